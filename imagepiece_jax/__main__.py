@@ -1,6 +1,6 @@
 """One entry point of all commands: python -m imagepiece_jax COMMAND, or imagepiece.
 
-A process imports the module of its own command alone: the flags of two would meet.
+A process imports only the module of its own command: the flags of two would collide.
 """
 
 import ast

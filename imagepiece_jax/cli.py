@@ -59,14 +59,14 @@ def repeated(name, help_text):
 
 
 def required(holder):
-    """The value of a flag that the command cannot do without."""
+    """The value of a flag. Raises InputError where it is missing."""
     if not holder.value:
         raise InputError(f"--{holder.name} is missing: {flags.FLAGS[holder.name].help}")
     return holder.value
 
 
 def finite(holder):
-    """The value of a float flag; InputError for "nan" and "inf"."""
+    """The value of a float flag. Raises InputError for "nan" and "inf"."""
     if not math.isfinite(holder.value):
         raise InputError(f"--{holder.name} is {holder.value}; allowed are numbers")
     return holder.value
@@ -142,7 +142,7 @@ def resize():
 
 def limit():
     """Define --limit."""
-    help_text = "the first so many images of the data, for a rehearsal; default: all"
+    help_text = "how many of the first images to take, for a rehearsal; default: all"
     return whole("limit", None, help_text, 1)
 
 
@@ -184,12 +184,11 @@ def timing():
 def run(main, *, compiles=True):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    compiles: programs that JAX compiles are kept for the next process.
-
     A `main` with a parameter gets the words that belong to no flag, which may stand
     anywhere. InputError exits with 2, RunError with 1, a signal with 128 and its number
-    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr; to be stopped is no
-    error, and not called one.
+    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr.
+
+    compiles: whether programs that JAX compiles are kept for the next process
     """
     takes_words = bool(inspect.signature(main).parameters)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -295,7 +294,7 @@ def _keep_programs():
 def _parse(argv, anywhere):
     """What is left of `argv` after flags and overrides; exits at a mistake.
 
-    anywhere: flags are also read after the first word that is none.
+    anywhere: whether flags are also read after the first other word
     """
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
@@ -406,7 +405,7 @@ def is_typed(field: str) -> bool:
 def configs() -> dict[str, "ConfigDict"]:
     """{name: config} of every --config, with the overrides.
 
-    InputError for what a config alone shows to be wrong, but for its model and its
+    Raises InputError for what is wrong in a config alone, but not for its model and its
     reduction, whose checks import JAX.
     """
     from imagepiece_jax.training.config import RunConfig
@@ -446,6 +445,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
 
     A relative configs/NAME.py that does not exist here is the package's own. Files of
     one folder can import each other as `from configs import base` from anywhere.
+    Raises InputError for a file that is missing or fails.
     """
     from ml_collections import ConfigDict
 
@@ -519,7 +519,7 @@ PARSERS = {
     bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
     int: (int, "whole numbers"),
     float: (_number, "finite numbers"),
-    str: (str, "texts"),
+    str: (str, "strings"),
     tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
 }
 
@@ -527,8 +527,11 @@ PARSERS = {
 def override(config: "ConfigDict", field: str, text: str | None):
     """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
 
-    The value gets the type of the field. `text` None means true, for a bool alone. ""
-    and "None" empty a field that may be empty, a placeholder of configs/base.py.
+    The value gets the type of the field.
+
+    text: None means true, only for a bool; "" and "None" empty a field that may be
+        empty, a placeholder of configs/base.py
+    Raises InputError for an unknown field, and for a value of another type.
     """
     from ml_collections import FieldReference
 

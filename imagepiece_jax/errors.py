@@ -62,10 +62,7 @@ def suggestion(word, words, otherwise):
 
 
 def one_of(name, value, options):
-    """`options[value]`.
-
-    Raises InputError, with `name` as the field, for a value that is not among them.
-    """
+    """`options[value]`. Raises InputError, about the field `name`, without it."""
     if value not in [*options]:
         listed = ", ".join(map(str, options))
         raise InputError(f"{name} is {value!r}; allowed are {listed}")

@@ -135,7 +135,7 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
     words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2
-    assert f"tome r=4: {patches} patches, {patches - 8} tokens of them left" in out
+    assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
     words = [f"--data=csv:{tmp_path / 'set.csv'}", "--images=4", "--sweep=tome:r=4"]
     words += [f"--config.image_size={size}", f"--out={tmp_path}"]
     done(patch_features.main, saved, *words)

@@ -78,11 +78,11 @@ class ResultCache:
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """What `measure()` returns, from the file where it has a line of this setting.
+        """What `measure()` returns, or the file has of this setting already.
 
         setting: all that decides the result, as JSON values
         measure: returns a dict of JSON values
-        what: is measured, for stderr
+        what: is being measured, for stderr
         """
         key, older = _key(setting), _older(setting)
         if key not in self._results and older in self._results:
@@ -147,7 +147,8 @@ def _read(file, path):
 class Split(NamedTuple):
     """Images to measure on: what decides figures on them, and a pass over them.
 
-    setting: JSON values, the number of `images` among them; batches: makes the batches.
+    setting: JSON values, the number of `images` among them
+    batches: makes the batches
     """
 
     setting: Mapping[str, Any]
@@ -181,7 +182,7 @@ class MeasuredWeights:
         alter: Callable | None = None,
         prepare: Callable | None = None,
     ) -> dict[str, Any]:
-        """Figures on the images: JSON values, which of them are `right` as bits.
+        """Figures on the images, as JSON values; `right` has a bit for each image.
 
         reduction: of the model that is evaluated
         alteration: what `alter` does, as part of the setting
@@ -274,7 +275,7 @@ def encode_bits(right) -> str:
 
 
 def decode_bits(text: str, count: int) -> np.ndarray:
-    """What `encode_bits` wrote of `count` values; ValueError for another number."""
+    """bool [count] of what `encode_bits` wrote; ValueError for another number."""
     bits = np.frombuffer(base64.b64decode(text), np.uint8)
     if len(bits) != -(-count // 8):
         raise ValueError(f"{8 * len(bits)} bits")

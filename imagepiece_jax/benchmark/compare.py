@@ -123,7 +123,8 @@ def compare(
 def chosen(names: Iterable[str]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
-    After ImagePiece come its controls. InputError for another name.
+    ImagePiece is followed by its controls.
+    Raises InputError for another name.
     """
     every = [name for name in METHODS if name != settings.DENSE["name"]]
     for name in names:
@@ -233,7 +234,7 @@ def priced(
     for reduction in reductions:
         try:
             choices.append((cost(reduction), reduction))
-        except InputError:  # a position of the knob that this model has not
+        except InputError:  # a position of the knob that does not fit this model
             continue
     return sorted(choices, key=lambda pair: -pair[0])
 
@@ -286,7 +287,8 @@ def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[di
 def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:
     """Every comparison, each pair once, with p before and after Holm's correction.
 
-    rights: which images each method has right at each share; dense: the dense model.
+    rights: bool [images], those that each method answers right at each share
+    dense: those that the dense model does
     """
     lines = []
     for (method, share), right in rights.items():

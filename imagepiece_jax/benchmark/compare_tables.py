@@ -27,7 +27,7 @@ Report = Mapping[str, Any]
 
 
 def write(folder: str | os.PathLike, report: Report) -> str:
-    """Write compare.json, .md and .png into a folder; the page of tables as text."""
+    """Write compare.json, .md and .png into a folder; return the page, compare.md."""
     folder = pathlib.Path(folder)
     make_folder("--out", folder)
     text = page(report, plot="compare.png")
@@ -79,7 +79,7 @@ def _measured(report):
 def comparison(report: Report, method: str, share: float, to: str) -> dict | None:
     """Points that `method` has more than `to`, and their p; None where there is none.
 
-    Of ToMe with random tokens that of random tokens with ToMe, turned.
+    ToMe's to random tokens is that of random tokens to ToMe, with the signs turned.
     """
     for line in report["comparisons"]:
         if line["share"] != share:
@@ -194,7 +194,7 @@ def _table(head, rows):
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share, a line a method, the best on average first.
+    """Write a PNG: accuracy by share, a line per method, the best on average first.
 
     Bars are intervals of the paired difference to dense. Methods stand side by side at
     their share, so that bars do not hide each other.

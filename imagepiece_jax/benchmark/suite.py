@@ -19,7 +19,7 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
 
 def modes(values: list[str], flag="mode") -> list[str]:
-    """The modes that --`flag` lists; InputError for an unknown one or none."""
+    """The modes that --`flag` lists. Raises InputError for an unknown one or none."""
     if not values:
         raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
     for mode in values:
@@ -29,7 +29,10 @@ def modes(values: list[str], flag="mode") -> list[str]:
 
 
 def batch_sizes(texts: list[str]) -> list[int]:
-    """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
+    """["8,1", "2"] -> [8, 2, 1]: each once, the largest first.
+
+    Raises InputError for anything but whole numbers from 1.
+    """
     words = [word for text in texts for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:
@@ -64,8 +67,9 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
     """Configs of the weights at `path`, and the Weights of each, by name.
 
     configs: by name, which must agree with the weights
-    base: without any configs, what `cli.config_or_base` gives: their own model is
-        measured, after it without its reduction
+    base: without any configs, what `cli.config_or_base` gives: the weights' own model
+        is measured, and before it the same without its reduction
+    Raises InputError where a config does not agree.
     """
     if base is None:
         pairs = {k: of_weights(path, config) for k, config in configs.items()}

@@ -24,9 +24,9 @@ VARIANTS = ("eager", "torch.compile")
 
 
 def prepare(names):
-    """InputError for an unknown name or a missing library; call it before JAX is used.
+    """Make JAX, which is not used yet, leave memory of the device to PyTorch.
 
-    JAX then leaves memory of the device to PyTorch.
+    Raises InputError for an unknown name or a missing library.
     """
     if not names:
         return
@@ -137,8 +137,8 @@ def _place():
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--against needs PyTorch with CUDA here, and the one that is installed "
-            "finds no GPU: install that, or choose --device cpu"
+            "--against needs PyTorch with CUDA here, but the one that is installed "
+            "finds no GPU: install it with CUDA, or choose --device cpu"
         )
     return where
 
@@ -233,8 +233,12 @@ def _attend(attention, x, size):
 def merge(x, size, metric, merges):
     """Replace the most similar pairs by their means: (x, size), `merges` tokens fewer.
 
-    x [B, N, D], size [B, N, 1] patches, metric [B, N, d]. The class token, at position
-    0, stays. The remaining even tokens come first, in order, then the odd ones.
+    The class token, at position 0, stays. The remaining even tokens come first, in
+    order, then the odd ones.
+
+    x: [B, N, D]
+    size: [B, N, 1], in patches
+    metric: [B, N, d], whose cosine says how similar two tokens are
     """
     import torch
     from torch.nn import functional

@@ -68,7 +68,7 @@ class Case:
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
-        """InputError for mistakes that would otherwise show only while measuring."""
+        """Raise InputError for mistakes that would otherwise show while measuring."""
         run = RunConfig.read(self.config)
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))

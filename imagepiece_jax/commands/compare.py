@@ -2,10 +2,10 @@
 
 python -m imagepiece_jax compare --weights FILE_OR_WORKDIR --data csv:FILE
 
-Each method stands where its cost is nearest to --shares of the dense model's, by MACs
-or (--metric ms) as timed here; differences are paired, and p is corrected by Holm's
-rule. OUT gets compare.json with all figures, its tables as compare.md, its plot as
-compare.png, and points.jsonl, by which a command that was stopped resumes. A run
+Each method takes the setting whose cost is nearest to --shares of the dense model's, by
+MACs or (--metric ms) as timed here; differences are paired, and p is corrected by
+Holm's rule. OUT gets compare.json with all figures, its tables as compare.md, its plot
+as compare.png, and points.jsonl, by which a command that was stopped resumes. A run
 determines its model, a file its sizes: see `evaluate`.
 """
 
@@ -23,7 +23,7 @@ METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "what is cost")
 SPEED_BATCH = cli.whole("speed_batch_size", 64, "images at once where cost is time", 1)
 TIMING = cli.timing()
 OUT = cli.text("out", None, "default: runs/compare")
-AGAIN = cli.switch("again", False, "measure what was measured before, too")
+AGAIN = cli.switch("again", False, "measure again what was measured before")
 
 
 def main():
@@ -58,7 +58,7 @@ def main():
     )
     out = OUT.value or "runs/compare"
     cache = ResultCache(out, AGAIN.value, device.versions())
-    # That of a config is for training, on another device.
+    # A config's dtype is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
     checkpoint = MeasuredWeights(
         weights.analyzed(dtype), images, cache, SPEED_BATCH.value, Rules(*timing)

@@ -4,8 +4,8 @@ python -m imagepiece_jax evaluate --weights WORKDIR
 python -m imagepiece_jax evaluate --weights FILE --data folder:PATH \\
     --config configs/deit_s_imagepiece.py:deit_ti
 
-A run determines model and data, a file its sizes: --config is for the reduction of a
-file, and must agree with the weights. Without it --config.FIELD=VALUE changes what they
+A run determines model and data, a file its sizes: --config gives a file a reduction,
+and must agree with the weights. Without it, --config.FIELD=VALUE changes what they
 determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13 --sweep
 evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
 model: one table, one plot. --optimized evaluates the fast program of
@@ -21,13 +21,13 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
-JSON = cli.text("json", None, "also write the results here, a line each of a sweep")
+JSON = cli.text("json", None, "write the results here, too; of a sweep a line for each")
 SWEEP = cli.sweep("these reductions instead of config.reduction")
 OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
 )
 GELU = cli.choice(
-    "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
+    "gelu", None, ["exact", "tanh"], "in the optimized program; default: the model's"
 )
 OUT = cli.text(
     "out", "runs/sweep", "folder of a sweep's files, which replace an earlier one's"
@@ -51,7 +51,7 @@ def main():
         raise InputError("--sweep and --optimized are both given; allowed is one")
     if GELU.value and not OPTIMIZED.value:
         instead = "add --optimized, or set --config.model.gelu for the model itself"
-        raise InputError(f"--gelu is of the optimized program: {instead}")
+        raise InputError(f"--gelu is for the optimized program: {instead}")
     reductions = parse_sweeps(SWEEP.value)
     config, weights = of_weights(**typed)
     limit, model = IMAGES(config), weights.model()

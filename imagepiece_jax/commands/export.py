@@ -4,9 +4,9 @@ python -m imagepiece_jax export --weights WORKDIR --out model.jax
 python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece.py \\
     --weights FILE --out model.onnx
 
-A run determines its model, a file its sizes: see `evaluate`. The file takes any batch
-size, unless --batch fixes it, and images normalized as FILE.json says, which lies
-beside it; with --pixels uint8 images.
+A run determines its model, a file its sizes: see `evaluate`. The program takes any
+batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
+says; with --pixels, uint8 images.
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
 holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
@@ -29,7 +29,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
-OUT = cli.text("out", None, "the file to write, replaced if there")
+OUT = cli.text("out", None, "the file to write, replaced if it exists")
 FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
 BATCH = cli.whole("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
@@ -82,7 +82,7 @@ def main():
 
 
 def _check_installed(form):
-    """InputError where a package that writes this format is missing."""
+    """Raise InputError where a package that writes this format is missing."""
     package, writes = {
         "jax": ("flatbuffers", "JAX writes programs with it"),
         "onnx": ("onnx", "--format onnx is written with it"),

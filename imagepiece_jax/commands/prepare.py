@@ -32,7 +32,7 @@ SHORT_SIDE = cli.whole(
     "fast; 0: keep the files as they are",
 )
 PROCESSES = cli.whole(
-    "processes", None, "that write; 0: this one does; default: one a core"
+    "processes", None, "that write; 0: only this one; default: one per core"
 )
 PARTIAL = cli.switch(
     "partial", False, "accept one split alone, or fewer images than ImageNet has"

@@ -22,7 +22,7 @@ COORDINATOR = cli.text(
     None,
     "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
 )
-NUM_PROCESSES = cli.whole("num_processes", None, "number of hosts; 1: this one alone")
+NUM_PROCESSES = cli.whole("num_processes", None, "number of hosts; 1: only this one")
 PROCESS_ID = cli.whole("process_id", None, "number of this host, from 0")
 
 

@@ -22,10 +22,10 @@ SWEEP = cli.sweep("these methods instead of the config's")
 OUT = cli.text(
     "out",
     None,
-    "folder of figures, page and data, replaced if there; default: runs/visualize",
+    "folder of figures, page and data, replaced if they exist; default: runs/visualize",
 )
 BLOCKS = cli.listed(
-    "blocks", [], "figures show these blocks alone, such as 1,4,8; default: all"
+    "blocks", [], "figures show only these blocks, such as 1,4,8; default: all"
 )
 
 

@@ -74,10 +74,7 @@ def items(arrays, content):
 
 
 def read_content(folder) -> str:
-    """The text of a step that `described` made.
-
-    Raises DamagedError if it is not intact.
-    """
+    """The text of `described` in a step. Raises DamagedError if it is not intact."""
     with _reported_as_damage():
         meta = _read_item(folder, meta=ocp.args.JsonRestore())
         if zlib.crc32(meta["content"].encode()) != meta["crc32"]:

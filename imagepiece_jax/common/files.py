@@ -47,10 +47,7 @@ def lock(file, busy):
 
 
 def read_json(path):
-    """The object in a JSON file, a dict.
-
-    Raises InputError where the file cannot be read or holds anything else.
-    """
+    """The object in a JSON file, a dict. Raises InputError for anything else."""
     try:
         content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
@@ -70,10 +67,7 @@ def memory_bytes():
 
 
 def make_folder(flag, path):
-    """Make the folder `path`, the value of `flag`.
-
-    Raises InputError where it cannot be made.
-    """
+    """Make the folder `path`, the value of `flag`. Raises InputError where it fails."""
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

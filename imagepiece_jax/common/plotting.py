@@ -131,7 +131,6 @@ def token_page(path, images, sources, grid, titles):
     sources: for each image a list of (title, source), such as ("after block 3", source)
     grid: as for `draw_groups`
     titles: one for each image
-    Raises RunError where it cannot be written whole.
     """
     scale = enlargement(images[0])
     rows = [
@@ -155,7 +154,6 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
 
     rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
     caption: stands below the pictures
-    Raises RunError where it cannot be written whole.
     """
     height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
     columns = max(map(len, rows))
@@ -199,7 +197,6 @@ def accuracy_plot(path: str | os.PathLike, points):
     """Write one PNG: accuracy against cost, a curve per method, bars for the intervals.
 
     points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order
-    Raises RunError where it cannot be written whole.
     """
     figure = new_figure(7, 5, layout="constrained")
     axes = figure.add_subplot()
@@ -228,10 +225,7 @@ def new_figure(width: float, height: float, layout: str | None = None):
 
 
 def save_figure(figure, path: str | os.PathLike):
-    """Write a matplotlib figure as a PNG.
-
-    Raises RunError where it cannot be written whole.
-    """
+    """Write a matplotlib figure as a whole PNG. Raises RunError where it fails."""
     with replacing(path) as new:
         figure.savefig(new, format="png")
 

@@ -16,7 +16,7 @@ class Purpose(enum.IntEnum):
 
     INIT = 0  # fresh parameters
     AUGMENT = 1  # crops, flips, RandAugment, random erasing of one sample
-    MIX = 2  # mixup and cutmix: one draw a batch
+    MIX = 2  # mixup and cutmix: one draw per batch
     DROP_PATH = 3
     DROPOUT = 4
     REDUCER = 5  # reducers that draw, in training: position in the global batch

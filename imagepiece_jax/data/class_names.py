@@ -51,10 +51,10 @@ def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
 
 
 def names_of(model: str | None, classes: int | None) -> tuple[str, ...] | None:
-    """The names for weights by timm's name, whose tag says that they know them.
+    """ImageNet's class names, for a model of timm's whose tag says that it has them.
 
-    "vit_small_patch16_224.augreg_in21k_ft_in1k" was trained on ImageNet-1k last. None
-    for others, and for another number of classes.
+    "vit_small_patch16_224.augreg_in21k_ft_in1k" was trained on ImageNet-1k last.
+    Returns None for others, and for another number of classes.
     """
     tag = (model or "").partition(".")[2]
     return imagenet_names() if classes == 1000 and tag.endswith("in1k") else None

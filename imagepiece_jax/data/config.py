@@ -67,7 +67,7 @@ class DataConfig(CheckedFields):
         labeled: bool = True,
         labels_by_name: Mapping[str, int] | None = None,
     ) -> sources.Source:
-        """The images of `split`, "train" or "val"; arguments as `open_source`'s."""
+        """The images of `split`, "train" or "val"; for the rest see `open_source`."""
         return sources.open_source(
             self.name,
             split,
@@ -111,7 +111,7 @@ class AugmentConfig(CheckedFields):
     erase_prob: float = rate()
 
     def create(self, data: DataConfig, image_size: int, mean) -> Augment:
-        """The augmentation on the device; mean: of the model, fills what is bare."""
+        """The augmentation on the device; mean: the model's, colors bare pixels."""
         crop = policy = None
         if data.canvas:
             crop = Crop(image_size, data.area, data.flip)

@@ -14,7 +14,7 @@ from imagepiece_jax.errors import InputError
 
 # Files of a folder with other endings are not taken for images.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAX_IN_A_ROW = 20  # so many unreadable images one after the other stop the run
+MAX_IN_A_ROW = 20  # this many unreadable images in a row stop the run
 MAX_SHARE = 0.01  # and so does more than this share of a source
 # In one image: 270 MB decoded, and a few times as much on the way. From here on Pillow
 # warns of a decompression bomb; it refuses only twice as many.

@@ -29,7 +29,7 @@ from imagepiece_jax.errors import InputError
 # read and decoded once.
 CHUNK_IMAGES = 32
 
-# Fields of a sample beside its pixels: name -> (dtype, shape for one image).
+# Fields of a sample besides its pixels: name -> (dtype, shape for one image).
 FIELDS = {
     "label": (np.int32, ()),
     "mask": (np.float32, ()),  # 0: there is no image
@@ -86,7 +86,7 @@ def train_batches(
 def eval_batches(
     source: Source, transform, *, workers: int = 0, threads: int = 0, **options
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of the batches of an evaluation, otherwise `train_batches`.
+    """This process's part of the batches of an evaluation, else as `train_batches`.
 
     options: of `eval_sequence`
     """
@@ -94,7 +94,7 @@ def eval_batches(
 
 
 def _alone(sequence, workers, threads):
-    # Outside of the generator: the caller gets the mistakes of the sequence at once.
+    # Outside the generator: the caller gets the mistakes of the sequence at once.
     loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
 
     def batches():
@@ -284,8 +284,8 @@ class Chunk(NamedTuple):
 class Request(NamedTuple):
     """The first readable image among `candidates`, for each slot of `calls`.
 
-    calls: slot -> what the transform is called with beside the image; index: of zeros
-    with mask 0, which come where no image is readable.
+    calls: from a slot to what the transform is called with besides the image
+    index: of the zeros with mask 0 that come where no image is readable
     """
 
     candidates: Any
@@ -358,8 +358,7 @@ def num_chunks(samples: int) -> int:
 class DataLoader:
     """Batches of several sequences, read by one set of workers.
 
-    While the last batches of a turn are worked on, the first of the next are read:
-    nothing is started for it.
+    While the last batches of a turn are worked on, the first of the next are read.
 
     turns: (BatchSequence, first step, steps) in the order in which they will be asked
     for: some steps of training, an evaluation, the next steps of training

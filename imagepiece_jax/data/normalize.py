@@ -1,7 +1,7 @@
 """Normalization of pixels, with the mean and deviation that a model was trained with.
 
-Both are of pixels in [0, 1], one number a channel. There is no default here: each model
-has its own (`ViT.mean`, `ViT.std`).
+Both are of pixels in [0, 1], one number per channel. There is no default here: each
+model has its own (`ViT.mean`, `ViT.std`).
 """
 
 import numbers
@@ -19,8 +19,8 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 
     mean, std: three numbers, of pixels in [0, 1]
-    Raises InputError for floats, of which nobody knows whether they reach to 1 or to
-    255, for other channels, and for a mean and std of pixels in [0, 255].
+    Raises InputError for floats, which may reach to 1 or to 255, for other channels,
+    and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
@@ -53,8 +53,8 @@ def warn_of_range(images, mean, std):
     """Warn of an array on the host whose range cannot be that of normalized images.
 
     Pixels of 0 .. 255 or of 0 .. 1 are floats as well, and their logits mean nothing.
-    Nothing is said of constant arrays, of those on accelerators, which would have to
-    be waited for, nor while a program is traced. A sample of the pixels decides.
+    A sample of the pixels decides. There is no warning for constant arrays, for those
+    on accelerators, which would have to be waited for, and while a program is traced.
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return
@@ -68,7 +68,7 @@ def warn_of_range(images, mean, std):
     if max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
         fault = "far from 0, as pixels of 0 .. 255"
     elif low >= 0 and high <= 1 and min(ends) < 0:
-        fault = "all from 0 to 1, as pixels that nobody normalized"
+        fault = "all from 0 to 1, as pixels before normalization"
     else:
         return
     warnings.warn(

@@ -30,8 +30,8 @@ from imagepiece_jax.errors import InputError
 
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
-SAMPLE = 64  # images that are looked at where a whole set would take too long
-THREADS = 16  # that ask for sizes of files, which over a network takes long
+SAMPLE = 64  # images that are read where a whole set would take too long
+THREADS = 16  # that ask for sizes of files, which takes long over a network
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -39,8 +39,7 @@ log = logging.getLogger("imagepiece_jax.data")
 class Source(abc.ABC):
     """Images and labels by index. `unreadable` is the record of its damaged files.
 
-    class_names: a tuple with the name of each class, None for one without a name; None
-    where the data name no classes.
+    class_names: a name or None for each class; None where the data names no classes
     """
 
     def __init__(self, num_classes, class_names=None):
@@ -53,15 +52,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """(uint8 RGB [H, W, 3], int label) of image `index`; UnreadableImage."""
+        """(uint8 RGB [H, W, 3], label) of image `index`. Raises UnreadableImage."""
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
         """Name of image `index` in a log: its file name where it has one."""
 
     def encoded(self, index: int) -> bytes:
-        """Bytes of image `index` as it is stored; InputError where it is in memory."""
-        raise InputError(f"{self.name(index)} is no file, but pixels in memory")
+        """Bytes of image `index` as stored. Raises InputError where it is in memory."""
+        raise InputError(f"{self.name(index)} is not a file, but pixels in memory")
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -75,9 +74,9 @@ class Source(abc.ABC):
     def digest(self) -> str:
         """16 hex digits that tell these images and labels from others.
 
-        Of the names in the set, labels, sizes in bytes and the content of 64 images,
-        evenly spread: a corrected label and replaced images show, without reading the
-        whole set. Times and the folder do not count: data are copied anew to machines.
+        It is made from the names in the set, labels, sizes in bytes and the content of
+        64 images, evenly spread: a corrected label and replaced images show, without
+        reading the whole set. Times and the folder do not count: data gets copied.
         """
         count = len(self)
         total = hashlib.sha256(str(count).encode())
@@ -312,7 +311,7 @@ def _labels(root, names, num_classes, labels_by_name):
     unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
     if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
         raise InputError(
-            f"folder {root} has class {unknown[0]!r}, which is none of the model's "
+            f"folder {root} has class {unknown[0]!r}, which is not one of the model's "
             f"{num_classes}, as {len(names) - len(unknown)} others are: allowed are "
             "names of its classes, or a folder for each"
         )
@@ -664,7 +663,7 @@ class _Repeats:
     def check(self, file, row, where):
         """InputError where `file` was in an earlier row and may not be in this one."""
         folder, _, name = file.rpartition("/")
-        if folder not in self._folders:  # links are looked up once a folder
+        if folder not in self._folders:  # links are looked up once per folder
             path = os.path.join(self._root, file)
             self._folders[folder] = os.path.realpath(os.path.dirname(path))
         first = self._seen.setdefault((self._folders[folder], name), row)
@@ -724,7 +723,7 @@ def _split(text, where):
 def _check_file(name, path, where):
     if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
         raise InputError(
-            f"{where} names {name!r}, which is no file: filename must be a path "
+            f"{where} names {name!r}, which is not a file: filename must be a path "
             f"relative to {path}"
         )
 
@@ -747,13 +746,16 @@ def _check_every_class(path, labels, num_classes):
     for label in range(num_classes):
         if label not in present:
             raise InputError(
-                f"{path} has no training image with label {label}: needed are some of "
-                f"each of {num_classes} classes"
+                f"{path} has no training image with label {label}: each of the "
+                f"{num_classes} classes needs some"
             )
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:
-    """The files that `words` name; a folder stands for its images, by name."""
+    """The files that `words` name; a folder stands for its images, in order of name.
+
+    Raises InputError where there is none.
+    """
     if not words:
         raise InputError("no image is named; allowed are image files and folders")
     files = []
@@ -774,13 +776,13 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
     """`transform.note` of the readable images among `files`, upright as they are shown.
 
-    Their size is looked at as it is stored, so images on their side have another.
+    Sizes are those that are stored, so images on their side have another.
     """
     return transform.note(filter(None, map(decode.size, files)), len(files))
 
 
 def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[str]]:
-    """The readable images among `files`; of others it prints why they are left out.
+    """The readable images among `files`; why others are left out is printed.
 
     Returns (uint8 [B, H, W, 3], their names).
     Raises InputError if no image is left, and for one that does not fit `transform`.

@@ -32,7 +32,7 @@ from imagepiece_jax.errors import InputError
 cv2.setNumThreads(0)
 
 TRIES = 10
-EVAL_CROP = 0.875  # share of the resized short side that evaluation looks at
+EVAL_CROP = 0.875  # share of the resized short side that evaluation keeps
 SMALL = 32  # images of up to this side are never resized in evaluation
 LONGEST = 32  # long side / short side of what is resized; photographs stay far below
 
@@ -46,9 +46,9 @@ _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
     """A random box inside height x width pixels.
 
-    area: its share of the area is uniform between these
-    aspect: so is the logarithm of width / height between those of these; after 10 boxes
-    that do not fit it is the largest centered box whose aspect is within bounds
+    area: bounds of its share of the image's area, which is uniform
+    aspect: bounds of width / height, whose logarithm is uniform; after 10 boxes that do
+    not fit, it is the largest centered box within these bounds
     Returns (top, left, box height, box width).
     Source: the Inception crop as DeiT uses it.
     """
@@ -180,8 +180,8 @@ def resize_crop(
 
     size: pixels a side, or (height, width)
     crop: the short side is resized to int(size / crop) (256 for 224 and DeiT's 0.875),
-    of another shape than a square the side that is shorter in proportion; then the
-    center is cut out. Both round as torchvision does, a half goes to the even pixel.
+    for a size that is no square the side that is shorter in proportion; then the center
+    is cut out. Both round as torchvision does, a half goes to the even pixel.
     crop_mode: "center" for that; with "squash" both sides are resized so, whatever the
     aspect
 
@@ -215,7 +215,7 @@ def _middle(image):
 def unresized(image, size, small=False):
     """The image itself.
 
-    small: it is not resized because evaluation resizes none of this size
+    small: it is not resized because evaluation resizes no image of this size
     Raises InputError where it does not have this size.
     """
     actual = image.shape[:2]
@@ -314,7 +314,7 @@ class EvalTransform(CheckedFields):
 
     @property
     def share(self) -> float:
-        """Share of the resized side that is looked at, where images are resized."""
+        """Share of the resized side that is kept, where images are resized."""
         return EVAL_CROP if self.crop is None else self.crop
 
     @property
@@ -355,7 +355,7 @@ class EvalTransform(CheckedFields):
             return None
         which = f"all {total} images"
         if len(sizes) < total:
-            which = f"all of {len(sizes)} images looked at"
+            which = f"all of {len(sizes)} images that were read"
         return (
             f"{which} have {described(self.shape)} pixels, the model's size, and yet "
             f"are enlarged and cropped ({self.text}): --resize none takes them as they "

@@ -25,10 +25,12 @@ FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
 class EvalResult:
     """One pass over a split.
 
-    acc1, acc5: percent; loss: mean cross-entropy; throughput: images a second; each:
-    arrays with a row for every image that was read by this process, in the order of the
-    split: index (its place there), right and right5 (the label is the first, among the
-    first five), loss, and what the step measures beside.
+    acc1, acc5: percent
+    loss: mean cross-entropy
+    throughput: images a second
+    each: arrays with a row for every image that this process read, in the order of the
+        split: index (its place there), right and right5 (the label is the first, among
+        the first five), loss, and what else the step measures
     """
 
     acc1: float
@@ -44,12 +46,12 @@ class EvalResult:
         return {name: getattr(self, name) for name in FIGURES}
 
     def line(self, *more: str) -> str:
-        """The numbers, and what `more` there is, as a line of text."""
+        """The figures, and `more` texts, as one line."""
         return line(self.figures, *more)
 
 
 def line(figures: Mapping[str, float], *more: str) -> str:
-    """The figures of an EvalResult, and what `more` there is, as a line of text."""
+    """The figures of an EvalResult, and `more` texts, as one line."""
     parts = [f"acc1 {figures['acc1']:.2f} %", f"acc5 {figures['acc5']:.2f} %"]
     parts += [f"loss {figures['loss']:.4f}", f"images {figures['images']}", *more]
     return "  ".join([*parts, f"throughput {figures['throughput']:.1f} img/s"])
@@ -59,8 +61,7 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
 
     Of equal logits the lower class counts as larger, so a network that says the same
-    for every class is right for k classes only. A label whose logit is NaN is never
-    found.
+    for every class is right for k classes only. A label whose logit is NaN never is.
     """
     chex.assert_rank([logits, labels], [2, 1])
     mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -121,7 +122,11 @@ def model_step(
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
 ):
-    """`eval_step` of `model` on all devices: (replicated variables, batch)."""
+    """`eval_step` on all devices, as a function of (replicated variables, batch).
+
+    seed, precision, measure, alter: as for `eval_step`
+    Raises InputError for a dtype of the model that the platform cannot compute in.
+    """
     xla_options.check_dtype(parallel.local_devices()[0].platform, model.dtype.name)
     step = functools.partial(
         eval_step,
@@ -135,7 +140,7 @@ def model_step(
 
 
 def program_step(program: Callable[[np.ndarray], jax.Array]):
-    """A step as from `model_step`, of a function of pixels: (anything, batch).
+    """A step as from `model_step`, but for a function of pixels: (anything, batch).
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
     """

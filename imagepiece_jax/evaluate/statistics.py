@@ -71,7 +71,7 @@ def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
 
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
-    """Number of images that only `right`, and that only `base` has right."""
+    """Numbers of images that only `right`, and that only `base` answers right."""
     right, base = np.asarray(right, bool), np.asarray(base, bool)
     if right.shape != base.shape:
         raise ValueError(f"answers of {right.shape} and {base.shape} are not paired")
@@ -101,9 +101,9 @@ def holm(p: ArrayLike) -> list[float]:
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """Mean of one value an image, by its standard error. [images]; NaN is left out.
+    """Mean of one value per image, by its standard error. [images].
 
-    All NaN: NaN throughout.
+    NaN is left out; where all are NaN, so is the result.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -114,7 +114,7 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:
-    """Mean of one value an image of several trainings. [seeds, images].
+    """Mean of one value per image of several trainings. [seeds, images].
 
     Two sources of chance add up: which images there are (normal), and which seeds
     (Student's t over the seeds' means). One seed: the images alone.
@@ -128,9 +128,9 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
 
 
 def student(values: ArrayLike) -> Estimate:
-    """Mean of one figure a training, by Student's t. [trainings], two or more.
+    """Mean of one figure per training, by Student's t. [trainings], two or more.
 
-    It holds what trainings differ in, images among it where each is tested on others.
+    It covers all that trainings differ in, also images where each is tested on others.
     """
     values = np.asarray(values, np.float64)
     t = special.stdtrit(len(values) - 1, 0.975)
@@ -164,7 +164,7 @@ def bootstrap(
 
 
 def hierarchical_bootstrap(values: ArrayLike, repeats: int = 4000) -> Estimate:
-    """Mean of one value an image of few trainings, by resampling both. [seeds, images].
+    """Mean of a value per image of few trainings, by resampling both. [seeds, images].
 
     A repeat draws as many seeds as there are, and as many images, the same images for
     all of its seeds; percentile interval. k seeds that are drawn again vary by (k - 1)

@@ -35,13 +35,13 @@ def serialized(
 def exported_images(
     vit: Pretrained, batch_size: int | None = None, pixels: bool = False
 ) -> jax.ShapeDtypeStruct:
-    """The images that an exported program takes. See `serialized`."""
+    """The images of an exported program, with arguments and errors of `serialized`."""
     if batch_size is None:
         if draws(vit.model):
             # JAX has no random numbers of an open shape.
             raise InputError(
-                f"config.reduction is {vit.label}, which draws random "
-                "numbers; allowed is a batch size, --batch"
+                f"config.reduction is {vit.label}, which draws random numbers; allowed "
+                "is a batch size, --batch"
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(vit.image_size), 3

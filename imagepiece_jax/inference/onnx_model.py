@@ -31,9 +31,8 @@ def onnx_model(
     """
     if jax_export.draws(vit.model):
         raise InputError(
-            f"config.reduction is {vit.label}, which draws "
-            "random numbers, and has no ONNX graph; allowed are the other methods, or "
-            "--format jax"
+            f"config.reduction is {vit.label}, which draws random numbers, and has no "
+            "ONNX graph; allowed are the other methods, or --format jax"
         )
     images = jax_export.exported_images(vit, batch_size, pixels)
     plain = vit.model.clone(kernels=None)

@@ -237,9 +237,9 @@ class CompileOptions(CheckedFields):
         beside: Sequence[str] = (),
         **given: Any,
     ) -> "CompileOptions":
-        """These options and the given ones; InputError for one that there is not.
+        """These options and the given ones. Raises InputError for an unknown one.
 
-        beside: what the caller takes beside them, which may have been meant
+        beside: what else the caller takes, which may have been meant
         """
         names = [field.name for field in dataclasses.fields(cls)]
         names = [name for name in names if name not in given]

@@ -55,7 +55,7 @@ class Predictor:
     batch_size, options: as `optimize` has them
     resize: "deit" is DeiT's crop of evaluation, "none" for images that have the right
     size, None the weights' own crop (`preprocessing`)
-    threads: how many decode, None for one a core and 16 at most
+    threads: how many decode, None for one per core, 16 at most
     Raises InputError for any of these that does not fit.
     """
 
@@ -281,7 +281,7 @@ def _rgb(image):
             raise InputError(f"{error.name} cannot be read: {error.reason}") from error
     if hasattr(image, "convert"):
         if 0 in image.size:
-            raise InputError(f"found a PIL image of {image.size} pixels, which is none")
+            raise InputError(f"found a PIL image of {image.size} pixels: it is empty")
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)

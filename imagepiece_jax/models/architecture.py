@@ -84,7 +84,7 @@ class Architecture(CheckedFields):
     def of(cls, fields: "Mapping[str, Any] | Architecture") -> "Architecture":
         """The Architecture by a dict of what differs from the defaults.
 
-        InputError for a field, or a value, that there is not.
+        Raises InputError for an unknown field, and for a value that is not allowed.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if isinstance(fields, Mapping) and {*fields} <= {*names}:
@@ -107,7 +107,7 @@ class Architecture(CheckedFields):
         return {k: v for k, v in parts.items() if v != usual[k]}
 
     def check_parts(self) -> None:
-        """InputError for parts that do not go together."""
+        """Raise InputError for parts that do not go together."""
         if self.pool == "token" and not self.class_token:
             raise InputError(
                 "config.model.arch.pool is 'token' without a class token; allowed are "

@@ -134,9 +134,9 @@ class ModelConfig(CheckedFields):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], beside: Sequence[str] = ()) -> "ModelConfig":
-        """The config with these fields; InputError for one that there is not.
+        """The config with these fields. Raises InputError for an unknown one.
 
-        beside: what the caller takes beside them, which may have been meant
+        beside: what else the caller takes, which may have been meant
         """
         names = [field.name for field in dataclasses.fields(cls)][:-1]
         unknown = next((name for name in fields if name not in names), None)
@@ -198,7 +198,7 @@ class ModelConfig(CheckedFields):
         asked: fields that are to differ, or are said to be so
         where: what has the weights, as a sentence calls it
         whole: a name that is asked for stands for its sizes, too, not only for what
-            tensors do not tell
+            tensors do not show
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
@@ -234,7 +234,7 @@ class ModelConfig(CheckedFields):
         return dataclasses.replace(self, **free | {"arch": arch})
 
     def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
-        """The model, with a reduction; InputError for what does not go together."""
+        """The model, with a reduction. Raises InputError for what does not fit."""
         named, arch = facts(self.name), self.architecture
         fields = USUAL | named | self.stated
         arch.check_parts()
@@ -321,7 +321,11 @@ def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
 
 
 def split_reduction(reduction, prop_attn=None):
-    """(fields of the method, prop_attn) of a reduction that may name both."""
+    """(fields of the method, prop_attn) of a reduction that may name both.
+
+    prop_attn: of the model's config
+    Raises InputError where it is no such dict, and where the two differ in prop_attn.
+    """
     mapping = reduction is None or isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):
         raise InputError(
@@ -360,7 +364,7 @@ def named_fields(name: str | None) -> ModelConfig:
 
 
 def normalization(mean, std):
-    """Mean and standard deviation of the images, ImageNet's where neither is given."""
+    """(mean, std), ImageNet's where both are None. Raises InputError for one alone."""
     if (mean is None) != (std is None):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
         raise InputError(
@@ -374,8 +378,9 @@ def normalization(mean, std):
 def patch_grid(image_size, patch_size, cut=False):
     """(height, width) in patches of images of `image_size`.
 
-    cut: what is left at the sides is, as where a model was published at such a size;
-    else that must be a multiple of the patch size.
+    cut: cut off what is left at the sides, for a model that was published at such a
+        size; else the size must be a multiple of the patch size
+    Raises InputError where it is not.
     """
     both = sides(image_size)
     whole = all(isinstance(side, numbers.Integral) for side in both)

@@ -26,7 +26,7 @@ class Preprocessing(CheckedFields):
 
     @classmethod
     def of(cls, image_size, fields) -> "Preprocessing":
-        """The Preprocessing of this size by a dict of the others; InputError."""
+        """The Preprocessing with a dict of other fields. Raises InputError."""
         allowed = [field.name for field in dataclasses.fields(cls)][1:]
         if not isinstance(fields, Mapping) or not {*fields} <= {*allowed}:
             raise InputError(
@@ -37,10 +37,11 @@ class Preprocessing(CheckedFields):
 
 
 def check_images(images, image_size=None, pixels=False):
-    """InputError for others than normalized ones [B, H, W, 3], of a size if given.
+    """Raise InputError for others than floats [B, H, W, 3], of a size if given.
 
-    Integers would pass through a model, and mean nothing there. pixels: uint8 is
-    allowed, too, where it is normalized before.
+    Integers would pass through a model, and mean nothing there.
+
+    pixels: uint8 is allowed, too, and is normalized later
     """
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)

@@ -45,9 +45,9 @@ SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge
 
 
 def facts(name):
-    """What `name` stands for, as fields of a ModelConfig; InputError if unknown.
+    """What `name` stands for, as fields of a ModelConfig; {} for None.
 
-    Nothing for None.
+    Raises InputError for an unknown name.
     """
     if name is None:
         return {}

@@ -34,7 +34,7 @@ def variable_shapes(model, image_size):
 def fresh_variables(model, image_size, seed, parts=None):
     """Variables of `model` drawn from `seed`.
 
-    parts: names of those to return, alone, and no others are computed.
+    parts: names of those to draw; None: all
     """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
@@ -54,7 +54,7 @@ def fresh_variables(model, image_size, seed, parts=None):
 
 
 def check_variables(model, variables, image_size):
-    """InputError for the first variable that `model` lacks, or has in another shape."""
+    """Raise InputError for the first variable that does not fit a model."""
     present, needed = _by_name(variables), _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):
         shape = present.get(name, "missing")

@@ -136,9 +136,10 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """InputError for the first name of a `field` that is no part of the variables.
+    """Raise InputError for the first name of a `field` that no variable has.
 
     names: as `fresh` of `from_timm`
+    like: the variables, or their shapes
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]

@@ -54,11 +54,12 @@ def read_state_dict(
 
     The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
     .pth.tar), or .json for the index of .safetensors in parts, which lie beside it. A
-    state dict under the key "model", "state_dict" or "teacher" is unwrapped, where
-    `averaged` the one under "state_dict_ema" or "model_ema"; averages beside what is
-    read are a warning. Raises InputError where the file or a part is missing, of an
-    unknown kind, damaged, truncated, or anything but named tensors, and where there are
-    no averages.
+    state dict under the key "model", "state_dict" or "teacher" is unwrapped.
+
+    averaged: read the one under "state_dict_ema" or "model_ema"; else there is a
+        warning where a file has averages
+    Raises InputError where the file or a part is missing, of an unknown kind, damaged,
+        truncated, or anything but named tensors, and where there are no averages.
     """
     path = pathlib.Path(path)
     content = _chosen(path, _guarded(path, _READERS), averaged)
@@ -70,8 +71,8 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
 
     A .npz file holds them as arrays of these names, a .safetensors file as JSON lists
-    in its metadata, PyTorch's do not. InputError as `read_state_dict`, and for one of
-    the two without the other.
+    in its metadata, PyTorch's do not.
+    Raises InputError as `read_state_dict` does, and for one without the other.
     """
     path = pathlib.Path(path)
     readers = dict.fromkeys(_READERS, lambda _: {})
@@ -207,7 +208,7 @@ def _read_safetensors(path):
 def parts(path: pathlib.Path) -> dict[str, str]:
     """{tensor: the file beside it} of the index of .safetensors in parts.
 
-    As Hugging Face writes it; InputError for anything else, and for a part elsewhere.
+    Raises InputError for what Hugging Face would not write, and for a part elsewhere.
     """
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:

@@ -34,8 +34,8 @@ MOST = 3  # ids in a sentence
 def local(path: str | os.PathLike) -> pathlib.Path:
     """Where weights are on this machine: `path` itself, or the folder of a hub id.
 
-    A hub's files are fetched unless they are in the cache. InputError where they cannot
-    be, and where the id is none.
+    A hub's files are fetched unless they are in the cache.
+    Raises InputError where they cannot be, and for a malformed id.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
@@ -46,7 +46,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
-    """As `local`; InputError where there is nothing."""
+    """As `local`. Raises InputError where there is nothing."""
     if not exists(path):
         hint = _meant(os.fspath(path))
         raise InputError(f"weights {path}: no such file or folder{hint}")
@@ -130,7 +130,7 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder; InputError for none, and for several."""
+    """The file of weights in a folder. Raises InputError for none, and for several."""
     candidates = weights_files(folder)
     if len(candidates) == 1:
         return candidates[0]

@@ -30,7 +30,7 @@ OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
 class HubConfig:
     """What a published model's config files say.
 
-    config: what no tensor tells; sizes: what tensors tell too; preprocessing: fields of
+    config: what no tensor shows; sizes: what tensors show too; preprocessing: fields of
     a Preprocessing but the size; reduction: of a model that this package saved;
     class_names: by label, None for a class without; untrained: whether its selectors
     were drawn, not learned.
@@ -45,9 +45,9 @@ class HubConfig:
 
 
 def read(folder: pathlib.Path) -> HubConfig:
-    """The HubConfig of a folder with a config.json; InputError with the file's name.
+    """The HubConfig of a folder with a config.json, and maybe preprocessor_config.json.
 
-    A preprocessor_config.json beside it is read too, where there is one.
+    Raises InputError, with the file's name, for what cannot be read or understood.
     """
     config = read_json(folder / CONFIG)
     images = {}
@@ -68,7 +68,7 @@ def is_own(folder: pathlib.Path) -> bool:
 
 
 def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
-    """As `read`, of the contents of config.json and of preprocessor_config.json."""
+    """As `read`, from the contents of config.json and of preprocessor_config.json."""
     if OURS in config:
         return _checked(_guarded(CONFIG, _parse_ours, config))
     if "architecture" in config:
@@ -153,7 +153,7 @@ SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
 # Of model_args, those that change parts of an Architecture, sizes, and those that
-# change no logits, or nothing that tensors do not tell.
+# change no logits, or nothing that tensors do not show.
 PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
 PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
 SIZES = ("patch_size", "embed_dim", "depth")
@@ -234,7 +234,7 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 
 def _arguments(arguments, name):
-    """(what the name and model_args say that no tensor tells, sizes that they say)."""
+    """(what the name and model_args say that no tensor shows, sizes that they say)."""
     arch, changes = ModelConfig(name=name).architecture, {}
     for field, value in arguments.items():
         if field == "num_heads":
@@ -253,7 +253,7 @@ def _arguments(arguments, name):
     usual = size_of(name).stated
     usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
-        # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
+        # timm's counts packed layers twice, and is cut to whole widths: see tensors.
         del usual["mlp_ratio"]
     sizes = usual | others
     null = ("init_values", "fc_norm")  # where None is not what is left out
@@ -441,8 +441,8 @@ class ModelType:
 
     fields: the defaults of its configuration class; resize: how its code interpolates
     positions; resample: its image processor's own; square: whether a size that is one
-    number means both sides there; parts: (fields) -> what tensors tell too; arch:
-    (fields) -> the parts, where no tensor tells them all, nor an image size.
+    number means both sides there; parts: (fields) -> what tensors show too; arch:
+    (fields) -> the parts, where no tensor shows them all, nor an image size.
     """
 
     fields: Mapping[str, Any]
@@ -543,7 +543,8 @@ def processor(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
-    Empty where it does not say them. config: the content of config.json.
+    images, config: contents of it and of config.json
+    Returns {} for what it does not say. Raises InputError for what no crop here does.
     """
     if not images:
         return {}, {}

@@ -1,6 +1,6 @@
 """Which model weights are of: who says what, and whose word counts.
 
-Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
+Shapes show sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
 and the normalization of the images are in no tensor. Nothing is guessed: a name, a
 layout, a config.json or the caller says them.
 """
@@ -24,7 +24,7 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.pretrained.hub_configs import CONFIG, is_eva
 from imagepiece_jax.pretrained.layouts import Contents
 
-# Of an Architecture, what no shape tells; the pool is told where it has parameters.
+# Of an Architecture, what no shape shows; the pool is shown where it has parameters.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 # What can be given beside a name, or instead.
@@ -96,7 +96,7 @@ def _without(config, fields):
 
 
 def _size_of_positions(asked, facts):
-    """The size that tells how the positions of a file lie, where one is asked for.
+    """The size that shows how the positions of a file lie, where one is asked for.
 
     That of the name where it has as many patches: positions are resized from it.
     """
@@ -152,7 +152,7 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
 
 
 def _sizes(shapes, known):
-    """image_size, num_classes, stem and sizes that shapes tell.
+    """image_size, num_classes, stem and sizes that shapes show.
 
     image_size is as known, or as the name has it, where that makes this grid: it need
     be no square, and no multiple of the patch size. None: there are no positions.
@@ -273,7 +273,7 @@ def _stem(shapes):
 
 
 def _told(arch):
-    """An Architecture as far as shapes tell it, the default in all else."""
+    """An Architecture as far as shapes show it, the default in all else."""
     plain = {field: getattr(DEIT, field) for field in UNTOLD}
     if not arch.class_token or arch.pool == "map":
         del plain["pool"]

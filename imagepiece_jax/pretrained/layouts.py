@@ -371,7 +371,7 @@ class Contents(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike, averaged: bool = False) -> Contents:
-    """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
+    """A weights file by timm's names. Raises InputError, which names the file."""
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
@@ -386,7 +386,7 @@ def read_weights(path: str | os.PathLike, averaged: bool = False) -> Contents:
 
 
 def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
-    """The weights of a folder, with what a saved reduction learned."""
+    """As `read_weights` for a folder, with what a saved reduction learned."""
     checkpoint = read_weights(hub.weights_file(folder), averaged)
     if not (folder / hub.SELECTORS).exists():
         return checkpoint
@@ -398,9 +398,8 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
     """A checkpoint of any layout by timm's names.
 
     Text towers, decoders, mask tokens, poolers and the heads of self-distillation are
-    left out. InputError for tensors of no layout, of one part that is not known here,
-    and for a part of which we have no equivalent. Tensors of timm's layout are not
-    checked: `convert.from_timm` does.
+    left out. Tensors of timm's layout are not checked: `convert.from_timm` does.
+    Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
     tensors = {name.replace("/", "."): tensor for name, tensor in state_dict.items()}
     for wrapper in _WRAPPERS:

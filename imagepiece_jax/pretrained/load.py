@@ -77,7 +77,7 @@ def load(
     class_names: to be shown instead of those of the weights
     preprocessing: instead of that of the weights, such as {"crop": 0.9}
     changes: fields of a ModelConfig that are to differ, such as image_size, to which
-        positions are resized, gelu or dtype; and those that no tensor tells, where
+        positions are resized, gelu or dtype; and those that no tensor shows, where
         neither a config nor the file's name does: name, or num_heads, gelu, norm_eps,
         resize, mean and std
     Raises InputError for what does not fit, for a field that contradicts the weights,

@@ -51,7 +51,7 @@ def is_run(path: str | os.PathLike) -> bool:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in `folder`, a nested dict; InputError without one."""
+    """The config of the run in `folder`, as dicts. Raises InputError without one."""
     if not (folder / RUN_CONFIG).exists():
         raise _without_config(folder)
     config = read_json(folder / RUN_CONFIG)
@@ -121,7 +121,8 @@ def read_checkpoint(
 ) -> dict[str, np.ndarray]:
     """The state dict, by timm's names, of a run's newest "best" or "latest".
 
-    averaged: its averages (config.ema_decay); InputError where it has none.
+    averaged: its averages (config.ema_decay)
+    Raises InputError where it has none, and for another `checkpoint`.
     """
     if checkpoint not in KINDS:
         raise InputError(
@@ -142,7 +143,7 @@ def read_checkpoint(
         )
 
     if not (folder / CHECKPOINTS).exists():
-        read_config(folder)  # which says what is amiss where this is no run
+        read_config(folder)  # which says what is wrong where this is not a run
     steps = folder / CHECKPOINTS / checkpoint
     arrays, _, _ = checksums.newest(steps, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
@@ -179,8 +180,9 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     """Names by label of the classes of the run in `folder`, None for one without.
 
     classes: of the run
-    Returns None where there are no names: the data name no classes, or the run was
+    Returns None where there are no names: the data names no classes, or the run was
         trained by a version that kept none.
+    Raises InputError for a file of anything else.
     """
     path = folder / CLASSES
     if not path.exists():
@@ -192,7 +194,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     if not isinstance(names, list) or not all(
         name is None or isinstance(name, str) for name in names
     ):
-        raise InputError(f"{path} is no list of names, one for each class")
+        raise InputError(f"{path} is not a list of names, one for each class")
     if len(names) != classes:
         raise InputError(
             f"{path} is a list of length {len(names)}, but the run has {classes} "

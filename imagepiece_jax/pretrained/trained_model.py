@@ -205,7 +205,7 @@ class Pretrained:
 
 
 def takes_pretrained(call):
-    """`call`, a public function, which says so where it gets no Pretrained."""
+    """`call`, a public function. Raises InputError where it gets no Pretrained."""
     names = list(inspect.signature(call).parameters)
     place = names.index("vit")
     first = [name for name in names[: place + 1] if name != "self"]
@@ -248,10 +248,11 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     `load(folder)` gives one with the same logits, bit for bit, its reduction with
     learned selectors, class names and preprocessing included. timm loads the dense part
     by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
-    Returns the folder, which can be uploaded as it is. A model that was saved there
-    before is replaced, in the folder that a symbolic link names where it is one;
-    InputError for a folder that holds anything else, and for variables that are not the
-    model's.
+
+    folder: new, or one of a saved model, which is replaced; a symbolic link stays
+    Returns the folder, which can be uploaded as it is.
+    Raises InputError for a folder that holds anything else, and for variables that are
+        not the model's.
     """
     if not isinstance(folder, str | os.PathLike):
         raise InputError(
@@ -301,7 +302,7 @@ def _check_folder(folder):
         held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
     except OSError as error:
         reason = error.strerror
-        raise InputError(f"{folder} is no folder ({reason}); {allowed}") from error
+        raise InputError(f"{folder} is not a folder ({reason}); {allowed}") from error
     others = [name for name in held if name not in (WEIGHTS, SELECTORS, CONFIG, CARD)]
     if held and (others or not hub_configs.is_own(folder)):
         raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")

@@ -114,7 +114,7 @@ def _refuse_score(score, reducer, block, lacking):
 
 
 def _check_needs(reducer):
-    """InputError for a tap that there is not."""
+    """Raise InputError for an unknown tap."""
     for name in sorted(reducer.needs - {*ON_REQUEST}):
         allowed = ", ".join(ON_REQUEST)
         raise InputError(f"its `needs` has {name!r}; allowed are {allowed}")
@@ -223,7 +223,7 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
 
 @contextlib.contextmanager
 def naming(reducer, block):
-    """While entered, an InputError says which step it is about."""
+    """While entered, an InputError names the step that it is about."""
     try:
         yield
     except InputError as error:

@@ -68,9 +68,9 @@ class Reducer:
         return "rng" in self.needs
 
     def check_grid(self, grid: tuple[int, int] | None):
-        """InputError for a grid (height, width) of patches that does not suit it.
+        """Raise InputError for a grid (height, width) of patches that does not suit it.
 
-        None: a former reduction left no grid.
+        grid: None where a reduction before it left no grid
         """
 
 

@@ -61,7 +61,7 @@ def parse_sweep(text):
 
 
 def parse_sweeps(texts):
-    """Reductions of the texts of every --sweep; InputError for the same one twice."""
+    """Reductions of every --sweep. Raises InputError for the same one twice."""
     reductions, told_apart = [], set()
     for text in texts:
         for reduction in parse_sweep(text):
@@ -77,7 +77,7 @@ def parse_sweeps(texts):
 
 @contextlib.contextmanager
 def naming(reduction):
-    """While entered, an InputError says which reduction of --sweep it is about.
+    """While entered, an InputError names the reduction of --sweep that it is about.
 
     reduction: one of `parse_sweeps`, or None, which adds nothing
     """

@@ -84,8 +84,8 @@ def draw_mask(scores, mask, rng):
 def ratio_loss(shares, targets):
     """Squared distance of live shares from their targets, mean over stages.
 
-    shares: an array a stage, of any shape: the mean of its squared distances counts
-    targets: a number a stage
+    shares: an array per stage, of any shape: the mean of its squared distances counts
+    targets: a number per stage
     Returns a number, 0 without stages.
     """
     errors = [

@@ -198,10 +198,7 @@ class RunConfig(CheckedFields):
         return self._model(None, **changes)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
-        """The model as `epoch` (from 0) trains it: masked, or with that epoch's rate.
-
-        axis_name: synchronizes batch norm
-        """
+        """The model as `epoch` trains it: masked, or with the rate of that epoch."""
         reduction = self.reduction
         if rate_at := self.create_method().rate_at:
             reduction = {**reduction, "keep_rate": rate_at(epoch)}
@@ -234,11 +231,8 @@ class RunConfig(CheckedFields):
     def source(
         self, split: str, labels_by_name: Mapping[str, int] | None = None
     ) -> Source:
-        """The images of `split`, "train" or "val".
+        """The images of "train" or "val"; labels that the loss does not read are not.
 
-        Labels that the loss does not read are not read.
-
-        labels_by_name: see `data.sources.open_source`
         Raises InputError where they cannot be opened or do not fit the config.
         """
         return self.data.source(
@@ -281,10 +275,7 @@ class RunConfig(CheckedFields):
     def eval_batches(
         self, source: Source, placement: Placement, batch_size: int | None = None
     ) -> Iterator:
-        """The batches of one pass over `source` in this process.
-
-        batch_size: over all processes; None: `rounded_eval_batch`
-        """
+        """The batches of one pass over `source` in this process."""
         return loader.eval_batches(
             source,
             self.eval_transform(),

@@ -177,11 +177,9 @@ def sheet(images):
 
 
 def examples(source, transform, count):
-    """Up to `count` readable test images, transformed, and their titles.
+    """(uint8 [B, H, W, 3], titles) of up to `count` readable test images, transformed.
 
     They are spread over the split, which is often sorted by class.
-
-    Returns uint8 [B, H, W, 3], where B is `count` at most, and B strings.
     """
     count = min(count, len(source))
     images, titles = [], []

@@ -236,10 +236,7 @@ class RunLog:
         self._waiting = step, metrics
 
     def flush(self):
-        """Write the metrics taken last.
-
-        Raises RunError after too many skipped steps in a row.
-        """
+        """Write the last metrics. Raises RunError after too many steps were skipped."""
         if self._waiting is None:
             return
         (step, metrics), self._waiting = self._waiting, None
@@ -274,11 +271,7 @@ class RunLog:
             self.restart_clock()
 
     def evaluation(self, kind, step, result, what="test accuracy"):
-        """Write and print the figures of an evaluation after `step`.
-
-        kind: "eval", or "init" before the first step
-        what: the name of the accuracy in the printed line
-        """
+        """Write and print an evaluation after `step`; what: to call the accuracy."""
         epoch = step / self._length.steps_per_epoch
         self._writer.write_line(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"

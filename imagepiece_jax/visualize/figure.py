@@ -40,7 +40,7 @@ class View(NamedTuple):
     """One picture: a title, a short note, and its values.
 
     values: [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN for
-    dropped patches.
+        dropped patches
     """
 
     kind: str
@@ -76,9 +76,9 @@ def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
 
 
 def save(path, image, name, trace, index):
-    """Write the figure of `image`, uint8 [S, S, 3], number `index` of `trace`.
+    """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
 
-    Rows: the input, called `name`, and its tokens after each stage; the class attention
+    Rows: the input, titled `name`, and its tokens after each stage; the class attention
     that each stage saw, and the last block's; the sizes; and, for a soft reduction, a
     map per token. Rows without a picture are left out.
     """
@@ -102,7 +102,11 @@ def save(path, image, name, trace, index):
 
 
 def save_all(folder, images, names, label, trace):
-    """Write the figures of all images of `trace`, under the method `label`."""
+    """Write a figure for each of `images`, uint8 [B, S, S, 3], to `folder`.
+
+    label: the method's, part of each file's name
+    trace: the Trace of these images
+    """
     method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])

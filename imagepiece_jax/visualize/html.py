@@ -39,11 +39,11 @@ def write_folder(
 ) -> Iterator[str]:
     """Write page, figures and data of images under several reductions of one model.
 
-    out: a folder, made if it is not there
+    out: a folder, made if it does not exist
     models: one for each reduction, of equal weights
-    images: uint8 [B, H, W, 3], which `names` name
+    images: uint8 [B, H, W, 3], with a name each in `names`
     source: what to call the weights
-    blocks: whose tokens figures show; none stands for all
+    blocks: that figures show; none stands for all
     Yields a line on each reduction, and one on what was written.
     Raises InputError where the folder cannot be made.
     """
@@ -65,7 +65,7 @@ def write_folder(
         drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
         figure.save_all(figures, images_of_patches, names, vit.label, drawn)
         patches, tokens = math.prod(drawn.grid), drawn.tokens
-        yield f"{vit.label}: {patches} patches, {tokens} tokens of them left"
+        yield f"{vit.label}: {patches} patches, {tokens} tokens at the end"
     tracing.write_traces(out, names, methods, traces)
     classes = models[0].class_names
     text = page(images_of_patches, names, methods, traces, source, classes)
@@ -76,9 +76,11 @@ def write_folder(
 def page(images, names, methods, traces, weights, class_names=None):
     """The page as text.
 
-    images: uint8 [B, H, W, 3], called `names`; methods: a dict of label, gmacs and
-    untrained for each; traces: their Traces of these images; weights: the name of the
-    weights; class_names: a name for each class, as far as there are names.
+    images: uint8 [B, H, W, 3], with a name each in `names`
+    methods: a dict of label, gmacs and untrained for each
+    traces: the Trace of these images under each method
+    weights: what to call them
+    class_names: a name or None for each class; None: there are no names
     """
     sections = [
         _section(i, image, name, methods, traces, class_names or ())
@@ -209,7 +211,7 @@ class _Drawing:
         self._of = f"{method}, {name}"
 
     def end(self):
-        """The method's result: one figure, or a sentence, of each kind."""
+        """The method's result: a figure, or a sentence, of each kind."""
         last = {kind: _last(self._kinds[kind]) for kind in figure.KINDS}
         figures = {kind: self._figure(last[kind], kind) for kind in figure.KINDS}
         if self._kinds["weights"]:
@@ -226,7 +228,7 @@ class _Drawing:
         )
 
     def _figure(self, view, shown):
-        """`view` as a figure that is displayed while `shown` is selected."""
+        """`view` as a figure that is shown while the kind `shown` is selected."""
         if view is None:
             overlap = shown == "sizes" and self._kinds["weights"]
             return (

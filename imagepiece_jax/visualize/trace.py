@@ -33,13 +33,14 @@ _OF_TRACE = ("top", "confidence", "attention", "attended")
 class Stage:
     """Result of the reduction at one block on the patches of B images.
 
-    site: "mid", between attention and MLP of the block, or "pre", before it.
-    source: [B, n0] int32 token that holds each patch, or DROPPED, and sizes: [B, n_out]
-    int32 patches of each token; of a soft reduction (TokenLearner) they are None, and
-    weights: [B, n_out, n0] float32 is how much of each patch a token took.
+    site: "mid", between attention and MLP of the block, or "pre", before it
+    source: [B, n0] int32, the token that holds each patch, or DROPPED
+    sizes: [B, n_out] int32, the patches of each token
+    weights: [B, n_out, n0] float32, how much of each patch a token took; only of a soft
+        reduction (TokenLearner), which has neither source nor sizes
     attention: [B, m] float32, class attention (mean over heads) in the last block
-    before the step, to the tokens that `attended` [B, n0] places on the patches; None
-    where there is no block before, or no class token.
+        before the step; None where there is no such block, or no class token
+    attended: [B, n0], the token of `attention` that holds each patch
     """
 
     block: int
@@ -56,9 +57,12 @@ class Stage:
 class Trace:
     """The stages of one model on B images, and its predictions.
 
-    grid: (height, width) in patches; depth: blocks; tokens: image tokens at the end;
-    top: [B] int32 likeliest class, confidence: [B] float32 its probability; attention,
-    attended: as of a Stage, in the last block (None after a soft reduction).
+    grid: (height, width) in patches
+    depth: number of blocks
+    tokens: image tokens at the end
+    top: [B] int32, the most probable class
+    confidence: [B] float32, its probability
+    attention, attended: as in a Stage, in the last block; None after a soft reduction
     """
 
     grid: tuple[int, int]
@@ -74,9 +78,10 @@ class Trace:
 def trace(model: ViT, variables, images: np.ndarray) -> Trace:
     """The Trace of uint8 images [B, H, W, 3].
 
-    It ends at the first soft reduction: its tokens overlap, and later ones have no
-    place on the image. `model` has plain kernels, and its plan is not that of masked
-    training.
+    It ends at the first soft reduction: tokens overlap there, and later ones have no
+    place on the image.
+
+    model: with plain kernels, and a plan that is not that of masked training
     """
     decided, attention, top, confidence = _in_batches(model, variables, images)
     _, grid = whole_patches(images, model.patch_size)
@@ -133,7 +138,7 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(decisions up to the first soft one, class attention a block, top, confidence).
+    """(decisions up to the first soft one, attention of each block, top, confidence).
 
     A decision is a slot map [B, n] or, where it is soft, a matrix [B, n_out, n].
     """
@@ -170,8 +175,9 @@ def write_traces(folder, names, methods, traces):
 
     Each file is written whole or not at all.
 
-    names: of the images; methods: a dict of JSON values for each of `traces`, such as
-    its label. RunError where they cannot be written.
+    names: of the images
+    methods: a dict of JSON values for each of `traces`, such as its label
+    Raises RunError where they cannot be written.
     """
     described, arrays = [], {}
     for m, (method, trace) in enumerate(zip(methods, traces, strict=True)):

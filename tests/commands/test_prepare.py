@@ -113,7 +113,7 @@ def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):
     [
         (["--dir", "x"], "--source is missing: folder of the ILSVRC2012 tars"),
         (["--source", "x"], "--dir is missing: where the data set goes"),
-        (["--source", "gone", "--dir", "x"], "--source gone is no folder: it must"),
+        (["--source", "gone", "--dir", "x"], "--source gone is not a folder: it must"),
         (["--source", ".", "--dir", "x"], "--source . has neither ILSVRC2012_img_tr"),
         (flags("y", "x", "--short_side", 63), "--short_side is 63: allowed are 0 and"),
         (flags("y", "x", "--short_side", 1025), "--short_side is 1025: allowed are 0"),

@@ -50,8 +50,8 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert ended.err == f"{folder}/b.png is left out: no known image format\n"
     label = "token_learner num_tokens=3 block=0 (untrained selectors)"
     assert ended.out.splitlines()[:2] == [
-        "tome r=4: 25 patches, 21 tokens of them left",
-        f"{label}: 25 patches, 3 tokens of them left",
+        "tome r=4: 25 patches, 21 tokens at the end",
+        f"{label}: 25 patches, 3 tokens at the end",
     ]
     names, methods, (tome, learner) = read_traces(out)
     assert names == ["a.png", "c.png"]

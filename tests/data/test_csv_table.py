@@ -91,7 +91,7 @@ def test_training_may_see_an_image_more_often(images):
 
 def test_a_class_without_training_images(images):
     path = written(images, "a,0,train b,1,val c,2,train")
-    message = "has no training image with label 1: needed are some of each of 3 classes"
+    message = "has no training image with label 1: each of the 3 classes needs some"
     refused(path, message, "train")
     assert levels(path, "val") == [10]
     path = written(images, "a,0,train b,1,val c,1,train")

@@ -207,7 +207,7 @@ def test_images_as_they_are_stored(folder):
     source = open_source(f"folder:{folder}", "val")
     assert source.encoded(0) == (folder / "val" / "ant" / "0.png").read_bytes()
     digits = open_source("digits", "val")
-    with pytest.raises(InputError, match="^digits/.* is no file"):
+    with pytest.raises(InputError, match="^digits/.* is not a file"):
         digits.encoded(0)
 
 
@@ -290,9 +290,9 @@ def test_labels_outside_the_classes_are_refused(table, label):
 
 def test_rows_without_a_file_or_a_label_are_refused(table):
     table.write_text("filename,label\nimages/a.png,1\nimages/c.png,0\n")
-    refuses("line 3 names 'images/c.png', which is no file", f"csv:{table}", "val")
+    refuses("line 3 names 'images/c.png', which is not a file", f"csv:{table}", "val")
     table.write_text("filename,label\nimages,1\n")
-    refuses("line 2 names 'images', which is no file", f"csv:{table}", "val")
+    refuses("line 2 names 'images', which is not a file", f"csv:{table}", "val")
     table.write_text("filename,label\nimages/a.png\n")
     refuses("line 2 has label ''", f"csv:{table}", "val")
 

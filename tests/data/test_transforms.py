@@ -110,7 +110,7 @@ def test_images_of_the_models_size_that_are_enlarged_are_noted():
         "cropped (resize 256 bicubic, crop 224): --resize none takes them as they are"
     )
     note = transform.note([(224, 224)] * 3, 50)
-    assert note.startswith("all of 3 images looked at have 224x224 pixels")
+    assert note.startswith("all of 3 images that were read have 224x224 ")
     assert transform.note([(224, 224), (224, 225)], 2) is None
     assert transform.note([], 2) is None
     for other in ({"crop": 1.0}, {"resize": "none"}):

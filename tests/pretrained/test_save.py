@@ -282,7 +282,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path, file):
     ):
         imagepiece_jax.save(tmp_path, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
-    with pytest.raises(InputError, match="is no folder .Not a directory.; allowed are"):
+    with pytest.raises(InputError, match="is not a folder .Not a directory.; allowed"):
         imagepiece_jax.save(tmp_path / file, made())
 
 

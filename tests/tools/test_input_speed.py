@@ -117,7 +117,7 @@ def test_bad_resave_is_refused(data, text):
 def test_bad_data_is_refused(tmp_path):
     assert "--data is missing" in sentence(call(input_speed.main))
     message = sentence(call(input_speed.main, "--data=digits", "--seconds=0"))
-    assert "is no file, but pixels in memory" in message
+    assert "is not a file, but pixels in memory" in message
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
     message = sentence(call(input_speed.main, f"--data=folder:{tmp_path}"))

@@ -88,7 +88,9 @@ def test_names_are_kept_and_read(tmp_path):
     with pytest.raises(InputError, match="of length 2, but the run has 3 classes: all"):
         runs.read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
-    with pytest.raises(InputError, match="classes.json is no list of names, one for"):
+    with pytest.raises(
+        InputError, match="classes.json is not a list of names, one for"
+    ):
         runs.read_class_names(tmp_path, 3)
 
 
@@ -195,7 +197,9 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
         f"the 2 folders of {data} are mapped by name to the model's 3 classes: "
         "n01440764 is 0 (tench)"
     )
-    with pytest.raises(InputError, match="class 'ant', which is none of the model's 3"):
+    with pytest.raises(
+        InputError, match="class 'ant', which is not one of the model's 3"
+    ):
         open_source(data, "val", num_classes=3, labels_by_name={"n01440764": 0})
     with pytest.raises(InputError, match="num_classes is 3, but folder .* 2 classes"):
         open_source(data, "val", num_classes=3, labels_by_name={"bee": 0})

@@ -88,7 +88,7 @@ def _weights(start, length, source, size):
     """Weights of `source` old pixels in each of `size` new ones.
 
     start, length: int32 [B], the box along this side. -> float32 [B, size, source]; a
-    row adds up to 1 and takes nothing from outside of the box.
+    row adds up to 1 and takes nothing from outside the box.
     """
     start, length = (x.astype(jnp.float32)[:, None, None] for x in (start, length))
     scale = length / size

@@ -1,4 +1,4 @@
-"""Mixup, cutmix and label smoothing on the device, with one draw a batch (as DeiT).
+"""Mixup, cutmix and label smoothing on the device, one draw per batch (as in DeiT).
 
 Pure functions; all draws come from the key that is passed in.
 """

@@ -24,7 +24,7 @@ def device(images, augment, mean, std, keys=None, extent=None):
 
     images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] where `augment.crop` is set
     mean, std: of the model, see `normalize`
-    keys: [B], one an image, or None where `augment` draws nothing
+    keys: [B], one per image, or None where `augment` draws nothing
     extent: int32 [B, 2], height and width of the images in canvases
     Returns float32 [B, S, S, 3].
     """

@@ -61,8 +61,9 @@ class Crop:
 class Augment:
     """Augmentation on the device; the defaults do nothing.
 
-    crop: for batches of canvases, which come with their extents; policy: RandAugment,
-    None where it is switched off; erase_prob: of random erasing.
+    crop: for batches of canvases, which come with their extents
+    policy: RandAugment, None where it is switched off
+    erase_prob: of random erasing
     """
 
     crop: Crop | None = None

@@ -6,7 +6,7 @@ and each image takes the one that it drew. The results are those of Pillow and t
 one level of 256.
 
 Lookup: eight operations change every value of a channel in the same way. Each image
-gets a table of 256 new values a channel, with the integers and rounding of Pillow's
+gets a table of 256 new values per channel, with the integers and rounding of Pillow's
 ImageOps and ImageEnhance. Affine: one map for each image, from positions in the result
 to positions in the source, with Pillow's bicubic weights.
 """
@@ -273,7 +273,7 @@ def affine(images, matrix, fill):
 
     images: uint8 [B, H, W, 3]
     matrix: float32 [B, 6], see `matrices`
-    fill: red, green and blue of a pixel whose center lies outside of the source
+    fill: red, green and blue of a pixel whose center lies outside the source
     Returns uint8 [B, H, W, 3].
     """
     batch, height, width, _ = images.shape

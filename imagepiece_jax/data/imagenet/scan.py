@@ -72,7 +72,9 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     """
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
-        raise InputError(f"--source {source} is no folder: it must hold {_accepted()}")
+        raise InputError(
+            f"--source {source} is not a folder: it must hold {_accepted()}"
+        )
     splits, files = {}, records.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
@@ -110,7 +112,7 @@ def _read(reader, path, advance):
             advance(1)
     except tarfile.TarError as error:
         raise InputError(
-            f"{path} is no complete tar file ({error}): fetch it again"
+            f"{path} is not a complete tar file ({error}): fetch it again"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
@@ -212,8 +214,8 @@ def _train_folder(path):
             continue
         if folder.name not in labels:
             raise InputError(
-                f"{path} holds {folder.name!r}, which is no class of ImageNet-1k such "
-                "as n01440764: other sets need no preparation, train on them with "
+                f"{path} holds {folder.name!r}, which is not a class of ImageNet-1k "
+                "such as n01440764: other sets need no preparation, train on them with "
                 "config.data.name=folder:PATH"
             )
         for image in _images(folder.path):
@@ -283,7 +285,7 @@ def run_jobs(function, jobs, workers):
             yield future.result()
     except concurrent.futures.BrokenExecutor as error:
         raise RunError(
-            f"a worker process has died, perhaps of too little memory: {RESUMES}, with "
+            f"a worker process has died, perhaps for lack of memory: {RESUMES}, with "
             "fewer --processes"
         ) from error
     finally:
@@ -301,6 +303,6 @@ def _start_worker():
 
 
 def _end_with_parent():
-    """It may end in any way, by SIGKILL too."""
+    """The parent may end in any way, by SIGKILL too."""
     multiprocessing.parent_process().join()
     os._exit(1)

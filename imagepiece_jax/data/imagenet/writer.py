@@ -63,7 +63,7 @@ def existing(data_dir):
 
 
 def summary(data_dir, note):
-    """Lines about a complete set: what it holds and how to train on it."""
+    """Lines about a complete set, of which `note` is from `existing`."""
     rows = {"complete": note["folder"]}
     for split, (images, files, size) in note["splits"].items():
         text = f"{images:,} images in {files} files, {tqdm.format_sizeof(size, 'B')}"
@@ -197,7 +197,7 @@ def _locked(work):
 
 
 def make_folder(path):
-    """Make a folder; InputError where no file can be made in it."""
+    """Make a folder. Raises InputError where no file can be made in it."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -327,12 +327,14 @@ def encode(data, name, short_side=0):
 
     A JPEG file of a color or gray image keeps its bytes. What else is among ImageNet's
     files (a PNG named .JPEG, 22 JPEGs of printing inks) becomes an RGB JPEG, as in
-    TFDS's own preparation, so that every decoder of JPEG reads the whole set. Where its
-    short side exceeds `short_side` pixels (0: never) an image is resized to that,
+    TFDS's own preparation, so that every decoder of JPEG reads the whole set. Every
+    image is decoded, which shows the damaged ones.
+
+    name: of the file, for errors
+    short_side: an image whose short side has more pixels (0: none) is resized to that,
     bicubic and antialiased, the long side rounded down as in evaluation, and encoded
-    with JPEG quality 92. Every image is decoded, which shows the damaged ones.
-    Raises UnreadableImage, also for one that would have to become a JPEG, but is longer
-    than a JPEG can be.
+    with JPEG quality 92
+    Raises UnreadableImage, also for one too long for the JPEG that it has to become.
     """
     pixels = decode(io.BytesIO(data), name)
     height, width = pixels.shape[:2]

@@ -203,7 +203,7 @@ class DiffRate(Method):
         return along("target", sorted(targets))
 
     def resolved(self, model):
-        """With the lists of the model's size; InputError where none was published."""
+        """With the lists of the model's size. Raises InputError where it has none."""
         method = super().resolved(model)
         if self.prune is not None:
             tokens = f"the {model.patches} image tokens and the class token"

@@ -70,14 +70,14 @@ class Method(CheckedFields):
     Each field has a default and a check (`common.fields`), made when a method is
     created. A method that trains in its own way overrides, with a function or a value:
 
-    needs_teacher: whether training compares with a frozen dense model.
+    needs_teacher: whether training compares with a frozen dense model
     small: fields with which it has steps in a model of three blocks and 25 tokens, for
-        tests, where the defaults do not fit.
+        tests, where the defaults do not fit
     model_fields: fields of the model that the method is meant to be used with, for
-        those that are left open.
-    loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}.
-    param_groups: (path such as "blocks_3/attn/q/kernel") -> ParamGroup.
-    rate_at: (epoch) -> keep rate during that epoch, for warm-ups.
+        those that are left open
+    loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}
+    param_groups: (path such as "blocks_3/attn/q/kernel") -> ParamGroup
+    rate_at: (epoch) -> keep rate during that epoch, for warm-ups
     """
 
     group: ClassVar[str] = "reduction"
@@ -115,7 +115,8 @@ class Method(CheckedFields):
 
         field: the field that has them
         most, least: what is allowed
-        reason: what `most` is, as the sentence of the InputError has it
+        reason: what `most` is, the end of the error's sentence
+        Raises InputError for more than `most`.
         """
         value = getattr(self, field)
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))

@@ -44,7 +44,10 @@ class ToMe(Method):
         return super().resolved(model)
 
     def removed(self, depth):
-        """Tokens that each block is to merge away, a tuple of `depth` ints."""
+        """Tokens that each block is to merge away, a tuple of `depth` ints.
+
+        Raises InputError for an `r_list` of more blocks.
+        """
         if self.r_list is not None:
             if len(self.r_list) > depth:
                 raise InputError(

@@ -98,7 +98,7 @@ def test_one_split_alone_is_partial(tmp_path):
     assert list(scan.find(source, partial=True)) == ["validation"]
     (tmp_path / tars.VAL).unlink()
     refuses(f"holds no ImageNet: expected {tars.TRAIN} and {tars.VAL}, the", source)
-    refuses("gone is no folder", tmp_path / "gone")
+    refuses("gone is not a folder", tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_wrong_names_in_the_validation_tar(tmp_path, name):
 
 def test_other_classes_are_referred_to_folder_sources(tmp_path):
     (tmp_path / "train" / "ant").mkdir(parents=True)
-    refuses("holds 'ant', which is no class of .*config.data.name=folder:", tmp_path)
+    refuses("holds 'ant', which is not a class of .*config.data.name=folder:", tmp_path)
 
 
 def test_empty_sources(tmp_path):
@@ -142,7 +142,7 @@ def test_truncated_tars(tmp_path, name, share):
     source = tars.write_tars(tmp_path, *tars.images())
     data = (source / name).read_bytes().rstrip(b"\0")
     (source / name).write_bytes(data[: int(share * len(data))])
-    refuses(rf"{name} is no complete tar file \(.*\): fetch it again", source)
+    refuses(rf"{name} is not a complete tar file \(.*\): fetch it again", source)
 
 
 def test_damage_between_two_images_of_a_tar(tmp_path):
@@ -151,7 +151,9 @@ def test_damage_between_two_images_of_a_tar(tmp_path):
     second = data.index(b"ILSVRC2012_val_00000002")
     data[second : second + 300] = b"?" * 300
     (source / tars.VAL).write_bytes(data)
-    refuses(f"{tars.VAL} is no complete tar file .damaged at byte {second:,}", source)
+    refuses(
+        f"{tars.VAL} is not a complete tar file .damaged at byte {second:,}", source
+    )
 
 
 def test_a_source_that_cannot_be_read(tmp_path):
