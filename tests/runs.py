@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import subprocess
 import sys
 import uuid
 
-from tests import compiling
+from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -61,7 +60,7 @@ def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
     """
     name = ".".join(filter(None, (str(workdir), log, "log")))
     with open(name, "a", encoding="utf-8") as output:
-        return subprocess.Popen(
+        return forked.Process(
             command(workdir, fields),
             cwd=ROOT,
             env=environment(cache, devices, quick) | variables,

@@ -5,7 +5,6 @@ import io
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import time
 import types
@@ -21,9 +20,7 @@ from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import distributed, run_dir, trainer
-from tests import compiling, runs
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import compiling, forked, runs
 
 
 def start(devices, *arguments):
@@ -31,11 +28,10 @@ def start(devices, *arguments):
     flag = "--xla_force_host_platform_device_count"
     env = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{compiling.QUICK} {flag}={devices}",
     }
-    return subprocess.Popen([sys.executable, __file__, *arguments], env=env)
+    return forked.Process([sys.executable, __file__, *arguments], env=env)
 
 
 def test_eight_devices():

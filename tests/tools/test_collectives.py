@@ -2,8 +2,6 @@
 
 import functools
 import os
-import pathlib
-import subprocess
 import sys
 
 import jax
@@ -16,20 +14,16 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
-from tests import compiling
+from tests import compiling, forked
 from tools import collectives, compile_only, h200, hlo
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 LAYERS = 2  # of the convolutional stem: patches of 4 pixels
 
 
 def script(*words, flags=""):
     """This file as a process of its own."""
-    env = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    command = [sys.executable, __file__, *words]
-    subprocess.run(command, env=os.environ | env, check=True)
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    assert forked.Process([sys.executable, __file__, *words], env=env).wait() == 0
 
 
 def test_a_step_on_eight_devices():

@@ -2,11 +2,8 @@
 
 import logging
 import os
-import pathlib
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -16,9 +13,8 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.checkpoint import Checkpoints
+from tests import forked
 from tests.training.states import abstract, assert_same, folders, make_state, saved
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def data_files(workdir, step):
@@ -253,47 +249,37 @@ def numbers(step):
     return {"params": {"a": rng.normal(size=1_000_000), "step": np.asarray(step)}}
 
 
-def save_until_killed(*workdirs):
-    """In a process for each folder; they share what is imported."""
-    for workdir in workdirs:
-        if child := os.fork():
-            os.waitpid(child, 0)
-            print("killed", flush=True)
-            continue
-        print(os.getpid(), flush=True)
-        checkpoints = Checkpoints(workdir)
-        for step in range(1, 1000):
-            checkpoints.save(step, numbers(step), {"step": step})
-            if step > 1:
-                print(step - 1, flush=True)  # `save` has waited for the step before
+def save_until_killed(workdir):
+    checkpoints = Checkpoints(workdir)
+    for step in range(1, 1000):
+        checkpoints.save(step, numbers(step), {"step": step})
+        if step > 1:
+            print(step - 1, flush=True)  # `save` has waited for the step before
 
 
 @pytest.mark.slow
-def test_kill_while_saving_loses_no_finished_step(tmp_path):
-    delays = 0.0, 0.013, 0.04
-    workdirs = [tmp_path / str(delay) for delay in delays]
-    command = [sys.executable, __file__, "kill", *map(str, workdirs)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
-        for workdir, delay in zip(workdirs, delays, strict=True):
-            pid = int(child.stdout.readline())
-            for _ in range(4):
-                assert child.stdout.readline()
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-            *_, finished = 4, *iter(child.stdout.readline, "killed\n")
-            check_killed(workdir, int(finished))
-
-
-def check_killed(workdir, finished):
-    checkpoints = Checkpoints(workdir)
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
+def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
+    reader, writer = map(open, os.pipe(), "rw")
+    with reader:
+        with writer:
+            command = [sys.executable, __file__, "kill", tmp_path]
+            child = forked.Process(command, stdout=writer)
+        for _ in range(4):
+            assert reader.readline()
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+        *_, finished = 4, *reader
+    finished = int(finished)
+    checkpoints = Checkpoints(tmp_path)
     state, meta, step = checkpoints.restore(abstract(numbers(0)))
     assert step in (finished, finished + 1)
     assert meta == {"step": step}
     assert_same(state, numbers(step))
     checkpoints.save(step + 1, numbers(step + 1), {})
     checkpoints.close()
-    assert all(name.isdecimal() for name in folders(workdir))
+    assert all(name.isdecimal() for name in folders(tmp_path))
 
 
 def save_together(workdir, port, process):
@@ -339,8 +325,8 @@ def test_two_processes_save_together_and_one_reads(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, __file__, "together", str(tmp_path), str(port)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    children = [subprocess.Popen([*command, i], env=env) for i in "01"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    children = [forked.Process([*command, i], env=env) for i in "01"]
     try:
         assert [child.wait(timeout=120) for child in children] == [0, 0]
     finally:

@@ -7,7 +7,6 @@ as in its FAQ on running jobs.
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import types
@@ -18,6 +17,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import distributed
 from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find_job
+from tests import forked
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -46,12 +46,9 @@ from imagepiece_jax.training import distributed
 
 def run(script, **variables):
     """`script` in a process of its own, whose environment has these variables too."""
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-c", HEAD + script],
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
 
 
@@ -211,20 +208,23 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     job = f"distributed.Job({address!r}, 2, {process})"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{HEAD}with distributed.joined({job}): pass"],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as waiting:
-        assert "waiting for the others" in waiting.stderr.readline()
-        time.sleep(1)  # until it does
-        waiting.send_signal(signum)
+    reader, writer = map(open, os.pipe(), "rw")
+    with reader:
+        with writer:
+            waiting = forked.Process(
+                [sys.executable, "-c", f"{HEAD}with distributed.joined({job}): pass"],
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                stderr=writer,
+            )
         try:
-            _, err = waiting.communicate(timeout=20)
+            assert "waiting for the others" in reader.readline()
+            time.sleep(1)  # until it does
+            waiting.send_signal(signum)
+            status = waiting.wait(timeout=20)
         finally:
             waiting.kill()
-    assert waiting.returncode == 128 + signum
+        err = reader.read()
+    assert status == 128 + signum
     assert err.startswith("stopped with nothing to save; the same command")
     assert err.count("\n") == 1
 

@@ -1,0 +1,183 @@
+"""Python processes that have imported JAX and the package before they start.
+
+That is two seconds of every process: here one imports them, waits, and forks for each
+`Process`. Tests of the start itself, or of what is imported, take `subprocess`.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import pathlib
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from subprocess import Popen
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODULES = (
+    "imagepiece_jax.benchmark.sweep",
+    "imagepiece_jax.training.distributed",
+    "imagepiece_jax.training.trainer",
+    "ml_collections.config_flags",
+    "tensorboardX",
+)
+
+
+@functools.cache
+def _server():
+    """Socket to the process that waits, one of each worker of the suite."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = Popen(
+            [sys.executable, "-m", "tests.forked", f"{theirs.fileno()}"],
+            cwd=ROOT,
+            # It has no second thread, which a fork would lose.
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+    atexit.register(process.wait)
+    atexit.register(ours.close)  # first: it ends the process
+    return ours
+
+
+class Process:
+    """As `subprocess.Popen` of `python FILE`, `python -m NAME` or `python -c CODE`."""
+
+    def __init__(self, args, cwd=ROOT, env=None, stdout=None, stderr=None):
+        self.args, self.returncode = args, None
+        environment = dict(os.environ if env is None else env)
+        request = json.dumps([[*map(str, args[1:])], str(cwd), environment])
+        files = [
+            number if file is None else file.fileno()
+            for number, file in ((1, stdout), (2, stderr))
+        ]
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(_server(), [request.encode()], [theirs.fileno(), *files])
+        self.pid = int(self._socket.recv(64))
+
+    def wait(self, timeout=None):
+        """Exit status, negative where a signal ended it."""
+        if self.returncode is None:
+            self._socket.settimeout(timeout)
+            try:
+                self.returncode = int(self._socket.recv(64))
+            except (BlockingIOError, TimeoutError):
+                raise subprocess.TimeoutExpired(self.args, timeout) from None
+            self._socket.close()
+        return self.returncode
+
+    def poll(self):
+        """The exit status; None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, signum):
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+if sys.platform != "linux":
+    Process = Popen  # elsewhere a fork may not use what was imported before
+
+
+def run(args, cwd=ROOT, env=None, timeout=120):
+    """As `subprocess.run`, which returns both outputs as text."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = Process(args, cwd, env, out, err)
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+        out.seek(0), err.seek(0)
+        status = process.returncode
+        return subprocess.CompletedProcess(args, status, out.read(), err.read())
+
+
+def _watch(reply):
+    """Fork, send pid and exit status, and end; return in the new process alone."""
+    if not (child := os.fork()):
+        reply.close()
+        return
+    reply.send(str(child).encode())
+    _, status = os.waitpid(child, 0)
+    reply.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def _request(requests):
+    """Wait for requests: each is returned in a new process, None at their end here."""
+    while True:
+        message, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
+        if not message:
+            return None
+        if not os.fork():
+            requests.close()
+            _watch(socket.socket(fileno=files[0]))
+            for number, file in enumerate(files[1:], 1):
+                os.dup2(file, number)
+                os.close(file)
+            return json.loads(message)
+        for file in files:
+            os.close(file)
+
+
+def _run(words, folder, environment):
+    """What `python` does with these words."""
+    import jax
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.enable()
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # another kind of file
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in filter(re.compile("JAX_").match, environment):  # read at import
+        text = environment[name]
+        number = re.fullmatch(r"-?\d+", text)
+        jax.config.update(name.lower(), int(text) if number else text)
+    kind, *rest = words
+    if kind == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(rest[0], vars(main))
+    else:
+        sys.argv = words
+        runpy.run_path(kind, run_name="__main__")
+
+
+def main():
+    gc.disable()
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
+    if request := _request(socket.socket(fileno=int(sys.argv[1]))):
+        return _run(*request)
+    signal.alarm(10)  # is the end where a test has left a process
+    with contextlib.suppress(ChildProcessError):
+        while os.wait():
+            pass
+
+
+if __name__ == "__main__":
+    main()
