@@ -51,8 +51,7 @@ listed = functools.partial(flags.DEFINE_list, allow_override=True)
 
 
 def repeated(name, help_text):
-    """Define a flag that may be repeated, as its help says in our words, not absl's."""
-    help_text += "; may be repeated"
+    """Define a flag that may be repeated; absl would say so in its own words."""
     holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
     flags.FLAGS[name].help = help_text
     return holder
@@ -163,7 +162,7 @@ def evaluated_images():
 
 def sweep(help_text):
     """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated."""
-    return repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")
+    return repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}; may be repeated")
 
 
 def dtype(of):
@@ -402,8 +401,8 @@ def is_typed(field: str) -> bool:
     return any(name == field for name, _ in _overrides)
 
 
-def configs() -> dict[str, "ConfigDict"]:
-    """{name: config} of every --config, with the overrides.
+def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
+    """{name: config} of every --config, of which there may be `most`, with overrides.
 
     Raises InputError for what is wrong in a config alone, but not for its model and its
     reduction, whose checks import JAX.
@@ -411,6 +410,8 @@ def configs() -> dict[str, "ConfigDict"]:
     from imagepiece_jax.training.config import RunConfig
 
     paths, by_name = required(flags.FLAGS["config"]), {}
+    if most is not None and len(paths) > most:
+        raise InputError(f"--config is given {len(paths)} times; allowed is {most}")
     for path in paths:
         name = config_name(path)
         if name in by_name:
@@ -428,13 +429,13 @@ def configs() -> dict[str, "ConfigDict"]:
 
 
 def config(required=True) -> "ConfigDict | None":
-    """The last --config; None where it is missing and not required."""
+    """The only --config; None where it is missing and not required."""
     missing = not (flags.FLAGS["config"].value or _overrides or required)
-    return None if missing else [*configs().values()][-1]
+    return None if missing else [*configs(1).values()][0]
 
 
 def config_or_base() -> tuple["ConfigDict", Overrides | None]:
-    """(the last --config, None), or without one (base.py, the overrides)."""
+    """(the only --config, None), or without one (base.py, the overrides)."""
     if flags.FLAGS["config"].value:
         return config(), None
     return load_config(BASE), _overrides

@@ -27,7 +27,7 @@ PROCESS_ID = cli.whole("process_id", None, "number of this host, from 0")
 
 
 def main():
-    name, config = [*cli.configs().items()][-1]
+    ((name, config),) = cli.configs(1).items()
     # Imports JAX: after the flags.
     from imagepiece_jax.training import distributed, trainer
     from imagepiece_jax.training.config import RunConfig

@@ -63,9 +63,9 @@ def names_of(model: str | None, classes: int | None) -> tuple[str, ...] | None:
 def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """Labels of a model by the names that data may have for its classes.
 
-    A class of ImageNet's has its WordNet ID, its lemmas and each of them beside its
-    name. A model of 1,000 classes without names is taken for one of ImageNet's, in the
-    usual order. A name of two classes is left out.
+    A class of ImageNet also has its WordNet ID, its lemmas and each lemma for names. A
+    model of 1,000 classes without names is taken for one of ImageNet's, in the usual
+    order. A name of two classes is left out.
 
     names: of the model's classes
     """
@@ -83,7 +83,7 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
             forms |= {synset, words, *words.split(", ")}
         twice |= forms & labels.keys()
         labels |= dict.fromkeys(forms, label)
-    for label, name in enumerate(names or ()):  # what a class is called is its own
+    for label, name in enumerate(names or ()):  # a class keeps the name it goes by
         if name in twice and names.count(name) == 1:
             twice.remove(name)
             labels[name] = label

@@ -6,8 +6,7 @@ every process that reads, and deadlocks where two threads import its lazy module
 An open array_record file costs a descriptor and 5 to 20 KB, for the positions of its
 records. Opening one takes as long as ten to fifteen reads or a tenth of decoding an
 image of ImageNet. So all of them stay open where the limit of descriptors allows it,
-which it nearly always does, and with 100 of 1,024 open reading is still only a tenth
-slower.
+which it nearly always does; with 100 of 1,024 open, reading is only a tenth slower.
 
 A TFRECORD file is a row of records: length (uint64), its checksum, data, its checksum;
 all of it little-endian, checksums CRC-32C, rotated and shifted ("masked").

@@ -6,8 +6,8 @@ the order of the numbers, so neither workers nor threads change what comes out.
 Workers are plain Python processes that import neither JAX nor the script that is run.
 Their pixels lie in one block of shared memory, divided into slots that are reused.
 Grain's transport, which makes new shared memory for every array, delivers half as many
-raw images per CPU second beside it; and its workers, which import JAX, take five times
-as long to the first batch and 1.5-2 times the memory (224 pixels, 1 or 2 workers).
+raw images per CPU second; and its workers, which import JAX, take five times as long to
+the first batch and 1.5 to 2 times the memory (224 pixels, 1 or 2 workers).
 """
 
 import collections
@@ -48,13 +48,13 @@ class Prefetch:
     work: called as work(number, allocate) for the numbers 0, 1, ..; returns a named
     tuple whose field `pixels` is an array allocate(shape) of uint8 that it fills. It
     must survive pickling, without what the script that is run defines
-    groups: pairs (times, size): so many groups of `size` results each, then those of
+    groups: pairs (times, size): `times` groups of `size` results each, then those of
     the next pair
-    join: runs in this process
+    join: makes one of the results of a group, in this process
     max_bytes: of `pixels`, at most
-    workers, threads: processes with so many threads each work ahead; without processes
-    so many threads of this one; with neither the calling thread, on demand. A process
-    is only started for every 16 numbers
+    workers, threads: processes that work ahead, and threads in each; without processes,
+    threads of this one; without both, the calling thread works on demand. There is at
+    most one process for every 16 numbers
 
     close() ends threads and processes, as do garbage collection and the end of the
     interpreter. Processes also end with this one, however that ends, and leave Ctrl-C

@@ -163,7 +163,7 @@ class Run:
                     state, saved, step = checkpoints.restore(state)
                     progress = progress.resumed(saved, run.data.name, workdir)
                 distributed.check_same_start(step, (state, frozen, dense_variables))
-            # By the same names: the copies on one device or the host are freed.
+            # Under the same names, so that copies on one device or the host are freed.
             state, frozen = parallel.replicate(state), parallel.replicate(frozen)
             yield cls(
                 config=run,

@@ -157,8 +157,8 @@ def _check_complete(split, path, entries, partial):
     complete, classes = SPLITS[split][2], len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
         raise InputError(
-            f"{path} holds {len(entries):,} images of {classes:,} classes: complete "
-            f"are {complete:,} of {NUM_CLASSES:,}; --partial takes what is there"
+            f"{path} holds {len(entries):,} images of {classes:,} classes, a whole set "
+            f"{complete:,} of {NUM_CLASSES:,}; --partial takes what is there"
         )
 
 

@@ -78,7 +78,7 @@ def refuses(message, source, partial=True):
 def test_a_complete_set_is_one_of_the_known_size(tmp_path, monkeypatch):
     train, val = tars.images(val=3)
     source = tars.write_tars(tmp_path, train, val)
-    message = "train.tar holds 9 images of 3 classes: complete are 1,281,167 of 1,000"
+    message = "train.tar holds 9 images of 3 classes, a whole set 1,281,167 of 1,000"
     refuses(message, source, partial=False)
     small = {"train": (tars.TRAIN, "train", 9), "validation": (tars.VAL, "val", 3)}
     monkeypatch.setattr(scan, "SPLITS", small)
@@ -88,7 +88,7 @@ def test_a_complete_set_is_one_of_the_known_size(tmp_path, monkeypatch):
         "validation": 3,
     }
     tars.write_tars(tmp_path, train, tars.images(val=2)[1])
-    refuses("val.tar holds 2 images of 2 classes: complete are 3 of", source, False)
+    refuses("val.tar holds 2 images of 2 classes, a whole set 3 of", source, False)
 
 
 def test_one_split_alone_is_partial(tmp_path):
