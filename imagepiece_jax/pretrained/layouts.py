@@ -56,8 +56,8 @@ class Layout:
     def place(self, name: str, prefix: str) -> str | None:
         """timm's name of a tensor, "" for one left out, None where it has no place.
 
-        Names in front of which there is no `prefix` are beside the tower. Some names
-        are not timm's yet: see `_canonical`.
+        Names without `prefix` are beside the tower. Some names are not timm's yet: see
+        `_canonical`. Raises InputError for a part without an equivalent.
         """
         inside = name.removeprefix(prefix) if name.startswith(prefix) else None
         if inside is not None:
