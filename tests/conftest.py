@@ -63,6 +63,17 @@ def assets():
     return folder
 
 
+@pytest.fixture(scope="module")
+def quickly_begun():
+    """Runs of this process begin with weights that NumPy draws: JAX compiles 1-2 s."""
+    from imagepiece_jax.training import initial_weights
+    from tests import runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial_weights, "fresh_variables", runs.untrained)
+        yield
+
+
 @pytest.fixture
 def run_of_0_2_0(tmp_path):
     """Folder of a finished run that version 0.2.0 has made, and its logits."""

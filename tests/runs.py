@@ -5,9 +5,14 @@ import pathlib
 import sys
 import uuid
 
+import numpy as np
+from flax import traverse_util
+
+from imagepiece_jax.models.variables import variable_shapes
 from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+ZEROS, ONES = ("bias", "mean"), ("scale", "var")
 
 # A quickstart that takes seconds: two narrow blocks, few images a step.
 SMALL = {
@@ -29,6 +34,17 @@ DENSE = SMALL | {
     "reduction.merge_blocks": (),
     "reduction.prune_blocks": (),
 }
+
+
+def untrained(model, image_size, seed):
+    """Variables as `fresh_variables` draws them, but by NumPy: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    leaves = traverse_util.flatten_dict(variable_shapes(model, image_size))
+    for path, leaf in sorted(leaves.items()):
+        spread = 0.0 if path[-1] in ZEROS + ONES else 0.02
+        value = rng.normal(float(path[-1] in ONES), spread, leaf.shape)
+        leaves[path] = value.astype(leaf.dtype)
+    return traverse_util.unflatten_dict(leaves)
 
 
 def command(workdir, fields):

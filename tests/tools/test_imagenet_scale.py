@@ -14,11 +14,12 @@ from tools import imagenet_scale
 FILES, LIMIT = 80, 64
 
 
-def run(*words, limit=None):
-    """What the tool prints, with at most `limit` open files."""
-    command = [sys.executable, "-m", "tools.imagenet_scale", *map(str, words)]
-    if limit:  # by a shell: JAX warns of forks that run Python
-        command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command]
+def measure(*words):
+    """What the tool prints, with at most `LIMIT` open files."""
+    command = [sys.executable, "-m", "tools.imagenet_scale", "measure"]
+    # By a shell: JAX warns of forks that run Python.
+    command = ["sh", "-c", f'ulimit -n {LIMIT}; exec "$@"', "sh", *command]
+    command += map(str, words)
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -29,7 +30,9 @@ def run(*words, limit=None):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scale")
-    run("write", folder, f"--train=200,{FILES}", "--val=6,2")
+    words = "write", folder, f"--train=200,{FILES}", "--val=6,2"
+    ended = command.call(imagenet_scale.main, *words)
+    assert ended.status == 0, ended
     return folder
 
 
@@ -46,14 +49,12 @@ def test_what_is_written_is_an_imagenet_that_decodes(folder):
 
 def test_reading_processes_stay_below_a_limit_that_is_less_than_the_files(folder):
     """Two processes with two threads each, across several ends of an epoch."""
-    out = run(
-        "measure",
+    out = measure(
         folder,
         "--part=growth,20",
         "--config=configs/base.py",
         "--config.image_size=32",
         "--config.data.workers=2",
-        limit=LIMIT,
     )
     result = json.loads(out.splitlines()[-1])
     assert len(result["held"]) == 10

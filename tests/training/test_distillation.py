@@ -36,6 +36,8 @@ from tests.training.test_train_step import (
     make,
 )
 
+pytestmark = pytest.mark.usefixtures("quickly_begun")
+
 STUDENT = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -2.0, 1.2]])
 TEACHER = np.array([[1.0, 0.0, 3.0, -1.0], [0.0, 2.0, 0.5, 0.7]])
 # By the definition of torch's F.kl_div(input, target, log_target=True), an image's sum

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
-from tests import runs
+from tests import forked, runs
 from tools import fault_drill, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
@@ -95,12 +96,13 @@ def _met(fault, run, *args):
 
 
 @pytest.mark.slow
-def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
+def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     """One after the other in one run: the drill has a run for each.
 
     The kill is in the first save, unless that was missed: nothing can be resumed, and
     the run starts anew. Metrics go past the newest checkpoint when the folder vanishes.
     """
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
     tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
     run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
     rows = [_met(fault_drill.kill_in_save, run, 1, delay)]
