@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common import plotting
 from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import open_source
@@ -182,7 +182,7 @@ def compare(
 
 def table(rows: Sequence[dict[str, Any]], images: str) -> str:
     """The rows as a Markdown table; `images` says how many and which."""
-    lines = plotting.markdown_table(HEAD, map(cells, rows))
+    lines = markdown_table(HEAD, map(cells, rows))
     note = f"{images}; 95 % intervals; the probe is tested on half of them."
     return "\n".join(lines) + f"\n\n{note}\n"
 

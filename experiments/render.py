@@ -7,6 +7,7 @@ from typing import Any
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.evaluate import statistics
 
@@ -16,7 +17,7 @@ TOKENS_LEFT = "tokens left, with class token"
 
 def table(head: list[str], rows: Iterable[list]) -> str:
     """A Markdown table; cells are text, None is blank."""
-    return "\n".join(plotting.markdown_table(head, rows))
+    return "\n".join(markdown_table(head, rows))
 
 
 def page(context, name: str, title: str, *parts: str):

@@ -17,9 +17,10 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.cost import format_table, model_macs
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
@@ -86,7 +87,7 @@ def _overview(programs):
         cells = (_cell(row.get(kind)) for kind in kinds)
         speed = f"{first / ms:.3f}"
         rows.append((count, f"{ms:.3f}", *cells, f"{gmacs:.3f}", speed, name))
-    return format_table(rows)
+    return text_table(rows)
 
 
 def _total(by_kind):

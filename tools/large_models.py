@@ -12,8 +12,8 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import compare
-from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
@@ -48,7 +48,7 @@ def main():
         for size in sizes:
             rows += compared(name, size)
             print(*rows[-3:], sep="\n", flush=True)
-            text = "\n".join(plotting.markdown_table(HEAD, rows))
+            text = "\n".join(markdown_table(HEAD, rows))
             replace_file(pathlib.Path(OUT.value), f"{NOTE}{text}\n")
 
 

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from imagepiece_jax.common.plotting import markdown_table
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.reduction import contract, reducers
 

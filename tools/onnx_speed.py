@@ -18,8 +18,9 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.common import plotting, timer
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
@@ -103,7 +104,7 @@ def table(rows):
                 macs = next(filter(None, cells))["macs"]
                 lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])
     head = ["runtime", "model", *(f"batch {batch}" for batch in batches), "by MACs"]
-    return plotting.markdown_table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _cell(row):

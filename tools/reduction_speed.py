@@ -18,7 +18,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.models.cost import format_table
+from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.agreement import PlainAndFused, random_inputs
 
@@ -55,7 +55,7 @@ def main():
     for row in rows:
         cells = (f"{row[key]:.4f}" for key in ("median", "low", "high", "floor"))
         table.append([*cells, f"{row['rule']}, {row['way']}"])
-    print(format_table(table))
+    print(text_table(table))
     if JSON.value:
         replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
 
@@ -190,7 +191,7 @@ def _absent(report):
 
 
 def _table(head, rows):
-    return "\n".join(plotting.markdown_table(head, rows))
+    return "\n".join(markdown_table(head, rows))
 
 
 def draw_plot(path: str | os.PathLike, report: Report):

@@ -5,8 +5,8 @@ import os
 
 from imagepiece_jax.common import plotting, timer
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
+from imagepiece_jax.common.tables import markdown_table, text_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import format_table
 
 # (title of a column, function from a row to its cell)
 COLUMNS = (
@@ -79,7 +79,7 @@ def weights(path):
 
 def text(rows):
     """The rows as aligned columns for a terminal."""
-    return format_table([_titles(), *(_cells(row) for row in rows)])
+    return text_table([_titles(), *(_cells(row) for row in rows)])
 
 
 def markdown(rows):
@@ -89,7 +89,7 @@ def markdown(rows):
         shown = [row for row in rows if row["mode"] == mode]
         one = shown[0]
         parts.append(f"### {mode}\n")
-        parts += plotting.markdown_table(_titles(), map(_cells, shown))
+        parts += markdown_table(_titles(), map(_cells, shown))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "

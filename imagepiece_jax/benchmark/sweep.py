@@ -15,6 +15,7 @@ from typing import Any
 
 from imagepiece_jax.common import parallel, plotting
 from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.pretrained.load import Weights
@@ -130,6 +131,6 @@ def _line(row):
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = plotting.markdown_table(HEAD, map(_cells, rows))
+    lines = markdown_table(HEAD, map(_cells, rows))
     note = f"Brackets are 95 % intervals, {rows[0]['images']} images; tokens with the "
     return "\n".join(lines) + f"\n\n{note}class token.\n"

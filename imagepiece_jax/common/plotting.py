@@ -1,4 +1,4 @@
-"""Tables, plots, and pictures of tokens, each token one outlined area.
+"""Plots, and pictures of tokens, each token one outlined area.
 
 `source` is the provenance map of a reduction: for each patch of the image, row by row,
 the slot of the token that holds it; a negative slot is a dropped patch.
@@ -30,18 +30,6 @@ CAPTION = (
     "Patches merged into one token share a colored outline, wherever they lie. "
     "Striped patches were dropped."
 )
-
-
-def markdown_table(head, rows) -> list[str]:
-    """The lines of a Markdown table; None stands for a blank cell."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines]
-
-
-def _markdown_cell(value):
-    """Text that neither ends its cell nor is read as HTML: it may be a file's name."""
-    text = "" if value is None else str(value)
-    return " ".join(text.replace("|", "\\|").replace("<", "\\<").splitlines())
 
 
 def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndarray:

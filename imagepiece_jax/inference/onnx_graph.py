@@ -925,11 +925,6 @@ def unit(graph, x, eps=1e-6):
 # Order and choice
 
 
-@stands
-def order_key(graph, score):
-    return graph.cast(score, np.float32)  # the scores themselves, whose order it is
-
-
 def _top(graph, x, count, largest):
     """(values, int64 places) of the first `count` of each row in order."""
     shape = (*x.shape[:-1], count)

@@ -8,6 +8,7 @@ import math
 
 import jax
 
+from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 
@@ -54,7 +55,7 @@ def cost_table(model, dense, image_size):
         strict=True,
     )
     heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
-    return format_table([heading, *(row(*cells) for cells in rows)])
+    return text_table([heading, *(row(*cells) for cells in rows)])
 
 
 def cost_line(model, others, image_size):
@@ -76,18 +77,6 @@ def action(layer):
     places = {"pre": " before the block", "attention": " inside attention"}
     place = places.get(layer.step.site, "")
     return f"{name}: {layer.counts.n_in} - {removed}{place}"
-
-
-def format_table(rows):
-    """Aligned columns, the first row a heading; all but the last right-aligned."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row):
-        cells = [c.rjust(w) for c, w in zip(row[:-1], widths, strict=False)]
-        return "  ".join([*cells, row[-1]]).rstrip()
-
-    return "\n".join(line(row) for row in rows)
 
 
 def model_macs(model, image_size):

@@ -60,12 +60,13 @@ def infer_weights(
         known = _known_of_file(contents, stated, asked)
     heads = contents.config.num_heads
     try:
-        if heads not in (None, known.num_heads):
+        config = infer(contents.tensors, known)
+        if heads not in (None, config.num_heads):
             raise InputError(
-                f"num_heads is {known.num_heads!r}, but its tensors are those of "
+                f"num_heads is {config.num_heads!r}, but its tensors are those of "
                 f"{heads} heads; allowed is {heads}"
             )
-        return infer(contents.tensors, known)
+        return config
     except InputError as error:
         sentence, folder = f"{where}: {error}", path.parent
         if (folder / CONFIG).is_file():
@@ -76,19 +77,19 @@ def infer_weights(
 
 def _known_of_file(contents, stated, asked):
     """What caller, layout and name say together of the model of a file."""
-    name, caller = asked.name or stated.name, asked
+    name = asked.name or stated.name
     facts = {} if name in registry.MODELS else registry.facts(name)
     if facts and asked.name:  # the function of that model, whatever the layout
         heads = ModelConfig(num_heads=contents.config.num_heads)
         stated = contents.images.over(heads)
-    if facts and not asked.arch:
-        caller = _without(caller, ("norm_eps", "resize"))
-        norm = contents.tensors.get("blocks.0.norm1.weight")
-        if np.shape(norm) == (facts["embed_dim"],):
-            caller = dataclasses.replace(caller, num_heads=facts["num_heads"])
     size = _size_of_positions(asked.image_size, facts)
-    caller = dataclasses.replace(caller, image_size=size)
-    return caller.over(stated, ModelConfig(name=name))
+    known = dataclasses.replace(asked, image_size=size)
+    if not facts or asked.arch:
+        return known.over(stated, ModelConfig(name=name))
+    known = _without(known, ("norm_eps", "resize")).over(stated, ModelConfig(name=name))
+    norm = contents.tensors.get("blocks.0.norm1.weight")
+    of_name = np.shape(norm) == (facts["embed_dim"],)
+    return _without(known, ("num_heads",)) if of_name else known
 
 
 def _without(config, fields):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from imagepiece_jax.common.nodes import node
 
 
-@node
 def order_key(score):
     """int32 keys in the order of a float `score`, equal where it is equal.
 

@@ -246,14 +246,3 @@ def test_the_page_is_written_atomically(tmp_path, monkeypatch):
         example_page(path, 16)
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
     assert path.read_bytes() == b"the page of an earlier run"
-
-
-def test_names_stay_in_the_cells_of_a_table():
-    rows = [["a|b", None], ["<b>x</b>", "two\nlines"], [1.5, "p < .05"]]
-    assert plotting.markdown_table(["name", "note"], rows) == [
-        "| name | note |",
-        "| --- | --- |",
-        r"| a\|b |  |",
-        r"| \<b>x\</b> | two lines |",
-        r"| 1.5 | p \< .05 |",
-    ]

@@ -205,15 +205,6 @@ def test_a_step_that_changes_nothing_is_not_in_the_table():
     assert [cost.action(layer) for layer in model.plan] == ["", "", ""]
 
 
-def test_columns_line_up():
-    rows = [("a", "count", "what"), (10, 1, "x"), (9, 1000, "")]
-    assert cost.format_table(rows).splitlines() == [
-        " a  count  what",
-        "10      1  x",
-        " 9   1000",
-    ]
-
-
 @pytest.mark.parametrize(
     "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
 )

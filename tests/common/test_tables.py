@@ -1,0 +1,23 @@
+"""Tables as text."""
+
+from imagepiece_jax.common.tables import markdown_table, text_table
+
+
+def test_columns_line_up():
+    rows = [("a", "count", "what"), (10, 1, "x"), (9, 1000, "")]
+    assert text_table(rows).splitlines() == [
+        " a  count  what",
+        "10      1  x",
+        " 9   1000",
+    ]
+
+
+def test_names_stay_in_the_cells_of_a_table():
+    rows = [["a|b", None], ["<b>x</b>", "two\nlines"], [1.5, "p < .05"]]
+    assert markdown_table(["name", "note"], rows) == [
+        "| name | note |",
+        "| --- | --- |",
+        r"| a\|b |  |",
+        r"| \<b>x\</b> | two lines |",
+        r"| 1.5 | p \< .05 |",
+    ]
