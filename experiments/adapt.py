@@ -29,11 +29,11 @@ from imagepiece_jax.data import loader
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -142,7 +142,7 @@ def _prepared(context, config) -> "ConfigDict":
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
-    learns = RunConfig.read(config).create_method().needs_teacher
+    learns = RunConfig.read(config).method.needs_teacher
     learns = learns or DistillConfig.read(config).active
     if learns and not config.teacher.weights:
         config.teacher.weights = str(pretrained.path)
@@ -233,7 +233,7 @@ def _fold(context, config, reduction, labels, fold, parts) -> Answers:
         of_fold.data.name = f"csv:{table.absolute()}"
         train_and_evaluate(of_fold, workdir)
         jax.clear_caches()  # its programs would stay, and no other run uses them
-        trained = for_analysis(workdir, dtype=pretrained.config.dtype)
+        trained = read(workdir, checkpoint="latest").analyzed(pretrained.config.dtype)
         result = context.evaluate(trained, reduction, images.subset(parts[fold]))
         # Of a hundred megabytes a fold only these figures are needed.
         shutil.rmtree(workdir / CHECKPOINTS)

@@ -13,10 +13,9 @@ from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, decode_
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import Weights, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
-from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -111,7 +110,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
             f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
             "of train.py"
         )
-    return [for_analysis(path.parent, dtype=dtype) for path in configs]
+    return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 
 def package_config(name: str) -> "ConfigDict":

@@ -20,11 +20,10 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import Weights, read
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -150,7 +149,7 @@ class Finetuner:
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
         jax.clear_caches()  # its programs would stay, and no other run uses them
-        return for_analysis(self.folder / name, dtype=None)
+        return read(self.folder / name, checkpoint="latest").analyzed(None)
 
 
 def finetuning_config(

@@ -32,9 +32,9 @@ def main():
     from experiments import feature_agreement
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.data.transforms import EvalTransform
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
-    from imagepiece_jax.training.weights_config import for_analysis
 
     typed, data = MODEL(), cli.required(DATA)
     if not SWEEP.value:
@@ -47,7 +47,7 @@ def main():
     reductions = parse_sweeps(SWEEP.value)
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = for_analysis(**typed)
+    weights = read_with_config(**typed)[1].analyzed()
     dense = weights.pretrained(settings.DENSE)
     reduced = [weights.pretrained(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize

@@ -26,8 +26,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained.load import opened
-from imagepiece_jax.training.weights_config import for_analysis
+from imagepiece_jax.pretrained.load import opened, read_with_config
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -96,8 +95,8 @@ def run(
     models = images = None
     if not set(names) <= set(NO_WEIGHTS):
         # The config of adapt says how it trains, not what the weights are.
-        of_weights = None if settings.small or names == ["adapt"] else config
-        models = _models(settings, config, of_weights, normalization or {})
+        weights_config = None if settings.small or names == ["adapt"] else config
+        models = _models(settings, config, weights_config, normalization or {})
         images = _images(settings, models)
     cache = ResultCache(out, settings.again, device.versions())
     with contextlib.closing(cache):
@@ -122,14 +121,15 @@ def _run_one(name, context, alone):
         print(f"{name} is left out: {error}\n", flush=True)
 
 
-def _models(settings, config, of_weights, normalization):
+def _models(settings, config, weights_config, normalization):
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
-    pretrained = for_analysis(
-        settings.weights, of_weights, normalization=normalization, dtype=dtype
+    _, pretrained = read_with_config(
+        settings.weights, weights_config, None, normalization, "latest"
     )
+    pretrained = pretrained.analyzed(dtype)
     if not settings.small:
         return OffTheShelf(pretrained)
     recipe = finetuning_config(

@@ -36,6 +36,11 @@ PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
+# What ml_collections says of a field that gets a value of another type.
+OTHER_TYPE = (
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
+    r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
+)
 PROP_ATTN = "reduction.prop_attn"  # of all methods, and in no config file
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -107,8 +112,9 @@ def normalization():
 def trained_model(checkpoint=True):
     """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
 
-    Returns a function that reads them: the arguments of `weights_config.of_weights`,
-    and without --checkpoint those of `for_analysis`.
+    Returns a function that reads them: the arguments of `load.read_with_config`.
+    Without --checkpoint it is for what looks into a model: of a run the last one is
+    taken, as the best was chosen on the images that figures are of.
     """
     define_config()
     path, normalized = weights(), normalization()
@@ -122,6 +128,10 @@ def trained_model(checkpoint=True):
     def read():
         typed = {"path": required(path), "normalization": normalized()}
         typed["config"], typed["overrides"] = config_or_base()
+        if not checkpoint:
+            typed["checkpoint"] = "latest"
+            if not typed["overrides"] and typed["overrides"] is not None:
+                typed["config"] = None  # the weights say it all, images of any size too
         return typed | {holder.name: holder.value for holder in holders}
 
     return read
@@ -624,5 +634,6 @@ def _where(error, file):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
     # ConfigDict lists all fields, over many lines, before its "Did you mean".
+    text = re.sub(OTHER_TYPE, r"\1 is \2, of type \3; allowed is \4", text)
     text = re.sub(r"(?s)\. Other fields present.*?(\n(?=Did you mean)|$)", "; ", text)
     return f"{where}: {kind}: {text.partition(chr(10))[0].removesuffix('; ')}"

@@ -16,9 +16,9 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.weights_config import for_analysis
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -96,7 +96,7 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True).variables
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
-    weights = for_analysis(run, averaged=True)  # of the last step, too
+    weights = read(run, checkpoint="latest", averaged=True).analyzed()
     leaves = jax.tree.leaves(weights.pretrained().variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     asked = []

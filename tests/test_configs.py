@@ -80,7 +80,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.read(config)
     run.check_training(Placement())
-    optimizer.create(run.optim, 10, run.create_method().param_groups)
+    optimizer.create(run.optim, 10, run.method.param_groups)
     model, size = run.create_model(), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 

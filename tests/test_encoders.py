@@ -14,9 +14,9 @@ from experiments import patch_features
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.pretrained.load import read_with_config
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.weights_config import of_weights
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -172,7 +172,7 @@ def test_experiments_compare_accuracies(saved, tmp_path):
 def test_proportional_attention_is_a_field_of_a_reduction(saved):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
     vit = imagepiece_jax.load(saved / "weights", reduction=tome)
-    assert not vit.model.prop_attn and vit.reduction == {"name": "tome", "r": 4}
+    assert not vit.model.prop_attn and vit.reduction == tome
     words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
     message = "config.model.prop_attn is 2; allowed are True, False"
     words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
@@ -186,7 +186,9 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     model = tiny.model(tome)
     vit = Pretrained(model, tiny.variables(model), tome)
     imagepiece_jax.save(tmp_path / "tome", vit)
-    config, weights = of_weights(tmp_path / "tome", base.get_config(), Overrides())
+    config, weights = read_with_config(
+        tmp_path / "tome", base.get_config(), Overrides()
+    )
     assert weights.model().plan == model.plan and not weights.model().prop_attn
     assert RunConfig.read(config).create_model().plan == model.plan
     assert not RunConfig.read(config).create_model().prop_attn
@@ -195,4 +197,4 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
         ([("reduction.name", "none")], tiny.model().plan),
     ):
         given = tmp_path / "tome", base.get_config(), Overrides(words)
-        assert of_weights(*given)[1].model().plan == plan
+        assert read_with_config(*given)[1].model().plan == plan

@@ -45,6 +45,7 @@ CONFIG_FILES = {
     "wants_an_argument": "def get_config(x):\n    return x\n",
     "raises": "def get_config():\n    raise KeyError\n",
     "wrong_field": f"{BASE}    config.bach_size = 3\n    return config\n",
+    "wrong_group": f"{BASE}    config.reduction = 'tome'\n    return config\n",
     "wrong_type": f"{BASE}    config.batch_size = 'x'\n    return config\n",
 }
 

@@ -221,6 +221,10 @@ def run_config(folder, **fields):
     return config(**(more | {k: str(folder / v) for k, v in fields.items()}))
 
 
+def initial(made):
+    return InitialWeights(RunConfig.read(made))
+
+
 @pytest.mark.parametrize(
     "fields, mean, taken",
     [
@@ -245,19 +249,19 @@ def test_a_new_run_settles_on_what_it_starts_from(
     tmp_path, folder, fields, mean, taken
 ):
     made = run_config(folder, **fields)
-    found = InitialWeights(made).settle_normalization(tmp_path)
-    assert len(found) == (taken is not None)
-    for line in found:
+    images, notes = initial(made).normalization(tmp_path)
+    assert len(notes) == (taken is not None)
+    for line in notes:
         assert line.startswith(f"{folder / 'w.npz'} does not say how its images were")
         assert f"{taken} mean and standard deviation are taken; config.mo" in line
-    assert made.model.mean == mean and (made.model.std == HALF) == (mean == HALF)
+    assert images["mean"] == mean and (images["std"] == HALF) == (mean == HALF)
+    made.model.update(images)
     again = run_config(folder, **fields)
     (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
-    assert InitialWeights(again).settle_normalization(tmp_path) == []
-    assert again.model.mean == mean
+    assert initial(again).normalization(tmp_path) == (images, [])
 
 
 def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
@@ -266,8 +270,7 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
     for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
         made = run_config(folder, **chosen)
         made.distill.kind = "hard"
-        InitialWeights(made).settle_normalization(tmp_path)
-        assert made.model.mean == mean
+        assert initial(made).normalization(tmp_path)[0]["mean"] == mean
 
 
 def test_weights_of_other_images_are_refused(folder, model):
@@ -279,12 +282,12 @@ def test_weights_of_other_images_are_refused(folder, model):
         made.update_from_flattened_dict(given)
         with pytest.raises(InputError, match=said):
             if field == "init.weights":
-                InitialWeights(made).variables(model)
+                initial(made).variables(model)
             else:
-                InitialWeights(made).teacher_variables(model)
+                initial(made).teacher_variables(model)
     made = run_config(folder, **{"init.weights": "own.npz"})
     with pytest.raises(InputError, match=said):
-        InitialWeights(made).dense_variables(model)
+        initial(made).dense_variables(model)
 
 
 def refused(tmp_path, *words):

@@ -11,8 +11,8 @@ from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.reduction.kernels import agreement
-from imagepiece_jax.training.weights_config import for_analysis
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill
@@ -57,7 +57,7 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 
 def test_what_visualize_and_patch_features_show(weights, lowered):
-    variant = for_analysis(weights, dtype="float32").pretrained(SETTING)
+    variant = read(weights).analyzed().pretrained(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     feature_agreement.maps(variant, images)

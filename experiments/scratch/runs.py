@@ -34,10 +34,10 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.data import loader, sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
-from imagepiece_jax.training.weights_config import for_analysis
 
 PLAN = "plan.json"
 FREE = ("minutes", "page", "systems")  # options that may change between calls
@@ -238,7 +238,7 @@ def _one(config, system, made, workdir, context):
     """Train and evaluate one run; its JSON."""
     train_and_evaluate(config, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
-    weights = for_analysis(workdir, dtype=config.model.dtype)
+    weights = read(workdir, checkpoint="latest").analyzed(config.model.dtype)
     context.programs.clear()
     result = context.evaluate(weights, weights.reduction)
     began = time.monotonic()

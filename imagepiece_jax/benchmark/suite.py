@@ -11,9 +11,8 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import Weights, read_with_config
 from imagepiece_jax.reduction.settings import DENSE
-from imagepiece_jax.training.weights_config import of_weights
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -72,10 +71,10 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
     Raises InputError where a config does not agree.
     """
     if base is None:
-        pairs = {k: of_weights(path, config) for k, config in configs.items()}
+        pairs = {k: read_with_config(path, config) for k, config in configs.items()}
     else:
         name = pathlib.Path(path).name
-        config, weights = of_weights(path, *base)
+        config, weights = read_with_config(path, *base)
         pairs = {name: (config, weights)}
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()

@@ -29,6 +29,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.runs import reduction_of
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.config import RunConfig
@@ -96,7 +97,7 @@ class Case:
             name = self.config.model.name  # which DiffRate's schedules depend on
             vit = Pretrained(self.model, variables, reduction, prepared, name=name)
         else:
-            vit = self.weights.pretrained(reduction)
+            vit = self.weights.pretrained(reduction_of(self.config.to_dict()))
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
@@ -206,7 +207,7 @@ def training_step(config, place=lambda model: model):
     and the model of a teacher or None.
     """
     run = RunConfig.read(config)
-    method = run.create_method()
+    method = run.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = placed = None

@@ -31,8 +31,8 @@ def main():
     # They import JAX: after the flags.
     import jax
 
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction.kernels import agreement, fused
-    from imagepiece_jax.training.weights_config import of_weights
 
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
     config, overrides = cli.config_or_base()
@@ -45,7 +45,9 @@ def main():
     if reason := fused.unsupported_reason(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {reason}")
     if real:
-        config, weights = of_weights(WEIGHTS.value, config, overrides, normalization)
+        config, weights = read_with_config(
+            WEIGHTS.value, config, overrides, normalization
+        )
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")

@@ -37,13 +37,13 @@ def main():
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.sources import short_name
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.weights_config import of_weights, open_images
 
     compare.chosen(METHODS.value)
-    config, weights = of_weights(**typed)
+    config, weights = read_with_config(**typed)
     limit, run = IMAGES(config), RunConfig.read(config)
-    source, notes = open_images(run, weights, limit)
+    source, notes = run.test_images(weights, limit)
     for note in notes:
         print(note, flush=True)
     images = Split(

@@ -20,13 +20,13 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.models import cost
     from imagepiece_jax.models.config import patch_grid
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.weights_config import of_weights
 
     config = typed[0]
     if not alone:
-        config, _ = of_weights(path, *typed)
+        config, _ = read_with_config(path, *typed)
     run = RunConfig.read(config)
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.

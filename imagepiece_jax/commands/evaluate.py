@@ -43,9 +43,9 @@ def main():
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.weights_config import of_weights, open_images
 
     if SWEEP.value and OPTIMIZED.value:
         raise InputError("--sweep and --optimized are both given; allowed is one")
@@ -53,13 +53,13 @@ def main():
         instead = "add --optimized, or set --config.model.gelu for the model itself"
         raise InputError(f"--gelu is for the optimized program: {instead}")
     reductions = parse_sweeps(SWEEP.value)
-    config, weights = of_weights(**typed)
+    config, weights = read_with_config(**typed)
     limit, model = IMAGES(config), weights.model()
     if JSON.value:
         read = (*runs.own_files(typed["path"]), *sources.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
     run = RunConfig.read(config)
-    source, notes = open_images(run, weights, limit)
+    source, notes = run.test_images(weights, limit)
     for note in notes:
         print(note, flush=True)
     placement, transform = parallel.placement(), run.eval_transform()

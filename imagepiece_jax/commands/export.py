@@ -44,8 +44,8 @@ def main():
     from imagepiece_jax.inference import jax_export
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.training.weights_config import of_weights
 
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
@@ -56,7 +56,7 @@ def main():
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(typed["path"]))
     _check_installed(form)
-    config, weights = of_weights(**typed)
+    config, weights = read_with_config(**typed)
     vit = weights.pretrained()
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     vit = dataclasses.replace(vit, model=model)

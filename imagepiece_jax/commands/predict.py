@@ -31,16 +31,16 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
     from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.weights_config import of_weights
 
     files = sources.find_images(words)
     if JSON.value is not None:
         check_writable(
             "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
         )
-    config, weights = of_weights(**typed)
+    config, weights = read_with_config(**typed)
     vit = weights.pretrained()
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize

@@ -34,13 +34,13 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
     from imagepiece_jax.data.transforms import EvalTransform
+    from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
-    from imagepiece_jax.training.weights_config import for_analysis
     from imagepiece_jax.visualize import html
 
     files, out = sources.find_images(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks, reductions = block_numbers(BLOCKS.value), parse_sweeps(SWEEP.value)
-    weights = for_analysis(**typed)
+    weights = read_with_config(**typed)[1].analyzed()
     models = []
     for reduction in reductions or [None]:
         with naming(reduction):

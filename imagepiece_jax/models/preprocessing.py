@@ -5,9 +5,23 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import CheckedFields, choice, number, optional
+from imagepiece_jax.common.fields import (
+    REQUIRED,
+    CheckedFields,
+    checked,
+    choice,
+    is_whole,
+    number,
+    optional,
+)
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
+
+
+def _size(value):
+    if len(sides(value)) != 2 or not all(is_whole(s) and s > 0 for s in sides(value)):
+        raise ValueError(value)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +33,9 @@ class Preprocessing(CheckedFields):
     or both sides, whatever its aspect ("squash"). crop None: nothing is known.
     """
 
-    image_size: int | tuple[int, int]
+    image_size: int | tuple[int, int] = checked(
+        REQUIRED, _size, "pixels a side, and (height, width)"
+    )
     crop: float | None = optional(number(above=0, most=1))
     crop_mode: str = choice("center", ("center", "squash"))
     interpolation: str = choice("bicubic", ("bicubic", "bilinear"))

@@ -65,11 +65,11 @@ def model_variables(
     source: str,
     *,
     positions: Positions | None = None,
-    fresh: Iterable[str] = (),
+    fresh: Iterable[str] | None = (),
     seed: int = 0,
     exact: bool = False,
     kept: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """The variables of a model, made of tensors and of what is drawn.
 
     image_size: pixels a side, or (height, width), of the model
@@ -77,18 +77,21 @@ def model_variables(
     source: what has the tensors, as sentences call it, such as "run runs/a"
     positions: to which the position embedding is resized; None: the model's, from a
         square
-    fresh: parts that are drawn, whatever the tensors hold, as `from_timm` names them
+    fresh: parts that are drawn, whatever the tensors hold, as `from_timm` names them;
+        None: the selectors that they lack
     seed: of these
     exact: selectors that the model lacks are refused too, instead of left out
     kept: variables that are taken as they are, where there are no tensors of them
-    Returns NumPy arrays, but for what is drawn or kept.
+    Returns the variables, NumPy arrays but for what is drawn or kept, and names of the
+        parts that are drawn.
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
     like, kept = variable_shapes(model, image_size), kept or {}
-    fresh = (*fresh, *kept.get("params", {}))
+    lacking = lacking_selectors(tensors, like)
+    fresh = (*(lacking if fresh is None else fresh), *kept.get("params", {}))
     if not exact:
-        lacking = [n for n in lacking_selectors(tensors, like) if not matches(n, fresh)]
+        lacking = [name for name in lacking if not matches(name, fresh)]
         if lacking:
             raise Misfit(
                 f"{source} has no {lacking[0]}, a selector that this reduction learns; "
@@ -107,17 +110,16 @@ def model_variables(
     paths = traverse_util.flatten_dict(variables)
     missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
     if not missing:
-        return variables
+        return variables, []
     if not is_whole(seed):
         raise InputError(f"seed is {seed!r}; allowed are whole numbers")
     drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)
-    return traverse_util.unflatten_dict(
-        {
-            path: drawn[path] if isinstance(value, jax.ShapeDtypeStruct) else value
-            for path, value in paths.items()
-        }
-    )
+    whole = {
+        path: drawn[path] if isinstance(value, jax.ShapeDtypeStruct) else value
+        for path, value in paths.items()
+    }
+    return traverse_util.unflatten_dict(whole), sorted(missing)
 
 
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:

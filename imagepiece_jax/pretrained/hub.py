@@ -42,6 +42,8 @@ def local(path: str | os.PathLike) -> pathlib.Path:
             f"the path of weights is {path!r}; allowed are a string and a pathlib.Path"
         )
     text = os.fspath(path)
+    if not text:
+        raise InputError("the path of weights is empty; allowed are files and folders")
     return fetched(text) if is_id(text) else pathlib.Path(path)
 
 
@@ -72,6 +74,12 @@ def short_name(path: pathlib.Path) -> str:
     if path.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
     return path.name
+
+
+def described(path: pathlib.Path) -> str:
+    """What a sentence calls a path: itself, or the hub's id of what is in its cache."""
+    name = short_name(path)
+    return str(path) if name == path.name else f"{SCHEME}{name}"
 
 
 def _meant(text):

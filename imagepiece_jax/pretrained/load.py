@@ -3,8 +3,10 @@
 `opened` says what is at a path, `Weights.completed` which model it is: each of its
 fields comes from one place, shapes of tensors, the layout of a file, a config.json, a
 name, or the caller, who may change some of them, but nothing that the weights decide.
+For commands, `read_with_config` merges the weights with a config in the same way.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -17,14 +19,12 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data import class_names as classes
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import (
-    ModelConfig,
-    split_reduction,
-)
+from imagepiece_jax.models.config import Contradiction, ModelConfig, named_fields
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
@@ -44,6 +44,8 @@ ARGUMENTS = (
 HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
+# Fields of a config's model that weights do not decide; the others are theirs.
+FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
 NOTHING = ModelConfig()
 
 
@@ -84,9 +86,11 @@ def load(
         and for weights that do not say which model they are.
     """
     asked, fresh = ModelConfig.of(changes, ARGUMENTS), ()
-    if reduction is not None:
-        split_reduction(reduction, asked.prop_attn)  # may name prop_attn too
     weights = read(path, asked, checkpoint, averaged)
+    if weights.run is None and checkpoint != "best":
+        raise InputError(
+            f"checkpoint is {checkpoint!r}, but {weights} is no run; allowed is 'best'"
+        )
     if num_classes not in (None, weights.config.num_classes):
         config = dataclasses.replace(weights.config, num_classes=num_classes)
         weights = dataclasses.replace(weights, config=config, class_names=None)
@@ -162,7 +166,8 @@ class Weights:
     def __str__(self):
         """What to call them in a sentence: "run runs/a"."""
         alone = "folder" if self.path.is_dir() else "weights file"
-        return f"{alone if self.run is None else 'run'} {self.path}"
+        kind = alone if self.run is None else "run"
+        return f"{kind} {hub.described(self.path)}"
 
     @property
     def name(self) -> str:
@@ -256,12 +261,7 @@ class Weights:
 
         Raises InputError where it does not fit the model.
         """
-        reduction = self.reduction if reduction is None else reduction
-        method, prop_attn = split_reduction(reduction)
-        config = self.config
-        if prop_attn is not None:
-            config = dataclasses.replace(config, prop_attn=prop_attn)
-        return config.create(method)
+        return self.config.create(self.reduction if reduction is None else reduction)
 
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `model(reduction)`."""
@@ -272,19 +272,15 @@ class Weights:
         same = completed(reduction) == completed(self.reduction)
         return "as trained" if same else "off-the-shelf"
 
-    def variables(
-        self,
-        model: ViT,
-        fresh: Iterable[str] = (),
-        seed: int | None = None,
-        exact: bool = False,
-    ) -> dict[str, Any]:
+    def variables(self, model: ViT) -> dict[str, Any]:
         """Variables for `model` and images of the config's size.
 
-        fresh, exact: as `convert.model_variables` takes them
-        seed: of what is drawn; None: that of the training
         Raises Misfit where the weights do not fit.
         """
+        return self._variables(model)[0]
+
+    def _variables(self, model, **options):
+        """As `convert.model_variables`, which has the `options`."""
         trained, size = self.trained or self, self.config.image_size
         return convert.model_variables(
             model,
@@ -292,9 +288,7 @@ class Weights:
             self.tensors,
             str(self),
             positions=Positions.of(model, size, trained.config.image_size),
-            fresh=fresh,
-            seed=self.seed if seed is None else seed,
-            exact=exact,
+            **options,
         )
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
@@ -319,32 +313,26 @@ class Weights:
             model = self.model(reduction)
         except InputError as error:
             raise InputError(f"{self}: {error}") from error
-        name, size = self.config.name, self.config.image_size
-        like = variable_shapes(model, size)
-        lacking = convert.lacking_selectors(self.tensors, like)
-        exact = fresh is not None and reduction is None
-        parts = lacking if fresh is None else fresh
-        variables = self.variables(model, parts, seed, exact)
-        learns = any(name.startswith("reducer") for name in like["params"])
+        variables, drawn = self._variables(
+            model,
+            fresh=fresh,
+            seed=self.seed if seed is None else seed,
+            exact=fresh is not None and reduction is None,
+        )
+        used = [part for part in variables["params"] if part.startswith("reducer")]
+        learned = {k: v for k, v in self.tensors.items() if k.startswith("reducer.")}
+        name = self.config.name
         return Pretrained(
             model,
             variables,
             reduction=self.reduction if reduction is None else reduction,
-            preprocessing=Preprocessing.of(size, self.crop),
+            preprocessing=Preprocessing.of(self.config.image_size, self.crop),
             class_names=self.class_names,
             name=None if name in registry.MODELS else name,
             origin=self,
-            selectors=self._selectors(),
-            untrained=bool(lacking) or (learns and self.drawn),
+            selectors={} if self.drawn else learned,
+            untrained=any(self.drawn or part in drawn for part in used),
         )
-
-    def _selectors(self):
-        """The tensors of what reductions have learned."""
-        return {
-            name: tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith("reducer.") and not self.drawn
-        }
 
     @functools.cached_property
     def digest(self) -> str:
@@ -375,8 +363,22 @@ class Weights:
             notes.append(f"size {shown} (trained with {trained})")
         return notes
 
-    def analyzed(self, dtype: str | None = None) -> "Weights":
-        """These with plain reductions, all of whose fields are named.
+    def check_config(self, config: Mapping[str, Any]):
+        """Contradiction where a config says another model than that of a run."""
+        stated = _decided(self.config, runs.reduction_of(config))
+        trained = _decided(self.trained.config, self.trained.reduction)
+        for field in {**stated, **trained}:
+            value, allowed = stated.get(field), trained.get(field)
+            if value != allowed:
+                raise Contradiction(
+                    f"config.{field} is {value!r}, but {self} has {allowed!r}: allowed "
+                    f"is {allowed!r}"
+                )
+
+    def analyzed(self, dtype: str | None = "float32") -> "Weights":
+        """These for what looks into a model: with plain reductions, in JAX alone.
+
+        All fields of the reduction are named.
 
         dtype: of the layers; None: the config's
         Raises InputError where the fields make no model.
@@ -444,6 +446,128 @@ def read(
     Raises InputError as `opened` and `Weights.completed`.
     """
     return opened(path, checkpoint, averaged).completed(asked)
+
+
+def read_with_config(
+    path: str | os.PathLike,
+    config: Any = None,
+    overrides: Any = None,
+    normalization: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
+    averaged: bool = False,
+) -> tuple[Any, Weights]:
+    """A config merged with the weights at a path, and these weights by that config.
+
+    What is typed goes over what the weights say, and that over configs/base.py, but
+    nothing that is typed may contradict what the weights decide; a whole config counts
+    as typed.
+
+    path, checkpoint, averaged: as `load` takes them
+    config: a ConfigDict, which is changed; where there are `overrides`, even none, that
+        of configs/base.py; None: the weights say it all
+    overrides: what is typed alone
+    normalization: of --mean and --std, {} where they are not typed, None of a command
+        that has no such flags
+    Raises InputError for the first contradiction.
+    """
+    whole, asked = overrides is None and config is not None, NOTHING
+    if whole:
+        asked = runs.model_config(config.to_dict())
+        asked.create(config.reduction.to_dict())  # its own mistakes first
+        asked = asked.over(named_fields(asked.name))
+    elif config is not None:
+        asked = _typed(config, overrides)
+    flags = {
+        name: channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
+    }
+    labels = {name: f"--{name}" for name in flags}
+    try:
+        asked = ModelConfig(**flags, labels=labels).over(asked)
+        weights = read(path, asked, checkpoint, averaged)
+        if whole and weights.run is not None:
+            weights.check_config(config.to_dict())
+    except Contradiction as error:
+        if whole and runs.is_run(path):
+            raise InputError(f"{error} or no --config") from error
+        raise
+    if normalization is not None and not weights.normalized:
+        print(f"note: {unknown_normalization(path)}", flush=True)
+    if config is None:
+        return None, weights
+    with config.unlocked():
+        if whole and config.data.eval_crop is None:
+            crop = {f"eval_{field}": value for field, value in weights.crop.items()}
+            usual, data = runs.LATER["data"], config.data
+            data.update({k: v for k, v in crop.items() if data[k] == usual[k]})
+        elif not whole:
+            _complete(config, weights)
+            overrides(config)
+        decided = {k: v for k, v in weights.config.plain.items() if k in config.model}
+        config.model.update({k: v for k, v in decided.items() if k not in FREE})
+    plain = config.to_dict()
+    free = {name: plain["model"][name] for name in FREE if name != "prop_attn"}
+    return config, dataclasses.replace(
+        weights,
+        config=dataclasses.replace(weights.config, **free),
+        reduction=runs.reduction_of(plain),
+        crop=runs.preprocessing_of(plain),
+        seed=config.seed,
+    )
+
+
+def _typed(config, overrides):
+    """The fields of the model that `overrides` of `config` name, with their types."""
+    top = ("image_size", "num_classes")
+    typed = [(k, v) for k, v in overrides if k.startswith("model.") or k in top]
+    changed = copy.deepcopy(config)
+    type(overrides)(typed)(changed)
+    names = {field.removeprefix("model.") for field, _ in typed}
+    fields = runs.model_fields(changed.to_dict())
+    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
+
+
+def _complete(config, weights):
+    """Replace fields of `config`, that of configs/base.py, by those of weights."""
+    fields = weights.run
+    if fields is None:
+        model, crop = weights.trained.config.plain, weights.crop.items()
+        size, classes = model.pop("image_size"), model.pop("num_classes")
+        if not isinstance(size, int):
+            raise InputError(
+                f"{weights} is for images of {described(size)}; allowed here are "
+                "squares, others in Python: load(), optimize() and Predictor"
+            )
+        dense = weights.reduction["name"] == DENSE["name"]
+        reduction = DENSE if dense else completed(weights.reduction)
+        fields = {
+            "image_size": size,
+            "num_classes": classes,
+            "model": {"name": None, **model, "dtype": fast_dtype()},
+            "reduction": {k: v for k, v in reduction.items() if v is not None},
+            "data": {f"eval_{field}": value for field, value in crop},
+        }
+    try:
+        config.update(_with_tuples(fields))
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{weights} does not fit configs/base.py: {reason}") from error
+
+
+def _decided(model, reduction):
+    """{field of a config: value} of a ModelConfig and a reduction, to be compared."""
+    fields = {"image_size": model.image_size}
+    fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
+    for field, value in completed(reduction).items():
+        group = "model" if field in settings.MODEL_FIELDS else "reduction"
+        fields[f"{group}.{field}"] = value
+    return {field: settings.plain(value) for field, value in fields.items()}
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
 
 
 def tensors(

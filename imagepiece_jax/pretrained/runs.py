@@ -172,7 +172,7 @@ def whole_config(config) -> ModelConfig:
     """The fields of the model in the config of a run, sizes of its name included."""
     stated = model_config(config)
     whole = {"arch": stated.architecture, "stem": stated.stem or "patch"}
-    whole |= dict.fromkeys(ONE_BY_ONE)
+    whole |= dict.fromkeys((*ONE_BY_ONE, *MODEL_FIELDS))  # these are the reduction's
     return dataclasses.replace(stated.over(size_of(stated.name)), **whole)
 
 

@@ -105,8 +105,7 @@ class Pretrained:
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
-            self._check_reduction()
-            put("reduction", split_reduction(self.reduction)[0])
+            put("reduction", self._checked_reduction())
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -115,8 +114,11 @@ class Pretrained:
             f"{described(self.image_size)}, {self.model.num_classes} classes>"
         )
 
-    def _check_reduction(self):
-        """InputError where the model was made with another reduction."""
+    def _checked_reduction(self):
+        """The reduction, with prop_attn where the model has another than usual.
+
+        InputError where the model was made with another reduction.
+        """
         model = self.model
         reduction, prop_attn = split_reduction(self.reduction)
         if prop_attn not in (None, model.prop_attn):
@@ -125,13 +127,15 @@ class Pretrained:
                 f"{model.prop_attn!r}; allowed is the reduction that create_model got"
             )
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
-        made = reduced(model, reduction, grid, self.name, model.prop_attn)
+        made = reduced(model, reduction, grid, self.name)
         if made.plan != model.plan:
             raise InputError(
                 f"reduction is {dict(self.reduction)}, but model.plan is another for "
                 f"images of {described(self.image_size)}; allowed is the reduction "
                 "that create_model got, with masked=False"
             )
+        usual = made.prop_attn == model.prop_attn
+        return reduction if usual else {**reduction, "prop_attn": model.prop_attn}
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -175,13 +179,12 @@ class Pretrained:
         learned = dict(self.selectors)
         if not self.untrained:  # they may have been trained since they were read
             learned |= convert.to_timm({"params": selectors})
-        lacking = convert.lacking_selectors(learned, variable_shapes(made, size))
-        variables = convert.model_variables(
+        variables, drawn = convert.model_variables(
             made,
             size,
             learned,
             "the model" if self.origin is None else str(self.origin),
-            fresh=() if seed is None else lacking,
+            fresh=() if seed is None else None,
             seed=seed or 0,
             kept={**self.variables, "params": dense},
         )
@@ -190,7 +193,7 @@ class Pretrained:
             model=made,
             variables=variables,
             reduction=reduction or DENSE,
-            untrained=bool(lacking),
+            untrained=bool(drawn),
             selectors=learned,
         )
 
@@ -328,7 +331,6 @@ def _check_way_back(vit, tensors, config):
     try:
         parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
         saved = infer(read, parsed.config)
-        saved = dataclasses.replace(saved, dtype=parsed.config.dtype)
         again = saved.create(parsed.reduction)
         convert.from_timm(read, variable_shapes(again, saved.image_size))
     except InputError as error:

@@ -27,13 +27,14 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data import loader
+from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.vit import ViT
+    from imagepiece_jax.pretrained.load import Weights
     from imagepiece_jax.reduction.methods.method import Method
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
@@ -200,7 +201,7 @@ class RunConfig(CheckedFields):
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
         """The model as `epoch` trains it: masked, or with the rate of that epoch."""
         reduction = self.reduction
-        if rate_at := self.create_method().rate_at:
+        if rate_at := self.method.rate_at:
             reduction = {**reduction, "keep_rate": rate_at(epoch)}
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
@@ -213,8 +214,9 @@ class RunConfig(CheckedFields):
             **{"name": None, **self.model, **fields, **changes}, reduction=reduction
         )
 
-    def create_method(self) -> "Method":
-        """The reduction's method."""
+    @functools.cached_property
+    def method(self) -> "Method":
+        """The reduction's method; InputError for one that there is not."""
         from imagepiece_jax.reduction import methods, settings  # imports JAX
 
         fields, _ = settings.split(self.reduction)
@@ -238,6 +240,33 @@ class RunConfig(CheckedFields):
         return self.data.source(
             split, self.num_classes, not self.distill.unlabeled, labels_by_name
         )
+
+    def test_images(
+        self, weights: "Weights", limit: int | None = None
+    ) -> tuple[Source, list[str]]:
+        """The images to evaluate weights on, and notes on both, to print.
+
+        limit: the first so many images
+        Raises InputError for weights without classes, and for images of other classes.
+        """
+        path, data, names = str(weights.path), self.data.name, weights.class_names
+        if not self.num_classes:
+            raise InputError(
+                f"weights {path} have no classes, so there is no accuracy to measure; "
+                "train a head first (train.py --config.init.weights), or take their "
+                "vectors: python -m imagepiece_jax predict --json"
+            )
+        by_name = class_names.labels_by_name(names, self.num_classes)
+        every = self.source("val", by_name)
+        source, shown = every.first(limit), every.class_names
+        unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
+        notes = [class_names.mapped_classes(shown, data, names)]
+        if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
+            # Where they count from 1 the accuracy would be 0.
+            notes += [f"no label of {data} is 0, the lowest is 1; labels count from 0"]
+        notes += [self.eval_transform().note(source.some_sizes(), len(source))]
+        notes = [f"note: {note}" for note in notes if note]
+        return source, [unnamed, *notes] if unnamed and weights.run else notes
 
     def length(self, images: int) -> "Length":
         """The run over `images` training images; a partial batch is left out."""

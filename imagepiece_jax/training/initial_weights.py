@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,11 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, hub, runs
+from imagepiece_jax.pretrained.infer import UNTOLD
 from imagepiece_jax.pretrained.load import Weights, opened, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
-
-# Fields of an architecture that no tensor shows, and that logits depend on.
-UNTOLD = ("gelu", "norm_eps", "rotary", "pool", "pool_include_prefix")
 
 
 class InitialWeights:
@@ -26,83 +25,82 @@ class InitialWeights:
     Nothing is read before it is needed: a run that is resumed needs neither.
     """
 
-    def __init__(self, config):
-        self._config = config
+    def __init__(self, run: RunConfig):
+        self._run = run
 
     @functools.cached_property
     def start(self) -> Weights | None:
         """What `config.init.weights` names; None where it is empty."""
-        path = self._config.init.weights
+        path = self._run.init.weights
         return opened(path) if path else None
 
     @functools.cached_property
     def teacher(self) -> Weights | None:
         """What `config.teacher.weights` names; None where it is empty."""
-        path = self._config.teacher.weights
+        path = self._run.teacher.weights
         return opened(path) if path else None
 
-    def settle_normalization(self, workdir) -> list[str]:
-        """Fill in config.model.mean and std where both are empty.
+    def normalization(self, workdir) -> tuple[dict[str, Any], list[str]]:
+        """The config.model.mean and std of a run; {} where it has either.
 
         A run in `workdir` has its own. A new one takes those of the weights that it
         starts or learns from, else those of the model's name, else ImageNet's. A
         teacher that may have others counts only where the run starts from no weights.
 
-        Returns a line for each of these weights that does not say its own.
+        Returns both by name, and a line for each of these weights that does not say its
+        own.
         """
-        config = self._config
-        if config.model.get("mean") is not None or config.model.get("std") is not None:
-            return []  # one alone is refused with the rest of the model
-        taken, values, unknown = "ImageNet's", IMAGENET, []
-        named = registry.facts(config.model.name)
-        if config.model.name not in registry.MODELS and "mean" in named:
-            taken, values = f"{config.model.name}'s", named
+        model = self._run.model
+        if model.get("mean") is not None or model.get("std") is not None:
+            return {}, []  # one alone is refused with the rest of the model
+        name, taken, values, unknown = model["name"], "ImageNet's", IMAGENET, []
+        named = registry.facts(name)
+        if name not in registry.MODELS and "mean" in named:
+            taken, values = f"{name}'s", named
         for path, weights in reversed(self._normalized_as(workdir)):
             if weights.normalization:
                 taken, values = f"{path}'s", weights.normalization
             else:
                 unknown.insert(0, path)
-        with config.unlocked():
-            for name in IMAGENET:
-                config.model[name] = values[name]
         fields = "config.model.mean and config.model.std"
-        return [unknown_normalization(path, fields, taken) for path in unknown]
+        notes = [unknown_normalization(path, fields, taken) for path in unknown]
+        return {field: values[field] for field in IMAGENET}, notes
 
     def _normalized_as(self, workdir):
         """(path, Weights) of what may say how the images of a run are normalized."""
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             return [(workdir, opened(workdir))]
-        run, sources = RunConfig.read(self._config), []
+        run, sources = self._run, []
         if run.init.weights and hub.exists(run.init.weights):
             sources.append((run.init.weights, self.start))
         # A teacher of distillation may be normalized in another way.
-        same = run.create_method().needs_teacher or not run.distill.active
+        same = run.method.needs_teacher or not run.distill.active
         if run.teacher.weights and (same or not run.init.weights):
             if hub.exists(run.teacher.weights):  # what is missing is refused later
                 sources.append((run.teacher.weights, self.teacher))
         return sources
 
-    def check_classes(self, workdir, names, resumed: bool = False) -> str | None:
+    def check_classes(self, workdir, names, resumed: bool = False) -> list[str]:
         """Compare the classes of what this run learns from with those of the data.
 
         Compared are the run in `workdir` that is resumed, the teacher, and what this
         run starts from if it keeps the head.
 
         names: of the classes of `config.data`
-        Returns the line on a start whose classes cannot be compared.
+        Returns a line on a start whose classes cannot be compared.
         Raises InputError where a class is another, by name.
         """
-        config, data = self._config, f"config.data.name {self._config.data.name!r}"
+        run, data = self._run, f"config.data.name {self._run.data.name!r}"
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             other = "choose another --workdir, or the data that it was trained on"
             before = opened(workdir).names_of_data
             check_classes(before, str(workdir), names, data, other)
-        if config.teacher.weights and hub.exists(config.teacher.weights):
-            source = f"config.teacher.weights {config.teacher.weights}"
+        if run.teacher.weights and hub.exists(run.teacher.weights):
+            source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.names_of_data, source, names, data)
-        path = config.init.weights
-        if not path or resumed or "head" in config.init.fresh:
-            return None
+        path = run.init.weights
+        if not path or resumed or "head" in run.init.fresh:
+            return []
         line = check_classes(
             self.start.names_of_data,
             f"config.init.weights {path}",
@@ -111,7 +109,7 @@ class InitialWeights:
             "allowed are the same classes in the same order, or a new head by "
             "config.init.fresh=('head',)",
         )
-        return None if self.start.run is None else line
+        return [line] if line and self.start.run is not None else []
 
     def variables(self, model):
         """Variables that training starts from: `config.init.weights`, else fresh ones.
@@ -120,16 +118,16 @@ class InitialWeights:
 
         Raises InputError where it does not fit.
         """
-        config, fresh = self._config, tuple(self._config.init.fresh)
-        if fresh and not config.init.weights:
+        run, fresh = self._run, self._run.init.fresh
+        if fresh and not run.init.weights:
             raise InputError(
                 f"config.init.fresh is {fresh}, so the rest has been trained, but "
                 "config.init.weights is empty: name a weights file or the folder of a "
                 "run, or set config.init.fresh=() to train everything anew"
             )
         if self.start is None:
-            return fresh_variables(model, config.image_size, config.seed)
-        like = variable_shapes(model, config.image_size)
+            return fresh_variables(model, run.image_size, run.seed)
+        like = variable_shapes(model, run.image_size)
         convert.check_parts(fresh, like, "config.init.fresh")
         try:
             return self._fitted(self.start, model, fresh)
@@ -142,8 +140,8 @@ class InitialWeights:
 
         Raises InputError where parts are fresh: such a model only guesses.
         """
-        fresh, asked = self._config.init.fresh, "config.init.evaluate is True, but"
-        if not self._config.init.weights:
+        fresh, asked = self._run.init.fresh, "config.init.evaluate is True, but"
+        if not self._run.init.weights:
             raise InputError(
                 f"{asked} config.init.weights is empty: name a weights file or the "
                 "folder of a run, or leave the evaluation out"
@@ -162,10 +160,10 @@ class InitialWeights:
 
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
-        if not self._config.teacher.weights:
+        if not self._run.teacher.weights:
             raise InputError(
                 "config.teacher.weights is empty, but "
-                f"{self._config.reduction.name!r} learns from a dense model: name a "
+                f"{self._run.reduction['name']!r} learns from a dense model: name a "
                 "weights file or the folder of a run"
             )
         try:
@@ -179,7 +177,7 @@ class InitialWeights:
         They do not fit either where they were trained with a function, or for images,
         that no tensor shows and that is another here.
         """
-        config, size, stated = self._config, self._config.image_size, weights.stated
+        size, stated = self._run.image_size, weights.stated
         facts = registry.facts(stated.name)
         theirs = facts | stated.stated
         if stated.name or stated.arch:
@@ -187,29 +185,27 @@ class InitialWeights:
         places = Positions.of(model, size, theirs.get("image_size"))
         if "resize" in theirs:  # by the code that these positions were trained for
             places = dataclasses.replace(places, how=theirs["resize"])
-        variables = convert.model_variables(
+        variables, _ = convert.model_variables(
             model,
             size,
             weights.tensors,
             str(weights),
             positions=places,
             fresh=fresh,
-            seed=config.seed,
-            exact=True,
+            seed=self._run.seed,
         )
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.
             theirs["num_heads"] = stated.num_heads or model.num_heads
         here = {field: getattr(model.arch, field) for field in UNTOLD}
-        here["num_heads"] = model.num_heads
-        for name in IMAGENET:
-            here[name] = tuple(config.model.get(name) or IMAGENET[name])
+        del here["resize"]  # these positions have been
+        here |= {name: getattr(model, name) for name in ("num_heads", *IMAGENET)}
         if "head" in fresh:
             del here["pool"], here["pool_include_prefix"]  # a new head's own matter
         for field, value in here.items():
             if field in theirs and not _equal(theirs[field], value):
                 raise InputError(
-                    f"config.model.{field} is {value!r}, but {weights.path} was "
+                    f"config.model.{field} is {value!r}, but {weights} was "
                     f"trained with {theirs[field]!r}: allowed is {theirs[field]!r}"
                 )
         return variables

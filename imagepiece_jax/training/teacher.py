@@ -68,7 +68,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
         not need it, or has one that does not fit.
     """
     path, distill, reduction = run.teacher.weights, run.distill, run.reduction["name"]
-    if run.create_method().needs_teacher:
+    if run.method.needs_teacher:
         for field, value in run.teacher.stated.items():
             raise InputError(
                 f"config.teacher.{field} is {value!r}, but {reduction!r} learns from a "

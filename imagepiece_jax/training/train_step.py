@@ -123,7 +123,7 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.of`, or None
     """
-    loss = run.create_method().loss
+    loss = run.method.loss
     return functools.partial(
         train_step,
         model=model,

@@ -64,14 +64,6 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
         return run.progress.last
 
 
-def _settled(config, workdir, initial: InitialWeights) -> RunConfig:
-    """The checked config, with the normalization of the images filled in."""
-    RunConfig.read(config).create_method()  # mistakes in the config come first
-    for line in initial.settle_normalization(workdir):
-        say(f"note: {line}")
-    return RunConfig.read(config)
-
-
 @dataclasses.dataclass(eq=False)
 class Run:
     """One run: its parts, made by `open`, and where it stands.
@@ -114,17 +106,20 @@ class Run:
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
-                initial = InitialWeights(config)
-                run = _settled(config, workdir, initial)
+                run = RunConfig.read(config)
+                initial = InitialWeights(run)
+                images, notes = initial.normalization(workdir)
+                for note in notes:
+                    say(f"note: {note}")
+                run = dataclasses.replace(run, model=run.model | images)
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
                 rate, transformation = optimizer.create(
                     run.optim,
                     data.length.steps_per_epoch,
-                    run.create_method().param_groups,
+                    run.method.param_groups,
                 )
-                say(cost.describe(model, [dense], run.image_size))
-                fields = config.to_dict()
+                fields = {**config.to_dict(), "model": run.model}
                 distributed.check_same_settings(dry_run, fields, model, data)
 
                 lock = run_dir.RunLock(workdir)
@@ -134,8 +129,8 @@ class Run:
                 run_dir.check_config(workdir, fields)
                 resumed = parallel.from_main(checkpoints.latest_step) is not None
                 names = data.train.class_names
-                if unnamed := initial.check_classes(workdir, names, resumed):
-                    say(f"note: {unnamed}")
+                for note in initial.check_classes(workdir, names, resumed):
+                    say(f"note: {note}")
                 teacher_model, frozen = teacher.of(run, dense, initial)
                 dense_variables = None
                 if run.init.evaluate and not resumed:
@@ -149,6 +144,7 @@ class Run:
                 else:
                     state = jax.jit(new_state)(initial.variables(model))
                 del initial  # which holds the tensors of its files
+                say(cost.describe(model, [dense], run.image_size))
 
                 if not dry_run:  # nothing has been written so far
                     if parallel.is_main():

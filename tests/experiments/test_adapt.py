@@ -19,8 +19,8 @@ from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.training.weights_config import for_analysis
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 
@@ -72,7 +72,7 @@ def context(photographs, out, **fields):
     made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
     made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=0)
     given = {"images": images, "config": made, "folds": FOLDS}
-    weights = for_analysis(photographs / "weights", dtype="float32")
+    weights = read(photographs / "weights").analyzed()
     return tiny_context.context(out, models=OffTheShelf(weights), **(given | fields))
 
 

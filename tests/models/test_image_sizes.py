@@ -20,8 +20,8 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.load import read_with_config
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.training.weights_config import of_weights
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder
@@ -123,7 +123,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     assert loaded.model == model and loaded.image_size == WIDE
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
     with pytest.raises(InputError, match="is for images of 12x20; allowed here are sq"):
-        of_weights(path, base.get_config(), Overrides())
+        read_with_config(path, base.get_config(), Overrides())
 
 
 def test_positions_of_a_square_are_resized_to_both_sides():

@@ -17,10 +17,10 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, load, runs
+from imagepiece_jax.pretrained.load import read_with_config
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth
 
@@ -135,7 +135,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     """Without a config, with an override, and to start a training from."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
-    config, weights = of_weights(path, base.get_config(), Overrides())
+    config, weights = read_with_config(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
     assert RunConfig.read(config).create_model().clone(drop_path_rate=0.0) == loaded
     assert same(weights.variables(loaded), variables)
@@ -147,16 +147,19 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
         "bilinear",
     )
     assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
-    assert InitialWeights(config).settle_normalization(tmp_path / "no") == []
     config.init.weights = str(path)
-    started = InitialWeights(config).variables(RunConfig.read(config).create_model())
+    run = RunConfig.read(config)
+    assert InitialWeights(run).normalization(tmp_path / "no") == ({}, [])
+    started = InitialWeights(run).variables(run.create_model())
     assert same(started, variables)
     tuned = Overrides([("reduction.name", "random")])
-    assert of_weights(path, base.get_config(), tuned)[0].reduction.name == "random"
+    assert (
+        read_with_config(path, base.get_config(), tuned)[0].reduction.name == "random"
+    )
     with pytest.raises(
         InputError, match="config.model.num_heads is 6, but folder .* 3"
     ):
-        of_weights(path, base.get_config(), Overrides([("model.num_heads", "6")]))
+        read_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
 
 
 @pytest.mark.parametrize(
@@ -397,9 +400,9 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     known = Preprocessing(tiny.SIDE, 0.9, "squash", "bicubic")
     vit = Pretrained(model, variables, preprocessing=known)
     imagepiece_jax.save(tmp_path / "a", vit)
-    config, _ = of_weights(tmp_path / "a", base.get_config(), Overrides())
+    config, _ = read_with_config(tmp_path / "a", base.get_config(), Overrides())
     config.data.eval_crop, config.data.eval_crop_mode = None, "center"
     config.data.eval_interpolation = "bilinear"
-    made = RunConfig.read(of_weights(tmp_path / "a", config)[0]).eval_transform()
+    made = RunConfig.read(read_with_config(tmp_path / "a", config)[0]).eval_transform()
     assert (made.crop, made.crop_mode) == (0.9, "squash")
     assert made.interpolation == "bilinear"

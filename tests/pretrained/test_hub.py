@@ -71,7 +71,9 @@ def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
 
 def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
-    found, values = tiny.pair(imagepiece_jax.load("hf://org/name"))
+    vit = imagepiece_jax.load("hf://org/name")
+    assert str(vit.origin) == "folder hf://org/name"  # not that of the cache
+    found, values = tiny.pair(vit)
     assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
     assert load.opened("hf://org/name").normalization["std"] == STD
@@ -147,6 +149,7 @@ def test_what_is_no_id(path):
             'an id of the hub is a string, such as "hf://timm/x", never a Path',
         ),
         (None, "the path of weights is None; allowed are a string and a pathlib.Path"),
+        ("", "the path of weights is empty; allowed are files and folders"),
         (b"w.npz", "the path of weights is b'w.npz'; allowed are a string and"),
         (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
         ("timm/test_vit.r160_in1k", "did you mean hf://timm/test_vit.r160_in1k?"),
@@ -397,6 +400,6 @@ def test_a_command_takes_an_id(cache, files):
     snapshot = lay_out(cache, files)
     words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
     told = sentence(call(evaluate.main, *words))
-    assert told.startswith(f"config.model.depth is 3, but folder {snapshot} has 1")
+    assert told.startswith("config.model.depth is 3, but folder hf://org/name has 1")
     assert load.read("hf://org/name").name == "org/name"
     assert load.read(snapshot).name == "org/name"

@@ -10,15 +10,17 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from configs import quickstart
+from configs import base, quickstart
+from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained.load import read, read_with_config
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training.weights_config import for_analysis, of_weights
+from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -155,7 +157,7 @@ def test_a_config_that_contradicts_a_run(tmp_path, fields, message):
     other.update_from_flattened_dict(fields)
     message = rf"^{message}.*: allowed is .+ or no --config$"
     with pytest.raises(InputError, match=message):
-        of_weights(run_folder(tmp_path / "run"), other)
+        read_with_config(run_folder(tmp_path / "run"), other)
 
 
 def test_what_training_alone_reads_may_differ(tmp_path):
@@ -164,7 +166,7 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
     path = run_folder(tmp_path / "run")
-    _, found = of_weights(path, other)
+    _, found = read_with_config(path, other)
     assert found.config.dtype == "bfloat16" and found.seed == 3
     own = load.read(path).reduction
     assert settings.completed(found.reduction) == settings.completed(own)
@@ -197,6 +199,12 @@ def test_a_folder_without_a_config(tmp_path, content, message):
         (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=f"^{tmp_path}.*{message}"):
         load.read(tmp_path)
+
+
+def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
+    np.savez(tmp_path / "w.npz", **tensors)
+    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; allowed is"):
+        imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
 
 
 def test_a_folder_of_weights_alone(tmp_path):
@@ -265,7 +273,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
-        for_analysis(tmp_path).pretrained()
+        read(tmp_path, checkpoint="latest").analyzed().pretrained()
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -339,3 +347,13 @@ def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
         imagepiece_jax.load(run, name="deit_ti")
     with pytest.raises(InputError, match="checkpoint"):  # which this folder lacks
         imagepiece_jax.load(run, name="vit_mini")
+
+
+def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(run_of_0_2_0):
+    """So that what is made of the config is the model that is evaluated."""
+    emptied = [("model.mlp_ratio", ""), ("model.name", "None"), ("model.kernels", "")]
+    given = run_of_0_2_0, base.get_config(), Overrides(emptied)
+    config, weights = read_with_config(*given)
+    assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
+    assert config.model.kernels is None  # of a device, not of the weights
+    assert RunConfig.read(config).create_model() == weights.model()

@@ -120,6 +120,7 @@ def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
         "name": "dynamicvit",
         "blocks": (1,),
         "keep_rate": 0.6,
+        "prop_attn": True,
     }
     assert model.prop_attn and (model.mean, model.std) == (
         (0.5, 0.4, 0.3),

@@ -32,6 +32,9 @@ def dense():
 def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.reduction == {"name": "none"} and dense.label == "dense"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
+    for size in (0, (20, -4), (20, 20, 3), 20.0):
+        with pytest.raises(InputError, match="^image_size is .*; allowed are pixels a"):
+            Preprocessing(size)
     assert (dense.class_names, dense.name, dense.origin) == (None, None, None)
     early = tiny.model({"name": "token_learner", "block": 0})
     vit = Pretrained(early, tiny.variables(early))
@@ -101,7 +104,9 @@ def test_the_same_weights_with_another_reduction(dense):
     assert tome.label == "tome r=4" and tome.gmacs < dense.gmacs
     assert dense.reduction == {"name": "none"}  # which is not changed
     plain = dense.with_reduction(TOME | {"prop_attn": False})
-    assert not plain.model.prop_attn and plain.reduction == TOME
+    assert not plain.model.prop_attn and plain.reduction == TOME | {"prop_attn": False}
+    again = dense.with_reduction(plain.reduction)  # as it was, whoever set it
+    assert again.model == plain.model and again.reduction == plain.reduction
     assert tome.with_reduction(None).model == dense.model
     with pytest.raises(InputError, match="^reduction has a step at block 5, but the m"):
         dense.with_reduction({"name": "evit", "blocks": (5,)})

@@ -10,10 +10,10 @@ from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained.load import read, read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.weights_config import for_analysis
 from tests.models import tiny
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
@@ -37,17 +37,17 @@ def file(tmp_path_factory, variables):
 
 @pytest.fixture(scope="module")
 def weights(file):
-    return for_analysis(file, dtype="float32")
+    return read(file).analyzed()
 
 
 def test_a_file_is_read_once(file, monkeypatch):
-    reads, read = [], layouts.read_state_dict
+    reads, read_file = [], layouts.read_state_dict
     monkeypatch.setattr(
         layouts,
         "read_state_dict",
-        lambda path, averaged: reads.append(path) or read(path, averaged),
+        lambda path, averaged: reads.append(path) or read_file(path, averaged),
     )
-    weights = for_analysis(file)
+    weights = read(file, checkpoint="latest").analyzed()
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
         weights.pretrained(reduction)
     assert weights.digest and reads == [file]
@@ -87,7 +87,7 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     """Under another reduction they are left out, or fresh where they differ."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
-    weights = for_analysis(tmp_path / "vit_mini.npz")
+    weights = read(tmp_path / "vit_mini.npz", checkpoint="latest").analyzed()
     own = weights.pretrained(DYNAMICVIT)
     assert not own.untrained
     assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
@@ -101,10 +101,10 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     other = tiny.variables(tiny.model(**SIZE), seed=1)
     path = tmp_path / "vit_mini.npz"
     np.savez(path, **convert.to_timm(other))
-    digest = for_analysis(path).digest
+    digest = read(path, checkpoint="latest").analyzed().digest
     assert digest != weights.digest and len(digest) == 16
     np.savez(path, **weights.tensors)
-    assert for_analysis(path).digest == weights.digest
+    assert read(path, checkpoint="latest").analyzed().digest == weights.digest
 
 
 def test_weights_of_another_stem_are_a_mistake(weights):
@@ -122,13 +122,13 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     with pytest.raises(
         InputError, match="say which model it is, name=.., in commands --config"
     ):
-        for_analysis(path)
+        read(path, checkpoint="latest").analyzed()
     config = quickstart.get_config()
     config.model.stem = "patch"
     config.reduction.merge_blocks, config.reduction.prune_blocks = (0, 1), (2,)
     for name, value in NARROW.items():
         config.model[name] = value
-    found = for_analysis(path, config)
+    found = read_with_config(path, config)[1].analyzed()
     assert found.model(settings.DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
     assert found.use(given) == "as trained"
@@ -141,7 +141,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         config.model.prop_attn = prop_attn
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
-        found[name] = for_analysis(tmp_path / name)
+        found[name] = read(tmp_path / name, checkpoint="latest").analyzed()
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
     assert usual.model() == RunConfig.read(quickstart.get_config()).create_model()
@@ -162,4 +162,4 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
 )
 def test_a_path_without_a_model_is_named(tmp_path, path, reason):
     with pytest.raises(InputError, match=reason):
-        for_analysis(tmp_path / path)
+        read(tmp_path / path, checkpoint="latest").analyzed()

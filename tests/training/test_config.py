@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base, quickstart
 from imagepiece_jax.common.layout import Placement
@@ -269,3 +271,20 @@ def test_names_of_fresh_parts():
         made["init"]["fresh"] = fresh
         with pytest.raises(InputError, match="config.init.fresh is .*allowed are name"):
             RunConfig.read(made)
+
+
+@pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
+def test_labels_that_may_count_from_one_are_noted(tmp_path, labels, is_noted):
+    rows = ["filename,label"]
+    for label in labels:
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{label}.png")
+        rows.append(f"{label}.png,{label}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    config = quickstart.get_config()
+    config.data.name = data = f"csv:{tmp_path}/set.csv"
+    weights = types.SimpleNamespace(
+        path="w.npz", class_names=None, names_of_data=None, run=None
+    )
+    source, notes = RunConfig.read(config).test_images(weights, limit=1)
+    note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
+    assert len(source) == 1 and notes == [note] * is_noted

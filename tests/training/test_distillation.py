@@ -287,7 +287,7 @@ def weights(tmp_path_factory):
 
 def teacher_of(made):
     run = RunConfig.read(made)
-    return teacher.of(run, run.create_dense(), InitialWeights(made))
+    return teacher.of(run, run.create_dense(), InitialWeights(run))
 
 
 def test_any_teacher_brings_its_size_and_images(weights):

@@ -105,17 +105,21 @@ def test_the_model_of_an_epoch_has_that_epochs_rate():
     assert RunConfig.read(config).create_train_model(0).plan[-1].mlp_tokens == 69
 
 
+def initial(made):
+    return InitialWeights(RunConfig.read(made))
+
+
 def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
     dense = RunConfig.read(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
-        InitialWeights(config).teacher_variables(dense)
+        initial(config).teacher_variables(dense)
     variables = fresh_variables(dense, 16, seed=0)
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
     config.teacher.weights = str(tmp_path / "teacher.npz")
-    loaded = InitialWeights(config).teacher_variables(dense)
+    loaded = initial(config).teacher_variables(dense)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
-        InitialWeights(config).teacher_variables(RunConfig.read(config).create_dense())
+        initial(config).teacher_variables(RunConfig.read(config).create_dense())

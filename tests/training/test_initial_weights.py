@@ -35,6 +35,10 @@ def drawn(made, seed=0):
     return fresh_variables(RunConfig.read(made).create_model(), made.image_size, seed)
 
 
+def initial(made):
+    return InitialWeights(RunConfig.read(made))
+
+
 def equal(one, other):
     return jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), one, other)
 
@@ -62,7 +66,7 @@ def test_fresh_is_a_function_of_the_seed():
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
-    loaded = InitialWeights(made).variables(RunConfig.read(made).create_model())
+    loaded = initial(made).variables(RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
 
 
@@ -71,14 +75,14 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     made = config(**fields, **{"init.fresh": ("head",)})
-    started = InitialWeights(made).variables(RunConfig.read(made).create_model())
+    started = initial(made).variables(RunConfig.read(made).create_model())
     head = drawn(made, seed=5)["params"]["head"]
     assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
     old = dict(variables["params"])
     del old["head"]
     assert all(jax.tree.leaves(equal(started["params"], old)))
     with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
-        InitialWeights(config(**fields)).variables(RunConfig.read(made).create_model())
+        initial(config(**fields)).variables(RunConfig.read(made).create_model())
 
 
 @pytest.mark.parametrize(
@@ -92,23 +96,36 @@ def test_only_the_named_parts_are_new(saved):
 def test_mistakes(fields, message):
     made = config(**fields)
     with pytest.raises(InputError, match=message):
-        InitialWeights(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.read(made).create_model())
+
+
+def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
+    """They are left out, as a model of `load` with another reduction leaves them."""
+    path, made = tmp_path / "w.npz", config(**{"model.depth": 2})
+    with made.unlocked():
+        made.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
+    variables = drawn(made, seed=1)
+    np.savez(path, **convert.to_timm(variables))
+    made = config(**{"model.depth": 2, "init.weights": str(path)})
+    loaded = initial(made).variables(RunConfig.read(made).create_model())
+    del variables["params"]["reducer_1"]
+    assert all(jax.tree.leaves(equal(loaded, variables)))
 
 
 def test_unknown_part_and_wrong_shape_are_named(saved):
     path, _ = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
-        InitialWeights(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
-        InitialWeights(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "num_classes": 5})
     remedy = (
         r"head/bias needs \(5,\) \(to train it anew: config.init.fresh=\('head',\)\)$"
     )
     with pytest.raises(InputError, match=remedy):
-        InitialWeights(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.read(made).create_model())
 
 
 def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
@@ -136,7 +153,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
 def test_weights_as_given_are_those_of_the_dense_model(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
-    given = InitialWeights(made).dense_variables(RunConfig.read(made).create_dense())
+    given = initial(made).dense_variables(RunConfig.read(made).create_dense())
     assert all(jax.tree.leaves(equal(given, variables)))
 
 
@@ -154,7 +171,7 @@ def test_fresh_weights_are_not_evaluated(fields, message):
     made = config(**{"init.evaluate": True}, **fields)
     message = f"^config.init.evaluate is True, but config.{message}"
     with pytest.raises(InputError, match=message):
-        InitialWeights(made).dense_variables(RunConfig.read(made).create_dense())
+        initial(made).dense_variables(RunConfig.read(made).create_dense())
 
 
 GOOGLE = pathlib.Path(__file__).parent.parent / "fixtures/layouts/vit_jax.npz"
@@ -194,8 +211,8 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     def begin(made):
         model = RunConfig.read(made).create_dense()
         if start == "teacher.weights":
-            return InitialWeights(made).teacher_variables(model)
-        return InitialWeights(made).variables(model)
+            return initial(made).teacher_variables(model)
+        return initial(made).variables(model)
 
     small = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
     made = quickstart.get_config()
@@ -212,8 +229,8 @@ def test_a_new_run_takes_the_images_that_the_layout_says(google):
     made = config(**{"init.weights": str(google[0])})
     with made.unlocked():
         made.model.mean = made.model.std = None
-    assert InitialWeights(made).settle_normalization("no_such_run") == []
-    assert made.model.mean == made.model.std == (0.5,) * 3
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert initial(made).normalization("no_such_run") == (half, [])
 
 
 def test_numbers_are_compared_as_float32_has_them(tmp_path):
@@ -223,6 +240,6 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
-    loaded = InitialWeights(made).variables(RunConfig.read(made).create_model())
+    loaded = initial(made).variables(RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
     assert load.opened(path).normalization["mean"] == (0.485, 0.456, 0.406)
