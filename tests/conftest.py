@@ -27,7 +27,7 @@ from tests import tracing  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 tracing.remember_initializers()
 tracing.remember_exports()
-tracing.share_mlir_context()
+tracing.lower_fast()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -96,6 +96,6 @@ def _free_programs():
     take more than twice as long.
     """
     yield
-    tracing.renew_mlir_context()
     if len(jax.devices()[0].client.live_executables()) > 250:
+        tracing.renew_mlir_context()
         jax.clear_caches()

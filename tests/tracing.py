@@ -5,6 +5,7 @@ import types
 
 import jax
 from flax.core import scope
+from jax._src import core
 from jax._src.interpreters import mlir
 
 from imagepiece_jax.common import nodes
@@ -74,16 +75,51 @@ def remember_exports():
 
 
 _make_context = functools.cache(mlir.make_ir_context)
+_lower_equation = mlir._cached_lowering_miss
+_lowered = {}
 
 
-def share_mlir_context():
-    """Let JAX make the context of MLIR once, not for every program that it lowers.
+def _lower_once(ctx, eqn, cache_key, avals_in, **params):
+    """What JAX lowers an equation to, which it copies into each program that has it."""
+    key = cache_key, ctx.axis_context, ctx.lowering_parameters
+    if key not in _lowered:
+        rule = _lower_equation(ctx, eqn, cache_key, avals_in, **params)
+        of_the_program = eqn.effects or rule.const_args or ctx.shape_poly_state.dim_vars
+        if of_the_program or not rule.inline or not _stands_alone(rule.func, params):
+            return rule
+        _lowered[key] = rule
+    ctx.lowering_cache[cache_key] = _lowered[key]
+    return _lowered[key]
 
-    In JAX 0.10 it takes 5 ms of the 6 that a tiny program is lowered in.
+
+def _stands_alone(func, params):
+    """Whether a function calls none of its program, and is of no inner jaxpr."""
+    names = []
+
+    def note(operation):
+        names.append(operation.name)
+        return mlir.ir.WalkResult.ADVANCE
+
+    func.operation.walk(note)
+    plain = (
+        name.startswith(("stablehlo.", "chlo.", "func.")) and "call" not in name
+        for name in names
+    )
+    return all(plain) and not any(core.jaxprs_in_params(params))
+
+
+def lower_fast():
+    """Lower a program in a third of the time, to the same program.
+
+    JAX makes a context of MLIR, 5 ms, and lowers each kind of equation anew for every
+    program. Here programs share both; of tracebacks, they keep the last line alone.
     """
     mlir.make_ir_context = _make_context
+    mlir._cached_lowering_miss = _lower_once
+    jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 
 def renew_mlir_context():
     """Make the next program's context anew: it keeps the constants of all programs."""
+    _lowered.clear()
     _make_context.cache_clear()

@@ -6,6 +6,8 @@ float32 on a CPU.
 
 import functools
 import json
+import os
+import sys
 import types
 
 import jax
@@ -19,7 +21,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.tokens import DROPPED
-from tests.command import start
+from tests import forked
 from tests.models import tiny
 
 pytestmark = pytest.mark.slow
@@ -158,22 +160,31 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 # Accuracy
 
 
+def evaluated(assets, out, *words):
+    """What the evaluate command says of 200 images, compiled in full."""
+    data = assets / "data/nips2017_224_jpg/labels.csv"
+    ended = forked.run(
+        [
+            *(sys.executable, "-m", "imagepiece_jax", "evaluate"),
+            *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
+            *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
+            *("--config.eval_batch_size=40", "--config.data.workers=0", "--limit=200"),
+            *words,
+        ],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    assert ended.returncode == 0, ended
+    return json.loads(out.read_text())
+
+
 def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
-    """To the image, by the evaluate command, compiled in full.
+    """To the image.
 
     In timm 167 are right, and 187 among five; of all 1,000 it has 84.9 and 97.3 %. No
     logit is nearer than .0017 to one that would make another image right, or wrong.
     """
-    data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
-    ended = start(
-        *("-m", "imagepiece_jax", "evaluate", "--config", "configs/deit_s.py:deit_ti"),
-        *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
-        *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
-        *("--config.eval_batch_size=40", "--config.data.workers=0", "--limit=200"),
-        XLA_FLAGS="",
-    )
-    assert ended.status == 0, ended
-    result = json.loads(out.read_text())
+    config = "--config=configs/deit_s.py:deit_ti"
+    result = evaluated(assets, tmp_path / "out.json", config)
     assert result["images"] == 200
     assert result["acc1"] == pytest.approx(100 * 167 / 200)
     assert result["acc5"] == pytest.approx(100 * 187 / 200)
@@ -185,18 +196,10 @@ def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
 
     Of all 1,000 they are 77.8 %, as by code of its own when the control was proposed.
     """
-    data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
-    ended = start(
-        *("-m", "imagepiece_jax", "evaluate"),
-        *("--config", "configs/deit_s_imagepiece.py:deit_ti"),
-        *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
-        *("--resize", "none", "--json", out, "--config.model.stem=patch"),
+    config = "--config=configs/deit_s_imagepiece.py:deit_ti"
+    result = evaluated(
+        *(assets, tmp_path / "out.json", config, "--config.model.stem=patch"),
         *("--config.reduction.inattentive=drop", "--config.reduction.keep_rate=.9"),
-        *("--config.model.dtype=float32", "--config.data.workers=0", "--limit=200"),
-        *("--config.eval_batch_size=40",),
-        XLA_FLAGS="",
     )
-    assert ended.status == 0, ended
-    result = json.loads(out.read_text())
     assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 152 / 200))
     assert round(result["gmacs"], 3) == 0.754
