@@ -101,10 +101,10 @@ def turned(family, head, place):
 @pytest.mark.parametrize("family", ARCHS)
 def test_those_of_a_grid_are_those_of_its_coordinates(family):
     rotary = ARCHS[family].rotary
-    places = jnp.asarray(rotary.coordinates((2, 3)))[None]
-    for got, want in zip(
-        rotary.grid_rotations((2, 3), 8, 2), rotary.rotations(places, 8, 2), strict=True
-    ):
+    places = np.asarray(rotary.coordinates((2, 3)))[None]
+    of_grid = tiny.compiled(lambda: rotary.grid_rotations((2, 3), 8, 2))()
+    of_places = tiny.compiled(lambda places: rotary.rotations(places, 8, 2))(places)
+    for got, want in zip(of_grid, of_places, strict=True):
         assert got.shape == (1, 8, 1, 4)
         np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -114,8 +114,12 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
     rotary, rng = ARCHS[family].rotary, np.random.default_rng(0)
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
     heads = rng.normal(size=(2, 5, 2, 8)).astype(np.float32)
-    rotations = rotary.rotations(places, 8, prefix=1)
-    got = rotary.rotate(jnp.asarray(heads), rotations)
+
+    @tiny.compiled
+    def rotate(heads, places):
+        return rotary.rotate(heads, rotary.rotations(places, 8, prefix=1))
+
+    got = rotate(heads, places)
     np.testing.assert_array_equal(got[:, 0], heads[:, 0])
     want = [
         [[turned(family, head, at) for head in token] for token, at in image]
@@ -125,10 +129,13 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
 
 
 def test_the_other_order_of_axes_turns_by_x_first():
-    places = np.float32([[[3, 7]]])
-    rotations = [Rotary(axes=axes).rotations(places, 8)[0] for axes in ("yx", "xy")]
-    np.testing.assert_array_equal(rotations[0], rotations[1][..., [2, 3, 0, 1]])
-    assert rotations[0].ravel()[0] == pytest.approx(math.cos(3))
+    @tiny.compiled
+    def cosines(places):
+        return [Rotary(axes=axes).rotations(places, 8)[0] for axes in ("yx", "xy")]
+
+    by_y, by_x = cosines(np.float32([[[3, 7]]]))
+    np.testing.assert_array_equal(by_y, by_x[..., [2, 3, 0, 1]])
+    assert by_y.ravel()[0] == pytest.approx(math.cos(3))
 
 
 def test_half_precision_is_turned_in_full():
@@ -144,40 +151,43 @@ def test_half_precision_is_turned_in_full():
 # Coordinates travel
 
 
+begin = tiny.compiled(lambda x, places: tokens.start(x, 2, coordinates=places))
+move = tiny.compiled(tokens.apply, static_argnums=2)
+
+
 def state_at(places, size=None):
     """One image of tokens at places, with a prefix of two."""
     places = np.asarray(places, np.float32)
-    state = tokens.start(jnp.zeros((1, 2 + len(places), 3)), 2, coordinates=places)
-    if size is None:
-        return state
-    return state.replace(size=jnp.asarray([[1, 1, *size]], jnp.float32))
+    state = begin(np.zeros((1, 2 + len(places), 3), np.float32), places)
+    return state if size is None else state.replace(size=np.float32([[1, 1, *size]]))
 
 
 @pytest.mark.parametrize("form", ["gather", "one_hot"])
 def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     """Three patches at 0 and one at (4, 8): a quarter of the way; the last is gone."""
     state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
-    dest = jnp.asarray([[0, 1, 0, -1]], jnp.int32)
+    dest = np.int32([[0, 1, 0, -1]])
     # What weighs the features does not move the token.
-    result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2)
-    after = tiny.jit(tokens.apply, static_argnums=2)(state, result, form)
+    result = Assignment(dest, weight=np.float32([[1, 1, 9, 1]]), n_out=2)
+    after = move(state, result, form)
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
 def test_a_soft_token_stands_where_its_weights_are():
     """Weights that do not add up to one; without any, in the middle of all."""
-    matrix = jnp.asarray([[[1.0, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
-    after = tokens.apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
+    matrix = np.float32([[[1, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
+    after = move(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
 
 
 def test_a_package_stands_where_stood_what_is_masked_now():
     state = state_at([[0, 0], [2, 6], [4, 8], [9, 9]])
-    state = state.replace(mask=jnp.asarray([[1.0, 1, 1, 0]]))
-    result = Masking(jnp.asarray([[1.0, 0, 0, 0]]), append=jnp.ones((1, 3)))
-    after = tokens.apply(state, result)
+    state = state.replace(mask=np.float32([[1, 1, 1, 0]]))
+    appended = np.ones((1, 3), np.float32)
+    result = Masking(np.float32([[1, 0, 0, 0]]), append=appended)
+    after = move(state, result)
     assert after.coordinates.tolist() == [[[0, 0], [2, 6], [4, 8], [9, 9], [3, 7]]]
-    unchanged = tokens.apply(state, dataclasses.replace(result, append=None))
+    unchanged = move(state, dataclasses.replace(result, append=None))
     assert unchanged.coordinates.tolist() == state.coordinates.tolist()
 
 

@@ -48,7 +48,8 @@ def test_energy_is_the_published_one(margin):
     keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     energy = np.array(ENERGIES[margin])
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
-    got = uniqueness(jnp.asarray(3 * keys[None], jnp.float32), margin)[0]
+    unique = tiny.compiled(uniqueness, static_argnums=1)
+    got = unique(np.float32(3 * keys[None]), margin)[0]
     np.testing.assert_allclose(got, shares(energy), atol=2e-5)
     assert list(np.argsort(got)) == list(np.argsort(-energy))
 
@@ -57,7 +58,13 @@ def run(arch, reduction, **options):
     """(variables, Outputs) of a tiny model of two blocks."""
     model = tiny.model(reduction, arch=arch, depth=2, **options)
     variables = tiny.variables(model)
-    return variables, tiny.jit(model.apply)(variables, tiny.images(2))
+    return variables, tiny.compiled(model.apply)(variables, tiny.images(2))
+
+
+def scores_of(layer, taps):
+    """Those by which a layer's step ranks tokens."""
+    reducer, counts = layer.step.reducer, layer.counts
+    return tiny.compiled(lambda taps: reducer.scores(taps, counts))(taps)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +78,10 @@ def run(arch, reduction, **options):
 def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
     """The margin falls from 3/4 by the depth; the prefix has no part."""
     model = tiny.model(reduction | {"score": "energy"}, depth=2)
-    out = tiny.jit(model.apply)(tiny.variables(model), tiny.images(2))
+    out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images(2))
     steps = [layer for layer in model.plan if layer.counts]
     for block, layer, taps in zip(blocks, steps, out.taps, strict=True):
-        got = layer.step.reducer.scores(taps, layer.counts)
+        got = scores_of(layer, taps)
         for image in range(2):
             energy = slow_energy(taps.key[image], 0.75 * (1 - block / 2))
             np.testing.assert_allclose(got[image], shares(energy), atol=1e-6)
@@ -113,13 +120,13 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     variables, out = run(arch, reduction, prop_attn=prop_attn)
     assert [taps.x.shape[1] for taps in out.taps] == [25, 23]
     if include:  # what registers take of the attention is not seen here
-        assert (np.asarray(out.taps[0].probe).sum(axis=1) < 0.999).all()
+        assert (out.taps[0].probe.sum(axis=1) < 0.999).all()
         return
     for taps in out.taps:
         for image in range(2):
             want = slow_probe(variables["params"], taps.x[image], taps.size[image])
             np.testing.assert_allclose(taps.probe[image], want, rtol=1e-4, atol=1e-6)
-    assert np.asarray(out.taps[-1].size).max() > 1
+    assert out.taps[-1].size.max() > 1
 
 
 @pytest.mark.parametrize("arch", [None, SIGLIP])
@@ -143,14 +150,14 @@ def test_every_score_decides_for_itself():
         reduction = {"name": "evit", "blocks": (1,), "score": score}
         _, out = run(arch, reduction)
         (first, *_), (taps, *_) = out.results, out.taps
-        step = tiny.model(reduction, arch=arch, depth=2).plan[1]
+        layer = tiny.model(reduction, arch=arch, depth=2).plan[1]
         others = set(SCORES.values()) - {tap}
         assert all(getattr(taps, other) is None for other in others)
-        values = np.asarray(step.step.reducer.scores(taps, step.counts))
+        values = scores_of(layer, taps)
         assert (values > 0).all() and (values.sum(axis=1) < 1 + 1e-5).all()
         lowest = np.where(first.dest >= 0, values, np.inf).min(axis=1)
         assert (lowest >= np.where(first.dest < 0, values, 0).max(axis=1)).all()
-        kept[score] = np.asarray(first.dest)
+        kept[score] = first.dest
     np.testing.assert_array_equal(kept.pop("auto"), kept["class"])
     assert len({dest.tobytes() for dest in kept.values()}) == 4
 
@@ -176,13 +183,20 @@ def test_an_unknown_score_is_refused():
 # Masked training
 
 
+def init_of(module):
+    """Function of tokens, two of them a prefix, that returns a module's variables."""
+    return lambda x: module.init(jax.random.key(0), x, tokens.start(x, 2))
+
+
+begin = tiny.compiled(lambda x: tokens.start(x, 2))
+
+
 @pytest.mark.parametrize("score", ["received", "energy"])
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
     module, reducer = Attention(12, num_heads=3), Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
-    state = tokens.start(x, 2)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    variables = tiny.fill(jax.eval_shape(init_of(module), x))
     mask = np.float32([[1, 0, 1, 0, 1]])
     there = np.flatnonzero(np.append([1, 1], mask))
 
@@ -192,9 +206,9 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
         taps = Taps(x[:, 2:], state.size[:, 2:], mask=mask, **found)
         return reducer.scores(taps, Counts(5, 4, progress=1 / 3))
 
-    got = tiny.jit(scores)(x, mask)
-    got = jnp.where(mask > 0.5, got, 0)
-    want = tiny.jit(scores)(x[:, there])
+    got = tiny.compiled(scores)(x, mask)
+    got = np.where(mask > 0.5, got, 0)
+    want = tiny.compiled(scores)(x[:, there])
     np.testing.assert_allclose(got[:, there[2:] - 2], want, rtol=1e-5)
     np.testing.assert_array_equal(got[:, [1, 3]], 0)
 
@@ -204,21 +218,19 @@ def pooled(prop_attn=True, include=True):
     arch = Architecture(pool="map", pool_include_prefix=include)
     pool = AttentionPool(12, 3, 2.0, arch, prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    state = tokens.start(jnp.asarray(x), 2)
-    init = jax.eval_shape(pool.init, jax.random.key(0), x, state)
-    return pool, tiny.fill(init), x, state
+    variables = tiny.fill(jax.eval_shape(init_of(pool), x))
+    return pool, variables, x, begin(x)
 
 
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("method", ["__call__", "scores"])
 def test_the_probe_does_not_read_masked_tokens(method, include):
     pool, variables, x, state = pooled(include=include)
-    mask = jnp.float32([[1, 0, 1, 0, 1]] * 2)
+    mask = np.float32([[1, 0, 1, 0, 1]] * 2)
     there = np.array([0, 1, 2, 4, 6])
-    run = tiny.jit(functools.partial(pool.apply, method=method))
+    run = tiny.compiled(functools.partial(pool.apply, method=method))
     got = run(variables, x, state.replace(mask=mask))
-    short = tokens.start(jnp.asarray(x[:, there]), 2)
-    want = run(variables, x[:, there], short)
+    want = run(variables, x[:, there], begin(x[:, there]))
     got = got[:, ::2] if method == "scores" else got
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -230,7 +242,7 @@ def test_the_mask_learns_through_the_probe():
     def loss(mask):
         return jnp.sum(pool.apply(variables, x, state.replace(mask=mask)))
 
-    slope = tiny.jit(jax.grad(loss))(jnp.float32([[1, 0, 1, 0, 1]] * 2))
+    slope = tiny.compiled(jax.grad(loss))(np.float32([[1, 0, 1, 0, 1]] * 2))
     assert np.isfinite(slope).all() and (np.abs(slope) > 1e-3).all()
 
 
@@ -268,8 +280,8 @@ def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn, include):
     """Of the two tokens in front, the pool reads none or both."""
     pool, variables, x, state = pooled(prop_attn, include)
     sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
-    state = state.replace(size=jnp.asarray(sizes, jnp.float32))
-    got = tiny.jit(pool.apply)(variables, x, state)
+    state = state.replace(size=np.float32(sizes))
+    got = tiny.compiled(pool.apply)(variables, x, state)
     counted = sizes if prop_attn else np.ones_like(sizes)
     counted = counted if include else counted * [0, 0, 1, 1, 1, 1, 1]
     for image in range(2):

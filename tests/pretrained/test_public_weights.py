@@ -172,6 +172,7 @@ def evaluated(assets, out, *words):
             *words,
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        timeout=600,
     )
     assert ended.returncode == 0, ended
     return json.loads(out.read_text())
