@@ -65,7 +65,7 @@ def passed(model, variables, images):
     run = functools.partial(
         model.apply, capture_intermediates=wanted, mutable=["intermediates"]
     )
-    outputs, seen = jax.jit(run)(variables, images)
+    outputs, seen = tiny.compiled(run)(variables, images)
     return outputs, seen["intermediates"]
 
 
@@ -98,6 +98,9 @@ def test_block_outputs(passed, reference, block):
     np.testing.assert_allclose(out[:2], want, atol=5e-3 if block == 11 else 1e-4)
 
 
+class_row = tiny.compiled(class_attention)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_class_rows_of_every_head(passed, reference, block):
     attention = passed[1][f"blocks_{block}"]["attn"]
@@ -106,7 +109,7 @@ def test_class_rows_of_every_head(passed, reference, block):
     want = getattr(reference, f"block{block}_cls_attn")
     for head in range(HEADS):
         one = slice(head, head + 1)
-        row = class_attention(query[:, 0, one], key[:, :, one])
+        row = class_row(query[:, 0, one], key[:, :, one])
         np.testing.assert_allclose(row, want[:, head], atol=1e-4)
 
 
@@ -126,7 +129,7 @@ def evit(assets, variables, images):
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
     reduction = {"name": "evit", "keep_rate": 0.7, "fuse_token": True}
     model = create_model("deit_ti", reduction=reduction, attention="xla")
-    outputs = jax.jit(model.apply)(variables, images[:2])
+    outputs = tiny.compiled(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs
 
 
@@ -144,7 +147,7 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
     kept_by_them = [theirs.idx0, theirs.idx1, theirs.idx2]
     mine = yours = [frozenset([patch]) for patch in range(196)]
     for indices, result in zip(kept_by_them, outputs.results, strict=True):
-        dest = np.asarray(result.dest[image])
+        dest = result.dest[image]
         assert DROPPED not in dest
         mine = [
             frozenset.union(*(mine[i] for i in np.flatnonzero(dest == slot)))
