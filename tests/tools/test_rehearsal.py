@@ -1,6 +1,7 @@
 """The rehearsal of a run on two hosts: its short form, comparisons and refusals."""
 
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from imagepiece_jax.training import distributed
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MetricWriter
-from tests import compiling
+from tests import compiling, forked
 from tests.command import call, sentence
 from tools import rehearsal
 
@@ -19,6 +20,7 @@ NAMES = ("evit_two", "evit_one")  # runs of the short form
 def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
     ended = call(rehearsal.main, "--short", "--devices=4", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]

@@ -11,10 +11,10 @@ from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
 from imagepiece_jax.training.config import RunConfig
+from tests import runs
 
 
 def config(**fields):
@@ -101,7 +101,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         }
     )
     model = RunConfig.read(made).create_model()
-    variables = fresh_variables(model, 16, seed=0)
+    variables = runs.untrained(model, 16, seed=0)
     drawn = []
     page = plotting.token_page
 
