@@ -67,7 +67,9 @@ class ViT(nn.Module):
     Parameters are float32, the arithmetic of the layers is in `dtype`; scores, softmax
     and logits are float32.
 
-    plan: one LayerPlan a block, by `reduction.layer_plan.build`
+    plan: one LayerPlan a block, by `reduction.layer_plan.build`; it has the number of
+    patches, not their grid, which images of another shape may share: a Pretrained knows
+    the size
     mlp_ratio: width of the hidden layer of an MLP, in `embed_dim`
     stem: "patch" or "conv" (`models.stems`)
     arch: the parts in which ViTs differ
