@@ -127,7 +127,7 @@ def test_some_systems_alone_have_a_page(plan):
 
 
 def test_the_page_has_the_settings_and_what_started_from_another(plan):
-    text = page.text(results(plan, range(4)), plan)
+    text = page.text(results(plan), plan)
     assert "| data | folder:flowers |" in text and "| width | 16 |" in text
     assert "| training images | 1,000 |" in text and "| epochs | 2 |" in text
     assert "| hours of training | 1 |" in text and "| devices | a computer |" in text

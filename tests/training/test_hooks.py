@@ -11,12 +11,12 @@ import pytest
 from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
+from tests import runs
 from tests.training.test_train_step import batch, make, run
 
 PARAMS = {
@@ -115,7 +115,7 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     dense = RunConfig.read(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
         initial(config).teacher_variables(dense)
-    variables = fresh_variables(dense, 16, seed=0)
+    variables = runs.untrained(dense, 16, seed=0)
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
     config.teacher.weights = str(tmp_path / "teacher.npz")
     loaded = initial(config).teacher_variables(dense)

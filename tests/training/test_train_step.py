@@ -16,7 +16,6 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.config import OptimConfig
 from imagepiece_jax.training.optimizer import adamw, decay_mask
@@ -27,6 +26,7 @@ from imagepiece_jax.training.train_step import (
     soft_cross_entropy,
     train_step,
 )
+from tests import runs
 
 SIZE, CLASSES, BATCH = 8, 10, 8
 HALF = (0.5,) * 3
@@ -50,18 +50,14 @@ def rate(step):
     return 0.1 + 0.0 * step
 
 
-_drawn = {}  # variables by model and seed
-
-
 def make(recipe=None, optimizer=None, seed=0, **fields):
     """(one step on one device, its replicated first state) of a tiny model."""
     fields = DENSE | {"axis_name": parallel.AXIS} | fields
     model = create_model("vit_mini", **fields)
-    if (model, seed) not in _drawn:
-        _drawn[model, seed] = fresh_variables(model, SIZE, seed)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
-    state = init_state(_drawn[model, seed], optimizer, recipe.ema_decay > 0)
+    variables = runs.untrained(model, SIZE, seed)
+    state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
         train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
     )
