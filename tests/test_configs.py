@@ -16,7 +16,6 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
@@ -76,20 +75,19 @@ def test_every_method_has_a_config_for_both_sizes(name):
         assert any(row.split(" --config.")[0].strip() == line for row in lines), line
 
 
-@functools.cache
-def logits_of(model, size):
-    """Shape and type of a model's logits for two images."""
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    return jax.eval_shape(model.apply, variable_shapes(model, size), images).logits
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.read(config)
     run.check_training(Placement())
     optimizer.create(run.optim, 10, run.method.param_groups)
-    logits = logits_of(run.create_model(), config.image_size)
+    model, size = run.create_model(), config.image_size
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+
+    def forward(images):
+        return model.init_with_output(jax.random.key(0), images)[0]
+
+    logits = jax.eval_shape(forward, images).logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
 
 
