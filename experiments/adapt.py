@@ -142,14 +142,14 @@ def _prepared(context, config) -> "ConfigDict":
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
-    learns = RunConfig.read(config).method.needs_teacher
-    learns = learns or DistillConfig.read(config).active
+    learns = RunConfig.from_config(config).method.needs_teacher
+    learns = learns or DistillConfig.from_config(config).active
     if learns and not config.teacher.weights:
         config.teacher.weights = str(pretrained.path)
     # One evaluation, at the end: no checkpoint is chosen on the test images.
     config.eval_every_epochs, config.init.evaluate = config.epochs, False
     config.progress, config.pictures = False, 0
-    RunConfig.read(config).create_model()
+    RunConfig.from_config(config).create_model()
     return config
 
 
@@ -189,7 +189,7 @@ def _check_sets(context, configs, labels, parts):
         of_fold = config.copy_and_resolve_references()
         of_fold.data.name = f"csv:{table.absolute()}"
         try:
-            source = RunConfig.read(of_fold).source("train")
+            source = RunConfig.from_config(of_fold).source("train")
             loader.steps_per_epoch(len(source), of_fold.batch_size)
         finally:
             table.unlink()
@@ -197,7 +197,7 @@ def _check_sets(context, configs, labels, parts):
 
 def _unlabeled(config):
     """Whether labels of training images are not read."""
-    return DistillConfig.read(config).unlabeled
+    return DistillConfig.from_config(config).unlabeled
 
 
 def _fold(context, config, reduction, labels, fold, parts) -> Answers:
@@ -317,8 +317,8 @@ def _present(context, config, dense, adapted):
 def _facts(context, config, dense, adapted):
     """How the figures came to be."""
     folds, images = len(adapted[0].folds), len(context.images)
-    length = RunConfig.read(config).length(images - len(adapted[0].folds[0]))
-    distill, learned = DistillConfig.read(config), "labels"
+    length = RunConfig.from_config(config).length(images - len(adapted[0].folds[0]))
+    distill, learned = DistillConfig.from_config(config), "labels"
     if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
         learned = f"{distill.kind} answers{soft}, weight {distill.weight:g}"

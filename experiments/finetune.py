@@ -106,7 +106,7 @@ class Finetuner:
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
-        model = RunConfig.read(config).create_model()
+        model = RunConfig.from_config(config).create_model()
         names = variable_shapes(model, config.image_size)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):

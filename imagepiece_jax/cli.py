@@ -432,7 +432,7 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
         by_name[name] = load_config(path)
         try:
             _overrides(by_name[name])
-            RunConfig.read(by_name[name])
+            RunConfig.from_config(by_name[name])
         except InputError as error:
             raise InputError(f"{path}: {error}" if paths[1:] else error) from None
     return by_name

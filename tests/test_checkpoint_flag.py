@@ -34,7 +34,9 @@ def run(tmp_path_factory):
     blocks = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
     config.update_from_flattened_dict(size | blocks)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
-    shapes = variable_shapes(RunConfig.read(config).create_model(), config.image_size)
+    shapes = variable_shapes(
+        RunConfig.from_config(config).create_model(), config.image_size
+    )
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(path)
     for save, step in (

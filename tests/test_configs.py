@@ -78,7 +78,7 @@ def test_every_method_has_a_config_for_both_sizes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     run.check_training(Placement())
     optimizer.create(run.optim, 10, run.method.param_groups)
     model, size = run.create_model(), config.image_size
@@ -97,14 +97,15 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     config = configs[name].copy_and_resolve_references()
     stems = {}
     for config.model.stem in ("patch", "conv"):
-        model = RunConfig.read(config).create_model()
+        model = RunConfig.from_config(config).create_model()
         stems[config.model.stem] = model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
     assert tokens == {
-        layer.attn_tokens for layer in RunConfig.read(configs[name]).create_model().plan
+        layer.attn_tokens
+        for layer in RunConfig.from_config(configs[name]).create_model().plan
     }
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     dense = [run.create_dense(stem=stem) for stem in ("conv", "patch")]
     conv, patch = (model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
@@ -127,7 +128,7 @@ def test_docstring_has_the_command(name):
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
 def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     config = configured(line)
-    model = RunConfig.read(config).create_model()
+    model = RunConfig.from_config(config).create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
     gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()

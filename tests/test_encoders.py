@@ -190,8 +190,8 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
         tmp_path / "tome", base.get_config(), Overrides()
     )
     assert weights.model().plan == model.plan and not weights.model().prop_attn
-    assert RunConfig.read(config).create_model().plan == model.plan
-    assert not RunConfig.read(config).create_model().prop_attn
+    assert RunConfig.from_config(config).create_model().plan == model.plan
+    assert not RunConfig.from_config(config).create_model().prop_attn
     for words, plan in (
         ([("reduction.r", "2")], tiny.model(tome | {"r": 2}).plan),
         ([("reduction.name", "none")], tiny.model().plan),

@@ -86,7 +86,9 @@ def folder(tmp_path_factory):
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
             pathlib.Path(f"mine/{name}.py").write_text(text)
-        variables = variable_shapes(RunConfig.read(tiny_config()).create_model(), 16)
+        variables = variable_shapes(
+            RunConfig.from_config(tiny_config()).create_model(), 16
+        )
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         np.savez("w.npz", **convert.to_timm(zeros))
         weights = pathlib.Path("w.npz").read_bytes()
@@ -133,7 +135,7 @@ def compiled():
 
 
 def test_a_compiled_model_would_be_seen(compiled):
-    model = RunConfig.read(tiny_config(**{"model.depth": 2})).create_model()
+    model = RunConfig.from_config(tiny_config(**{"model.depth": 2})).create_model()
     fresh_variables(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 

@@ -56,7 +56,7 @@ def config(**fields):
 
 @pytest.fixture(scope="module")
 def model():
-    return RunConfig.read(config()).create_model()
+    return RunConfig.from_config(config()).create_model()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
     full = imagepiece_jax.load(folder / "run").model
     assert (
         full.plan[0].mlp_tokens
-        == RunConfig.read(config()).create_model().plan[0].mlp_tokens
+        == RunConfig.from_config(config()).create_model().plan[0].mlp_tokens
         < 5
     )
     predictor = imagepiece_jax.Predictor(
@@ -207,7 +207,7 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     ended = call(evaluate.main, f"--weights={folder}/run", *words)
     assert ended.status == 0, ended
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
-    logits = tiny.jit(RunConfig.read(config()).create_dense().apply)(
+    logits = tiny.jit(RunConfig.from_config(config()).create_dense().apply)(
         variables, images
     ).logits
     losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
@@ -222,7 +222,7 @@ def run_config(folder, **fields):
 
 
 def initial(made):
-    return InitialWeights(RunConfig.read(made))
+    return InitialWeights(RunConfig.from_config(made))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
     for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
         if name != "configs/deit_s_NAME.py":
             config = cli.load_config(f"{ROOT / name}{size}")
-            RunConfig.read(config).create_model()
+            RunConfig.from_config(config).create_model()
     if page.parent.name == "retokenization":  # of an older commit
         return
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):

@@ -102,7 +102,7 @@ def _cell(count_and_ms):
 
 def _gmacs(config):
     """GMACs of one image, forward."""
-    model = RunConfig.read(_unplaced(config)).create_model()
+    model = RunConfig.from_config(_unplaced(config)).create_model()
     return model_macs(model, config.image_size) / 1e9
 
 
@@ -122,7 +122,7 @@ def _placed(model, config):
 def inference_text(config):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     return forward_text(
-        RunConfig.read(_unplaced(config)).create_model(),
+        RunConfig.from_config(_unplaced(config)).create_model(),
         config.batch_size,
         config.image_size,
         dtype=config.model.dtype,
@@ -162,7 +162,7 @@ def train_text(config, devices=1):
         teacher = variable_shapes(teacher, config.image_size)
     micro = config.batch_size // (devices * config.grad_accum_steps)
     leading = (devices, config.grad_accum_steps, micro)
-    batch = batch_shapes(RunConfig.read(config), leading)
+    batch = batch_shapes(RunConfig.from_config(config), leading)
     fn, places = mapped(step, mesh)
     return h200.compile_for(
         fn, state, batch, teacher, options=OPTIONS, donate=(0,), places=places

@@ -136,8 +136,8 @@ def start(config, step):
     from imagepiece_jax.training.config import RunConfig
 
     began = time.perf_counter()
-    source = RunConfig.read(config).source("train")
-    RunConfig.read(config).source("val")
+    source = RunConfig.from_config(config).source("train")
+    RunConfig.from_config(config).source("val")
     opened = time.perf_counter()
     with contextlib.closing(_batches(config, source, step)) as batches:
         next(batches)
@@ -150,7 +150,7 @@ def epoch_end(config):
     from imagepiece_jax.data import loader
     from imagepiece_jax.training.config import RunConfig
 
-    source = RunConfig.read(config).source("train")
+    source = RunConfig.from_config(config).source("train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
     with contextlib.closing(_batches(config, source, end - 2 * AROUND)) as batches:
         for _ in itertools.islice(batches, AROUND):  # read ahead of the first
@@ -167,7 +167,7 @@ def rate(config, workers):
     """Images a second of the clock with so many reading processes."""
     from imagepiece_jax.training.config import RunConfig
 
-    source, count = RunConfig.read(config).source("train"), 0
+    source, count = RunConfig.from_config(config).source("train"), 0
     config.data.workers = workers
     with contextlib.closing(_batches(config, source, 0)) as batches:
         for _ in itertools.islice(batches, 8):  # read while processes started
@@ -188,7 +188,7 @@ def growth(config, count):
     from imagepiece_jax.training.config import RunConfig
 
     config.batch_size = SMALL_BATCH
-    source = RunConfig.read(config).source("train")
+    source = RunConfig.from_config(config).source("train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
     first, held = max(0, end - count // 20), []
     began = time.perf_counter()
@@ -212,7 +212,7 @@ def _batches(config, source, step):
 
     return loader.train_batches(
         source,
-        RunConfig.read(config).train_transform(),
+        RunConfig.from_config(config).train_transform(),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,

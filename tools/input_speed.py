@@ -183,7 +183,7 @@ def pipelines(size, canvas, copies):
 
 def _crop(size):
     """The training transform of configs/base.py."""
-    return DataConfig.read(base.get_config()).train_transform(size)
+    return DataConfig.from_config(base.get_config()).train_transform(size)
 
 
 def _opened(path):

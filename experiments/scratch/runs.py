@@ -116,7 +116,7 @@ def _train(options, data, settings, made, folder, cache, began):
     for config in configs.values():
         config.data.name, config.data.workers = data, settings.readers
         config.data.threads = 2 if settings.readers else 0
-        run = RunConfig.read(config)
+        run = RunConfig.from_config(config)
         run.create_model()  # its own mistakes
         run.check_training(parallel.placement())
         loader.steps_per_epoch(len(train), config.batch_size)  # of one at least
@@ -205,7 +205,7 @@ def _check_data(made, data, train, test, folder):
 
 def _facts(system, config, options):
     """What the page says of a system beside its runs."""
-    model = RunConfig.read(config).create_model()
+    model = RunConfig.from_config(config).create_model()
     return {
         "name": system.name,
         "title": system.title,

@@ -172,5 +172,7 @@ def _base(options, num_classes, dtype):
 
 def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
     """GMACs of one image, counted from the plan."""
-    model = RunConfig.read(config(system, options, num_classes, dtype)).create_model()
+    model = RunConfig.from_config(
+        config(system, options, num_classes, dtype)
+    ).create_model()
     return model_macs(model, options.image_size) / 1e9

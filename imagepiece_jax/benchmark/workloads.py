@@ -65,12 +65,12 @@ class Case:
         self.config.model.dtype = dtype
         self.batch_size, self.streams = batch_size, streams
         self.weights = weights
-        self.model = RunConfig.read(self.config).create_model()
+        self.model = RunConfig.from_config(self.config).create_model()
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
         """Raise InputError for mistakes that would otherwise show while measuring."""
-        run = RunConfig.read(self.config)
+        run = RunConfig.from_config(self.config)
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))
             if parallel.device_count() > 1:
@@ -206,7 +206,7 @@ def training_step(config, place=lambda model: model):
     Returns step(state, batch, teacher), first_state(variables of the model), the model,
     and the model of a teacher or None.
     """
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     method = run.method
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
@@ -249,7 +249,7 @@ def _labelled(config, seed):
     """A batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    shapes = batch_shapes(RunConfig.read(config), split)
+    shapes = batch_shapes(RunConfig.from_config(config), split)
     batch = {
         "image": _pixels(rng, shapes["image"].shape),
         "label": rng.integers(0, config.num_classes, split, np.int32),
@@ -288,7 +288,7 @@ def _check_images(config):
 
 
 def _source(config):
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     source = run.source("val")
     loader.steps_per_epoch(len(source), config.batch_size)
     source.try_first(run.eval_transform())
@@ -298,7 +298,7 @@ def _source(config):
 def _read(config):
     batches = loader.train_batches(
         _source(config),
-        _EvalCrop(RunConfig.read(config).eval_transform()),
+        _EvalCrop(RunConfig.from_config(config).eval_transform()),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=0,

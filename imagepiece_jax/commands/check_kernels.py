@@ -88,7 +88,7 @@ def real_inputs(config, weights, data, dtype):
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     model = run.create_model()
     variables = weights.variables(model)
     source, transform = run.source("val"), run.eval_transform()

@@ -42,7 +42,7 @@ def main():
 
     compare.chosen(METHODS.value)
     config, weights = read_with_config(**typed)
-    limit, run = IMAGES(config), RunConfig.read(config)
+    limit, run = IMAGES(config), RunConfig.from_config(config)
     source, notes = run.test_images(weights, limit)
     for note in notes:
         print(note, flush=True)

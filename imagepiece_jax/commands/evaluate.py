@@ -58,7 +58,7 @@ def main():
     if JSON.value:
         read = (*runs.own_files(typed["path"]), *sources.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     source, notes = run.test_images(weights, limit)
     for note in notes:
         print(note, flush=True)

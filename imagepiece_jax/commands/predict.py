@@ -44,7 +44,7 @@ def main(words):
     vit = weights.pretrained()
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
-    transform = RunConfig.read(config).eval_transform()
+    transform = RunConfig.from_config(config).eval_transform()
     if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)
     asked = TOP.value if TOP.present else None

@@ -57,7 +57,7 @@ class CheckedFields:
         raise InputError(f"{self.path(field)} is {value!r}; allowed are {allowed}")
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The fields, read from a whole config; those of a group from that group.
 
         Raises InputError for the first that is missing or not allowed.
@@ -66,7 +66,7 @@ class CheckedFields:
         values, read = values if hasattr(values, "keys") else {}, {}
         for field in dataclasses.fields(cls):
             if isinstance(field.type, type) and issubclass(field.type, CheckedFields):
-                read[field.name] = field.type.read(config)
+                read[field.name] = field.type.from_config(config)
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:

@@ -106,7 +106,7 @@ class Run:
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
-                run = RunConfig.read(config)
+                run = RunConfig.from_config(config)
                 initial = InitialWeights(run)
                 images, notes = initial.normalization(workdir)
                 for note in notes:

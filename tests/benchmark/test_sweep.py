@@ -23,7 +23,9 @@ def checkpoint(tmp_path_factory):
     """A tiny dense model's weights as a file, and words that fit it."""
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 2, 8, 2
-    variables = tiny.fill(variable_shapes(RunConfig.read(config).create_dense(), 16))
+    variables = tiny.fill(
+        variable_shapes(RunConfig.from_config(config).create_dense(), 16)
+    )
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(variables))
     fields = ("depth=2", "embed_dim=8", "num_heads=2")

@@ -58,7 +58,7 @@ def test_the_optimized_model_is_timed():
     work.job.wait(logits)
     assert logits.shape == (4, 10) and np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0 and work.facts["peak_memory"] > 4 * 16 * 16 * 3
-    expected = model_macs(RunConfig.read(tiny_config()).create_model(), 16)
+    expected = model_macs(RunConfig.from_config(tiny_config()).create_model(), 16)
     assert (work.images, work.macs) == (4, 4 * expected)
 
 

@@ -117,7 +117,7 @@ def test_describe_takes_overrides():
 def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""
     config = tiny_config()
-    model = RunConfig.read(config).create_model()
+    model = RunConfig.from_config(config).create_model()
     # Larger than what training starts from, so that logits differ clearly.
     return model, tiny.fill(tiny.shapes(model, 16), seed=3)
 
@@ -273,7 +273,7 @@ def test_evaluate_compares_the_optimized_program(
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = RunConfig.read(tiny_config()).source("val")
+    source = RunConfig.from_config(tiny_config()).source("val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):
@@ -298,7 +298,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     (tmp_path / "set.csv").write_text("\n".join(rows))
     size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
     config = tiny_config(**size | {"model.stem": "patch"})
-    variables = tiny.fill(tiny.shapes(RunConfig.read(config).create_model(), 48))
+    variables = tiny.fill(tiny.shapes(RunConfig.from_config(config).create_model(), 48))
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     words = ["--config.image_size=48", "--config.model.stem=patch"]
     words += ["--config.model.depth=1", "--config.reduction.prune_blocks=()"]

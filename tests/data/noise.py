@@ -12,7 +12,7 @@ from imagepiece_jax.data.sources import Source
 
 def train_transform(image_size, **changes):
     """The training transform of configs/base.py, with `changes` of its fields."""
-    transform = DataConfig.read(base.get_config()).train_transform(image_size)
+    transform = DataConfig.from_config(base.get_config()).train_transform(image_size)
     return dataclasses.replace(transform, **changes)
 
 

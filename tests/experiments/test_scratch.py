@@ -107,7 +107,7 @@ def test_costs_are_equal(size):
 
 
 def model_of(system, options, classes=10):
-    return RunConfig.read(
+    return RunConfig.from_config(
         systems.config(system, options, classes, "float32")
     ).create_model()
 
@@ -197,8 +197,8 @@ def test_a_run_has_the_recipe_of_its_options(tmp_path):
     for one in compared:
         config = systems.config(one, options, 2, "float32")
         config = runs._of_run(config, one, made, tmp_path, 5)
-        RunConfig.read(config).create_model()
-        optim = OptimConfig.read(config)
+        RunConfig.from_config(config).create_model()
+        optim = OptimConfig.from_config(config)
         assert optim.peak_lr == pytest.approx(3e-3)
         assert (optim.warmup_epochs, optim.epochs, config.seed) == (2.0, 20, 5)
         # A line an epoch of three steps, a checkpoint a minute, one evaluation.

@@ -137,10 +137,12 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
     config, weights = read_with_config(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
-    assert RunConfig.read(config).create_model().clone(drop_path_rate=0.0) == loaded
+    assert (
+        RunConfig.from_config(config).create_model().clone(drop_path_rate=0.0) == loaded
+    )
     assert same(weights.variables(loaded), variables)
     json.dumps(config.to_dict())  # as a run keeps it
-    crop = RunConfig.read(config).eval_transform()
+    crop = RunConfig.from_config(config).eval_transform()
     assert (crop.crop, crop.crop_mode, crop.interpolation) == (
         1.0,
         "squash",
@@ -148,7 +150,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     )
     assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
     config.init.weights = str(path)
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     assert InitialWeights(run).normalization(tmp_path / "no") == ({}, [])
     started = InitialWeights(run).variables(run.create_model())
     assert same(started, variables)
@@ -403,6 +405,8 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     config, _ = read_with_config(tmp_path / "a", base.get_config(), Overrides())
     config.data.eval_crop, config.data.eval_crop_mode = None, "center"
     config.data.eval_interpolation = "bilinear"
-    made = RunConfig.read(read_with_config(tmp_path / "a", config)[0]).eval_transform()
+    made = RunConfig.from_config(
+        read_with_config(tmp_path / "a", config)[0]
+    ).eval_transform()
     assert (made.crop, made.crop_mode) == (0.9, "squash")
     assert made.interpolation == "bilinear"

@@ -356,4 +356,4 @@ def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(run_of_0_2_0)
     config, weights = read_with_config(*given)
     assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
     assert config.model.kernels is None  # of a device, not of the weights
-    assert RunConfig.read(config).create_model() == weights.model()
+    assert RunConfig.from_config(config).create_model() == weights.model()

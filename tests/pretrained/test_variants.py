@@ -144,7 +144,9 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         found[name] = read(tmp_path / name, checkpoint="latest").analyzed()
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
-    assert usual.model() == RunConfig.read(quickstart.get_config()).create_model()
+    assert (
+        usual.model() == RunConfig.from_config(quickstart.get_config()).create_model()
+    )
     assert other.reduction["prop_attn"] is True
     reduction = quickstart.get_config().reduction.to_dict()
     given = {k: v for k, v in reduction.items() if v is not None}

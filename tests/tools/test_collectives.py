@@ -47,13 +47,13 @@ def small():
 
 def texts(config):
     """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
-    model = RunConfig.read(config).create_train_model(0, parallel.AXIS)
-    run = RunConfig.read(config)
+    model = RunConfig.from_config(config).create_train_model(0, parallel.AXIS)
+    run = RunConfig.from_config(config)
     rate, optimizer = create(run.optim, 10)
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
     state = jax.eval_shape(first, variable_shapes(model, config.image_size))
     batch = batch_shapes(run, (8, 1, 2))
-    step = create_step(RunConfig.read(config), model, optimizer, rate)
+    step = create_step(RunConfig.from_config(config), model, optimizer, rate)
 
     of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)
     trained = parallel.pmap(step, donate_argnums=(0,), program="step")

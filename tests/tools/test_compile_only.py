@@ -85,14 +85,14 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(**model):
         made = config(**model)
-        plain = RunConfig.read(compile_only._unplaced(made)).create_model()
+        plain = RunConfig.from_config(compile_only._unplaced(made)).create_model()
         return compile_only._placed(plain, made).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    plain = RunConfig.read(compile_only._unplaced(wide)).create_model()
+    plain = RunConfig.from_config(compile_only._unplaced(wide)).create_model()
     assert compile_only._placed(plain, wide).backend == "xla"
 
 

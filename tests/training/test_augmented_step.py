@@ -70,7 +70,9 @@ def config(**fields):
 
 
 def recipe(config):
-    return Recipe.of(RunConfig.read(config), RunConfig.read(config).create_model())
+    return Recipe.of(
+        RunConfig.from_config(config), RunConfig.from_config(config).create_model()
+    )
 
 
 def test_what_the_config_leaves_to_the_device():
@@ -96,4 +98,4 @@ def test_what_the_config_leaves_to_the_device():
 )
 def test_augmentation_that_cannot_be_is_refused(fields, message):
     with pytest.raises(InputError, match=f"config.{message}"):
-        RunConfig.read(config(**fields)).create_model()
+        RunConfig.from_config(config(**fields)).create_model()

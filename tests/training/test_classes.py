@@ -41,7 +41,7 @@ def config(**fields):
 
 
 def initial(made):
-    return InitialWeights(RunConfig.read(made))
+    return InitialWeights(RunConfig.from_config(made))
 
 
 def folder(root, *names):
@@ -62,7 +62,9 @@ def run(tmp_path_factory):
     made = config()
     run_dir.record_start(workdir, made.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(variable_shapes(RunConfig.read(made).create_model(), 16))
+    variables = tiny.fill(
+        variable_shapes(RunConfig.from_config(made).create_model(), 16)
+    )
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(1, variables, {})
     checkpoints.save(1, variables, {})

@@ -70,25 +70,25 @@ NUMBERS = {
 def test_numbers_out_of_range(field):
     low, *high = map(float, re.findall(r"[0-9.]+", NUMBERS[field]))
     kind = int if "whole" in NUMBERS[field] else float
-    RunConfig.read(config(**{field: kind(low)}))
+    RunConfig.from_config(config(**{field: kind(low)}))
     for value in (low - 1, *(bound + 1 for bound in high)):
         value = kind(value)
         message = rf"^config\.{field} is {value}; allowed are {NUMBERS[field]}$"
         with pytest.raises(InputError, match=message):
-            RunConfig.read(config(**{field: value}))
+            RunConfig.from_config(config(**{field: value}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite(value):
     message = f"config.lr is {value}; allowed are numbers from 0"
     with pytest.raises(InputError, match=message):
-        RunConfig.read(config(lr=value))
+        RunConfig.from_config(config(lr=value))
 
 
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
 def test_betas(betas):
     with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
-        RunConfig.read(config(betas=betas))
+        RunConfig.from_config(config(betas=betas))
 
 
 @pytest.mark.parametrize(
@@ -106,22 +106,22 @@ def test_betas(betas):
 )
 def test_what_the_best_checkpoint_is_chosen_by(fields, message):
     with pytest.raises(InputError, match=message):
-        RunConfig.read(config(**fields))
+        RunConfig.from_config(config(**fields))
 
 
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
 def test_area(area):
     with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
-        RunConfig.read(config(**{"data.area": area}))
+        RunConfig.from_config(config(**{"data.area": area}))
 
 
 def test_a_canvas_holds_what_is_cropped_from_it():
     made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
     with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
-        RunConfig.read(made)
+        RunConfig.from_config(made)
     made.data.canvas = 16
-    RunConfig.read(made)
-    assert RunConfig.read(made).train_transform().shape == (16, 16)
+    RunConfig.from_config(made)
+    assert RunConfig.from_config(made).train_transform().shape == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -134,18 +134,18 @@ def test_a_config_that_does_not_start_from_base(removed, named):
         del made[removed]
     message = f"config.{named} is missing; a config starts from configs/base.py"
     with pytest.raises(InputError, match=message):
-        RunConfig.read(made)
+        RunConfig.from_config(made)
 
 
 def test_batches_must_divide_over_devices_and_micro_batches():
     eight = Placement(local_devices=8)
-    RunConfig.read(config(batch_size=64)).check_training(eight)
+    RunConfig.from_config(config(batch_size=64)).check_training(eight)
     message = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
     with pytest.raises(InputError, match=message):
-        RunConfig.read(config(batch_size=60)).check_training(eight)
+        RunConfig.from_config(config(batch_size=60)).check_training(eight)
     two_each = dataclasses.replace(eight, accumulation=2)
     with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
-        RunConfig.read(config(batch_size=40)).check_training(two_each)
+        RunConfig.from_config(config(batch_size=40)).check_training(two_each)
 
 
 def test_mixing_needs_pairs():
@@ -154,33 +154,35 @@ def test_mixing_needs_pairs():
     for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
         made = config(batch_size=6, grad_accum_steps=2, **on)
         with pytest.raises(InputError, match=message):
-            RunConfig.read(made).check_training(placement)
+            RunConfig.from_config(made).check_training(placement)
         made.mixup_prob = 0.0
-        RunConfig.read(made).check_training(placement)
-    RunConfig.read(config(batch_size=6, grad_accum_steps=2)).check_training(placement)
+        RunConfig.from_config(made).check_training(placement)
+    RunConfig.from_config(config(batch_size=6, grad_accum_steps=2)).check_training(
+        placement
+    )
 
 
 @pytest.mark.parametrize("count, size", [(1, 359), (2, 360), (8, 360), (100, 400)])
 def test_evaluation_batch_is_rounded_up(count, size):
-    run = RunConfig.read(config(eval_batch_size=359))
+    run = RunConfig.from_config(config(eval_batch_size=359))
     assert run.rounded_eval_batch(Placement(local_devices=count), 1000) == size
 
 
 @pytest.mark.parametrize("count, size", [(1, 40), (8, 40), (16, 48)])
 def test_a_small_set_is_one_batch_of_its_own_size(count, size):
-    run = RunConfig.read(config(eval_batch_size=512))
+    run = RunConfig.from_config(config(eval_batch_size=512))
     assert run.rounded_eval_batch(Placement(local_devices=count), 40) == size
 
 
 def test_length():
     """1281167 // 1024 = 1251 steps an epoch."""
-    length = RunConfig.read(base.get_config()).length(1281167)
+    length = RunConfig.from_config(base.get_config()).length(1281167)
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
 
 
 def test_rate_is_that_of_the_global_batch():
     """5e-4 per 512 images: 1e-3 for DeiT's 1,024, reached after five epochs."""
-    rate, _ = create(OptimConfig.read(base.get_config()), 1251)
+    rate, _ = create(OptimConfig.from_config(base.get_config()), 1251)
     assert float(rate(0)) == pytest.approx(1e-6)
     assert float(rate(5 * 1251)) == pytest.approx(9.99322e-4, rel=1e-5)
 
@@ -188,15 +190,15 @@ def test_rate_is_that_of_the_global_batch():
 def test_impossible_schedules_are_found_when_it_is_made():
     message = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
     with pytest.raises(InputError, match=message):
-        create(OptimConfig.read(config(warmup_epochs=41.0)), 11)
+        create(OptimConfig.from_config(config(warmup_epochs=41.0)), 11)
     with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0, 1"):
-        RunConfig.read(config(lr_offset=2))
+        RunConfig.from_config(config(lr_offset=2))
 
 
 def test_first_step_of_the_optimizer():
     """AdamW's first step is the rate, against the sign; then decay of 2-D weights."""
     made = config(weight_decay=0.5, eps=0.0, clip_grad_norm=0.0)
-    optimizer = adamw(OptimConfig.read(made), lambda step: 0.1)
+    optimizer = adamw(OptimConfig.from_config(made), lambda step: 0.1)
     params = {"kernel": np.full((1, 2), 2.0, np.float32), "bias": np.ones(2, "f")}
     grads = {"kernel": np.array([[3.0, -4.0]], "f"), "bias": np.array([1.0, -1], "f")}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -206,7 +208,7 @@ def test_first_step_of_the_optimizer():
 
 def test_sources_and_transforms_are_those_of_the_config():
     made = config()
-    run = RunConfig.read(made)
+    run = RunConfig.from_config(made)
     train, val = run.source("train"), run.source("val")
     assert (len(train), len(val)) == (1438, 359)
     image, _ = val.read(0)
@@ -215,20 +217,20 @@ def test_sources_and_transforms_are_those_of_the_config():
     moved = run.train_transform()(image, rng)
     assert moved.shape == image.shape and not (moved == image).all()
     with pytest.raises(InputError, match="config.data.crop is 'wild'; allowed are"):
-        RunConfig.read(config(**{"data.crop": "wild"}))
+        RunConfig.from_config(config(**{"data.crop": "wild"}))
     with pytest.raises(InputError, match="config.data.resize is 'big'; allowed are"):
-        RunConfig.read(config(**{"data.resize": "big"}))
+        RunConfig.from_config(config(**{"data.resize": "big"}))
 
 
 def test_shapes_of_a_batch_are_what_the_loader_gives():
     config = base.get_config()
     config.image_size, config.data.canvas = 16, 20
-    batch = batch_shapes(RunConfig.read(config), (3, 2))
+    batch = batch_shapes(RunConfig.from_config(config), (3, 2))
     shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
     assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
     assert batch["image"].dtype == np.uint8
     config.data.canvas = 0
-    batch = batch_shapes(RunConfig.read(config), (4, 3, 2))
+    batch = batch_shapes(RunConfig.from_config(config), (4, 3, 2))
     assert batch["image"].shape == (4, 3, 2, 16, 16, 3)
 
 
@@ -240,19 +242,19 @@ def test_a_config_without_one_of_its_groups_is_refused(group):
         made = base.get_config().to_dict() | {group: value}
         found = rf"config.{group}(\..* is missing; a config| is .*; allowed are the fi)"
         with pytest.raises(InputError, match=found):
-            RunConfig.read(made)
+            RunConfig.from_config(made)
 
 
 def test_models_of_a_config():
     made = config(**{"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"})
-    model = RunConfig.read(made).create_model(axis_name="devices")
+    model = RunConfig.from_config(made).create_model(axis_name="devices")
     assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
     assert (model.stem, model.num_classes, model.embed_dim) == ("conv", 10, 64)
     assert (model.drop_path_rate, model.dtype) == (0.2, np.dtype("bfloat16"))
     assert model.axis_name == "devices"
-    dense = RunConfig.read(made).create_dense()
+    dense = RunConfig.from_config(made).create_dense()
     assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
-    patch = RunConfig.read(made).create_dense(stem="patch")
+    patch = RunConfig.from_config(made).create_dense(stem="patch")
     assert (dense.stem, patch.stem) == ("conv", "patch")
 
 
@@ -261,16 +263,18 @@ def test_a_missing_field_is_named(group, field):
     made = base.get_config().to_dict()
     del made[group][field]
     with pytest.raises(InputError, match=f"config.{group}.{field} is missing; a conf"):
-        RunConfig.read(made)
+        RunConfig.from_config(made)
 
 
 def test_names_of_fresh_parts():
-    assert RunConfig.read(config(**{"init.fresh": ("head",)})).init.fresh == ("head",)
+    assert RunConfig.from_config(config(**{"init.fresh": ("head",)})).init.fresh == (
+        "head",
+    )
     made = base.get_config().to_dict()
     for fresh in ("head", (3,)):
         made["init"]["fresh"] = fresh
         with pytest.raises(InputError, match="config.init.fresh is .*allowed are name"):
-            RunConfig.read(made)
+            RunConfig.from_config(made)
 
 
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
@@ -285,6 +289,6 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, labels, is_noted):
     weights = types.SimpleNamespace(
         path="w.npz", class_names=None, names_of_data=None, run=None
     )
-    source, notes = RunConfig.read(config).test_images(weights, limit=1)
+    source, notes = RunConfig.from_config(config).test_images(weights, limit=1)
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
     assert len(source) == 1 and notes == [note] * is_noted

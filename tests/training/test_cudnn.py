@@ -29,7 +29,8 @@ def config(attention):
 def check_training(workdir, attention):
     """Finite losses, and those of XLA's attention up to bfloat16."""
     attended = [
-        layer.attn_tokens for layer in RunConfig.read(config("xla")).create_model().plan
+        layer.attn_tokens
+        for layer in RunConfig.from_config(config("xla")).create_model().plan
     ]
     assert any(count % 2 for count in attended), attended
     losses = []

@@ -286,7 +286,7 @@ def weights(tmp_path_factory):
 
 
 def teacher_of(made):
-    run = RunConfig.read(made)
+    run = RunConfig.from_config(made)
     return teacher.of(run, run.create_dense(), InitialWeights(run))
 
 
@@ -308,7 +308,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 def test_without_distillation_there_is_no_teacher():
     made = config()
     assert teacher_of(made) == (None, None)
-    assert not DistillConfig.read(made).active
+    assert not DistillConfig.from_config(made).active
 
 
 SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
@@ -376,7 +376,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
 def test_fields_are_checked(field, value, allowed):
     message = f"config.distill.{field} is {value!r}; allowed are {allowed}$"
     with pytest.raises(InputError, match=message):
-        RunConfig.read(config(**{f"distill.{field}": value})).create_model()
+        RunConfig.from_config(config(**{f"distill.{field}": value})).create_model()
 
 
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
@@ -384,7 +384,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     made = config(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
     with made.unlocked():
         made.reduction = LEARNED | {"keep_rate": 0.5}
-    dense = RunConfig.read(made).create_dense()
+    dense = RunConfig.from_config(made).create_dense()
     tensors = convert.to_timm(fill(variable_shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     made.init.weights = made.teacher.weights = str(tmp_path / "dense.npz")

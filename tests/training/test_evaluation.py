@@ -73,7 +73,10 @@ def test_sheet(count, side, shape):
 
 
 def test_no_pictures_no_panels(tmp_path):
-    run, transform = RunConfig.read(config(pictures=0)), EvalTransform(16, "none")
+    run, transform = (
+        RunConfig.from_config(config(pictures=0)),
+        EvalTransform(16, "none"),
+    )
     none = evaluation.SampleImages(
         run, tmp_path, run.create_model(), Source(), transform
     )
@@ -84,7 +87,7 @@ def test_no_pictures_no_panels(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_images():
-    source = RunConfig.read(config()).source("val")
+    source = RunConfig.from_config(config()).source("val")
     return np.stack([source.read(index)[0] for index in range(2)])
 
 
@@ -100,7 +103,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
             "reduction.prune_blocks": (2,),
         }
     )
-    model = RunConfig.read(made).create_model()
+    model = RunConfig.from_config(made).create_model()
     variables = runs.untrained(model, 16, seed=0)
     drawn = []
     page = plotting.token_page
@@ -133,6 +136,6 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
 
 
 def test_no_picture_of_a_dense_model(tmp_path, two_images):
-    model = RunConfig.read(config()).create_dense()
+    model = RunConfig.from_config(config()).create_dense()
     assert evaluation.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
     assert not list(tmp_path.iterdir())

@@ -96,23 +96,23 @@ def test_a_teacher_is_evaluated_and_stays_frozen():
 def test_the_model_of_an_epoch_has_that_epochs_rate():
     config = deit_s_evit.get_config("deit_ti")
     tokens = [
-        RunConfig.read(config).create_train_model(e).plan[-1].mlp_tokens
+        RunConfig.from_config(config).create_train_model(e).plan[-1].mlp_tokens
         for e in (0, 60, 110)
     ]
     # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
     assert tokens == [197, 122, 69]
     config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
-    assert RunConfig.read(config).create_train_model(0).plan[-1].mlp_tokens == 69
+    assert RunConfig.from_config(config).create_train_model(0).plan[-1].mlp_tokens == 69
 
 
 def initial(made):
-    return InitialWeights(RunConfig.read(made))
+    return InitialWeights(RunConfig.from_config(made))
 
 
 def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
-    dense = RunConfig.read(config).create_dense()
+    dense = RunConfig.from_config(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
         initial(config).teacher_variables(dense)
     variables = runs.untrained(dense, 16, seed=0)
@@ -122,4 +122,4 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
-        initial(config).teacher_variables(RunConfig.read(config).create_dense())
+        initial(config).teacher_variables(RunConfig.from_config(config).create_dense())

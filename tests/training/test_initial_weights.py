@@ -32,11 +32,13 @@ def config(**fields):
 
 
 def drawn(made, seed=0):
-    return fresh_variables(RunConfig.read(made).create_model(), made.image_size, seed)
+    return fresh_variables(
+        RunConfig.from_config(made).create_model(), made.image_size, seed
+    )
 
 
 def initial(made):
-    return InitialWeights(RunConfig.read(made))
+    return InitialWeights(RunConfig.from_config(made))
 
 
 def equal(one, other):
@@ -57,7 +59,9 @@ def test_fresh_is_a_function_of_the_seed():
     first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
     assert all(jax.tree.leaves(equal(first, again)))
     assert not equal(first, other)["params"]["head"]["kernel"]
-    shapes = variable_shapes(RunConfig.read(made).create_model(), made.image_size)
+    shapes = variable_shapes(
+        RunConfig.from_config(made).create_model(), made.image_size
+    )
     assert shapes == jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
     )
@@ -66,7 +70,7 @@ def test_fresh_is_a_function_of_the_seed():
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.read(made).create_model())
+    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
 
 
@@ -75,14 +79,14 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     made = config(**fields, **{"init.fresh": ("head",)})
-    started = initial(made).variables(RunConfig.read(made).create_model())
+    started = initial(made).variables(RunConfig.from_config(made).create_model())
     head = drawn(made, seed=5)["params"]["head"]
     assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
     old = dict(variables["params"])
     del old["head"]
     assert all(jax.tree.leaves(equal(started["params"], old)))
     with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
-        initial(config(**fields)).variables(RunConfig.read(made).create_model())
+        initial(config(**fields)).variables(RunConfig.from_config(made).create_model())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_only_the_named_parts_are_new(saved):
 def test_mistakes(fields, message):
     made = config(**fields)
     with pytest.raises(InputError, match=message):
-        initial(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.from_config(made).create_model())
 
 
 def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
@@ -107,7 +111,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     variables = drawn(made, seed=1)
     np.savez(path, **convert.to_timm(variables))
     made = config(**{"model.depth": 2, "init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.read(made).create_model())
+    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
     del variables["params"]["reducer_1"]
     assert all(jax.tree.leaves(equal(loaded, variables)))
 
@@ -116,16 +120,16 @@ def test_unknown_part_and_wrong_shape_are_named(saved):
     path, _ = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
-        initial(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.from_config(made).create_model())
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
-        initial(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.from_config(made).create_model())
     made = config(**{"init.weights": str(path), "num_classes": 5})
     remedy = (
         r"head/bias needs \(5,\) \(to train it anew: config.init.fresh=\('head',\)\)$"
     )
     with pytest.raises(InputError, match=remedy):
-        initial(made).variables(RunConfig.read(made).create_model())
+        initial(made).variables(RunConfig.from_config(made).create_model())
 
 
 def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
@@ -136,14 +140,16 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save(4, latest, {})
     checkpoints.close()
     made = config()
-    like = variable_shapes(RunConfig.read(made).create_model(), made.image_size)
+    like = variable_shapes(RunConfig.from_config(made).create_model(), made.image_size)
     assert all(
         jax.tree.leaves(equal(convert.from_timm(load.tensors(tmp_path), like), best))
     )
     loaded = convert.from_timm(load.tensors(tmp_path, "latest"), like)
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
-    like = variable_shapes(RunConfig.read(wider).create_model(), wider.image_size)
+    like = variable_shapes(
+        RunConfig.from_config(wider).create_model(), wider.image_size
+    )
     with pytest.raises(InputError, match="^it holds a model of"):
         convert.from_timm(load.tensors(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):
@@ -153,7 +159,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
 def test_weights_as_given_are_those_of_the_dense_model(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
-    given = initial(made).dense_variables(RunConfig.read(made).create_dense())
+    given = initial(made).dense_variables(RunConfig.from_config(made).create_dense())
     assert all(jax.tree.leaves(equal(given, variables)))
 
 
@@ -171,7 +177,7 @@ def test_fresh_weights_are_not_evaluated(fields, message):
     made = config(**{"init.evaluate": True}, **fields)
     message = f"^config.init.evaluate is True, but config.{message}"
     with pytest.raises(InputError, match=message):
-        initial(made).dense_variables(RunConfig.read(made).create_dense())
+        initial(made).dense_variables(RunConfig.from_config(made).create_dense())
 
 
 GOOGLE = pathlib.Path(__file__).parent.parent / "fixtures/layouts/vit_jax.npz"
@@ -209,7 +215,7 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     path, fields = google
 
     def begin(made):
-        model = RunConfig.read(made).create_dense()
+        model = RunConfig.from_config(made).create_dense()
         if start == "teacher.weights":
             return initial(made).teacher_variables(model)
         return initial(made).variables(model)
@@ -240,6 +246,6 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.read(made).create_model())
+    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
     assert load.opened(path).normalization["mean"] == (0.485, 0.456, 0.406)

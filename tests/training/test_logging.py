@@ -27,7 +27,9 @@ def make(workdir, step=0, saved=None, steps=40, **fields):
     fields = {"progress": False, "log_every_steps": 2} | fields
     config.update_from_flattened_dict(fields)
     length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs=1)
-    return logging.RunLog(workdir, RunConfig.read(config), length, step, lambda: saved)
+    return logging.RunLog(
+        workdir, RunConfig.from_config(config), length, step, lambda: saved
+    )
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):

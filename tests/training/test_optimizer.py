@@ -22,7 +22,7 @@ from imagepiece_jax.training.optimizer import (
 )
 
 STEPS = 1251  # 1281167 images // 1024
-DEIT = OptimConfig.read(base.get_config())
+DEIT = OptimConfig.from_config(base.get_config())
 TABLE = [
     (0, 1e-6),
     (1, 2.008e-4),

@@ -15,7 +15,7 @@ PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 def rows(workdir, progress=PROGRESS, **fields):
     config = quickstart.get_config()
     config.update(fields)
-    run = RunConfig.read(config)
+    run = RunConfig.from_config(config)
     table = report.final_table(workdir, run, run.create_model(), progress)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 

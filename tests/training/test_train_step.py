@@ -203,7 +203,7 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 def poisoned_run():
     """The step, and states and metrics after five of which three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
-    optim = dataclasses.replace(OptimConfig.read(base.get_config()), **numbers)
+    optim = dataclasses.replace(OptimConfig.from_config(base.get_config()), **numbers)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.5, log_every_steps=3)
     optimizer = adamw(optim, lambda step: RATES[step])
     step, state = make(recipe, optimizer, stem="conv", depth=1)

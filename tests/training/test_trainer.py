@@ -225,8 +225,8 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     saved = Checkpoints(finished[0]).restore_variables("best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     source, dense = (
-        RunConfig.read(config()).source("val"),
-        RunConfig.read(config()).create_dense(),
+        RunConfig.from_config(config()).source("val"),
+        RunConfig.from_config(config()).create_dense(),
     )
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
@@ -336,7 +336,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = RunConfig.read(quickstart.get_config()).create_data(Placement())
+    data = RunConfig.from_config(quickstart.get_config()).create_data(Placement())
     now = Progress(data.images, ["01", "23"])
     assert now.resumed({"evaluated": 3}, "digits", tmp_path).evaluated == 3
     message = "digits has 1438 training and 359 test images now, but the run in .* was "

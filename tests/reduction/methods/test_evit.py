@@ -36,20 +36,20 @@ def test_programs_of_a_warm_up(fuse_token, traces, programs):
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
     models = [
-        RunConfig.read(config).create_train_model(epoch)
+        RunConfig.from_config(config).create_train_model(epoch)
         for epoch in range(config.epochs)
     ]
     tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
     assert len(tokens) == traces
-    assert count_programs(RunConfig.read(config)) == programs
-    assert models[-1].plan == RunConfig.read(config).create_model().plan
+    assert count_programs(RunConfig.from_config(config)) == programs
+    assert models[-1].plan == RunConfig.from_config(config).create_model().plan
     assert not any(layer.counts for layer in models[0].plan)
 
 
 def test_the_fine_tuning_variant_is_one_program():
     config = deit_s_evit_finetune.get_config()
-    assert count_programs(RunConfig.read(config)) == 1
+    assert count_programs(RunConfig.from_config(config)) == 1
     assert (
-        RunConfig.read(config).create_train_model(0).plan
-        == RunConfig.read(config).create_model().plan
+        RunConfig.from_config(config).create_train_model(0).plan
+        == RunConfig.from_config(config).create_model().plan
     )
