@@ -159,6 +159,25 @@ def unmerge(values, source, fill=0.0):
     return out
 
 
+def nearest_values(values, steps):
+    """Every patch's value where a dropped token goes with the kept one most like it.
+
+    values [n, D] after the steps, which are pairs from the first on: tokens [n, D]
+    before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
+    """
+    out = []
+    for patch in range(len(steps[0][1]) if steps else len(values)):
+        token = patch
+        for x, dest in steps:
+            if dest[token] == DROPPED:
+                alike = cosine(x[token : token + 1], x)[0]
+                kept = [other for other, slot in enumerate(dest) if slot != DROPPED]
+                token = max(kept, key=lambda other: (alike[other], -other))
+            token = dest[token]
+        out.append(values[token])
+    return np.stack(out)
+
+
 def cls_attention(q, k, size=None, num_prefix=1):
     """Attention of the class token to the image tokens, mean over heads.
 

@@ -27,9 +27,9 @@ from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
-from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
+from imagepiece_jax.reduction.tokens import Masking, Mixing, to_nearest_kept, unmerge
 
-FILLS = ("last", "zero", "class")
+FILLS = ("nearest", "last", "zero", "class")
 
 
 class Layer(NamedTuple):
@@ -97,15 +97,11 @@ def features(
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}; allowed are True, False")
-    _check_fill(fill)
+    _check_fill(fill, model.arch.class_token)
     if fuser is not None and not callable(fuser):
         raise InputError(f"fuser is {fuser!r}; allowed is a function of two arrays")
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
-    if fill == "class" and not model.arch.class_token:
-        raise InputError(
-            "fill is 'class', but this model has no class token; allowed are last, zero"
-        )
     try:
         return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
     except errors.FlaxError:
@@ -164,8 +160,9 @@ def feature_map(
 
     outputs: what the model returned, of any reduction or of none
     grid: (height, width) of its patches
-    fill: the feature of a dropped patch, "last" (that of its token when it was
-    dropped), "zero" or "class" (the class token's final feature)
+    fill: the feature of a dropped patch, "nearest" (the final one of the kept token
+    most like its own at the step that dropped it, by cosine), "last" (that of its token
+    then), "zero" or "class" (the class token's final feature)
     norm: function of [.., D] for tokens of whatever block (`final_norm`); None leaves
     the residual stream as it is, which is larger in later blocks
     fuser: how patches are made of tokens that a soft reduction learned, (learned [B, S,
@@ -190,12 +187,15 @@ def _mapped(outputs, grid, fill, norm, fuser):
         if isinstance(result, Mixing):
             values = (fuser or _by_weight(result.matrix))(values, taps.x)
             held = jnp.ones((*values.shape[:2], 1), jnp.float32)
+            continue
+        if fill == "nearest":
+            values = unmerge(values, to_nearest_kept(taps.x, result))
         else:
             values = unmerge(values, result.dest, history=[(taps.x, result.dest)])
-            held = unmerge(held, result.dest)
+        held = unmerge(held, result.dest)
     norm = norm or (lambda x: x)
     values = norm(values)
-    if fill != "last":
+    if fill in ("zero", "class"):
         filling = norm(state.x[:, :1]) if fill == "class" else jnp.zeros_like(values)
         values = jnp.where(held > 0, values, filling)
     return values, held[..., 0] == 0
@@ -233,21 +233,22 @@ def _by_weight(matrix):
     return fuse
 
 
-def _check_fill(fill):
+def _check_fill(fill, class_token):
     if fill not in FILLS:
         raise InputError(f"fill is {fill!r}; allowed are {', '.join(FILLS)}")
+    if fill == "class" and not class_token:
+        others = ", ".join(name for name in FILLS if name != fill)
+        raise InputError(
+            f"fill is 'class', but this model has no class token; allowed are {others}"
+        )
 
 
 def _check(outputs, steps, grid, fill):
-    _check_fill(fill)
+    _check_fill(fill, outputs.state.num_prefix)
     if outputs.state.mask is not None or any(isinstance(r, Masking) for r, _ in steps):
         raise InputError(
             "outputs are those of masked training, where no token is gone; allowed are "
             "those of a model made without masked=True"
-        )
-    if fill == "class" and not outputs.state.num_prefix:
-        raise InputError(
-            "fill is 'class', but this model has no class token; allowed are last, zero"
         )
     state = outputs.state
     patches = steps[0][1].x.shape[1] if steps else state.x.shape[1] - state.num_prefix

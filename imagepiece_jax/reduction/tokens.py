@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from imagepiece_jax.common.nodes import node
-from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among
 
 Array = jax.Array
 
@@ -526,6 +526,25 @@ def compose(outer, inner):
     # Minus one would wrap to the last slot: guard the gather, then mask.
     out = jnp.take_along_axis(outer, jnp.maximum(inner, 0), axis=-1)
     return jnp.where(inner == DROPPED, DROPPED, out)
+
+
+def to_nearest_kept(x, result):
+    """Slot of every token, where a dropped one has that of the kept one most like it.
+
+    By cosine; of equally similar ones the first. A token that merges counts as kept.
+
+    x: [B, n, D], the tokens before the step
+    result: an Assignment of them
+    Returns [B, n] int in [0, n_out).
+    """
+    dropped, most = result.dest == DROPPED, result.dest.shape[1] - result.n_out
+    if not most:
+        return result.dest
+    place = place_among(dropped)
+    rows = gather_rows(x, invert(place, most))  # as many as can be dropped
+    alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
+    slot = gather_rows(result.dest, jnp.argmax(alike, axis=-1))
+    return jnp.where(dropped, gather_rows(slot, jnp.maximum(place, 0)), result.dest)
 
 
 def unmerge(values, source, fill=0.0, history=None):

@@ -13,6 +13,7 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
+from tests import oracles
 from tests.models import tiny
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
@@ -55,7 +56,7 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
         close(one, other)
 
 
-@pytest.mark.parametrize("fill", ["last", "class"])
+@pytest.mark.parametrize("fill", ["nearest", "last", "class"])
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     """By the map from patches to tokens, which the model traces itself."""
     model, variables = small(PIECE, trace_source=True, depth=2)
@@ -65,6 +66,16 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     out = tiny.compiled(model.apply)(variables, tiny.images(2))
     source = np.asarray(out.state.source)
     dropped = source == -1
+    nearest = [
+        oracles.nearest_values(
+            out.tokens[image, 1:],
+            [
+                (taps.x[image], result.dest[image])
+                for taps, result in zip(out.taps, out.results, strict=True)
+            ],
+        )
+        for image in range(2)
+    ]
     np.testing.assert_array_equal(found.dropped.reshape(2, 25), dropped)
     assert 0 < dropped.sum() < dropped.size
     patches = np.asarray(found.patches).reshape(2, 25, -1)
@@ -72,8 +83,10 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
         slot = source[image, patch]
         if slot >= 0:
             close(patches[image, patch], out.tokens[image, 1 + slot])
-        elif fill != "last":
+        elif fill == "class":
             close(patches[image, patch], out.tokens[image, 0])
+        elif fill == "nearest":
+            close(patches[image, patch], nearest[image][patch])
     early, late = found.layers
     assert not early.dropped.any()  # what is merged is not gone
     np.testing.assert_array_equal(late.dropped, found.dropped)
@@ -150,8 +163,8 @@ def test_pixels_are_normalized():
             r"layers is \[0, 3\]; .* list of blocks from 0 to 2",
         ),
         (None, {"layers": True}, "layers is True; allowed are"),
-        (None, {"fill": "mean"}, "fill is 'mean'; allowed are last, zero, class"),
-        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed are last, zero, class"),
+        (None, {"fill": "mean"}, "fill is 'mean'; allowed are nearest, last"),
+        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed are nearest"),
         (None, {"norm": "x"}, "norm is 'x'; allowed are True, False"),
         (None, {"reshape": 1}, "reshape is 1; allowed are True, False"),
         (None, {"fuser": 1}, "fuser is 1; allowed is a function of two arrays"),

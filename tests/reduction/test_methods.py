@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.models import cost
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
@@ -180,8 +182,12 @@ def walk(plan, x, form=None, keys=None):
     return states, results
 
 
-def last_values(states, results):
-    """What each patch's token was when it was last there: [B, n0, D]; None if soft."""
+def filled(states, results):
+    """A value for every patch, [B, n0, D], by how dropped ones are filled.
+
+    "last": what its token was when it was last there; "nearest": that of the kept token
+    most like it. None if soft.
+    """
     last = states[-1]
     if last.source is None:
         return None
@@ -189,7 +195,13 @@ def last_values(states, results):
         (state.x[:, 1:], result.dest)
         for state, result in zip(states, results, strict=False)
     ]
-    return unmerge(last.x[:, 1:], last.source, history=history)
+    taps = tuple(Taps(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1])
+    outputs = Outputs(None, None, last.x, last, tuple(results), taps)
+    nearest = feature_map(outputs, GRID, "nearest")
+    return {
+        "last": unmerge(last.x[:, 1:], last.source, history=history),
+        "nearest": nearest.reshape(-1, N0, D),
+    }
 
 
 def random_tokens(dtype="float32", seed=0):
@@ -200,7 +212,7 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def stacked(name, *items):
-    """Compiled `walk` and `last_values` of a case, over stacked batches: for all tests.
+    """Compiled `walk` and `filled` of a case, over stacked batches: for all tests.
 
     pmap over one device of vmap over an extra axis.
     """
@@ -208,7 +220,7 @@ def stacked(name, *items):
 
     def run(x, keys):
         states, results = walk(plan, x, keys=keys)
-        return states, results, last_values(states, results)
+        return states, results, filled(states, results)
 
     chex.clear_trace_counter()  # it counts by source line: the other cases' traces too
     return jax.pmap(jax.vmap(chex.assert_max_traces(run, n=1)))
@@ -231,7 +243,7 @@ def program(name, *items):
 
 
 def walked(x, name, *items):
-    """`walk` and `last_values` of a case, as NumPy arrays."""
+    """`walk` and `filled` of a case, as NumPy arrays."""
     both = stacked(name, *items)(*reversed_beside(x))
     return jax.tree.map(lambda a: np.asarray(a)[0, 0], both)
 
@@ -317,7 +329,19 @@ def test_a_patch_can_be_given_the_last_value_of_its_token(name, fields):
     for image, patch in itertools.product(range(3), range(N0)):
         *_, there = (s for s in states if s.source[image, patch] != DROPPED)
         want = there.x[image, 1 + there.source[image, patch]]
-        np.testing.assert_array_equal(got[image, patch], want)
+        np.testing.assert_array_equal(got["last"][image, patch], want)
+
+
+@pytest.mark.parametrize("name, fields", cases(sorted(set(METHODS) - SOFT)))
+def test_a_patch_can_be_given_the_value_of_the_nearest_kept_token(name, fields):
+    states, results, got = walked(random_tokens(), name, *fields.items())
+    for image in range(3):
+        steps = [
+            (state.x[image, 1:], result.dest[image])
+            for state, result in zip(states, results, strict=False)
+        ]
+        want = oracles.nearest_values(states[-1].x[image, 1:], steps)
+        np.testing.assert_array_equal(got["nearest"][image], want)
 
 
 @pytest.mark.parametrize("name, fields", CASES)
