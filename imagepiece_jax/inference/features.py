@@ -3,9 +3,9 @@
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
 
-The reductions of a forward pass are undone from the last to the first, so that every
-patch has a feature: patches that were merged share that of their token, those of a soft
-reduction (TokenLearner) are put together from its tokens, and dropped ones are filled.
+Patches are followed through the reductions of a forward pass, so that every one has a
+feature: patches that were merged share that of their token, those of a soft reduction
+(TokenLearner) are put together from its tokens, and dropped ones are filled.
 """
 
 import functools
@@ -27,7 +27,14 @@ from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
-from imagepiece_jax.reduction.tokens import Masking, Mixing, to_nearest_kept, unmerge
+from imagepiece_jax.reduction.ops import gather_rows
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Masking,
+    Mixing,
+    compose,
+    to_nearest_kept,
+)
 
 FILLS = ("nearest", "last", "zero", "class")
 
@@ -127,16 +134,12 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
     grid = tuple(side // model.patch_size for side in images.shape[1:3])
     last = final_norm(model, variables)
     done = np.cumsum([bool(layer.counts) for layer in model.plan])
+    _check(outputs, grid, fill)
+    paths = _paths(outputs, fill)
 
     def layer(block, norm):
-        steps = slice(done[block])
-        before = outputs.replace(
-            state=states[block],
-            results=outputs.results[steps],
-            taps=outputs.taps[steps],
-        )
-        patches, dropped = _mapped(before, grid, fill, norm, fuser)
         state = states[block]
+        patches, dropped = _mapped(state, paths[done[block]], fill, norm, fuser)
         prefix = (norm or (lambda x: x))(state.x[:, : state.num_prefix])
         if reshape:
             patches, dropped = (
@@ -173,32 +176,82 @@ def feature_map(
     Raises InputError for another fill or grid, and for outputs of masked training,
     where all tokens are left.
     """
-    values, _ = _mapped(outputs, grid, fill, norm, fuser)
+    _check(outputs, grid, fill)
+    path = _paths(outputs, fill)[-1]
+    values, _ = _mapped(outputs.state, path, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
-def _mapped(outputs, grid, fill, norm, fuser):
+class _Path(NamedTuple):
+    """Which token each patch is in after some steps, and what it reads there.
+
+    Followed from the first step on, so that the maps of all blocks share it. After a
+    Mixing a path starts anew, from the tokens that it made.
+
+    slot: [B, n], or DROPPED; None before the first step
+    read: [B, n], the slot that a patch has its feature of; dropped ones may have one
+    last: [B, n, D], of dropped patches, what their token was then; None: not asked for
+    mixed: the path before the Mixing, the Mixing and the tokens before it, or None
+    """
+
+    slot: jax.Array | None = None
+    read: jax.Array | None = None
+    last: jax.Array | None = None
+    mixed: tuple | None = None
+
+
+def _paths(outputs, fill):
+    """A _Path for before the first step, and one for after each."""
+    paths = [_Path()]
+    for result, taps in zip(outputs.results, outputs.taps, strict=True):
+        paths.append(_followed(paths[-1], result, taps.x, fill))
+    return paths
+
+
+def _followed(path, result, x, fill):
+    """`path` after one more step, of tokens `x`."""
+    if isinstance(result, Mixing):
+        return _Path(mixed=(path, result, x))
+    slot = _compose(result.dest, path.slot)
+    if fill == "nearest":
+        read = _compose(to_nearest_kept(x, result), path.read)
+        return path._replace(slot=slot, read=read)
+    last = None
+    if fill == "last" or path.mixed:
+        last = _read(x, path.slot)
+        if path.slot is not None:
+            last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
+    return path._replace(slot=slot, read=slot, last=last)
+
+
+def _compose(outer, inner):
+    return outer if inner is None else compose(outer, inner)
+
+
+def _read(values, slot):
+    """Rows of [B, n, D], all of them where `slot` is None."""
+    return values if slot is None else gather_rows(values, jnp.maximum(slot, 0))
+
+
+def _mapped(state, path, fill, norm, fuser):
     """As `feature_map`, [B, h w, D], and which patches were dropped, [B, h w] bool."""
-    state, steps = outputs.state, list(zip(outputs.results, outputs.taps, strict=True))
-    _check(outputs, steps, grid, fill)
-    values = state.x[:, state.num_prefix :]
-    held = jnp.ones((*values.shape[:2], 1), jnp.float32)  # 0 where a patch was dropped
-    for result, taps in reversed(steps):
-        if isinstance(result, Mixing):
-            values = (fuser or _by_weight(result.matrix))(values, taps.x)
-            held = jnp.ones((*values.shape[:2], 1), jnp.float32)
-            continue
-        if fill == "nearest":
-            values = unmerge(values, to_nearest_kept(taps.x, result))
-        else:
-            values = unmerge(values, result.dest, history=[(taps.x, result.dest)])
-        held = unmerge(held, result.dest)
     norm = norm or (lambda x: x)
+    values = state.x[:, state.num_prefix :]
+    while True:
+        gone = jnp.zeros(values.shape[:2], bool)
+        if path.slot is not None:
+            gone, values = path.slot == DROPPED, _read(values, path.read)
+        if path.last is not None:
+            values = jnp.where(gone[..., None], path.last, values)
+        if path.mixed is None:
+            break
+        path, mixing, x = path.mixed
+        values = (fuser or _by_weight(mixing.matrix))(values, x)
     values = norm(values)
     if fill in ("zero", "class"):
         filling = norm(state.x[:, :1]) if fill == "class" else jnp.zeros_like(values)
-        values = jnp.where(held > 0, values, filling)
-    return values, held[..., 0] == 0
+        values = jnp.where(gone[..., None], filling, values)
+    return values, gone
 
 
 def final_norm(
@@ -243,15 +296,18 @@ def _check_fill(fill, class_token):
         )
 
 
-def _check(outputs, steps, grid, fill):
+def _check(outputs, grid, fill):
     _check_fill(fill, outputs.state.num_prefix)
-    if outputs.state.mask is not None or any(isinstance(r, Masking) for r, _ in steps):
+    if outputs.state.mask is not None or any(
+        isinstance(result, Masking) for result in outputs.results
+    ):
         raise InputError(
             "outputs are those of masked training, where no token is gone; allowed are "
             "those of a model made without masked=True"
         )
     state = outputs.state
-    patches = steps[0][1].x.shape[1] if steps else state.x.shape[1] - state.num_prefix
+    first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
+    patches = first.shape[1]
     if grid[0] * grid[1] != patches:
         raise InputError(
             f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches; "

@@ -524,7 +524,7 @@ def compose(outer, inner):
     """
     chex.assert_rank([outer, inner], 2)
     # Minus one would wrap to the last slot: guard the gather, then mask.
-    out = jnp.take_along_axis(outer, jnp.maximum(inner, 0), axis=-1)
+    out = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
     return jnp.where(inner == DROPPED, DROPPED, out)
 
 

@@ -225,6 +225,25 @@ def test_impossible_maps_are_refused(grid, fill, change, message):
         features.feature_map(outputs, grid, fill)
 
 
+def test_features_compile_about_as_fast_as_the_forward_pass():
+    """At most 1.5 times the instructions before XLA, in the most that can be asked for.
+
+    Instructions and not seconds, which depend on what else the machine does.
+    """
+    model = tiny.model({"name": "pitome"}, depth=6)
+    variables = tiny.shapes(model)
+    images = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.float32)
+
+    def instructions(fn):
+        return jax.jit(fn).lower(variables, images).as_text().count(" = ")
+
+    def everything(variables, images):
+        vit = Pretrained(model, variables)
+        return features.features(vit, images, layers=6, fill="nearest")
+
+    assert instructions(everything) <= 1.5 * instructions(model.apply)
+
+
 @pytest.mark.parametrize("what", ["swapped", "params alone", "another model's"])
 def test_what_is_no_model_with_its_variables(what):
     model = tiny.model(None)
