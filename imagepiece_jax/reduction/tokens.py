@@ -67,6 +67,7 @@ class Taps:
     the attention's input); key: [B, n, d] mean over heads of the key;
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
     attn_columns: [B, n] float32 attention received, mean over heads and queries;
+    shift: [B, n] float32, how far attention moves each token, shares of the live ones;
     probe: [B, n] float32, attention of the head's probe, mean over heads; mask: [B, n]
     live tokens in masked training; rng: [B] keys of (seed, step, position in the global
     batch, block), in evaluation of (seed, index in the data set, block). At site "pre"
@@ -82,6 +83,7 @@ class Taps:
     key: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
+    shift: Array | None = None
     probe: Array | None = None
     mask: Array | None = None
     rng: Array | None = None
