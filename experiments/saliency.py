@@ -83,13 +83,13 @@ def decode(head: dict[str, np.ndarray], patches: jax.Array, size) -> jax.Array:
     x = patches.astype(jnp.float32)
     for n in LAYERS:
         x = upsample(x, head[f"upconv{n}.weight"])
-        factor = head[f"bn{n}.weight"] / np.sqrt(head[f"bn{n}.running_var"] + EPS)
+        factor = head[f"bn{n}.weight"] / jnp.sqrt(head[f"bn{n}.running_var"] + EPS)
         mean = head[f"bn{n}.running_mean"] - head[f"upconv{n}.bias"]
         x = jax.nn.relu(
             x * channels(factor) + channels(head[f"bn{n}.bias"] - mean * factor)
         )
     x = jnp.einsum("bhwd,d->bhw", x, head["final_conv.weight"].ravel())
-    x = jax.image.resize(x + head["final_conv.bias"], (len(x), *size), "bilinear")
+    x = jax.image.resize(x + head["final_conv.bias"][0], (len(x), *size), "bilinear")
     return jax.nn.sigmoid(x)
 
 
@@ -240,17 +240,18 @@ def saliency(context):
     floor = maps.floor()
     rows = _measured(maps, near, asked.fill)
     unreached = [vars(entry) for entry in entries if not entry.is_near]
-    path = context.out / "saliency.png"
-    render.curves(
-        path, "share of the dense MACs", "IoU with the dense maps", _curves(rows)
-    )
+    plot, curves = context.out / "saliency.png", _curves(rows)
+    if curves:
+        render.curves(
+            plot, "share of the dense MACs", "IoU with the dense maps", curves
+        )
     render.page(
         context,
         "saliency",
         "which reduction keeps a map",
         _facts(context, checkpoint, floor),
         _by_share(rows, shares),
-        f"![IoU by share of the dense MACs]({path.name})",
+        f"![IoU by share of the dense MACs]({plot.name})" * bool(curves),
         _settings(rows, floor),
         compare_tables.absent_table({"out_of_reach": unreached, "left_out": left_out}),
     )
@@ -362,7 +363,7 @@ def _settings(rows, floor):
             change = base and entry.method != name and _estimate(result, "iou", base)
             line.append(statistics.format_difference(change or None, 3))
         lines.append(line)
-    lines.append([None, FLOOR, *[None] * 4, *_cells(floor)])
+    lines.append([None, FLOOR, *[None] * 4, *_cells(floor), None, None])
     head = ["share", "method", "setting", "dropped patches get", "GMACs"]
     head += [render.TOKENS_LEFT, "correlation", "IoU", "a pixel where dense has none"]
     head += [f"IoU, to {compare_tables.NAMES[name]}" for name in compare.REFERENCES]
