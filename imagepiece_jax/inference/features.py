@@ -77,7 +77,7 @@ def features(
     layers: int | Sequence[int] = (),
     norm: bool = True,
     reshape: bool = True,
-    fill: str = "last",
+    fill: str = "nearest",
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Features:
     """Features of images, of a model with any reduction or none; compiled once.
@@ -155,7 +155,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
 def feature_map(
     outputs: Outputs,
     grid: tuple[int, int],
-    fill: str = "last",
+    fill: str = "nearest",
     norm: Callable[[jax.Array], jax.Array] | None = None,
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:

@@ -91,7 +91,7 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it():
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
     first, second = slots(-1, 0, 1, 2, 1, -1), slots(-1, 0, 1)
     outputs = outputs_of(state_of(patches), (first, 0), (second, 0))
-    features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
+    features = feature_map(outputs, GRID)[0].reshape(6, 2)
     merged, kept = (patches[2] + patches[4]) / 2, patches[3]
     expected = [kept, kept, merged, kept, merged, merged]
     np.testing.assert_allclose(features, expected, rtol=1e-6)
@@ -144,7 +144,7 @@ def test_patches_dropped_before_tokens_were_learned_are_filled():
     outputs = outputs_of(
         state_of(PATCHES), (slots(0, -1, 1, 2, 3, 4), 0), (Mixing(matrix), 0)
     )
-    got = first_channel(feature_map(outputs, GRID))
+    got = first_channel(feature_map(outputs, GRID, "last"))
     low, high = 1 / 2 + 3 / 4 + 4 / 4, 5 / 2 + 6 / 2
     assert got == [[low, 2, low], [low, high, high]]
 
