@@ -335,6 +335,7 @@ class Weights:
             name=None if name in registry.MODELS else name,
             origin=self,
             selectors=self._selectors(),
+            projector=self.files.contents.projector,
             untrained=bool(lacking) or (learns and self.drawn),
         )
 
