@@ -121,12 +121,9 @@ def _google_says(tensors):
     return says
 
 
-OPENAI = "input_resolution"  # one number, which no other project's files have
-
-
 def _openai_says(tensors):
-    # OpenCLIP has the same names with either GELU.
-    if OPENAI not in tensors:
+    # Only OpenAI's own files have this; OpenCLIP has the same names with either GELU.
+    if "input_resolution" not in tensors:
         return {}
     width = tensors["cls_token"].shape[-1]
     fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": width // 64}
@@ -435,7 +432,10 @@ def read_weights(
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
 
-    def choose(names):
+    names = []
+
+    def choose(all_names):
+        names.extend(all_names)
         try:
             return _placed_names(names, tower)
         except InputError as error:
@@ -446,7 +446,7 @@ def read_weights(
     for name, values in images.items():
         images[name] = channels(f"{path}: {name}", values, positive=name == "std")
     try:
-        checkpoint = to_timm(state_dict, tower)
+        checkpoint = to_timm(state_dict, tower, names)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
     return checkpoint._replace(images=ModelConfig(**images))
@@ -467,7 +467,9 @@ def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
 
 
 def to_timm(
-    state_dict: Mapping[str, np.ndarray], tower: Tower | None = None
+    state_dict: Mapping[str, np.ndarray],
+    tower: Tower | None = None,
+    names: Collection[str] | None = None,
 ) -> Contents:
     """A checkpoint of any layout by timm's names.
 
@@ -475,13 +477,14 @@ def to_timm(
     self-distillation are left out.
 
     tower: how a language model reads its vision tower; None where no config says it
+    names: of all tensors in the file; None: `state_dict` has all
     Raises InputError for tensors of no layout, of one part that is not known here, and
         for a part of which we have no equivalent. Tensors of timm's layout are not
         checked: `convert.from_timm` does.
     """
-    names = _plain_names(state_dict)
-    tensors = _unscanned({names[name]: value for name, value in state_dict.items()})
-    places = _Places.of(tensors, tower)
+    plain = _plain_names(state_dict if names is None else names)
+    tensors = _unscanned({plain[name]: value for name, value in state_dict.items()})
+    places = _Places.of([*plain.values()], tower)
     layout, prefix = places.layout, places.prefix
     renamed, origin = {}, {}
     for name, tensor in tensors.items():
@@ -500,7 +503,8 @@ def to_timm(
         if place:
             renamed[place], origin[place] = tensor, name
     try:
-        config = ModelConfig(**layout.says({**tensors, **renamed}))
+        shown = {**dict.fromkeys(plain.values()), **tensors, **renamed}
+        config = ModelConfig(**layout.says(shown))
         tensors = _canonical(renamed)
         layers = {name: tensors.pop(name) for name in [*tensors] if _of_projector(name)}
         projector = _projector(layers, tower) if layers or tower else None
@@ -556,9 +560,7 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
                 f"{CONFIG} says depth {tower.blocks}, but its tensors have "
                 f"{len(blocks)}; allowed are files of one model"
             )
-    return [
-        n for n, name in first.items() if name == OPENAI or places.place(name) != ""
-    ]
+    return [name for name in names if places.place(first[name]) != ""]
 
 
 @dataclasses.dataclass(frozen=True)
