@@ -27,6 +27,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
+from tests.pretrained import test_towers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -174,9 +175,9 @@ def folder(tmp_path, monkeypatch, assets):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     read = layouts.read_state_dict
 
-    def two_blocks(path, averaged=False):
-        left_out = re.compile(r"blocks\.([2-9]|1.)\.")
-        return {k: v for k, v in read(path, averaged).items() if not left_out.match(k)}
+    def two_blocks(path, *arguments):
+        left_out, tensors = re.compile(r"blocks\.([2-9]|1.)\."), read(path, *arguments)
+        return {k: v for k, v in tensors.items() if not left_out.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
     (tmp_path / weights.name).symlink_to(weights)
@@ -229,6 +230,8 @@ def published(tmp_path_factory):
         size = {"depth": depth, "embed_dim": width, "num_heads": 2}
         config = json.dumps({**config, "model_args": size})
         (folder / "config.json").write_text(config)
+    name = "hf://llava-hf/llava-1.5-7b-hf"
+    folders[name] = test_towers.llava(tmp_path_factory.mktemp("hub"))
     return folders
 
 
@@ -258,11 +261,13 @@ def test_the_first_lines_run(hub_of_pages, capsys):
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
-    """Its blocks one after the other: load, save and load, NNX."""
+    """Its blocks one after the other: load, a tower, save and load, NNX."""
     page, space = ROOT / "docs" / "models.md", {}
-    for start in ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n"):
+    starts = ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
+    for start in (*starts, "import jax\n"):
         exec(compile(block(page, start), page.name, "exec"), space)
     vit, net = space["vit"], space["net"]
+    assert space["tokens"].shape == (2, 4, 4, test_towers.OUT)
     model, variables = vit.model, vit.variables
     assert vit.image_size == (224, 280) and vit.reduction["name"] == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()

@@ -400,9 +400,8 @@ FOREIGN = (
 MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
-SCAN = (
-    "Transformer.encoderblock."  # blocks in one tensor, block by block, at big_vision
-)
+# Of big_vision's blocks that are a scan: in one tensor, block by block.
+SCAN = "Transformer.encoderblock."
 # Parts behind the blocks, by the names of `Layout.place`.
 BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 
@@ -431,7 +430,6 @@ def read_weights(
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
-
     names = []
 
     def choose(all_names):
@@ -506,7 +504,8 @@ def to_timm(
         shown = {**dict.fromkeys(plain.values()), **tensors, **renamed}
         config = ModelConfig(**layout.says(shown))
         tensors = _canonical(renamed)
-        layers = {name: tensors.pop(name) for name in [*tensors] if _of_projector(name)}
+        names = [name for name in tensors if name.startswith("projector.")]
+        layers = {name: tensors.pop(name) for name in names}
         projector = _projector(layers, tower) if layers or tower else None
         return Contents(tensors, config, projector=projector)
     except InputError:
@@ -618,10 +617,6 @@ def _plain_names(names):
     return plain
 
 
-def _of_projector(name):
-    return name.startswith("projector.")
-
-
 def _projector(tensors, tower):
     """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
@@ -637,22 +632,24 @@ def _projector(tensors, tower):
         )
     layers = []
     for number in numbers:
-        kernel = tensors.get(f"projector.{number}.weight", np.zeros(0))
-        bias = tensors.get(f"projector.{number}.bias")
-        before = layers[-1][0].shape[1:] if layers else kernel.shape[1:]
-        shapes = [kernel.shape] + ([] if bias is None else [bias.shape])
-        if (
-            kernel.ndim != 2
-            or kernel.shape[1:] != before
-            or shapes[-1][:1] != kernel.shape[:1]
-        ):
+        names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
+        arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
+        shapes = [array.shape for array in arrays]
+        before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
+        fits = len(shapes[0]) == 2 and shapes[0][1:] == before
+        if not fits or shapes[-1][:1] != shapes[0][:1]:
             raise InputError(
                 f"layer {number} of its projector has tensors of "
                 f"{' and '.join(map(str, shapes))}; allowed are a weight [out, in], in "
                 "as the layer before gives it, and a bias [out]"
             )
-        kernel = np.array(kernel.T, np.float32, order="C")
-        layers.append((kernel, None if bias is None else np.array(bias, np.float32)))
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise InputError(
+                f"layer {number} of its projector holds a value that is not finite, "
+                "only finite weights are allowed"
+            )
+        kernel, *bias = arrays
+        layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
     tower = tower or Tower()
     return Projector(tuple(layers), tower.gelu, tower.prefix)
 
