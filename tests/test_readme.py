@@ -175,8 +175,8 @@ def folder(tmp_path, monkeypatch, assets):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     read = layouts.read_state_dict
 
-    def two_blocks(path, *arguments):
-        left_out, tensors = re.compile(r"blocks\.([2-9]|1.)\."), read(path, *arguments)
+    def two_blocks(path, *rest):
+        left_out, tensors = re.compile(r"blocks\.([2-9]|1.)\."), read(path, *rest)
         return {k: v for k, v in tensors.items() if not left_out.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
