@@ -102,6 +102,10 @@ def test_controls_of_imagepiece_have_the_logits_of_jax(inattentive):
     check(tiny.model(IMAGEPIECE | {"inattentive": inattentive}, depth=2))
 
 
+def test_a_shift_ranks_as_in_jax():
+    check(tiny.model(EVIT | {"score": "shift"}, depth=2), runtimes=(run,))
+
+
 @pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("name", ["none", "evit"])
 def test_every_prefix_and_pooling_has_the_logits_of_jax(name, family):
