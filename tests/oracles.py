@@ -159,6 +159,23 @@ def unmerge(values, source, fill=0.0):
     return out
 
 
+def last_values(values, steps):
+    """Every patch's value, of dropped ones that of their token when it was dropped.
+
+    Arguments as for `nearest_values`.
+    """
+    out = []
+    for patch in range(len(steps[0][1]) if steps else len(values)):
+        token, last = patch, None
+        for x, dest in steps:
+            if dest[token] == DROPPED:
+                last = x[token]
+                break
+            token = dest[token]
+        out.append(values[token] if last is None else last)
+    return np.stack(out)
+
+
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 

@@ -211,11 +211,11 @@ def shift_shares(change, live=None):
     change: [B, n, D], what the layer adds to them
     live: [B, n], 1 for the tokens that count and 0 for others; None: all count
     Returns [B, n] float32.
-    Source: Choi et al. 2025, section 3 (Representation Shift, by the L2 distance).
+    Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = lengths(change)
     moved = moved if live is None else moved * live
-    return moved / jnp.sum(moved, axis=1, keepdims=True)
+    return moved / jnp.maximum(jnp.sum(moved, axis=1, keepdims=True), 1e-6)
 
 
 @node

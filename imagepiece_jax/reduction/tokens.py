@@ -549,39 +549,17 @@ def to_nearest_kept(x, result):
     return jnp.where(dropped, gather_rows(slot, jnp.maximum(place, 0)), result.dest)
 
 
-def unmerge(values, source, fill=0.0, history=None):
+def unmerge(values, source, fill=0.0):
     """Spread slot values back over the patches.
 
     values: [B, n, D], of the slots
     source: [B, n0] int, the slot of each patch, as in TokenState
     fill: what dropped patches get: a number, or [B, D], a vector an image such as the
     class token
-    history: where dropped patches are to get the value of their token at the step that
-    dropped it, a pair for each step from the first on: values [B, n, D] of the tokens
-    before it, and its dest [B, n]; `fill` is then for those that no step of it drops
     Returns [B, n0, D].
     """
     chex.assert_rank([values, source], [3, 2])
     fill = jnp.asarray(fill, values.dtype)
     fill = fill[:, None, :] if fill.ndim else fill[None, None, None]
-    if history is not None:
-        fill = _last_values(history, source, fill)
-    spread = _read_slots(values, source)
+    spread = jnp.take_along_axis(values, jnp.maximum(source, 0)[:, :, None], axis=1)
     return jnp.where((source == DROPPED)[:, :, None], fill, spread)
-
-
-def _last_values(history, source, fill):
-    """Value of each patch at the step that dropped it, else `fill`. -> [B, n0, D]."""
-    slot = jnp.broadcast_to(jnp.arange(source.shape[1]), source.shape)
-    for values, dest in history:
-        after = compose(dest, slot)
-        leaves = (slot != DROPPED) & (after == DROPPED)
-        here = _read_slots(values, slot).astype(fill.dtype)
-        fill = jnp.where(leaves[:, :, None], here, fill)
-        slot = after
-    return fill
-
-
-def _read_slots(values, slot):
-    """[B, n, D], [B, m] -> [B, m, D]; where `slot` is DROPPED, that of slot 0."""
-    return jnp.take_along_axis(values, jnp.maximum(slot, 0)[:, :, None], axis=1)

@@ -12,6 +12,7 @@ from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
+from tests import oracles
 from tests.models import tiny
 from tests.runs import ROOT
 from tests.shallow import deit_ti
@@ -119,6 +120,28 @@ def test_similarities_are_computed_only_where_they_are_asked_for():
     assert counts == {"nearest": 1, "last": 0, "zero": 0, "class": 0}
 
 
+@pytest.mark.parametrize(
+    "fill, before, after",
+    [("last", [0, 0, 0, 0, 1, 1], [1, 1, 1, 1]), ("nearest", [0] * 6, [1, 3, 1, 1])],
+)
+def test_a_map_keeps_the_dtype_and_passes_gradients(fill, before, after):
+    """To what a patch reads: its token when it was dropped, or the nearest at last."""
+    result, state = slots(0, 1, 2, 3, -1, -1), state_of(PATCHES[:4])
+    x = np.float32([[[1, 0], [2, 2], [3, 4], [0, 4], [1, 1], [5, 5]]])
+
+    def paint(before, values):
+        taps = Taps(before, jnp.ones(before.shape[:2]))
+        outputs = Outputs(None, None, None, state.replace(x=values), (result,), (taps,))
+        return features.feature_map(outputs, GRID, fill)
+
+    half = jax.eval_shape(paint, *(a.astype(jnp.bfloat16) for a in (x, state.x)))
+    assert half.dtype == jnp.bfloat16
+    slope = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))
+    slopes = tiny.compiled(slope)(x, state.x)
+    assert slopes[0][0, :, 0].tolist() == before
+    assert slopes[1][0, :, 0].tolist() == [0, *after]
+
+
 def test_fused_patches_get_the_fused_token():
     """EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6."""
     weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
@@ -182,12 +205,12 @@ def imagepiece():
             features.final_norm(vit, variables),
         )
         steps = zip(outputs.results, outputs.taps, strict=True)
-        history = [(norm(taps.x), result.dest) for result, taps in steps]
+        steps = [(norm(taps.x), result.dest) for result, taps in steps]
         values, source = outputs.tokens[:, 1:], outputs.state.source
         return (
             outputs.state.source,
+            (values, steps),
             {
-                "last": tokens.unmerge(values, source, history=history),
                 "zero": tokens.unmerge(values, source),
                 "class": tokens.unmerge(values, source, fill=outputs.tokens[:, 0]),
             },
@@ -197,12 +220,16 @@ def imagepiece():
             },
         )
 
-    return tiny.jit(run)(tiny.images())
+    return tiny.compiled(run)(tiny.images())
 
 
 @pytest.mark.parametrize("fill", ["last", "zero", "class"])
 def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill):
-    source, expected, features = imagepiece
+    source, (values, steps), expected, features = imagepiece
+    if fill == "last":
+        of_image = [[(x[i], dest[i]) for x, dest in steps] for i in range(len(values))]
+        pairs = zip(np.asarray(values), of_image, strict=True)
+        expected = {"last": np.stack([oracles.last_values(*pair) for pair in pairs])}
     dropped = np.asarray(source) == -1
     assert dropped.any() and not dropped.all()
     found = features[fill].reshape(expected[fill].shape)

@@ -21,7 +21,7 @@ from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.token_counts import Merge
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
 from tests.models import tiny
 
@@ -191,17 +191,10 @@ def filled(states, results):
     last = states[-1]
     if last.source is None:
         return None
-    history = [
-        (state.x[:, 1:], result.dest)
-        for state, result in zip(states, results, strict=False)
-    ]
     taps = tuple(Taps(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1])
     outputs = Outputs(None, None, last.x, last, tuple(results), taps)
-    nearest = feature_map(outputs, GRID, "nearest")
-    return {
-        "last": unmerge(last.x[:, 1:], last.source, history=history),
-        "nearest": nearest.reshape(-1, N0, D),
-    }
+    maps = {fill: feature_map(outputs, GRID, fill) for fill in ("last", "nearest")}
+    return {fill: values.reshape(-1, N0, D) for fill, values in maps.items()}
 
 
 def random_tokens(dtype="float32", seed=0):
