@@ -45,6 +45,8 @@ CAPTION = (
     "gray photograph; IoU is of the pixels above one half, with those of the dense map."
 )
 FLOOR = "mean of the other maps"
+# The picture: methods beside the dense model, their share, and blocks from 0.
+PICTURED, SHARE, AFTER = ("tome", "evit"), 0.6, (3, 6, 9)
 
 
 def read_head(path, width: int) -> dict[str, np.ndarray]:
@@ -163,11 +165,8 @@ class Maps:
             }
 
         step = accuracy.model_step(model, precision="highest", measure=measure)
-        placed, batches = (
-            parallel.replicate(vit.variables),
-            self.context.images.batches(),
-        )
-        each = accuracy.evaluate(step, placed, batches).each
+        variables = parallel.replicate(vit.variables)
+        each = accuracy.evaluate(step, variables, self.context.images.batches()).each
         return each["map"], each["dropped"]
 
     @functools.cached_property
@@ -203,7 +202,7 @@ class Maps:
             ours, dropped = self.draw(reduction, fill)
             model = self.weights.model(reduction)
             return figures(ours, dense) | {
-                "dropped": float(np.mean(dropped)),
+                "dropped": round(float(np.mean(dropped)), 5),
                 **plan_facts(model, self.weights.config.image_size),
             }
 
@@ -242,14 +241,12 @@ def saliency(context):
     unreached = [vars(entry) for entry in entries if not entry.is_near]
     plot, curves = context.out / "saliency.png", _curves(rows)
     if curves:
-        render.curves(
-            plot, "share of the dense MACs", "IoU with the dense maps", curves
-        )
+        render.curves(plot, "share of the dense MACs", "IoU to dense maps", curves)
     render.page(
         context,
         "saliency",
         "which reduction keeps a map",
-        _facts(context, checkpoint, floor),
+        _facts(checkpoint, floor),
         _by_share(rows, shares),
         f"![IoU by share of the dense MACs]({plot.name})" * bool(curves),
         _settings(rows, floor),
@@ -313,7 +310,7 @@ def _order(rows):
     return sorted(behind, key=lambda label: np.mean(behind[label]))
 
 
-def _facts(context, checkpoint, floor):
+def _facts(checkpoint, floor):
     """Table of what was measured, and the line that says how to read the others."""
     images, weights = checkpoint.images, checkpoint.weights
     without = floor["iou"].count(None)
@@ -376,11 +373,6 @@ def _cells(result):
     return [*(statistics.format_estimate(f, 3) for f in figures), result["extra"]]
 
 
-PICTURED = ("tome", "evit")
-AFTER = (3, 6, 9)  # blocks, from 0
-SHARE = 0.6
-
-
 def picture(context):
     """Tokens and maps of photographs, dense and with two methods; saliency-picture.png.
 
@@ -390,13 +382,10 @@ def picture(context):
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)
     reductions = [e.reduction for e in entries if e.method in PICTURED and e.is_near]
     reductions = [settings.DENSE, *reductions]
-    batches = [*context.images.batches()]
-    images = np.concatenate([b["image"][b["mask"] > 0] for b in batches])
+    batches, fill = context.images.batches(), context.settings.fill[0]
+    images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     drawn = [
-        (
-            weights.pretrained(reduction),
-            maps.draw(reduction, context.settings.fill[0])[0],
-        )
+        (weights.pretrained(reduction), maps.draw(reduction, fill)[0])
         for reduction in reductions
     ]
     dense, rows = drawn[0][1], []

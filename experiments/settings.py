@@ -150,7 +150,7 @@ class TableSettings(Settings):
         optional(text()), "saliency: the weights file of the head that draws maps"
     )
     fill: tuple[str, ...] = flag(
-        one_or_more(("last",), text()), "saliency: what dropped patches get"
+        one_or_more(("nearest",), text()), "saliency: what dropped patches get"
     )
     methods: tuple[str, ...] = flag(
         several((), text(), "names of methods"),

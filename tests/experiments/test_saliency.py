@@ -164,7 +164,7 @@ def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
         ({"decoder": None}, "--decoder is missing: the weights file of a head"),
         (
             {"fill": ("best",)},
-            "--fill is 'best'; allowed are one or more of last, zero",
+            "--fill is 'best'; allowed are one or more of nearest, last",
         ),
     ],
 )
