@@ -380,8 +380,8 @@ def picture(context):
     """
     maps, weights = Maps(context), context.pretrained
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)
-    reductions = [e.reduction for e in entries if e.method in PICTURED and e.is_near]
-    reductions = [settings.DENSE, *reductions]
+    near = {entry.method: entry.reduction for entry in entries if entry.is_near}
+    reductions = [settings.DENSE, *(near[name] for name in PICTURED if name in near)]
     batches, fill = context.images.batches(), context.settings.fill[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     drawn = [
