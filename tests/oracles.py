@@ -176,6 +176,37 @@ def last_values(values, steps):
     return np.stack(out)
 
 
+def token_list(values, source, grid):
+    """Tokens, sizes, map and places of one image, row by row of the places.
+
+    values [K, D], source [n0]. A place is the mean row and column of a token's patches,
+    as a fraction.
+    """
+    places = []
+    for slot in range(len(values)):
+        held = [divmod(p, grid[1]) for p in range(len(source)) if source[p] == slot]
+        mean = [Fraction(sum(axis), len(held)) for axis in zip(*held, strict=True)]
+        places.append((*mean, slot, len(held)))
+    places.sort()
+    moved = {slot: place for place, (*_, slot, _) in enumerate(places)} | {-1: -1}
+    return (
+        np.stack([values[slot] for *_, slot, _ in places]),
+        [size for *_, size in places],
+        np.reshape([moved[int(slot)] for slot in source], grid),
+        [[float(row), float(column)] for row, column, *_ in places],
+    )
+
+
+def mixed_token_list(values, matrices, grid):
+    """As `token_list`, of tokens [K, D] that were mixed by each of `matrices`."""
+    places = np.array([divmod(p, grid[1]) for p in range(grid[0] * grid[1])], float)
+    for matrix in matrices:
+        matrix = np.asarray(matrix, float)
+        places = matrix @ places / matrix.sum(axis=1, keepdims=True)
+    order = sorted(range(len(values)), key=lambda slot: tuple(places[slot]))
+    return values[order], np.ones(len(values)), np.full(grid, -1), places[order]
+
+
 def nearest_values(values, steps):
     """Every patch's value where a dropped token goes with the kept one most like it.
 

@@ -112,6 +112,39 @@ def test_export_names_the_output(saved, tmp_path, form):
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_export_gives_tokens(saved, tmp_path, form):
+    out, tome = tmp_path / f"model.{form}", ["--config.reduction.name=tome", FLOAT]
+    words = [f"--format={form}", f"--out={out}", "--tokens=12", *tome]
+    done(export.main, saved, *words, "--config.reduction.r=5", "--batch=2")
+    facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+    shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}
+    assert shapes == {
+        "tokens": (2, 12, tiny.WIDTH),
+        "size": (2, 12),
+        "source": (2, 5, 5),
+        "coordinates": (2, 12, 2),
+    }
+    images = tiny.images(2)
+    if form == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        found = session.run(None, {"images": np.asarray(images)})
+    else:
+        program = jax.export.deserialize(bytearray(out.read_bytes()))
+        found = jax.jit(program.call)(images)
+    kinds = [
+        (np.dtype(each["dtype"]), tuple(each["shape"])) for each in facts["output"]
+    ]
+    assert [(values.dtype, values.shape) for values in found] == kinds
+    vit = imagepiece_jax.load(
+        saved / "weights", reduction={"name": "tome", "r": 5}, dtype="float32"
+    )
+    want = imagepiece_jax.features(vit, images, tokens=12)
+    np.testing.assert_allclose(found[0], want.tokens, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found[2], want.source)
+
+
 @pytest.mark.parametrize("more", [[], ["--sweep=tome:r=2"], ["--optimized"]])
 def test_evaluate_says_what_to_do(saved, more):
     words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]

@@ -23,7 +23,7 @@ from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 
 # Of a share; a method that comes no nearer is not compared there. DiffRate's published
@@ -162,7 +162,7 @@ def _entries(checkpoint, method, shares, metric) -> list[MatchedMethod] | str:
     if weights.reduction["name"] == name:  # a run: its fields, not the defaults
         fields = {**weights.reduction, **fields}
     depth = len(weights.model(settings.DENSE).plan)
-    choices = priced(weights.gmacs, along_knob(fields, depth))
+    choices = priced(weights.gmacs, settings.along_knob(fields, depth))
     if not choices:
         try:
             weights.model(fields)
@@ -235,12 +235,6 @@ def _by_time(checkpoint, choices, share):
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
 
 
-def along_knob(reduction: dict, depth: int = 12) -> list[dict]:
-    """`reduction` at every position of the knob that its method declares."""
-    fields, _ = settings.split(reduction)
-    return [reduction | setting for setting in methods.create(**fields).knob(depth)]
-
-
 def priced(
     cost: Callable[[dict], float], reductions: Iterable[dict]
 ) -> list[tuple[float, dict]]:
@@ -270,7 +264,7 @@ def nearest(
     depth: blocks of the model
     Raises InputError where no position fits the model.
     """
-    choices = priced(cost, along_knob(reduction, depth))
+    choices = priced(cost, settings.along_knob(reduction, depth))
     if not choices:
         raise InputError(f"no rate of {reduction['name']!r} fits this model")
     return closest(choices, target)[1]

@@ -22,17 +22,21 @@ from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.config import patch_grid, reduced
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
-from imagepiece_jax.reduction.ops import gather_rows
+from imagepiece_jax.reduction.ops import gather_rows, invert
+from imagepiece_jax.reduction.settings import plain
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
     Masking,
     Mixing,
     compose,
+    mean_by,
+    sum_by_slot,
     to_nearest_kept,
 )
 
@@ -60,6 +64,7 @@ class Features(NamedTuple):
     pooled: [B, D], what the model's head reads
     patches, prefix, dropped: those of a Layer, after the last norm
     layers: a Layer for each block that was asked for, in that order
+    tokens, size, source, coordinates: those of a TokenList, where tokens were asked for
     """
 
     pooled: jax.Array
@@ -67,6 +72,29 @@ class Features(NamedTuple):
     prefix: jax.Array
     dropped: jax.Array
     layers: tuple[Layer, ...]
+    tokens: jax.Array | None = None
+    size: jax.Array | None = None
+    source: jax.Array | None = None
+    coordinates: jax.Array | None = None
+
+
+class TokenList(NamedTuple):
+    """The image tokens that a model ends with, row by row of where they stand.
+
+    Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
+    in one of them alone, and they stand at the mean of the patches by their weights.
+
+    tokens: [B, K, D], after the last norm
+    size: [B, K] float32, the patches in each
+    source: [B, h, w] int32, the token that a patch is in, or -1, none
+    coordinates: [B, K, 2] float32, (row, column) in patches, the first at (0, 0): the
+    middle of a token's patches
+    """
+
+    tokens: jax.Array
+    size: jax.Array
+    source: jax.Array
+    coordinates: jax.Array
 
 
 @takes_pretrained
@@ -79,6 +107,7 @@ def features(
     reshape: bool = True,
     fill: str = "nearest",
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    tokens: int | None = None,
 ) -> Features:
     """Features of images, of a model with any reduction or none; compiled once.
 
@@ -88,10 +117,11 @@ def features(
     norm: whether these pass the model's last norm
     reshape: patches as a grid, else as a list
     fill, fuser: as for `feature_map`
+    tokens: how many image tokens the model ends with and are returned, see `leaving`
     Raises InputError for what does not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    model, variables, size = vit.model, vit.variables, vit.image_size
+    model, variables, size = leaving(vit, tokens), vit.variables, vit.image_size
     depth = len(model.plan)
     last = is_whole(layers) and 0 <= layers <= depth
     blocks = range(depth - layers, depth) if last else layers
@@ -110,16 +140,29 @@ def features(
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     try:
-        return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
+        return _extract(
+            variables,
+            images,
+            model,
+            blocks,
+            norm,
+            reshape,
+            fill,
+            fuser,
+            listed=tokens is not None,
+        )
     except errors.FlaxError:
         check_variables(model, variables, size)
         raise
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser")
+    jax.jit,
+    static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser", "listed"),
 )
-def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
+def _extract(
+    variables, images, model, blocks, norm, reshape, fill, fuser, listed=False
+):
     states = {}
 
     def note(call, args, kwargs, context):
@@ -149,7 +192,97 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
 
     whole = layer(len(model.plan) - 1, last)
     layers = tuple(layer(block, last if norm else None) for block in blocks)
-    return Features(outputs.pooled, *whole, layers)
+    tokens = token_list(outputs, grid) if listed else ()
+    return Features(outputs.pooled, *whole, layers, *tokens)
+
+
+def leaving(vit: Pretrained, tokens: int | None) -> ViT:
+    """The model with as many image tokens in the end as asked for, exactly.
+
+    Its reduction stands at the setting of its knob that leaves the next more, and its
+    last step then leaves `tokens`. Where no setting leaves as many, the steps of the
+    nearest one stop there. Parameters are the same.
+
+    tokens: from 1 to the patches of an image; None: the model as it is
+    Raises InputError for a number that the reduction cannot leave.
+    """
+    if tokens is None:
+        return vit.model
+    if vit.reduction is None:
+        raise InputError(
+            f"tokens is {tokens!r}, but the model's reduction is not known; allowed is "
+            'Pretrained(model, variables, reduction={"name": ..})'
+        )
+    fields = tuple((k, plain(v)) for k, v in vit.reduction.items())
+    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
+    # Not cached where True is 1, and lists have no hash: they are refused.
+    make = _leaving if is_whole(tokens) else _leaving.__wrapped__
+    return make(vit.model, fields, grid, vit.name, tokens)
+
+
+@functools.lru_cache(maxsize=32)
+def _leaving(model, fields, grid, name, tokens):
+    return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
+
+
+def token_list(outputs: Outputs, grid: tuple[int, int]) -> TokenList:
+    """The image tokens of a forward pass as a TokenList.
+
+    outputs: what the model returned, of any reduction or of none
+    grid: (height, width) of its patches
+    Raises InputError for another grid, and for outputs of masked training.
+    """
+    _check(outputs, grid, FILLS[0])
+    state, path = outputs.state, _paths(outputs, "zero")[-1]
+    batch, total, _ = state.x.shape
+    count, patches = total - state.num_prefix, grid[0] * grid[1]
+    row, column = _centers(path, count, batch, grid)
+    earlier = (row[:, None, :] < row[:, :, None]) | (
+        (row[:, None, :] == row[:, :, None]) & _before(column)
+    )
+    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    order = invert(place, count)
+    if path.mixed:
+        source = jnp.full((batch, patches), DROPPED, jnp.int32)
+    elif path.slot is None:
+        source = place
+    else:
+        source = compose(place, path.slot)
+    image_tokens = outputs.tokens[:, state.num_prefix :]
+    return TokenList(
+        tokens=gather_rows(image_tokens, order),
+        size=gather_rows(state.size[:, state.num_prefix :], order),
+        source=source.reshape(batch, *grid),
+        coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
+    )
+
+
+def _before(values):
+    """Whether the other of two tokens stands before, ties by index. -> [B, n, n]."""
+    mine, other = values[:, :, None], values[:, None, :]
+    index = np.arange(values.shape[1])
+    first = (index[None, :] < index[:, None])[None]
+    return (other < mine) | ((other == mine) & first)
+
+
+def _centers(path, count, batch, grid):
+    """Rows and columns of `count` tokens, the means of their patches, [B, count] each.
+
+    The sums are of whole numbers, so tokens at the same place have equal ones.
+    """
+    if path.mixed:
+        before, mixing, x = path.mixed
+        places = _centers(before, x.shape[1], batch, grid)
+        weight = mixing.matrix.astype(jnp.float32)
+        mixed = mean_by(weight, jnp.stack(places, axis=-1))
+        places = mixed[..., 0], mixed[..., 1]
+    else:
+        places = np.indices(grid, np.float32).reshape(2, 1, -1)
+        places = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in places]
+    if path.slot is None:
+        return places
+    size = sum_by_slot(jnp.ones_like(places[0]), path.slot, count)
+    return [sum_by_slot(axis, path.slot, count) / size for axis in places]
 
 
 def feature_map(

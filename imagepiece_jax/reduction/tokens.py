@@ -269,7 +269,7 @@ def mean_coordinates(state, result, index=None):
 def _totals(values, result, index):
     """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
     if index is None:
-        return _sum_by_slot(values, result.dest, result.n_out)
+        return sum_by_slot(values, result.dest, result.n_out)
     return _sum_by_index(values, index)
 
 
@@ -297,7 +297,7 @@ def _apply_mixing(state, result):
     x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
     coordinates = state.coordinates
     if coordinates is not None:
-        coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
+        coordinates = mean_by(result.matrix.astype(jnp.float32), coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
         attn_size = jnp.concatenate(
@@ -312,7 +312,7 @@ def _apply_mixing(state, result):
     )
 
 
-def _mean_by(weight, coordinates):
+def mean_by(weight, coordinates):
     """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
     # Where there is no weight at all, the mean of all.
     weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
@@ -332,7 +332,7 @@ def _apply_masking(state, result):
     if coordinates is not None:
         gone = (1.0 if before is None else before) - result.keep
         gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
-        middle = _mean_by(gone[:, None], coordinates)
+        middle = mean_by(gone[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
     one = jnp.ones((last.shape[0], 1), jnp.float32)
@@ -383,18 +383,18 @@ def _belongs(dest, n_out):
     return dest[:, None, :] == jnp.arange(n_out, dtype=dest.dtype)[None, :, None]
 
 
-def _sum_by_slot(values, dest, n_out):
+def sum_by_slot(values, dest, n_out):
     """[B, n] -> [B, n_out], the sum of what goes to each slot."""
     return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
 
 
 def _sum_by_index(values, index):
-    """As `_sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
+    """As `sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
     kept = gather_rows(values, index.keep)
     if not index.absorbed.shape[1]:
         return kept
     absorbed = gather_rows(values, index.absorbed)
-    return kept + _sum_by_slot(absorbed, index.target, kept.shape[1])
+    return kept + sum_by_slot(absorbed, index.target, kept.shape[1])
 
 
 def _live(mask, result):

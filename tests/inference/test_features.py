@@ -150,6 +150,20 @@ def test_fused_patches_get_the_fused_token():
     assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
 
 
+def test_tokens_are_listed_by_hand():
+    """Patches 0, 1, 4 and, of the next step, 2 are one token; 3 is gone.
+
+    1 2 3 at the top, 4 5 6 below: that token stands at row 1/4, column 1.
+    """
+    state = state_of(PATCHES)
+    outputs = outputs_of(state, (slots(2, 2, 1, -1, 2, 0), 0), (slots(1, 0, 0), 0))
+    listed = tiny.jit(features.token_list, static_argnums=1)(outputs, GRID)
+    assert listed.source.tolist() == [[[0, 0, 0], [-1, 0, 1]]]
+    assert listed.coordinates.tolist() == [[[0.25, 1], [1, 2]]]
+    assert listed.size.tolist() == [[4, 1]]
+    np.testing.assert_allclose(listed.tokens, [[[11 / 4, 110 / 4], [6, 60]]])
+
+
 def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     """Tokens of 12 and 24; shares of a patch are 1:0, 1:1, 1:3, 0:1, 3:1, and none."""
     matrix = jnp.asarray([[[0.2, 0.1, 0.1, 0, 0.6, 0], [0, 0.1, 0.3, 0.4, 0.2, 0]]])
@@ -304,7 +318,7 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     space = {}
-    code = text.partition("```python\n")[2].partition("```")[0]
+    code, more = (part.partition("```")[0] for part in text.split("```python\n")[1:3])
     exec(compile(code, "docs/features.md", "exec"), space)
     assert space["features"].shape == (2, 14, 14, 192)
     assert len(space["maps"].layers) == 4
@@ -312,3 +326,6 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     query = space["features"][0, 7, 7]
     cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)
+    exec(compile(more, "docs/features.md", "exec"), space)
+    assert space["prompt"].shape == (2, 64, 2048)
+    assert (space["listed"].source[0] == space["middle"]).sum() == space["patches"]

@@ -10,9 +10,11 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import features
+from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny
 
@@ -92,6 +94,47 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     np.testing.assert_array_equal(late.dropped, found.dropped)
     close(late.patches, found.patches)
     close(late.prefix, found.prefix)
+
+
+@pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
+def test_as_many_tokens_as_asked_for(name):
+    """By features, and by the program of `optimize`, which pads its images."""
+    reduction = {"name": name} | METHODS[name].small
+    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
+    vit = Pretrained(*small(reduction), reduction)
+    found = features(vit, tiny.images(2), tokens=tokens)
+    assert found.tokens.shape == (2, tokens, tiny.WIDTH)
+    assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
+    np.testing.assert_array_equal(found.source == -1, found.dropped | (tokens == 8))
+    for image in range(2):
+        held = np.unique(found.source[image][found.source[image] >= 0])
+        assert len(held) == (0 if tokens == 8 else tokens)
+        places = found.coordinates[image].tolist()
+        assert places == sorted(places)
+        for slot in held:
+            inside = np.argwhere(found.source[image] == slot)
+            assert found.size[image, slot] == len(inside)
+            close(found.coordinates[image, slot], inside.mean(axis=0))
+            for row, column in inside:
+                close(found.patches[image, row, column], found.tokens[image, slot])
+    program = optimize(vit, batch_size=3, tokens=tokens)
+    for field, values in program(tiny.images(2))._asdict().items():
+        close(values, getattr(found, field))
+
+
+def test_without_a_number_no_tokens_are_listed():
+    found = features(Pretrained(*small(depth=1)), tiny.images(1))
+    assert found.tokens is found.size is found.source is found.coordinates is None
+
+
+def test_tokens_of_an_unknown_reduction_are_refused():
+    vit = Pretrained(tiny.model(TOME), {"params": {}})
+    with pytest.raises(InputError, match="tokens is 9, but the model's reduction is"):
+        features(vit, tiny.images(1), tokens=9)
+    vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
+    for tokens, shown in ((0, "0"), (26, "26"), (True, "True"), ("9", "'9'")):
+        with pytest.raises(InputError, match=f"tokens is {shown}; allowed are 1 to 25"):
+            features(vit, tiny.images(1), tokens=tokens)
 
 
 def test_layers_without_norm_are_the_residual_stream():
