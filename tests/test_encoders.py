@@ -18,6 +18,7 @@ from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import of_weights
 from tests.command import call, sentence
+from tests.experiments.test_saliency import random_head
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -174,6 +175,22 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
     done(patch_features.main, saved, *words)
     rows = json.loads((tmp_path / "patch_features.json").read_text())
     assert rows[0]["tokens"] == patches
+
+
+@pytest.mark.slow
+def test_saliency_takes_weights_without_classes(saved, tmp_path):
+    """At another size than the weights', of images whose labels are nobody's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n")
+    np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
+    words = ["--weights", saved / "weights", "--config.image_size=16"]
+    words += ["--data", f"csv:{tmp_path / 'set.csv'}", "--resize", "none"]
+    words += ["--decoder", tmp_path / "head.npz", "--out", tmp_path / "out"]
+    ended = call(experiments.main, "saliency-picture", *words)
+    assert ended.status == 0, ended
+    with Image.open(tmp_path / "out" / "saliency-picture.png") as picture:
+        assert picture.width > 5 * 224 and picture.height > 2 * 224
 
 
 def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):

@@ -13,9 +13,9 @@ from tests.experiments import tiny_context
 WIDTH, INNER = 8, (6, 5, 4)
 
 
-def random_head(seed=0):
+def random_head(width=WIDTH):
     """Tensors of a head of small layers, with the shapes and names of the real one."""
-    rng, sizes = np.random.default_rng(seed), (WIDTH, *INNER)
+    rng, sizes = np.random.default_rng(0), (width, *INNER)
     head = {"final_conv.weight": np.resize([1.0, -1.0], (1, INNER[-1], 1, 1))}
     head["final_conv.bias"] = np.array([0.1])
     for n in saliency.LAYERS:
