@@ -217,7 +217,17 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
     grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
     # Not cached where True is 1, and lists have no hash: they are refused.
     make = _leaving if is_whole(tokens) else _leaving.__wrapped__
-    return make(vit.model, fields, grid, vit.name, tokens)
+    model = make(vit.model, fields, grid, vit.name, tokens)
+    steps = [layer.step for layer in model.plan if layer.step]
+    if any(isinstance(step.reducer, nn.Module) for step in steps):
+        try:
+            check_variables(model, vit.variables, vit.image_size)
+        except InputError as error:
+            raise InputError(
+                f"tokens is {tokens}, but what {vit.reduction['name']!r} has learned "
+                f"is for another number of tokens: {error}"
+            ) from error
+    return model
 
 
 @functools.lru_cache(maxsize=32)

@@ -127,6 +127,13 @@ def test_without_a_number_no_tokens_are_listed():
     assert found.tokens is found.size is found.source is found.coordinates is None
 
 
+def test_learned_tokens_are_of_one_number():
+    reduction = {"name": "token_learner"} | METHODS["token_learner"].small
+    vit = Pretrained(*small(reduction), reduction)
+    with pytest.raises(InputError, match="tokens is 9, but what 'token_learner' has"):
+        features(vit, tiny.images(1), tokens=9)
+
+
 def test_tokens_of_an_unknown_reduction_are_refused():
     vit = Pretrained(tiny.model(TOME), {"params": {}})
     with pytest.raises(InputError, match="tokens is 9, but the model's reduction is"):
