@@ -4,12 +4,14 @@ import base64
 import pathlib
 import re
 
+import pytest
 import yaml
 
 from tests.runs import ROOT
 from tools import site_pages
 
 PLACES = {str(to): source for source, to in site_pages.places().items()}
+PAGES = [source for source in PLACES.values() if source.suffix == ".md"]
 
 
 class Loader(yaml.SafeLoader):
@@ -92,3 +94,12 @@ def test_a_notebook_with_its_pictures(tmp_path):
         f"![What the code above shows]({file.name})",
         "```text\n3\n```",
     ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_blocks_of_a_list_are_indented_by_four(page):
+    """By fewer, the site has them after the list; GitHub takes both."""
+    text = re.sub(
+        r"^( *)```.*?^\1```", r"\1x", page.read_text("utf-8"), flags=re.M | re.S
+    )
+    assert re.findall(r"\n\n {2,3}\S.*", text) == []
