@@ -1,35 +1,75 @@
-# `make train` and `make test` need Python 3.11-3.13 with its venv module, and make.
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+# `make train` and `make test` need Python 3.11-3.14 with its venv module, and make.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
   $$p -c '$(SUPPORTED)' 2> /dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# Versions of packages: cpu or cuda13, of locks/; empty: whatever requirements.txt allows.
+LOCK ?=
+INSTALLED := $(VENV)/installed$(addprefix -,$(LOCK))
+PIP := -m pip install --quiet --disable-pip-version-check
+LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
+UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
+# Of the site: mkdocs or zensical.
+BUILDER ?= mkdocs
 
-.PHONY: train test lint clean
+.PHONY: train test lint docs newest dist lock resolve clean
 
-train: $(VENV)/installed
+train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
 
-test: $(VENV)/installed-dev
+test: $(INSTALLED)-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/installed-dev
+lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(VENV)/installed: requirements.txt pyproject.toml
+docs: .venv-docs/installed
+	.venv-docs/bin/python -m tools.site_pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m $(BUILDER) build --strict
+
+# The newest JAX and Flax, beyond what requirements.txt allows: `make newest test`.
+newest: $(INSTALLED)-dev
+	$(BIN)/python $(PIP) --upgrade jax jaxlib flax
+
+dist: .venv-release/installed
+	rm -rf dist
+	.venv-release/bin/python -m build
+	.venv-release/bin/twine check --strict dist/*
+
+lock: .venv-release/installed
+	$(UV) --universal --python-version 3.11 -o locks/cpu.txt pyproject.toml requirements-dev.txt
+	$(UV) --universal --python-version 3.11 -o locks/cuda13.txt --extra gpu pyproject.toml requirements-dev.txt
+
+# Whether requirements.txt and all extras fit together as they are, without a lock.
+resolve: .venv-release/installed
+	for v in 3.11 3.12 3.13 3.14; do \
+	  $(UV) --all-extras --python-version $$v pyproject.toml > /dev/null && echo "Python $$v: resolves" || exit 1; done
+
+define CHECK_PYTHON
 	@command -v git > /dev/null || { echo "error: git is missing: install it (Debian, Ubuntu: apt install git)" >&2; exit 2; }
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or name it by make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) does not run as Python 3.11, 3.12 or 3.13: name another by make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found: install one, or name it by make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "error: $(PYTHON) does not run as Python 3.11 to 3.14: name another by make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+endef
+
+$(INSTALLED): requirements.txt pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python $(PIP) $(LOCKED) --editable '.$(if $(filter cuda13,$(LOCK)),[gpu])'
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
+	$(BIN)/python $(PIP) $(LOCKED) -r requirements-dev.txt
+	touch $@
+
+.venv-%/installed: requirements-%.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python $(PIP) -r $<
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-docs .venv-release

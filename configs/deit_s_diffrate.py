@@ -26,5 +26,6 @@ def get_config(size="deit_s"):
     # Instead, tokens of each block after pruning and after merging, class token too.
     config.reduction.prune = config_dict.placeholder(tuple)
     config.reduction.merge = config_dict.placeholder(tuple)
-    config.reduction.score = "auto"  # class attention; or "received", "energy", "probe"
+    # Class attention; or "received", "energy", "shift", "probe" (docs/models.md).
+    config.reduction.score = "auto"
     return config

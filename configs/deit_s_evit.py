@@ -21,8 +21,9 @@ def get_config(size="deit_s"):
     config.reduction.keep_rate = 0.7  # of the image tokens, at each block below
     config.reduction.blocks = (3, 6, 9)
     config.reduction.fuse_token = False  # True: the dropped ones become one more token
-    config.reduction.score = "auto"  # "class" attention, or what else ranks the tokens:
-    #                                  "received", "energy", "probe" (docs/models.md)
+    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
+    # "probe" (docs/models.md).
+    config.reduction.score = "auto"
     config.reduction.rate_warmup_start = 10  # epochs that keep everything
     config.reduction.rate_warmup_epochs = 100  # then so many to get to keep_rate
     return config

@@ -48,7 +48,8 @@ def imagepiece():
     fields.parity = 0  # which of the first two candidates may leave
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
     fields.size_weighting = True  # a merged token is the mean over its patches
-    fields.score = "auto"  # "class" attention, or what else ranks the tokens:
-    #                        "received", "energy", "probe" (docs/models.md)
+    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
+    # "probe" (docs/models.md).
+    fields.score = "auto"
     fields.inattentive = "merge"  # controls of equal counts: "drop", "random", "tome"
     return fields

@@ -19,6 +19,7 @@ def get_config(size="deit_s"):
     config.reduction.keep_rate = 0.7  # clusters: keep_rate ** s of all at the s-th step
     config.reduction.blocks = (3, 6, 9)  # the first blocks that see fewer tokens
     config.reduction.algorithm = "kmedoids"  # or "kmeans"
-    config.reduction.score = "received"  # attention; or "class", "energy", "probe"
+    # Attention received, or "class", "energy", "shift", "probe" (docs/models.md).
+    config.reduction.score = "received"
     config.reduction.iterations = 3  # of the clustering
     return config

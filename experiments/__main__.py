@@ -4,6 +4,7 @@ python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
 python -m experiments adapt --data ... --weights FILE
+python -m experiments saliency --data ... --weights FILE --decoder FILE
 python -m experiments scratch --data folder:PATH --hours 2
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
@@ -13,7 +14,8 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; adapt; or scratch, which trains from random weights.
+all of them; adapt; saliency, saliency-picture; or scratch, which trains from random
+weights.
 """
 
 from experiments.scratch.options import Options
@@ -39,7 +41,9 @@ def main(words):
     from experiments.scratch import runs as scratch
 
     TIMING()
-    config, normalization = cli.config(required=False), NORMALIZATION()
+    (config, overrides), normalization = cli.config_or_base(), NORMALIZATION()
+    if overrides is not None and not overrides:
+        config = None
     settings = SETTINGS()
     names = runner.select(words, settings)
     if names == ["scratch"]:
@@ -54,7 +58,7 @@ def main(words):
         cli.required(DATA)
         if not settings.runs:
             cli.required(WEIGHTS)
-    runner.run(names, settings, config, normalization)
+    runner.run(names, settings, config, normalization, overrides)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Figures of how alike two feature maps are, and a table of them.
 
-Maps of the same images are compared, [B, n, D] with a feature for each patch. Neither
-figure depends on the scale or direction of single features, only on their similarity:
+Maps of the same images are compared, [B, n, D] with a feature for each patch. The
+cosine of a patch's two features says whether a head that was trained on the dense ones
+can read the others. The other figures do not depend on the scale or direction of single
+features, only on their similarity:
 
 * self-similarity: which patches of an image are alike? The correlation, over all pairs
   of patches, of their cosines in one map with those in the other.
@@ -38,11 +40,16 @@ CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
 BATCH = 10
 FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
 FATES = ("alone", "merged", "dropped")
-FILLED = {"last": "their last feature", "zero": "zero", "class": "the class token's"}
+FILLED = {
+    "nearest": "the nearest kept token's",
+    "last": "their last feature",
+    "zero": "zero",
+    "class": "the class token's",
+}
 POSITION = "position alone"
 HEAD = [
     *("setting", "dropped patches get", "tokens", "GMACs", "self-similarity", "probe"),
-    *(f"cosine, {fate}" for fate in FATES),
+    *("cosine", *(f"cosine, {fate}" for fate in FATES)),
 ]
 
 
@@ -150,7 +157,7 @@ def compare(
     images: uint8 [B, H, W, 3]. Intervals are (value, low, high).
     """
     theirs, _, tokens = maps(dense, images)
-    theirs = theirs["last"]
+    theirs = theirs[FILLS[0]]
     memory = np.arange(len(images)) % 2 == 0
     pairs = self_similarity(theirs)
     labels = cluster_labels(theirs, memory)
@@ -173,6 +180,7 @@ def compare(
         for fill in fills if drops else fills[:1]:
             near = cosine(ours[fill], theirs)
             row["fill"] = fill if drops else None
+            row["agreement"] = statistics.mean(near.mean(axis=1))
             row["cosine"] = {
                 f: float(near[fate == f].mean()) for f in FATES if f in fate
             }
@@ -197,6 +205,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['gmacs']:.3f}" if "gmacs" in row else "",
         statistics.format_estimate(row["self_similarity"], 3),
         statistics.format_estimate(row["probe"], 3),
+        statistics.format_estimate(row["agreement"], 3) if near else "",
         *(f"{near[fate]:.3f}" if fate in near else "" for fate in FATES),
     ]
 
@@ -232,6 +241,6 @@ def _maps(variables, images, model):
             features[fill] = whole.reshape(whole.shape[0], math.prod(grid), -1)
     state = outputs.state
     if state.source is None:
-        return features, jnp.full(features["last"].shape[:2], 2.0)
+        return features, jnp.full(features[FILLS[0]].shape[:2], 2.0)
     size = state.size[:, state.num_prefix :, None]
     return features, unmerge(size, state.source)[..., 0]

@@ -35,7 +35,7 @@ class Images:
     def open(
         cls,
         name: str,
-        num_classes: int,
+        num_classes: int | None,
         image_size: int,
         *,
         spaced: int | None = None,
@@ -45,7 +45,8 @@ class Images:
     ) -> "Images":
         """The val split of the data set `name`; InputError for what cannot be read.
 
-        Of larger sets the first `limit` images, or so many as `spaced`, evenly spaced.
+        num_classes: None where labels do not matter. Of larger sets the first `limit`
+        images, or so many as `spaced`, evenly spaced.
         """
         source = open_source(
             name, "val", num_classes=num_classes, labels_by_name=labels_by_name

@@ -2,9 +2,10 @@
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments import analysis, tables
+from experiments import analysis, saliency, tables
 from experiments.adapt import adapt
 from experiments.context import (
     Context,
@@ -48,8 +49,11 @@ EXPERIMENTS = {
     "throughput": throughput,
     "schedule": schedule,
     "adapt": adapt,
+    "saliency": saliency.saliency,
+    "saliency-picture": saliency.picture,
 }
-APART = ("adapt",)  # not of the paper, so not among "all"
+NO_CLASSES = ("saliency", "saliency-picture")  # so the images' may be any
+APART = ("adapt", *NO_CLASSES)  # not of the paper, so not among "all"
 NO_WEIGHTS = ("throughput", "schedule")  # nor images
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
@@ -84,20 +88,29 @@ def run(
     settings: TableSettings,
     config: "ConfigDict | None" = None,
     normalization: dict | None = None,
+    overrides: Callable | None = None,
 ):
     """Run the experiments; of several, also join their pages in results.md.
 
-    config: of --config; normalization: of --mean and --std.
+    config: of --config; normalization: of --mean and --std; overrides: fields of the
+    weights' config that are typed without --config, as `read_with_config` takes them
     """
+    apart = settings.small or names == ["adapt"]  # their config says how they train
+    if overrides and (settings.runs or apart or set(names) <= set(NO_WEIGHTS)):
+        raise InputError(
+            "--config is missing: allowed without it is --config.FIELD=VALUE of "
+            "--weights that are measured as they are"
+        )
     if normalization and settings.runs:
         raise InputError("--mean and --std are of --weights; runs have their own")
     out = pathlib.Path(settings.out)
     models = images = None
     if not set(names) <= set(NO_WEIGHTS):
-        # The config of adapt says how it trains, not what the weights are.
-        weights_config = None if settings.small or names == ["adapt"] else config
-        models = _models(settings, config, weights_config, normalization or {})
-        images = _images(settings, models)
+        weights_config = None if apart else config
+        models = _models(
+            settings, config, weights_config, normalization or {}, overrides
+        )
+        images = _images(settings, models, labeled=not set(names) <= set(NO_CLASSES))
     cache = ResultCache(out, settings.again, device.versions())
     with contextlib.closing(cache):
         context = Context(cache, settings, models, images, config)
@@ -121,13 +134,13 @@ def _run_one(name, context, alone):
         print(f"{name} is left out: {error}\n", flush=True)
 
 
-def _models(settings, config, weights_config, normalization):
+def _models(settings, config, weights_config, normalization, overrides):
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
     _, pretrained = read_with_config(
-        settings.weights, weights_config, None, normalization, "latest"
+        settings.weights, weights_config, overrides, normalization, "latest"
     )
     pretrained = pretrained.analyzed(dtype)
     if not settings.small:
@@ -144,8 +157,11 @@ def _models(settings, config, weights_config, normalization):
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
 
-def _images(settings, models):
-    """The images that all models are compared on; InputError where they differ."""
+def _images(settings, models, labeled=True):
+    """The images that all models are compared on; InputError where they differ.
+
+    labeled: whether their classes must be the models', whose accuracy is measured
+    """
     sizes = models.sizes()
     if len(sizes) > 1:
         raise InputError(
@@ -153,17 +169,17 @@ def _images(settings, models):
             f"{sorted(sizes)}; allowed are those of one data set"
         )
     ((classes, side),) = sizes
-    if not classes:
+    if labeled and not classes:
         raise InputError(
             "--weights has no classes, so there is no accuracy to compare; allowed are "
             "weights with a head"
         )
     alone = isinstance(models, OffTheShelf)
-    names_of_weights = models.pretrained.class_names if alone else None
+    names_of_weights = models.pretrained.class_names if alone and labeled else None
     by_name = class_names.labels_by_name(names_of_weights, classes) if alone else None
     images = Images.open(
         settings.data,
-        classes,
+        classes if labeled else None,
         side,
         spaced=settings.subset,
         limit=settings.limit,
@@ -174,7 +190,7 @@ def _images(settings, models):
         crop=models.pretrained.crop if alone else None,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
-    for path in models.paths():
+    for path in models.paths() if labeled else ():
         weights_names = opened(path).names_of_data
         class_names.check_classes(weights_names, str(path), names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_weights):

@@ -8,7 +8,14 @@ from typing import get_type_hints
 from absl import flags
 
 from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import choice, count, optional, text
+from imagepiece_jax.common.fields import (
+    choice,
+    count,
+    number,
+    optional,
+    several,
+    text,
+)
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
@@ -139,6 +146,20 @@ class TableSettings(Settings):
     mask_fill: str = flag(choice("mean", ("mean", "black", "noise")), "masking")
     mask_grid: bool = flag(fields.switch(False), "masking: on different patches")
     folds: int = flag(count(5), "adapt: parts of the data, each tested on once")
+    decoder: str | None = flag(
+        optional(text()), "saliency: the weights file of the head that draws maps"
+    )
+    fill: tuple[str, ...] = flag(
+        one_or_more(("nearest",), text()), "saliency: what dropped patches get"
+    )
+    methods: tuple[str, ...] = flag(
+        several((), text(), "names of methods"),
+        "saliency: these, tome and random; default: all",
+    )
+    shares: tuple[float, ...] = flag(
+        one_or_more((0.9, 0.75, 0.6, 0.5, 0.4), number(above=0, below=1)),
+        "saliency: of the dense model's MACs",
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,6 +12,7 @@ from experiments.rows import DENSE, TableRow, facts, measure, present, table
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.reduction import settings
 
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
@@ -154,7 +155,7 @@ def fewest_tokens(context, pretrained, reduction):
     """
     depth = len(pretrained.model().plan)
     base = context.evaluate(pretrained, DENSE.reduction)
-    ordered = compare.priced(pretrained.gmacs, compare.along_knob(reduction, depth))
+    ordered = compare.priced(pretrained.gmacs, settings.along_knob(reduction, depth))
     best, low, high = None, 0, len(ordered) - 1
     for _ in range(BISECTIONS):
         if low > high:

@@ -159,6 +159,73 @@ def unmerge(values, source, fill=0.0):
     return out
 
 
+def last_values(values, steps):
+    """Every patch's value, of dropped ones that of their token when it was dropped.
+
+    Arguments as for `nearest_values`.
+    """
+    out = []
+    for patch in range(len(steps[0][1]) if steps else len(values)):
+        token, last = patch, None
+        for x, dest in steps:
+            if dest[token] == DROPPED:
+                last = x[token]
+                break
+            token = dest[token]
+        out.append(values[token] if last is None else last)
+    return np.stack(out)
+
+
+def token_list(values, source, grid):
+    """Tokens, sizes, map and places of one image, row by row of the places.
+
+    values [K, D], source [n0]. A place is the mean row and column of a token's patches,
+    as a fraction.
+    """
+    places = []
+    for slot in range(len(values)):
+        held = [divmod(p, grid[1]) for p in range(len(source)) if source[p] == slot]
+        mean = [Fraction(sum(axis), len(held)) for axis in zip(*held, strict=True)]
+        places.append((*mean, slot, len(held)))
+    places.sort()
+    moved = {slot: place for place, (*_, slot, _) in enumerate(places)} | {-1: -1}
+    return (
+        np.stack([values[slot] for *_, slot, _ in places]),
+        [size for *_, size in places],
+        np.reshape([moved[int(slot)] for slot in source], grid),
+        [[float(row), float(column)] for row, column, *_ in places],
+    )
+
+
+def mixed_token_list(values, matrices, grid):
+    """As `token_list`, of tokens [K, D] that were mixed by each of `matrices`."""
+    places = np.array([divmod(p, grid[1]) for p in range(grid[0] * grid[1])], float)
+    for matrix in matrices:
+        matrix = np.asarray(matrix, float)
+        places = matrix @ places / matrix.sum(axis=1, keepdims=True)
+    order = sorted(range(len(values)), key=lambda slot: tuple(places[slot]))
+    return values[order], np.ones(len(values)), np.full(grid, -1), places[order]
+
+
+def nearest_values(values, steps):
+    """Every patch's value where a dropped token goes with the kept one most like it.
+
+    values [n, D] after the steps, which are pairs from the first on: tokens [n, D]
+    before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
+    """
+    out = []
+    for patch in range(len(steps[0][1]) if steps else len(values)):
+        token = patch
+        for x, dest in steps:
+            if dest[token] == DROPPED:
+                alike = cosine(x[token : token + 1], x)[0]
+                kept = [other for other, slot in enumerate(dest) if slot != DROPPED]
+                token = max(kept, key=lambda other: (alike[other], -other))
+            token = dest[token]
+        out.append(values[token])
+    return np.stack(out)
+
+
 def cls_attention(q, k, size=None, num_prefix=1):
     """Attention of the class token to the image tokens, mean over heads.
 

@@ -11,8 +11,8 @@ def deit_ti(monkeypatch, depth):
     read = layouts.read_state_dict
     kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.")
 
-    def first_blocks(path, averaged):
-        return {k: v for k, v in read(path, averaged).items() if kept.match(k)}
+    def first_blocks(path, *rest):
+        return {k: v for k, v in read(path, *rest).items() if kept.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", first_blocks)
     monkeypatch.setitem(

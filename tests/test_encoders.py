@@ -18,6 +18,7 @@ from imagepiece_jax.pretrained.load import read_with_config
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
+from tests.experiments.test_saliency import random_head
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -112,6 +113,39 @@ def test_export_names_the_output(saved, tmp_path, form):
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_export_gives_tokens(saved, tmp_path, form):
+    out, tome = tmp_path / f"model.{form}", ["--config.reduction.name=tome", FLOAT]
+    words = [f"--format={form}", f"--out={out}", "--tokens=12", *tome]
+    done(export.main, saved, *words, "--config.reduction.r=5", "--batch=2")
+    facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+    shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}
+    assert shapes == {
+        "tokens": (2, 12, tiny.WIDTH),
+        "size": (2, 12),
+        "source": (2, 5, 5),
+        "coordinates": (2, 12, 2),
+    }
+    images = tiny.images(2)
+    if form == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        found = session.run(None, {"images": np.asarray(images)})
+    else:
+        program = jax.export.deserialize(bytearray(out.read_bytes()))
+        found = jax.jit(program.call)(images)
+    kinds = [
+        (np.dtype(each["dtype"]), tuple(each["shape"])) for each in facts["output"]
+    ]
+    assert [(values.dtype, values.shape) for values in found] == kinds
+    vit = imagepiece_jax.load(
+        saved / "weights", reduction={"name": "tome", "r": 5}, dtype="float32"
+    )
+    want = imagepiece_jax.features(vit, images, tokens=12)
+    np.testing.assert_allclose(found[0], want.tokens, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found[2], want.source)
+
+
 @pytest.mark.parametrize("more", [[], ["--sweep=tome:r=2"], ["--optimized"]])
 def test_evaluate_says_what_to_do(saved, more):
     words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]
@@ -141,6 +175,22 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
     done(patch_features.main, saved, *words)
     rows = json.loads((tmp_path / "patch_features.json").read_text())
     assert rows[0]["tokens"] == patches
+
+
+@pytest.mark.slow
+def test_saliency_takes_weights_without_classes(saved, tmp_path):
+    """At another size than the weights', of images whose labels are nobody's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n")
+    np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
+    words = ["--weights", saved / "weights", "--config.image_size=16"]
+    words += ["--data", f"csv:{tmp_path / 'set.csv'}", "--resize", "none"]
+    words += ["--decoder", tmp_path / "head.npz", "--out", tmp_path / "out"]
+    ended = call(experiments.main, "saliency-picture", *words)
+    assert ended.status == 0, ended
+    with Image.open(tmp_path / "out" / "saliency-picture.png") as picture:
+        assert picture.width > 5 * 224 and picture.height > 2 * 224
 
 
 def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):

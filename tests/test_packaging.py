@@ -59,6 +59,11 @@ def name_of(requirement):
     return re.match(r"[\w.-]+", requirement)[0]
 
 
+def parts(version):
+    """12.0.1 as numbers, which compare."""
+    return [int(part) for part in version.split(".")]
+
+
 def imported(*folders):
     """Third-party packages that the Python files of these folders import."""
     names = set()
@@ -103,9 +108,35 @@ def test_every_requirement_has_a_tested_range_that_is_installed():
         assert [int(part) for part in installed[: len(high)]] < list(map(int, high))
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda13"])
+def test_a_lock_has_a_version_of_everything_and_no_place(name):
+    """If it lacks something: make lock. Neither address of an index nor path."""
+    lines = (ROOT / "locks" / f"{name}.txt").read_text().splitlines()
+    locked = {}
+    for line in lines:
+        found = re.fullmatch(
+            r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.]+)( ; [^:/@\\]+)?", line
+        )
+        assert found, line
+        locked.setdefault(found[1].lower(), []).append(found[2])
+    files = ("requirements.txt", "requirements-dev.txt")
+    needed = [line for file in files for line in requirements(file)]
+    needed += PROJECT["optional-dependencies"]["gpu"] * (name == "cuda13")
+    for line in needed:
+        low, _, high = re.search(r">=([\d.]+)(,<([\d.]+))?", line).groups()
+        for version in locked[re.sub(r"[-_.]+", "-", name_of(line)).lower()]:
+            assert parts(low) <= parts(version), line
+            assert high is None or parts(version) < parts(high), line
+    assert ("jax-cuda13-plugin" in locked) == (name == "cuda13")
+
+
 def test_python_versions_are_those_of_the_makefile():
-    assert PROJECT["requires-python"] == ">=3.11,<3.14"
-    assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text()
+    assert PROJECT["requires-python"] == ">=3.11,<3.15"
+    assert "(3, 11) <= sys.version_info < (3, 15)" in (ROOT / "Makefile").read_text()
+    versions = [f"3.{minor}" for minor in range(11, 15)]
+    classifier = "Programming Language :: Python :: 3."
+    named = [x for x in PROJECT["classifiers"] if x.startswith(classifier)]
+    assert [name.rpartition(" ")[2] for name in named] == versions
 
 
 def copy_source(folder):

@@ -14,9 +14,11 @@ import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
+import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.data import class_names
+from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import ViT
@@ -27,6 +29,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
+from tests.pretrained import test_towers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -174,9 +177,9 @@ def folder(tmp_path, monkeypatch, assets):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     read = layouts.read_state_dict
 
-    def two_blocks(path, averaged=False):
-        left_out = re.compile(r"blocks\.([2-9]|1.)\.")
-        return {k: v for k, v in read(path, averaged).items() if not left_out.match(k)}
+    def two_blocks(path, *rest):
+        left_out, tensors = re.compile(r"blocks\.([2-9]|1.)\."), read(path, *rest)
+        return {k: v for k, v in tensors.items() if not left_out.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
     (tmp_path / weights.name).symlink_to(weights)
@@ -189,6 +192,51 @@ def test_the_example_of_weights_runs(folder):
     exec(code, space)
     assert space["logits"].shape == (8, 1000)
     assert bool(jnp.isfinite(space["logits"]).all())
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """model.onnx of a model with ToMe where the reader is, and images for it."""
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    model = tiny.model({"name": "tome", "r": 5})
+    graph = onnx_model(imagepiece_jax.Pretrained(model, tiny.variables(model)))
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(16, tiny.SIDE, tiny.SIDE, 3)).astype(np.float32)
+
+
+def float_logits(images):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession("model.onnx")
+    return session.run(None, {"images": images})[0]
+
+
+def test_the_recipe_of_int8_runs(exported):
+    """Weights are int8, and images that were not calibrated with have like logits."""
+    wanted = float_logits(exported[8:])
+    page, space = ROOT / "docs" / "inference.md", {"images": exported[:8]}
+    code = block(page, "import numpy as np\nimport onnxruntime\nfrom onnxruntime")
+    exec(compile(code, page.name, "exec"), space)
+    logits = space["session"].run(None, {"images": exported[8:]})[0]
+    assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
+    import onnx
+
+    graph = onnx.load("model_int8.onnx").graph
+    kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1]
+    assert kinds.count(onnx.TensorProto.INT8) == 6 * tiny.DEPTH + 2  # stem and head
+
+
+def test_the_recipe_of_nncf_runs(exported):
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    wanted = float_logits(exported[8:])
+    page, space = ROOT / "docs" / "inference.md", {"images": exported[:8]}
+    exec(compile(block(page, "import nncf\n"), page.name, "exec"), space)
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    program = openvino.Core().compile_model("model_int8.xml", "CPU", hints)
+    logits = program([exported[8:]])[0]
+    assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
 
 
 # Of what the pages load from the hub, timm's architecture and what is as published.
@@ -229,6 +277,8 @@ def published(tmp_path_factory):
         size = {"depth": depth, "embed_dim": width, "num_heads": 2}
         config = json.dumps({**config, "model_args": size})
         (folder / "config.json").write_text(config)
+    name = "hf://llava-hf/llava-1.5-7b-hf"
+    folders[name] = test_towers.llava(tmp_path_factory.mktemp("hub"))
     return folders
 
 
@@ -258,11 +308,13 @@ def test_the_first_lines_run(hub_of_pages, capsys):
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
-    """Its blocks one after the other: load, save and load, NNX."""
+    """Its blocks one after the other: load, a tower, save and load, NNX."""
     page, space = ROOT / "docs" / "models.md", {}
-    for start in ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n"):
+    starts = ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
+    for start in (*starts, "import jax\n"):
         exec(compile(block(page, start), page.name, "exec"), space)
     vit, net = space["vit"], space["net"]
+    assert space["tokens"].shape == (2, 4, 4, test_towers.OUT)
     model, variables = vit.model, vit.variables
     assert vit.image_size == (224, 280) and vit.reduction["name"] == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()

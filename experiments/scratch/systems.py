@@ -103,7 +103,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
 def _candidates(reduction, options):
     """`reduction` in small steps of its cost: for ToMe by single tokens in all."""
     if reduction["name"] != "tome":
-        return compare.along_knob(reduction, options.depth)
+        return settings.along_knob(reduction, options.depth)
     depth, patches = options.depth, (options.image_size // options.patch) ** 2
     return [
         reduction | {"r_list": tuple((total + i) // depth for i in range(depth))[::-1]}

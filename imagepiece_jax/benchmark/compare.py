@@ -23,7 +23,7 @@ from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 
 # Of a share; a method that comes no nearer is not compared there. DiffRate's published
@@ -73,20 +73,8 @@ def compare(
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
     """
     weights, shares = checkpoint.weights, sorted(set(shares), reverse=True)
-    entries, left_out = [], []
-    for method in chosen(methods):
-        settled = _entries(checkpoint, method, shares, metric)
-        if isinstance(settled, str):
-            left_out.append({"method": method, "reason": settled})
-        else:
-            entries += settled
+    entries, left_out = match(checkpoint, shares, methods, metric)
     near = [entry for entry in entries if entry.is_near]
-    if not near:
-        listed = ",".join(f"{share:g}" for share in shares)
-        raise InputError(
-            f"--shares is {listed}: no method has a setting of this cost; allowed are "
-            "shares that one has"
-        )
     dense, *figures = map(
         _figures,
         evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in near)]),
@@ -120,6 +108,34 @@ def compare(
     }
 
 
+def match(
+    checkpoint: MeasuredWeights,
+    shares: Iterable[float],
+    methods: Iterable[str] = (),
+    metric: str = "gmacs",
+) -> tuple[list[MatchedMethod], list[dict[str, str]]]:
+    """The setting of every method at each share; arguments as `compare` takes them.
+
+    Returns the settings, method by method, and {"method", "reason"} of the methods that
+    are left out. A setting that is not near its share is to be reported, not measured.
+    Raises InputError for an unknown method, and where no method reaches a share.
+    """
+    entries, left_out = [], []
+    for method in chosen(methods):
+        settled = _entries(checkpoint, method, shares, metric)
+        if isinstance(settled, str):
+            left_out.append({"method": method, "reason": settled})
+        else:
+            entries += settled
+    if not any(entry.is_near for entry in entries):
+        listed = ",".join(f"{share:g}" for share in shares)
+        raise InputError(
+            f"--shares is {listed}: no method has a setting of this cost; allowed are "
+            "shares that one has"
+        )
+    return entries, left_out
+
+
 def chosen(names: Iterable[str]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
@@ -147,7 +163,7 @@ def _entries(checkpoint, method, shares, metric) -> list[MatchedMethod] | str:
     if weights.reduction["name"] == name:  # a run: its fields, not the defaults
         fields = {**weights.reduction, **fields}
     depth = len(weights.model(settings.DENSE).plan)
-    choices = priced(weights.gmacs, along_knob(fields, depth))
+    choices = priced(weights.gmacs, settings.along_knob(fields, depth))
     if not choices:
         try:
             weights.model(fields)
@@ -220,12 +236,6 @@ def _by_time(checkpoint, choices, share):
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
 
 
-def along_knob(reduction: dict, depth: int = 12) -> list[dict]:
-    """`reduction` at every position of the knob that its method declares."""
-    fields, _ = settings.split(reduction)
-    return [reduction | setting for setting in methods.create(**fields).knob(depth)]
-
-
 def priced(
     cost: Callable[[dict], float], reductions: Iterable[dict]
 ) -> list[tuple[float, dict]]:
@@ -255,23 +265,36 @@ def nearest(
     depth: blocks of the model
     Raises InputError where no position fits the model.
     """
-    choices = priced(cost, along_knob(reduction, depth))
+    choices = priced(cost, settings.along_knob(reduction, depth))
     if not choices:
         raise InputError(f"no rate of {reduction['name']!r} fits this model")
     return closest(choices, target)[1]
 
 
 def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:
-    """Figures of each; stderr says how many are left to be measured, and how long.
+    """Figures of each, by `measure_all`."""
+    measures = checkpoint.weights.gmacs, checkpoint.has_evaluated, checkpoint.evaluate
+    return measure_all(reductions, *measures)
 
-    The time is estimated from those measured before, as if it rose with the MACs.
+
+def measure_all(
+    reductions: list[dict],
+    cost: Callable[[dict], float],
+    is_measured: Callable[[dict], bool],
+    measure: Callable[[dict], dict],
+) -> list[dict]:
+    """`measure` of each; stderr says how many are left to be measured, and how long.
+
+    The time is estimated from those measured before, as if it rose with the cost.
+
+    cost, is_measured, measure: of a reduction; what is measured costs nothing
     """
     waiting = {
         str(settings.completed(reduction)): reduction
         for reduction in reductions
-        if not checkpoint.has_evaluated(reduction)
+        if not is_measured(reduction)
     }
-    costs = [checkpoint.weights.gmacs(reduction) for reduction in waiting.values()]
+    costs = [cost(reduction) for reduction in waiting.values()]
     began = time.monotonic()
     for place, reduction in enumerate(waiting.values()):
         left = ""
@@ -280,8 +303,8 @@ def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[di
             left = f", about {math.ceil(seconds * sum(costs[place:]) / 60)} min left"
         count = f"{place + 1} of {len(waiting)}{left}: "
         print(count, end="", file=sys.stderr, flush=True)
-        checkpoint.evaluate(reduction)
-    return [checkpoint.evaluate(reduction) for reduction in reductions]
+        measure(reduction)
+    return [measure(reduction) for reduction in reductions]
 
 
 def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:

@@ -57,7 +57,7 @@ def page(report: Report, plot: str) -> str:
         table(report),
         f"![Accuracy by share of the dense cost]({plot})",
         settings_table(report),
-        _absent(report),
+        absent_table(report),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -178,8 +178,11 @@ def _typed(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _absent(report):
-    """Table of what has no setting at a share, or none at all."""
+def absent_table(report: Report) -> str:
+    """Table of what has no setting at a share, or none at all.
+
+    report: its "out_of_reach" and "left_out" alone
+    """
     rows = [
         [f"`{line['method']}`", f"{line['share']:g}", f"{line['reached']:.3f}"]
         for line in report["out_of_reach"]

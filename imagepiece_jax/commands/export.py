@@ -6,7 +6,9 @@ python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece
 
 A run determines its model, a file its sizes: see `evaluate`. The program takes any
 batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
-says; with --pixels, uint8 images.
+says; with --pixels, uint8 images. With --tokens K it gives exactly K image tokens,
+their sizes, the token of each patch and where tokens stand
+(`inference.features.TokenList`).
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
 holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
@@ -33,6 +35,7 @@ OUT = cli.text("out", None, "the file to write, replaced if it exists")
 FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
 BATCH = cli.whole("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
+TOKENS = cli.whole("tokens", None, "give so many image tokens, not logits", 1)
 
 
 def main():
@@ -42,6 +45,7 @@ def main():
 
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.inference import jax_export
+    from imagepiece_jax.inference.features import TokenList
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
     from imagepiece_jax.pretrained.load import read_with_config
@@ -61,13 +65,19 @@ def main():
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype("cpu", model.dtype.name)
-    options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
+    options = {
+        "batch_size": BATCH.value,
+        "pixels": PIXELS.value,
+        "tokens": TOKENS.value,
+    }
     config.model.attention, config.model.kernels = "xla", "plain"
     facts = jax_export.facts(vit, config, **options)
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             data = onnx_model(vit, **options).SerializeToString()
             facts.update(dtype="float32", opset=OPSET)
+            if TOKENS.value is not None:
+                facts["output"][TokenList._fields.index("source")]["dtype"] = "int64"
             runs = f"ONNX opset {OPSET}"
         else:
             data = jax_export.serialized(vit, **options)

@@ -3,9 +3,9 @@
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
 
-The reductions of a forward pass are undone from the last to the first, so that every
-patch has a feature: patches that were merged share that of their token, those of a soft
-reduction (TokenLearner) are put together from its tokens, and dropped ones are filled.
+Patches are followed through the reductions of a forward pass, so that every one has a
+feature: patches that were merged share that of their token, those of a soft reduction
+(TokenLearner) are put together from its tokens, and dropped ones are filled.
 """
 
 import functools
@@ -23,14 +23,25 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.config import patch_grid, reduced
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
-from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
+from imagepiece_jax.reduction.ops import gather_rows, invert
+from imagepiece_jax.reduction.settings import plain
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Masking,
+    Mixing,
+    compose,
+    mean_by,
+    sum_by_slot,
+    to_nearest_kept,
+)
 
-FILLS = ("last", "zero", "class")
+FILLS = ("nearest", "last", "zero", "class")
 
 
 class Layer(NamedTuple):
@@ -54,6 +65,7 @@ class Features(NamedTuple):
     pooled: [B, D], what the model's head reads
     patches, prefix, dropped: those of a Layer, after the last norm
     layers: a Layer for each block that was asked for, in that order
+    tokens, size, source, coordinates: those of a TokenList, where tokens were asked for
     """
 
     pooled: jax.Array
@@ -61,6 +73,29 @@ class Features(NamedTuple):
     prefix: jax.Array
     dropped: jax.Array
     layers: tuple[Layer, ...]
+    tokens: jax.Array | None = None
+    size: jax.Array | None = None
+    source: jax.Array | None = None
+    coordinates: jax.Array | None = None
+
+
+class TokenList(NamedTuple):
+    """The image tokens that a model ends with, row by row of where they stand.
+
+    Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
+    in one of them alone, and they stand at the mean of the patches by their weights.
+
+    tokens: [B, K, D], after the last norm
+    size: [B, K] float32, the patches in each
+    source: [B, h, w] int32, the token that a patch is in, or -1, none
+    coordinates: [B, K, 2] float32, (row, column) in patches, the first at (0, 0): the
+    middle of a token's patches
+    """
+
+    tokens: jax.Array
+    size: jax.Array
+    source: jax.Array
+    coordinates: jax.Array
 
 
 @takes_pretrained
@@ -71,8 +106,9 @@ def features(
     layers: int | Sequence[int] = (),
     norm: bool = True,
     reshape: bool = True,
-    fill: str = "last",
+    fill: str = "nearest",
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    tokens: int | None = None,
 ) -> Features:
     """Features of images, of a model with any reduction or none; compiled once.
 
@@ -82,10 +118,11 @@ def features(
     norm: whether these pass the model's last norm
     reshape: patches as a grid, else as a list
     fill, fuser: as for `feature_map`
+    tokens: how many image tokens the model ends with and are returned, see `leaving`
     Raises InputError for what does not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    model, variables, size = vit.model, vit.variables, vit.image_size
+    model, variables, size = leaving(vit, tokens), vit.variables, vit.image_size
     depth = len(model.plan)
     last = is_whole(layers) and 0 <= layers <= depth
     blocks = range(depth - layers, depth) if last else layers
@@ -98,19 +135,23 @@ def features(
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}; allowed are True, False")
-    _check_fill(fill)
+    _check_fill(fill, model.arch.class_token)
     if fuser is not None and not callable(fuser):
         raise InputError(f"fuser is {fuser!r}; allowed is a function of two arrays")
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
-    if fill == "class" and not model.arch.class_token:
-        raise InputError(
-            "fill is 'class', but this model has no class token; allowed are last, zero"
-        )
     try:
         with working("compiling the features"):  # later calls only start the program
             return _extract(
-                variables, images, model, blocks, norm, reshape, fill, fuser
+                variables,
+                images,
+                model,
+                blocks,
+                norm,
+                reshape,
+                fill,
+                fuser,
+                listed=tokens is not None,
             )
     except errors.FlaxError:
         check_variables(model, variables, size)
@@ -118,9 +159,12 @@ def features(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser")
+    jax.jit,
+    static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser", "listed"),
 )
-def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
+def _extract(
+    variables, images, model, blocks, norm, reshape, fill, fuser, listed=False
+):
     states = {}
 
     def note(call, args, kwargs, context):
@@ -135,16 +179,12 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
     grid = tuple(side // model.patch_size for side in images.shape[1:3])
     last = final_norm(model, variables)
     done = np.cumsum([bool(layer.counts) for layer in model.plan])
+    _check(outputs, grid, fill)
+    paths = _paths(outputs, fill)
 
     def layer(block, norm):
-        steps = slice(done[block])
-        before = outputs.replace(
-            state=states[block],
-            results=outputs.results[steps],
-            taps=outputs.taps[steps],
-        )
-        patches, dropped = _mapped(before, grid, fill, norm, fuser)
         state = states[block]
+        patches, dropped = _mapped(state, paths[done[block]], fill, norm, fuser)
         prefix = (norm or (lambda x: x))(state.x[:, : state.num_prefix])
         if reshape:
             patches, dropped = (
@@ -154,13 +194,113 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
 
     whole = layer(len(model.plan) - 1, last)
     layers = tuple(layer(block, last if norm else None) for block in blocks)
-    return Features(outputs.pooled, *whole, layers)
+    tokens = token_list(outputs, grid) if listed else ()
+    return Features(outputs.pooled, *whole, layers, *tokens)
+
+
+def leaving(vit: Pretrained, tokens: int | None) -> ViT:
+    """The model with as many image tokens in the end as asked for, exactly.
+
+    Its reduction stands at the setting of its knob that leaves the next more, and its
+    last step then leaves `tokens`. Where no setting leaves as many, the steps of the
+    nearest one stop there. Parameters are the same.
+
+    tokens: from 1 to the patches of an image; None: the model as it is
+    Raises InputError for a number that the reduction cannot leave.
+    """
+    if tokens is None:
+        return vit.model
+    if vit.reduction is None:
+        raise InputError(
+            f"tokens is {tokens!r}, but the model's reduction is not known; allowed is "
+            'Pretrained(model, variables, reduction={"name": ..})'
+        )
+    fields = tuple((k, plain(v)) for k, v in vit.reduction.items())
+    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
+    # Not cached where True is 1, and lists have no hash: they are refused.
+    make = _leaving if is_whole(tokens) else _leaving.__wrapped__
+    model = make(vit.model, fields, grid, vit.name, tokens)
+    steps = [layer.step for layer in model.plan if layer.step]
+    if any(isinstance(step.reducer, nn.Module) for step in steps):
+        try:
+            check_variables(model, vit.variables, vit.image_size)
+        except InputError as error:
+            raise InputError(
+                f"tokens is {tokens}, but what {vit.reduction['name']!r} has learned "
+                f"is for another number of tokens: {error}"
+            ) from error
+    return model
+
+
+@functools.lru_cache(maxsize=32)
+def _leaving(model, fields, grid, name, tokens):
+    return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
+
+
+def token_list(outputs: Outputs, grid: tuple[int, int]) -> TokenList:
+    """The image tokens of a forward pass as a TokenList.
+
+    outputs: what the model returned, of any reduction or of none
+    grid: (height, width) of its patches
+    Raises InputError for another grid, and for outputs of masked training.
+    """
+    _check(outputs, grid, FILLS[0])
+    state, path = outputs.state, _paths(outputs, "zero")[-1]
+    batch, total, _ = state.x.shape
+    count, patches = total - state.num_prefix, grid[0] * grid[1]
+    row, column = _centers(path, count, batch, grid)
+    earlier = (row[:, None, :] < row[:, :, None]) | (
+        (row[:, None, :] == row[:, :, None]) & _before(column)
+    )
+    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    order = invert(place, count)
+    if path.mixed:
+        source = jnp.full((batch, patches), DROPPED, jnp.int32)
+    elif path.slot is None:
+        source = place
+    else:
+        source = compose(place, path.slot)
+    image_tokens = outputs.tokens[:, state.num_prefix :]
+    return TokenList(
+        tokens=gather_rows(image_tokens, order),
+        size=gather_rows(state.size[:, state.num_prefix :], order),
+        source=source.reshape(batch, *grid),
+        coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
+    )
+
+
+def _before(values):
+    """Whether the other of two tokens stands before, ties by index. -> [B, n, n]."""
+    mine, other = values[:, :, None], values[:, None, :]
+    index = np.arange(values.shape[1])
+    first = (index[None, :] < index[:, None])[None]
+    return (other < mine) | ((other == mine) & first)
+
+
+def _centers(path, count, batch, grid):
+    """Rows and columns of `count` tokens, the means of their patches, [B, count] each.
+
+    The sums are of whole numbers, so tokens at the same place have equal ones.
+    """
+    if path.mixed:
+        before, mixing, x = path.mixed
+        places = _centers(before, x.shape[1], batch, grid)
+        weight = mixing.matrix.astype(jnp.float32)
+        mixed = mean_by(weight, jnp.stack(places, axis=-1))
+        places = mixed[..., 0], mixed[..., 1]
+    else:
+        places = np.indices(grid, np.float32).reshape(2, 1, -1)
+        places = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in places]
+    if path.slot is None:
+        return places
+    size = sum_by_slot(jnp.ones_like(places[0]), path.slot, count)
+    return [sum_by_slot(axis, path.slot, count) / size for axis in places]
 
 
 def feature_map(
     outputs: Outputs,
     grid: tuple[int, int],
-    fill: str = "last",
+    fill: str = "nearest",
     norm: Callable[[jax.Array], jax.Array] | None = None,
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
@@ -168,8 +308,9 @@ def feature_map(
 
     outputs: what the model returned, of any reduction or of none
     grid: (height, width) of its patches
-    fill: the feature of a dropped patch, "last" (that of its token when it was
-    dropped), "zero" or "class" (the class token's final feature)
+    fill: the feature of a dropped patch, "nearest" (the final one of the kept token
+    most like its own at the step that dropped it, by cosine), "last" (that of its token
+    then), "zero" or "class" (the class token's final feature)
     norm: function of [.., D] for tokens of whatever block (`final_norm`); None leaves
     the residual stream as it is, which is larger in later blocks
     fuser: how patches are made of tokens that a soft reduction learned, (learned [B, S,
@@ -180,29 +321,82 @@ def feature_map(
     Raises InputError for another fill or grid, and for outputs of masked training,
     where all tokens are left.
     """
-    values, _ = _mapped(outputs, grid, fill, norm, fuser)
+    _check(outputs, grid, fill)
+    path = _paths(outputs, fill)[-1]
+    values, _ = _mapped(outputs.state, path, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
-def _mapped(outputs, grid, fill, norm, fuser):
+class _Path(NamedTuple):
+    """Which token each patch is in after some steps, and what it reads there.
+
+    Followed from the first step on, so that the maps of all blocks share it. After a
+    Mixing a path starts anew, from the tokens that it made.
+
+    slot: [B, n], or DROPPED; None before the first step
+    read: [B, n], the slot that a patch has its feature of; dropped ones may have one
+    last: [B, n, D], of dropped patches, what their token was then; None: not asked for
+    mixed: the path before the Mixing, the Mixing and the tokens before it, or None
+    """
+
+    slot: jax.Array | None = None
+    read: jax.Array | None = None
+    last: jax.Array | None = None
+    mixed: tuple | None = None
+
+
+def _paths(outputs, fill):
+    """A _Path for before the first step, and one for after each."""
+    paths = [_Path()]
+    for result, taps in zip(outputs.results, outputs.taps, strict=True):
+        paths.append(_followed(paths[-1], result, taps.x, fill))
+    return paths
+
+
+def _followed(path, result, x, fill):
+    """`path` after one more step, of tokens `x`."""
+    if isinstance(result, Mixing):
+        return _Path(mixed=(path, result, x))
+    slot = _compose(result.dest, path.slot)
+    if fill == "nearest":
+        read = _compose(to_nearest_kept(x, result), path.read)
+        return path._replace(slot=slot, read=read)
+    last = None
+    if fill == "last" or path.mixed:
+        last = _read(x, path.slot)
+        if path.slot is not None:
+            last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
+    return path._replace(slot=slot, read=slot, last=last)
+
+
+def _compose(outer, inner):
+    return outer if inner is None else compose(outer, inner)
+
+
+def _read(values, slot):
+    """Rows of [B, n, D], all of them where `slot` is None."""
+    return values if slot is None else gather_rows(values, jnp.maximum(slot, 0))
+
+
+def _mapped(state, path, fill, norm, fuser):
     """As `feature_map`, [B, h w, D], and which patches were dropped, [B, h w] bool."""
-    state, steps = outputs.state, list(zip(outputs.results, outputs.taps, strict=True))
-    _check(outputs, steps, grid, fill)
-    values = state.x[:, state.num_prefix :]
-    held = jnp.ones((*values.shape[:2], 1), jnp.float32)  # 0 where a patch was dropped
-    for result, taps in reversed(steps):
-        if isinstance(result, Mixing):
-            values = (fuser or _by_weight(result.matrix))(values, taps.x)
-            held = jnp.ones((*values.shape[:2], 1), jnp.float32)
-        else:
-            values = unmerge(values, result.dest, history=[(taps.x, result.dest)])
-            held = unmerge(held, result.dest)
     norm = norm or (lambda x: x)
+    values = state.x[:, state.num_prefix :]
+    while True:
+        gone = jnp.zeros(values.shape[:2], bool)
+        if path.slot is not None:
+            gone, values = path.slot == DROPPED, _read(values, path.read)
+        if path.last is not None:
+            values = jnp.where(gone[..., None], path.last, values)
+        if path.mixed is None:
+            break
+        path, mixing, x = path.mixed
+        values = (fuser or _by_weight(mixing.matrix))(values, x)
     values = norm(values)
-    if fill != "last":
+    if fill in ("zero", "class"):
         filling = norm(state.x[:, :1]) if fill == "class" else jnp.zeros_like(values)
-        values = jnp.where(held > 0, values, filling)
-    return values, held[..., 0] == 0
+        values = jnp.where(gone[..., None], filling, values)
+    return values, gone
 
 
 def final_norm(
@@ -237,24 +431,28 @@ def _by_weight(matrix):
     return fuse
 
 
-def _check_fill(fill):
+def _check_fill(fill, class_token):
     if fill not in FILLS:
         raise InputError(f"fill is {fill!r}; allowed are {', '.join(FILLS)}")
+    if fill == "class" and not class_token:
+        others = ", ".join(name for name in FILLS if name != fill)
+        raise InputError(
+            f"fill is 'class', but this model has no class token; allowed are {others}"
+        )
 
 
-def _check(outputs, steps, grid, fill):
-    _check_fill(fill)
-    if outputs.state.mask is not None or any(isinstance(r, Masking) for r, _ in steps):
+def _check(outputs, grid, fill):
+    _check_fill(fill, outputs.state.num_prefix)
+    if outputs.state.mask is not None or any(
+        isinstance(result, Masking) for result in outputs.results
+    ):
         raise InputError(
             "outputs are those of masked training, where no token is gone; allowed are "
             "those of a model made without masked=True"
         )
-    if fill == "class" and not outputs.state.num_prefix:
-        raise InputError(
-            "fill is 'class', but this model has no class token; allowed are last, zero"
-        )
     state = outputs.state
-    patches = steps[0][1].x.shape[1] if steps else state.x.shape[1] - state.num_prefix
+    first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
+    patches = first.shape[1]
     if grid[0] * grid[1] != patches:
         raise InputError(
             f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches; "

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.features import TokenList, leaving
+from imagepiece_jax.models.config import patch_grid
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
@@ -15,7 +18,11 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def serialized(
-    vit: Pretrained, *, batch_size: int | None = None, pixels: bool = False
+    vit: Pretrained,
+    *,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    tokens: int | None = None,
 ) -> bytes:
     """The program of images -> logits, [batch, classes] float32, by `jax.export`.
 
@@ -23,12 +30,21 @@ def serialized(
     are of the model's dtype
     batch_size: None leaves it open
     pixels: images are uint8, and are normalized by the program; else float32
+    tokens: so many image tokens in place of logits: the arrays of a
+    `features.TokenList`, one after the other
     Raises InputError where the batch is open and the model draws.
     """
     images, dtype = exported_images(vit, batch_size, pixels), vit.model.dtype
-    fast, fixed = optimize.prepare(vit.model, vit.variables, dtype=dtype.name)
-    logits = optimize.forward(fast)
-    program = jax.jit(lambda images: logits(fixed, images))
+    model = leaving(vit, tokens)
+    fast, fixed = optimize.prepare(model, vit.variables, dtype=dtype.name)
+    forward = optimize.forward(fast, tokens is not None)
+
+    @jax.jit
+    def program(images):
+        results = forward(fixed, images)
+        # A plain tuple: whoever reads the file has no class of this package.
+        return results if tokens is None else tuple(results)
+
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
 
 
@@ -62,10 +78,33 @@ def output_name(model: ViT) -> str:
 
 
 def facts(
-    vit: Pretrained, config, batch_size: int | None = None, pixels: bool = False
+    vit: Pretrained,
+    config,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Input, output and model of the program, as JSON values."""
-    model, count = vit.model, batch_size or "batch"
+    """Input, output and model of the program, as JSON values.
+
+    Of a program that gives tokens `output` is a list, in their order.
+    """
+    model, count = leaving(vit, tokens), batch_size or "batch"
+    output = {
+        "name": output_name(model),
+        "shape": [count, model.num_classes or model.embed_dim],
+        "dtype": "float32",
+    }
+    if tokens is not None:
+        grid = patch_grid(vit.image_size, model.patch_size, cut=True)
+        shapes = [tokens, model.embed_dim], [tokens], grid, [tokens, 2]
+        output = [
+            {
+                "name": name,
+                "shape": [count, *shape],
+                "dtype": "int32" if name == "source" else "float32",
+            }
+            for name, shape in zip(TokenList._fields, shapes, strict=True)
+        ]
     normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
     if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
@@ -75,15 +114,11 @@ def facts(
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
-        "output": {
-            "name": output_name(model),
-            "shape": [count, model.num_classes or model.embed_dim],
-            "dtype": "float32",
-        },
+        "output": output,
         "labels": model.num_classes,
         "class_names": vit.class_names,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
-        "gmacs": vit.gmacs,
+        "gmacs": model_macs(model, vit.image_size) / 1e9,
     }

@@ -9,7 +9,7 @@ until something needs all of an array.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -119,9 +119,9 @@ class Graph:
             self.constants[key] = name or self._fresh("constant"), array
         return self.constants[key][0]
 
-    def prune(self, output: Value):
-        """Leave out nodes and constants that `output` does not depend on."""
-        live, kept = {output.name}, []
+    def prune(self, outputs: Iterable[Value]):
+        """Leave out nodes and constants that no output depends on."""
+        live, kept = {output.name for output in outputs}, []
         for node in reversed(self.nodes):
             if live & set(node.output):
                 kept.append(node)
@@ -207,6 +207,13 @@ class Graph:
         if value.array is not None and not self.is_open(shape):
             return Value.of(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
+
+    def output(self, value, shape):
+        """`value` as an output of the graph: whole, and of a node."""
+        value = self.whole(value, shape)
+        if value.array is None:
+            return value
+        return self.op("Identity", [value], shape, value.dtype)
 
     def wholes(self, equation, values):
         """The first operands of an equation, as JAX has them. See `whole`."""

@@ -1,5 +1,6 @@
-"""An ONNX model of a ViT: images to logits, weights and reduction included."""
+"""An ONNX model of a ViT: images to logits or tokens, with weights and reduction."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, optimize
+from imagepiece_jax.inference.features import TokenList, leaving
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
@@ -18,7 +20,11 @@ IMAGES = "images"
 
 
 def onnx_model(
-    vit: Pretrained, *, batch_size: int | None = None, pixels: bool = False
+    vit: Pretrained,
+    *,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    tokens: int | None = None,
 ) -> "ModelProto":
     """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
 
@@ -27,6 +33,8 @@ def onnx_model(
 
     batch_size: None leaves it open
     pixels: images are uint8, and are normalized in the graph
+    tokens: so many image tokens in place of logits: the outputs are those of a
+    `features.TokenList`, by name, `source` as int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
     if jax_export.draws(vit.model):
@@ -35,10 +43,11 @@ def onnx_model(
             "ONNX graph; allowed are the other methods, or --format jax"
         )
     images = jax_export.exported_images(vit, batch_size, pixels)
-    plain = vit.model.clone(kernels=None)
+    plain = leaving(vit, tokens).clone(kernels=None)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
     with nodes.kept():
-        traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
+        run = optimize.forward(fast, tokens is not None)
+        traced = jax.make_jaxpr(run)(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
     batch = images.shape[0] if batch_size is None else None
     graph = Graph(batch, entry)
@@ -46,22 +55,38 @@ def onnx_model(
         graph.weight(_name(path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
-    (logits,) = graph.walk(traced, [*values, entry])
-    return finished(graph, logits, jax_export.output_name(vit.model))
+    results = [
+        graph.output(value, shape.shape)
+        for value, shape in zip(
+            graph.walk(traced, [*values, entry]), traced.out_avals, strict=True
+        )
+    ]
+    names = [jax_export.output_name(vit.model)]
+    if tokens is not None:
+        names = TokenList._fields
+    return finished(graph, dict(zip(names, results, strict=True)))
 
 
-def finished(graph: Graph, output: Value, name: str = "logits") -> "ModelProto":
-    """The model of a graph, from its images to `output`, which is called `name`."""
+def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
+    """The model of a graph, from its images to `outputs`, by their names."""
     from onnx import helper, numpy_helper
 
-    graph.prune(output)
-    graph.rename(output, name)
+    graph.prune(outputs.values())
+    for name, output in outputs.items():
+        graph.rename(output, name)
     kind = helper.np_dtype_to_tensor_dtype(graph.images.dtype)
     named = helper.make_graph(
         graph.nodes,
         "imagepiece_jax",
         [helper.make_tensor_value_info(IMAGES, kind, _named(graph.images.shape))],
-        [helper.make_tensor_value_info(name, 1, _named(output.shape))],
+        [
+            helper.make_tensor_value_info(
+                name,
+                helper.np_dtype_to_tensor_dtype(output.dtype),
+                _named(output.shape),
+            )
+            for name, output in outputs.items()
+        ],
         [
             numpy_helper.from_array(array, constant)
             for constant, array in graph.constants.values()

@@ -40,6 +40,7 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.inference.features import TokenList, leaving, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -57,7 +58,7 @@ _normalized = jax.jit(normalize, static_argnames=("mean", "std"))
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
-    """A compiled model: `program(images)` gives logits.
+    """A compiled model: `program(images)` gives logits, or a TokenList.
 
     model, variables: what was compiled, folded and cast
     compiled: JAX's executable, for (variables, images)
@@ -86,13 +87,13 @@ class Program:
         """XLA's count in bytes, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
-    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Logits of images, which are left as they are.
+    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array | TokenList:
+        """Logits or tokens of images, which are left as they are.
 
         images: [b, H, W, 3] with 1 <= b <= batch_size, floats, normalized, or uint8,
         which is normalized first; uint8 alone where the program was made for pixels.
         Fewer than batch_size are padded to a whole batch, at the cost of one.
-        Returns [b, num_classes] float32.
+        Returns [b, num_classes] float32, or what `optimize(tokens=..)` asked for.
         Raises InputError for other shapes and types.
         """
         self._check(images)
@@ -105,8 +106,8 @@ class Program:
             images = _normalized(images, self.model.mean, self.model.std)
         if images.dtype != self.images.dtype:
             images = images.astype(self.images.dtype)
-        logits = self.compiled(self.variables, images)
-        return logits[:-missing] if missing else logits
+        results = self.compiled(self.variables, images)
+        return jax.tree.map(lambda a: a[:-missing], results) if missing else results
 
     def _check(self, images):
         takes, shape = self.images, getattr(images, "shape", None)
@@ -256,11 +257,17 @@ class CompileOptions(CheckedFields):
 
 @takes_pretrained
 def optimize(
-    vit: Pretrained, *, image_size: int | tuple[int, int] | None = None, **options: Any
+    vit: Pretrained,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    tokens: int | None = None,
+    **options: Any,
 ) -> Program:
     """A trained model, compiled for one device.
 
     image_size: None is the size that the model was made for, any other is refused
+    tokens: the program gives so many image tokens, a `features.TokenList`, in place of
+    logits; see `features.leaving`
     options: batch_size, which must be there, and the other fields of `CompileOptions`:
     dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
@@ -272,26 +279,28 @@ def optimize(
             f"image_size is {image_size}, but the model is for {described(expected)}; "
             "load the weights for another size to have the position embeddings resized"
         )
-    options = CompileOptions.of(options, ["image_size"])
-    return compiler(vit, options)(options.batch_size)
+    options = CompileOptions.of(options, ["image_size", "tokens"])
+    return compiler(vit, options, tokens)(options.batch_size)
 
 
-def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]:
+def compiler(
+    vit: Pretrained, asked: CompileOptions, tokens: int | None = None
+) -> Callable[[int], Program]:
     """What `optimize` does before it compiles, for any number of batch sizes.
 
     Returns a function from a batch size to its Program. All Programs share the weights,
     which are on the device already.
     Raises InputError for options that do not fit the model or the device.
     """
-    size = sides(vit.image_size)
-    check_variables(vit.model, vit.variables, size)
+    size, model = sides(vit.image_size), leaving(vit, tokens)
+    check_variables(model, vit.variables, size)
     device = asked.device or jax.local_devices()[0]
     dtype = asked.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(device.platform, dtype)
     options = xla_options.options(device.platform) | (asked.compiler_options or {})
     _check_options(options, device)
     _make_folder(asked.cache_dir)
-    model, weights = prepare(vit.model, vit.variables, dtype=dtype, gelu=asked.gelu)
+    model, weights = prepare(model, vit.variables, dtype=dtype, gelu=asked.gelu)
     model = placed(model, device, asked.attention, asked.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
@@ -306,7 +315,8 @@ def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]
         several = "1 image" if batch_size == 1 else f"{batch_size} images"
         work = working(f"compiling the model for {several} at a time")
         with _cached_in(asked.cache_dir), work:
-            lowered = jax.jit(forward(model)).lower(weights, images)
+            program = jax.jit(forward(model, tokens is not None))
+            lowered = program.lower(weights, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
             model=model,
@@ -360,14 +370,22 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     return fast, {"params": params}
 
 
-def forward(model):
-    """(variables, images) -> logits; images that are uint8 are normalized first."""
+def forward(model, listed=False):
+    """(variables, images) -> logits; images that are uint8 are normalized first.
 
-    def logits(variables, images):
+    listed: a `features.TokenList` in place of logits
+    """
+
+    def run(variables, images):
         images = as_normalized(images, model.mean, model.std)
-        return model.apply(variables, images).logits
+        outputs = model.apply(variables, images)
+        if not listed:
+            return outputs.logits
+        grid = tuple(side // model.patch_size for side in images.shape[1:3])
+        tokens = token_list(outputs, grid)
+        return tokens._replace(tokens=tokens.tokens.astype(jnp.float32))
 
-    return logits
+    return run
 
 
 def _check_options(options, device):

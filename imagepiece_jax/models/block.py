@@ -14,6 +14,7 @@ from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from imagepiece_jax.reduction.layer_plan import LayerPlan
+from imagepiece_jax.reduction.ops import shift_shares
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 
@@ -67,6 +68,7 @@ class Reduction:
             key=scores["key"] if "key" in reducer.needs else None,
             cls_attn=scores.get("cls_attn"),
             attn_columns=scores.get("attn_columns"),
+            shift=scores.get("shift"),
             probe=self.probe(state) if "probe" in reducer.needs else None,
             mask=state.mask,
             rng=self._rng(len(x)) if reducer.draws(self.layer.counts, train) else None,
@@ -154,7 +156,12 @@ class Block(nn.Module):
         `factor` [B] is drop path's.
         """
         out, scores = self.attn(self._normed(state.x), state, reads, train)
-        return self._after_attention(state.x, out, factor), scores
+        out = self._scaled(out)
+        if "shift" in reads:
+            mask, change = state.mask, out[:, state.num_prefix :]
+            live = None if mask is None else (mask > 0.5).astype(jnp.float32)
+            scores["shift"] = shift_shares(change, live)
+        return _add(state.x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
         """As `attend`, with the reduction between attention's scores and its values.
@@ -170,7 +177,7 @@ class Block(nn.Module):
         weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
-        x = self._after_attention(state.x, out, factor)
+        x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record
 
     def feed_forward(self, x, factor=None):
@@ -182,9 +189,8 @@ class Block(nn.Module):
     def _normed(self, x):
         return self.norm1(_rows(x)).reshape(x.shape)
 
-    def _after_attention(self, x, out, factor):
-        out = self.ls1(out) if self.arch.layer_scale else out
-        return _add(x, out, factor)
+    def _scaled(self, out):
+        return self.ls1(out) if self.arch.layer_scale else out
 
 
 def _rows(x):

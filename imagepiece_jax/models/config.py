@@ -16,6 +16,7 @@ from imagepiece_jax.common.fields import (
     checked,
     choice,
     count,
+    is_whole,
     number,
     optional,
     switch,
@@ -292,12 +293,15 @@ def create_model(
     return ModelConfig.of({"name": name, **changes}, ["reduction"]).create(reduction)
 
 
-def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
+def reduced(
+    dense, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
+):
     """A dense ViT with a reduction.
 
     reduction: as `create_model` takes it
     grid: (height, width) of the images, in patches
     name, prop_attn, masked: fields of a ModelConfig
+    tokens: how many image tokens are left in the end, exactly; None: as it says
     Raises InputError for a reduction that does not fit the model.
     """
     reduction, prop_attn = split_reduction(reduction, prop_attn)
@@ -315,9 +319,51 @@ def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
         prop_attn = facts(name).get("prop_attn", usual)
     prop_attn = ModelConfig(prop_attn=prop_attn).prop_attn
     steps, prefix = method.steps(dense.depth), dense.arch.prefix
+    if tokens is not None:
+        steps = _steps_to(tokens, reduction, facts_of_model)
     plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
     contract.check_plan(plan, dense.arch, grid)
     return dense.clone(plan=plan, prop_attn=prop_attn)
+
+
+def _steps_to(tokens, reduction, model):
+    """Steps that leave exactly `tokens`, at the nearest setting of the knob above.
+
+    Of settings that leave equally many the reduction's own is the first. Where none
+    leaves as many, the nearest below stops there. `model` are its ModelFacts.
+    """
+    patches = model.patches
+    if not is_whole(tokens) or not 1 <= tokens <= patches:
+        raise InputError(
+            f"tokens is {tokens!r}; allowed are 1 to {patches}, the patches of an image"
+        )
+    own = methods.create(**reduction).with_tokens(tokens).resolved(model)
+    choices, fewest = [], patches
+    for setting in [None, *settings.along_knob(dict(reduction), model.depth)]:
+        try:
+            method = own
+            if setting is not None:
+                method = methods.create(**setting).with_tokens(tokens).resolved(model)
+            steps, left, least = layer_plan.leaving(
+                tokens, method.steps(model.depth), patches
+            )
+        except InputError:  # a position of the knob that this model has not
+            continue
+        fewest = min(fewest, least)
+        if steps is not None:
+            choices.append((left < tokens, abs(left - tokens), steps))
+    if choices:
+        return min(choices, key=lambda choice: choice[:2])[2]
+    if fewest == patches:
+        raise InputError(
+            f"tokens is {tokens}, but the model reduces nothing and leaves {patches}; "
+            'allowed are a method, such as reduction={"name": "tome"}, and '
+            f"{patches}"
+        )
+    raise InputError(
+        f"tokens is {tokens}; allowed for {reduction['name']!r} are {fewest}, the "
+        f"fewest that its last step can leave here, to {patches}"
+    )
 
 
 def split_reduction(reduction, prop_attn=None):

@@ -6,6 +6,8 @@ that a state dict is made of, so reading a file never runs code that came with i
 """
 
 import collections
+import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -14,11 +16,15 @@ import re
 import types
 import warnings
 import zipfile
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors
-import safetensors.numpy
+from flax import traverse_util
 
 from imagepiece_jax.common.files import memory_bytes, read_json
 from imagepiece_jax.errors import InputError
@@ -42,29 +48,61 @@ _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _WRAPPERS = ("model", "state_dict", "teacher")
 _AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
 UNPACKED = 100  # times its own size, at most: weights hardly become smaller
+ORBAX = "_METADATA"  # in the folder of an Orbax checkpoint: its arrays, by name
 _LFS = b"version https://git-lfs"
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+    """A tensor that is still in its file: its bytes, and how it is read from there."""
+
+    size: int
+    read: Callable[[], np.ndarray] | None = None
+
+
 def read_state_dict(
-    path: str | os.PathLike, averaged: bool = False
+    path: str | os.PathLike,
+    averaged: bool = False,
+    choose: Callable[[Collection[str]], Collection[str]] = list,
 ) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the shapes and types that they have there.
 
     The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
-    .pth.tar), or .json for the index of .safetensors in parts, which lie beside it. A
-    state dict under the key "model", "state_dict" or "teacher" is unwrapped.
+    .pth.tar), .json for the index of .safetensors in parts, which lie beside it, or
+    _METADATA, the list of arrays in the folder of an Orbax checkpoint. A state dict
+    under the key "model", "state_dict" or "teacher" is unwrapped.
 
     averaged: read the one under "state_dict_ema" or "model_ema"; else there is a
         warning where a file has averages
+    choose: from all names, those to be read; nothing is read of other tensors, which
+        may be many GB, nor of parts that have only such
     Raises InputError where the file or a part is missing, of an unknown kind, damaged,
         truncated, or anything but named tensors, and where there are no averages.
     """
     path = pathlib.Path(path)
-    content = _chosen(path, _guarded(path, _READERS), averaged)
-    content = _named_tensors(path, content)
-    return {k: v for k, v in content.items() if k not in _NORMALIZATION}
+
+    def select(content):
+        """Of a file's content, the tensors that are to be read."""
+        unread = _named_tensors(path, _chosen(path, content, averaged))
+        names = choose([name for name in unread if name not in _NORMALIZATION])
+        unread = {name: unread[name] for name in names}
+        _check_size(path, sum(tensor.size for tensor in unread.values()))
+        return unread
+
+    readers = {
+        ending: functools.partial(reader, select=select)
+        for ending, reader in _READERS.items()
+    }
+    tensors = _guarded(path, readers)
+    for name, value in tensors.items():
+        if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
+            raise InputError(
+                f"weights file {path}: tensor {name} is of type {value.dtype}, only "
+                "floats, integers and booleans are allowed"
+            )
+    return tensors
 
 
 def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
@@ -88,7 +126,7 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
 
 def _guarded(path, readers):
     """Read a file by the reader for its ending, whose failures become InputErrors."""
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(path.suffix.lower() or path.name)
     if reader is None:
         raise InputError(
             f"weights file {path} ends in {path.suffix!r}: only "
@@ -106,7 +144,7 @@ def _guarded(path, readers):
                 )
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                _check_size(path, sum(part.file_size for part in archive.infolist()))
+                _check_ratio(path, sum(part.file_size for part in archive.infolist()))
         return reader(path)
     except InputError:
         raise
@@ -120,15 +158,24 @@ def _guarded(path, readers):
         ) from error
 
 
-def _check_size(path, unpacked):
+def _check_ratio(path, unpacked):
     """InputError for an archive of more bytes than there can be in weights."""
     if unpacked > UNPACKED * path.stat().st_size:
         limit = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
-    elif unpacked > memory_bytes():
+        raise _too_large(path, unpacked, limit)
+
+
+def _check_size(path, unpacked):
+    """InputError for tensors of more bytes than an archive, or the memory, can hold."""
+    if zipfile.is_zipfile(path):
+        _check_ratio(path, unpacked)
+    if unpacked > memory_bytes():
         limit = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
-    else:
-        return
-    raise InputError(
+        raise _too_large(path, unpacked, limit)
+
+
+def _too_large(path, unpacked, limit):
+    return InputError(
         f"weights file {path} has {unpacked / 1e6:.1f} MB unpacked, which is more than "
         f"{limit}"
     )
@@ -147,7 +194,7 @@ def _chosen(path, content, averaged):
         warnings.warn(
             f"{path} has averaged weights, too ({name}), which are left out: "
             "averaged=True, in commands --averaged, reads them",
-            stacklevel=3,
+            stacklevel=6,
         )
     return held[name] if averaged else content
 
@@ -163,31 +210,32 @@ def _named_tensors(path, content):
             f"{'none' if isinstance(content, dict) else type(content).__name__}"
         )
     for name, value in content.items():
-        if not (isinstance(name, str) and isinstance(value, np.ndarray)):
+        if not (isinstance(name, str) and isinstance(value, _Unread)):
             inner = [key for key, held in content.items() if isinstance(held, dict)]
             wrappers = ", ".join(repr(key) for key in _WRAPPERS)
             rest = f"; allowed are they alone, or under {wrappers}" if inner else ""
+            kind = np.ndarray if isinstance(value, _Unread) else type(value)
             raise InputError(
                 f"weights file {path} is not a state dict: {name!r} is of type "
-                f"{type(value).__name__}, only named tensors are allowed{rest}"
-            )
-        if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
-            raise InputError(
-                f"weights file {path}: tensor {name} is of type {value.dtype}, only "
-                "floats, integers and booleans are allowed"
+                f"{kind.__name__}, only named tensors are allowed{rest}"
             )
     return dict(content)
 
 
-def _read_npz(path):
+def _read_npz(path, select):
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
         except ValueError as error:  # its text advises to run what is in the file
             raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            return archive
-        arrays = {name: archive[name] for name in archive.files}
+            return select(archive)
+        sizes = {
+            part.filename.removesuffix(".npy"): part.file_size
+            for part in archive.zip.infolist()
+        }
+        chosen = select({name: _Unread(sizes[name]) for name in archive.files})
+        arrays = {name: archive[name] for name in chosen}
     # NumPy does not know bfloat16, and reads two bytes without a meaning.
     return {
         name: array.view(jnp.bfloat16) if array.dtype == "V2" else array
@@ -195,14 +243,43 @@ def _read_npz(path):
     }
 
 
-def _read_safetensors(path):
+def _read_safetensors(path, select):
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
         raise InputError(
             f"weights file {path} is one of {int(part[2])} parts; allowed is the index "
             f"of all, {part[1]}.safetensors.index.json"
         )
-    return safetensors.numpy.load_file(path)
+    return _read_part(path, select)
+
+
+def _read_part(path, select):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        # As many bytes as in the file, which is no archive.
+        chosen = select({name: _Unread(0) for name in file.keys()})
+        return {name: file.get_tensor(name) for name in chosen}
+
+
+def _read_orbax(path, select):
+    """Arrays of an Orbax checkpoint, whose folder `path` is in, by their paths."""
+    trees = read_json(path)["tree_metadata"].values()
+    keys = [[part["key"] for part in tree["key_metadata"]] for tree in trees]
+    paths = {"/".join(map(str, key)): tuple(key) for key in keys}
+    chosen = select({name: _Unread(0) for name in paths})
+    if not chosen:
+        return {}
+    restored = traverse_util.unflatten_dict(
+        {paths[name]: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen}
+    )
+    options = ocp.args.PyTreeRestore(
+        item=jax.tree.map(lambda _: 0, restored),
+        restore_args=restored,
+        partial_restore=True,  # of what `item` has alone
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(path.parent.absolute(), args=options)
+    arrays = traverse_util.flatten_dict(tree)
+    return {name: np.asarray(arrays[paths[name]]) for name in chosen}
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
@@ -226,17 +303,20 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     return places
 
 
-def _read_parts(path):
+def _read_parts(path, select):
     """The tensors that an index names, each of the part that it is in."""
     places = parts(path)
-    tensors = {}
-    for part in sorted({*places.values()}):
+    chosen, tensors = select({name: _Unread(0) for name in places}), {}
+
+    def of_part(names):
+        return [name for name in chosen if places[name] == part and name in names]
+
+    for part in sorted({places[name] for name in chosen}):
         if not (path.parent / part).is_file():
             raise InputError(f"weights file {path} lacks its part {part} beside it")
-        readers = {".safetensors": safetensors.numpy.load_file}
-        content = _guarded(path.parent / part, readers)
-        tensors |= {k: v for k, v in content.items() if places.get(k) == part}
-    lacking = next((name for name in places if name not in tensors), None)
+        reader = functools.partial(_read_part, select=of_part)
+        tensors |= _guarded(path.parent / part, {".safetensors": reader})
+    lacking = next((name for name in chosen if name not in tensors), None)
     if lacking is not None:
         raise InputError(
             f"weights file {path}: its part {places[lacking]} lacks tensor {lacking}"
@@ -263,7 +343,7 @@ def _safetensors_normalization(path):
         return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
 
 
-def _read_torch(path):
+def _read_torch(path, select):
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
             raise InputError(
@@ -284,16 +364,25 @@ def _read_torch(path):
                     "be read"
                 )
         with archive.open(pickles[0]) as file:
-            return _StateDictUnpickler(file, path, archive, folder).load()
+            content = _StateDictUnpickler(file, path, archive, folder).load()
+        return {name: tensor.read() for name, tensor in select(content).items()}
+
+
+class _Storage(NamedTuple):
+    """A flat array in the archive of a PyTorch file."""
+
+    key: str
+    dtype: np.dtype
+    size: int
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays where PyTorch builds tensors; refuses all other globals."""
+    """Has a tensor of the file where PyTorch builds it; refuses all other globals."""
 
     def __init__(self, file, path, archive, folder):
         super().__init__(file)
         self._path, self._archive, self._folder = path, archive, folder
-        self._storages, self._bytes = {}, 0
+        self._storages = {}
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
@@ -313,36 +402,41 @@ class _StateDictUnpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid):
-        """The flat array behind a tensor: pid is (kind, type, file, device, length)."""
+        """The storage behind a tensor: pid is (kind, type, file, device, length)."""
         kind, storage, key, _, length = pid
         if kind != "storage":
             raise pickle.UnpicklingError(f"persistent id of kind {kind!r}")
-        if key not in self._storages:  # tensors may be views of one storage
-            dtype = _STORAGE_DTYPES[storage]
-            entry = self._archive.getinfo(f"{self._folder}data/{key}")
-            if entry.file_size != length * dtype.itemsize:
-                raise pickle.UnpicklingError(
-                    f"storage {key} has {entry.file_size} bytes, needed "
-                    f"{length * dtype.itemsize}"
-                )
-            self._storages[key] = np.frombuffer(self._archive.read(entry), dtype)
-        return self._storages[key]
+        dtype = _STORAGE_DTYPES[storage]
+        entry = self._archive.getinfo(f"{self._folder}data/{key}")
+        if entry.file_size != length * dtype.itemsize:
+            raise pickle.UnpicklingError(
+                f"storage {key} has {entry.file_size} bytes, needed "
+                f"{length * dtype.itemsize}"
+            )
+        return _Storage(key, dtype, length)
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
-        """PyTorch's strided tensor as an array of its own; strides count elements."""
+        """PyTorch's strided tensor, which is not read yet; strides count elements."""
         count = int(np.prod(shape, dtype=object))
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # The bounds are checked here because as_strided would read foreign memory.
         if min((offset, *shape, *strides)) < 0 or count > storage.size:
             raise pickle.UnpicklingError(f"tensor of impossible shape {shape}")
-        if count == 0:
-            return np.zeros(shape, storage.dtype)
-        self._bytes += count * storage.itemsize  # of copies, many of one storage
-        _check_size(self._path, self._bytes)
-        if last >= storage.size:
+        if count and last >= storage.size:
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
-        steps = [s * storage.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
+        read = functools.partial(self._read, storage, offset, shape, strides)
+        return _Unread(count * storage.dtype.itemsize, read)
+
+    def _read(self, storage, offset, shape, strides):
+        """A tensor as an array of its own."""
+        if 0 in shape:
+            return np.zeros(shape, storage.dtype)
+        if storage.key not in self._storages:  # tensors may be views of one storage
+            stored = self._archive.read(f"{self._folder}data/{storage.key}")
+            self._storages[storage.key] = np.frombuffer(stored, storage.dtype)
+        flat = self._storages[storage.key][offset:]
+        steps = [s * storage.dtype.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
     def _parameter(self, tensor, *_ignored):
         return tensor
@@ -356,4 +450,5 @@ _READERS = {
     ".tar": _read_torch,  # .pth.tar, timm's
     ".bin": _read_torch,
     ".json": _read_parts,
+    ORBAX: _read_orbax,
 }

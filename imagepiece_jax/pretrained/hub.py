@@ -15,11 +15,17 @@ import re
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import files
-from imagepiece_jax.pretrained.hub_configs import CONFIG, OURS, PREPROCESSOR
+from imagepiece_jax.pretrained import files, hub_configs
+from imagepiece_jax.pretrained.hub_configs import (
+    CONFIG,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+)
 
 SCHEME = "hf://"
 SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
+PROJECTOR = "projector.safetensors"  # and what leads to a language model
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
 # Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
@@ -34,8 +40,9 @@ MOST = 3  # ids in a sentence
 def local(path: str | os.PathLike) -> pathlib.Path:
     """Where weights are on this machine: `path` itself, or the folder of a hub id.
 
-    A hub's files are fetched unless they are in the cache.
-    Raises InputError where they cannot be, and for a malformed id.
+    A hub's files are fetched unless they are in the cache. Of an Orbax checkpoint, or
+    openpi's folder that has it as params, it is the file that lists the arrays.
+    Raises InputError where they cannot be fetched, and for a malformed id.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
@@ -44,7 +51,10 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(path)
     if not text:
         raise InputError("the path of weights is empty; allowed are files and folders")
-    return fetched(text) if is_id(text) else pathlib.Path(path)
+    if is_id(text):
+        return fetched(text)
+    lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
+    return next(filter(pathlib.Path.is_file, lists), pathlib.Path(path))
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
@@ -70,6 +80,8 @@ def is_id(path: str | os.PathLike) -> bool:
 
 def short_name(path: pathlib.Path) -> str:
     """What to call weights: the repository where `path` is in the cache of the hub."""
+    if path.name == files.ORBAX:
+        path = path.parent
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")
@@ -133,7 +145,7 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return [
         file
         for file in sorted(folder.iterdir())
-        if file.suffix in ENDINGS and file.name != SELECTORS
+        if file.suffix in ENDINGS and file.name not in (SELECTORS, PROJECTOR)
     ]
 
 
@@ -178,12 +190,20 @@ def repository_files(text):
     config = read_json(repository.needed(CONFIG))
     weights = repository.needed(*WEIGHTS)
     if weights.name.endswith(INDEX):
-        for part in sorted({*files.parts(weights).values()}):
+        places = files.parts(weights)
+        if hub_configs.has_tower(config):
+            read = hub_configs.OF_TOWER.match
+            places = {name: part for name, part in places.items() if read(name)}
+        for part in sorted({*places.values()}):
             repository.needed(part)
     if "architecture" not in config:  # timm's own form says it all
         repository.optional(PREPROCESSOR, ", with mean=.., std=..")
+        if hub_configs.has_tower(config):
+            repository.optional(PROCESSOR, ", with mean=.., std=..")
     if OURS in config:
         repository.optional(SELECTORS)
+        if "projector" in [*config[OURS]]:
+            repository.optional(PROJECTOR)
     return repository.files
 
 

@@ -9,6 +9,7 @@ configuration classes, version 5.23).
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +24,25 @@ from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.rotary import Rotary
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
+PROJECTOR = ("gelu", "prefix")  # fields of a Projector there
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """How a language model reads the vision tower that it holds.
+
+    depth: the blocks that are run, and no norm behind them; None: all that is there
+    blocks: that the tower has
+    gelu: between layers of the projector
+    prefix: whether it reads the class token, too
+    """
+
+    depth: int | None = None
+    blocks: int | None = None
+    gelu: str = "exact"
+    prefix: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +52,7 @@ class HubConfig:
     config: what no tensor shows; sizes: what tensors show too; preprocessing: fields of
     a Preprocessing but the size; reduction: of a model that this package saved;
     class_names: by label, None for a class without; untrained: whether its selectors
-    were drawn, not learned.
+    were drawn, not learned; tower: of a model that is one, beside a projector.
     """
 
     config: ModelConfig
@@ -42,16 +61,21 @@ class HubConfig:
     reduction: Mapping[str, Any] | None = None
     class_names: tuple[str | None, ...] | None = None
     untrained: bool = False
+    tower: Tower | None = None
 
 
 def read(folder: pathlib.Path) -> HubConfig:
     """The HubConfig of a folder with a config.json, and maybe preprocessor_config.json.
 
+    A preprocessor_config.json beside it is read too, where there is one, or what a
+    processor_config.json has in its place.
     Raises InputError, with the file's name, for what cannot be read or understood.
     """
     config = read_json(folder / CONFIG)
     images = {}
-    if (folder / PREPROCESSOR).is_file():
+    if (folder / PROCESSOR).is_file():
+        images = read_json(folder / PROCESSOR).get("image_processor") or {}
+    if not images and (folder / PREPROCESSOR).is_file():
         images = read_json(folder / PREPROCESSOR)
     try:
         return parse(config, images)
@@ -110,6 +134,7 @@ def describe(vit) -> dict[str, Any]:
     """
     model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
     size, crop = prepared.pop("image_size"), prepared["crop"]
+    projector = vit.projector and {k: getattr(vit.projector, k) for k in PROJECTOR}
     ours = {
         "version": __version__,
         "model": {
@@ -124,6 +149,7 @@ def describe(vit) -> dict[str, Any]:
         "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
         **({"untrained": True} if vit.untrained else {}),
+        **({"projector": projector} if projector else {}),
     }
     return {"architecture": OURS} | describe_timm(vit) | {OURS: ours}
 
@@ -141,6 +167,7 @@ def _parse_ours(config):
         {k: _plain(v) for k, v in ours["reduction"].items()},
         labels(config, classes),
         bool(ours.get("untrained", False)),
+        Tower(**ours["projector"]) if "projector" in ours else None,
     )
 
 
@@ -442,7 +469,8 @@ class ModelType:
     fields: the defaults of its configuration class; resize: how its code interpolates
     positions; resample: its image processor's own; square: whether a size that is one
     number means both sides there; parts: (fields) -> what tensors show too; arch:
-    (fields) -> the parts, where no tensor shows them all, nor an image size.
+    (fields) -> the parts, where no tensor shows them all, nor an image size; inner: the
+    parts up to a block of it that is not the last.
     """
 
     fields: Mapping[str, Any]
@@ -451,6 +479,7 @@ class ModelType:
     square: bool = True
     parts: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
     arch: Callable[[Mapping[str, Any]], Architecture] | None = None
+    inner: Architecture | None = None
 
 
 def _hidden(fields):
@@ -498,18 +527,88 @@ MODEL_TYPES = {
     "dinov2_with_registers": ModelType(
         _DINOV2, "antialias", 3, square=False, parts=_dinov2
     ),
-    "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, parts=_hidden),
-    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, parts=_hidden),
+    "clip_vision_model": ModelType(
+        _CLIP,
+        "bicubic",
+        3,
+        square=False,
+        parts=_hidden,
+        inner=Architecture(patch_bias=False, pre_norm=True, final_norm=False),
+    ),
+    "siglip_vision_model": ModelType(
+        _SIGLIP,
+        "bicubic",
+        3,
+        parts=_hidden,
+        inner=Architecture(class_token=False, pool="mean", final_norm=False),
+    ),
     "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden, arch=_dinov3),
 }
-TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A model type of transformers that holds a vision tower.
+
+    kinds: model types of the tower, the usual one first; fields: of the tower where the
+    config has none; tower: (config, fields of the tower, its ModelType) -> how the rest
+    reads it, of hosts with a projector.
+    """
+
+    kinds: tuple[str, ...]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tower: Callable[..., Tower] | None = None
+
+
+def _llava(config, fields, model):
+    """The last block is left out, unless the config names another layer."""
+    blocks, layer = fields["num_hidden_layers"], config.get("vision_feature_layer", -2)
+    whole = isinstance(layer, int) and not isinstance(layer, bool)
+    depth = layer + (blocks + 1) * (layer < 0) if whole else 0
+    if not 1 <= depth <= blocks:
+        raise InputError(
+            f"vision_feature_layer is {layer!r}; allowed are one layer, 1 to {blocks}, "
+            f"and -{blocks} to -1"
+        )
+    strategy = config.get("vision_feature_select_strategy", "default")
+    prefix = one_of(
+        "vision_feature_select_strategy", strategy, {"default": False, "full": True}
+    )
+    if not prefix and not model.inner.class_token:
+        raise InputError(
+            "vision_feature_select_strategy is 'default', which drops the class token, "
+            "and the tower has none; allowed is 'full'"
+        )
+    act = config.get("projector_hidden_act", "gelu")
+    return Tower(depth, blocks, one_of("projector_hidden_act", act, GELUS), prefix)
+
+
+_L14 = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+_L14 |= dict(image_size=336, patch_size=14, intermediate_size=4096)
+_SO14 = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16)
+_SO14 |= dict(image_size=224, patch_size=14, intermediate_size=4096)
+HOSTS = {
+    "clip": Host(("clip_vision_model",)),
+    "siglip": Host(("siglip_vision_model",)),
+    "llava": Host(("clip_vision_model", "siglip_vision_model"), _L14, _llava),
+    "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: Tower()),
+}
+# Of hosts with a projector, the tensors that are read; the rest is many times as much.
+OF_TOWER = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\.")
+
+
+def has_tower(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a language model with a vision tower."""
+    host = HOSTS.get(str(config.get("model_type")))
+    return host is not None and host.tower is not None
 
 
 def parse_transformers(config: Mapping[str, Any]) -> HubConfig:
     """A HubConfig of a config.json."""
     kind, fields = _kind(config), config
-    if config["model_type"] in TOWERS:
-        fields = config.get("vision_config") or {}
+    host = HOSTS.get(config["model_type"])
+    if host is not None:
+        fields = config.get("vision_config") or host.fields
     model = MODEL_TYPES[kind]
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
     for field in {*fields} & {*WHOLE}:
@@ -535,7 +634,11 @@ def parse_transformers(config: Mapping[str, Any]) -> HubConfig:
         image_size=size,
         arch=model.arch and model.arch(fields),
     )
-    return HubConfig(whole, sizes, class_names=_names(labels))
+    tower = host and host.tower and host.tower(config, fields, model)
+    if tower and tower.depth:
+        whole = dataclasses.replace(whole, arch=model.inner)
+        sizes["depth"] = tower.depth
+    return HubConfig(whole, sizes, class_names=_names(labels), tower=tower)
 
 
 def processor(
@@ -551,6 +654,8 @@ def processor(
     model = MODEL_TYPES[_kind(config)]
     if not images.get("do_rescale", True):
         raise InputError("do_rescale is False; allowed is True")
+    if images.get("do_pad"):
+        raise InputError("do_pad is True; allowed is False")
     factor = images.get("rescale_factor", RESCALE)
     if abs(factor - RESCALE) > 1e-6:
         raise InputError(f"rescale_factor is {factor!r}; allowed is 1/255")
@@ -583,10 +688,15 @@ def processor(
 
 
 def _kind(config):
-    """The model type, of two towers that of the images."""
-    kind = config["model_type"]
-    kinds = {kind: kind for kind in MODEL_TYPES} | TOWERS
-    return one_of("model_type", kind, kinds)
+    """The model type, of a host that of its vision tower."""
+    name = config["model_type"]
+    kind = one_of("model_type", name, {kind: kind for kind in (*MODEL_TYPES, *HOSTS)})
+    if kind not in HOSTS:
+        return kind
+    usual, *others = HOSTS[kind].kinds
+    kinds = {usual: usual, **{kind: kind for kind in others}, name: usual}
+    inner = (config.get("vision_config") or {}).get("model_type", usual)
+    return one_of("vision_config.model_type", inner, kinds)
 
 
 def _names(labels):

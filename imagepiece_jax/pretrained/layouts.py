@@ -3,14 +3,15 @@
 A layout is recognized by one tensor that all of its checkpoints have. What stands
 before that name, such as "vision_model." or "backbone.", is where the vision tower is.
 The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the gate,
-and mlp.fc1_x.
+and mlp.fc1_x. Where a language model holds the tower, that and its projector are read,
+and nothing else.
 """
 
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,10 @@ from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained import hub
+from imagepiece_jax.models.projector import Projector
+from imagepiece_jax.pretrained import hub, hub_configs
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
-from imagepiece_jax.pretrained.hub_configs import is_eva
+from imagepiece_jax.pretrained.hub_configs import CONFIG, Tower, is_eva
 
 # Of the images of OpenAI's CLIP, of pixels in [0, 1].
 CLIP_IMAGES = {
@@ -342,13 +344,54 @@ LAYOUTS = (
     ),
 )
 TIMM = LAYOUTS[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The names of a language model around a vision tower.
+
+    tower: a pattern of what stands in front of the tower's names; what is before its
+    last module is of the host. mark: what a name of the host starts with, by which it
+    is known. projector: {its layers, from the host: ours}.
+    """
+
+    tower: str
+    mark: str
+    projector: Mapping[str, str]
+
+    def place(self, name: str, start: str) -> str | None:
+        """Our name of a tensor beside the tower, as `Layout.place`.
+
+        start: what stands in front of the host's names
+        """
+        inside = name.removeprefix(start)
+        renamed = _renamed(inside, self.projector)
+        modules = [layer.partition(".")[0] for layer in self.projector]
+        beside = "" if inside.partition(".")[0] not in modules else None
+        return renamed or beside
+
+
+HOSTS = (
+    Host(  # PaliGemma, LLaVA
+        tower=r"((?:.*\.)?)vision_tower\.(?:vision_model\.)?",
+        mark="multi_modal_projector.",
+        projector={
+            "multi_modal_projector.linear": "projector.0",
+            "multi_modal_projector.linear_1": "projector.0",
+            "multi_modal_projector.linear_2": "projector.1",
+        },
+    ),
+    Host(  # PaliGemma of big_vision, and openpi's in Orbax
+        tower=r"((?:.*\.)?)img\.", mark="llm.", projector={"img.head": "projector.0"}
+    ),
+)
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
 # What people try instead, most special first.
 FOREIGN = (
     (r"(.*\.)?layer[1-4]\.0\.conv1\.", "a ResNet"),
     (
-        r"(.*\.)?(token_embedding|text_model|word_embeddings|embed_tokens|wte)\.",
+        r"(.*\.)?(token_embedding|text_model|word_embeddings|embed_tokens|wte|llm)\.",
         "a text model",
     ),
 )
@@ -356,30 +399,52 @@ FOREIGN = (
 
 MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
+_VALUE = ".value"  # behind all names where Flax NNX saved its state
+# Of big_vision's blocks that are a scan: in one tensor, block by block.
+SCAN = "Transformer.encoderblock."
+# Parts behind the blocks, by the names of `Layout.place`.
+BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 
 
 class Contents(NamedTuple):
     """A checkpoint by timm's names, and what its layout says of the model.
 
     config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows;
-    images: mean and std, where the file itself holds them.
+    images: mean and std, where the file itself holds them; projector: of a tower in a
+    language model.
     """
 
     tensors: dict[str, np.ndarray]
     config: ModelConfig
     images: ModelConfig = ModelConfig()
+    projector: Projector | None = None
 
 
-def read_weights(path: str | os.PathLike, averaged: bool = False) -> Contents:
-    """A weights file by timm's names. Raises InputError, which names the file."""
+def read_weights(
+    path: str | os.PathLike, averaged: bool = False, tower: Tower | None = None
+) -> Contents:
+    """A weights file by timm's names. Raises InputError, which names the file.
+
+    tower: as `to_timm` takes it; of the rest of the file nothing is read
+    """
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
-    state_dict, images = read_state_dict(path, averaged), read_normalization(path)
+    names = []
+
+    def choose(all_names):
+        names.extend(all_names)
+        try:
+            return _placed_names(names, tower)
+        except InputError as error:
+            raise InputError(f"weights file {path}: {error}") from error
+
+    state_dict = read_state_dict(path, averaged, choose)
+    images = read_normalization(path)
     for name, values in images.items():
         images[name] = channels(f"{path}: {name}", values, positive=name == "std")
     try:
-        checkpoint = to_timm(state_dict)
+        checkpoint = to_timm(state_dict, tower, names)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
     return checkpoint._replace(images=ModelConfig(**images))
@@ -387,29 +452,40 @@ def read_weights(path: str | os.PathLike, averaged: bool = False) -> Contents:
 
 def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
     """As `read_weights` for a folder, with what a saved reduction learned."""
-    checkpoint = read_weights(hub.weights_file(folder), averaged)
+    tower, file = hub_configs.read(folder).tower, hub.weights_file(folder)
+    if (folder / hub.PROJECTOR).exists():  # of a model that `save` wrote
+        projector = _projector(read_state_dict(folder / hub.PROJECTOR), tower)
+        checkpoint = read_weights(file, averaged)._replace(projector=projector)
+    else:
+        checkpoint = read_weights(file, averaged, tower)
     if not (folder / hub.SELECTORS).exists():
         return checkpoint
     learned = read_state_dict(folder / hub.SELECTORS)
     return checkpoint._replace(tensors=checkpoint.tensors | learned)
 
 
-def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
+def to_timm(
+    state_dict: Mapping[str, np.ndarray],
+    tower: Tower | None = None,
+    names: Collection[str] | None = None,
+) -> Contents:
     """A checkpoint of any layout by timm's names.
 
-    Text towers, decoders, mask tokens, poolers and the heads of self-distillation are
-    left out. Tensors of timm's layout are not checked: `convert.from_timm` does.
+    Text towers, language models, decoders, mask tokens, poolers and the heads of
+    self-distillation are left out. Tensors of timm's layout are not checked:
+    `convert.from_timm` does.
+
+    tower: how a language model reads its vision tower; None where no config says it
+    names: of all tensors in the file; None: `state_dict` has all
     Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
-    tensors = {name.replace("/", "."): tensor for name, tensor in state_dict.items()}
-    for wrapper in _WRAPPERS:
-        while tensors and all(name.startswith(wrapper) for name in tensors):
-            tensors = {k.removeprefix(wrapper): v for k, v in tensors.items()}
-    tensors = _unscanned(tensors)
-    layout, prefix = _layout(tensors)
+    plain = _plain_names(state_dict if names is None else names)
+    tensors = _unscanned({plain[name]: value for name, value in state_dict.items()})
+    places = _Places.of([*plain.values()], tower)
+    layout, prefix = places.layout, places.prefix
     renamed, origin = {}, {}
     for name, tensor in tensors.items():
-        place = layout.place(name, prefix)
+        place = places.place(name)
         if place is None:
             at = f" beside the tower {prefix[:-1]}" if prefix else ""
             raise InputError(
@@ -424,8 +500,13 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
         if place:
             renamed[place], origin[place] = tensor, name
     try:
-        config = ModelConfig(**layout.says({**tensors, **renamed}))
-        return Contents(_canonical(renamed), config)
+        shown = {**dict.fromkeys(plain.values()), **tensors, **renamed}
+        config = ModelConfig(**layout.says(shown))
+        tensors = _canonical(renamed)
+        names = [name for name in tensors if name.startswith("projector.")]
+        layers = {name: tensors.pop(name) for name in names}
+        projector = _projector(layers, tower) if layers or tower else None
+        return Contents(tensors, config, projector=projector)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -461,6 +542,117 @@ def as_timm(
     return renamed
 
 
+def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
+    """Of all names in a file, those whose tensors `to_timm` uses.
+
+    InputError where the tower has another number of blocks than its config says.
+    """
+    plain = _plain_names(names)
+    # As the first of its blocks, where a scan has all of them in one tensor.
+    first = {name: plain[name].replace(SCAN, f"{SCAN[:-1]}_0.") for name in names}
+    places = _Places.of([*first.values()], tower)
+    if tower and tower.blocks:
+        blocks = {places.block(name) for name in first.values()} - {None}
+        if len(blocks) != tower.blocks:
+            raise InputError(
+                f"{CONFIG} says depth {tower.blocks}, but its tensors have "
+                f"{len(blocks)}; allowed are files of one model"
+            )
+    return [name for name in names if places.place(first[name]) != ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where tensors of a checkpoint go, by their names alone.
+
+    prefix: what stands in front of the vision tower's. host: what holds it, if any, and
+    start: in front of the host's. tower: how that reads it.
+    """
+
+    layout: Layout
+    prefix: str
+    host: Host | None
+    start: str
+    tower: Tower | None
+
+    @classmethod
+    def of(cls, names, tower):
+        layout, prefix = _layout(names)
+        for host in HOSTS:
+            match = re.fullmatch(host.tower, prefix)
+            start = match and match[1]
+            if match and any(name.startswith(start + host.mark) for name in names):
+                return cls(layout, prefix, host, start, tower)
+        return cls(layout, prefix, None, "", tower)
+
+    def place(self, name):
+        """As `Layout.place`; parts behind the last block that is used are left out."""
+        host = self.host and self.host.place(name, self.start)
+        if host or (self.host and not name.startswith(self.prefix)):
+            return host
+        place = self.layout.place(name, self.prefix)
+        if self.tower is None or self.tower.depth is None or not place:
+            return place
+        block, behind = self.block(name), re.match(BEHIND, place)
+        used = not behind if block is None else block < self.tower.depth
+        return place if used else ""
+
+    def block(self, name):
+        """The number of the block that a tensor of the tower is of; None: of none."""
+        match = name.startswith(self.prefix) and re.match(
+            self.layout.blocks, name.removeprefix(self.prefix)
+        )
+        return int(match[1]) if match else None
+
+
+def _plain_names(names):
+    """{name: it with dots, without what wraps all names}."""
+    plain = {name: name.replace("/", ".") for name in names}
+    for wrapper in _WRAPPERS:
+        while plain and all(name.startswith(wrapper) for name in plain.values()):
+            plain = {k: name.removeprefix(wrapper) for k, name in plain.items()}
+    if plain and all(name.endswith(_VALUE) for name in plain.values()):
+        plain = {k: name.removesuffix(_VALUE) for k, name in plain.items()}
+    return plain
+
+
+def _projector(tensors, tower):
+    """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
+    numbers = sorted({int(name.split(".")[1]) for name in tensors})
+    if not numbers:
+        raise InputError(
+            f"{CONFIG} is that of a vision tower in a language model, whose projector "
+            "is not there; allowed are all files of such a model"
+        )
+    if tower is None and len(numbers) > 1:
+        raise InputError(
+            "it holds a vision tower and a projector of two layers, as LLaVA's, which "
+            f"reads a layer that {CONFIG} says; allowed is its folder"
+        )
+    layers = []
+    for number in numbers:
+        names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
+        arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
+        shapes = [array.shape for array in arrays]
+        before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
+        fits = len(shapes[0]) == 2 and shapes[0][1:] == before
+        if not fits or shapes[-1][:1] != shapes[0][:1]:
+            raise InputError(
+                f"layer {number} of its projector has tensors of "
+                f"{' and '.join(map(str, shapes))}; allowed are a weight [out, in], in "
+                "as the layer before gives it, and a bias [out]"
+            )
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise InputError(
+                f"layer {number} of its projector holds a value that is not finite, "
+                "only finite weights are allowed"
+            )
+        kernel, *bias = arrays
+        layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
+    tower = tower or Tower()
+    return Projector(tuple(layers), tower.gelu, tower.prefix)
+
+
 def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
     for layout in LAYOUTS:
@@ -491,15 +683,12 @@ def _layout(tensors):
 
 
 def _unscanned(tensors):
-    """Blocks in one tensor, block by block in the first axis, as tensors of their own.
-
-    big_vision saves models so whose blocks are a scan.
-    """
+    """Blocks that are in one tensor as tensors of their own."""
     out = {}
     for name, tensor in tensors.items():
-        before, scan, after = name.rpartition("Transformer.encoderblock.")
+        before, scan, after = name.rpartition(SCAN)
         if scan:
-            start = f"{before}Transformer.encoderblock_"
+            start = f"{before}{SCAN[:-1]}_"
             out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
         else:
             out[name] = tensor

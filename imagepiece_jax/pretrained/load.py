@@ -331,6 +331,7 @@ class Weights:
             name=None if name in registry.MODELS else name,
             origin=self,
             selectors={} if self.drawn else learned,
+            projector=self.files.contents.projector,
             untrained=any(self.drawn or part in drawn for part in used),
         )
 

@@ -27,10 +27,11 @@ from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.models.config import patch_grid, reduced, split_reduction
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts
-from imagepiece_jax.pretrained.hub import SELECTORS
+from imagepiece_jax.pretrained.hub import PROJECTOR, SELECTORS
 from imagepiece_jax.pretrained.hub_configs import CONFIG, EPS, OURS
 from imagepiece_jax.pretrained.infer import infer
 from imagepiece_jax.reduction import settings
@@ -39,6 +40,7 @@ from imagepiece_jax.reduction.settings import DENSE
 
 WEIGHTS = hub.WEIGHTS[0]
 CARD = "README.md"
+FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -59,6 +61,8 @@ class Pretrained:
     origin: the load.Weights that it was made of; None for a model of one's own
     untrained: whether it has selectors that were drawn, not learned
     selectors: that other reductions have learned, tensors by timm's names
+    projector: of a vision tower, what leads from its tokens to the language model that
+        it was read from; None for other models
     Raises InputError for what is no model and its variables, or does not fit the model.
     """
 
@@ -71,6 +75,7 @@ class Pretrained:
     origin: Any = None
     untrained: bool = False
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    projector: Projector | None = None
 
     @of_keywords
     def __post_init__(self):
@@ -95,6 +100,11 @@ class Pretrained:
                 f"{model.num_classes} classes"
             )
         put("class_names", names if names is None else tuple(names))
+        if self.projector and self.projector.width != model.embed_dim:
+            raise InputError(
+                f"projector takes tokens of a width of {self.projector.width}; the "
+                f"model's are {model.embed_dim} wide"
+            )
         if self.preprocessing is None:
             put("preprocessing", Preprocessing(_square(model)))
         elif not isinstance(self.preprocessing, Preprocessing):
@@ -284,6 +294,8 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         _write(new / WEIGHTS, dense)
         if learned:
             _write(new / SELECTORS, learned)
+        if vit.projector:
+            _write(new / PROJECTOR, vit.projector.tensors())
         (new / CONFIG).write_text(text + "\n", "utf-8")
         (new / CARD).write_text(card, "utf-8")
     return folder
@@ -306,7 +318,7 @@ def _check_folder(folder):
     except OSError as error:
         reason = error.strerror
         raise InputError(f"{folder} is not a folder ({reason}); {allowed}") from error
-    others = [name for name in held if name not in (WEIGHTS, SELECTORS, CONFIG, CARD)]
+    others = [name for name in held if name not in FILES]
     if held and (others or not hub_configs.is_own(folder)):
         raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")
 

@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
 
 # Taps that are there where a reducer's `needs` names them.
-ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "probe", "rng")
+ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")
 
 COMPARED = (*METRICS, "input")  # what the tap "metric" may be
 
@@ -86,6 +86,11 @@ def check_plan(plan, arch, grid):
             raise InputError(
                 f"config.reduction compares values at block {block} before they are "
                 "made; allowed are 'key', 'query', 'token'"
+            )
+        if site == "attention" and "shift" in reducer.reads:
+            raise InputError(
+                f"config.reduction reads how far attention moves tokens at block "
+                f"{block} before it does; allowed are other taps"
             )
         if layer.counts:
             reducer.check_grid(grid)
@@ -246,6 +251,7 @@ def random_taps(reducer, n, embed_dim, num_heads):
         key=x[..., : embed_dim // num_heads],
         cls_attn=scores,
         attn_columns=scores,
+        shift=scores,
         probe=scores,
         rng=jax.random.split(jax.random.key(0), 2),
         num_heads=num_heads,

@@ -199,6 +199,24 @@ def unit(x, eps=1e-6):
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
 
 
+def lengths(x):
+    """Lengths of vectors of the last axis, in float32, with a gradient at zero too."""
+    return jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=-1) + 1e-12)
+
+
+def shift_shares(change, live=None):
+    """How far a layer moves each token, as shares of the live ones.
+
+    change: [B, n, D], what the layer adds to them
+    live: [B, n], 1 for the tokens that count and 0 for others; None: all count
+    Returns [B, n] float32.
+    Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
+    """
+    moved = lengths(change)
+    moved = moved if live is None else moved * live
+    return moved / jnp.maximum(jnp.sum(moved, axis=1, keepdims=True), 1e-6)
+
+
 @node
 def class_attention(query, key, key_bias=None):
     """Attention of the class token to every token, mean over heads.

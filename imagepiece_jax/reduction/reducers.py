@@ -37,6 +37,7 @@ SCORES = {
     "class": "cls_attn",
     "received": "attn_columns",
     "energy": "key",
+    "shift": "shift",
     "probe": "probe",
 }
 
@@ -55,7 +56,7 @@ class Reducer:
     @property
     def reads(self) -> frozenset[str]:
         """What attention computes for it: scores, and projections that it compares."""
-        names = self.needs & {"cls_attn", "attn_columns", "key"}
+        names = self.needs & {"cls_attn", "attn_columns", "shift", "key"}
         compares = "metric" in self.needs and self.metric != "token"
         return frozenset(names | {self.metric} if compares else names)
 
@@ -89,7 +90,8 @@ class Ranking(Reducer):
 
     "class": the class token's attention; "received": the attention that a token
     receives, mean over queries; "energy": how little it is like the others (PiToMe,
-    Tran et al. 2024); "probe": attention of the probe of the model's head to the tokens
+    Tran et al. 2024); "shift": how far attention moves it (Representation Shift, Choi
+    et al. 2025); "probe": attention of the probe of the model's head to the tokens
     as they are at the step. All are shares, positive and at most 1 in sum, of which
     important tokens have more.
     """

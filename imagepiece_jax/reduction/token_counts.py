@@ -31,6 +31,10 @@ class Rule:
         """
         raise NotImplementedError
 
+    def reachable(self, n: int, stage: int) -> range:
+        """Counts below `n` that the step could leave instead, with the same reducer."""
+        return range(n - n // 2 if self.merges else 1, n)
+
     def candidates(self, n: int) -> int | None:
         """Tokens among which a merge looks for pairs; None for other rules."""
         return None
@@ -47,6 +51,9 @@ class Keep(Rule):
         kept = max(1, ceil(self.rate * n))
         return None if kept == n else kept + self.fused
 
+    def reachable(self, n, stage):
+        return range(1 + self.fused, n)
+
 
 @dataclasses.dataclass(frozen=True)
 class KeepInitial(Rule):
@@ -58,6 +65,9 @@ class KeepInitial(Rule):
     def n_out(self, n, n0, stage):
         kept = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
         return None if kept >= n else kept
+
+    def reachable(self, n, stage):
+        return range(1 + stage * self.packages, n)
 
 
 def initial_shares(blocks, keep_rate):
@@ -112,12 +122,18 @@ class Merge(Rule):
         merged = min(ceil(self.merge_ratio * base), candidates // 2)
         return None if merged == 0 else n - merged
 
+    def reachable(self, n, stage):
+        return range(n - self.candidates(n) // 2, n)
+
 
 @dataclasses.dataclass(frozen=True)
 class DropAsMerge(Merge):
     """As many tokens fewer as `Merge`, which are dropped: there are no pairs."""
 
     merges: ClassVar[bool] = False
+
+    def reachable(self, n, stage):
+        return range(1, n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,3 +144,24 @@ class Fixed(Rule):
 
     def n_out(self, n, n0, stage):
         return self.tokens
+
+    def reachable(self, n, stage):
+        return range(self.tokens, self.tokens + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exactly(Rule):
+    """`tokens` where there are more, in place of what `rule` would leave."""
+
+    rule: Rule
+    tokens: int
+
+    @property
+    def merges(self):
+        return self.rule.merges
+
+    def n_out(self, n, n0, stage):
+        return None if n <= self.tokens else self.tokens
+
+    def candidates(self, n):
+        return self.rule.candidates(n)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from imagepiece_jax.common.nodes import node
-from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among
 
 Array = jax.Array
 
@@ -67,6 +67,7 @@ class Taps:
     the attention's input); key: [B, n, d] mean over heads of the key;
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
     attn_columns: [B, n] float32 attention received, mean over heads and queries;
+    shift: [B, n] float32, how far attention moves each token, shares of the live ones;
     probe: [B, n] float32, attention of the head's probe, mean over heads; mask: [B, n]
     live tokens in masked training; rng: [B] keys of (seed, step, position in the global
     batch, block), in evaluation of (seed, index in the data set, block). At site "pre"
@@ -82,6 +83,7 @@ class Taps:
     key: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
+    shift: Array | None = None
     probe: Array | None = None
     mask: Array | None = None
     rng: Array | None = None
@@ -267,7 +269,7 @@ def mean_coordinates(state, result, index=None):
 def _totals(values, result, index):
     """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
     if index is None:
-        return _sum_by_slot(values, result.dest, result.n_out)
+        return sum_by_slot(values, result.dest, result.n_out)
     return _sum_by_index(values, index)
 
 
@@ -295,7 +297,7 @@ def _apply_mixing(state, result):
     x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
     coordinates = state.coordinates
     if coordinates is not None:
-        coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
+        coordinates = mean_by(result.matrix.astype(jnp.float32), coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
         attn_size = jnp.concatenate(
@@ -310,7 +312,7 @@ def _apply_mixing(state, result):
     )
 
 
-def _mean_by(weight, coordinates):
+def mean_by(weight, coordinates):
     """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
     # Where there is no weight at all, the mean of all.
     weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
@@ -330,7 +332,7 @@ def _apply_masking(state, result):
     if coordinates is not None:
         gone = (1.0 if before is None else before) - result.keep
         gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
-        middle = _mean_by(gone[:, None], coordinates)
+        middle = mean_by(gone[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
     one = jnp.ones((last.shape[0], 1), jnp.float32)
@@ -381,18 +383,18 @@ def _belongs(dest, n_out):
     return dest[:, None, :] == jnp.arange(n_out, dtype=dest.dtype)[None, :, None]
 
 
-def _sum_by_slot(values, dest, n_out):
+def sum_by_slot(values, dest, n_out):
     """[B, n] -> [B, n_out], the sum of what goes to each slot."""
     return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
 
 
 def _sum_by_index(values, index):
-    """As `_sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
+    """As `sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
     kept = gather_rows(values, index.keep)
     if not index.absorbed.shape[1]:
         return kept
     absorbed = gather_rows(values, index.absorbed)
-    return kept + _sum_by_slot(absorbed, index.target, kept.shape[1])
+    return kept + sum_by_slot(absorbed, index.target, kept.shape[1])
 
 
 def _live(mask, result):
@@ -524,43 +526,40 @@ def compose(outer, inner):
     """
     chex.assert_rank([outer, inner], 2)
     # Minus one would wrap to the last slot: guard the gather, then mask.
-    out = jnp.take_along_axis(outer, jnp.maximum(inner, 0), axis=-1)
+    out = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
     return jnp.where(inner == DROPPED, DROPPED, out)
 
 
-def unmerge(values, source, fill=0.0, history=None):
+def to_nearest_kept(x, result):
+    """Slot of every token, where a dropped one has that of the kept one most like it.
+
+    By cosine; of equally similar ones the first. A token that merges counts as kept.
+
+    x: [B, n, D], the tokens before the step
+    result: an Assignment of them
+    Returns [B, n] int in [0, n_out).
+    """
+    dropped, most = result.dest == DROPPED, result.dest.shape[1] - result.n_out
+    if not most:
+        return result.dest
+    place = place_among(dropped)
+    rows = gather_rows(x, invert(place, most))  # as many as can be dropped
+    alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
+    slot = gather_rows(result.dest, jnp.argmax(alike, axis=-1))
+    return jnp.where(dropped, gather_rows(slot, jnp.maximum(place, 0)), result.dest)
+
+
+def unmerge(values, source, fill=0.0):
     """Spread slot values back over the patches.
 
     values: [B, n, D], of the slots
     source: [B, n0] int, the slot of each patch, as in TokenState
     fill: what dropped patches get: a number, or [B, D], a vector an image such as the
     class token
-    history: where dropped patches are to get the value of their token at the step that
-    dropped it, a pair for each step from the first on: values [B, n, D] of the tokens
-    before it, and its dest [B, n]; `fill` is then for those that no step of it drops
     Returns [B, n0, D].
     """
     chex.assert_rank([values, source], [3, 2])
     fill = jnp.asarray(fill, values.dtype)
     fill = fill[:, None, :] if fill.ndim else fill[None, None, None]
-    if history is not None:
-        fill = _last_values(history, source, fill)
-    spread = _read_slots(values, source)
+    spread = jnp.take_along_axis(values, jnp.maximum(source, 0)[:, :, None], axis=1)
     return jnp.where((source == DROPPED)[:, :, None], fill, spread)
-
-
-def _last_values(history, source, fill):
-    """Value of each patch at the step that dropped it, else `fill`. -> [B, n0, D]."""
-    slot = jnp.broadcast_to(jnp.arange(source.shape[1]), source.shape)
-    for values, dest in history:
-        after = compose(dest, slot)
-        leaves = (slot != DROPPED) & (after == DROPPED)
-        here = _read_slots(values, slot).astype(fill.dtype)
-        fill = jnp.where(leaves[:, :, None], here, fill)
-        slot = after
-    return fill
-
-
-def _read_slots(values, slot):
-    """[B, n, D], [B, m] -> [B, m, D]; where `slot` is DROPPED, that of slot 0."""
-    return jnp.take_along_axis(values, jnp.maximum(slot, 0)[:, :, None], axis=1)

@@ -78,6 +78,17 @@ def test_all_are_those_that_the_flags_allow():
             "scratch trains from random weights, by flags of its own",
         ),
         (["scratch", "--data=digits", "--mean=.5"], "--mean is given alone"),
+        (
+            ["scratch", "--data=digits", "--config.image_size=8"],
+            "scratch trains from random weights, by flags of its own",
+        ),
+        (
+            ["throughput", "--config.image_size=8"],
+            "--config is missing: allowed without it is --config.FIELD=VALUE of",
+        ),
+        (["saliency", "--data=digits"], "--weights is missing"),
+        (["saliency", "--data=digits", "--small", "--weights=w.npz"], "no such form"),
+        (["saliency", "--shares=2"], "--shares is '2.0'; allowed are one or more"),
     ],
 )
 def test_mistakes_in_flags(tmp_path, given, message):

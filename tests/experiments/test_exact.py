@@ -134,7 +134,7 @@ def test_every_method_says_what_sets_its_cost(name):
     knob, *others = method.knob(12)
     assert knob.keys() <= set(method.inference_fields())
     assert all(setting.keys() == knob.keys() for setting in others)
-    found = compare.along_knob({"name": name}, 12)
+    found = settings.along_knob({"name": name}, 12)
     assert all(set(reduction) == {"name", *knob} for reduction in found)
     costs = [cost for cost, _ in compare.priced(one.gmacs, found)]
     assert len(set(costs)) > 3

@@ -42,24 +42,30 @@ def test_table_has_every_way_to_fill(tmp_path, words):
         ("dense", None),
         ("position alone", None),
         ("tome r=1", None),
-        *(("evit blocks=(0,)", fill) for fill in ("last", "zero", "class")),
+        *(("evit blocks=(0,)", fill) for fill in ("nearest", "last", "zero", "class")),
     ]
-    assert [row.get("tokens") for row in rows] == [25, None, 24, 18, 18, 18]
+    assert [row.get("tokens") for row in rows] == [25, None, 24, 18, 18, 18, 18]
     assert rows[0]["self_similarity"] == pytest.approx([1, 1, 1], abs=1e-6)
     assert all(-1 <= row["self_similarity"][0] < 0.9999 for row in rows[1:])
-    tome, last, zero, _ = rows[2:]
+    tome, nearest, last, zero, _ = rows[2:]
     assert set(tome["cosine"]) == {"alone", "merged"}
     assert set(last["cosine"]) == {"alone", "dropped"}
     assert last["cosine"]["alone"] == zero["cosine"]["alone"] > 0.5
+    assert nearest["cosine"]["alone"] == last["cosine"]["alone"]
+    assert nearest["cosine"]["dropped"] > 0
+    for row in rows[2:]:
+        mean, low, high = row["agreement"]
+        assert min(row["cosine"].values()) <= mean <= max(row["cosine"].values())
+        assert low <= mean <= high
     assert last["cosine"]["dropped"] > zero["cosine"]["dropped"] == 0
     table = (out / "patch_features.md").read_text()
     assert (
         "4 images of csv:" in table
         and "/set.csv (images as they are, 20x20), weights vit_mini.npz; 95 %" in table
-        and table.count("\n| ") == 1 + 6
+        and table.count("\n| ") == 1 + 7
     )
     assert "| evit blocks=(0,) | zero | 18 |" in table
-    assert len(ended.out.splitlines()) == 1 + 6 + 1
+    assert len(ended.out.splitlines()) == 1 + 7 + 1
 
 
 @pytest.mark.parametrize(

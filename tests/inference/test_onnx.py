@@ -13,6 +13,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_graph
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
@@ -106,6 +107,10 @@ def test_every_method_has_the_logits_of_jax(name):
 @pytest.mark.parametrize("inattentive", ["drop", "tome"])
 def test_controls_of_imagepiece_have_the_logits_of_jax(inattentive):
     check(tiny.model(IMAGEPIECE | {"inattentive": inattentive}, depth=2))
+
+
+def test_a_shift_ranks_as_in_jax():
+    check(tiny.model(EVIT | {"score": "shift"}, depth=2), runtimes=(run,))
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
@@ -235,6 +240,30 @@ def test_pixels_are_normalized_inside():
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_tokens_are_those_of_jax(name, batch_size):
+    reduction = {"name": name} | METHODS[name].small
+    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
+    model = tiny.model(reduction)
+    vit, images = Pretrained(model, tiny.variables(model), reduction), tiny.images(2)
+    graph = onnx_model(vit, batch_size=batch_size, tokens=tokens)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    want = tiny.jit(lambda x: features(vit, x, tokens=tokens))(images)
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["tokens", "size", "source", "coordinates"]
+    for count in (2, 1) if batch_size is None else (2,):
+        results = session.run(None, {"images": np.asarray(images[:count])})
+        for field, values in zip(names, results, strict=True):
+            expected = getattr(want, field)[:count]
+            assert values.shape == expected.shape
+            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_nodes_are_whole():
     """Norms and GELUs in half precision are sound only where they are one node."""
     graph = graph_of(tiny.model(IMAGEPIECE, depth=2))
@@ -288,7 +317,7 @@ def outputs(fn, *shapes):
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    model = finished(graph, graph.whole(out, want.shape))
+    model = finished(graph, {"logits": graph.whole(out, want.shape)})
     return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
 
 

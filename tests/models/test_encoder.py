@@ -11,9 +11,12 @@ from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import features
+from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.reduction.methods import METHODS
+from tests import oracles
 from tests.models import tiny
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
@@ -56,7 +59,7 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
         close(one, other)
 
 
-@pytest.mark.parametrize("fill", ["last", "class"])
+@pytest.mark.parametrize("fill", ["nearest", "last", "class"])
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     """By the map from patches to tokens, which the model traces itself."""
     model, variables = small(PIECE, trace_source=True, depth=2)
@@ -66,6 +69,16 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     out = tiny.compiled(model.apply)(variables, tiny.images(2))
     source = np.asarray(out.state.source)
     dropped = source == -1
+    nearest = [
+        oracles.nearest_values(
+            out.tokens[image, 1:],
+            [
+                (taps.x[image], result.dest[image])
+                for taps, result in zip(out.taps, out.results, strict=True)
+            ],
+        )
+        for image in range(2)
+    ]
     np.testing.assert_array_equal(found.dropped.reshape(2, 25), dropped)
     assert 0 < dropped.sum() < dropped.size
     patches = np.asarray(found.patches).reshape(2, 25, -1)
@@ -73,13 +86,63 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
         slot = source[image, patch]
         if slot >= 0:
             close(patches[image, patch], out.tokens[image, 1 + slot])
-        elif fill != "last":
+        elif fill == "class":
             close(patches[image, patch], out.tokens[image, 0])
+        elif fill == "nearest":
+            close(patches[image, patch], nearest[image][patch])
     early, late = found.layers
     assert not early.dropped.any()  # what is merged is not gone
     np.testing.assert_array_equal(late.dropped, found.dropped)
     close(late.patches, found.patches)
     close(late.prefix, found.prefix)
+
+
+@pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
+def test_as_many_tokens_as_asked_for(name):
+    """By features, and by the program of `optimize`, which pads its images."""
+    reduction = {"name": name} | METHODS[name].small
+    tokens = {"none": 25, "token_learner": 8}.get(name, 12)
+    vit = Pretrained(*small(reduction), reduction)
+    found = features(vit, tiny.images(2), tokens=tokens)
+    assert found.tokens.shape == (2, tokens, tiny.WIDTH)
+    assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
+    np.testing.assert_array_equal(found.source == -1, found.dropped | (tokens == 8))
+    for image in range(2):
+        held = np.unique(found.source[image][found.source[image] >= 0])
+        assert len(held) == (0 if tokens == 8 else tokens)
+        places = found.coordinates[image].tolist()
+        assert places == sorted(places)
+        for slot in held:
+            inside = np.argwhere(found.source[image] == slot)
+            assert found.size[image, slot] == len(inside)
+            close(found.coordinates[image, slot], inside.mean(axis=0))
+            for row, column in inside:
+                close(found.patches[image, row, column], found.tokens[image, slot])
+    program = optimize(vit, batch_size=3, tokens=tokens)
+    for field, values in program(tiny.images(2))._asdict().items():
+        close(values, getattr(found, field))
+
+
+def test_without_a_number_no_tokens_are_listed():
+    found = features(Pretrained(*small(depth=1)), tiny.images(1))
+    assert found.tokens is found.size is found.source is found.coordinates is None
+
+
+def test_learned_tokens_are_of_one_number():
+    reduction = {"name": "token_learner"} | METHODS["token_learner"].small
+    vit = Pretrained(*small(reduction), reduction)
+    with pytest.raises(InputError, match="tokens is 9, but what 'token_learner' has"):
+        features(vit, tiny.images(1), tokens=9)
+
+
+def test_tokens_of_an_unknown_reduction_are_refused():
+    vit = Pretrained(tiny.model(TOME), {"params": {}})
+    with pytest.raises(InputError, match="tokens is 9, but the model's reduction is"):
+        features(vit, tiny.images(1), tokens=9)
+    vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
+    for tokens, shown in ((0, "0"), (26, "26"), (True, "True"), ("9", "'9'")):
+        with pytest.raises(InputError, match=f"tokens is {shown}; allowed are 1 to 25"):
+            features(vit, tiny.images(1), tokens=tokens)
 
 
 def test_layers_without_norm_are_the_residual_stream():
@@ -153,8 +216,8 @@ def test_pixels_are_normalized():
             r"layers is \[0, 3\]; .* list of blocks from 0 to 2",
         ),
         (None, {"layers": True}, "layers is True; allowed are"),
-        (None, {"fill": "mean"}, "fill is 'mean'; allowed are last, zero, class"),
-        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed are last, zero, class"),
+        (None, {"fill": "mean"}, "fill is 'mean'; allowed are nearest, last"),
+        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed are nearest"),
         (None, {"norm": "x"}, "norm is 'x'; allowed are True, False"),
         (None, {"reshape": 1}, "reshape is 1; allowed are True, False"),
         (None, {"fuser": 1}, "fuser is 1; allowed is a function of two arrays"),

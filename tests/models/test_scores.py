@@ -1,6 +1,7 @@
 """Scores that rank tokens: against slow NumPy, defaults, and refusals."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.ops import uniqueness
+from imagepiece_jax.reduction.ops import shift_shares, uniqueness
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.tokens import Taps
 from tests.models import tiny
@@ -129,6 +132,78 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     assert out.taps[-1].size.max() > 1
 
 
+def slow_stem(params, images, prefix):
+    """What enters block 0: projected patches with positions, float64. -> [B, n, D]."""
+    kernel, bias = (
+        np.asarray(params["patch_embed"]["proj"][name], float)
+        for name in ("kernel", "bias")
+    )
+    images, p = np.asarray(images, float), tiny.PATCH
+    corners = itertools.product(range(0, images.shape[1], p), repeat=2)
+    patches = [images[:, i : i + p, j : j + p] for i, j in corners]
+    x = [np.tensordot(patch, kernel, axes=3) + bias for patch in patches]
+    return np.stack(x, axis=1) + np.asarray(params["pos_embed"], float)[:, prefix:]
+
+
+@pytest.mark.parametrize(
+    "arch", [Architecture(registers=2, layer_scale=True), SIGLIP], ids=["class", "none"]
+)
+def test_the_shift_is_how_far_attention_moves_a_token(arch):
+    """At the first block, and at the next one, where some are merged.
+
+    The tokens after attention are those that the steps read; those before it are what
+    the stem makes of the images, and what the block before leaves.
+    """
+    model = tiny.model(SHORT | {"score": "shift"}, arch=arch, depth=2)
+    variables, images = tiny.variables(model), tiny.images(2)
+    out = tiny.compiled(model.apply)(variables, images)
+    first, second = out.taps
+    options = {"layers": [0], "norm": False, "reshape": False}
+    (layer,) = features(Pretrained(model, variables), images, **options).layers
+    dest = out.results[0].dest
+    patches = [[row.tolist().index(slot) for slot in range(23)] for row in dest]
+    entered = np.take_along_axis(
+        np.asarray(layer.patches), np.asarray(patches)[..., None], 1
+    )
+    entered = slow_stem(variables["params"], images, arch.prefix), entered
+    for taps, before in zip((first, second), entered, strict=True):
+        moved = np.linalg.norm(np.asarray(taps.x, float) - before, axis=2)
+        want = moved / moved.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(taps.shift, want, rtol=1e-3, atol=1e-6)
+    assert np.ptp(want) > 0.003 and not np.allclose(first.shift[:, :23], second.shift)
+
+
+def test_before_a_block_the_shift_is_that_of_the_block_before():
+    pooling = {"name": "token_pooling", "blocks": (1,), "keep_rate": 0.6}
+    early = {"name": "evit", "blocks": (0,), "keep_rate": 0.6}
+    (_, one), (_, other) = (run(None, r | {"score": "shift"}) for r in (pooling, early))
+    np.testing.assert_allclose(one.taps[0].shift, other.taps[0].shift, rtol=1e-6)
+
+
+def test_the_shift_needs_no_attention_map_of_its_own():
+    """As many products as for drawn tokens; attention received takes one more."""
+    products, once = {}, {"keep_rate": 0.6, "blocks": (1,)}
+    for score in ("none", "shift", "received"):
+        chosen = {"name": "evit", "score": score}
+        chosen = {"name": "random"} if score == "none" else chosen
+        model = tiny.model(chosen | once, depth=2)
+        program = jax.make_jaxpr(model.apply)(tiny.variables(model), tiny.images(1))
+        products[score] = str(program).count("dot_general")
+    assert products["shift"] == products["none"] == products["received"] - 1
+
+
+def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
+    change = np.float32([[[3, 4], [0, 0], [6, 8], [0, 1]]])
+    live = np.float32([[1, 1, 0, 1]])
+    both = jax.value_and_grad(lambda change: shift_shares(change, live)[0, 0])
+    first, slope = tiny.compiled(both)(change)
+    np.testing.assert_allclose(first, 5 / 6, rtol=1e-5)
+    assert np.isfinite(slope).all() and np.abs(slope).max() > 0.01
+    np.testing.assert_allclose(
+        tiny.compiled(shift_shares)(change), np.float32([[5, 0, 10, 1]]) / 16, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("arch", [None, SIGLIP])
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
 def test_tokens_are_ranked_by_what_there_is(arch, name):
@@ -143,7 +218,7 @@ def test_tokens_are_ranked_by_what_there_is(arch, name):
 
 
 def test_every_score_decides_for_itself():
-    """Four scores, four choices; each is a share of at most 1."""
+    """Five scores, five choices; each is a share of at most 1."""
     arch = Architecture(class_token=True, pool="map")
     kept = {}
     for score, tap in SCORES.items():
@@ -159,13 +234,17 @@ def test_every_score_decides_for_itself():
         assert (lowest >= np.where(first.dest < 0, values, 0).max(axis=1)).all()
         kept[score] = first.dest
     np.testing.assert_array_equal(kept.pop("auto"), kept["class"])
-    assert len({dest.tobytes() for dest in kept.values()}) == 4
+    assert len({dest.tobytes() for dest in kept.values()}) == 5
 
 
 @pytest.mark.parametrize(
     "arch, score, sentence",
     [
-        (SIGLIP, "class", "no class token; .* are auto, received, energy, probe$"),
+        (
+            SIGLIP,
+            "class",
+            "no class token; .* are auto, received, energy, shift, pr",
+        ),
         (None, "probe", "no attention-pooling head; .* are auto, class, received, en"),
     ],
 )

@@ -7,11 +7,13 @@ storages in `NAME/data/KEY`.
 
 import collections
 import json
+import shutil
 import struct
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
@@ -462,3 +464,60 @@ def test_an_array_larger_than_its_part_of_the_archive(tmp_path):
             np.lib.format.write_array_header_1_0(file, header)
     with pytest.raises(InputError, match="damaged, truncated or no .npz file"):
         read_state_dict(tmp_path / "w.npz")
+
+
+def beside(folder, name):
+    """A file of a tensor and of one of 40 MB, which is damaged or not there at all."""
+    small, large = np.arange(6, dtype=np.float32), np.zeros(10_000_000, np.float32)
+    path, tensors = folder / name, {"small": small, "large": large}
+    if name.endswith(".json"):
+        places = {"small": "a.safetensors", "large": "missing.safetensors"}
+        safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")
+        path.write_text(json.dumps({"weight_map": places}))
+    elif name == files.ORBAX:
+        path = folder / "params" / name
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a folder an array
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path.parent.absolute(), {"params": tensors})
+        shutil.rmtree(path.parent / "params.large")
+    elif name.endswith(".npz"):
+        np.savez(path, **tensors)
+        raw = bytearray(path.read_bytes())
+        raw[-20_000_000] ^= 1
+        path.write_bytes(raw)
+    else:
+        content = mapping(
+            small=tensor("0", 6, (6,), (1,)),
+            large=tensor("1", large.size, large.shape, (1,)),
+        )
+        write_pth(path, content, {"0": small, "1": large})
+        raw = bytearray(path.read_bytes())
+        raw[20_000_000] ^= 1
+        path.write_bytes(raw)
+    return path, small
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", files.ORBAX])
+def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
+    path, small = beside(tmp_path, name)
+    monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)
+    read = read_state_dict(path, choose={"small", "params/small"}.intersection)
+    assert [array.tolist() for array in read.values()] == [small.tolist()]
+    with pytest.raises(InputError, match="lacks its|memory|cannot be read"):
+        read_state_dict(path)
+
+
+def test_of_a_large_file_as_much_is_read_as_is_chosen(tmp_path):
+    """A file of a terabyte without a byte on the disk but for the first."""
+    entries = {"small": ((2,), 0, 8), "large": ((2**38,), 8, 8 + 2**40)}
+    header = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": places}
+        for name, (shape, *places) in entries.items()
+    }
+    text = json.dumps(header).encode()
+    with open(tmp_path / "w.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(np.array([3, 4], "<f4").tobytes())
+        file.truncate(8 + len(text) + 8 + 2**40)
+    read = read_state_dict(tmp_path / "w.safetensors", choose=lambda _: ["small"])
+    assert read["small"].tolist() == [3, 4]

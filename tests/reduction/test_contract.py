@@ -21,6 +21,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import (
     Reducer,
+    TopK,
     keep_and_join,
     keep_highest,
     merge_in_place,
@@ -111,6 +112,13 @@ def test_what_breaks_the_contract_is_named(result, said):
     result = result() if callable(result) else result
     with pytest.raises(InputError, match=said):
         contract.check(result, COUNTS)
+
+
+def test_a_shift_is_not_there_inside_of_attention():
+    step = Step(1, TopK(score="shift"), Keep(0.5), site="attention")
+    plan = layer_plan.build(3, 25, [step])
+    with pytest.raises(InputError, match="how far attention moves tokens at block 1"):
+        contract.check_plan(plan, Architecture(), (5, 5))
 
 
 def test_what_keeps_the_contract_passes():

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.features import feature_map, token_list
 from imagepiece_jax.models import cost
+from imagepiece_jax.models.config import create_model, reduced
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.token_counts import Merge
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
+from imagepiece_jax.reduction.token_counts import Exactly, Merge
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
 from tests.models import tiny
 
@@ -180,16 +184,21 @@ def walk(plan, x, form=None, keys=None):
     return states, results
 
 
-def last_values(states, results):
-    """What each patch's token was when it was last there: [B, n0, D]; None if soft."""
+def filled(states, results):
+    """A value for every patch, [B, n0, D], by how dropped ones are filled, and tokens.
+
+    "last": what its token was when it was last there; "nearest": that of the kept token
+    most like it; both are missing if soft. "listed": the TokenList.
+    """
     last = states[-1]
+    taps = tuple(Taps(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1])
+    outputs = Outputs(None, None, last.x, last, tuple(results), taps)
+    listed = token_list(outputs, GRID)
     if last.source is None:
-        return None
-    history = [
-        (state.x[:, 1:], result.dest)
-        for state, result in zip(states, results, strict=False)
-    ]
-    return unmerge(last.x[:, 1:], last.source, history=history)
+        return {"listed": listed}
+    maps = {fill: feature_map(outputs, GRID, fill) for fill in ("last", "nearest")}
+    maps = {fill: values.reshape(-1, N0, D) for fill, values in maps.items()}
+    return maps | {"listed": listed}
 
 
 def random_tokens(dtype="float32", seed=0):
@@ -200,7 +209,7 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def stacked(name, *items):
-    """Compiled `walk` and `last_values` of a case, over stacked batches: for all tests.
+    """Compiled `walk` and `filled` of a case, over stacked batches: for all tests.
 
     pmap over one device of vmap over an extra axis.
     """
@@ -208,7 +217,7 @@ def stacked(name, *items):
 
     def run(x, keys):
         states, results = walk(plan, x, keys=keys)
-        return states, results, last_values(states, results)
+        return states, results, filled(states, results)
 
     chex.clear_trace_counter()  # it counts by source line: the other cases' traces too
     return jax.pmap(jax.vmap(chex.assert_max_traces(run, n=1)))
@@ -231,7 +240,7 @@ def program(name, *items):
 
 
 def walked(x, name, *items):
-    """`walk` and `last_values` of a case, as NumPy arrays."""
+    """`walk` and `filled` of a case, as NumPy arrays."""
     both = stacked(name, *items)(*reversed_beside(x))
     return jax.tree.map(lambda a: np.asarray(a)[0, 0], both)
 
@@ -317,7 +326,88 @@ def test_a_patch_can_be_given_the_last_value_of_its_token(name, fields):
     for image, patch in itertools.product(range(3), range(N0)):
         *_, there = (s for s in states if s.source[image, patch] != DROPPED)
         want = there.x[image, 1 + there.source[image, patch]]
-        np.testing.assert_array_equal(got[image, patch], want)
+        np.testing.assert_array_equal(got["last"][image, patch], want)
+
+
+@pytest.mark.parametrize("name, fields", CASES)
+def test_tokens_are_listed_row_by_row(name, fields):
+    """With sizes, places and the patches in each: by slow means of fractions."""
+    states, results, got = walked(random_tokens(), name, *fields.items())
+    listed, last = got["listed"], states[-1]
+    for image in range(3):
+        if name in SOFT:
+            matrices = [result.matrix[image] for result in results]
+            want = oracles.mixed_token_list(last.x[image, 1:], matrices, GRID)
+        else:
+            want = oracles.token_list(last.x[image, 1:], last.source[image], GRID)
+        for field, values in zip(listed._fields, want, strict=True):
+            close = np.testing.assert_allclose
+            close(getattr(listed, field)[image], values, rtol=1e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("tokens", [64, 196, 16])
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"none"}))
+def test_every_method_can_leave_exactly_so_many_tokens(name, tokens):
+    """No step leaves fewer, and the others are those of a setting of the knob."""
+    model = reduced(dense_deit(), {"name": name}, (14, 14), tokens=tokens)
+    assert model.plan[-1].mlp_tokens == 1 + tokens
+    counts = [layer.counts for layer in model.plan if layer.counts]
+    assert all(count.n_in >= count.n_out >= tokens for count in counts)
+    contract.check_plan(model.plan, model.arch, (14, 14))
+    exact = [
+        layer.counts
+        for layer in model.plan
+        if layer.counts and isinstance(layer.step.rule, Exactly)
+    ]
+    assert exact in ([], counts[-1:])
+
+
+@functools.cache
+def dense_deit():
+    return create_model("deit_ti")
+
+
+@pytest.mark.parametrize(
+    "reduction, tokens, sentence",
+    [
+        ({"name": "none"}, 64, "the model reduces nothing and leaves 196; allowed are"),
+        ({"name": "tome"}, 0, "tokens is 0; allowed are 1 to 196, the patches of an"),
+        ({"name": "tome"}, 197, "tokens is 197; allowed are 1 to 196, the patches"),
+        ({"name": "tome"}, 1.5, "tokens is 1.5; allowed are 1 to 196"),
+        ({"name": "mctf"}, 4, "allowed for 'mctf' are 5, the fewest .* here, to 196"),
+        ({"name": "grid_pooling"}, 50, "are a square; allowed near it are 49 and 64"),
+    ],
+)
+def test_what_cannot_be_left_is_refused(reduction, tokens, sentence):
+    with pytest.raises(InputError, match=sentence):
+        reduced(dense_deit(), reduction, (14, 14), tokens=tokens)
+
+
+def test_the_setting_is_the_next_that_leaves_more():
+    """ToMe: r=11 leaves 64, exactly; r=10 leaves 76, of the 86 before its last step."""
+
+    def counts(tokens, **fields):
+        reduction = {"name": "tome"} | fields
+        plan = reduced(dense_deit(), reduction, (14, 14), tokens=tokens).plan
+        return [layer.counts.n_out for layer in plan if layer.counts]
+
+    assert counts(64) == [196 - 11 * step for step in range(1, 13)]
+    assert counts(66) == [*(196 - 10 * step for step in range(1, 12)), 66]
+    # One without a knob stops at the step that would leave fewer.
+    assert counts(180, r_list=(4, 8, 30, 5)) == [192, 184, 180]
+    assert counts(150, r_list=(4, 8)) == [192, 150]
+
+
+@pytest.mark.parametrize("name, fields", cases(sorted(set(METHODS) - SOFT)))
+def test_a_patch_can_be_given_the_value_of_the_nearest_kept_token(name, fields):
+    states, results, got = walked(random_tokens(), name, *fields.items())
+    for image in range(3):
+        steps = [
+            (state.x[image, 1:], result.dest[image])
+            for state, result in zip(states, results, strict=False)
+        ]
+        want = oracles.nearest_values(states[-1].x[image, 1:], steps)
+        np.testing.assert_array_equal(got["nearest"][image], want)
 
 
 @pytest.mark.parametrize("name, fields", CASES)

@@ -24,7 +24,7 @@ def test_a_later_measurement_replaces_an_earlier_one():
     other = {"layout": "names", "logits": 2e-7, "jax": "1"}
     whole = {"a": {"parameters": 6_716_035_072, "published": 6.716e9, "source": "S"}}
     text = model_table.page([old, other, new], whole)
-    start = "| DeiT | `deit_ti`, depth 2 | class, received, energy | "
+    start = "| DeiT | `deit_ti`, depth 2 | class, received, energy, shift | "
     assert start + "5,000 | 1.2e-06 | 1.0e-04 |" in text
     assert "3.0e-04" not in text and "Versions: jax 1, timm 3." in text
     assert "| `names` | 2.0e-07 |" in text and "Versions: jax 1." in text

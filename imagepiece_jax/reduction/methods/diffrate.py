@@ -132,10 +132,11 @@ class PruneThenMerge(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class PruneAndMerge(Ranking):
-    """Of the `kept` highest scores the last join the most similar others.
+    """Of the `kept` highest scores (more where more are left) the last join others.
 
-    All others are dropped. Features are plain means; a token that joins adds to the
-    attention size only as much as it is like its partner (cosine of the tokens).
+    They join the most similar ones. All others are dropped. Features are plain means; a
+    token that joins adds to the attention size only as much as it is like its partner
+    (cosine of the tokens).
     """
 
     kept: int
@@ -144,7 +145,7 @@ class PruneAndMerge(Ranking):
         n, n_out = counts.n_in, counts.n_out
         x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
         order = rank(score)
-        tokens = invert(order, min(self.kept, n))
+        tokens = invert(order, min(max(self.kept, n_out), n))
         if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
             return Assignment(
                 dest=jnp.where(order < n_out, order, DROPPED),

@@ -1,6 +1,7 @@
 """Grid pooling: average neighboring tokens once, independently of their content."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -61,6 +62,15 @@ class GridPooling(Method):
 
     def knob(self, depth):
         return along("block", range(1, depth))
+
+    def with_tokens(self, tokens):
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise InputError(
+                f"tokens is {tokens}, but the cells of grid_pooling are a square; "
+                f"allowed near it are {side**2} and {(side + 1) ** 2}"
+            )
+        return dataclasses.replace(self, grid_size=side)
 
     def steps(self, depth):
         rule = Fixed(self.grid_size**2)

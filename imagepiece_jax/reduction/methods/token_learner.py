@@ -149,6 +149,9 @@ class TokenLearner(Method):
         blocks = itertools.product(range(1, depth), (8, 16, 32))
         return [{"block": block, "num_tokens": tokens} for block, tokens in blocks]
 
+    def with_tokens(self, tokens):
+        return dataclasses.replace(self, num_tokens=tokens)
+
     def resolved(self, model):
         reason = "the image tokens of the first block"
         self.check_most("num_tokens", model.patches, reason, least=1)

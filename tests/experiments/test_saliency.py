@@ -1,0 +1,185 @@
+"""The experiment on saliency maps: its head, its figures, its page and its picture."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import saliency
+from imagepiece_jax.benchmark import compare
+from imagepiece_jax.errors import InputError
+from tests.experiments import tiny_context
+
+WIDTH, INNER = 8, (6, 5, 4)
+
+
+def random_head(width=WIDTH):
+    """Tensors of a head of small layers, with the shapes and names of the real one."""
+    rng, sizes = np.random.default_rng(0), (width, *INNER)
+    head = {"final_conv.weight": np.resize([1.0, -1.0], (1, INNER[-1], 1, 1))}
+    head["final_conv.bias"] = np.array([0.1])
+    for n in saliency.LAYERS:
+        before, after = sizes[n - 1], sizes[n]
+        head[f"upconv{n}.weight"] = rng.normal(size=(before, after, 4, 4)) / before
+        for leaf in ("weight", "bias", "running_mean"):
+            head[f"bn{n}.{leaf}"] = rng.normal(size=after)
+        head[f"bn{n}.running_var"] = rng.uniform(0.5, 2, after)
+        head[f"upconv{n}.bias"] = rng.normal(size=after)
+    return {name: tensor.astype(np.float32) for name, tensor in head.items()}
+
+
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("head") / "head.npz"
+    np.savez(path, **random_head())
+    return path
+
+
+def spread(x, kernel):
+    """Transposed convolution by its definition: each pixel adds a 4 x 4 square."""
+    height, width, _ = x.shape
+    out = np.zeros((2 * height + 2, 2 * width + 2, kernel.shape[1]))
+    for row in range(height):
+        for column in range(width):
+            square = np.einsum("i,iohw->hwo", x[row, column], kernel)
+            out[2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += square
+    return out[1:-1, 1:-1]  # padding 1
+
+
+def resized(x, side):
+    """Bilinear, by half-pixel centers, the edge repeated. [h, w] -> [side, side]."""
+    for _ in range(2):
+        place = (np.arange(side) + 0.5) * len(x) / side - 0.5
+        place = place.clip(0, len(x) - 1)
+        low = np.minimum(place.astype(int), len(x) - 2)
+        part = (place - low)[:, None]
+        x = ((1 - part) * x[low] + part * x[low + 1]).T
+    return x
+
+
+def test_decode_is_a_slow_loop_over_pixels():
+    head = random_head()
+    patches = np.random.default_rng(1).normal(size=(2, 3, 3, WIDTH))
+    patches = patches.astype(np.float32)
+    ours = jax.jit(lambda x: saliency.decode(head, x, (42, 42)))(patches)
+    for image, found in zip(patches.astype(np.float64), ours, strict=True):
+        x = image
+        for n in saliency.LAYERS:
+            x = spread(x, head[f"upconv{n}.weight"]) + head[f"upconv{n}.bias"]
+            norm = {leaf: head[f"bn{n}.{leaf}"] for leaf in ("weight", "bias")}
+            x = (x - head[f"bn{n}.running_mean"]) / np.sqrt(
+                head[f"bn{n}.running_var"] + 1e-5
+            )
+            x = np.maximum(x * norm["weight"] + norm["bias"], 0)
+        x = x @ head["final_conv.weight"][0, :, 0, 0] + head["final_conv.bias"]
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-resized(x, 42))), atol=1e-5)
+
+
+def test_figures_of_maps_worked_out_by_hand():
+    """Two of four pixels shared; none in the dense map, once with one more of ours."""
+    theirs = np.array(
+        [[[0.9, 0.8, 0.7, 0.1]], [[0.1, 0.2, 0.3, 0.4]], [[0, 0, 0, 0.2]]]
+    )
+    ours = np.array([[[0.9, 0.6, 0.2, 0.7]], [[0.1, 0.2, 0.3, 0.4]], [[0, 0, 0, 0.6]]])
+    found = saliency.figures(ours, theirs)
+    assert found["iou"] == [0.5, None, None] and found["extra"] == 1
+    pearson = np.corrcoef(ours[0, 0], theirs[0, 0])[0, 1]
+    assert found["correlation"] == pytest.approx([pearson, 1, 1], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
+
+
+def context(folder, weights, head_file, **fields):
+    fields = {"images": tiny_context.images(6), "decoder": str(head_file)} | fields
+    return tiny_context.context(folder, weights, **fields)
+
+
+@pytest.mark.slow
+def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
+    """What drops has a row for each fill; a stopped run goes on where it was."""
+    monkeypatch.setattr(compare, "CONTROLS", {})
+    fields = {"methods": ("imagepiece",), "shares": (0.75,), "fill": ("last", "zero")}
+    measured, draw = [], saliency.Maps.draw
+
+    def counted(maps, reduction, fill):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append((reduction["name"], fill))
+        return draw(maps, reduction, fill)
+
+    monkeypatch.setattr(saliency.Maps, "draw", counted)
+    with_stop = context(tmp_path, weights, head_file, **fields)
+    with pytest.raises(KeyboardInterrupt):
+        saliency.saliency(with_stop)
+    with_stop.cache.close()
+    assert measured[0] == ("none", "last") and len(measured) == 3
+    monkeypatch.setattr(saliency.Maps, "draw", draw)
+    lines = (tmp_path / "points.jsonl").read_text()
+    resumed = context(tmp_path, weights, head_file, **fields)
+    saliency.saliency(resumed)
+    resumed.cache.close()
+    assert (tmp_path / "points.jsonl").read_text().startswith(lines)
+    page = (tmp_path / "saliency.md").read_text()
+    for cell in ("`imagepiece, last`", "`imagepiece, zero`", "| `tome` |"):
+        assert page.count(cell) >= 1, cell
+    assert "| `random` | all | does not fit this model" in page
+    assert "mean of the other maps" in page and (tmp_path / "saliency.png").exists()
+    nothing_left = context(tmp_path, weights, head_file, **fields)
+    monkeypatch.setattr(saliency.Maps, "draw", None)
+    saliency.saliency(nothing_left)
+    nothing_left.cache.close()
+    assert (tmp_path / "saliency.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_dense_maps_are_their_own(tmp_path, weights, head_file):
+    made = context(tmp_path, weights, head_file)
+    maps = saliency.Maps(made)
+    drawn, dropped = maps.draw({"name": "none"}, "last")
+    assert drawn.shape == (6, 16, 16) and not dropped.any()
+    found = saliency.figures(drawn, maps.dense)
+    assert found["correlation"] == pytest.approx([1] * 6) and found["extra"] == 0
+    assert set(found["iou"]) <= {1.0, None}
+    half = {"name": "random", "keep_rate": 0.5, "blocks": (1,)}
+    _, dropped = maps.draw(half, "zero")
+    assert dropped == pytest.approx([0.5] * 6)
+    made.cache.close()
+
+
+@pytest.mark.slow
+def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
+    made = context(tmp_path, weights, head_file, images=tiny_context.images(2))
+    saliency.picture(made)
+    made.cache.close()
+    with Image.open(tmp_path / "saliency-picture.png") as picture:
+        assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"decoder": None}, "--decoder is missing: the weights file of a head"),
+        (
+            {"fill": ("best",)},
+            "--fill is 'best'; allowed are one or more of nearest, last",
+        ),
+    ],
+)
+def test_mistakes(tmp_path, weights, head_file, fields, message):
+    made = context(tmp_path, weights, head_file, **fields)
+    with pytest.raises(InputError, match=message):
+        saliency.saliency(made)
+    made.cache.close()
+
+
+def test_a_head_of_other_features_is_a_mistake(tmp_path, head_file):
+    with pytest.raises(
+        InputError, match="reads features of 8 numbers, and the model's"
+    ):
+        saliency.read_head(head_file, 16)
+    np.savez(tmp_path / "other.npz", weight=np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="has no tensor bn1.bias; allowed is a head"):
+        saliency.read_head(tmp_path / "other.npz", 8)

@@ -1,0 +1,380 @@
+"""Vision towers inside the checkpoints of language models.
+
+PaliGemma's is compared with a slow forward pass in NumPy by the names of big_vision,
+LLaVA's with the whole CLIP that it is a part of; tests/parity compares both with
+transformers.
+"""
+
+import json
+import math
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.pretrained import load
+from tests.models import tiny
+from tests.pretrained.test_layouts import stored
+
+SIDE, PATCH, WIDTH, DEPTH, HEADS, HIDDEN, OUT = 16, 4, 24, 3, 3, 40, 10
+HALF = [0.5, 0.5, 0.5]
+
+
+def noise(*shape):
+    spread = 1 / math.sqrt(math.prod(shape[:-1])) if len(shape) > 1 else 0.3
+    values = np.random.default_rng(shape).normal(size=shape)
+    return (spread * values).astype(np.float32)
+
+
+def images():
+    return np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def img():
+    """Parameters of big_vision's ViT without a pool, whose head reads each token."""
+    width, heads = (WIDTH,), (HEADS, WIDTH // HEADS)
+    attention = "MultiHeadDotProductAttention_0"
+    block = {
+        "LayerNorm_0/scale": 1 + noise(*width),
+        "LayerNorm_0/bias": noise(*width),
+        "LayerNorm_1/scale": 1 - noise(*width),
+        "LayerNorm_1/bias": noise(*width) / 2,
+        f"{attention}/query/kernel": 3 * noise(WIDTH, *heads),
+        f"{attention}/query/bias": noise(*heads),
+        f"{attention}/key/kernel": 2 * noise(WIDTH, *heads),
+        f"{attention}/key/bias": 2 * noise(*heads),
+        f"{attention}/value/kernel": 4 * noise(WIDTH, *heads),
+        f"{attention}/value/bias": 3 * noise(*heads),
+        f"{attention}/out/kernel": noise(*heads, WIDTH),
+        f"{attention}/out/bias": 3 * noise(*width),
+        "MlpBlock_0/Dense_0/kernel": noise(WIDTH, HIDDEN),
+        "MlpBlock_0/Dense_0/bias": noise(HIDDEN),
+        "MlpBlock_0/Dense_1/kernel": noise(HIDDEN, WIDTH),
+        "MlpBlock_0/Dense_1/bias": noise(*width),
+    }
+    factors = 1 + np.arange(DEPTH, dtype=np.float32) / 4  # of a block each
+    start = "Transformer/encoderblock/"
+    return {
+        "embedding/kernel": noise(PATCH, PATCH, 3, WIDTH),
+        "embedding/bias": noise(*width),
+        "pos_embedding": 9 * noise(1, (SIDE // PATCH) ** 2, WIDTH),
+        **{start + k: np.stack([f * v for f in factors]) for k, v in block.items()},
+        "Transformer/encoder_norm/scale": 1 + noise(*width),
+        "Transformer/encoder_norm/bias": noise(*width),
+        "head/kernel": noise(WIDTH, OUT),
+        "head/bias": noise(OUT),
+    }
+
+
+def forward(params, x):
+    """(tokens after the last norm, what the head gives of each) in float64."""
+    p = {name: value.astype(np.float64) for name, value in params.items()}
+    block, attention = "Transformer/encoderblock/", "MultiHeadDotProductAttention_0"
+
+    def norm(name, x, index=...):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        return x * p[f"{name}/scale"][index] + p[f"{name}/bias"][index]
+
+    side = SIDE // PATCH
+    x = x.reshape(len(x), side, PATCH, side, PATCH, 3).astype(np.float64)
+    x = np.einsum("bypxqc,pqcd->byxd", x, p["embedding/kernel"]) + p["embedding/bias"]
+    x = x.reshape(len(x), side * side, WIDTH) + p["pos_embedding"]
+    for i in range(DEPTH):
+        y = norm(f"{block}LayerNorm_0", x, i)
+        q, k, v = (
+            np.einsum("bnd,dhe->bhne", y, p[f"{block}{attention}/{name}/kernel"][i])
+            + p[f"{block}{attention}/{name}/bias"][i][:, None]
+            for name in ("query", "key", "value")
+        )
+        scores = np.exp(q @ k.swapaxes(2, 3) / math.sqrt(WIDTH // HEADS))
+        y = scores / scores.sum(-1, keepdims=True) @ v
+        y = np.einsum("bhne,hed->bnd", y, p[f"{block}{attention}/out/kernel"][i])
+        x = x + y + p[f"{block}{attention}/out/bias"][i]
+        y = norm(f"{block}LayerNorm_1", x, i)
+        for name in ("Dense_0", "Dense_1"):
+            y = y @ p[f"{block}MlpBlock_0/{name}/kernel"][i]
+            y = y + p[f"{block}MlpBlock_0/{name}/bias"][i]
+            if name == "Dense_0":
+                cubic = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+                y = 0.5 * y * (1 + np.tanh(cubic))
+        x = x + y
+    x = norm("Transformer/encoder_norm", x)
+    return x, x @ p["head/kernel"] + p["head/bias"]
+
+
+LLM = {"llm/embedder/input_embedding": noise(7, 8), "llm/final_norm/scale": noise(8)}
+
+
+def npz(folder, start):
+    arrays = {
+        start + k: v
+        for k, v in ({f"img/{k}": v for k, v in img().items()} | LLM).items()
+    }
+    np.savez(folder / "pt_224.npz", **arrays)
+    return folder / "pt_224.npz"
+
+
+def apart(folder, start):
+    """Blocks by their numbers, as they are without a scan."""
+    arrays = {f"{start}{name}": value for name, value in LLM.items()}
+    for name, value in img().items():
+        before, scan, after = name.partition("encoderblock/")
+        for i in range(DEPTH if scan else 1):
+            block = f"{before}encoderblock_{i}/{after}" if scan else name
+            arrays[f"{start}img/{block}"] = value[i] if scan else value
+    np.savez(folder / "pt_224.npz", **arrays)
+    return folder / "pt_224.npz"
+
+
+def openpi(folder, end="", **options):
+    """A policy's parameters in Orbax; `end` is what nnx.State puts behind names."""
+    tree = {f"PaliGemma/img/{k}{end}": v for k, v in img().items()}
+    tree |= {f"PaliGemma/{k}{end}": v for k, v in LLM.items()}
+    tree |= {f"action_in_proj/kernel{end}": noise(4, 8)}
+    tree = {"params": traverse_util.unflatten_dict(tree, sep="/")}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+        checkpointer.save((folder / "pi0_base" / "params").absolute(), tree)
+    return folder / "pi0_base"
+
+
+PALIGEMMA = {
+    "big_vision": lambda folder: npz(folder, "params/"),
+    "big_vision without params": lambda folder: npz(folder, ""),
+    "big_vision without a scan": lambda folder: apart(folder, "params/"),
+    "openpi": openpi,
+    "openpi, its params": lambda folder: openpi(folder) / "params",
+    "openpi while it trains": lambda folder: openpi(folder, "/value"),
+}
+
+
+def compare(vit, expected):
+    with jax.default_matmul_precision("highest"):
+        maps = imagepiece_jax.features(vit, images(), reshape=False)
+        projected = vit.projector(maps.patches)
+    for ours, theirs in zip((maps.patches, projected), expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("kind", PALIGEMMA)
+def test_towers_of_paligemma_compute_what_the_names_say(tmp_path, kind):
+    vit = imagepiece_jax.load(PALIGEMMA[kind](tmp_path))
+    compare(vit, forward(img(), images()))
+    assert vit.model.mean == vit.model.std == (0.5, 0.5, 0.5)
+    assert not vit.projector.prefix and vit.name is None
+
+
+def test_of_orbax_the_tower_alone_is_read(tmp_path):
+    path = openpi(tmp_path, use_ocdbt=False)  # a folder an array
+    others = [*path.glob("params/*llm*"), *path.glob("params/*action*")]
+    assert len(others) == 3
+    for folder in others:
+        (folder / ".zarray").unlink()
+    compare(imagepiece_jax.load(path), forward(img(), images()))
+
+
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "patch_size": 4,
+    "image_size": 16,
+    "hidden_act": "gelu",
+}
+LLAVA = {"model_type": "llava", "vision_config": CLIP}
+IMAGES = {"image_mean": HALF, "image_std": HALF}
+
+
+def clip():
+    """Tensors of transformers' CLIP in the fixture, those of its tower alone."""
+    tensors, _ = stored("transformers_clip")
+    start = "vision_model."
+    return {k: v for k, v in tensors.items() if k.startswith(start)}
+
+
+def projector(width=24):
+    start = "multi_modal_projector.linear"
+    return {
+        f"{start}_1.weight": noise(OUT, width),
+        f"{start}_1.bias": noise(OUT),
+        f"{start}_2.weight": noise(OUT, OUT),
+        f"{start}_2.bias": noise(OUT),
+    }
+
+
+def write(folder, config, tensors):
+    folder.mkdir(exist_ok=True)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES))
+    return folder
+
+
+def llava(folder, lacking=(), change=None, **changes):
+    tensors = {f"vision_tower.{name}": value for name, value in clip().items()}
+    tensors |= projector() | {"language_model.model.norm.weight": noise(8)}
+    tensors |= change or {}
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(lacking))}
+    return write(folder, {**LLAVA, **changes}, tensors)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the blocks of the whole CLIP give, without its last norm."""
+    vit = imagepiece_jax.load(write(tmp_path_factory.mktemp("clip"), CLIP, clip()))
+    assert vit.projector is None
+    return imagepiece_jax.features(vit, images(), layers=2, norm=False)
+
+
+@pytest.mark.parametrize("layer, block", [(-2, 0), (None, 0), (1, 0), (-1, 1), (2, 1)])
+def test_llava_ends_at_its_layer(tmp_path, whole, layer, block):
+    changes = {} if layer is None else {"vision_feature_layer": layer}
+    vit = imagepiece_jax.load(llava(tmp_path, **changes))
+    assert vit.model.depth == block + 1
+    maps = imagepiece_jax.features(vit, images())
+    np.testing.assert_allclose(maps.patches, whole.layers[block].patches, atol=1e-5)
+    other = whole.layers[1 - block].patches
+    assert np.abs(maps.patches - other).max() > 0.1
+
+
+def test_the_projector_is_two_layers_with_a_gelu_between(tmp_path):
+    vit = imagepiece_jax.load(llava(tmp_path, projector_hidden_act="quick_gelu"))
+    (first, bias), (last, end) = vit.projector.layers
+    x = noise(5, 24)
+    hidden = x @ projector()["multi_modal_projector.linear_1.weight"].T + bias
+    hidden = hidden / (1 + np.exp(-1.702 * hidden))
+    expected = hidden @ projector()["multi_modal_projector.linear_2.weight"].T + end
+    np.testing.assert_allclose(vit.projector(x), expected, atol=1e-5)
+    assert first.shape == (24, OUT) and last.shape == (OUT, OUT)
+    assert imagepiece_jax.load(llava(tmp_path)).projector.gelu == "exact"
+
+
+@pytest.mark.parametrize("strategy", ["default", "full"])
+def test_the_class_token_is_for_the_language_model_where_it_says_so(tmp_path, strategy):
+    path = llava(tmp_path, vision_feature_select_strategy=strategy)
+    vit = imagepiece_jax.load(path)
+    assert vit.projector.prefix == (strategy == "full")
+    assert vit.model.arch.class_token  # which is computed with in either case
+
+
+def test_a_saved_tower_is_the_same_and_reduces(tmp_path):
+    vit = imagepiece_jax.load(
+        llava(tmp_path / "theirs", projector_hidden_act="gelu_new")
+    )
+    imagepiece_jax.save(tmp_path / "ours", vit)
+    vit = vit.with_reduction({"name": "tome", "r": 5})
+    imagepiece_jax.save(tmp_path / "tome", vit)
+    for name, one in (("ours", vit.with_reduction(None)), ("tome", vit)):
+        again = imagepiece_jax.load(tmp_path / name)
+        assert again.model == one.model and again.projector.gelu == "tanh"
+        trees = [(a.variables, a.projector.tensors()) for a in (one, again)]
+        assert jax.tree.all(jax.tree.map(np.array_equal, *trees))
+    imagepiece_jax.save(tmp_path / "ours", tiny_vit())  # takes the place of all files
+    assert not (tmp_path / "ours" / "projector.safetensors").exists()
+
+
+def tiny_vit():
+    model = tiny.model(depth=1)
+    return imagepiece_jax.Pretrained(model, tiny.variables(model))
+
+
+VISION = "vision_tower.vision_model."
+SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"vision_feature_layer": [-2, -1]},
+            r"vision_feature_layer is \[-2, -1\]; allowed are one layer, 1 to 2, and -",
+        ),
+        (
+            {"vision_feature_layer": 0},
+            "vision_feature_layer is 0; allowed are one laye",
+        ),
+        ({"vision_feature_layer": -3}, "vision_feature_layer is -3; allowed are one l"),
+        ({"vision_feature_layer": 3}, "vision_feature_layer is 3; allowed are one lay"),
+        (
+            {"vision_feature_select_strategy": "cls"},
+            "vision_feature_select_strategy is 'cls'; allowed are default, full",
+        ),
+        (
+            {"vision_config": SIGLIP},
+            "'default', which drops the class token, and the tower has none; allowed i",
+        ),
+        (
+            {"vision_config": {**CLIP, "model_type": "pixtral"}},
+            "vision_config.model_type is 'pixtral'; allowed are clip_vision_model, ",
+        ),
+        (
+            {"projector_hidden_act": "relu"},
+            "projector_hidden_act is 'relu'; allow",
+        ),
+        (
+            {"vision_config": {**CLIP, "num_hidden_layers": 3}},
+            "config.json says depth 3, but its tensors have 2; allowed are files of ",
+        ),
+        (
+            {"lacking": ["vision_tower"]},
+            "its tensors, such as .*, are in no layout of a vision transformer",
+        ),
+        (
+            {
+                "lacking": ["vision"],
+                "change": {"language_model.model.embed_tokens.weight": noise(3, 8)},
+            },
+            "holds a text model, as tensor language_model.model.embed_tokens.we",
+        ),
+        (
+            {"lacking": ["multi_modal"]},
+            "no place in transformers' CLIP and SigLIP beside the tower vision_tower.v",
+        ),
+        (
+            {"lacking": ["multi_modal", "language"]},
+            "config.json is that of a vision tower in a language model, whose proj",
+        ),
+        (
+            {"change": {"multi_modal_projector.linear_1.weight": noise(OUT, 25)}},
+            "projector takes tokens of a width of 25; the model's are 24 wide",
+        ),
+        (
+            {"change": {"multi_modal_projector.linear_2.weight": noise(OUT, 9)}},
+            r"layer 1 of its projector has tensors of \(10, 9\) and \(10,\); allow",
+        ),
+        (
+            {"change": {"multi_modal_projector.pool.weight": noise(3)}},
+            "tensor multi_modal_projector.pool.weight has no place in",
+        ),
+    ],
+)
+def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        imagepiece_jax.load(llava(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):
+    path = llava(tmp_path) / "model.safetensors"
+    with pytest.raises(InputError, match="as LLaVA's, which reads a layer that config"):
+        imagepiece_jax.load(path, name="vit_base_patch32_clip_224.laion2b")
+
+
+def test_parameters_without_a_tower_are_refused(tmp_path):
+    tree = {"params": {"PaliGemma": {"llm": {"embedder": noise(3, 4)}}}}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save((tmp_path / "params").absolute(), tree)
+    message = (
+        "params/_METADATA: it holds a text model, as tensor params.PaliGemma.llm.e"
+    )
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(tmp_path)
+    assert load.opened(tmp_path).name == "params"

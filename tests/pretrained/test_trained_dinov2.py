@@ -1,0 +1,88 @@
+"""DINOv2-S with trained weights, beside what transformers computes of photographs."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from experiments import saliency
+
+pytestmark = pytest.mark.slow
+
+CLOSE = 1e-4  # of the largest value
+WEIGHTS = "weights/dinov2_small"
+# What a file alone does not say; timm's name has the resize of the authors' own code.
+FIELDS = {
+    "num_heads": 6,
+    "norm_eps": 1e-6,
+    "gelu": "exact",
+    "resize": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+
+
+@pytest.fixture(scope="module")
+def theirs(assets):
+    """transformers' outputs, float32, as arrays by name."""
+    path = assets / "fixtures/dinov2_small_transformers.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is missing")
+    return dict(np.load(path))
+
+
+@pytest.fixture(scope="module")
+def vit(assets, theirs):
+    return imagepiece_jax.load(assets / WEIGHTS, image_size=224)
+
+
+@pytest.fixture(scope="module")
+def maps(vit, theirs):
+    with jax.default_matmul_precision("highest"):
+        return imagepiece_jax.features(
+            vit, theirs["pixels"], layers=[5], norm=False, reshape=False
+        )
+
+
+def distance(ours, theirs):
+    """Largest difference, in parts of the largest value."""
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def test_features_are_transformers(maps, theirs):
+    tokens = np.concatenate([maps.prefix, maps.patches], axis=1)
+    assert distance(tokens, theirs["last_hidden_state"]) < CLOSE
+    assert distance(maps.patches, theirs["last_hidden_state"][:, 1:]) < CLOSE
+    assert distance(maps.pooled, theirs["pooler_output"]) < CLOSE
+    sixth = maps.layers[0]
+    tokens = np.concatenate([sixth.prefix, sixth.patches], axis=1)[:2]
+    assert distance(tokens, theirs["block_6"]) < CLOSE
+
+
+def test_another_resize_of_the_positions_is_far(assets, theirs):
+    """A control of the bound: timm's ViT resizes them with antialiasing."""
+    fields = FIELDS | {"resize": "antialias"}
+    file = assets / WEIGHTS / "model.safetensors"
+    other = imagepiece_jax.load(file, image_size=224, **fields)
+    moved = imagepiece_jax.features(other, theirs["pixels"])
+    assert distance(moved.pooled, theirs["pooler_output"]) > 10 * CLOSE
+
+
+@pytest.mark.parametrize("way", ["file", "saved"])
+def test_each_way_gives_the_model_of_the_folder(assets, vit, tmp_path, way):
+    """The same network and variables, bit for bit, so the same features."""
+    if way == "file":
+        file = assets / WEIGHTS / "model.safetensors"
+        again = imagepiece_jax.load(file, image_size=224, **FIELDS)
+    else:
+        again = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    assert again.model == vit.model
+    jax.tree.map(np.testing.assert_array_equal, again.variables, vit.variables)
+
+
+def test_the_decoder_makes_their_maps(assets, maps, theirs):
+    head = saliency.read_head(assets / WEIGHTS / "saliency_decoder.safetensors", 384)
+    patches = np.asarray(maps.patches).reshape(4, 16, 16, 384)
+    ours = jax.jit(lambda x: saliency.decode(head, x, (224, 224)))(patches)
+    assert distance(ours, theirs["saliency"]) < CLOSE
+    assert (theirs["saliency"].max(axis=(1, 2)) > saliency.THRESHOLD).all()

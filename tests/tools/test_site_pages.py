@@ -1,0 +1,105 @@
+"""Pages of the site: their places, links and pictures."""
+
+import base64
+import pathlib
+import re
+
+import pytest
+import yaml
+
+from tests.runs import ROOT
+from tools import site_pages
+
+PLACES = {str(to): source for source, to in site_pages.places().items()}
+PAGES = [source for source in PLACES.values() if source.suffix == ".md"]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads variables of the environment as their defaults."""
+
+
+Loader.add_constructor("!ENV", lambda loader, node: loader.construct_sequence(node)[1])
+CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)
+
+
+def named(entries):
+    """Paths of a navigation, of any depth."""
+    for entry in entries:
+        for value in entry.values():
+            yield from [value] if isinstance(value, str) else named(value)
+
+
+def test_every_page_is_in_the_navigation_once():
+    pages = [place for place in PLACES if place.endswith(".md")]
+    assert sorted(named(CONFIG["nav"])) == sorted(pages)
+    assert CONFIG["docs_dir"] == str(site_pages.OUT.relative_to(ROOT))
+
+
+def test_whatever_is_broken_is_an_error():
+    """With --strict, which `make docs` says."""
+    assert set(CONFIG["validation"].values()) == {"warn"}
+    assert {"not_found", "anchors", "omitted_files"} <= set(CONFIG["validation"])
+    assert "build --strict" in (ROOT / "Makefile").read_text()
+
+
+def test_links_lead_where_the_site_has_the_page():
+    readme, tour = ROOT / "README.md", ROOT / "docs" / "tour.md"
+    text = "[a](docs/models.md#load) ![b](docs/tokens.png) [c](gone.md) [d](#e)"
+    wanted = "[a](models.md#load) ![b](tokens.png) [c](gone.md) [d](#e)"
+    assert site_pages.linked(text, readme, None) == wanted
+    text = "[a](../README.md) [b](../train.py) [c](../configs) [d](https://x.org)"
+    wanted = "[a](index.md) b c [d](https://x.org)"
+    assert site_pages.linked(text, tour, None) == wanted
+    wanted = "[a](index.md) [b](U/blob/HEAD/train.py) [c](U/blob/HEAD/configs)"
+    assert site_pages.linked(text, tour, "U") == f"{wanted} [d](https://x.org)"
+    deep = ROOT / "docs" / "tables" / "retokenization" / "README.md"
+    text = "[a](../../comparison.md) [b](../../../experiments/README.md)"
+    wanted = "[a](../../comparison.md) [b](../../experiments.md)"
+    assert site_pages.linked(text, deep, None) == wanted
+
+
+def test_pages_are_written_with_links_that_lead_to_files(tmp_path):
+    out = tmp_path / "pages"
+    (out / "left_over").mkdir(parents=True)
+    site_pages.write(out)
+    files = {str(path.relative_to(out)) for path in out.rglob("*.*")}
+    assert files >= set(PLACES) and not (out / "left_over").exists()
+    for page in out.rglob("*.md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        for path in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text):
+            assert (page.parent / path).is_file(), (page, path)
+
+
+def test_a_notebook_with_its_pictures(tmp_path):
+    picture = base64.b64encode(b"picture").decode()
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {
+            "cell_type": "code",
+            "source": ["draw()"],
+            "outputs": [
+                {"output_type": "stream", "text": ["drawn\n"]},
+                {"data": {"image/png": picture, "text/plain": ["<Figure>"]}},
+                {"data": {"text/plain": ["3"]}},
+            ],
+        },
+    ]
+    page = site_pages.notebook_page({"cells": cells}, tmp_path)
+    (file,) = pathlib.Path(tmp_path).iterdir()
+    assert file.read_bytes() == b"picture"
+    assert page.rstrip().split("\n\n") == [
+        "# Title\ntext",
+        "```python\ndraw()\n```",
+        "```text\ndrawn\n```",
+        f"![What the code above shows]({file.name})",
+        "```text\n3\n```",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_blocks_of_a_list_are_indented_by_four(page):
+    """By fewer, the site has them after the list; GitHub takes both."""
+    text = re.sub(
+        r"^( *)```.*?^\1```", r"\1x", page.read_text("utf-8"), flags=re.M | re.S
+    )
+    assert re.findall(r"\n\n {2,3}\S.*", text) == []
