@@ -75,7 +75,7 @@ def remember_exports():
 
 
 _make_context = functools.cache(mlir.make_ir_context)
-_lower_equation = mlir._cached_lowering_miss
+_lower_equation = getattr(mlir, "_cached_lowering_miss", None)  # not in every JAX
 _lowered = {}
 
 
@@ -115,7 +115,8 @@ def lower_fast():
     program. Here programs share both; of tracebacks, they keep the last line alone.
     """
     mlir.make_ir_context = _make_context
-    mlir._cached_lowering_miss = _lower_once
+    if _lower_equation is not None:
+        mlir._cached_lowering_miss = _lower_once
     jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 

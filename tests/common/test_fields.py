@@ -110,12 +110,12 @@ class Street(CheckedFields):
 
 def test_fields_are_read_from_their_places_in_a_config():
     config = {"length": 3, "light": {"color": "red", "other": 1}, "more": 2}
-    assert Street.read(config) == Street(3.0, Light("red", None))
+    assert Street.from_config(config) == Street(3.0, Light("red", None))
     for config, place in (({}, "length"), ({"length": 3}, "light.color")):
         with pytest.raises(InputError, match=rf"^config\.{place} is missing; a config"):
-            Street.read(config)
+            Street.from_config(config)
     with pytest.raises(InputError, match="^config.light.color is 'blue'; .* 'red', "):
-        Street.read({"length": 3, "light": {"color": "blue"}})
+        Street.from_config({"length": 3, "light": {"color": "blue"}})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ from imagepiece_jax.data.transforms import (
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
 from tests.data.noise import Noise, same, train_transform
-from tools import input_speed
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +239,7 @@ def test_batches_out_of_turn_are_a_mistake():
 def own_memory():
     """MB of this process and its workers, without files that other programs map too."""
     total = 0
-    for pid in input_speed.process_tree():
+    for pid in {os.getpid(), *workers()}:
         text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
         total += sum(map(int, re.findall(r"Pss_(?:Anon|Shmem): +(\d+)", text)))
     return total / 1e3

@@ -62,7 +62,7 @@ def test_macs_by_hand():
         ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
         ("hidden_size", 384, "did you mean image_size?"),
         ("stem", "convolution", "'patch', 'conv'"),
-        ("axis_name", 3, "texts"),
+        ("axis_name", 3, "strings"),
         ("dtype", "float8", "float32, bfloat16, float16"),
         ("attention", "flash", "'auto', 'xla', 'cudnn'"),
         ("drop_path_rate", 1.0, "from 0 to below 1"),

@@ -197,7 +197,7 @@ def test_pixels_are_normalized():
         features(Pretrained(model, variables), pixels),
         want,
     )
-    with pytest.warns(UserWarning, match="from 0 to 1, as pixels that nobody normal"):
+    with pytest.warns(UserWarning, match="from 0 to 1, as pixels before normal"):
         features(Pretrained(model, variables), np.float32(pixels) / 255)
 
 
