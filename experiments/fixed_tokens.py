@@ -1,7 +1,7 @@
 """What is left with exactly K tokens: accuracy, speed, and neighbors of their mean.
 
 python -m experiments.fixed_tokens --weights FILE --data csv:FILE --resize none \\
-    --sweep tome --sweep evit [--tokens 128,64,32] [--images 200] \\
+    --sweep tome --sweep evit [--counts 128,64,32] [--images 200] \\
     [--neighbors folder:PATH --memory 1000 --queries 500]
 
 Every method of --sweep, with its knob where it leaves K tokens (`inference.features`,
@@ -28,7 +28,7 @@ MODEL = cli.trained_model(checkpoint=False)
 DATA = cli.data()
 RESIZE = cli.resize()
 SWEEP = cli.sweep("the methods to compare")
-TOKENS = cli.text("tokens", "128,64,32", "how many, as a list")
+COUNTS = cli.text("counts", "128,64,32", "how many tokens, as a list")
 IMAGES = cli.whole("images", None, "so many, spread over the set; default: all", 2)
 NEIGHBORS = cli.text("neighbors", None, "another set, for nearest neighbors")
 MEMORY = cli.whole("memory", 1000, "images of its train split", NEAREST)
@@ -49,7 +49,7 @@ def main():
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
-    typed, data, counts = MODEL(), cli.required(DATA), parse_counts(TOKENS.value)
+    typed, data, counts = MODEL(), cli.required(DATA), parse_counts(COUNTS.value)
     if not SWEEP.value:
         raise InputError("--sweep is missing: name methods, such as --sweep tome")
     out = pathlib.Path(OUT.value or "runs/fixed_tokens")
@@ -90,7 +90,7 @@ def parse_counts(text):
     """The whole numbers of a list such as "128,64"."""
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts):
-        raise InputError(f"--tokens is {text!r}; allowed is a list such as 128,64,32")
+        raise InputError(f"--counts is {text!r}; allowed is a list such as 128,64,32")
     return [int(part) for part in parts]
 
 

@@ -48,7 +48,7 @@ CANVAS = flags.DEFINE_integer("canvas", 384, "pixels a side for crops on the dev
 COPIES = flags.DEFINE_integer("copies", 3, "of an image, for repeated augmentation", 1)
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes of the loader", 0)
 THREADS = flags.DEFINE_integer("threads", 2, "in each of them", 0)
-SECONDS = flags.DEFINE_float("seconds", 10, "of the loader each time; 0: leave out", 0)
+SECONDS = flags.DEFINE_float("duration", 10, "of the loader each time; 0: leave out", 0)
 RESAVE = flags.DEFINE_string(
     "resave",
     None,

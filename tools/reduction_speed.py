@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.agreement import PlainAndFused, random_inputs
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
-TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
+PATCHES = flags.DEFINE_integer("patches", 196, "of an image, before the step", 8)
 HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of tokens")
 TIMING = cli.timing()
@@ -40,7 +40,7 @@ def main():
     copy = device.peak_rates(dtype, rules).copy
     if lacking := unsupported_reason(dtype):
         print(f"note: no fused reduction here, it needs {lacking}")
-    works = workloads(BATCH.value, TOKENS.value, HEADS.value, dtype)
+    works = workloads(BATCH.value, PATCHES.value, HEADS.value, dtype)
     readings = timer.measure({(w.rule, w.version): w.job for w in works}, rules)
     rows = []
     for work in works:
@@ -48,7 +48,7 @@ def main():
         ms = [1e3 * s / CHAIN for s in seconds]
         row = {"rule": work.rule, "way": work.version, **timer.spread(ms)._asdict()}
         row |= {"floor": 1e3 * work.bytes / copy, "batch_size": BATCH.value}
-        row |= {"tokens": TOKENS.value, "heads": HEADS.value, "dtype": dtype}
+        row |= {"tokens": PATCHES.value, "heads": HEADS.value, "dtype": dtype}
         rows.append(row | {"device": device.name(), **dataclasses.asdict(rules)})
     print(f"{device.name()}, {dtype}, ms a reduction of {BATCH.value} images")
     table = [["median", "lowest", "highest", "floor", ""]]

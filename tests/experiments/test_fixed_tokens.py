@@ -35,7 +35,7 @@ def test_the_table_has_every_number_of_tokens(tmp_path, words):
     ended = call(
         fixed_tokens.main,
         *(*words, *more, *timing, "--out", tmp_path, "--images", 6),
-        *("--sweep", "tome:r=2", "--tokens", "20,15"),
+        *("--sweep", "tome:r=2", "--counts", "20,15"),
     )
     assert ended.status == 0, ended
     rows = json.loads((tmp_path / "fixed_tokens.json").read_text())
@@ -58,9 +58,9 @@ def test_neighbors_vote_by_hand():
     "more, message",
     [
         ([], "--sweep is missing: name methods"),
-        (["--sweep", "tome", "--tokens", "a"], "--tokens is 'a'; allowed is a list"),
+        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed is a list"),
         (
-            ["--sweep", "tome:r=2", "--tokens", "26"],
+            ["--sweep", "tome:r=2", "--counts", "26"],
             "tokens is 26; allowed are 1 to 25",
         ),
     ],

@@ -33,7 +33,7 @@ SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--workers=0", "--threa
 
 def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     out = tmp_path / "out.json"
-    words = [*SHORT, "--images=9", "--seconds=0.05", f"--json={out}", "--copies=2"]
+    words = [*SHORT, "--images=9", "--duration=0.05", f"--json={out}", "--copies=2"]
     ended = call(input_speed.main, "--data", data, *words)
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
@@ -116,7 +116,7 @@ def test_bad_resave_is_refused(data, text):
 
 def test_bad_data_is_refused(tmp_path):
     assert "--data is missing" in sentence(call(input_speed.main))
-    message = sentence(call(input_speed.main, "--data=digits", "--seconds=0"))
+    message = sentence(call(input_speed.main, "--data=digits", "--duration=0"))
     assert "is not a file, but pixels in memory" in message
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
