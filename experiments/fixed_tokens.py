@@ -33,7 +33,7 @@ IMAGES = cli.whole("images", None, "so many, spread over the set; default: all",
 NEIGHBORS = cli.text("neighbors", None, "another set, for nearest neighbors")
 MEMORY = cli.whole("memory", 1000, "images of its train split", NEAREST)
 QUERIES = cli.whole("queries", 500, "images of its val split", 2)
-BATCH = cli.whole("batch", 8, "images at a time", 1)
+AT_ONCE = cli.whole("at_once", 8, "images at a time", 1)
 TIMING = cli.timing()
 OUT = cli.text("out", None, "folder of the table; default: runs/fixed_tokens")
 
@@ -70,12 +70,12 @@ def main():
         sets["queries"] = read(NEIGHBORS.value, "val", QUERIES.value, own)
     make_folder("--out", out)
     rows = []
-    for row in measured(entries, sets, BATCH.value, Rules(*TIMING())):
+    for row in measured(entries, sets, AT_ONCE.value, Rules(*TIMING())):
         rows.append(row)
         print("  ".join(cells(row)), flush=True)
     note = (
         f"{len(sets['images'][1])} images of {short_name(data)}, weights "
-        f"{weights.name}; batches of {BATCH.value}; 95 % intervals, of img/s and "
+        f"{weights.name}; batches of {AT_ONCE.value}; 95 % intervals, of img/s and "
         "ratios the lowest and highest round"
     )
     lines = [HEAD, ("---",) * len(HEAD), *map(cells, rows)]

@@ -376,7 +376,7 @@ def forward(model, listed=False):
     listed: a `features.TokenList` in place of logits
     """
 
-    def run(variables, images):
+    def logits_or_tokens(variables, images):
         images = as_normalized(images, model.mean, model.std)
         outputs = model.apply(variables, images)
         if not listed:
@@ -385,7 +385,7 @@ def forward(model, listed=False):
         tokens = token_list(outputs, grid)
         return tokens._replace(tokens=tokens.tokens.astype(jnp.float32))
 
-    return run
+    return logits_or_tokens
 
 
 def _check_options(options, device):

@@ -30,7 +30,7 @@ def words(tmp_path_factory):
 
 def test_the_table_has_every_number_of_tokens(tmp_path, words):
     """Dark and bright images: their neighbors are of their class, whatever is left."""
-    more = ["--neighbors", words[3], "--memory", 20, "--queries", 6, "--batch", 4]
+    more = ["--neighbors", words[3], "--memory", 20, "--queries", 6, "--at_once", 4]
     timing = ["--warmup", 2, "--repeats", 1, "--seconds", 0.0]
     ended = call(
         fixed_tokens.main,
