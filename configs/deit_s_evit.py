@@ -1,11 +1,11 @@
 """EViT: keep what the class token attends to (Liang et al., ICLR 2022).
 
 python train.py --config configs/deit_s_evit.py
-    3.00 GMACs, 69 final tokens, published acc1 79.4
+    3.00 GMACs, 69 final tokens, 7.62 EFLOP, published acc1 79.4
 python train.py --config configs/deit_s_evit.py --config.reduction.fuse_token=True
-    3.03 GMACs, 72 final tokens, published acc1 79.5
+    3.03 GMACs, 72 final tokens, 7.69 EFLOP, published acc1 79.5
 python train.py --config configs/deit_s_evit.py:deit_ti
-    0.81 GMACs, 69 final tokens, published acc1 71.70
+    0.81 GMACs, 69 final tokens, 2.07 EFLOP, published acc1 71.70
 """
 
 from ml_collections import config_dict

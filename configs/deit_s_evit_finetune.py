@@ -1,7 +1,7 @@
 """EViT on a trained DeiT in 30 epochs, the dropped tokens fused into one.
 
 python train.py --config configs/deit_s_evit_finetune.py --config.init.weights=FILE
-    3.03 GMACs, 72 final tokens
+    3.03 GMACs, 72 final tokens, 0.699 EFLOP, no published acc1
 """
 
 from configs import deit_s_evit

@@ -1,9 +1,9 @@
 """PiToMe: merge by energy in every block (Tran et al., NeurIPS 2024).
 
 python train.py --config configs/deit_s_pitome.py
-    2.76 GMACs, 69 final tokens
+    2.76 GMACs, 69 final tokens, 6.37 EFLOP, no published acc1
 python train.py --config configs/deit_s_pitome.py:deit_ti
-    0.75 GMACs, 69 final tokens
+    0.75 GMACs, 69 final tokens, 1.72 EFLOP, no published acc1
 """
 
 from ml_collections import config_dict

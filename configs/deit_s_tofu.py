@@ -1,9 +1,9 @@
 """ToFu: prune in the first half, fuse in the second (Kim et al., WACV 2024).
 
 python train.py --config configs/deit_s_tofu.py
-    2.98 GMACs, 81 final tokens
+    2.98 GMACs, 81 final tokens, 6.86 EFLOP, no published acc1
 python train.py --config configs/deit_s_tofu.py:deit_ti
-    0.80 GMACs, 81 final tokens
+    0.80 GMACs, 81 final tokens, 1.85 EFLOP, no published acc1
 """
 
 from ml_collections import config_dict

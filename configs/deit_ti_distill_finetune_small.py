@@ -1,7 +1,8 @@
 """DeiT-Ti adapted to a reduction with 800 photographs: 4 epochs of 25 steps.
 
 python train.py --config configs/deit_ti_distill_finetune_small.py \\
-        --config.init.weights=FILE --config.teacher.weights=FILE
+        --config.init.weights=FILE --config.teacher.weights=FILE \\
+        --config.data.name=folder:PATH
     0.65 GMACs, 61 final tokens
 
 `python -m experiments adapt` trains every fold so, with each of the

@@ -1,7 +1,7 @@
 """DeiT from public weights: 30 epochs instead of 300.
 
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE
-    1.25 GMACs, 197 final tokens
+    1.25 GMACs, 197 final tokens, 0.289 EFLOP, no published acc1
 
 The weights' own accuracy comes first. Another set of images takes a fresh head, so that
 nothing can be evaluated first, and few images a larger rate; CPUs prefer float32:

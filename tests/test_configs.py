@@ -21,6 +21,7 @@ from imagepiece_jax.training import optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from tests.runs import ROOT
 
+IMAGENET = 1281167  # training images
 FILES = sorted((ROOT / "configs").glob("*.py"))
 NAMES = [path.stem for path in FILES]
 # A command of a docstring, and the cost that is stated below it.
@@ -127,13 +128,17 @@ def test_docstring_has_the_command(name):
 
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
 def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
-    config = configured(line)
-    model = RunConfig.from_config(config).create_model()
+    run = RunConfig.from_config(configured(line))
+    model = run.create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
-    gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()
-    assert gmacs == f"{model_macs(model, config.image_size) / 1e9:.2f}"
-    assert int(tokens) == model.plan[-1].mlp_tokens
+    gmacs = f"{model_macs(model, run.image_size) / 1e9:.2f}"
+    stated = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
+    if run.data.name == "imagenet2012":
+        stated += f", {run.training_flop(IMAGENET) / 1e18:#.3g} EFLOP"
+        assert re.match(rf"{stated}, (no )?published acc1", cost)
+    else:
+        assert cost == stated
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("finetune")])
@@ -147,7 +152,10 @@ def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
 
 def test_a_figure_without_retraining_is_of_no_training():
     text = docstring("deit_s_imagepiece_fast")
-    assert "2.17 GMACs, 26 final tokens\n" in text and "79.38, is no figure" in text
+    assert (
+        "tokens, 5.01 EFLOP, no published acc1\n" in text
+        and "79.38, is no figure" in text
+    )
     assert all("79.38" not in cost for *_, cost in commands())
 
 
@@ -193,6 +201,7 @@ def test_every_published_row_has_a_command(words, gmacs, tokens, acc1):
         if " ".join(re.sub(r"--config\.(init|teacher)\.weights=\w+", "", row).split())
         == line
     )
+    cost = re.sub(r" [\d.]+ EFLOP,", "", cost)
     wanted = f"{gmacs:.2f} GMACs, {tokens} final tokens, published acc1 {acc1}"
     assert cost == wanted or cost.startswith(f"{wanted} ")
 

@@ -11,11 +11,11 @@ import os
 import time
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.workloads import INPUTS, TRAINING_MACS, Workload
+from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")

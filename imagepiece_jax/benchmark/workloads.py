@@ -25,7 +25,7 @@ from imagepiece_jax.data import loader
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
@@ -38,7 +38,6 @@ from imagepiece_jax.training.train_step import batch_shapes, create_step, init_s
 
 MODES = ("inference", "copy", "end_to_end", "train")
 INPUTS = 4  # different batches, in rotation
-TRAINING_MACS = 3  # forward, and twice as much backward
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 

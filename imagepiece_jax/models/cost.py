@@ -12,6 +12,7 @@ from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 
+TRAINING_MACS = 3  # of an image in training: forward, and twice as much backward
 HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
 

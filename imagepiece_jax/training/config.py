@@ -268,6 +268,39 @@ class RunConfig(CheckedFields):
         notes = [f"note: {note}" for note in notes if note]
         return source, [unnamed, *notes] if unnamed and weights.run else notes
 
+    def macs_by_epoch(self) -> list[int]:
+        """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
+        from imagepiece_jax.models.cost import model_macs  # imports JAX
+
+        rate_at, epochs = self.method.rate_at, range(self.optim.epochs)
+        rates = [rate_at(epoch) if rate_at else None for epoch in epochs]
+        macs = {
+            rate: model_macs(
+                self.create_train_model(rates.index(rate)), self.image_size
+            )
+            for rate in set(rates)
+        }
+        return [macs[rate] for rate in rates]
+
+    def training_flop(self, images: int, teacher_macs: int | None = None) -> float:
+        """Operations of all steps of a run over `images` training images, two a MAC.
+
+        A step takes a forward pass of each image, a backward pass of twice its cost and
+        the teacher's forward pass. What `remat` computes again is not counted, nor are
+        evaluations.
+
+        teacher_macs: of an image; None: a teacher, where there is one, is dense
+        """
+        from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+
+        if teacher_macs is None:
+            taught = self.method.needs_teacher or self.distill.active
+            dense = self.create_dense()
+            teacher_macs = model_macs(dense, self.image_size) if taught else 0
+        length = self.length(images)
+        macs = TRAINING_MACS * sum(self.macs_by_epoch()) + length.epochs * teacher_macs
+        return 2.0 * length.steps_per_epoch * self.optim.batch_size * macs
+
     def length(self, images: int) -> "Length":
         """The run over `images` training images; a partial batch is left out."""
         steps = loader.steps_per_epoch(images, self.optim.batch_size)

@@ -14,6 +14,8 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.training.config import REFERENCE_BATCH
 from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import FILE, TRACE, read_metrics
+from imagepiece_jax.training.run_dir import wall_seconds
+from imagepiece_jax.training.teacher import Teacher
 from imagepiece_jax.training.train_step import count_programs
 
 SHOWN_CLASSES = 5  # names in the text of a dry run
@@ -44,10 +46,20 @@ def dry_run(run):
         f"memory on each of {parallel.device_count()} devices: {held / 1e6:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
-        f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}; "
+        f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
+        f"{_training_flop(run) / 1e18:#.3g} EFLOP (1e18 operations, two a MAC); "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
+
+
+def _training_flop(run):
+    model, size, macs = run.teacher_model, run.config.image_size, 0
+    if isinstance(model, Teacher):
+        model, size = model.model, model.image_size
+    if model is not None:
+        macs = model_macs(model, size)
+    return run.config.training_flop(len(run.data.train), macs)
 
 
 def _data_text(config, train, val):
@@ -104,15 +116,16 @@ def final_table(workdir, config, model, progress):
         ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
-        *_history(read_metrics(workdir), config.optim.batch_size),
+        *_history(workdir, config.optim.batch_size),
     ]
     places = [(name, workdir / path) for name, path in PLACES]
     rows += [(name, path) for name, path in places if path.exists()]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 
 
-def _history(lines, batch_size):
+def _history(workdir, batch_size):
     """Rows from the log: accuracy at the start, time, and skipped steps."""
+    lines = read_metrics(workdir)
     for line in lines:
         if line["kind"] == "init":
             yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
@@ -127,9 +140,26 @@ def _history(lines, batch_size):
     spent = tqdm.format_interval(seconds)
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {rate:,.0f} images a second (median)"
+    if whole := wall_seconds(workdir):
+        span = tqdm.format_interval(whole)
+        share = productive_share(seconds, whole)
+        yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
         yield "skipped", f"{skipped} of {before} steps, which were not finite"
+
+
+def productive_share(step_seconds: float, wall_seconds: float) -> float:
+    """Share of a run's wall clock that its steps took; 1 would be nothing but steps.
+
+    Compiling, evaluations and checkpoints count against it, and of a run that was
+    stopped what it had to compute again and the time until it was started again.
+    Waiting for images does not: `input_wait` of the log tells it.
+
+    step_seconds: of each step of the run once, without the compilation before it
+    wall_seconds: from the run's first start to its end
+    """
+    return min(1.0, step_seconds / wall_seconds)
 
 
 def _accuracy(last):

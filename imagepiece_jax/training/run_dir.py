@@ -1,11 +1,13 @@
 """The folder of a run: its config, what ran it, its classes, and its lock.
 
 `config.json` is the whole config; a folder belongs to one config, apart from the fields
-that may change when a run is resumed. `run.json` has one entry for each start.
+that may change when a run is resumed. `run.json` has one entry for each start, and when
+the run was done.
 `classes.json` is the list of the classes' names by label, where the data name them.
 """
 
 import contextlib
+import datetime
 import importlib.metadata
 import json
 import os
@@ -28,6 +30,7 @@ from imagepiece_jax.pretrained.runs import (
 from imagepiece_jax.training.logging import read_metrics
 
 RUN, LOCK = "run.json", ".lock"
+CLOCK = "%Y-%m-%d %H:%M:%S %z"  # in run.json
 # Fields that may change when a run is resumed; anything else makes another run.
 MAY_CHANGE = (
     "data.dir",
@@ -99,7 +102,7 @@ def record_start(workdir, config: dict):
     starts.append(
         {
             "git": git_revision(),
-            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "time": _now(),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -109,6 +112,31 @@ def record_start(workdir, config: dict):
     _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / RUN_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def record_end(workdir):
+    """Add to the newest start in `run.json` that it took the run's last step."""
+    path = pathlib.Path(workdir) / RUN
+    starts = _read(path)["starts"]
+    starts[-1]["end"] = _now()
+    replace_file(path, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def wall_seconds(workdir) -> float | None:
+    """Seconds from a run's first start to its end; None where `run.json` has no end."""
+    path = pathlib.Path(workdir) / RUN
+    starts = _read(path)["starts"] if path.exists() else []
+    ends = [start["end"] for start in starts if "end" in start]
+    if not ends:
+        return None
+    first, end = (
+        datetime.datetime.strptime(text, CLOCK) for text in (starts[0]["time"], ends[0])
+    )
+    return (end - first).total_seconds()
+
+
+def _now():
+    return time.strftime(CLOCK, time.localtime(time.time()))
 
 
 def record_classes(workdir, names):

@@ -58,6 +58,8 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
             if run.step > 0:
                 say(f"resuming from step {run.step} of {steps}")
             run.train()
+            if parallel.is_main():
+                run_dir.record_end(run.workdir)
         if parallel.is_main():
             parts = run.config, run.model, run.progress
             say(report.final_table(run.workdir, *parts))

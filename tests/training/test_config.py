@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, quickstart
+from configs import base, deit_s_evit, quickstart
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training.config import OptimConfig, RunConfig
 from imagepiece_jax.training.optimizer import adamw, create
 from imagepiece_jax.training.train_step import batch_shapes
@@ -178,6 +179,28 @@ def test_length():
     """1281167 // 1024 = 1251 steps an epoch."""
     length = RunConfig.from_config(base.get_config()).length(1281167)
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
+
+
+def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
+    """DeiT-S by hand; a rate that warms up; a teacher, which only looks at images."""
+    images = 1281167
+    deit = RunConfig.from_config(base.get_config())
+    assert deit.training_flop(images) == pytest.approx(
+        300 * 1251 * 1024 * 3 * 2 * 4.6e9, rel=1e-3
+    )
+    made = config(epochs=4)
+    made.reduction = deit_s_evit.get_config().reduction
+    made.reduction.update(rate_warmup_start=1, rate_warmup_epochs=2, blocks=(1, 2, 3))
+    evit = RunConfig.from_config(made)
+    macs = [model_macs(evit.create_train_model(epoch), 16) for epoch in range(4)]
+    assert evit.macs_by_epoch() == macs == sorted(macs, reverse=True)
+    assert len(set(macs)) == 3 and macs[0] == model_macs(evit.create_dense(), 16)
+    assert evit.training_flop(640) == 2 * 10 * 64 * 3 * sum(macs)
+    made.distill.kind = "soft"
+    taught = RunConfig.from_config(made).training_flop(640)
+    assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
+    known = RunConfig.from_config(made).training_flop(640, teacher_macs=10)
+    assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
 
 
 def test_rate_is_that_of_the_global_batch():

@@ -3,10 +3,11 @@
 import dataclasses
 
 from configs import quickstart
-from imagepiece_jax.training import report
+from imagepiece_jax.training import logging, report, run_dir
 from imagepiece_jax.training.checkpoint import Progress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
+from tests.training import test_logging
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
@@ -72,3 +73,37 @@ def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
     writer.write_line("train", 1, throughput=None, skipped=0)
     writer.close()
     assert "time" not in rows(tmp_path)
+
+
+def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
+    """Ten steps of a second in 1,622 s, of which 1,100 compile and 500 nothing runs.
+
+    The run is killed after step 7 and goes on from the checkpoint of step 4, so that
+    steps 5 to 7 are taken twice.
+    """
+    clock = [1.7e9]
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(run_dir.time, "time", lambda: clock[0])
+
+    def train(steps, compiling):
+        run_dir.record_start(tmp_path, {})
+        log = test_logging.make(tmp_path, step=steps.start - 1)
+        for step in log.timed(steps):
+            clock[0] += 1 + compiling * (step == steps.start)
+            log.record(step, test_logging.numbers())
+            log.flush()
+        log.close()
+
+    train(range(1, 8), compiling=1000)
+    assert "productive" not in rows(tmp_path)
+    clock[0] += 500
+    train(range(5, 11), compiling=100)
+    clock[0] += 9  # an evaluation
+    run_dir.record_end(tmp_path)
+    wall = 1000 + 7 + 500 + 100 + 6 + 9
+    share = f"{10 / wall:.0%} of 27:02 from the first start to the end"
+    assert rows(tmp_path)["productive"] == share
+    clock[0] += 9999  # to print the table again is no training
+    run_dir.record_start(tmp_path, {})
+    assert rows(tmp_path)["productive"] == share
+    assert report.productive_share(10, wall) == 10 / wall

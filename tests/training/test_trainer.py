@@ -72,7 +72,7 @@ def test_run_leaves_config_versions_checkpoints_and_picture(finished):
     assert saved["model"]["mean"] == list(MEAN)
     assert saved["batch_size"] == 256 and saved["reduction"]["name"] == "imagepiece"
     start = json.loads((workdir / "run.json").read_text())["starts"][0]
-    assert {"git", "python", "libraries", "devices"} <= set(start)
+    assert {"git", "python", "libraries", "devices", "end"} <= set(start)
     assert Checkpoints(workdir).latest_step() == 10
     with Image.open(workdir / "tokens.png") as picture:
         assert picture.width > 500
@@ -176,7 +176,9 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     trainer.train_and_evaluate(made, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "GMACs" in printed and "MB of working space" in printed
-    assert "10 steps: 2 epochs of 5" in printed
+    macs = RunConfig.from_config(made).macs_by_epoch()[0]
+    flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
+    assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
     assert (
         "data: digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, "
         "4, ...\n" in printed
