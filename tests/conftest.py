@@ -21,7 +21,7 @@ sys.modules["openvino_telemetry"] = None
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from imagepiece_jax.common import progress  # noqa: E402
+from imagepiece_jax.common import parallel, progress  # noqa: E402
 from tests import tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -72,6 +72,12 @@ def quickly_begun():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(initial_weights, "fresh_variables", runs.untrained)
         yield
+
+
+@pytest.fixture(params=parallel.FORMS)
+def form(request, monkeypatch):
+    """Both ways of mapping functions over devices, one after the other."""
+    monkeypatch.setattr(parallel, "FORM", request.param)
 
 
 @pytest.fixture

@@ -299,20 +299,21 @@ def test_no_command_needs_jax_for_its_help():
     assert len(commands) > 10
 
 
-def device_names(module, source, is_package=False):
-    """What of `jax.pmap` and `jax.distributed` a file mentions, read or imported."""
+def mentions(module, source, is_package=False):
+    """What a file reads or imports of the tools that will be replaced one day."""
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)]
     names = {ast.unparse(n) for n in nodes} | {*imports(module, source, is_package)}
-    wanted = ("jax.pmap", "jax.distributed")
+    wanted = ("jax.pmap", "jax.shard_map", "jax.distributed", "orbax")
     return {w for w in wanted if any((n + ".").startswith(w + ".") for n in names)}
 
 
-def test_one_file_knows_pmap_and_one_the_processes():
+def test_devices_processes_and_orbax_are_known_by_one_file_each():
     """A move to other tools is one file."""
     files = [described(path) for path in (ROOT / PACKAGE).rglob("*.py")]
-    found = {file[0]: device_names(*file) for file in files if device_names(*file)}
+    found = {file[0]: mentions(*file) for file in files if mentions(*file)}
     assert found == {
-        f"{PACKAGE}.common.parallel": {"jax.pmap"},
+        f"{PACKAGE}.common.orbax_files": {"orbax"},
+        f"{PACKAGE}.common.parallel": {"jax.pmap", "jax.shard_map"},
         f"{PACKAGE}.training.distributed": {"jax.distributed"},
     }
 
@@ -324,11 +325,12 @@ def test_one_file_knows_pmap_and_one_the_processes():
         ("from jax import pmap", {"jax.pmap"}),
         ("import jax\njax.distributed.initialize()", {"jax.distributed"}),
         ("from jax.distributed import initialize", {"jax.distributed"}),
+        ("import orbax.checkpoint as ocp", {"orbax"}),
         ("run = parallel.pmap(f)  # jax.pmap", set()),
     ],
 )
-def test_mentions_of_devices_are_found(source, found):
-    assert device_names("imagepiece_jax.training.trainer", source) == found
+def test_mentions_are_found(source, found):
+    assert mentions("imagepiece_jax.training.trainer", source) == found
 
 
 def test_four_files_stand_at_the_top():

@@ -4,18 +4,15 @@ Orbax does not notice flipped bits: it restores them silently. The JSON item of 
 therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
 """
 
-import asyncio
 import contextlib
 import json
 import pathlib
 import zlib
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from flax import traverse_util
 
+from imagepiece_jax.common import orbax_files
 from imagepiece_jax.errors import InputError
 
 
@@ -63,21 +60,16 @@ def described(arrays, meta):
     return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
 
 
-def items(arrays, content):
-    """A step's items as Orbax takes them; `content` is the text of `described`."""
-    return ocp.args.Composite(
-        state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
-        meta=ocp.args.JsonSave(
-            {"content": content, "crc32": zlib.crc32(content.encode())}
-        ),
-    )
+def sealed(content):
+    """A step's JSON item: `content`, the text of `described`, and its checksum."""
+    return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
 def read_content(folder) -> str:
     """The text of `described` in a step. Raises DamagedError if it is not intact."""
     with _reported_as_damage():
-        meta = _read_item(folder, meta=ocp.args.JsonRestore())
-        if zlib.crc32(meta["content"].encode()) != meta["crc32"]:
+        meta = orbax_files.read_json(pathlib.Path(folder, "meta"))
+        if sealed(meta["content"]) != meta:
             raise DamagedError("its metadata is not what was written (checksum)")
         return meta["content"]
 
@@ -91,16 +83,12 @@ def read(folder, choose):
     content = read_content(folder)
     with _reported_as_damage():
         table = json.loads(content)["arrays"]
-    names = list(choose(folder, table))
-    if not names:  # Orbax refuses an empty tree
-        return {}, content
-    tree = traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/")
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
+    paths = [tuple(name.split("/")) for name in choose(folder, table)]
     with _reported_as_damage():
-        arrays = traverse_util.flatten_dict(_read_item(folder, state=restore), sep="/")
-        for name in names:
-            if _entry(arrays[name]) != table[name]:
+        arrays = orbax_files.read_arrays(pathlib.Path(folder, "state"), paths)
+        arrays = {"/".join(path): array for path, array in arrays.items()}
+        for name, array in arrays.items():
+            if _entry(array) != table[name]:
                 raise DamagedError(f"{name} is not what was written (checksum)")
     return arrays, content
 
@@ -117,58 +105,7 @@ def _reported_as_damage():
         raise DamagedError(reason) from error
 
 
-def _read_item(folder, **restore):
-    """One item of a step, as Orbax returns it.
-
-    Each process reads alone: whether it can may depend on its view of the folder, and
-    Orbax would wait for the others.
-    """
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=None, active_processes={jax.process_index()}
-    )
-    handler = ocp.CompositeCheckpointHandler(**handlers())
-    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
-    with checkpointer, patient_event_loops():
-        (item,) = checkpointer.restore(folder, ocp.args.Composite(**restore)).values()
-    return item
-
-
-class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Event loop that closes when its tasks are done, even if one of them failed."""
-
-    def close(self):
-        tasks = asyncio.all_tasks(self)
-        if tasks and not self.is_closed():
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self):
-        return _PatientEventLoop()
-
-
-@contextlib.contextmanager
-def patient_event_loops():
-    """Let reads that have begun end before an event loop closes.
-
-    Orbax gives up at the first array that fails; each of the others would print "Event
-    loop is closed" and a traceback when it arrives.
-    """
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
-
-
 def _entry(array):
     """Entry of an array in the table: [dtype, shape, CRC32 of its bytes]."""
     data = np.ascontiguousarray(array).view(np.uint8).data
     return [str(array.dtype), list(array.shape), zlib.crc32(data)]
-
-
-def handlers():
-    """Orbax's handler of each item of a step."""
-    return {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}

@@ -19,13 +19,11 @@ import zipfile
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
-from flax import traverse_util
 
+from imagepiece_jax.common import orbax_files
 from imagepiece_jax.common.files import memory_bytes, read_json
 from imagepiece_jax.errors import InputError
 
@@ -266,19 +264,8 @@ def _read_orbax(path, select):
     keys = [[part["key"] for part in tree["key_metadata"]] for tree in trees]
     paths = {"/".join(map(str, key)): tuple(key) for key in keys}
     chosen = select({name: _Unread(0) for name in paths})
-    if not chosen:
-        return {}
-    restored = traverse_util.unflatten_dict(
-        {paths[name]: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen}
-    )
-    options = ocp.args.PyTreeRestore(
-        item=jax.tree.map(lambda _: 0, restored),
-        restore_args=restored,
-        partial_restore=True,  # of what `item` has alone
-    )
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path.parent.absolute(), args=options)
-    arrays = traverse_util.flatten_dict(tree)
+    folder = path.parent.absolute()
+    arrays = orbax_files.read_arrays(folder, [paths[name] for name in chosen])
     return {name: np.asarray(arrays[paths[name]]) for name in chosen}
 
 

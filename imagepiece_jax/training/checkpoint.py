@@ -18,12 +18,9 @@ import shutil
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import logging
 from flax import traverse_util
-from orbax.checkpoint import checkpoint_managers as policies
 
-from imagepiece_jax.common import checksums, parallel
+from imagepiece_jax.common import checksums, orbax_files, parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
@@ -103,7 +100,7 @@ class Checkpoints:
     def __init__(self, workdir, keep_every=0, save_every=0, lock=None):
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
         self._keep_every, self._save_every, self._lock = keep_every, save_every, lock
-        self._managers = {}
+        self._writers = {}
         self._while_writing = contextlib.ExitStack()
 
     def __enter__(self):
@@ -200,17 +197,17 @@ class Checkpoints:
 
     def wait(self):
         """Return when everything is on disk."""
-        for kind, manager in self._managers.items():
+        for kind, writer in self._writers.items():
             with self._reported(kind):
-                manager.wait_until_finished()
+                writer.wait()
 
     def close(self):
         """Wait, then stop the threads that write. Closing twice is allowed."""
-        managers, self._managers = self._managers, {}
+        writers, self._writers = self._writers, {}
         with self._while_writing as stack:  # each one, whatever fails in the others
-            for kind, manager in managers.items():
+            for kind, writer in writers.items():
                 stack.enter_context(self._reported(kind))
-                stack.callback(manager.close)
+                stack.callback(writer.close)
 
     def _save(self, kind, step, state, meta):
         arrays = {
@@ -219,13 +216,13 @@ class Checkpoints:
         content = checksums.described(arrays, meta)
         self._check_lock()
         with self._reported(kind):
-            manager = self._manager(kind)
-            manager.wait_until_finished()
+            writer = self._writer(kind)
+            writer.wait()
             if parallel.from_main(lambda: self._holds(kind, step, content)):
                 return
-            for later in [s for s in manager.all_steps() if s >= step]:
-                manager.delete(later)
-            manager.save(step, args=checksums.items(arrays, content), force=True)
+            for later in [s for s in writer.steps() if s >= step]:
+                writer.remove(later)
+            writer.save(step, arrays, checksums.sealed(content))
 
     @contextlib.contextmanager
     def _reported(self, kind):
@@ -278,43 +275,31 @@ class Checkpoints:
     def _steps(self, kind):
         return set(checksums.steps(self._root / kind))
 
-    def _manager(self, kind):
+    def _writer(self, kind):
         # Made by the first save: making one writes, and removes unfinished steps.
-        if not self._managers:
-            self._while_writing.enter_context(checksums.patient_event_loops())
-            logging.get_absl_logger().addFilter(_not_raised_too)
-        if kind not in self._managers:
-            keep = [policies.LatestN(KEEP)]
-            if self._keep_every and kind == "latest":
-                keep.append(policies.EveryNSteps(self._keep_every))
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
-                # Processes wait for each other by step, and both kinds save the same.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    barrier_sync_key_prefix=kind
-                ),
-            )
-            manager = ocp.CheckpointManager(
-                self._root / kind, options=options, item_handlers=checksums.handlers()
-            )
-            self._managers[kind] = manager
-            self._see_the_same(kind, manager)
-        return self._managers[kind]
+        if not self._writers:
+            self._while_writing.enter_context(orbax_files.patient_event_loops())
+            orbax_files.log_no_raised_errors()
+        if kind not in self._writers:
+            every = self._keep_every if kind == "latest" else 0
+            writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
+            self._writers[kind] = writer
+            self._see_the_same(kind, writer)
+        return self._writers[kind]
 
-    def _see_the_same(self, kind, manager):
-        """Wait until `manager` knows the steps that process 0 has: it looks once."""
-        steps = parallel.from_main(lambda: sorted(manager.all_steps()))
+    def _see_the_same(self, kind, writer):
+        """Wait until `writer` knows the steps that process 0 has: it looks once."""
+        steps = parallel.from_main(writer.steps)
 
         def seen():
-            if sorted(manager.all_steps()) != steps:
-                manager.reload()
-            return sorted(manager.all_steps()) == steps
+            if writer.steps() != steps:
+                writer.look_again()
+            return writer.steps() == steps
 
         if not becomes_true(seen):
             raise RunError(
                 f"{self._root / kind} holds steps {steps} on process 0, but "
-                f"{sorted(manager.all_steps())} here: all hosts need to share it"
+                f"{writer.steps()} here: all hosts need to share it"
             )
 
 
@@ -366,11 +351,3 @@ def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def _not_raised_too(record):
-    """Filter of what is logged: Orbax logs an error in every thread it passes through.
-
-    It is raised as well, and reported by `_reported`.
-    """
-    return not (record.exc_info and "/orbax/" in record.pathname)

@@ -51,7 +51,7 @@ def test_two_processes_of_two_devices(tmp_path):
             child.kill()
 
 
-def test_one_device_is_a_special_case_of_many():
+def test_one_device_is_a_special_case_of_many(form):
     check_exchange(devices=1)
     check_round_trip(devices=1)
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)
@@ -130,9 +130,11 @@ def check_pairs(devices, m):
 
 def check_eight():
     assert parallel.device_count() == len(parallel.local_devices()) == 8
-    check_exchange(devices=8)
-    check_pairs(devices=8, m=4)
-    check_round_trip(devices=8)
+    for form in parallel.FORMS:
+        parallel.FORM = form
+        check_exchange(devices=8)
+        check_pairs(devices=8, m=4)
+        check_round_trip(devices=8)
     with pytest.raises(InputError, match="12 samples cannot be split over 8 local"):
         parallel.shard({"x": np.zeros((12, 2))})
 
@@ -144,13 +146,15 @@ def check_process(process, port, folder):
         assert (parallel.process_index(), parallel.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
-        check_exchange(devices=4, first=2 * process, local=2)
-        parallel.forget_programs()  # as where a rate warms up
-        check_round_trip(devices=2, everywhere=4)
+        for form in parallel.FORMS:
+            parallel.FORM = form
+            check_exchange(devices=4, first=2 * process, local=2)
+            parallel.forget_programs()  # as where a rate warms up
+            check_round_trip(devices=2, everywhere=4)
+            check_highest(process)
+            check_dry_run(process, pathlib.Path(folder) / "run")
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
-        check_highest(process)
         check_agreement(process, pathlib.Path(folder))
-        check_dry_run(process, pathlib.Path(folder) / "run")
 
 
 def check_highest(process):
@@ -239,7 +243,7 @@ if __name__ == "__main__":
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
 
 
-def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
+def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch, form):
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(xla_options, "options", lambda platform: options)
     given = []
@@ -260,7 +264,7 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
     assert given == [options]  # ahead of all calls
 
 
-def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
+def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch, form):
     """One that XLA does not know is refused, but for what is no model."""
     monkeypatch.setitem(xla_options.OPTIONS, "cpu", {"xla_no_such_option": True})
     x = parallel.replicate(np.float32(1))

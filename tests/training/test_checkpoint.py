@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, kept, and complete after a kill."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint import v1
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -167,6 +169,17 @@ def test_step_without_orbax_metadata_is_read_by_our_own_table(tmp_path):
     state, _, step = checkpoints.restore(abstract(make_state()))
     assert step == 2
     assert_same(state, make_state(2))
+
+
+def test_orbaxs_v1_reads_what_is_written_today(tmp_path):
+    """Its API is the only one from version 1.0.0 on."""
+    everything = saved(tmp_path, [1, 2]).restore_variables("latest", optimizer=True)
+    with v1.training.Checkpointer(tmp_path / "checkpoints" / "latest") as steps:
+        assert [found.step for found in steps.checkpoints] == [1, 2]
+        items = steps.load_checkpointables(2)
+    assert_same(items["state"], everything)
+    assert_same(items["state"]["params"], make_state(2).params)
+    assert json.loads(items["meta"]["content"])["meta"] == {"epoch": 1.0}
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):

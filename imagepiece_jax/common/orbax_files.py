@@ -1,0 +1,141 @@
+"""Orbax, which writes and reads checkpoints: all that this package uses of it.
+
+Its v1 becomes the top level with version 1.0.0: moving there means rewriting this file.
+A step is a folder of two items, which v1 reads too: `state`, nested dicts of arrays,
+and `meta`, a JSON value.
+"""
+
+import asyncio
+import contextlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from flax import traverse_util
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class StepWriter:
+    """The steps in a folder, written in the background.
+
+    Making one makes the folder, and removes what killed runs left unfinished. All
+    processes make the same calls.
+
+    folder: by its name processes tell writers apart that save the same steps
+    keep: so many of the newest steps are not removed
+    keep_every: neither are multiples of so many steps; 0: none
+    """
+
+    def __init__(self, folder, keep, keep_every=0):
+        kept = [policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder.name
+            ),
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def steps(self):
+        """Numbers of the complete steps, in order, as last looked at."""
+        return sorted(self._manager.all_steps())
+
+    def look_again(self):
+        """Read from the folder which steps there are."""
+        self._manager.reload()
+
+    def remove(self, step):
+        """Remove a step."""
+        self._manager.delete(step)
+
+    def save(self, step, arrays, meta):
+        """Start writing; returns when `arrays` may be changed again.
+
+        arrays: by name; "/" separates the keys of nested dicts
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def wait(self):
+        """Return when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        """Wait, then stop the threads that write."""
+        self._manager.close()
+
+
+def read_arrays(folder, paths):
+    """NumPy arrays of a tree by their paths, tuples of keys; no others are read."""
+    if not paths:  # Orbax refuses an empty tree
+        return {}
+    tree = traverse_util.unflatten_dict(dict.fromkeys(paths, 0))
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
+    arrays = _read(folder, ocp.PyTreeCheckpointHandler(), restore)
+    return traverse_util.flatten_dict(arrays)
+
+
+def read_json(folder):
+    """The JSON value of an item."""
+    return _read(folder, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+
+def _read(folder, handler, restore):
+    """One item, as Orbax returns it.
+
+    Each process reads alone: whether it can may depend on its view of the folder, and
+    Orbax would wait for the others.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}
+    )
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    with checkpointer, patient_event_loops():
+        return checkpointer.restore(folder, restore)
+
+
+class _PatientEventLoop(asyncio.SelectorEventLoop):
+    """Event loop that closes when its tasks are done, even if one of them failed."""
+
+    def close(self):
+        tasks = asyncio.all_tasks(self)
+        if tasks and not self.is_closed():
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self):
+        return _PatientEventLoop()
+
+
+@contextlib.contextmanager
+def patient_event_loops():
+    """Let reads that have begun end before an event loop closes.
+
+    Orbax gives up at the first array that fails; each of the others would print "Event
+    loop is closed" and a traceback when it arrives.
+    """
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_PatientPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
+def log_no_raised_errors():
+    """Orbax logs an error in every thread it passes through, and raises it as well."""
+    logging.get_absl_logger().addFilter(_not_raised_too)
+
+
+def _not_raised_too(record):
+    return not (record.exc_info and "/orbax/" in record.pathname)
