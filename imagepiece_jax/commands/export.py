@@ -12,7 +12,8 @@ their sizes, the token of each patch and where tokens stand
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
 holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
-running it needs JAX and flatbuffers, and neither this package nor Flax:
+running it needs JAX and flatbuffers, and neither this package nor Flax. JAX promises to
+read it for six months; ONNX lasts longer.
 
     with open("model.jax", "rb") as file:
         program = jax.export.deserialize(bytearray(file.read()))
@@ -22,7 +23,6 @@ running it needs JAX and flatbuffers, and neither this package nor Flax:
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 
 from imagepiece_jax import cli
@@ -41,8 +41,6 @@ TOKENS = cli.whole("tokens", None, "give so many image tokens, not logits", 1)
 def main():
     typed = MODEL()
     # They import JAX: after the flags.
-    import jax
-
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.inference import jax_export
     from imagepiece_jax.inference.features import TokenList
@@ -57,7 +55,8 @@ def main():
             f"--out {out} ends in {out.suffix}, but --format is {form}; allowed is "
             f"--format {out.suffix[1:]}, or another name"
         )
-    for file in (out, facts_file(out)):
+    beside = jax_export.facts_file(out)
+    for file in (out, beside):
         check_writable("--out", file, own_files(typed["path"]))
     _check_installed(form)
     config, weights = read_with_config(**typed)
@@ -81,13 +80,13 @@ def main():
             runs = f"ONNX opset {OPSET}"
         else:
             data = jax_export.serialized(vit, **options)
-            facts.update(platforms=jax_export.PLATFORMS, jax=jax.__version__)
+            facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)
-    replace_file(facts_file(out), json.dumps(facts, indent=2) + "\n")
+    replace_file(beside, json.dumps(facts, indent=2) + "\n")
     print(
         f"{out}: {len(data) / 1e6:.1f} MB, {facts['dtype']}, {facts['gmacs']:.3f} "
-        f"GMACs an image, {runs}; {facts_file(out).name} describes input and output"
+        f"GMACs an image, {runs}; {beside.name} describes input and output"
     )
 
 
@@ -102,11 +101,6 @@ def _check_installed(form):
             f"{package} is not installed, and {writes}; install it: pip install "
             f"{package}"
         )
-
-
-def facts_file(out: str | os.PathLike) -> pathlib.Path:
-    """Path of the facts about the program in file `out`."""
-    return pathlib.Path(f"{out}.json")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """A model with its weights as a program that JAX alone runs, and facts about it."""
 
+import datetime
+import os
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -46,6 +50,52 @@ def serialized(
         return results if tokens is None else tuple(results)
 
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
+
+
+def load_program(path: str | os.PathLike) -> jax.export.Exported:
+    """The program in a file: `jax.jit(load_program(path).call)(images)`.
+
+    path: of a file that holds the bytes of `serialized`
+    Raises InputError where the file is damaged, or JAX refuses it: it promises to read
+    what its versions of the last six months wrote.
+    """
+    try:
+        program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
+        program.mlir_module()  # whose own version JAX looks at no earlier
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types, where bytes are missing
+        raise InputError(
+            f"{path} is no program that jax {jax.__version__} reads "
+            f"({str(error).split('.')[0]}){_origin(path)}; JAX promises to read one "
+            "for six months: export the weights again, for longer with --format onnx"
+        ) from error
+    return program
+
+
+def _origin(path):
+    """By what, and when, the program in a file was exported, if that is recorded."""
+    try:
+        beside = read_json(facts_file(path))
+        return f"; jax {beside['jax']} exported it on {beside['exported']}"
+    except (InputError, KeyError):
+        return ""
+
+
+def origin() -> dict[str, Any]:
+    """What decides how long JAX reads a program that is exported now: for its facts."""
+    return {
+        "jax": jax.__version__,
+        "calling_convention": jax.config.jax_export_calling_convention_version,
+        "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def facts_file(out: str | os.PathLike) -> pathlib.Path:
+    """Path of the facts about the program in file `out`."""
+    return pathlib.Path(f"{out}.json")
 
 
 def exported_images(

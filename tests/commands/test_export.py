@@ -1,7 +1,9 @@
 """The exported program, run without this package: the same logits."""
 
+import datetime
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +92,11 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert facts["normalization"]["std"] == list(STD)
     assert facts["method"]["name"] == "imagepiece"
     assert facts["platforms"] == ["cpu", "cuda"]
+    program = jax_export.load_program(out)
+    assert facts["calling_convention"] == program.calling_convention_version
+    assert facts["jax"] == jax.__version__
+    age = datetime.datetime.now() - datetime.datetime.fromisoformat(facts["exported"])
+    assert abs(age) < datetime.timedelta(days=3)
     assert facts["gmacs"] == pytest.approx(model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -123,6 +130,44 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
         "onnx is not installed, and --format onnx is written with it; install it: pip "
         "install onnx"
     )
+
+
+@pytest.fixture
+def old_program(tmp_path):
+    """A file that JAX 0.7.0 wrote: the mean over the pixels of each image."""
+    path = tmp_path / "model.jax"
+    shutil.copy(ROOT / "tests" / "fixtures" / "program_of_jax_0.7.0.jax", path)
+    origin = {"jax": "0.7.0", "exported": "2025-07-22"}
+    (tmp_path / "model.jax.json").write_text(json.dumps(origin))
+    return path
+
+
+def test_a_program_that_has_expired_is_refused_in_a_sentence(old_program):
+    """JAX 0.10 reads it still: what it refuses here is cut off."""
+    if tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12):
+        program = jax_export.load_program(old_program)
+        images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+        found = jax.jit(program.call)(images)
+        np.testing.assert_allclose(found, images.mean((1, 2)), rtol=1e-5, atol=1e-6)
+        old_program.write_bytes(old_program.read_bytes()[:1000])
+    with pytest.raises(InputError) as raised:
+        jax_export.load_program(old_program)
+    text = str(raised.value)
+    assert text.startswith(f"{old_program} is no program that jax {jax.__version__} ")
+    assert text.endswith(
+        "); jax 0.7.0 exported it on 2025-07-22; JAX promises to read one for six "
+        "months: export the weights again, for longer with --format onnx"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, bytes(range(256))])
+def test_what_is_no_program_is_refused_in_a_sentence(tmp_path, content):
+    path = tmp_path / "model.jax"
+    with pytest.raises(InputError, match="model.jax cannot be read \\(No such file"):
+        jax_export.load_program(path)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no program that .*\\); JAX promises to"):
+        jax_export.load_program(path)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
