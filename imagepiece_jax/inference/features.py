@@ -194,7 +194,9 @@ def _extract(
 
     whole = layer(len(model.plan) - 1, last)
     layers = tuple(layer(block, last if norm else None) for block in blocks)
-    tokens = token_list(outputs, grid) if listed else ()
+    tokens = ()
+    if listed:  # normed as patches are: in float32, whatever the model computes in
+        tokens = token_list(outputs.replace(tokens=last(outputs.state.x)), grid)
     return Features(outputs.pooled, *whole, layers, *tokens)
 
 

@@ -38,8 +38,8 @@ def serialized(
     `features.TokenList`, one after the other
     Raises InputError where the batch is open and the model draws.
     """
-    images, dtype = exported_images(vit, batch_size, pixels), vit.model.dtype
-    model = leaving(vit, tokens)
+    images = exported_images(vit, batch_size, pixels, tokens)
+    model, dtype = leaving(vit, tokens), vit.model.dtype
     fast, fixed = optimize.prepare(model, vit.variables, dtype=dtype.name)
     forward = optimize.forward(fast, tokens is not None)
 
@@ -99,11 +99,14 @@ def facts_file(out: str | os.PathLike) -> pathlib.Path:
 
 
 def exported_images(
-    vit: Pretrained, batch_size: int | None = None, pixels: bool = False
+    vit: Pretrained,
+    batch_size: int | None = None,
+    pixels: bool = False,
+    tokens: int | None = None,
 ) -> jax.ShapeDtypeStruct:
     """The images of an exported program, with arguments and errors of `serialized`."""
     if batch_size is None:
-        if draws(vit.model):
+        if draws(leaving(vit, tokens)):
             # JAX has no random numbers of an open shape.
             raise InputError(
                 f"config.reduction is {vit.label}, which draws random numbers; allowed "

@@ -37,13 +37,13 @@ def onnx_model(
     `features.TokenList`, by name, `source` as int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    if jax_export.draws(vit.model):
+    plain = leaving(vit, tokens).clone(kernels=None)
+    if jax_export.draws(plain):
         raise InputError(
             f"config.reduction is {vit.label}, which draws random numbers, and has no "
             "ONNX graph; allowed are the other methods, or --format jax"
         )
-    images = jax_export.exported_images(vit, batch_size, pixels)
-    plain = leaving(vit, tokens).clone(kernels=None)
+    images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
     with nodes.kept():
         run = optimize.forward(fast, tokens is not None)

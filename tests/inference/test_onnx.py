@@ -12,7 +12,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_graph
+from imagepiece_jax.inference import jax_export, onnx_graph
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import registry
@@ -306,6 +306,19 @@ def test_what_draws_has_no_graph(batch_size, reduction):
     model = tiny.model(reduction)
     with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
         onnx_model(Pretrained(model, tiny.variables(model)), batch_size=batch_size)
+
+
+def test_what_draws_is_decided_by_the_tokens_that_are_left():
+    """At a keep rate of 1 nothing is drawn, until fewer tokens are asked for."""
+    reduction = {"name": "random", "blocks": (1,), "keep_rate": 1.0}
+    model = tiny.model(reduction, depth=2)
+    vit = Pretrained(model, tiny.shapes(model), reduction)
+    with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
+        onnx_model(vit, tokens=9)
+    with pytest.raises(InputError, match="draws random numbers; allowed is a batch si"):
+        jax_export.serialized(vit, tokens=9)
+    whole = vit.with_reduction(reduction | {"keep_rate": 0.6})
+    assert jax_export.exported_images(whole, tokens=25).shape[1:] == (20, 20, 3)
 
 
 def outputs(fn, *shapes):

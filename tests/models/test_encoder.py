@@ -123,6 +123,17 @@ def test_as_many_tokens_as_asked_for(name):
         close(values, getattr(found, field))
 
 
+def test_tokens_are_normed_as_patches_are():
+    """In float32, where the model computes in bfloat16."""
+    reduction = {"name": "evit", "blocks": (0,)}
+    vit = Pretrained(*small(reduction, depth=1, dtype="bfloat16"), reduction)
+    found = features(vit, tiny.images(1), tokens=9)
+    assert found.tokens.dtype == found.patches.dtype == np.float32
+    kept = np.asarray(found.source[0]) >= 0
+    of_patches = found.tokens[0][found.source[0][kept]]
+    np.testing.assert_array_equal(of_patches, found.patches[0][kept])
+
+
 def test_without_a_number_no_tokens_are_listed():
     found = features(Pretrained(*small(depth=1)), tiny.images(1))
     assert found.tokens is found.size is found.source is found.coordinates is None
