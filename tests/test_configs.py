@@ -224,6 +224,39 @@ def test_deit_recipe():
     assert wanted.items() <= dict(fields(base.get_config())).items()
 
 
+def test_recipe_of_90_epochs(configs):
+    """big_vision's configs/vit_s16_i1k.py, in the fields of this package."""
+    config = cli.load_config(f"{ROOT / 'configs' / 'deit_s.py'}:vit_s16_i1k")
+    optim = RunConfig.from_config(config).optim
+    batch, lr, wd, warmup_steps = 1024, 1e-3, 1e-4, 10_000
+    assert optim.batch_size == batch and optim.peak_lr == lr
+    # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
+    assert optim.peak_lr * optim.weight_decay == pytest.approx(wd)
+    assert optim.warmup_epochs * (IMAGENET // batch) == pytest.approx(warmup_steps)
+    wanted = {
+        "model.name": "deit_s",
+        "epochs": 90,
+        "clip_grad_norm": 1.0,
+        "mixup": 0.2,
+        "mixup_prob": 1.0,
+        "cutmix": 0.0,
+        "augment.layers": 2,
+        "augment.prob": 1.0,
+        "augment.magnitude": 10.0,
+        "augment.magnitude_std": 0.0,
+        "augment.erase_prob": 0.0,
+    }
+    changed = dict(fields(config))
+    assert wanted.items() <= changed.items()
+    # A value in [0, 255] becomes one in [-1, 1].
+    assert changed["model.mean"] == changed["model.std"] == (0.5, 0.5, 0.5)
+    model = RunConfig.from_config(config).create_model()
+    assert model.arch.pool == "mean" and not model.arch.class_token
+    base_fields = dict(fields(configs["base"]))
+    same = {"batch_size", "lr", "betas", "eps", "data.flip", "data.resize"}
+    assert all(changed[name] == base_fields[name] for name in same)
+
+
 # Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.
 MASKED_TRAINING = {
     "epochs": 30,
