@@ -7,6 +7,13 @@ Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. Compi
 step of each config for one host of eight at each number of images per GPU, lists its
 collectives, and calculates their time on several hosts from their bytes. Nothing is
 measured.
+
+python -m tools.collectives --runs --config configs/deit_s.py --hosts 1,2
+
+prints instead what whole trainings on ImageNet cost: the table of docs/training.md. One
+H200 takes the config's batch, and hosts of eight `images_per_gpu`; the steps alone
+count. Where a keep rate warms up, the time of an epoch lies between those of the dense
+and the last step as its MACs do.
 """
 
 import collections
@@ -16,10 +23,13 @@ import sys
 
 import jax
 from absl import flags
+from ml_collections import config_dict
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.data.imagenet.scan import SPLITS
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import RunConfig
 from tools import compile_only, h200, hlo
 
 cli.define_config("a config file; several are listed one after the other")
@@ -37,6 +47,10 @@ LATENCY = flags.DEFINE_float(
 FARTHER = flags.DEFINE_float(
     "network_latency", 50, "us that other hosts add to it", lower_bound=0
 )
+RUNS = flags.DEFINE_boolean("runs", False, "the cost of whole trainings instead")
+KILOBYTES = flags.DEFINE_float(
+    "kilobytes", 115.4, "of an image file: ImageNet's 147.9 GB by its training images"
+)
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 
 HEAD = """# Collectives of a training step
@@ -50,6 +64,7 @@ and {farther:g} us more between hosts (assumed), none of it hidden behind other 
 
 
 GPUS = 8  # of a host
+TRAINING_IMAGES = SPLITS["train"][2]
 FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
 KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
 
@@ -146,6 +161,51 @@ def plan(name, text, images, hosts, links):
     return "\n".join(rows)
 
 
+RUNS_HEADING = ["config", "EFLOP", "GB read", "1 H200: images/s", "hours"]
+
+
+def run_costs(configs, images, hosts, links, kilobytes):
+    """Yield the lines of a Markdown table: what trainings on ImageNet cost, calculated.
+
+    configs: [(name, config)]
+    images: per GPU, on hosts of eight; one GPU takes the config's batch
+    hosts: numbers of them
+    kilobytes: of an image file
+    """
+    heading, programs = list(RUNS_HEADING), {}
+    for count in hosts:
+        where = f"{count} x {GPUS}" if count > 1 else f"{GPUS} H200"
+        heading += [f"{where}: images/s", "hours"]
+
+    def seconds(config, batch, gpus, count):
+        config = config.copy_and_resolve_references()
+        config.batch_size = batch
+        key = config.to_json(), gpus
+        if key not in programs:
+            programs[key] = compile_only.train_text(config, gpus)
+        return step_seconds(programs[key]) + _exchange(programs[key], count, links)
+
+    yield f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}"
+    for name, config in configs:
+        run = RunConfig.from_config(config)
+        macs, length = run.macs_by_epoch(), run.length(TRAINING_IMAGES)
+        seen = length.steps * run.optim.batch_size
+        cells = [name, f"{run.training_flop(TRAINING_IMAGES) / 1e18:#.3g}"]
+        cells.append(f"{seen / run.data.repeats * kilobytes / 1e6:,.0f}")
+        layouts = [(1, 1, run.optim.batch_size)]
+        layouts += [(count, GPUS, GPUS * images) for count in hosts]
+        for count, gpus, batch in layouts:
+            step = seconds(config, batch, gpus, count)
+            if macs[0] != macs[-1]:
+                dense = config.copy_and_resolve_references()
+                dense.reduction = config_dict.ConfigDict({"name": "none"})
+                rest = (sum(macs) / len(macs) - macs[-1]) / (macs[0] - macs[-1])
+                step += rest * (seconds(dense, batch, gpus, count) - step)
+            rate = count * batch / step
+            cells += [f"{rate:,.0f}", f"{seen / rate / 3600:.1f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
 def _exchange(text, hosts, links):
     return sum(links.seconds(c, hosts) for c in hlo.collectives(text))
 
@@ -159,6 +219,13 @@ def main():
     links = Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
+    if RUNS.value:
+        parts = []
+        for line in run_costs(configs, images[0], hosts, links, KILOBYTES.value):
+            print(line, flush=True)
+            parts.append(line)
+        _write(parts)
+        return
     head = HEAD.format(
         nvlink=NVLINK.value,
         network=NETWORK.value,
@@ -175,10 +242,13 @@ def main():
                 parts.append(_section(name, count, text))
             print(f"{name}, {count} images a GPU: compiled", file=sys.stderr)
     parts.append("## Hosts\n\n" + "\n".join(rows))
-    report = "\n".join(parts) + "\n"
-    print(report)
+    print("\n".join(parts))
+    _write(parts)
+
+
+def _write(parts):
     if MARKDOWN.value:
-        pathlib.Path(MARKDOWN.value).write_text(report, "utf-8")
+        pathlib.Path(MARKDOWN.value).write_text("\n".join(parts) + "\n", "utf-8")
 
 
 def _numbers(holder):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import deit_s, deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
@@ -159,6 +159,40 @@ def test_the_plan_adds_up():
     assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
     assert cells[1][2:4] == ["2", "512"] and cells[1][6] == "69%"
     assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
+
+
+def test_the_cost_of_whole_runs_adds_up(monkeypatch):
+    """DeiT's recipe in steps of 8 us and more; EViT's rate warms up."""
+    texts = {"none": TEXT, "evit": TEXT.replace("1000,1000", "500,500")}
+    compiled = []
+
+    def train_text(config, gpus):
+        compiled.append((config.reduction.name, config.batch_size, gpus))
+        text = texts[config.reduction.name]
+        return text if gpus > 1 else text.replace("all-reduce", "bitcast")
+
+    monkeypatch.setattr(compile_only, "train_text", train_text)
+    links = collectives.Links(7 / 8 * 1e12, 4e11, 0, 0)
+    configs = [("deit", deit_s.get_config()), ("evit", deit_s_evit.get_config())]
+    lines = collectives.run_costs(configs, 128, [1, 2], links, kilobytes=100)
+    heading, *rows = "\n".join(lines).splitlines()
+    assert heading.endswith("| 2 x 8: images/s | hours |")
+    dense, evit = ([c.strip() for c in row.split("|")[1:-1]] for row in rows[1:])
+    images = 300 * 1251 * 1024
+    assert dense[:3] == ["deit", "10.6", f"{images / 3 * 100e3 / 1e9:,.0f}"]
+
+    def cells(step_us, batch):
+        rate = batch / step_us * 1e6
+        return [f"{rate:,.0f}", f"{images / rate / 3600:.1f}"]
+
+    # Two copies of 4 us; 8 us for the sums within a host, 10 us more for two hosts.
+    assert dense[3:] == cells(8, 1024) + cells(16, 1024) + cells(26, 2048)
+    # All tokens for ten epochs, 5 us for 190, and in between by MACs.
+    macs = RunConfig.from_config(configs[1][1]).macs_by_epoch()
+    share = (sum(macs) / 300 - macs[-1]) / (macs[0] - macs[-1])
+    assert 10 / 300 < share < 110 / 300
+    assert evit[3:5] == cells(5 + share * 3, 1024)
+    assert compiled.count(("none", 1024, 1)) == 1  # both need it
 
 
 def test_the_inventory_has_a_row_per_kind():
