@@ -66,10 +66,15 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
-    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    outputs, _ = jax.jit(model.init_with_output)(jax.random.key(1), images)
-    for x, dest in zip(outputs.taps[0].x, outputs.results[0].dest, strict=True):
-        x, dest = np.asarray(x, float), np.asarray(dest)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    variables = tiny.fill(jax.eval_shape(model.init, jax.random.key(1), images))
+
+    @tiny.compiled
+    def decide(variables, images):
+        outputs = model.apply(variables, images)
+        return outputs.taps[0].x, outputs.results[0].dest
+
+    for x, dest in zip(*decide(variables, images), strict=True):
         norm = np.linalg.norm(x, axis=-1)
         longest = np.sort(np.argsort(-norm)[:8])  # slots are in spatial order
         np.testing.assert_array_equal(dest[longest], np.arange(8))
@@ -92,11 +97,12 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     page = ROOT / "docs" / "methods.md"
     code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
     exec(compile(code, page.name, "exec"), space)
-    x = jax.random.normal(jax.random.key(0), (3, 10, 8))
-    taps = tokens.Taps(x=x, size=jnp.ones((3, 10)), cls_attn=x[..., 0])
+    x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
+    ones = np.ones((3, 10), np.float32)
+    taps = tokens.Taps(x=x, size=ones, cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
-    result = space["PruneAndMerge"](kept=7)(taps, counts)
-    for dest, tokens_of in zip(np.asarray(result.dest), np.asarray(x), strict=True):
+    decide = tiny.compiled(lambda taps: space["PruneAndMerge"](kept=7)(taps, counts))
+    for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
         assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])
