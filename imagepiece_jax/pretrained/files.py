@@ -150,9 +150,10 @@ def _guarded(path, readers):
         raise InputError(f"weights file {path} cannot be read: {error}") from error
     except Exception as error:  # a damaged pickle or header can raise anything at all
         reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
         raise InputError(
-            f"weights file {path} is damaged, truncated or no {path.suffix} file: "
-            f"{reason}"
+            f"weights file {path} is damaged, truncated or no "
+            f"{path.suffix or path.name} file: {reason}"
         ) from error
 
 

@@ -37,12 +37,16 @@ class Tower:
     blocks: that the tower has
     gelu: between layers of the projector
     prefix: whether it reads the class token, too
+    layers, bias: how many layers the projector has, and whether with biases; None: as
+    it is in the file
     """
 
     depth: int | None = None
     blocks: int | None = None
     gelu: str = "exact"
     prefix: bool = False
+    layers: int | None = None
+    bias: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -580,18 +584,26 @@ def _llava(config, fields, model):
             "and the tower has none; allowed is 'full'"
         )
     act = config.get("projector_hidden_act", "gelu")
-    return Tower(depth, blocks, one_of("projector_hidden_act", act, GELUS), prefix)
+    return Tower(
+        depth,
+        blocks,
+        gelu=one_of("projector_hidden_act", act, GELUS),
+        prefix=prefix,
+        layers=2,
+        bias=bool(config.get("multimodal_projector_bias", True)),
+    )
 
 
 _L14 = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
 _L14 |= dict(image_size=336, patch_size=14, intermediate_size=4096)
 _SO14 = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16)
 _SO14 |= dict(image_size=224, patch_size=14, intermediate_size=4096)
+PALIGEMMA = Tower(layers=1, bias=True)
 HOSTS = {
     "clip": Host(("clip_vision_model",)),
     "siglip": Host(("siglip_vision_model",)),
     "llava": Host(("clip_vision_model", "siglip_vision_model"), _L14, _llava),
-    "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: Tower()),
+    "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: PALIGEMMA),
 }
 # Of hosts with a projector, the tensors that are read; the rest is many times as much.
 OF_TOWER = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\.")

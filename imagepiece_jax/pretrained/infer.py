@@ -322,10 +322,8 @@ def _question(lacking, known, sizes, parts):
             f"name a model of that width{_candidates(sizes, parts)}, or {give}"
         )
     if name or known.arch:
-        return (
-            f"{name or 'what is given'!r} does not say, and no tensor does, its "
-            f"{listed}: {give}"
-        )
+        whose = repr(name) if name else "what is given"
+        return f"{whose} does not say, and no tensor does, its {listed}: {give}"
     return (
         f"no tensor says its {listed}: say which model it is, name=.., in commands "
         f"--config.model.name=..{_candidates(sizes, parts)}, or {PLACE}"

@@ -23,7 +23,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.pretrained import hub, hub_configs
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
-from imagepiece_jax.pretrained.hub_configs import CONFIG, Tower, is_eva
+from imagepiece_jax.pretrained.hub_configs import CONFIG, PALIGEMMA, Tower, is_eva
 
 # Of the images of OpenAI's CLIP, of pixels in [0, 1].
 CLIP_IMAGES = {
@@ -366,6 +366,8 @@ class Host:
         """
         inside = name.removeprefix(start)
         renamed = _renamed(inside, self.projector)
+        if renamed and not renamed.endswith((".weight", ".kernel", ".bias")):
+            return None
         modules = [layer.partition(".")[0] for layer in self.projector]
         beside = "" if inside.partition(".")[0] not in modules else None
         return renamed or beside
@@ -453,8 +455,12 @@ def read_weights(
 def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
     """As `read_weights` for a folder, with what a saved reduction learned."""
     tower, file = hub_configs.read(folder).tower, hub.weights_file(folder)
-    if (folder / hub.PROJECTOR).exists():  # of a model that `save` wrote
-        projector = _projector(read_state_dict(folder / hub.PROJECTOR), tower)
+    path = folder / hub.PROJECTOR
+    if path.exists():  # of a model that `save` wrote
+        try:
+            projector = _projector(read_state_dict(path), tower)
+        except InputError as error:
+            raise InputError(f"weights file {path}: {error}") from error
         checkpoint = read_weights(file, averaged)._replace(projector=projector)
     else:
         checkpoint = read_weights(file, averaged, tower)
@@ -618,6 +624,12 @@ def _plain_names(names):
 
 def _projector(tensors, tower):
     """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
+    for name in tensors:
+        if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
+            raise InputError(
+                f"tensor {name} has no place in a projector; allowed are weight and "
+                "bias of its layers"
+            )
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
         raise InputError(
@@ -629,10 +641,19 @@ def _projector(tensors, tower):
             "it holds a vision tower and a projector of two layers, as LLaVA's, which "
             f"reads a layer that {CONFIG} says; allowed is its folder"
         )
-    layers = []
-    for number in numbers:
+    tower, layers = tower or PALIGEMMA, []
+    for number in range(tower.layers or len(numbers)):
+        if number not in numbers:
+            raise InputError(
+                f"its projector lacks layer {number}; allowed are all files of a model"
+            )
         names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
         arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
+        if tower.bias not in (None, names[1] in tensors):
+            raise InputError(
+                f"layer {number} of its projector has {'no' if tower.bias else 'a'} "
+                f"bias; allowed is one {'with' if tower.bias else 'without'}"
+            )
         shapes = [array.shape for array in arrays]
         before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
         fits = len(shapes[0]) == 2 and shapes[0][1:] == before
@@ -649,7 +670,6 @@ def _projector(tensors, tower):
             )
         kernel, *bias = arrays
         layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
-    tower = tower or Tower()
     return Projector(tuple(layers), tower.gelu, tower.prefix)
 
 
@@ -688,6 +708,11 @@ def _unscanned(tensors):
     for name, tensor in tensors.items():
         before, scan, after = name.rpartition(SCAN)
         if scan:
+            if tensor.ndim == 0:
+                raise InputError(
+                    f"tensor {name} is a single number; allowed is an array whose "
+                    "first axis is that of the blocks"
+                )
             start = f"{before}{SCAN[:-1]}_"
             out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
         else:

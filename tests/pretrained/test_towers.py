@@ -7,6 +7,7 @@ transformers.
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -351,6 +352,22 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
             r"layer 1 of its projector has tensors of \(10, 9\) and \(10,\); allow",
         ),
         (
+            {"lacking": ["multi_modal_projector.linear_2"]},
+            "its projector lacks layer 1; allowed are all files of a model",
+        ),
+        (
+            {"lacking": ["multi_modal_projector.linear_1.bias"]},
+            "layer 0 of its projector has no bias; allowed is one with",
+        ),
+        (
+            {"multimodal_projector_bias": False},
+            "layer 0 of its projector has a bias; allowed is one without",
+        ),
+        (
+            {"change": {"multi_modal_projector.linear_1.SCB": noise(3)}},
+            "tensor multi_modal_projector.linear_1.SCB has no place in transformers",
+        ),
+        (
             {"change": {"multi_modal_projector.pool.weight": noise(3)}},
             "tensor multi_modal_projector.pool.weight has no place in",
         ),
@@ -360,6 +377,53 @@ def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         imagepiece_jax.load(llava(tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
+    path = llava(tmp_path)
+    (path / "preprocessor_config.json").unlink()
+    message = "what is given does not say, and no tensor does, its mean, std: give mean"
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(path)
+    fields = {"mean": HALF, "std": HALF}
+    vit = imagepiece_jax.load(path, **fields)
+    imagepiece_jax.save(tmp_path / "ours", vit)
+    file = tmp_path / "ours" / "projector.safetensors"
+    safetensors.numpy.save_file({"weight": noise(3)}, file)
+    with pytest.raises(InputError, match="projector.safetensors: tensor weight has no"):
+        imagepiece_jax.load(tmp_path / "ours")
+    file.unlink()
+    with pytest.raises(InputError, match="in a language model, whose projector is not"):
+        imagepiece_jax.load(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "img/Transformer/encoderblock/LayerNorm_0/bias",
+            np.float32(1),
+            "LayerNorm_0.bias is a single number; allowed is an array whose first axis",
+        ),
+        ("img/head/bias", None, "layer 0 of its projector has no bias; allowed is one"),
+    ],
+)
+def test_damaged_parameters_of_paligemma_are_refused(tmp_path, name, value, message):
+    arrays = {f"img/{k}": v for k, v in img().items()} | LLM | {name: value}
+    arrays = {k: v for k, v in arrays.items() if v is not None}
+    np.savez(tmp_path / "pt.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(tmp_path / "pt.npz")
+
+
+def test_orbax_without_its_data_is_one_sentence(tmp_path):
+    path = openpi(tmp_path) / "params"
+    for part in path.iterdir():
+        if part.name != "_METADATA":
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    with pytest.raises(InputError, match="truncated or no _METADATA file: ") as error:
+        imagepiece_jax.load(path)
+    assert "spec" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):
