@@ -1,7 +1,9 @@
 """Flags, overrides and the end of a command; tests/errors.txt has the sentences."""
 
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -376,3 +378,41 @@ def test_ctrl_c_is_not_lost_in_the_garbage_collector(tmp_path):
     script.write_text(INTERRUPTED)
     ended = start(script, PYTHONPATH=os.getcwd())
     assert (ended.status, ended.out, ended.err) == (130, "", "interrupted\n")
+
+
+DEFINITIONS = """
+import importlib, json, sys
+from absl import flags
+
+before, defined = {}, {}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    now = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
+    for flag, held in now.items():
+        if held is not before.get(flag):
+            kind = held.flag_type().removesuffix(" enum")
+            defined.setdefault(flag, []).append([name, kind, held.default])
+    before = now
+print(json.dumps(defined))
+"""
+
+
+def test_a_flag_is_of_one_kind_and_default_in_every_program():
+    """Programs can be imported side by side, and the last definition is that of all.
+
+    Experiments read defaults of their own wherever a flag is from.
+    """
+    experiments = "experiments.__main__"
+    paths = [*ROOT.glob("imagepiece_jax/commands/*.py"), *ROOT.glob("tools/*.py")]
+    paths = [path for path in paths if re.search(r"DEFINE_|cli\.", path.read_text())]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    ended = start("-c", DEFINITIONS, experiments, *sorted(names))
+    assert ended.status == 0, ended.err
+    defined = json.loads(ended.out)
+    assert {"sweep", "counts", "workdir", "kills"} <= set(defined)
+    for flag, definitions in defined.items():
+        assert len({kind for _, kind, _ in definitions}) == 1, (flag, definitions)
+        defaults = {
+            str(default) for name, _, default in definitions if name != experiments
+        }
+        assert len(defaults) <= 1, (flag, definitions)

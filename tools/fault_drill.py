@@ -28,7 +28,7 @@ from imagepiece_jax.errors import InputError
 from tools import tiny_runs
 from tools.tiny_runs import EPOCH, equal
 
-OUT = flags.DEFINE_string("out", "faults", "files to write, without .json and .md")
+OUT = cli.text("out", None, "files to write, without .json and .md")
 KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs at random moments", 1)
 SAVES = flags.DEFINE_integer("saves", 4, "how many of them during a save", 0)
 SEED = flags.DEFINE_integer("seed", 0, "of the random moments", 0)
@@ -47,6 +47,7 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 
 
 def main():
+    out = cli.required(OUT)
     if SAVES.value > KILLS.value:
         raise InputError(
             f"--saves is {SAVES.value}; allowed are 0 to --kills, here {KILLS.value}"
@@ -63,8 +64,8 @@ def main():
         for row in drill(runs, rng, KILLS.value, SAVES.value):
             rows.append(dataclasses.asdict(row))
             print(line(rows[-1]), flush=True)
-            replace_file(f"{OUT.value}.json", json.dumps(rows, indent=2) + "\n")
-            replace_file(f"{OUT.value}.md", table(rows))
+            replace_file(f"{out}.json", json.dumps(rows, indent=2) + "\n")
+            replace_file(f"{out}.md", table(rows))
     return 0 if all(row["passed"] for row in rows) else 1
 
 

@@ -37,9 +37,7 @@ from imagepiece_jax.errors import InputError
 
 DATA = cli.data()
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
-IMAGES = flags.DEFINE_integer(
-    "images", None, "so many, spread over the set; default: 200", 1, allow_override=True
-)
+SUBSET = cli.whole("subset", None, "images of the data, evenly; default: 200", 1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every pipeline: their median counts", 1
 )
@@ -74,7 +72,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         files, small = folder / "as they are", folder / "short side"
-        count, mean_bytes = IMAGES.value or 200, 1000 * (kilobytes or 0)
+        count, mean_bytes = SUBSET.value or 200, 1000 * (kilobytes or 0)
         paths = save(source, count, files, size, mean_bytes)
         sets = {
             "as they are": paths,

@@ -8,8 +8,6 @@ As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
 
 import pathlib
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.common.files import replace_file
@@ -20,7 +18,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import settings
 from tools import compile_only, h200
 
-OUT = flags.DEFINE_string("out", "large_models.md", "the page", allow_override=True)
+OUT = cli.text("out", None, "the page to write")
 SHARE = 0.6  # of the dense model's MACs
 BATCH = 64
 # Weights, and the sides of images in pixels.
@@ -44,15 +42,15 @@ models have the setting whose MACs are nearest to {SHARE:g} of the dense model's
 
 
 def main():
+    page, rows = pathlib.Path(cli.required(OUT)), []
     h200.device()  # before JAX is used otherwise
-    rows = []
     for name, sizes in CASES.items():
         for size in sizes:
             made = compared(name, size)
             print(*made, sep="\n", flush=True)
             rows += made
             text = "\n".join(markdown_table(HEAD, rows))
-            replace_file(pathlib.Path(OUT.value), f"{NOTE}{text}\n")
+            replace_file(page, f"{NOTE}{text}\n")
 
 
 def compared(name, size):

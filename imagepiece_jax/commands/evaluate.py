@@ -30,7 +30,7 @@ GELU = cli.choice(
     "gelu", None, ["exact", "tanh"], "in the optimized program; default: the model's"
 )
 OUT = cli.text(
-    "out", "runs/sweep", "folder of a sweep's files, which replace an earlier one's"
+    "out", None, "folder of a sweep's files, replaced if there; default: runs/sweep"
 )
 
 
@@ -85,7 +85,7 @@ def main():
     if reductions or OPTIMIZED.value:
         print("  ".join(how), flush=True)
     if reductions:
-        rows = sweep.run(weights, reductions, batches, OUT.value, facts)
+        rows = sweep.run(weights, reductions, batches, OUT.value or "runs/sweep", facts)
         if JSON.value:
             replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
         return

@@ -33,7 +33,7 @@ SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--workers=0", "--threa
 
 def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     out = tmp_path / "out.json"
-    words = [*SHORT, "--images=9", "--duration=0.05", f"--json={out}", "--copies=2"]
+    words = [*SHORT, "--subset=9", "--duration=0.05", f"--json={out}", "--copies=2"]
     ended = call(input_speed.main, "--data", data, *words)
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
