@@ -5,6 +5,7 @@ python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
 python -m experiments adapt --data ... --weights FILE
 python -m experiments saliency --data ... --weights FILE --decoder FILE
+python -m experiments patch_features --data ... --weights FILE --sweep tome:r=8
 python -m experiments scratch --data folder:PATH --hours 2
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
@@ -14,8 +15,8 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; adapt; saliency, saliency-picture; or scratch, which trains from random
-weights.
+all of them; adapt; saliency, saliency-picture; patch_features; fixed_tokens; int8;
+or scratch, which trains from random weights.
 """
 
 from experiments.scratch.options import Options
@@ -30,6 +31,7 @@ WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
 cli.resize()
 cli.limit()
+cli.sweep("patch_features, fixed_tokens, int8: the methods to compare")
 cli.dtype("of the layers")
 TIMING = cli.timing()
 SETTINGS, SCRATCH = define_flags(TableSettings), define_flags(Options)

@@ -143,8 +143,10 @@ class Context:
             raise InputError("--weights is missing: a weights file or a run's folder")
         return self.models.pretrained
 
-    def checkpoint(self, pretrained, images: Images | None = None) -> MeasuredWeights:
-        """What measures `pretrained` on all images, or on these."""
+    def checkpoint(
+        self, pretrained, images: Images | None = None, tokens: int | None = None
+    ) -> MeasuredWeights:
+        """What measures `pretrained` on all images, or on these, or with `tokens`."""
         return MeasuredWeights(
             pretrained,
             images or self.images,
@@ -153,6 +155,7 @@ class Context:
             self.settings.rules,
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
+            tokens=tokens,
         )
 
     def evaluate(self, pretrained, reduction, images: Images | None = None):
@@ -173,14 +176,21 @@ class Context:
 
         def analyzed():
             variables = pretrained.pretrained(reduction).variables
-            step = accuracy.model_step(model, measure=measure)
-            placed, batches = parallel.replicate(variables), self.images.batches()
-            arrays = accuracy.evaluate(step, placed, batches).each
+            arrays = self.measure(model, variables, measure)
             return summarize(arrays) | {"images": len(arrays["index"])}
 
         setting = self.checkpoint(pretrained).setting(kind, reduction)
         what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
         return self.cache.result(setting, analyzed, what)
+
+    def measure(self, model, variables, measure, images: Images | None = None) -> dict:
+        """{name: [images, ..]} of measure(outputs, batch), on all images or on these.
+
+        Products are of float32 on GPUs, too, where the model is.
+        """
+        step = accuracy.model_step(model, precision="highest", measure=measure)
+        batches = (images or self.images).batches()
+        return accuracy.evaluate(step, parallel.replicate(variables), batches).each
 
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.

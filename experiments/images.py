@@ -19,14 +19,24 @@ class Images:
     """A source of images and how they are read.
 
     name, resize: as config.data has them; batch_size: rounded up to whole devices;
-    crop: of transforms.EvalTransform, where weights have another than DeiT's.
+    crop: of transforms.EvalTransform, where weights have another than DeiT's; split:
+    the source's.
     """
 
     def __init__(
-        self, source, name, image_size, *, resize, batch_size, workers, crop=None
+        self,
+        source,
+        name,
+        image_size,
+        *,
+        resize,
+        batch_size,
+        workers,
+        crop=None,
+        split="val",
     ):
         self.source, self.name, self.resize = source, name, resize
-        self.crop = dict(crop or {})
+        self.crop, self.split = dict(crop or {}), split
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
         self.batch_size = -(-batch_size // devices) * devices
@@ -41,21 +51,22 @@ class Images:
         spaced: int | None = None,
         limit: int | None = None,
         labels_by_name: Mapping[str, int] | None = None,
+        split: str = "val",
         **options,
     ) -> "Images":
-        """The val split of the data set `name`; InputError for what cannot be read.
+        """A split of the data set `name`; InputError for what cannot be read.
 
         num_classes: None where labels do not matter. Of larger sets the first `limit`
         images, or so many as `spaced`, evenly spaced.
         """
         source = open_source(
-            name, "val", num_classes=num_classes, labels_by_name=labels_by_name
+            name, split, num_classes=num_classes, labels_by_name=labels_by_name
         ).first(limit)
         if spaced is not None and spaced < len(source):
             if spaced < 1:
                 raise InputError(f"--subset is {spaced}; allowed are numbers from 1")
             source = Subset(source, np.linspace(0, len(source) - 1, spaced).round())
-        return cls(source, name, image_size, **options)
+        return cls(source, name, image_size, split=split, **options)
 
     def __len__(self):
         return len(self.source)
@@ -70,6 +81,7 @@ class Images:
             batch_size=self.batch_size,
             workers=self.workers,
             crop=self.crop,
+            split=self.split,
         )
 
     @property
@@ -77,7 +89,7 @@ class Images:
         """What of it decides a figure."""
         setting = {
             "data": self.name,
-            "split": "val",
+            "split": self.split,
             "images": len(self),
             "digest": self.source.digest,
             "image_size": self.image_size,

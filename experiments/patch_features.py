@@ -1,75 +1,239 @@
-"""How much of the dense model's feature map reduced models keep: a table for weights.
+"""How much of the dense model's feature map reduced models keep.
 
-python -m experiments.patch_features \\
-    --weights FILE_OR_WORKDIR --data csv:FILE \\
-    --sweep imagepiece --sweep tome:r=8 --sweep evit:keep_rate=.7 [--images 100]
+The map of every method of --sweep (`inference.features.feature_map`, after the final
+norm) is compared with that of the dense model on the same images, [B, n, D] with a
+feature for each patch; methods that drop patches have a row for each way to fill them.
+The cosine of a patch's two features says whether a head that was trained on the dense
+ones can read the others. The other figures do not depend on the scale or direction of
+single features, only on their similarity:
 
-The map of every method (`inference.features.feature_map`, after the final norm) is
-compared with that of the dense model on the same images, by the figures below.
-Methods that drop patches have a row for each way to fill them.
-Sizes and stem come from the run or the weights, else from --config.
+* self-similarity: which patches of an image are alike? The correlation, over all pairs
+  of patches, of their cosines in one map with those in the other.
+* probe: does a patch still say what it shows? Patches are labeled by clusters of the
+  dense model's features; a nearest-neighbor classifier reads these labels from the
+  map, with half of the images as its memory, tested on the other half.
+
+Merging makes patches equal, so self-similarity inside a group is free of charge; the
+probe compares across images, where being equal does not help.
 """
 
-import json
-import pathlib
+import functools
 
-from imagepiece_jax import cli
-from imagepiece_jax.common.files import make_folder, replace_file
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import render
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.tokens import unmerge
 
-MODEL = cli.trained_model(checkpoint=False)
-DATA = cli.data()
-RESIZE = cli.resize()
-SWEEP = cli.sweep("the methods to compare")
-IMAGES = cli.whole("images", None, "so many, spread over the set; default: 100")
-OUT = cli.text(
-    "out", None, "folder of the table, replaced if there; default: runs/patch_features"
-)
+CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
+FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
+FATES = ("alone", "merged", "dropped")
+FILLED = {
+    "nearest": "the nearest kept token's",
+    "last": "their last feature",
+    "zero": "zero",
+    "class": "the class token's",
+}
+POSITION = "position alone"
+HEAD = [
+    *("setting", "dropped patches get", "tokens", "GMACs", "self-similarity", "probe"),
+    *("cosine", *(f"cosine, {fate}" for fate in FATES)),
+]
 
 
-def main():
-    # They import JAX: after the flags.
-    from experiments import feature_agreement
-    from imagepiece_jax.data.sources import short_name
-    from imagepiece_jax.data.transforms import EvalTransform
-    from imagepiece_jax.pretrained.load import read_with_config
-    from imagepiece_jax.reduction import settings
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
+def self_similarity(features):
+    """Cosines of all pairs of patches of each image. [B, n, D] -> [B, n (n - 1) / 2].
 
-    typed, data = MODEL(), cli.required(DATA)
-    if not SWEEP.value:
-        raise InputError("--sweep is missing: name methods, such as --sweep tome:r=8")
-    count = 100 if IMAGES.value is None else IMAGES.value
-    if count < feature_agreement.FEWEST:
+    A patch without a feature (zero) is like nothing: its cosines are 0.
+    """
+    units = normalized(features)
+    first, second = np.triu_indices(features.shape[1], k=1)
+    return np.stack([(image @ image.T)[first, second] for image in units])
+
+
+def correlation(ours, theirs):
+    """Pearson's r of each row. [B, m] twice -> [B]; 0 where a row is constant."""
+    ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in (ours, theirs))
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return (ours * theirs).sum(axis=1) / np.where(norms > 0, norms, 1)
+
+
+def of_other_images(pairs):
+    """For each image the mean of all others: what position explains. [B, m]."""
+    return (pairs.sum(axis=0) - pairs) / (len(pairs) - 1)
+
+
+def cluster_labels(dense, memory):
+    """A label for every patch: its cluster in the dense map. [B, n, D] -> [B, n] int.
+
+    memory: [B] bool, the images whose patches make the clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    units = normalized(dense)
+    width = units.shape[2]
+    clusters = KMeans(CLUSTERS, n_init=1, random_state=SEED)
+    clusters.fit(units[memory].reshape(-1, width))
+    return clusters.predict(units.reshape(-1, width)).reshape(units.shape[:2])
+
+
+def probe(features, labels, memory):
+    """Share of patches read correctly in each image outside of `memory`. -> [images].
+
+    features [B, n, D], labels [B, n] int, memory [B] bool. A patch gets the most
+    frequent label among its nearest patches by cosine.
+    """
+    units = normalized(features)
+    bank = units[memory].reshape(-1, units.shape[2])
+    labels_of_bank = labels[memory].reshape(-1)
+    shares = []
+    for tested, right in zip(units[~memory], labels[~memory], strict=True):
+        order = np.argpartition(-tested @ bank.T, NEIGHBORS - 1, axis=1)
+        near = order[:, :NEIGHBORS]
+        read = [np.bincount(votes).argmax() for votes in labels_of_bank[near]]
+        shares.append(np.mean(read == right))
+    return np.array(shares)
+
+
+def probe_position(labels, memory):
+    """As `probe`, by the most frequent label at a patch's position."""
+    read = [np.bincount(column).argmax() for column in labels[memory].T]
+    return (labels[~memory] == read).mean(axis=1)
+
+
+def cosine(ours, theirs):
+    """Cosine of a patch's two features. [B, n, D] twice -> [B, n]; 0 for a zero one."""
+    return (normalized(ours) * normalized(theirs)).sum(axis=2)
+
+
+def normalized(features):
+    """Features of length 1, zero ones stay. [B, n, D] -> [B, n, D] float32."""
+    features = np.asarray(features, np.float32)
+    norms = np.linalg.norm(features, axis=2, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)
+
+
+class Reference:
+    """Feature maps of the dense model, which those of its reductions are compared with.
+
+    Of one checkpoint, on the images of a Context.
+    """
+
+    def __init__(self, context):
+        self.context, self.weights = context, context.pretrained
+
+    @functools.cached_property
+    def dense(self):
+        """(its map, self-similarity, labels of the patches, which images are memory)"""
+        features, _ = self.maps(settings.DENSE)
+        whole = features[FILLS[0]]
+        memory = np.arange(len(whole)) % 2 == 0
+        return whole, self_similarity(whole), cluster_labels(whole, memory), memory
+
+    def maps(self, reduction):
+        """(maps [images, n, D] by fill, fate [images, n] of each patch).
+
+        A fate is one of FATES; after a soft reduction all patches are merged.
+        """
+        vit = self.weights.pretrained(reduction)
+        model, norm = vit.model, final_norm(vit.model, vit.variables)
+        grid = tuple(side // model.patch_size for side in sides(vit.image_size))
+        fills = [fill for fill in FILLS if fill != "class" or model.arch.class_token]
+
+        def measure(outputs, batch):
+            maps = {fill: feature_map(outputs, grid, fill, norm) for fill in fills}
+            flat = {fill: x.reshape(len(x), -1, x.shape[3]) for fill, x in maps.items()}
+            state = outputs.state
+            if state.source is None:
+                return flat | {"behind": jnp.full(flat[FILLS[0]].shape[:2], 2.0)}
+            size = state.size[:, state.num_prefix :, None]
+            return flat | {"behind": unmerge(size, state.source)[..., 0]}
+
+        tracing = model.clone(trace_source=True)
+        each = self.context.measure(tracing, vit.variables, measure)
+        behind = each["behind"]  # patches in the token of each, 0 where it is gone
+        fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
+        return {fill: each[fill] for fill in fills}, fate
+
+    def rows(self, reduction) -> list[dict]:
+        """Rows of the table, measured once; of the dense model position alone, too."""
+        setting = self.context.checkpoint(self.weights).setting(
+            "patch_features", reduction
+        )
+        what = f"features of {settings.label(reduction)}"
+        return self.context.cache.result(
+            setting, lambda: {"rows": [*self._rows(reduction)]}, what
+        )["rows"]
+
+    def _rows(self, reduction):
+        vit = self.weights.pretrained(reduction)
+        tokens = vit.model.plan[-1].mlp_tokens - vit.model.arch.prefix
+        row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
+        theirs, pairs, labels, memory = self.dense
+
+        def figures(ours, right):
+            alike = statistics.mean(correlation(ours, pairs))
+            return {"self_similarity": alike, "probe": statistics.mean(right)}
+
+        if reduction == settings.DENSE:
+            yield row | figures(pairs, probe(theirs, labels, memory))
+            right = probe_position(labels, memory)
+            yield {"setting": POSITION} | figures(of_other_images(pairs), right)
+            return
+        maps, fate = self.maps(reduction)
+        drops = "dropped" in fate
+        for fill in maps if drops else FILLS[:1]:
+            ours = maps[fill]
+            near = cosine(ours, theirs)
+            right = probe(ours, labels, memory)
+            yield row | {
+                "fill": fill if drops else None,
+                "agreement": statistics.mean(near.mean(axis=1)),
+                "cosine": {
+                    f: float(near[fate == f].mean()) for f in FATES if f in fate
+                },
+                **figures(self_similarity(ours), right),
+            }
+
+
+def patch_features(context):
+    """The map of every reduction of --sweep beside the dense one; patch_features.md."""
+    if len(context.images) < FEWEST:
         raise InputError(
-            f"--images is {count}; allowed are {feature_agreement.FEWEST} or more"
+            f"--data has {len(context.images)} images; allowed are {FEWEST} or more"
         )
-    reductions = parse_sweeps(SWEEP.value)
-    reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
-    out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = read_with_config(**typed)[1].analyzed()
-    dense = weights.pretrained(settings.DENSE)
-    reduced = [weights.pretrained(reduction) for reduction in reductions]
-    resize = RESIZE.value or weights.resize
-    transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
-    images = feature_agreement.read_images(data, count, transform)
-    make_folder("--out", out)
-    rows = []
-    print("  ".join(feature_agreement.HEAD), flush=True)
-    for row in feature_agreement.compare(dense, reduced, images):
-        rows.append(row)
-        print(
-            "  ".join(cell or "-" for cell in feature_agreement.cells(row)), flush=True
-        )
-    file = out / "patch_features"
-    replace_file(f"{file}.json", json.dumps(rows, indent=1) + "\n")
-    note = (
-        f"{len(images)} images of {short_name(data)} ({transform.text}), weights "
-        f"{weights.name}"
+    reductions, reference = context.settings.reductions, Reference(context)
+    rows = [
+        row
+        for reduction in (settings.DENSE, *reductions)
+        for row in reference.rows(reduction)
+    ]
+    render.page(
+        context,
+        "patch_features",
+        "how much of the dense model's feature map is left",
+        render.table(HEAD, map(_cells, rows)),
+        f"{render.note(context)} The probe is tested on half of the images.",
     )
-    replace_file(f"{file}.md", feature_agreement.table(rows, note))
-    print(f"{len(images)} images; table: {file}.md, data: {file}.json")
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def _cells(row):
+    """A row as text."""
+    near = row.get("cosine", {})
+    estimates = [
+        render.estimate(row[name]) if name in row else None
+        for name in ("self_similarity", "probe", "agreement")
+    ]
+    return [
+        row["setting"],
+        FILLED.get(row.get("fill")),
+        row.get("tokens"),
+        f"{row['gmacs']:.3f}" if "gmacs" in row else None,
+        *(statistics.format_estimate(estimate, 3) for estimate in estimates),
+        *(f"{near[fate]:.3f}" if fate in near else None for fate in FATES),
+    ]

@@ -33,6 +33,24 @@ LEGEND = (
 )
 
 
+def note(context) -> str:
+    """What the figures of one checkpoint are of, in two sentences."""
+    images = context.images
+    return (
+        f"`{context.pretrained.name}` on {len(images)} images of "
+        f"{short_name(images.name)}, {images.image_size} pixels a side. Brackets are "
+        "95 % intervals."
+    )
+
+
+def timing(settings) -> str:
+    """How the speeds of a page were measured."""
+    return (
+        f"{device.name()}, batches of {settings.speed_batch_size}, in turns with the "
+        f"dense model, {settings.repeats} repeats of {settings.seconds:g} s"
+    )
+
+
 def facts(context, more: Mapping[str, Any] | None = None) -> str:
     """What the figures of a page are of, as a table; `more` of its rows, by name."""
     images, settings = context.images, context.settings
@@ -42,10 +60,7 @@ def facts(context, more: Mapping[str, Any] | None = None) -> str:
         "models": context.models.note,
     }
     if settings.speed:
-        rows["speeds"] = (
-            f"{device.name()}, batches of {settings.speed_batch_size}, in turns with "
-            f"the dense model, {settings.repeats} repeats of {settings.seconds:g} s"
-        )
+        rows["speeds"] = timing(settings)
     return f"{LEGEND}\n\n" + table(["", ""], (rows | dict(more or {})).items())
 
 

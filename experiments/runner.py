@@ -15,9 +15,12 @@ from experiments.context import (
     runs_in,
 )
 from experiments.finetune import Finetuner, finetuning_config
+from experiments.fixed_tokens import fixed_tokens
 from experiments.hyperspeed import hyperspeed
 from experiments.images import Images
+from experiments.int8 import int8
 from experiments.masking import masking
+from experiments.patch_features import patch_features
 from experiments.schedule import schedule
 from experiments.settings import TableSettings
 from experiments.throughput import throughput
@@ -51,9 +54,14 @@ EXPERIMENTS = {
     "adapt": adapt,
     "saliency": saliency.saliency,
     "saliency-picture": saliency.picture,
+    "patch_features": patch_features,
+    "fixed_tokens": fixed_tokens,
+    "int8": int8,
 }
-NO_CLASSES = ("saliency", "saliency-picture")  # so the images' may be any
-APART = ("adapt", *NO_CLASSES)  # not of the paper, so not among "all"
+# Of any model, so that classes of the images may be any; accuracy where it has them.
+NO_CLASSES = ("saliency", "saliency-picture", "patch_features")
+MAYBE_CLASSES = ("fixed_tokens", "int8")
+APART = ("adapt", *NO_CLASSES, *MAYBE_CLASSES)  # not of the paper, so not among "all"
 NO_WEIGHTS = ("throughput", "schedule")  # nor images
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
@@ -110,7 +118,7 @@ def run(
         models = _models(
             settings, config, weights_config, normalization or {}, overrides
         )
-        images = _images(settings, models, labeled=not set(names) <= set(NO_CLASSES))
+        images = _images(settings, models, names)
     cache = ResultCache(out, settings.again, device.versions())
     with contextlib.closing(cache):
         context = Context(cache, settings, models, images, config)
@@ -157,10 +165,11 @@ def _models(settings, config, weights_config, normalization, overrides):
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
 
-def _images(settings, models, labeled=True):
+def _images(settings, models, names):
     """The images that all models are compared on; InputError where they differ.
 
-    labeled: whether their classes must be the models', whose accuracy is measured
+    names: of the experiments; where one of them measures accuracy, classes of the
+    images must be the models'
     """
     sizes = models.sizes()
     if len(sizes) > 1:
@@ -169,6 +178,7 @@ def _images(settings, models, labeled=True):
             f"{sorted(sizes)}; allowed are those of one data set"
         )
     ((classes, side),) = sizes
+    labeled = not set(names) <= {*NO_CLASSES, *(() if classes else MAYBE_CLASSES)}
     if labeled and not classes:
         raise InputError(
             "--weights has no classes, so there is no accuracy to compare; allowed are "

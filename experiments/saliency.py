@@ -24,15 +24,15 @@ import numpy as np
 from jax import lax
 
 from experiments import render
-from experiments.feature_agreement import FILLED, correlation, of_other_images
+from experiments.patch_features import FILLED, correlation, of_other_images
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.benchmark.cache import plan_facts
-from imagepiece_jax.common import parallel, plotting
+from imagepiece_jax.common import plotting
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
 from imagepiece_jax.pretrained.files import read_state_dict
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.visualize import trace as tracing
@@ -45,6 +45,7 @@ CAPTION = (
     "gray photograph; IoU is of the pixels above one half, with those of the dense map."
 )
 FLOOR = "mean of the other maps"
+HEAD = ("correlation", "IoU", "a pixel where dense has none")
 # The picture: methods beside the dense model, their share, and blocks from 0.
 PICTURED, SHARE, AFTER = ("tome", "evit"), 0.6, (3, 6, 9)
 
@@ -149,10 +150,13 @@ class Maps:
         content = pathlib.Path(path).read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()[:16]
 
-    def draw(self, reduction, fill: str):
-        """Maps [images, H, W], and the share of patches that each image dropped."""
+    def draw(self, reduction, fill: str, tokens: int | None = None):
+        """Maps [images, H, W], and the share of patches that each image dropped.
+
+        tokens: as `imagepiece_jax.features` takes them
+        """
         vit = self.weights.pretrained(reduction)
-        model, size = vit.model, sides(vit.image_size)
+        model, size = leaving(vit, tokens), sides(vit.image_size)
         norm = final_norm(model, vit.variables)
         grid = tuple(side // model.patch_size for side in size)
 
@@ -164,9 +168,7 @@ class Maps:
                 "dropped": 1 - held / math.prod(grid),
             }
 
-        step = accuracy.model_step(model, precision="highest", measure=measure)
-        variables = parallel.replicate(vit.variables)
-        each = accuracy.evaluate(step, variables, self.context.images.batches()).each
+        each = self.context.measure(model, vit.variables, measure)
         return each["map"], each["dropped"]
 
     @functools.cached_property
@@ -185,29 +187,31 @@ class Maps:
         setting = self.setting(settings.DENSE, FLOOR)
         return self.context.cache.result(setting, measured, "the dense maps")
 
-    def setting(self, reduction, fill):
+    def setting(self, reduction, fill, tokens=None):
         """What decides the figures of a reduction."""
-        setting = self.context.checkpoint(self.weights).setting("saliency", reduction)
+        checkpoint = self.context.checkpoint(self.weights, tokens=tokens)
+        setting = checkpoint.setting("saliency", reduction)
         return setting | {"decoder": self.digest, "fill": fill}
 
     def is_measured(self, reduction, fill):
         """Whether `compare` has its result already."""
         return self.setting(reduction, fill) in self.context.cache
 
-    def compare(self, reduction, fill):
+    def compare(self, reduction, fill, tokens=None):
         """Figures of each image beside the dense model's, as JSON has them."""
 
         def measured():
             dense = self.dense
-            ours, dropped = self.draw(reduction, fill)
-            model = self.weights.model(reduction)
+            ours, dropped = self.draw(reduction, fill, tokens)
+            model = leaving(self.weights.pretrained(reduction), tokens)
             return figures(ours, dense) | {
                 "dropped": round(float(np.mean(dropped)), 5),
                 **plan_facts(model, self.weights.config.image_size),
             }
 
+        setting = self.setting(reduction, fill, tokens)
         what = f"maps of {settings.label(reduction)}, {len(self.context.images)} images"
-        return self.context.cache.result(self.setting(reduction, fill), measured, what)
+        return self.context.cache.result(setting, measured, what)
 
 
 def figures(ours, theirs) -> dict:
@@ -354,21 +358,21 @@ def _settings(rows, floor):
         line = [f"{entry.share:g}", f"`{entry.method}`"]
         line += [compare_tables.fields(entry.shown), FILLED.get(fill, fill)]
         line += [f"{result['gmacs']:.3f}", result["tokens"]]
-        line += _cells(result)
+        line += cells(result)
         for name in compare.REFERENCES:
             base = references.get((name, entry.share))
             change = base and entry.method != name and _estimate(result, "iou", base)
             line.append(statistics.format_difference(change or None, 3))
         lines.append(line)
-    lines.append([None, FLOOR, *[None] * 4, *_cells(floor), None, None])
+    lines.append([None, FLOOR, *[None] * 4, *cells(floor), None, None])
     head = ["share", "method", "setting", "dropped patches get", "GMACs"]
-    head += [render.TOKENS_LEFT, "correlation", "IoU", "a pixel where dense has none"]
+    head += [render.TOKENS_LEFT, *HEAD]
     head += [f"IoU, to {compare_tables.NAMES[name]}" for name in compare.REFERENCES]
     return render.table(head, lines)
 
 
-def _cells(result):
-    """Correlation, IoU and extra maps as text."""
+def cells(result):
+    """Figures as text, a cell for each of HEAD."""
     figures = (_estimate(result, name) for name in ("correlation", "iou"))
     return [*(statistics.format_estimate(f, 3) for f in figures), result["extra"]]
 

@@ -62,22 +62,21 @@ def define_flags(cls: type[Settings]) -> Callable[[], Settings]:
 
     A field without one is a flag that `imagepiece_jax.cli` has defined.
     """
-    hints, holders = get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
-        if "help" in field.metadata:
-            define, _ = _kind(hints[field.name])
-            default = field.default
-            if define is flags.DEFINE_list:
-                default = [*map(str, default)]
-            holders[field.name] = define(
-                field.name, default, field.metadata["help"], allow_override=True
-            )
+    hints = get_type_hints(cls)
+    ours = [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+    for field in ours:
+        define, _ = _kind(hints[field.name])
+        default = field.default
+        if define is flags.DEFINE_list:
+            default = [*map(str, default)]
+        if field.name not in flags.FLAGS:
+            define(field.name, default, field.metadata["help"], allow_override=True)
 
     def read():
         values = {}
         for field in dataclasses.fields(cls):
             # Where another module defines a flag of that name, its default is not ours.
-            if field.name in holders and not holders[field.name].present:
+            if field in ours and not flags.FLAGS[field.name].present:
                 continue
             _, convert = _kind(hints[field.name])
             values[field.name] = convert(flags.FLAGS[field.name].value)
@@ -147,11 +146,21 @@ class TableSettings(Settings):
     mask_grid: bool = flag(fields.switch(False), "masking: on different patches")
     folds: int = flag(count(5), "adapt: parts of the data, each tested on once")
     decoder: str | None = flag(
-        optional(text()), "saliency: the weights file of the head that draws maps"
+        optional(text()),
+        "saliency, fixed_tokens, int8: the weights file of the head that draws maps",
     )
     fill: tuple[str, ...] = flag(
         one_or_more(("nearest",), text()), "saliency: what dropped patches get"
     )
+    sweep: tuple[str, ...] = ()
+    counts: tuple[int, ...] = flag(
+        one_or_more((128, 64, 32), count(1, least=1)), "fixed_tokens: how many tokens"
+    )
+    neighbors: str | None = flag(
+        optional(text()), "fixed_tokens: another data set, for nearest neighbors"
+    )
+    memory: int = flag(count(1000, least=20), "images of its train split, evenly")
+    queries: int = flag(count(500, least=2), "images of its val split, evenly")
     methods: tuple[str, ...] = flag(
         several((), text(), "names of methods"),
         "saliency: these, tome and random; default: all",
@@ -172,3 +181,15 @@ class TableSettings(Settings):
         from imagepiece_jax.common.timer import Rules
 
         return Rules(self.warmup, self.repeats, self.seconds)
+
+    @property
+    def reductions(self):
+        """Those of --sweep but the dense model; InputError where there are none."""
+        from imagepiece_jax.reduction.settings import DENSE
+        from imagepiece_jax.reduction.sweep_text import parse_sweeps
+
+        if not self.sweep:
+            raise InputError(
+                "--sweep is missing: name methods, such as --sweep tome:r=8"
+            )
+        return [r for r in parse_sweeps(self.sweep) if r["name"] != DENSE["name"]]

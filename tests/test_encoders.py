@@ -10,7 +10,6 @@ from PIL import Image
 import imagepiece_jax
 from configs import base
 from experiments import __main__ as experiments
-from experiments import patch_features
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
@@ -170,11 +169,11 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2
     assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
-    words = [f"--data=csv:{tmp_path / 'set.csv'}", "--images=4", "--sweep=tome:r=4"]
-    words += [f"--config.image_size={size}", f"--out={tmp_path}"]
-    done(patch_features.main, saved, *words)
-    rows = json.loads((tmp_path / "patch_features.json").read_text())
-    assert rows[0]["tokens"] == patches
+    words = [f"--data=csv:{tmp_path / 'set.csv'}", "--resize=none", "--sweep=tome:r=4"]
+    words += [f"--config.image_size={size}", f"--out={tmp_path}", "patch_features"]
+    words += ["--weights", saved / "weights"]
+    assert call(experiments.main, *words).status == 0
+    assert f"| dense |  | {patches} |" in (tmp_path / "patch_features.md").read_text()
 
 
 @pytest.mark.slow

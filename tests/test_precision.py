@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import feature_agreement
+from experiments import patch_features
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -15,6 +15,7 @@ from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.reduction.kernels import agreement
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
+from tests.experiments import tiny_context
 from tests.models.tiny import fill
 from tests.runs import ROOT
 
@@ -56,11 +57,14 @@ def precisions(programs):
 FULL = {("HIGHEST", "HIGHEST")}
 
 
-def test_what_visualize_and_patch_features_show(weights, lowered):
-    variant = read(weights).analyzed().pretrained(SETTING)
+def test_what_visualize_and_patch_features_show(tmp_path, weights, lowered):
+    analyzed = read(weights).analyzed()
+    variant = analyzed.pretrained(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    feature_agreement.maps(variant, images)
+    context = tiny_context.context(tmp_path, analyzed, images=tiny_context.images(2))
+    patch_features.Reference(context).maps(SETTING)
+    context.cache.close()
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -24,6 +24,7 @@ from imagepiece_jax.common.files import append_line, git_revision, lock, make_fo
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
@@ -165,6 +166,7 @@ class MeasuredWeights:
     speed_batch, rules: how speeds are measured
     seed: of reducers that draw; None is that of the weights
     programs: compiled evaluation steps, which several weights of one model may share
+    tokens: that every reduction leaves, by `features.leaving`; None: as many as it does
     """
 
     weights: Weights
@@ -174,6 +176,7 @@ class MeasuredWeights:
     rules: Rules = Rules()
     seed: int | None = None
     programs: dict = dataclasses.field(default_factory=dict)
+    tokens: int | None = None
 
     def evaluate(
         self,
@@ -210,11 +213,12 @@ class MeasuredWeights:
             "batch_size": self.speed_batch,
             "device": device.name(),
             **dataclasses.asdict(self.rules),
+            **self._limit,
         }
         return self.cache.result(
             setting,
             lambda: workloads.speed(
-                self.weights, reduction, self.speed_batch, self.rules
+                self.weights, reduction, self.speed_batch, self.rules, self.tokens
             ),
             f"the speed of {settings.label(reduction)}",
         )
@@ -230,13 +234,19 @@ class MeasuredWeights:
             "trained_as": dict(self.weights.reduction),
             "seed": self.weights.seed,
             **self.images.setting,
+            **self._limit,
         }
+
+    @property
+    def _limit(self):
+        return {} if self.tokens is None else {"tokens": self.tokens}
 
     def _evaluate(self, reduction, alter, prepare):
         vit = self.weights.pretrained(reduction)
+        model = leaving(vit, self.tokens)
         batches = self.images.batches()
         batches = map(prepare, batches) if prepare else batches
-        step = self._step(vit.model, reduction, alter)
+        step = self._step(model, reduction, alter)
         result = accuracy.evaluate(step, parallel.replicate(vit.variables), batches)
         return {
             "acc1": result.acc1,
@@ -244,7 +254,7 @@ class MeasuredWeights:
             "loss": result.loss,
             "images": result.images,
             "untrained_selectors": vit.untrained,
-            **plan_facts(vit.model, vit.image_size),
+            **plan_facts(model, vit.image_size),
             "right": encode_bits(result.each["right"]),
         }
 
@@ -252,7 +262,7 @@ class MeasuredWeights:
         """A compiled step, kept for other weights and images of the same model."""
         seed = self.weights.seed if self.seed is None else self.seed
         reduction = str(settings.completed(reduction))
-        key = self.weights.config, reduction, seed, alter
+        key = self.weights.config, reduction, seed, alter, self.tokens
         if key not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))

@@ -163,19 +163,27 @@ def on_noise(program):
 
 
 def speed(
-    weights: Weights, reduction: Mapping, batch_size: int, rules: timer.Rules
+    weights: Weights,
+    reduction: Mapping,
+    batch_size: int,
+    rules: timer.Rules,
+    tokens: int | None = None,
 ) -> dict[str, float]:
     """Speed of weights under a reduction, timed in turns with their dense model.
 
+    tokens: of programs that give so many image tokens; the dense one gives all patches
     Returns ratio (to the dense model) and throughput (images a second), both with _min
     and _max, and the milliseconds of a batch, ms and dense_ms.
     """
     jobs = {}
     for name, taken in (("dense", DENSE), ("reduced", reduction)):
+        vit = weights.pretrained(taken)
+        patches = vit.model.plan[0].attn_tokens - vit.model.arch.prefix
         fast = optimize.optimize(
-            weights.pretrained(taken),
+            vit,
             batch_size=batch_size,
             dtype=weights.config.dtype or xla_options.fast_dtype(),
+            tokens=patches if tokens and name == "dense" else tokens,
         )
         jobs[name] = timer.job(on_noise(fast))
     times = timer.measure(jobs, rules)

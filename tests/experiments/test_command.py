@@ -143,5 +143,6 @@ def test_runs_of_different_data_sets_are_a_mistake():
         Weights(None, ModelConfig(num_classes=classes, image_size=16), {})
         for classes in (10, 11)
     ]
+    settings, runs = SimpleNamespace(runs="runs"), TrainedRuns(tuple(made))
     with pytest.raises(InputError, match="models of different classes or image sizes"):
-        runner._images(SimpleNamespace(runs="runs"), TrainedRuns(tuple(made)))
+        runner._images(settings, runs, ["table1"])

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import __main__ as experiments
 from experiments import fixed_tokens
 from imagepiece_jax.pretrained import convert
 from tests.command import call, sentence
+from tests.experiments.test_saliency import random_head
 from tests.models import tiny
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
-    model = tiny.model(embed_dim=64, num_heads=4, depth=1)
+    model = tiny.model(embed_dim=64, num_heads=4, depth=1, num_classes=2)
     np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
     rng = np.random.default_rng(0)
     for split, name, place in np.ndindex(2, 2, 12):
@@ -28,22 +30,36 @@ def words(tmp_path_factory):
     return ["--weights", folder / "vit_mini.npz", "--data", data, "--resize", "none"]
 
 
-def test_the_table_has_every_number_of_tokens(tmp_path, words):
+@pytest.mark.slow
+def test_the_page_has_every_number_of_tokens(tmp_path, words):
     """Dark and bright images: their neighbors are of their class, whatever is left."""
-    more = ["--neighbors", words[3], "--memory", 20, "--queries", 6, "--at_once", 4]
-    timing = ["--warmup", 2, "--repeats", 1, "--seconds", 0.0]
-    ended = call(
-        fixed_tokens.main,
-        *(*words, *more, *timing, "--out", tmp_path, "--images", 6),
-        *("--sweep", "tome:r=2", "--counts", "20,15"),
-    )
-    assert ended.status == 0, ended
-    rows = json.loads((tmp_path / "fixed_tokens.json").read_text())
-    assert [row["tokens"] for row in rows] == [25, 20, 15]
-    assert rows[0]["gmacs"] > rows[1]["gmacs"] > rows[2]["gmacs"]
-    assert rows[0]["ratio"] == [1, 1, 1] and rows[0]["points"][0] == 0
-    assert all(row["neighbors"][0] == 100 for row in rows)
-    assert "| tome r=2 | 15 |" in (tmp_path / "fixed_tokens.md").read_text()
+    np.savez(tmp_path / "head.npz", **random_head(64))
+    more = ["--neighbors", words[3], "--memory", 20, "--queries", 6]
+    more += ["--decoder", tmp_path / "head.npz", "--subset", 6, "--out", tmp_path]
+    more += ["--warmup", 2, "--repeats", 1, "--seconds", 0.0, "--speed_batch_size", 2]
+    words = ["fixed_tokens", *words, *more, "--sweep", "tome:r=2"]
+    first = call(experiments.main, *words, "--counts", "20")
+    lines = (tmp_path / "points.jsonl").read_text()
+    ended = call(experiments.main, *words, "--counts", "20,15")
+    assert first.status == ended.status == 0, ended
+    every = (tmp_path / "points.jsonl").read_text()
+    assert every.startswith(lines)
+    settings = [json.loads(line)["setting"] for line in every.splitlines()]
+    kinds = ("accuracy", "saliency", "speed", "neighbors")
+    expected = [(kind, tokens) for tokens in (25, 20, 15) for kind in kinds]
+    assert [(each["kind"], each["tokens"]) for each in settings] == expected
+    results = [json.loads(line)["result"] for line in every.splitlines()]
+    dense, *reduced = results[::4]
+    assert dense["gmacs"] > reduced[0]["gmacs"] > reduced[1]["gmacs"]
+    assert results[1]["correlation"] == pytest.approx([1] * 6)
+    assert max(results[5]["correlation"]) < 1
+    page = (tmp_path / "fixed_tokens.md").read_text()
+    head, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
+    rows = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    assert [row["tokens"] for row in rows] == ["25", "20", "15"]
+    assert all(row["neighbors, % |"].startswith("100.0 [") for row in rows)
+    assert rows[0]["to dense, points"].startswith("+0.0 [")
+    assert rows[0]["correlation"] == "1.000 [1.000, 1.000]"
 
 
 def test_neighbors_vote_by_hand():
@@ -58,12 +74,13 @@ def test_neighbors_vote_by_hand():
     "more, message",
     [
         ([], "--sweep is missing: name methods"),
-        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed is a list"),
+        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed are one or"),
         (
             ["--sweep", "tome:r=2", "--counts", "26"],
             "tokens is 26; allowed are 1 to 25",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(words, more, message):
-    assert message in sentence(call(fixed_tokens.main, *words, *more))
+def test_what_does_not_fit_is_refused(tmp_path, words, more, message):
+    words = ("fixed_tokens", *words, "--out", tmp_path)
+    assert message in sentence(call(experiments.main, *words, *more))

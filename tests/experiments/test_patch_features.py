@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import feature_agreement, patch_features
+from experiments import __main__ as experiments
+from experiments import patch_features
 from imagepiece_jax.pretrained import convert
 from tests.command import call, sentence
 from tests.models import tiny
@@ -14,30 +15,30 @@ from tests.models import tiny
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """Weights, and images of other classes, of which one cannot be read."""
+    """Weights, and images of other classes."""
     folder = tmp_path_factory.mktemp("set")
     model = tiny.model(embed_dim=64, num_heads=4, depth=1)
     np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
     rng, rows = np.random.default_rng(0), ["filename,label"]
-    for i in range(5):
+    for i in range(4):
         pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         rows.append(f"{i}.png,{tiny.CLASSES + i}")
-    (folder / "2.png").write_bytes(b"nothing")
     (folder / "set.csv").write_text("\n".join(rows))
     return ["--weights", folder / "vit_mini.npz", "--data", f"csv:{folder}/set.csv"]
 
 
 @pytest.mark.slow
-def test_table_has_every_way_to_fill(tmp_path, words):
-    out = tmp_path / "out"
-    ended = call(
-        patch_features.main,
-        *(*words, "--out", out, "--images", 5),
-        *("--sweep", "tome:r=1", "--sweep", "evit:blocks=(0,)"),
-    )
-    assert ended.status == 0, ended
-    rows = json.loads((out / "patch_features.json").read_text())
+def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
+    words = (*words, "--out", tmp_path, "--resize", "none", "--sweep", "tome:r=1")
+    first = call(experiments.main, "patch_features", *words)
+    lines = (tmp_path / "points.jsonl").read_text()
+    ended = call(experiments.main, "patch_features", *words, "--sweep=evit:blocks=(0,)")
+    assert first.status == ended.status == 0, ended
+    every = (tmp_path / "points.jsonl").read_text()
+    assert every.startswith(lines) and every.count("\n") == 1 + lines.count("\n") == 3
+    results = [json.loads(line)["result"] for line in every.splitlines()]
+    rows = [row for result in results for row in result["rows"]]
     assert [(row["setting"], row.get("fill")) for row in rows] == [
         ("dense", None),
         ("position alone", None),
@@ -58,34 +59,23 @@ def test_table_has_every_way_to_fill(tmp_path, words):
         assert min(row["cosine"].values()) <= mean <= max(row["cosine"].values())
         assert low <= mean <= high
     assert last["cosine"]["dropped"] > zero["cosine"]["dropped"] == 0
-    table = (out / "patch_features.md").read_text()
-    assert (
-        "4 images of csv:" in table
-        and "/set.csv (images as they are, 20x20), weights vit_mini.npz; 95 %" in table
-        and table.count("\n| ") == 1 + 7
-    )
-    assert "| evit blocks=(0,) | zero | 18 |" in table
-    assert len(ended.out.splitlines()) == 1 + 7 + 1
+    page = (tmp_path / "patch_features.md").read_text()
+    assert "`vit_mini.npz` on 4 images of csv:" in page and page in ended.out
+    assert page.count("\n| ") == 1 + 1 + 7
+    assert "| evit blocks=(0,) | zero | 18 |" in page
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
         ([], "--sweep is missing: name methods, such as --sweep tome:r=8"),
-        (["--sweep=tome:r=1", "--images=3"], "--images is 3; allowed are 4 or more"),
-        (["--sweep=tome:r=1", "--images=4"], "has 3 readable images; allowed are 4 or"),
+        (["--sweep=tome:r=1", "--limit=3"], "--data has 3 images; allowed are 4 or"),
         (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit': allowed"),
     ],
 )
-def test_mistakes(words, more, message):
-    assert message in sentence(call(patch_features.main, *words, *more))
-
-
-def test_flags_that_are_needed_are_named():
-    message = sentence(call(patch_features.main))
-    assert message.startswith("--weights is missing: a .npz, .safetensors or .pth file")
-    message = sentence(call(patch_features.main, "--weights=w.npz"))
-    assert message.startswith("--data is missing: csv:FILE, folder:PATH")
+def test_mistakes(tmp_path, words, more, message):
+    words = (*words, "--resize=none", "--out", tmp_path)
+    assert message in sentence(call(experiments.main, "patch_features", *words, *more))
 
 
 # The figures, against small maps worked out by hand
@@ -97,7 +87,7 @@ def test_cosines_of_all_pairs():
     half = 0.5**0.5
     expected = [[half, 0, 0, half, 0, 0]]  # pairs 01 02 03 12 13 23
     np.testing.assert_allclose(
-        feature_agreement.self_similarity(features), expected, atol=1e-6
+        patch_features.self_similarity(features), expected, atol=1e-6
     )
 
 
@@ -105,14 +95,14 @@ def test_correlation_is_that_of_numpy_whatever_the_scale():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(2, 3, 20))
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)]
-    np.testing.assert_allclose(feature_agreement.correlation(ours, theirs), expected)
-    np.testing.assert_allclose(feature_agreement.correlation(ours, 2 * ours + 1), 1)
-    assert feature_agreement.correlation(ours, np.ones_like(ours)).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(patch_features.correlation(ours, theirs), expected)
+    np.testing.assert_allclose(patch_features.correlation(ours, 2 * ours + 1), 1)
+    assert patch_features.correlation(ours, np.ones_like(ours)).tolist() == [0, 0, 0]
 
 
 def test_other_images_are_all_but_this_one():
     pairs = np.array([[1.0, 0], [2, 6], [6, 3]])
-    assert feature_agreement.of_other_images(pairs).tolist() == [
+    assert patch_features.of_other_images(pairs).tolist() == [
         [4, 4.5],
         [3.5, 1.5],
         [1.5, 3],
@@ -130,28 +120,28 @@ def two_kinds():
 
 def test_probe_reads_labels_from_features(two_kinds):
     features, labels, memory = two_kinds
-    assert feature_agreement.probe(features, labels, memory).tolist() == [1.0]
+    assert patch_features.probe(features, labels, memory).tolist() == [1.0]
     turned = features.copy()
     turned[1, :10] = turned[1, :10, ::-1]  # a quarter of the patches are wrong
-    assert feature_agreement.probe(turned, labels, memory).tolist() == [0.75]
+    assert patch_features.probe(turned, labels, memory).tolist() == [0.75]
     turned[1] = features[1, :, ::-1]  # all are, and what is tested is not the memory
-    assert feature_agreement.probe(turned, labels, memory).tolist() == [0.0]
+    assert patch_features.probe(turned, labels, memory).tolist() == [0.0]
 
 
 def test_probe_of_position_takes_the_most_frequent_label():
     labels = np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1], [1, 2, 1]])
     memory = np.array([True, True, True, False])
     # 0 is most frequent at the first place, 1 at the other two.
-    assert feature_agreement.probe_position(labels, memory).tolist() == [1 / 3]
+    assert patch_features.probe_position(labels, memory).tolist() == [1 / 3]
 
 
 def test_clusters_are_of_the_images_in_memory(two_kinds, monkeypatch):
     """The two kinds of patches of the other image are both nearer to one of theirs."""
     features, labels, memory = two_kinds
-    monkeypatch.setattr(feature_agreement, "CLUSTERS", 2)
+    monkeypatch.setattr(patch_features, "CLUSTERS", 2)
     features = features.copy()
     features[1] = np.where(labels[1, :, None], (0.1, 1), (0.7, 1))
-    found = feature_agreement.cluster_labels(features, memory)
+    found = patch_features.cluster_labels(features, memory)
     expected = np.where(memory[:, None], labels, 1)
     same = found == expected
     assert same.all() or not same.any()  # clusters have no names
@@ -161,5 +151,5 @@ def test_cosine_of_two_maps():
     ours = np.array([[[2, 0], [1, 1], [0, 0]]])
     theirs = np.array([[[5, 0], [0, 1], [1, 0]]])
     np.testing.assert_allclose(
-        feature_agreement.cosine(ours, theirs), [[1, 0.5**0.5, 0]], rtol=1e-6
+        patch_features.cosine(ours, theirs), [[1, 0.5**0.5, 0]], rtol=1e-6
     )

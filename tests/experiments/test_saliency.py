@@ -104,7 +104,7 @@ def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
     fields = {"methods": ("imagepiece",), "shares": (0.75,), "fill": ("last", "zero")}
     measured, draw = [], saliency.Maps.draw
 
-    def counted(maps, reduction, fill):
+    def counted(maps, reduction, fill, tokens=None):
         if len(measured) == 3:
             raise KeyboardInterrupt
         measured.append((reduction["name"], fill))

@@ -1,0 +1,252 @@
+"""What int8 gives on a CPU beside reductions: speed, accuracy, agreement of maps.
+
+ONNX graphs of the dense model and of every method of --sweep are quantized by the
+recipes of docs/inference.md, which are run as they stand there: onnxruntime's and,
+where NNCF is installed, NNCF's for OpenVINO. Every fifth image calibrates, the others
+test. With --decoder graphs give the tokens that are left, and maps are drawn of them; a
+dropped patch has the feature of the token that stands nearest to it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from experiments import render, saliency
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark.cache import decode_bits, encode_bits
+from imagepiece_jax.common import timer
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.reduction import settings
+
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "inference.md"
+# (runtime, weights): the file that a recipe reads or leaves.
+FILES = {
+    ("onnxruntime", "float32"): "model.onnx",
+    ("onnxruntime", "int8"): "model_int8.onnx",
+    ("OpenVINO", "float32"): "model.onnx",
+    ("OpenVINO", "int8"): "model_int8.xml",
+}
+FLOAT, *_ = FILES
+BATCHES, AT_ONCE = (1, 8), 8
+
+
+def int8(context):
+    """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
+    asked, reductions = context.settings, context.settings.reductions
+    if not importlib.util.find_spec("onnxruntime"):
+        raise InputError("onnxruntime is missing: pip install onnx onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = Graphs(context, [settings.DENSE, *reductions], pathlib.Path(folder))
+        figures = {entry: graphs.figures(*entry) for entry in graphs.entries}
+        speeds = [graphs.speeds(batch) for batch in BATCHES]
+    rows = []
+    for entry, *seconds in zip(graphs.entries, *speeds, strict=True):
+        place, (runtime, kind) = entry
+        row = {"method": f"`{settings.label(graphs.reductions[place])}`"}
+        row |= {"runtime": runtime, "weights": kind}
+        for batch, of_all, own in zip(BATCHES, speeds, seconds, strict=True):
+            rate = batch / timer.spread(own).median
+            times = timer.spread(timer.speedups(of_all[0], own))
+            row[f"batch {batch}"] = f"{rate:.1f}" + (
+                f" ({times.median:.2f} [{times.low:.2f}, {times.high:.2f}])"
+                * (entry != graphs.entries[0])
+            )
+        rows.append(row | graphs.cells(figures[entry], figures[place, FLOAT]))
+    render.page(
+        context,
+        "int8",
+        "reductions and int8",
+        render.table([*rows[0]], [[*row.values()] for row in rows]),
+        render.note(context),
+        f"{sum(graphs.calibrates)} of the images calibrate, the others test. Images "
+        "for each second that one thread computes; in brackets, times the first row of "
+        f"the same turn (median, lowest and highest of {asked.repeats}); "
+        f"{device.name()}.",
+    )
+
+
+class Graphs:
+    """Graphs of one checkpoint by reduction, made when first one of them runs.
+
+    reductions: the dense model first
+    folder: of their files
+    """
+
+    def __init__(self, context, reductions, folder):
+        self.context, self.weights = context, context.pretrained
+        self.reductions, self.folder = reductions, folder
+        listed = context.settings.decoder or not self.weights.config.num_classes
+        self.maps = saliency.Maps(context) if listed else None
+        batches = [*context.images.batches()]
+        self.pixels, self.labels = (
+            np.concatenate([batch[name][batch["mask"] > 0] for batch in batches])
+            for name in ("image", "label")
+        )
+        self.calibrates = np.arange(len(self.pixels)) % 5 == 0
+        section = PAGE.read_text("utf-8").partition("\n### int8 on CPUs\n")[2]
+        self.recipes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+        if not all(map(importlib.util.find_spec, ("nncf", "openvino"))):
+            del self.recipes[1:]
+        forms = list(FILES)[: 2 * len(self.recipes)]
+        self.entries = [(p, form) for p in range(len(reductions)) for form in forms]
+        # Made once; of float32 graphs, which others are compared with.
+        self.programs = functools.cache(self._programs)
+        self.floats = functools.cache(lambda place: self.tested(place, FLOAT))
+
+    def _programs(self, place):
+        """{(runtime, weights): what gives the outputs of normalized images}."""
+        vit = self.weights.pretrained(self.reductions[place])
+        left = vit.model.plan[-1].mlp_tokens - vit.model.arch.prefix
+        graph = onnx_model(vit, tokens=left if self.maps else None)
+        folder = self.folder / str(place)
+        folder.mkdir()
+        (folder / FILES[FLOAT]).write_bytes(graph.SerializeToString())
+        with contextlib.chdir(folder):
+            for recipe in self.recipes:
+                images = self.images(self.calibrates)
+                exec(compile(recipe, PAGE.name, "exec"), {"images": images})
+        return {
+            form: (_onnxruntime if form[0] == "onnxruntime" else _openvino)(
+                folder / FILES[form]
+            )
+            for each, form in self.entries
+            if each == place
+        }
+
+    def images(self, which):
+        """Some images as graphs take them."""
+        model = self.weights.model(settings.DENSE)
+        return np.asarray(normalize(self.pixels[which], model.mean, model.std))
+
+    def tested(self, place, form):
+        """Classes [images] or maps [images, H, W] of the images that test."""
+        run, parts = self.programs(place)[form], []
+        (indices,) = np.nonzero(~self.calibrates)
+        for start in range(0, len(indices), AT_ONCE):
+            outputs = run(self.images(indices[start : start + AT_ONCE]))
+            parts.append(self._drawn(*outputs) if self.maps else outputs[0].argmax(1))
+        return np.concatenate(parts)
+
+    def _drawn(self, tokens, size, source, coordinates):
+        """Maps [B, H, W] of a TokenList."""
+        return np.asarray(self._decode(filled(tokens, source, coordinates)))
+
+    @functools.cached_property
+    def _decode(self):
+        size = sides(self.weights.config.image_size)
+        return jax.jit(functools.partial(saliency.decode, self.maps.head, size=size))
+
+    def figures(self, place, form):
+        """What is measured of one graph, as JSON values."""
+
+        def measured():
+            own = self.floats(place)
+            ours = own if form == FLOAT else self.tested(place, form)
+            if self.maps:
+                to_dense = saliency.figures(ours, self.floats(0))
+                return to_dense | {"to_float32": saliency.figures(ours, own)}
+            right = ours == self.labels[~self.calibrates]
+            return {"right": encode_bits(right), "same": encode_bits(ours == own)}
+
+        setting = self._setting(place) | {"runtime": form[0], "kept_as": form[1]}
+        label = settings.label(self.reductions[place])
+        what = f"{label}, {' '.join(form)}"
+        return self.context.cache.result(setting, measured, what)
+
+    def speeds(self, batch):
+        """Seconds of a batch, a list of turns for each entry, all in turns."""
+        rules = self.context.settings.rules
+
+        def measured():
+            images = np.resize(
+                self.images(slice(batch)), (batch, *self.pixels.shape[1:])
+            )
+            runs = [self.programs(place)[form] for place, form in self.entries]
+            jobs = {
+                number: timer.TimedCall(lambda _, run=run: run(images), lambda r: r)
+                for number, run in enumerate(runs)
+            }
+            seconds = timer.measure(jobs, rules, now=time.process_time)
+            return {"seconds": [*seconds.values()]}
+
+        setting = self._setting(0) | dataclasses.asdict(rules)
+        setting |= {"kind": "speed of int8", "batch_size": batch}
+        setting |= {"device": device.name(), "reductions": self.reductions}
+        what = f"speeds of batches of {batch}"
+        return self.context.cache.result(setting, measured, what)["seconds"]
+
+    def _setting(self, place):
+        checkpoint = self.context.checkpoint(self.weights)
+        recipes = hashlib.sha256("".join(self.recipes).encode()).hexdigest()[:16]
+        return checkpoint.setting("int8", self.reductions[place]) | {
+            "recipes": recipes,
+            "decoder": self.maps and self.maps.digest,
+        }
+
+    def cells(self, figures, floats):
+        """{heading: text} of a graph's figures; floats: those of its method's first."""
+        if self.maps:
+            correlation, iou, _ = saliency.cells(figures)
+            same, shared, _ = saliency.cells(figures["to_float32"])
+            cells = {"correlation to dense": correlation, "IoU to dense": iou}
+            own = {"correlation to float32": same, "IoU to float32": shared}
+            return cells | (dict.fromkeys(own) if figures is floats else own)
+        count = int(sum(~self.calibrates))
+        right, same, base = (
+            decode_bits(bits, count)
+            for bits in (figures["right"], figures["same"], floats["right"])
+        )
+        change = statistics.paired_difference(right, base)
+        own = {
+            "to float32, points": statistics.format_difference(change),
+            "same class as float32, %": f"{100 * same.mean():.1f}",
+        }
+        cells = {"acc1, %": statistics.format_estimate(statistics.accuracy(right))}
+        return cells | (dict.fromkeys(own) if figures is floats else own)
+
+
+def filled(tokens, source, coordinates):
+    """Features of all patches of a TokenList; a dropped one has its neighbor's.
+
+    Its arrays [B, K, D], [B, h, w], [B, K, 2] -> [B, h, w, D]
+    """
+    batch, *grid = source.shape
+    places = np.indices(grid).reshape(1, 2, -1, 1)
+    apart = places - np.moveaxis(coordinates, 2, 1)[:, :, None]
+    source = source.reshape(batch, -1)
+    source = np.where(source < 0, (apart**2).sum(axis=1).argmin(axis=2), source)
+    patches = np.take_along_axis(tokens, source[..., None], axis=1)
+    return patches.reshape(batch, *grid, -1)
+
+
+def _onnxruntime(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})
+
+
+def _openvino(path):
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(path, "CPU", hints)
+    return lambda images: [*compiled([images]).to_tuple()]
