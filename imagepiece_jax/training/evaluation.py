@@ -122,7 +122,8 @@ class SampleImages:
         self._images, self._titles = examples(source, transform, config.pictures)
         self._decide = None
         if self._titles and reducing_blocks(model) and parallel.is_main():
-            shapes = variable_shapes(model, config.image_size)
+            # A state has both collections, although a patch stem has no statistics.
+            shapes = {"batch_stats": {}} | variable_shapes(model, config.image_size)
             # Held, because caches are emptied when the program of a step changes.
             lowered = _decide.lower(shapes, self._images, self._model)
             self._decide = lowered.compile()

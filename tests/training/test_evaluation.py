@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.train_step import init_state
 from tests import runs
 
 
@@ -83,6 +85,19 @@ def test_no_pictures_no_panels(tmp_path):
     assert none.augmented({}, 1) is None
     assert none.tokens({}) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_a_state_without_batch_statistics(tmp_path):
+    """The patch stem has none, but a state has a place for them."""
+    small = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
+    steps = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
+    made = config(pictures=1, **{"model.stem": "patch"}, **small, **steps)
+    run = RunConfig.from_config(made)
+    model, transform = run.create_model(), EvalTransform(16, "none")
+    samples = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
+    variables = runs.untrained(model, 16, seed=0)
+    state = init_state(variables, optax.identity(), with_ema=False)
+    assert samples.tokens(state.variables).ndim == 3
 
 
 @pytest.fixture(scope="module")
