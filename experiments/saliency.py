@@ -397,7 +397,8 @@ def picture(context):
     for index, image in enumerate(images):
         for (vit, own), trace in zip(drawn, traces, strict=True):
             rows.append(_row(vit, image, trace, own, dense, index))
-    plotting.panel_page(context.out / "saliency-picture.png", rows, CAPTION)
+    path = context.out / "saliency-picture.png"
+    plotting.panel_page(path, rows, CAPTION, colors=144)
 
 
 def _row(vit, image, trace, maps, dense, index):

@@ -1,45 +1,117 @@
-"""The notebook of docs runs from its first cell to its last."""
+"""The notebook of docs runs from its first cell to its last, and shows what it did."""
 
+import base64
+import importlib.util
+import io
 import json
 import os
 import pathlib
+import re
+import subprocess
+import sys
+import tomllib
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.pretrained import hub
 from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
+FILE = ROOT / "docs" / "quickstart.ipynb"
+NOTEBOOK = json.loads(FILE.read_text("utf-8"))
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
-def test_it_is_a_notebook_without_results():
+def stored(cell):
+    """What a cell printed and drew when the notebook was made: text, pictures."""
+    shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    outputs = [output.get("data", output) for output in shown]
+    text = "".join(line for output in outputs for line in output.get("text", []))
+    pictures = [base64.b64decode(o["image/png"]) for o in outputs if "image/png" in o]
+    return text, [pixels(io.BytesIO(picture)) for picture in pictures]
+
+
+def pixels(file):
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def wording(text):
+    """A text without what another machine, model or depth may say otherwise."""
+    text = re.sub(r"^(trained|random) weights.*", "weights", text)
+    text = re.sub(r"(?<=: ).*(?=, probability)", "class", text, flags=re.MULTILINE)
+    return re.sub(r"\d+(\.\d+)?", "0", text)
+
+
+def test_it_is_a_notebook_with_its_results():
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert NOTEBOOK["metadata"]["kernelspec"]["language"] == "python"
+    assert FILE.stat().st_size < 1e6
     cells = NOTEBOOK["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
     for cell in cells:
         assert cell["metadata"] == {} and isinstance(cell["source"], list)
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
-        else:
-            assert cell["cell_type"] == "markdown"
+        assert cell["cell_type"] in ("code", "markdown")
+    assert [cell["execution_count"] for cell in CODE] == [*range(1, len(CODE) + 1)]
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
+    assert stored(CODE[2])[0] == "trained weights\n"
+    places = json.dumps(outputs)
+    assert "/home" not in places and "/tmp" not in places
+
+
+def test_it_opens_and_installs_from_one_address():
+    """OWNER stands for it until pyproject.toml has it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"].get(
+        "Repository", "https://github.com/OWNER/imagepiece_jax"
+    )
+    path = address.removeprefix("https://github.com/")
+    badge = (
+        "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+        f"(https://colab.research.google.com/github/{path}/blob/HEAD/docs/{FILE.name})"
+    )
+    assert badge in (ROOT / "README.md").read_text("utf-8")
+    assert badge in "".join(NOTEBOOK["cells"][0]["source"])
+    assert f'@ git+{address}"' in "".join(CODE[0]["source"])
+
+
+@pytest.mark.parametrize("clone", [True, False])
+def test_its_first_cell_installs_a_package_that_is_missing(
+    tmp_path, monkeypatch, clone
+):
+    commands, here = [], tmp_path / "docs"
+    here.mkdir()
+    if clone:
+        (tmp_path / "imagepiece_jax").mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: commands.append(command)
+    )
+    run(CODE[:1])
+    assert commands == []  # it is here
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run(CODE[:1])
+    [(python, *pip, package)] = commands
+    assert python == sys.executable and pip[:3] == ["-m", "pip", "install"]
+    assert package.startswith("..[" if clone else "imagepiece_jax[hub] @ git+https://")
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What plt.show() would show: an array of pixels for each figure."""
+    """What plt.show() shows in a notebook: the pixels of each figure."""
     figures = []
 
     def show():
-        canvas = plt.gcf().canvas
-        canvas.draw()
-        figures.append(np.asarray(canvas.buffer_rgba())[..., :3])
+        with io.BytesIO() as file:
+            plt.gcf().savefig(file, bbox_inches="tight")
+            figures.append(pixels(file))
         plt.close()
 
     monkeypatch.setattr(plt, "show", show)
@@ -52,39 +124,55 @@ def shallow(tmp_path, monkeypatch):
     """DeiT-Ti of DEPTH blocks, trained or not, and an empty folder to stand in."""
     deit_ti(monkeypatch, DEPTH)
     monkeypatch.chdir(tmp_path)
+
+    def unreachable(text):
+        raise InputError(f"{text}: the hub cannot be reached")
+
+    monkeypatch.setattr(hub, "repository_files", unreachable)
     return tmp_path
 
 
-def run(codes):
+def run(codes, space=None):
     """What the code cells define, run one after the other."""
-    space = {}
+    space = {} if space is None else space
     for cell in codes:
         exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
     return space
 
 
-def test_its_cells_run_in_their_order(shallow, monkeypatch, drawn, capsys):
+def test_its_cells_run_in_their_order_and_show_what_is_stored(
+    shallow, monkeypatch, drawn, capsys
+):
     """On trained weights where tests have them, else on random ones."""
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
-    space = run(CODE)
-    said = capsys.readouterr().out
+    space, said = {}, []
+    for cell in CODE:
+        before = len(drawn)
+        run([cell], space)
+        said.append(capsys.readouterr().out)
+        text, pictures = stored(cell)
+        assert wording(said[-1]) == wording(text), cell["id"]
+        assert len(pictures) == len(drawn) - before
+        for shown, picture in zip(drawn[before:], pictures, strict=True):
+            # Letters of another font differ by some pixels.
+            np.testing.assert_allclose(shown.shape, picture.shape, rtol=0.05)
+            assert len(np.unique(picture)) > 1 and len(np.unique(shown)) > 1
+    said = "".join(said)
     assert said.startswith("trained" if trained else "random")
-    assert "times as fast" in said
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
-    assert said.count(", probability ") == 2
     assert space["times"].keys() == {"dense", "ToMe"}
     photograph = len(np.unique(space["pixels"].reshape(-1, 3), axis=0))
     assert len(drawn) == 2 and photograph > 1000
-    assert all(len(np.unique(picture)) > 1 for picture in drawn)
     assert not list(shallow.iterdir())
 
 
 def test_random_weights_take_the_place_of_trained_ones(shallow, monkeypatch, capsys):
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(shallow))
-    space = run(CODE[:2])
-    assert capsys.readouterr().out == "random weights\n"
+    space = run(CODE[:3])
+    said = capsys.readouterr().out
+    assert said.startswith("random weights: hf://timm/deit_tiny_patch16_224.fb_in1k: ")
     reduced = space["reduced"]
     found = jax.tree.map(np.shape, reduced.variables)
     needed = variable_shapes(reduced.model, 224)

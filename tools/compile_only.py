@@ -7,8 +7,10 @@ Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. XLA c
 for a described GPU, and each kernel's time is estimated from its bytes and products.
 """
 
+import contextlib
 import functools
 import itertools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import attention
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
@@ -35,6 +38,9 @@ MODE = flags.DEFINE_list(
 )
 DTYPE = cli.dtype("of weights and layers")
 KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
+UNPADDED = flags.DEFINE_boolean(
+    "unpadded", False, "train cuDNN's attention with odd lengths, which JAX refuses"
+)
 
 NOTE = (
     "Compiled for an NVIDIA H200, not run: the times are estimates, good for comparing "
@@ -51,8 +57,24 @@ def main():
             raise InputError(f"--mode is {mode!r}; allowed are {', '.join(PROGRAMS)}")
     for config in configs.values():
         config.model.dtype = DTYPE.value or "bfloat16"
-    for size, mode in itertools.product(sizes, MODE.value):
-        print(report(list(configs.items()), size, mode, KERNELS.value))
+    with unpadded() if UNPADDED.value else contextlib.nullcontext():
+        for size, mode in itertools.product(sizes, MODE.value):
+            print(report(list(configs.items()), size, mode, KERNELS.value))
+
+
+@contextlib.contextmanager
+def unpadded():
+    """Context in which attention neither pads odd lengths nor does JAX refuse them.
+
+    What compiles then is not known to run: see Odd lengths in PERFORMANCE.md.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    with (
+        mock.patch.object(attention, "padded_length", lambda length, _: length),
+        mock.patch.object(cudnn, "check_is_flash_attention", lambda *_, **__: None),
+    ):
+        yield
 
 
 def report(configs, batch_size, mode="inference", kernels=False):

@@ -2,8 +2,9 @@
 
 Pages are the repository's Markdown as it stands, in one folder. Links between pages
 follow them there; links to other files lead to the repository at the address that
-REPOSITORY_URL names, and without one only their text is left. The notebook becomes a
-page, with the pictures that are stored in it.
+REPOSITORY_URL names, and without one only their text is left. Pictures of other sites
+(badges) are left out likewise: the site loads nothing from elsewhere. The notebook
+becomes a page, with the pictures that are stored in it.
 """
 
 import base64
@@ -23,6 +24,7 @@ BESIDE = {
     "CHANGELOG.md": "changelog.md",
     "experiments/README.md": "experiments.md",
 }
+ELSEWHERE = re.compile(r"!\[([^\[\]]*)\]\(https?:[^)]*\)")
 LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -56,7 +58,7 @@ def linked(text: str, source: pathlib.Path, repository: str | None) -> str:
             path = f"{repository}/blob/HEAD/{target.relative_to(ROOT).as_posix()}"
         return f"[{label}]({path}{anchor})"
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, ELSEWHERE.sub(r"\1", text))
 
 
 def notebook_page(notebook: dict, folder: pathlib.Path) -> str:
@@ -66,6 +68,8 @@ def notebook_page(notebook: dict, folder: pathlib.Path) -> str:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] != "code" else f"```python\n{text}\n```")
         for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":  # progress
+                continue
             data = output.get("data", {})
             if "image/png" in data:
                 name = f"quickstart_{number}_{len(parts)}.png"

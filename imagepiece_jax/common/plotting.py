@@ -10,6 +10,7 @@ import pathlib
 import textwrap
 
 import numpy as np
+from PIL import Image
 
 from imagepiece_jax.common.files import replacing
 
@@ -137,11 +138,12 @@ def enlargement(image):
     return max(1, -(-_PANEL // image.shape[0]))
 
 
-def panel_page(path: str | os.PathLike, rows, caption: str):
+def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None = None):
     """Write one PNG of pictures in rows.
 
     rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
     caption: stands below the pictures
+    colors: as `save_figure` takes it
     """
     height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
     columns = max(map(len, rows))
@@ -178,7 +180,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
         fontsize=_FONT_SIZE,
         verticalalignment="top",
     )
-    save_figure(figure, pathlib.Path(path))
+    save_figure(figure, pathlib.Path(path), colors)
 
 
 def accuracy_plot(path: str | os.PathLike, points):
@@ -212,10 +214,22 @@ def new_figure(width: float, height: float, layout: str | None = None):
     return figure
 
 
-def save_figure(figure, path: str | os.PathLike):
-    """Write a matplotlib figure as a whole PNG. Raises RunError where it fails."""
+def save_figure(figure, path: str | os.PathLike, colors: int | None = None):
+    """Write a matplotlib figure as a whole PNG. Raises RunError where it fails.
+
+    colors: at most so many, chosen for this figure: with 144 photographs look alike and
+    take a third of the bytes; None: any
+    """
     with replacing(path) as new:
-        figure.savefig(new, format="png")
+        if colors is None:
+            figure.savefig(new, format="png")
+            return
+        figure.canvas.draw()
+        page = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        # Patterns of dithering would be more bytes.
+        options = {"kmeans": 1, "dither": Image.Dither.NONE}
+        page = page.quantize(colors, Image.Quantize.MAXCOVERAGE, **options)
+        page.save(new, "PNG", optimize=True)
 
 
 def _count(source):

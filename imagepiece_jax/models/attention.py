@@ -62,7 +62,7 @@ def _unsupported_reason(device, dtype, head_dim):
 
 
 def padded_length(length, backend):
-    """The length with which `backend` can be trained: cuDNN refuses odd ones."""
+    """The length with which `backend` can be trained: JAX refuses odd ones of cuDNN."""
     return length + length % 2 if backend == "cudnn" else length
 
 

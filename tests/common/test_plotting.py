@@ -208,10 +208,29 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
 
 
+def test_a_page_of_few_colors_looks_the_same(tmp_path):
+    """A smooth picture with noise, as photographs are: thousands of colors."""
+    y, x = np.mgrid[:224, :224]
+    smooth = np.stack([y, x, 224 - x], axis=-1)
+    noise = np.random.default_rng(0).integers(-9, 10, size=smooth.shape)
+    rows = [[("a", np.clip(smooth + noise, 0, 255).astype(np.uint8), "note")]]
+    pages, sizes = [], []
+    for colors in (None, 128):
+        path = tmp_path / f"{colors}.png"
+        plotting.panel_page(path, rows, "caption", colors)
+        pages.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+        sizes.append(path.stat().st_size)
+    few, many = (len(np.unique(p.reshape(-1, 3), axis=0)) for p in pages[::-1])
+    assert few <= 128 < 10_000 < many and sizes[1] < sizes[0] / 2
+    assert np.abs(pages[1] - pages[0]).mean() < 8
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
     pages = []
-    monkeypatch.setattr(plotting, "save_figure", lambda figure, _: pages.append(figure))
+    monkeypatch.setattr(
+        plotting, "save_figure", lambda figure, *_: pages.append(figure)
+    )
     example_page(tmp_path / "page.png", 16, steps=steps)
     (figure,) = pages
     titles = [axes.get_title(loc="left") for axes in figure.axes]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import (
@@ -179,6 +180,24 @@ def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn
     )
     assert cudnn_calls == [(7, jnp.bfloat16, False)]
     assert out.shape == (2, 7, 3, 5) and out.dtype == jnp.bfloat16
+
+
+def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
+    """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
+
+    def loss(query):
+        out = attend(query, query, query, backend="cudnn")
+        return jnp.sum(out, dtype=jnp.float32)
+
+    def trace(fn, length):
+        query = jax.ShapeDtypeStruct((2, length, 3, 64), jnp.bfloat16)
+        return jax.jit(fn).trace(query)
+
+    trace(loss, 7)
+    trace(jax.grad(loss), 8)
+    with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
+        trace(jax.grad(loss), 7)
 
 
 # Which kernel?

@@ -4,8 +4,11 @@ import types
 
 import jax
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from configs import quickstart
+from imagepiece_jax.models import attention
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY
 from tests.command import call, sentence
@@ -77,6 +80,28 @@ def test_a_training_step_is_compiled_whole(compiled):
     assert metrics["loss"].shape == ()
     same = jax.tree.map(lambda a, b: a.shape == b.shape, state, given)
     assert all(jax.tree.leaves(same))
+
+
+def test_unpadded_trains_attention_with_odd_lengths(monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
+    layer = attention.Attention(64, num_heads=1, backend="cudnn", dtype="bfloat16")
+    x = jax.ShapeDtypeStruct((2, 7, 64), "bfloat16")
+    state = jax.eval_shape(tokens.start, x)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x, state)
+
+    def loss(variables, x, state):
+        return layer.apply(variables, x, state, train=True)[0].astype("float32").sum()
+
+    def lengths():
+        """Of the queries in cuDNN's calls, forward and backward."""
+        program = str(jax.make_jaxpr(jax.grad(loss))(variables, x, state))
+        assert "dot_product_attention_bwd" in program
+        return {n for n in (7, 8) if f"bf16[2,{n},1,64]" in program}
+
+    assert 8 in lengths()
+    with compile_only.unpadded():
+        assert lengths() == {7}
+    assert 8 in lengths()
 
 
 def test_attention_is_that_of_the_described_gpu(monkeypatch):

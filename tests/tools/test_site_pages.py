@@ -52,6 +52,8 @@ def test_links_lead_where_the_site_has_the_page():
     assert site_pages.linked(text, tour, None) == wanted
     wanted = "[a](index.md) [b](U/blob/HEAD/train.py) [c](U/blob/HEAD/configs)"
     assert site_pages.linked(text, tour, "U") == f"{wanted} [d](https://x.org)"
+    text = "[![Open](https://x.org/badge.svg)](https://x.org/a)"
+    assert site_pages.linked(text, tour, "U") == "[Open](https://x.org/a)"
     deep = ROOT / "docs" / "tables" / "retokenization" / "README.md"
     text = "[a](../../comparison.md) [b](../../../experiments/README.md)"
     wanted = "[a](../../comparison.md) [b](../../experiments.md)"
@@ -78,7 +80,8 @@ def test_a_notebook_with_its_pictures(tmp_path):
             "cell_type": "code",
             "source": ["draw()"],
             "outputs": [
-                {"output_type": "stream", "text": ["drawn\n"]},
+                {"output_type": "stream", "name": "stderr", "text": ["drawing ..\n"]},
+                {"output_type": "stream", "name": "stdout", "text": ["drawn\n"]},
                 {"data": {"image/png": picture, "text/plain": ["<Figure>"]}},
                 {"data": {"text/plain": ["3"]}},
             ],
