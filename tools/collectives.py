@@ -8,7 +8,7 @@ step of each config for one host of eight at each number of images per GPU, list
 collectives, and calculates their time on several hosts from their bytes. Nothing is
 measured.
 
-python -m tools.collectives --runs --config configs/deit_s.py --hosts 1,2
+python -m tools.collectives --trainings --config configs/deit_s.py --hosts 1,2
 
 prints instead what whole trainings on ImageNet cost: the table of docs/training.md. One
 H200 takes the config's batch, and hosts of eight `images_per_gpu`; the steps alone
@@ -47,7 +47,7 @@ LATENCY = flags.DEFINE_float(
 FARTHER = flags.DEFINE_float(
     "network_latency", 50, "us that other hosts add to it", lower_bound=0
 )
-RUNS = flags.DEFINE_boolean("runs", False, "the cost of whole trainings instead")
+RUNS = flags.DEFINE_boolean("trainings", False, "the cost of whole trainings instead")
 KILOBYTES = flags.DEFINE_float(
     "kilobytes", 115.4, "of an image file: ImageNet's 147.9 GB by its training images"
 )
