@@ -56,7 +56,7 @@ def _eval_node(fn, *arrays):
     closure = {name: cell.cell_contents for name, cell in closure}
     places = closure["places"]
     kinds = tuple(place and type(place[0]) for place in places)  # 1 is equal to 1.0
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+    shapes = tuple(map(jax.typeof, arrays))  # NumPy's int64 is int32 to JAX
     try:
         return _node_shapes(closure["fn"], (closure["tree"], places), kinds, shapes)
     except TypeError:  # not hashable

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
+from imagepiece_jax.common import parallel
 from imagepiece_jax.data import sources
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.logging import read_metrics
@@ -44,11 +45,12 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_like_one(tmp_path, some_digits):
+def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
     """Dense: a near tie in a reduction may flip a rank once rounding differs.
 
-    The one device is this process's.
+    The one device is this process's, and steps are mapped over it by `jax.shard_map`.
     """
+    monkeypatch.setattr(parallel, "FORM", "shard_map")
     fields = FIELDS | {"data.name": f"csv:{some_digits}"}
     cache = tmp_path / "cache"
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
