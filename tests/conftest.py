@@ -25,6 +25,10 @@ from imagepiece_jax.common import parallel, progress  # noqa: E402
 from tests import tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# chex skips its variant with_pmap without a second device; the package takes the first.
+jax.config.update("jax_num_cpu_devices", 2)
+parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]
+parallel.device_count = lambda: 1
 tracing.remember_initializers()
 tracing.remember_exports()
 tracing.lower_fast()

@@ -125,9 +125,9 @@ def is_main():
     return jax.process_index() == 0
 
 
-def local_devices():
-    """Devices of this process, in the order of the leading axis of its arrays."""
-    return jax.local_devices()
+def local_devices(process=None):
+    """Devices of a process, or of this one, in the order of its arrays' leading axis."""
+    return jax.local_devices(process)
 
 
 def device_count():
@@ -343,8 +343,6 @@ def _of_all(x):
 
 def _sharding():
     """A leading axis of all devices, one row each, in the order of `jax.pmap`."""
-    devices = [
-        d for process in range(process_count()) for d in jax.local_devices(process)
-    ]
+    devices = [d for process in range(process_count()) for d in local_devices(process)]
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
