@@ -333,7 +333,8 @@ def test_doctor_says_each_thing_in_one_line():
     assert lines[1].startswith("python 3.")
     assert f"jax {jax.__version__}" in lines
     device = jax.devices()[0]
-    assert f"devices: 1 x {device.platform} ({device.device_kind})" in lines
+    count = len(jax.devices())
+    assert f"devices: {count} x {device.platform} ({device.device_kind})" in lines
     for dtype in ("bfloat16", "float32"):
         assert sum(line.startswith(f"attention in {dtype}: ") for line in lines) == 1
     extras = [line.split()[1] for line in lines if line.startswith("extra ")]

@@ -282,7 +282,7 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
     def test_promises_hold_after_every_step(self, name, fields):
-        """Plan and state agree, no slot is empty, sizes are counts, the prefix rests."""
+        """Plan and state agree, no slot is empty, sizes count, the prefix rests."""
         plan, x = plan_of(name, fields), random_tokens()
         states, results, _ = self.walk(name, fields)
         contract.check_results(plan, results)

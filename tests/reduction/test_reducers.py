@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from imagepiece_jax.reduction import ops, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
@@ -31,6 +32,12 @@ SWITCHES = [
 @functools.partial(tiny.compiled, static_argnums=(0, 2))
 def decide(reducer, taps, counts):
     return reducer(taps, counts)
+
+
+@functools.cache
+def called(reducer, counts):
+    """A function of taps alone, the same one every time: jit compiles it once."""
+    return functools.partial(reducer, counts=counts)
 
 
 apply = tiny.compiled(tokens.apply, static_argnames="form")
@@ -306,14 +313,10 @@ def test_merging_decides_without_gradient():
 # What may and may not change a decision
 
 REDUCERS = [
-    pytest.param(TopK(), Counts(n_in=12, n_out=7), id="top-k"),
-    pytest.param(TopK(fuse=True), Counts(n_in=12, n_out=8), id="fuse"),
+    ("top_k", TopK(), Counts(n_in=12, n_out=7)),
+    ("fuse", TopK(fuse=True), Counts(n_in=12, n_out=8)),
     *(
-        pytest.param(
-            Retokenize(*switch),
-            Counts(n_in=12, n_out=9, candidates=7),
-            id="-".join(map(str, switch)),
-        )
+        (switch[0], Retokenize(*switch), Counts(n_in=12, n_out=9, candidates=7))
         for switch in (SWITCHES[0], SWITCHES[-1])
     ),
 ]
@@ -328,30 +331,54 @@ def groups(dest, names):
     return dropped, {frozenset(group) for group in slots.values()}
 
 
-@pytest.mark.parametrize("reducer, counts", REDUCERS)
-def test_a_permutation_permutes_the_groups_and_nothing_else(reducer, counts):
-    rng = np.random.default_rng(0)
-    scores, metric = rng.random((4, 12)), rng.normal(size=(4, 12, 6))
-    order = rng.permutation(12)
-    plain = decide(reducer, make_taps(scores, metric), counts).dest
-    moved = decide(reducer, make_taps(scores[:, order], metric[:, order]), counts).dest
-    assert not np.array_equal(plain, moved)
-    for a, b in zip(np.asarray(plain), np.asarray(moved), strict=True):
-        assert groups(a, range(12)) == groups(b, order.tolist())
+class ReducersTest(chex.TestCase):
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*REDUCERS)
+    def test_a_permutation_permutes_the_groups_and_nothing_else(self, reducer, counts):
+        run = self.variant(called(reducer, counts))
+        rng = np.random.default_rng(0)
+        scores, metric = rng.random((4, 12)), rng.normal(size=(4, 12, 6))
+        order = rng.permutation(12)
+        plain = np.asarray(run(make_taps(scores, metric)).dest)
+        moved = np.asarray(run(make_taps(scores[:, order], metric[:, order])).dest)
+        assert not np.array_equal(plain, moved)
+        for a, b in zip(plain, moved, strict=True):
+            assert groups(a, range(12)) == groups(b, order.tolist())
 
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*REDUCERS)
+    def test_bad_numbers_still_fill_every_slot(self, reducer, counts):
+        """NaN scores count as minus infinity; NaN metrics lose no slot, either."""
+        run, (scores, metric) = self.variant(called(reducer, counts)), images(12)
+        for bad_scores, bad_metric in (
+            (np.full((8, 12), NAN), metric),
+            (scores, np.full_like(metric, NAN)),
+            (scores, np.zeros_like(metric)),
+            (np.full((8, 12), -np.inf), np.where(metric > 0, NAN, metric)),
+        ):
+            result = run(make_taps(bad_scores, bad_metric))
+            assert filled(np.asarray(result.dest), counts.n_out)
 
-@pytest.mark.parametrize("reducer, counts", REDUCERS)
-def test_bad_numbers_still_fill_every_slot(reducer, counts):
-    """NaN scores count as minus infinity; NaN metrics may not lose a slot either."""
-    scores, metric = images(12)
-    for bad_scores, bad_metric in (
-        (np.full((8, 12), NAN), metric),
-        (scores, np.full_like(metric, NAN)),
-        (scores, np.zeros_like(metric)),
-        (np.full((8, 12), -np.inf), np.where(metric > 0, NAN, metric)),
-    ):
-        result = decide(reducer, make_taps(bad_scores, bad_metric), counts)
-        assert filled(np.asarray(result.dest), counts.n_out)
+    @chex.variants(with_jit=True, with_pmap=True)
+    @parameterized.named_parameters(*REDUCERS)
+    def test_stacks_full_of_ties_are_decided_as_each_batch(self, reducer, counts):
+        taps = make_taps(*images(12))
+        stack, want = (
+            jax.tree.map(lambda a: np.stack([a, a[::-1]]), tree)
+            for tree in (taps, decide(reducer, taps, counts))
+        )
+        got = self.variant(jax.vmap(called(reducer, counts)))(stack)
+        chex.assert_trees_all_equal(got, want)
+
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*REDUCERS)
+    def test_needs_names_what_is_read(self, reducer, counts):
+        """A block computes only what `needs` asks for; the rest of the taps is None."""
+        taps = make_taps(*images(12))
+        unread = {"metric", "cls_attn"} - reducer.needs
+        bare = taps.replace(**dict.fromkeys(unread))
+        run = self.variant(called(reducer, counts))
+        chex.assert_trees_all_equal(run(bare), run(taps))
 
 
 def test_a_token_with_nan_score_goes_first():
@@ -367,35 +394,3 @@ def test_equal_attention_makes_the_last_tokens_candidates():
     counts = Counts(n_in=10, n_out=8, candidates=4)
     result = decide(Retokenize(), taps, counts)
     assert result.dest.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 6, 7]]
-
-
-@pytest.mark.parametrize("reducer, counts", REDUCERS)
-def test_the_same_mapped_and_stacked(reducer, counts):
-    taps = make_taps(*images(12))
-    stacked = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], taps)
-    got = jax.pmap(jax.vmap(lambda taps: reducer(taps, counts)))(stacked)
-    plain = decide(reducer, taps, counts)
-    want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], plain)
-    chex.assert_trees_all_equal(got, want)
-
-
-@pytest.mark.slow
-def test_the_same_without_jit():
-    """Merging is tested so with a model."""
-    taps, counts = make_taps(*images(12)), Counts(n_in=12, n_out=8)
-    fuse = TopK(fuse=True)
-    eager = fuse(jax.tree.map(jnp.asarray, taps), counts)
-    chex.assert_trees_all_equal(eager, decide(fuse, taps, counts))
-
-
-@pytest.mark.parametrize("reducer, counts", REDUCERS)
-def test_needs_names_what_is_read(reducer, counts):
-    """A block computes only what `needs` asks for; the rest of the taps is None."""
-    scores, metric = images(12)
-    taps = make_taps(scores, metric)
-    bare = taps.replace(
-        metric=taps.metric if "metric" in reducer.needs else None,
-        cls_attn=taps.cls_attn if "cls_attn" in reducer.needs else None,
-    )
-    want = decide(reducer, taps, counts)
-    chex.assert_trees_all_equal(decide(reducer, bare, counts), want)
