@@ -4,10 +4,12 @@ Every method of `METHODS` whose reducers are Flax modules is tested, in the form
 trains: a new one is covered by its line there, and by its fields in `SMALL`.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from flax import linen as nn
 from flax import traverse_util
 
@@ -50,27 +52,31 @@ def test_those_that_learn_are_found():
     assert learned <= names
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_the_logits_teach_every_parameter_of_a_reducer(name):
-    """In bfloat16; a choice without a gradient, as a plain top-k, learns nothing."""
-    fields = LEARNED[name] | ONE_STEP.get(name, {})
-    # At least as many blocks as read the masks.
-    depth = 3 if "imagepiece" in name or "heads" in name else 2
-    model = tiny.model(fields, masked=True, depth=depth, dtype="bfloat16")
-    params, images = tiny.variables(model)["params"], tiny.images(4)
-    probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
-    own = {name: params[name] for name in params if name.startswith("reducer_")}
-    assert own
+class LearnedTest(chex.TestCase):
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters((name.replace(" ", "_"), name) for name in LEARNED)
+    def test_the_logits_teach_every_parameter_of_a_reducer(self, name):
+        """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
+        fields = LEARNED[name] | ONE_STEP.get(name, {})
+        # At least as many blocks as read the masks.
+        depth = 3 if "imagepiece" in name or "heads" in name else 2
+        model = tiny.model(fields, masked=True, depth=depth, dtype="bfloat16")
+        params, images = tiny.variables(model)["params"], tiny.images(4)
+        probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
+        learned = {key: params[key] for key in params if key.startswith("reducer_")}
 
-    def loss(own):
-        out = model.apply({"params": params | own}, images, True, masked.keys(4))
-        return jnp.sum(out.logits * probe)
+        def loss(learned):
+            variables = {"params": params | learned}
+            out = model.apply(variables, images, True, masked.keys(4))
+            return jnp.sum(out.logits * probe)
 
-    slopes = traverse_util.flatten_dict(tiny.jit(jax.grad(loss))(own), sep="/")
-    values = {path: np.abs(value) for path, value in slopes.items()}
-    assert all(np.isfinite(value).all() for value in values.values())
-    assert [path for path, value in values.items() if not value.any()] == []
-    assert max(value.max() for value in values.values()) > 1e-3
+        slopes = jax.tree.map(np.asarray, self.variant(jax.grad(loss))(learned))
+        chex.assert_trees_all_equal_shapes_and_dtypes(slopes, learned)
+        chex.assert_tree_all_finite(slopes)
+        largest = jax.tree.map(lambda slope: np.abs(slope).max(), slopes)
+        largest = traverse_util.flatten_dict(largest, sep="/")
+        assert [path for path, slope in largest.items() if not slope] == []
+        assert max(largest.values()) > 1e-3
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from ml_collections import config_dict
 
 from configs import quickstart
@@ -99,11 +101,6 @@ def ones(*shape):
         (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4, but index.groups do"),
         (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0, but token 2 in"),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
-        (assignment(RIGHT, n_out=3), "n_out=3, but 4 tokens are to be left"),
-        (assignment(RIGHT[:5]), r"dest has shape \(1, 5\); allowed are \[B, 6\]"),
-        (assignment(RIGHT, dest=ones(1, 6)), "dest is float32; allowed are int"),
-        (Mixing(ones(1, 6, 4)), r"matrix has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
-        (Masking(ones(1, 6)), "the mask leaves 6 tokens, but 4 are to be held"),
         (ones(1, 6), "is of type ndarray; allowed are Assignment, Mixing and"),
     ],
 )
@@ -112,6 +109,41 @@ def test_what_breaks_the_contract_is_named(result, said):
     result = result() if callable(result) else result
     with pytest.raises(InputError, match=said):
         contract.check(result, COUNTS)
+
+
+class TracedTest(chex.TestCase):
+    """What needs no values is checked however a step is run."""
+
+    @chex.all_variants
+    @parameterized.named_parameters(
+        ("n_out", assignment(RIGHT, n_out=3), "n_out=3, but 4 tokens are to be left"),
+        (
+            "dest",
+            assignment(RIGHT[:5]),
+            r"dest has shape \(1, 5\); allowed are \[B, 6\]",
+        ),
+        ("dtype", assignment(RIGHT, dest=ones(1, 6)), "dest is float32; allowed are i"),
+        (
+            "matrix",
+            Mixing(ones(1, 6, 4)),
+            r"matrix has shape \(1, 6, 4\); .* \[B, 4, 6\]",
+        ),
+        ("mask", Masking(ones(1, 6)), "the mask leaves 6 tokens, but 4 are to be held"),
+    )
+    def test_shapes_and_types(self, result, message):
+        run = self.variant(functools.partial(contract.check_form, counts=COUNTS))
+        with pytest.raises(InputError, match=message):
+            run(result)
+
+    @chex.all_variants
+    def test_a_tap_is_read_only_where_it_was_asked_for(self):
+        taps = Taps(x=ones(1, 6, 8), size=ones(1, 6), cls_attn=ones(1, 6))
+        declared = contract.Declared(taps, frozenset({"metric"}))
+        assert declared.metric is None and declared.x is taps.x
+        assert self.variant(lambda taps: taps.x.sum())(declared) == 48
+        message = "reads the tap 'cls_attn', but its `needs` h"
+        with pytest.raises(InputError, match=message):
+            self.variant(lambda taps: taps.cls_attn)(declared)
 
 
 def test_a_shift_is_not_there_inside_of_attention():
@@ -130,15 +162,6 @@ def test_what_keeps_the_contract_passes():
     contract.check(Mixing(ones(1, 4, 6)), COUNTS)
     masked = Masking(ones(1, 6), ones(1, 8))
     contract.check(masked, Counts(n_in=6, n_out=7))
-
-
-def test_a_tap_is_read_only_where_it_was_asked_for():
-    taps = Taps(x=ones(1, 6, 8), size=ones(1, 6), cls_attn=ones(1, 6))
-    declared = contract.Declared(taps, frozenset({"metric"}))
-    assert declared.metric is None and declared.x is taps.x
-    assert jax.jit(lambda taps: taps.x.sum())(declared) == 48
-    with pytest.raises(InputError, match="reads the tap 'cls_attn', but its `needs` h"):
-        _ = declared.cls_attn
 
 
 @pytest.mark.parametrize(

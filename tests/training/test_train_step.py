@@ -58,9 +58,10 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     optimizer = optimizer or optax.sgd(0.1)
     variables = runs.untrained(model, SIZE, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
-    step = functools.partial(
-        train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
-    )
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(train_step, n=1)
+    parts = {"model": model, "optimizer": optimizer, "rate": rate, "recipe": recipe}
+    step = functools.partial(once, **parts)
     return step, parallel.replicate(state)
 
 
@@ -73,17 +74,12 @@ def batch(seed, micro=1):
 
 
 def run(step, state, batches):
-    traces, metrics = [], []
-
-    def counted(state, one):
-        traces.append(1)
-        return step(state, one)
-
-    compiled = parallel.pmap(counted)
+    """State and metrics after these batches, all by one trace."""
+    chex.clear_trace_counter()
+    compiled, metrics = parallel.pmap(step), []
     for one in batches:
         state, values = compiled(state, one)
         metrics.append(parallel.unreplicate(values))
-    assert len(traces) == 1, "one program for all steps"
     return parallel.unreplicate(state), metrics
 
 
