@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # OpenVINO reports its use from a process that it forks; without this package it cannot.
 sys.modules["openvino_telemetry"] = None
 
+import chex  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -82,6 +83,19 @@ def quickly_begun():
 def form(request, monkeypatch):
     """Both ways of mapping functions over devices, one after the other."""
     monkeypatch.setattr(parallel, "FORM", request.param)
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """A second trace of a model fails, unless `chex.clear_trace_counter` is called."""
+    from imagepiece_jax.models.vit import ViT
+
+    def apply(*args, **options):
+        return traced(*args, **options)
+
+    chex.clear_trace_counter()
+    traced = ViT.apply
+    monkeypatch.setattr(ViT, "apply", chex.assert_max_traces(apply, n=1))
 
 
 @pytest.fixture

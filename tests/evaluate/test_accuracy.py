@@ -4,6 +4,7 @@ import functools
 import time
 import types
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,7 +135,8 @@ def test_each_image_is_in_the_order_of_the_set():
 
 
 def random_pass(model, images, order, batch_size):
-    """Result of a pass over `images` in this order."""
+    """Result of a pass over `images` in this order, all batches by one trace."""
+    chex.clear_trace_counter()
     variables, batches = parallel.replicate(tiny.variables(model)), []
     for part in np.reshape(order, (-1, batch_size)):
         one = batch([0] * batch_size, part % tiny.CLASSES)
@@ -142,7 +144,7 @@ def random_pass(model, images, order, batch_size):
     return accuracy.evaluate(accuracy.model_step(model, seed=3), variables, batches)
 
 
-def test_draws_of_an_image_depend_on_its_index_not_on_its_batch():
+def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     """Twelve times the same image: whatever differs was drawn."""
     model = tiny.model({"name": "random", "keep_rate": 0.5, "blocks": (0,)}, depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)

@@ -220,7 +220,7 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
     assert made == [1, 8, 12] and predict.program.batch_size == 12
 
 
-def test_images_are_cropped_as_the_weights_say(trained):
+def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     """Unless another way is asked for; DeiT resizes no images of this size."""
     model, variables = trained
     prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}

@@ -180,7 +180,9 @@ def test_a_pooled_vector_is_what_the_head_reads():
     close(found.pooled, slow_norm(mean, variables["params"]["fc_norm"]))
 
 
-def test_it_is_part_of_the_package_and_of_other_programs(monkeypatch, capsys):
+def test_it_is_part_of_the_package_and_of_other_programs(
+    monkeypatch, capsys, traced_once
+):
     model, variables = small(depth=1)
     assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
 

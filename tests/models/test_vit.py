@@ -277,50 +277,38 @@ def test_drop_path_is_for_training():
 # However it is run
 
 
-def first_block(seed=0):
-    """(model of one block that merges, its variables, images)."""
-    model = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
-    return model, tiny.variables(model, seed), tiny.images(4, seed)
+@chex.assert_max_traces(n=1)
+def first_block(variables, images):
+    """Outputs of a model of one block that merges."""
+    return FIRST_MODEL.apply(variables, images)
 
 
-@pytest.fixture(scope="module")
-def run_first_block():
-    """Compiled (variables, images) -> Outputs; a second trace would raise."""
-    model, *_ = first_block()
-    chex.clear_trace_counter()
-
-    @tiny.compiled
-    @chex.assert_max_traces(n=1)
-    def run(variables, images):
-        return model.apply(variables, images)
-
-    return run
+FIRST_MODEL = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
+jitted = tiny.compiled(first_block)
 
 
-@pytest.fixture(scope="module")
-def jitted(run_first_block):
-    _, variables, images = first_block()
-    return run_first_block(variables, images)
+class FirstBlockTest(chex.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.inputs = tiny.variables(FIRST_MODEL), tiny.images(4)
 
+    @chex.variants(with_pmap=True)
+    def test_stacked(self):
+        variables, images = self.inputs
+        run = jax.vmap(functools.partial(FIRST_MODEL.apply, variables))
+        pairs = np.reshape(images, (2, 1, 2, *images.shape[1:]))
+        got = self.variant(run, **tiny.ON_DEVICES)(pairs)
+        got = jax.tree.map(lambda a: np.reshape(a, (4, *a.shape[3:])), got)
+        close(got, jitted(*self.inputs))
 
-def test_the_same_mapped_and_stacked(jitted):
-    model, variables, images = first_block()
-    pairs = np.asarray(images).reshape(1, 2, 2, *images.shape[1:])
-    run = jax.pmap(jax.vmap(model.apply, in_axes=(None, 0)), in_axes=(None, 0))
-    got = jax.tree.map(np.asarray, run(variables, pairs))
-    close(jax.tree.map(lambda a: a.reshape(4, *a.shape[3:]), got), jitted)
+    @chex.variants(without_jit=True, with_device=True)
+    @pytest.mark.slow  # without jit every operation is compiled apart
+    def test_without_jit(self):
+        close(self.variant(FIRST_MODEL.apply)(*self.inputs), jitted(*self.inputs))
 
-
-@pytest.mark.slow  # without jit every operation is compiled apart
-def test_the_same_without_jit(jitted):
-    model, variables, images = first_block()
-    close(model.apply(variables, images), jitted)
-
-
-def test_one_trace_serves_all_values(jitted, run_first_block):
-    _, variables, images = first_block(seed=1)
-    other = run_first_block(variables, images)
-    assert (jitted.results[0].dest != other.results[0].dest).any()
+    def test_one_trace_serves_all_values(self):
+        other = jitted(tiny.variables(FIRST_MODEL, 1), tiny.images(4, 1))
+        assert (jitted(*self.inputs).results[0].dest != other.results[0].dest).any()
 
 
 def test_what_a_model_says_of_itself():

@@ -359,15 +359,15 @@ class ReducersTest(chex.TestCase):
             result = run(make_taps(bad_scores, bad_metric))
             assert filled(np.asarray(result.dest), counts.n_out)
 
-    @chex.variants(with_jit=True, with_pmap=True)
+    @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*REDUCERS)
     def test_stacks_full_of_ties_are_decided_as_each_batch(self, reducer, counts):
         taps = make_taps(*images(12))
         stack, want = (
-            jax.tree.map(lambda a: np.stack([a, a[::-1]]), tree)
+            jax.tree.map(lambda a: np.stack([a, a[::-1]])[:, None], tree)
             for tree in (taps, decide(reducer, taps, counts))
         )
-        got = self.variant(jax.vmap(called(reducer, counts)))(stack)
+        got = self.variant(jax.vmap(called(reducer, counts)), **tiny.ON_DEVICES)(stack)
         chex.assert_trees_all_equal(got, want)
 
     @chex.variants(with_jit=True)

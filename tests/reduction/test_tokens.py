@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
@@ -348,26 +349,25 @@ def test_a_bad_value_in_a_dropped_token_stays_there():
 # Transforms
 
 
-def move(form, state, assignment):
-    return tokens.apply(state, assignment, form)
+class MovesTest(chex.TestCase):
+    @chex.variants(with_pmap=True)
+    @parameterized.named_parameters((form, form) for form in FORMS)
+    def test_stacks_are_moved_as_each_batch(self, form):
+        pair = make(7, 3, weighted=True)
+        both = pair, apply(*pair, form=form)
+        stack, want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[:, None], both)
+        move = functools.partial(tokens.apply, form=form)
+        got = self.variant(jax.vmap(move), **tiny.ON_DEVICES)(*stack)
+        chex.assert_trees_all_close(got, want, rtol=1e-6)
 
-
-@pytest.mark.parametrize("form", FORMS)
-def test_apply_is_the_same_mapped_and_stacked(form):
-    pair = make(7, 3, weighted=True)
-    stacked = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], pair)
-    got = jax.pmap(jax.vmap(functools.partial(move, form)))(*stacked)
-    plain = apply(*pair, form=form)
-    want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], plain)
-    chex.assert_trees_all_close(got, want, rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_apply_is_the_same_without_jit():
-    """The gather is tested so with a model."""
-    pair = make(7, 3, weighted=True)
-    want = apply(*pair, form="one_hot")
-    chex.assert_trees_all_close(move("one_hot", *pair), want, rtol=1e-6)
+    @chex.variants(without_jit=True, with_device=True)
+    @pytest.mark.slow
+    def test_without_jit(self):
+        """The gather is tested so with a model."""
+        pair = make(7, 3, weighted=True)
+        got = self.variant(functools.partial(tokens.apply, form="one_hot"))(*pair)
+        want = apply(*pair, form="one_hot")
+        chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
 def test_apply_is_traced_once():

@@ -2,8 +2,6 @@
 
 import functools
 
-import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,17 +95,6 @@ def test_as_many_cells_as_patches_change_no_bit(dtype):
     got = pooled(x, (5, 5), 5)
     np.testing.assert_array_equal(got.x, x)
     np.testing.assert_array_equal(got.size, 1)
-
-
-def test_the_same_jitted_and_stacked():
-    counts, taps = Counts(n_in=20, n_out=9), taps_of((4, 5))
-    run = functools.partial(Cells(3), counts=counts)
-    want = run(taps)
-    chex.assert_trees_all_equal(jax.jit(run)(taps), want)
-    one = jax.tree.map(lambda a: a[None], taps)
-    mapped = tiny.compiled(jax.vmap(run))(one)
-    mapped = jax.tree.map(lambda a: a[0], mapped)
-    chex.assert_trees_all_equal(mapped, want)
 
 
 def test_it_stands_before_the_block():
