@@ -126,7 +126,7 @@ def is_main():
 
 
 def local_devices(process=None):
-    """Devices of a process, or of this one, in the order of its arrays' leading axis."""
+    """Devices of a process, or of this one, in the order of arrays' leading axis."""
     return jax.local_devices(process)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_systems_of_a_seed_share_first_weights():
     for stem in ("conv", "patch"):
         dense = first[f"dense_{stem}"]
         for name in ("imagepiece", "dropping"):
-            jax.tree.map(np.testing.assert_array_equal, first[f"{name}_{stem}"], dense)
+            chex.assert_trees_all_equal(first[f"{name}_{stem}"], dense)
     shared = [
         {name: value for name, value in first[f"dense_{stem}"].items()}
         for stem in ("conv", "patch")
@@ -173,7 +174,7 @@ def test_systems_of_a_seed_share_first_weights():
     for params in shared:
         del params["patch_embed"]
     assert len(shared[0]) > 5
-    jax.tree.map(np.testing.assert_array_equal, *shared)
+    chex.assert_trees_all_equal(*shared)
 
 
 def test_systems_differ_in_stem_and_reduction_alone():

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,9 +119,7 @@ def test_shapes_can_be_prepared_without_weights(trained):
     model, variables = trained
     made = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
     real = optimize.prepare(model, variables)[1]
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), real) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), made
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(real, made)
 
 
 def test_description(program):

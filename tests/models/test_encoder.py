@@ -2,7 +2,7 @@
 
 import inspect
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -205,11 +205,8 @@ def test_pixels_are_normalized():
     want = features(
         Pretrained(model, variables), normalize(pixels, model.mean, model.std)
     )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        features(Pretrained(model, variables), pixels),
-        want,
-    )
+    got = features(Pretrained(model, variables), pixels)
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=1e-5)
     with pytest.warns(UserWarning, match="from 0 to 1, as pixels before normal"):
         features(Pretrained(model, variables), np.float32(pixels) / 255)
 

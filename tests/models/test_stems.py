@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,15 +195,11 @@ def test_two_devices_normalize_by_the_whole_batch():
         images, probe
     )
 
-    def equal(got, want):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
-
-    equal(out.reshape(want.shape), want)
-    for device in range(2):
-        jax.tree.map(lambda got, want, d=device: equal(got[d], want), new, want_new)
-    jax.tree.map(
-        lambda got, want: equal(got.sum(axis=0), want), gradients, want_gradients
-    )
+    first, second = (jax.tree.map(lambda a, d=d: a[d], new) for d in range(2))
+    summed = jax.tree.map(lambda a: a.sum(axis=0), gradients)
+    got = out.reshape(want.shape), first, second, summed
+    want_all = want, want_new, want_new, want_gradients
+    chex.assert_trees_all_close(got, want_all, rtol=1e-4, atol=2e-5)
     alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
     assert np.abs(alone - want[:SLOT]).max() > 0.01
 

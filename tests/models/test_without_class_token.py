@@ -2,7 +2,7 @@
 
 import functools
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -94,10 +94,7 @@ def test_tome_that_merges_nothing_is_dense_bit_for_bit():
     """Its proportional attention of single patches too: log 1 is 0."""
     _, dense = run("dense")
     _, nothing = run("r=0")
-    for one, other in zip(
-        jax.tree.leaves(nothing), jax.tree.leaves(dense), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(nothing, dense)
 
 
 def test_proportional_attention_changes_what_merged_tokens_do():

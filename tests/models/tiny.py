@@ -30,8 +30,7 @@ FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-# Of chex's with_pmap: devices are the leading axis of arguments and results. Copies for
-# all of them, which are chex's default, are three programs for every shape.
+# Of chex's with_pmap: arrays have an axis of devices; copies compile for every shape.
 ON_DEVICES = {"broadcast_args_to_devices": False, "reduce_fn": None}
 
 

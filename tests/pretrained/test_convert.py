@@ -1,5 +1,6 @@
 """Conversion of public weights: layout, types, and errors for what does not fit."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,11 +57,6 @@ def with_reducers(tree):
     return {**tree, "params": params}
 
 
-def assert_trees_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
 def test_layout_against_pytorch_definitions():
     """Linear is [out, in], convolution OIHW, qkv stacked; names as timm writes them."""
     state_dict = convert.to_timm(variables())
@@ -100,7 +96,7 @@ def test_round_trip(stem):
     assert all(value.flags.c_contiguous for value in state_dict.values())
     assert state_dict["reducer.10.Dense.0.weight"].shape == (3, 6)
     assert ("patch_embed.norm.0.running_var" in state_dict) == (stem == "conv")
-    assert_trees_equal(convert.from_timm(state_dict, tree), tree)
+    chex.assert_trees_all_equal(convert.from_timm(state_dict, tree), tree)
 
 
 def test_real_weights_give_timms_numbers(assets):
@@ -137,11 +133,11 @@ def test_fresh_parts_keep_their_values():
     found = convert.from_timm(state_dict, like, fresh)
     parts = ["head", "patch_embed", "reducer_1", "reducer_10"]
     for part in parts:
-        assert_trees_equal(found["params"].pop(part), like["params"].pop(part))
-    assert_trees_equal(found["batch_stats"], like["batch_stats"])
+        chex.assert_trees_all_equal(found["params"].pop(part), like["params"].pop(part))
+    chex.assert_trees_all_equal(found["batch_stats"], like["batch_stats"])
     expected = variables(seed=1)["params"]
     del expected["head"], expected["patch_embed"]
-    assert_trees_equal(found["params"], expected)
+    chex.assert_trees_all_equal(found["params"], expected)
 
 
 def test_fresh_names_whole_parts_only():
@@ -153,13 +149,13 @@ def test_fresh_names_whole_parts_only():
     )
     old, new = with_reducers(variables())["params"], like["params"]
     found = found["params"]
-    assert_trees_equal(found["norm"], new["norm"])
-    assert_trees_equal(found["blocks_0"], old["blocks_0"])
-    assert_trees_equal(found["reducer_10"], old["reducer_10"])
+    chex.assert_trees_all_equal(found["norm"], new["norm"])
+    chex.assert_trees_all_equal(found["blocks_0"], old["blocks_0"])
+    chex.assert_trees_all_equal(found["reducer_10"], old["reducer_10"])
     attention = found["blocks_1"]["attn"]
-    assert_trees_equal(attention.pop("q"), new["blocks_1"]["attn"]["q"])
+    chex.assert_trees_all_equal(attention.pop("q"), new["blocks_1"]["attn"]["q"])
     del old["blocks_1"]["attn"]["q"]
-    assert_trees_equal(attention, old["blocks_1"]["attn"])
+    chex.assert_trees_all_equal(attention, old["blocks_1"]["attn"])
     without = {k: v for k, v in state_dict.items() if not k.startswith("reducer.1.")}
     convert.from_timm(without, like, ("reducer_1",))
     with pytest.raises(InputError, match=r"reducer\.10\.Dense\.0\.weight is missing"):
@@ -306,7 +302,7 @@ def test_load_names_the_file(tmp_path):
     path, model = tmp_path / "a.npz", tiny.model()
     np.savez(path, **convert.to_timm(tiny.variables(model)))
     weights = load.read(path, ModelConfig(name="vit_mini", num_heads=tiny.HEADS))
-    assert_trees_equal(weights.variables(model), tiny.variables(model))
+    chex.assert_trees_all_equal(weights.variables(model), tiny.variables(model))
     with pytest.raises(
         InputError, match=r"weights file .*a\.npz: tensor head\.bias has"
     ):

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_both_formats_hold_the_same_weights(assets, model, variables):
     other = convert.from_timm(
         load.tensors(assets / f"{WEIGHTS}.pth"), tiny.shapes(model, 224)
     )
-    jax.tree.map(np.testing.assert_array_equal, other, variables)
+    chex.assert_trees_all_equal(other, variables)
     assert tiny.count(variables) == 5_717_416
 
 

@@ -1,5 +1,6 @@
 """DINOv2-S with trained weights, beside what transformers computes of photographs."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_each_way_gives_the_model_of_the_folder(assets, vit, tmp_path, way):
     else:
         again = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert again.model == vit.model
-    jax.tree.map(np.testing.assert_array_equal, again.variables, vit.variables)
+    chex.assert_trees_all_equal(again.variables, vit.variables)
 
 
 def test_the_decoder_makes_their_maps(assets, maps, theirs):

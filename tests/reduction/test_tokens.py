@@ -97,24 +97,6 @@ def test_unmerge_has_a_gradient():
     assert slope[0, :, 0].tolist() == [1.0, 3.0]
 
 
-def test_compose_and_unmerge_are_the_same_jitted_mapped_and_stacked():
-    rng = np.random.default_rng(2)
-    inner, outer = random_maps(rng, 4, 9, 5), random_maps(rng, 4, 5, 3)
-    values = rng.normal(size=(4, 3, 2)).astype(np.float32)
-
-    def paint(outer, inner, values):
-        source = tokens.compose(outer, inner)
-        return source, tokens.unmerge(values, source)
-
-    arrays = outer, inner, values
-    eager = paint(*map(jnp.asarray, arrays))
-    chex.assert_trees_all_equal(eager, tiny.jit(paint)(*arrays))
-    for mapped in (jax.pmap(paint), tiny.jit(jax.vmap(paint))):
-        extra = mapped(*(a[None] for a in arrays))
-        extra = jax.tree.map(lambda a: np.asarray(a)[0], extra)
-        chex.assert_trees_all_equal(eager, extra)
-
-
 def test_start_is_one_patch_a_token():
     x = np.zeros((2, 6, 3), np.float32)
     state = start(x, num_prefix=2, trace_source=True)
@@ -350,6 +332,18 @@ def test_a_bad_value_in_a_dropped_token_stays_there():
 
 
 class MovesTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=True)
+    def test_compose_and_unmerge(self):
+        def paint(outer, inner, values):
+            source = tokens.compose(outer, inner)
+            return source, tokens.unmerge(values, source)
+
+        rng = np.random.default_rng(2)
+        inner, outer = random_maps(rng, 4, 9, 5), random_maps(rng, 4, 5, 3)
+        arrays = outer, inner, rng.normal(size=(4, 3, 2)).astype(np.float32)
+        got = self.variant(paint)(*map(jnp.asarray, arrays))
+        chex.assert_trees_all_equal(got, tiny.jit(paint)(*arrays))
+
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters((form, form) for form in FORMS)
     def test_stacks_are_moved_as_each_batch(self, form):

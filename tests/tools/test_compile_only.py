@@ -2,6 +2,7 @@
 
 import types
 
+import chex
 import jax
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
@@ -78,8 +79,7 @@ def test_a_training_step_is_compiled_whole(compiled):
     ((state, metrics), (given, batch, teacher)) = compiled[0]
     assert batch["image"].shape == (1, 1, 6, 16, 16, 3) and teacher is None
     assert metrics["loss"].shape == ()
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, state, given)
-    assert all(jax.tree.leaves(same))
+    chex.assert_trees_all_equal_shapes(state, given)
 
 
 def test_unpadded_trains_attention_with_odd_lengths(monkeypatch):

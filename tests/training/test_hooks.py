@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +120,7 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
     config.teacher.weights = str(tmp_path / "teacher.npz")
     loaded = initial(config).teacher_variables(dense)
-    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    chex.assert_trees_all_equal(loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
         initial(config).teacher_variables(RunConfig.from_config(config).create_dense())

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -41,10 +42,6 @@ def initial(made):
     return InitialWeights(RunConfig.from_config(made))
 
 
-def equal(one, other):
-    return jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), one, other)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Weights of seed 1 as a file, and they themselves."""
@@ -57,21 +54,20 @@ def saved(tmp_path_factory):
 def test_fresh_is_a_function_of_the_seed():
     made = config()
     first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
-    assert all(jax.tree.leaves(equal(first, again)))
-    assert not equal(first, other)["params"]["head"]["kernel"]
+    chex.assert_trees_all_equal(first, again)
+    kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
+    assert not np.array_equal(*kernels)
     shapes = variable_shapes(
         RunConfig.from_config(made).create_model(), made.image_size
     )
-    assert shapes == jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
 
 
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
     loaded = initial(made).variables(RunConfig.from_config(made).create_model())
-    assert all(jax.tree.leaves(equal(loaded, variables)))
+    chex.assert_trees_all_equal(loaded, variables)
 
 
 def test_only_the_named_parts_are_new(saved):
@@ -81,10 +77,10 @@ def test_only_the_named_parts_are_new(saved):
     made = config(**fields, **{"init.fresh": ("head",)})
     started = initial(made).variables(RunConfig.from_config(made).create_model())
     head = drawn(made, seed=5)["params"]["head"]
-    assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
+    chex.assert_trees_all_equal(started["params"].pop("head"), head)
     old = dict(variables["params"])
     del old["head"]
-    assert all(jax.tree.leaves(equal(started["params"], old)))
+    chex.assert_trees_all_equal(started["params"], old)
     with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
         initial(config(**fields)).variables(RunConfig.from_config(made).create_model())
 
@@ -113,7 +109,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     made = config(**{"model.depth": 2, "init.weights": str(path)})
     loaded = initial(made).variables(RunConfig.from_config(made).create_model())
     del variables["params"]["reducer_1"]
-    assert all(jax.tree.leaves(equal(loaded, variables)))
+    chex.assert_trees_all_equal(loaded, variables)
 
 
 def test_unknown_part_and_wrong_shape_are_named(saved):
@@ -141,11 +137,10 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.close()
     made = config()
     like = variable_shapes(RunConfig.from_config(made).create_model(), made.image_size)
-    assert all(
-        jax.tree.leaves(equal(convert.from_timm(load.tensors(tmp_path), like), best))
-    )
+    loaded = convert.from_timm(load.tensors(tmp_path), like)
+    chex.assert_trees_all_equal(loaded, best)
     loaded = convert.from_timm(load.tensors(tmp_path, "latest"), like)
-    assert all(jax.tree.leaves(equal(loaded, latest)))
+    chex.assert_trees_all_equal(loaded, latest)
     wider = config(**{"model.embed_dim": 16})
     like = variable_shapes(
         RunConfig.from_config(wider).create_model(), wider.image_size
@@ -160,7 +155,7 @@ def test_weights_as_given_are_those_of_the_dense_model(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
     given = initial(made).dense_variables(RunConfig.from_config(made).create_dense())
-    assert all(jax.tree.leaves(equal(given, variables)))
+    chex.assert_trees_all_equal(given, variables)
 
 
 @pytest.mark.parametrize(
@@ -247,5 +242,5 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
     loaded = initial(made).variables(RunConfig.from_config(made).create_model())
-    assert all(jax.tree.leaves(equal(loaded, variables)))
+    chex.assert_trees_all_equal(loaded, variables)
     assert load.opened(path).normalization["mean"] == (0.485, 0.456, 0.406)

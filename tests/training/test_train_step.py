@@ -58,10 +58,9 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     optimizer = optimizer or optax.sgd(0.1)
     variables = runs.untrained(model, SIZE, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
-    chex.clear_trace_counter()
-    once = chex.assert_max_traces(train_step, n=1)
-    parts = {"model": model, "optimizer": optimizer, "rate": rate, "recipe": recipe}
-    step = functools.partial(once, **parts)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
+    )
     return step, parallel.replicate(state)
 
 
@@ -74,9 +73,12 @@ def batch(seed, micro=1):
 
 
 def run(step, state, batches):
-    """State and metrics after these batches, all by one trace."""
+    @chex.assert_max_traces(n=1)
+    def once(state, one):
+        return step(state, one)
+
     chex.clear_trace_counter()
-    compiled, metrics = parallel.pmap(step), []
+    compiled, metrics = parallel.pmap(once), []
     for one in batches:
         state, values = compiled(state, one)
         metrics.append(parallel.unreplicate(values))

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,7 +245,7 @@ def test_the_averages_of_a_run_are_loaded(finished):
     averages = imagepiece_jax.load(finished[0], averaged=True).variables
     last = imagepiece_jax.load(finished[0]).variables
     saved = Checkpoints(finished[0]).restore_variables("best")["ema"]
-    jax.tree.map(np.testing.assert_array_equal, averages["params"], saved["params"])
+    chex.assert_trees_all_equal(averages["params"], saved["params"])
     kernels = (found["params"]["head"]["kernel"] for found in (averages, last))
     assert np.abs(np.subtract(*kernels)).max() > 1e-6
 

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,9 +214,9 @@ def test_all_parameters_learn(version, dtype):
         result = learner.apply({"params": params}, taps, Counts(9, 4))
         return jnp.sum(jnp.sin(apply(start(x), result).x.astype(jnp.float32)))
 
-    for leaf in jax.tree.leaves(slopes(params, x)):
-        assert np.isfinite(np.asarray(leaf, float)).all()
-        assert np.asarray(leaf, float).any()
+    both = slopes(params, x)
+    chex.assert_tree_all_finite(both)
+    assert all(leaf.any() for leaf in jax.tree.leaves(both))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,19 +210,6 @@ def test_the_metric_decides_without_gradient_and_tokens_pass_theirs():
         want = 1 / np.bincount(dest[image])[dest[image]]
         got = np.asarray(for_x[image, 1:])
         np.testing.assert_allclose(got, np.tile(want[:, None], 3), rtol=1e-6)
-
-
-def test_the_same_in_bfloat16_eager_jitted_mapped_and_stacked():
-    taps, counts = taps_of(metrics(12), dtype="bfloat16"), removing(4, 11)
-    jitted = decide(taps, counts)
-
-    def run(taps):
-        return Bipartite()(taps, counts)
-
-    chex.assert_trees_all_equal(jitted, run(jax.tree.map(jnp.asarray, taps)))
-    two = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], taps)
-    twice = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], jitted)
-    chex.assert_trees_all_equal(twice, jax.pmap(jax.vmap(run))(two))
 
 
 def test_it_reads_the_metric_alone():
