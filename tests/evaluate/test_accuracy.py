@@ -168,7 +168,7 @@ def test_a_step_may_alter_images_and_measure_more():
     step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
     result = accuracy.evaluate(step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])])
     assert result.each["largest"].tolist() == [6, 6, 6]
-    assert result.each["image"].shape == (3, 2, 3)
+    chex.assert_shape(result.each["image"], (3, 2, 3))
     assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 

@@ -3,6 +3,7 @@
 import inspect
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
     for depth, layer in zip((2, 1), found.layers, strict=True):
         short = tiny.model(arch=DINOV2, depth=depth)
         out = tiny.compiled(short.apply)(variables, images)
-        assert layer.patches.shape == (2, 5, 5, tiny.WIDTH)
+        chex.assert_shape(layer.patches, (2, 5, 5, tiny.WIDTH))
         close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
         close(layer.prefix, out.tokens[:, :3])
         assert not layer.dropped.any()
@@ -104,7 +105,7 @@ def test_as_many_tokens_as_asked_for(name):
     tokens = {"none": 25, "token_learner": 8}.get(name, 12)
     vit = Pretrained(*small(reduction), reduction)
     found = jax.tree.map(np.asarray, features(vit, tiny.images(2), tokens=tokens))
-    assert found.tokens.shape == (2, tokens, tiny.WIDTH)
+    chex.assert_shape(found.tokens, (2, tokens, tiny.WIDTH))
     assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
     np.testing.assert_array_equal(found.source == -1, found.dropped | (tokens == 8))
     for image in range(2):
@@ -164,8 +165,8 @@ def test_layers_without_norm_are_the_residual_stream():
     (plain,), params = found.layers, variables["params"]["norm"]
     for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
         close(slow_norm(one, params, 0.5), other)
-    assert found.patches.shape == (2, 25, tiny.WIDTH)
-    assert found.dropped.shape == (2, 25)
+    chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))
+    chex.assert_shape(found.dropped, (2, 25))
 
 
 def test_a_pooled_vector_is_what_the_head_reads():
@@ -174,8 +175,8 @@ def test_a_pooled_vector_is_what_the_head_reads():
     images = tiny.images(2, side=(12, 20))
     prepared = Preprocessing((12, 20))
     found = features(Pretrained(model, variables, None, prepared), images)
-    assert found.patches.shape == (2, 3, 5, tiny.WIDTH)
-    assert found.prefix.shape == (2, 0, tiny.WIDTH)
+    chex.assert_shape(found.patches, (2, 3, 5, tiny.WIDTH))
+    chex.assert_shape(found.prefix, (2, 0, tiny.WIDTH))
     mean = np.asarray(found.patches, float).mean(axis=(1, 2))
     close(found.pooled, slow_norm(mean, variables["params"]["fc_norm"]))
 

@@ -50,7 +50,7 @@ def test_patch_stem_equals_a_slow_convolution():
     variables = random_variables(stem, 12)
     proj = variables["params"]["proj"]
     out = tiny.jit(stem.apply)(variables, images)
-    assert out.shape == (2, 3, 3, 5)
+    chex.assert_shape(out, (2, 3, 3, 5))
     for image, got in zip(images, out, strict=True):
         want = slow_convolution(image, proj["kernel"], 4, 0) + proj["bias"]
         np.testing.assert_allclose(got, want, atol=1e-5)

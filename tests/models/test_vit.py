@@ -141,19 +141,19 @@ def test_shapes_follow_the_plan(name):
     out = jax.eval_shape(model.apply, tiny.shapes(model, 224), images)
     counts = [layer.counts for layer in model.plan if layer.counts]
     last = model.plan[-1].mlp_tokens
-    assert out.logits.shape == (2, 1000)
+    chex.assert_shape(out.logits, (2, 1000))
     assert out.tokens.shape == out.state.x.shape == (2, last, 384)
-    assert out.state.size.shape == (2, last)
+    chex.assert_shape(out.state.size, (2, last))
     soft = [isinstance(result, Mixing) for result in out.results]
     assert any(soft) or out.state.source.shape == (2, 196)
     steps = zip(out.results, out.taps, counts, soft, strict=True)
     for result, taps, count, mixes in steps:
         if mixes:
-            assert result.matrix.shape == (2, count.n_out, count.n_in)
+            chex.assert_shape(result.matrix, (2, count.n_out, count.n_in))
         else:
-            assert result.dest.shape == (2, count.n_in)
+            chex.assert_shape(result.dest, (2, count.n_in))
             assert result.n_out == count.n_out
-        assert taps.x.shape == (2, count.n_in, 384)
+        chex.assert_shape(taps.x, (2, count.n_in, 384))
         for row in (taps.size, taps.cls_attn, taps.attn_columns):
             assert row is None or row.shape == (2, count.n_in)
 
@@ -235,7 +235,7 @@ def sample_keys(count, seed=0):
 def test_drop_path_drops_linearly_more_with_depth():
     count = 4000
     scale = path_scale(sample_keys(count), BLOCKS, RATE)
-    assert scale.shape == (count, BLOCKS, 2)
+    chex.assert_shape(scale, (count, BLOCKS, 2))
     assert (scale[:, 0] == 1).all()
     for block, rate in enumerate([0, 0.1, 0.2, 0.3, 0.4]):
         alive = scale[:, block] != 0

@@ -49,7 +49,7 @@ def close(got, want):
 @pytest.mark.parametrize("name", ["dense", "r=0"])
 def test_dense_it_is_the_plain_mean(name):
     head, out = run(name)
-    assert out.tokens.shape == (3, tiny.TOKENS, tiny.WIDTH)
+    chex.assert_shape(out.tokens, (3, tiny.TOKENS, tiny.WIDTH))
     close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
 
 
@@ -70,7 +70,7 @@ def test_merged_tokens_count_by_their_patches(name):
 def test_dropped_patches_do_not_count():
     """The mean is over those that are left: it does not shrink with them."""
     head, out = run("random")
-    assert out.tokens.shape == (3, 15, tiny.WIDTH)
+    chex.assert_shape(out.tokens, (3, 15, tiny.WIDTH))
     close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
 
 

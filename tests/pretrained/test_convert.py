@@ -94,7 +94,7 @@ def test_round_trip(stem):
     tree = with_reducers(variables(stem=stem))
     state_dict = convert.to_timm(tree)
     assert all(value.flags.c_contiguous for value in state_dict.values())
-    assert state_dict["reducer.10.Dense.0.weight"].shape == (3, 6)
+    chex.assert_shape(state_dict["reducer.10.Dense.0.weight"], (3, 6))
     assert ("patch_embed.norm.0.running_var" in state_dict) == (stem == "conv")
     chex.assert_trees_all_equal(convert.from_timm(state_dict, tree), tree)
 

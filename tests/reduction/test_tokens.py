@@ -249,7 +249,7 @@ def test_sizes_are_exact_past_what_bfloat16_can_count():
 def test_the_prefix_is_never_touched(prefix, form):
     state, assignment = make(7, 3, prefix=prefix)
     got = apply(state, assignment, form=form)
-    assert got.x.shape == (3, prefix + 3, 4)
+    chex.assert_shape(got.x, (3, prefix + 3, 4))
     assert got.num_prefix == prefix
     np.testing.assert_array_equal(got.x[:, :prefix], state.x[:, :prefix])
     np.testing.assert_array_equal(got.size[:, :prefix], state.size[:, :prefix])

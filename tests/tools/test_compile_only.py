@@ -78,7 +78,7 @@ def test_a_training_step_is_compiled_whole(compiled):
     compile_only.report([("one", config(attention="xla"))], 6, mode="train")
     ((state, metrics), (given, batch, teacher)) = compiled[0]
     assert batch["image"].shape == (1, 1, 6, 16, 16, 3) and teacher is None
-    assert metrics["loss"].shape == ()
+    chex.assert_shape(metrics["loss"], ())
     chex.assert_trees_all_equal_shapes(state, given)
 
 

@@ -299,7 +299,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert found.image_size == 16
     made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
     found, variables = teacher_of(made)
-    assert variables["params"]["pos_embed"].shape == (1, 37, 12)
+    chex.assert_shape(variables["params"]["pos_embed"], (1, 37, 12))
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)

@@ -89,7 +89,7 @@ def test_published_parameters_of_a_predictor(name, each):
 def test_evaluation_keeps_the_best_scores_of_what_is_left():
     model, _, variables = student()
     out = tiny.compiled(model.apply)(variables, tiny.images())
-    assert out.state.x.shape == (3, 1 + 9, tiny.WIDTH)
+    chex.assert_shape(out.state.x, (3, 1 + 9, tiny.WIDTH))
     for block, result, taps in zip((1, 2), out.results, out.taps, strict=True):
         params = variables["params"][f"reducer_{block}"]["scores"]
         for image in range(3):
@@ -119,7 +119,7 @@ def test_masks_shrink_and_are_zero_or_one(training):
     first, second = (np.asarray(result.keep) for result in out.results)
     assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 1.0}
     assert (second <= first).all() and (second < first).any()
-    assert out.state.x.shape == (3, 1 + tiny.TOKENS, tiny.WIDTH)
+    chex.assert_shape(out.state.x, (3, 1 + tiny.TOKENS, tiny.WIDTH))
     np.testing.assert_array_equal(out.state.mask, second)
 
 

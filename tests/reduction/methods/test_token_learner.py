@@ -234,7 +234,7 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
     assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
     out = tiny.compiled(model.apply)(variables, tiny.images())
     state, (result,), (taps,) = out.state, out.results, out.taps
-    assert state.x.shape == (3, class_token + 4, tiny.WIDTH)
+    chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
     assert state.source is None and (np.asarray(state.size) == 1).all()
     learned = weigh(
         model.plan[1].step.reducer, variables["params"]["reducer_1"], taps.x, (5, 5)
@@ -250,7 +250,7 @@ def test_images_need_not_be_square(version):
     model = tiny.model(reduction, image_size=size, depth=1)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-    assert out.tokens.shape == (1, 1 + 16, tiny.WIDTH)
+    chex.assert_shape(out.tokens, (1, 1 + 16, tiny.WIDTH))
 
 
 # The recipe
