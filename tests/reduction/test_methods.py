@@ -245,6 +245,8 @@ def with_new_reducers():
 
 GROUPED = cases(sorted(set(METHODS) - SOFT))
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
+# One that draws, merges, pools, sums and mixes: 15 ms for every operation and shape.
+WITHOUT_JIT = "random tome grid_pooling evit_fuse_token_True token_learner".split()
 ORDER = np.random.default_rng(1).permutation(N0)
 
 
@@ -287,7 +289,6 @@ class MethodsTest(chex.TestCase):
         states, results, _ = self.walk(name, fields)
         contract.check_results(plan, results)
         counts = [layer.counts for layer in plan if layer.counts]
-        assert len(states) == 1 + len(counts)
         assert bool(counts) == (name != "none")
         assert states[-1].x.shape[1] == plan[-1].mlp_tokens
         assert (states[-1].source is None) == (name in SOFT)
@@ -391,8 +392,8 @@ class MethodsTest(chex.TestCase):
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(without_jit=True, with_device=True)
-    @parameterized.named_parameters(*DEFAULTS)
-    @pytest.mark.slow  # every operation is compiled apart
+    @parameterized.named_parameters(*(c for c in CASES if c[0] in WITHOUT_JIT))
+    @pytest.mark.slow
     def test_a_step_decides_the_same_without_jit(self, name, fields):
         run, taps, want = first_step(name, fields)
         got = self.variant(run)(taps)
