@@ -92,7 +92,9 @@ def decode(head: dict[str, np.ndarray], patches: jax.Array, size) -> jax.Array:
             x * channels(factor) + channels(head[f"bn{n}.bias"] - mean * factor)
         )
     x = jnp.einsum("bhwd,d->bhw", x, head["final_conv.weight"].ravel())
-    x = jax.image.resize(x + head["final_conv.bias"][0], (len(x), *size), "bilinear")
+    x = x + head["final_conv.bias"][0]
+    # As PyTorch does it, which reads the nearest pixels of a larger map, too.
+    x = jax.image.resize(x, (len(x), *size), "bilinear", antialias=False)
     return jax.nn.sigmoid(x)
 
 
