@@ -90,6 +90,7 @@ def short_name(path: pathlib.Path) -> str:
 
 def described(path: pathlib.Path) -> str:
     """What a sentence calls a path: itself, or the hub's id of what is in its cache."""
+    path = path.parent if path.name == files.ORBAX else path
     name = short_name(path)
     return str(path) if name == path.name else f"{SCHEME}{name}"
 

@@ -177,7 +177,9 @@ def test_of_orbax_the_tower_alone_is_read(tmp_path):
     assert len(others) == 3
     for folder in others:
         (folder / ".zarray").unlink()
-    compare(imagepiece_jax.load(path), forward(img(), images()))
+    vit = imagepiece_jax.load(path)
+    compare(vit, forward(img(), images()))
+    assert str(vit.origin) == f"weights file {path / 'params'}"
 
 
 CLIP = {
