@@ -21,6 +21,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, layouts
 from imagepiece_jax.reduction import layer_plan, ops, tokens
@@ -166,6 +167,79 @@ def test_the_tour_quotes_lines_that_stand_in_its_files_in_their_order():
         source = (line.strip() for line in lines)
         for line in code.splitlines():
             assert line.strip() in source, f"{file}: {line}"  # reads on to the line
+
+
+RUNTIMES, SETTINGS = "docs/tables/runtimes.md", "docs/tables/settings.md"
+QUOTED = [
+    ("Does it help", RUNTIMES, "| onnxruntime | ImagePiece |", "1.65"),
+    ("Does it help", RUNTIMES, "| onnxruntime | ToMe r=13 |", "1.45"),
+    ("Does it help", RUNTIMES, "| onnxruntime | EViT .7 |", "1.44"),
+    ("Does it help", "PERFORMANCE.md", "| DeiT-S | 4.599 |", "112"),
+    ("Does it help", "PERFORMANCE.md", "| EViT, keep .7 | 2.997 |", "136 116"),
+    ("Does it help", "PERFORMANCE.md", "| ToMe, r = 13 | 2.703 |", "307 147"),
+    ("PiToMe or", SETTINGS, "| 0.75 | `pitome` |", "84.4 +0.9 -0.6 +2.4"),
+    ("PiToMe or", SETTINGS, "| 0.75 | `tome` |", "83.5"),
+    ("PiToMe or", SETTINGS, "| 0.5 | `pitome` |", "79.1 -2.0 -4.2 +0.2"),
+    ("PiToMe or", SETTINGS, "| 0.5 | `tome` |", "81.1"),
+    ("Why are Swin", "docs/features.md", "| ToMe, r = 8 | 100 |", "0.889"),
+    ("Can I have exactly K", SETTINGS, "| 0.6 | `tome` | r=12 |", "53 1.8"),
+    ("Can I have exactly K", SETTINGS, "| 0.5 | `tome` |", "11 3.8"),
+]
+
+
+def answer(question):
+    text = (ROOT / "docs" / "questions.md").read_text("utf-8")
+    (found,) = (t for t in text.split("\n\n") if t.startswith(f"**{question}"))
+    return found
+
+
+@pytest.mark.parametrize("question, page, start, figures", QUOTED)
+def test_an_answer_quotes_its_table(question, page, start, figures):
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    row = next(line for line in lines if line.startswith(start))
+    for figure in figures.split():
+        whole = rf"(?<![\d.]){re.escape(figure)}(?!\d|\.\d)"
+        assert re.search(whole, row) and re.search(whole, answer(question)), figure
+
+
+def test_an_answer_counts_architectures_and_tokens_at_384_pixels():
+    assert f" {len(registry.public_models())} architectures " in answer("Why are Swin")
+    path = "configs/deit_s_evit_finetune.py:deit_ti"
+    config = cli.load_config(f"{ROOT / path}")
+    config.image_size = 384
+    run = RunConfig.from_config(config)
+    model, text = run.create_model(), " ".join(answer("Can I fine-tune").split())
+    plan, macs = model.plan, [model, run.create_dense()]
+    ours, dense = (f"{model_macs(m, 384) / 1e9:.2f} GMACs" for m in macs)
+    tokens = f"leaves {plan[-1].mlp_tokens} of {plan[0].attn_tokens} tokens"
+    takes = f"takes {ours} where the dense model takes {dense.split()[0]},"
+    assert f"`{path}` then {tokens} and {takes}" in text
+
+
+def test_the_costs_of_trainings_add_up():
+    """EFLOP and GB by the configs of the command; hours by its images a second."""
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    table = text.split("<!-- costs -->")[1].split("\n\n")[1].splitlines()
+    command = re.search(r"collectives --runs.*?```", text, re.DOTALL)[0]
+    paths = re.findall(r"--config (\S+)", command)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:]]
+    assert [row[0] for row in rows] == [cli.config_name(path) for path in paths]
+    for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
+        run = RunConfig.from_config(cli.load_config(ROOT / path))
+        assert eflop == f"{run.training_flop(1281167) / 1e18:#.3g}"
+        images = run.length(1281167).steps * 1024
+        assert gigabytes == f"{images / run.data.repeats * 115.4e3 / 1e9:,.0f}"
+        for rate, hours in zip(speeds[::2], speeds[1::2], strict=True):
+            rate = int(rate.replace(",", ""))
+            assert float(hours) == pytest.approx(images / rate / 3600, rel=0.04)
+    by_name = {row[0]: row for row in rows}
+    cores = int(by_name["deit_s"][5].replace(",", "")) / 1962
+    assert f"wants {cores:.0f} cores" in " ".join(text.split())
+    said = re.findall(r"\d+\.\d+", answer("How long does training"))
+    names = ("deit_ti", "deit_s", "deit_b")
+    wanted = [by_name[name][column] for column in (6, 4) for name in names]
+    wanted += [by_name["deit_s_imagepiece"][column] for column in (6, 4)]
+    assert said == wanted
 
 
 def test_fields_that_may_change_are_those_it_lists():

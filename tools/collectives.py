@@ -202,7 +202,8 @@ def run_costs(configs, images, hosts, links, kilobytes):
                 rest = (sum(macs) / len(macs) - macs[-1]) / (macs[0] - macs[-1])
                 step += rest * (seconds(dense, batch, gpus, count) - step)
             rate = count * batch / step
-            cells += [f"{rate:,.0f}", f"{seen / rate / 3600:.1f}"]
+            hours = seen / rate / 3600
+            cells += [f"{rate:,.0f}", f"{hours:.{1 if hours >= 1 else 2}f}"]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -183,7 +183,8 @@ def test_the_cost_of_whole_runs_adds_up(monkeypatch):
 
     def cells(step_us, batch):
         rate = batch / step_us * 1e6
-        return [f"{rate:,.0f}", f"{images / rate / 3600:.1f}"]
+        hours = images / rate / 3600
+        return [f"{rate:,.0f}", f"{hours:.2f}" if hours < 1 else f"{hours:.1f}"]
 
     # Two copies of 4 us; 8 us for the sums within a host, 10 us more for two hosts.
     assert dense[3:] == cells(8, 1024) + cells(16, 1024) + cells(26, 2048)
