@@ -220,7 +220,7 @@ def test_the_costs_of_trainings_add_up():
     """EFLOP and GB by the configs of the command; hours by its images a second."""
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
     table = text.split("<!-- costs -->")[1].split("\n\n")[1].splitlines()
-    command = re.search(r"collectives --runs.*?```", text, re.DOTALL)[0]
+    command = re.search(r"collectives --trainings.*?```", text, re.DOTALL)[0]
     paths = re.findall(r"--config (\S+)", command)
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:]]
     assert [row[0] for row in rows] == [cli.config_name(path) for path in paths]

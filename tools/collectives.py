@@ -47,7 +47,9 @@ LATENCY = flags.DEFINE_float(
 FARTHER = flags.DEFINE_float(
     "network_latency", 50, "us that other hosts add to it", lower_bound=0
 )
-RUNS = flags.DEFINE_boolean("trainings", False, "the cost of whole trainings instead")
+TRAININGS = flags.DEFINE_boolean(
+    "trainings", False, "the cost of whole trainings instead"
+)
 KILOBYTES = flags.DEFINE_float(
     "kilobytes", 115.4, "of an image file: ImageNet's 147.9 GB by its training images"
 )
@@ -161,7 +163,7 @@ def plan(name, text, images, hosts, links):
     return "\n".join(rows)
 
 
-RUNS_HEADING = ["config", "EFLOP", "GB read", "1 H200: images/s", "hours"]
+COSTS_HEADING = ["config", "EFLOP", "GB read", "1 H200: images/s", "hours"]
 
 
 def run_costs(configs, images, hosts, links, kilobytes):
@@ -172,7 +174,7 @@ def run_costs(configs, images, hosts, links, kilobytes):
     hosts: numbers of them
     kilobytes: of an image file
     """
-    heading, programs = list(RUNS_HEADING), {}
+    heading, programs = list(COSTS_HEADING), {}
     for count in hosts:
         where = f"{count} x {GPUS}" if count > 1 else f"{GPUS} H200"
         heading += [f"{where}: images/s", "hours"]
@@ -220,7 +222,7 @@ def main():
     links = Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
-    if RUNS.value:
+    if TRAININGS.value:
         parts = []
         for line in run_costs(configs, images[0], hosts, links, KILOBYTES.value):
             print(line, flush=True)
