@@ -1,6 +1,7 @@
 """Commands run with flags: in this process, or in one of their own."""
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from imagepiece_jax import cli
+from tests import forked
 from tests.runs import ROOT
 
 
@@ -48,14 +50,16 @@ def call(main, *words):
     return Ended(status, out.getvalue(), err.getvalue())
 
 
-def start(*words, cwd=ROOT, **environment):
-    """`python` with these words, in a process of its own."""
-    done = subprocess.run(
+def start(*words, cwd=ROOT, imported=False, **environment):
+    """`python` with these words, in a process of its own.
+
+    `imported`: one that has imported JAX and the package before.
+    """
+    run = functools.partial(subprocess.run, capture_output=True, text=True)
+    done = (forked.run if imported else run)(
         [sys.executable, *map(str, words)],
         cwd=cwd,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
         timeout=120,
     )
     return Ended(done.returncode, done.stdout, done.stderr)

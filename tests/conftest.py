@@ -6,7 +6,7 @@ import pathlib
 import sys
 import zipfile
 
-from tests import compiling
+from tests import compiling, forked
 
 # What is imported stays: looking for garbage in it takes a fifth of the time.
 gc.disable()
@@ -44,7 +44,7 @@ def pytest_collection_finish():
     The searches are a twelfth of the suite's time at Python's own thresholds.
     """
     gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
+    gc.set_threshold(*forked.GARBAGE)
     gc.enable()
 
 

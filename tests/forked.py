@@ -1,7 +1,8 @@
 """Python processes that have imported JAX and the package before they start.
 
 That is two seconds of every process: here one imports them, waits, and forks for each
-`Process`. Tests of the start itself, or of what is imported, take `subprocess`.
+`Process`, which traces as fast as the tests do. Tests of the start itself, or of what
+is imported, take `subprocess`.
 """
 
 import atexit
@@ -30,6 +31,7 @@ MODULES = (
     "ml_collections.config_flags",
     "tensorboardX",
 )
+GARBAGE = 200_000, 20, 100  # thresholds of the search for it
 
 
 @functools.cache
@@ -169,7 +171,12 @@ def main():
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
+    from tests import tracing  # which imports JAX
+
     gc.freeze()
+    gc.set_threshold(*GARBAGE)
+    tracing.remember_initializers()
+    tracing.lower_fast()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
     if request := _request(socket.socket(fileno=int(sys.argv[1]))):
         return _run(*request)

@@ -200,6 +200,7 @@ def test_in_a_process_of_its_own(tmp_path):
     ended = start(
         *(ROOT / "train.py", QUICKSTART, "--config.batch_size=20"),
         cwd=tmp_path,
+        imported=True,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     assert sentence(ended).endswith("devices * accumulation steps = 8 * 1")

@@ -93,11 +93,15 @@ def _lower_once(ctx, eqn, cache_key, avals_in, **params):
 
 
 def _stands_alone(func, params):
-    """Whether a function calls none of its program, and is of no inner jaxpr."""
+    """Whether a function calls none of its program, and is of no inner jaxpr.
+
+    Nor has it a channel between devices, which are numbered in each program.
+    """
     names = []
 
     def note(operation):
-        names.append(operation.name)
+        channel = "channel_handle" in operation.attributes
+        names.append("a channel" if channel else operation.name)
         return mlir.ir.WalkResult.ADVANCE
 
     func.operation.walk(note)

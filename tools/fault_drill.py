@@ -216,7 +216,7 @@ def kill_in_save(run, step, delay=0.0):
     """SIGKILL in a save after `step`: an unfinished checkpoint must be left."""
     run.start()
     run.until_step(step)
-    run.until(run.unfinished, pause=0)
+    run.until(run.unfinished, pause=0.001)
     time.sleep(delay)
     row = _killed(run)
     return row if row and run.unfinished() else None

@@ -102,11 +102,12 @@ def rehearse(stage, short):
 def shortened(stage):
     """EViT on two hosts: killed, resumed, stopped; and the rest on one."""
     fields = {"epochs": 2, "pictures": 0, "eval_batch_size": 360, "model.depth": 1}
-    fields |= {"model.embed_dim": 8, "reduction.blocks": (0,)}
+    fields |= {"model.embed_dim": 8, "model.patch_size": 4, "reduction.blocks": (0,)}
     fields["reduction.rate_warmup_epochs"] = 0  # one program
+    fields |= {"batch_size": 192, "checkpoint_every_steps": 3}  # 7 steps an epoch
     run, one = (stage.run("evit", name, **fields) for name in ("two", "one"))
-    yield killed(run, 0, EPOCH - 3)
-    yield stopped(run, 1, EPOCH + 2)
+    yield killed(run, 0, 5)
+    yield stopped(run, 1, 8)
     yield resumed(run, 1)
     one.finish(1)
     yield from layouts_agree(run, one)

@@ -104,7 +104,7 @@ class TinyRun:
         resumed_at = re.search(r"resuming from step (\d+)", self.log.read_text())
         return int(resumed_at[1]) if resumed_at else 0
 
-    def until(self, condition, pause=0.002):
+    def until(self, condition, pause=0.01):
         """Wait for it, or for the end of the run."""
         deadline = time.monotonic() + PATIENCE
         while not condition():

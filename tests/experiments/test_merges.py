@@ -72,7 +72,11 @@ TEN = taps(
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )
 TEN_COUNTS = Counts(n_in=10, n_out=7, candidates=6)
-RETOKENIZED = run(Retokenize(), TEN_COUNTS, TEN)
+
+
+@pytest.fixture(scope="module")
+def retokenized():
+    return run(Retokenize(), TEN_COUNTS, TEN)
 
 
 def listed(pairs):
@@ -85,10 +89,10 @@ def cosine(degrees):
     return np.cos(np.deg2rad(degrees))
 
 
-def test_pairs_of_retokenize_by_hand():
-    assert listed(RETOKENIZED["pairs"]) == {(6, 8), (5, 7), (3, 1)}
+def test_pairs_of_retokenize_by_hand(retokenized):
+    assert listed(retokenized["pairs"]) == {(6, 8), (5, 7), (3, 1)}
     expected = np.mean([cosine(8), cosine(5), cosine(3)])
-    np.testing.assert_allclose(RETOKENIZED["similarity"], [expected], rtol=1e-5)
+    np.testing.assert_allclose(retokenized["similarity"], [expected], rtol=1e-5)
 
 
 def test_all_pairs_of_candidates_by_hand():
@@ -99,18 +103,18 @@ def test_all_pairs_of_candidates_by_hand():
     np.testing.assert_allclose(similarity(TEN, TEN_COUNTS), expected, rtol=1e-5)
 
 
-def test_merged_slots_by_hand():
+def test_merged_slots_by_hand(retokenized):
     """Tokens 0 1 2 4 7 8 9 are left; 1, 7 and 8 have swallowed one each."""
     expected = [[False, True, False, False, True, True, False]]
-    assert RETOKENIZED["slots"].tolist() == expected
+    assert retokenized["slots"].tolist() == expected
 
 
-def test_distance_of_pairs_by_hand():
+def test_distance_of_pairs_by_hand(retokenized):
     """On rows of five: 6 (1,1) to 8 (1,3), 5 (1,0) to 7 (1,2), 3 (0,3) to 1 (0,1);
     on rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
-    np.testing.assert_allclose(RETOKENIZED["distance"][5], [2.0])
+    np.testing.assert_allclose(retokenized["distance"][5], [2.0])
     expected = (np.sqrt(5) + 2 + 2) / 3
-    np.testing.assert_allclose(RETOKENIZED["distance"][4], [expected])
+    np.testing.assert_allclose(retokenized["distance"][4], [expected])
 
 
 def test_pairs_of_tome_by_hand():

@@ -23,6 +23,7 @@ LAYERS = 2  # of the convolutional stem: patches of 4 pixels
 def script(*words, flags=""):
     """This file as a process of its own."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "1"  # with names of modules
     assert forked.Process([sys.executable, __file__, *words], env=env).wait() == 0
 
 

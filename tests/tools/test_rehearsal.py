@@ -64,6 +64,11 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
     return run
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    return left(rehearsal.HostRuns(tmp_path_factory.mktemp("runs"), "cpu", 8), "theirs")
+
+
 @pytest.mark.parametrize(
     "fields, broken",
     [
@@ -77,27 +82,25 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
         ({"right": 498}, ["images right by acc1, of 1000"]),
     ],
 )
-def test_two_layouts_may_differ_by_rounding_alone(stage, fields, broken):
-    ours, theirs = left(stage, "ours", **fields), left(stage, "theirs")
-    rows = list(rehearsal.layouts_agree(ours, theirs))
+def test_two_layouts_may_differ_by_rounding_alone(stage, theirs, fields, broken):
+    rows = list(rehearsal.layouts_agree(left(stage, "ours", **fields), theirs))
     assert len(rows) == 7
     assert [row.promise for row in rows if not row.kept] == broken
 
 
-def test_a_step_that_is_missing_is_no_agreement(stage):
-    ours, theirs = left(stage, "ours"), left(stage, "theirs")
+def test_a_step_that_is_missing_is_no_agreement(stage, theirs):
+    ours = left(stage, "ours")
     path = ours.path("metrics.jsonl")
     path.write_text(path.read_text().partition("\n")[2])
     row = next(rehearsal.layouts_agree(ours, theirs))
     assert (row.promise, row.kept) == ("2 of 3 train loss", False)
 
 
-def test_the_same_layout_may_not_differ_at_all(stage):
-    whole = left(stage, "whole")
-    assert rehearsal.identical(left(stage, "same"), whole).kept
+def test_the_same_layout_may_not_differ_at_all(stage, theirs):
+    assert rehearsal.identical(left(stage, "same"), theirs).kept
     other = left(stage, "other", weight=np.nextafter(np.float32(2), np.float32(3)))
-    assert not rehearsal.identical(other, whole).kept
-    assert not rehearsal.identical(left(stage, "loss", loss=1.0000001), whole).kept
+    assert not rehearsal.identical(other, theirs).kept
+    assert not rehearsal.identical(left(stage, "loss", loss=1.0000001), theirs).kept
 
 
 def test_tasks_on_gpus_take_their_shares(tmp_path):

@@ -7,7 +7,9 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import sources
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import trainer
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
@@ -49,12 +51,16 @@ def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
     """Dense: a near tie in a reduction may flip a rank once rounding differs.
 
     The one device is this process's, and steps are mapped over it by `jax.shard_map`.
+    Both begin with weights of a file.
     """
     monkeypatch.setattr(parallel, "FORM", "shard_map")
-    fields = FIELDS | {"data.name": f"csv:{some_digits}"}
+    config, weights = quickstart.get_config(), tmp_path / "weights.npz"
+    config.update_from_flattened_dict(FIELDS)
+    model = RunConfig.from_config(config).create_model()
+    np.savez(weights, **convert.to_timm(runs.untrained(model, config.image_size, 0)))
+    fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
     cache = tmp_path / "cache"
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
-    config = quickstart.get_config()
     config.update_from_flattened_dict(fields)
     trainer.train_and_evaluate(config, tmp_path / "1")
     assert running.wait(timeout=300) == 0

@@ -14,6 +14,7 @@ import pytest
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
+from tests import forked
 from tools import fault_drill, tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -160,8 +161,9 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
+def test_sigterm_in_the_first_compile_ends_at_once(tmp_path, monkeypatch):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
+    monkeypatch.setattr(subprocess, "Popen", forked.Process)
     trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
     row = fault_drill.terminate_in_compile(trial)
     assert row.passed and row.status == 143, row
