@@ -10,12 +10,14 @@ import shlex
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
@@ -84,11 +86,13 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     optimizer.create(run.optim, 10, run.method.param_groups)
     model, size = run.create_model(), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-
-    def forward(images):
-        return model.init_with_output(jax.random.key(0), images)[0]
-
-    logits = jax.eval_shape(forward, images).logits
+    reducers = [layer.step.reducer for layer in model.plan if layer.step]
+    if any(isinstance(reducer, nn.Module) for reducer in reducers):
+        key = jax.random.key(0)
+        outputs, _ = jax.eval_shape(model.init_with_output, key, images)
+    else:  # in half of the time
+        outputs = jax.eval_shape(model.apply, variable_shapes(model, size), images)
+    logits = outputs.logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
 
 
