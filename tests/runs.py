@@ -1,11 +1,14 @@
 """Real runs of train.py in processes of their own, small enough for a test."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import sys
 import uuid
 
 import numpy as np
+import pytest
 from flax import traverse_util
 
 from imagepiece_jax.models.variables import variable_shapes
@@ -45,6 +48,28 @@ def untrained(model, image_size, seed):
         value = rng.normal(float(path[-1] in ONES), spread, leaf.shape)
         leaves[path] = value.astype(leaf.dtype)
     return traverse_util.unflatten_dict(leaves)
+
+
+@contextlib.contextmanager
+def compiled_once():
+    """Runs of one config in this process, of which one is resumed, compile once."""
+    from imagepiece_jax.evaluate import accuracy
+    from imagepiece_jax.training import trainer
+
+    steps, compiled = {}, trainer.Run.compiled_step
+
+    def step(run, epoch):
+        fields = {**vars(run.config), "init": None}
+        model = run.config.create_train_model(epoch)
+        key = repr((fields, run.data.length, model, run.teacher_model))
+        if key not in steps:
+            steps[key] = compiled(run, epoch)
+        return steps[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Run, "compiled_step", step)
+        patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
+        yield
 
 
 def command(workdir, fields):

@@ -396,6 +396,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
 
 
 @pytest.mark.slow
+@runs.compiled_once()
 def test_a_run_resumes_to_the_same_bits(weights, tmp_path):
     """Without labels and with a teacher; from the middle of the second epoch."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3, "mixup": 0.8}

@@ -32,6 +32,7 @@ def short(**fields):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
+@runs.compiled_once()
 def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     """The last one, after a signal; also: which checkpoints are never removed.
 
@@ -39,14 +40,12 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     program that was compiled for it before.
     """
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate, epochs, programs = accuracy.evaluate_each, [], {}
+    evaluate, epochs = accuracy.evaluate_each, []
     compiled_step = trainer.Run.compiled_step
 
     def compiled(run, epoch):
         epochs.append(epoch)
-        if epoch not in programs:
-            programs[epoch] = compiled_step(run, epoch)
-        return programs[epoch]
+        return compiled_step(run, epoch)
 
     monkeypatch.setattr(trainer.Run, "compiled_step", compiled)
 

@@ -25,6 +25,8 @@ from tests import runs, tars
 from tests.data.test_worker_pool import shared_memory, workers
 from tests.training.test_logging import events
 
+pytestmark = pytest.mark.usefixtures("quickly_begun")
+
 # 1,438 digits, 256 a step: 5 steps an epoch.
 PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
 NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
@@ -190,6 +192,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
+@runs.compiled_once()
 def stopped(finished, tmp_path_factory):
     """A run from the finished one's weights, whose first step throws them far off."""
     workdir = tmp_path_factory.mktemp("stopped")
