@@ -20,7 +20,8 @@ from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
 from tests.models import tiny
-from tests.models.traced_programs import SMALL, program
+from tests.models.test_families import few
+from tests.models.traced_programs import program
 
 needs_compiler = pytest.mark.skipif(
     fused.unsupported_reason("cpu") is not None,
@@ -200,8 +201,10 @@ def test_a_package_stands_where_stood_what_is_masked_now():
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    """Every method runs, and leaves as many as there are image tokens."""
-    made = model("dinov3", SMALL[name], masked=masked)
+    """Every method runs, and a block after a step, which turns what it has left."""
+    depth, fields, _ = few(name)
+    fields = {"name": name} | fields
+    made = model("dinov3", fields, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
 
