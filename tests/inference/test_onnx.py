@@ -135,8 +135,12 @@ def rotary(name):
 
 
 def pairs(arch):
-    """Every two fields with their values; a number of registers is none or some."""
-    fields = dataclasses.asdict(arch) | {"registers": arch.registers > 0}
+    """Every two fields with their values; registers and rotary are none or some.
+
+    Each form of rotary positions has a test of its own.
+    """
+    some = {"registers": arch.registers > 0, "rotary": arch.rotary is not None}
+    fields = dataclasses.asdict(arch) | some
     return {*itertools.combinations(((k, str(v)) for k, v in fields.items()), 2)}
 
 
