@@ -227,6 +227,7 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
         try:
             check_variables(model, vit.variables, vit.image_size)
         except InputError as error:
+            check_variables(vit.model, vit.variables, vit.image_size)
             raise InputError(
                 f"tokens is {tokens}, but what {vit.reduction['name']!r} has learned "
                 f"is for another number of tokens: {error}"

@@ -145,6 +145,9 @@ def test_learned_tokens_are_of_one_number():
     vit = Pretrained(*small(reduction), reduction)
     with pytest.raises(InputError, match="tokens is 9, but what 'token_learner' has"):
         features(vit, tiny.images(1), tokens=9)
+    vit = Pretrained(vit.model, {"params": {}}, reduction)  # which is of no number
+    with pytest.raises(InputError, match="^variables: params/.* is missing, in the mo"):
+        features(vit, tiny.images(1), tokens=9)
 
 
 def test_tokens_of_an_unknown_reduction_are_refused():

@@ -68,7 +68,8 @@ class GridPooling(Method):
         if side**2 != tokens:
             raise InputError(
                 f"tokens is {tokens}, but the cells of grid_pooling are a square; "
-                f"allowed near it are {side**2} and {(side + 1) ** 2}"
+                f"allowed are squares, near it {side**2} and {(side + 1) ** 2}, of at "
+                "most as many cells a side as there are patches"
             )
         return dataclasses.replace(self, grid_size=side)
 
