@@ -17,6 +17,7 @@ import pytest
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.block import Reduction
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
 from tests.models import masked, tiny
 from tests.models.traced_programs import program
@@ -134,19 +135,29 @@ TRACED |= {*itertools.product(("evit", "tome"), set(FAMILIES) - {*DIFFERENT})}
 
 @pytest.mark.parametrize("name, family", sorted(TRACED))
 def test_every_method_runs_on_every_family(name, family):
-    model, images = model_of(name, family), jax.ShapeDtypeStruct(IMAGES, np.float32)
+    """With all shapes that its plan tells."""
+    model = model_of(name, family, trace_source=True)
+    images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, shapes_of(name, family), images)
     left = few(name)[-1] or model.plan[-1].mlp_tokens - model.arch.prefix
     left += PREFIX[family]
     assert model.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny.CLASSES)
     assert out.pooled.shape == (2, tiny.WIDTH)
-    assert out.tokens.shape == (2, left, tiny.WIDTH)
+    assert out.tokens.shape == out.state.x.shape == (2, left, tiny.WIDTH)
+    assert out.state.size.shape == (2, left)
+    assert name in SOFT or out.state.source.shape == (2, tiny.TOKENS)
     assert model.plan[-1].mlp_tokens == left
-    assert len(out.results) == sum(bool(layer.counts) for layer in model.plan)
     counts = [layer.counts for layer in model.plan if layer.counts]
-    for taps, count in zip(out.taps, counts, strict=True):
-        assert taps.x.shape[1] == count.n_in  # reducers see image tokens alone
+    for result, taps, count in zip(out.results, out.taps, counts, strict=True):
+        before, after = count.n_in, count.n_out
+        assert taps.x.shape == (2, before, tiny.WIDTH)  # of image tokens alone
+        for row in (taps.size, taps.cls_attn, taps.attn_columns):
+            assert row is None or row.shape == (2, before)
+        if isinstance(result, Mixing):
+            assert result.matrix.shape == (2, after, before)
+        else:
+            assert result.dest.shape == (2, before) and result.n_out == after
 
 
 @pytest.mark.parametrize("name, family", RUN)

@@ -12,12 +12,8 @@ from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import vit
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
 from tests.models import slow_deit, tiny
-from tests.models.traced_programs import REDUCED, SMALL
 
 # Merging in one block alone, for models of depth 1: they compile fast.
 FIRST_BLOCK = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
@@ -128,34 +124,6 @@ def test_what_is_compared_decides_who_merges():
 
 
 # The plan
-
-
-@pytest.mark.parametrize("name", {**METHODS, **REDUCED})
-def test_shapes_follow_the_plan(name):
-    """Of DeiT-S at 224 pixels, in three blocks; nothing is computed."""
-    reduction = SMALL[name]
-    if name == "token_pooling":
-        reduction = reduction | {"score": "received"}
-    model = create_model("deit_s", reduction=reduction, trace_source=True, depth=3)
-    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    out = jax.eval_shape(model.apply, tiny.shapes(model, 224), images)
-    counts = [layer.counts for layer in model.plan if layer.counts]
-    last = model.plan[-1].mlp_tokens
-    chex.assert_shape(out.logits, (2, 1000))
-    assert out.tokens.shape == out.state.x.shape == (2, last, 384)
-    chex.assert_shape(out.state.size, (2, last))
-    soft = [isinstance(result, Mixing) for result in out.results]
-    assert any(soft) or out.state.source.shape == (2, 196)
-    steps = zip(out.results, out.taps, counts, soft, strict=True)
-    for result, taps, count, mixes in steps:
-        if mixes:
-            chex.assert_shape(result.matrix, (2, count.n_out, count.n_in))
-        else:
-            chex.assert_shape(result.dest, (2, count.n_in))
-            assert result.n_out == count.n_out
-        chex.assert_shape(taps.x, (2, count.n_in, 384))
-        for row in (taps.size, taps.cls_attn, taps.attn_columns):
-            assert row is None or row.shape == (2, count.n_in)
 
 
 def test_the_patches_are_not_followed_unless_asked():
