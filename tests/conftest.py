@@ -71,12 +71,13 @@ def assets():
 
 @pytest.fixture(scope="module")
 def quickly_begun():
-    """Runs of this process begin with weights that NumPy draws: JAX compiles 1-2 s."""
-    from imagepiece_jax.training import initial_weights
-    from tests import runs
+    """Runs of this process, and those that it forks, begin with weights of NumPy's.
 
+    JAX compiles 1-2 s before it draws any.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(initial_weights, "fresh_variables", runs.untrained)
+        forked.begin_quickly(patch.setattr)
+        patch.setenv(forked.QUICKLY, "1")
         yield
 
 

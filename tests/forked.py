@@ -32,6 +32,7 @@ MODULES = (
     "tensorboardX",
 )
 GARBAGE = 200_000, 20, 100  # thresholds of the search for it
+QUICKLY = "TESTS_BEGIN_QUICKLY"  # in the environment: `begin_quickly` in the process
 
 
 @functools.cache
@@ -140,6 +141,14 @@ def _request(requests):
             os.close(file)
 
 
+def begin_quickly(replace=setattr):
+    """Let NumPy draw the weights that runs begin with."""
+    from imagepiece_jax.training import initial_weights
+    from tests import runs
+
+    replace(initial_weights, "fresh_variables", runs.untrained)
+
+
 def _run(words, folder, environment):
     """What `python` does with these words."""
     import jax
@@ -154,6 +163,8 @@ def _run(words, folder, environment):
         text = environment[name]
         number = re.fullmatch(r"-?\d+", text)
         jax.config.update(name.lower(), int(text) if number else text)
+    if QUICKLY in environment:
+        begin_quickly()
     kind, *rest = words
     if kind == "-m":
         sys.argv = rest

@@ -161,6 +161,7 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path, monkeypatch):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
     monkeypatch.setattr(subprocess, "Popen", forked.Process)

@@ -99,6 +99,7 @@ def _met(fault, run, *args):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
 def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     """One after the other in one run: the drill has a run for each.
 
