@@ -47,7 +47,6 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 
 
 def main():
-    out = cli.required(OUT)
     if SAVES.value > KILLS.value:
         raise InputError(
             f"--saves is {SAVES.value}; allowed are 0 to --kills, here {KILLS.value}"
@@ -57,6 +56,7 @@ def main():
             f"{tiny_runs.ROOT} has no train.py: the drill starts it, and therefore "
             "needs the repository, not only the installed package"
         )
+    out = cli.required(OUT)
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs
     rng, rows = np.random.default_rng(SEED.value), []
     with tempfile.TemporaryDirectory() as folder:
