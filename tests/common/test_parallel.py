@@ -39,6 +39,7 @@ def test_eight_devices():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
 def test_two_processes_of_two_devices(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
