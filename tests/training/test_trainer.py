@@ -306,7 +306,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     assert tokens[:10] == [65] * 10 and tokens[-5:] == [46] * 5
     assert len(set(tokens)) == 5
     assert on_disk == [None, 10, 15, 20, 25]
-    assert max(counts[2:]) <= counts[1]
+    assert max(counts[2:]) <= counts[1], counts
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
