@@ -17,6 +17,7 @@ from experiments.context import Answers
 from experiments.images import Images
 from imagepiece_jax.benchmark.cache import encode_bits
 from imagepiece_jax.data.sources import short_name
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
@@ -32,7 +33,10 @@ def fixed_tokens(context):
     entries = [(settings.DENSE, dense.plan[0].attn_tokens - dense.arch.prefix)]
     entries += itertools.product(asked.reductions, asked.counts)
     # Every mistake before the first figure.
-    models = [leaving(weights.pretrained(r), tokens) for r, tokens in entries]
+    try:
+        models = [leaving(weights.pretrained(r), tokens) for r, tokens in entries]
+    except InputError as error:
+        raise InputError(f"--counts: {error}") from error
     maps = saliency.Maps(context) if asked.decoder else None
     sets = _sets(context) if asked.neighbors else None
     rows, base = [], None

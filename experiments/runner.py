@@ -29,7 +29,7 @@ from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.pretrained.load import opened, read_with_config
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ def select(words: list[str], settings: TableSettings) -> list[str]:
     """
     allowed = (*EXPERIMENTS, "scratch", "all")
     if len(words) != 1 or words[0] not in allowed:
-        written = " ".join(words) or "missing"
-        raise InputError(f"NAME is {written}; allowed is one of {', '.join(allowed)}")
+        written, hint = " ".join(words), f"allowed is one of {', '.join(allowed)}"
+        if len(words) == 1:
+            hint = suggestion(written, allowed, hint)
+        raise InputError(f"NAME is {written or 'missing'}; {hint}")
     (name,) = words
     if settings.small and name in ONE_CHECKPOINT:
         others = [other for other in EXPERIMENTS if other not in ONE_CHECKPOINT]

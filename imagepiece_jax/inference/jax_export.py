@@ -56,8 +56,8 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     """The program in a file: `jax.jit(load_program(path).call)(images)`.
 
     path: of a file that holds the bytes of `serialized`
-    Raises InputError where the file is damaged, or JAX refuses it: it promises to read
-    what its versions of the last six months wrote.
+    Raises InputError where the file is no such program or damaged, or JAX refuses it:
+    it promises to read what its versions of the last six months wrote.
     """
     try:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
@@ -69,8 +69,9 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     except Exception as error:  # of many types, where bytes are missing
         raise InputError(
             f"{path} is no program that jax {jax.__version__} reads "
-            f"({str(error).split('.')[0]}){_origin(path)}; JAX promises to read one "
-            "for six months: export the weights again, for longer with --format onnx"
+            f"({str(error).split('.')[0]}){_origin(path)}; allowed are whole files of "
+            "export, which JAX promises to read for six months: export the weights "
+            "again, for longer with --format onnx"
         ) from error
     return program
 

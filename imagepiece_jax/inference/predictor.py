@@ -281,7 +281,8 @@ def _rgb(image):
             raise InputError(f"{error.name} cannot be read: {error.reason}") from error
     if hasattr(image, "convert"):
         if 0 in image.size:
-            raise InputError(f"found a PIL image of {image.size} pixels: it is empty")
+            size = "{}x{}".format(*image.size)
+            raise InputError(f"images: found a PIL image of {size} pixels: it is empty")
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)
@@ -291,8 +292,8 @@ def _rgb(image):
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
-            f"found {kind}; allowed are paths, bytes, open files, PIL images and "
-            "uint8 arrays [H, W, 3]"
+            f"images: found {kind}; allowed are paths, bytes, open files, PIL images "
+            "and uint8 arrays [H, W, 3]"
         )
     return np.array(image)
 

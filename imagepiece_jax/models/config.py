@@ -335,7 +335,8 @@ def _steps_to(tokens, reduction, model):
     patches = model.patches
     if not is_whole(tokens) or not 1 <= tokens <= patches:
         raise InputError(
-            f"tokens is {tokens!r}; allowed are 1 to {patches}, the patches of an image"
+            f"tokens is {tokens!r}; allowed are whole numbers from 1 to {patches}, the "
+            "patches of an image"
         )
     own = methods.create(**reduction).with_tokens(tokens).resolved(model)
     choices, fewest = [], patches

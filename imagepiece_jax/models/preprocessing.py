@@ -53,7 +53,7 @@ class Preprocessing(CheckedFields):
 
 
 def check_images(images, image_size=None, pixels=False):
-    """Raise InputError for others than floats [B, H, W, 3], of a size if given.
+    """Raise InputError for others than floats [B, H, W, 3], B > 0, of a size if given.
 
     Integers would pass through a model, and mean nothing there.
 
@@ -69,8 +69,13 @@ def check_images(images, image_size=None, pixels=False):
         )
     size = image_size and sides(image_size)
     wanted = described(size) if size else "any size"
-    if len(shape) != 4 or shape[3] != 3 or (size and shape[1:3] != size):
+    if (
+        len(shape) != 4
+        or shape[0] == 0
+        or shape[3] != 3
+        or (size and shape[1:3] != size)
+    ):
         raise InputError(
-            f"images is of shape {shape}; allowed are images of {wanted} in an array "
-            "[B, H, W, 3]"
+            f"images is of shape {shape}; allowed are one or more images of {wanted} "
+            "in an array [B, H, W, 3]"
         )

@@ -5,6 +5,7 @@ architecture or of weights: "vit_small_patch16_224.augreg_in1k". Their table is
 public_models.json, which tools/public_models.py writes from timm.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -55,15 +56,20 @@ def facts(name):
         return MODELS[name]
     fields = public_facts(name) if isinstance(name, str) else None
     if fields is None:
-        if meant := _similar(str(name)):
-            hint = f"did you mean {meant}?"
-        else:
-            listed = f"the models are {', '.join(MODELS)} and timm's"
-            hint = suggestion(
-                str(name), [*MODELS, *public_models(), *public_weights()], listed
-            )
-        raise InputError(f"config.model.name is {name!r}; {hint}")
+        raise InputError(f"config.model.name is {name!r}; {instead_of(str(name))}")
     return fields
+
+
+def instead_of(name: str) -> str:
+    """What to write for an unknown name: the model that is meant, or what there is."""
+    if meant := _similar(name):
+        return f"did you mean {meant}?"
+    names = [*MODELS, *public_models(), *public_weights()]
+    listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
+    # That of another family, such as swin_tiny_patch4_window7_224, may be no mistake.
+    family, families = _words(name)[0], {_words(each)[0] for each in names}
+    near = difflib.get_close_matches(family, families, 1, cutoff=0.75)
+    return suggestion(name, names, listed) if near else listed
 
 
 def public_facts(name: str) -> dict[str, Any] | None:
@@ -151,7 +157,11 @@ def _similar(name: str) -> str | None:
 
     Sizes may be short, as DeiT's authors write them: "deit_s_patch16".
     """
-    words = [SHORT_SIZES.get(word, word) for word in re.split("[-_./]", name.lower())]
+    words = [SHORT_SIZES.get(word, word) for word in _words(name)]
     fitting = [one for one in public_models() if {*words} <= {*one.split("_")}]
     begun = [one for one in fitting if one.startswith(words[0])]
     return min(begun or fitting, key=len, default=None)
+
+
+def _words(name):
+    return re.split("[-_./]", name.lower())

@@ -17,7 +17,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError, one_of, suggestion
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
@@ -126,7 +126,10 @@ def _guarded(file, call, *content):
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
-        raise InputError(f"{file} has no {error.args[0]}") from error
+        raise InputError(
+            f"{file} has no {error.args[0]}; allowed is the file as timm, transformers "
+            "or save wrote it"
+        ) from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise InputError(f"{file} has a field of another type: {error}") from error
 
@@ -208,8 +211,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     images = config.get("pretrained_cfg", config)
     name, classes = config["architecture"], _classes(config, images)
     if name not in registry.MODELS and registry.public_facts(name) is None:
-        names = [*registry.public_models(), *registry.MODELS]
-        hint = suggestion(str(name), names, "allowed are timm's ViTs")
+        hint = registry.instead_of(str(name))
         raise InputError(f"architecture is {name!r}; {hint}")
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]

@@ -901,10 +901,12 @@ def _name_head(tensors):
             "transformers' DeiTForImageClassification, which no model here has; "
             "allowed are two heads (DeiTForImageClassificationWithTeacher), or none"
         )
-    if head is None or norm is None or head.ndim != 2 or len(norm) == head.shape[1]:
+    # Not that norm's own width, which may be what is wrong.
+    width = len(tensors.get("blocks.0.norm1.weight", norm if norm is not None else ()))
+    if head is None or norm is None or head.ndim != 2 or width == head.shape[1]:
         return
     raise InputError(
         f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
-        f"{len(norm)} (DINOv2's classifiers read the mean of the patches too); allowed "
+        f"{width} (DINOv2's classifiers read the mean of the patches too); allowed "
         "are heads that read one vector of that width, or none"
     )

@@ -144,8 +144,13 @@ def read_checkpoint(
 
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which says what is wrong where this is not a run
-    steps = folder / CHECKPOINTS / checkpoint
-    arrays, _, _ = checksums.newest(steps, choose)
+    written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
+    if written and checkpoint not in written:
+        raise InputError(
+            f"checkpoint is {checkpoint!r}, but run {folder} has no such one; allowed "
+            f"is {written[0]!r}"
+        )
+    arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 

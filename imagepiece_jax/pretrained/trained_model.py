@@ -83,7 +83,7 @@ class Pretrained:
         whole = isinstance(variables, Mapping) and "params" in variables
         if not isinstance(model, ViT) or not whole:
             raise InputError(
-                f"model and variables are a {type(model).__name__} and a "
+                f"model and variables are of types {type(model).__name__} and "
                 f"{type(variables).__name__}; allowed are a ViT, as create_model makes "
                 'it, and a dict with "params"'
             )

@@ -65,13 +65,20 @@ def check_config(workdir, config: dict):
     Every field but `MAY_CHANGE` must be equal; 1, 1.0 and True are three values.
 
     config: nested dict of JSON values (tuples count as lists)
-    Raises InputError for the first field that differs, with the ways out, and for a
-        config.json of anything else, such as a saved model, which would be replaced.
+    Raises InputError for the first field that differs, with the ways out, for a run
+        that has lost its config.json, and for a config.json of anything else, such as a
+        saved model, which would be replaced.
     """
     path = pathlib.Path(workdir) / RUN_CONFIG
-    if path.exists() and not (path.with_name(RUN).exists() or took_steps(workdir)):
+    begun = took_steps(workdir)
+    if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError(f"{path} is not of a run: choose another --workdir")
-    if not path.exists() or not took_steps(workdir):
+    if begun and not path.exists():
+        raise InputError(
+            f"{workdir} holds a run without {RUN_CONFIG}: put it back, or choose "
+            "another --workdir"
+        )
+    if not begun:
         return
     old = _flat(with_current_fields(_read(path)))
     new = _flat(with_current_fields(json.loads(json.dumps(config))))

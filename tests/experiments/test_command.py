@@ -45,7 +45,8 @@ def test_all_are_those_that_the_flags_allow():
     "given, message",
     [
         ([], "NAME is missing; allowed is one of table1, table2"),
-        (["table9"], "NAME is table9; allowed is one of"),
+        (["magic"], "NAME is magic; allowed is one of"),
+        (["salency"], "NAME is salency; did you mean saliency?"),
         (["table1", "table2"], "NAME is table1 table2; allowed is one"),
         (["table1"], "--data is missing"),
         (["table1", "--data", "digits"], "--weights is missing"),

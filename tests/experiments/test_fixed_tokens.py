@@ -77,7 +77,7 @@ def test_neighbors_vote_by_hand():
         (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed are one or"),
         (
             ["--sweep", "tome:r=2", "--counts", "26"],
-            "tokens is 26; allowed are 1 to 25",
+            "--counts: tokens is 26; allowed are whole numbers from 1 to 25",
         ),
     ],
 )

@@ -290,7 +290,7 @@ def test_what_is_no_model_with_its_variables(what):
     model = tiny.model(None)
     variables = tiny.variables(model)
     given, message = {
-        "swapped": ((variables, model), "model and variables are a dict and a ViT"),
+        "swapped": ((variables, model), "are of types dict and ViT"),
         "params alone": ((model, variables["params"]), 'a dict with "params"$'),
         "another model's": (
             (model, tiny.variables(tiny.model(None, embed_dim=24))),

@@ -243,8 +243,6 @@ def test_a_program_for_pixels_refuses_floats(for_pixels):
 def test_what_is_no_model_or_no_variables(swapped):
     vit = tiny.model(None)
     given = ({}, vit) if swapped else (vit, None)
-    message = (
-        "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
-    )
+    message = "types dict and ViT" if swapped else "types ViT and NoneType"
     with pytest.raises(InputError, match=message):
         optimize.optimize(Pretrained(*given), batch_size=1)

@@ -151,7 +151,7 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
             imagepiece_jax.Predictor(vit, **{wrong: 8})
     with pytest.raises(InputError, match="name is not an argument; allowed are labels"):
         imagepiece_jax.Predictor(vit, name="deit_tiny_patch16_224")
-    with pytest.raises(InputError, match="model and variables are a dict and a ViT"):
+    with pytest.raises(InputError, match="variables are of types dict and ViT"):
         imagepiece_jax.Predictor(Pretrained(variables, model))
     with pytest.raises(InputError, match=r"found uint8 \[20, 20\]; allowed are paths"):
         predictor(pictures[0, ..., 0])
@@ -276,7 +276,7 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
     [
         ("no.png", "no.png cannot be read: "),
         ("tests", "^tests is a folder; allowed is a file, or a list of the folder's f"),
-        (3, "found int; allowed are paths, bytes, open files, PIL images and uint8 "),
+        (3, "^images: found int; allowed are paths, bytes, open files, PIL images an"),
         (np.zeros((20, 20, 3)), r"found float64 \[20, 20, 3\]; allowed"),
         (np.zeros((20, 24, 3), np.uint8), "the image has 20x24 pixels"),
     ],

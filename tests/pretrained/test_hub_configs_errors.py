@@ -74,7 +74,7 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
             {},
             "the size of images is 'a'; allowed are one or two numbers of pixels",
         ),
-        (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; "),
+        (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; the models "),
         (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
         (timm(model_args={"qk_norm": True}), {}, "model_args has qk_norm=True, which"),
         (
@@ -97,7 +97,7 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
             {},
             "global_pool is 'max'; allowed are",
         ),
-        (timm(pretrained_cfg={}), {}, "config.json has no input_size"),
+        (timm(pretrained_cfg={}), {}, "config.json has no input_size; allowed is"),
     ],
 )
 def test_what_no_model_here_has(config, processor, message):

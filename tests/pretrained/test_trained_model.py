@@ -44,8 +44,8 @@ def test_a_model_that_someone_made_has_defaults(dense):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((None, {}), "model and variables are a NoneType and a dict; allowed are a Vi"),
-        (({}, tiny.model()), "model and variables are a dict and a ViT; allowed are a"),
+        ((None, {}), "model and variables are of types NoneType and dict; allowed"),
+        (({}, tiny.model()), "model and variables are of types dict and ViT; allowed"),
         ((tiny.model(), {}), 'allowed are a ViT, .* and a dict with "params"'),
         (
             (tiny.model(image_size=(12, 20)), {"params": {}}),

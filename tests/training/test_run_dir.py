@@ -85,6 +85,13 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, sentence):
     )
 
 
+def test_a_run_that_lost_its_config_is_refused(tmp_path):
+    started(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="a run without config.json: put it back, or"):
+        record_start(tmp_path, CONFIG)
+
+
 def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
     """Stopped in the first compile, say; an accuracy before it may be there."""
     record_start(tmp_path, CONFIG)
