@@ -333,7 +333,7 @@ def _size_differs(state_dict, needed):
 
     def size(named):
         blocks = {n.split(".")[1] for n, _ in named if n.startswith("blocks.")}
-        widths = [shape[:1] for n, shape in named if n == "norm.weight"]
+        widths = [shape[:1] for n, shape in named if n == "blocks.0.norm1.weight"]
         return (len(blocks), *sum(widths, ()))
 
     held = size([(name, tensor.shape) for name, tensor in state_dict.items()])

@@ -901,9 +901,10 @@ def _name_head(tensors):
             "transformers' DeiTForImageClassification, which no model here has; "
             "allowed are two heads (DeiTForImageClassificationWithTeacher), or none"
         )
-    # Not that norm's own width, which may be what is wrong.
-    width = len(tensors.get("blocks.0.norm1.weight", norm if norm is not None else ()))
-    if head is None or norm is None or head.ndim != 2 or width == head.shape[1]:
+    if head is None or norm is None or head.ndim != 2:
+        return
+    width = len(tensors.get("blocks.0.norm1.weight", norm))  # that norm may be wrong
+    if width == head.shape[1]:
         return
     raise InputError(
         f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "

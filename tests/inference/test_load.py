@@ -123,6 +123,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
             {"name": "deit_s"},
             "'deit_s' is 384 wide and these tensors are 30: .* or give num",
         ),
+        ([], {"norm.weight": np.ones(29)}, GIVEN, r"norm.weight has shape \(29,\)"),
         ([], {"extra": np.zeros(3)}, GIVEN, "tensor extra of shape .* is left over"),
     ],
 )
