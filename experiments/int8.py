@@ -47,7 +47,7 @@ def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
     asked, reductions = context.settings, context.settings.reductions
     if not importlib.util.find_spec("onnxruntime"):
-        raise InputError("onnxruntime is missing: pip install onnx onnxruntime")
+        raise InputError('onnxruntime is missing: pip install ".[onnx]"')
     with tempfile.TemporaryDirectory() as folder:
         graphs = Graphs(context, [settings.DENSE, *reductions], pathlib.Path(folder))
         figures = {entry: graphs.figures(*entry) for entry in graphs.entries}

@@ -9,8 +9,8 @@ on the same photographs:
 * IoU: of the pixels above THRESHOLD, their intersection over their union. Photographs
   without such a pixel in the dense map have none, and are counted apart.
 
-Controls are random tokens, ImagePiece's, and the mean map of all other photographs,
-which needs no model. The head is not among the MACs.
+Beside them stand ImagePiece's controls and two baselines: random tokens, and the mean
+map of all other photographs, which needs no model. The head is not among the MACs.
 """
 
 import functools

@@ -19,7 +19,7 @@ from tools import hlo
 LAUNCH_S, BYTES_PER_S, FLOPS_PER_S = 2.0e-6, 4.0e12, 600e12
 ATTENTION_FLOPS_PER_S = FLOPS_PER_S / 2  # softmax runs between its two products
 
-WHEELS = 'pip install "jax[cuda13]"'
+WHEELS = 'pip install ".[gpu]"'
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32

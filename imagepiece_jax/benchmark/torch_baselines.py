@@ -38,8 +38,8 @@ def prepare(names):
             importlib.import_module(library)
         except ImportError as error:
             raise InputError(
-                f"--against needs {library}, which cannot be imported ({error}): pip "
-                "install '.[torch]'"
+                f"--against needs {library}, which cannot be imported ({error}): "
+                'pip install ".[torch]" in a clone'
             ) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

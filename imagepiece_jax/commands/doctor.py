@@ -39,7 +39,7 @@ def lines():
     for dtype in ("bfloat16", "float32"):
         yield f"attention in {dtype}: {resolve_backend('auto', dtype)}"
     for extra, (module, purpose) in EXTRAS.items():
-        state = f"missing: pip install '.[{extra}]' in a clone"
+        state = f'missing: pip install ".[{extra}]" in a clone'
         if importlib.util.find_spec(module) is not None:
             state = "installed"
         yield f"extra {extra} ({purpose}): {state}"
@@ -50,7 +50,7 @@ def version(name):
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "is missing: pip install -r requirements.txt"
+        return "is missing: pip install . in a clone"
 
 
 def main():

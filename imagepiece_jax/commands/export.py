@@ -92,14 +92,14 @@ def main():
 
 def _check_installed(form):
     """Raise InputError where a package that writes this format is missing."""
-    package, writes = {
-        "jax": ("flatbuffers", "JAX writes programs with it"),
-        "onnx": ("onnx", "--format onnx is written with it"),
+    package, writes, extra = {
+        "jax": ("flatbuffers", "JAX writes programs with it", "."),
+        "onnx": ("onnx", "--format onnx is written with it", '".[onnx]"'),
     }[form]
     if importlib.util.find_spec(package) is None:
         raise InputError(
             f"{package} is not installed, and {writes}; install it: pip install "
-            f"{package}"
+            f"{extra} in a clone"
         )
 
 

@@ -117,8 +117,12 @@ def features(
     layers: of the last so many blocks, or of blocks by their index from 0
     norm: whether these pass the model's last norm
     reshape: patches as a grid, else as a list
-    fill, fuser: as for `feature_map`
-    tokens: how many image tokens the model ends with and are returned, see `leaving`
+    fill: what a dropped patch gets, "nearest" (the feature of the kept token that is
+    most like it), "last" (its own when it was dropped), "zero" or "class"
+    fuser: makes patches of learned tokens, (learned [B, S, D], tokens before them
+    [B, n, D]) -> [B, n, D]; None: each is a weighted mean of the learned tokens
+    tokens: how many image tokens any reduction is to leave, exactly, which are then
+    returned; None: as many as it leaves, and none are
     Raises InputError for what does not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """

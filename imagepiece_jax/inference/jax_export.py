@@ -159,7 +159,11 @@ def facts(
             }
             for name, shape in zip(TokenList._fields, shapes, strict=True)
         ]
-    normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
+    normalization = {
+        "pixels": "0 to 1, of which the input is (pixels - mean) / std",
+        "mean": model.mean,
+        "std": model.std,
+    }
     if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     return {

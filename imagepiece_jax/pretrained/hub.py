@@ -184,7 +184,7 @@ def repository_files(text):
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError(
             f"{text} needs huggingface_hub, which is not installed; install it: "
-            'pip install "imagepiece_jax[hub]"'
+            'pip install ".[hub]" in a clone'
         )
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)

@@ -139,7 +139,7 @@ def test_missing_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refused(*TINY, "--against=timm")
     assert message.startswith("--against needs torch, which cannot be imported")
-    assert message.endswith("pip install '.[torch]'")
+    assert message.endswith('pip install ".[torch]" in a clone')
 
 
 def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):

@@ -346,8 +346,8 @@ def test_doctor_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
     monkeypatch.setitem(doctor.EXTRAS, "dev", ("no_such_module", "tests"))
     lines = call(doctor.main).out.splitlines()
-    assert "no-such-library is missing: pip install -r requirements.txt" in lines
-    assert "extra dev (tests): missing: pip install '.[dev]' in a clone" in lines
+    assert "no-such-library is missing: pip install . in a clone" in lines
+    assert 'extra dev (tests): missing: pip install ".[dev]" in a clone' in lines
 
 
 def test_doctor_reports_the_rest_without_jax(tmp_path):

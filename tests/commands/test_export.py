@@ -88,6 +88,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     facts = json.loads((tmp_path / "model.jax.json").read_text())
     assert facts["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
     assert facts["output"]["shape"] == ["batch", 10] and facts["labels"] == 10
+    assert facts["normalization"]["pixels"].endswith("is (pixels - mean) / std")
     assert facts["normalization"]["mean"] == list(MEAN)
     assert facts["normalization"]["std"] == list(STD)
     assert facts["method"]["name"] == "imagepiece"
@@ -128,7 +129,7 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
     text = sentence(call(export.main, *words, "--format=onnx"))
     assert text == (
         "onnx is not installed, and --format onnx is written with it; install it: pip "
-        "install onnx"
+        'install ".[onnx]" in a clone'
     )
 
 

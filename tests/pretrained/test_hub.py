@@ -241,7 +241,7 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
     text = "hf://timm/vit_small_patch14_reg4_dinov2.lvd142m needs huggingface_hub, "
-    text += 'which is not installed; install it: pip install "imagepiece_jax[hub]"'
+    text += 'which is not installed; install it: pip install ".[hub]" in a clone'
     assert str(error.value) == text
 
 
