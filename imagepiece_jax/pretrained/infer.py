@@ -257,7 +257,7 @@ def _shape(shapes, name, rank):
     if shape is None or len(shape) != rank:
         raise InputError(
             f"tensor {name} is {'missing' if shape is None else f'of {shape}'}; "
-            f"a vision transformer has it with {rank} axes"
+            f"allowed are plain vision transformers, in which its rank is {rank}"
         )
     return shape
 
