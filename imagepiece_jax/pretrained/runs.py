@@ -147,7 +147,7 @@ def read_checkpoint(
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
         raise InputError(
-            f"checkpoint is {checkpoint!r}, but run {folder} has no such one; allowed "
+            f"checkpoint is {checkpoint!r}, but run {folder} has saved none; allowed "
             f"is {written[0]!r}"
         )
     arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)

@@ -272,7 +272,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
         name for name in variables["params"] if name.startswith("reducer")
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
-    message = "checkpoint is 'latest', but run .* has no such one; allowed is 'best'"
+    message = "checkpoint is 'latest', but run .* has saved none; allowed is 'best'"
     with pytest.raises(InputError, match=message):
         read(tmp_path, checkpoint="latest").analyzed().pretrained()
 
