@@ -1,6 +1,5 @@
 """Real runs of train.py in processes of their own, small enough for a test."""
 
-import contextlib
 import functools
 import os
 import pathlib
@@ -8,7 +7,6 @@ import sys
 import uuid
 
 import numpy as np
-import pytest
 from flax import traverse_util
 
 from imagepiece_jax.models.variables import variable_shapes
@@ -50,9 +48,12 @@ def untrained(model, image_size, seed):
     return traverse_util.unflatten_dict(leaves)
 
 
-@contextlib.contextmanager
-def compiled_once():
-    """Runs of one config in this process, of which one is resumed, compile once."""
+def compile_once(patch):
+    """Runs of one config in this process, of which one is resumed, compile once.
+
+    patch: a pytest.MonkeyPatch, the one of a test that patches the same, too: two undo
+        each other's patches
+    """
     from imagepiece_jax.evaluate import accuracy
     from imagepiece_jax.training import trainer
 
@@ -66,10 +67,8 @@ def compiled_once():
             steps[key] = compiled(run, epoch)
         return steps[key]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Run, "compiled_step", step)
-        patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
-        yield
+    patch.setattr(trainer.Run, "compiled_step", step)
+    patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
 
 
 def command(workdir, fields):

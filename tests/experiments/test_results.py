@@ -236,8 +236,8 @@ def test_claims_of_the_comparison(kept, report):
     assert len(others) == 11 and compare_tables.p_value(p) == "p = .022"
     said = text_of("docs/comparison.md")
     assert (
-        "the other eleven methods, controls not counted, are not all alike "
-        "(Cochran's Q, p = .022)"
+        "the other eleven methods, random tokens counted and ImagePiece's controls "
+        "not, are not all alike (Cochran's Q, p = .022)"
     ) in said
     for share in SHARES:  # ImagePiece beside ToMe
         value, low, high = compare_tables.comparison(

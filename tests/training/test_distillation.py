@@ -396,9 +396,9 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
 
 
 @pytest.mark.slow
-@runs.compiled_once()
-def test_a_run_resumes_to_the_same_bits(weights, tmp_path):
+def test_a_run_resumes_to_the_same_bits(weights, tmp_path, monkeypatch):
     """Without labels and with a teacher; from the middle of the second epoch."""
+    runs.compile_once(monkeypatch)
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3, "mixup": 0.8}
     fields |= (
         SOFT | {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"} | TOLD

@@ -32,13 +32,13 @@ def short(**fields):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-@runs.compiled_once()
 def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     """The last one, after a signal; also: which checkpoints are never removed.
 
     From one of them, in the middle of the second epoch, the run ends the same, by the
     program that was compiled for it before.
     """
+    runs.compile_once(monkeypatch)
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
     evaluate, epochs = accuracy.evaluate_each, []
     compiled_step = trainer.Run.compiled_step
