@@ -176,21 +176,27 @@ class Context:
 
         def analyzed():
             variables = pretrained.pretrained(reduction).variables
-            arrays = self.measure(model, variables, measure)
+            arrays = self.measurement(model, variables, measure)()
             return summarize(arrays) | {"images": len(arrays["index"])}
 
         setting = self.checkpoint(pretrained).setting(kind, reduction)
         what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
         return self.cache.result(setting, analyzed, what)
 
-    def measure(self, model, variables, measure, images: Images | None = None) -> dict:
-        """{name: [images, ..]} of measure(outputs, batch), on all images or on these.
+    def measurement(self, model, variables, measure):
+        """each(images=None): measure(outputs, batch) on all images, or on these.
 
-        Products are of float32 on GPUs, too, where the model is.
+        It returns {name: [images, ..]}. Products are of float32 on GPUs, too, where the
+        model is.
         """
         step = accuracy.model_step(model, precision="highest", measure=measure)
-        batches = (images or self.images).batches()
-        return accuracy.evaluate(step, parallel.replicate(variables), batches).each
+        placed = parallel.replicate(variables)
+
+        def each(images: Images | None = None) -> dict:
+            batches = (images or self.images).batches()
+            return accuracy.evaluate(step, placed, batches).each
+
+        return each
 
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.

@@ -30,7 +30,7 @@ def fixed_tokens(context):
     """Every reduction of --sweep at each of --counts; fixed_tokens.md."""
     weights, asked = context.pretrained, context.settings
     dense = weights.model(settings.DENSE)
-    entries = [(settings.DENSE, dense.plan[0].attn_tokens - dense.arch.prefix)]
+    entries = [(settings.DENSE, dense.image_tokens)]
     entries += itertools.product(asked.reductions, asked.counts)
     # Every mistake before the first figure.
     try:
@@ -98,7 +98,7 @@ def _neighbors(context, reduction, tokens, memory, queries):
     """Answers to the queries, by `nearest_classes` of the means of their tokens."""
     weights = context.pretrained
 
-    def means(images):
+    def measured():
         vit = weights.pretrained(reduction)
         model = leaving(vit, tokens)
 
@@ -106,12 +106,10 @@ def _neighbors(context, reduction, tokens, memory, queries):
             mean = outputs.tokens[:, model.arch.prefix :].mean(axis=1)
             return {"mean": mean, "label": batch["label"]}
 
-        each = context.measure(model, vit.variables, measure, images)
-        return each["mean"], each["label"]
-
-    def measured():
-        (bank, labels), (means_asked, truth) = means(memory), means(queries)
-        right = nearest_classes(bank, labels, means_asked) == truth
+        means = context.measurement(model, vit.variables, measure)
+        bank, asked = means(memory), means(queries)
+        nearest = nearest_classes(bank["mean"], bank["label"], asked["mean"])
+        right = nearest == asked["label"]
         return {"right": encode_bits(right), "images": len(right)}
 
     setting = context.checkpoint(weights, queries, tokens).setting(

@@ -109,8 +109,7 @@ class Graphs:
     def _programs(self, place):
         """{(runtime, weights): what gives the outputs of normalized images}."""
         vit = self.weights.pretrained(self.reductions[place])
-        left = vit.model.plan[-1].mlp_tokens - vit.model.arch.prefix
-        graph = onnx_model(vit, tokens=left if self.maps else None)
+        graph = onnx_model(vit, tokens=vit.model.image_tokens if self.maps else None)
         folder = self.folder / str(place)
         folder.mkdir()
         (folder / FILES[FLOAT]).write_bytes(graph.SerializeToString())

@@ -155,7 +155,7 @@ class Reference:
             return flat | {"behind": unmerge(size, state.source)[..., 0]}
 
         tracing = model.clone(trace_source=True)
-        each = self.context.measure(tracing, vit.variables, measure)
+        each = self.context.measurement(tracing, vit.variables, measure)()
         behind = each["behind"]  # patches in the token of each, 0 where it is gone
         fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
         return {fill: each[fill] for fill in fills}, fate
@@ -172,8 +172,8 @@ class Reference:
 
     def _rows(self, reduction):
         vit = self.weights.pretrained(reduction)
-        tokens = vit.model.plan[-1].mlp_tokens - vit.model.arch.prefix
-        row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
+        row = {"setting": vit.label, "tokens": vit.model.image_tokens}
+        row["gmacs"] = vit.gmacs
         theirs, pairs, labels, memory = self.dense
 
         def figures(ours, right):

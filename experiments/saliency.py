@@ -153,7 +153,7 @@ class Maps:
         self.digest = hashlib.sha256(content).hexdigest()[:16]
 
     def draw(self, reduction, fill: str, tokens: int | None = None):
-        """Maps [images, H, W], and the share of patches that each image dropped.
+        """The model, its maps [images, H, W], and the share of patches that each drops.
 
         tokens: as `imagepiece_jax.features` takes them
         """
@@ -170,13 +170,13 @@ class Maps:
                 "dropped": 1 - held / math.prod(grid),
             }
 
-        each = self.context.measure(model, vit.variables, measure)
-        return each["map"], each["dropped"]
+        each = self.context.measurement(model, vit.variables, measure)()
+        return model, each["map"], each["dropped"]
 
     @functools.cached_property
     def dense(self):
         """The dense model's maps."""
-        return self.draw(settings.DENSE, "last")[0]
+        return self.draw(settings.DENSE, "last")[1]
 
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
@@ -204,8 +204,7 @@ class Maps:
 
         def measured():
             dense = self.dense
-            ours, dropped = self.draw(reduction, fill, tokens)
-            model = leaving(self.weights.pretrained(reduction), tokens)
+            model, ours, dropped = self.draw(reduction, fill, tokens)
             return figures(ours, dense) | {
                 "dropped": round(float(np.mean(dropped)), 5),
                 **plan_facts(model, self.weights.config.image_size),
@@ -391,7 +390,7 @@ def picture(context):
     batches, fill = context.images.batches(), context.settings.fill[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     drawn = [
-        (weights.pretrained(reduction), maps.draw(reduction, fill)[0])
+        (weights.pretrained(reduction), maps.draw(reduction, fill)[1])
         for reduction in reductions
     ]
     dense, rows = drawn[0][1], []

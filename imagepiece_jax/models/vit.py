@@ -112,6 +112,11 @@ class ViT(nn.Module):
         """Number of blocks."""
         return len(self.plan)
 
+    @property
+    def image_tokens(self) -> int:
+        """Number of tokens of the image after the last block."""
+        return self.plan[-1].mlp_tokens - self.arch.prefix
+
     @nn.compact
     def __call__(self, images, train=False, keys=None):
         """Logits, features and what reducers decided.

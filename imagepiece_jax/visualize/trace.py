@@ -99,8 +99,7 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
         if site in ("attention", "mid"):
             stages.append(_stage(block, site, next(decided), source, looks[-1]))
             source = stages[-1].source
-    tokens = model.plan[-1].mlp_tokens - model.arch.prefix
-    ended = (tuple(stages), tokens, top, confidence, *looks[-1])
+    ended = (tuple(stages), model.image_tokens, top, confidence, *looks[-1])
     return Trace(grid, len(model.plan), *ended)
 
 

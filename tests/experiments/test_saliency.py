@@ -141,13 +141,13 @@ def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
 def test_dense_maps_are_their_own(tmp_path, weights, head_file):
     made = context(tmp_path, weights, head_file)
     maps = saliency.Maps(made)
-    drawn, dropped = maps.draw({"name": "none"}, "last")
+    _, drawn, dropped = maps.draw({"name": "none"}, "last")
     assert drawn.shape == (6, 16, 16) and not dropped.any()
     found = saliency.figures(drawn, maps.dense)
     assert found["correlation"] == pytest.approx([1] * 6) and found["extra"] == 0
     assert set(found["iou"]) <= {1.0, None}
     half = {"name": "random", "keep_rate": 0.5, "blocks": (1,)}
-    _, dropped = maps.draw(half, "zero")
+    _, _, dropped = maps.draw(half, "zero")
     assert dropped == pytest.approx([0.5] * 6)
     made.cache.close()
 

@@ -139,7 +139,7 @@ def test_every_method_runs_on_every_family(name, family):
     model = model_of(name, family, trace_source=True)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, shapes_of(name, family), images)
-    left = few(name)[-1] or model.plan[-1].mlp_tokens - model.arch.prefix
+    left = few(name)[-1] or model.image_tokens
     left += PREFIX[family]
     assert model.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny.CLASSES)
