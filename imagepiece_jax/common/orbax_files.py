@@ -112,11 +112,6 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
         super().close()
 
 
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self):
-        return _PatientEventLoop()
-
-
 @contextlib.contextmanager
 def patient_event_loops():
     """Let reads that have begun end before an event loop closes.
@@ -124,12 +119,12 @@ def patient_event_loops():
     Orbax gives up at the first array that fails; each of the others would print "Event
     loop is closed" and a traceback when it arrives.
     """
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
+    before = asyncio.new_event_loop
+    asyncio.new_event_loop = _PatientEventLoop  # policies leave with Python 3.16
     try:
         yield
     finally:
-        asyncio.set_event_loop_policy(before)
+        asyncio.new_event_loop = before
 
 
 def log_no_raised_errors():
