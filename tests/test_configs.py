@@ -15,6 +15,7 @@ from flax import linen as nn
 from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
@@ -246,7 +247,6 @@ def test_recipe_of_90_epochs(configs):
         "cutmix": 0.0,
         "augment.layers": 2,
         "augment.prob": 1.0,
-        "augment.magnitude": 10.0,
         "augment.magnitude_std": 0.0,
         "augment.erase_prob": 0.0,
     }
@@ -259,6 +259,15 @@ def test_recipe_of_90_epochs(configs):
     base_fields = dict(fields(configs["base"]))
     same = {"batch_size", "lr", "betas", "eps", "data.flip", "data.resize"}
     assert all(changed[name] == base_fields[name] for name in same)
+    # There Posterize keeps four bits at the highest magnitude; here it would keep none.
+    magnitude = jnp.full(1, changed["augment.magnitude"])
+    table = randaugment.tables(
+        jnp.zeros((1, 2, 2, 3), jnp.uint8),
+        jnp.array([randaugment.OPS.index("Posterize")]),
+        magnitude,
+        jnp.ones(1),
+    )
+    assert table.max() > 0
 
 
 # Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.
