@@ -57,7 +57,7 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
 
     path: of a file that holds the bytes of `serialized`
     Raises InputError where the file is no such program or damaged, or JAX refuses it:
-    it promises to read what its versions of the last six months wrote.
+    it promises to read what its versions of the last six months wrote, no newer ones.
     """
     try:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
@@ -70,8 +70,8 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         raise InputError(
             f"{path} is no program that jax {jax.__version__} reads "
             f"({str(error).split('.')[0]}){_origin(path)}; allowed are whole files of "
-            "export, which JAX promises to read for six months: export the weights "
-            "again, for longer with --format onnx"
+            "export by this or an older jax, which JAX promises to read for six "
+            "months: export the weights again, for longer with --format onnx"
         ) from error
     return program
 

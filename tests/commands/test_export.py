@@ -156,9 +156,9 @@ def test_a_program_that_has_expired_is_refused_in_a_sentence(old_program):
     text = str(raised.value)
     assert text.startswith(f"{old_program} is no program that jax {jax.__version__} ")
     assert text.endswith(
-        "); jax 0.7.0 exported it on 2025-07-22; allowed are whole files of export, "
-        "which JAX promises to read for six months: export the weights again, for "
-        "longer with --format onnx"
+        "); jax 0.7.0 exported it on 2025-07-22; allowed are whole files of export by "
+        "this or an older jax, which JAX promises to read for six months: export the "
+        "weights again, for longer with --format onnx"
     )
 
 
