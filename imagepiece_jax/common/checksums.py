@@ -48,9 +48,12 @@ def newest(folder, choose, among=None, reader=None):
             )
             continue
         return arrays, json.loads(content)["meta"], step
+    untried = [step for step in steps(folder) if step not in among]
+    allowed = "remove the folder to start again, or choose another --workdir"
+    if untried:
+        allowed = f"others that are there are {untried}"
     raise InputError(
-        f"{folder}: every checkpoint tried is damaged (steps {among}); remove the "
-        "folder to start again, or choose another --workdir"
+        f"{folder}: every checkpoint tried is damaged (steps {[*among]}); {allowed}"
     )
 
 

@@ -71,6 +71,9 @@ def test_one_step_can_be_asked_for(tmp_path):
     assert_same(checkpoints.restore(abstract(make_state()), step=1)[0], make_state(1))
     with pytest.raises(InputError, match="latest holds no checkpoint of step 5"):
         checkpoints.restore(abstract(make_state()), step=5)
+    truncate(tmp_path)
+    with pytest.raises(InputError, match=r"\[2\]\); others that are there are \[1"):
+        checkpoints.restore(abstract(make_state()), step=2)
 
 
 def test_variables_without_the_optimizer(tmp_path):
