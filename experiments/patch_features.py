@@ -172,8 +172,8 @@ class Reference:
 
     def _rows(self, reduction):
         vit = self.weights.pretrained(reduction)
-        row = {"setting": vit.label, "tokens": vit.model.image_tokens}
-        row["gmacs"] = vit.gmacs
+        tokens = vit.model.image_tokens
+        row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
         theirs, pairs, labels, memory = self.dense
 
         def figures(ours, right):

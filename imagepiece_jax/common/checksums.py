@@ -53,7 +53,7 @@ def newest(folder, choose, among=None, reader=None):
     if untried:
         allowed = f"others that are there are {untried}"
     raise InputError(
-        f"{folder}: every checkpoint tried is damaged (steps {[*among]}); {allowed}"
+        f"{folder}: every checkpoint tried is damaged (steps {among}); {allowed}"
     )
 
 
