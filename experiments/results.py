@@ -4,12 +4,14 @@ python -m experiments.results                               writes all tables an
 python -m experiments.results runs/compare/compare.json     takes a comparison in, first
 
 docs/tables/results.json has every figure with its method, model, data, cost, interval,
-versions, commit and command. In docs a table stands between the lines
+versions, commit and command; those of the declared experiment are taken from its runs,
+in docs/tables/retokenization. In docs a table stands between the lines
 "<!-- table NAME -->" and "<!-- /table -->"; nothing else of a page is written here.
 """
 
 import base64
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -21,6 +23,8 @@ import numpy as np
 
 from experiments import render
 from experiments import schedule as schedules
+from experiments.scratch import contrasts as declared
+from experiments.scratch import page, runs, trained
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.files import replace_file
@@ -30,8 +34,12 @@ from imagepiece_jax.evaluate import statistics
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "comparison.png"
-PAGES = ("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md")
-STUDIES = ("comparison", "controls", "adaptation", "scratch")
+RUNS = ROOT / "docs" / "tables" / "retokenization"
+PAGES = (
+    *("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md"),
+    "docs/tables/retokenization/README.md",
+)
+STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
 COMMAND = "python -m imagepiece_jax "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -250,6 +258,79 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     return Results({k: v for k, v in sources.items() if k in used}, rows)
 
 
+def declared_runs() -> tuple[list[dict], dict]:
+    """All runs of the declared experiment, by seed, and its plan.
+
+    Raises InputError for a missing run, and for runs of several commits or versions.
+    """
+    plan = json.loads((RUNS / "plan.json").read_text("utf-8"))
+    found = runs.finished(RUNS, plan)
+    there = {(run["system"], run["seed"]) for run in found}
+    for run in itertools.product(declared.SYSTEMS, declared.SEEDS):
+        if run not in there:
+            raise InputError(
+                f"{RUNS} has no {run[0]}_seed{run[1]}; allowed is every run"
+            )
+    made = {json.dumps([run["git"], run["versions"]]) for run in found}
+    if len(made) > 1:
+        raise InputError(f"{RUNS} has runs by {sorted(made)}; allowed is one of these")
+    return found, plan
+
+
+def with_declared(results: Results) -> Results:
+    """`results` with the systems of the declared experiment, from its runs."""
+    study, (found, plan) = "retokenization", declared_runs()
+    rows = [row for row in results.rows if results.sources[row.source].study != study]
+    sources = {row.source: results.sources[row.source] for row in rows}
+    origin = _origin_of_runs(study, found[0], plan)
+    name = f"{study}-{origin.commit[:7]}"
+    for system in plan["systems"]:
+        ours, stem = page.by_seed(found, system["name"]), system["stem"]
+        percent = [100.0 * ours[seed] for seed in declared.SEEDS]
+        rows.append(
+            MethodResult(
+                name,
+                method=system["title"],
+                setting={k: v for k, v in system["reduction"].items() if k != "name"},
+                gmacs=system["gmacs"],
+                tokens=system["tokens"],
+                acc1=[*page.interval(percent)],
+                parts=[float(right.mean()) for right in percent],
+                differences={
+                    f"{base}, same stem": [
+                        *page.difference(ours, page.by_seed(found, f"{base}_{stem}"))
+                    ]
+                    for base in ("dense", "dropping")
+                    if not system["name"].startswith(base)
+                },
+            )
+        )
+    return Results({**sources, name: origin}, tuple(rows))
+
+
+def _origin_of_runs(study, run, plan):
+    """The Origin of the declared experiment; run: any of its runs."""
+    model = "ViT of width {width}, {depth} blocks, {heads} heads, patch {patch}"
+    seeds = ",".join(map(str, declared.SEEDS))
+    data = f"folder:{pathlib.Path(plan['data']).name}"
+    flags = {"data": data, "systems": ",".join(declared.SYSTEMS), "seeds": seeds}
+    names = ("image_size", "patch", "width", "depth", "heads", "keep_rate")
+    names += ("train_batch_size", "epochs", "dtype")
+    flags |= {name: plan["settings"][name] for name in names}
+    command = " ".join(f"--{name} {value}" for name, value in flags.items())
+    return Origin(
+        study=study,
+        model=f"{model}, {{image_size}} pixels".format(**plan["settings"]),
+        weights=None,
+        training=f"{plan['epochs']} epochs from random weights, seeds {seeds}",
+        data=data,
+        images=run["images"],
+        command=f"{COMMAND[:-1]}.experiments scratch {command}",
+        commit=run["git"],
+        versions=run["versions"],
+    )
+
+
 def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:
     """The dense model of the first model and images compared, and its reductions."""
     rows = results.of("comparison")
@@ -373,29 +454,37 @@ def adaptation_table(results: Results) -> str:
     return render.table(head, rows)
 
 
-def scratch_table(results: Results) -> str:
+def scratch_table(results: Results, study: str) -> str:
     """Models trained from random weights with their reduction."""
-    rows = [
+    rows = results.of(study)
+    bases = sorted({base for row in rows for base in row.differences or ()})
+    lines = [
         [row.method, f"{row.gmacs:.5f}", row.tokens, _interval(row.acc1)]
         + [" ".join(f"{part:.1f}" for part in row.parts)]
-        + [_change(row, "dense, conv stem"), _change(row, "random tokens")]
-        for row in results.of("scratch")
+        + [_change(row, base) for base in bases]
+        for row in rows
     ]
     head = ["system", "GMACs", render.TOKENS_LEFT, "acc1, %", "by seed"]
-    head += ["points to dense, conv stem", "points to random tokens"]
-    return render.table(head, rows)
+    return render.table([*head, *(f"points to {base}" for base in bases)], lines)
 
 
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
-    report = comparison_report(results)
+    report, runs_and_plan = comparison_report(results), declared_runs()
+    accuracies = declared.read(runs_and_plan[0])
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
         "adaptation": adaptation_table(results),
-        "scratch": scratch_table(results),
+        "scratch": scratch_table(results, "scratch"),
+        "retokenization": scratch_table(results, "retokenization"),
+        "contrasts": declared.declared_table(declared.contrasts(accuracies)),
+        "contrasts-beside": declared.beside_table(accuracies),
+        "rates": trained.rates_table(*runs_and_plan),
+        "masks": trained.masks_table(*runs_and_plan),
+        "merges": trained.merges_table(*runs_and_plan),
         "schedule": schedules.schedule_table(),
         "overhead": schedules.overhead_table(),
         "speeds": schedules.efficiency_table(),
@@ -413,12 +502,13 @@ def main(words):
     for word in words:
         report = json.loads(pathlib.Path(word).read_text("utf-8"))
         results = take_in(results, report)
+    results = with_declared(results)
     replace_file(FILE, dump_results(results))
     made = tables(results)
     compare_tables.draw_plot(PLOT, comparison_report(results))
     for name in PAGES:
-        page = ROOT / name
-        replace_file(page, filled(page.read_text("utf-8"), made))
+        path = ROOT / name
+        replace_file(path, filled(path.read_text("utf-8"), made))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ CAPTION = (
 )
 FLOOR = "mean of the other maps"
 HEAD = ("correlation", "IoU", "a pixel where dense has none")
+BASES = (*compare.REFERENCES, compare.CONTROLLED)  # that IoU is compared with
 # The picture: methods beside the dense model, their share, and blocks from 0.
 PICTURED, SHARE, AFTER = ("tome", "evit"), 0.6, (3, 6, 9)
 
@@ -350,7 +351,7 @@ def _settings(rows, floor):
     references = {
         (entry.method, entry.share): result
         for entry, _, result in reversed(rows)  # the first fill
-        if entry.method in compare.REFERENCES
+        if entry.method in BASES
     }
     lines = []
     for entry, fill, result in sorted(
@@ -360,15 +361,16 @@ def _settings(rows, floor):
         line += [compare_tables.fields(entry.shown), FILLED.get(fill, fill)]
         line += [f"{result['gmacs']:.3f}", result["tokens"]]
         line += cells(result)
-        for name in compare.REFERENCES:
+        for name in BASES:
             base = references.get((name, entry.share))
             change = base and entry.method != name and _estimate(result, "iou", base)
             line.append(statistics.format_difference(change or None, 3))
         lines.append(line)
-    lines.append([None, FLOOR, *[None] * 4, *cells(floor), None, None])
+    blank = [None] * len(BASES)
+    lines.append([None, FLOOR, *[None] * 4, *cells(floor), *blank])
     head = ["share", "method", "setting", "dropped patches get", "GMACs"]
     head += [render.TOKENS_LEFT, *HEAD]
-    head += [f"IoU, to {compare_tables.NAMES[name]}" for name in compare.REFERENCES]
+    head += [f"IoU, to {compare_tables.NAMES[name]}" for name in BASES]
     return render.table(head, lines)
 
 

@@ -22,14 +22,7 @@ other alone."""
 def text(results: list[dict], plan: dict) -> str:
     """The page, of the runs that there are."""
     systems = {each["name"]: each for each in plan["systems"]}
-    rights = {
-        name: {
-            result["seed"]: bits(result)
-            for result in results
-            if result["system"] == name
-        }
-        for name in systems
-    }
+    rights = {name: by_seed(results, name) for name in systems}
     parts = [
         "# Trained from scratch, at equal cost, over seeds",
         _settings_table(results, plan),
@@ -38,6 +31,11 @@ def text(results: list[dict], plan: dict) -> str:
         NOTES.replace("\n", " "),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def by_seed(results: list[dict], system: str) -> dict[int, np.ndarray]:
+    """Which test images the runs of a system have right, by seed."""
+    return {run["seed"]: bits(run) for run in results if run["system"] == system}
 
 
 def bits(result: dict) -> np.ndarray:

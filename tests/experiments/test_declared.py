@@ -1,0 +1,258 @@
+"""The declared experiment: its page and tables, from the files of its runs alone."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments import results
+
+SEEDS = 6
+RATES = ("0.8", "0.6", "0.4")
+BOUNDS = {"P1": 0, "P2": 0, "P3": -1}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """The files of all runs."""
+    found = [
+        json.loads(p.read_text("utf-8")) for p in results.RUNS.glob("*_seed*.json")
+    ]
+    return sorted(found, key=lambda run: run["seed"])
+
+
+@pytest.fixture(scope="module")
+def declared(runs):
+    """accuracy(system, *rates) [seeds], the mean over the rates."""
+    found = {}
+    for run in runs:
+        by_rate = {rate: each["acc1"] for rate, each in run["harsher"].items()}
+        by_rate |= {"0.8": run["acc1"]} | {
+            m: e["acc1"] for m, e in run["masked"].items()
+        }
+        found[run["system"], run["seed"]] = by_rate
+    assert len(found) == 36
+
+    def accuracy(system, *rates):
+        rates = rates or ("0.8",)
+        return np.array(
+            [np.mean([found[system, s][r] for r in rates]) for s in range(SEEDS)]
+        )
+
+    return accuracy
+
+
+def student(points, digits=2, sign=""):
+    """ "0.5 [-0.7, 1.7]", of SciPy's interval."""
+    interval = scipy.stats.ttest_1samp(points, 0.0).confidence_interval(0.95)
+    figures = (points.mean(), interval.low, interval.high)
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in figures)
+    return f"{value} [{low}, {high}]"
+
+
+@pytest.fixture(scope="module")
+def contrasts(declared):
+    """Points of P1, P2 and P3 [seeds], as declared.md words them."""
+    merging = [
+        declared(f"imagepiece_{stem}", *RATES) - declared(f"dropping_{stem}", *RATES)
+        for stem in ("conv", "patch")
+    ]
+    conv, patch = (
+        declared(f"imagepiece_{stem}") - declared(f"dense_{stem}")
+        for stem in ("conv", "patch")
+    )
+    return {"P1": np.mean(merging, axis=0), "P2": conv - patch, "P3": conv}
+
+
+def text_of(name):
+    return " ".join((results.ROOT / name).read_text("utf-8").split())
+
+
+def rows_of(name, label):
+    """Cells of the rows of a page's tables that begin with `label`."""
+    text = (results.ROOT / name).read_text("utf-8")
+    return [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in text.splitlines()
+        if row.startswith(f"| {label} |")
+    ]
+
+
+def corrected(p):
+    """Holm's, by hand."""
+    order, found = np.argsort(p), np.empty(len(p))
+    found[order] = np.maximum.accumulate(np.sort(p) * (3, 2, 1)).clip(max=1)
+    return found
+
+
+def test_verdicts_follow_from_the_runs(contrasts):
+    """By the table of declared.md."""
+    p = [
+        scipy.stats.ttest_1samp(each, BOUNDS[name], alternative="greater").pvalue
+        for name, each in contrasts.items()
+    ]
+    for (name, each), alone, holm in zip(
+        contrasts.items(), p, corrected(p), strict=True
+    ):
+        interval = scipy.stats.ttest_1samp(each, 0.0).confidence_interval(0.95)
+        refuted_at = {
+            "P1": interval.high < 1,
+            "P2": interval.high <= 0,
+            "P3": interval.high <= -1,
+        }
+        verdict = "refuted" if refuted_at[name] else "open"
+        if interval.low > BOUNDS[name] and holm < 0.05:
+            verdict = "supported"
+        (cells,) = rows_of("docs/imagepiece.md", name)
+        assert cells[2] == student(each)
+        assert cells[3] == f"at most {BOUNDS[name]}"
+        assert cells[4:] == [f"{alone:.3g}", f"{holm:.3g}", verdict]
+
+
+def test_sentences_follow_from_the_runs(declared, contrasts, runs):
+    """docs/imagepiece.md and README.md."""
+    said, readme = text_of("docs/imagepiece.md"), text_of("README.md")
+    lost = {
+        (name, stem): declared(f"dense_{stem}") - declared(f"{name}_{stem}")
+        for name in ("imagepiece", "dropping")
+        for stem in ("patch", "conv")
+    }
+    shown = {key: student(points, 1) for key, points in lost.items()}
+    merging = student(contrasts["P1"], 1)
+    assert f"merging is {merging} points ahead" in said and merging in readme
+    assert (
+        f"ImagePiece loses {shown['imagepiece', 'patch']} points to its dense model, "
+        f"with the convolutional one {shown['imagepiece', 'conv']}."
+    ) in said
+    assert (
+        f"it loses {shown['dropping', 'patch']} and {shown['dropping', 'conv']} points"
+    ) in said
+    by_stem = lost["dropping", "patch"] - lost["dropping", "conv"]
+    more = contrasts["P2"] - by_stem
+    assert f"(by {student(more, 1)} points, which was not declared)" in said
+    low, _, high = student(more).partition(" [")[2].rstrip("]").partition(", ")
+    assert float(low) < 0 < float(high)
+    assert scipy.stats.ttest_1samp(by_stem, 0.0).confidence_interval(0.95).low > 0
+    assert f"it is {student(-contrasts['P3'], 1)} points behind" in said
+    paper = declared("imagepiece_conv") - declared("dense_patch")
+    stem = declared("dense_conv") - declared("dense_patch")
+    assert f"is {student(paper, 1)} points here." in said
+    assert f"differ by {student(stem, 1)}: at this size" in said
+    spread = [points.std(ddof=1) for points in contrasts.values()]
+    errors = scipy.stats.t.ppf(0.975, SEEDS - 1) + scipy.stats.norm.ppf(0.8)
+    for figures in (spread, [errors * each / SEEDS**0.5 for each in spread]):
+        first, second, third = (f"{each:.1f}" for each in figures)
+        assert f"{first}, {second} and {third}" in said
+    assert f"{errors * 0.6 / SEEDS**0.5:.2f}".lstrip("0") + " points in four" in said
+    alike = [
+        np.mean(
+            [
+                run["merges"]["similarity"]["lowest first"][0]
+                for run in runs
+                if run["system"] == f"imagepiece_{name}"
+            ]
+        )
+        for name in ("conv", "patch")
+    ]
+    assert f"{alike[0]:.2f} (convolutional) and {alike[1]:.2f} (patch)" in said
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("title", ["dense", "ImagePiece", "dropping"])
+def test_tables_of_the_systems_follow_from_the_runs(declared, title, stem):
+    name = f"{title.lower()}_{stem}"
+    ours, label = declared(name), f"{title}, {stem} stem"
+    _, _, _, acc1, by_seed, *changes = rows_of("docs/imagepiece.md", label)[0]
+    assert acc1 == student(ours, 1)
+    assert by_seed == " ".join(f"{each:.1f}" for each in ours)
+    for base, shown in zip(("dense", "dropping"), changes, strict=True):
+        change = student(ours - declared(f"{base}_{stem}"), 1, "+")
+        assert shown == (change if base != title else "")
+    found = {
+        len(row): row for row in rows_of("docs/tables/retokenization/README.md", label)
+    }
+    masks = ("0.8", "2", "3", "5", "7", "8", "16")
+    assert found[8][1:] == [student(declared(name, count), 1) for count in masks]
+    if title == "dense":
+        assert 5 not in found
+    else:
+        rates = (*RATES, "0.3")
+        assert found[5][1:] == [student(declared(name, rate), 1) for rate in rates]
+
+
+def test_what_stands_beside_follows_from_the_runs(declared):
+    page, change = "docs/tables/retokenization/README.md", {}
+    for name, title in (("imagepiece", "ImagePiece"), ("dropping", "dropping")):
+        for stem in ("conv", "patch"):
+            points = declared(f"{name}_{stem}") - declared(f"dense_{stem}")
+            change[name, stem] = points
+            (row,) = rows_of(page, f"{title} - dense, {stem} stem")
+            assert row[1] == student(points)
+    own, dropping = (
+        change[name, "conv"] - change[name, "patch"]
+        for name in ("imagepiece", "dropping")
+    )
+    for stem in ("conv", "patch"):
+        names = f"imagepiece_{stem}", f"dropping_{stem}"
+        for label, rates in (
+            ("P1's rates", RATES),
+            *((f"keep {rate}", (rate,)) for rate in RATES),
+        ):
+            (row,) = rows_of(page, f"ImagePiece - dropping, {stem} stem, {label}")
+            ours, theirs = (declared(name, *rates) for name in names)
+            assert row[1] == student(ours - theirs)
+    paper = declared("imagepiece_conv") - declared("dense_patch")
+    stem = declared("dense_conv") - declared("dense_patch")
+    for label, points in (
+        ("P2 of dropping: (dropping - dense), conv stem - patch stem", dropping),
+        ("P2 - P2 of dropping", own - dropping),
+        ("ImagePiece, conv stem - dense, patch stem (the paper's)", paper),
+        ("dense, conv stem - dense, patch stem", stem),
+    ):
+        (row,) = rows_of(page, label)
+        assert row[1] == student(points)
+
+
+def test_merges_follow_from_the_runs(runs):
+    attentive = "merged tokens that count as attentive in layer {}, %"
+    lowest = "similarity of merged pairs, lowest 1 % of images, {} merge"
+    every = "similarity at the first merge, all images: of {}"
+    published = {2: "27.99", 3: "44.39", 5: "35.49", 6: "58.77", 8: "28.97", 9: "43.27"}
+    rows = [
+        (attentive.format(n), ("reassess", str(n - 1), "own"), 1, shown, "")
+        for n, shown in published.items()
+    ]
+    rows += [
+        (lowest.format("first"), ("similarity", "lowest first"), 3, "0.8091", "0.5293"),
+        (lowest.format("last"), ("similarity", "lowest last"), 3, "0.8096", ""),
+        (every.format("merged pairs"), ("lcb-similarity", "pairs"), 3, "", ""),
+        (
+            every.format("all pairs of candidates"),
+            ("lcb-similarity", "candidates"),
+            *(3, "", ""),
+        ),
+        (
+            "distance of these merged pairs, patches",
+            ("lcb-similarity", "distance"),
+            *(2, "", ""),
+        ),
+    ]
+    for label, (table, *path), digits, *shown in rows:
+        for stem in ("conv", "patch"):
+            values = []
+            for run in runs:
+                if run["system"] == f"imagepiece_{stem}":
+                    figure = run["merges"][table]
+                    for step in path:
+                        figure = figure[step]
+                    values.append(figure[0])
+            shown.append(student(np.array(values), digits))
+        (row,) = rows_of("docs/tables/retokenization/README.md", label)
+        assert row[1:] == shown
+
+
+def test_systems_are_in_the_file_of_results():
+    kept = results.read_results(results.FILE.read_text("utf-8"))
+    assert results.with_declared(kept) == kept
+    assert len(kept.of("retokenization")) == 6
