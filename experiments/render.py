@@ -79,7 +79,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
     """A PNG of curves with bands: {label: [(x, Estimate)]}, in any order of x."""
-    figure = plotting.new_figure(7.5, 5, layout="constrained")
+    figure = plotting.new_figure(9.5, 5, layout="constrained")
     axes = figure.add_subplot()
     markers = "osD^vP*X<>ph"
     for i, (label, points) in enumerate(series.items()):
@@ -92,7 +92,7 @@ def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     plotting.save_figure(figure, path)
 
 

@@ -1,5 +1,7 @@
 """The experiment on saliency maps: its head, its figures, its page and its picture."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from experiments import saliency
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.errors import InputError
 from tests.experiments import tiny_context
+
+ROOT = pathlib.Path(saliency.__file__).resolve().parents[1]
 
 WIDTH, INNER = 8, (6, 5, 4)
 
@@ -186,3 +190,62 @@ def test_a_head_of_other_features_is_a_mistake(tmp_path, head_file):
     np.savez(tmp_path / "other.npz", weight=np.zeros(3, np.float32))
     with pytest.raises(InputError, match="has no tensor bn1.bias; allowed is a head"):
         saliency.read_head(tmp_path / "other.npz", 8)
+
+
+def measured():
+    """Rows of docs/tables/saliency.md: {(method, share): cells by column}."""
+    text = (ROOT / "docs" / "tables" / "saliency.md").read_text("utf-8")
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    head = next(line for line in lines if line[:2] == ["share", "method"])
+    body = [line for line in lines if len(line) == len(head)][2:]
+    rows = [dict(zip(head, line, strict=True)) for line in body]
+    return {(row["method"].strip("`"), row["share"]): row for row in rows}
+
+
+def interval(cell):
+    """ "+0.1 [+0.0, +0.2], within noise" as three numbers."""
+    value, _, ends = cell.partition(" [")
+    return float(value), *map(float, ends.partition("]")[0].split(","))
+
+
+def test_sentences_of_the_page_follow_from_the_table():
+    rows = measured()
+    said = " ".join((ROOT / "docs" / "features.md").read_text("utf-8").split())
+    shares = ("0.9", "0.75", "0.6", "0.5", "0.4")
+
+    def changes(method, base):
+        return [interval(rows[method, s][f"IoU, to {base}"]) for s in shares]
+
+    control = "imagepiece {} (control)"
+    drop, random, tome = (
+        changes(control.format(kind), "ImagePiece")
+        for kind in ("drop", "random", "tome")
+    )
+    assert all(high < 0 for _, _, high in (*drop, *random))
+    assert [low > 0 for _, low, _ in tome] == [False] + [True] * 4
+    assert tome[0][:2] == (0.004, 0)
+    for each, words in (
+        (drop, "{} to {} above that of its control that drops"),
+        (random, "{} to {} above that of random pairs"),
+        (tome, "of all tokens is {} to {} above ImagePiece"),
+    ):
+        sizes = sorted(abs(value) for value, _, _ in each)
+        assert words.format(f"{sizes[0]:.3f}", f"{sizes[-1]:.3f}") in said
+    sizes = sorted(abs(value) for value, _, _ in drop)
+    page = " ".join((ROOT / "docs" / "imagepiece.md").read_text("utf-8").split())
+    assert f"is {sizes[0]:.3f} to {sizes[-1]:.3f} higher" in page
+    iou = {key: interval(row["IoU"])[0] for key, row in rows.items()}
+    for share in ("0.75", "0.6"):
+        of_share = {method: v for (method, s), v in iou.items() if s == share}
+        assert max(of_share, key=of_share.get) == "tome"
+    matched = control.format("tome")
+    assert f"ToMe has {iou['tome', '0.4']:.3f}" in said
+    assert f"in small and early steps, {iou[matched, '0.4']:.3f}" in said
+    evit = changes("evit", "random tokens")
+    assert [low > 0 for _, low, _ in evit] == [True] * 3 + [False] * 2
+    assert [high < 0 for _, _, high in evit] == [False] * 3 + [True] * 2
+    assert f"has an IoU of {iou['mean of the other maps', '']:.3f}" in said
