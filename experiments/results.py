@@ -325,7 +325,7 @@ def _origin_of_runs(study, run, plan):
         training=f"{plan['epochs']} epochs from random weights, seeds {seeds}",
         data=data,
         images=run["images"],
-        command=f"{COMMAND[:-1]}.experiments scratch {command}",
+        command=f"python -m imagepiece_jax.experiments scratch {command}",
         commit=run["git"],
         versions=run["versions"],
     )

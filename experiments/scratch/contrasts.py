@@ -156,22 +156,20 @@ def _descriptive(accuracies):
 
     What says dropping - dense, or P2 of dropping, was added when results were known.
     """
-    change, dropped = functools.partial(_change, accuracies), {}
+    change, merged, dropped = functools.partial(_change, accuracies), {}, {}
     for stem in ("conv", "patch"):
         pair = (f"imagepiece_{stem}", f"dropping_{stem}")
         name = f"ImagePiece - dropping, {stem} stem"
         yield f"{name}, P1's rates", change(*pair, RATES)
         for rate in RATES:
             yield f"{name}, keep {rate}", change(*pair, (rate,))
-        to_dense = change(f"imagepiece_{stem}", f"dense_{stem}")
-        yield f"ImagePiece - dense, {stem} stem", to_dense
+        merged[stem] = change(f"imagepiece_{stem}", f"dense_{stem}")
+        yield f"ImagePiece - dense, {stem} stem", merged[stem]
         dropped[stem] = change(f"dropping_{stem}", f"dense_{stem}")
         yield f"dropping - dense, {stem} stem", dropped[stem]
     by_stem = dropped["conv"] - dropped["patch"]
     yield "P2 of dropping: (dropping - dense), conv stem - patch stem", by_stem
-    merged = change("imagepiece_conv", "dense_conv")
-    merged -= change("imagepiece_patch", "dense_patch")
-    yield "P2 - P2 of dropping", merged - by_stem
+    yield "P2 - P2 of dropping", merged["conv"] - merged["patch"] - by_stem
     paper = change("imagepiece_conv", "dense_patch")
     yield "ImagePiece, conv stem - dense, patch stem (the paper's)", paper
     yield "dense, conv stem - dense, patch stem", change("dense_conv", "dense_patch")
