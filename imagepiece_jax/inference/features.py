@@ -186,10 +186,10 @@ def _extract(
     _check(outputs, grid, fill)
     paths = _paths(outputs, fill)
 
+    @functools.cache  # the last block may be asked for, too
     def layer(block, norm):
-        state = states[block]
-        patches, dropped = _mapped(state, paths[done[block]], fill, norm, fuser)
-        prefix = (norm or (lambda x: x))(state.x[:, : state.num_prefix])
+        path = paths[done[block]]
+        prefix, patches, dropped = _mapped(states[block], path, fill, norm, fuser)
         if reshape:
             patches, dropped = (
                 a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
@@ -330,7 +330,7 @@ def feature_map(
     """
     _check(outputs, grid, fill)
     path = _paths(outputs, fill)[-1]
-    values, _ = _mapped(outputs.state, path, fill, norm, fuser)
+    _, values, _ = _mapped(outputs.state, path, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
@@ -386,9 +386,8 @@ def _read(values, slot):
 
 
 def _mapped(state, path, fill, norm, fuser):
-    """As `feature_map`, [B, h w, D], and which patches were dropped, [B, h w] bool."""
-    norm = norm or (lambda x: x)
-    values = state.x[:, state.num_prefix :]
+    """Prefix tokens [B, P, D], patches [B, h w, D] and which were dropped, [B, h w]."""
+    prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
     while True:
         gone = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
@@ -399,11 +398,14 @@ def _mapped(state, path, fill, norm, fuser):
             break
         path, mixing, x = path.mixed
         values = (fuser or _by_weight(mixing.matrix))(values, x)
-    values = norm(values)
-    if fill in ("zero", "class"):
-        filling = norm(state.x[:, :1]) if fill == "class" else jnp.zeros_like(values)
-        values = jnp.where(gone[..., None], filling, values)
-    return values, gone
+    if fill == "class":
+        values = jnp.where(gone[..., None], prefix[:, :1], values)
+    if norm:  # once for both: every call is more to compile
+        both = norm(jnp.concatenate([prefix, values], axis=1))
+        prefix, values = jnp.split(both, [state.num_prefix], axis=1)
+    if fill == "zero":
+        values = jnp.where(gone[..., None], 0, values)
+    return prefix, values, gone
 
 
 def final_norm(
