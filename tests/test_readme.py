@@ -29,6 +29,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
+from tests import markdown
 from tests.models import tiny
 from tests.pretrained import test_towers
 
@@ -222,7 +223,7 @@ def test_the_costs_of_trainings_add_up():
     table = text.split("<!-- costs -->")[1].split("\n\n")[1].splitlines()
     command = re.search(r"collectives --trainings.*?```", text, re.DOTALL)[0]
     paths = re.findall(r"--config (\S+)", command)
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[2:]]
+    rows = [markdown.cells(row) for row in table[2:]]
     assert [row[0] for row in rows] == [cli.config_name(path) for path in paths]
     for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
         run = RunConfig.from_config(cli.load_config(ROOT / path))

@@ -8,6 +8,7 @@ from imagepiece_jax.benchmark import report
 from imagepiece_jax.benchmark.device import PeakRates
 from imagepiece_jax.benchmark.workloads import Workload
 from imagepiece_jax.common.timer import TimedCall
+from tests import markdown
 
 SETTING = {
     "mode": "inference",
@@ -67,7 +68,7 @@ def test_tables_leave_unknown_cells_blank(rows):
     table = report.markdown(rows).splitlines()
     assert table[0] == "### inference"
     assert table[2].startswith("| program | batch |") and table[3].startswith("| ---")
-    cells = [cell.strip() for cell in table[4].strip("|").split("|")]
+    cells = markdown.cells(table[4])
     assert cells[0] == "dense" and cells[-2:] == ["2.5", ""]  # GB, and no compile time
     assert table[5].endswith("|  | 1.2 |")
     assert "abacus, float32" in table[7] and "8.000 TFLOP/s" in table[7]

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from experiments import results
+from tests import markdown
 
 SEEDS = 6
 RATES = ("0.8", "0.6", "0.4")
@@ -73,7 +74,7 @@ def rows_of(name, label):
     """Cells of the rows of a page's tables that begin with `label`."""
     text = (results.ROOT / name).read_text("utf-8")
     return [
-        [cell.strip() for cell in row.split("|")[1:-1]]
+        markdown.cells(row)
         for row in text.splitlines()
         if row.startswith(f"| {label} |")
     ]

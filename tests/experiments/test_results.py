@@ -12,6 +12,7 @@ from experiments import results
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from tests import markdown
 
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4]
 RANDOM = np.random.default_rng(0)
@@ -375,7 +376,7 @@ def columns(page, heading, label, names):
     """Cells of the row `label` of the first table below a heading, by their columns."""
     text = (results.ROOT / page).read_text("utf-8")
     lines = text.partition(f"\n{heading}")[2].partition("\n## ")[0].splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    rows = [markdown.cells(line) for line in lines]
     head = next(row for row in rows if set(names) <= set(row))
     row = next(row for row in rows if label == row[: len(label)])
     return [row[head.index(name)] for name in names]

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from experiments import saliency
+from experiments.patch_features import FILLED
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.errors import InputError
+from tests import markdown
 from tests.experiments import tiny_context
 
 ROOT = pathlib.Path(saliency.__file__).resolve().parents[1]
@@ -192,18 +194,8 @@ def test_a_head_of_other_features_is_a_mistake(tmp_path, head_file):
         saliency.read_head(tmp_path / "other.npz", 8)
 
 
-def measured():
-    """Rows of docs/tables/saliency.md: {(method, share): cells by column}."""
-    text = (ROOT / "docs" / "tables" / "saliency.md").read_text("utf-8")
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-    head = next(line for line in lines if line[:2] == ["share", "method"])
-    body = [line for line in lines if len(line) == len(head)][2:]
-    rows = [dict(zip(head, line, strict=True)) for line in body]
-    return {(row["method"].strip("`"), row["share"]): row for row in rows}
+def docs(name):
+    return (ROOT / "docs" / name).read_text("utf-8")
 
 
 def interval(cell):
@@ -213,8 +205,9 @@ def interval(cell):
 
 
 def test_sentences_of_the_page_follow_from_the_table():
-    rows = measured()
-    said = " ".join((ROOT / "docs" / "features.md").read_text("utf-8").split())
+    measured = markdown.tables(docs("tables/saliency.md"))[0]
+    rows = {(row["method"].strip("`"), row["share"]): row for row in measured}
+    said = " ".join(docs("features.md").split())
     shares = ("0.9", "0.75", "0.6", "0.5", "0.4")
 
     def changes(method, base):
@@ -236,8 +229,8 @@ def test_sentences_of_the_page_follow_from_the_table():
         sizes = sorted(abs(value) for value, _, _ in each)
         assert words.format(f"{sizes[0]:.3f}", f"{sizes[-1]:.3f}") in said
     sizes = sorted(abs(value) for value, _, _ in drop)
-    page = " ".join((ROOT / "docs" / "imagepiece.md").read_text("utf-8").split())
-    assert f"is {sizes[0]:.3f} to {sizes[-1]:.3f} higher" in page
+    higher = f"is {sizes[0]:.3f} to {sizes[-1]:.3f} higher"
+    assert higher in " ".join(docs("imagepiece.md").split())
     iou = {key: interval(row["IoU"])[0] for key, row in rows.items()}
     for share in ("0.75", "0.6"):
         of_share = {method: v for (method, s), v in iou.items() if s == share}
@@ -249,3 +242,16 @@ def test_sentences_of_the_page_follow_from_the_table():
     assert [low > 0 for _, low, _ in evit] == [True] * 3 + [False] * 2
     assert [high < 0 for _, _, high in evit] == [False] * 3 + [True] * 2
     assert f"has an IoU of {iou['mean of the other maps', '']:.3f}" in said
+
+
+def test_the_nearest_kept_token_is_the_best_fill():
+    """By more than the intervals; the page has the figures of the table."""
+    measured = markdown.tables(docs("tables/saliency.md"))[1]
+    rows = {(row["method"], row["dropped patches get"]): row for row in measured}
+    shown = markdown.tables(docs("features.md").partition("by the IoU")[2])[0]
+    assert [row.pop("setting") for row in shown] == ["EViT", "random tokens"]
+    for method, cells in zip(("`evit`", "`random`"), shown, strict=True):
+        iou = {fill: rows[method, FILLED[fill]]["IoU"] for fill in cells}
+        assert cells == iou
+        _, low, _ = interval(cells.pop("nearest"))
+        assert low > max(interval(cell)[2] for cell in cells.values())

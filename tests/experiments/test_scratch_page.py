@@ -8,6 +8,7 @@ import pytest
 
 from experiments.scratch import contrasts, page, runs, systems
 from imagepiece_jax.evaluate import statistics
+from tests import markdown
 from tests.experiments.scratch_pages import tiny_options
 from tests.runs import ROOT
 
@@ -66,7 +67,7 @@ def results(plan, seeds=(0, 1, 2)):
 def cells(text, title):
     """The cells of a system's line."""
     (line,) = [x for x in text.splitlines() if x.startswith(f"| {title} |")]
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    return markdown.cells(line)
 
 
 def test_a_line_is_what_the_runs_say(plan):

@@ -14,7 +14,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
-from tests import compiling, forked
+from tests import compiling, forked, markdown
 from tools import collectives, compile_only, h200, hlo
 
 LAYERS = 2  # of the convolutional stem: patches of 4 pixels
@@ -154,7 +154,7 @@ def test_the_plan_adds_up():
     assert 1e6 * collectives.step_seconds(TEXT) == pytest.approx(8)
     links = collectives.Links(7 / 8 * 1e12, 4e11, 0, 0)
     rows = collectives.plan("deit", TEXT, 32, (1, 2), links).splitlines()
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    cells = [markdown.cells(row) for row in rows]
     # 8 us for 2 * 7/8 * 4 MB at 875 GB/s; 10 us more for 4 MB at 400 GB/s.
     assert cells[0][:4] == ["deit", "32", "1", "256"]
     assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
@@ -178,7 +178,7 @@ def test_the_cost_of_whole_runs_adds_up(monkeypatch):
     lines = collectives.run_costs(configs, 128, [1, 2], links, kilobytes=100)
     heading, *rows = "\n".join(lines).splitlines()
     assert heading.endswith("| 2 x 8: images/s | hours |")
-    dense, evit = ([c.strip() for c in row.split("|")[1:-1]] for row in rows[1:])
+    dense, evit = (markdown.cells(row) for row in rows[1:])
     images = 300 * 1251 * 1024
     assert dense[:3] == ["deit", "10.6", f"{images / 3 * 100e3 / 1e9:,.0f}"]
 
