@@ -17,3 +17,9 @@ def tables(text):
             found.append([dict(zip(head, row, strict=True)) for row in rows])
             lines = []
     return found
+
+
+def interval(cell):
+    """(value, low, high) of "+0.1 [+0.0, +0.2], within noise", or (value,)."""
+    value, _, ends = cell.partition(" [")
+    return float(value), *map(float, ends.partition("]")[0].split(",") if ends else [])

@@ -9,8 +9,10 @@ from PIL import Image
 from experiments import __main__ as experiments
 from experiments import patch_features
 from imagepiece_jax.pretrained import convert
+from tests import markdown
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.runs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,106 @@ def test_cosine_of_two_maps():
     np.testing.assert_allclose(
         patch_features.cosine(ours, theirs), [[1, 0.5**0.5, 0]], rtol=1e-6
     )
+
+
+NAMES = {
+    "ToMe, r = 8": "tome r=8",
+    "ToMe, r = 13": "tome",
+    "EViT, keep .7": "evit",
+    "EViT, keep .7, fused token": "evit fuse_token=True",
+    "random, keep .7": "random",
+    "ToFu": "tofu",
+    "ImagePiece + ToMe": "imagepiece_tome",
+    "ImagePiece": "imagepiece",
+    "DynamicViT (untrained)": "dynamicvit (untrained selectors)",
+    "position alone (the floor)": patch_features.POSITION,
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """{model: {(setting, fill): cells}} of docs/tables/patch_features.md."""
+    text = (ROOT / "docs/tables/patch_features.md").read_text("utf-8")
+    fills = {words: fill for fill, words in patch_features.FILLED.items()} | {"": ""}
+    models, tables = ("DeiT-Ti", "DINOv2-S"), markdown.tables(text)
+    return {
+        model: {
+            (row["setting"], fills[row["dropped patches get"]]): row for row in rows
+        }
+        for model, rows in zip(models, tables, strict=True)
+    }
+
+
+def section(name, heading):
+    """A section of a page of docs."""
+    text = (ROOT / "docs" / name).read_text("utf-8")
+    return text.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+
+
+def test_the_page_has_figures_of_the_table(measured):
+    kept, filled = markdown.tables(section("features.md", "How much of"))[:2]
+    for row in kept[1:]:  # the first is the dense model
+        setting, rows = NAMES[row.pop("setting")], measured["DeiT-Ti"]
+        cells = rows.get((setting, "nearest")) or rows[setting, ""]
+        assert {name: cells[name].split(" [")[0] for name in row} == row
+    for row in filled:
+        setting, rows = NAMES[row["setting"]], measured[row["model"]]
+        assert {fill: rows[setting, fill]["cosine"] for fill in list(row)[2:]} == {
+            fill: row[fill] for fill in list(row)[2:]
+        }
+
+
+def test_the_page_of_scores_has_figures_of_the_table(measured):
+    rows = measured["DINOv2-S"]
+    tables = markdown.tables(section("models.md", "Scores without a class token"))
+    shown = next(table for table in tables if "points" in table[0])
+    for row in shown:
+        score = "" if row["score"] == "class" else f" score={row['score']}"
+        for name, title in (("evit", "EViT"), ("imagepiece", "ImagePiece")):
+            cells = rows[name + score, "nearest"]
+            assert row[f"{title}, DINOv2-S: cosine"] == cells["cosine"]
+
+
+def test_sentences_of_the_page_follow_from_the_table(measured):
+    rows = measured["DeiT-Ti"]
+    columns = ("self-similarity", "probe", "cosine")
+
+    def value(key, column):
+        return markdown.interval(rows[key][column])[0]
+
+    for column in columns:
+        merged, pruned = ("imagepiece_tome", ""), ("imagepiece", "nearest")
+        assert value(merged, column) > value(pruned, column)
+        for tome in (("tome", ""), ("tome r=8", "")):
+            for key in set(rows) - {("dense", ""), (patch_features.POSITION, ""), tome}:
+                if value(key, "GMACs") <= value(tome, "GMACs"):
+                    assert value(key, column) < value(tome, column)
+        fused = value(("evit fuse_token=True", ""), column)
+        assert fused < min(
+            value(("evit", fill), column) for fill in ("nearest", "last")
+        )
+    chosen, random = (rows[name, "nearest"] for name in ("evit", "random"))
+    assert (
+        markdown.interval(random[columns[0]])[1]
+        > markdown.interval(chosen[columns[0]])[2]
+    )
+
+    for of_model in measured.values():
+        for (name, fill), cells in of_model.items():
+            if fill not in ("", "nearest"):
+                _, _, high = markdown.interval(cells["cosine"])
+                assert markdown.interval(of_model[name, "nearest"]["cosine"])[1] > high
+    text = " ".join(section("features.md", "How much of").split())
+    of_probe = {
+        model: [of_model["evit", fill]["probe"] for fill in ("nearest", "last")]
+        for model, of_model in measured.items()
+    }
+    assert (
+        "by it ({}) than by their last features ({});".format(*of_probe["DeiT-Ti"])
+        in text
+    )
+    assert "they are ({} and {})".format(*of_probe["DINOv2-S"]) in text
+    (_, low, _), (_, _, high) = map(markdown.interval, of_probe["DINOv2-S"])
+    assert low > high
+    (nearest, _, _), (last, _, _) = map(markdown.interval, of_probe["DeiT-Ti"])
+    assert nearest <= last

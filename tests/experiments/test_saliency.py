@@ -1,7 +1,5 @@
 """The experiment on saliency maps: its head, its figures, its page and its picture."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
@@ -13,8 +11,7 @@ from imagepiece_jax.benchmark import compare
 from imagepiece_jax.errors import InputError
 from tests import markdown
 from tests.experiments import tiny_context
-
-ROOT = pathlib.Path(saliency.__file__).resolve().parents[1]
+from tests.runs import ROOT
 
 WIDTH, INNER = 8, (6, 5, 4)
 
@@ -198,12 +195,6 @@ def docs(name):
     return (ROOT / "docs" / name).read_text("utf-8")
 
 
-def interval(cell):
-    """ "+0.1 [+0.0, +0.2], within noise" as three numbers."""
-    value, _, ends = cell.partition(" [")
-    return float(value), *map(float, ends.partition("]")[0].split(","))
-
-
 def test_sentences_of_the_page_follow_from_the_table():
     measured = markdown.tables(docs("tables/saliency.md"))[0]
     rows = {(row["method"].strip("`"), row["share"]): row for row in measured}
@@ -211,7 +202,7 @@ def test_sentences_of_the_page_follow_from_the_table():
     shares = ("0.9", "0.75", "0.6", "0.5", "0.4")
 
     def changes(method, base):
-        return [interval(rows[method, s][f"IoU, to {base}"]) for s in shares]
+        return [markdown.interval(rows[method, s][f"IoU, to {base}"]) for s in shares]
 
     control = "imagepiece {} (control)"
     drop, random, tome = (
@@ -231,7 +222,7 @@ def test_sentences_of_the_page_follow_from_the_table():
     sizes = sorted(abs(value) for value, _, _ in drop)
     higher = f"is {sizes[0]:.3f} to {sizes[-1]:.3f} higher"
     assert higher in " ".join(docs("imagepiece.md").split())
-    iou = {key: interval(row["IoU"])[0] for key, row in rows.items()}
+    iou = {key: markdown.interval(row["IoU"])[0] for key, row in rows.items()}
     for share in ("0.75", "0.6"):
         of_share = {method: v for (method, s), v in iou.items() if s == share}
         assert max(of_share, key=of_share.get) == "tome"
@@ -253,5 +244,5 @@ def test_the_nearest_kept_token_is_the_best_fill():
     for method, cells in zip(("`evit`", "`random`"), shown, strict=True):
         iou = {fill: rows[method, FILLED[fill]]["IoU"] for fill in cells}
         assert cells == iou
-        _, low, _ = interval(cells.pop("nearest"))
-        assert low > max(interval(cell)[2] for cell in cells.values())
+        _, low, _ = markdown.interval(cells.pop("nearest"))
+        assert low > max(markdown.interval(cell)[2] for cell in cells.values())
