@@ -338,6 +338,7 @@ def _steps_to(tokens, reduction, model):
             f"tokens is {tokens!r}; allowed are whole numbers from 1 to {patches}, the "
             "patches of an image"
         )
+    tokens = int(tokens)  # one of NumPy would be taken for an array
     own = methods.create(**reduction).with_tokens(tokens).resolved(model)
     choices, fewest = [], patches
     for setting in [None, *settings.along_knob(dict(reduction), model.depth)]:

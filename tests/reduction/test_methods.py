@@ -452,6 +452,15 @@ def dense_deit():
     return create_model("deit_ti")
 
 
+def test_a_number_of_numpy_is_a_number():
+    """And not an array of positions, in the last step."""
+    model, same = (
+        reduced(dense_deit(), {"name": "evit"}, (14, 14), tokens=tokens)
+        for tokens in (np.int64(64), 64)
+    )
+    assert model == same and "int64" not in repr(model.plan)
+
+
 @pytest.mark.parametrize(
     "reduction, tokens, sentence",
     [
