@@ -21,7 +21,7 @@ from imagepiece_jax.models.config import (
     normalization,
     patch_grid,
 )
-from imagepiece_jax.pretrained.hub_configs import CONFIG, is_eva
+from imagepiece_jax.pretrained.hub_configs import CONFIG, PREPROCESSOR, is_eva
 from imagepiece_jax.pretrained.layouts import Contents
 
 # Of an Architecture, what no shape shows; the pool is shown where it has parameters.
@@ -69,7 +69,9 @@ def infer_weights(
         return config
     except InputError as error:
         sentence, folder = f"{where}: {error}", path.parent
-        if (folder / CONFIG).is_file():
+        if path.is_dir():  # mean and std are in another file
+            sentence = sentence.replace(CONFIG, PREPROCESSOR)
+        elif (folder / CONFIG).is_file():
             named = f"name its folder, {folder}, which has a config.json"
             sentence = sentence.replace(PLACE, named)
         raise InputError(sentence) from error
@@ -327,7 +329,7 @@ def _question(lacking, known, sizes, parts):
     return (
         f"no tensor says its {listed}: say which model it is, name=.., in commands "
         f"--config.model.name=..{_candidates(sizes, parts)}, or {PLACE}"
-        + (f", or give {fields}" if {*lacking} <= {*ALONE} else "")
+        + (f", or {give}" if {*lacking} <= {*ALONE} else "")
     )
 
 

@@ -198,7 +198,7 @@ def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     with pytest.raises(InputError) as caught:
         infer(named_shapes(clip, 32), ModelConfig(**fields))
     assert "no tensor says its mean, std: say which model" in str(caught.value)
-    assert str(caught.value).endswith("beside it, or give mean=.. std=..")
+    assert "beside it, or give mean=.. std=.., in commands" in str(caught.value)
     images = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     whole = infer(named_shapes(clip, 32), ModelConfig(**fields, **images))
     assert whole.name is None and whole.arch.pre_norm
