@@ -20,7 +20,7 @@ or scratch, which trains from random weights.
 """
 
 from experiments.scratch.options import Options
-from experiments.settings import TableSettings, define_flags
+from experiments.settings import SWEEPS, TableSettings, check_flags, define_flags
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
@@ -31,7 +31,7 @@ WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
 cli.resize()
 cli.limit()
-cli.sweep("patch_features, fixed_tokens, int8: the methods to compare")
+cli.sweep(f"{', '.join(SWEEPS)}: the methods to compare")
 cli.dtype("of the layers")
 TIMING = cli.timing()
 SETTINGS, SCRATCH = define_flags(TableSettings), define_flags(Options)
@@ -48,6 +48,7 @@ def main(words):
         config = None
     settings = SETTINGS()
     names = runner.select(words, settings)
+    check_flags(names, TableSettings, Options)
     if names == ["scratch"]:
         if config or normalization or settings.weights:
             raise InputError(

@@ -143,6 +143,17 @@ class Context:
             raise InputError("--weights is missing: a weights file or a run's folder")
         return self.models.pretrained
 
+    @property
+    def reductions(self) -> list[Mapping]:
+        """Those of --sweep but the dense model; InputError for one that does not fit.
+
+        Early: what is found at its turn has cost the time of all before it.
+        """
+        reductions = self.settings.reductions
+        for reduction in reductions:
+            self.pretrained.model(reduction)
+        return reductions
+
     def checkpoint(
         self, pretrained, images: Images | None = None, tokens: int | None = None
     ) -> MeasuredWeights:

@@ -31,7 +31,7 @@ def fixed_tokens(context):
     weights, asked = context.pretrained, context.settings
     dense = weights.model(settings.DENSE)
     entries = [(settings.DENSE, dense.image_tokens)]
-    entries += itertools.product(asked.reductions, asked.counts)
+    entries += itertools.product(context.reductions, asked.counts)
     # Every mistake before the first figure.
     try:
         models = [leaving(weights.pretrained(r), tokens) for r, tokens in entries]

@@ -18,9 +18,9 @@ MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 class Images:
     """A source of images and how they are read.
 
-    name, resize: as config.data has them; batch_size: rounded up to whole devices;
-    crop: of transforms.EvalTransform, where weights have another than DeiT's; split:
-    the source's.
+    name, resize: as config.data has them; batch_size: at most all, rounded up to whole
+    devices; crop: of transforms.EvalTransform, where weights have another than DeiT's;
+    split: the source's.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Images:
         self.crop, self.split = dict(crop or {}), split
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
+        batch_size = min(batch_size, max(len(source), 1))
         self.batch_size = -(-batch_size // devices) * devices
 
     @classmethod

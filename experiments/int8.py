@@ -45,7 +45,7 @@ BATCHES, AT_ONCE = (1, 8), 8
 
 def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
-    asked, reductions = context.settings, context.settings.reductions
+    asked, reductions = context.settings, context.reductions
     if not importlib.util.find_spec("onnxruntime"):
         raise InputError('onnxruntime is missing: pip install ".[onnx]"')
     with tempfile.TemporaryDirectory() as folder:
@@ -102,17 +102,28 @@ class Graphs:
             del self.recipes[1:]
         forms = list(FILES)[: 2 * len(self.recipes)]
         self.entries = [(p, form) for p in range(len(reductions)) for form in forms]
-        # Made once; of float32 graphs, which others are compared with.
+        # Programs are made once; so are figures of float32 graphs, which others are
+        # compared with.
         self.programs = functools.cache(self._programs)
         self.floats = functools.cache(lambda place: self.tested(place, FLOAT))
 
+    @functools.cached_property
+    def _folders(self):
+        """Of all float32 graphs: one that cannot be made is known before any figure."""
+        folders = []
+        for place, reduction in enumerate(self.reductions):
+            vit = self.weights.pretrained(reduction)
+            tokens = vit.model.image_tokens if self.maps else None
+            folder = self.folder / str(place)
+            folder.mkdir()
+            graph = onnx_model(vit, tokens=tokens).SerializeToString()
+            (folder / FILES[FLOAT]).write_bytes(graph)
+            folders.append(folder)
+        return folders
+
     def _programs(self, place):
         """{(runtime, weights): what gives the outputs of normalized images}."""
-        vit = self.weights.pretrained(self.reductions[place])
-        graph = onnx_model(vit, tokens=vit.model.image_tokens if self.maps else None)
-        folder = self.folder / str(place)
-        folder.mkdir()
-        (folder / FILES[FLOAT]).write_bytes(graph.SerializeToString())
+        folder = self._folders[place]
         with contextlib.chdir(folder):
             for recipe in self.recipes:
                 images = self.images(self.calibrates)

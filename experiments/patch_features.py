@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import render
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
+from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.tokens import unmerge
 
@@ -142,7 +142,7 @@ class Reference:
         """
         vit = self.weights.pretrained(reduction)
         model, norm = vit.model, final_norm(vit.model, vit.variables)
-        grid = tuple(side // model.patch_size for side in sides(vit.image_size))
+        grid = patch_grid(vit.image_size, model.patch_size, cut=True)
         fills = [fill for fill in FILLS if fill != "class" or model.arch.class_token]
 
         def measure(outputs, batch):
@@ -207,7 +207,7 @@ def patch_features(context):
         raise InputError(
             f"--data has {len(context.images)} images; allowed are {FEWEST} or more"
         )
-    reductions, reference = context.settings.reductions, Reference(context)
+    reductions, reference = context.reductions, Reference(context)
     rows = [
         row
         for reduction in (settings.DENSE, *reductions)

@@ -33,6 +33,7 @@ from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
+from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.pretrained.files import read_state_dict
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.visualize import trace as tracing
@@ -58,23 +59,38 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
     width: of the features
     Raises InputError for a file of anything else, and for a head of other features.
     """
-    tensors = read_state_dict(path)
-    names = {f"upconv{n}.{leaf}" for n in LAYERS for leaf in ("weight", "bias")}
-    leaves = ("weight", "bias", "running_mean", "running_var")
-    names |= {f"bn{n}.{leaf}" for n in LAYERS for leaf in leaves}
-    names |= {"final_conv.weight", "final_conv.bias"}
-    if missing := sorted(names - {*tensors}):
-        raise InputError(
-            f"--decoder {path} has no tensor {missing[0]}; allowed is a head of three "
-            "transposed convolutions with batch norm, and a last one of 1 x 1"
-        )
-    reads = tensors["upconv1.weight"].shape[0]
+    tensors = {
+        name: np.asarray(tensor, np.float32)
+        for name, tensor in read_state_dict(path).items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    shapes, before = {}, width
+    for n in LAYERS:
+        after = np.size(tensors.get(f"bn{n}.bias", ()))
+        shapes[f"upconv{n}.weight"] = (before, after, 4, 4)
+        leaves = ("weight", "bias", "running_mean", "running_var")
+        names = [f"upconv{n}.bias", *(f"bn{n}.{leaf}" for leaf in leaves)]
+        shapes |= dict.fromkeys(names, (after,))
+        before = after
+    shapes |= {"final_conv.weight": (1, before, 1, 1), "final_conv.bias": (1,)}
+    allowed = (
+        "allowed is a head of three transposed convolutions of 4 x 4 with batch norm, "
+        "and a last one of 1 x 1"
+    )
+    if missing := sorted({*shapes} - {*tensors}):
+        raise InputError(f"--decoder {path} has no tensor {missing[0]}; {allowed}")
+    reads, *_ = tensors["upconv1.weight"].shape or (0,)
     if reads != width:
         raise InputError(
             f"--decoder {path} reads features of {reads} numbers, and the model's have "
             f"{width}; allowed is a head that was trained with the model"
         )
-    return {name: np.asarray(tensors[name], np.float32) for name in names}
+    for name, tensor in sorted(tensors.items()):
+        if tensor.shape != shapes.get(name):
+            raise InputError(
+                f"--decoder {path} has tensor {name} {list(tensor.shape)}; {allowed}"
+            )
+    return tensors
 
 
 def decode(head: dict[str, np.ndarray], patches: jax.Array, size) -> jax.Array:
@@ -139,11 +155,17 @@ def overlap(ours, theirs):
 
 
 class Maps:
-    """Maps of one checkpoint on the images of a Context, by reduction."""
+    """Maps of one checkpoint on the images of a Context, by reduction.
 
-    def __init__(self, context):
+    fills: how many ways --fill may name
+    """
+
+    def __init__(self, context, fills=1):
         self.context, self.weights = context, context.pretrained
-        path = context.settings.decoder
+        asked, path = context.settings, context.settings.decoder
+        if not {*asked.fill} <= {*FILLS} or len(asked.fill) > fills:
+            number = "one" if fills == 1 else "one or more"
+            asked.refuse("fill", f"{number} of {', '.join(FILLS)}")
         if path is None:
             raise InputError(
                 "--decoder is missing: the weights file of a head that makes saliency "
@@ -161,7 +183,7 @@ class Maps:
         vit = self.weights.pretrained(reduction)
         model, size = leaving(vit, tokens), sides(vit.image_size)
         norm = final_norm(model, vit.variables)
-        grid = tuple(side // model.patch_size for side in size)
+        grid = patch_grid(size, model.patch_size, cut=True)
 
         def measure(outputs, batch):
             patches = feature_map(outputs, grid, fill, norm)
@@ -181,6 +203,8 @@ class Maps:
 
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
+        if len(self.context.images) < 2:
+            raise InputError("--data has 1 image; allowed are 2 or more")
 
         def measured():
             dense = self.dense
@@ -235,10 +259,7 @@ def figures(ours, theirs) -> dict:
 def saliency(context):
     """Every method without learned parts at shares of the dense MACs; saliency.md."""
     asked = context.settings
-    for fill in asked.fill:
-        if fill not in FILLS:
-            asked.refuse("fill", f"one or more of {', '.join(FILLS)}")
-    maps, shares = Maps(context), sorted(set(asked.shares), reverse=True)
+    maps, shares = Maps(context, len(FILLS)), sorted(set(asked.shares), reverse=True)
     checkpoint = context.checkpoint(context.pretrained)
     entries, left_out = compare.match(checkpoint, shares, asked.methods)
     near = [entry for entry in entries if entry.is_near]

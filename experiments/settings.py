@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import get_type_hints
 
@@ -38,11 +39,26 @@ class Settings(fields.CheckedFields):
         raise InputError(f"{self.path(field)} is {shown}; allowed are {allowed}")
 
 
-def flag(kind, help_text: str):
-    """A field of Settings, of a kind of `common.fields`, and the help of its flag."""
+def flag(kind, help_text: str, of: tuple[str, ...] = ()):
+    """A field of Settings, of a kind of `common.fields`, and the help of its flag.
+
+    of: names of the experiments that read it; (): all may
+    """
+    words = f"{', '.join(of)}: {help_text}" if of else help_text
     return dataclasses.field(
-        default=kind.default, metadata={**kind.metadata, "help": help_text}
+        default=kind.default, metadata={**kind.metadata, "help": words, "of": of}
     )
+
+
+def check_flags(names: list[str], *classes: type[Settings]):
+    """Raise InputError for a typed flag that none of these experiments reads."""
+    for field in itertools.chain(*map(dataclasses.fields, classes)):
+        of = field.metadata.get("of")
+        if of and flags.FLAGS[field.name].present and not {*of} & {*names}:
+            raise InputError(
+                f"--{field.name} is of {', '.join(of)}; allowed with {names[0]} are "
+                "flags whose line in --help names it, or no experiment"
+            )
 
 
 def one_or_more(default: tuple, of):
@@ -108,6 +124,8 @@ def _entries(kind, texts):
         return tuple(texts)
 
 
+MAPS = ("saliency", "saliency-picture")
+SWEEPS = ("patch_features", "fixed_tokens", "int8")
 SEED = count(0, most=2**32 - 1)
 
 
@@ -136,38 +154,59 @@ class TableSettings(Settings):
     repeats: int = 5
     seconds: float = 1.0
     batch_sizes: tuple[int, ...] = flag(
-        one_or_more((1, 8, 32, 64, 128, 256), count(1, least=1)), "of throughput"
+        one_or_more((1, 8, 32, 64, 128, 256), count(1, least=1)),
+        "images at once",
+        ("throughput",),
     )
     modes: tuple[str, ...] = flag(
-        one_or_more(MODES, choice("copy", (*MODES, "end_to_end"))), "of throughput"
+        one_or_more(MODES, choice("copy", (*MODES, "end_to_end"))),
+        "what is timed",
+        ("throughput",),
     )
-    size: str = flag(choice("deit_s", ("deit_ti", "deit_s")), "of throughput")
-    mask_fill: str = flag(choice("mean", ("mean", "black", "noise")), "masking")
-    mask_grid: bool = flag(fields.switch(False), "masking: on different patches")
-    folds: int = flag(count(5), "adapt: parts of the data, each tested on once")
+    size: str = flag(
+        choice("deit_s", ("deit_ti", "deit_s")), "the model", ("throughput",)
+    )
+    mask_fill: str = flag(
+        choice("mean", ("mean", "black", "noise")), "of masks", ("masking",)
+    )
+    mask_grid: bool = flag(fields.switch(False), "on different patches", ("masking",))
+    folds: int = flag(count(5), "parts of the data, each tested on once", ("adapt",))
     decoder: str | None = flag(
         optional(text()),
-        "saliency, fixed_tokens, int8: the weights file of the head that draws maps",
+        "the weights file of the head that draws maps",
+        (*MAPS, "fixed_tokens", "int8"),
     )
     fill: tuple[str, ...] = flag(
-        one_or_more(("nearest",), text()), "saliency: what dropped patches get"
+        one_or_more(("nearest",), text()),
+        "what dropped patches get",
+        (*MAPS, "fixed_tokens"),
     )
-    sweep: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = dataclasses.field(default=(), metadata={"of": SWEEPS})
     counts: tuple[int, ...] = flag(
-        one_or_more((128, 64, 32), count(1, least=1)), "fixed_tokens: how many tokens"
+        one_or_more((128, 64, 32), count(1, least=1)),
+        "how many tokens",
+        ("fixed_tokens",),
     )
     neighbors: str | None = flag(
-        optional(text()), "fixed_tokens: another data set, for nearest neighbors"
+        optional(text()),
+        "another data set, for nearest neighbors",
+        ("fixed_tokens",),
     )
-    memory: int = flag(count(1000, least=20), "images of its train split, evenly")
-    queries: int = flag(count(500, least=2), "images of its val split, evenly")
+    memory: int = flag(
+        count(1000, least=20), "images of its train split, evenly", ("fixed_tokens",)
+    )
+    queries: int = flag(
+        count(500, least=2), "images of its val split, evenly", ("fixed_tokens",)
+    )
     methods: tuple[str, ...] = flag(
         several((), text(), "names of methods"),
-        "saliency: these, tome and random; default: all",
+        "these, tome and random; default: all",
+        ("saliency",),
     )
     shares: tuple[float, ...] = flag(
         one_or_more((0.9, 0.75, 0.6, 0.5, 0.4), number(above=0, below=1)),
-        "saliency: of the dense model's MACs",
+        "of the dense model's MACs",
+        ("saliency",),
     )
 
     def __post_init__(self):

@@ -150,8 +150,9 @@ def test_evaluate_says_what_to_do(saved, more):
     words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]
     assert sentence(call(evaluate.main, *words, *more)) == (
         f"weights {saved / 'weights'} have no classes, so there is no accuracy to "
-        "measure; train a head first (train.py --config.init.weights), or take their "
-        "vectors: python -m imagepiece_jax predict --json"
+        "measure; train a head first (train.py --config.init.weights), take their "
+        "vectors (python -m imagepiece_jax predict --json), or compare their features "
+        "(python -m experiments patch_features)"
     )
 
 

@@ -14,7 +14,7 @@ SYSTEMS = (
 
 
 def _option(kind, help_text):
-    return flag(kind, f"scratch: {help_text}")
+    return flag(kind, help_text, ("scratch",))
 
 
 @dataclasses.dataclass(frozen=True)

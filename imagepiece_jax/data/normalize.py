@@ -62,10 +62,12 @@ def warn_of_range(images, mean, std):
     some = tuple(slice(None, None, max(1, size // most)) for size, most in steps)
     sample = np.asarray(images)[some].astype(np.float32)
     low, high = sample.min(initial=np.inf), sample.max(initial=-np.inf)
-    if not low < high:
+    if low >= high:
         return
     ends = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]
-    if max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
+    if np.isnan(low):
+        fault = "not all numbers: some are NaN"
+    elif max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
         fault = "far from 0, as pixels of 0 .. 255"
     elif low >= 0 and high <= 1 and min(ends) < 0:
         fault = "all from 0 to 1, as pixels before normalization"

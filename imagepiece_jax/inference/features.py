@@ -18,6 +18,7 @@ import numpy as np
 from flax import errors
 from flax import linen as nn
 
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
@@ -140,8 +141,12 @@ def features(
         if not isinstance(value, bool):
             raise InputError(f"{name} is {value!r}; allowed are True, False")
     _check_fill(fill, model.arch.class_token)
-    if fuser is not None and not callable(fuser):
-        raise InputError(f"fuser is {fuser!r}; allowed is a function of two arrays")
+    if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
+        raise InputError(
+            f"fuser is {fuser!r}; allowed is a function of two arrays that has a hash, "
+            "such as one that calls TokenFuser().apply"
+        )
+    xla_options.check_dtype(jax.default_backend(), model.dtype.name)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     try:
@@ -155,7 +160,7 @@ def features(
                 reshape,
                 fill,
                 fuser,
-                listed=tokens is not None,
+                tokens is not None,
             )
     except errors.FlaxError:
         check_variables(model, variables, size)
@@ -166,9 +171,7 @@ def features(
     jax.jit,
     static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser", "listed"),
 )
-def _extract(
-    variables, images, model, blocks, norm, reshape, fill, fuser, listed=False
-):
+def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, listed):
     states = {}
 
     def note(call, args, kwargs, context):
@@ -180,10 +183,10 @@ def _extract(
     images = as_normalized(images, model.mean, model.std)
     with nn.intercept_methods(note):
         outputs = model.apply(variables, images)
-    grid = tuple(side // model.patch_size for side in images.shape[1:3])
+    grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
     last = final_norm(model, variables)
     done = np.cumsum([bool(layer.counts) for layer in model.plan])
-    _check(outputs, grid, fill)
+    _check(outputs, grid)
     paths = _paths(outputs, fill)
 
     @functools.cache  # the last block may be asked for, too
@@ -199,8 +202,8 @@ def _extract(
     whole = layer(len(model.plan) - 1, last)
     layers = tuple(layer(block, last if norm else None) for block in blocks)
     tokens = ()
-    if listed:  # normed as patches are: in float32, whatever the model computes in
-        tokens = token_list(outputs.replace(tokens=last(outputs.state.x)), grid)
+    if listed:
+        tokens = token_list(outputs, grid, last)
     return Features(outputs.pooled, *whole, layers, *tokens)
 
 
@@ -224,7 +227,7 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
     fields = tuple((k, plain(v)) for k, v in vit.reduction.items())
     grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
     # Not cached where True is 1, and lists have no hash: they are refused.
-    make = _leaving if is_whole(tokens) else _leaving.__wrapped__
+    make = _reduced if is_whole(tokens) else _reduced.__wrapped__
     model = make(vit.model, fields, grid, vit.name, tokens)
     steps = [layer.step for layer in model.plan if layer.step]
     if any(isinstance(step.reducer, nn.Module) for step in steps):
@@ -240,19 +243,24 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
 
 
 @functools.lru_cache(maxsize=32)
-def _leaving(model, fields, grid, name, tokens):
+def _reduced(model, fields, grid, name, tokens):
     return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
 
 
-def token_list(outputs: Outputs, grid: tuple[int, int]) -> TokenList:
+def token_list(
+    outputs: Outputs,
+    grid: tuple[int, int],
+    norm: Callable[[jax.Array], jax.Array] | None = None,
+) -> TokenList:
     """The image tokens of a forward pass as a TokenList.
 
     outputs: what the model returned, of any reduction or of none
     grid: (height, width) of its patches
+    norm: as for `feature_map`
     Raises InputError for another grid, and for outputs of masked training.
     """
-    _check(outputs, grid, FILLS[0])
-    state, path = outputs.state, _paths(outputs, "zero")[-1]
+    _check(outputs, grid)
+    state, path = outputs.state, _paths(outputs)[-1]
     batch, total, _ = state.x.shape
     count, patches = total - state.num_prefix, grid[0] * grid[1]
     row, column = _centers(path, count, batch, grid)
@@ -267,9 +275,9 @@ def token_list(outputs: Outputs, grid: tuple[int, int]) -> TokenList:
         source = place
     else:
         source = compose(place, path.slot)
-    image_tokens = outputs.tokens[:, state.num_prefix :]
+    tokens = (norm or (lambda x: x))(state.x[:, state.num_prefix :])
     return TokenList(
-        tokens=gather_rows(image_tokens, order),
+        tokens=gather_rows(tokens, order),
         size=gather_rows(state.size[:, state.num_prefix :], order),
         source=source.reshape(batch, *grid),
         coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
@@ -317,7 +325,8 @@ def feature_map(
     grid: (height, width) of its patches
     fill: the feature of a dropped patch, "nearest" (the final one of the kept token
     most like its own at the step that dropped it, by cosine), "last" (that of its token
-    then), "zero" or "class" (the class token's final feature)
+    then), "zero" or "class" (the final feature of the first prefix token, which is the
+    class token where there is one)
     norm: function of [.., D] for tokens of whatever block (`final_norm`); None leaves
     the residual stream as it is, which is larger in later blocks
     fuser: how patches are made of tokens that a soft reduction learned, (learned [B, S,
@@ -328,7 +337,8 @@ def feature_map(
     Raises InputError for another fill or grid, and for outputs of masked training,
     where all tokens are left.
     """
-    _check(outputs, grid, fill)
+    _check_fill(fill, outputs.state.num_prefix)
+    _check(outputs, grid)
     path = _paths(outputs, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
@@ -352,8 +362,11 @@ class _Path(NamedTuple):
     mixed: tuple | None = None
 
 
-def _paths(outputs, fill):
-    """A _Path for before the first step, and one for after each."""
+def _paths(outputs, fill=None):
+    """A _Path for before the first step, and one for after each.
+
+    fill: None where no features of dropped patches are wanted
+    """
     paths = [_Path()]
     for result, taps in zip(outputs.results, outputs.taps, strict=True):
         paths.append(_followed(paths[-1], result, taps.x, fill))
@@ -397,7 +410,14 @@ def _mapped(state, path, fill, norm, fuser):
         if path.mixed is None:
             break
         path, mixing, x = path.mixed
-        values = (fuser or _by_weight(mixing.matrix))(values, x)
+        fused = (fuser or _by_weight(mixing.matrix))(values, x)
+        if jnp.shape(fused) != x.shape:
+            raise InputError(
+                f"fuser makes an array {list(jnp.shape(fused))} of learned tokens "
+                f"{list(values.shape)}; allowed is {list(x.shape)}, a feature of each "
+                "token before them"
+            )
+        values = fused
     if fill == "class":
         values = jnp.where(gone[..., None], prefix[:, :1], values)
     if norm:  # once for both: every call is more to compile
@@ -450,8 +470,16 @@ def _check_fill(fill, class_token):
         )
 
 
-def _check(outputs, grid, fill):
-    _check_fill(fill, outputs.state.num_prefix)
+def _has_hash(function):
+    """Whether XLA's programs can be told apart by it; a bound Flax module has none."""
+    try:
+        hash(function)
+    except Exception:  # of whatever kind its class raises
+        return False
+    return True
+
+
+def _check(outputs, grid):
     if outputs.state.mask is not None or any(
         isinstance(result, Masking) for result in outputs.results
     ):

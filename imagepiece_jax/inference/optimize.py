@@ -40,11 +40,16 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.inference.features import TokenList, leaving, token_list
+from imagepiece_jax.inference.features import (
+    TokenList,
+    final_norm,
+    leaving,
+    token_list,
+)
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
-from imagepiece_jax.models.config import DTYPES, dtype_name, optional_choice
+from imagepiece_jax.models.config import optional_choice, optional_dtype, patch_grid
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
@@ -161,12 +166,6 @@ class Program:
         )
 
 
-def _dtype(value):
-    if dtype_name(value) not in DTYPES:
-        raise ValueError(value)
-    return dtype_name(value)
-
-
 def _device(value):
     if isinstance(value, jax.Device):
         return value
@@ -218,7 +217,7 @@ class CompileOptions(CheckedFields):
     """
 
     batch_size: int = count(least=1)
-    dtype: str | None = optional(checked(None, _dtype, ", ".join(DTYPES)))
+    dtype: str | None = optional_dtype()
     gelu: str | None = optional_choice(GELUS)
     attention: str = choice("auto", BACKENDS)
     kernels: str | None = optional_choice(CHOICES)
@@ -381,9 +380,8 @@ def forward(model, listed=False):
         outputs = model.apply(variables, images)
         if not listed:
             return outputs.logits
-        grid = tuple(side // model.patch_size for side in images.shape[1:3])
-        tokens = token_list(outputs, grid)
-        return tokens._replace(tokens=tokens.tokens.astype(jnp.float32))
+        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        return token_list(outputs, grid, final_norm(model, variables))
 
     return logits_or_tokens
 

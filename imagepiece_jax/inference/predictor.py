@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,14 @@ class Predictor:
                 "models with a head, such as load(num_classes=..) makes"
             )
         self._labels = vit.class_names if labels is None else _names(labels, classes)
+        if classes and self._labels is None and not _has_bias(vit.variables):
+            warnings.warn(
+                "the head has no bias, like CLIP's projection or a head that was not "
+                "trained, so its outputs are no classes, and probabilities of them "
+                "mean nothing; an embedding is "
+                "vit.model.apply(vit.variables, images).logits",
+                stacklevel=4,  # two wrappers
+            )
         self._top = min(5, classes) if top is None else top
         if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:
             raise InputError(f"top is {top!r}; allowed are 1 to {classes}")
@@ -210,6 +219,10 @@ class Predictor:
             Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
             for i in order
         ]
+
+
+def _has_bias(variables):
+    return np.any(variables["params"]["head"]["bias"])
 
 
 def _outcome(future):

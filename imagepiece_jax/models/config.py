@@ -57,10 +57,15 @@ def dtype_name(dtype):
         return dtype
 
 
-def _dtype(value):
-    if dtype_name(value) not in DTYPES:
-        raise ValueError(value)
-    return dtype_name(value)
+def optional_dtype():
+    """A field that is None, or one of DTYPES by its name or as a type."""
+
+    def convert(value):
+        if dtype_name(value) not in DTYPES:
+            raise ValueError(value)
+        return dtype_name(value)
+
+    return optional(checked(None, convert, ", ".join(DTYPES)))
 
 
 def _size_of_images(value):
@@ -120,7 +125,7 @@ class ModelConfig(CheckedFields):
     class_token: bool | None = optional(switch())
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    dtype: str | None = optional(checked(None, _dtype, ", ".join(DTYPES)))
+    dtype: str | None = optional_dtype()
     attention: str | None = None
     kernels: str | None = optional_choice(fused_kernels.CHOICES)
     drop_path_rate: float | None = optional(number(least=0, below=1))
@@ -322,7 +327,12 @@ def reduced(
     if tokens is not None:
         steps = _steps_to(tokens, reduction, facts_of_model)
     plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
-    contract.check_plan(plan, dense.arch, grid)
+    try:
+        contract.check_plan(plan, dense.arch, grid)
+    except InputError as error:
+        if tokens is None:
+            raise
+        raise InputError(f"tokens is {tokens}: {error}") from error
     return dense.clone(plan=plan, prop_attn=prop_attn)
 
 
@@ -346,7 +356,7 @@ def _steps_to(tokens, reduction, model):
             method = own
             if setting is not None:
                 method = methods.create(**setting).with_tokens(tokens).resolved(model)
-            steps, left, least = layer_plan.leaving(
+            steps, left, least = layer_plan.steps_leaving(
                 tokens, method.steps(model.depth), patches
             )
         except InputError:  # a position of the knob that this model has not

@@ -26,7 +26,6 @@ from imagepiece_jax.models.rotary import Rotary
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
-PROJECTOR = ("gelu", "prefix")  # fields of a Projector there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +140,9 @@ def describe(vit) -> dict[str, Any]:
     """
     model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
     size, crop = prepared.pop("image_size"), prepared["crop"]
-    projector = vit.projector and {k: getattr(vit.projector, k) for k in PROJECTOR}
+    projector = vit.projector and {
+        field: getattr(vit.projector, field) for field in ("gelu", "prefix")
+    }
     ours = {
         "version": __version__,
         "model": {

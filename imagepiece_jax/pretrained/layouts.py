@@ -347,16 +347,16 @@ TIMM = LAYOUTS[-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
+class HostNames:
     """The names of a language model around a vision tower.
 
     tower: a pattern of what stands in front of the tower's names; what is before its
-    last module is of the host. mark: what a name of the host starts with, by which it
+    last module is of the host. marks: what a name of the host starts with, by which it
     is known. projector: {its layers, from the host: ours}.
     """
 
     tower: str
-    mark: str
+    marks: tuple[str, ...]
     projector: Mapping[str, str]
 
     def place(self, name: str, start: str) -> str | None:
@@ -373,18 +373,20 @@ class Host:
         return renamed or beside
 
 
-HOSTS = (
-    Host(  # PaliGemma, LLaVA
+HOST_NAMES = (
+    HostNames(  # PaliGemma, LLaVA
         tower=r"((?:.*\.)?)vision_tower\.(?:vision_model\.)?",
-        mark="multi_modal_projector.",
+        marks=("multi_modal_projector.", "language_model."),
         projector={
             "multi_modal_projector.linear": "projector.0",
             "multi_modal_projector.linear_1": "projector.0",
             "multi_modal_projector.linear_2": "projector.1",
         },
     ),
-    Host(  # PaliGemma of big_vision, and openpi's in Orbax
-        tower=r"((?:.*\.)?)img\.", mark="llm.", projector={"img.head": "projector.0"}
+    HostNames(  # PaliGemma of big_vision, and openpi's in Orbax
+        tower=r"((?:.*\.)?)img\.",
+        marks=("llm.",),
+        projector={"img.head": "projector.0"},
     ),
 )
 # Names of ours and of timm's in files without a patch embedding of one convolution.
@@ -511,7 +513,8 @@ def to_timm(
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}
-        projector = _projector(layers, tower) if layers or tower else None
+        alone = not (layers or tower or places.host)
+        projector = None if alone else _projector(layers, tower)
         return Contents(tensors, config, projector=projector)
     except InputError:
         raise
@@ -577,18 +580,20 @@ class _Places:
 
     layout: Layout
     prefix: str
-    host: Host | None
+    host: HostNames | None
     start: str
     tower: Tower | None
 
     @classmethod
     def of(cls, names, tower):
         layout, prefix = _layout(names)
-        for host in HOSTS:
+        for host in HOST_NAMES:
             match = re.fullmatch(host.tower, prefix)
-            start = match and match[1]
-            if match and any(name.startswith(start + host.mark) for name in names):
-                return cls(layout, prefix, host, start, tower)
+            if match is None:
+                continue
+            marks = tuple(match[1] + mark for mark in host.marks)
+            if any(name.startswith(marks) for name in names):
+                return cls(layout, prefix, host, match[1], tower)
         return cls(layout, prefix, None, "", tower)
 
     def place(self, name):
@@ -633,8 +638,8 @@ def _projector(tensors, tower):
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
         raise InputError(
-            f"{CONFIG} is that of a vision tower in a language model, whose projector "
-            "is not there; allowed are all files of such a model"
+            "it is a vision tower in a language model, whose projector is not there; "
+            "allowed are all files of such a model"
         )
     if tower is None and len(numbers) > 1:
         raise InputError(

@@ -130,7 +130,7 @@ def build(
     return _with_reads(plan)
 
 
-def leaving(
+def steps_leaving(
     tokens: int, steps: Sequence[Step], n0: int
 ) -> tuple[tuple[Step, ...] | None, int, int]:
     """Steps that leave exactly so many image tokens.

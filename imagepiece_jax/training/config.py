@@ -253,8 +253,9 @@ class RunConfig(CheckedFields):
         if not self.num_classes:
             raise InputError(
                 f"weights {path} have no classes, so there is no accuracy to measure; "
-                "train a head first (train.py --config.init.weights), or take their "
-                "vectors: python -m imagepiece_jax predict --json"
+                "train a head first (train.py --config.init.weights), take their "
+                "vectors (python -m imagepiece_jax predict --json), or compare their "
+                "features (python -m experiments patch_features)"
             )
         by_name = class_names.labels_by_name(names, self.num_classes)
         every = self.source("val", by_name)

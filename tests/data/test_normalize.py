@@ -50,6 +50,7 @@ WRONG = {
     "0 .. 1": PIXELS / 255,
     "float16": np.float16(PIXELS / 255),
     "in JAX": jnp.asarray(PIXELS / 255),
+    "NaN": np.full((2, 40, 40, 3), np.nan),
 }
 
 

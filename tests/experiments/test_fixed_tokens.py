@@ -70,6 +70,9 @@ def test_neighbors_vote_by_hand():
     assert found.tolist() == [1, 0]
 
 
+MAPPED = ["--sweep", "tome:r=2", "--counts", "16", "--decoder", "x"]
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
@@ -78,6 +81,14 @@ def test_neighbors_vote_by_hand():
         (
             ["--sweep", "tome:r=2", "--counts", "26"],
             "--counts: tokens is 26; allowed are whole numbers from 1 to 25",
+        ),
+        (
+            ["--sweep", "evit:blocks=(0,):score=probe"],
+            "config.reduction at block 0 ranks tokens by the score 'probe', but the",
+        ),
+        (
+            [*MAPPED, "--fill", "zero,last"],
+            "--fill is 'zero,last'; allowed are one of nearest, last",
         ),
     ],
 )

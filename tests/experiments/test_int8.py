@@ -94,3 +94,9 @@ def test_a_dropped_patch_has_the_feature_of_the_nearest_token():
 def test_methods_are_named(context):
     with pytest.raises(InputError, match="--sweep is missing"):
         int8.int8(context())
+
+
+def test_what_has_no_graph_is_known_before_any_figure(tmp_path, context):
+    with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
+        int8.int8(context(sweep=(*SWEEP, "random:blocks=(1,)")))
+    assert not (tmp_path / "points.jsonl").read_text()

@@ -73,6 +73,18 @@ def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
         ([], "--sweep is missing: name methods, such as --sweep tome:r=8"),
         (["--sweep=tome:r=1", "--limit=3"], "--data has 3 images; allowed are 4 or"),
         (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit': allowed"),
+        (
+            ["--sweep=tome:r=1", "--fill=zero"],
+            "--fill is of saliency, saliency-picture",
+        ),
+        (
+            ["--sweep=tome:r=1", "--hours=1"],
+            "--hours is of scratch; allowed with patch",
+        ),
+        (
+            ["--sweep=evit:blocks=(0,):score=probe"],
+            "config.reduction at block 0 ranks tokens by the score 'probe', but",
+        ),
     ],
 )
 def test_mistakes(tmp_path, words, more, message):

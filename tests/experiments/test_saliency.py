@@ -1,5 +1,7 @@
 """The experiment on saliency maps: its head, its figures, its page and its picture."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -189,6 +191,23 @@ def test_a_head_of_other_features_is_a_mistake(tmp_path, head_file):
     np.savez(tmp_path / "other.npz", weight=np.zeros(3, np.float32))
     with pytest.raises(InputError, match="has no tensor bn1.bias; allowed is a head"):
         saliency.read_head(tmp_path / "other.npz", 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"upconv2.weight": np.zeros((6, 5, 3, 3))},
+        {"upconv4.weight": np.zeros((4, 4, 4, 4))},
+        {"final_conv.weight": np.zeros((2, 4, 1, 1))},
+        {"bn3.running_mean": np.zeros(5)},
+    ],
+)
+def test_a_head_of_another_form_is_a_mistake(tmp_path, change):
+    np.savez(tmp_path / "other.npz", **random_head() | change)
+    (name,), (tensor,) = change, change.values()
+    shape = re.escape(str(list(tensor.shape)))
+    with pytest.raises(InputError, match=f"has tensor {name} {shape}; allowed is a"):
+        saliency.read_head(tmp_path / "other.npz", WIDTH)
 
 
 def docs(name):

@@ -206,6 +206,25 @@ def test_a_token_fuser_makes_the_map_where_one_is_given():
     np.testing.assert_allclose(shifted[0].reshape(6, 2), PATCHES + means, rtol=1e-6)
 
 
+def test_what_is_no_fuser_is_refused():
+    outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
+    message = r"fuser makes an array \[1, 3, 2\] of .*; allowed is \[1, 6, 2\], a"
+    with pytest.raises(InputError, match=message):
+        features.feature_map(outputs, GRID, fuser=lambda learned, tokens: learned)
+    model = tiny.model({"name": "token_learner", "num_tokens": 8, "block": 1})
+    vit = Pretrained(model, tiny.variables(model))
+    bound = TokenFuser().bind({"params": {}})
+    with pytest.raises(InputError, match="a function of two arrays that has a hash"):
+        features.features(vit, tiny.images(), fuser=bound)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have it")
+def test_float16_is_refused_on_cpus():
+    model = tiny.model(None, dtype="float16")
+    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs"):
+        features.features(Pretrained(model, tiny.variables(model)), tiny.images())
+
+
 @pytest.fixture(scope="module")
 def imagepiece():
     """Outputs of a model that traces its source, each map, and what it should be."""

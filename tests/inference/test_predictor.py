@@ -317,3 +317,14 @@ def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
     for option in ({"top": 1}, {"labels": ()}):
         with pytest.raises(InputError, match="the model has no classes, and gives fea"):
             api.Predictor(Pretrained(headless, tiny.variables(headless)), **option)
+
+
+def test_a_projection_is_no_classifier(trained):
+    """CLIP's head has no bias: zeros here."""
+    model, variables = trained
+    head = variables["params"]["head"]
+    params = variables["params"] | {"head": head | {"bias": 0 * head["bias"]}}
+    projecting = Pretrained(model, variables | {"params": params})
+    with pytest.warns(UserWarning, match="no bias, .* so its outputs are no classes"):
+        imagepiece_jax.Predictor(projecting)
+    imagepiece_jax.Predictor(projecting, labels=NAMES)

@@ -339,11 +339,11 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
         ),
         (
             {"lacking": ["multi_modal"]},
-            "no place in transformers' CLIP and SigLIP beside the tower vision_tower.v",
+            "it is a vision tower in a language model, whose projector is not there",
         ),
         (
             {"lacking": ["multi_modal", "language"]},
-            "config.json is that of a vision tower in a language model, whose proj",
+            "it is a vision tower in a language model, whose projector is not there",
         ),
         (
             {"change": {"multi_modal_projector.linear_1.weight": noise(OUT, 25)}},
