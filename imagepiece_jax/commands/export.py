@@ -63,7 +63,7 @@ def main():
     vit = weights.pretrained()
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     vit = dataclasses.replace(vit, model=model)
-    xla_options.check_dtype("cpu", model.dtype.name)
+    xla_options.check_dtype(model.dtype.name, "cpu")
     options = {
         "batch_size": BATCH.value,
         "pixels": PIXELS.value,

@@ -28,8 +28,12 @@ def fast_dtype(device: jax.Device | None = None) -> str:
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
-def check_dtype(platform, dtype):
-    """Raise InputError for a dtype of layers that `platform` cannot compute in."""
+def check_dtype(dtype: str, platform: str | None = None):
+    """Raise InputError for a dtype of layers that a platform cannot compute in.
+
+    platform: None is that of the first device
+    """
+    platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
         raise InputError(
             "dtype is 'float16', in which CPUs compute no attention; allowed there are "

@@ -127,7 +127,7 @@ def model_step(
     seed, precision, measure, alter: as for `eval_step`
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
-    xla_options.check_dtype(parallel.local_devices()[0].platform, model.dtype.name)
+    xla_options.check_dtype(model.dtype.name)
     step = functools.partial(
         eval_step,
         model=model,

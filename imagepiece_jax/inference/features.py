@@ -146,7 +146,7 @@ def features(
             f"fuser is {fuser!r}; allowed is a function of two arrays that has a hash, "
             "such as one that calls TokenFuser().apply"
         )
-    xla_options.check_dtype(jax.default_backend(), model.dtype.name)
+    xla_options.check_dtype(model.dtype.name)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     try:

@@ -295,7 +295,7 @@ def compiler(
     check_variables(model, vit.variables, size)
     device = asked.device or jax.local_devices()[0]
     dtype = asked.dtype or xla_options.fast_dtype(device)
-    xla_options.check_dtype(device.platform, dtype)
+    xla_options.check_dtype(dtype, device.platform)
     options = xla_options.options(device.platform) | (asked.compiler_options or {})
     _check_options(options, device)
     _make_folder(asked.cache_dir)
