@@ -277,9 +277,9 @@ def declared_runs() -> tuple[list[dict], dict]:
     return found, plan
 
 
-def with_declared(results: Results) -> Results:
-    """`results` with the systems of the declared experiment, from its runs."""
-    study, (found, plan) = "retokenization", declared_runs()
+def with_declared(results: Results, found: list[dict], plan: dict) -> Results:
+    """`results` with the systems of the declared experiment, from `declared_runs`."""
+    study = "retokenization"
     rows = [row for row in results.rows if results.sources[row.source].study != study]
     sources = {row.source: results.sources[row.source] for row in rows}
     origin = _origin_of_runs(study, found[0], plan)
@@ -468,10 +468,12 @@ def scratch_table(results: Results, study: str) -> str:
     return render.table([*head, *(f"points to {base}" for base in bases)], lines)
 
 
-def tables(results: Results) -> dict[str, str]:
-    """The tables of the pages, by the names that stand in their marks."""
-    report, runs_and_plan = comparison_report(results), declared_runs()
-    accuracies = declared.read(runs_and_plan[0])
+def tables(results: Results, found: list[dict], plan: dict) -> dict[str, str]:
+    """The tables of the pages, by the names that stand in their marks.
+
+    found, plan: of `declared_runs`
+    """
+    report, accuracies = comparison_report(results), declared.read(found)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -482,9 +484,9 @@ def tables(results: Results) -> dict[str, str]:
         "retokenization": scratch_table(results, "retokenization"),
         "contrasts": declared.declared_table(declared.contrasts(accuracies)),
         "contrasts-beside": declared.beside_table(accuracies),
-        "rates": trained.rates_table(*runs_and_plan),
-        "masks": trained.masks_table(*runs_and_plan),
-        "merges": trained.merges_table(*runs_and_plan),
+        "rates": trained.rates_table(found, plan),
+        "masks": trained.masks_table(found, plan),
+        "merges": trained.merges_table(found, plan),
         "schedule": schedules.schedule_table(),
         "overhead": schedules.overhead_table(),
         "speeds": schedules.efficiency_table(),
@@ -502,9 +504,10 @@ def main(words):
     for word in words:
         report = json.loads(pathlib.Path(word).read_text("utf-8"))
         results = take_in(results, report)
-    results = with_declared(results)
+    found, plan = declared_runs()
+    results = with_declared(results, found, plan)
     replace_file(FILE, dump_results(results))
-    made = tables(results)
+    made = tables(results, found, plan)
     compare_tables.draw_plot(PLOT, comparison_report(results))
     for name in PAGES:
         path = ROOT / name

@@ -68,13 +68,12 @@ def infer_weights(
             )
         return config
     except InputError as error:
-        sentence, folder = f"{where}: {error}", path.parent
-        if path.is_dir():  # mean and std are in another file
-            sentence = sentence.replace(CONFIG, PREPROCESSOR)
+        place, folder = PLACE, path.parent
+        if path.is_dir():  # its config.json is there; mean and std are in another file
+            place = f"place its {PREPROCESSOR} beside it"
         elif (folder / CONFIG).is_file():
-            named = f"name its folder, {folder}, which has a config.json"
-            sentence = sentence.replace(PLACE, named)
-        raise InputError(sentence) from error
+            place = f"name its folder, {folder}, which has a config.json"
+        raise InputError(f"{where}: {str(error).replace(PLACE, place)}") from error
 
 
 def _known_of_file(contents, stated, asked):

@@ -255,5 +255,5 @@ def test_merges_follow_from_the_runs(runs):
 
 def test_systems_are_in_the_file_of_results():
     kept = results.read_results(results.FILE.read_text("utf-8"))
-    assert results.with_declared(kept) == kept
+    assert results.with_declared(kept, *results.declared_runs()) == kept
     assert len(kept.of("retokenization")) == 6

@@ -35,7 +35,7 @@ def test_the_file_is_read_back_as_it_was(kept):
 
 
 def test_tables_of_the_pages_are_made_from_the_file(kept):
-    made, used = results.tables(kept), []
+    made, used = results.tables(kept, *results.declared_runs()), []
     for name in results.PAGES:
         text = (results.ROOT / name).read_text("utf-8")
         assert results.filled(text, made) == text, name
@@ -286,7 +286,7 @@ def test_the_controls_of_fixed_merge_ratio_are_kept(kept):
     for share, variants in at.items():
         assert {row.setting["keep_rate"] for row in variants.values()} == {keep[share]}
         assert {row.source for row in variants.values()} == {"controls-fd09b83"}
-    made = results.tables(kept)["controls-fixed"]
+    made = results.tables(kept, *results.declared_runs())["controls-fixed"]
     for figures in ("+1.8 [-0.2, +3.8]", "+1.1 [-1.2, +3.4]", "-0.6 [-3.2, +2.0]"):
         assert made.count(figures) == 1
     # Zero is in the intervals of both means that the page says so of.
