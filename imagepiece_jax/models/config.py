@@ -4,6 +4,7 @@ What a name stands for is in registry.py.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,16 @@ from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
 from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, facts
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import contract, layer_plan, methods, settings
 from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.method import ModelFacts, NoReduction
 
+MISS = 0.02  # of the dense model's MACs, by which a cost may be off
+BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 DTYPES = ("float32", "bfloat16", "float16")
 # Fields of an Architecture that can be given without it.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
@@ -310,23 +314,16 @@ def reduced(
     Raises InputError for a reduction that does not fit the model.
     """
     reduction, prop_attn = split_reduction(reduction, prop_attn)
-    facts_of_model = ModelFacts(
-        patches=math.prod(grid),
-        embed_dim=dense.embed_dim,
-        class_token=dense.arch.class_token,
-        pool=dense.arch.pool,
-        depth=dense.depth,
-        name=name,
-    )
-    method = methods.create(**reduction).resolved(facts_of_model)
+    method = methods.create(**reduction).resolved(_facts_of(dense, grid, name))
+    if tokens is not None:
+        method = _with_tokens(method, tokens, dense.depth, math.prod(grid))
+    elif method.macs is not None:
+        method = _at_cost(method, dense.clone(parent=None), grid, reduction["name"])
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)
     prop_attn = ModelConfig(prop_attn=prop_attn).prop_attn
-    steps, prefix = method.steps(dense.depth), dense.arch.prefix
-    if tokens is not None:
-        steps = _steps_to(tokens, reduction, facts_of_model)
-    plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+    plan = _plan(method, dense, grid, masked)
     try:
         contract.check_plan(plan, dense.arch, grid)
     except InputError as error:
@@ -336,46 +333,125 @@ def reduced(
     return dense.clone(plan=plan, prop_attn=prop_attn)
 
 
-def _steps_to(tokens, reduction, model):
-    """Steps that leave exactly `tokens`, at the nearest setting of the knob above.
+def resolved(reduction, dense, grid, name=None):
+    """A reduction that says how many tokens stay, where it says what it is to cost.
 
-    Of settings that leave equally many the reduction's own is the first. Where none
-    leaves as many, the nearest below stops there. `model` are its ModelFacts.
+    dense: a ViT of the model's sizes, with or without a reduction
+    reduction, grid, name: as for `reduced`
+    Returns the reduction; with `macs` it has the fields of its method that are found
+        for it in place of `macs` and of a schedule's name.
+    Raises InputError for a reduction that does not fit the model.
     """
-    patches = model.patches
+    fields, prop_attn = split_reduction(reduction)
+    if fields.get("macs") is None:
+        return reduction
+    method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
+    found = _at_cost(method, dense.clone(parent=None), grid, fields["name"])
+    changed = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if getattr(found, field.name) != getattr(method, field.name)
+    }
+    whole = {**fields, "prop_attn": prop_attn, **changed}
+    return {k: v for k, v in whole.items() if v is not None}
+
+
+def _facts_of(dense, grid, name):
+    return ModelFacts(
+        patches=math.prod(grid),
+        embed_dim=dense.embed_dim,
+        class_token=dense.arch.class_token,
+        pool=dense.arch.pool,
+        depth=dense.depth,
+        name=name,
+    )
+
+
+def _plan(method, dense, grid, masked=False):
+    steps = method.planned_steps(dense.depth, math.prod(grid))
+    prefix = dense.arch.prefix
+    return layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+
+
+@functools.lru_cache(maxsize=256)
+def _at_cost(method, model, grid, name):
+    """`method` at the strength whose MACs are nearest to `macs` of the dense model.
+
+    Raises InputError where the nearest are off by more than MISS.
+    """
+    size = tuple(side * model.patch_size for side in grid)
+    dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
+    tried, failed = [], None
+
+    def share(strength):
+        nonlocal failed
+        try:
+            found = method.at_strength(strength, model.depth, math.prod(grid))
+            plan = _plan(found, model, grid)
+        except InputError as error:  # the schedule goes no further
+            failed = failed or error
+            return None
+        macs = model_macs(model.clone(plan=plan), size) / dense
+        tried.append((abs(macs - method.macs), strength, macs, found))
+        return macs
+
+    low, high = 0.0, 1.0
+    if share(low) is None:
+        raise failed
+    share(high)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        macs = share(middle)
+        if macs is None or macs < method.macs:
+            high = middle
+        else:
+            low = middle
+    miss, _, macs, found = min(tried, key=lambda trial: trial[:2])
+    if miss > MISS:
+        raise InputError(
+            f"config.reduction.macs is {method.macs:g}, but the nearest cost that "
+            f"{name!r} reaches here is {macs:.3f} of the dense model's; allowed are "
+            f"costs within {MISS:g} of one that it reaches"
+        )
+    return found
+
+
+def _with_tokens(method, tokens, depth, patches):
+    """`method` leaving exactly `tokens` at the end, by its schedule cut off there.
+
+    The schedule is as weak as it can be to leave so few, or fewer.
+    """
     if not is_whole(tokens) or not 1 <= tokens <= patches:
         raise InputError(
             f"tokens is {tokens!r}; allowed are whole numbers from 1 to {patches}, the "
             "patches of an image"
         )
     tokens = int(tokens)  # one of NumPy would be taken for an array
-    own = methods.create(**reduction).with_tokens(tokens).resolved(model)
-    choices, fewest = [], patches
-    for setting in [None, *settings.along_knob(dict(reduction), model.depth)]:
-        try:
-            method = own
-            if setting is not None:
-                method = methods.create(**setting).with_tokens(tokens).resolved(model)
-            steps, left, least = layer_plan.steps_leaving(
-                tokens, method.steps(model.depth), patches
-            )
-        except InputError:  # a position of the knob that this model has not
-            continue
-        fewest = min(fewest, least)
-        if steps is not None:
-            choices.append((left < tokens, abs(left - tokens), steps))
-    if choices:
-        return min(choices, key=lambda choice: choice[:2])[2]
-    if fewest == patches:
+
+    def counts(strength):
+        found = method.at_strength(strength, depth, patches)
+        plan = layer_plan.build(depth, patches, found.planned_steps(depth, patches), 0)
+        return [layer.mlp_tokens for layer in plan]
+
+    low, high = 0.0, 1.0
+    fewest = counts(high)
+    if fewest[-1] > tokens:
         raise InputError(
-            f"tokens is {tokens}, but the model reduces nothing and leaves {patches}; "
-            'allowed are a method, such as reduction={"name": "tome"}, and '
-            f"{patches}"
+            f"tokens is {tokens}; allowed are {fewest[-1]}, the fewest that this "
+            f"reduction leaves, to {patches}"
         )
-    raise InputError(
-        f"tokens is {tokens}; allowed for {reduction['name']!r} are {fewest}, the "
-        f"fewest that its last step can leave here, to {patches}"
-    )
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if counts(middle)[-1] <= tokens else (middle, high)
+    cut = [max(tokens, count) for count in counts(high)]
+    free = dataclasses.replace(method, macs=None, counts=None)
+    exact = free.within_reach([*cut[:-1], min(cut[-1], tokens)], depth, patches)
+    if exact.counts[-1] != tokens:
+        raise InputError(
+            f"tokens is {tokens}, but the last step of this reduction leaves "
+            f"{exact.counts[-1]} or more; allowed are those"
+        )
+    return exact
 
 
 def split_reduction(reduction, prop_attn=None):

@@ -10,7 +10,7 @@ from typing import Any
 
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.token_counts import Exactly, Rule
+from imagepiece_jax.reduction.token_counts import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,44 +128,6 @@ def build(
         plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
         held = after
     return _with_reads(plan)
-
-
-def steps_leaving(
-    tokens: int, steps: Sequence[Step], n0: int
-) -> tuple[tuple[Step, ...] | None, int, int]:
-    """Steps that leave exactly so many image tokens.
-
-    The step that would leave fewer leaves so many, and those after it change nothing;
-    where none would, the last one does.
-
-    tokens: from 1 to n0
-    steps, n0: as for `build`
-    Returns the steps, None where that step cannot leave so many; how many tokens the
-    steps leave as they are, and the fewest that they could.
-    """
-    steps = sorted(steps, key=lambda step: step.block)
-    changes, n = [], n0
-    for place, step in enumerate(steps):
-        counts = count(step, n, n0, len(changes) + 1)
-        if counts:
-            n = counts.n_out
-            changes.append((place, counts))
-    if not changes:
-        return (tuple(steps) if tokens == n0 else None), n0, n0
-    reached = (change for change in changes if change[1].n_out <= tokens)
-    place, counts = next(reached, changes[-1])
-    last, ends = changes[-1]
-    fewest = steps[last].rule.reachable(ends.n_in, ends.stage).start
-    possible = steps[place].rule.reachable(counts.n_in, counts.stage)
-    if tokens not in (n0, counts.n_out) and tokens not in possible:
-        return None, n, min(fewest, n)
-    exact = [
-        step
-        if index < place or (index == place and counts.n_out == tokens)
-        else dataclasses.replace(step, rule=Exactly(step.rule, tokens))
-        for index, step in enumerate(steps)
-    ]
-    return tuple(exact), n, min(fewest, n)
 
 
 def with_reducers(plan, change) -> tuple[LayerPlan, ...]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.nodes import node
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -24,6 +25,7 @@ from imagepiece_jax.reduction.ops import (
     pick,
     place_among,
     rank,
+    squared_distances,
     sums,
     uniqueness,
 )
@@ -50,6 +52,8 @@ class Reducer:
 
     # The fields of Taps that it reads, of those of `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
+    # Whether its slots are clusters, none of whose tokens the others join.
+    clusters: ClassVar[bool] = False
     # What is compared, one of METRICS, where it needs a metric.
     metric = None
 
@@ -223,6 +227,70 @@ def keep_and_sum(keep, weight, n_out):
         index=slot_index(dest, n_out, groups=1),
         n_out=n_out,
         mean=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropping(Reducer):
+    """What `reducer` would merge is dropped: every slot keeps one token, as it is.
+
+    That is the token that others would join; of a cluster without such a token the one
+    that is nearest to its mean, the first of equally near ones.
+    """
+
+    reducer: Reducer
+
+    @property
+    def needs(self):
+        return self.reducer.needs
+
+    @property
+    def metric(self):
+        return self.reducer.metric
+
+    def __call__(self, taps, counts, train=False):
+        merged = self.reducer(taps, counts, train)
+        keep = merged.index.keep
+        if self.reducer.clusters:
+            keep = nearest_to_means(taps.x, taps.size, merged)
+        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+        stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
+        return Assignment(
+            dest=jnp.where(stays, merged.dest, DROPPED),
+            index=SlotIndex.of_kept(keep),
+            n_out=counts.n_out,
+        )
+
+
+def dropping(reducer):
+    """`Dropping` of a reducer. Raises InputError for one that learns, or sums."""
+    learns = not dataclasses.is_dataclass(reducer) or not hasattr(reducer, "clusters")
+    if learns or isinstance(reducer, MaskingReducer) or getattr(reducer, "fuse", False):
+        raise InputError(
+            f"config.reduction.fate is 'drop', but {type(reducer).__name__} learns or "
+            "adds a token; allowed is 'own', or a method that merges without either"
+        )
+    return Dropping(reducer)
+
+
+def nearest_to_means(x, size, result):
+    """The token of each slot that is nearest to the slot's mean. -> [B, n_out] int32.
+
+    The mean squared distance to the members is that to their mean and their variance;
+    so two tokens that weigh the same are equally near, whatever rounding does.
+
+    x: [B, n, D]
+    size: [B, n], weights of the means where the result has none
+    result: an Assignment whose slots are means
+    """
+    squares = squared_distances(jax.lax.stop_gradient(x).astype(jnp.float32))
+    weight = jax.lax.stop_gradient(size if result.weight is None else result.weight)
+    together = result.dest[:, :, None] == result.dest[:, None, :]
+    cost = jnp.sum(jnp.where(together, weight[:, None, :] * squares, 0), axis=-1)
+    slots = jnp.arange(result.n_out, dtype=jnp.int32)[None, :, None]
+    belongs = result.dest[:, None, :] == slots
+    return jnp.argmin(jnp.where(belongs, cost[:, None, :], jnp.inf), axis=-1).astype(
+        jnp.int32
     )
 
 

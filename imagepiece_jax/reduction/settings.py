@@ -33,12 +33,6 @@ def changed(reduction, base=None):
     return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
 
 
-def along_knob(reduction: dict, depth: int = 12) -> list[dict]:
-    """`reduction` at every position of the knob that its method declares."""
-    fields, _ = split(reduction)
-    return [reduction | setting for setting in methods.create(**fields).knob(depth)]
-
-
 def split(reduction):
     """Split a reduction: (fields of the method, name included; fields of the model)."""
     reduction = dict(reduction)

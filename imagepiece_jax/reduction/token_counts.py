@@ -31,9 +31,9 @@ class Rule:
         """
         raise NotImplementedError
 
-    def reachable(self, n: int, stage: int) -> range:
-        """Counts below `n` that the step could leave instead, with the same reducer."""
-        return range(n - n // 2 if self.merges else 1, n)
+    def fewest(self, n: int, stage: int) -> int:
+        """Fewest of `n` tokens that the step could leave, with the same reducer."""
+        return n - n // 2 if self.merges else 1
 
     def candidates(self, n: int) -> int | None:
         """Tokens among which a merge looks for pairs; None for other rules."""
@@ -51,8 +51,8 @@ class Keep(Rule):
         kept = max(1, ceil(self.rate * n))
         return None if kept == n else kept + self.fused
 
-    def reachable(self, n, stage):
-        return range(1 + self.fused, n)
+    def fewest(self, n, stage):
+        return 1 + self.fused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,11 @@ class KeepInitial(Rule):
         kept = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
         return None if kept >= n else kept
 
-    def reachable(self, n, stage):
-        return range(1 + stage * self.packages, n)
+    def fewest(self, n, stage):
+        return 1 + stage * self.packages
+
+    def share(self, n0, stage):
+        return self.rate
 
 
 def initial_shares(blocks, keep_rate):
@@ -122,8 +125,8 @@ class Merge(Rule):
         merged = min(ceil(self.merge_ratio * base), candidates // 2)
         return None if merged == 0 else n - merged
 
-    def reachable(self, n, stage):
-        return range(n - self.candidates(n) // 2, n)
+    def fewest(self, n, stage):
+        return n - self.candidates(n) // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +135,8 @@ class DropAsMerge(Merge):
 
     merges: ClassVar[bool] = False
 
-    def reachable(self, n, stage):
-        return range(1, n)
+    def fewest(self, n, stage):
+        return 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +148,10 @@ class Fixed(Rule):
     def n_out(self, n, n0, stage):
         return self.tokens
 
-    def reachable(self, n, stage):
-        return range(self.tokens, self.tokens + 1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Exactly(Rule):
-    """`tokens` where there are more, in place of what `rule` would leave."""
+    """`tokens` where there are more: `counts` in place of what `rule` would leave."""
 
     rule: Rule
     tokens: int
@@ -165,3 +165,8 @@ class Exactly(Rule):
 
     def candidates(self, n):
         return self.rule.candidates(n)
+
+    def share(self, n0, stage):
+        """Share of the first tokens that stay, packages not counted."""
+        packages = stage * self.rule.packages
+        return (self.tokens - packages) / n0

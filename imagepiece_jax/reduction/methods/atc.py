@@ -72,6 +72,8 @@ class Agglomeration(Reducer):
     the farthest) or "average" (mean over all pairs of this step's tokens).
     """
 
+    clusters: ClassVar[bool] = True
+
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True
@@ -100,6 +102,7 @@ class ATC(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)

@@ -4,6 +4,7 @@ The search of the rates is not part of this: its published results are.
 """
 
 import dataclasses
+import sys
 from typing import Any, ClassVar
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common.fields import choice, counts, optional, weight
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import (
     SCORES,
@@ -20,6 +21,7 @@ from imagepiece_jax.reduction.reducers import (
     find_partners,
     keep_and_join,
 )
+from imagepiece_jax.reduction.schedules import powered_shares, rounded
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
@@ -112,6 +114,7 @@ SCHEDULES = {
         ),
     },
 }
+ALL = sys.maxsize  # tokens stay after pruning: none is dropped
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
 # Of those that a model has, the target that its authors report accuracies of; DeiT-Ti:
 # the one of the same share.
@@ -176,6 +179,7 @@ class DiffRate(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    amounts: ClassVar[tuple[str, ...]] = ("target", "prune", "merge")
     small: ClassVar[dict[str, Any]] = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
 
     target: float | None = optional(weight())
@@ -199,13 +203,11 @@ class DiffRate(Method):
                     "allowed are as many tokens or fewer"
                 )
 
-    def knob(self, depth):
-        targets = {target for schedules in SCHEDULES.values() for target in schedules}
-        return along("target", sorted(targets))
-
     def resolved(self, model):
         """With the lists of the model's size. Raises InputError where it has none."""
         method = super().resolved(model)
+        if self.counts is not None:
+            return method
         if self.prune is not None:
             tokens = f"the {model.patches} image tokens and the class token"
             self.check_most("prune", model.patches + 1, tokens, least=2)
@@ -229,6 +231,21 @@ class DiffRate(Method):
             )
         lists = [tuple(map(int, text.split())) for text in SCHEDULES[name][target]]
         return dataclasses.replace(method, prune=lists[0], merge=lists[1])
+
+    def scaled(self, strength, depth, patches):
+        """Both lists, as shares of all tokens, to a power."""
+        prune, merge = (
+            tuple(
+                max(2, 1 + rounded(patches * share))
+                for share in powered_shares([(n - 1) / patches for n in kept], strength)
+            )
+            for kept in (self.prune, self.merge)
+        )
+        return dataclasses.replace(self, prune=prune, merge=merge)
+
+    def step_at(self, block, depth, tokens):
+        """None is dropped: all that leave join the most attended."""
+        return Step(block, PruneAndMerge(ALL, score=self.score), PruneThenMerge(0, 0))
 
     def steps(self, depth):
         if self.prune is None:

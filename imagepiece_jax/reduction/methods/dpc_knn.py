@@ -56,6 +56,8 @@ def density_peaks(x, neighbors, n_out):
 class DensityPeaks(Reducer):
     """Cluster around density peaks; a cluster becomes the plain mean of its members."""
 
+    clusters: ClassVar[bool] = True
+
     neighbors: int = 5
 
     def __call__(self, taps, counts, train=False):
@@ -89,6 +91,7 @@ class DpcKnn(Method):
     members of a cluster, for models that are trained with it, else a plain mean.
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)

@@ -16,7 +16,6 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import (
     Method,
     ParamGroup,
-    along,
     check_merges,
 )
 from imagepiece_jax.reduction.ops import (
@@ -28,6 +27,7 @@ from imagepiece_jax.reduction.ops import (
     smallest,
 )
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
+from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
 
@@ -138,23 +138,30 @@ class DTEM(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    amounts: ClassVar[tuple[str, ...]] = ("r", "r_list")
     small: ClassVar[dict[str, Any]] = {"r_list": (3, 4)}
 
     r: int = count(16)
     r_list: tuple[int, ...] | None = optional(counts())
 
-    def knob(self, depth):
-        return along("r", range(100))
-
     def resolved(self, model):
         check_merges(self, model.patches)
         return super().resolved(model)
 
+    def scaled(self, strength, depth, patches):
+        removed = self.removed(depth)
+        removed = removed if any(removed) else (1,) * depth
+        counts = scaled_removals(removed, patches, strength)
+        return self.within_reach(counts, depth, patches)
+
+    def removed(self, depth):
+        """Tokens that each block is to merge away."""
+        return (self.r,) * depth if self.r_list is None else self.r_list
+
     def steps(self, depth):
-        listed = (self.r,) * depth if self.r_list is None else self.r_list
         return tuple(
             Step(block, Embedding(), Remove(r), when_masked=0)
-            for block, r in enumerate(listed)
+            for block, r in enumerate(self.removed(depth))
             if r
         )
 

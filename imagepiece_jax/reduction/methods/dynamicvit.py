@@ -76,10 +76,21 @@ class LearnedSelection(Method):
         return ParamGroup(self.backbone_rate, self.frozen_epochs)
 
 
+def target_shares(plan):
+    """Share of the first tokens that evaluation keeps at each step of a masked plan."""
+    counts = [layer.counts for layer in plan if layer.counts]
+    rules = [layer.step.rule for layer in plan if layer.counts]
+    return [
+        rule.share(counts[0].n_in, count.stage)
+        for rule, count in zip(rules, counts, strict=True)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class DynamicViT(LearnedSelection):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
@@ -98,5 +109,5 @@ class DynamicViT(LearnedSelection):
         The means are over this device's images; `plan` is that of masked training.
         """
         shares = [jnp.mean(result.keep, axis=1) for result in outputs.results]
-        targets = [layer.step.rule.rate for layer in plan if layer.counts]
+        targets = target_shares(plan)
         return self.loss_terms(outputs, teacher_outputs, shares, targets)

@@ -20,6 +20,7 @@ class EViT(Method):
     attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from imagepiece_jax.common.fields import count
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.schedules import rounded
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Assignment
 
@@ -55,23 +56,25 @@ class GridPooling(Method):
     to 3.0, and a cell is exactly 2 x 2 patches.
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("grid_size", "block")
     small: ClassVar[dict[str, Any]] = {"grid_size": 4, "block": 1}
 
     grid_size: int = count(7, least=1)
     block: int = count(6)
 
-    def knob(self, depth):
-        return along("block", range(1, depth))
+    def scaled(self, strength, depth, patches):
+        """The same cells, in an earlier block."""
+        return dataclasses.replace(self, block=max(1, rounded((1 - strength) * depth)))
 
-    def with_tokens(self, tokens):
+    def step_at(self, block, depth, tokens):
         side = math.isqrt(tokens)
         if side**2 != tokens:
             raise InputError(
-                f"tokens is {tokens}, but the cells of grid_pooling are a square; "
-                f"allowed are squares, near it {side**2} and {(side + 1) ** 2}, of at "
-                "most as many cells a side as there are patches"
+                f"config.reduction.counts leaves {tokens} tokens at block {block}, but "
+                "the cells of grid_pooling are a square; allowed are squares, near it "
+                f"{side**2} and {(side + 1) ** 2}"
             )
-        return dataclasses.replace(self, grid_size=side)
+        return Step(block, Cells(side), Fixed(tokens), site="pre")
 
     def steps(self, depth):
         rule = Fixed(self.grid_size**2)

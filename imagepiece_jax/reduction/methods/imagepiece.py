@@ -10,7 +10,7 @@ import numpy as np
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import (
     cosine_within,
     gather_rows,
@@ -111,6 +111,7 @@ class ImagePiece(Method):
     rest is `Retokenize`'s.
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "merge_ratio")
     small: ClassVar[dict[str, Any]] = {
         "merge_ratio": 0.06,
         "merge_blocks": (0, 1),
@@ -131,21 +132,29 @@ class ImagePiece(Method):
     score: str = choice("auto", tuple(SCORES))
     inattentive: str = choice("merge", INATTENTIVE)
 
-    def knob(self, depth):
-        """Both rates together, from 1 and 0 to its own, by default .8 and .08, and on.
+    def scaled(self, strength, depth, patches):
+        """Both rates together, from 1 and 0 through its own to the end of one.
 
-        By its keep rate alone it costs .69 of DeiT-Ti at most. Where it does not prune,
-        the merge ratio alone.
+        Where it does not prune, the merge ratio alone.
         """
-        if self.prune_blocks == ():
-            return along("merge_ratio", (i / 200 for i in range(2, 101)))
         drop, merge = 1 - self.keep_rate, self.merge_ratio
-        path = (i / 50 for i in range(500))  # at 1 its own rates
-        return [
-            {"keep_rate": round(1 - drop * t, 4), "merge_ratio": round(merge * t, 4)}
-            for t in path
-            if drop * t <= 0.95 and merge * t <= 1
-        ]
+        if self.prune_blocks == ():
+            return dataclasses.replace(self, merge_ratio=round(strength, 6))
+        far = strength / max(drop, merge, 1e-6)
+        rates = {"keep_rate": 1 - drop * far, "merge_ratio": merge * far}
+        return dataclasses.replace(self, **{k: round(v, 6) for k, v in rates.items()})
+
+    def step_at(self, block, depth, tokens):
+        steps = self.steps(depth)
+        step = next((step for step in steps if step.block == block), None)
+        if step is None:
+            listed = ", ".join(str(step.block) for step in steps)
+            raise InputError(
+                f"config.reduction.counts changes at block {block}, but the blocks at "
+                f"which this method merges and prunes are {listed}; allowed are these, "
+                "and other merge_blocks and prune_blocks"
+            )
+        return step
 
     def steps(self, depth):
         merge, prune = self.merge_blocks, self.prune_blocks

@@ -21,9 +21,10 @@ from imagepiece_jax.common.fields import (
     positive,
 )
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Reducer, find_partners, keep_and_join
+from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
 FEWEST = 10  # tokens, class token included, that always stay
@@ -48,6 +49,9 @@ class FuseAway(Rule):
         r = min(self.r, n + 1 - FEWEST)
         removed = min(floor(n * r) if r < 1 else r, n // 2)
         return None if removed <= 0 else n - removed
+
+    def fewest(self, n, stage):
+        return max(n - n // 2, min(n, FEWEST - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +127,7 @@ class MCTF(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    amounts: ClassVar[tuple[str, ...]] = ("r", "blocks")
     small: ClassVar[dict[str, Any]] = {"r": 7}
 
     r: float = checked(16, _removed, "whole numbers, and shares from 0 to below 1")
@@ -131,18 +136,26 @@ class MCTF(Method):
     attention: float = positive(20.0)
     sizes: float = positive(40.0)
 
-    def knob(self, depth):
-        return along("r", range(1, 100))
-
     def resolved(self, model):
         patches = model.patches
         reason = f"half of the {patches} image tokens of the first block"
         self.check_most("r", patches // 2, reason)
         return super().resolved(model)
 
+    def scaled(self, strength, depth, patches):
+        if 0 < self.r < 1:
+            return dataclasses.replace(self, r=min(strength, 0.999999))
+        chosen = self.chosen_blocks(depth)
+        counts = scaled_removals([b in chosen for b in range(depth)], patches, strength)
+        return self.within_reach(counts, depth, patches)
+
+    def chosen_blocks(self, depth):
+        """The blocks that fuse tokens."""
+        return range(1, depth) if self.blocks is None else self.blocks
+
     def steps(self, depth):
         reducer = Fusion(self.similarity, self.attention, self.sizes)
-        chosen = range(1, depth) if self.blocks is None else self.blocks
         return tuple(
-            Step(block, reducer, FuseAway(self.r), site="attention") for block in chosen
+            Step(block, reducer, FuseAway(self.r), site="attention")
+            for block in self.chosen_blocks(depth)
         )

@@ -1,14 +1,22 @@
 """The base of all methods: fields with checks, steps, and what training adds."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from imagepiece_jax.common.fields import CheckedFields
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    checked,
+    choice,
+    number,
+    optional,
+)
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction import schedules
+from imagepiece_jax.reduction.layer_plan import Step, build
+from imagepiece_jax.reduction.reducers import dropping
+from imagepiece_jax.reduction.token_counts import Exactly
 
-RATES = tuple(i / 100 for i in range(5, 101))  # positions of most knobs
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
 # the accuracies of all scores.
 WITHOUT_CLASS_TOKEN = "received"
@@ -58,18 +66,23 @@ def check_merges(method, patches):
     method.check_most(name, patches // 2, reason)
 
 
-def along(field: str, values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
-    """A knob of one field: a setting for each of its values."""
-    return tuple({field: value} for value in values)
-
-
 @dataclasses.dataclass(frozen=True)
 class Method(CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
     Each field has a default and a check (`common.fields`), made when a method is
-    created. A method that trains in its own way overrides, with a function or a value:
+    created. All methods have three more, which may say how many tokens stay in place
+    of the method's own, and what becomes of the others:
 
+    macs: share of the dense model's MACs; `models.config` finds the strength of
+        `counts`, or of the method's own schedule, whose cost is nearest
+    counts: image tokens after each block, or a schedule by name (`schedules`), which
+        needs `macs`
+    fate: "drop" drops the tokens that the method would merge; "own": as it does
+
+    A method that trains in its own way overrides, with a function or a value:
+
+    amounts: its own fields that say how many tokens stay, and at which blocks
     needs_teacher: whether training compares with a frozen dense model
     small: fields with which it has steps in a model of three blocks and 25 tokens, for
         tests, where the defaults do not fit
@@ -81,6 +94,7 @@ class Method(CheckedFields):
     """
 
     group: ClassVar[str] = "reduction"
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
     needs_teacher: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     model_fields: ClassVar[Mapping[str, Any]] = {}
@@ -88,24 +102,130 @@ class Method(CheckedFields):
     param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
+    _: dataclasses.KW_ONLY
+    macs: float | None = optional(number(above=0, most=1))
+    counts: str | tuple[int, ...] | None = optional(
+        checked(None, schedules.parse, schedules.ALLOWED)
+    )
+    fate: str = choice("own", ("own", "drop"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.counts is None:
+            return
+        if (self.macs is None) == isinstance(self.counts, str):
+            named = isinstance(self.counts, str)
+            lacks = "needs config.reduction.macs" if named else "says what it costs"
+            raise InputError(
+                f"config.reduction.counts is {self.counts!r}, which {lacks}; allowed "
+                "are a schedule with macs, such as macs=0.5, and a list without"
+            )
+        for name in self.amounts:
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"config.reduction.{name} is {getattr(self, name)!r} beside "
+                    "config.reduction.counts, which says how many tokens stay; "
+                    "allowed is one of them"
+                )
+
     def steps(self, depth: int) -> Sequence[Step]:
-        """The steps in a model of `depth` blocks."""
+        """The steps in a model of `depth` blocks, by the method's own fields."""
         raise NotImplementedError
 
-    def knob(self, depth: int) -> Sequence[Mapping[str, Any]]:
-        """The settings by which its cost is set: the same fields with other values.
+    def step_at(self, block: int, depth: int, tokens: int) -> Step:
+        """The step that leaves `tokens` image tokens at `block`, where `counts` asks.
 
-        They lead from the dense model to the published setting and beyond. Some may
-        not fit a model of `depth` blocks.
+        Of its rule the fewest tokens and the candidates count, not how many it leaves.
+        Raises InputError for a block at which the method does nothing.
         """
-        return along("keep_rate", RATES) if hasattr(self, "keep_rate") else ()
+        fields = {"blocks": (block,)} if hasattr(self, "blocks") else {}
+        own = dataclasses.replace(self, counts=None, macs=None, **fields)
+        steps = [step for step in own.steps(depth) if step.block == block]
+        if not steps:
+            raise InputError(
+                f"config.reduction.counts changes at block {block}, at which this "
+                "method does nothing; allowed are counts that change elsewhere"
+            )
+        return steps[0]
 
-    def with_tokens(self, tokens: int) -> "Method":
-        """The method, leaving so many image tokens where a field of its own says it.
+    def scaled(self, strength: float, depth: int, patches: int) -> "Method":
+        """The method with its own schedule at another strength.
 
-        Raises InputError for a count that its field cannot say.
+        strength: 0 leaves all tokens, 1 as few as the schedule can
         """
-        return self
+        if self.counts is None and hasattr(self, "keep_rate"):
+            return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
+        plan = build(depth, patches, self.planned_steps(depth, patches), 0)
+        shares = [layer.mlp_tokens / patches for layer in plan]
+        powered = schedules.powered_shares(shares, strength)
+        counts = [max(1, schedules.rounded(share * patches)) for share in powered]
+        return self.within_reach(counts, depth, patches)
+
+    def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
+        """`scaled`, or by the schedule that `counts` names; without `macs`."""
+        free = dataclasses.replace(self, macs=None, counts=None)
+        if not isinstance(self.counts, str):
+            own = free if self.counts is None else self
+            return type(own).scaled(own, strength, depth, patches)
+        counts = schedules.Schedule.of(self.counts).counts(depth, patches, strength)
+        return free.within_reach(counts, depth, patches)
+
+    def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
+        """The steps in a model, by its own fields or by `counts`.
+
+        patches: image tokens of the first block
+        Raises InputError for counts that the method or the model cannot have.
+        """
+        steps = (
+            self.steps(depth) if self.counts is None else self._counted(depth, patches)
+        )
+        if self.fate == "own":
+            return steps
+        return [
+            dataclasses.replace(step, reducer=dropping(step.reducer)) for step in steps
+        ]
+
+    def _counted(self, depth, patches):
+        """Steps to `counts`."""
+        if len(self.counts) != depth:
+            raise InputError(
+                f"config.reduction.counts has {len(self.counts)} entries; allowed are "
+                f"{depth}, one for each block"
+            )
+        if self.counts[0] > patches:
+            raise InputError(
+                f"config.reduction.counts starts with {self.counts[0]} tokens; allowed "
+                f"are at most {patches}, the patches of an image"
+            )
+        steps, n, stage = [], patches, 0
+        for block, tokens in enumerate(self.counts):
+            if tokens == n:
+                continue
+            stage += 1
+            step = self.step_at(block, depth, tokens)
+            fewest = step.rule.fewest(n, stage)
+            if tokens < fewest:
+                raise InputError(
+                    f"config.reduction.counts leaves {tokens} of {n} tokens at block "
+                    f"{block}; allowed there are {fewest} or more"
+                )
+            rule = Exactly(step.rule, tokens)
+            steps.append(dataclasses.replace(step, rule=rule))
+            n = tokens
+        return steps
+
+    def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
+        """The method with `counts`, or the nearest above that its steps can leave."""
+        reached, n, stage = [], patches, 1
+        for block, tokens in enumerate(counts):
+            if tokens < n:
+                step = self.step_at(block, depth, tokens)
+                tokens = min(n, max(tokens, step.rule.fewest(n, stage)))
+            stage += tokens < n
+            n = min(n, tokens)
+            reached.append(n)
+        fields = {name: getattr(type(self), name) for name in self.amounts}
+        return dataclasses.replace(self, macs=None, counts=tuple(reached), **fields)
 
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
@@ -125,6 +245,8 @@ class Method(CheckedFields):
         reason: what `most` is, the end of the error's sentence
         Raises InputError for more than `most`.
         """
+        if self.counts is not None:
+            return  # the field does not count
         value = getattr(self, field)
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
         highest = max(counts, default=0)
@@ -136,16 +258,25 @@ class Method(CheckedFields):
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields by name, without those that only training reads."""
-        return {
-            field.name: getattr(self, field.name)
+        names = [
+            field.name
             for field in dataclasses.fields(self)
             if not field.metadata.get("training")
+        ]
+        # Not those of all methods where they say nothing: former versions had none.
+        usual = {"macs": None, "counts": None, "fate": "own"}
+        return {
+            name: getattr(self, name)
+            for name in names
+            if name not in usual or getattr(self, name) != usual[name]
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class NoReduction(Method):
     """No steps: the dense model."""
+
+    amounts: ClassVar[tuple[str, ...]] = ()
 
     def steps(self, depth):
         return ()

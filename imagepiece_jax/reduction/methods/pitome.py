@@ -9,7 +9,7 @@ import numpy as np
 
 from imagepiece_jax.common.fields import choice, rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import (
     METRICS,
@@ -60,10 +60,6 @@ class PiToMe(Method):
     keep_rate: float = rate(0.9125)
     late_first: bool = switch(False)
     metric: str = choice("key", METRICS)
-
-    def knob(self, depth):
-        """In every block a little: finer than the rates of three steps."""
-        return along("keep_rate", (i / 400 for i in range(200, 401)))
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

@@ -30,6 +30,7 @@ class Draw(Reducer):
 class Random(Method):
     """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)

@@ -16,8 +16,7 @@ from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import RATES, along
+from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection, target_shares
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.token_counts import KeepInitial
@@ -106,6 +105,7 @@ def package_weights(probability, dropped, norm):
 class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rates", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
     keep_rates: tuple[float, ...] = several(
@@ -131,12 +131,16 @@ class SPViT(LearnedSelection):
                 "are rising blocks with rates, all of the first tokens, that do not"
             )
 
-    def knob(self, depth):
-        """The published shares, scaled together, none above one."""
-        scales = (*RATES, *(1 + i / 50 for i in range(1, 100)))
-        shares = SPViT.keep_rates
-        scaled = [tuple(round(min(1.0, s * x), 4) for x in shares) for s in scales]
-        return along("keep_rates", scaled)
+    def scaled(self, strength, depth, patches):
+        """Its shares, all multiplied alike, none above one."""
+        least = min(share for share in self.keep_rates if share)
+        scale = (1 - strength) / least
+        rates = tuple(round(min(1.0, scale * share), 6) for share in self.keep_rates)
+        return dataclasses.replace(self, keep_rates=rates)
+
+    def step_at(self, block, depth, tokens):
+        selector = Selector(self.share_heads, self.package_norm)
+        return Step(block, selector, KeepInitial(0.0, True), "pre", when_masked=1)
 
     def steps(self, depth):
         selector = Selector(self.share_heads, self.package_norm)
@@ -155,7 +159,7 @@ class SPViT(LearnedSelection):
         masks = [result.keep for result in outputs.results]
         patches = masks[0].shape[1] if masks else 0
         shares = [jnp.mean(mask[:, :patches]) for mask in masks]
-        targets = [layer.step.rule.rate for layer in plan if layer.counts]
+        targets = target_shares(plan)
         return self.loss_terms(outputs, teacher_outputs, shares, targets)
 
     def backbone_rate(self, lr, peak):

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import choice, rate
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along
-from imagepiece_jax.reduction.ops import gather_rows, lengths
-from imagepiece_jax.reduction.reducers import METRICS, Bipartite
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import lengths
+from imagepiece_jax.reduction.reducers import METRICS, Bipartite, Dropping
 from imagepiece_jax.reduction.token_counts import Rule, floor
-from imagepiece_jax.reduction.tokens import DROPPED, SlotIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +27,6 @@ class MergeAway(Rule):
     def n_out(self, n, n0, stage):
         removed = min(floor((1 - self.rate) * (n + 1)), n // 2)
         return None if removed == 0 else n - removed
-
-
-@dataclasses.dataclass(frozen=True)
-class Discard(Bipartite):
-    """As ToMe, but what would merge is dropped."""
-
-    def __call__(self, taps, counts, train=False):
-        merged = super().__call__(taps, counts, train)
-        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        stays = gather_rows(merged.index.keep, merged.dest) == itself
-        dest = jnp.where(stays, merged.dest, DROPPED)
-        return merged.replace(dest=dest, index=SlotIndex.of_kept(merged.index.keep))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +72,11 @@ class ToFu(Method):
     rescale: str = choice("destination", ("destination", "mean"))
     metric: str = choice("key", METRICS)
 
-    def knob(self, depth):
-        """In every block a little: finer than the rates of three steps."""
-        return along("keep_rate", (i / 400 for i in range(200, 401)))
-
     def steps(self, depth):
-        discard, fuse = Discard(self.metric), Fuse(self.metric, self.rescale)
+        discard, fuse = (
+            Dropping(Bipartite(self.metric)),
+            Fuse(self.metric, self.rescale),
+        )
         return tuple(
             Step(b, discard if b <= depth // 2 else fuse, MergeAway(self.keep_rate))
             for b in range(depth)

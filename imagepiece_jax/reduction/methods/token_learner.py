@@ -6,7 +6,6 @@ for tasks that need a value for every patch.
 
 import dataclasses
 import functools
-import itertools
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.schedules import rounded
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Mixing
 
@@ -137,6 +137,7 @@ class TokenLearner(Method):
     `pooling`, "sum" or "mean").
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("num_tokens", "block")
     small: ClassVar[dict[str, Any]] = {"num_tokens": 8, "block": 1}
 
     num_tokens: int = count(16, least=1)
@@ -145,17 +146,18 @@ class TokenLearner(Method):
     bottleneck_dim: int = count(64, least=1)
     pooling: str = choice("sum", ("sum", "mean"))
 
-    def knob(self, depth):
-        blocks = itertools.product(range(1, depth), (8, 16, 32))
-        return [{"block": block, "num_tokens": tokens} for block, tokens in blocks]
-
-    def with_tokens(self, tokens):
-        return dataclasses.replace(self, num_tokens=tokens)
-
     def resolved(self, model):
         reason = "the image tokens of the first block"
         self.check_most("num_tokens", model.patches, reason, least=1)
         return super().resolved(model)
+
+    def scaled(self, strength, depth, patches):
+        """As many tokens, learned in an earlier block."""
+        return dataclasses.replace(self, block=max(1, rounded((1 - strength) * depth)))
+
+    def step_at(self, block, depth, tokens):
+        own = dataclasses.replace(self, block=block, num_tokens=tokens, counts=None)
+        return own.steps(depth)[0]
 
     def steps(self, depth):
         if self.version == "v1.1":

@@ -26,6 +26,8 @@ class Clustering(Ranking):
     block before.
     """
 
+    clusters: ClassVar[bool] = True
+
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
 
@@ -108,6 +110,7 @@ class TokenPooling(Method):
     algorithm: "kmedoids" or "kmeans"; score: of significance, see `reducers.Ranking`.
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)

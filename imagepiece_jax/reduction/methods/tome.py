@@ -12,8 +12,9 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, along, check_merges
+from imagepiece_jax.reduction.methods.method import Method, check_merges
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
+from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Remove
 
 
@@ -27,6 +28,7 @@ class ToMe(Method):
     "query", "value", "token").
     """
 
+    amounts: ClassVar[tuple[str, ...]] = ("r", "inflection", "r_list")
     small: ClassVar[dict[str, Any]] = {"r_list": (2, 2, 4)}
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
@@ -35,9 +37,6 @@ class ToMe(Method):
     inflection: float = number(0.0, least=-1, most=1)
     r_list: tuple[int, ...] | None = optional(counts())
     metric: str = choice("key", METRICS)
-
-    def knob(self, depth):
-        return along("r", range(100))
 
     def resolved(self, model):
         check_merges(self, model.patches)
@@ -58,6 +57,12 @@ class ToMe(Method):
         low = int(self.r * (1 - self.inflection))
         high = 2 * self.r - low
         return tuple(low + i * (high - low) // max(depth - 1, 1) for i in range(depth))
+
+    def scaled(self, strength, depth, patches):
+        removed = self.removed(depth)
+        removed = removed if any(removed) else (1,) * depth
+        counts = scaled_removals(removed, patches, strength)
+        return self.within_reach(counts, depth, patches)
 
     def steps(self, depth):
         reducer = Bipartite(self.metric)

@@ -1,0 +1,190 @@
+"""Schedules: how many image tokens each block leaves, in plain Python.
+
+A schedule has a shape, and one strength by which its cost is set: 0 is the dense model,
+1 leaves as few tokens as the shape can. Whether a reduction can follow it (matching
+removes at most half of the tokens at a step) is for the caller to say.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.errors import InputError
+
+# Image tokens after each block of a model of 12 blocks and 196 patches.
+# ImagePiece: keep .8, merge .08, schedule B. Source: spec of the AAAI 2025 paper.
+IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
+# DiffRate: its list for DeiT-Ti at 0.8 GMACs, after merging. Source: methods/diffrate.
+DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
+STAGES = (3, 6, 9)
+
+
+def constant(depth, strength, start=0):
+    """The same number leaves in every block from `start` on; fractions are rounded."""
+    return [1 - strength * max(0, block + 1 - start) for block in range(depth)]
+
+
+def proportional(depth, strength, start=0):
+    """The same share leaves in every block from `start` on."""
+    return [(1 - strength) ** max(0, block + 1 - start) for block in range(depth)]
+
+
+def stages(depth, strength, *blocks):
+    """The same share leaves at each of `blocks`."""
+    blocks = blocks or STAGES
+    passed = (sum(stage <= block for stage in blocks) for block in range(depth))
+    return [(1 - strength) ** count for count in passed]
+
+
+def imagepiece(depth, strength):
+    """ImagePiece's counts, as shares of the first count, to a power."""
+    return _powered(IMAGEPIECE, depth, strength)
+
+
+def diffrate(depth, strength):
+    """DiffRate's counts for DeiT-Ti, as shares of the first count, to a power."""
+    return _powered(DIFFRATE, depth, strength)
+
+
+def curve(depth, strength, middle=0.5, slope=8.0):
+    """An S-curve over the depth, from 1 down to 1 - strength.
+
+    middle: share of the depth at which it is steepest; slope: how steep, above 0; near
+    0 it is a straight line
+    """
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-slope * (x - middle)))
+
+    low, high = sigmoid(0), sigmoid(1)
+    fallen = (sigmoid((block + 1) / depth) - low for block in range(depth))
+    return [1 - strength * share / (high - low) for share in fallen]
+
+
+# Each: (depth, strength, *numbers) -> shares of the first count after each block.
+SHAPES: dict[str, Callable[..., list[float]]] = {
+    "constant": constant,
+    "proportional": proportional,
+    "stages": stages,
+    "imagepiece": imagepiece,
+    "diffrate": diffrate,
+    "curve": curve,
+}
+MOST_NUMBERS = {"constant": 1, "proportional": 1, "stages": None, "curve": 2}
+ALLOWED = (
+    f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
+    "stages-3-6-9 and curve-.5-8, or a count for each block"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A shape with its numbers. `of` reads it from text such as "stages-3-6-9"."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, text: str) -> "Schedule":
+        """Raises ValueError for a text that names no schedule."""
+        name, *numbers = text.split("-")
+        read = float if name == "curve" else int
+        numbers = tuple(map(read, numbers))
+        most = MOST_NUMBERS.get(name, 0)
+        rising = name != "stages" or [*numbers] == sorted({*numbers})
+        above = name != "curve" or min(numbers[1:], default=1) > 0
+        if name not in SHAPES or not rising or not above:
+            raise ValueError(text)
+        if most is not None and len(numbers) > most:
+            raise ValueError(text)
+        return cls(name, numbers)
+
+    def counts(self, depth: int, patches: int, strength: float) -> tuple[int, ...]:
+        """Image tokens after each block, at least one.
+
+        depth: blocks of the model
+        patches: image tokens of the first block
+        strength: from 0, where all stay, to 1
+        """
+        shares = SHAPES[self.name](depth, strength, *self.numbers)
+        return tuple(max(1, rounded(share * patches)) for share in shares)
+
+    def check_depth(self, depth: int):
+        """Raise InputError for a block that a model of `depth` blocks has not."""
+        if self.name == "curve":
+            return
+        for block in self.numbers:
+            if block >= depth:
+                raise InputError(
+                    f"config.reduction.counts names block {block}, but the model has "
+                    f"blocks 0 to {depth - 1}"
+                )
+
+
+def rounded(number: float) -> int:
+    """The nearest whole number; of two the higher, which binary rounding may miss."""
+    return math.floor(number + 0.5 + 1e-9)
+
+
+def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
+    """The field `counts`: a schedule's text, or a count for each block.
+
+    Raises ValueError for another value, and InputError for counts that rise or are 0.
+    """
+    if isinstance(value, str):
+        Schedule.of(value)
+        return value
+    if not isinstance(value, tuple | list) or not value:
+        raise ValueError(value)
+    if not all(map(is_whole, value)):
+        raise ValueError(value)
+    counts = tuple(map(int, value))
+    if min(counts) < 1:
+        raise InputError(
+            f"config.reduction.counts has {min(counts)} tokens after block "
+            f"{counts.index(min(counts))}; allowed are 1 or more"
+        )
+    for block in range(1, len(counts)):
+        if counts[block] > counts[block - 1]:
+            raise InputError(
+                f"config.reduction.counts rises at block {block}, from "
+                f"{counts[block - 1]} to {counts[block]} tokens; allowed are counts "
+                "that do not"
+            )
+    return counts
+
+
+def scaled_removals(
+    removed: Sequence[float], patches: int, strength: float
+) -> tuple[int, ...]:
+    """Counts after each block where the numbers that leave have given proportions.
+
+    removed: how many leave at each block, in any unit
+    strength: from 0 to 1, at which the largest of them is all tokens
+    """
+    total, counts, unit = 0.0, [], strength * patches / max(removed)
+    for number in removed:
+        total += number * unit
+        counts.append(max(1, rounded(patches - total)))
+    return tuple(counts)
+
+
+def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
+    """`shares` to a power that is 0 at strength 0, 1 at a half, and infinite at 1."""
+    if strength >= 1:
+        return [float(share == 1) for share in shares]
+    power = strength / (1 - strength)
+    return [share**power for share in shares]
+
+
+def _powered(counts, depth, strength):
+    """Shares after each block, of a list for 12 blocks stretched to `depth`."""
+    points, shares = [196, *counts], []
+    for block in range(depth):
+        place = (block + 1) * len(counts) / depth
+        below = min(math.floor(place), len(counts) - 1)
+        part = place - below
+        count = points[below] * (1 - part) + points[below + 1] * part
+        shares.append(count / points[0])
+    return powered_shares(shares, strength)
