@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from imagepiece_jax.benchmark import compare
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
@@ -89,10 +88,9 @@ class Finetuner:
         return []
 
     def match(self, reduction):
-        """`reduction` at the rate whose GMACs are nearest to the reference's."""
-        cost = self._dense.gmacs
-        depth = len(self._dense.model().plan)
-        return compare.nearest(cost, reduction, cost(REFERENCE), depth)
+        """`reduction` at the strength whose GMACs are nearest to the reference's."""
+        share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
+        return self._dense.resolved({**reduction, "macs": share})
 
     @functools.cached_property
     def _dense(self):

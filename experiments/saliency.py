@@ -262,10 +262,8 @@ def saliency(context):
     maps, shares = Maps(context, len(FILLS)), sorted(set(asked.shares), reverse=True)
     checkpoint = context.checkpoint(context.pretrained)
     entries, left_out = compare.match(checkpoint, shares, asked.methods)
-    near = [entry for entry in entries if entry.is_near]
     floor = maps.floor()
-    rows = _measured(maps, near, asked.fill)
-    unreached = [vars(entry) for entry in entries if not entry.is_near]
+    rows = _measured(maps, entries, asked.fill)
     plot, curves = context.out / "saliency.png", _curves(rows)
     if curves:
         render.curves(plot, "share of the dense MACs", "IoU to dense maps", curves)
@@ -277,7 +275,7 @@ def saliency(context):
         _by_share(rows, shares),
         f"![IoU by share of the dense MACs]({plot.name})" * bool(curves),
         _settings(rows, floor),
-        compare_tables.absent_table({"out_of_reach": unreached, "left_out": left_out}),
+        compare_tables.absent_table({"left_out": left_out}),
     )
 
 
@@ -408,7 +406,7 @@ def picture(context):
     """
     maps, weights = Maps(context), context.pretrained
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)
-    near = {entry.method: entry.reduction for entry in entries if entry.is_near}
+    near = {entry.method: entry.reduction for entry in entries}
     reductions = [settings.DENSE, *(near[name] for name in PICTURED if name in near)]
     batches, fill = context.images.batches(), context.settings.fill[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])

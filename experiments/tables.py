@@ -9,10 +9,9 @@ import functools
 from experiments import published, render
 from experiments.context import OffTheShelf
 from experiments.rows import DENSE, TableRow, facts, measure, present, table
-from imagepiece_jax.benchmark import compare
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.reduction import settings
 
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
@@ -151,17 +150,20 @@ def _strongest(context, measured):
 def fewest_tokens(context, pretrained, reduction):
     """(reduction, Answers) of the least cost within MAX_LOSS of dense, or None.
 
-    Bisection over the method's knob, which takes accuracy to fall along it.
+    Bisection over its share of the MACs, which takes accuracy to fall with it; shares
+    that it does not reach count as lost.
     """
-    depth = len(pretrained.model().plan)
     base = context.evaluate(pretrained, DENSE.reduction)
-    ordered = compare.priced(pretrained.gmacs, settings.along_knob(reduction, depth))
-    best, low, high = None, 0, len(ordered) - 1
+    best, low, high = None, 0, 99  # percent of the MACs that are saved
     for _ in range(BISECTIONS):
         if low > high:
             break
         middle = (low + high) // 2
-        setting = ordered[middle][1]
+        try:
+            setting = pretrained.resolved({**reduction, "macs": 1 - middle / 100})
+        except InputError:
+            high = middle - 1
+            continue
         result = context.evaluate(pretrained, setting)
         loss = -statistics.paired_difference(result.right, base.right).value
         if loss <= MAX_LOSS:

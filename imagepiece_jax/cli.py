@@ -41,7 +41,8 @@ OTHER_TYPE = (
     r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
     r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
 )
-PROP_ATTN = "reduction.prop_attn"  # of all methods, and in no config file
+# Fields of all methods, in no config file.
+SHARED = tuple(f"reduction.{name}" for name in ("prop_attn", "macs", "counts", "fate"))
 DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
@@ -369,7 +370,7 @@ class Overrides(tuple):
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
                 new_method = True
-            elif field == PROP_ATTN or (new_method and field.startswith("reduction.")):
+            elif field in SHARED or (new_method and field.startswith("reduction.")):
                 with config.unlocked():
                     config.reduction[field.removeprefix("reduction.")] = _literal(text)
             else:

@@ -9,7 +9,6 @@ As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
 import pathlib
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import compare
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
@@ -57,9 +56,8 @@ def compared(name, size):
     """A row for the dense model and each reduction."""
 
     def model(reduction):
-        fields_of_method, more = settings.split(reduction)
         fields = {"image_size": size, "dtype": "bfloat16", "attention": "xla"}
-        return create_model(name, reduction=fields_of_method, **fields, **more)
+        return create_model(name, reduction=reduction, **fields)
 
     def cost(reduction):
         return model_macs(model(reduction), size)
@@ -71,7 +69,7 @@ def compared(name, size):
         if reduction["name"] == "imagepiece":  # its 8 % a block are for 12 blocks
             reduction = reduction | {"merge_ratio": round(0.96 / depth, 4)}
         if reduction["name"] != "none":
-            reduction = compare.nearest(cost, reduction, SHARE * dense, depth)
+            reduction = {**reduction, "macs": SHARE}
         made = model(reduction)
         text = compile_only.forward_text(made, BATCH, size, "bfloat16", _placed)
         by_kind = h200.summary(text)

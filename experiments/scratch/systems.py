@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from experiments.context import package_config
 from experiments.scratch.options import Options
-from imagepiece_jax.benchmark import compare
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
@@ -71,9 +70,10 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         return gmacs(system, options, num_classes, dtype)
 
     def matched(title, reduction, start=None):
-        priced = compare.priced(cost, _candidates(reduction, options))
-        _, nearest = compare.closest(priced, cost(reference))
-        return System(reduction["name"], title, "conv", nearest, start)
+        fields = {**reduction, "macs": cost(reference) / cost(settings.DENSE)}
+        system = System(reduction["name"], title, "conv", fields, start)
+        run = RunConfig.from_config(config(system, options, num_classes, dtype))
+        return dataclasses.replace(system, reduction=run.resolved().reduction)
 
     harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
 
@@ -98,17 +98,6 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         if reduction["name"] in options.chosen:
             compared.append(matched(title, reduction, start))
     return [system for system in compared if system.name in options.chosen]
-
-
-def _candidates(reduction, options):
-    """`reduction` in small steps of its cost: for ToMe by single tokens in all."""
-    if reduction["name"] != "tome":
-        return settings.along_knob(reduction, options.depth)
-    depth, patches = options.depth, (options.image_size // options.patch) ** 2
-    return [
-        reduction | {"r_list": tuple((total + i) // depth for i in range(depth))[::-1]}
-        for total in range(patches)
-    ]
 
 
 def config(

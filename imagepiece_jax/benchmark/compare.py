@@ -1,11 +1,12 @@
 """All methods on one checkpoint, matched in cost: what each loses, and the tests of it.
 
-Every method stands at the setting of its knob whose cost is nearest to a share of the
-dense model's, by MACs or by time on this device; all other fields are its defaults,
-those that it was published with. Settings are chosen by cost alone, so no image
-chooses. Differences are paired, on the same images: to the dense model, to ToMe and
-random tokens at the same share, and of ImagePiece's controls (with its token counts) to
-ImagePiece. All of them are one family of exact McNemar tests, corrected by Holm's rule.
+Every method stands at the strength of its own schedule whose cost is nearest to a share
+of the dense model's, by MACs (`macs`) or by time on this device; all other fields are
+its defaults, those that it was published with. Settings are chosen by cost alone, so no
+image chooses. Differences are paired, on the same images: to the dense model, to ToMe
+and random tokens at the same share, and of ImagePiece's controls (with its token
+counts) to ImagePiece. All of them are one family of exact McNemar tests, corrected by
+Holm's rule.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
@@ -26,9 +26,6 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 
-# Of a share; a method that comes no nearer is not compared there. DiffRate's published
-# lists for DeiT-Ti are 3.5 to 4.4 % away from the shares .75, .6 and .5.
-TOLERANCE = 0.05
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # beside the dense model
 # ImagePiece with its token counts, but another fate of the least attended tokens: they
@@ -46,14 +43,10 @@ class MatchedMethod:
 
     method: str
     share: float
-    reduction: dict
-    shown: dict  # fields of the knob, and those that are not the method's defaults
+    reduction: dict  # with the tokens that stay
+    shown: dict  # what asks for it
     reached: float
     speed: dict | None = None
-
-    @property
-    def is_near(self) -> bool:
-        return abs(self.reached - self.share) <= TOLERANCE * self.share
 
 
 def compare(
@@ -74,12 +67,11 @@ def compare(
     """
     weights, shares = checkpoint.weights, sorted(set(shares), reverse=True)
     entries, left_out = match(checkpoint, shares, methods, metric)
-    near = [entry for entry in entries if entry.is_near]
     dense, *figures = map(
         _figures,
-        evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in near)]),
+        evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in entries)]),
     )
-    pairs = [*zip(near, figures, strict=True)]
+    pairs = [*zip(entries, figures, strict=True)]
     timing = {
         "device": device.name(),
         "batch_size": checkpoint.speed_batch,
@@ -93,12 +85,10 @@ def compare(
         "images": dict(checkpoint.images.setting),
         "metric": metric,
         "shares": shares,
-        "tolerance": TOLERANCE,
         "timing": timing if metric == "ms" else None,
         "git": git_revision(),
         "versions": device.versions(),
         "left_out": left_out,
-        "out_of_reach": [_line(entry) for entry in entries if not entry.is_near],
         "dense": dense,
         "settings": [_line(entry) | figures for entry, figures in pairs],
         "comparisons": comparisons(
@@ -116,18 +106,16 @@ def match(
 ) -> tuple[list[MatchedMethod], list[dict[str, str]]]:
     """The setting of every method at each share; arguments as `compare` takes them.
 
-    Returns the settings, method by method, and {"method", "reason"} of the methods that
-    are left out. A setting that is not near its share is to be reported, not measured.
+    Returns the settings, method by method, and {"method", "share", "reason"} of what is
+    left out, with share None where that is a method at all shares.
     Raises InputError for an unknown method, and where no method reaches a share.
     """
     entries, left_out = [], []
     for method in chosen(methods):
-        settled = _entries(checkpoint, method, shares, metric)
-        if isinstance(settled, str):
-            left_out.append({"method": method, "reason": settled})
-        else:
-            entries += settled
-    if not any(entry.is_near for entry in entries):
+        found, absent = _entries(checkpoint, method, shares, metric)
+        entries += found
+        left_out += [{"method": method, **line} for line in absent]
+    if not entries:
         listed = ",".join(f"{share:g}" for share in shares)
         raise InputError(
             f"--shares is {listed}: no method has a setting of this cost; allowed are "
@@ -155,120 +143,53 @@ def chosen(names: Iterable[str]) -> list[str]:
     return listed
 
 
-def _entries(checkpoint, method, shares, metric) -> list[MatchedMethod] | str:
-    """A MatchedMethod for each share, or why the method is left out."""
-    weights = checkpoint.weights
-    fields = CONTROLS.get(method, {"name": method})
-    name = fields["name"]
-    if weights.reduction["name"] == name:  # a run: its fields, not the defaults
-        fields = {**weights.reduction, **fields}
-    depth = len(weights.model(settings.DENSE).plan)
-    choices = priced(weights.gmacs, settings.along_knob(fields, depth))
-    if not choices:
-        try:
-            weights.model(fields)
-        except InputError as error:
-            return f"does not fit this model: {error}"
-        return "does not fit this model"
-    choices = _trained(weights, choices)
-    if not choices:
-        return "needs training"
-    knob = METHODS[name]().knob(depth)[0]
-    entries = []
+def _entries(checkpoint, method, shares, metric):
+    """(MatchedMethods, {"share", "reason"} of where there are none)."""
+    weights, settle = checkpoint.weights, _by_time if metric == "ms" else _by_macs
+    asked = CONTROLS.get(method, {"name": method})
+    if weights.reduction["name"] == asked["name"]:  # a run: its fields, not defaults
+        asked = {**weights.reduction, "counts": None, **asked}
+    try:
+        weights.model(asked)
+    except InputError as error:
+        reason = f"does not fit this model: {error}"
+        return [], [{"share": None, "reason": reason}]
+    entries, absent = [], []
     for share in shares:
-        if metric == "ms":
-            reduction, reached, speed = _by_time(checkpoint, choices, share)
-        else:
-            reduction, reached = _by_macs(weights, choices, share)
-            speed = None
-        shown = {k: reduction[k] for k in knob if k in reduction}
-        shown = settings.changed(reduction) | shown
+        try:
+            reduction, *reached = settle(checkpoint, asked, share)
+        except InputError as error:
+            absent.append({"share": share, "reason": str(error)})
+            continue
+        if weights.untrained(reduction):
+            return [], [{"share": None, "reason": "needs training"}]
+        shown = {"macs": share} | settings.changed(asked)
         shown.pop("name")
-        entries.append(MatchedMethod(method, share, reduction, shown, reached, speed))
-    return entries
+        entries.append(MatchedMethod(method, share, reduction, shown, *reached))
+    return entries, absent
 
 
-def _trained(weights, choices):
-    """Those of `choices` whose parameters the weights hold.
-
-    From the cheapest on: a step that keeps every token has no parameters.
-    """
-    if not any(name.startswith("reducer") for name in weights.tensors):
-        return [] if _learned_steps(weights, choices[-1][1]) else choices
-    lacking, trained = {}, []
-    for cost, reduction in reversed(choices):
-        # A reducer that learns and its block decide the parameters, whatever it keeps.
-        key = str(_learned_steps(weights, reduction))
-        if key not in lacking:
-            lacking[key] = weights.untrained(reduction)
-        if not lacking[key]:
-            trained.append((cost, reduction))
-    return trained
-
-
-def _learned_steps(weights, reduction):
-    """(block, reducer) of the steps of a reduction that have parameters."""
-    plan = weights.model(reduction).plan
-    steps = [(b, layer.step.reducer) for b, layer in enumerate(plan) if layer.counts]
-    return [step for step in steps if isinstance(step[1], nn.Module)]
-
-
-def _by_macs(weights, choices, share):
+def _by_macs(checkpoint, asked, share):
     """(reduction, share reached) of the nearest cost."""
-    dense = weights.gmacs(settings.DENSE)
-    cost, reduction = closest(choices, share * dense)
-    return reduction, cost / dense
+    weights = checkpoint.weights
+    reduction = weights.resolved({**asked, "macs": share})
+    return reduction, weights.gmacs(reduction) / weights.gmacs(settings.DENSE)
 
 
-def _by_time(checkpoint, choices, share):
+def _by_time(checkpoint, asked, share):
     """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
 
     The first is the nearest by MACs, each further one as if time fell as MACs do.
     """
     target, tried = share, {}
     for _ in range(MAX_TRIALS):
-        reduction, macs = _by_macs(checkpoint.weights, choices, target)
+        reduction, macs = _by_macs(checkpoint, asked, min(1.0, target))
         if macs in tried:
             break
         speed = checkpoint.speed(reduction)
         tried[macs] = reduction, 1 / speed["ratio"], speed
         target *= share * speed["ratio"]
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
-
-
-def priced(
-    cost: Callable[[dict], float], reductions: Iterable[dict]
-) -> list[tuple[float, dict]]:
-    """(cost, reduction) of those that make a model, the most expensive first."""
-    choices = []
-    for reduction in reductions:
-        try:
-            choices.append((cost(reduction), reduction))
-        except InputError:  # a position of the knob that does not fit this model
-            continue
-    return sorted(choices, key=lambda pair: -pair[0])
-
-
-def closest(choices: Iterable[tuple[float, dict]], target: float) -> tuple[float, dict]:
-    """The pair from `priced` whose cost is nearest to `target`."""
-    return min(choices, key=lambda pair: abs(pair[0] - target))
-
-
-def nearest(
-    cost: Callable[[dict], float], reduction: dict, target: float, depth: int = 12
-) -> dict:
-    """The position of a reduction's knob whose cost is nearest to `target`.
-
-    cost: of a reduction; raises InputError for one that does not fit the model
-    reduction: name and fields; the knob's may be left out
-    target: in the unit of `cost`
-    depth: blocks of the model
-    Raises InputError where no position fits the model.
-    """
-    choices = priced(cost, settings.along_knob(reduction, depth))
-    if not choices:
-        raise InputError(f"no rate of {reduction['name']!r} fits this model")
-    return closest(choices, target)[1]
 
 
 def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:

@@ -179,18 +179,12 @@ def _typed(value):
 
 
 def absent_table(report: Report) -> str:
-    """Table of what has no setting at a share, or none at all.
-
-    report: its "out_of_reach" and "left_out" alone
-    """
+    """Table of what has no setting at a share, or none at all: `left_out`."""
     rows = [
-        [f"`{line['method']}`", f"{line['share']:g}", f"{line['reached']:.3f}"]
-        for line in report["out_of_reach"]
+        [f"`{each['method']}`", f"{each['share'] or 'all'}", each["reason"]]
+        for each in report["left_out"]
     ]
-    rows += [
-        [f"`{each['method']}`", "all", each["reason"]] for each in report["left_out"]
-    ]
-    return _table(["not compared", "share", "nearest, or why"], rows)
+    return _table(["not compared", "share", "why"], rows)
 
 
 def _table(head, rows):

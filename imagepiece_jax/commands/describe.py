@@ -27,7 +27,7 @@ def main():
     config = typed[0]
     if not alone:
         config, _ = read_with_config(path, *typed)
-    run = RunConfig.from_config(config)
+    run = RunConfig.from_config(config).resolved()
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [run.create_dense(), run.create_dense(stem="patch")]

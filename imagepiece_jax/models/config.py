@@ -3,6 +3,7 @@
 What a name stands for is in registry.py.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -353,7 +354,8 @@ def resolved(reduction, dense, grid, name=None):
         if getattr(found, field.name) != getattr(method, field.name)
     }
     whole = {**fields, "prop_attn": prop_attn, **changed}
-    return {k: v for k, v in whole.items() if v is not None}
+    unused = found.amounts if found.counts else ()
+    return {k: v for k, v in whole.items() if v is not None and k not in unused}
 
 
 def _facts_of(dense, grid, name):
@@ -381,32 +383,28 @@ def _at_cost(method, model, grid, name):
     """
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
-    tried, failed = [], None
+    tried, low, high, beyond = [], 0.0, 1.0, None
 
     def share(strength):
-        nonlocal failed
-        try:
-            found = method.at_strength(strength, model.depth, math.prod(grid))
-            plan = _plan(found, model, grid)
-        except InputError as error:  # the schedule goes no further
-            failed = failed or error
-            return None
-        macs = model_macs(model.clone(plan=plan), size) / dense
-        tried.append((abs(macs - method.macs), strength, macs, found))
+        found = method.at_strength(strength, model.depth, math.prod(grid))
+        macs = model_macs(model.clone(plan=_plan(found, model, grid)), size) / dense
+        tried.append((abs(macs - method.macs), macs, found))
         return macs
 
-    low, high = 0.0, 1.0
-    if share(low) is None:
-        raise failed
-    share(high)
+    share(low)
+    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
+        share(high)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        macs = share(middle)
-        if macs is None or macs < method.macs:
-            high = middle
-        else:
-            low = middle
-    miss, _, macs, found = min(tried, key=lambda trial: trial[:2])
+        try:
+            less = share(middle) < method.macs
+            beyond = None if less else beyond
+        except InputError as error:  # the schedule goes less far
+            less, beyond = True, error
+        low, high = (low, middle) if less else (middle, high)
+    miss, macs, found = min(tried, key=lambda trial: trial[0])
+    if miss > MISS and beyond:
+        raise beyond
     if miss > MISS:
         raise InputError(
             f"config.reduction.macs is {method.macs:g}, but the nearest cost that "

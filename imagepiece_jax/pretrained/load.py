@@ -24,7 +24,13 @@ from imagepiece_jax.data import class_names as classes
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import Contradiction, ModelConfig, named_fields
+from imagepiece_jax.models.config import (
+    Contradiction,
+    ModelConfig,
+    named_fields,
+    patch_grid,
+    resolved,
+)
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
@@ -266,6 +272,15 @@ class Weights:
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `model(reduction)`."""
         return model_macs(self.model(reduction), self.config.image_size) / 1e9
+
+    def resolved(self, reduction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`reduction` with tokens in place of the cost that it asks for.
+
+        Raises InputError for a cost that it cannot have on this model.
+        """
+        model, config = self.model(DENSE), self.config
+        grid = patch_grid(config.image_size, model.patch_size, cut=True)
+        return resolved(reduction, model, grid, config.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""

@@ -24,7 +24,7 @@ import safetensors.numpy
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError, of_keywords
-from imagepiece_jax.models.config import patch_grid, reduced, split_reduction
+from imagepiece_jax.models.config import patch_grid, reduced, resolved, split_reduction
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.projector import Projector
@@ -137,6 +137,7 @@ class Pretrained:
                 f"{model.prop_attn!r}; allowed is the reduction that create_model got"
             )
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
+        reduction = resolved(reduction, model, grid, self.name)
         made = reduced(model, reduction, grid, self.name)
         if made.plan != model.plan:
             raise InputError(

@@ -206,6 +206,18 @@ class RunConfig(CheckedFields):
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
 
+    def resolved(self) -> "RunConfig":
+        """The same, with tokens in place of the cost that its reduction asks for."""
+        from imagepiece_jax.models.config import patch_grid, resolved  # imports JAX
+
+        if self.reduction.get("macs") is None:
+            return self
+        dense = self.create_dense()
+        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
+        name = self.model.get("name")
+        reduction = resolved(self.reduction, dense, grid, name)
+        return dataclasses.replace(self, reduction=reduction)
+
     def _model(self, reduction, **changes):
         from imagepiece_jax.models.config import create_model  # imports JAX
 

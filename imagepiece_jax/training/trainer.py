@@ -113,7 +113,7 @@ class Run:
                 images, notes = initial.normalization(workdir)
                 for note in notes:
                     say(f"note: {note}")
-                run = dataclasses.replace(run, model=run.model | images)
+                run = dataclasses.replace(run, model=run.model | images).resolved()
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
                 rate, transformation = optimizer.create(
@@ -121,7 +121,8 @@ class Run:
                     data.length.steps_per_epoch,
                     run.method.param_groups,
                 )
-                fields = {**config.to_dict(), "model": run.model}
+                changed = {"model": run.model, "reduction": run.reduction}
+                fields = config.to_dict() | changed
                 distributed.check_same_settings(dry_run, fields, model, data)
 
                 lock = run_dir.RunLock(workdir)

@@ -5,6 +5,7 @@ import math
 from typing import Any, ClassVar
 
 from imagepiece_jax.common.fields import blocks, choice, rate, switch, weight
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import SCORES, TopK
@@ -29,6 +30,15 @@ class EViT(Method):
     score: str = choice("auto", tuple(SCORES))
     rate_warmup_start: float = weight(0.0, training=True)
     rate_warmup_epochs: float = weight(0.0, training=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.counts is not None and self.rate_warmup_epochs:
+            raise InputError(
+                f"config.reduction.rate_warmup_epochs is {self.rate_warmup_epochs:g}, "
+                "but config.reduction.counts says how many tokens stay, without a "
+                "rate; allowed is 0"
+            )
 
     def steps(self, depth):
         reducer = TopK(self.fuse_token, score=self.score)

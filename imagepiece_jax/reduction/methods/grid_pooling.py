@@ -64,7 +64,8 @@ class GridPooling(Method):
 
     def scaled(self, strength, depth, patches):
         """The same cells, in an earlier block."""
-        return dataclasses.replace(self, block=max(1, rounded((1 - strength) * depth)))
+        block = min(depth - 1, max(1, rounded((1 - strength) * depth)))
+        return dataclasses.replace(self, block=block)
 
     def step_at(self, block, depth, tokens):
         side = math.isqrt(tokens)

@@ -167,7 +167,9 @@ class Method(CheckedFields):
         if not isinstance(self.counts, str):
             own = free if self.counts is None else self
             return type(own).scaled(own, strength, depth, patches)
-        counts = schedules.Schedule.of(self.counts).counts(depth, patches, strength)
+        schedule = schedules.Schedule.of(self.counts)
+        schedule.check_depth(depth)
+        counts = schedule.counts(depth, patches, strength)
         return free.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:

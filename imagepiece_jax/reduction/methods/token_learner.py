@@ -152,8 +152,12 @@ class TokenLearner(Method):
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):
-        """As many tokens, learned in an earlier block."""
-        return dataclasses.replace(self, block=max(1, rounded((1 - strength) * depth)))
+        """In an earlier block; between two blocks more tokens, of the same cost."""
+        place = max(1.0, (1 - strength) * depth)
+        block = min(depth - 1, int(place))
+        most = (patches - self.num_tokens) / (depth - block)
+        tokens = self.num_tokens + rounded(min(1.0, place - block) * most)
+        return dataclasses.replace(self, block=block, num_tokens=tokens)
 
     def step_at(self, block, depth, tokens):
         own = dataclasses.replace(self, block=block, num_tokens=tokens, counts=None)
