@@ -90,7 +90,7 @@ class Finetuner:
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
         share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
-        return self._dense.resolved({**reduction, "macs": share})
+        return self._dense.resolved({**reduction, "macs": share}, allowed=0.1)
 
     @functools.cached_property
     def _dense(self):

@@ -354,7 +354,6 @@ def comparison_report(results: Results) -> dict:
     rights = {(row.method, row.share): row.bits(first.images) for row in settings}
     return {
         "metric": "gmacs",
-        "tolerance": compare.TOLERANCE,
         "timing": None,
         "shares": sorted({row.share for row in settings}, reverse=True),
         "dense": dataclasses.asdict(dense),

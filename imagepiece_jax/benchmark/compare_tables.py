@@ -228,8 +228,7 @@ def draw_plot(path: str | os.PathLike, report: Report):
     dense = report["dense"]["acc1"][0]
     axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
     axes.set_xticks(shares)
-    cost, within = COSTS[report["metric"]], 100 * report["tolerance"]
-    axes.set_xlabel(f"share of the dense model's {cost}, matched within {within:g} %")
+    axes.set_xlabel(f"share of the dense model's {COSTS[report['metric']]}")
     axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")

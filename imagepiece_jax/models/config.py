@@ -334,11 +334,12 @@ def reduced(
     return dense.clone(plan=plan, prop_attn=prop_attn)
 
 
-def resolved(reduction, dense, grid, name=None):
+def resolved(reduction, dense, grid, name=None, allowed=MISS):
     """A reduction that says how many tokens stay, where it says what it is to cost.
 
     dense: a ViT of the model's sizes, with or without a reduction
     reduction, grid, name: as for `reduced`
+    allowed: by how much of the dense model's MACs the cost may be off
     Returns the reduction; with `macs` it has the fields of its method that are found
         for it in place of `macs` and of a schedule's name.
     Raises InputError for a reduction that does not fit the model.
@@ -347,7 +348,8 @@ def resolved(reduction, dense, grid, name=None):
     if fields.get("macs") is None:
         return reduction
     method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
-    found = _at_cost(method, dense.clone(parent=None), grid, fields["name"])
+    model = dense.clone(parent=None)
+    found = _at_cost(method, model, grid, fields["name"], allowed)
     changed = {
         field.name: getattr(found, field.name)
         for field in dataclasses.fields(found)
@@ -376,10 +378,10 @@ def _plan(method, dense, grid, masked=False):
 
 
 @functools.lru_cache(maxsize=256)
-def _at_cost(method, model, grid, name):
+def _at_cost(method, model, grid, name, allowed=MISS):
     """`method` at the strength whose MACs are nearest to `macs` of the dense model.
 
-    Raises InputError where the nearest are off by more than MISS.
+    Raises InputError where the nearest are off by more than `allowed`.
     """
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
@@ -403,13 +405,13 @@ def _at_cost(method, model, grid, name):
             less, beyond = True, error
         low, high = (low, middle) if less else (middle, high)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
-    if miss > MISS and beyond:
+    if miss > allowed and beyond:
         raise beyond
-    if miss > MISS:
+    if miss > allowed:
         raise InputError(
             f"config.reduction.macs is {method.macs:g}, but the nearest cost that "
             f"{name!r} reaches here is {macs:.3f} of the dense model's; allowed are "
-            f"costs within {MISS:g} of one that it reaches"
+            f"costs within {allowed:g} of one that it reaches"
         )
     return found
 
@@ -426,30 +428,29 @@ def _with_tokens(method, tokens, depth, patches):
         )
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
-    def counts(strength):
-        found = method.at_strength(strength, depth, patches)
+    def counts(found):
         plan = layer_plan.build(depth, patches, found.planned_steps(depth, patches), 0)
         return [layer.mlp_tokens for layer in plan]
 
+    def at(strength):
+        return counts(method.at_strength(strength, depth, patches))
+
     low, high = 0.0, 1.0
-    fewest = counts(high)
-    if fewest[-1] > tokens:
+    if at(low)[-1] < patches:  # whatever its cost, it leaves as many as a field says
+        own = counts(dataclasses.replace(method, macs=None))
+        cut = [count if count > own[-1] else tokens for count in own]
+    else:
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if at(middle)[-1] <= tokens else (middle, high)
+        cut = [max(tokens, count) for count in at(high)]
+    if cut[-1] != tokens:
         raise InputError(
-            f"tokens is {tokens}; allowed are {fewest[-1]}, the fewest that this "
+            f"tokens is {tokens}; allowed are {cut[-1]}, the fewest that this "
             f"reduction leaves, to {patches}"
         )
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if counts(middle)[-1] <= tokens else (middle, high)
-    cut = [max(tokens, count) for count in counts(high)]
     free = dataclasses.replace(method, macs=None, counts=None)
-    exact = free.within_reach([*cut[:-1], min(cut[-1], tokens)], depth, patches)
-    if exact.counts[-1] != tokens:
-        raise InputError(
-            f"tokens is {tokens}, but the last step of this reduction leaves "
-            f"{exact.counts[-1]} or more; allowed are those"
-        )
-    return exact
+    return free.within_reach(cut, depth, patches)
 
 
 def split_reduction(reduction, prop_attn=None):

@@ -25,6 +25,7 @@ from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import (
+    MISS,
     Contradiction,
     ModelConfig,
     named_fields,
@@ -273,14 +274,17 @@ class Weights:
         """GMACs of one image through `model(reduction)`."""
         return model_macs(self.model(reduction), self.config.image_size) / 1e9
 
-    def resolved(self, reduction: Mapping[str, Any]) -> Mapping[str, Any]:
+    def resolved(
+        self, reduction: Mapping[str, Any], allowed: float = MISS
+    ) -> Mapping[str, Any]:
         """`reduction` with tokens in place of the cost that it asks for.
 
+        allowed: by how much of the dense model's MACs the cost may be off
         Raises InputError for a cost that it cannot have on this model.
         """
         model, config = self.model(DENSE), self.config
         grid = patch_grid(config.image_size, model.patch_size, cut=True)
-        return resolved(reduction, model, grid, config.name)
+        return resolved(reduction, model, grid, config.name, allowed)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""

@@ -130,16 +130,6 @@ class Merge(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class DropAsMerge(Merge):
-    """As many tokens fewer as `Merge`, which are dropped: there are no pairs."""
-
-    merges: ClassVar[bool] = False
-
-    def fewest(self, n, stage):
-        return 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Fixed(Rule):
     """`tokens`, independently of n."""
 

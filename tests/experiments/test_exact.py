@@ -5,11 +5,9 @@ import pathlib
 import pytest
 
 from experiments import finetune, hyperspeed, published, tables
-from imagepiece_jax.benchmark import compare
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
-from imagepiece_jax.reduction import methods, settings
-from imagepiece_jax.reduction.methods.method import RATES
+from imagepiece_jax.reduction import settings
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
@@ -118,33 +116,12 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160)
     target = one.gmacs(finetune.REFERENCE)
-    found = compare.nearest(one.gmacs, reduction, target)
+    found = one.resolved(
+        {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
+    )
     assert found["name"] == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
         assert target < one.gmacs(found) < 1.1 * target
         return
     assert one.gmacs(found) == pytest.approx(target, rel=0.03)
-
-
-@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none"}))
-def test_every_method_says_what_sets_its_cost(name):
-    """Of DeiT-Ti, down to .65 of the dense model's: `compare` needs it."""
-    one, method = pretrained(name="deit_ti"), methods.create(name)
-    knob, *others = method.knob(12)
-    assert knob.keys() <= set(method.inference_fields())
-    assert all(setting.keys() == knob.keys() for setting in others)
-    found = settings.along_knob({"name": name}, 12)
-    assert all(set(reduction) == {"name", *knob} for reduction in found)
-    costs = [cost for cost, _ in compare.priced(one.gmacs, found)]
-    assert len(set(costs)) > 3
-    assert min(costs) < 0.65 * one.gmacs(settings.DENSE) < max(costs)
-
-
-def test_nearest_is_the_nearest():
-    costs = {rate: (rate - 0.5) ** 2 + rate for rate in RATES}
-    found = compare.nearest(
-        lambda r: costs[r["keep_rate"]], {"name": "evit", "fuse_token": True}, 0.66
-    )
-    best = min(costs, key=lambda rate: abs(costs[rate] - 0.66))
-    assert found == {"name": "evit", "fuse_token": True, "keep_rate": best}

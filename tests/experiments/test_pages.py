@@ -82,12 +82,12 @@ def test_table3_finds_the_least_tokens_within_two_points(context):
         found, _ = tables.fewest_tokens(context, context.pretrained, row.reduction)
         assert len(context.evaluated) <= 1 + tables.BISECTIONS
         loss = -points(context, found, settings.DENSE)
-        name = "keep_rate" if row == tables.EVIT else "r"
-        step = -0.04 if row == tables.EVIT else 4
-        harsher = found | {name: found[name] + step}
+        weights = context.pretrained
+        share = weights.gmacs(found) / weights.gmacs(settings.DENSE)
+        harsher = weights.resolved({**row.reduction, "macs": share - 0.05})
         assert loss <= tables.MAX_LOSS < -points(context, harsher, settings.DENSE)
         page = (context.out / "table3.md").read_text()
-        assert f"| {row.name} | {name}={found[name]} |" in page
+        assert f"| {row.name} | {settings.label(found).partition(' ')[2]} |" in page
 
 
 def test_gains_are_the_combinations_over_their_methods(context):

@@ -58,12 +58,15 @@ def create(name: str = "none", **fields) -> Method:
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)
         raise InputError(f"config.reduction.name is {name!r}; {hint}")
-    allowed = dataclasses.fields(METHODS[name])  # those of inference first
-    allowed = sorted(allowed, key=lambda field: field.metadata.get("training", False))
+    shared = [field.name for field in dataclasses.fields(Method)]
+    allowed = sorted(  # those of inference first, those of all methods last
+        dataclasses.fields(METHODS[name]),
+        key=lambda f: (f.name in shared, f.metadata.get("training", False)),
+    )
     allowed = [field.name for field in allowed]
     for field in fields:
         if field not in allowed:
-            listed = ", ".join(allowed) or "no fields"
+            listed = ", ".join(allowed)
             raise InputError(
                 f"config.reduction.{field} is not a field of {name!r}, which "
                 f"has {listed}"

@@ -28,7 +28,6 @@ from imagepiece_jax.reduction.reducers import (
     merge_in_place,
 )
 from imagepiece_jax.reduction.token_counts import (
-    DropAsMerge,
     Keep,
     Merge,
     MergeTo,
@@ -169,7 +168,7 @@ class ImagePiece(Method):
         """A step that merges unimportant tokens, or what a control does instead."""
         counts = (self.merge_ratio, self.candidate_ratio, self.merge_base)
         if self.inattentive == "drop":
-            return Step(block, TopK(score=self.score), DropAsMerge(*counts))
+            return Step(block, TopK(score=self.score), Merge(*counts))
         if self.inattentive == "tome":
             return Step(block, Bipartite(self.metric), Merge(*counts))
         switches = (self.order, self.parity, self.metric, self.size_weighting)

@@ -247,7 +247,7 @@ class Method(CheckedFields):
         reason: what `most` is, the end of the error's sentence
         Raises InputError for more than `most`.
         """
-        if self.counts is not None:
+        if self.counts is not None or self.macs is not None:
             return  # the field does not count
         value = getattr(self, field)
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))

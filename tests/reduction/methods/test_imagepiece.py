@@ -214,17 +214,30 @@ def test_masked_training_has_no_tome():
         method(inattentive="tome").steps(12)
 
 
-def test_its_knob_is_a_path_from_dense_through_its_own_rates():
-    path = ImagePiece().knob(12)
-    assert path[0] == {"keep_rate": 1.0, "merge_ratio": 0.0}
-    assert {"keep_rate": 0.8, "merge_ratio": 0.08} in path
-    assert {"keep_rate": 0.9, "merge_ratio": 0.04} in path
-    assert path[-1]["keep_rate"] < 0.06
-    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1)
-    assert {"keep_rate": 0.6, "merge_ratio": 0.1} in trained.knob(12)
-    plans = [build(12, 196, ImagePiece(**setting).steps(12)) for setting in path]
-    costs = [sum(plan_macs(plan, 192, 3)) for plan in plans]
+def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
+    path = [ImagePiece().scaled(i / 100, 12, 196) for i in range(101)]
+    rates = [(method.keep_rate, method.merge_ratio) for method in path]
+    assert rates[0] == (1.0, 0.0) and rates[20] == (0.8, 0.08)
+    assert rates[10] == (0.9, 0.04) and rates[-1] == (0.0, 0.4)
+    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, 12, 196)
+    assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
+    costs = [sum(plan_macs(build(12, 196, m.steps(12)), 192, 3)) for m in path]
     assert costs == sorted(costs, reverse=True)
-    shares = [cost / costs[0] for cost in costs]
-    for share in (0.9, 0.75, 0.6, 0.5, 0.4, 0.35):
-        assert min(abs(each / share - 1) for each in shares) < 0.01
+
+
+@pytest.mark.parametrize("name", ["imagepiece", "imagepiece_tome"])
+def test_counts_change_where_it_merges_and_prunes(name):
+    """Merge steps take at most half of the candidates: 29 of the 58 of 196."""
+    counts = (167, 167, 100) + (100,) * 9
+    merge, prune = METHODS[name](counts=counts).planned_steps(12, 196)
+    assert (merge.block, prune.block) == (0, 2)
+    own = METHODS[name]().steps(12)
+    assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
+    found = [layer.counts for layer in build(12, 196, [merge, prune]) if layer.counts]
+    assert [(c.n_out, c.candidates) for c in found] == [(167, 58), (100, None)]
+    with pytest.raises(InputError, match="leaves 166 of 196 .* at block 0; .* are 167"):
+        METHODS[name](counts=(166,) * 12).planned_steps(12, 196)
+    with pytest.raises(
+        InputError, match="changes at block 10, but the blocks at which"
+    ):
+        METHODS[name](counts=(196,) * 10 + (9, 9)).planned_steps(12, 196)

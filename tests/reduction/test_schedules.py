@@ -1,0 +1,88 @@
+"""Counts of schedules, worked out by hand."""
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.schedules import Schedule, parse, scaled_removals
+
+
+def counts(text, depth, patches, strength):
+    return Schedule.of(text).counts(depth, patches, strength)
+
+
+@pytest.mark.parametrize(
+    "text, strength, want",
+    [
+        ("constant", 0.25, (12, 8, 4, 1)),  # 0 is raised to one token
+        ("constant-1", 0.25, (16, 12, 8, 4)),
+        ("constant", 0.1, (14, 13, 11, 10)),  # 14.4, 12.8, 11.2, 9.6
+        ("proportional", 0.5, (8, 4, 2, 1)),
+        ("proportional-2", 0.5, (16, 16, 8, 4)),
+        ("stages-1-3", 0.5, (16, 8, 8, 4)),
+        ("stages", 0.75, (16, 16, 16, 4)),  # blocks 3, 6 and 9
+        ("curve-.5-.0001", 0.5, (14, 12, 10, 8)),  # nearly a straight line
+        ("curve-.5-1000", 0.5, (16, 12, 8, 8)),  # a step, half of it at the middle
+        ("constant", 0.0, (16,) * 4),
+        ("constant", 1.0, (1,) * 4),
+        ("diffrate", 1.0, (1,) * 4),
+    ],
+)
+def test_counts_by_hand(text, strength, want):
+    assert counts(text, 4, 16, strength) == want
+
+
+def test_published_counts_are_reached_at_one_half():
+    """ImagePiece's are those of its own steps, DiffRate's those that its list leaves.
+
+    To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9.
+    """
+    plan = build(12, 196, METHODS["imagepiece"]().steps(12))
+    own = tuple(layer.mlp_tokens - 1 for layer in plan)
+    assert counts("imagepiece", 12, 196, 0.5) == own
+    squared = counts("imagepiece", 12, 196, 2 / 3)
+    assert (squared[0], squared[2]) == (165, 89)
+    merged = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
+    assert counts("diffrate", 12, 196, 0.5) == merged
+    assert counts("diffrate", 6, 196, 0.5) == merged[1::2]
+    doubled = counts("diffrate", 24, 196, 0.5)
+    assert doubled[1::2] == merged
+    assert doubled[4] == 192  # of 195 and 189
+
+
+def test_proportions_of_what_leaves_are_kept():
+    """6 and 2 of 16 at a half: strength 1 is the larger one times 16."""
+    assert scaled_removals((3, 0, 1), 16, 3 / 8) == (10, 10, 8)
+
+
+@pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
+def test_a_stronger_schedule_leaves_no_more(text):
+    rows = [counts(text, 12, 196, strength / 50) for strength in range(51)]
+    assert rows[0] == (196,) * 12 and min(rows[-1]) == 1
+    for weak, strong in zip(rows, rows[1:], strict=False):
+        assert all(a >= b for a, b in zip(weak, strong, strict=True))
+        assert [*strong] == sorted(strong, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve-.5-0"]
+    + ["diffrate-1", "curve-1-2-3", [], [3.5, 2], 12, {3: 4}],
+)
+def test_what_is_no_schedule_is_refused(value):
+    with pytest.raises((ValueError, InputError)):
+        parse(value)
+
+
+@pytest.mark.parametrize(
+    "value, sentence",
+    [
+        ([4, 5], "counts rises at block 1, from 4 to 5 tokens; allowed are counts"),
+        ((4, 0), "counts has 0 tokens after block 1; allowed are 1 or more"),
+    ],
+)
+def test_lists_do_not_rise_and_leave_a_token(value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse(value)
+    assert parse([4, 4, 2]) == (4, 4, 2)
