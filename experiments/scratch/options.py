@@ -10,6 +10,7 @@ from imagepiece_jax.errors import InputError, suggestion
 SYSTEMS = (
     *("dense_conv", "dense_patch", "imagepiece_conv", "imagepiece_patch"),
     *("dropping_conv", "dropping_patch", "evit", "tome", "dynamicvit", "random"),
+    *("evit_proportional", "tome_proportional"),
 )
 
 

@@ -69,9 +69,9 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         system = dataclasses.replace(first, reduction=reduction)
         return gmacs(system, options, num_classes, dtype)
 
-    def matched(title, reduction, start=None):
+    def matched(name, title, reduction, start=None):
         fields = {**reduction, "macs": cost(reference) / cost(settings.DENSE)}
-        system = System(reduction["name"], title, "conv", fields, start)
+        system = System(name, title, "conv", fields, start)
         run = RunConfig.from_config(config(system, options, num_classes, dtype))
         return dataclasses.replace(system, reduction=run.resolved().reduction)
 
@@ -89,14 +89,19 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         nine_steps("dropping_conv", "dropping, conv stem", "conv", **drop),
         nine_steps("dropping_patch", "dropping, patch stem", "patch", **drop),
     ]
-    for title, reduction, start in (
-        ("EViT", {"name": "evit"} | at, None),
-        ("ToMe", {"name": "tome"}, None),
-        ("DynamicViT", {"name": "dynamicvit"} | at, DENSE),
-        ("random tokens", {"name": RANDOM} | at, None),
-    ):
-        if reduction["name"] in options.chosen:
-            compared.append(matched(title, reduction, start))
+    share = {"counts": "proportional"}  # the same share in every block
+    compared += [
+        matched(*system)
+        for system in (
+            ("evit", "EViT", {"name": "evit"} | at),
+            ("tome", "ToMe", {"name": "tome"}),
+            ("dynamicvit", "DynamicViT", {"name": "dynamicvit"} | at, DENSE),
+            (RANDOM, "random tokens", {"name": RANDOM} | at),
+            ("evit_proportional", "EViT, every block", {"name": "evit"} | share),
+            ("tome_proportional", "ToMe, the same share", {"name": "tome"} | share),
+        )
+        if system[0] in options.chosen
+    ]
     return [system for system in compared if system.name in options.chosen]
 
 
