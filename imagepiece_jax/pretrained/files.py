@@ -5,15 +5,15 @@ strides) and one raw file per storage. The pickle may name nothing but the few g
 that a state dict is made of, so reading a file never runs code that came with it.
 """
 
-import collections
-import dataclasses
 import functools
+import io
 import json
+import math
 import os
 import pathlib
 import pickle
+import pickletools
 import re
-import types
 import warnings
 import zipfile
 from collections.abc import Callable, Collection
@@ -40,20 +40,22 @@ _STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+_SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 # What PyTorch before 1.6 wrote is no zip archive: it starts with this pickled number.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimizer and epoch, under one of these names.
-_WRAPPERS = ("model", "state_dict", "teacher")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher")
 _AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
 UNPACKED = 100  # times its own size, at most: weights hardly become smaller
 ORBAX = "_METADATA"  # in the folder of an Orbax checkpoint: its arrays, by name
+DEEPEST = 100  # tuple inside tuple, in a pickle
 _LFS = b"version https://git-lfs"
+_READABLE = "floats of 16, 32 and 64 bits, integers and booleans"
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unread:
+class _Unread(NamedTuple):
     """A tensor that is still in its file: its bytes, and how it is read from there."""
 
     size: int
@@ -70,7 +72,7 @@ def read_state_dict(
     The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
     .pth.tar), .json for the index of .safetensors in parts, which lie beside it, or
     _METADATA, the list of arrays in the folder of an Orbax checkpoint. A state dict
-    under the key "model", "state_dict" or "teacher" is unwrapped.
+    under the key "model", "state_dict", "model_state_dict" or "teacher" is unwrapped.
 
     averaged: read the one under "state_dict_ema" or "model_ema"; else there is a
         warning where a file has averages
@@ -229,10 +231,15 @@ def _read_npz(path, select):
             raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return select(archive)
-        sizes = {
-            part.filename.removesuffix(".npy"): part.file_size
-            for part in archive.zip.infolist()
-        }
+        sizes = {}
+        for part in archive.zip.infolist():
+            name = part.filename.removesuffix(".npy")
+            if name in sizes:
+                raise InputError(
+                    f"weights file {path} has two members named {name!r}, with and "
+                    "without .npy or both alike; allowed is one"
+                )
+            sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
     # NumPy does not know bfloat16, and reads two bytes without a meaning.
@@ -256,7 +263,17 @@ def _read_part(path, select):
     with safetensors.safe_open(path, framework="numpy") as file:
         # As many bytes as in the file, which is no archive.
         chosen = select({name: _Unread(0) for name in file.keys()})
+        for name in chosen:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _SAFETENSORS_DTYPES:
+                raise _of_other_type(path, f"tensor {name} is of type {dtype}")
         return {name: file.get_tensor(name) for name in chosen}
+
+
+def _of_other_type(path, found):
+    return InputError(
+        f"weights file {path}: {found}; allowed are {_READABLE}, so convert it first"
+    )
 
 
 def _read_orbax(path, select):
@@ -351,9 +368,55 @@ def _read_torch(path, select):
                     f"weights file {path} has byte order {order!r}: only 'little' can "
                     "be read"
                 )
-        with archive.open(pickles[0]) as file:
-            content = _StateDictUnpickler(file, path, archive, folder).load()
+        opcodes = archive.read(pickles[0])
+        _check_opcodes(opcodes)
+        content = _StateDictUnpickler(opcodes, path, archive, folder).load()
         return {name: tensor.read() for name, tensor in select(content).items()}
+
+
+def _check_opcodes(opcodes: bytes):
+    """Raise UnpicklingError for a pickle that could end the process.
+
+    The memo is as long as its highest index, and tuples are hashed one inside the other
+    without a limit.
+    """
+    stack, memo = [], {}  # how deep each object is, None: a mark
+    for opcode, value, _ in pickletools.genops(opcodes):
+        popped = 0
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(memo) if value is None else value
+            if index > len(opcodes):
+                raise pickle.UnpicklingError(f"memo index {index}")
+            memo[index] = stack[-1]
+            continue
+        if opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
+            continue
+        if opcode.name == "DUP":
+            stack.append(stack[-1])
+            continue
+        if opcode.name == "POP":
+            stack.pop()
+            continue
+        if pickletools.markobject in opcode.stack_before:
+            while (depth := stack.pop()) is not None:
+                popped = max(popped, depth)
+        for _ in range(_below_mark(opcode)):
+            popped = max(popped, stack.pop() or 0)
+        if popped >= DEEPEST:
+            raise pickle.UnpicklingError(f"more than {DEEPEST} tuples in each other")
+        if opcode.name == "MARK":
+            stack.append(None)
+        elif opcode.stack_after:
+            stack += [popped + 1 if "TUPLE" in opcode.name else popped]
+
+
+def _below_mark(opcode):
+    """Objects that an opcode takes from the stack, but for those above a mark."""
+    taken = opcode.stack_before
+    if pickletools.markobject in taken:
+        return taken.index(pickletools.markobject)
+    return len(taken)
 
 
 class _Storage(NamedTuple):
@@ -364,18 +427,40 @@ class _Storage(NamedTuple):
     size: int
 
 
-class _StateDictUnpickler(pickle.Unpickler):
-    """Has a tensor of the file where PyTorch builds it; refuses all other globals."""
+class _StateDict(dict):
+    """PyTorch's OrderedDict, without the attributes that it may have."""
 
-    def __init__(self, file, path, archive, folder):
-        super().__init__(file)
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Arguments:
+    """An argparse.Namespace of a training script, without its content."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Has a tensor of the file where PyTorch builds it; refuses all other globals.
+
+    A pickle may call what `find_class` gives it with anything, so every argument is
+    checked, and nothing that it can reach has attributes to overwrite.
+    """
+
+    def __init__(self, opcodes, path, archive, folder):
+        super().__init__(io.BytesIO(opcodes))
         self._path, self._archive, self._folder = path, archive, folder
-        self._storages = {}
+        self._stored = {}
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
         if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
+            return _StateDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -383,7 +468,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
         if (module, name) == ("argparse", "Namespace"):  # of training scripts
-            return types.SimpleNamespace
+            return _Arguments
+        if module.startswith("torch") and re.match(r"float8|float4|UntypedS", name):
+            raise _of_other_type(self._path, "a tensor is of a type such as float8")
         raise InputError(
             f"weights file {self._path} asks for {module}.{name}: only tensors are "
             "allowed, so save model.state_dict() alone"
@@ -394,6 +481,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         kind, storage, key, _, length = pid
         if kind != "storage":
             raise pickle.UnpicklingError(f"persistent id of kind {kind!r}")
+        if type(key) is not str or type(length) is not int:
+            raise pickle.UnpicklingError("a storage without a name or a length")
         dtype = _STORAGE_DTYPES[storage]
         entry = self._archive.getinfo(f"{self._folder}data/{key}")
         if entry.file_size != length * dtype.itemsize:
@@ -405,10 +494,16 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
         """PyTorch's strided tensor, which is not read yet; strides count elements."""
-        count = int(np.prod(shape, dtype=object))
+        tuples = type(shape) is type(strides) is tuple
+        if type(storage) is not _Storage or not tuples:
+            raise pickle.UnpicklingError("a tensor without storage, shape or strides")
+        numbers = (offset, *shape, *strides)
+        if {type(number) for number in numbers} != {int} or max(numbers) >= 2**63:
+            raise pickle.UnpicklingError("a tensor of offsets that are no integers")
+        count = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # The bounds are checked here because as_strided would read foreign memory.
-        if min((offset, *shape, *strides)) < 0 or count > storage.size:
+        if min(numbers) < 0 or count > storage.size:
             raise pickle.UnpicklingError(f"tensor of impossible shape {shape}")
         if count and last >= storage.size:
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
@@ -419,11 +514,17 @@ class _StateDictUnpickler(pickle.Unpickler):
         """A tensor as an array of its own."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
-        if storage.key not in self._storages:  # tensors may be views of one storage
-            stored = self._archive.read(f"{self._folder}data/{storage.key}")
-            self._storages[storage.key] = np.frombuffer(stored, storage.dtype)
-        flat = self._storages[storage.key][offset:]
-        steps = [s * storage.dtype.itemsize for s in strides]
+        if storage.key not in self._stored:  # tensors may be views of one storage
+            name = f"{self._folder}data/{storage.key}"
+            self._stored[storage.key] = self._archive.read(name)
+        stored, itemsize = self._stored[storage.key], storage.dtype.itemsize
+        if len(stored) != storage.size * itemsize:  # the directory may say otherwise
+            raise ValueError(
+                f"storage {storage.key} has {len(stored)} bytes, needed "
+                f"{storage.size * itemsize}"
+            )
+        flat = np.frombuffer(stored, storage.dtype)[offset:]
+        steps = [s * itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
     def _parameter(self, tensor, *_ignored):

@@ -196,6 +196,121 @@ def test_pth_with_impossible_tensors(tmp_path, view, reason):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("claim", [8, 80, 800])
+def test_pth_whose_directory_claims_other_bytes_than_are_stored(tmp_path, claim):
+    """16 bytes are there: more than that would be foreign memory."""
+    view = mapping(a=tensor("0", claim // 4, (claim // 4,), (1,)))
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + view + b".")
+        archive.writestr("archive/data/0", bytes(16))
+        archive.filelist[-1].file_size = claim
+    with pytest.raises(InputError, match="a.pth is damaged"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_pth_one_storage_under_two_types(tmp_path):
+    """Each tensor has the type that it names, and ends where the bytes end."""
+    stored = np.arange(4, dtype="<f4")
+    wide = tensor("0", 2, (2,), (1,), storage="LongStorage")
+    for first, second in ((wide, None), (None, wide)):
+        plain = tensor("0", 4, (4,), (1,))
+        content = mapping(a=first or plain, b=second or plain)
+        read = read_state_dict(
+            write_pth(tmp_path / "a.pth", content, {"0": stored}),
+        )
+        for name, given in (("a", first), ("b", second)):
+            want = stored if given is None else stored.view("<i8")
+            np.testing.assert_array_equal(read[name], want)
+
+
+def called(function, *arguments):
+    """Opcodes of a call, by the name of a global."""
+    return b"c" + function + b"\n(" + b"".join(arguments) + b"tR"
+
+
+NAMESPACE = b"cargparse\nNamespace\n)\x81"
+WIDTH = NAMESPACE + mapping(itemsize=integer(4)) + b"b"
+FAKE = mapping(key=text("0"), size=integer(9999), dtype=WIDTH)
+REBUILD = b"torch._utils\n_rebuild_tensor_v2"
+STORED = tensor("0", 4, (4,), (1,)).split(b"(", 1)[1].split(integer(0))[0]
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    {
+        "a storage of the file's own making": mapping(
+            a=tensor("0", 4, (4,), (1,)),
+            b=called(
+                REBUILD,
+                NAMESPACE + FAKE + b"b",
+                integer(0),
+                ints([9999]),
+                ints([1]),
+            ),
+        ),
+        "a shape that is a list": mapping(
+            a=called(REBUILD, STORED, integer(0), b"](" + integer(4) + b"e", ints([1]))
+        ),
+        "a float as offset": mapping(
+            a=called(REBUILD, STORED, b"G" + bytes(8), ints([4]), ints([1]))
+        ),
+        "a shape beyond any memory": mapping(
+            a=called(REBUILD, STORED, integer(0), b"(\x8a\x09" + b"\xff" * 8 + b"\0t")
+        ),
+        "a length that is a float": mapping(
+            a=tensor("0", 4, (4,), (1,)).replace(
+                integer(4) + b"tQ", b"G@\x10" + bytes(6) + b"tQ"
+            )
+        ),
+        "a memo of 34 GB": b"}r\xff\xff\xff\x7f",
+        "a key of tuples in each other": b"})" + b"\x85" * 300 + b"Ns",
+        "its own way to list tensors": b"ccollections\nOrderedDict\n)R"
+        + mapping(items=b"cargparse\nNamespace\n")
+        + b"b",
+        "a tensor that is read in another way": mapping(
+            a=tensor("0", 4, (4,), (1,))
+            + mapping(size=integer(0), read=b"ccollections\nOrderedDict\n")
+            + b"b"
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_pth_that_is_no_state_dict_of_pytorch(tmp_path, opcodes):
+    path = write_pth(tmp_path / "a.pth", opcodes[1], {"0": np.ones(4, "<f4")})
+    with pytest.raises(InputError, match="a.pth is (damaged|not a state dict)"):
+        read_state_dict(path)
+
+
+def test_types_that_are_not_read_are_named(tmp_path):
+    """float8, as PyTorch and safetensors store it."""
+    view = tensor("0", 4, (4,), (1,)).replace(
+        b"ctorch\nFloatStorage", b"ctorch.storage\nUntypedStorage"
+    )
+    path = write_pth(tmp_path / "a.pth", mapping(a=view), {"0": np.ones(4, "u1")})
+    with pytest.raises(
+        InputError, match="such as float8; allowed are floats of 16, 32"
+    ):
+        read_state_dict(path)
+    entry = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(4)
+    )
+    with pytest.raises(
+        InputError, match="tensor a is of type F8_E4M3; allowed are flo"
+    ):
+        read_state_dict(tmp_path / "a.safetensors")
+
+
+def test_npz_with_two_members_of_one_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, value in (("x", 1), ("x.npy", 2)):
+            with archive.open(name, "w") as file:
+                np.lib.format.write_array(file, np.full(3, value))
+    with pytest.raises(InputError, match="a.npz has two members named 'x'"):
+        read_state_dict(tmp_path / "a.npz")
+
+
 def test_pth_of_other_kinds(tmp_path):
     old = tmp_path / "old.pth"
     old.write_bytes(bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + bytes(100))
