@@ -219,7 +219,9 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     size = arguments.get("img_size") or (height, width)
     size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    whole_name = _known(name, images.get("tag"), values | {"num_classes": classes})
+    published = _published(name, images.get("tag"), values | {"num_classes": classes})
+    # timm makes the function of its architecture wherever there are arguments.
+    whole_name = published if published and not arguments else name
     says, sizes = _arguments(arguments, whole_name)
     if whole_name == name and name in registry.public_models():
         # Trained by timm's code.
@@ -236,7 +238,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes,
         crop,
         class_names=labels(images | config, classes)
-        or class_names.names_of(whole_name, classes),
+        or class_names.names_of(published, classes),
     )
 
 
@@ -244,8 +246,8 @@ def _classes(config, images):
     return config.get("num_classes", images.get("num_classes"))
 
 
-def _known(name, tag, own):
-    """The name with its tag, or without where it was trained further.
+def _published(name, tag, own):
+    """The name with its tag; None where it was trained further.
 
     A fine-tuned model keeps the tag of what it started from. It has other classes or
     images, though, and was trained with the functions of timm's architecture, such as
@@ -253,7 +255,7 @@ def _known(name, tag, own):
     """
     published = registry.public_facts(f"{name}.{tag}") if tag else None
     same = published and all(published.get(k) == v for k, v in own.items())
-    return f"{name}.{tag}" if same else name
+    return f"{name}.{tag}" if same else None
 
 
 def labels(config: Mapping[str, Any], classes: int | None):

@@ -398,6 +398,7 @@ FOREIGN = (
         r"(.*\.)?(token_embedding|text_model|word_embeddings|embed_tokens|wte|llm)\.",
         "a text model",
     ),
+    (r".*\.lora_[AB]\.", "an adapter of peft"),
 )
 
 

@@ -29,6 +29,7 @@ ALLOWED = (
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # of the state of a run: the collections, averaged over steps
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
+ADAPTER = "adapter_config.json"  # in a folder of the peft library
 # Fields that an older config has, with what they are in all of MODELS.
 NAMED = {"gelu": "exact", "class_token": True}
 # Fields that older configs lack, as they were then.
@@ -52,9 +53,15 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config of the run in `folder`, as dicts. Raises InputError without one."""
+    if (folder / ADAPTER).exists():
+        raise _of_adapter(folder)
     if not (folder / RUN_CONFIG).exists():
         raise _without_config(folder)
     config = read_json(folder / RUN_CONFIG)
+    if not config:
+        raise InputError(f"{folder / RUN_CONFIG} is empty; {ALLOWED}")
+    if "peft_type" in config:
+        raise _of_adapter(folder)
     try:
         model_fields(config), reduction_of(config)
         config = with_current_fields(config)
@@ -72,6 +79,14 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(
         f"{folder / RUN_CONFIG} is neither that of a run ({reason}) nor of published "
         f"weights; {ALLOWED}"
+    )
+
+
+def _of_adapter(folder):
+    """The InputError for a folder of the peft library."""
+    return InputError(
+        f"{folder} holds an adapter of peft, which is only what it changes of a model; "
+        "allowed is the folder that merge_and_unload().save_pretrained(..) writes"
     )
 
 

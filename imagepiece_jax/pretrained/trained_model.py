@@ -99,6 +99,12 @@ class Pretrained:
                 f"class_names has length {len(names)}; the model has "
                 f"{model.num_classes} classes"
             )
+        for label, name in enumerate(() if names is None else names):
+            if not isinstance(name, str | None):
+                raise InputError(
+                    f"class_names has {name!r} for class {label}; allowed are strings, "
+                    "and None"
+                )
         put("class_names", names if names is None else tuple(names))
         if self.projector and self.projector.width != model.embed_dim:
             raise InputError(
@@ -279,6 +285,10 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
             "hf upload takes from here"
         )
     folder = pathlib.Path(folder)
+    if "\0" in str(folder):
+        raise InputError(
+            f"folder is {str(folder)!r}; allowed are paths without a NUL byte"
+        )
     _check_folder(folder)
     _check(vit)
     model, tensors = vit.model, convert.to_timm(vit.variables)

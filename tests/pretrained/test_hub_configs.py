@@ -87,6 +87,27 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, tag):
     assert gelu == ("quick" if tag else "exact")
 
 
+@pytest.mark.parametrize(
+    "arguments, gelu",
+    [
+        ({}, "quick"),
+        ({"depth": 12}, "exact"),
+        ({"global_pool": "avg"}, "exact"),
+        ({"img_size": 224}, "exact"),
+        ({"act_layer": "quick_gelu"}, "quick"),
+        ({"act_layer": "gelu_tanh", "depth": 12}, "tanh"),
+    ],
+)
+def test_arguments_make_timms_function_of_published_weights(arguments, gelu):
+    """timm.create_model("local-dir:..") of such folders: tests/parity."""
+    config = timm(architecture="vit_base_patch16_clip_224", model_args=arguments)
+    public = registry.facts("vit_base_patch16_clip_224.openai")
+    about = {field: public[field] for field in ("mean", "std", "num_classes")}
+    config["pretrained_cfg"] |= {"tag": "openai", "input_size": [3, 224, 224]} | about
+    config["num_classes"] = public["num_classes"]
+    assert hub_configs.parse(config, {}).config.architecture.gelu == gelu
+
+
 @pytest.mark.parametrize("value, there", [(None, False), (0, False), (1e-4, True)])
 def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
     config = timm(model_args={"init_values": value})
@@ -125,25 +146,26 @@ def test_labels_of_timms_form(fields, names):
 @pytest.mark.parametrize(
     "arguments, wanted",
     [
-        ({"img_size": 224}, {"name": "vit_small_patch14_reg4_dinov2.lvd142m"}),
+        ({"img_size": 224}, {"name": "vit_small_patch14_reg4_dinov2"}),
         (
             {"norm_layer": "layernorm", "num_heads": 3},
             {
-                "name": "vit_small_patch14_reg4_dinov2.lvd142m",
+                "name": "vit_small_patch14_reg4_dinov2",
                 "norm_eps": 1e-6,
                 "num_heads": 3,
             },
         ),
         (
             {"act_layer": "gelu_tanh", "drop_path_rate": 0.1},
-            {"name": "vit_small_patch14_reg4_dinov2.lvd142m", "gelu": "tanh"},
+            {"name": "vit_small_patch14_reg4_dinov2", "gelu": "tanh"},
         ),
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
     size = arguments.get("img_size", 518)  # what timm makes the model for
-    assert found.stated == IMAGENET | {"image_size": size} | wanted
+    usual = registry.timm_functions(found.name)
+    assert found.stated == IMAGENET | usual | {"image_size": size} | wanted
 
 
 # (architecture, arguments, what of its parts they change, as fields of Architecture)
@@ -217,7 +239,10 @@ def test_a_gated_mlp_has_no_gelu():
     config = timm(architecture="vit_giant_patch14_dinov2")
     for silu in ("silu", "swish"):
         found = hub_configs.parse(config | {"model_args": {"act_layer": silu}}, {})
-        assert found.config.gelu is None
+        arch = registry.facts(config["architecture"])["arch"]
+        assert found.config.architecture == dataclasses.replace(
+            arch, resize="antialias"
+        )
     with pytest.raises(InputError, match="act_layer is 'gelu'; allowed are silu, swi"):
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
     config = timm(architecture="eva02_tiny_patch14_224")

@@ -207,6 +207,37 @@ def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
         imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
 
 
+@pytest.mark.parametrize(
+    "files, sentence",
+    [
+        ({"config.json": "{}"}, "config.json is empty; allowed are a weights file, a"),
+        (
+            {"config.json": '{"peft_type": "LORA"}'},
+            "holds an adapter of peft, which is",
+        ),
+        (
+            {"adapter_config.json": "{}"},
+            "holds an adapter of peft, .* merge_and_unload",
+        ),
+    ],
+)
+def test_folders_without_a_model(tmp_path, files, sentence):
+    np.savez(tmp_path / "model.npz", a=np.ones(1))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        imagepiece_jax.load(tmp_path)
+
+
+def test_a_file_of_an_adapter_is_named(tmp_path):
+    names = [f"base_model.model.encoder.layer.0.query.lora_{x}.weight" for x in "AB"]
+    np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))
+    with pytest.raises(
+        InputError, match="it holds an adapter of peft, as tensor base_"
+    ):
+        imagepiece_jax.load(tmp_path / "a.npz")
+
+
 def test_a_folder_of_weights_alone(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:

@@ -402,3 +402,8 @@ def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
 def test_the_folder_comes_first(tmp_path):
     with pytest.raises(InputError, match=r"write save\(folder, vit\), where"):
         imagepiece_jax.save(made(), tmp_path / "m")
+
+
+def test_a_path_with_a_nul_byte_is_refused(tmp_path):
+    with pytest.raises(InputError, match="allowed are paths without a NUL byte"):
+        imagepiece_jax.save(f"{tmp_path}/a\0b", made())

@@ -90,6 +90,10 @@ def test_a_model_that_someone_made_has_defaults(dense):
             (tiny.model(), {"params": {}}, None, None, 7),
             "class_names is 7; allowed are a name",
         ),
+        (
+            (tiny.model(), {"params": {}}, None, None, ["a"] * 3 + [b"b"] * 4),
+            "class_names has b'b' for class 3; allowed are strings, and None",
+        ),
     ],
 )
 def test_what_is_no_trained_model(arguments, message):
