@@ -317,29 +317,46 @@ def _question(lacking, known, sizes, parts):
     fields = " ".join(f"{field}=.." for field in lacking)
     give = f"give {fields}, in commands --config.model.{lacking[0]}=.."
     width = registry.facts(name).get("embed_dim", sizes["embed_dim"])
+    candidates = _candidates(sizes, parts, "mean" in lacking)
     if width != sizes["embed_dim"]:
         return (
             f"{name!r} is {width} wide and these tensors are {sizes['embed_dim']}: "
-            f"name a model of that width{_candidates(sizes, parts)}, or {give}"
+            f"name a model of that width{candidates}, or {give}"
         )
     if name or known.arch:
         whose = repr(name) if name else "what is given"
-        return f"{whose} does not say, and no tensor does, its {listed}: {give}"
-    return (
-        f"no tensor says its {listed}: say which model it is, name=.., in commands "
-        f"--config.model.name=..{_candidates(sizes, parts)}, or {PLACE}"
-        + (f", or {give}" if {*lacking} <= {*ALONE} else "")
-    )
+        tags = [tag for tag in _settling(name) if tag != name] if name else []
+        say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
+        return f"{whose} does not say, and no tensor does, its {listed}: {say}{give}"
+    ways = [PLACE, *[give] * ({*lacking} <= {*ALONE})]
+    if candidates or ways[1:] == []:  # a name is enough, or all that can say it
+        say = "say which model it is, name=.., in commands --config.model.name=.."
+        ways.insert(0, say + candidates)
+    return f"no tensor says its {listed}: {', or '.join(ways)}"
 
 
-def _candidates(sizes, parts):
-    """In brackets, known models of these sizes and parts; "" where there are none."""
+def _candidates(sizes, parts, normalized):
+    """In brackets, known models of these sizes and parts; "" where there are none.
+
+    normalized: only names that say mean and std
+    """
     compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
     alike = [
-        name
+        each
         for name in (*registry.MODELS, *registry.public_models())
         if all(registry.facts(name)[field] == sizes[field] for field in compared)
         and _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
+        for each in (_settling(name) if normalized else [name])
     ]
     rest = f" and {len(alike) - MOST} others" if len(alike) > MOST else ""
     return f" ({', '.join(alike[:MOST])}{rest})" if alike else ""
+
+
+def _settling(name):
+    """Names that say mean and std: `name`, or with a tag where its tags differ."""
+    if name in registry.MODELS or "mean" in registry.facts(name):
+        return [name]
+    first = {}
+    for tag, facts in registry.public_models()[name]["weights"].items():
+        first.setdefault(str((facts.get("mean"), facts.get("std"))), f"{name}.{tag}")
+    return [*first.values()]

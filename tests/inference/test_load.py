@@ -116,7 +116,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
         (["pos_embed"], {}, HEADS, "tensor pos_embed is missing; allowed are plain"),
         ([], {"pos_embed": np.zeros(3)}, HEADS, r"pos_embed is of \(3,\); .* is 3$"),
         ([], {"pos_embed": np.zeros((1, 24, 30))}, HEADS, "has 24 rows; allowed are a"),
-        ([], {}, {}, "no tensor says its num_heads, mean, .*: say which model"),
+        ([], {}, {}, "no tensor says its num_heads, mean, .*: place its config"),
         (
             [],
             {},

@@ -1,5 +1,7 @@
 """Model fields inferred from the tensors alone."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def test_a_public_model_is_known_by_its_name(name):
         ),
         (
             "vit_base_patch16_224.mae",
-            r"\(deit_b, .*_384\), or place its config.json",
+            r"\(deit_b, .*_224\.dino, .*\), or place its config.json",
         ),
     ],
 )
@@ -107,7 +109,7 @@ def test_nothing_is_guessed(name, message):
     [
         (
             {},
-            "say which model it is, name=.., in commands --config.model.name=.., or p",
+            "says its num_heads, .*: place its config.json beside it, or give num",
         ),
         (
             {"name": "deit_s"},
@@ -197,7 +199,8 @@ def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     clip = create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
         infer(named_shapes(clip, 32), ModelConfig(**fields))
-    assert "no tensor says its mean, std: say which model" in str(caught.value)
+    # No known model has these sizes: naming one would not help.
+    assert "no tensor says its mean, std: place its config" in str(caught.value)
     assert "beside it, or give mean=.. std=.., in commands" in str(caught.value)
     images = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     whole = infer(named_shapes(clip, 32), ModelConfig(**fields, **images))
@@ -212,3 +215,19 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
         given = {"arch": arch, "num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         found = infer(named_shapes(model, 32), ModelConfig(**given))
         assert found.create().arch == model.arch
+
+
+def test_names_that_are_listed_settle_everything():
+    """vit_base_patch16_224's tags differ in mean and std: those are named."""
+    model = create_model("vit_base_patch16_224", image_size=64)
+    found = named_shapes(model, 64)
+    with pytest.raises(InputError) as caught:
+        infer(found, ModelConfig())
+    listed = re.search(r"name=.. \((.*?)( and \d+ others)?\)", str(caught.value))
+    names = listed[1].split(", ")
+    assert len(names) == 5 and "vit_base_patch16_224" not in names
+    for name in names:
+        assert infer(found, ModelConfig(name=name)).mean
+    tags = "with its tag \\(vit_base_patch16_224.augreg.*, .*bamboo"
+    with pytest.raises(InputError, match=tags):
+        infer(found, ModelConfig(name="vit_base_patch16_224"))

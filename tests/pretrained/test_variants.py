@@ -120,7 +120,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
     with pytest.raises(
-        InputError, match="say which model it is, name=.., in commands --config"
+        InputError, match="place its config.json beside it, or give num_heads=.."
     ):
         read(path, checkpoint="latest").analyzed()
     config = quickstart.get_config()
