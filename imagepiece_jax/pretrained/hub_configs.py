@@ -195,6 +195,8 @@ SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+# The arguments that timm writes of every model, also of a published one.
+WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Architectures that others are made of by arguments, by what those cannot say.
 BASES = {
@@ -219,9 +221,8 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     size = arguments.get("img_size") or (height, width)
     size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    published = _published(name, images.get("tag"), values | {"num_classes": classes})
-    # timm makes the function of its architecture wherever there are arguments.
-    whole_name = published if published and not arguments else name
+    own = values | {"num_classes": classes, "image_size": size}
+    whole_name = _known(name, images.get("tag"), own, arguments)
     says, sizes = _arguments(arguments, whole_name)
     if whole_name == name and name in registry.public_models():
         # Trained by timm's code.
@@ -238,7 +239,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes,
         crop,
         class_names=labels(images | config, classes)
-        or class_names.names_of(published, classes),
+        or class_names.names_of(whole_name, classes),
     )
 
 
@@ -246,16 +247,20 @@ def _classes(config, images):
     return config.get("num_classes", images.get("num_classes"))
 
 
-def _published(name, tag, own):
-    """The name with its tag; None where it was trained further.
+def _known(name, tag, own, arguments):
+    """The name with its tag, or without where the model is not as it was published.
 
-    A fine-tuned model keeps the tag of what it started from. It has other classes or
-    images, though, and was trained with the functions of timm's architecture, such as
-    exact GELU for CLIP's weights, not with those that the tag stands for.
+    A model keeps the tag of what it started from. With other classes, images or
+    arguments it was trained with the functions of timm's architecture, such as exact
+    GELU for CLIP's weights, not with those that the tag stands for.
     """
     published = registry.public_facts(f"{name}.{tag}") if tag else None
-    same = published and all(published.get(k) == v for k, v in own.items())
-    return f"{name}.{tag}" if same else None
+    if published is None or not {*arguments} <= {*WRITTEN}:
+        return name
+    pool = published["arch"].pool
+    same = POOLS.get(arguments.get("global_pool"), pool) == pool
+    same = same and all(published.get(k) == v for k, v in own.items())
+    return f"{name}.{tag}" if same else name
 
 
 def labels(config: Mapping[str, Any], classes: int | None):

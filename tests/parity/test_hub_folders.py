@@ -167,7 +167,7 @@ def saved_by_timm(path, name, **arguments):
     images = images.astype(np.float32)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    labels = [f"class {i}" for i in range(theirs.shape[1])]
+    labels = [f"class {i}" for i in range(model.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
 
@@ -202,6 +202,12 @@ ARGUMENTS = {
     "map of EVA": ("eva02_tiny_patch14_224", {"global_pool": "map", "img_size": 28}),
     "silu": ("vit_giant_patch14_dinov2", {"act_layer": "silu", "img_size": 28}),
     "mlp of So400m": ("vit_so400m_patch14_siglip_224", {"img_size": 28}),
+    # Published with QuickGELU, and with GELU by tanh: timm's constructor has neither.
+    "tag of CLIP": (
+        "vit_base_patch16_clip_224.openai",
+        {"num_classes": 512, "global_pool": "avg"},
+    ),
+    "tag of SigLIP": ("vit_base_patch16_siglip_224.webli", {"num_classes": 0}),
 }
 
 
