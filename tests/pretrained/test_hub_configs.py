@@ -7,7 +7,7 @@ import pytest
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import ModelConfig, size_of
+from imagepiece_jax.models.config import size_of
 from imagepiece_jax.pretrained import hub_configs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
