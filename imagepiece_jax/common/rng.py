@@ -7,8 +7,16 @@ an uninterrupted one.
 """
 
 import enum
+import functools
 
 import jax
+import jax.numpy as jnp
+
+# JAX's own types depend on a flag of users, jax_enable_x64, and other types draw other
+# numbers.
+uniform = functools.partial(jax.random.uniform, dtype=jnp.float32)
+normal = functools.partial(jax.random.normal, dtype=jnp.float32)
+integers = functools.partial(jax.random.randint, dtype=jnp.int32)
 
 
 class Purpose(enum.IntEnum):

@@ -273,7 +273,7 @@ class Attention(nn.Module):
         if heads.mask is not None:
             # Scores choose tokens: they see live ones alone, and carry no gradient.
             live = (heads.mask > 0.5).astype(jnp.float32)
-            gone = jnp.where(heads.mask > 0.5, 0.0, -jnp.inf)
+            gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
         plain, scores = heads.plain, {}
         if "heads" in reads:

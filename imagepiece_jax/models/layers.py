@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.nodes import node
 
-INIT = nn.initializers.normal(0.02)
+INIT = nn.initializers.normal(0.02, jnp.float32)
 QUICK = 1.702  # of QuickGELU
 
 
@@ -27,8 +27,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         dim = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, dim)
-        bias = self.param("bias", nn.initializers.zeros, dim)
+        scale = self.param("scale", nn.initializers.ones, dim, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, dim, jnp.float32)
         return layer_norm(x, scale, bias, self.dtype, self.eps)
 
 
@@ -37,7 +37,8 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        init = nn.initializers.constant(1e-5, jnp.float32)
+        gamma = self.param("gamma", init, x.shape[-1:])
         return x * jnp.expand_dims(gamma.astype(x.dtype), range(x.ndim - 1))
 
 

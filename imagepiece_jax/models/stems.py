@@ -167,8 +167,9 @@ class _Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.zeros, self.shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.shape[0],))
+        init = nn.initializers.zeros
+        kernel = self.param("kernel", init, self.shape, jnp.float32)
+        bias = self.param("bias", init, self.shape[:1], jnp.float32)
         out = jax.lax.conv_general_dilated(
             x,
             kernel.astype(self.dtype),

@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax import struct
 
 from imagepiece_jax.common.image_size import described
+from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.normalize import warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -55,7 +56,7 @@ def drop_path_scale(keys, depth, rate):
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
     def draw(key):
-        alive = jax.random.uniform(key, (depth, 2)) < keep
+        alive = uniform(key, (depth, 2)) < keep
         return alive / keep
 
     return jax.vmap(draw)(keys)

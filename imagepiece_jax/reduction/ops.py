@@ -57,7 +57,7 @@ def place_among(keep):
     # Its own term makes the sum of a token that is not kept negative: one pass.
     not_kept = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
     earlier = (keep[:, None, :] & (other < mine)).astype(jnp.int32)
-    return jnp.sum(earlier + not_kept, axis=-1)
+    return jnp.sum(earlier + not_kept, axis=-1, dtype=jnp.int32)
 
 
 @node

@@ -183,7 +183,7 @@ class Bipartite(Reducer):
             place = order - merges
             staying = invert(order, merges + np.arange(rest))
         # The place of a token on side B is half its index; `//` is nine operations.
-        slot_of = rest + jax.lax.div(partner, 2)
+        slot_of = rest + jax.lax.div(partner, jnp.int32(2))
         sources, targets = (
             jnp.broadcast_to(side, (order.shape[0], side.size))
             for side in (sources, targets)
@@ -324,7 +324,7 @@ def merge_in_place(absorbed, partners, counts):
     target, followed = partners - behind, absorbed - ahead
     leaves = absorbed[:, None, :] == index[:, :, None]
     joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
-    stays = index - jnp.sum(before(index), axis=-1)
+    stays = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
     place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = followed[:, None, :] <= place[:, :, None]
     keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)

@@ -6,6 +6,7 @@ Only shapes are needed: nothing is compiled or computed.
 import re
 
 import jax
+import numpy as np
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
@@ -53,6 +54,17 @@ def equations(jaxpr):
         for value in inner:
             if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
                 yield from equations(value)
+
+
+def found_in_64_bits(jaxpr):
+    """Operations on float64, and draws of 64 bits, as a list of sentences."""
+    return [
+        f"{equation.primitive} of {array.aval}"
+        for equation in equations(jaxpr)
+        for array in equation.outvars
+        if getattr(array.aval, "dtype", None) == np.float64
+        or equation.params.get("bit_width") == 64
+    ]
 
 
 def replace_core(monkeypatch):

@@ -259,6 +259,7 @@ def with_new_reducers():
 
 
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
+DRAWN = [case for case in CASES if "random" in case[0]]
 # One that draws, merges, pools, sums and mixes: 15 ms for every operation and shape.
 WITHOUT_JIT = "random tome grid_pooling evit_fuse_token_True token_learner".split()
 ORDER = np.random.default_rng(1).permutation(N0)
@@ -402,6 +403,18 @@ class MethodsTest(chex.TestCase):
         want = jax.tree.map(lambda a: a[::-1], self.walk(name, fields))
         got = self.walk(name, fields, images=-1)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*(c for c in CASES if c in DEFAULTS + DRAWN))
+    def test_64_bit_numbers_of_jax_change_nothing(self, name, fields):
+        """Types and values are the same under this flag of users, bit for bit."""
+        states, results, _ = self.walk(name, fields)
+        plan, x, keys = plan_of(name, fields), random_tokens(), image_keys(3)
+        run = self.variant(functools.partial(walk, plan))
+        with jax.enable_x64(True):
+            got = jax.tree.map(np.asarray, run(x, keys=keys))
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, (states, results))
+        chex.assert_trees_all_equal(got, (states, results))
 
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*DEFAULTS)

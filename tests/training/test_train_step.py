@@ -14,11 +14,11 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.augment.policy import Augment
+from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.config import OptimConfig
-from imagepiece_jax.training.optimizer import adamw, decay_mask
+from imagepiece_jax.training.optimizer import adamw, create, decay_mask
 from imagepiece_jax.training.train_step import (
     Recipe,
     init_state,
@@ -27,6 +27,7 @@ from imagepiece_jax.training.train_step import (
     train_step,
 )
 from tests import runs
+from tests.models import traced_programs
 
 SIZE, CLASSES, BATCH = 8, 10, 8
 HALF = (0.5,) * 3
@@ -313,6 +314,23 @@ def test_reduced_model_trains_with_finite_gradients(monkeypatch):
     monkeypatch.setattr(parallel, "FORM", "shard_map")
     again = run(step, state, [batch(i) for i in range(2)])
     chex.assert_trees_all_equal(again, (after, metrics))
+
+
+def test_64_bit_numbers_of_jax_change_no_type():
+    """Under this flag of users; what the optimizer computes is optax's."""
+    policy = Policy(1, 0.5, magnitude=9.0, magnitude_std=0.5, fill=(124, 116, 104))
+    augment = Augment(Crop(SIZE, (0.2, 0.5), True), policy, erase_prob=0.5)
+    recipe = dataclasses.replace(PLAIN, augment=augment, mixup=0.8, cutmix=1.0)
+    step, state = make(recipe, depth=2, drop_path_rate=0.5)
+    schedule, _ = create(OptimConfig.from_config(base.get_config()), 10)
+    step.keywords.update(rate=schedule)
+    one = batch(0) | {"extent": np.full((1, 1, BATCH, 2), SIZE, np.int32)}
+    state, one = jax.tree.map(lambda x: x[0], (state, one))
+    with jax.enable_x64(True):
+        traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)], return_shape=True)
+        program, (after, _) = traced(state, one)
+    assert traced_programs.found_in_64_bits(program) == []
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_smoothed_target_by_hand():

@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.rng import uniform
+
 TRIES = 10
 ASPECT = (3 / 4, 4 / 3)  # width / height of a box
 
@@ -23,7 +25,7 @@ def random_resized_crop(canvas, extent, keys, size, area):
     area: lowest and highest share of the image that a box covers
     Returns uint8 [B, size, size, 3].
     """
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (TRIES, 4)))(keys)
+    uniforms = jax.vmap(lambda key: uniform(key, (TRIES, 4)))(keys)
     return resize(canvas, boxes(extent, uniforms, area), size)
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from imagepiece_jax.common.rng import integers, normal, uniform
+
 TRIES = 8  # of which one at least is accepted, but for 1 draw in 10^10
 
 
@@ -41,11 +43,11 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
     share = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
-    cut = jax.random.uniform(cut_key) < share
+    cut = uniform(cut_key) < share
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    mixed = jax.random.uniform(mixed_key) < prob
+    mixed = uniform(mixed_key) < prob
     lam = jnp.where(mixed, beta(lam_key, alpha), 1.0)
-    center = jax.random.randint(center_key, (2,), 0, jnp.array([height, width]))
+    center = integers(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
@@ -59,8 +61,8 @@ def beta(key, alpha):
     Source: Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     """
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = jax.random.normal(normal_key, (2, TRIES))
-    u = 1 - jax.random.uniform(accept_key, (2, TRIES))
+    x = normal(normal_key, (2, TRIES))
+    u = 1 - uniform(accept_key, (2, TRIES))
     d = alpha + 2 / 3  # for the shape alpha + 1, which is above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
     positive = jnp.where(v > 0, v, 1)
@@ -69,7 +71,7 @@ def beta(key, alpha):
     first = jnp.argmax(accepted, axis=1, keepdims=True)
     # A variable of shape alpha + 1 times U^(1 / alpha) is one of shape alpha. In
     # logarithms, as those of a small alpha would vanish.
-    boost = jnp.log(1 - jax.random.uniform(boost_key, (2,))) / alpha
+    boost = jnp.log(1 - uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first, axis=1)[:, 0] + boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.augment.crop import random_resized_crop
 from imagepiece_jax.data.augment.randaugment import randaugment
 from imagepiece_jax.data.normalize import normalize
@@ -48,7 +49,7 @@ def device(images, augment, mean, std, keys=None, extent=None):
 
 def flip(images, keys):
     """Mirror each image with probability 1/2. [B, H, W, 3], keys [B] -> same."""
-    flipped = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    flipped = (jax.vmap(uniform)(keys) < 0.5)[:, None, None, None]
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
@@ -82,7 +83,7 @@ def erased_box(key, height, width, prob):
     tries the first that is smaller than the image in both directions.
     """
     prob_key, try_key, place_key = jax.random.split(key, 3)
-    share, ratio = jax.random.uniform(try_key, (2, TRIES))
+    share, ratio = uniform(try_key, (2, TRIES))
     low, high = (math.log(bound) for bound in ERASED_ASPECT)
     smallest, largest = ERASED_AREA
     pixels = height * width * (smallest + share * (largest - smallest))
@@ -93,9 +94,9 @@ def erased_box(key, height, width, prob):
     )
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
-    erases = (jax.random.uniform(prob_key) < prob) & fits[first]
+    erases = (uniform(prob_key) < prob) & fits[first]
     tall, wide = (jnp.where(erases, side[first], 0) for side in (tall, wide))
-    down, right = jax.random.uniform(place_key, (2,))
+    down, right = uniform(place_key, (2,))
     top = jnp.floor(down * (height - tall + 1))
     left = jnp.floor(right * (width - wide + 1))
     return jnp.stack([top, left, tall, wide]).astype(jnp.int32)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.rng import integers, normal, uniform
 from imagepiece_jax.data.augment.policy import MAX_MAGNITUDE, OPS
 
 _AFFINE = tuple(
@@ -51,12 +52,12 @@ def draw(keys, policy):
     def one(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
         shape = (policy.layers,)
-        noise = policy.magnitude_std * jax.random.normal(magnitude, shape)
+        noise = policy.magnitude_std * normal(magnitude, shape)
         return Draws(
-            op=jax.random.randint(op, shape, 0, len(OPS)),
-            applied=jax.random.uniform(applied, shape) < policy.prob,
+            op=integers(op, shape, 0, len(OPS)),
+            applied=uniform(applied, shape) < policy.prob,
             magnitude=jnp.clip(policy.magnitude + noise, 0.0, MAX_MAGNITUDE),
-            sign=jnp.where(jax.random.bernoulli(sign, 0.5, shape), 1.0, -1.0),
+            sign=jnp.where(uniform(sign, shape) < 0.5, jnp.float32(1), -1),
         )
 
     return jax.vmap(one)(keys)

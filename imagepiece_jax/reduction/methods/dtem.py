@@ -56,7 +56,7 @@ def soft_top(similarity, merges):
         left = left + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
         return (chosen + share, left), None
 
-    start = (jnp.zeros_like(similarity), jnp.zeros(similarity.shape[:2]))
+    start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
     whole = jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), 1.0)
     return chosen / jax.lax.stop_gradient(whole)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
+from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
@@ -90,7 +91,7 @@ class RandomPairs(Retokenize):
 
     def similarity(self, taps, candidates, first):
         shape = (first, candidates.shape[1] - first)
-        return jax.vmap(lambda key: jax.random.uniform(key, shape))(taps.rng)
+        return jax.vmap(lambda key: uniform(key, shape))(taps.rng)
 
 
 @dataclasses.dataclass(frozen=True)

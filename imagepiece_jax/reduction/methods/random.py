@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 
 from imagepiece_jax.common.fields import blocks, rate
+from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
@@ -22,7 +23,7 @@ class Draw(Reducer):
     needs: ClassVar[frozenset[str]] = frozenset({"rng"})
 
     def __call__(self, taps, counts, train=False):
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (counts.n_in,)))(taps.rng)
+        draws = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(taps.rng)
         return keep_highest(draws, counts.n_out)
 
 
