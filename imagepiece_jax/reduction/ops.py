@@ -110,19 +110,20 @@ def sums(values, axis):
     return jax.lax.reduce(values, (jnp.int32(0),) * len(values), add, (axis,))
 
 
-def largest(key, payload):
+def largest(key, order, payload):
     """Largest key of each row, and what it carries, in one pass instead of two.
 
-    key, payload: [..., n] int32; of equal keys that with the smaller payload counts
-    Returns key and payload, [...] each.
+    key, order, payload: [..., n] int32; of equal keys that with the smallest order
+    counts
+    Returns key, order and payload, [...] each.
     """
 
     def better(a, b):
         first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
         return tuple(jnp.where(first, x, y) for x, y in zip(a, b, strict=True))
 
-    start = (jnp.int32(-(2**31)), jnp.int32(2**31 - 1))
-    return jax.lax.reduce((key, payload), start, better, (key.ndim - 1,))
+    start = (jnp.int32(-(2**31)), jnp.int32(2**31 - 1), jnp.int32(0))
+    return jax.lax.reduce((key, order, payload), start, better, (key.ndim - 1,))
 
 
 def smallest(values, k):

@@ -303,10 +303,10 @@ def find_partners(similarity, tokens):
     Returns (best, partner), [B, a] int32 each: the similarity as a key
     (`ops.order_key`), and the token.
     """
-    order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] << 16
-    code = jnp.broadcast_to((order + tokens)[:, None, :], similarity.shape)
-    best, code = largest(order_key(similarity), code)
-    return best, code & 0xFFFF
+    order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
+    tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
+    best, _, partner = largest(order_key(similarity), order, tokens)
+    return best, partner
 
 
 def merge_in_place(absorbed, partners, counts):

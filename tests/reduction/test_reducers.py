@@ -17,7 +17,7 @@ from absl.testing import parameterized
 from imagepiece_jax.reduction import ops, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.reducers import TopK
+from imagepiece_jax.reduction.reducers import TopK, find_partners
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
 from tests import oracles
 from tests.models import tiny
@@ -379,6 +379,15 @@ class ReducersTest(chex.TestCase):
         bare = taps.replace(**dict.fromkeys(unread))
         run = self.variant(called(reducer, counts))
         chex.assert_trees_all_equal(run(bare), run(taps))
+
+
+def test_partners_of_very_large_images():
+    """Tokens that need 17 bits, the first of equally similar ones, however many."""
+    tokens, similarity = 60_000 + np.arange(40_000)[None], np.zeros((1, 2, 40_000))
+    similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0
+    arrays = jnp.asarray(similarity, jnp.float32), jnp.asarray(tokens, jnp.int32)
+    _, partners = tiny.compiled(find_partners)(*arrays)
+    assert partners.tolist() == [[60_007, 90_000]]
 
 
 def test_a_token_with_nan_score_goes_first():
