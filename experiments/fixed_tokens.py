@@ -84,7 +84,7 @@ def _sets(context):
             None,
             weights.config.image_size,
             split=split,
-            spaced=count,
+            limit=count,
             resize=weights.resize,
             batch_size=asked.eval_batch_size,
             workers=asked.readers,

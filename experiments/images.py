@@ -4,13 +4,10 @@ import functools
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader, transforms
-from imagepiece_jax.data.sources import Subset, open_source
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.data.sources import Subset, open_source, short_name
 
 MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 
@@ -49,7 +46,6 @@ class Images:
         num_classes: int | None,
         image_size: int,
         *,
-        spaced: int | None = None,
         limit: int | None = None,
         labels_by_name: Mapping[str, int] | None = None,
         split: str = "val",
@@ -57,17 +53,13 @@ class Images:
     ) -> "Images":
         """A split of the data set `name`; InputError for what cannot be read.
 
-        num_classes: None where labels do not matter. Of larger sets the first `limit`
-        images, or so many as `spaced`, evenly spaced.
+        num_classes: None where labels do not matter
+        limit: so many images of a larger set, evenly spaced
         """
         source = open_source(
             name, split, num_classes=num_classes, labels_by_name=labels_by_name
-        ).first(limit)
-        if spaced is not None and spaced < len(source):
-            if spaced < 1:
-                raise InputError(f"--subset is {spaced}; allowed are numbers from 1")
-            source = Subset(source, np.linspace(0, len(source) - 1, spaced).round())
-        return cls(source, name, image_size, split=split, **options)
+        )
+        return cls(source.spread(limit), name, image_size, split=split, **options)
 
     def __len__(self):
         return len(self.source)
@@ -86,9 +78,15 @@ class Images:
         )
 
     @property
+    def text(self) -> str:
+        """How many images of which set, for a page."""
+        spaced = ", evenly spaced" if self.source.part else ""
+        return f"{len(self)} images of {short_name(self.name)}{spaced}"
+
+    @property
     def setting(self) -> dict:
         """What of it decides a figure."""
-        setting = {
+        return {
             "data": self.name,
             "split": self.split,
             "images": len(self),
@@ -96,10 +94,8 @@ class Images:
             "image_size": self.image_size,
             "resize": self.resize,
             **self.crop,
+            **self.source.part,
         }
-        if isinstance(self.source, Subset):
-            setting["part"] = _fingerprint(self.source)
-        return setting
 
     def batches(self):
         """Batches as `loader.eval_batches` gives them; small sets are kept."""
@@ -119,17 +115,3 @@ class Images:
             workers=self.workers,
             threads=2 if self.workers else 0,
         )
-
-
-def _fingerprint(subset):
-    """FNV-1a hash, word by word, of a subset's places in the whole set: hex digits."""
-    indices = subset.indices
-    while isinstance(subset.source, Subset):
-        subset = subset.source
-        indices = subset.indices[indices]
-    power = np.uint64(1099511628211)
-    total = np.uint64(14695981039346656037)
-    with np.errstate(over="ignore"):
-        for index in indices.astype(np.uint64):
-            total = (total ^ index) * power
-    return f"{int(total):016x}"

@@ -8,7 +8,6 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.evaluate import statistics
 
 BLANK = "not measured"
@@ -37,9 +36,8 @@ def note(context) -> str:
     """What the figures of one checkpoint are of, in two sentences."""
     images = context.images
     return (
-        f"`{context.pretrained.name}` on {len(images)} images of "
-        f"{short_name(images.name)}, {images.image_size} pixels a side. Brackets are "
-        "95 % intervals."
+        f"`{context.pretrained.name}` on {images.text}, {images.image_size} pixels a "
+        "side. Brackets are 95 % intervals."
     )
 
 
@@ -55,7 +53,7 @@ def facts(context, more: Mapping[str, Any] | None = None) -> str:
     """What the figures of a page are of, as a table; `more` of its rows, by name."""
     images, settings = context.images, context.settings
     rows = {
-        "images": f"{len(images)} of {short_name(images.name)}",
+        "images": images.text,
         "pixels a side": images.image_size,
         "models": context.models.note,
     }

@@ -193,7 +193,6 @@ def _images(settings, models, names):
         settings.data,
         classes if labeled else None,
         side,
-        spaced=settings.subset,
         limit=settings.limit,
         labels_by_name=by_name,
         resize=settings.resize or (models.pretrained.resize if alone else "deit"),

@@ -29,7 +29,6 @@ from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.benchmark.cache import plan_facts
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
@@ -340,8 +339,8 @@ def _facts(checkpoint, floor):
     images, weights = checkpoint.images, checkpoint.weights
     without = floor["iou"].count(None)
     head = ["weights", "images", "pixels a side", "dense GMACs, without head"]
-    row = [f"`{weights.name}`", f"{len(images)} of {short_name(images.name)}"]
-    row += [images.image_size, f"{weights.gmacs(settings.DENSE):.3f}"]
+    row = [f"`{weights.name}`", images.text, images.image_size]
+    row += [f"{weights.gmacs(settings.DENSE):.3f}"]
     head += [f"dense maps without a pixel above {THRESHOLD:g}"]
     return (
         f"{render.table(head, [[*row, without]])}\n\nCorrelation / IoU with the dense "
@@ -402,7 +401,7 @@ def cells(result):
 def picture(context):
     """Tokens and maps of photographs, dense and with two methods; saliency-picture.png.
 
-    Of every image of --data: take few (--limit, --subset).
+    Of every image of --data: take few (--limit).
     """
     maps, weights = Maps(context), context.pretrained
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)

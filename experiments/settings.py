@@ -139,9 +139,6 @@ class TableSettings(Settings):
     seeds: tuple[int, ...] = flag(one_or_more((0, 1, 2), SEED), "of --small's runs")
     data: str | None = None
     resize: str | None = None
-    subset: int | None = flag(
-        optional(count(least=1)), "images of the data, evenly; default: all"
-    )
     limit: int | None = None
     out: str = flag(text(OUT), "folder")
     again: bool = flag(fields.switch(False), "measure what was measured before, too")

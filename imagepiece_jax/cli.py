@@ -152,7 +152,7 @@ def resize():
 
 def limit():
     """Define --limit."""
-    help_text = "how many of the first images to take, for a rehearsal; default: all"
+    help_text = "how many images to take, evenly spaced over the set; default: all"
     return whole("limit", None, help_text, 1)
 
 
@@ -161,12 +161,12 @@ def evaluated_images():
 
     Returns a function that writes the first two into a config, and returns the third.
     """
-    name, resized, first = data("config.data"), resize(), limit()
+    name, resized, count = data("config.data"), resize(), limit()
 
     def read(config):
         config.data.name = name.value or config.data.name
         config.data.resize = resized.value or config.data.resize
-        return first.value
+        return count.value
 
     return read
 

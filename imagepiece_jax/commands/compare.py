@@ -52,6 +52,7 @@ def main():
             "digest": source.digest,
             "images": len(source),
             "limit": limit,
+            **source.part,
             **run.eval_transform().facts,
         },
         functools.partial(run.eval_batches, source, placement=parallel.placement()),

@@ -10,7 +10,7 @@ determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13
 evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
 model: one table, one plot. --optimized evaluates the fast program of
 `imagepiece_jax.optimize` beside the float32 model: its cost in accuracy. --limit 100
-takes the first 100 images.
+takes 100 images, evenly spaced over the set.
 """
 
 import functools
@@ -71,6 +71,7 @@ def main():
         "averaged": weights.averaged,
         "data": config.data.name,
         "limit": limit,
+        **source.part,
         "dtype": model.dtype.name,
         "trained": {
             "reduction": weights.trained_reduction,

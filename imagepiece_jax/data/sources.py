@@ -114,11 +114,16 @@ class Source(abc.ABC):
                 raise InputError(f"{self.name(index)}: {error}") from error
             return
 
-    def first(self, count: int | None) -> "Source":
-        """The first `count` images alone; all of a smaller source, and for None."""
+    def spread(self, count: int | None) -> "Source":
+        """`count` images, evenly spaced; all of a smaller source, and for None."""
         if count is None or count >= len(self):
             return self
-        return Subset(self, range(count))
+        return Subset(self, np.linspace(0, len(self) - 1, count).round())
+
+    @property
+    def part(self) -> dict[str, str]:
+        """What tells this part of a larger source from others, as JSON values."""
+        return {}
 
 
 class Subset(Source):
@@ -148,6 +153,19 @@ class Subset(Source):
 
     def content(self, index):
         return self.source.content(int(self.indices[index]))
+
+    @functools.cached_property
+    def part(self):
+        """FNV-1a hash, word by word, of the places in the full source: hex digits."""
+        source, indices = self.source, self.indices
+        while isinstance(source, Subset):
+            source, indices = source.source, source.indices[indices]
+        power = np.uint64(1099511628211)
+        total = np.uint64(14695981039346656037)
+        with np.errstate(over="ignore"):
+            for index in indices.astype(np.uint64):
+                total = (total ^ index) * power
+        return {"part": f"{int(total):016x}"}
 
 
 def open_source(

@@ -258,7 +258,7 @@ class RunConfig(CheckedFields):
     ) -> tuple[Source, list[str]]:
         """The images to evaluate weights on, and notes on both, to print.
 
-        limit: the first so many images
+        limit: so many images, evenly spaced over the set
         Raises InputError for weights without classes, and for images of other classes.
         """
         path, data, names = str(weights.path), self.data.name, weights.class_names
@@ -271,9 +271,11 @@ class RunConfig(CheckedFields):
             )
         by_name = class_names.labels_by_name(names, self.num_classes)
         every = self.source("val", by_name)
-        source, shown = every.first(limit), every.class_names
+        source, shown = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
         notes = [class_names.mapped_classes(shown, data, names)]
+        if source.part:
+            notes += [f"{len(source)} of {len(every)} images are taken, evenly spaced"]
         if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
             # Where they count from 1 the accuracy would be 0.
             notes += [f"no label of {data} is 0, the lowest is 1; labels count from 0"]

@@ -206,16 +206,19 @@ def test_evaluate_counts_every_image_once(
 
 
 @pytest.mark.parametrize("limit, count", [(70, 70), (151, 150)])
-def test_evaluate_takes_the_first_images_alone(
+def test_evaluate_takes_images_spread_over_the_set(
     tmp_path, logits, weights_file, image_set, limit, count
 ):
     """Of 70 the second batch is padded; a limit above the set is no limit."""
     folder, _, labels = image_set
     words = [f"--weights={weights_file}", f"--data=csv:{folder}/labels.csv"]
     words += ["--config.eval_batch_size=64", f"--limit={limit}"]
-    _, result = evaluated(tmp_path, *words)
-    acc1, _, loss = by_hand(logits[:count], labels[:count])
-    assert result["images"] == count
+    ended, result = evaluated(tmp_path, *words)
+    taken = [round(149 * place / (count - 1)) for place in range(count)]
+    acc1, _, loss = by_hand(logits[taken], labels[taken])
+    assert result["images"] == count and ("part" in result) == (count < 150)
+    note = f"note: {count} of 150 images are taken, evenly spaced"
+    assert (note in ended.out) == (count < 150)
     assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
 

@@ -1,13 +1,26 @@
 """The command that compares: mistakes in one sentence, and a tiny run to its files."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 
+from imagepiece_jax.benchmark import compare as comparing
+from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.data.sources import Subset, open_source
+from imagepiece_jax.errors import InputError
 from tests.command import call, sentence
 from tests.experiments import tiny_context
+
+MODEL = [
+    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
+    *(f"--config.model.{k}={v}" for k, v in tiny_context.SIZE.items()),
+    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
+    "--config.reduction.prune_blocks=(2,)",
+]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +43,34 @@ def test_mistakes_in_flags(tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_figures_of_the_first_images_are_not_those_of_a_part(tmp_path, monkeypatch):
+    """Former versions took the first --limit images; of all images nothing changed."""
+    seen = []
+
+    def stop(checkpoint, *_):
+        seen.append(checkpoint.images.setting)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(comparing, "compare", stop)
+    path = tiny_context.pretrained(tmp_path).path
+    words = [*MODEL, "--weights", path, "--data=digits", "--resize=none"]
+    for more in ([], ["--limit=400"], ["--limit=30"]):
+        call(compare.main, *words, *more, "--out", tmp_path / "out")
+    former, full = {}, open_source("digits", "val")
+    for limit in (None, 400, 30):
+        source = Subset(full, np.arange(30)) if limit == 30 else full
+        facts = {"data": "digits", "digest": source.digest, "images": len(source)}
+        size = {"limit": limit, "image_size": [16, 16], "resize": "none"}
+        former[limit] = facts | size
+    assert seen[:2] == [former[None], former[400]]
+    with_digest, without = dict(former[30]), dict(former[30])
+    del without["digest"]
+    with contextlib.closing(ResultCache(tmp_path / "out")) as results:
+        for setting in (with_digest, without):
+            results.result(setting, dict)
+            assert setting in results and seen[2] not in results
+
+
 HALF = """
 from configs import quickstart
 def get_config():
@@ -44,14 +85,17 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     config = tmp_path / "mine" / "half.py"
     config.parent.mkdir()
     config.write_text(HALF)
-    model = [
-        *("--config", config, "--config.model.stem=patch"),
-        *(f"--config.model.{k}={v}" for k, v in tiny_context.SIZE.items()),
-        *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
-        "--config.reduction.prune_blocks=(2,)",
-    ]
     path = tiny_context.pretrained(tmp_path).path
-    words = [*model, "--weights", path, "--data=digits", "--resize=none", "--limit=30"]
+    words = [
+        "--config",
+        config,
+        *MODEL[2:],
+        "--weights",
+        path,
+        "--data=digits",
+        "--resize=none",
+        "--limit=30",
+    ]
     words += ["--methods=random", "--shares=0.9", "--out", tmp_path / "out"]
     ended = call(compare.main, *words)
     assert ended.status == 0, ended

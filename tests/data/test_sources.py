@@ -422,10 +422,10 @@ def test_the_digest_tells_other_labels(table):
 def test_the_digest_of_a_part_is_of_its_images_alone(folder):
     whole = open_source(f"folder:{folder}", "train")
     part = sources.Subset(sources.Subset(whole, [5, 0, 1]), [1, 2])
-    assert part.digest == whole.first(2).digest != whole.digest
+    assert part.digest == sources.Subset(whole, [0, 1]).digest != whole.digest
     longer(folder / "train" / "zebra" / "2.png")
     again = open_source(f"folder:{folder}", "train")
-    assert again.first(2).digest == part.digest
+    assert sources.Subset(again, [0, 1]).digest == part.digest
     assert again.digest != whole.digest
 
 
@@ -455,18 +455,29 @@ def test_the_digest_of_records(imagenet, tmp_path):
     shutil.copytree(imagenet, tmp_path, dirs_exist_ok=True)
     assert digest(imagenet) == digest(tmp_path) != digest(tmp_path, "val")
     source = open_source("imagenet2012", "train", data_dir=tmp_path)
-    part = source.first(2).digest
-    assert part not in (source.digest, source.first(3).digest)
+    part = source.spread(2).digest
+    assert part not in (source.digest, source.spread(3).digest)
 
 
-def test_the_first_images_are_those_of_the_whole_source(folder):
+def test_a_part_is_spread_over_the_source(folder):
+    """Both classes are in it, as often; the first four would be 3 and 1."""
     whole = open_source(f"folder:{folder}", "train")
-    part = whole.first(4)
+    part = whole.spread(4)
     assert (len(whole), len(part)) == (6, 4)
     assert part.num_classes == 2 and part.class_names == whole.class_names
-    for index in range(4):
-        ours, theirs = part.read(index), whole.read(index)
+    for index, place in enumerate([0, 2, 3, 5]):
+        ours, theirs = part.read(index), whole.read(place)
         assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1]
-        assert part.name(index) == whole.name(index)
-        assert part.encoded(index) == whole.encoded(index)
-    assert whole.first(6) is whole.first(None) is whole
+        assert part.name(index) == whole.name(place)
+        assert part.encoded(index) == whole.encoded(place)
+    assert whole.spread(6) is whole.spread(None) is whole
+    assert [whole.spread(1).name(0)] == [whole.name(0)]
+    assert sources.Subset(whole, range(4)).part != part.part and whole.part == {}
+
+
+def test_a_part_has_as_many_of_each_class(tmp_path):
+    files = [f"{label}/{place}" for label in range(10) for place in range(37)]
+    source = sources.FileSource(tmp_path, files, np.arange(370) // 37, 10)
+    for count in (10, 40, 100):
+        labels = source.labels[source.spread(count).indices]
+        assert set(np.bincount(labels, minlength=10)) == {count // 10}

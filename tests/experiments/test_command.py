@@ -28,7 +28,7 @@ MODEL = [
 def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
     made = tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
-    few = ("--subset", 20, "--eval_batch_size", 10, "--nospeed")
+    few = ("--limit", 20, "--eval_batch_size", 10, "--nospeed")
     return [*MODEL, "--data", "digits", "--weights", made.path, *few]
 
 

@@ -35,7 +35,7 @@ def test_the_page_has_every_number_of_tokens(tmp_path, words):
     """Dark and bright images: their neighbors are of their class, whatever is left."""
     np.savez(tmp_path / "head.npz", **random_head(64))
     more = ["--neighbors", words[3], "--memory", 20, "--queries", 6]
-    more += ["--decoder", tmp_path / "head.npz", "--subset", 6, "--out", tmp_path]
+    more += ["--decoder", tmp_path / "head.npz", "--limit", 6, "--out", tmp_path]
     more += ["--warmup", 2, "--repeats", 1, "--seconds", 0.0, "--speed_batch_size", 2]
     words = ["fixed_tokens", *words, *more, "--sweep", "tome:r=2"]
     first = call(experiments.main, *words, "--counts", "20")

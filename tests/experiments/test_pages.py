@@ -21,7 +21,7 @@ IMAGES = 1000
 class Photographs:
     """A set of a thousand images."""
 
-    name, image_size = "made up", 224
+    text, image_size = f"{IMAGES} images of a set", 224
 
     def __len__(self):
         return IMAGES

@@ -314,4 +314,5 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, labels, is_noted):
     )
     source, notes = RunConfig.from_config(config).test_images(weights, limit=1)
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
-    assert len(source) == 1 and notes == [note] * is_noted
+    taken = "note: 1 of 2 images are taken, evenly spaced"
+    assert len(source) == 1 and notes == [taken, *[note] * is_noted]
