@@ -86,16 +86,8 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     config.parent.mkdir()
     config.write_text(HALF)
     path = tiny_context.pretrained(tmp_path).path
-    words = [
-        "--config",
-        config,
-        *MODEL[2:],
-        "--weights",
-        path,
-        "--data=digits",
-        "--resize=none",
-        "--limit=30",
-    ]
+    words = ["--config", config, *MODEL[2:], "--weights", path, "--limit=30"]
+    words += ["--data=digits", "--resize=none"]
     words += ["--methods=random", "--shares=0.9", "--out", tmp_path / "out"]
     ended = call(compare.main, *words)
     assert ended.status == 0, ended

@@ -216,7 +216,7 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
 
 def test_evaluate_maps_folders_to_imagenets_classes(assets):
     """Ten classes of ImageNet's, as folders of WordNet IDs."""
-    words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=8"]
+    words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
     words += [f"--data=folder:{assets}/data/imagenette_mini", "--config.data.workers=0"]
     ended = call(evaluate.main, *words, "--config.model.dtype=float32")
     assert ended.status == 0, ended
@@ -224,7 +224,7 @@ def test_evaluate_maps_folders_to_imagenets_classes(assets):
         ended.out
     )
     assert "ImageNet's order is taken" in ended.out
-    assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 75
+    assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
 
 def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
