@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import re
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -301,7 +302,7 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
         folder = os.path.join(root, split, name)
         images = []
         for entry in _entries(folder):
-            image = entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+            image = entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
             (images if image else left_out).append(entry.name if image else entry.path)
         if not images:
             raise InputError(
@@ -339,7 +340,7 @@ def _labels(root, names, num_classes, labels_by_name):
 
 def _class_names(root, split):
     folder = os.path.join(root, split)
-    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    names = [entry.name for entry in _entries(folder) if _leads_to(entry.is_dir)]
     if not names:
         raise InputError(
             f"folder {folder} is empty: it must hold one folder of images for each "
@@ -373,6 +374,14 @@ def _entries(folder):
             "PATH/train and PATH/val with one folder of images for each class"
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
+
+
+def _leads_to(kind):
+    """`kind()`, an entry's is_file or is_dir; False for links that lead nowhere."""
+    try:
+        return kind()
+    except OSError:  # a loop of links, or a target in a folder that cannot be read
+        return False
 
 
 def _unlabeled_files(root):
@@ -704,7 +713,7 @@ def _check_columns(path, split, table):
             raise InputError(f"{path} has more than one column {name!r}")
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
-        columns = ", ".join(map(repr, table.fieldnames)) or "none"
+        columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
         raise InputError(
             f"{path} has no column {min(missing)!r} (found: {columns}): it must have "
             "the columns filename and label, separated by commas"

@@ -5,9 +5,9 @@ the order of the numbers, so neither workers nor threads change what comes out.
 
 Workers are plain Python processes that import neither JAX nor the script that is run.
 Their pixels lie in one block of shared memory, divided into slots that are reused.
-Grain's transport, which makes new shared memory for every array, delivers half as many
-raw images per CPU second; and its workers, which import JAX, take five times as long to
-the first batch and 1.5 to 2 times the memory (224 pixels, 1 or 2 workers).
+grain 0.2.18 delivers 0.74 times as many raw images per CPU second, and 0.91 to 1.03
+times as many JPEGs (500 x 375, 107 KB); it takes twice as long to the first batch, and
+twice the memory.
 """
 
 import collections

@@ -195,6 +195,17 @@ def test_what_is_left_out_of_a_folder_is_logged(folder, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("target", ["nowhere.jpg", "loop.jpg"])
+def test_links_that_lead_nowhere_are_left_out(folder, caplog, target):
+    """Beside images, and beside the folders of classes."""
+    for place in (folder / "val" / "ant", folder / "val"):
+        (place / "loop.jpg").symlink_to(place / target)
+    assert len(open_source(f"folder:{folder}", "val")) == 2
+    (record,) = caplog.records
+    link = f"{folder}/val/ant/loop.jpg"
+    assert f"val: 1 entries are left out, the first is {link}: " in record.getMessage()
+
+
 def test_the_number_of_classes_may_be_what_is_found(folder, table):
     assert open_source(f"folder:{folder}", "val").num_classes == 2
     assert open_source(f"csv:{table}", "val").num_classes == 5
@@ -276,6 +287,9 @@ def test_missing_csv_and_columns_are_refused(table):
     refuses("labels.csv has no column 'filename'", f"csv:{table}")
     table.write_text("filename,label\n")
     refuses("labels.csv has no rows", f"csv:{table}", "val")
+    table.write_text(",".join(map(str, range(1_000_000))) + "\n")
+    found = "'0', '1', '2', '3', '4', '5', ..."
+    refuses(rf"has no column 'filename' \(found: {found}\): it must", f"csv:{table}")
     table.write_bytes(b"\xff\xfe\x00\x00\x81")
     refuses("labels.csv is not a CSV file in UTF-8", f"csv:{table}")
 
