@@ -12,9 +12,11 @@ of TensorBoard may lack the last ten seconds before the kill.
 import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -27,9 +29,38 @@ from imagepiece_jax.errors import InputError, RunError
 FILE = "metrics.jsonl"
 # Read from clocks and meters: all else is equal when the same run is run again.
 MEASURED = ("throughput", "input_wait", "device_memory")
-# Events that may wait for TensorBoard's thread. It dies where the disk is full, and a
-# full queue then blocks forever: long before that a line cannot be written.
-QUEUE = 10_000
+QUEUE = 10_000  # events that may wait for TensorBoard's thread: disks can be slow
+OPTIONAL = "optional"  # what paths of an _OptionalFile begin with in tensorboardX
+
+
+class _OptionalFile:
+    """A file that drops what is written once the disk is full.
+
+    An OSError would end tensorboardX's thread with a traceback, and its clean-up at the
+    interpreter's end with another; metrics.jsonl has the same figures, and a sentence.
+    """
+
+    def __init__(self, path):
+        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb")
+
+    def write(self, data):
+        self._attempt(self._file.write, data)
+
+    def flush(self):
+        self._attempt(self._file.flush)
+        self._attempt(lambda: os.fsync(self._file.fileno()))
+
+    def close(self):
+        self._attempt(self._file.close)
+
+    def _attempt(self, action, *args):
+        if self._file.closed:
+            return
+        try:
+            action(*args)
+        except OSError:
+            with contextlib.suppress(OSError):  # of what is not written yet
+                self._file.close()
 
 
 class MetricWriter:
@@ -44,15 +75,19 @@ class MetricWriter:
         self._lines = self._scalars = None
         if not is_main:
             return
-        from tensorboardX import SummaryWriter  # only where a run is logged
+        from tensorboardX import SummaryWriter, record_writer  # only where logged
 
         workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         last_kept = step or -1
         _cut(workdir / FILE, last_kept)
         self._lines = open(workdir / FILE, "ab", buffering=0)
+        files = types.SimpleNamespace(
+            open=_OptionalFile, directory_check=lambda _: None
+        )
+        record_writer.register_writer_factory(OPTIONAL, files)
         self._scalars = SummaryWriter(
-            str(workdir / "tensorboard"),
+            f"{OPTIONAL}:{workdir / 'tensorboard'}",
             purge_step=last_kept + 1,
             flush_secs=10,
             max_queue=QUEUE,
@@ -87,8 +122,7 @@ class MetricWriter:
         """Close both files; closing twice is allowed."""
         if self._lines is not None:
             self._lines.close()
-            with contextlib.suppress(OSError):  # disk full: metrics.jsonl has all
-                self._scalars.close()
+            self._scalars.close()
             self._lines = self._scalars = None
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
+from tests import forked
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 
@@ -132,4 +134,33 @@ def test_metrics_on_a_full_disk_end_in_a_sentence_and_are_not_torn(tmp_path):
         with pytest.raises(RunError, match="metrics.jsonl cannot be written"):
             writer.write_line("train", 2, loss=0.5)
     writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+FILL = """
+import resource, sys
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.training.logging import MetricWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+writer = MetricWriter(sys.argv[1])
+try:
+    for step in (1, 2):
+        writer.write_line("train", step, loss=1.0)
+except RunError as error:
+    print(error)
+finally:
+    writer.close()
+"""
+
+
+def test_tensorboards_file_on_a_full_disk_adds_nothing_to_the_sentence(tmp_path):
+    """Neither its thread, nor what it does as the interpreter ends."""
+    read, write = os.pipe()
+    with open(read) as reader:
+        with open(write, "w") as output:
+            words = [sys.executable, "-c", FILL, tmp_path]
+            process = forked.Process(words, stdout=output, stderr=output)
+        text = reader.read()
+    assert process.wait(60) == 0 and text.count("\n") == 1
+    assert text.startswith(f"{tmp_path}/metrics.jsonl cannot be written (File too")
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
