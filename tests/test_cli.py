@@ -356,6 +356,7 @@ INTERRUPTED = """
 import gc, signal, time
 from imagepiece_jax import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 sent = []
 
 def collecting(phase, info):  # as JAX's, in which Python ignores exceptions

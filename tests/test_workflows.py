@@ -59,7 +59,10 @@ def test_ci_tests_every_python_that_is_allowed():
 
 
 def test_what_runs_by_the_clock():
-    assert targets(commands(WORKFLOWS["nightly"])) == ["newest", "test"]
+    nightly = WORKFLOWS["nightly"]
+    assert targets(commands(nightly)) == ["newest", "test", "test"]
+    flags = nightly["jobs"]["rounding"]["env"]["XLA_FLAGS"]
+    assert flags == "--xla_cpu_experimental_ynn_fusion_type= --xla_cpu_max_isa=SSE4_2"
     assert targets(commands(WORKFLOWS["weekly"])) == ["resolve", "lock"]
     for name in ("nightly", "weekly"):
         (when,) = WORKFLOWS[name]["on"]["schedule"]
