@@ -24,12 +24,6 @@ MORE = {
     "spvit by heads": SMALL["spvit"] | {"share_heads": False},
     "token_learner v1.0": SMALL["token_learner"] | {"version": "v1.0"},
 }
-# One step of these is enough: a second one with a mask is that of spvit by heads.
-ONE_STEP = {
-    "dynamicvit": {"blocks": (1,)},
-    "spvit": {"blocks": (1,), "keep_rates": (0.7,)},
-    "dtem": {"r_list": (3,)},  # the class token does not see what the last block merges
-}
 
 
 def learns(reduction):
@@ -57,10 +51,7 @@ class LearnedTest(chex.TestCase):
     @parameterized.named_parameters((name.replace(" ", "_"), name) for name in LEARNED)
     def test_the_logits_teach_every_parameter_of_a_reducer(self, name):
         """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
-        fields = LEARNED[name] | ONE_STEP.get(name, {})
-        # At least as many blocks as read the masks.
-        depth = 3 if "imagepiece" in name or "heads" in name else 2
-        model = tiny.model(fields, masked=True, depth=depth, dtype="bfloat16")
+        model = tiny.model(LEARNED[name], masked=True, dtype="bfloat16")
         params, images = tiny.variables(model)["params"], tiny.images(4)
         probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
         learned = {key: params[key] for key in params if key.startswith("reducer_")}
