@@ -1,6 +1,8 @@
 """Tokens, MACs and parameters of a config, block by block.
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
+A config is followed by the operations and the memory of its training, for which no
+images are needed and nothing is compiled, and by the line of cost of its docstring.
 
 python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
 python -m imagepiece_jax describe --weights FILE --config.reduction.name=tome \\
@@ -22,6 +24,7 @@ def main():
     from imagepiece_jax.models.config import patch_grid
     from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction import contract
+    from imagepiece_jax.training import report
     from imagepiece_jax.training.config import RunConfig
 
     config = typed[0]
@@ -35,6 +38,8 @@ def main():
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(cost.describe(model, others, config.image_size))
+    if alone:
+        print(report.estimate(run))
 
 
 if __name__ == "__main__":

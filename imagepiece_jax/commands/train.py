@@ -15,7 +15,9 @@ WORKDIR = cli.text(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
 )
 DRY_RUN = cli.switch(
-    "dry_run", False, "compile everything, print plan, cost and memory, and stop"
+    "dry_run",
+    False,
+    "compile the training step, print plan, cost and memory, and stop: minutes on CPUs",
 )
 COORDINATOR = cli.text(
     "coordinator",

@@ -1,23 +1,30 @@
-"""Texts about a run as a whole: a dry run's, and the table of results at the end."""
+"""Texts about a run: its estimate, that of a dry run, the table of results."""
 
+import math
 import statistics
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.imagenet import scan
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.training.config import REFERENCE_BATCH
+from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.training.evaluation import PICTURE
-from imagepiece_jax.training.logging import FILE, TRACE, read_metrics
+from imagepiece_jax.training.logging import FILE, TRACE, read_metrics, say
 from imagepiece_jax.training.run_dir import wall_seconds
 from imagepiece_jax.training.teacher import Teacher
-from imagepiece_jax.training.train_step import count_programs
+from imagepiece_jax.training.train_step import count_programs, init_state
 
+UNIT = " (1e18 operations, two a MAC)"
+TRACED = 1024  # images, beside which the weights that a step reads are few
 SHOWN_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder) of the last table, for what exists
 PLACES = (
@@ -29,25 +36,99 @@ PLACES = (
 )
 
 
+def estimate(run: RunConfig) -> str:
+    """Operations and the main terms of memory of a training, and its line of cost.
+
+    Everything follows from shapes: no image is read and nothing is compiled. What the
+    backward pass reads is that of the traced program of the first epoch, where no keep
+    rate has fallen yet; the compiled one computes some of it again.
+
+    Returns lines of text, the last as configs' docstrings have it below a command.
+    Raises InputError for a warm-up longer than the run.
+    """
+    model, optim = run.create_model(), run.optim
+    line = f"{model_macs(model, run.image_size) / 1e9:.2f} GMACs, "
+    line += f"{model.plan[-1].mlp_tokens} final tokens"
+    if run.data.name == scan.NAME:
+        flop = _eflop(run.training_flop(scan.SPLITS["train"][2]))
+        training, line = f"{flop}{UNIT}", f"{line}, {flop}, no published acc1"
+    else:
+        flop = 1000 * run.training_flop(optim.batch_size) / optim.batch_size
+        training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
+    shapes = variable_shapes(model, run.image_size)
+    _, transformation = optimizer.create(optim, 1, run.method.param_groups)
+    state = jax.eval_shape(
+        lambda variables: init_state(variables, transformation, run.ema_decay > 0),
+        shapes,
+    )
+    each = _bytes(_read_backward(run, shapes)) / TRACED
+    images = optim.batch_size // run.grad_accum_steps
+    return (
+        f"training: {training}\n"
+        f"memory of a device: {_megabytes(state)} of weights, optimizer and averages, "
+        f"{_megabytes(state.params)} of gradients, and about {each / 1e6:.3g} MB of "
+        f"activations for each of {images:,} images, which the devices share\n"
+        f"{line}"
+    )
+
+
+def _read_backward(run, shapes):
+    """What the backward pass of TRACED images reads, as shapes."""
+    model = run.create_train_model(0)
+    images = jax.ShapeDtypeStruct((TRACED, *sides(run.image_size), 3), jnp.float32)
+
+    def backward(variables, images):
+        keys = jax.random.split(jax.random.key(0), TRACED)
+
+        def logits(params):
+            outputs, _ = _applied(model, {**variables, "params": params}, images, keys)
+            return outputs.logits
+
+        return jax.vjp(logits, variables["params"])[1]
+
+    return jax.eval_shape(backward, shapes, images)
+
+
+def _applied(model, variables, images, keys):
+    """A forward pass in training; keys: one for each image."""
+    keys = {"drop_path": keys, "reducer": keys}
+    return model.apply(variables, images, True, keys, mutable=["batch_stats"])
+
+
+def _eflop(operations):
+    return f"{operations / 1e18:#.3g} EFLOP"
+
+
+def _bytes(tree):
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _megabytes(tree):
+    return f"{_bytes(tree) / 1e6:,.0f} MB"
+
+
 def dry_run(run):
     """Data, learning rate, memory and length of a `Run`, whose last step is compiled.
 
     Raises InputError where a reduction breaks its contract on two random images.
     """
     config, length = run.config, run.data.length
+    say(
+        "compiling the training step, which takes minutes on a few CPU cores; python "
+        "-m imagepiece_jax describe --config FILE estimates its memory without"
+    )
     _check_reductions(run)
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
-    held = sum(x.nbytes for x in jax.tree.leaves(state))
     return (
         f"{_data_text(config, run.data.train, run.data.val)}\n"
-        f"memory on each of {parallel.device_count()} devices: {held / 1e6:,.0f} MB of "
+        f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{_training_flop(run) / 1e18:#.3g} EFLOP (1e18 operations, two a MAC); "
+        f"{_eflop(_training_flop(run))}{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
@@ -87,11 +168,10 @@ def _check_reductions(run):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, *sides(config.image_size), 3))
     keys = jax.random.split(jax.random.key(config.seed), count)
-    keys = {"drop_path": keys, "reducer": keys}
 
     @jax.jit
     def decide(variables, images):
-        outputs, _ = model.apply(variables, images, True, keys, mutable=["batch_stats"])
+        outputs, _ = _applied(model, variables, images, keys)
         return outputs.results
 
     variables = parallel.unreplicate(run.state.variables)

@@ -53,8 +53,27 @@ def tiny_config(**fields):
 def described(name, *words):
     ended = call(describe.main, "--config", f"{ROOT}/configs/{name}", *words)
     assert (ended.status, ended.err) == (0, "")
-    *table, cost = ended.out.rstrip("\n").split("\n")
+    *table, cost, _, _, _ = ended.out.rstrip("\n").split("\n")
     return table, cost
+
+
+def test_describe_prints_memory_and_the_line_of_a_docstring():
+    """22,050,664 weights, gradients, two moments and averages, of four bytes each."""
+    path = ROOT / "configs" / "deit_s.py"
+    out = call(describe.main, "--config", path).out
+    cost, training, memory, line = out.splitlines()[-4:]
+    assert cost == "4.599 GMACs an image"
+    assert training == "training: 10.6 EFLOP (1e18 operations, two a MAC)"
+    assert line == "4.60 GMACs, 197 final tokens, 10.6 EFLOP, no published acc1"
+    assert f"    {line.removesuffix('no published acc1')}pub" in path.read_text()
+    said = (
+        "memory of a device: 353 MB of weights, optimizer and averages, 88 MB of "
+        "gradients, and about ([0-9.]+) MB of activations for each of 1,024 images, "
+        "which the devices share"
+    )
+    (megabytes,) = re.fullmatch(said, memory).groups()
+    # Compiled for an H200 it works in 10.1 GB with 256 images (docs/training.md).
+    assert float(megabytes) == pytest.approx(10.1e3 / 256, rel=0.2)
 
 
 def test_describe_imagepiece_against_both_dense_models():
@@ -77,24 +96,9 @@ def test_describe_imagepiece_against_both_dense_models():
     assert total == "total 2783.2 4976.4 22,776,856".split()
 
 
-@pytest.mark.parametrize(
-    "name, words, cost",
-    [
-        ("deit_s.py", [], "4.599 GMACs an image"),
-        (
-            "deit_s.py",
-            ["--config.model.stem=conv"],
-            "4.976 GMACs an image; dense 4.599 with a patch stem, 0.92 times as many",
-        ),
-        (
-            "deit_s_evit.py",
-            [],
-            "2.997 GMACs an image; dense 4.599 with a patch stem, 1.53 times as many",
-        ),
-    ],
-)
-def test_describe_compares_with_others_only(name, words, cost):
-    assert described(name, *words)[1] == cost
+def test_describe_compares_with_others_only():
+    cost = "4.976 GMACs an image; dense 4.599 with a patch stem, 0.92 times as many"
+    assert described("deit_s.py", "--config.model.stem=conv")[1] == cost
 
 
 def test_describe_takes_overrides():
@@ -132,7 +136,10 @@ def weights_file(model_and_variables, tmp_path_factory):
 def test_describe_of_weights(weights_file, assets):
     want = call(describe.main, *TINY)
     ended = call(describe.main, *TINY, "--weights", weights_file)
-    assert want.status == ended.status == 0 and ended.out == want.out
+    assert want.status == ended.status == 0
+    # What a training costs is the config's own matter.
+    assert want.out.startswith(ended.out + "training: ")
+    assert " EFLOP (1e18 operations, two a MAC) for every 1,000 training" in want.out
     file = assets / "weights" / "deit_tiny_patch16_224.npz"
     words = ["--config.model.name=deit_ti", "--config.reduction.name=evit"]
     ended = call(describe.main, "--weights", file, *words)

@@ -179,7 +179,10 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     made = config(**PLAIN, **NO_REDUCTION)
     trainer.train_and_evaluate(made, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
-    assert "GMACs" in printed and "MB of working space" in printed
+    assert "GMACs" in printed
+    # What takes so long is said before it does.
+    _, said, memory = re.split("(compiling the .*describe --config.*\n)", printed)
+    assert "minutes" in said and "MB of working space" in memory
     macs = RunConfig.from_config(made).macs_by_epoch()[0]
     flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
     assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
