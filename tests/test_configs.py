@@ -153,6 +153,7 @@ def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
     assert tuned.lr < whole.lr / 10 and tuned.epochs <= whole.epochs / 10
     if "evit" not in name:
         assert tuned.init.evaluate and tuned.data.repeats == 1
+        assert RunConfig.from_config(tuned).length(1000).steps_per_epoch > 1
 
 
 def test_a_figure_without_retraining_is_of_no_training():

@@ -49,15 +49,16 @@ class InitialWeights:
 
         Returns both by name, and a line for each of these weights that does not say its
         own.
+        Raises InputError where weights that a new run needs are not there.
         """
-        model = self._run.model
+        model, sources = self._run.model, self._normalized_as(workdir)
         if model.get("mean") is not None or model.get("std") is not None:
             return {}, []  # one alone is refused with the rest of the model
         name, taken, values, unknown = model["name"], "ImageNet's", IMAGENET, []
         named = registry.facts(name)
         if name not in registry.MODELS and "mean" in named:
             taken, values = f"{name}'s", named
-        for path, weights in reversed(self._normalized_as(workdir)):
+        for path, weights in reversed(sources):
             if weights.normalization:
                 taken, values = f"{path}'s", weights.normalization
             else:
@@ -70,14 +71,12 @@ class InitialWeights:
         """(path, Weights) of what may say how the images of a run are normalized."""
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             return [(workdir, opened(workdir))]
-        run, sources = self._run, []
-        if run.init.weights and hub.exists(run.init.weights):
-            sources.append((run.init.weights, self.start))
+        run, start, teacher = self._run, self.start, self.teacher
+        sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
         same = run.method.needs_teacher or not run.distill.active
-        if run.teacher.weights and (same or not run.init.weights):
-            if hub.exists(run.teacher.weights):  # what is missing is refused later
-                sources.append((run.teacher.weights, self.teacher))
+        if teacher and (same or not start):
+            sources.append((run.teacher.weights, teacher))
         return sources
 
     def check_classes(self, workdir, names, resumed: bool = False) -> list[str]:
@@ -129,11 +128,7 @@ class InitialWeights:
             return fresh_variables(model, run.image_size, run.seed)
         like = variable_shapes(model, run.image_size)
         convert.check_parts(fresh, like, "config.init.fresh")
-        try:
-            return self._fitted(self.start, model, fresh)
-        except convert.Misfit as error:
-            remedy = f" (to train it anew: config.init.fresh={error.fresh})"
-            raise InputError(f"{error}{remedy * bool(error.fresh)}") from error
+        return self._started(model, fresh)
 
     def dense_variables(self, dense):
         """Variables of the `dense` model from `config.init.weights` alone.
@@ -146,14 +141,13 @@ class InitialWeights:
                 f"{asked} config.init.weights is empty: name a weights file or the "
                 "folder of a run, or leave the evaluation out"
             )
-        drawn = [name for name in fresh if not name.startswith("reducer")]
-        if drawn:
+        if drawn := _drawn(fresh):
             raise InputError(
                 f"{asked} config.init.fresh has {drawn[0]!r}, and a dense model with "
                 "fresh parts only guesses: allowed are config.init.evaluate=False, or "
                 "all parts from the weights"
             )
-        return self._fitted(self.start, dense)
+        return self._started(dense)
 
     def teacher_variables(self, model):
         """The frozen variables of the method's teacher, a dense `model`.
@@ -170,6 +164,19 @@ class InitialWeights:
             return self._fitted(self.teacher, model)
         except InputError as error:
             raise InputError(f"config.teacher.weights: {error}") from error
+
+    def _started(self, model, fresh=()):
+        """`_fitted` of `start`; the InputError says what to type for new parts."""
+        try:
+            return self._fitted(self.start, model, fresh)
+        except convert.Misfit as error:
+            if not error.fresh:
+                raise
+            parts = tuple(dict.fromkeys((*self._run.init.fresh, *error.fresh)))
+            flags = f'"--config.init.fresh={parts}"'
+            if self._run.init.evaluate and _drawn(parts):
+                flags += " --config.init.evaluate=False"
+            raise InputError(f"{error} (to train it anew: {flags})") from error
 
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
@@ -209,6 +216,11 @@ class InitialWeights:
                     f"trained with {theirs[field]!r}: allowed is {theirs[field]!r}"
                 )
         return variables
+
+
+def _drawn(fresh):
+    """The parts of the dense model among those that are fresh."""
+    return [name for name in fresh if not name.startswith("reducer")]
 
 
 def _equal(one, other):

@@ -19,7 +19,12 @@ import sys
 import time
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import git_revision, lock, replace_file
+from imagepiece_jax.common.files import (
+    git_revision,
+    lock,
+    make_folder,
+    replace_file,
+)
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import (
     CHECKPOINTS,
@@ -116,7 +121,7 @@ def record_start(workdir, config: dict):
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )
-    _make(workdir)
+    make_folder("--workdir", workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / RUN_CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -201,7 +206,7 @@ class RunLock(contextlib.AbstractContextManager):
 
     def __enter__(self):
         workdir = self._path.parent
-        _make(workdir)
+        make_folder("--workdir", workdir)
         try:
             self._file = open(self._path, "w", encoding="utf-8")
         except OSError as error:
@@ -215,6 +220,19 @@ class RunLock(contextlib.AbstractContextManager):
             "--workdir",
         )
         return self
+
+    def probe(self):
+        """Raise the InputError that entering would raise, and leave nothing behind."""
+        paths = (self._path, *self._path.parents)
+        file, *folders = [path if not os.path.exists(path) else None for path in paths]
+        try:
+            with self:
+                if file:  # while it is locked: no other process can have it
+                    file.unlink()
+        finally:
+            for folder in filter(None, folders):
+                with contextlib.suppress(OSError):  # another process may use it
+                    folder.rmdir()
 
     def check(self):
         """Raise RunError if the locked folder is no longer where it was.
@@ -238,16 +256,6 @@ class RunLock(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         self._file.close()
         self._file = None
-
-
-def _make(workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "is a file" if workdir.is_file() else f"fails: {error.strerror}"
-        raise InputError(
-            f"--workdir {workdir} cannot be made ({reason}): choose another"
-        ) from error
 
 
 def _flat(tree, prefix=""):

@@ -130,6 +130,8 @@ class Run:
                     workdir, run.keep_every_steps, run.checkpoint_every_steps, lock
                 )
                 run_dir.check_config(workdir, fields)
+                if parallel.is_main() and not dry_run:
+                    lock.probe()
                 resumed = parallel.from_main(checkpoints.latest_step) is not None
                 names = data.train.class_names
                 for note in initial.check_classes(workdir, names, resumed):

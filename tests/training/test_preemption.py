@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from configs import quickstart
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
 from tests import forked
@@ -137,12 +139,31 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
     if path == "run":
         (tmp_path / "run").touch()
-        message = r"run cannot be made \(is a file\)"
+        message = r"run cannot be made \(Not a directory\); choose another"
     else:
         (tmp_path / "run" / ".lock").mkdir(parents=True)
         message = r"run cannot be written \(Is a directory\): choose another"
     with pytest.raises(InputError, match=message), RunLock(tmp_path / "run"):
         pass
+    with pytest.raises(InputError, match=message):
+        RunLock(tmp_path / "run").probe()
+
+
+def test_a_workdir_is_probed_and_left_as_it_was(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    RunLock(workdir).probe()
+    assert not [*tmp_path.iterdir()]
+    with RunLock(workdir), pytest.raises(InputError, match="another process is train"):
+        RunLock(workdir).probe()
+    RunLock(workdir).probe()
+    assert [*workdir.iterdir()] == [workdir / ".lock"]
+
+
+def test_a_workdir_is_probed_before_the_plan_is_printed(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/run cannot be made"):
+        trainer.train_and_evaluate(quickstart.get_config(), tmp_path / "file" / "run")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
