@@ -98,7 +98,7 @@ def test_export_names_the_output(saved, tmp_path, form):
     done(export.main, saved, *words, "--pixels")
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
-    assert facts["output"] == output and facts["labels"] == 0
+    assert facts["output"] == output and facts["classes"] == 0
     files = sorted((saved / "images").iterdir())
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     if form == "onnx":

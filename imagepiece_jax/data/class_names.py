@@ -9,12 +9,26 @@ from imagepiece_jax.errors import InputError
 
 # Synset and lemmas of each class, by label; its first lines state the source.
 TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+# Names of the classes whose first lemma is another class's, too.
+DISTINCT = {
+    "n02012849": "crane (bird)",
+    "n03126707": "crane (machine)",
+    "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
+    "n03710721": "tank suit",  # 638 is "maillot" alone
+}
 Names = Sequence[str | None]
 
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet-1k's classes by label: the lemmas of each synset."""
+    """The names of ImageNet-1k's classes by label: one lemma each, no two alike."""
+    rows = _rows()
+    return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
+
+
+@functools.cache
+def imagenet_lemmas() -> tuple[str, ...]:
+    """All lemmas of ImageNet-1k's classes by label: "tench, Tinca tinca"."""
     return tuple(words for _, words in _rows())
 
 
@@ -24,6 +38,7 @@ def imagenet_synsets() -> tuple[str, ...]:
     return tuple(synset for synset, _ in _rows())
 
 
+@functools.cache
 def _rows():
     lines = TABLE.read_text("utf-8").splitlines()
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
@@ -31,12 +46,12 @@ def _rows():
 
 @functools.cache
 def _labels() -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    """Labels by WordNet ID or all lemmas of a synset, and by one of its lemmas too."""
+    """Labels by WordNet ID or all lemmas of a synset, and by each of its names too."""
     whole, single = collections.defaultdict(set), collections.defaultdict(set)
     for label, (synset, words) in enumerate(_rows()):
         for name in (synset, words):
             whole[name].add(label)
-        for name in (synset, words, *words.split(", ")):
+        for name in _forms(label):
             single[name].add(label)
     return whole, single
 
@@ -50,27 +65,33 @@ def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
     return _labels()[lemmas].get(name, set())
 
 
-def names_of(model: str | None, classes: int | None) -> tuple[str, ...] | None:
-    """ImageNet's class names, for a model of timm's whose tag says that it has them.
+def shortened(names: Names | None) -> Names | None:
+    """The names of a label map, `imagenet_names` where it is one of ImageNet-1k.
 
-    "vit_small_patch16_224.augreg_in21k_ft_in1k" was trained on ImageNet-1k last.
-    Returns None for others, and for another number of classes.
+    Each class then has its WordNet ID or some of its lemmas for a name.
     """
-    tag = (model or "").partition(".")[2]
-    return imagenet_names() if classes == 1000 and tag.endswith("in1k") else None
+    if names is None or len(names) != len(imagenet_names()):
+        return names
+    for label, name in enumerate(names):
+        forms = (name, *str(name).split(", "))
+        if not any(label in imagenet_labels(form, lemmas=True) for form in forms):
+            return names
+    return imagenet_names()
 
 
 def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """Labels of a model by the names that data may have for its classes.
 
-    A class of ImageNet also has its WordNet ID, its lemmas and each lemma for names. A
-    model of 1,000 classes without names is taken for one of ImageNet's, in the usual
-    order. A name of two classes is left out.
+    A class of ImageNet also has its WordNet ID, its lemmas, each lemma and its entry of
+    `imagenet_names` for names. A model of 1,000 classes without names is taken for one
+    of ImageNet's, in the usual order. A name of two classes is left out, unless one of
+    them goes by it.
 
     names: of the model's classes
     """
     if names is None and num_classes == len(imagenet_names()):
         names = imagenet_names()
+    names = _lemmas(names)
     labels, twice = {}, set()
     for label, name in enumerate(names or ()):
         if name is None:
@@ -79,19 +100,28 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
         if label in places:  # ImageNet's own order: two classes are called crane
             places = {label}
         if len(places) == 1:
-            synset, words = _rows_by_label()[min(places)]
-            forms |= {synset, words, *words.split(", ")}
+            forms |= _forms(min(places))
         twice |= forms & labels.keys()
         labels |= dict.fromkeys(forms, label)
-    for label, name in enumerate(names or ()):  # a class keeps the name it goes by
-        if name in twice and names.count(name) == 1:
-            twice.remove(name)
-            labels[name] = label
+    short = imagenet_names() if names is imagenet_lemmas() else ()
+    for given in (names or (), short):  # a class keeps the name it goes by
+        for label, name in enumerate(given):
+            if name in twice and given.count(name) == 1:
+                twice.remove(name)
+                labels[name] = label
     return {name: label for name, label in labels.items() if name not in twice}
 
 
-def _rows_by_label():
-    return [*zip(imagenet_synsets(), imagenet_names(), strict=True)]
+def _forms(label):
+    """All names of a class of ImageNet."""
+    synset, words = _rows()[label]
+    return {synset, words, *words.split(", "), imagenet_names()[label]}
+
+
+def _lemmas(names):
+    """`imagenet_lemmas`, which say most, for these and `imagenet_names`; or `names`."""
+    forms = imagenet_lemmas(), imagenet_names()
+    return forms[0] if names is not None and tuple(names) in forms else names
 
 
 def mapped_classes(names: Names | None, data: str, known: Names | None) -> str | None:
@@ -124,12 +154,13 @@ def other_class(weights: Names | None, data: Names | None):
     weights, data: names by label; None where there are none
     Returns (label, name of the weights, name of the data), or None.
     """
-    words = weights is not None and tuple(weights) == imagenet_names()
-    for label, pair in enumerate(zip(weights or (), data or (), strict=False)):
+    known = _lemmas(weights)
+    words = known is imagenet_lemmas()
+    for label, pair in enumerate(zip(known or (), data or (), strict=False)):
         if None in pair or _same(*pair):
             continue
         if not words or imagenet_labels(pair[1], lemmas=True):
-            return label, *pair
+            return label, weights[label], pair[1]
     return None
 
 

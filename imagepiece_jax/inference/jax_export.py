@@ -19,6 +19,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
 PLATFORMS = ("cpu", "cuda")
+IMAGES = "images"  # the name of a program's input
 
 
 def serialized(
@@ -168,12 +169,13 @@ def facts(
         normalization = {"pixels": "0 to 255, normalized by the model"}
     return {
         "input": {
+            "name": IMAGES,
             "shape": [count, *sides(vit.image_size), 3],
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
         "output": output,
-        "labels": model.num_classes,
+        "classes": model.num_classes,
         "class_names": vit.class_names,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),

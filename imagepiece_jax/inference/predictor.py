@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.image_size import sides
@@ -122,8 +123,9 @@ class Predictor:
         """The most probable classes of one image, or of each of several.
 
         images: one is the path of a file, its bytes, the file opened in binary mode, a
-        PIL image (all turned as their EXIF orientation says), or an array [H, W, 3]
-        uint8; several are an iterable of these or an array [B, H, W, 3]
+        PIL image (all turned as their EXIF orientation says), or an array uint8: gray
+        [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored; several
+        are an iterable of these or an array [B, H, W, 3 or 4]
         Returns `top` Predictions, of a model without classes the pooled vector, [D]
         float32; of several images a list of these, with an InputError in the place of
         one that cannot be read.
@@ -302,13 +304,14 @@ def _rgb(image):
         except Exception as error:  # Pillow reads files late and raises nearly anything
             raise InputError(f"the PIL image cannot be read: {error}") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+    right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if not right or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
             f"images: found {kind}; allowed are paths, bytes, open files, PIL images "
-            "and uint8 arrays [H, W, 3]"
+            "and uint8 arrays [H, W], [H, W, 3] and [H, W, 4]"
         )
-    return np.array(image)
+    return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
 def _whole(file):

@@ -168,12 +168,15 @@ def _parse_ours(config):
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
     fields = {k: _plain(v) for k, v in ours["model"].items()}
+    names = labels(config, classes)
+    if names == class_names.imagenet_lemmas():  # as earlier versions saved them
+        names = class_names.imagenet_names()
     return HubConfig(
         ModelConfig(dtype=ours["dtype"], **fields),
         {"num_classes": classes},
         ours["preprocessing"],
         {k: _plain(v) for k, v in ours["reduction"].items()},
-        labels(config, classes),
+        names,
         bool(ours.get("untrained", False)),
         Tower(**ours["projector"]) if "projector" in ours else None,
     )
@@ -231,6 +234,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
         sizes = sizes | {"image_size": size}
+    tagged = "." in whole_name  # without, it may have been trained on other classes
     keys = {"crop": "crop_pct", "crop_mode": "crop_mode"}
     keys |= {"interpolation": "interpolation"}
     crop = {k: images[key] for k, key in keys.items() if images.get(key) is not None}
@@ -238,8 +242,8 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         ModelConfig(**values | {"image_size": size} | says),
         sizes,
         crop,
-        class_names=labels(images | config, classes)
-        or class_names.names_of(whole_name, classes),
+        class_names=class_names.shortened(labels(images | config, classes))
+        or (registry.published_class_names(whole_name, classes) if tagged else None),
     )
 
 
@@ -660,7 +664,8 @@ def parse_transformers(config: Mapping[str, Any]) -> HubConfig:
     if tower and tower.depth:
         whole = dataclasses.replace(whole, arch=model.inner)
         sizes["depth"] = tower.depth
-    return HubConfig(whole, sizes, class_names=_names(labels), tower=tower)
+    names = class_names.shortened(_names(labels))
+    return HubConfig(whole, sizes, class_names=names, tower=tower)
 
 
 def processor(

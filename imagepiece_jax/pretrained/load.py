@@ -20,7 +20,6 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.xla_options import fast_dtype
-from imagepiece_jax.data import class_names as classes
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -259,7 +258,9 @@ class Weights:
             self,
             config=config,
             crop=registry.published_crop(name),
-            class_names=classes.names_of(name, config.num_classes),
+            class_names=registry.published_class_names(
+                stated.name if size_alone else name, config.num_classes
+            ),
             normalized=not size_alone or stated.mean is not None,
         )
 

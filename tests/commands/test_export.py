@@ -86,8 +86,9 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
         np.testing.assert_allclose(found["1"], want[:1], atol=1e-5)
     facts = json.loads((tmp_path / "model.jax.json").read_text())
-    assert facts["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
-    assert facts["output"]["shape"] == ["batch", 10] and facts["labels"] == 10
+    entry = {"name": "images", "shape": ["batch", 16, 16, 3], "dtype": "float32"}
+    assert facts["input"] == entry
+    assert facts["output"]["shape"] == ["batch", 10] and facts["classes"] == 10
     assert facts["normalization"]["pixels"].endswith("is (pixels - mean) / std")
     assert facts["normalization"]["mean"] == list(MEAN)
     assert facts["normalization"]["std"] == list(STD)
@@ -111,12 +112,13 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     assert (ended.status, ended.err) == (0, "")
     assert "float32" in ended.out and "ONNX opset 20" in ended.out
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    assert facts["input"] == {"shape": [2, 16, 16, 3], "dtype": "uint8"}
+    entry = {"name": "images", "shape": [2, 16, 16, 3], "dtype": "uint8"}
+    assert facts["input"] == entry and "labels" not in facts
     assert facts["output"]["shape"] == [2, 10]
     assert facts["opset"] == 20 and "platforms" not in facts
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": pixels})
+    (found,) = session.run(None, {facts["input"]["name"]: pixels})
     variables = convert.from_timm(load.tensors(weights_file), tiny.shapes(model, 16))
     images = normalize(jnp.asarray(pixels), model.mean, model.std)
     want = tiny.jit(model.apply)(variables, images).logits

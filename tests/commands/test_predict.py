@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.commands import predict
+import imagepiece_jax
+from configs import base
+from imagepiece_jax.commands import predict, visualize
+from imagepiece_jax.inference import jax_export
 from imagepiece_jax.inference.predictor import Predictor
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.command import call, sentence
@@ -82,3 +87,33 @@ def test_mistakes(folder, monkeypatch, words, text):
     monkeypatch.chdir(folder)
     ended = call(predict.main, *WORDS, "--weights=w.npz", *words)
     assert text in sentence(ended)
+
+
+@pytest.fixture(scope="module")
+def panda(tmp_path_factory):
+    """Public weights by their name, whose class is 388 for every image."""
+    folder = tmp_path_factory.mktemp("public")
+    model = create_model("test_vit", num_classes=1000)
+    tensors = convert.to_timm(tiny.fill(variable_shapes(model, 160)))
+    tensors["head.bias"] = 100 * np.eye(1000, dtype=np.float32)[388]
+    np.savez(folder / "test_vit.npz", **tensors)
+    Image.new("RGB", (160, 160)).save(folder / "a.png")
+    return folder
+
+
+def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
+    """In predictions, on the page of tokens, in a saved folder and beside a program."""
+    monkeypatch.chdir(panda)
+    words = ["--weights=test_vit.npz", "--config.model.dtype=float32"]
+    ended = call(predict.main, *words, f"--json={tmp_path}/p.json", "a.png")
+    assert "\na.png: giant panda 100.0 %; " in ended.out, ended
+    first, *_ = json.loads((tmp_path / "p.json").read_text())["a.png"]
+    assert (first["label"], first["index"]) == ("giant panda", 388)
+    words = ["--weights=test_vit.npz", f"--out={tmp_path}/page", "a.png"]
+    assert call(visualize.main, *words).status == 0
+    assert "giant panda, 100 % sure" in (tmp_path / "page" / "index.html").read_text()
+    vit = imagepiece_jax.load(panda / "test_vit.npz")
+    saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
+    assert saved.class_names == vit.class_names
+    facts = jax_export.facts(saved, base.get_config())
+    assert facts["class_names"][388] == "giant panda" and facts["classes"] == 1000

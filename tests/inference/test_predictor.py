@@ -56,6 +56,19 @@ def test_predictions_of_arrays_pictures_and_files(
     assert predictor([]) == []
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_arrays_are_taken_as_pictures_of_their_pixels(predictor, mode):
+    shape = (3, 20, 20, len(mode))[: 3 + (len(mode) > 1)]
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    images = images[:, ::-1]  # of another order in memory
+    pictures = [Image.fromarray(image) for image in images]
+    assert {picture.mode for picture in pictures} == {mode}
+    wanted = predictor(pictures)
+    assert all(map(close, predictor([*images]), wanted))
+    assert close(predictor(images[0]), wanted[0])
+    assert close(predictor(jnp.asarray(images[0])), wanted[0])
+
+
 def close(found, wanted):
     """Whether predictions are the same but for rounding: of programs of other sizes."""
     same = [one[:2] for one in found] == [other[:2] for other in wanted]
@@ -153,8 +166,8 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         imagepiece_jax.Predictor(vit, name="deit_tiny_patch16_224")
     with pytest.raises(InputError, match="variables are of types dict and ViT"):
         imagepiece_jax.Predictor(Pretrained(variables, model))
-    with pytest.raises(InputError, match=r"found uint8 \[20, 20\]; allowed are paths"):
-        predictor(pictures[0, ..., 0])
+    with pytest.raises(InputError, match=r"found uint8 \[20, 20, 1\]; allowed are pat"):
+        predictor(pictures[0, ..., :1])
     with (
         open(__file__, "rb") as file,
         pytest.raises(InputError, match="the image cannot be read: no known image"),
@@ -279,6 +292,8 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
         (3, "^images: found int; allowed are paths, bytes, open files, PIL images an"),
         (np.zeros((20, 20, 3)), r"found float64 \[20, 20, 3\]; allowed"),
         (np.zeros((20, 24, 3), np.uint8), "the image has 20x24 pixels"),
+        (np.zeros((20, 20, 2), np.uint8), r"found uint8 \[20, 20, 2\]; allowed"),
+        (np.zeros((20, 0), np.uint8), r"found uint8 \[20, 0\]; allowed"),
     ],
 )
 def test_what_is_no_image(predictor, image, message):

@@ -13,7 +13,8 @@ from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, load, runs
@@ -222,20 +223,60 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
 
 
-def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
-    """Of a model without that name, or of another number of classes, nothing is."""
-    for name, classes in (("test_vit.r160_in1k", 1000), ("test_vit", 1000)):
-        model = create_model(name, num_classes=classes)
-        zeros = jax.tree.map(
-            lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 160)
-        )
-        path = tmp_path / f"{name}.npz"
-        np.savez(path, **convert.to_timm(zeros))
-        found = imagepiece_jax.load(path)
-        known = class_names.imagenet_names() if "." in name else None
-        assert found.model == model and found.class_names == known
-    assert class_names.names_of("test_vit.r160_in1k", 10) is None
-    assert class_names.names_of("vit_small_patch16_224.augreg_in21k", 1000) is None
+@pytest.mark.parametrize(
+    "file, classes, asked, named",
+    [
+        ("test_vit.r160_in1k", 1000, None, True),
+        ("test_vit", 1000, None, True),
+        ("test_vit", 10, None, False),
+        ("w", 1000, "test_vit.r160_in1k", True),
+        ("w", 1000, None, False),  # says what its tensors do not, but no name
+    ],
+)
+def test_a_file_by_its_name_knows_imagenets_names(
+    tmp_path, file, classes, asked, named
+):
+    model = create_model("test_vit", num_classes=classes)
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 160)
+    )
+    np.savez(tmp_path / f"{file}.npz", **convert.to_timm(zeros))
+    fields = {"name": asked} if asked else {}
+    if file == "w" and not asked:
+        fields = registry.facts("test_vit")
+        fields = {field: fields[field] for field in ("num_heads", "mean", "std")}
+        fields |= {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+    found = imagepiece_jax.load(tmp_path / f"{file}.npz", **fields)
+    assert found.class_names == (class_names.imagenet_names() if named else None)
+    other = imagepiece_jax.load(found.origin.path, num_classes=3, **fields)
+    assert other.class_names is None
+
+
+def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
+    """As the configs of DeiT ask for it; a public name replaces that of the file."""
+    path = assets / "weights" / "deit_tiny_patch16_224.npz"
+    found = load.read(path, ModelConfig(name="deit_ti"))
+    assert found.class_names == class_names.imagenet_names()
+    other = ModelConfig(name="vit_tiny_patch16_224.augreg_in21k")
+    assert load.read(path, other).class_names is None
+
+
+@pytest.mark.parametrize(
+    "name, classes, named",
+    [
+        ("deit_tiny_patch16_224", 1000, True),
+        ("vit_small_patch16_224", 1000, True),  # some of its weights
+        ("vit_small_patch16_224.augreg_in21k_ft_in1k", 1000, True),
+        ("vit_small_patch16_224.augreg_in21k", 1000, False),
+        ("deit_tiny_patch16_224.fb_in1k", 10, False),
+        ("vit_small_patch14_reg4_dinov2", 1000, False),  # which has no classes
+        ("deit_ti", 1000, False),  # a size
+        (None, 1000, False),
+    ],
+)
+def test_classes_of_a_public_name(name, classes, named):
+    names = class_names.imagenet_names() if named else None
+    assert registry.published_class_names(name, classes) == names
 
 
 def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):

@@ -111,10 +111,29 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     found = hub_configs.parse(config, {})
     assert found.config.name.partition(".")[2] == (tag if named else "")
     assert found.class_names == (class_names.imagenet_names() if named else None)
-    names = class_names.imagenet_names()
+    names = class_names.imagenet_lemmas()
     assert len(names) == 1000 and all(names)
     assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
+
+
+@pytest.mark.parametrize("form", ["names", "lemmas", "synsets"])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_label_map_of_imagenet_has_its_short_names(form, same):
+    """Of timm and transformers; a map with one other class is that of other weights."""
+    names = [*getattr(class_names, f"imagenet_{form}")()]
+    if not same:
+        names[388] = "my cat"
+    described = {name: name for name in names}
+    name = "google/vit-base-patch16-224"
+    config, processor, *_ = TRANSFORMERS[name]
+    labels = {str(i): name for i, name in enumerate(names)}
+    wanted = class_names.imagenet_names() if same else tuple(names)
+    found = hub_configs.parse(config | {"id2label": labels}, processor)
+    assert found.class_names == wanted
+    for more in ({}, {"label_descriptions": described}):
+        config = timm(num_classes=1000, label_names=names, **more)
+        assert hub_configs.parse(config, {}).class_names == wanted
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,16 @@ def test_imagenets_names_travel(tmp_path):
     vit = made(num_classes=1000, class_names=class_names.imagenet_names())
     found = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))
     assert found.class_names == class_names.imagenet_names()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["label_names"][388] == "giant panda"
+    assert hub_configs.parse(config, {}).class_names == found.class_names
+    # An earlier version saved all lemmas; IDs are those of a run's data.
+    for names in (class_names.imagenet_lemmas(), class_names.imagenet_synsets()):
+        old = hub_configs.parse(config | {"label_names": [*names]}, {})
+        ids = names == class_names.imagenet_synsets()
+        assert old.class_names == (names if ids else found.class_names)
+    del config["label_names"]
+    assert hub_configs.parse(config, {}).class_names is None
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
