@@ -352,6 +352,11 @@ def _head(arch, arguments):
     if "global_pool" in arguments:
         pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
     behind = pool == "mean" if behind is None else behind
+    if arch.dist_token and behind:  # timm makes this norm, and none that it computes
+        raise InputError(
+            "model_args has fc_norm=True for a model with a distillation token; "
+            "allowed is False"
+        )
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,
@@ -431,7 +436,7 @@ def _is_vision_transformer(model):
     arch = model.arch
     if model.stem != "patch" or is_eva(arch):
         return False
-    if arch.dist_token and arch.registers:
+    if arch.dist_token and (arch.registers or arch.fc_norm):
         return False
     if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
         return False

@@ -22,6 +22,7 @@ from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import DIFFERENT, FAMILIES
+from tests.rounding import assert_close
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -88,7 +89,7 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     for runtime in runtimes:
         logits = runtime(graph, *(images[:count] for count in counts))
         for count, each in zip(counts, logits, strict=True):
-            np.testing.assert_allclose(each, want[:count], rtol=1e-4, atol=1e-5)
+            assert_close(each, want[:count], units=256)
     return graph
 
 

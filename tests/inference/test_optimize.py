@@ -16,6 +16,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
+from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
 EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
@@ -213,7 +214,7 @@ def test_pixels_are_normalized(trained, program):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(pixels, MEAN, STD)
     for each in (pixels, jnp.asarray(pixels)):
-        np.testing.assert_allclose(program(each), program(images), atol=1e-6)
+        assert_close(program(each), program(images))
     with pytest.warns(UserWarning, match="images are far from 0, as pixels of 0 .. 25"):
         program(np.float32(pixels))
 

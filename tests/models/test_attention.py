@@ -18,6 +18,7 @@ from imagepiece_jax.models.attention import (
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.ops import class_attention
 from tests.models import tiny
+from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
 attend_jit = tiny.compiled(attend)
@@ -60,10 +61,10 @@ def test_attend_and_the_class_row_equal_slow_attention(length, biased):
     query, key, value = random_qkv(length)
     bias = random_bias(length) if biased else None
     out, weights = slow_attention(query, key, value, bias)
-    np.testing.assert_allclose(attend_jit(query, key, value, bias), out, atol=2e-6)
+    assert_close(attend_jit(query, key, value, bias), out)
     row = class_row(query[:, 0], key, bias)
     assert row.dtype == jnp.float32
-    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), atol=2e-7)
+    assert_close(row, weights[:, :, 0].mean(axis=1))
 
 
 def test_the_class_row_has_the_gradient_of_a_softmax():
@@ -100,9 +101,9 @@ def test_proportional_attention_by_hand():
     query = np.float32([1, 0])[None, None]
     keys = np.float32([[1, 0], [1, 0], [0, 1]])[None, :, None]
     apart = class_row(query, keys)
-    np.testing.assert_allclose(apart[0], [0.401112, 0.401112, 0.197776], atol=1e-6)
+    np.testing.assert_allclose(apart[0], [0.401112, 0.401112, 0.197776], atol=4e-6)
     together = class_row(query, keys[:, 1:], np.log([[2.0, 1.0]], dtype=np.float32))
-    np.testing.assert_allclose(together[0], [0.802224, 0.197776], atol=1e-6)
+    np.testing.assert_allclose(together[0], [0.802224, 0.197776], atol=4e-6)
 
 
 def test_a_token_of_size_three_is_three_copies_of_it():
@@ -110,8 +111,8 @@ def test_a_token_of_size_three_is_three_copies_of_it():
     bias = np.log([[1, 1, 3, 1, 1, 1]] * 2).astype(np.float32)
     want = attend_jit(*(a[:, [0, 1, 2, 2, 2, 3, 4, 5]] for a in qkv))
     got = attend_jit(*qkv, bias)
-    np.testing.assert_allclose(got[:, 2], want[:, 4], atol=2e-6)
-    np.testing.assert_allclose(got, want[:, [0, 1, 2, 5, 6, 7]], atol=2e-6)
+    assert_close(got[:, 2], want[:, 4])
+    assert_close(got, want[:, [0, 1, 2, 5, 6, 7]])
 
 
 # The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
@@ -167,7 +168,7 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
         jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="train"
     )
     got, want = both(variables, x, train=True), both(variables, x, train=False)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
     [(called, _, masked), (plainly, _, _)] = cudnn_calls
     assert (called, plainly) == (length + length % 2, length)
     assert masked == (called != length)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from imagepiece_jax.models import layers
 from tests.models import tiny
+from tests.rounding import assert_close
 
 
 def draw(*shape, seed=0):
@@ -44,8 +45,8 @@ def test_slope_of_gelu_is_that_of_its_differences(form):
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
     both = jax.vmap(jax.value_and_grad(lambda v: layers.gelu(v, form)))
     value, slope = tiny.compiled(both)(x.astype(np.float32))
-    np.testing.assert_allclose(slope, want, atol=2e-6)
-    np.testing.assert_allclose(value, slow(x), atol=2e-6)
+    assert_close(slope, want)
+    assert_close(value, slow(x))
 
 
 @pytest.mark.parametrize("form", ["exact", "tanh"])

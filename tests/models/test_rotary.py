@@ -22,6 +22,7 @@ from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
 from tests.models import tiny
 from tests.models.test_families import few
 from tests.models.traced_programs import program
+from tests.rounding import assert_close
 
 needs_compiler = pytest.mark.skipif(
     fused.unsupported_reason("cpu") is not None,
@@ -126,7 +127,7 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
         [[turned(family, head, at) for head in token] for token, at in image]
         for image in (zip(heads[b, 1:], places[b], strict=True) for b in range(2))
     ]
-    np.testing.assert_allclose(got[:, 1:], want, atol=2e-6)
+    assert_close(got[:, 1:], np.asarray(want))
 
 
 def test_the_other_order_of_axes_turns_by_x_first():

@@ -13,6 +13,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.pretrained import convert, load
 from tests.models import tiny
+from tests.rounding import assert_close
 
 
 def variables(width=6, depth=2, patch=4, tokens=9, classes=5, stem="patch", seed=0):
@@ -178,7 +179,7 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     for channel in range(6):
         grid = Image.fromarray(pos_embed[0, 1:, channel].reshape(old, old))
         grid = np.asarray(grid.resize((new, new), Image.Resampling.BICUBIC))
-        np.testing.assert_allclose(found[0, 1:, channel], grid.ravel(), atol=2e-6)
+        assert_close(found[0, 1:, channel], grid.ravel())
 
 
 def test_types_follow_the_model():

@@ -249,6 +249,15 @@ def test_a_gated_mlp_has_no_gelu():
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
 
 
+def test_a_norm_that_timm_makes_and_does_not_compute_is_refused():
+    """Its class for a distillation token has another head."""
+    config = timm(architecture="deit_tiny_distilled_patch16_224")
+    with pytest.raises(InputError, match="fc_norm=True for a model with a distill"):
+        hub_configs.parse(config | {"model_args": {"fc_norm": True}}, {})
+    found = hub_configs.parse(config | {"model_args": {"fc_norm": False}}, {})
+    assert found.config.architecture.final_norm
+
+
 def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
     name = "vit_so400m_patch14_siglip_224"

@@ -19,6 +19,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import resize
 from imagepiece_jax.pretrained import layouts, load
 from tests.models import tiny
+from tests.rounding import assert_close
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
@@ -232,4 +233,4 @@ def test_bicubic_positions_are_those_of_opencv(new):
 def test_linear_positions_are_those_of_a_zoom(new):
     grid = np.random.default_rng(0).normal(size=(5, 5, 3)).astype(np.float32)
     zoomed = scipy.ndimage.zoom(grid, (new[0] / 5, new[1] / 5, 1), order=1)
-    np.testing.assert_allclose(resize(grid, new, "linear"), zoomed, atol=1e-6)
+    assert_close(resize(grid, new, "linear"), zoomed)

@@ -248,7 +248,7 @@ def test_evaluate_maps_folders_to_imagenets_classes(assets):
     ended = call(evaluate.main, *words, "--config.model.dtype=float32")
     assert ended.status == 0, ended
     assert "by name to the model's 1000 classes: n01440764 is 0 (tench)\n" in ended.out
-    assert float(re.search(r\"acc1 ([\d.]+) %\", ended.out)[1]) >= 50
+    assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
 
 def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):

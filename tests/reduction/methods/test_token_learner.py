@@ -19,6 +19,7 @@ from imagepiece_jax.reduction.methods.token_learner import (
 )
 from imagepiece_jax.reduction.tokens import Taps, apply, start
 from tests.models import tiny
+from tests.rounding import assert_close
 
 
 def taps_of(x, grid=None):
@@ -167,7 +168,7 @@ def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
             grid = slow_gelu(grid) if i > 1 else grid
             grid = slow_convolution(grid, params[f"conv{i}"]["kernel"].astype(float))
         want = share * sigmoid(grid).reshape(n, 4).T
-        np.testing.assert_allclose(matrix[image], want, atol=1e-6)
+        assert_close(matrix[image], want)
 
 
 def test_where_tokens_stand_counts():

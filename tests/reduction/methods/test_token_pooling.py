@@ -21,6 +21,7 @@ from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
 from tests.models import tiny
+from tests.rounding import assert_close
 
 
 @functools.partial(tiny.compiled, static_argnames=("reducer", "n_out", "prefix"))
@@ -37,7 +38,7 @@ def run(reducer, x, weight, n_out, prefix=0):
 def pool(reducer, x, weight, n_out):
     """(dest [B, n], image tokens [B, n_out, D], sizes [B, n_out]) after a reduction."""
     dest, (state, product) = run(reducer, x, weight, n_out)
-    np.testing.assert_allclose(state.x, product.x, rtol=1e-5, atol=1e-5)
+    assert_close(state.x, product.x)
     return dest, state.x, state.size
 
 

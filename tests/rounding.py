@@ -1,0 +1,22 @@
+"""Tolerances that follow from the arithmetic, on any processor."""
+
+import chex
+import jax
+import numpy as np
+
+UNIT = 2.0**-23  # between 1 and the next float32
+
+
+def assert_close(actual, desired, units=32, scale=0.0):
+    """Arrays, or trees of them, equal but for what float32 rounds.
+
+    Sums in another order differ by units in the last place of their largest number,
+    where terms cancel, too.
+
+    units: how many; scale: of the largest number that is added, where it is larger than
+    those of `desired`
+    """
+    chex.assert_trees_all_equal_structs(actual, desired)
+    for one, other in zip(*map(jax.tree.leaves, (actual, desired)), strict=True):
+        largest = max(scale, np.abs(np.asarray(other, np.float64)).max(initial=0))
+        np.testing.assert_allclose(one, other, rtol=0, atol=units * UNIT * largest)
