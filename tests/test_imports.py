@@ -34,7 +34,7 @@ APART = {
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
-    {"layer_plan", "token_counts"},
+    {"layer_plan", "schedules", "token_counts"},
     {"ops"},
     {"tokens"},
     {"reducers", "token_selector"},

@@ -33,7 +33,9 @@ from tools import originals
 
 MINUTES = cli.real("minutes", 1.0, "how long")
 SEED = cli.whole("seed", 0, "of the models")
-OUT = cli.text("out", "runs/fuzz_checkpoints", "folder for the model of the moment")
+OUT = cli.text(
+    "out", None, "[runs/fuzz_checkpoints] folder for the model of the moment"
+)
 # Relative to the largest output, for each block: products of float32 add up in another
 # order, and 1e-5 holds for two blocks of every family in tests/parity.
 ROUNDING = 1e-5
@@ -220,7 +222,7 @@ def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    folder = pathlib.Path(OUT.value)
+    folder = pathlib.Path(OUT.value or "runs/fuzz_checkpoints")
     folder.parent.mkdir(parents=True, exist_ok=True)
     began, counts, sentences = time.monotonic(), collections.Counter(), {}
     number = SEED.value

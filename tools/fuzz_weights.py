@@ -29,7 +29,7 @@ from imagepiece_jax.errors import InputError
 
 MINUTES = cli.real("minutes", 1.0, "how long")
 SEED = cli.whole("seed", 0, "of the mutations")
-OUT = cli.text("out", "runs/fuzz_weights", "folder of the files that are faults")
+OUT = cli.text("out", None, "[runs/fuzz_weights] folder of the files that are faults")
 CHILD = cli.whole("child", None, "read so many files in this process (internal)")
 BATCH = 250  # files that one process reads
 SECONDS = 120  # that they may take
@@ -244,7 +244,7 @@ def batch(files, folder, seed):
 
 
 def main():
-    folder = pathlib.Path(OUT.value)
+    folder = pathlib.Path(OUT.value or "runs/fuzz_weights")
     if CHILD.value:
         read(folder)
         return

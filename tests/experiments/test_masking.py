@@ -112,7 +112,7 @@ def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
 class Twenty:
     """A set of twenty images."""
 
-    name, image_size = "made up", 224
+    name, image_size, text = "made up", 224, "twenty of a made up set"
 
     def __len__(self):
         return 20

@@ -385,7 +385,7 @@ def test_a_call_ends_when_its_minutes_are_spent(data, monkeypatch, tmp_path, cap
     made = runs.read_plan(tmp_path, options, "float32")
     runs._train(options, data, settings, made, tmp_path, None, 0.0)
     assert len([*tmp_path.glob("*_seed*.json")]) == 1  # one at least
-    assert "19 runs are left for the next call" in capsys.readouterr().out
+    assert "23 runs are left for the next call" in capsys.readouterr().out
     older = json.loads((tmp_path / "plan.json").read_text())
     digest = older.pop("digest")  # as a former version wrote it: it takes that of its
     runs._train(options, data, settings, older, tmp_path, None, 0.0)  # data

@@ -89,7 +89,7 @@ def test_a_line_is_what_the_runs_say(plan):
 def test_a_page_of_some_runs_says_so(plan):
     found = [r for r in results(plan, (0,)) if r["system"] in ("dense_conv", "evit")]
     text = page.text(found, plan)
-    assert "| seeds | 0 |" in text and "| runs | 2 of 10 |" in text
+    assert "| seeds | 0 |" in text and "| runs | 2 of 12 |" in text
     assert cells(text, "ToMe")[6] == "not measured"
     assert cells(text, "EViT")[9] == ""  # no random tokens to compare with
     assert "| runs | 0 of 0 |" in page.text([], plan)
@@ -131,7 +131,7 @@ def test_the_page_has_the_settings_and_what_started_from_another(plan):
     text = page.text(results(plan), plan)
     assert "| data | folder:flowers |" in text and "| width | 16 |" in text
     assert "| training images | 1,000 |" in text and "| epochs | 2 |" in text
-    assert "| hours of training | 1 |" in text and "| devices | a computer |" in text
+    assert "| hours of training | 1.2 |" in text and "| devices | a computer |" in text
     assert cells(text, "DynamicViT")[5] == "dense_conv"
     assert cells(text, "EViT")[5] == ""
 

@@ -327,7 +327,7 @@ def test_the_file_of_a_folder_is_answered_with_the_folder(tmp_path):
     with pytest.raises(InputError) as caught:
         imagepiece_jax.load(path / "model.safetensors")
     said = str(caught.value)
-    assert f"or name its folder, {path}, which has a config.json" in said
+    assert f"resize: name its folder, {path}, which has a config.json, or give" in said
     assert "beside it" not in said
 
 

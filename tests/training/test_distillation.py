@@ -337,7 +337,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | {"teacher.weights": "ten.npz"},
             None,
-            "^config.teacher.weights: .*in commands --config.teacher.name=.., or place",
+            "^config.teacher.weights: .*in commands --config.teacher.num_heads=",
         ),
         (
             {"teacher.weights": "ten.npz", "teacher.image_size": 32},
