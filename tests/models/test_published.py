@@ -126,9 +126,7 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
     with pytest.raises(InputError) as refused:
         imagepiece_jax.load(path)
-    start = (
-        f"folder {path}: no tensor says its mean, std: place its preprocessor_config"
-    )
+    start = f"folder {path}: no tensor says its mean, std: place its preprocessor"
     assert str(refused.value).startswith(start)
     found = imagepiece_jax.load(path, mean=HALF, std=STD).model
     assert found.std == STD
