@@ -50,7 +50,7 @@ from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import optional_choice, optional_dtype, patch_grid
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
@@ -71,6 +71,7 @@ class Program:
     device: where it runs
     options: of the compiler
     gmacs: of one image
+    dead_gmacs: of these, what the last block leaves out (`cost.dead_macs`)
     compile_seconds: how long it took
     """
 
@@ -81,6 +82,7 @@ class Program:
     device: jax.Device
     options: Mapping
     gmacs: float
+    dead_gmacs: float
     compile_seconds: float
 
     @property
@@ -155,7 +157,7 @@ class Program:
         return (
             f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
-            f"{self.gmacs:.3f} GMACs an image\n"
+            f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them left out\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
             f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
             "folded\n"
@@ -303,6 +305,7 @@ def compiler(
     model = placed(model, device, asked.attention, asked.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
+    dead = dead_macs(model) / 1e9 if tokens is None else 0.0
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
@@ -325,6 +328,7 @@ def compiler(
             device=device,
             options=options,
             gmacs=gmacs,
+            dead_gmacs=dead,
             compile_seconds=time.perf_counter() - began,
         )
 
@@ -374,6 +378,7 @@ def forward(model, listed=False):
 
     listed: a `features.TokenList` in place of logits
     """
+    model = model.clone(head_only=not listed)
 
     def logits_or_tokens(variables, images):
         images = as_normalized(images, model.mean, model.std)
