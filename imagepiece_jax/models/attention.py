@@ -183,8 +183,9 @@ class Heads(NamedTuple):
 
     query, key, value: [B, N, H, d], as they are multiplied, queries of the first tokens
     only, or no value yet; plain: the same before rotary positions turn them, and x [B,
-    N, D] itself, "input", by name: what tokens hold is compared wherever they stand; key_bias: [B, N], log sizes of
-    proportional attention, or None; mask: [B, N], that of masked training, or None.
+    N, D] itself, "input", by name: what tokens hold is compared wherever they stand;
+    key_bias: [B, N], log sizes of proportional attention, or None; mask: [B, N], that
+    of masked training, or None.
     """
 
     query: jax.Array

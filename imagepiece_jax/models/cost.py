@@ -22,8 +22,8 @@ def describe(model, others, image_size):
     `others` are without reduction; the model itself is not compared with.
     """
     table, dead = cost_table(model, others[0], image_size), ""
-    if macs := dead_macs(model):
-        dead = f"\n{macs / 1e9:#.4g} of them, in the last block, are not computed for logits"
+    if macs := dead_macs(model) / 1e9:
+        dead = f"\n{macs:#.4g} GMACs of the last block are not computed for logits"
     others = [other for other in dict.fromkeys(others) if other != model]
     fused = (
         f"\nreductions in fused kernels, for {model.kernels}" if model.kernels else ""
