@@ -1,8 +1,9 @@
 """Compilation of a trained model into the fastest program for a device.
 
 `optimize` changes what a program costs, never the function: weights are cast once, the
-stem's norms are folded into its convolutions, attention is the device's fastest, and
-the compiler gets the options under which it fuses best. Only `gelu="tanh"` is another
+stem's norms are folded into its convolutions, the last block computes what the head
+reads (`ViT.head_only`), attention is the device's fastest, and the compiler gets the
+options under which it fuses best. Only `gelu="tanh"` is another
 function, and only where it is asked for.
 
 Left out, because it gains nothing: folding layer norms' scale and bias into the next
@@ -71,7 +72,7 @@ class Program:
     device: where it runs
     options: of the compiler
     gmacs: of one image
-    dead_gmacs: of these, what the last block leaves out (`cost.dead_macs`)
+    dead_gmacs: those of these that are not computed (`cost.dead_macs`)
     compile_seconds: how long it took
     """
 
@@ -157,7 +158,8 @@ class Program:
         return (
             f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
-            f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them left out\n"
+            f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
+            "computed\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
             f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
             "folded\n"

@@ -88,9 +88,9 @@ def model_macs(model, image_size):
 
 
 def dead_macs(model):
-    """MACs of one image that a model of `ViT.head_only` leaves out: an int.
+    """MACs of one image that `ViT.head_only` saves: an int.
 
-    They are of the last block, and `model_macs` counts them, as the field does.
+    `model_macs` counts them, as published figures do.
     """
     layer, queries = model.plan[-1], model.arch.head_tokens
     if queries is None:

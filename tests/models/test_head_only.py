@@ -61,7 +61,9 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
     reduction, options = CASES[case]
     full = tiny.model(reduction, drop_path_rate=0.5, **options)
     variables = tiny.variables(full)
-    keys = dict.fromkeys(("drop_path", "reducer"), jax.random.split(jax.random.key(1), 3))
+    keys = dict.fromkeys(
+        ("drop_path", "reducer"), jax.random.split(jax.random.key(1), 3)
+    )
     with in_float64():
         results = []
         for head_only in (False, True):
@@ -142,7 +144,7 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
         for equation in equations(traced)
         if equation.primitive.name == "dot_general"
     ]
-    return [rows for rows, width in (s for s in shapes if len(s) == 2) if width == hidden]
+    return [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == hidden]
 
 
 ALL, HEAD = [52, 52, 52], [52, 52, 2]  # two images of 26 tokens
