@@ -53,16 +53,19 @@ def tiny_config(**fields):
 def described(name, *words):
     ended = call(describe.main, "--config", f"{ROOT}/configs/{name}", *words)
     assert (ended.status, ended.err) == (0, "")
-    *table, cost = ended.out.rstrip("\n").split("\n")
-    return table, cost
+    *table, cost, dead = ended.out.rstrip("\n").split("\n")
+    return table, cost, dead
 
 
 def test_describe_imagepiece_against_both_dense_models():
-    table, cost = described("deit_s_imagepiece.py")
+    table, cost, dead = described("deit_s_imagepiece.py")
     assert cost == (
         "2.783 GMACs an image; dense 4.976 with a conv stem, 1.79 times as many; "
         "dense 4.599 with a patch stem, 1.65 times as many"
     )
+    # 60 tokens: 10 products of width 384 a token, and two with 61 others.
+    assert 60 * (10 * 384**2 + 2 * 61 * 384) == 91_284_480
+    assert dead == "0.09128 GMACs of the last block are not computed for logits"
     heading, stem, *blocks, head, total = [line.split() for line in table]
     assert heading == "attention MLP MMACs dense parameters image tokens".split()
     assert (
@@ -98,7 +101,7 @@ def test_describe_compares_with_others_only(name, words, cost):
 
 
 def test_describe_takes_overrides():
-    table, cost = described(
+    table, *_ = described(
         "deit_s_imagepiece.py:deit_ti",
         "--config.model.stem=patch",
         "--config.reduction.merge_blocks=()",

@@ -27,13 +27,13 @@ from tests.runs import ROOT
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
-FUSED = {"name": "evit", "keep_rate": 0.6, "blocks": (0, 1), "fuse_token": True}
-TOME = {"name": "tome", "r_list": (4,)}
-MCTF = {"name": "mctf", "r": 7, "blocks": (0,)}
+FUSED = tiny.FUSED | {"blocks": (0, 1)}
+TOME = {"name": "tome", "r_list": (0, 4)}
+MCTF = {"name": "mctf", "r": 7, "blocks": (1,)}
 CASES = {
-    "dense": (None, {"arch": EVERY_PART, "embed_dim": 36, "depth": 2}),
-    "dropped behind": (FUSED, {"depth": 2}),
-    "fused inside": (MCTF, {"arch": {"dist_token": True}, "depth": 1}),
+    "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
+    "dropped behind": (FUSED, {}),
+    "fused inside": (MCTF, {"arch": {"dist_token": True}}),
 }
 
 
@@ -59,7 +59,7 @@ def attend(query, key, value, key_bias=None, **_):
 def test_logits_and_gradients_are_those_of_the_full_model(case):
     """Drop path's draws too; what nothing reads has a gradient of zero, as before."""
     reduction, options = CASES[case]
-    full = tiny.model(reduction, drop_path_rate=0.5, **options)
+    full = tiny.model(reduction, depth=2, drop_path_rate=0.5, **options)
     variables = tiny.variables(full)
     keys = dict.fromkeys(
         ("drop_path", "reducer"), jax.random.split(jax.random.key(1), 3)
@@ -99,7 +99,7 @@ def test_it_equals_a_slow_deit():
     ids=["mean", "all", "map"],
 )
 def test_heads_that_read_patches_read_all(arch):
-    model = tiny.model(TOME, arch=arch, depth=1)
+    model = tiny.model(TOME, arch=arch, depth=2)
     programs = (
         str(jax.make_jaxpr(each.apply)(tiny.shapes(model), tiny.images()))
         for each in (model, model.clone(head_only=True))
@@ -125,7 +125,7 @@ def test_steps_that_nothing_reads_have_parameters():
 @pytest.mark.parametrize("reduction", [None, TOME, MCTF], ids=["dense", "tome", "mctf"])
 def test_the_compiled_program_has_fewer_operations(reduction):
     """By two a MAC, and those of norms, softmax and GELU."""
-    model = tiny.model(reduction, depth=1, embed_dim=96)
+    model = tiny.model(reduction, depth=2, embed_dim=96)
 
     def flops(model):
         run = jax.jit(lambda *arguments: model.apply(*arguments).logits)
