@@ -220,6 +220,7 @@ def training_step(config, place=lambda model: model):
     teacher = placed = None
     if method.needs_teacher or run.distill.active:  # timed as one of the student's size
         teacher = run.create_dense(drop_path_rate=0.0)
+        teacher = teacher.clone(head_only=not method.needs_teacher)
         placed = place(teacher)
     step = create_step(run, place(model), optimizer, rate, placed)
     first_state = functools.partial(

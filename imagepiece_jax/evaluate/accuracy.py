@@ -124,13 +124,14 @@ def model_step(
 ):
     """`eval_step` on all devices, as a function of (replicated variables, batch).
 
-    seed, precision, measure, alter: as for `eval_step`
+    seed, precision, measure, alter: as for `eval_step`; without a measure, which may
+    read tokens, the model is `head_only`
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
     step = functools.partial(
         eval_step,
-        model=model,
+        model=model.clone(head_only=measure is None),
         seed=seed,
         precision=precision,
         measure=measure,

@@ -1,8 +1,9 @@
 """Compilation of a trained model into the fastest program for a device.
 
 `optimize` changes what a program costs, never the function: weights are cast once, the
-stem's norms are folded into its convolutions, attention is the device's fastest, and
-the compiler gets the options under which it fuses best. Only `gelu="tanh"` is another
+stem's norms are folded into its convolutions, the last block computes what the head
+reads (`ViT.head_only`), attention is the device's fastest, and the compiler gets the
+options under which it fuses best. Only `gelu="tanh"` is another
 function, and only where it is asked for.
 
 Left out, because it gains nothing: folding layer norms' scale and bias into the next
@@ -50,7 +51,7 @@ from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import optional_choice, optional_dtype, patch_grid
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
@@ -71,6 +72,7 @@ class Program:
     device: where it runs
     options: of the compiler
     gmacs: of one image
+    dead_gmacs: those of these that are not computed (`cost.dead_macs`)
     compile_seconds: how long it took
     """
 
@@ -81,6 +83,7 @@ class Program:
     device: jax.Device
     options: Mapping
     gmacs: float
+    dead_gmacs: float
     compile_seconds: float
 
     @property
@@ -155,7 +158,8 @@ class Program:
         return (
             f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
-            f"{self.gmacs:.3f} GMACs an image\n"
+            f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
+            "computed\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
             f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
             "folded\n"
@@ -303,6 +307,7 @@ def compiler(
     model = placed(model, device, asked.attention, asked.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
+    dead = dead_macs(model) / 1e9 if tokens is None else 0.0
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
@@ -325,6 +330,7 @@ def compiler(
             device=device,
             options=options,
             gmacs=gmacs,
+            dead_gmacs=dead,
             compile_seconds=time.perf_counter() - began,
         )
 
@@ -374,6 +380,7 @@ def forward(model, listed=False):
 
     listed: a `features.TokenList` in place of logits
     """
+    model = model.clone(head_only=not listed)
 
     def logits_or_tokens(variables, images):
         images = as_normalized(images, model.mean, model.std)

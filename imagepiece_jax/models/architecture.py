@@ -101,6 +101,11 @@ class Architecture(CheckedFields):
         return self.class_token + self.dist_token + self.registers
 
     @property
+    def head_tokens(self) -> int | None:
+        """How many tokens the head reads, the first of all; None: it reads patches."""
+        return 1 + self.dist_token if self.pool == "token" else None
+
+    @property
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the defaults, as `of` takes them."""
         parts, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)

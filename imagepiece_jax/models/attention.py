@@ -70,13 +70,14 @@ def padded_length(length, backend):
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """softmax(q k^T / sqrt(d) + key_bias) v.
 
-    query, key, value: [B, N, H, d]
+    query: [B, Q, H, d]; Q is N for cuDNN and where keys are padded
+    key, value: [B, N, H, d]
     key_bias: [B, N] float32, proportional attention's log sizes
     length: keys from here on are padding, which no token attends to and whose gradient
     is zero; as queries they are like any other, so that all outputs are finite
-    Returns [B, N, H, d].
+    Returns [B, Q, H, d].
     """
-    batch, padded = query.shape[:2]
+    batch, padded = key.shape[:2]
     bias = None if key_bias is None else key_bias[:, None, None, :]
     lengths = {}
     if length is not None and length != padded:
@@ -104,15 +105,16 @@ def read_by(weights, value):
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
-    """Attention of every token to every token.
+    """Attention of the first Q tokens to every token.
 
     With a mask, of exponentials P and the mask's columns W, 1 on the diagonal, it is
     (P W + eps / N) / (sum P W + eps): finite when everything is masked.
 
-    query, key: [B, N, H, d]
+    query: [B, Q, H, d]
+    key: [B, N, H, d]
     key_bias: [B, N], added to the logits
     mask: [B, N], 1 for live tokens and 0 for masked ones, differentiable
-    Returns [B, H, N, N] float32.
+    Returns [B, H, Q, N] float32.
     Source: Rao et al. 2021 (DynamicViT), for the mask.
     """
     length, width = key.shape[1], query.shape[-1]
@@ -125,7 +127,7 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    itself = jnp.eye(length, dtype=jnp.float32)[None]
+    itself = jnp.eye(query.shape[1], length, dtype=jnp.float32)[None]
     seen = itself + (1 - itself) * mask.astype(jnp.float32)[:, None, :]
     weights = jnp.exp(logits - top) * seen[:, None]
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -179,10 +181,11 @@ def _pad(x, length):
 class Heads(NamedTuple):
     """What an attention is computed of: projections of N tokens, prefix and all.
 
-    query, key, value: [B, N, H, d], as they are multiplied, or no value yet; plain: the
-    same before rotary positions turn them, and x [B, N, D] itself, "input", by name:
-    what tokens hold is compared wherever they stand; key_bias: [B, N], log sizes of
-    proportional attention, or None; mask: [B, N], that of masked training, or None.
+    query, key, value: [B, N, H, d], as they are multiplied, queries of the first tokens
+    only, or no value yet; plain: the same before rotary positions turn them, and x [B,
+    N, D] itself, "input", by name: what tokens hold is compared wherever they stand;
+    key_bias: [B, N], log sizes of proportional attention, or None; mask: [B, N], that
+    of masked training, or None.
     """
 
     query: jax.Array
@@ -220,33 +223,41 @@ class Attention(nn.Module):
         if arch.attn_norm:
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 
-    def __call__(self, x, state, reads=frozenset(), train=False):
+    def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
         """Attend, and score.
 
         x: [B, N, D], the normed tokens of `state`
         reads: names of the scores that reducers read
+        queries: only the first so many tokens attend, and no reducer reads; None: all
         Returns what the tokens read, projected, [B, N, D], and `scores`.
         """
         length = x.shape[1]
-        if train and state.mask is None:
+        if train and state.mask is None and queries is None:
             # Here x is written anyway: no copies of query, key and value for it.
             x = _pad(x, padded_length(length, self.backend))
-        heads = self.project(x, state)
+        heads = self.project(x, state, queries=queries)
         out = self.read(heads, length)
         scores = self.scores(heads, reads, state)
         return self.output(out)[:, :length], scores
 
-    def project(self, x, state, with_value=True) -> Heads:
-        """Queries, keys and values of the normed tokens x of `state`, padded or not."""
+    def project(self, x, state, with_value=True, queries=None) -> Heads:
+        """Queries, keys and values of the normed tokens x of `state`, padded or not.
+
+        queries: of the first so many tokens; None: of all
+        """
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
-        rows, shape = x.reshape(-1, self.dim), (*x.shape[:2], self.num_heads, -1)
-        query, key = self.q(rows).reshape(shape), self.k(rows).reshape(shape)
+        rows, heads = x.reshape(-1, self.dim), self.num_heads
+        shape = (x.shape[0], -1, heads, self.dim // heads)
+        asking = rows if queries is None else x[:, :queries].reshape(-1, self.dim)
+        query, key = self.q(asking).reshape(shape), self.k(rows).reshape(shape)
         value = self.v(rows).reshape(shape) if with_value else None
         plain = {"query": query, "key": key, "value": value, "input": x}
         if (rotations := self._rotations(state)) is not None:
             rotations = tuple(_pad(a, x.shape[1]) for a in rotations)
-            query, key = (self.arch.rotary.rotate(a, rotations) for a in (query, key))
+            key = self.arch.rotary.rotate(key, rotations)
+            rotations = tuple(a[:, :queries] for a in rotations)
+            query = self.arch.rotary.rotate(query, rotations)
         # Before the first reduction all sizes are 1.
         sized = self.prop_attn and not state.grid
         key_bias = jnp.log(state.effective_size) if sized else None
@@ -298,12 +309,14 @@ class Attention(nn.Module):
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def read(self, heads, length):
-        """What each token reads of the first `length`. -> [B, N, H, d]."""
+        """What each query reads of the first `length` tokens. -> [B, Q, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return masked_attend(query, key, value, mask, bias)
-        bias = None if bias is None else _pad(bias, query.shape[1])
-        return attend(query, key, value, bias, backend=self.backend, length=length)
+        bias = None if bias is None else _pad(bias, key.shape[1])
+        # cuDNN cannot be trained with one query.
+        backend = self.backend if query.shape == key.shape else "xla"
+        return attend(query, key, value, bias, backend=backend, length=length)
 
     def output(self, out):
         """What the heads read, projected. [B, N, H, d] -> [B, N, D]."""

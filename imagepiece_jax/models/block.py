@@ -91,7 +91,8 @@ class Block(nn.Module):
     """A pre-norm block: attention, the reduction of its tokens, MLP.
 
     `layer` is its plan; `index` counts blocks from 0; `dim` is the width of the tokens;
-    the other fields are those of `vit.ViT`.
+    `queries`: only the first so many tokens, of the prefix, attend and leave the block,
+    None: all; the other fields are those of `vit.ViT`.
     """
 
     index: int
@@ -104,6 +105,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
     remat: bool = False
+    queries: int | None = None
 
     def setup(self):
         arch, hidden = self.arch, round(self.dim * self.mlp_ratio)
@@ -130,6 +132,8 @@ class Block(nn.Module):
         """
         site = reduction and self.layer.step.site
         reads, record = self.layer.reads, None
+        if self.queries and site == "mid":  # none of its tokens leaves
+            site, reads = None, frozenset()
         attend, feed_forward = Block.attend, Block.feed_forward
         if self.remat and train:
             attend = nn.remat(attend, static_argnums=(3, 4))
@@ -144,7 +148,7 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = state.replace(x=x)
+            state = self._leaving(state).replace(x=x)
         if site == "mid":
             state, record = reduction(state, scores, train)
         state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
@@ -155,13 +159,14 @@ class Block(nn.Module):
 
         `factor` [B] is drop path's.
         """
-        out, scores = self.attn(self._normed(state.x), state, reads, train)
+        x = self._normed(state.x)
+        out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
         if "shift" in reads:
             mask, change = state.mask, out[:, state.num_prefix :]
             live = None if mask is None else (mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(change, live)
-        return _add(state.x, out, factor), scores
+        return _add(self._leaving(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
         """As `attend`, with the reduction between attention's scores and its values.
@@ -171,12 +176,15 @@ class Block(nn.Module):
         """
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
+        if self.queries:
+            weights = weights[:, :, : self.queries]
         scores = self.attn.scores(heads, self.layer.reads, state)
         size = state.size[:, state.num_prefix :]
         state, record = reduction(state, scores, train)
         weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
+        state = self._leaving(state)
         x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record
 
@@ -185,6 +193,10 @@ class Block(nn.Module):
         out = self.mlp(self.norm2(_rows(x)))
         out = self.ls2(out) if self.arch.layer_scale else out
         return _add(x, out, factor)
+
+    def _leaving(self, state):
+        """`state` with only the tokens that leave the block."""
+        return tokens.first(state, self.queries) if self.queries else state
 
     def _normed(self, x):
         return self.norm1(_rows(x)).reshape(x.shape)

@@ -21,12 +21,14 @@ def describe(model, others, image_size):
 
     `others` are without reduction; the model itself is not compared with.
     """
-    table = cost_table(model, others[0], image_size)
+    table, dead = cost_table(model, others[0], image_size), ""
+    if macs := dead_macs(model) / 1e9:
+        dead = f"\n{macs:#.4g} GMACs of the last block are not computed for logits"
     others = [other for other in dict.fromkeys(others) if other != model]
     fused = (
         f"\nreductions in fused kernels, for {model.kernels}" if model.kernels else ""
     )
-    return f"{table}\n{cost_line(model, others, image_size)}{fused}"
+    return f"{table}\n{cost_line(model, others, image_size)}{dead}{fused}"
 
 
 def cost_table(model, dense, image_size):
@@ -85,11 +87,26 @@ def model_macs(model, image_size):
     return sum(_part_macs(model, image_size))
 
 
+def dead_macs(model):
+    """MACs of one image that `ViT.head_only` saves: an int.
+
+    `model_macs` counts them, as published figures do.
+    """
+    layer, queries = model.plan[-1], model.arch.head_tokens
+    if queries is None:
+        return 0
+    sizes = model.embed_dim, model.mlp_ratio, _mlp_layers(model.arch)
+    dead = block_macs(layer, *sizes) - block_macs(layer, *sizes, queries)
+    if layer.counts and layer.step.site == "mid":
+        dead += reducer_macs(layer, model.embed_dim, model.num_heads)
+    return dead
+
+
 def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
     width, arch = model.embed_dim, model.arch
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    layers = 3 if arch.mlp == "swiglu" else 2
+    layers = _mlp_layers(arch)
     blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio, layers)
     head = width * model.num_classes * (1 + arch.dist_token)
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
@@ -98,6 +115,10 @@ def _part_macs(model, image_size):
         head += read * (2 * width**2 + 2 * width)
         head += width**2 + 2 * width * round(width * model.mlp_ratio)
     return [stem, *blocks, head]
+
+
+def _mlp_layers(arch):
+    return 3 if arch.mlp == "swiglu" else 2
 
 
 def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
@@ -109,20 +130,23 @@ def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
     ]
 
 
-def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
+def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2, queries=None):
     """MACs of one image in one block: projections and attention, then the MLP.
 
     mlp_ratio: width of its hidden layer, in `embed_dim`
     mlp_layers: 2, or 3 where one of them is a gate
+    queries: tokens that attend and leave the block; None: all
     """
     scored = read = layer.attn_tokens
-    if layer.counts and layer.step.site == "attention":
-        read = layer.mlp_tokens
+    asking, leaving = queries or scored, queries or layer.mlp_tokens
+    if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
+        asking, read = scored, layer.mlp_tokens
+    reading = queries or read
     # Queries, keys and their products; then values, what is read of them, and proj.
-    attention = 2 * (scored + read) * embed_dim**2
-    attention += (scored**2 + read**2) * embed_dim
+    attention = (asking + scored + read + reading) * embed_dim**2
+    attention += (asking * scored + reading * read) * embed_dim
     mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
-    return attention + layer.mlp_tokens * mlp
+    return attention + leaving * mlp
 
 
 def reducer_macs(layer, embed_dim, num_heads):

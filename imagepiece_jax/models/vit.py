@@ -31,7 +31,8 @@ class Outputs:
     D] what the head reads; tokens: [B, N, D] after the final norm; state: the tokens
     before it; results: what each step that changes something decided; taps: what each
     of these steps read; head_logits: of the class and of the distillation token's head,
-    where there are both.
+    where there are both. A model that is `head_only` has no other tokens than the head
+    reads, and no results of a step behind the last attention.
     """
 
     logits: jax.Array
@@ -86,6 +87,8 @@ class ViT(nn.Module):
     GPU's compute capability): they decide alike, but leave scores and features out of
     `taps`
     folded: the form for inference, whose stem has variables of its own (`stems.fold`)
+    head_only: the last block computes no tokens but those that the head reads, where it
+    reads some of the prefix alone: for logits and pooled vectors
     """
 
     plan: tuple[LayerPlan, ...]
@@ -107,6 +110,7 @@ class ViT(nn.Module):
     remat: bool = False
     kernels: str | None = None
     folded: bool = False
+    head_only: bool = False
 
     @property
     def depth(self) -> int:
@@ -146,6 +150,8 @@ class ViT(nn.Module):
         return self._classify(state, records, norm, pool)
 
     def _block(self, index):
+        # Steps that nothing reads have their parameters, too.
+        last = index == self.depth - 1 and not self.is_initializing()
         return Block(
             index=index,
             layer=self.plan[index],
@@ -157,6 +163,7 @@ class ViT(nn.Module):
             dtype=self.dtype,
             prop_attn=self.prop_attn,
             remat=self.remat,
+            queries=self.arch.head_tokens if self.head_only and last else None,
             name=f"blocks_{index}",
         )
 
@@ -211,7 +218,7 @@ class ViT(nn.Module):
         arch, x = self.arch, state.x
         if arch.pool == "token":
             # The head reads a row or two; norm of others is computed only if used.
-            read = norm(x[:, : 1 + arch.dist_token])
+            read = norm(x[:, : arch.head_tokens])
             pooled = read[:, 0]
         elif arch.pool == "mean":
             pooled = self._mean(norm(x), state)

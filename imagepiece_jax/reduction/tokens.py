@@ -181,6 +181,12 @@ def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
     )
 
 
+def first(state, count):
+    """The TokenState of the first `count` tokens, all of the prefix."""
+    x, size = state.x[:, :count], state.size[:, :count]
+    return TokenState(x=x, size=size, num_prefix=count)
+
+
 def apply(state, result, form=None):
     """The TokenState after a reduction.
 
@@ -232,18 +238,19 @@ def merge_map(weights, result, size):
 
     Rows are the means of a slot's tokens, weighted as features are; columns add up.
 
-    weights: [B, H, N, N], of all tokens before the merge
+    weights: [B, H, N, N], of all tokens before the merge, or rows of the prefix alone
     result: an Assignment
     size: [B, n], of image tokens before the merge
-    Returns [B, H, N_out, N_out].
+    Returns [B, H, N_out, N_out], or as many rows as there were of the prefix.
     Source: Lee et al. 2024, section 3.3.
     """
-    batch, heads, tokens, _ = weights.shape
+    batch, heads, rows, tokens = weights.shape
     dest = result.dest
     index = result.index or slot_index(dest, result.n_out)
     share, one = _shares(result, size, index), jnp.ones(dest.shape, jnp.float32)
-    by_row = weights.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
-    by_row = _move_by_index(by_row, share, None, index, dest, True)
+    by_row = weights.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+    if rows == tokens:
+        by_row = _move_by_index(by_row, share, None, index, dest, True)
     by_column = by_row.reshape(batch, -1, heads, tokens).transpose(0, 3, 2, 1)
     by_column = by_column.reshape(batch, tokens, -1)
     by_column = _move_by_index(by_column, one, None, index, dest, False)

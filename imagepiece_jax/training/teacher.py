@@ -109,7 +109,7 @@ def _any(run, initial):
     try:
         weights = initial.teacher.completed(asked).analyzed(run.model["dtype"])
         whole = dataclasses.replace(weights.config, attention=run.model["attention"])
-        model = whole.create()
+        model = whole.create().clone(head_only=True)
         if model.num_classes != run.num_classes:
             raise InputError(
                 f"it has {model.num_classes} classes, but config.num_classes is "

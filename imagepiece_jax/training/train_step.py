@@ -119,6 +119,8 @@ def count_programs(run: RunConfig) -> int:
 def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None):
     """`train_step` of a run: a function of (state, batch, teacher's variables).
 
+    Without a loss of the method's, which may read tokens, the model is `head_only`.
+
     model: of an epoch, see `RunConfig.create_train_model`
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.of`, or None
@@ -126,7 +128,7 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
     loss = run.method.loss
     return functools.partial(
         train_step,
-        model=model,
+        model=model.clone(head_only=loss is None),
         optimizer=optimizer,
         rate=rate,
         recipe=Recipe.of(run, model),

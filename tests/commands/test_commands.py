@@ -53,15 +53,17 @@ def tiny_config(**fields):
 def described(name, *words):
     ended = call(describe.main, "--config", f"{ROOT}/configs/{name}", *words)
     assert (ended.status, ended.err) == (0, "")
-    *table, cost, _, _, _ = ended.out.rstrip("\n").split("\n")
-    return table, cost
+    *table, cost, dead, _, _, _ = ended.out.rstrip("
+").split("
+")
+    return table, cost, dead
 
 
 def test_describe_prints_memory_and_the_line_of_a_docstring():
     """22,050,664 weights, gradients, two moments and averages, of four bytes each."""
     path = ROOT / "configs" / "deit_s.py"
     out = call(describe.main, "--config", path).out
-    cost, training, memory, line = out.splitlines()[-4:]
+    cost, _, training, memory, line = out.splitlines()[-5:]
     assert cost == "4.599 GMACs an image"
     assert training == "training: 10.6 EFLOP (1e18 operations, two a MAC)"
     assert line == "4.60 GMACs, 197 final tokens, 10.6 EFLOP, no published acc1"
@@ -77,11 +79,14 @@ def test_describe_prints_memory_and_the_line_of_a_docstring():
 
 
 def test_describe_imagepiece_against_both_dense_models():
-    table, cost = described("deit_s_imagepiece.py")
+    table, cost, dead = described("deit_s_imagepiece.py")
     assert cost == (
         "2.783 GMACs an image; dense 4.976 with a conv stem, 1.79 times as many; "
         "dense 4.599 with a patch stem, 1.65 times as many"
     )
+    # 60 tokens: 10 products of width 384 a token, and two with 61 others.
+    assert 60 * (10 * 384**2 + 2 * 61 * 384) == 91_284_480
+    assert dead == "0.09128 GMACs of the last block are not computed for logits"
     heading, stem, *blocks, head, total = [line.split() for line in table]
     assert heading == "attention MLP MMACs dense parameters image tokens".split()
     assert (
@@ -102,7 +107,7 @@ def test_describe_compares_with_others_only():
 
 
 def test_describe_takes_overrides():
-    table, cost = described(
+    table, *_ = described(
         "deit_s_imagepiece.py:deit_ti",
         "--config.model.stem=patch",
         "--config.reduction.merge_blocks=()",

@@ -79,6 +79,9 @@ class Brightness:
 
     mean, std, dtype = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.dtype("float32")
 
+    def clone(self, **fields):
+        return self
+
     def apply(self, variables, images, keys):
         white = (1 - self.mean[0]) / self.std[0]
         seen = jnp.mean((images[..., 0] > 0.5 * white).astype(jnp.float32), axis=(1, 2))

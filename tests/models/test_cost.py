@@ -255,3 +255,9 @@ def test_cost_table_of_a_model_counted_by_hand():
         "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
         "many"
     )
+    # Of block 1, two of three tokens: queries and proj, both products, MLP.
+    assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
+    text = cost.describe(model, [RunConfig.from_config(made).create_dense()], 4)
+    assert text.endswith(
+        "\n3.680e-07 GMACs of the last block are not computed for logits"
+    )

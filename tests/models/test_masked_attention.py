@@ -50,11 +50,12 @@ def test_every_row_is_a_distribution(live):
 def test_it_equals_the_oracle(length):
     query, key, value = random_heads(length)
     mask = np.random.default_rng(1).integers(2, size=(2, length)).astype(np.float32)
-    got = attend(query, key, value, mask)
+    got, first = attend(query, key, value, mask), attend(query[:, :1], key, value, mask)
     for image in range(2):
         arrays = (np.asarray(a[image], float) for a in (query, key, value))
         want = oracles_learned.masked_attention(*arrays, mask[image])
         np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_masked_is_plain_attention():

@@ -1,0 +1,189 @@
+"""A last block that computes only what the head reads, against the full model."""
+
+import contextlib
+import types
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax import cli
+from imagepiece_jax.benchmark import workloads
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction import tokens
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.train_step import batch_shapes
+from tests.models import tiny
+from tests.models.test_vit import close, forward, slow_outputs
+from tests.models.traced_programs import equations
+from tests.runs import ROOT
+
+EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
+EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
+FUSED = tiny.FUSED | {"blocks": (0, 1)}
+TOME = {"name": "tome", "r_list": (0, 4)}
+MCTF = {"name": "mctf", "r": 7, "blocks": (1,)}
+CASES = {
+    "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
+    "dropped behind": (FUSED, {}),
+    "fused inside": (MCTF, {"arch": {"dist_token": True}}),
+}
+
+
+@contextlib.contextmanager
+def in_float64():
+    """Context in which models compute in float64 wherever they ask for float32."""
+    wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        for module in (attention, block, layers, rotary, tokens, vit):
+            stack.enter_context(mock.patch.object(module, "jnp", wide))
+        # JAX's own has its softmax in float32.
+        stack.enter_context(mock.patch.object(attention, "attend", attend))
+        yield
+
+
+def attend(query, key, value, key_bias=None, **_):
+    weights = attention.attention_map(query, key, key_bias)
+    return attention.read_by(weights, value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_the_full_model(case):
+    """Drop path's draws too; what nothing reads has a gradient of zero, as before."""
+    reduction, options = CASES[case]
+    full = tiny.model(reduction, depth=2, drop_path_rate=0.5, **options)
+    variables = tiny.variables(full)
+    keys = dict.fromkeys(
+        ("drop_path", "reducer"), jax.random.split(jax.random.key(1), 3)
+    )
+    with in_float64():
+        results = []
+        for head_only in (False, True):
+            model = full.clone(head_only=head_only, remat=head_only, dtype=jnp.float64)
+
+            def loss(params, images, model=model):
+                out = model.apply({"params": params}, images, True, keys)
+                return jnp.sum(out.logits**2), (out.logits, out.pooled)
+
+            wide = jax.tree.map(np.float64, (variables["params"], tiny.images()))
+            results.append(tiny.compiled(jax.grad(loss, has_aux=True))(*wide))
+    (gradients, outputs), (fewer, same) = results
+    assert outputs[0].dtype == np.float64
+    chex.assert_trees_all_close(same, outputs, rtol=1e-12, atol=1e-12)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+    chex.assert_trees_all_close(fewer, gradients, rtol=1e-12, atol=1e-12 * size)
+
+
+def test_it_equals_a_slow_deit():
+    full = tiny.model(FUSED, depth=2, prop_attn=True)
+    variables, images = tiny.variables(full), tiny.images(2)
+    results = forward(full)(variables, images).results
+    out = forward(full.clone(head_only=True))(variables, images)
+    logits, kept, _, _ = slow_outputs(full, variables, images, results, prop_attn=True)
+    close(out.logits, logits)
+    close(out.tokens, kept[:, :1])
+    assert len(out.results) == len(out.taps) == len(results) - 1
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [{"pool": "mean"}, {"pool": "mean", "pool_include_prefix": True}, {"pool": "map"}],
+    ids=["mean", "all", "map"],
+)
+def test_heads_that_read_patches_read_all(arch):
+    model = tiny.model(TOME, arch=arch, depth=2)
+    programs = (
+        str(jax.make_jaxpr(each.apply)(tiny.shapes(model), tiny.images()))
+        for each in (model, model.clone(head_only=True))
+    )
+    assert next(programs) == next(programs)
+    assert cost.dead_macs(model) == 0
+
+
+def test_steps_that_nothing_reads_have_parameters():
+    model = tiny.model({"name": "dtem", "r_list": (2, 2)}, depth=2)
+    images = tiny.images(1)
+    made = [
+        jax.eval_shape(each.init, jax.random.key(0), images)
+        for each in (model, model.clone(head_only=True))
+    ]
+    chex.assert_trees_all_equal(*made)
+    assert "reducer_1" in made[1]["params"]
+
+
+# What is left out
+
+
+@pytest.mark.parametrize("reduction", [None, TOME, MCTF], ids=["dense", "tome", "mctf"])
+def test_the_compiled_program_has_fewer_operations(reduction):
+    """By two a MAC, and those of norms, softmax and GELU."""
+    model = tiny.model(reduction, depth=2, embed_dim=96)
+
+    def flops(model):
+        run = jax.jit(lambda *arguments: model.apply(*arguments).logits)
+        lowered = run.lower(tiny.shapes(model), tiny.images(1))
+        return lowered.compile().cost_analysis()["flops"]
+
+    less = flops(model) - flops(model.clone(head_only=True))
+    assert 1 < less / (2 * cost.dead_macs(model)) < 1.1
+
+
+def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
+    """Rows of the first product of each MLP in the traced program of `fn`."""
+    traced = jax.make_jaxpr(fn, **options)(*arguments)
+    shapes = [
+        equation.outvars[0].aval.shape
+        for equation in equations(traced)
+        if equation.primitive.name == "dot_general"
+    ]
+    return [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == hidden]
+
+
+ALL, HEAD = [52, 52, 52], [52, 52, 2]  # two images of 26 tokens
+
+
+def test_inference_leaves_it_out_where_logits_are_wanted():
+    model, images = tiny.model(), tiny.images(2)
+    for listed, rows in ((False, HEAD), (True, ALL)):
+        run = optimize.forward(model, listed)
+        assert mlp_rows(run, tiny.shapes(model), images) == rows
+
+
+def test_an_evaluation_leaves_it_out_unless_it_measures():
+    model = tiny.model()
+    batch = {
+        "image": np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8),
+        **dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32)),
+    }
+    for measure, rows in ((None, HEAD), (lambda outputs, batch: {}, ALL)):
+        with mock.patch.object(parallel, "pmap", lambda step, program: step):
+            step = accuracy.model_step(model, measure=measure)
+        shapes = tiny.shapes(model)
+        assert mlp_rows(step, shapes, batch, axis_env=[(parallel.AXIS, 1)]) == rows
+
+
+@pytest.mark.parametrize("method, left_out", [("none", True), ("dynamicvit", False)])
+def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
+    """Of the student and of its teacher, forward and backward."""
+    config = cli.load_config(ROOT / "configs" / "quickstart.py")
+    config.model.depth, config.grad_accum_steps, config.batch_size = 2, 1, 6
+    config.reduction = {"name": method}
+    if method == "none":
+        config.distill.kind = "soft"
+    else:
+        config.reduction.blocks = (1,)
+    step, first_state, model, teacher = workloads.training_step(config)
+    state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
+    batch = batch_shapes(RunConfig.from_config(config), (1, 6))
+    taught = variable_shapes(teacher, config.image_size)
+    options = {"hidden": 4 * model.embed_dim, "axis_env": [(parallel.AXIS, 1)]}
+    rows = mlp_rows(step, state, batch, taught, **options)
+    assert rows.count(6) == 3 * left_out, rows
