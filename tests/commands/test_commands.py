@@ -53,9 +53,7 @@ def tiny_config(**fields):
 def described(name, *words):
     ended = call(describe.main, "--config", f"{ROOT}/configs/{name}", *words)
     assert (ended.status, ended.err) == (0, "")
-    *table, cost, dead, _, _, _ = ended.out.rstrip("
-").split("
-")
+    *table, cost, dead, _, _, _ = ended.out.rstrip("\n").split("\n")
     return table, cost, dead
 
 
