@@ -20,6 +20,7 @@ from experiments.hyperspeed import hyperspeed
 from experiments.images import Images
 from experiments.int8 import int8
 from experiments.masking import masking
+from experiments.parts import parts
 from experiments.patch_features import patch_features
 from experiments.schedule import schedule
 from experiments.settings import TableSettings
@@ -54,6 +55,7 @@ EXPERIMENTS = {
     "adapt": adapt,
     "saliency": saliency.saliency,
     "saliency-picture": saliency.picture,
+    "parts": parts,
     "patch_features": patch_features,
     "fixed_tokens": fixed_tokens,
     "int8": int8,
@@ -61,7 +63,12 @@ EXPERIMENTS = {
 # Of any model, so that classes of the images may be any; accuracy where it has them.
 NO_CLASSES = ("saliency", "saliency-picture", "patch_features")
 MAYBE_CLASSES = ("fixed_tokens", "int8")
-APART = ("adapt", *NO_CLASSES, *MAYBE_CLASSES)  # not of the paper, so not among "all"
+APART = (
+    "adapt",
+    "parts",
+    *NO_CLASSES,
+    *MAYBE_CLASSES,
+)  # not of the paper, so not among "all"
 NO_WEIGHTS = ("throughput", "schedule")  # nor images
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
