@@ -41,13 +41,13 @@ def main():
             "--weights is missing: allowed without it are random inputs alone, without "
             "--config, --mean and --std"
         )
-    device = jax.local_devices()[0]
-    if reason := fused.unsupported_reason(device.platform):
-        raise RunError(f"there is no fused reduction to check here: it needs {reason}")
     if real:
         config, weights = read_with_config(
             WEIGHTS.value, config, overrides, normalization
         )
+    device = jax.local_devices()[0]
+    if reason := fused.unsupported_reason(device.platform):
+        raise RunError(f"there is no fused reduction to check here: it needs {reason}")
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")

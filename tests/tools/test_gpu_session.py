@@ -25,7 +25,8 @@ COMMANDS = {
 def session(name, folder):
     """Run a session whose commands are printed and fail: (exit status, log)."""
     python = folder / "python"
-    python.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    # Words are apart by tabs: a folder's name may have spaces.
+    python.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\nexit 1\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"OUT": str(folder), "PYTHON": str(python)}
     words = [ROOT / "tools/gpu_session.sh", name]
@@ -37,7 +38,9 @@ def session(name, folder):
 @pytest.mark.parametrize("name", ["256", "1024", "train"])
 def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeypatch):
     _, log = session(name, tmp_path)
-    lines = re.findall(r"^-m (?:imagepiece_jax |tools\.)(\S+) ?(.*)", log, re.MULTILINE)
+    lines = re.findall(
+        r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.MULTILINE
+    )
     started = re.findall(r"^== (\w+): /", log, re.MULTILINE)
     assert re.findall(r"^== (\w+): exit 1 after", log, re.MULTILINE) == started
     assert len(started) > 3
@@ -52,7 +55,7 @@ def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeyp
     for command, words in lines:
         main = COMMANDS[command]
         run = main if main is benchmark.main else lambda: None
-        ended = call(run, *words.split())
+        ended = call(run, *words.split("\t")[:-1])
         assert (ended.status, ended.err) == (0, "")
     assert {"deit_s", "deit_s_imagepiece"} <= compared
 

@@ -46,7 +46,9 @@ def library(device="cpu", capability=None):
 def copier(folder):
     """Text of a compiler that makes a library of any kind, and notes that it ran."""
     # The output is the last word of the command.
-    return f"echo ran >> {folder}/log\nfor last; do :; done\n/bin/cp {LIBRARY} $last"
+    return (
+        f'echo ran >> "{folder}/log"\nfor last; do :; done\n/bin/cp "{LIBRARY}" "$last"'
+    )
 
 
 @pytest.mark.parametrize("device, wanted", [("cpu", "g++"), ("cuda", "nvcc")])
