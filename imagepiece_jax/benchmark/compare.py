@@ -10,17 +10,21 @@ Holm's rule.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import settings
@@ -49,11 +53,30 @@ class MatchedMethod:
     speed: dict | None = None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Floor:
+    """Cheaper dense weights: what they are called, and how they are measured."""
+
+    method: str
+    shown: dict
+    checkpoint: MeasuredWeights
+    alteration: dict = dataclasses.field(default_factory=dict)
+    alter: Callable | None = None
+
+    @property
+    def gmacs(self) -> float:
+        return self.checkpoint.weights.gmacs(settings.DENSE)
+
+    def evaluate(self) -> dict:
+        return self.checkpoint.evaluate(settings.DENSE, self.alteration, self.alter)
+
+
 def compare(
     checkpoint: MeasuredWeights,
     shares: Iterable[float],
     methods: Iterable[str] = (),
     metric: str = "gmacs",
+    floors: bool = False,
 ) -> dict[str, Any]:
     """Compare all methods, or these with ToMe and random tokens.
 
@@ -61,6 +84,7 @@ def compare(
     shares: of the dense model's cost, between 0 and 1
     methods: by name; none stands for all
     metric: "gmacs", or "ms" on this device
+    floors: with smaller images and with the first blocks, at the nearest cost by MACs
     Returns a report of JSON values, of which `compare_tables` makes tables and a plot.
     Raises InputError for an unknown method, and where no method reaches a share.
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
@@ -72,6 +96,8 @@ def compare(
         evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in entries)]),
     )
     pairs = [*zip(entries, figures, strict=True)]
+    if floors:
+        pairs += measured_floors(checkpoint, shares)
     timing = {
         "device": device.name(),
         "batch_size": checkpoint.speed_batch,
@@ -190,6 +216,63 @@ def _by_time(checkpoint, asked, share):
         tried[macs] = reduction, 1 / speed["ratio"], speed
         target *= share * speed["ratio"]
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
+
+
+def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
+    """The nearest Floor of each kind at each share, with its figures."""
+    dense = checkpoint.weights.gmacs(settings.DENSE)
+    pairs = []
+    for listed, share in itertools.product(floors(checkpoint), shares):
+        floor = min(listed, key=lambda each: abs(each.gmacs / dense - share))
+        entry = MatchedMethod(
+            floor.method, share, settings.DENSE, floor.shown, floor.gmacs / dense
+        )
+        pairs.append((entry, _figures(floor.evaluate())))
+    return pairs
+
+
+def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
+    """Floors of each kind: smaller images, down to two patches; fewer blocks.
+
+    Images are what the dense model sees, made smaller as they are normalized, by
+    antialiased bicubic weights.
+    """
+    weights = checkpoint.weights
+    model, both = weights.model(settings.DENSE), sides(weights.config.image_size)
+    patches = min(both) // model.patch_size
+    smaller = [
+        tuple(side - count * model.patch_size for side in both)
+        for count in range(1, patches - 1)
+    ]
+
+    def measuring(kind, shown, alteration=None, alter=None, **fields):
+        cheaper = dataclasses.replace(
+            checkpoint, weights=weights.with_sizes(**fields), programs={}
+        )
+        return Floor(kind, shown, cheaper, alteration or {}, alter)
+
+    return [
+        [
+            measuring(
+                "smaller images",
+                {"image_size": size},
+                {"smaller": size},
+                functools.partial(smaller_images, size=size),
+                image_size=size,
+            )
+            for size in smaller
+        ],
+        [
+            measuring("first blocks", {"depth": depth}, depth=depth)
+            for depth in range(1, model.depth)
+        ],
+    ]
+
+
+def smaller_images(images, batch, model, size):
+    """`images` [B, H, W, 3] at `size`, as `accuracy.eval_step` alters them."""
+    shape = (images.shape[0], *size, images.shape[3])
+    return jax.image.resize(images, shape, "cubic", antialias=True)
 
 
 def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:

@@ -21,6 +21,7 @@ SHARES = cli.listed(
 METHODS = cli.listed("methods", [], "these, tome and random; default: all")
 METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "what is cost")
 SPEED_BATCH = cli.whole("speed_batch_size", 64, "images at once where cost is time", 1)
+FLOORS = cli.switch("floors", False, "also smaller images, and the first blocks alone")
 TIMING = cli.timing()
 OUT = cli.text("out", None, "default: runs/compare")
 AGAIN = cli.switch("again", False, "measure again what was measured before")
@@ -65,7 +66,9 @@ def main():
         weights.analyzed(dtype), images, cache, SPEED_BATCH.value, Rules(*timing)
     )
     try:
-        report = compare.compare(checkpoint, shares, METHODS.value, METRIC.value)
+        report = compare.compare(
+            checkpoint, shares, METHODS.value, METRIC.value, FLOORS.value
+        )
     finally:
         cache.close()
     print(compare_tables.write(out, report), flush=True)

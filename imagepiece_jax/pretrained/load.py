@@ -12,6 +12,8 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -291,6 +293,24 @@ class Weights:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
         same = completed(reduction) == completed(self.reduction)
         return "as trained" if same else "off-the-shelf"
+
+    def with_sizes(self, **fields: Any) -> "Weights":
+        """These weights for images of another `image_size`, or with a lower `depth`.
+
+        Of fewer blocks the first are kept, with the norm and head behind the last.
+        """
+        config = dataclasses.replace(self.config, **fields)
+        if "depth" not in fields:
+            return dataclasses.replace(self, config=config)
+        contents = self.files.contents
+        numbers = {name: re.match(r"blocks\.(\d+)\.", name) for name in self.tensors}
+        tensors = {
+            name: self.tensors[name]
+            for name, number in numbers.items()
+            if number is None or int(number[1]) < fields["depth"]
+        }
+        files = types.SimpleNamespace(contents=contents._replace(tensors=tensors))
+        return dataclasses.replace(self, config=config, files=files)
 
     def variables(self, model: ViT) -> dict[str, Any]:
         """Variables for `model` and images of the config's size.

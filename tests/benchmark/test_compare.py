@@ -7,8 +7,10 @@ import json
 import pathlib
 import types
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from imagepiece_jax.benchmark import compare, compare_tables
@@ -21,9 +23,11 @@ from imagepiece_jax.benchmark.cache import (
     plan_facts,
 )
 from imagepiece_jax.common.timer import Rules
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import Weights
@@ -369,3 +373,56 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     assert report["dense"]["images"] == 24
     right = decode_bits(report["dense"]["right"], 24)
     assert report["dense"]["acc1"][0] == 100 * right.mean()
+
+
+def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
+    """Of two blocks the first with norm and head; images of five, four, .. patches."""
+    weights = tiny_context.pretrained(tmp_path, depth=2)
+    context = tiny_context.context(tmp_path / "out", weights)
+    smaller, fewer = compare.floors(context.checkpoint(weights))
+    patch = weights.model().patch_size
+    sizes = [floor.shown["image_size"] for floor in smaller]
+    assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
+    assert [floor.shown for floor in fewer] == [{"depth": 1}]
+    costs = [floor.gmacs for floor in smaller]
+    assert costs == sorted(costs, reverse=True) and costs[0] < weights.gmacs()
+
+    pixels, labels = (
+        np.concatenate([batch[name][0] for batch in context.images.batches()])
+        for name in ("image", "label")
+    )
+    variables = weights.variables(weights.model())
+    images = normalize(pixels, MEAN, STD)
+    short = create_model(**weights.config.plain | {"depth": 1})
+    kept = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
+    logits = jax.jit(short.apply)({"params": kept}, images).logits
+    found = fewer[0].evaluate()
+    right = np.asarray(logits).argmax(axis=1) == labels
+    assert decode_bits(found["right"], 24).tolist() == right.tolist()
+
+    made = compare.smaller_images(images, None, None, sizes[0])
+    channel = np.asarray(images[3, :, :, 1], np.float32)
+    want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
+    # Pillow's bicubic weights are those of a = -0.5, too.
+    np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
+    changed = weights.with_sizes(image_size=sizes[0])
+    model = changed.model()
+    logits = jax.jit(model.apply)(changed.variables(model), made).logits
+    right = np.asarray(logits).argmax(axis=1) == labels
+    found = smaller[0].evaluate()
+    assert decode_bits(found["right"], 24).tolist() == right.tolist()
+    assert len({floor.evaluate()["gmacs"] for floor in smaller}) == len(smaller)
+    context.cache.close()
+
+
+def test_floors_are_compared_as_methods_are(tmp_path):
+    weights = tiny_context.pretrained(tmp_path, depth=3)
+    context = tiny_context.context(tmp_path / "out", weights)
+    found = compare.compare(context.checkpoint(weights), (0.6,), ["tome"], floors=True)
+    methods = [line["method"] for line in found["settings"]]
+    assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
+    tested = {(line["method"], line["to"]) for line in found["comparisons"]}
+    assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
+    page = compare_tables.page(found, plot="p.png")
+    assert "| image_size=(" in page.replace("`", "") and "depth=2" in page
+    context.cache.close()
