@@ -264,8 +264,11 @@ class MeasuredWeights:
         reduction = str(settings.completed(reduction))
         key = self.weights.config, reduction, seed, alter, self.tokens
         if key not in self.programs:
-            while len(self.programs) >= MAX_PROGRAMS:
+            full = len(self.programs) >= MAX_PROGRAMS
+            while self.programs and (full or parallel.are_crowded()):
                 self.programs.pop(next(iter(self.programs)))
+                parallel.forget_programs()
+                full = False
             self.programs[key] = accuracy.model_step(model, seed, alter=alter)
         return self.programs[key]
 

@@ -219,6 +219,8 @@ class _Mapped:
         types = jax.tree.map(lambda x: jax.typeof(_shape_of_all(x)), args)
         key = _types(types)
         if key not in self._compiled:
+            if are_crowded():
+                forget_programs()
             with working(self._work, shown=self._work is not None and is_main()):
                 self._compiled[key] = self._mapped.lower(*types).compile(self._options)
         return self._compiled[key]
@@ -234,6 +236,22 @@ def _types(args):
     """What tells programs apart: the tree of the arguments, their shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *((x.shape, x.dtype) for x in leaves)
+
+
+def are_crowded() -> bool:
+    """Whether programs take half of the memory maps that Linux allows a process.
+
+    A program takes up to 2,500 of 65,530 (vm.max_map_count). Where none is left, XLA
+    ends the process by SIGSEGV while it compiles, or writes to the compilation cache
+    (jaxlib 0.10.2).
+    """
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            most = int(file.read())
+        with open("/proc/self/maps", "rb") as file:
+            return 2 * sum(1 for _ in file) > most
+    except OSError:  # another system
+        return False
 
 
 def forget_programs():

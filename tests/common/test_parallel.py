@@ -286,3 +286,38 @@ def test_a_long_compilation_is_told(monkeypatch, capsys):
         parallel.pmap(slow, program="training step")(x)
         parallel.pmap(slow)(x)
     assert capsys.readouterr().err == "compiling the training step ..\n" * 2
+
+
+def memory_maps():
+    with open("/proc/self/maps", "rb") as file:
+        return sum(1 for _ in file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
+def test_programs_leave_before_memory_maps_run_out(monkeypatch):
+    """A process with all of its maps in use ended by SIGSEGV after 58 programs."""
+
+    def compiled(number):
+        def chain(x):
+            for _ in range(20):
+                x = jnp.sort(jnp.sin(x @ x.T) * number, axis=-1)
+            return x
+
+        parallel.pmap(chain)(np.ones((len(parallel.local_devices()), 8, 8), np.float32))
+
+    before = memory_maps()
+    for number in range(4):
+        compiled(number)
+    grown = memory_maps() - before
+    assert grown > 20 and not parallel.are_crowded()
+    limit = str(2 * memory_maps() - 10)
+    real = open
+    monkeypatch.setattr(
+        parallel,
+        "open",
+        lambda path, *mode: io.StringIO(limit) if "vm" in path else real(path, *mode),
+        raising=False,
+    )
+    assert parallel.are_crowded()
+    compiled(4)
+    assert memory_maps() < before + grown
