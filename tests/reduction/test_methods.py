@@ -397,6 +397,15 @@ class MethodsTest(chex.TestCase):
                 close(getattr(listed, field)[image], values, rtol=1e-5, err_msg=field)
 
     @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*DEFAULTS)
+    def test_large_tokens_stay_finite(self, name, fields):
+        """Though their squares overflow, as those of an image times 1e30 do."""
+        x = random_tokens()
+        states, _, _ = self.walk(name, fields, x=x * np.float32(1e30))
+        limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
+        assert all(np.abs(state.x).max() < limit for state in states)
+
+    @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
     def test_images_do_not_know_of_each_other(self, name, fields):
         """Nor does their order matter; other values are served by the same trace."""

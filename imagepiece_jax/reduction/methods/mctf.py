@@ -77,7 +77,8 @@ class Fusion(Reducer):
         x, received, size = jax.lax.stop_gradient(
             (taps.metric, taps.attn_columns, taps.attn_size)
         )
-        received = jnp.maximum(received, jnp.finfo(jnp.float32).tiny)
+        tiny = jnp.finfo(jnp.float32).tiny
+        received = jnp.maximum(received, tiny)
         even = taps.num_prefix % 2  # the first image token at an even position
         score = self.score(x, 1 / received, 1 / size)[:, even::2, 1 - even :: 2]
         # Even ones, half of those that leave.
@@ -101,6 +102,9 @@ class Fusion(Reducer):
             [gather_rows(slot, joined), gather_rows(slot, moving)], axis=1
         )
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
+        weight = jnp.maximum(
+            weight, tiny
+        )  # groups that no token attends to have a mean
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
     def score(self, x, inattention, smallness):

@@ -7,6 +7,7 @@ there, that code takes the middle.
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import choice, rate
@@ -45,17 +46,28 @@ class Fuse(Bipartite):
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
         belongs, kept = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
-        length = lengths(taps.x)[:, None, :]
+        x = _in_range(taps.x)
+        length = lengths(x)[:, None, :]
         tokens = jnp.sum(belongs, axis=-1)
         top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
         if self.rescale == "mean":
             share = belongs / tokens[:, :, None]
-            mean = jnp.einsum("bon,bnd->bod", share, taps.x, precision="highest")
+            mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")
             divisor = jnp.where(tokens > 1, lengths(mean), divisor)
         scale = (top / divisor / tokens)[:, :, None]
         weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
         return merged.replace(weight=weight, mean=False)
+
+
+def _in_range(x):
+    """x [B, n, D], or where its squares would overflow an image's in other units.
+
+    Lengths are only divided by each other.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=(1, 2), keepdims=True)
+    return x / jnp.where(largest > 2.0**56, largest, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
