@@ -104,7 +104,7 @@ class Fusion(Reducer):
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(
             weight, tiny
-        )  # groups that no token attends to have a mean
+        )
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
     def score(self, x, inattention, smallness):
