@@ -284,7 +284,6 @@ def _measured(maps, near, fills):
     for fill in fills:
         results = compare.measure_all(
             [entry.reduction for entry in waiting],
-            maps.weights.gmacs,
             functools.partial(maps.is_measured, fill=fill),
             functools.partial(maps.compare, fill=fill),
         )

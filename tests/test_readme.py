@@ -30,7 +30,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
-from tests import markdown
+from tests import markdown, test_cli
 from tests.models import tiny
 from tests.pretrained import test_towers
 
@@ -136,6 +136,33 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert name in commands(), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def flags_of():
+    """Names of the flags of every command."""
+    names = [name.replace("-", "_") for name in commands()]
+    modules = [f"imagepiece_jax.commands.{name}" for name in names]
+    ended = test_cli.start("-c", test_cli.DEFINITIONS, *modules)
+    found = {name: {"help", "config", "workdir"} for name in names}
+    for flag, definitions in json.loads(ended.out).items():
+        for module, *_ in definitions:
+            found[module.rpartition(".")[2]].add(flag)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
+    if page.name == "CHANGELOG.md" or "tables" in page.parts:  # of older commits
+        return
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    names = "|".join(commands())
+    typed = re.findall(rf"imagepiece_jax ({names})((?: [^\n`|]*)?)", text)
+    typed += re.findall(rf"`({names}) (--[^`]*)`", text)
+    for name, words in typed:
+        flags = re.findall(r"(?<![\w-])--(?:no)?(\w+)", words.replace("\n", " "))
+        unknown = {*flags} - flags_of[name.replace("-", "_")]
+        assert not {flag for flag in unknown if not flag.startswith("config")}, words
 
 
 def anchors(page):

@@ -12,7 +12,11 @@ class GoogleStyle(griffe.Extension):
         _rewrite(func, {parameter.name for parameter in func.parameters}, "Args")
 
     def on_class(self, *, cls: griffe.Class, **_) -> None:
-        _rewrite(cls, cls.members, "Attributes")
+        init = cls.members.get("__init__")  # of dataclasses there is none
+        if init is None:
+            _rewrite(cls, cls.members, "Attributes")
+        else:
+            _rewrite(cls, {parameter.name for parameter in init.parameters}, "Args")
 
 
 def _rewrite(member: griffe.Object, names, arguments: str) -> None:

@@ -277,37 +277,38 @@ def smaller_images(images, batch, model, size):
 
 def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:
     """Figures of each, by `measure_all`."""
-    measures = checkpoint.weights.gmacs, checkpoint.has_evaluated, checkpoint.evaluate
-    return measure_all(reductions, *measures)
+    return measure_all(reductions, checkpoint.has_evaluated, checkpoint.evaluate)
 
 
 def measure_all(
     reductions: list[dict],
-    cost: Callable[[dict], float],
     is_measured: Callable[[dict], bool],
     measure: Callable[[dict], dict],
 ) -> list[dict]:
     """`measure` of each; stderr says how many are left to be measured, and how long.
 
-    The time is estimated from those measured before, as if it rose with the cost.
+    A setting takes as long as the mean of those before, most of it to compile; the
+    first reads the images, too, and counts only for the second.
 
-    cost, is_measured, measure: of a reduction; what is measured costs nothing
+    is_measured, measure: of a reduction; what is measured costs nothing
     """
     waiting = {
         str(settings.completed(reduction)): reduction
         for reduction in reductions
         if not is_measured(reduction)
     }
-    costs = [cost(reduction) for reduction in waiting.values()]
-    began = time.monotonic()
+    seconds = []
     for place, reduction in enumerate(waiting.values()):
         left = ""
-        if place:
-            seconds = (time.monotonic() - began) / sum(costs[:place])
-            left = f", about {math.ceil(seconds * sum(costs[place:]) / 60)} min left"
+        if seconds:
+            usual = np.mean(seconds[1:] or seconds)
+            minutes = usual * (len(waiting) - place) / 60
+            left = f", about {math.ceil(minutes)} min left"
         count = f"{place + 1} of {len(waiting)}{left}: "
         print(count, end="", file=sys.stderr, flush=True)
+        began = time.monotonic()
         measure(reduction)
+        seconds.append(time.monotonic() - began)
     return [measure(reduction) for reduction in reductions]
 
 

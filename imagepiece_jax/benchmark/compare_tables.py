@@ -179,7 +179,12 @@ def _typed(value):
 
 
 def absent_table(report: Report) -> str:
-    """Table of what has no setting at a share, or none at all: `left_out`."""
+    """Table of what has no setting at a share, or none at all: `left_out`.
+
+    Empty where everything has one.
+    """
+    if not report["left_out"]:
+        return ""
     rows = [
         [f"`{each['method']}`", f"{each['share'] or 'all'}", each["reason"]]
         for each in report["left_out"]

@@ -124,6 +124,8 @@ def features(
     [B, n, D]) -> [B, n, D]; None: each is a weighted mean of the learned tokens
     tokens: how many image tokens any reduction is to leave, exactly, which are then
     returned; None: as many as it leaves, and none are
+    Returns Features: the pooled vector, patches, prefix tokens, which patches were
+    dropped, the same after each of `layers`, and with `tokens` a TokenList.
     Raises InputError for what does not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """

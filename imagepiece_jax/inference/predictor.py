@@ -29,6 +29,7 @@ class Prediction(NamedTuple):
     """One of the classes that an image may show.
 
     label: its name, or its index where classes have no names
+    index: its place among the model's classes
     probability: from 0 to 1
     """
 

@@ -28,9 +28,12 @@ def _size(value):
 class Preprocessing(CheckedFields):
     """How weights were evaluated, in timm's terms.
 
-    image_size: pixels a side, or (height, width), that the model gets. They are cut out
-    of the center of an image resized to image_size / crop: its shorter side ("center")
-    or both sides, whatever its aspect ("squash"). crop None: nothing is known.
+    image_size: pixels a side, or (height, width), that the model gets
+    crop: their share of the sides of the resized image, out of whose center they are
+        cut; None: nothing is known
+    crop_mode: "center" resizes the shorter side to image_size / crop, "squash" both
+        sides, whatever the aspect
+    interpolation: "bicubic" or "bilinear"
     """
 
     image_size: int | tuple[int, int] = checked(

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -208,6 +209,24 @@ def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
     assert not capsys.readouterr().err
 
 
+def test_minutes_left_fall(monkeypatch, capsys):
+    """The first of seven takes 100 s, as it reads the images, the others 60 s each."""
+    now = [0.0]
+    monkeypatch.setattr(compare.time, "monotonic", lambda: now[0])
+
+    def measure(reduction):
+        if reduction["r"] not in known:
+            now[0] += 60 if known else 100
+            known.add(reduction["r"])
+        return reduction
+
+    known = set()
+    reductions = [{"name": "tome", "r": r} for r in range(7)]
+    assert compare.measure_all(reductions, lambda _: False, measure) == reductions
+    left = re.findall(r"about (\d+) min left", capsys.readouterr().err)
+    assert left == ["10", "5", "4", "3", "2", "1"]
+
+
 def test_shares_that_nothing_reaches_are_a_mistake():
     with pytest.raises(InputError, match="--shares is 0.01: no method has a setting"):
         compare.compare(Guessing(), (0.01,), ["evit"])
@@ -296,6 +315,10 @@ MADE_UP = {
         to("tome", "dense", -1.0, 0.9, 0.9),
     ],
 }
+
+
+def test_no_table_of_what_is_left_out_where_nothing_is():
+    assert compare_tables.absent_table({"left_out": []}) == ""
 
 
 def test_the_tables_have_the_figures():

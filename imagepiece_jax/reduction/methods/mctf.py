@@ -102,9 +102,7 @@ class Fusion(Reducer):
             [gather_rows(slot, joined), gather_rows(slot, moving)], axis=1
         )
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
-        weight = jnp.maximum(
-            weight, tiny
-        )
+        weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
     def score(self, x, inattention, smallness):
