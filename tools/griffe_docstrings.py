@@ -12,8 +12,8 @@ class GoogleStyle(griffe.Extension):
         _rewrite(func, {parameter.name for parameter in func.parameters}, "Args")
 
     def on_class(self, *, cls: griffe.Class, **_) -> None:
-        init = cls.members.get("__init__")  # of dataclasses there is none
-        if init is None:
+        init = cls.members.get("__init__")
+        if init is None or "dataclass" in cls.labels:  # fields, whose checks say little
             _rewrite(cls, cls.members, "Attributes")
         else:
             _rewrite(cls, {parameter.name for parameter in init.parameters}, "Args")
