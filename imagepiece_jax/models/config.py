@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from absl import logging
 
 from imagepiece_jax.common.fields import (
     CheckedFields,
@@ -355,6 +356,10 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
         for field in dataclasses.fields(found)
         if getattr(found, field.name) != getattr(method, field.name)
     }
+    counts = [
+        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
+    ]
+    logging.info("%s at %g of the MACs: %s", fields["name"], method.macs, counts)
     whole = {**fields, "prop_attn": prop_attn, **changed}
     unused = found.amounts if found.counts else ()
     return {k: v for k, v in whole.items() if v is not None and k not in unused}

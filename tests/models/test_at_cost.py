@@ -1,0 +1,152 @@
+"""What a share of the dense model's MACs becomes: counts near it, or a sentence."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import MISS, create_model, resolved
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.reduction import schedules
+from imagepiece_jax.reduction.methods import METHODS
+
+SCHEDULES = [name for name in schedules.SHAPES if name != "curve"] + ["curve-.4-6"]
+NAMES = sorted(set(METHODS) - {"none"})
+MERGES = "but the blocks at which this method merges and prunes are"
+# What stands in the way of a schedule: blocks of its own only, squares, and in block 0
+# the attention of the block before it.
+REASONS = {
+    "imagepiece": MERGES,
+    "imagepiece_dynamicvit": MERGES,
+    "imagepiece_tome": MERGES,
+    "token_pooling": "before block 0 that reads the attention of the block before it",
+    "grid_pooling": "the cells of grid_pooling are a square",
+}
+
+
+@functools.cache
+def dense(**fields):
+    size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000, "stem": "patch"}
+    return create_model(**size | fields)
+
+
+def at_cost(reduction, model=None, grid=(14, 14)):
+    """(the resolved reduction, its share of the dense MACs, counts by block)."""
+    model = model or dense()
+    found = resolved(reduction, model, grid)
+    size = tuple(side * model.patch_size for side in grid)
+    fields = {"image_size": size, "num_classes": 1000, "stem": "patch"}
+    reduced = create_model(name="deit_ti", depth=model.depth, **fields, reduction=found)
+    share = model_macs(reduced, size) / model_macs(model, size)
+    return found, share, [layer.mlp_tokens - 1 for layer in reduced.plan]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_reaches_half_by_its_own_schedule(name):
+    try:
+        found, share, _ = at_cost({"name": name, "macs": 0.5})
+    except InputError as error:
+        assert name == "grid_pooling"  # whose cost changes by whole blocks
+        assert "the nearest cost" in str(error)
+        return
+    assert abs(share - 0.5) <= MISS and "macs" not in found
+
+
+@pytest.mark.parametrize("counts", SCHEDULES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
+    reduction = {"name": name, "macs": 0.6, "counts": counts}
+    try:
+        found, share, left = at_cost(reduction)
+    except InputError as error:
+        assert REASONS.get(name, "nearest cost") in str(error)
+        return
+    assert abs(share - 0.6) <= MISS
+    assert isinstance(found["counts"], tuple) and "macs" not in found
+    extra = np.array(left) - found["counts"]  # packages and fused tokens
+    assert set(extra) <= {0, 1} and left == sorted(left, reverse=True)
+    # Counts are what they say, without a cost, too.
+    again, _, same = at_cost(found)
+    assert again == found and same == left
+
+
+def test_those_that_take_any_schedule_are_these():
+    taken = set()
+    for name in NAMES:
+        try:
+            at_cost({"name": name, "macs": 0.6, "counts": "proportional-1"})
+        except InputError:
+            continue
+        taken.add(name)
+    assert taken == set(NAMES) - (set(REASONS) - {"token_pooling"})
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"macs": 1.5}, "config.reduction.macs is 1.5; allowed"),
+        ({"macs": -0.1}, "config.reduction.macs is -0.1; allowed"),
+        ({"macs": 0}, "config.reduction.macs is 0; allowed"),
+        (
+            {"macs": 0.5, "counts": "linear"},
+            "counts is 'linear'; allowed are const",
+        ),
+        ({"macs": 0.5, "counts": "stages-3-99"}, "names block 99, but the model has"),
+        ({"counts": "constant"}, "is 'constant', which needs config.reduction.macs"),
+        ({"macs": 0.5, "counts": (9,) * 12}, "which says what it costs"),
+        ({"counts": (9, 8)}, "config.reduction.counts has 2 entries; allowed are 12"),
+        (
+            {"counts": (9, 8, 10)},
+            "counts rises at block 2, from 8 to 10 tokens",
+        ),
+        ({"counts": (9, 8, 0)}, "config.reduction.counts has 0 tokens after block 2"),
+        (
+            {"counts": (200,) * 12},
+            "starts with 200 tokens; allowed are at most 196",
+        ),
+        (
+            {"counts": (90,) * 12},
+            "90 of 196 tokens at block 0; allowed there are 98",
+        ),
+        ({"macs": 0.5, "counts": "constant", "r": 9}, "config.reduction.r is 9 beside"),
+        ({"macs": 0.01}, "the nearest cost that 'tome' reaches here is 0."),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_mistakes(fields, sentence):
+    with pytest.raises(InputError) as caught:
+        model, grid = dense(), (14, 14)
+        found = resolved({"name": "tome", **fields}, model, grid)
+        create_model(
+            name="deit_ti",
+            image_size=224,
+            num_classes=10,
+            stem="patch",
+            reduction=found,
+        )
+    assert sentence in str(caught.value)
+
+
+def test_unusual_models():
+    """All of the dense model's, one block, another grid, and lists as JSON has them."""
+    _, share, left = at_cost({"name": "tome", "macs": 1.0})
+    assert share == 1 and left == [196] * 12
+    _, share, _ = at_cost({"name": "tome", "macs": 0.8}, dense(depth=1))
+    assert abs(share - 0.8) <= MISS
+    learned = {"name": "mctf", "macs": 0.5, "counts": "diffrate"}
+    _, share, _ = at_cost(learned, dense(image_size=(128, 320)), (8, 20))
+    assert abs(share - 0.5) <= MISS
+    listed = [*np.arange(190, 70, -10)]
+    found, _, left = at_cost({"name": "tome", "counts": listed})
+    assert left == listed and found["counts"] == listed
+
+
+def test_a_cost_needs_no_other_field():
+    """The fields of a reduction that are found replace those that asked for it."""
+    found, *_ = at_cost({"name": "evit", "macs": 0.5, "blocks": (2, 5)})
+    method = METHODS["evit"]
+    own = {field.name for field in dataclasses.fields(method)} | {"name", "prop_attn"}
+    assert set(found) <= own and found["blocks"] == (2, 5)
+    assert found["keep_rate"] < 0.7
