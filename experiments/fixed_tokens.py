@@ -1,6 +1,6 @@
 """What is left with exactly K tokens: accuracy, maps, speed, neighbors of their mean.
 
-Every method of --sweep, with its knob where it leaves K tokens (`inference.features`,
+Every method of --sweep, at the strength that leaves K tokens (`inference.features`,
 `leaving`), beside the dense model, which gives all patches. Speed is that of programs
 of `optimize(tokens=K)`. With --decoder saliency maps are compared with the dense ones
 (`experiments saliency`). With --neighbors the class of an image of its val split is

@@ -212,9 +212,9 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, liste
 def leaving(vit: Pretrained, tokens: int | None) -> ViT:
     """The model with as many image tokens in the end as asked for, exactly.
 
-    Its reduction stands at the setting of its knob that leaves the next more, and its
-    last step then leaves `tokens`. Where no setting leaves as many, the steps of the
-    nearest one stop there. Parameters are the same.
+    Its schedule is at the strength that leaves the next more, and its last step then
+    leaves `tokens`. Where no strength leaves as many, the steps of the nearest one stop
+    there. Parameters are the same.
 
     tokens: from 1 to the patches of an image; None: the model as it is
     Raises InputError for a number that the reduction cannot leave.
