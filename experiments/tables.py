@@ -51,7 +51,7 @@ TABLE3 = (
     TableRow("ImagePiece, keep .6, patch stem", FAST, trained=IMAGEPIECE.reduction),
 )
 MAX_LOSS = 2.0  # points of accuracy that table 3's search may lose
-BISECTIONS = 5  # of the strength of a schedule: to a 32nd
+BISECTIONS = 5  # of a hundred shares: to about three of them
 
 
 def table1(context):
