@@ -163,6 +163,20 @@ def test_what_a_folder_holds(tmp_path):
     assert 'imagepiece_jax.load("m")' in card and "local-dir:m" in card
 
 
+@pytest.mark.parametrize("counts", [None, "proportional"])
+def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
+    """No later count of MACs, and no later schedule, changes a saved network."""
+    asked = {"name": "tome", "macs": 0.7} | ({"counts": counts} if counts else {})
+    vit = made().with_reduction(asked)
+    path = imagepiece_jax.save(tmp_path / "m", vit)
+    stored = json.loads((path / "config.json").read_text())["imagepiece_jax"][
+        "reduction"
+    ]
+    assert isinstance(stored["counts"], list) and "macs" not in stored
+    loaded = imagepiece_jax.load(path)
+    assert loaded.model.plan == vit.model.plan and loaded.label == vit.label
+
+
 @pytest.mark.parametrize(
     "name, wanted",
     [
