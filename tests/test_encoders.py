@@ -179,11 +179,11 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
 @pytest.mark.slow
 def test_saliency_takes_weights_without_classes(saved, tmp_path):
     """At another size than the weights', of images whose labels are nobody's."""
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n")
     np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
-    words = ["--weights", saved / "weights", "--config.image_size=16"]
+    words = ["--weights", saved / "weights", "--config.image_size=32"]
     words += ["--data", f"csv:{tmp_path / 'set.csv'}", "--resize", "none"]
     words += ["--decoder", tmp_path / "head.npz", "--out", tmp_path / "out"]
     ended = call(experiments.main, "saliency-picture", *words)

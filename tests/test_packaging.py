@@ -185,6 +185,7 @@ def test_after_make_the_notebook_finds_the_package_where_it_lies(tmp_path):
         cwd=tmp_path / "docs",
         capture_output=True,
         text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/imagepiece_jax/__init__.py\n"
