@@ -151,6 +151,54 @@ def beside_table(accuracies) -> str:
     return render.table(["", "points"], lines)
 
 
+# What a schedule is worth, declared in TRAINED_DECLARED: (claim, system, less system).
+TRAINED_DECLARED = "docs/tables/trained_schedules/declared.md"
+TRAINED = {
+    "T1": ("class attention: proportional - stages", "evit_proportional", "evit"),
+    "T2": ("ToMe's matching: proportional - constant", "tome_proportional", "tome"),
+}
+
+
+def trained_schedules(results: list[dict]) -> str:
+    """A part of the page: T1 and T2, two-sided; empty without two seeds of all four."""
+    found = {}
+    for result in results:
+        found.setdefault(result["system"], {})[result["seed"]] = result["acc1"]
+    systems = [name for _, *pair in TRAINED.values() for name in pair]
+    seeds = sorted(set.intersection(*(set(found.get(name, ())) for name in systems)))
+    if len(seeds) < FEWEST:
+        return ""
+    points = [
+        np.array([found[ours][seed] - found[theirs][seed] for seed in seeds])
+        for _, ours, theirs in TRAINED.values()
+    ]
+    p = [
+        2 * min(statistics.student_p(sign * each, 0.0) for sign in (1, -1))
+        for each in points
+    ]
+    lines = [
+        [
+            name,
+            claim,
+            statistics.format_difference(statistics.student(each), 2),
+            f"{one:.3g}",
+            f"{holm:.3g}",
+            "decided" if holm < LEVEL else "open",
+        ]
+        for (name, (claim, *_)), each, one, holm in zip(
+            TRAINED.items(), points, p, statistics.holm(p), strict=True
+        )
+    ]
+    head = ["", "contrast", "points", "p", "p, Holm", "verdict"]
+    return "\n\n".join(
+        [
+            "## What a schedule is worth",
+            f"Over {len(seeds)} seeds, by the rules of {TRAINED_DECLARED}.",
+            render.table(head, lines),
+        ]
+    )
+
+
 def _descriptive(accuracies):
     """(name, points [seeds]) of what stands beside the contrasts.
 

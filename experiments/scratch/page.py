@@ -28,6 +28,7 @@ def text(results: list[dict], plan: dict) -> str:
         _settings_table(results, plan),
         _table(systems, rights, results),
         contrasts.section(results),
+        contrasts.trained_schedules(results),
         NOTES.replace("\n", " "),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -147,3 +147,26 @@ def test_the_page_has_a_section_where_all_six_systems_are_there():
     assert contrasts.section(alone) == ""
     other = [one | {"settings": {"keep_rate": 0.5}} for one in made]
     assert contrasts.section(other) == ""
+
+
+def test_schedules_in_training_are_compared_two_sided():
+    rng = np.random.default_rng(4)
+    systems = [name for _, *pair in contrasts.TRAINED.values() for name in pair]
+    acc1 = {name: rng.normal(60, 0.4, SEEDS) for name in systems}
+    acc1["tome_proportional"] -= 2.0
+    runs = [
+        {"system": name, "seed": seed, "acc1": values[seed]}
+        for name, values in acc1.items()
+        for seed in range(SEEDS)
+    ]
+    text = contrasts.trained_schedules(runs)
+    assert "Over 6 seeds" in text
+    lines = [line for line in text.splitlines() if line.startswith("| T")]
+    want = [
+        scipy.stats.ttest_rel(acc1[ours], acc1[theirs]).pvalue
+        for _, ours, theirs in contrasts.TRAINED.values()
+    ]
+    for line, p in zip(lines, want, strict=True):
+        assert f"| {p:.3g} |" in line
+    assert "| -" in lines[1] and lines[1].endswith("| decided |")
+    assert contrasts.trained_schedules(runs[:1]) == ""
