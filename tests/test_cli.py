@@ -387,7 +387,12 @@ from absl import flags
 
 before, defined = {}, {}
 for name in sys.argv[1:]:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("timm", "torch", "transformers"):
+            raise
+        continue  # a tool beside other people's packages, where they are not
     now = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
     for flag, held in now.items():
         if held is not before.get(flag):
