@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments import analysis, saliency, tables
 from experiments.adapt import adapt
+from experiments.carried import carried, level
 from experiments.context import (
     Context,
     OffTheShelf,
@@ -54,6 +55,8 @@ EXPERIMENTS = {
     "schedule": schedule,
     "adapt": adapt,
     "parts": parts,
+    "level": level,
+    "carried": carried,
     "saliency": saliency.saliency,
     "saliency-picture": saliency.picture,
     "patch_features": patch_features,
@@ -66,6 +69,8 @@ MAYBE_CLASSES = ("fixed_tokens", "int8")
 APART = (
     "adapt",
     "parts",
+    "level",
+    "carried",
     *NO_CLASSES,
     *MAYBE_CLASSES,
 )  # not of the paper, so not among "all"
