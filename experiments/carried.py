@@ -31,6 +31,7 @@ CHOSEN = {
 }
 CHOSEN = {name: {**parts, "prop_attn": True} for name, parts in CHOSEN.items()}
 TOME = {"ToMe": {"name": "tome"}}
+DECLARED = 2  # of `CHOSEN`, judged by `level`
 COSTS = (0.75, 0.6, 0.5)
 LEVEL, CLAIMED = -1.5, (0.75, 0.6)  # points; costs at which "level" is tested
 SMALLER = (48, 64, 80)  # pixels a side that a smaller dense image lacks
@@ -195,7 +196,7 @@ def level_table(judge: Judge, damage: str) -> str:
     """acc1 of each set, its paired difference, and whether it is level with dense."""
     dense = judge.answers(judge.dense(), damage)
     lines = [["dense", "1.000", statistics.format_estimate(dense.accuracy), "", ""]]
-    for name, parts in (CHOSEN | TOME).items():
+    for name, parts in [*CHOSEN.items()][:DECLARED] + [*TOME.items()]:
         for macs in COSTS:
             system = judge.system(name, parts, macs)
             if system is None:
