@@ -15,6 +15,7 @@ import numpy as np
 from imagepiece_jax.common.fields import (
     blocks,
     checked,
+    choice,
     is_number,
     is_whole,
     optional,
@@ -23,7 +24,12 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
-from imagepiece_jax.reduction.reducers import Reducer, find_partners, keep_and_join
+from imagepiece_jax.reduction.reducers import (
+    SCORES,
+    Ranking,
+    find_partners,
+    keep_and_join,
+)
 from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
@@ -55,7 +61,7 @@ class FuseAway(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fusion(Reducer):
+class Fusion(Ranking):
     """Fuse pairs between every other token and the rest, half in each direction.
 
     Half of those that leave are tokens at even positions, prefix included, which join
@@ -64,23 +70,28 @@ class Fusion(Reducer):
     times attention received and size, inverse, each to the power of 1 over its
     temperature. The slots are the even ones, then the others by falling score of their
     best. Features and rows of the map are weighted by attention received times size.
+    Another `score` may stand for the attention received.
     """
 
     similarity: float = 1.0
     attention: float = 20.0
     sizes: float = 40.0
+    score: str = dataclasses.field(default="received", kw_only=True)
     metric: ClassVar[str] = "token"
-    needs: ClassVar[frozenset[str]] = frozenset({"metric", "attn_columns"})
+
+    @property
+    def needs(self):
+        return super().needs | {"metric"}
 
     def __call__(self, taps, counts, train=False):
         n, merges = counts.n_in, counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
-            (taps.metric, taps.attn_columns, taps.attn_size)
+            (taps.metric, self.scores(taps, counts), taps.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
         even = taps.num_prefix % 2  # the first image token at an even position
-        score = self.score(x, 1 / received, 1 / size)[:, even::2, 1 - even :: 2]
+        score = self.affinity(x, 1 / received, 1 / size)[:, even::2, 1 - even :: 2]
         # Even ones, half of those that leave.
         first = merges // 2
         best, partner = find_partners(score, _places(score.shape[2]))
@@ -105,7 +116,7 @@ class Fusion(Reducer):
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
 
-    def score(self, x, inattention, smallness):
+    def affinity(self, x, inattention, smallness):
         """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
         score = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
         for value, temperature in (
@@ -125,7 +136,9 @@ def _places(length):
 class MCTF(Method):
     """In each of `blocks` (None: all but the first) `r` tokens fewer, or that share.
 
-    similarity, attention, sizes: temperatures of the criteria, see `Fusion`.
+    similarity, attention, sizes: temperatures of the criteria, see `Fusion`. score:
+    what takes the place of the attention received; tokens then fuse behind attention,
+    which need not give its map.
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
@@ -137,6 +150,7 @@ class MCTF(Method):
     similarity: float = positive(1.0)
     attention: float = positive(20.0)
     sizes: float = positive(40.0)
+    score: str = choice("received", tuple(SCORES))
 
     def resolved(self, model):
         patches = model.patches
@@ -156,8 +170,10 @@ class MCTF(Method):
         return range(1, depth) if self.blocks is None else self.blocks
 
     def steps(self, depth):
-        reducer = Fusion(self.similarity, self.attention, self.sizes)
+        temperatures = self.similarity, self.attention, self.sizes
+        reducer = Fusion(*temperatures, score=self.score)
+        site = "attention" if self.score == "received" else "mid"
         return tuple(
-            Step(block, reducer, FuseAway(self.r), site="attention")
+            Step(block, reducer, FuseAway(self.r), site=site)
             for block in self.chosen_blocks(depth)
         )
