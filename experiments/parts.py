@@ -56,6 +56,7 @@ COST, OTHER_COSTS = 0.5, (0.75, 0.6, 0.4)
 BEST = 35  # cells of `COST` that are measured at the others, too
 PUBLISHED = {"name": "diffrate", "target": 0.6}  # of DeiT-Ti: `PUBLISHED_COST`
 PUBLISHED_COST = 0.522
+SCORES = ("class", "energy", "shift")  # in the place of attention received
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
 REPEATS = 1000  # of resampled images
@@ -203,6 +204,28 @@ def parts(context):
         f"### The chosen set: {_name(chosen)}; without attention map: {_name(spared)}",
         tests_table(primary(beside)),
         tests_table(secondary(found[chosen], found[spared], beside)),
+        "### Fusion by other scores, without the attention map",
+        *by_scores(divergence, found[chosen], found[spared]),
+    )
+
+
+def by_scores(divergence, chosen, spared) -> tuple[str, str]:
+    """Table and tests of fusion that reads another score than the map's columns."""
+    fused = Cell("mctf", "merged", "diffrate", True, COST).reduction
+    found = {score: divergence.of({**fused, "score": score}) for score in SCORES}
+    best = min(found, key=lambda score: found[score].of(EVEN).kl.mean())
+    ours = found[best].of(ODD).kl
+    return (
+        render.table(
+            [f"KL / acc1 at {COST}", *SCORES],
+            [["fusion, diffrate", *map(_cell, found.values())]],
+        ),
+        tests_table(
+            [
+                paired(f"{best} - {name}", ours, other.of(ODD).kl, "KL")
+                for name, other in (("chosen", chosen), ("no attention map", spared))
+            ]
+        ),
     )
 
 
@@ -254,6 +277,18 @@ def _cell(measured):
     return f"{odd.kl.mean():.3f} / {100 * odd.right.mean():.1f}"
 
 
+# What is added to the declared shares: density peaks reduce before a block, so that the
+# last one attends the two tokens with which DiffRate's shape ends.
+WITHOUT = "without density peaks"
+SHARED = [
+    *((fate, [*parts]) for fate, parts in (("merged", MERGING), ("dropped", DROPPING))),
+    *(
+        (fate, [name for name in parts if name != "dpc_knn"])
+        for fate, parts in (("merged", MERGING), ("dropped", DROPPING))
+    ),
+]
+
+
 # Shares: a table of two factors without repetitions, of the mean log KL of its cells
 
 
@@ -275,11 +310,14 @@ def shares(table) -> np.ndarray:
     return squares / squares.sum()
 
 
-def balanced(found, fate) -> tuple[list[str], np.ndarray]:
-    """Schedules that all selectors reach, and log KL [selectors, schedules, images]."""
+def balanced(found, fate, names) -> tuple[list[str], np.ndarray]:
+    """Schedules that all reach, and log KL [selectors, schedules, images].
+
+    names: methods whose selectors count
+    """
     sized = fate == "merged"
     at = {
-        schedule: [Cell(m, fate, schedule, sized, COST) for m in _parts(fate)]
+        schedule: [Cell(name, fate, schedule, sized, COST) for name in names]
         for schedule in SCHEDULES
     }
     reached = [name for name, group in at.items() if all(c in found for c in group)]
@@ -297,8 +335,8 @@ def _log_kl(measured):
 def shares_table(found) -> str:
     """Shares of schedule, selector and interaction, by fate, with intervals."""
     lines = []
-    for fate in ("merged", "dropped"):
-        schedules, values = balanced(found, fate)
+    for fate, names in SHARED:
+        schedules, values = balanced(found, fate, names)
         images = values.shape[2]
         for place, name in enumerate(("schedule", "selector", "interaction")):
             estimate = statistics.bootstrap(
@@ -309,7 +347,8 @@ def shares_table(found) -> str:
                 REPEATS,
             )
             count = f"{values.shape[0]} x {len(schedules)}"
-            lines.append([fate, count, name, statistics.format_estimate(estimate)])
+            shown = fate if len(names) == len(_parts(fate)) else f"{fate}, {WITHOUT}"
+            lines.append([shown, count, name, statistics.format_estimate(estimate)])
     return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
 
 

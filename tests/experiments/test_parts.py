@@ -76,7 +76,7 @@ def test_contrasts_find_what_was_put_in():
         if (cell.method, cell.schedule) != ("pitome", "curve")
     }
     assert parts.contrasts(lacks)[1].estimate.value == pytest.approx(2, abs=0.1)
-    schedules, values = parts.balanced(lacks, "merged")
+    schedules, values = parts.balanced(lacks, "merged", [*parts.MERGING])
     assert "curve" not in schedules and values.shape == (6, 8, 30)
 
 
