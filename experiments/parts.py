@@ -10,6 +10,8 @@ that decides here may change after that.
 import dataclasses
 import functools
 import itertools
+import json
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ from scipy.special import log_softmax, stdtr
 
 from experiments import render
 from imagepiece_jax.benchmark.cache import decode_bits, encode_bits, plan_facts
+from imagepiece_jax.common import plotting
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import settings
@@ -112,6 +115,11 @@ class Measured:
     right: np.ndarray
     share: float
 
+    @classmethod
+    def of_json(cls, result: Mapping[str, Any]) -> "Measured":
+        right = decode_bits(result["right"], len(result["kl"]))
+        return cls(np.array(result["kl"]), right, result["share"])
+
     def of(self, rows: slice) -> "Measured":
         return Measured(self.kl[rows], self.right[rows], self.share)
 
@@ -137,8 +145,7 @@ class Divergence:
         found = self._context.cache.result(
             setting, lambda: self._measured(reduction), what
         )
-        right = decode_bits(found["right"], len(found["kl"]))
-        return Measured(np.array(found["kl"]), right, found["share"])
+        return Measured.of_json(found)
 
     def _measured(self, reduction):
         vit, logits, labels = self._logits(reduction)
@@ -227,6 +234,68 @@ def by_scores(divergence, chosen, spared) -> tuple[str, str]:
             ]
         ),
     )
+
+
+def kept(path: str | pathlib.Path) -> dict[Cell, Measured]:
+    """The cells of a points.jsonl, in the order of `cells`, then at other costs."""
+    results = {}
+    for line in pathlib.Path(path).read_text("utf-8").splitlines():
+        point = json.loads(line)
+        results[_key(point["setting"]["reduction"])] = point["result"]
+    every = [cell.at(cost) for cost in (COST, *OTHER_COSTS) for cell in cells()]
+    keys = {cell: _key(settings.completed(cell.reduction)) for cell in every}
+    return {
+        cell: Measured.of_json(results[key])
+        for cell, key in keys.items()
+        if key in results
+    }
+
+
+def _key(reduction):
+    return json.dumps(reduction, sort_keys=True)
+
+
+def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
+    """A PNG of the mean KL on odd rows at `COST`: selectors by schedules, in color.
+
+    Where tokens are merged with proportional attention, above where they are dropped.
+    """
+    rows = [(m, "merged", True) for m in MERGING] + [
+        (m, "dropped", False) for m in DROPPING
+    ]
+    values = np.array(
+        [
+            [_kl(found.get(Cell(m, fate, s, sized, COST))) for s in SCHEDULES]
+            for m, fate, sized in rows
+        ]
+    )
+    figure = plotting.new_figure(9.5, 5.5, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(
+        np.log10(values), cmap="viridis_r", vmin=-1.1, vmax=0.3, aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(values):
+        light = np.log10(value) > -0.6
+        axes.text(
+            column,
+            row,
+            f"{value:.2f}" if np.isfinite(value) else "",
+            color="white" if light else "black",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
+    names = [f"{_parts(fate)[m][0]}, {fate}" for m, fate, _ in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
+    bar = figure.colorbar(drawn, label="KL divergence from the dense model")
+    ticks = (0.1, 0.2, 0.5, 1, 2)
+    bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
+    plotting.save_figure(figure, path)
+
+
+def _kl(measured):
+    return np.nan if measured is None else measured.of(ODD).kl.mean()
 
 
 def _maps_spared(context):
