@@ -184,15 +184,15 @@ def parts(context):
     divergence = Divergence(context)
     found = {cell: divergence.of(cell.reduction) for cell in cells()}
     found = {cell: each for cell, each in found.items() if each is not None}
-    by_choice = sorted(found, key=lambda cell: found[cell].of(EVEN).kl.mean())
-    chosen, spared = by_choice[0], next(filter(_maps_spared(context), by_choice))
+    ordered = by_choice(found)
+    chosen, spared = ordered[0], next(filter(_maps_spared(context), ordered))
     beside = {
         "published": divergence.of(PUBLISHED),
         "chosen": divergence.of(chosen.at(PUBLISHED_COST).reduction),
         "ToMe": divergence.of({"name": "tome", "macs": COST}),
         "MCTF": divergence.of({"name": "mctf", "macs": COST}),
     }
-    for cell, cost in itertools.product(by_choice[:BEST], OTHER_COSTS):
+    for cell, cost in itertools.product(ordered[:BEST], OTHER_COSTS):
         each = divergence.of(cell.at(cost).reduction)
         if each is not None:
             found[cell.at(cost)] = each
@@ -203,7 +203,7 @@ def parts(context):
         render.note(context),
         *(grid(found, fate, sized) for fate, sized in GRIDS),
         "### At other costs",
-        costs(found, by_choice[:BEST]),
+        costs(found, ordered[:BEST]),
         "### Shares of schedule and selector",
         shares_table(found),
         "### Contrasts",
@@ -214,6 +214,12 @@ def parts(context):
         "### Fusion by other scores, without the attention map",
         *by_scores(divergence, found[chosen], found[spared]),
     )
+
+
+def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
+    """Cells of `COST`, the least mean KL on even rows first."""
+    cells = [cell for cell in found if cell.macs == COST]
+    return sorted(cells, key=lambda cell: found[cell].of(EVEN).kl.mean())
 
 
 def by_scores(divergence, chosen, spared) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import render
+from experiments import parts, render
 from experiments import schedule as schedules
 from experiments.scratch import contrasts as declared
 from experiments.scratch import page, runs, trained
@@ -33,11 +33,12 @@ from imagepiece_jax.evaluate import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
-PLOT = ROOT / "docs" / "comparison.png"
+PLOT = ROOT / "docs" / "tables" / "bundles.png"
 RUNS = ROOT / "docs" / "tables" / "retokenization"
+PARTS = ROOT / "docs" / "tables" / "parts" / "points.jsonl"
 PAGES = (
     *("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md"),
-    "docs/tables/retokenization/README.md",
+    *("docs/tables/bundles.md", "docs/tables/retokenization/README.md"),
 )
 STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
 COMMAND = "python -m imagepiece_jax "
@@ -473,6 +474,7 @@ def tables(results: Results, found: list[dict], plan: dict) -> dict[str, str]:
     found, plan: of `declared_runs`
     """
     report, accuracies = comparison_report(results), declared.read(found)
+    crossed = parts.kept(PARTS)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -490,6 +492,11 @@ def tables(results: Results, found: list[dict], plan: dict) -> dict[str, str]:
         "overhead": schedules.overhead_table(),
         "speeds": schedules.efficiency_table(),
         "roundings": schedules.rounding_table(),
+        "parts": parts.grid(crossed, "merged", True),
+        "parts-dropped": parts.grid(crossed, "dropped", False),
+        "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),
+        "parts-shares": parts.shares_table(crossed),
+        "parts-contrasts": parts.tests_table(parts.contrasts(crossed)),
     }
 
 
@@ -508,6 +515,7 @@ def main(words):
     replace_file(FILE, dump_results(results))
     made = tables(results, found, plan)
     compare_tables.draw_plot(PLOT, comparison_report(results))
+    parts.draw(ROOT / "docs" / "parts.png", parts.kept(PARTS))
     for name in PAGES:
         path = ROOT / name
         replace_file(path, filled(path.read_text("utf-8"), made))

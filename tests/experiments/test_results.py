@@ -125,7 +125,7 @@ def test_the_tool_writes_between_the_marks_alone(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
     monkeypatch.setattr(results, "PLOT", tmp_path / "plot.png")
-    before = (tmp_path / "docs/comparison.md").read_text("utf-8")
+    before = (tmp_path / "docs/tables/bundles.md").read_text("utf-8")
     dense, rest = kept.rows[0], [row for row in kept.rows[1:] if row.method == "evit"]
     images = kept.sources[dense.source].images
     other = made_up(
@@ -137,7 +137,7 @@ def test_the_tool_writes_between_the_marks_alone(tmp_path, monkeypatch, kept):
     )
     (tmp_path / "new.json").write_text(json.dumps(other | {"images": other["images"]}))
     results.main([str(tmp_path / "new.json")])
-    after = (tmp_path / "docs/comparison.md").read_text("utf-8")
+    after = (tmp_path / "docs/tables/bundles.md").read_text("utf-8")
     assert images == 1000 and after != before
     differ = [
         pair
@@ -212,7 +212,7 @@ def level(report, share, margin=3):
 
 
 def test_claims_of_the_comparison(kept, report):
-    """Sentences of docs/comparison.md, worked out from the rows."""
+    """Sentences of docs/tables/bundles.md, worked out from the rows."""
     at = {share: set() for share in SHARES}
     for each in report["settings"]:
         at[each["share"]].add(each["method"])
@@ -235,7 +235,7 @@ def test_claims_of_the_comparison(kept, report):
     others = at[0.75] - lost - set(compare.CONTROLS)
     p = cochran([rights[method, 0.75] for method in others])
     assert len(others) == 11 and compare_tables.p_value(p) == "p = .022"
-    said = text_of("docs/comparison.md")
+    said = text_of("docs/tables/bundles.md")
     assert (
         "the other eleven methods, random tokens counted and ImagePiece's controls "
         "not, are not all alike (Cochran's Q, p = .022)"
@@ -348,7 +348,7 @@ def test_claims_on_imagepiece(kept):
 
 def test_claims_on_imagepiece_with_tome(kept):
     """What ToMe's merging in place of pruning adds, at either path of settings."""
-    said = text_of("docs/comparison.md")
+    said = text_of("docs/tables/bundles.md")
     rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
     pairs = [[rights[n, s] for s in SHARES] for n in ("imagepiece_tome", "imagepiece")]
     assert f"by {shown(mean(*pairs), '+')} points, averaged over the five costs" in said
