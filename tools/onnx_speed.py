@@ -36,6 +36,19 @@ MODELS = {
     "ToMe r=13": ({"name": "tome", "r": 13}, "patch"),
     "EViT .7": ({"name": "evit", "keep_rate": 0.7}, "patch"),
 }
+# Those of docs/comparison.md at half the MACs; a smaller dense image beside them.
+HALF = {"macs": 0.5, "counts": "diffrate"}
+MODELS |= {
+    "ToMe .5": ({"name": "tome", "macs": 0.5}, "patch"),
+    "fusion .5": ({"name": "mctf", **HALF}, "patch"),
+    "fusion by class attention .5": (
+        {"name": "mctf", "score": "class", **HALF},
+        "patch",
+    ),
+    "most attended .5": ({"name": "diffrate", **HALF}, "patch"),
+    "dense, 160 pixels": ({"name": "none"}, "patch"),
+}
+SIDES = {"dense, 160 pixels": 160}
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
@@ -43,6 +56,7 @@ RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
 SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
 BATCH = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "one or more")
 THREADS = flags.DEFINE_integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
+CHOSEN = flags.DEFINE_list("models", None, "names of the table; default: all")
 TIMES = flags.DEFINE_string("times", None, "a file of one line per program")
 
 
@@ -61,13 +75,15 @@ def main():
 
 def measure(size, batch):
     """Rows of all programs of a batch size."""
-    images = np.random.default_rng(0).normal(size=(batch, SIDE, SIDE, 3))
-    images, jobs, macs = images.astype(np.float32), {}, {}
-    for name, (reduction, stem) in MODELS.items():
-        options = {"reduction": reduction, "stem": stem}
+    jobs, macs = {}, {}
+    for name in CHOSEN.value or MODELS:
+        (reduction, stem), side = MODELS[name], SIDES.get(name, SIDE)
+        images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
+        images = images.astype(np.float32)
+        options = {"reduction": reduction, "stem": stem, "image_size": side}
         model = create_model(size, dtype="float32", **options)
-        variables = fresh_variables(model, SIDE, 0)
-        macs[name] = model_macs(model, SIDE)
+        variables = fresh_variables(model, side, 0)
+        macs[name] = model_macs(model, side)
         vit = Pretrained(model, variables)
         graph = onnx_model(vit, batch_size=batch)
         graph = graph.SerializeToString()
@@ -75,10 +91,10 @@ def measure(size, batch):
         for runtime, call in (
             ("onnxruntime", _onnxruntime(graph, images)),
             ("OpenVINO", _openvino(graph, images)),
-            ("JAX", lambda number, program=program: np.asarray(program(images))),
+            ("JAX", _jax(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call, lambda result: result)
-    if importlib.util.find_spec("timm"):
+    if importlib.util.find_spec("timm") and not CHOSEN.value:
         jobs["PyTorch", "dense"] = timer.TimedCall(
             _timm(size, images), lambda result: result
         )
@@ -115,6 +131,10 @@ def _cell(row):
         return f"{rate:.1f}"
     median, low, high = row["ratio"]
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def _jax(program, images):
+    return lambda number: np.asarray(program(images))
 
 
 def _onnxruntime(graph, images):
