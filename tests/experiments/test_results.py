@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments import results
+from experiments import parts, results
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -370,6 +370,28 @@ def test_claims_on_imagepiece_with_tome(kept):
         f"it added {added} points at 0.5 "
         f"({alone}; {corrected[4:]} when corrected for three costs)"
     ) in said
+
+
+def test_figures_of_the_crossed_parts():
+    """Those of sentences; the cells of tables are written by the tool."""
+    found = parts.kept(results.PARTS)
+
+    def kl(*cell):
+        return f"{found[parts.Cell(*cell, parts.COST)].of(parts.ODD).kl.mean():.3f}"
+
+    said = text_of("docs/imagepiece.md")
+    dropped = [
+        kl("evit", "dropped", schedule, False)
+        for schedule in ("imagepiece", "stages-3-6-9", "proportional")
+    ]
+    merged = [
+        kl("tome", "merged", schedule, True) for schedule in ("imagepiece", "diffrate")
+    ]
+    assert sorted(dropped)[1] == dropped[0] and merged[1] < merged[0]
+    for figure in (*dropped, *merged):
+        assert figure in said
+    third = parts.contrasts(found)[2].estimate.value
+    assert f"by {np.exp(third):.1f}." in text_of("docs/comparison.md")
 
 
 def columns(page, heading, label, names):
