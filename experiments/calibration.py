@@ -17,7 +17,8 @@ from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.reduction import settings
 
-SELECTOR = {"name": "mctf", "prop_attn": True}  # the chosen one of `parts`
+# The best of docs/tables/parts.
+SELECTOR = {"name": "mctf", "score": "class", "prop_attn": True}
 COSTS = (0.6, 0.5, 0.4)
 IMAGES = 64  # that choose, evenly spaced over the even rows
 FIXED = parts.SCHEDULES

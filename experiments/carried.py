@@ -8,6 +8,7 @@ smaller and larger ones.
 import dataclasses
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from experiments import parts as crossed
-from experiments import render
+from experiments import render, saliency
 from experiments.context import Answers
 from imagepiece_jax.benchmark.compare import smaller_images
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.reduction import settings
 
 # Of least mean KL on even rows at .5: the chosen one; the best of the declared cells
@@ -288,6 +290,21 @@ def large_table(judge: Judge, macs: float = 0.5) -> str:
         if system is not None:
             lines.append([name, _paired(judge.answers(system), answers)])
     return render.table([f"{LARGE} pixels, {macs:g} of the MACs", "acc1, %"], lines)
+
+
+def carried_maps(context):
+    """The sets on a dense model's saliency maps, as carried-maps.md."""
+    maps, lines = saliency.Maps(context), []
+    for macs, (name, parts) in itertools.product(COSTS, SPARED.items()):
+        found = maps.compare({**parts, "macs": macs}, FILLS[0])
+        lines.append([f"{macs:g}", name, *saliency.cells(found)[:2]])
+    render.page(
+        context,
+        "carried-maps",
+        "the chosen sets and the maps of a dense head",
+        render.note(context),
+        render.table(["share of the MACs", "set", "correlation", "IoU"], lines),
+    )
 
 
 def _acc1(answers):

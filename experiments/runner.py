@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from experiments import analysis, saliency, tables
 from experiments.adapt import adapt
-from experiments.carried import carried, level
+from experiments.calibration import calibration
+from experiments.carried import carried, carried_maps, level
 from experiments.context import (
     Context,
     OffTheShelf,
@@ -60,12 +61,14 @@ EXPERIMENTS = {
     "saliency": saliency.saliency,
     "saliency-picture": saliency.picture,
     "patch_features": patch_features,
+    "carried-maps": carried_maps,
     "fixed_tokens": fixed_tokens,
     "int8": int8,
+    "calibration": calibration,
 }
 # Of any model, so that classes of the images may be any; accuracy where it has them.
-NO_CLASSES = ("saliency", "saliency-picture", "patch_features")
-MAYBE_CLASSES = ("fixed_tokens", "int8")
+NO_CLASSES = ("saliency", "saliency-picture", "patch_features", "carried-maps")
+MAYBE_CLASSES = ("fixed_tokens", "int8", "calibration")
 APART = (
     "adapt",
     "parts",

@@ -124,7 +124,7 @@ def _entries(kind, texts):
         return tuple(texts)
 
 
-MAPS = ("saliency", "saliency-picture")
+MAPS = ("saliency", "saliency-picture", "carried-maps")
 SWEEPS = ("patch_features", "fixed_tokens", "int8")
 SEED = count(0, most=2**32 - 1)
 
