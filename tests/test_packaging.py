@@ -40,13 +40,13 @@ INSTALLED_AS = {
     "tensorflow_datasets": "tensorflow-datasets",
     "yaml": "pyyaml",
 }
-# Needed by what we import, which does not say so itself; scikit-learn has the digits.
-NOT_IMPORTED = {"flatbuffers", "importlib_resources", "scikit-learn"}
+# Needed by what we import, which does not say so itself.
+NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Kernels are compiled where they are used; tables stand beside what reads them.
-SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt")
+SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt", ".gz")
 
 
 def requirements(name):

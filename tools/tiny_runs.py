@@ -1,6 +1,6 @@
 """Tiny runs of train.py for tests and drills: started, observed, ended and resumed.
 
-Every run is a process of its own: 60 steps on the digits that come with scikit-learn,
+Every run is a process of its own: 60 steps on the digits of the package,
 an evaluation every 12 steps and a checkpoint at least every 5.
 """
 

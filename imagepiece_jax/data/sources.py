@@ -11,7 +11,6 @@ import csv
 import functools
 import gzip
 import hashlib
-import importlib.util
 import io
 import logging
 import os
@@ -182,7 +181,7 @@ def open_source(
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m imagepiece_jax prepare` writes
-    digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
+    digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
     csv:FILE        see `read_csv`; paths relative to FILE
 
@@ -462,9 +461,8 @@ def _open_digits(split, num_classes):
 
 
 def _digits():
-    """What scikit-learn's load_digits reads, without importing it: a second."""
-    folder = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
-    with gzip.open(folder / "datasets/data/digits.csv.gz", "rt") as file:
+    """Images [1797, 8, 8] from 0 to 16 and labels; digits.txt says whose they are."""
+    with gzip.open(pathlib.Path(__file__).parent / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, np.int32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
