@@ -46,9 +46,9 @@ MODELS |= {
         "patch",
     ),
     "most attended .5": ({"name": "diffrate", **HALF}, "patch"),
-    "dense, 160 pixels": ({"name": "none"}, "patch"),
+    "dense at 160 pixels": ({"name": "none"}, "patch"),
 }
-SIDES = {"dense, 160 pixels": 160}
+SIDES = {"dense at 160 pixels": 160}
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
