@@ -18,8 +18,9 @@ def get_config(size="deit_s"):
     config.reduction.name = "mctf"
     config.reduction.r = 16  # tokens that a block loses; below 1: their share
     config.reduction.blocks = config_dict.placeholder(tuple)  # empty: all but the first
+    config.reduction.score = "received"  # which attention: "class" reads no whole map
     # Temperatures of the criteria: each counts to the power of 1 over its own.
     config.reduction.similarity = 1.0
-    config.reduction.attention = 20.0  # received; little of it is better
+    config.reduction.attention = 20.0  # little of it is better
     config.reduction.sizes = 40.0  # small is better
     return config

@@ -179,7 +179,7 @@ def test_imagenet_that_was_not_prepared(folder, monkeypatch):
     words = "--config.data.name=imagenet2012 --config.num_classes=1000"
     said = refused(f"train quickstart {words} --config.data.dir=nowhere")
     assert "config.data.dir nowhere does not hold it" in said
-    assert "imagepiece_jax prepare --source" in said and "configs/quickstart.py" in said
+    assert "tools.prepare_imagenet --source" in said and "configs/quickstart.py" in said
 
 
 def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):

@@ -27,10 +27,10 @@ from ml_collections import config_dict
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
-from imagepiece_jax.data.imagenet.scan import SPLITS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 from tools import compile_only, h200, hlo
+from tools.imagenet.scan import SPLITS
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images_per_gpu", ["128"], "of a step: one or more")

@@ -80,7 +80,7 @@ def _pair(holder, text=None):
 
 def write(folder, sizes):
     """Write {split: (images, files)} into `folder`."""
-    from imagepiece_jax.data.imagenet import scan, writer
+    from tools.imagenet import scan, writer
 
     make_folder("DIR", folder)
     pictures, places, start = folder / "pictures", [], 0

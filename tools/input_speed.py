@@ -7,7 +7,7 @@ are per second of that core's time, so that other work on the machine does not c
 They are what PyTorch users have (Pillow: decode, random resized crop, flip; timm's own
 code with RandAugment too where it is installed) and ours, which leaves RandAugment to
 the device. The files are the data set's and a temporary copy at short
-side 256, as `python -m imagepiece_jax prepare --short_side 256` makes it.
+side 256, as `python -m tools.prepare_imagenet --short_side 256` makes it.
 
 Then the loader reads with all its processes: images/s of the clock, and memory.
 """
@@ -31,9 +31,9 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import loader, sources, transforms
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
-from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import FileSource
 from imagepiece_jax.errors import InputError
+from tools.imagenet import writer
 
 DATA = cli.data()
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")

@@ -1,4 +1,4 @@
-"""Records of TFDS data sets: array_record files, TFRECORD files, tf.train.Example.
+"""Records of TFDS data sets: array_record files and tf.train.Example.
 
 All without TensorFlow and TFDS: importing TFDS takes a fifth of a second and 16 MB in
 every process that reads, and deadlocks where two threads import its lazy modules.
@@ -7,23 +7,17 @@ An open array_record file costs a descriptor and 5 to 20 KB, for the positions o
 records. Opening one takes as long as ten to fifteen reads or a tenth of decoding an
 image of ImageNet. So all of them stay open where the limit of descriptors allows it,
 which it nearly always does; with 100 of 1,024 open, reading is only a tenth slower.
-
-A TFRECORD file is a row of records: length (uint64), its checksum, data, its checksum;
-all of it little-endian, checksums CRC-32C, rotated and shifted ("masked").
 """
 
 import bisect
 import contextlib
 import functools
-import glob
 import itertools
 import json
 import os
-import re
 import resource
-import struct
 
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 
 WANTED = 4096  # descriptors a process asks for: ImageNet has 1,024 + 64 files
 BUFFER = 32768  # bytes, as TFDS has it
@@ -114,23 +108,13 @@ def parse_example(data):
     from google.protobuf.message import DecodeError  # only where records are read
 
     try:
-        return _example_class().FromString(data).features.feature
+        return example_class().FromString(data).features.feature
     except DecodeError as error:
         raise ValueError("it holds no tf.train.Example") from error
 
 
-def serialize_example(image: bytes, label: int, file_name: str) -> bytes:
-    """A record of imagenet2012 as TFDS serializes it, its fields in a fixed order."""
-    example = _example_class()()
-    features = example.features.feature
-    features["image"].bytes_list.value.append(image)
-    features["label"].int64_list.value.append(label)
-    features["file_name"].bytes_list.value.append(file_name.encode())
-    return example.SerializeToString(deterministic=True)
-
-
 @functools.cache
-def _example_class():
+def example_class():
     """The class of the message, with the numbers of TensorFlow's example.proto."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -176,92 +160,3 @@ def _example_class():
     pool.Add(file)
     example = pool.FindMessageTypeByName("example.Example")
     return message_factory.GetMessageClass(example)
-
-
-def find_tfrecords(source, name):
-    """The TFRECORD files of the data set `name` below the folder `source`, or in it.
-
-    Returns {split: [file]}, empty where there are no such files.
-    Raises InputError where some of a split are missing, and for several versions.
-    """
-    sets = {}
-    for folder in (".", f"{name}/*", "*"):
-        pattern = os.path.join(glob.escape(os.fspath(source)), folder)
-        for path in sorted(glob.glob(f"{pattern}/{name}-*.tfrecord-*-of-*")):
-            parent, file = os.path.split(path)
-            match = re.fullmatch(rf"{name}-(\w+)\.tfrecord-(\d+)-of-(\d+)", file)
-            if match:
-                split, number, count = match[1], int(match[2]), int(match[3])
-                files = sets.setdefault((os.path.normpath(parent), count, split), {})
-                files[number] = os.path.normpath(path)
-        if sets:
-            break
-    splits = {}
-    for (parent, count, split), files in sets.items():
-        if split in splits:
-            other = os.path.dirname(splits[split][0])
-            raise InputError(
-                f"{source} holds {name} twice, in {other} and {parent}: give the "
-                "folder of one"
-            )
-        missing = set(range(count)) - set(files)
-        if missing:
-            raise InputError(
-                f"{parent} holds {len(files)} of the {count} TFRECORD files of {split}:"
-                f" number {min(missing):05d} is missing"
-            )
-        splits[split] = [files[number] for number in range(count)]
-    return splits
-
-
-def read_examples(path):
-    """The records of a TFRECORD file, each a tf.train.Example.
-
-    Yields (byte at which its data starts, data, features by name).
-    Raises InputError where the file is torn, a checksum differs or a record is no
-    Example; OSError.
-    """
-    for start, data in read_tfrecords(path):
-        try:
-            features = parse_example(data)
-        except ValueError as error:
-            raise _damaged(path, start, str(error)) from error
-        yield start, data, features
-
-
-def read_tfrecords(path):
-    """(byte at which it starts, data) of each record of a file; see `read_examples`."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while (begin := file.tell()) < size:
-            head = file.read(12)
-            if len(head) < 12:
-                raise _damaged(path, begin, "the file ends in the middle of it")
-            (length,), (check,) = struct.unpack("<Q", head[:8]), _uint32(head[8:])
-            if _masked_crc(head[:8]) != check:  # a length that is wrong may be any
-                raise _damaged(path, begin, "the checksum of its length is wrong")
-            if begin + 12 + length + 4 > size:
-                raise _damaged(path, begin, "the file ends in the middle of it")
-            data = file.read(length)
-            if _masked_crc(data) != _uint32(file.read(4))[0]:
-                raise _damaged(path, begin, "the checksum of its data is wrong")
-            yield begin + 12, data
-
-
-def _uint32(data):
-    return struct.unpack("<I", data)
-
-
-def _damaged(path, place, reason):
-    return InputError(
-        f"{path} is damaged in the record at byte {place:,} ({reason}): fetch or "
-        "prepare this file again"
-    )
-
-
-def _masked_crc(data):
-    """The checksum that a TFRECORD file has of `data`: its CRC-32C, masked."""
-    import google_crc32c  # only where such files are converted
-
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

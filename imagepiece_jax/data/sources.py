@@ -180,7 +180,7 @@ def open_source(
     """The `Source` of a split that `config.data.name` asks for.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
-                    `python -m imagepiece_jax prepare` writes
+                    `python -m tools.prepare_imagenet` writes
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
     csv:FILE        see `read_csv`; paths relative to FILE
@@ -565,19 +565,12 @@ def _open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        if records.find_tfrecords(os.path.expanduser(where), "imagenet2012"):
-            raise InputError(
-                "config.data.name is 'imagenet2012', but config.data.dir "
-                f"{where} holds it in TFRECORD files: `python -m imagepiece_jax prepare"
-                f" --source {where} --dir ANOTHER` converts them to array_record files "
-                "in the folder ANOTHER"
-            ) from error
         raise InputError(
             f"config.data.name is 'imagenet2012', but config.data.dir {where} "
             "does not hold it as complete array_record files: `python -m "
-            f"imagepiece_jax prepare --source FOLDER --dir {where}` makes them from "
-            "the ILSVRC2012 tars in FOLDER; `python train.py --config "
-            "configs/quickstart.py` runs without it"
+            f"tools.prepare_imagenet --source FOLDER --dir {where}` in a clone makes "
+            "them from the ILSVRC2012 tars or TFRECORD files in FOLDER; `python "
+            "train.py --config configs/quickstart.py` runs without it"
         ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):

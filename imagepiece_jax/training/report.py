@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.imagenet import scan
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
@@ -25,6 +24,7 @@ from imagepiece_jax.training.train_step import count_programs, init_state
 
 UNIT = " (1e18 operations, two a MAC)"
 TRACED = 1024  # images, beside which the weights that a step reads are few
+IMAGENET_IMAGES = 1_281_167  # that train
 SHOWN_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder) of the last table, for what exists
 PLACES = (
@@ -49,8 +49,8 @@ def estimate(run: RunConfig) -> str:
     model, optim = run.create_model(), run.optim
     line = f"{model_macs(model, run.image_size) / 1e9:.2f} GMACs, "
     line += f"{model.plan[-1].mlp_tokens} final tokens"
-    if run.data.name == scan.NAME:
-        flop = _eflop(run.training_flop(scan.SPLITS["train"][2]))
+    if run.data.name == "imagenet2012":
+        flop = _eflop(run.training_flop(IMAGENET_IMAGES))
         training, line = f"{flop}{UNIT}", f"{line}, {flop}, no published acc1"
     else:
         flop = 1000 * run.training_flop(optim.batch_size) / optim.batch_size

@@ -21,10 +21,10 @@ from imagepiece_jax.common.files import (
     replacing,
     replacing_folder,
 )
-from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import own_files
 from imagepiece_jax.training.run_dir import RunLock
+from tools.imagenet import writer
 
 
 def failing(code):

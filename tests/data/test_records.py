@@ -1,6 +1,5 @@
 """array_record files, more than a process may have open, and tf.train.Example."""
 
-import io
 import itertools
 import os
 import pickle
@@ -13,9 +12,8 @@ import pytest
 from array_record.python import array_record_module
 
 from imagepiece_jax.data import records
-from imagepiece_jax.data.records import ArrayRecords, parse_example, serialize_example
+from imagepiece_jax.data.records import ArrayRecords, parse_example
 from imagepiece_jax.errors import RunError
-from tests import tars
 from tests.runs import ROOT
 
 FILES, EACH = 40, 3
@@ -188,20 +186,6 @@ def test_what_tfds_writes_is_read():
     assert list(found["text"].bytes_list.value) == values["text"]
     assert list(found["numbers"].int64_list.value) == values["numbers"]
     assert list(found["floats"].float_list.value) == values["floats"]
-
-
-def test_records_are_byte_for_byte_those_of_tfds():
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-    features = tfds.builder("imagenet2012", data_dir=os.devnull).info.features
-    serializer = ExampleSerializer(features.get_serialized_info())
-    image, name = tars.encoded(tars.photo(3)), "n01440764_1.JPEG"
-    for label in (0, 999):
-        values = {"image": io.BytesIO(image), "label": label, "file_name": name}
-        message = serializer.get_tf_example(features.encode_example(values))
-        expected = message.SerializeToString(deterministic=True)
-        assert serialize_example(image, label, name) == expected
 
 
 def test_integers_that_are_not_packed_are_read_without_tfds():

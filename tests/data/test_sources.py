@@ -380,7 +380,7 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
 def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
     message = (
         f"(?s)config.data.dir {tmp_path} does not hold it.*python -m "
-        f"imagepiece_jax prepare --source FOLDER --dir {tmp_path}.*configs/quickstart"
+        f"tools.prepare_imagenet --source FOLDER --dir {tmp_path}.*configs/quickstart"
     )
     refuses(message, "imagenet2012", num_classes=1000, data_dir=str(tmp_path))
     for shard in imagenet.glob("imagenet2012/*/*"):

@@ -5,6 +5,7 @@ starts, so that any process can read any image on its own.
 """
 
 import concurrent.futures
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -14,9 +15,9 @@ import tarfile
 import threading
 from typing import NamedTuple
 
-from imagepiece_jax.data import records
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, RunError
+from tools.imagenet import tfrecords
 
 # split: its tar, the folder that may stand in its place, its images
 SPLITS = {
@@ -75,7 +76,7 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
         raise InputError(
             f"--source {source} is not a folder: it must hold {_accepted()}"
         )
-    splits, files = {}, records.find_tfrecords(source, NAME)
+    splits, files = {}, tfrecords.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
         reader = {"train": _train_tar, "validation": _val_tar}[split]
@@ -86,6 +87,11 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
             splits[split] = _read(reader, path, advance)
             _check_complete(split, path, splits[split], partial)
         elif split in files:
+            if importlib.util.find_spec("google_crc32c") is None:
+                raise InputError(
+                    f"--source {source} holds TFRECORD files, whose checksums need "
+                    "google-crc32c, which is not installed: pip install google-crc32c"
+                )
             splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
             _check_complete(split, f"{split} in {path}", splits[split], partial)
@@ -131,7 +137,7 @@ def _tfrecord(path):
     """Entries of a TFRECORD file, in which images lie as they were."""
     entries = []
     try:
-        for start, data, features in records.read_examples(path):
+        for start, data, features in tfrecords.read_examples(path):
             try:
                 (image,) = features["image"].bytes_list.value
                 (name,) = features["file_name"].bytes_list.value

@@ -8,8 +8,8 @@ import simplejpeg
 from PIL import Image
 
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.imagenet.writer import encode
 from tests.tars import encoded, photo
+from tools.imagenet.writer import encode
 
 
 def pixels(data):

@@ -1,14 +1,17 @@
 """Conversion from TFDS's default format; damage is named."""
 
+import io
 import json
+import os
 
 import pytest
 
-from imagepiece_jax.commands import prepare
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from tests import tars, tfrecords
 from tests.command import call, sentence
+from tools import prepare_imagenet as prepare
+from tools.imagenet import tfrecords as writing
 
 # What TFDS writes beside its files, as far as it reads it again.
 INFO = {
@@ -70,10 +73,7 @@ def test_training_on_tfrecords_names_the_command(prepared, tmp_path):
     folder, _, _ = prepared
     with pytest.raises(InputError) as caught:
         open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
-    assert (
-        f"`python -m imagepiece_jax prepare --source {folder} --dir ANOTHER` converts "
-        "them"
-    ) in str(caught.value)
+    assert f"prepare_imagenet --source FOLDER --dir {folder}`" in str(caught.value)
     message = sentence(convert(folder, folder))
     assert message == (
         f"--dir {folder} holds imagenet2012 in TFRECORD files: --source {folder} with "
@@ -157,3 +157,17 @@ def test_other_records_are_refused(prepared, tmp_path, data, message):
     next(iter(paths.values())).write_bytes(tfrecords.record(data))
     words = ["--processes", 0]
     assert message in sentence(convert(folder, tmp_path / "new", *words))
+
+
+def test_records_are_byte_for_byte_those_of_tfds():
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = tfds.builder("imagenet2012", data_dir=os.devnull).info.features
+    serializer = ExampleSerializer(features.get_serialized_info())
+    image, name = tars.encoded(tars.photo(3)), "n01440764_1.JPEG"
+    for label in (0, 999):
+        values = {"image": io.BytesIO(image), "label": label, "file_name": name}
+        message = serializer.get_tf_example(features.encode_example(values))
+        expected = message.SerializeToString(deterministic=True)
+        assert writing.serialize_example(image, label, name) == expected

@@ -22,10 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagepiece_jax.common.files import lock, replace_file
-from imagepiece_jax.data import records
 from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
-from imagepiece_jax.data.imagenet.scan import NAME, RESUMES, run_jobs
 from imagepiece_jax.errors import InputError, RunError
+from tools.imagenet import tfrecords
+from tools.imagenet.scan import NAME, RESUMES, run_jobs
 
 # JPEG quality. Of photographs with short side 256, 92 keeps 36-38 dB at 30 KB an image.
 QUALITY = 92
@@ -91,7 +91,7 @@ def _builder(data_dir):
     try:
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
-        if records.find_tfrecords(data_dir, NAME):
+        if tfrecords.find_tfrecords(data_dir, NAME):
             raise InputError(
                 f"--dir {data_dir} holds {NAME} in TFRECORD files: --source {data_dir} "
                 "with another --dir converts them"
@@ -277,7 +277,7 @@ def _write_file(work, name, entries, short_side):
             damaged[position] = (error.name, error.reason)
             continue
         reencoded += image is not data
-        stored[position] = records.serialize_example(image, entry.label, entry.name)
+        stored[position] = tfrecords.serialize_example(image, entry.label, entry.name)
     report = {
         "images": len(stored),
         "bytes": sum(map(len, stored.values())),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.imagenet import scan
 from imagepiece_jax.errors import InputError
 from tests import tars
+from tools.imagenet import scan
 
 
 def test_labels_are_those_of_every_other_framework():

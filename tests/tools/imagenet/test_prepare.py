@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from imagepiece_jax.commands import prepare
 from imagepiece_jax.common import progress
-from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import open_source
 from tests import tars
 from tests.command import call, sentence, start
+from tools import prepare_imagenet as prepare
+from tools.imagenet import writer
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def prepared(source, tmp_path_factory):
     folder, fake = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("fake")
     (fake / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
     words = flags(source, folder, "--processes", 2)
-    return folder, start(
-        "-m", "imagepiece_jax", "prepare", *words, PYTHONPATH=str(fake)
-    )
+    return folder, start("-m", "tools.prepare_imagenet", *words, PYTHONPATH=str(fake))
 
 
 def test_from_tars_to_training_without_tensorflow(prepared):

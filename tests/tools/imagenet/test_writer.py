@@ -14,11 +14,11 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
-from imagepiece_jax.data.imagenet import scan, writer
-from imagepiece_jax.data.imagenet.scan import Entry
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError, RunError
 from tests import tars
+from tools.imagenet import scan, writer
+from tools.imagenet.scan import Entry
 
 
 @pytest.fixture(scope="module")

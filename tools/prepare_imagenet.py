@@ -1,6 +1,6 @@
 """Prepare ImageNet for fast training: from its tars to a TFDS data set, once.
 
-python -m imagepiece_jax prepare --source FOLDER_OF_TARS --dir DIR [--short_side 256]
+python -m tools.prepare_imagenet --source FOLDER_OF_TARS --dir DIR [--short_side 256]
 
 FOLDER_OF_TARS holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or folders
 train and val, or imagenet2012 as TFDS itself writes it, in TFRECORD files. The result
@@ -14,8 +14,8 @@ import sys
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.progress import progress
-from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError
+from tools.imagenet import scan, writer
 
 SHORT_SIDES = (64, 1024)
 
