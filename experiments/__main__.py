@@ -15,9 +15,9 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; adapt; parts, level, carried, carried-maps, calibration; saliency,
-saliency-picture; patch_features; fixed_tokens; int8; or scratch, which trains from
-random weights.
+all of them; adapt; parts, level, carried, carried-maps, calibration, decisions;
+saliency, saliency-picture; patch_features; fixed_tokens; int8; or scratch,
+which trains from random weights.
 """
 
 from experiments.scratch.options import Options

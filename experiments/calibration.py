@@ -17,8 +17,9 @@ from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.reduction import settings
 
-# The best of docs/tables/parts.
-SELECTOR = {"name": "mctf", "score": "class", "prop_attn": True}
+# Of classes the best of docs/tables/parts, of features that of docs/tables/parts/maps.
+CLASSES = {"name": "mctf", "score": "class", "prop_attn": True}
+FEATURES = {"name": "tome", "prop_attn": True}
 COSTS = (0.6, 0.5, 0.4)
 IMAGES = 64  # that choose, evenly spaced over the even rows
 FIXED = parts.SCHEDULES
@@ -39,10 +40,12 @@ class Change:
             "odd": context.images.subset(rows[parts.ODD]),
         }
         self._dense: dict = {}
+        labeled = self._weights.config.num_classes
+        self.selector = CLASSES if labeled else FEATURES
 
     def of(self, schedule: str, macs: float, images: str) -> np.ndarray | None:
         """[images]; None where no counts of the schedule come near the cost."""
-        reduction = {**SELECTOR, "macs": macs, "counts": schedule}
+        reduction = {**self.selector, "macs": macs, "counts": schedule}
         try:
             self._weights.model(reduction)
         except InputError:

@@ -16,6 +16,7 @@ from experiments.context import (
     package_config,
     runs_in,
 )
+from experiments.decisions import decisions
 from experiments.finetune import Finetuner, finetuning_config
 from experiments.fixed_tokens import fixed_tokens
 from experiments.hyperspeed import hyperspeed
@@ -58,6 +59,7 @@ EXPERIMENTS = {
     "parts": parts,
     "level": level,
     "carried": carried,
+    "decisions": decisions,
     "saliency": saliency.saliency,
     "saliency-picture": saliency.picture,
     "patch_features": patch_features,
@@ -74,6 +76,7 @@ APART = (
     "parts",
     "level",
     "carried",
+    "decisions",
     *NO_CLASSES,
     *MAYBE_CLASSES,
 )  # not of the paper, so not among "all"

@@ -125,7 +125,7 @@ def _entries(kind, texts):
 
 
 MAPS = ("saliency", "saliency-picture", "carried-maps")
-SWEEPS = ("patch_features", "fixed_tokens", "int8")
+SWEEPS = ("patch_features", "fixed_tokens", "int8", "decisions")
 SEED = count(0, most=2**32 - 1)
 
 

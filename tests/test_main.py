@@ -12,7 +12,7 @@ from tests.command import sentence, start
 from tests.runs import ROOT
 
 COMMANDS = """
-benchmark check-kernels compare describe doctor evaluate export predict prepare train
+benchmark check-kernels compare describe doctor evaluate export predict train
 visualize
 """.split()
 

@@ -33,7 +33,7 @@ def test_few_images_choose_and_others_judge(tmp_path, few):
     change = calibration.Change(context)
     found = change.of("constant", 0.8, "odd")
     assert len(found) == 12 and len(change.of("constant", 0.8, "few")) == 5
-    reduction = {**calibration.SELECTOR, "macs": 0.8, "counts": "constant"}
+    reduction = {**calibration.CLASSES, "macs": 0.8, "counts": "constant"}
     rows = context.images.subset(np.arange(24)[parts.ODD])
     chances = [
         scipy.special.softmax(_logits(context, each, rows).astype(float), axis=1)
