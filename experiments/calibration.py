@@ -25,6 +25,7 @@ IMAGES = 64  # that choose, evenly spaced over the even rows
 FIXED = parts.SCHEDULES
 MIDDLES, SLOPES = (0.3, 0.4, 0.5, 0.6, 0.7), (2, 4, 8, 16)
 CURVES = tuple(f"curve-{middle:g}-{slope}" for middle in MIDDLES for slope in SLOPES)
+NAMES = ("logits", "patches", "pooled")  # of what is compared
 
 
 class Change:
@@ -91,7 +92,7 @@ class Change:
 
         each = self._context.measurement(model, vit.variables, measure)
         found = each(self._images[images])
-        return {name: each for name, each in found.items() if name != "index"}
+        return {name: found[name] for name in NAMES if name in found}
 
 
 def calibration(context):

@@ -63,7 +63,10 @@ def test_pages(tmp_path, monkeypatch):
         monkeypatch.setattr(carried, name, {"like ToMe": {"name": "tome"}})
     monkeypatch.setattr(carried, "EVENLY", {"ToMe": {"name": "tome"}})
     monkeypatch.setattr(carried, "COSTS", (0.75, 0.01))
+    monkeypatch.setattr(carried, "SMALL", (2,))
     monkeypatch.setattr(carried, "SMALLER", (2,))
+    monkeypatch.setattr(carried, "STAGES", {})
+    monkeypatch.setattr(carried, "FASTER", (("like ToMe", 0.75),) * 2)
     monkeypatch.setattr(carried, "CROSSED", (0, 2))
     monkeypatch.setattr(carried, "CROSSED_COSTS", (0.6,))
     monkeypatch.setattr(carried, "LARGE", 20)
@@ -73,7 +76,8 @@ def test_pages(tmp_path, monkeypatch):
     context = tiny_context.context(tmp_path / "out", weights)
     judge = carried.Judge(context, context.images)
 
-    table = carried.level_table(judge, "as they are").splitlines()
+    table = carried.level_table(judge, "as they are", carried.CHOSEN | carried.TOME)
+    table = table.splitlines()
     shares = [float(line.split(" | ")[1]) for line in table[3:]]
     assert shares == pytest.approx([0.75] * 2, abs=0.02)  # .01 is out of reach
 
@@ -88,4 +92,9 @@ def test_pages(tmp_path, monkeypatch):
     page = (tmp_path / "out" / "carried.md").read_text()
     (line,) = [x for x in page.splitlines() if x.startswith("| dense | 1.000 | ")][:1]
     assert line.split(" | ")[2] == f"{100 * whole.right[1::2].mean():.1f}"
+    carried.level(context)
+    page = (tmp_path / "out" / "level.md").read_text()
+    assert page.count("| dense, 14 pixels | 0.") == 1
+    assert "| like ToMe at 0.75 - like ToMe at 0.75 | points | +0.0 [" in page
+    assert page.splitlines()[-1].endswith("| 1 | 1 | open |")
     context.cache.close()
