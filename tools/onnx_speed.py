@@ -46,9 +46,18 @@ MODELS |= {
         "patch",
     ),
     "most attended .5": ({"name": "diffrate", **HALF}, "patch"),
+    "most attended in 3 blocks .5": (
+        {"name": "diffrate", "macs": 0.5, "counts": "stages-3-6-9"},
+        "patch",
+    ),
+    "most attended in 3 blocks .6": (
+        {"name": "diffrate", "macs": 0.6, "counts": "stages-3-6-9"},
+        "patch",
+    ),
+    "dense at 192 pixels": ({"name": "none"}, "patch"),
     "dense at 160 pixels": ({"name": "none"}, "patch"),
 }
-SIDES = {"dense at 160 pixels": 160}
+SIDES = {"dense at 192 pixels": 192, "dense at 160 pixels": 160}
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")

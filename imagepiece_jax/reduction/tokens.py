@@ -18,6 +18,7 @@ from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_amon
 Array = jax.Array
 
 DROPPED = -1
+FEW = 24  # absorbed tokens of an image that are summed without a product
 
 
 @struct.dataclass
@@ -468,10 +469,21 @@ def _move_by_index(x, weight, total, index, dest, mean):
 def _group_rows(x, weight, total, index, prefix):
     """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
 
-    As a sum over the few absorbed tokens, not as a product: a matrix product here would
-    want its operand gathered, converted and padded first.
+    Of few absorbed tokens it is a sum over them: a product would want its operand
+    gathered, converted and padded first. Of many it is a product, whose cost grows with
+    their number and not with its square.
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
+    if index.absorbed.shape[1] > FEW:
+        kept, absorbed = index.group_keep, index.absorbed
+        own = gather_rows(weight, kept)[:, :, None]
+        factor = jnp.where(absorbs, gather_rows(weight, absorbed)[:, None, :], 0)
+        if total is not None:
+            whole = gather_rows(total, index.groups)[:, :, None]
+            own, factor = own / whole, factor / whole
+        rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
+        rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
+        return rows + own * gather_rows(x, kept + prefix).astype(jnp.float32)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
     tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
     taken = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)

@@ -238,6 +238,22 @@ def test_apply_in_bfloat16_rounds_once(mean, form):
     np.testing.assert_array_equal(got.size, size)
 
 
+@pytest.mark.parametrize("weighted, mean", WEIGHTS)
+def test_many_absorbed_tokens_are_a_product(weighted, mean):
+    """More than are summed one by one; features and gradients are the same."""
+    n, n_out = 3 * tokens.FEW, tokens.FEW
+    state, assignment = make(n, n_out, weighted=weighted, mean=mean)
+    got = apply(state, assignment, form="gather")
+    np.testing.assert_allclose(
+        got.x, expected(state, assignment)[0], rtol=1e-5, atol=1e-5
+    )
+    probe = random_probe(*got.x.shape)
+    by_gather, by_product = (
+        gradients(state, assignment, probe, form) for form in FORMS
+    )
+    assert_close(by_gather, by_product)
+
+
 def test_sizes_are_exact_past_what_bfloat16_can_count():
     state, assignment = make(7, 1, dtype=jnp.bfloat16)
     state = state.replace(size=np.full_like(state.size, 129.0))
@@ -257,7 +273,7 @@ def test_the_prefix_is_never_touched(prefix, form):
     np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("n, n_out", [(7, 3), (19, 12), (5, 5)])
+@pytest.mark.parametrize("n, n_out", [(7, 3), (19, 12), (5, 5), (60, 20)])
 def test_groups_are_only_an_upper_bound(n, n_out):
     """As many as there are, as any map can have (None), and more than there can be."""
     state, assignment = make(n, n_out)
