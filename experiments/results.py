@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import parts, render
+from experiments import clock, parts, render
 from experiments import schedule as schedules
 from experiments.scratch import contrasts as declared
 from experiments.scratch import page, runs, trained
@@ -37,8 +37,9 @@ PLOT = ROOT / "docs" / "tables" / "bundles.png"
 RUNS = ROOT / "docs" / "tables" / "retokenization"
 PARTS = ROOT / "docs" / "tables" / "parts" / "points.jsonl"
 PAGES = (
-    *("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md"),
-    *("docs/tables/bundles.md", "docs/tables/retokenization/README.md"),
+    *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
+    *("docs/tables/bundles.md", "docs/tables/settings.md"),
+    "docs/tables/retokenization/README.md",
 )
 STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
 COMMAND = "python -m imagepiece_jax "
@@ -492,6 +493,8 @@ def tables(results: Results, found: list[dict], plan: dict) -> dict[str, str]:
         "overhead": schedules.overhead_table(),
         "speeds": schedules.efficiency_table(),
         "roundings": schedules.rounding_table(),
+        "clock": clock.table(PARTS.parent),
+        "readme": clock.table(PARTS.parent, ("fusion", "imagenette", "batch 1")),
         "parts": parts.grid(crossed, "merged", True),
         "parts-dropped": parts.grid(crossed, "dropped", False),
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),

@@ -373,13 +373,13 @@ DINOV2 = {
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Folders of the hub by id, with models of two blocks and random weights."""
+    """Folders of the hub by id, with small models and random weights."""
     folders = {}
     for config in (CLIP, DINOV2):
         name = f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
         folder = folders[f"hf://timm/{name}"] = tmp_path_factory.mktemp("hub") / name
         folder.mkdir()
-        depth, width = 2, 24
+        depth, width = 10, 24
         model = create_model(name, depth=depth, embed_dim=width, num_heads=2)
         tensors = convert.to_timm(tiny.variables(model))
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
@@ -401,13 +401,13 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 
 
 def test_the_first_lines_run(hub_of_pages, capsys):
-    """Both blocks of README, on models of two blocks that are the hub's else."""
+    """Both blocks of README, on small models that are the hub's else."""
     space = {}
     exec(compile(block(README, "import imagepiece_jax\n"), "README.md", "exec"), space)
     assert space["vit"].model.arch == registry.facts(space["clip"][10:])["arch"]
-    assert space["vit"].reduction["name"] == "tome"
+    assert space["vit"].reduction["name"] == "diffrate"
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
-    assert len(said) == 15  # numbers: two blocks are no published model
+    assert len(said) == 15  # numbers: ten blocks are no published model
     assert all(name == i for name, i in said)
     page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
     assert ast.literal_eval(page[1]) == class_names.imagenet_names()[int(page[2])]

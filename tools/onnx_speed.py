@@ -113,7 +113,8 @@ def measure(size, batch):
         ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
         row |= {"rate": rates, "ratio": timer.spread(ratios)}
-        rows.append(row | {"macs": macs["dense"] / macs[name]})
+        row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name][0]}
+        rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows
 
 

@@ -63,7 +63,6 @@ def test_pages(tmp_path, monkeypatch):
         monkeypatch.setattr(carried, name, {"like ToMe": {"name": "tome"}})
     monkeypatch.setattr(carried, "EVENLY", {"ToMe": {"name": "tome"}})
     monkeypatch.setattr(carried, "COSTS", (0.75, 0.01))
-    monkeypatch.setattr(carried, "SMALL", (2,))
     monkeypatch.setattr(carried, "SMALLER", (2,))
     monkeypatch.setattr(carried, "STAGES", {})
     monkeypatch.setattr(carried, "FASTER", (("like ToMe", 0.75),) * 2)

@@ -12,7 +12,6 @@ from experiments import parts, results
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from tests import markdown
 
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4]
 RANDOM = np.random.default_rng(0)
@@ -299,22 +298,20 @@ def test_the_controls_of_fixed_merge_ratio_are_kept(kept):
 
 
 def test_claims_on_imagepiece(kept):
-    """Its lead over EViT and over its controls; docs and README alike."""
+    """Its lead over EViT and over its controls."""
     at = results.path_of_controls(kept)
     assert list(at) == SHARES
     right = rights_of(kept, at)
-    readme, said = text_of("README.md"), text_of("docs/imagepiece.md")
+    said = text_of("docs/imagepiece.md")
     lead = [
         statistics.paired_difference(*pair)
         for pair in zip(right["merge"], right["own evit"], strict=True)
     ]
     values = [each.value for each in lead]
     assert (round(min(values)), round(max(values))) == (0, 29)
-    assert "it is 0 to 29 points ahead of EViT" in readme
     assert all(each.low > 0 for each in lead[2:])
     whole = mean(right["merge"], right["own evit"]).value
     schedule = mean(right["drop"], right["own evit"]).value
-    assert f"has {schedule:.1f} of the {whole:.1f} points" in readme
     assert f"has {schedule:.1f} of ImagePiece's {whole:.1f} points" in said
     leads = [
         statistics.paired_difference(*pair)
@@ -332,10 +329,6 @@ def test_claims_on_imagepiece(kept):
     by_drop, by_random, _ = (compare_tables.p_value(x) for x in statistics.holm(p))
     assert f"The mean of {shown(added)} points" in said
     assert f"({alone} by Student's" in said and f"({by_drop})" in said
-    assert (
-        f"That merging adds the other {shown(added)} is not certain: "
-        f"{alone}, but {by_drop[4:]} corrected for three controls"
-    ) in readme
     similarity = shown(mean(right["merge"], right["random"]))
     assert f"worth {similarity} points on average ({by_random}, corrected" in said
     ahead = [np.mean(right["tome"][i]) - np.mean(right["merge"][i]) for i in range(5)]
@@ -392,59 +385,3 @@ def test_figures_of_the_crossed_parts():
         assert figure in said
     third = parts.contrasts(found)[2].estimate.value
     assert f"by {np.exp(third):.1f}." in text_of("docs/comparison.md")
-
-
-def columns(page, heading, label, names):
-    """Cells of the row `label` of the first table below a heading, by their columns."""
-    text = (results.ROOT / page).read_text("utf-8")
-    lines = text.partition(f"\n{heading}")[2].partition("\n## ")[0].splitlines()
-    rows = [markdown.cells(line) for line in lines]
-    head = next(row for row in rows if set(names) <= set(row))
-    row = next(row for row in rows if label == row[: len(label)])
-    return [row[head.index(name)] for name in names]
-
-
-@pytest.mark.parametrize(
-    "name, measured, timed",
-    [
-        ("dense", ("`table1`", ["DeiT"]), "dense"),
-        ("ToMe, r = 13", ("`tome-offtheshelf`", ["13"]), "ToMe r=13"),
-        ("EViT, keep .7", ("`evit-table`", ["keep 0.7, dropped"]), "EViT .7"),
-        (
-            "ImagePiece, keep .8, patch stem",
-            ("`table1`", ["ImagePiece, patch stem"]),
-            "ImagePiece",
-        ),
-    ],
-)
-def test_speeds_and_accuracies_of_readme_are_those_of_the_tables(name, measured, timed):
-    heading, label = measured
-    paper = "docs/tables/paper.md"
-    accuracy = "acc1, %" if "tome" in heading else "acc1, % (measured)"
-    gmacs, acc1 = columns(paper, f"## {heading}", label, ["GMACs", accuracy])
-    wanted = [gmacs, acc1.split(" [")[0]]
-    for runtime in ("JAX", "OpenVINO"):
-        row = ["batch 8"], "docs/tables/runtimes.md"
-        (rate,) = columns(row[1], "## DeiT-Ti", [runtime, timed], row[0])
-        wanted.append(rate.split(" (")[0])
-    shown = ["GMACs", "acc1, %", "img/s, JAX", "img/s, OpenVINO"]
-    assert columns("README.md", "## Speed and accuracy", [name], shown) == wanted
-
-
-def test_claims_of_the_limits(kept):
-    """Prototypes on a GPU, from PERFORMANCE.md; DynamicViT from scratch."""
-    page, said = text_of("PERFORMANCE.md"), text_of("README.md")
-
-    def speeds(row):
-        cell = page.split(f"| {row} | ")[1].split(" |")[0]
-        texts = [each.split(" at ")[0] for each in cell.split("; ")]
-        return [float(text.replace(",", "")) for text in texts]
-
-    dense, _ = speeds("+ no Triton products (cuBLASLt fuses bias, GELU and residual)")
-    fast, _ = speeds("ImagePiece DeiT-S on top of that (patch stem, 2.52 GMACs)")
-    tiny = speeds("dense DeiT-Ti; ImagePiece DeiT-Ti")
-    assert f"{fast / dense:.2f} times as fast as the dense DeiT-S" in said
-    assert f"{tiny[1] / tiny[0]:.2f} times as fast as DeiT-Ti" in said
-    (dynamicvit,) = (r for r in kept.of("scratch") if r.method == "DynamicViT")
-    gain = dynamicvit.differences["random tokens"][0]
-    assert f"from scratch DynamicViT does, by {gain:.1f} points" in said
