@@ -14,9 +14,8 @@ FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
 
 
 def commands() -> dict[str, pathlib.Path]:
-    """Return {name: file}; the name of check_kernels.py is check-kernels."""
-    files = sorted(FOLDER.glob("[!_]*.py"))
-    return {file.stem.replace("_", "-"): file for file in files}
+    """Return {name: file}."""
+    return {file.stem: file for file in sorted(FOLDER.glob("[!_]*.py"))}
 
 
 def listing() -> str:
@@ -30,7 +29,7 @@ def listing() -> str:
 
 def run(name):
     """Run a command with the words of sys.argv as if it had been started alone."""
-    module = f"imagepiece_jax.commands.{commands()[name].stem}"
+    module = f"imagepiece_jax.commands.{name}"
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

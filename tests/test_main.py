@@ -12,7 +12,7 @@ from tests.command import sentence, start
 from tests.runs import ROOT
 
 COMMANDS = """
-benchmark check-kernels compare describe doctor evaluate export predict train
+benchmark compare describe doctor evaluate export predict train
 visualize
 """.split()
 
@@ -34,10 +34,6 @@ def test_without_a_command_it_lists_them(words):
     "word, said",
     [
         ("evalute", "'evalute' is not a command; did you mean evaluate?"),
-        (
-            "check_kernels",
-            "'check_kernels' is not a command; did you mean check-kernels?",
-        ),
         ("--config", f"'--config' is not a command; allowed are {', '.join(COMMANDS)}"),
     ],
 )

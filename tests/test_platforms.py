@@ -15,7 +15,7 @@ import pytest
 
 from configs import quickstart
 from experiments.images import Images
-from imagepiece_jax.benchmark import device, torch_baselines, workloads
+from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.errors import InputError
@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
-from tools import fault_drill, reduction_speed, tiny_runs
+from tools import fault_drill, reduction_speed, tiny_runs, torch_baselines
 from tools import prepare_imagenet as prepare
 from tools.imagenet import scan, writer
 

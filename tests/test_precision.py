@@ -12,12 +12,12 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import read
-from imagepiece_jax.reduction.kernels import agreement
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 from tests.runs import ROOT
+from tools import kernel_agreement as agreement
 
 SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}

@@ -30,9 +30,11 @@ part() { # name, seconds at most, command: runs it within the remaining session 
 }
 
 bench() { # name, seconds at most, flags: a benchmark that writes $OUT/name.jsonl
-  local name=$1 most=$2
+  local name=$1 most=$2 command="imagepiece_jax benchmark"
   shift 2
-  part "$name" "$most" "$PYTHON" -m imagepiece_jax benchmark --device gpu \
+  case " $* " in *" --against "*) command=tools.torch_baselines ;; esac
+  # shellcheck disable=SC2086 # words
+  part "$name" "$most" "$PYTHON" -m $command --device gpu \
     --json "$OUT/$name.jsonl" "$@"
 }
 
@@ -59,7 +61,7 @@ PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
 case ${1:-256} in
   256)
     part doctor 40 "$PYTHON" -m imagepiece_jax doctor
-    part kernels 120 "$PYTHON" -m imagepiece_jax check-kernels
+    part kernels 120 "$PYTHON" -m tools.check_kernels
     part reduction 60 "$PYTHON" -m tools.reduction_speed \
       --json "$OUT/reduction.json"
     inference 256

@@ -20,7 +20,7 @@ from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.reduction.kernels.agreement import PlainAndFused, random_inputs
+from tools.kernel_agreement import PlainAndFused, random_inputs
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 PATCHES = flags.DEFINE_integer("patches", 196, "of an image, before the step", 8)

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping
 
-from imagepiece_jax.benchmark import device, report, torch_baselines
+from imagepiece_jax.benchmark import device, report
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
@@ -107,12 +108,12 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
     return made
 
 
-def run(group: Group, against, rules, peaks) -> list[dict]:
-    """The rows of all programs of a group, and of its baselines.
+def run(group: Group, rules, peaks, beside=None) -> list[dict]:
+    """The rows of all programs of a group.
 
-    against: names of PyTorch baselines
     rules: of the timer
     peaks: PeakRates of the device
+    beside: (cases, mode) -> {name: Workload}, what takes turns with them
     Raises InputError if they do not fit in memory.
     """
     programs = {}
@@ -122,17 +123,15 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
             programs[name] = case.workload(group.mode)
             memory = programs[name].facts["peak_memory"]
             _check_memory(name, group.batch_size, memory or 0)
-        if against:
-            programs.update(
-                torch_baselines.workloads(against, [*cases.values()], group.mode)
-            )
+        if beside:
+            programs.update(beside([*cases.values()], group.mode))
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):
             readings = timer.measure(jobs, rules)
-    return report.rows(programs, readings, peaks, _setting(group, against, rules))
+    return report.rows(programs, readings, peaks, _setting(group, rules))
 
 
-def run_all(groups, against, rules, files):
+def run_all(groups, rules, files, beside=None):
     """Measure and print every group, writing `files` (report.Files) after each."""
     dtype = groups[0].dtype
     of = report.weights(_path(groups[0]))
@@ -144,7 +143,7 @@ def run_all(groups, against, rules, files):
         flush=True,
     )
     for group in groups:
-        rows = run(group, against, rules, peaks)
+        rows = run(group, rules, peaks, beside)
         print(f"\n{group.mode}\n{report.text(rows)}", flush=True)
         files.add(rows)
     for sentence in report.break_even(files.rows):
@@ -157,8 +156,8 @@ def _path(group):
     return next((str(each.path) for each in group.weights.values()), None)
 
 
-def _setting(group, against, rules):
-    libraries = torch_baselines.LIBRARIES if against else ()
+def _setting(group, rules):
+    libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
         "mode": group.mode,
         "batch_size": group.batch_size,

@@ -4,11 +4,11 @@ python -m imagepiece_jax benchmark --config configs/deit_s.py \\
     --config configs/deit_s_imagepiece.py --batch_size 256 --dtype bfloat16 --json OUT
 
 All configs take turns in one process and are compared with the first. The device's peak
-rates are measured first; large batches run before small ones. --against timm,tome adds
-PyTorch on the same device. --weights FILE_OR_WORKDIR measures trained weights under
-each config, or without --config their own model beside the same without its reduction;
---config.FIELD=VALUE changes it, as in `evaluate`. Without a GPU, `python -m
-tools.compile_only` of the repository shows what the compiler makes of a config.
+rates are measured first; large batches run before small ones. --weights
+FILE_OR_WORKDIR measures trained weights under each config, or without --config their
+own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
+`evaluate`. Without a GPU, `python -m tools.compile_only` of the repository shows what
+the compiler makes of a config.
 """
 
 from absl import flags
@@ -25,26 +25,25 @@ MODE = cli.listed(
     "mode", ["inference"], "one or more of inference,copy,end_to_end,train"
 )
 DEVICE = cli.choice("device", "default", ["default", "cpu", "gpu"], "JAX's, or this")
-AGAINST = cli.listed("against", [], "timm, tome: PyTorch in turns with ours")
 TIMING = cli.timing()
 JSON = cli.text("json", None, "a file of one line per figure, written at once")
 MARKDOWN = cli.text("markdown", None, "tables")
 PLOT = cli.text("plot", None, "a PNG")
 
 
-def main():
+def main(beside=None):
+    """beside: as for `suite.run`."""
     path = WEIGHTS.value
     alone = path is not None and not flags.FLAGS["config"].value
     configs = {} if alone else cli.configs()
     base = cli.config_or_base() if alone else None
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import device, report, suite, torch_baselines
+    from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import timer, xla_options
 
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
-        torch_baselines.prepare(AGAINST.value)
         device.use(DEVICE.value)
         dtype = DTYPE.value or xla_options.fast_dtype()
         weights = {}
@@ -52,7 +51,7 @@ def main():
             configs, weights = suite.trained(path, configs, base)
         note(rules, timer.Rules())
         groups = suite.groups(configs, sizes, dtype, modes, weights)
-        suite.run_all(groups, AGAINST.value, rules, files)
+        suite.run_all(groups, rules, files, beside)
 
 
 def note(rules, published):

@@ -16,6 +16,7 @@ from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
+from tools import torch_baselines
 
 KEYS = {
     *("config", "mode", "batch_size", "dtype", "weights", "device", "versions", "git"),
@@ -89,7 +90,6 @@ def refused(*words):
         (["--batch_size=²"], "--batch_size is '²'; allowed are whole numbers from"),
         (["--mode="], "--mode is empty; allowed are inference, copy, end_to_end"),
         (["--mode=fast"], "--mode is 'fast'; allowed are inference, copy, end_to_end"),
-        (["--against=jax"], "--against is 'jax'; allowed are timm, tome"),
         (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
         (["--json=/no/such/a.json"], "--json /no/such/a.json cannot be written (No"),
         (["--plot=/no/such/a.png"], "--plot /no/such/a.png cannot be written (No su"),
@@ -135,9 +135,13 @@ def test_an_override_that_one_config_lacks():
     assert message.startswith(f"{dense}: config.reduction.r is not a field")
 
 
-def test_missing_torch(monkeypatch):
+def test_an_unknown_baseline_and_missing_torch(monkeypatch):
+    def refused(*words):
+        return sentence(call(torch_baselines.main, *TINY, *words))
+
+    assert refused("--against=jax") == "--against is 'jax'; allowed are timm, tome"
     monkeypatch.setitem(sys.modules, "torch", None)
-    message = refused(*TINY, "--against=timm")
+    message = refused("--against=timm")
     assert message.startswith("--against needs torch, which cannot be imported")
     assert message.endswith('pip install ".[torch]" in a clone')
 

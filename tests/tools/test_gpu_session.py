@@ -8,18 +8,20 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import device as benchmark_device
-from imagepiece_jax.benchmark import suite, torch_baselines
-from imagepiece_jax.commands import benchmark, check_kernels, doctor
+from imagepiece_jax.benchmark import suite
+from imagepiece_jax.commands import benchmark, doctor
 from tests.command import call
 from tests.runs import ROOT
-from tools import reduction_speed
+from tools import check_kernels, reduction_speed, torch_baselines
 
 COMMANDS = {
     "benchmark": benchmark.main,
+    "torch_baselines": torch_baselines.main,
     "reduction_speed": reduction_speed.main,
-    "check-kernels": check_kernels.main,
+    "check_kernels": check_kernels.main,
     "doctor": doctor.main,
 }
+RUN = ("benchmark", "torch_baselines")
 
 
 def session(name, folder):
@@ -54,7 +56,7 @@ def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeyp
     monkeypatch.chdir(ROOT)
     for command, words in lines:
         main = COMMANDS[command]
-        run = main if main is benchmark.main else lambda: None
+        run = main if command in RUN else lambda: None
         ended = call(run, *words.split("\t")[:-1])
         assert (ended.status, ended.err) == (0, "")
     assert {"deit_s", "deit_s_imagepiece"} <= compared

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import cli
-from imagepiece_jax.commands.check_kernels import real_inputs
 from imagepiece_jax.data import loader
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.reduction.kernels import agreement, fused
-from imagepiece_jax.reduction.kernels.agreement import Comparison, PlainAndFused
+from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from tests import oracles, oracles_tome
 from tests.models import tiny
 from tests.reduction.kernels.inputs import random_inputs
+from tools import kernel_agreement as agreement
+from tools.check_kernels import real_inputs
+from tools.kernel_agreement import Comparison, PlainAndFused
 
 UNSUPPORTED = fused.unsupported_reason("cpu")
 pytestmark = pytest.mark.skipif(UNSUPPORTED is not None, reason=f"needs {UNSUPPORTED}")

@@ -1,13 +1,13 @@
 """Comparison of the fused reductions with the plain ones on this device.
 
-python -m imagepiece_jax check-kernels
-python -m imagepiece_jax check-kernels --config configs/deit_s_imagepiece.py:deit_ti \\
+python -m tools.check_kernels
+python -m tools.check_kernels --config configs/deit_s_imagepiece.py:deit_ti \\
     --weights FILE --data folder:PATH
 
 Inputs are random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a data set. The table shows how many
 images were decided differently, and the largest gap between what was compared there, in
-units of what rounding explains (reduction/kernels/agreement.py). The exit status is 1
+units of what rounding explains (tools/kernel_agreement.py). The exit status is 1
 if a gap is above 1, which no near tie has, or if 1 % or more of the images differ. On a
 CPU it takes minutes; --random sets the number of images.
 """
@@ -32,7 +32,8 @@ def main():
     import jax
 
     from imagepiece_jax.pretrained.load import read_with_config
-    from imagepiece_jax.reduction.kernels import agreement, fused
+    from imagepiece_jax.reduction.kernels import fused
+    from tools import kernel_agreement as agreement
 
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
     config, overrides = cli.config_or_base()
@@ -63,7 +64,7 @@ def main():
 
 def agrees(kind, dtype, inputs):
     """Print a line per rule; return whether all rules agree."""
-    from imagepiece_jax.reduction.kernels import agreement
+    from tools import kernel_agreement as agreement
 
     comparisons = agreement.compare(inputs)
     for rule, comparison in comparisons.items():
@@ -83,8 +84,8 @@ def real_inputs(config, weights, data, dtype):
 
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
-    from imagepiece_jax.reduction.kernels import agreement
     from imagepiece_jax.training.config import RunConfig
+    from tools import kernel_agreement as agreement
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.kernels.agreement import (
+from tests.reduction.kernels.inputs import random_inputs
+from tools.kernel_agreement import (
     EPS,
     Comparison,
     PlainAndFused,
     reductions,
     score_rounding,
 )
-from tests.reduction.kernels.inputs import random_inputs
 
 N, HEADS, WIDTH = 48, 6, 64
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from imagepiece_jax.commands import check_kernels
-from imagepiece_jax.reduction.kernels import agreement, fused
-from imagepiece_jax.reduction.kernels.agreement import Comparison
+from imagepiece_jax.reduction.kernels import fused
 from tests.command import call
+from tools import check_kernels
+from tools import kernel_agreement as agreement
+from tools.kernel_agreement import Comparison
 
 needs_compiler = pytest.mark.skipif(
     fused.unsupported_reason("cpu") is not None,

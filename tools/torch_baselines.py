@@ -1,17 +1,22 @@
 """PyTorch baselines on the same device: timm's model of the same size, and ToMe on it.
 
+python -m tools.torch_baselines --against timm,tome --config configs/deit_s.py
+
+The other flags are those of `python -m imagepiece_jax benchmark`, which runs beside.
 Each is timed eager and under torch.compile: in inference with weights of the
 benchmark's dtype and fused attention, in training under automatic mixed precision with
-fused AdamW. They take turns with ours in one process, so ratios come from one run. No
-model of this package uses anything here.
+fused AdamW. They take turns with ours in one process, so ratios come from one run.
 """
 
+import functools
 import importlib
 import os
 import time
 
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
+from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
@@ -21,6 +26,12 @@ NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
 R = 13  # tokens that ToMe merges per block: its setting for models of this size
 VARIANTS = ("eager", "torch.compile")
+AGAINST = cli.listed("against", [*NAMES], "timm, tome: PyTorch in turns with ours")
+
+
+def main():
+    prepare(AGAINST.value)
+    benchmark.main(functools.partial(workloads, AGAINST.value))
 
 
 def prepare(names):
@@ -28,8 +39,6 @@ def prepare(names):
 
     Raises InputError for an unknown name or a missing library.
     """
-    if not names:
-        return
     for name in names:
         if name not in NAMES:
             raise InputError(f"--against is {name!r}; allowed are {', '.join(NAMES)}")
@@ -261,3 +270,7 @@ def merge(x, size, metric, merges):
 
     total, size = summed(x * size), summed(size)
     return total / size, size
+
+
+if __name__ == "__main__":
+    cli.run(main, compiles=False)

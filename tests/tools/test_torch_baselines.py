@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import torch_baselines
-from imagepiece_jax.commands import benchmark
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import convert
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
 from tests.models import tiny
+from tools import torch_baselines
 
 DEPTH = 4
 
@@ -77,7 +76,7 @@ def test_both_libraries_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_baselines, "VARIANTS", ("eager",))
     out = tmp_path / "out.json"
     words = [*TINY, *SMALL, "--against=timm,tome", "--mode=inference,train"]
-    ended = call(benchmark.main, *words, f"--json={out}")
+    ended = call(torch_baselines.main, *words, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["mode"], row["config"]) for row in found] == [
