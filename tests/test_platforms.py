@@ -1,10 +1,6 @@
-"""Branches for other platforms, more devices and small limits, taken by stand-ins.
-
-tests/platforms.md lists all of these branches; what it says is checked here, too.
-"""
+"""Branches for other platforms, more devices and small limits, taken by stand-ins."""
 
 import ctypes
-import re
 import resource
 import subprocess
 import sys
@@ -22,7 +18,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from tests.command import call
 from tests.models import tiny
-from tests.runs import ROOT
 from tools import fault_drill, reduction_speed, tiny_runs, torch_baselines
 from tools import prepare_imagenet as prepare
 from tools.imagenet import scan, writer
@@ -33,56 +28,6 @@ def gpu(capability="9.0", **attributes):
     found = {"platform": "gpu", "device_kind": "NVIDIA H200"}
     found["compute_capability"] = capability
     return types.SimpleNamespace(**found | attributes)
-
-
-# The table
-
-
-def rows():
-    """(branch, module, tests here, what only a GPU or a cluster shows) of each row."""
-    text = (ROOT / "tests" / "platforms.md").read_text()
-    lines = [x for x in text.splitlines() if x.startswith("| ") and "`" in x]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-
-
-def test_the_tables_modules_and_tests_exist():
-    assert len(rows()) > 30
-    for branch, module, tests, _ in rows():
-        for name in re.findall(r"`(.+?)`", module):
-            places = (ROOT / "imagepiece_jax" / name, ROOT / name)  # or in tools/
-            assert any(place.is_file() for place in places), (branch, name)
-        named = re.findall(r"`(.+?)`", tests)
-        assert named, branch
-        for file, test in (name.split("::") for name in named):
-            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
-
-
-# What a branch on the machine looks like in the code.
-SIGNS = (
-    r"\.platform\b",
-    r"\bplatform\(\)",
-    "compute_capability",
-    "default_backend",
-    r"process_count\(\)",
-    r"process_index\(\)",
-    r"is_main\b",
-    r"local_devices\(\)",
-    r"device_count\(\)",
-    "memory_stats",
-    "disk_usage",
-    "getaffinity",
-    "cpu_count",
-    "rlimit",
-    "RLIMIT",
-)
-
-
-def test_every_module_that_asks_for_the_machine_is_in_the_table():
-    listed = {name for row in rows() for name in re.findall(r"`(.+?)`", row[1])}
-    for path in sorted((ROOT / "imagepiece_jax").rglob("*.py")):
-        found = [sign for sign in SIGNS if re.search(sign, path.read_text())]
-        name = str(path.relative_to(ROOT / "imagepiece_jax"))
-        assert not found or name in listed, (name, found)
 
 
 # Another platform
