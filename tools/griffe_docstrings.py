@@ -12,11 +12,29 @@ class GoogleStyle(griffe.Extension):
         _rewrite(func, {parameter.name for parameter in func.parameters}, "Args")
 
     def on_class(self, *, cls: griffe.Class, **_) -> None:
+        for member in cls.members.values():
+            if member.is_attribute and not member.docstring:
+                _describe(member)
         init = cls.members.get("__init__")
         if init is None or "dataclass" in cls.labels:  # fields, whose checks say little
             _rewrite(cls, cls.members, "Attributes")
         else:
             _rewrite(cls, {parameter.name for parameter in init.parameters}, "Args")
+
+
+def _describe(field: griffe.Attribute) -> None:
+    """Give a field what the comment beside it says, or the lines above it."""
+    if field.lineno is None or field.endlineno is None:
+        return
+    lines = field.filepath.read_text("utf-8").splitlines()
+    first, last = field.lineno - 1, field.endlineno - 1
+    _, _, beside = lines[last].partition("  # ")
+    said = [beside] if beside else []
+    while not beside and lines[first - 1].startswith("    # "):
+        first -= 1
+        said.insert(0, lines[first].strip("# "))
+    if said:
+        field.docstring = griffe.Docstring(" ".join(said), parent=field)
 
 
 def _rewrite(member: griffe.Object, names, arguments: str) -> None:

@@ -179,21 +179,16 @@ def _pad(x, length):
 
 
 class Heads(NamedTuple):
-    """What an attention is computed of: projections of N tokens, prefix and all.
+    """Projections of N tokens, prefix included."""
 
-    query, key, value: [B, N, H, d], as they are multiplied, queries of the first tokens
-    only, or no value yet; plain: the same before rotary positions turn them, and x [B,
-    N, D] itself, "input", by name: what tokens hold is compared wherever they stand;
-    key_bias: [B, N], log sizes of proportional attention, or None; mask: [B, N], that
-    of masked training, or None.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array | None
+    query: jax.Array  # [B, N, H, d], or of the first tokens only
+    key: jax.Array  # [B, N, H, d]
+    value: jax.Array | None  # [B, N, H, d]; None: not computed yet
+    # query, key and value before rotary positions turn them, and "input", x [B, N, D]:
+    # tokens are compared regardless of where they stand
     plain: dict[str, jax.Array]
-    key_bias: jax.Array | None
-    mask: jax.Array | None
+    key_bias: jax.Array | None  # [B, N]: log sizes of proportional attention
+    mask: jax.Array | None  # [B, N]: of masked training
 
 
 class Attention(nn.Module):

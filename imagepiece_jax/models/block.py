@@ -20,19 +20,15 @@ from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """The step of one block, bound to a model: state and scores in, reduced state out.
-
-    reducer: the step's, bound to its parameters; kernel: the one that decides alike, or
-    None; keys: those that the model was called with; probe: the attention of the head's
-    probe to the image tokens of a state, None where there is no probe.
-    """
+    """The step of one block, bound to a model: reduces a state by its scores."""
 
     block: int
     layer: LayerPlan
-    reducer: Any
+    reducer: Any  # the step's, bound to its parameters
     num_heads: int
-    kernel: Kernel | None = None
-    keys: dict[str, jax.Array] | None = None
+    kernel: Kernel | None = None  # a fused kernel that decides as the reducer does
+    keys: dict[str, jax.Array] | None = None  # random keys of the model's call
+    # attention of the head's probe to a state's image tokens; None: no probe
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):

@@ -15,17 +15,12 @@ OFFSET = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Where a model's position embedding has rows, and how it is resized.
+    """Where a model's position embedding has rows, and how it is resized."""
 
-    prefix: rows of tokens in front of the patches; grid: (height, width) of the
-    patches; how: `architecture.Architecture.resize`; old: the grid that trained
-    positions have, None where only their number is known: then a square.
-    """
-
-    prefix: int
-    grid: tuple[int, int]
-    how: str = "antialias"
-    old: tuple[int, int] | None = None
+    prefix: int  # rows of tokens in front of the patches
+    grid: tuple[int, int]  # (height, width) of the patches
+    how: str = "antialias"  # `architecture.Architecture.resize`
+    old: tuple[int, int] | None = None  # grid of the trained positions; None: a square
 
     @classmethod
     def of(cls, model, image_size, old=None):

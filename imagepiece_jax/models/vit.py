@@ -25,22 +25,19 @@ STD = (0.229, 0.224, 0.225)
 
 @struct.dataclass
 class Outputs:
-    """What a forward pass gives; what is not used is not computed under jit.
+    """Results of a forward pass; jit leaves out what the caller does not use.
 
-    logits: [B, num_classes] float32, `pooled` where there are no classes; pooled: [B,
-    D] what the head reads; tokens: [B, N, D] after the final norm; state: the tokens
-    before it; results: what each step that changes something decided; taps: what each
-    of these steps read; head_logits: of the class and of the distillation token's head,
-    where there are both. A model that is `head_only` has no other tokens than the head
-    reads, and no results of a step behind the last attention.
+    A model that is `head_only` has no other tokens than the head reads, and no results
+    of a step behind the last attention.
     """
 
-    logits: jax.Array
-    pooled: jax.Array
-    tokens: jax.Array
-    state: TokenState
-    results: tuple
-    taps: tuple[Taps, ...]
+    logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
+    pooled: jax.Array  # [B, D]: what the head reads
+    tokens: jax.Array  # [B, N, D]: after the final norm
+    state: TokenState  # the tokens before the final norm
+    results: tuple  # the decision of each step that changes something
+    taps: tuple[Taps, ...]  # what each of these steps read
+    # of the class token's and of the distillation token's head, where there are both
     head_logits: tuple[jax.Array, ...] = ()
 
 

@@ -15,19 +15,15 @@ from imagepiece_jax.reduction.token_counts import Rule
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One reduction: at `block`, to the count of `rule`, decided by `reducer`.
-
-    reducer: a frozen dataclass or an unbound Flax module (`reducers.Reducer`).
-    site: "pre" (before the block), "attention" (in it, between the scores of all tokens
-    and the values of those that are left) or "mid" (between attention and MLP).
-    when_masked: for methods that train with a mask instead of removing tokens, how many
-    tokens the step adds then; None: it removes what it removes in evaluation.
-    """
+    """One reduction: at `block`, to the count of `rule`, decided by `reducer`."""
 
     block: int
-    reducer: Any
+    reducer: Any  # a frozen dataclass or an unbound Flax module (`reducers.Reducer`)
     rule: Rule
+    # "pre": before the block; "attention": in it, between the scores of all tokens and
+    # the values of those that are left; "mid": between attention and MLP
     site: str = "mid"
+    # tokens that the step adds in masked training; None: it removes tokens there, too
     when_masked: int | None = None
 
     @property

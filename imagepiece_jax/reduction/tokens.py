@@ -23,26 +23,24 @@ FEW = 24  # absorbed tokens of an image that are summed without a product
 
 @struct.dataclass
 class TokenState:
-    """Tokens between two blocks, prefix (class token) first.
+    """Tokens between two blocks, prefix (class token) first."""
 
-    x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token,
-    exact; source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED;
-    None when it is not traced, or no longer defined; mask: [B, n] float, 1 for image
-    tokens that are live, 0 for those removed in all but shape (masked training only);
-    coordinates: [B, n, 2] float32, where each token stands, the mean of its patches,
-    for models whose positions are rotary, else None; attn_size: [B, prefix + n]
-    float32, positive, as how many tokens proportional attention and pooling by mean
-    count each, None where that is its size; grid: (height, width) of the patches, None
-    after the first reduction.
-    """
-
-    x: Array
+    x: Array  # [B, prefix + n, D]
+    # [B, prefix + n] float32: patches in each token, exact
     size: Array
+    # [B, n0] int32: image slot 0 .. n-1 of each patch, or DROPPED; None: not traced, or
+    # not defined any more
     source: Array | None = None
+    # [B, n] float: 1 for live image tokens, 0 for those that are only masked; masked
+    # training alone
     mask: Array | None = None
+    # [B, n, 2] float32: mean position of a token's patches; rotary models alone
     coordinates: Array | None = None
+    # [B, prefix + n] float32, positive: how often proportional attention and pooling by
+    # mean count each token; None: its size
     attn_size: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
+    # (height, width) of the patches; None after the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
     @property
@@ -62,52 +60,46 @@ class TokenState:
 class Taps:
     """What a reducer can read of a block, image tokens only.
 
-    x: [B, n, D] residual stream at the step's site; size: [B, n] patches of each token;
-    attn_size: [B, n] as how many tokens attention counts each; metric: [B, n, d] what
-    is compared (mean over heads of key, query or value; the token itself; or, normed,
-    the attention's input); key: [B, n, d] mean over heads of the key;
-    cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
-    attn_columns: [B, n] float32 attention received, mean over heads and queries;
-    shift: [B, n] float32, how far attention moves each token, shares of the live ones;
-    probe: [B, n] float32, attention of the head's probe, mean over heads; mask: [B, n]
-    live tokens in masked training; rng: [B] keys of (seed, step, position in the global
-    batch, block), in evaluation of (seed, index in the data set, block). At site "pre"
-    the attention fields are those of the block before. A field that the reducer's
-    `needs` does not name is None. grid: (height, width) while there is one; num_heads:
-    heads of the block's attention, slices of D that belong together.
+    A field that the reducer's `needs` does not name is None. At site "pre" the
+    attention fields are those of the block before.
     """
 
-    x: Array
-    size: Array
-    attn_size: Array | None = None
+    x: Array  # [B, n, D]: residual stream at the step's site
+    size: Array  # [B, n]: patches in each token
+    attn_size: Array | None = None  # [B, n]: how often attention counts each token
+    # [B, n, d], what is compared: mean over heads of key, query or value; the token; or
+    # the normed input of the attention
     metric: Array | None = None
-    key: Array | None = None
+    key: Array | None = None  # [B, n, d]: mean over heads
+    # [B, n] float32: attention of the class token, mean over heads
     cls_attn: Array | None = None
+    # [B, n] float32: attention received, mean over heads and queries
     attn_columns: Array | None = None
+    # [B, n] float32: how far attention moves each token, as shares of the live ones
     shift: Array | None = None
+    # [B, n] float32: attention of the head's probe, mean over heads
     probe: Array | None = None
-    mask: Array | None = None
+    mask: Array | None = None  # [B, n]: live tokens in masked training
+    # [B] keys of (seed, step, position in the global batch, block); in evaluation of
+    # (seed, index in the data set, block)
     rng: Array | None = None
+    # (height, width) of the patches before the first reduction
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     num_prefix: int = struct.field(pytree_node=False, default=1)
+    # heads of the block's attention: slices of D that belong together
     num_heads: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class SlotIndex:
-    """A slot map as token indices, the form in which tokens are gathered.
+    """A slot map as token indices, the form in which tokens are gathered."""
 
-    keep: [B, n_out] one token of each slot; absorbed: [B, e] the tokens that go to a
-    slot beside the one that it keeps, target: [B, e] the slot of each, n_out for
-    padding; groups: [B, m] every slot that absorbs a token, in any order, repeated and
-    other slots allowed; group_keep: [B, m] the tokens that the groups keep.
-    """
-
-    keep: Array
-    absorbed: Array
-    target: Array
+    keep: Array  # [B, n_out]: one token of each slot
+    absorbed: Array  # [B, e]: tokens that join a slot beside the one that it keeps
+    target: Array  # [B, e]: the slot of each absorbed token, n_out for padding
+    # [B, m]: slots that absorb a token, in any order; others and repetitions allowed
     groups: Array
-    group_keep: Array
+    group_keep: Array  # [B, m]: the tokens that the groups keep
 
     @classmethod
     def of_kept(cls, keep):
@@ -118,44 +110,36 @@ class SlotIndex:
 
 @struct.dataclass
 class Assignment:
-    """A hard reduction: every token goes to one slot, or nowhere.
+    """A hard reduction: every token goes to one slot, or nowhere."""
 
-    dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
-    weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
-    attn_size: [B, n] what each token adds to the attention size of its slot, None means
-    its own; index: the same map as token indices, as `tokens.slot_index` makes it of
-    any map: tokens are then gathered, without it they are moved by a product.
-    """
-
-    dest: Array
-    weight: Array | None = None
+    dest: Array  # [B, n] int32 in [0, n_out), every slot at least once, or DROPPED
+    weight: Array | None = None  # [B, n]: weights of the features; None: size
+    # [B, n]: what each token adds to its slot's attention size; None: its own
     attn_size: Array | None = None
+    # the same map as token indices (`slot_index`), by which tokens are gathered; None:
+    # they are moved by a product
     index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)
+    # a slot's features are the weighted mean of its tokens, else their weighted sum
     mean: bool = struct.field(pytree_node=False, default=True)
 
 
 @struct.dataclass
 class Mixing:
-    """A soft reduction: every slot is a weighted sum of all tokens.
+    """A soft reduction: every slot is a weighted sum of all tokens."""
 
-    matrix: [B, n_out, n]; attn_size: [B, n_out] as how many tokens attention counts
-    each slot, None means one.
-    """
-
-    matrix: Array
+    matrix: Array  # [B, n_out, n]
+    # [B, n_out]: how often attention counts each slot; None: once
     attn_size: Array | None = None
 
 
 @struct.dataclass
 class Masking:
-    """A reduction that training only marks: shapes stay, attention reads the mask.
+    """A reduction that training only marks: shapes stay, attention reads the mask."""
 
-    keep: [B, n] float, 1 for live tokens, differentiable by straight-through; append:
-    [B, D], one more token that is always live (a package token), or None.
-    """
-
+    # [B, n] float: 1 for live tokens, differentiable by straight-through
     keep: Array
+    # [B, D]: one more token, always live (SPViT's package); None: no such token
     append: Array | None = None
 
 

@@ -45,16 +45,12 @@ class Retokenize(Ranking):
     attention), alternate between two sides; the tokens of side A whose best partner on
     side B is most similar are merged into it, at its place. All other tokens keep their
     order.
-
-    order: "descending" starts with the highest candidate; parity: which of the first
-    two is on side A; metric: what is compared ("key", "query", "value", "token");
-    size_weighting: a merged token is the mean over patches, else over tokens.
     """
 
-    order: str = "descending"
-    parity: int = 0
-    metric: str = "key"
-    size_weighting: bool = True
+    order: str = "descending"  # starts with the highest candidate
+    parity: int = 0  # which of the first two candidates is on side A
+    metric: str = "key"  # what is compared: "key", "query", "value" or "token"
+    size_weighting: bool = True  # a merged token is the mean over patches, not tokens
 
     @property
     def needs(self):

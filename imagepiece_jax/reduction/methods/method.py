@@ -36,19 +36,14 @@ class ParamGroup:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a method's defaults may depend on.
+    """What a method's defaults may depend on."""
 
-    depth: blocks; embed_dim: width of a token; patches: image tokens of the first
-    block; class_token: whether there is one; pool: what the head reads, "token", "mean"
-    or "map"; name: the public model's, if it is made as one.
-    """
-
-    depth: int
+    depth: int  # blocks
     embed_dim: int
-    patches: int
+    patches: int  # image tokens of the first block
     class_token: bool = True
-    pool: str = "token"
-    name: str | None = None
+    pool: str = "token"  # what the head reads: "token", "mean" or "map"
+    name: str | None = None  # the public model's
 
 
 def check_merges(method, patches):
