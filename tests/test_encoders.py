@@ -145,7 +145,7 @@ def test_export_gives_tokens(saved, tmp_path, form):
     np.testing.assert_array_equal(found[2], want.source)
 
 
-@pytest.mark.parametrize("more", [[], ["--sweep=tome:r=2"], ["--optimized"]])
+@pytest.mark.parametrize("more", [[], ["--optimized"]])
 def test_evaluate_says_what_to_do(saved, more):
     words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]
     assert sentence(call(evaluate.main, *words, *more)) == (

@@ -6,7 +6,8 @@ its defaults, those that it was published with. Settings are chosen by cost alon
 image chooses. Differences are paired, on the same images: to the dense model, to ToMe
 and random tokens at the same share, and of ImagePiece's controls (with its token
 counts) to ImagePiece. All of them are one family of exact McNemar tests, corrected by
-Holm's rule.
+Holm's rule. A sweep compares named reductions, at whatever they cost, with the dense
+model alone.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.sweep_text import naming
 
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # beside the dense model
@@ -46,10 +49,10 @@ class MatchedMethod:
     """A method at one share: its reduction, the cost reached, and how it was timed."""
 
     method: str
-    share: float
+    share: float | None  # None in a sweep
     reduction: dict  # with the tokens that stay
     shown: dict  # what asks for it
-    reached: float
+    reached: float  # share of the dense model's cost
     speed: dict | None = None
 
 
@@ -89,15 +92,49 @@ def compare(
     Raises InputError for an unknown method, and where no method reaches a share.
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
     """
-    weights, shares = checkpoint.weights, sorted(set(shares), reverse=True)
+    shares = sorted(set(shares), reverse=True)
     entries, left_out = match(checkpoint, shares, methods, metric)
-    dense, *figures = map(
-        _figures,
-        evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in entries)]),
-    )
-    pairs = [*zip(entries, figures, strict=True)]
+    dense, pairs = _measured(checkpoint, entries)
     if floors:
         pairs += measured_floors(checkpoint, shares)
+    return _report(checkpoint, dense, pairs, metric, shares, left_out)
+
+
+def sweep(
+    checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    """Compare these reductions with the dense model, whatever they cost.
+
+    reductions: that fit (`check_fit`)
+    Returns a report as `compare` does, without shares.
+    """
+    weights, usual = checkpoint.weights, settings.completed(settings.DENSE)
+    dense, entries = weights.gmacs(settings.DENSE), []
+    for reduction in reductions:
+        if settings.completed(reduction) == usual:
+            continue
+        share, shown = weights.gmacs(reduction) / dense, settings.changed(reduction)
+        name = settings.label(reduction)
+        entries.append(MatchedMethod(name, None, reduction, shown, share))
+    return _report(checkpoint, *_measured(checkpoint, entries))
+
+
+def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
+    """Raise InputError for a reduction that does not fit the model, and name it."""
+    for reduction in reductions:
+        with naming(reduction):
+            weights.model(reduction)
+
+
+def _measured(checkpoint, entries):
+    """(figures of the dense model, [(entry, its figures)])."""
+    reductions = [settings.DENSE, *(entry.reduction for entry in entries)]
+    dense, *figures = map(_figures, evaluate_all(checkpoint, reductions))
+    return dense, [*zip(entries, figures, strict=True)]
+
+
+def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
+    weights = checkpoint.weights
     timing = {
         "device": device.name(),
         "batch_size": checkpoint.speed_batch,
@@ -110,11 +147,11 @@ def compare(
         "trained_as": weights.reduction["name"],
         "images": dict(checkpoint.images.setting),
         "metric": metric,
-        "shares": shares,
+        "shares": list(shares),
         "timing": timing if metric == "ms" else None,
         "git": git_revision(),
         "versions": device.versions(),
-        "left_out": left_out,
+        "left_out": list(left_out),
         "dense": dense,
         "settings": [_line(entry) | figures for entry, figures in pairs],
         "comparisons": comparisons(
@@ -322,6 +359,7 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
     for (method, share), right in rights.items():
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
         names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
+        names = () if share is None else names
         names += (CONTROLLED,) if method in CONTROLS else ()
         others = {"dense": dense} | {
             name: rights[name, share]

@@ -51,6 +51,9 @@ def dumps(report: Report) -> str:
 
 def page(report: Report, plot: str) -> str:
     """The page of the command: its tables and plot."""
+    if not report["shares"]:
+        parts = [_measured(report), swept_table(report), f"![Accuracy by MACs]({plot})"]
+        return "\n\n".join(["# Accuracy of a sweep", *parts]) + "\n"
     parts = [
         "# Accuracy at equal cost",
         _measured(report),
@@ -156,6 +159,21 @@ def settings_table(report: Report) -> str:
     return _table(head, rows)
 
 
+def swept_table(report: Report) -> str:
+    """Table of a sweep's settings, in the order in which they were named."""
+    head = ["setting", "acc1, %", "points to dense, p if < .05", "acc5, %"]
+    head += ["tokens, with class token", "GMACs"]
+    rows = []
+    for line in report["settings"]:
+        change = comparison(report, line["method"], None, "dense")
+        untrained = " (untrained selectors)" * line["untrained_selectors"]
+        row = [f"`{line['method']}`{untrained}"]
+        row += [statistics.format_estimate(Estimate(*line["acc1"])), difference(change)]
+        row += [f"{line['acc5']:.1f}", line["tokens"], f"{line['gmacs']:.3f}"]
+        rows.append(row)
+    return _table(head, rows)
+
+
 def difference(line: Mapping[str, Any]) -> str:
     """ "-1.8 [-3.0, -0.6], p = .023", of a comparison; p is left out from .05 on."""
     value, low, high = (f"{number:+.1f}" for number in line["points"])
@@ -202,6 +220,14 @@ def draw_plot(path: str | os.PathLike, report: Report):
     Bars are intervals of the paired difference to dense. Methods stand side by side at
     their share, so that bars do not hide each other.
     """
+    if not report["shares"]:
+        lines = [{"method": "dense"} | report["dense"], *report["settings"]]
+        points = [
+            (line["method"].split()[0], line["gmacs"], Estimate(*line["acc1"]))
+            for line in lines
+        ]
+        points = [(*place, acc1.value, acc1.half_width) for *place, acc1 in points]
+        return plotting.accuracy_plot(path, points)
     from matplotlib import colormaps
 
     figure = plotting.new_figure(9, 5.5, layout="constrained")

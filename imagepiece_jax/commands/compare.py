@@ -1,12 +1,14 @@
 """Accuracy of all methods on one checkpoint at equal costs: which reduction to take.
 
 python -m imagepiece_jax compare --weights FILE_OR_WORKDIR --data csv:FILE
+python -m imagepiece_jax compare --weights WORKDIR --sweep tome:r=8,13 --sweep evit
 
 Each method takes the setting whose cost is nearest to --shares of the dense model's, by
 MACs or (--metric ms) as timed here; differences are paired, and p is corrected by
 Holm's rule. OUT gets compare.json with all figures, its tables as compare.md, its plot
-as compare.png, and points.jsonl, by which a command that was stopped resumes. A run
-determines its model, a file its sizes: see `evaluate`.
+as compare.png, and points.jsonl, by which a command that was stopped resumes. --sweep
+compares the reductions that it names with the dense model instead, whatever they cost.
+A run determines its model, a file its sizes: see `evaluate`.
 """
 
 import functools
@@ -21,6 +23,7 @@ SHARES = cli.listed(
 METHODS = cli.listed("methods", [], "these, tome and random; default: all")
 METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "what is cost")
 SPEED_BATCH = cli.whole("speed_batch_size", 64, "images at once where cost is time", 1)
+SWEEP = cli.sweep("these reductions instead of methods at equal cost")
 FLOORS = cli.switch("floors", False, "also smaller images, and the first blocks alone")
 TIMING = cli.timing()
 OUT = cli.text("out", None, "default: runs/compare")
@@ -30,6 +33,10 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 def main():
     typed, timing = MODEL(), TIMING()
     shares = [share(text) for text in SHARES.value]
+    for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
+        if flag.present:
+            both = f"--sweep and --{flag.name} are both given"
+            raise InputError(f"{both}; allowed is one")
     if not shares:
         raise InputError("--shares is empty; allowed are one or more, such as 0.9,0.5")
     # They import JAX: after the flags.
@@ -39,10 +46,13 @@ def main():
     from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
 
     compare.chosen(METHODS.value)
+    reductions = parse_sweeps(SWEEP.value)
     config, weights = read_with_config(**typed)
+    compare.check_fit(weights, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
     source, notes = run.test_images(weights, limit)
     for note in notes:
@@ -66,9 +76,12 @@ def main():
         weights.analyzed(dtype), images, cache, SPEED_BATCH.value, Rules(*timing)
     )
     try:
-        report = compare.compare(
-            checkpoint, shares, METHODS.value, METRIC.value, FLOORS.value
-        )
+        if reductions:
+            report = compare.sweep(checkpoint, reductions)
+        else:
+            report = compare.compare(
+                checkpoint, shares, METHODS.value, METRIC.value, FLOORS.value
+            )
     finally:
         cache.close()
     print(compare_tables.write(out, report), flush=True)

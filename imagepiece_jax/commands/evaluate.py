@@ -6,11 +6,10 @@ python -m imagepiece_jax evaluate --weights FILE --data folder:PATH \\
 
 A run determines model and data, a file its sizes: --config gives a file a reduction,
 and must agree with the weights. Without it, --config.FIELD=VALUE changes what they
-determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13 --sweep
-evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
-model: one table, one plot. --optimized evaluates the fast program of
-`imagepiece_jax.optimize` beside the float32 model: its cost in accuracy. --limit 100
-takes 100 images, evenly spaced over the set.
+determine, such as --config.reduction.keep_rate=.5 of a run. --optimized evaluates the
+fast program of `imagepiece_jax.optimize` beside the float32 model: its cost in
+accuracy. --limit 100 takes 100 images, evenly spaced over the set. `compare --sweep`
+evaluates several reductions.
 """
 
 import functools
@@ -21,38 +20,29 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
-JSON = cli.text("json", None, "write the results here, too; of a sweep a line for each")
-SWEEP = cli.sweep("these reductions instead of config.reduction")
+JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
 )
 GELU = cli.choice(
     "gelu", None, ["exact", "tanh"], "in the optimized program; default: the model's"
 )
-OUT = cli.text(
-    "out", None, "folder of a sweep's files, replaced if there; default: runs/sweep"
-)
 
 
 def main():
     typed = MODEL()
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import sweep
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import sources
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
     from imagepiece_jax.pretrained.load import read_with_config
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
 
-    if SWEEP.value and OPTIMIZED.value:
-        raise InputError("--sweep and --optimized are both given; allowed is one")
     if GELU.value and not OPTIMIZED.value:
         instead = "add --optimized, or set --config.model.gelu for the model itself"
         raise InputError(f"--gelu is for the optimized program: {instead}")
-    reductions = parse_sweeps(SWEEP.value)
     config, weights = read_with_config(**typed)
     limit, model = IMAGES(config), weights.model()
     if JSON.value:
@@ -83,15 +73,9 @@ def main():
         transform.text,
         *weights.unlike_trained(),
     ]
-    if reductions or OPTIMIZED.value:
-        print("  ".join(how), flush=True)
-    if reductions:
-        rows = sweep.run(weights, reductions, batches, OUT.value or "runs/sweep", facts)
-        if JSON.value:
-            replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
-        return
     vit = weights.pretrained()
     if OPTIMIZED.value:
+        print("  ".join(how), flush=True)
         program = optimize.optimize(
             vit,
             batch_size=config.eval_batch_size,

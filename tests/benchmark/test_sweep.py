@@ -1,15 +1,14 @@
 """One checkpoint over methods and rates: what is measured and written."""
 
 import json
-import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax.benchmark import sweep
-from imagepiece_jax.commands import evaluate
+from imagepiece_jax.benchmark.cache import decode_bits
+from imagepiece_jax.commands import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
@@ -36,18 +35,18 @@ def checkpoint(tmp_path_factory):
 def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     path, words = checkpoint
     ended = call(
-        evaluate.main,
+        compare.main,
         *("--config", "configs/quickstart.py", *words),
         "--config.reduction.prune_blocks=(1,)",
-        *("--weights", path, "--out", tmp_path / "out"),
+        *("--weights", path, "--out", tmp_path),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
         *("--sweep", "tome:r=16"),
         *("--sweep", "none:prop_attn=true,false"),
     )
     assert ended.status == 0, ended
-    text = (tmp_path / "out" / "sweep.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
-    assert [row["setting"] for row in rows] == [
+    report = json.loads((tmp_path / "compare.json").read_text())
+    rows = [{"method": "dense"} | report["dense"], *report["settings"]]
+    assert [row["method"] for row in rows] == [
         "dense",
         "evit blocks=(1,) keep_rate=1.0",
         "tome r=16",
@@ -55,35 +54,22 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     ]
     assert [row["tokens"] for row in rows] == [65, 65, 33, 65]
     assert all(row["images"] == 359 for row in rows)
-    assert all(row["acc5"] > row["acc1"] for row in rows)
-    dense, same = rows[:2]
-    assert same["acc1"] == dense["acc1"] and same["difference"] == 0
-    assert same["difference_low"] < 0 < same["difference_high"]
-    assert dense["acc1_low"] < dense["acc1"] < dense["acc1_high"]
-    assert dense["gmacs"] == same["gmacs"] > rows[2]["gmacs"]
-    table = (tmp_path / "out" / "sweep.md").read_text()
-    assert table.count("\n| ") == 1 + 4 and "359 images" in table
+    assert all(row["acc5"] > row["acc1"][0] for row in rows)
+    dense, same, tome, _ = rows
+    assert same["acc1"] == dense["acc1"] and dense["gmacs"] == same["gmacs"]
+    assert tome["gmacs"] < dense["gmacs"]
+    right = [decode_bits(row["right"], 359) for row in rows]
+    found = {each["method"]: each for each in report["comparisons"]}
+    assert [*found] == [row["method"] for row in rows[1:]]
+    for row, ours in zip(rows[1:], right[1:], strict=True):
+        change = statistics.paired_difference(ours, right[0])
+        assert found[row["method"]]["points"] == list(change)
+        assert found[row["method"]]["to"] == "dense"
+    page = (tmp_path / "compare.md").read_text()
+    assert page.count("\n| ") == 3 + 2 + 3 and "359 of digits" in page
+    value, low, high = found["tome r=16"]["points"]
+    assert f"| {value:+.1f} [{low:+.1f}, {high:+.1f}]" in page
     # Models that do not take turns have no speeds that can be compared.
-    assert "img/s" not in table + ended.out and "throughput" not in text
-    with Image.open(tmp_path / "out" / "sweep.png") as picture:
+    assert "img/s" not in page + ended.out
+    with Image.open(tmp_path / "compare.png") as picture:
         assert picture.format == "PNG" and picture.width == 700
-
-
-def test_differences_are_those_to_the_dense_model(tmp_path, monkeypatch):
-    """Right on 3 of 4 where the dense model is right on 2."""
-    rights = {"none": [1, 1, 0, 0], "tome": [1, 1, 1, 0]}
-    figures = {"acc5": 100.0, "loss": 1.0, "images": 4, "tokens": 9}
-
-    def measure(reduction, seed, batches):
-        right = np.array(rights[reduction["name"]], bool)
-        row = figures | {"untrained": False, "gmacs": 0.1}
-        return row | sweep._estimate("acc1", statistics.accuracy(right)), right
-
-    monkeypatch.setattr(sweep, "_measure", measure)
-    weights = types.SimpleNamespace(model=dict, pretrained=dict, seed=0)
-    rows = sweep.run(weights, [{"name": "tome"}], list, tmp_path)
-    assert [row["acc1"] for row in rows] == [50, 75]
-    assert [row["difference"] for row in rows] == [0, 25]
-    expected = statistics.paired_difference(*map(np.array, reversed(rights.values())))
-    assert rows[1]["difference_low"] == expected.low
-    assert "| tome | 75.0 [" in (tmp_path / "sweep.md").read_text()

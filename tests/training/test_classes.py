@@ -116,7 +116,7 @@ def test_the_first_class_of_another_name(run, names, other):
     assert class_names.other_class(weights, names) == other
 
 
-@pytest.mark.parametrize("more", [[], ["--optimized"], ["--sweep=tome:r=2"]])
+@pytest.mark.parametrize("more", [[], ["--optimized"]])
 def test_evaluate_refuses_other_classes(run, tmp_path, more):
     data = folder(tmp_path / "set", "ant", "wasp")
     words = [*WORDS, f"--weights={run}", f"--data=folder:{data}", *more]
