@@ -1,11 +1,10 @@
 """docs/tables/parts/elsewhere.md says what elsewhere.jsonl has measured."""
 
-from experiments import carried, clock, parts
-from experiments.results import PARTS
+from experiments import carried, clock, parts, results
 from imagepiece_jax.evaluate import statistics
 from tests import markdown
 
-FOLDER = PARTS.parent
+FOLDER = results.PARTS.parent
 PAGE = (FOLDER / "elsewhere.md").read_text("utf-8")
 DENSE = {"name": "none"}
 
@@ -48,3 +47,18 @@ def test_the_faster_set_is_ahead():
     ]
     assert statistics.format_difference(change) in row and row.endswith("| decided |")
     assert statistics.mcnemar(ours, theirs) < parts.LEVEL
+
+
+def test_figures_of_bfloat16():
+    """Shares of changed classes in docs/comparison.md are those of the page."""
+    shares = {}
+    for line in PAGE.partition("## `decisions`")[2].splitlines():
+        cells = markdown.cells(line) if line.startswith("| ") else []
+        if len(cells) == 5 and "[" in cells[3]:
+            shares.setdefault(cells[1], []).append(float(cells[3].split(" [")[0]))
+    dense, *rounded = shares["bfloat16"]
+    said = (results.ROOT / "docs" / "comparison.md").read_text("utf-8")
+    scores = [*shares["unrounded"], *shares["float32"]]
+    for figures in (rounded, shares["replayed"], scores):
+        assert f"{min(figures)} to {max(figures)} %" in " ".join(said.split())
+    assert f"{dense} %" in said and len(rounded) == 4
