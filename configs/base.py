@@ -37,7 +37,6 @@ def get_config():
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
     #                     + log(size) on the logits; empty: the method's own
-    config.model.trace_source = False  # keep which patches are in which token
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32;
     #                           "float32", or, but for training, "float16"
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype

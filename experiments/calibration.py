@@ -78,8 +78,7 @@ class Change:
 
     def _outputs(self, reduction, images):
         vit = self._weights.pretrained(reduction)
-        labeled = bool(self._weights.config.num_classes)
-        model = vit.model if labeled else vit.model.clone(trace_source=True)
+        labeled, model = bool(self._weights.config.num_classes), vit.model
         norm = None if labeled else final_norm(vit.model, vit.variables)
         grid = patch_grid(vit.image_size, model.patch_size, cut=True)
 

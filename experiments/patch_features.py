@@ -28,7 +28,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.tokens import unmerge
+from imagepiece_jax.reduction.provenance import patch_slots, unmerge
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
 FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
@@ -149,13 +149,14 @@ class Reference:
             maps = {fill: feature_map(outputs, grid, fill, norm) for fill in fills}
             flat = {fill: x.reshape(len(x), -1, x.shape[3]) for fill, x in maps.items()}
             state = outputs.state
-            if state.source is None:
+            patches = flat[FILLS[0]].shape[1]
+            *_, slots = patch_slots(outputs.results, len(state.x), patches)
+            if slots is None:
                 return flat | {"behind": jnp.full(flat[FILLS[0]].shape[:2], 2.0)}
             size = state.size[:, state.num_prefix :, None]
-            return flat | {"behind": unmerge(size, state.source)[..., 0]}
+            return flat | {"behind": unmerge(size, slots)[..., 0]}
 
-        tracing = model.clone(trace_source=True)
-        each = self.context.measurement(tracing, vit.variables, measure)()
+        each = self.context.measurement(model, vit.variables, measure)()
         behind = each["behind"]  # patches in the token of each, 0 where it is gone
         fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
         return {fill: each[fill] for fill in fills}, fate

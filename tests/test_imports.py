@@ -37,6 +37,7 @@ REDUCTION = (
     {"layer_plan", "schedules", "token_counts"},
     {"ops"},
     {"tokens"},
+    {"provenance"},
     {"reducers", "token_selector"},
     {"contract"},
     {"methods"},

@@ -31,12 +31,12 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.ops import gather_rows, invert
+from imagepiece_jax.reduction.provenance import compose
 from imagepiece_jax.reduction.settings import plain
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
     Masking,
     Mixing,
-    compose,
     mean_by,
     sum_by_slot,
     to_nearest_kept,

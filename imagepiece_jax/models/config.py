@@ -50,7 +50,7 @@ DECIDED += ("num_classes", "mean", "std")
 # What a model has that neither its name nor its fields say.
 USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
 USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
-USUAL |= dict(trace_source=False, masked=False)
+USUAL |= dict(masked=False)
 
 
 def dtype_name(dtype):
@@ -136,7 +136,6 @@ class ModelConfig(CheckedFields):
     kernels: str | None = optional_choice(fused_kernels.CHOICES)
     drop_path_rate: float | None = optional(number(least=0, below=1))
     prop_attn: bool | None = optional(switch())
-    trace_source: bool | None = optional(switch())
     masked: bool | None = optional(switch())
     axis_name: str | None = optional(text())
     # How a sentence calls fields that stand elsewhere than in a config's model.
@@ -275,7 +274,6 @@ class ModelConfig(CheckedFields):
             dtype=jnp.dtype(fields["dtype"]),
             backend=resolve_backend(fields["attention"], fields["dtype"], head_width),
             drop_path_rate=fields["drop_path_rate"],
-            trace_source=fields["trace_source"],
             axis_name=self.axis_name,
             **size,
         )

@@ -75,7 +75,6 @@ class ViT(nn.Module):
     mean, std: of the images that it was trained on: pixels are to be normalized with
     them first (`data.normalize`)
     prop_attn: log(size) is added to the attention logits
-    trace_source: the map from patches to tokens is kept
     backend: "xla" or "cudnn", by `attention.resolve_backend`
     axis_name: the device axis over which batch norm is synchronized
     remat: the halves of a block are computed again in the backward pass of training
@@ -100,7 +99,6 @@ class ViT(nn.Module):
     std: tuple[float, float, float] = STD
     drop_path_rate: float = 0.0
     prop_attn: bool = False
-    trace_source: bool = False
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
@@ -287,7 +285,6 @@ class ViT(nn.Module):
         return tokens.start(
             token_major(x),
             arch.prefix,
-            self.trace_source,
             grid=(height, width),
             coordinates=arch.rotary and arch.rotary.coordinates((height, width)),
         )

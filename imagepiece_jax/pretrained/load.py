@@ -51,7 +51,7 @@ ARGUMENTS = (
 )
 HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
-NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
+NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
 # Fields of a config's model that weights do not decide; the others are theirs.
 FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
 NOTHING = ModelConfig()

@@ -118,6 +118,9 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         if group in config:
             stated = {k: v for k, v in config[group].items() if v is not None}
             config[group] = config[group] | fields | stated
+    if "trace_source" in config.get("model", {}):
+        fields = config["model"].items()
+        config["model"] = {k: v for k, v in fields if k != "trace_source"}
     if config.get("augment", {}).get("where") == "device":  # there was a choice then
         config["augment"] = {k: v for k, v in config["augment"].items() if k != "where"}
     if "ema_decay" in config:

@@ -1,8 +1,7 @@
 """Token states, what reducers read and return, and how tokens move.
 
-A result of a reducer is applied to the tokens by `apply`, and undone by `unmerge`:
-every patch reads its token. Tokens are moved by gathers alone, forward and backward:
-nothing here scatters.
+A result of a reducer is applied to the tokens by `apply`. Tokens are moved by gathers
+alone, forward and backward: nothing here scatters.
 """
 
 import functools
@@ -28,9 +27,6 @@ class TokenState:
     x: Array  # [B, prefix + n, D]
     # [B, prefix + n] float32: patches in each token, exact
     size: Array
-    # [B, n0] int32: image slot 0 .. n-1 of each patch, or DROPPED; None: not traced, or
-    # not defined any more
-    source: Array | None = None
     # [B, n] float: 1 for live image tokens, 0 for those that are only masked; masked
     # training alone
     mask: Array | None = None
@@ -143,23 +139,19 @@ class Masking:
     append: Array | None = None
 
 
-def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
+def start(x, num_prefix=1, grid=None, coordinates=None):
     """The TokenState before any reduction, where every token is one patch.
 
     x: [B, prefix + n, D]
-    trace_source: whether the map from patches to tokens is kept
     grid: (height, width) of the patches
     coordinates: [n, 2], those of the patches; None: the model does not use them
     """
     batch, total = x.shape[:2]
     if coordinates is not None:
         coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape))
-    patches = jnp.arange(total - num_prefix, dtype=jnp.int32)
-    source = jnp.broadcast_to(patches, (batch, total - num_prefix))
     return TokenState(
         x=x,
         size=jnp.ones((batch, total), jnp.float32),
-        source=source if trace_source else None,
         coordinates=coordinates,
         num_prefix=num_prefix,
         grid=grid,
@@ -176,8 +168,8 @@ def apply(state, result, form=None):
     """The TokenState after a reduction.
 
     The prefix stays in front. An Assignment moves tokens to the slots that it names:
-    features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
-    map is composed, coordinates are the mean of a slot's patches.
+    features are the weighted mean (or sum) of a slot's tokens, sizes add up,
+    coordinates are the mean of a slot's patches.
 
     state: the TokenState before
     result: an Assignment, a Mixing or a Masking
@@ -210,7 +202,6 @@ def apply(state, result, form=None):
     return TokenState(
         x=x,
         size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
-        source=None if state.source is None else compose(result.dest, state.source),
         mask=None if state.mask is None else _live(state.mask, result),
         coordinates=mean_coordinates(state, result, index),
         attn_size=_attn_sizes(state, result, index),
@@ -318,7 +309,7 @@ def _apply_masking(state, result):
     That token stands where those stood that are masked now.
     """
     before, coordinates = state.mask, state.coordinates
-    state = state.replace(mask=result.keep, source=None, grid=None)
+    state = state.replace(mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
@@ -520,19 +511,6 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 _move_by_index = node(_move_by_index)
 
 
-def compose(outer, inner):
-    """Slots of `inner` sent through `outer`; dropped stays dropped.
-
-    outer: [B, n] int
-    inner: [B, m] int in [0, n), or DROPPED
-    Returns [B, m] int.
-    """
-    chex.assert_rank([outer, inner], 2)
-    # Minus one would wrap to the last slot: guard the gather, then mask.
-    out = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
-    return jnp.where(inner == DROPPED, DROPPED, out)
-
-
 def to_nearest_kept(x, result):
     """Slot of every token, where a dropped one has that of the kept one most like it.
 
@@ -550,19 +528,3 @@ def to_nearest_kept(x, result):
     alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
     slot = gather_rows(result.dest, jnp.argmax(alike, axis=-1))
     return jnp.where(dropped, gather_rows(slot, jnp.maximum(place, 0)), result.dest)
-
-
-def unmerge(values, source, fill=0.0):
-    """Spread slot values back over the patches.
-
-    values: [B, n, D], of the slots
-    source: [B, n0] int, the slot of each patch, as in TokenState
-    fill: what dropped patches get: a number, or [B, D], a vector an image such as the
-    class token
-    Returns [B, n0, D].
-    """
-    chex.assert_rank([values, source], [3, 2])
-    fill = jnp.asarray(fill, values.dtype)
-    fill = fill[:, None, :] if fill.ndim else fill[None, None, None]
-    spread = jnp.take_along_axis(values, jnp.maximum(source, 0)[:, :, None], axis=1)
-    return jnp.where((source == DROPPED)[:, :, None], fill, spread)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import math
 import pathlib
 
@@ -16,7 +15,7 @@ from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.tokens import Assignment, compose
+from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import Recipe, prepared_images
@@ -214,17 +213,15 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
     """
     blocks = reducing_blocks(model)
     decide = decide or functools.partial(_decide, model=model)
-    dests = decide(variables, images) if blocks else []
-    if not dests:
+    slots = decide(variables, images) if blocks else []
+    if not slots:
         return None
 
     images, grid = whole_patches(images, model.patch_size)
-    patches = np.arange(math.prod(grid), dtype=np.int32)
-    source = np.broadcast_to(patches, (len(images), len(patches)))
-    stages = []
-    for block, dest in zip(blocks, dests, strict=False):
-        source = np.asarray(compose(dest, source))
-        stages.append((f"block {block}", source))
+    stages = [
+        (f"block {block}", np.asarray(slot))
+        for block, slot in zip(blocks, slots, strict=False)
+    ]
     path = pathlib.Path(workdir) / PICTURE
     maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
     plotting.token_page(path, images, maps, grid, titles)
@@ -233,8 +230,9 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _decide(variables, images, model):
-    """The slot map of every reduction up to the first soft one."""
+    """The slots of patches after every reduction up to the first soft one."""
+    _, grid = whole_patches(images, model.patch_size)
     images = normalize(images, model.mean, model.std)
     results = model.apply(variables, images).results
-    hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
-    return [result.dest for result in hard]
+    _, *slots = patch_slots(results, len(images), math.prod(grid))
+    return [slot for slot in slots if slot is not None]

@@ -21,7 +21,8 @@ from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
+from imagepiece_jax.reduction.provenance import compose
+from imagepiece_jax.reduction.tokens import DROPPED, Mixing
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
 JSON, NPZ = "provenance.json", "provenance.npz"

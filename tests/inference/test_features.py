@@ -9,7 +9,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import provenance, tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
 from tests import oracles
@@ -227,9 +227,9 @@ def test_float16_is_refused_on_cpus():
 
 @pytest.fixture(scope="module")
 def imagepiece():
-    """Outputs of a model that traces its source, each map, and what it should be."""
+    """Outputs of a model, each map, and what it should be."""
     short = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-    vit = tiny.model(short, depth=2, trace_source=True)
+    vit = tiny.model(short, depth=2)
     variables = tiny.variables(vit)
 
     def run(images):
@@ -239,13 +239,13 @@ def imagepiece():
         )
         steps = zip(outputs.results, outputs.taps, strict=True)
         steps = [(norm(taps.x), result.dest) for result, taps in steps]
-        values, source = outputs.tokens[:, 1:], outputs.state.source
+        values, source = outputs.tokens[:, 1:], tiny.slots(outputs)
         return (
-            outputs.state.source,
+            source,
             (values, steps),
             {
-                "zero": tokens.unmerge(values, source),
-                "class": tokens.unmerge(values, source, fill=outputs.tokens[:, 0]),
+                "zero": provenance.unmerge(values, source),
+                "class": provenance.unmerge(values, source, fill=outputs.tokens[:, 0]),
             },
             {
                 fill: features.feature_map(outputs, (5, 5), fill, norm)

@@ -298,7 +298,7 @@ def test_weights_are_there_once_under_their_names():
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():
     """All patches are alike: every score and every similarity is a tie."""
     for reduction in (EVIT, IMAGEPIECE, {"name": "tome", "r": 4}):
-        model = tiny.model(reduction, trace_source=True, depth=2)
+        model = tiny.model(reduction, depth=2)
         variables = tiny.variables(model)
         variables["params"]["pos_embed"] = np.zeros_like(
             variables["params"]["pos_embed"]

@@ -62,13 +62,13 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
 
 @pytest.mark.parametrize("fill", ["nearest", "last", "class"])
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
-    """By the map from patches to tokens, which the model traces itself."""
-    model, variables = small(PIECE, trace_source=True, depth=2)
+    """By the map from patches to tokens."""
+    model, variables = small(PIECE, depth=2)
     found = features(
         Pretrained(model, variables), tiny.images(2), fill=fill, layers=[0, 1]
     )
     out = tiny.compiled(model.apply)(variables, tiny.images(2))
-    source = np.asarray(out.state.source)
+    source = np.asarray(tiny.slots(out))
     dropped = source == -1
     nearest = [
         oracles.nearest_values(

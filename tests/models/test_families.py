@@ -126,7 +126,7 @@ def facts(model, variables):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reduction, "__call__", note)
         out = model.apply(variables, tiny.images(2))
-    return out.logits, out.state.size, out.state.source, states
+    return out.logits, out.state.size, tiny.slots(out), states
 
 
 TRACED = {*itertools.product(METHODS, DIFFERENT)} - {*RUN}
@@ -136,7 +136,7 @@ TRACED |= {*itertools.product(("evit", "tome"), set(FAMILIES) - {*DIFFERENT})}
 @pytest.mark.parametrize("name, family", sorted(TRACED))
 def test_every_method_runs_on_every_family(name, family):
     """With all shapes that its plan tells."""
-    model = model_of(name, family, trace_source=True)
+    model = model_of(name, family)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, shapes_of(name, family), images)
     left = few(name)[-1] or model.image_tokens
@@ -146,7 +146,6 @@ def test_every_method_runs_on_every_family(name, family):
     assert out.pooled.shape == (2, tiny.WIDTH)
     assert out.tokens.shape == out.state.x.shape == (2, left, tiny.WIDTH)
     assert out.state.size.shape == (2, left)
-    assert name in SOFT or out.state.source.shape == (2, tiny.TOKENS)
     assert model.plan[-1].mlp_tokens == left
     counts = [layer.counts for layer in model.plan if layer.counts]
     for result, taps, count in zip(out.results, out.taps, counts, strict=True):
@@ -162,7 +161,7 @@ def test_every_method_runs_on_every_family(name, family):
 
 @pytest.mark.parametrize("name, family", RUN)
 def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
-    model, prefix = model_of(name, family, trace_source=True), PREFIX[family]
+    model, prefix = model_of(name, family), PREFIX[family]
     variables = tiny.fill(shapes_of(name, family))
     logits, size, source, states = tiny.jit(functools.partial(facts, model))(variables)
     assert logits.shape == (2, tiny.CLASSES) and np.isfinite(logits).all()

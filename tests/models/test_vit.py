@@ -81,7 +81,7 @@ def test_dense_equals_a_slow_deit():
 )
 def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     """Attention's bias, what reducers read, features, sizes, the patches' map."""
-    model = tiny.model(reduction, prop_attn=prop_attn, trace_source=True)
+    model = tiny.model(reduction, prop_attn=prop_attn)
     variables, images = tiny.variables(model), tiny.images(2)
     out = forward(model)(variables, images)
     logits, tokens, size, seen = slow_outputs(
@@ -105,7 +105,7 @@ def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_at
             counted = oracles.count_sources(source, len(slow.x) - 1)
             np.testing.assert_array_equal(taps.size[b], counted)
             source = oracles.compose(np.asarray(result.dest[b]), source)
-        np.testing.assert_array_equal(out.state.source[b], source)
+        np.testing.assert_array_equal(tiny.slots(out)[b], source)
         counted = oracles.count_sources(source, size.shape[1] - 1)
         np.testing.assert_array_equal(size[b, 1:], counted)
 
@@ -125,12 +125,6 @@ def test_what_is_compared_decides_who_merges():
 
 
 # The plan
-
-
-def test_the_patches_are_not_followed_unless_asked():
-    model = tiny.model(tiny.IMAGEPIECE)
-    out = jax.eval_shape(model.apply, tiny.shapes(model), tiny.images())
-    assert out.state.source is None
 
 
 # Types
@@ -252,7 +246,7 @@ def first_block(variables, images):
     return FIRST_MODEL.apply(variables, images)
 
 
-FIRST_MODEL = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
+FIRST_MODEL = tiny.model(FIRST_BLOCK, depth=1)
 jitted = tiny.compiled(first_block)
 
 

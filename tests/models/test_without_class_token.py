@@ -6,7 +6,7 @@ import chex
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.tokens import unmerge
+from imagepiece_jax.reduction.provenance import unmerge
 from tests import oracles, oracles_tome
 from tests.models import tiny
 
@@ -31,7 +31,7 @@ def run(name, class_token=False, prop_attn=None):
 @functools.cache
 def computed_once(name, class_token, prop_attn):
     options = {"class_token": class_token, "prop_attn": prop_attn}
-    model = tiny.model(REDUCTIONS[name], trace_source=True, **options)
+    model = tiny.model(REDUCTIONS[name], **options)
     variables = tiny.variables(model)
     outputs = tiny.jit(model.apply)(variables, tiny.images())
     return variables["params"]["head"], outputs
@@ -61,7 +61,7 @@ def test_merged_tokens_count_by_their_patches(name):
     assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
     pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
     close(out.logits, read(head, pooled))
-    spread = unmerge(out.tokens, out.state.source)
+    spread = unmerge(out.tokens, tiny.slots(out))
     close(out.logits, read(head, np.asarray(spread).mean(axis=1)))
     plain = read(head, tokens.mean(axis=1))
     assert np.abs(out.logits - plain).max() > 0.01

@@ -12,6 +12,7 @@ from flax import traverse_util
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.provenance import patch_slots
 
 # No two of these, and no token count below, are the same number.
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
@@ -46,6 +47,12 @@ def compiled(fn, **options):
 def _fetch(leaf):
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return leaf if is_key else np.asarray(leaf)
+
+
+def slots(outputs, patches=None):
+    """Image token of each patch in the end, [B, patches]."""
+    batch = outputs.state.x.shape[0]
+    return patch_slots(outputs.results, batch, patches or TOKENS)[-1]
 
 
 def model(reduction=None, **options):

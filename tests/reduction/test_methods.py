@@ -22,7 +22,7 @@ from imagepiece_jax.inference.features import feature_map, token_list
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import create_model, reduced
 from imagepiece_jax.models.vit import Outputs
-from imagepiece_jax.reduction import contract, tokens
+from imagepiece_jax.reduction import contract, provenance, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.token_counts import Merge
@@ -176,7 +176,7 @@ def walk(plan, x, form=None, keys=None):
     The first state is that before any step. Scores and metric are functions of the
     tokens themselves, as in a real model.
     """
-    states, results, grid = [start(x, trace_source=True)], [], GRID
+    states, results, grid = [start(x)], [], GRID
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
@@ -185,6 +185,13 @@ def walk(plan, x, form=None, keys=None):
             states.append(tokens.apply(states[-1], results[-1], form))
             grid = None
     return states, results
+
+
+def slots_of(results):
+    """Slots of the patches before the first step and after each; None if soft."""
+    batch = len(jax.tree.leaves(results)[0]) if results else 3
+    slots = provenance.patch_slots(results, batch, N0)
+    return [None if each is None else np.asarray(each) for each in slots]
 
 
 def keys_of(keys, block):
@@ -221,7 +228,7 @@ def filled(states, results):
     taps = tuple(Taps(state.x[:, 1:], state.size[:, 1:]) for state in states[:-1])
     outputs = Outputs(None, None, last.x, last, tuple(results), taps)
     listed = token_list(outputs, GRID)
-    if last.source is None:
+    if provenance.patch_slots(results, len(last.x), N0)[-1] is None:
         return {"listed": listed}
     maps = {fill: feature_map(outputs, GRID, fill) for fill in ("last", "nearest")}
     maps = {fill: values.reshape(-1, N0, D) for fill, values in maps.items()}
@@ -306,21 +313,21 @@ class MethodsTest(chex.TestCase):
         counts = [layer.counts for layer in plan if layer.counts]
         assert bool(counts) == (name != "none")
         assert states[-1].x.shape[1] == plan[-1].mlp_tokens
-        assert (states[-1].source is None) == (name in SOFT)
-        before = states[0].source
-        for state, count in zip(states[1:], counts, strict=True):
+        before, *slots = slots_of(results)
+        assert any(slot is None for slot in slots) == (name in SOFT)
+        for state, slot, count in zip(states[1:], slots, counts, strict=True):
             chex.assert_shape(state.x, (3, 1 + count.n_out, D))
             prefix = (state.x[:, 0], state.size[:, 0])
             chex.assert_trees_all_equal(prefix, (x[:, 0], np.ones(3, np.float32)))
             if name in SOFT:
                 assert (state.size == 1).all()
                 continue
-            assert (state.source[before == DROPPED] == DROPPED).all()
-            for source, size in zip(state.source, state.size, strict=True):
+            assert (slot[before == DROPPED] == DROPPED).all()
+            for source, size in zip(slot, state.size, strict=True):
                 patches = oracles.count_sources(source, count.n_out)
                 assert patches.min() >= 1
                 np.testing.assert_array_equal(size[1:], patches)
-            before = state.source
+            before = slot
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(
@@ -331,10 +338,11 @@ class MethodsTest(chex.TestCase):
         )
     )
     def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, fields):
-        (*_, plain), _, _ = self.walk(name, fields)
-        (*_, moved), _, _ = self.walk(name, fields, permuted(random_tokens()))
+        (*_, plain), results, _ = self.walk(name, fields)
+        (*_, moved), others, _ = self.walk(name, fields, permuted(random_tokens()))
+        first, second = slots_of(results)[-1], slots_of(others)[-1]
         for image in range(3):
-            a, b = plain.source[image][ORDER], moved.source[image]
+            a, b = first[image][ORDER], second[image]
             np.testing.assert_array_equal(a == DROPPED, b == DROPPED)
             np.testing.assert_array_equal(a[:, None] == a, b[:, None] == b)
             kept = np.flatnonzero(b != DROPPED)
@@ -350,8 +358,9 @@ class MethodsTest(chex.TestCase):
         first = next(
             i for i, rule in enumerate(rules, 1) if not isinstance(rule, Merge)
         )
-        a = self.walk(name, fields)[0][first].source[:, ORDER]
-        b = self.walk(name, fields, permuted(random_tokens()))[0][first].source
+        a = slots_of(self.walk(name, fields)[1])[first][:, ORDER]
+        moved = self.walk(name, fields, permuted(random_tokens()))
+        b = slots_of(moved[1])[first]
         assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()
 
     @chex.variants(with_jit=True)
@@ -368,9 +377,10 @@ class MethodsTest(chex.TestCase):
     def test_a_patch_can_be_given_a_value(self, name, fields):
         """That of its token when it was last there, or of the nearest kept token."""
         states, results, got = self.walk(name, fields)
+        pairs = [*zip(states, slots_of(results), strict=True)]
         for image, patch in itertools.product(range(3), range(N0)):
-            *_, there = (s for s in states if s.source[image, patch] != DROPPED)
-            want = there.x[image, 1 + there.source[image, patch]]
+            *_, (there, slot) = (p for p in pairs if p[1][image, patch] != DROPPED)
+            want = there.x[image, 1 + slot[image, patch]]
             np.testing.assert_array_equal(got["last"][image, patch], want)
         for image in range(3):
             steps = [
@@ -385,13 +395,13 @@ class MethodsTest(chex.TestCase):
     def test_tokens_are_listed_row_by_row(self, name, fields):
         """With sizes, places and the patches in each: by slow means of fractions."""
         states, results, got = self.walk(name, fields)
-        listed, last = got["listed"], states[-1]
+        listed, last, slots = got["listed"], states[-1], slots_of(results)[-1]
         for image in range(3):
             if name in SOFT:
                 matrices = [result.matrix[image] for result in results]
                 want = oracles.mixed_token_list(last.x[image, 1:], matrices, GRID)
             else:
-                want = oracles.token_list(last.x[image, 1:], last.source[image], GRID)
+                want = oracles.token_list(last.x[image, 1:], slots[image], GRID)
             for field, values in zip(listed._fields, want, strict=True):
                 close = np.testing.assert_allclose
                 close(getattr(listed, field)[image], values, rtol=1e-5, err_msg=field)
@@ -458,10 +468,10 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*cases(["imagepiece"])[1:])
     def test_merging_alone_loses_no_patch(self, name, fields):
-        *_, last = self.walk(name, fields)[0]
+        (*_, last), results, _ = self.walk(name, fields)
         whole = fields.get("prune_blocks") == ()
         assert ((last.size[:, 1:].sum(axis=1) == N0) == whole).all()
-        assert (last.source != DROPPED).all() == whole
+        assert (slots_of(results)[-1] != DROPPED).all() == whole
 
 
 def test_two_devices_are_there():

@@ -41,7 +41,7 @@ def called(reducer, counts):
 
 
 apply = tiny.compiled(tokens.apply, static_argnames="form")
-start = tiny.compiled(tokens.start, static_argnames="trace_source")
+start = tiny.compiled(tokens.start)
 
 
 @functools.partial(tiny.compiled, static_argnums=(0, 3))
@@ -111,7 +111,7 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
     x = np.arange(-1.0, 10.0, dtype=np.float32)[
         None, :, None
     ]  # class token -1, then token i is i
-    got = apply(start(x, trace_source=True), result, form=form)
+    got = apply(start(x), result, form=form)
     np.testing.assert_allclose(got.x[0, :, 0], [-1, *values], rtol=1e-6)
     assert got.size[0].tolist() == [1, *sizes]
 
@@ -148,10 +148,10 @@ def test_evit_fuses_as_computed_by_hand(form):
     counts = Counts(n_in=5, n_out=4)
     result = decide(TopK(fuse=True), make_taps(scores, np.ones((1, 5, 1))), counts)
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]
-    got = apply(start(x, trace_source=True), result, form=form)
+    got = apply(start(x), result, form=form)
     np.testing.assert_allclose(got.x[0, :, 0], [0, 3, 4, 5, 0.2], rtol=1e-6)
     assert got.size[0].tolist() == [1, 1, 1, 1, 2]
-    assert got.source.tolist() == [[3, 3, 0, 1, 2]]
+    assert result.dest.tolist() == [[3, 3, 0, 1, 2]]
 
 
 # Agreement with the oracle, from one token up, full of ties

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import provenance, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.random import Draw
@@ -26,7 +26,6 @@ FORMS = ("gather", "one_hot")
 apply = tiny.compiled(tokens.apply, static_argnames="form")
 index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
 NAN, INF = np.nan, np.inf
-compose, unmerge = tiny.compiled(tokens.compose), tiny.compiled(tokens.unmerge)
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -38,73 +37,11 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
     return dest.astype(np.int32)
 
 
-def test_dropped_is_minus_one():
-    assert DROPPED == -1
-
-
-@pytest.mark.parametrize("n0, n, n_out", [(1, 1, 1), (9, 5, 2), (33, 20, 7)])
-def test_compose_equals_the_oracle(n0, n, n_out):
-    rng = np.random.default_rng(0)
-    inner, outer = random_maps(rng, 4, n0, n), random_maps(rng, 4, n, n_out)
-    got = compose(outer, inner)
-    assert got.dtype == jnp.int32
-    for image in range(4):
-        want = oracles.compose(outer[image], inner[image])
-        np.testing.assert_array_equal(got[image], want)
-
-
-def test_a_dropped_patch_does_not_wrap_to_the_last_slot():
-    inner, outer = np.int32([[0, DROPPED, 1]]), np.int32([[DROPPED, 5]])
-    assert compose(outer, inner).tolist() == [[DROPPED, DROPPED, 5]]
-
-
-def test_compose_is_associative():
-    rng = np.random.default_rng(1)
-    a, b, c = (random_maps(rng, 3, n, m) for n, m in ((16, 11), (11, 6), (6, 4)))
-    left = compose(compose(c, b), a)
-    np.testing.assert_array_equal(left, compose(c, compose(b, a)))
-
-
-@pytest.mark.parametrize("fill", ["default", "number", "class token"])
-def test_unmerge_equals_the_oracle(fill):
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 5, 4)).astype(np.float32)
-    source = random_maps(rng, 3, 12, 5, drop=0.5)
-    cls = rng.normal(size=(3, 4)).astype(np.float32)
-    given = {
-        "default": {},
-        "number": {"fill": -2.5},
-        "class token": {"fill": cls},
-    }
-    got = unmerge(values, source, **given[fill])
-    for image in range(3):
-        what = {"default": 0.0, "number": -2.5, "class token": cls[image]}[fill]
-        want = oracles.unmerge(values[image], source[image], what)
-        np.testing.assert_array_equal(got[image], want.astype(np.float32))
-
-
-def test_unmerge_keeps_the_dtype():
-    values, source = np.ones((1, 2, 3), jnp.bfloat16), np.int32([[1, DROPPED]])
-    for fill in (0.0, np.zeros((1, 3), np.float32)):
-        got = jax.eval_shape(tokens.unmerge, values, source, fill)
-        assert got.dtype == jnp.bfloat16
-
-
-def test_unmerge_has_a_gradient():
-    """Every patch of a slot adds to it, dropped patches add to nothing."""
-    source = np.int32([[0, 1, 1, DROPPED, 1]])
-    slope = jax.grad(lambda values: tokens.unmerge(values, source).sum())
-    slope = tiny.compiled(slope)(np.ones((1, 2, 1), np.float32))
-    assert slope[0, :, 0].tolist() == [1.0, 3.0]
-
-
 def test_start_is_one_patch_a_token():
     x = np.zeros((2, 6, 3), np.float32)
-    state = start(x, num_prefix=2, trace_source=True)
+    state = start(x, num_prefix=2)
     assert state.size.tolist() == [[1.0] * 6] * 2
     assert state.size.dtype == jnp.float32
-    assert state.source.tolist() == [[0, 1, 2, 3]] * 2
-    assert jax.eval_shape(start, x).source is None
 
 
 def test_the_prefix_is_not_an_array():
@@ -130,13 +67,12 @@ def test_a_stack_of_reductions_stays_honest(form, drop):
     patches = rng.normal(size=(3, 24, 4))
     x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
     whole = np.tile(np.arange(24), (3, 1))
-    first = TokenState(
-        x=np.float32(x), size=np.ones((3, 25), np.float32), source=np.int32(whole)
-    )
+    first = TokenState(x=np.float32(x), size=np.ones((3, 25), np.float32))
     steps = [
         Assignment(dest=random_maps(rng, 3, n, n_out, drop), n_out=n_out)
         for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1))
     ]
+    slots = iter(provenance.patch_slots(steps, 3, 24)[1:])
     for state, step in zip(move_all(first, steps, form), steps, strict=True):
         n_out = step.n_out
         for image in range(3):
@@ -148,7 +84,7 @@ def test_a_stack_of_reductions_stays_honest(form, drop):
                 patches[image], np.ones(24), whole[image], n_out=n_out
             )
             np.testing.assert_allclose(state.x[image, 1:], means, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(state.source, whole)
+        np.testing.assert_array_equal(next(slots), whole)
     kept = (whole != DROPPED).sum(axis=1)
     np.testing.assert_array_equal(state.size[:, 1:].sum(axis=1), kept)
     assert drop or (kept == 24).all()
@@ -173,7 +109,6 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
     state = TokenState(
         x=rng.normal(size=(3, prefix + n, 4)).astype(dtype),
         size=rng.integers(1, 5, size=(3, prefix + n)).astype(np.float32),
-        source=np.tile(np.arange(n, dtype=np.int32), (3, 1)),
         num_prefix=prefix,
     )
     weight = rng.uniform(0.1, 2.0, (3, n)).astype(np.float32)
@@ -223,7 +158,6 @@ def test_apply_equals_the_oracle(n, n_out, weighted, mean, form):
     x, size = expected(state, assignment)
     np.testing.assert_allclose(got.x, x, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(got.size, size)
-    np.testing.assert_array_equal(got.source, assignment.dest)  # one token a patch
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -330,12 +264,6 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 
-def test_no_source_map_is_asked_for_none_is_made():
-    state, assignment = make(7, 3)
-    moved = jax.eval_shape(tokens.apply, state.replace(source=None), assignment)
-    assert moved.source is None
-
-
 def test_a_bad_value_in_a_dropped_token_stays_there():
     """The gather reads survivors only; a product would spread 0 * inf."""
     state, _ = make(7, 7)
@@ -349,18 +277,6 @@ def test_a_bad_value_in_a_dropped_token_stays_there():
 
 
 class MovesTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=True)
-    def test_compose_and_unmerge(self):
-        def paint(outer, inner, values):
-            source = tokens.compose(outer, inner)
-            return source, tokens.unmerge(values, source)
-
-        rng = np.random.default_rng(2)
-        inner, outer = random_maps(rng, 4, 9, 5), random_maps(rng, 4, 5, 3)
-        arrays = outer, inner, rng.normal(size=(4, 3, 2)).astype(np.float32)
-        got = self.variant(paint)(*map(jnp.asarray, arrays))
-        chex.assert_trees_all_equal(got, tiny.jit(paint)(*arrays))
-
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters((form, form) for form in FORMS)
     def test_stacks_are_moved_as_each_batch(self, form):

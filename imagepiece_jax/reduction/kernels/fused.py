@@ -17,7 +17,7 @@ import numpy as np
 
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.kernels import build
-from imagepiece_jax.reduction.tokens import Assignment, TokenState, compose
+from imagepiece_jax.reduction.tokens import Assignment, TokenState
 
 TARGET = "imagepiece_reduce"
 RULES = {"prune": 0, "retokenize": 1, "bipartite": 2}  # as in problem.h
@@ -142,7 +142,6 @@ class Kernel:
         state = TokenState(
             x=x,
             size=size,
-            source=None if state.source is None else compose(dest, state.source),
             coordinates=tokens.mean_coordinates(state, result),
             num_prefix=prefix,
         )

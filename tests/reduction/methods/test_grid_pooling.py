@@ -25,10 +25,10 @@ def taps_of(grid, batch=2):
 
 @functools.partial(tiny.compiled, static_argnums=(1, 2, 3))
 def pooled(x, grid, size, prefix=1):
-    """State after pooling the tokens x [B, prefix + n, D]."""
+    """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
-    return tokens.apply(start(x, prefix, trace_source=True), result)
+    return tokens.apply(start(x, prefix), result), result.dest
 
 
 def slow_cells(x, grid, size):
@@ -46,15 +46,15 @@ def slow_cells(x, grid, size):
 def test_two_by_two_patches_by_hand():
     """Rows 1 2 3 4 / 5 6 7 8 / ...: the first cell is 1 2 5 6, whose mean is 3.5."""
     x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
-    got = pooled(x, (4, 4), 2)
+    got, slots = pooled(x, (4, 4), 2)
     assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
     assert got.size[0].tolist() == [1, 4, 4, 4, 4]
-    assert got.source.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
+    assert slots.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
 
 
 def test_cells_of_a_grid_that_does_not_divide_by_hand():
     """Five in two: rows 0 1 2 and 3 4."""
-    got = pooled(np.zeros((1, 26, 1), np.float32), (5, 5), 2)
+    got, _ = pooled(np.zeros((1, 26, 1), np.float32), (5, 5), 2)
     assert got.size[0].tolist() == [1, 9, 6, 6, 4]
 
 
@@ -74,7 +74,7 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     n = grid[0] * grid[1]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, prefix + n, 3)).astype(jnp.dtype(dtype))
-    got = pooled(x, grid, size, prefix)
+    got, slots = pooled(x, grid, size, prefix)
     assert got.x.dtype == dtype
     tolerance = 1e-6 if dtype == "float32" else 2**-8
     for image in range(2):
@@ -85,14 +85,14 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
             got.size[image, prefix:], [len(cell) for cell in patches]
         )
         for cell, inside in enumerate(patches):
-            assert (np.asarray(got.source[image])[inside] == cell).all()
+            assert (np.asarray(slots[image])[inside] == cell).all()
     np.testing.assert_array_equal(got.x[:, :prefix], x[:, :prefix])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_as_many_cells_as_patches_change_no_bit(dtype):
     x = np.random.default_rng(0).normal(size=(2, 26, 3)).astype(jnp.dtype(dtype))
-    got = pooled(x, (5, 5), 5)
+    got, _ = pooled(x, (5, 5), 5)
     np.testing.assert_array_equal(got.x, x)
     np.testing.assert_array_equal(got.size, 1)
 

@@ -230,13 +230,13 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
         "block": 1,
         "version": version,
     }
-    model = tiny.model(reduction, class_token=class_token, trace_source=True)
+    model = tiny.model(reduction, class_token=class_token)
     variables = tiny.variables(model)
     assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
     out = tiny.compiled(model.apply)(variables, tiny.images())
     state, (result,), (taps,) = out.state, out.results, out.taps
     chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
-    assert state.source is None and (np.asarray(state.size) == 1).all()
+    assert (np.asarray(state.size) == 1).all()
     learned = weigh(
         model.plan[1].step.reducer, variables["params"]["reducer_1"], taps.x, (5, 5)
     )

@@ -31,7 +31,7 @@ def run(reducer, x, weight, n_out, prefix=0):
     size = jnp.ones(image.shape[:2], jnp.float32)
     taps = Taps(x=image, size=size, attn_columns=weight)
     result = reducer(taps, Counts(image.shape[1], n_out))
-    before = start(x, prefix, trace_source=True)
+    before = start(x, prefix)
     return result.dest, [tokens.apply(before, result, f) for f in ("gather", "one_hot")]
 
 
@@ -228,7 +228,6 @@ def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
             medoids, want = slow_kmedoids(x[image, prefix:], weight[image], 6)
             rows = [*range(prefix), *(prefix + m for m in medoids)]
             np.testing.assert_array_equal(state.x[image], x[image][rows])
-            np.testing.assert_array_equal(state.source[image], want)
             np.testing.assert_array_equal(dest[image], want)
 
 
@@ -302,7 +301,7 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean():
 def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, tap):
     reduction = {"name": "token_pooling", "blocks": (1, 2), "keep_rate": 0.6}
     fields = {"algorithm": algorithm, "score": score}
-    model = tiny.model(reduction | fields, trace_source=True)
+    model = tiny.model(reduction | fields)
     out = tiny.compiled(model.apply)(tiny.variables(model), tiny.images())
     assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
     slow = slow_kmedoids if algorithm == "kmedoids" else slow_kmeans
