@@ -129,6 +129,11 @@ def test_a_run_from_before_randaugment_was_on_the_device_alone(tmp_path):
         check_config(tmp_path / "host", now)
 
 
+def test_a_run_from_before_patches_were_followed_by_results(tmp_path):
+    started(tmp_path, changed(model={"depth": 2, "trace_source": True}))
+    check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": STD}))
+
+
 def test_unreadable_config_is_named(tmp_path):
     started(tmp_path)
     (tmp_path / "config.json").write_text("{")
