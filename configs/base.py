@@ -111,7 +111,7 @@ def get_config():
     config.teacher = config_dict.ConfigDict()
     config.teacher.weights = ""  # of the model that distillation and some methods
     #                     learn from, frozen: a file, folder, run or hf://OWNER/NAME
-    # Of a teacher for distillation, where its weights do not say it; empty: its own.
+    # Facts about a teacher for distillation that its weights lack; empty: its own.
     config.teacher.name = config_dict.placeholder(str)  # timm's, as config.model.name
     config.teacher.num_heads = config_dict.placeholder(int)  # of attention
     config.teacher.image_size = config_dict.placeholder(int)  # pixels a side

@@ -235,7 +235,7 @@ def _fold(context, config, reduction, labels, fold, parts) -> Answers:
         jax.clear_caches()  # its programs would stay, and no other run uses them
         trained = read(workdir, checkpoint="latest").analyzed(pretrained.config.dtype)
         result = context.evaluate(trained, reduction, images.subset(parts[fold]))
-        # Of a hundred megabytes a fold only these figures are needed.
+        # A fold takes a hundred megabytes; only these figures are needed.
         shutil.rmtree(workdir / CHECKPOINTS)
         return result.figures
 

@@ -29,7 +29,7 @@ STEM_FIGURES = {
 def reassess(context):
     """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
-    Of the tokens that a merge has just made of patches that were all among the least
+    Tokens that a merge has just made of patches that were all among the least
     attended. They count as attentive if (a) they are not among the lowest candidates of
     the next block, or (b), where that block prunes, they are kept. The published ratios
     fit (a) where the next block merges and (b) where it prunes. Were the order random,

@@ -17,7 +17,7 @@ from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.reduction import settings
 
-# Of classes the best of docs/tables/parts, of features that of docs/tables/parts/maps.
+# The best for classes and for features, by docs/tables/parts.
 CLASSES = {"name": "mctf", "score": "class", "prop_attn": True}
 FEATURES = {"name": "tome", "prop_attn": True}
 COSTS = (0.6, 0.5, 0.4)

@@ -25,8 +25,8 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.reduction import settings
 
-# Of least mean KL on even rows at .5: the chosen one; the best of the declared cells
-# that reads no attention map; and fusion by class attention in the place of the map.
+# The sets of least mean KL on even rows at .5: the chosen one; the best of the declared
+# cells that reads no attention map; fusion by class attention in the place of the map.
 CHOSEN = {
     "fusion": {"name": "mctf", "counts": "diffrate"},
     "most attended": {"name": "diffrate", "counts": "diffrate"},
@@ -262,7 +262,7 @@ def faster_table(judge: Judge) -> str:
 def carried(context):
     """The sets under damage, with smaller images and with larger ones; carried.md.
 
-    Of odd rows: even ones chose.
+    On odd rows: even ones chose.
     """
     odd = np.arange(len(context.images))[crossed.ODD]
     judge = Judge(context, context.images.subset(odd))

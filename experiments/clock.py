@@ -89,7 +89,7 @@ def _has(text, words):
 
 
 def key(reduction, side) -> str:
-    """Of a reduction, its defaults filled in, at an image size."""
+    """Key of a reduction, its defaults filled in, at an image size."""
     return json.dumps([settings.completed(reduction), side], sort_keys=True)
 
 

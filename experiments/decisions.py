@@ -120,7 +120,7 @@ def patched(keep=None, replay=(), scores=None):
 
 
 def _projected(dense, x, kind):
-    """Of models without rotary positions: `dense` of x, its result in float32."""
+    """`dense` of x in float32, for models without rotary positions."""
     parameters = dense.variables["params"]
     dtype = x.dtype if kind == "unrounded" else jnp.float32
     kernel = parameters["kernel"].astype(dtype)

@@ -109,7 +109,7 @@ class Graphs:
 
     @functools.cached_property
     def _folders(self):
-        """Of all float32 graphs: one that cannot be made is known before any figure."""
+        """All float32 graphs: one that cannot be made is known before any figure."""
         folders = []
         for place, reduction in enumerate(self.reductions):
             vit = self.weights.pretrained(reduction)

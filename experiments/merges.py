@@ -147,7 +147,7 @@ def top_count(n: int, percent: int) -> int:
 
 
 def _cosine_of_rows(a, b, eps=1e-6):
-    """Of each row of `a` with the same row of `b`, in float32. [B, r, d] -> [B, r]."""
+    """Cosine of each row of `a` and the one of `b`. [B, r, d] -> [B, r] float32."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     norms = jnp.sum(a * a, axis=-1) + eps, jnp.sum(b * b, axis=-1) + eps
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms[0]) * jax.lax.rsqrt(norms[1])

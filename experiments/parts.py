@@ -441,7 +441,7 @@ class Test:
 
 
 def paired(name: str, ours, theirs, unit: str = "log KL") -> Test:
-    """Of one number an image, by Student's t."""
+    """Test of one number an image, by Student's t."""
     change = np.asarray(ours) - np.asarray(theirs)
     estimate = statistics.student(change)
     error = change.std(ddof=1) / np.sqrt(len(change))
@@ -450,7 +450,7 @@ def paired(name: str, ours, theirs, unit: str = "log KL") -> Test:
 
 
 def answers(name: str, ours: Measured, theirs: Measured) -> Test:
-    """Of right answers, by McNemar's test."""
+    """Test of right answers, by McNemar."""
     rights = ours.of(ODD).right, theirs.of(ODD).right
     change = statistics.paired_difference(*rights)
     return Test(name, "points", change, statistics.mcnemar(*rights))

@@ -121,7 +121,7 @@ def normalized(features):
 class Reference:
     """Feature maps of the dense model, which those of its reductions are compared with.
 
-    Of one checkpoint, on the images of a Context.
+    One checkpoint on the images of a Context.
     """
 
     def __init__(self, context):

@@ -68,7 +68,7 @@ EXPERIMENTS = {
     "int8": int8,
     "calibration": calibration,
 }
-# Of any model, so that classes of the images may be any; accuracy where it has them.
+# For any model, so that classes of the images may be any; accuracy where it has them.
 NO_CLASSES = ("saliency", "saliency-picture", "patch_features", "carried-maps")
 MAYBE_CLASSES = ("fixed_tokens", "int8", "calibration")
 APART = (

@@ -400,7 +400,7 @@ def cells(result):
 def picture(context):
     """Tokens and maps of photographs, dense and with two methods; saliency-picture.png.
 
-    Of every image of --data: take few (--limit).
+    It draws every image of --data: take few (--limit).
     """
     maps, weights = Maps(context), context.pretrained
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)

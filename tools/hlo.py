@@ -289,7 +289,7 @@ def _itemsize(shape):
 def _bytes_read(fused):
     """Bytes of its parameters that a fusion reads, each of them at most once.
 
-    Of an array that is sliced or gathered only the selected part counts, through any
+    Only the selected part of a sliced or gathered array counts, through any
     views, casts and sums in between: followed from the result backwards.
     """
     sizes = {i.name: _elements(i.shape) for i in fused}

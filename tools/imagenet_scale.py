@@ -256,7 +256,7 @@ def measure(folder):
 
 
 def _lines():
-    """Of each line of the table: its key, its name, how it is printed and its goal."""
+    """Each line of the table: its key, its name, how it is printed and its goal."""
     yield "open", "open train and val, s", "{:.1f}", 2
     yield "first", "first batch, s", "{:.1f}", None
     yield "resume", f"first batch from step {RESUME.value:,}, s", "{:.1f}", 5

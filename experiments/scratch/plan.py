@@ -57,5 +57,5 @@ def epochs_that_fit(
 
 
 def seconds_of(measured: dict, epochs: int) -> float:
-    """Of a run of a system, from `measure`."""
+    """Key of a system's run, from `measure`."""
     return measured["compile"] + epochs * measured["epoch"] + measured["evaluate"]

@@ -185,8 +185,8 @@ def resize_crop(
     crop_mode: "center" for that; with "squash" both sides are resized so, whatever the
     aspect
 
-    Of an image more than 32 times as long as wide only the middle is resized: the rest
-    is cut away anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
+    Only the middle of an image that is more than 32 times as long as wide is resized:
+    the rest is cut away anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
     """
     wanted = sides(size)
     if crop_mode == "squash":

@@ -60,7 +60,7 @@ def line(figures: Mapping[str, float], *more: str) -> str:
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
 
-    Of equal logits the lower class counts as larger, so a network that says the same
+    The lower class of equal logits counts as larger, so a network that says the same
     for every class is right for k classes only. A label whose logit is NaN never is.
     """
     chex.assert_rank([logits, labels], [2, 1])

@@ -38,8 +38,8 @@ class Estimate(NamedTuple):
 def accuracy(right: ArrayLike) -> Estimate:
     """Percent of True. bool [images], or [seeds, images] of several trainings.
 
-    Of one model Wilson's interval: unlike value +- 1.96 standard errors it stays inside
-    0..100 and is not empty at its ends. Of several see `mean_over_seeds`.
+    The interval for one model is Wilson's: unlike value +- 1.96 standard errors it
+    stays inside 0..100 and is not empty at its ends. For several see `mean_over_seeds`.
     """
     right = np.atleast_2d(right)
     if len(right) > 1:
@@ -54,9 +54,9 @@ def accuracy(right: ArrayLike) -> Estimate:
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
     """Points of accuracy that `right` has more than `base`, image by image.
 
-    bool [images] twice, or [seeds, images] twice, paired by seed as well. Of one pair
-    the interval is that of Agresti and Min: half an image more in each cell of the
-    2 x 2 table, so that it is not empty where few images differ.
+    bool [images] twice, or [seeds, images] twice, paired by seed as well. The
+    interval for one pair is that of Agresti and Min: half an image more in each cell of
+    the 2 x 2 table, so that it is not empty where few images differ.
     """
     right, base = np.atleast_2d(right), np.atleast_2d(base)
     gained, lost = discordant(right, base)

@@ -141,7 +141,7 @@ def facts(
 ) -> dict[str, Any]:
     """Input, output and model of the program, as JSON values.
 
-    Of a program that gives tokens `output` is a list, in their order.
+    `output` is a list, in their order, if the program gives tokens.
     """
     model, count = leaving(vit, tokens), batch_size or "batch"
     output = {

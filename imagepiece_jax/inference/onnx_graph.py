@@ -467,8 +467,8 @@ COMPARISONS = {
 }
 
 
-# Of constants alone: what moves numbers, by its own entry in PRIMITIVES, and what NumPy
-# computes to the same bit. JAX compiles a program for each such equation and shape.
+# Equations of constants that are folded: those that move numbers, by their entries in
+# PRIMITIVES, and those that NumPy computes to the same bit. JAX compiles a program for each such equation and shape.
 MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
 BY_NUMPY = {
     "add": np.add,
@@ -683,7 +683,7 @@ def _rev(graph, equation, x):
 
 @primitive("gather")
 def _gather(graph, equation, x, index):
-    """Of constant indices: a block of the array, or rows of one axis."""
+    """A gather with constant indices: a block of the array, or rows of one axis."""
     x = graph.whole(x, equation.invars[0].aval.shape)
     params, (out,) = equation.params, equation.outvars
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]

@@ -27,7 +27,7 @@ class Projector:
 
     @property
     def width(self) -> int:
-        """Of the tokens that it takes."""
+        """Width of its input tokens."""
         return self.layers[0][0].shape[0]
 
     def tensors(self) -> dict[str, np.ndarray]:

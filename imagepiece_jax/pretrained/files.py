@@ -84,7 +84,7 @@ def read_state_dict(
     path = pathlib.Path(path)
 
     def select(content):
-        """Of a file's content, the tensors that are to be read."""
+        """The tensors of a file's content that are to be read."""
         unread = _named_tensors(path, _chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}

@@ -163,7 +163,7 @@ def describe(vit) -> dict[str, Any]:
 
 
 def _parse_ours(config):
-    """Of what `describe` wrote, the part that is of our own."""
+    """Our own part of what `describe` wrote."""
     ours, classes = config[OURS], config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
@@ -624,7 +624,7 @@ HOSTS = {
     "llava": Host(("clip_vision_model", "siglip_vision_model"), _L14, _llava),
     "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: PALIGEMMA),
 }
-# Of hosts with a projector, the tensors that are read; the rest is many times as much.
+# Tensors that are read of hosts with a projector; the rest is many times as much.
 OF_TOWER = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\.")
 
 

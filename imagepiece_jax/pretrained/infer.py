@@ -24,7 +24,7 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.pretrained.hub_configs import CONFIG, PREPROCESSOR, is_eva
 from imagepiece_jax.pretrained.layouts import Contents
 
-# Of an Architecture, what no shape shows; the pool is shown where it has parameters.
+# Fields of an Architecture that no shape shows; a pool with parameters is shown.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 # What can be given beside a name, or instead.

@@ -25,7 +25,7 @@ from imagepiece_jax.pretrained import hub, hub_configs
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
 from imagepiece_jax.pretrained.hub_configs import CONFIG, PALIGEMMA, Tower, is_eva
 
-# Of the images of OpenAI's CLIP, of pixels in [0, 1].
+# Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
@@ -405,7 +405,7 @@ FOREIGN = (
 MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
-# Of big_vision's blocks that are a scan: in one tensor, block by block.
+# Scanned blocks of big_vision: in one tensor, block by block.
 SCAN = "Transformer.encoderblock."
 # Parts behind the blocks, by the names of `Layout.place`.
 BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
@@ -553,7 +553,7 @@ def as_timm(
 
 
 def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
-    """Of all names in a file, those whose tensors `to_timm` uses.
+    """Names in a file whose tensors `to_timm` uses.
 
     InputError where the tower has another number of blocks than its config says.
     """

@@ -297,7 +297,7 @@ class Weights:
     def with_sizes(self, **fields: Any) -> "Weights":
         """These weights for images of another `image_size`, or with a lower `depth`.
 
-        Of fewer blocks the first are kept, with the norm and head behind the last.
+        A model of fewer blocks keeps the first, with the norm and head behind the last.
         """
         config = dataclasses.replace(self.config, **fields)
         if "depth" not in fields:

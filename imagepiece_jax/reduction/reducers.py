@@ -154,7 +154,7 @@ class TopK(Ranking):
 class Bipartite(Reducer):
     """Merge the most similar pairs between every other token and the rest (ToMe).
 
-    Of all tokens, prefix included, those at even positions are side A, the others side
+    The tokens at even positions, prefix included, are side A, the others side
     B; the tokens of A whose best partner in B is most similar are merged into it. The
     prefix takes no part. The slots are the rest of A, then B: the next split by
     position so mixes the two (Bolya et al. 2023, section 3).

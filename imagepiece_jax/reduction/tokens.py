@@ -444,9 +444,9 @@ def _move_by_index(x, weight, total, index, dest, mean):
 def _group_rows(x, weight, total, index, prefix):
     """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
 
-    Of few absorbed tokens it is a sum over them: a product would want its operand
-    gathered, converted and padded first. Of many it is a product, whose cost grows with
-    their number and not with its square.
+    Few absorbed tokens are summed: a product would want its operand gathered, converted
+    and padded first. Many are multiplied, whose cost grows with their number and not
+    with its square.
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:

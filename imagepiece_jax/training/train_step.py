@@ -342,7 +342,7 @@ def _prepare(part, positions, step, index, model, recipe):
 def _sums(loss, logits, targets):
     """Sums over this device's samples; right is the largest of an image's targets.
 
-    Of a mixed image that is the label with the larger share.
+    The label of a mixed image is the one with the larger share.
     """
     samples, classes = targets.shape
     label = jnp.argmax(targets, axis=-1)

@@ -55,7 +55,7 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
 def beta(key, alpha):
     """One draw of Beta(alpha, alpha) for a number alpha > 0, float32 [].
 
-    Of two gamma variables, with all tries made at once: `jax.random.beta` repeats them
+    Two gamma variables make it, with all tries at once: `jax.random.beta` repeats them
     in a loop, and a GPU waits for the host before each turn of a loop whose length it
     does not know.
     Source: Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".

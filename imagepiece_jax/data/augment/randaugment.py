@@ -122,7 +122,7 @@ def luminance(images):
 def factor(magnitude, sign):
     """Strength of a blend with a degenerate image: 1 is the image itself. float32.
 
-    Of color, contrast, brightness and sharpness: 1.81 or .19 at magnitude 9.
+    Color, contrast, brightness and sharpness have 1.81 or .19 at magnitude 9.
     """
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 

@@ -116,8 +116,7 @@ SCHEDULES = {
 }
 ALL = sys.maxsize  # tokens stay after pruning: none is dropped
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
-# Of those that a model has, the target that its authors report accuracies of; DeiT-Ti:
-# the one of the same share.
+# The target whose accuracies the authors report; for DeiT-Ti the one of the same share.
 DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
@@ -135,11 +134,11 @@ class PruneThenMerge(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class PruneAndMerge(Ranking):
-    """Of the `kept` highest scores (more where more are left) the last join others.
+    """The `kept` highest scores stay (more where more are left); the last join others.
 
-    They join the most similar ones. All others are dropped. Features are plain means; a
-    token that joins adds to the attention size only as much as it is like its partner
-    (cosine of the tokens).
+    They join the most similar ones, and all other tokens are dropped. Features are plain
+    means; a token that joins adds to the attention size only as much as it is like its
+    partner (cosine of the tokens).
     """
 
     kept: int

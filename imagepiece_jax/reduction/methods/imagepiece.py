@@ -73,7 +73,7 @@ class Retokenize(Ranking):
         return result.replace(weight=jnp.ones_like(taps.size))
 
     def similarity(self, taps, candidates, first):
-        """Of side A, the `first` candidates, to side B. -> [B, first, b - first]."""
+        """Side A, the `first` candidates, to side B. -> [B, first, b - first]."""
         metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
         return cosine_within(metric)[:, :first, first:]
 
