@@ -468,7 +468,8 @@ COMPARISONS = {
 
 
 # Equations of constants that are folded: those that move numbers, by their entries in
-# PRIMITIVES, and those that NumPy computes to the same bit. JAX compiles a program for each such equation and shape.
+# PRIMITIVES, and those that NumPy computes to the same bit. JAX would compile a program
+# for each such equation and shape.
 MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
 BY_NUMPY = {
     "add": np.add,

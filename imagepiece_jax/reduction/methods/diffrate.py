@@ -136,7 +136,7 @@ class PruneThenMerge(Rule):
 class PruneAndMerge(Ranking):
     """The `kept` highest scores stay (more where more are left); the last join others.
 
-    They join the most similar ones, and all other tokens are dropped. Features are plain
+    They join the most similar ones; all other tokens are dropped. Features are plain
     means; a token that joins adds to the attention size only as much as it is like its
     partner (cosine of the tokens).
     """
