@@ -49,4 +49,4 @@ def reduced(name):
         fields.rate_warmup_start = fields.rate_warmup_epochs = 0
         return fields
     allowed = ", ".join(REDUCTIONS)
-    raise InputError(f"{name!r} is not a reduction; allowed are {allowed}")
+    raise InputError(f"{name!r} is not a reduction; allowed: {allowed}")

@@ -53,7 +53,7 @@ def main(words):
     if names == ["scratch"]:
         if config or normalization or settings.weights:
             raise InputError(
-                "scratch trains from random weights, by flags of its own: allowed are "
+                "scratch trains from random weights, by flags of its own; allowed: "
                 "those of --help that name it, without --config, --weights, --mean and "
                 "--std"
             )

@@ -67,10 +67,10 @@ def adapt(context):
     context = dataclasses.replace(context, images=images)
     count = context.settings.folds
     if len(images) < 2:
-        raise InputError(f"--data has {len(images)} image; allowed are 2 or more")
+        raise InputError(f"--data has {len(images)} image; allowed: 2 or more")
     if not 2 <= count <= len(images):
         raise InputError(
-            f"--folds is {count}; allowed are 2 to {len(images)}, the images of --data"
+            f"--folds is {count}; allowed: 2 to {len(images)}, the images of --data"
         )
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
@@ -162,7 +162,7 @@ def _readable(images):
     if not os.path.isfile(source.name(0)):
         raise InputError(
             f"--data {images.name} has images that are no files, which a table of "
-            "training images cannot name; allowed are csv:FILE and folder:PATH"
+            "training images cannot name; allowed: csv:FILE and folder:PATH"
         )
     labels, in_a_row = {}, []
     for index in range(len(source)):

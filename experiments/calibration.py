@@ -98,7 +98,7 @@ def calibration(context):
     """Chosen beside fixed schedules at every cost, as calibration.md."""
     if len(context.images) < 4 * IMAGES:
         raise InputError(
-            f"--data has {len(context.images)} images; allowed are {4 * IMAGES} or more"
+            f"--data has {len(context.images)} images; allowed: {4 * IMAGES} or more"
         )
     change = Change(context)
     lines, tests = [], []

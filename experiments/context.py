@@ -107,7 +107,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
         raise InputError(
-            f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
+            f"--runs {folder} holds no run; allowed: a folder whose folders are runs "
             "of train.py"
         )
     return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]

@@ -180,7 +180,7 @@ def finetuning_config(
         elif ours not in (None, value):
             raise InputError(
                 f"config.model.{name} is {value!r}, but the weights have {ours!r}; "
-                f"allowed is {ours!r}"
+                f"allowed: {ours!r}"
             )
     return config
 

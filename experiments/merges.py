@@ -47,7 +47,7 @@ def observed(model):
     if not model.arch.class_token:
         raise InputError(
             "this experiment looks at class attention, and the model has no class "
-            "token; allowed are weights of a model that has one"
+            "token; allowed: weights of a model that has one"
         )
 
     def wrap(reducer):

@@ -206,7 +206,7 @@ def patch_features(context):
     """The map of every reduction of --sweep beside the dense one; patch_features.md."""
     if len(context.images) < FEWEST:
         raise InputError(
-            f"--data has {len(context.images)} images; allowed are {FEWEST} or more"
+            f"--data has {len(context.images)} images; allowed: {FEWEST} or more"
         )
     reductions, reference = context.reductions, Reference(context)
     rows = [

@@ -139,19 +139,19 @@ class Results:
         named = {row.source for row in self.rows}
         if named != set(self.sources):
             raise InputError(
-                f"source is {sorted(named ^ set(self.sources))}; allowed are those of "
+                f"source is {sorted(named ^ set(self.sources))}; allowed: those of "
                 "sources, each of which has a row"
             )
         for row in self.rows:
             if row.right is not None:
                 accuracy = 100 * row.bits(self.sources[row.source].images).mean()
                 if abs(accuracy - row.acc1[0]) > 1e-6:
-                    raise InputError(f"acc1 is {row.acc1}; allowed are {accuracy}")
+                    raise InputError(f"acc1 is {row.acc1}; allowed: {accuracy}")
         keys = [row_key(row, self) for row in self.rows]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise InputError(
-                f"a row is {twice[:1]}; allowed are rows of different settings"
+                f"a row is {twice[:1]}; allowed: rows of different settings"
             )
 
     def of(self, study: str) -> list[MethodResult]:
@@ -208,7 +208,7 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     """
     if report["metric"] != "gmacs":
         raise InputError(
-            f"metric is {report['metric']}; allowed is gmacs, whose settings are the "
+            f"metric is {report['metric']}; allowed: gmacs, whose settings are the "
             "same on every device"
         )
     shares = ",".join(f"{share:g}" for share in report["shares"])
@@ -270,12 +270,10 @@ def declared_runs() -> tuple[list[dict], dict]:
     there = {(run["system"], run["seed"]) for run in found}
     for run in itertools.product(declared.SYSTEMS, declared.SEEDS):
         if run not in there:
-            raise InputError(
-                f"{RUNS} has no {run[0]}_seed{run[1]}; allowed is every run"
-            )
+            raise InputError(f"{RUNS} has no {run[0]}_seed{run[1]}; allowed: every run")
     made = {json.dumps([run["git"], run["versions"]]) for run in found}
     if len(made) > 1:
-        raise InputError(f"{RUNS} has runs by {sorted(made)}; allowed is one of these")
+        raise InputError(f"{RUNS} has runs by {sorted(made)}; allowed: one of these")
     return found, plan
 
 

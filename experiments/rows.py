@@ -101,7 +101,7 @@ def measure(
         names = ", ".join(context.models.names())
         there = f" (--runs has {names})" if names else ""
         raise InputError(
-            f"none of the models of this table is there{there}; allowed are --weights "
+            f"none of the models of this table is there{there}; allowed: --weights "
             "of one of them, --runs with trained ones, and --small, which trains them"
         )
     return results

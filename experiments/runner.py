@@ -93,7 +93,7 @@ def select(words: list[str], settings: TableSettings) -> list[str]:
     """
     allowed = (*EXPERIMENTS, "scratch", "all")
     if len(words) != 1 or words[0] not in allowed:
-        written, hint = " ".join(words), f"allowed is one of {', '.join(allowed)}"
+        written, hint = " ".join(words), f"allowed: one of {', '.join(allowed)}"
         if len(words) == 1:
             hint = suggestion(written, allowed, hint)
         raise InputError(f"NAME is {written or 'missing'}; {hint}")
@@ -101,7 +101,7 @@ def select(words: list[str], settings: TableSettings) -> list[str]:
     if settings.small and name in ONE_CHECKPOINT:
         others = [other for other in EXPERIMENTS if other not in ONE_CHECKPOINT]
         raise InputError(
-            f"--small: {name} has no such form; allowed are {', '.join(others)}"
+            f"--small: {name} has no such form; allowed: {', '.join(others)}"
         )
     if name != "all":
         return words
@@ -195,13 +195,13 @@ def _images(settings, models, names):
     if len(sizes) > 1:
         raise InputError(
             f"--runs {settings.runs} has models of different classes or image sizes, "
-            f"{sorted(sizes)}; allowed are those of one data set"
+            f"{sorted(sizes)}; allowed: those of one data set"
         )
     ((classes, side),) = sizes
     labeled = not set(names) <= {*NO_CLASSES, *(() if classes else MAYBE_CLASSES)}
     if labeled and not classes:
         raise InputError(
-            "--weights has no classes, so there is no accuracy to compare; allowed are "
+            "--weights has no classes, so there is no accuracy to compare; allowed: "
             "weights with a head"
         )
     alone = isinstance(models, OffTheShelf)

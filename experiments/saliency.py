@@ -73,7 +73,7 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
         before = after
     shapes |= {"final_conv.weight": (1, before, 1, 1), "final_conv.bias": (1,)}
     allowed = (
-        "allowed is a head of three transposed convolutions of 4 x 4 with batch norm, "
+        "allowed: a head of three transposed convolutions of 4 x 4 with batch norm, "
         "and a last one of 1 x 1"
     )
     if missing := sorted({*shapes} - {*tensors}):
@@ -82,7 +82,7 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
     if reads != width:
         raise InputError(
             f"--decoder {path} reads features of {reads} numbers, and the model's have "
-            f"{width}; allowed is a head that was trained with the model"
+            f"{width}; allowed: a head that was trained with the model"
         )
     for name, tensor in sorted(tensors.items()):
         if tensor.shape != shapes.get(name):
@@ -203,7 +203,7 @@ class Maps:
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
         if len(self.context.images) < 2:
-            raise InputError("--data has 1 image; allowed are 2 or more")
+            raise InputError("--data has 1 image; allowed: 2 or more")
 
         def measured():
             dense = self.dense

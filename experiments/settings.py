@@ -36,7 +36,7 @@ class Settings(fields.CheckedFields):
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
         shown = "empty" if value == "" else repr(value)
-        raise InputError(f"{self.path(field)} is {shown}; allowed are {allowed}")
+        raise InputError(f"{self.path(field)} is {shown}; allowed: {allowed}")
 
 
 def flag(kind, help_text: str, of: tuple[str, ...] = ()):
@@ -209,7 +209,7 @@ class TableSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.runs and self.small:
-            raise InputError("--runs and --small are both given; allowed is one")
+            raise InputError("--runs and --small are both given; allowed: one")
 
     @property
     def rules(self):

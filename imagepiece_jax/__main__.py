@@ -42,7 +42,7 @@ def main():
         del sys.argv[1]
         run(name)
     else:
-        hint = suggestion(name, names, f"allowed are {', '.join(names)}")
+        hint = suggestion(name, names, f"allowed: {', '.join(names)}")
         print(f"error: {name!r} is not a command; {hint}", file=sys.stderr)
         return InputError.status
     return 0

@@ -73,7 +73,7 @@ def required(holder):
 def finite(holder):
     """The value of a float flag. Raises InputError for "nan" and "inf"."""
     if not math.isfinite(holder.value):
-        raise InputError(f"--{holder.name} is {holder.value}; allowed are numbers")
+        raise InputError(f"--{holder.name} is {holder.value}; allowed: numbers")
     return holder.value
 
 
@@ -242,7 +242,7 @@ def _ending(error):
         platforms = os.environ["JAX_PLATFORMS"]
         return (
             f"error: JAX_PLATFORMS is {platforms!r}, which JAX cannot start here; "
-            "allowed are platforms that this machine has, such as cpu",
+            "allowed: platforms that this machine has, such as cpu",
             InputError.status,
         )
     return None, None
@@ -347,13 +347,13 @@ def _unknown(name):
     if candidates:
         return f"--{name} is not a flag; did you mean {' or '.join(candidates)}?"
     every = ", ".join(f"--{flag}" for flag in names) or "none"
-    return f"--{name} is not a flag; allowed are {every}"
+    return f"--{name} is not a flag; allowed: {every}"
 
 
 def _unexpected(word):
     if ".py" in word:
         return f"{word} stands alone; did you mean --config {word}?"
-    return f"{word!r} stands alone; allowed are flags, see --help"
+    return f"{word!r} stands alone; allowed: flags, see --help"
 
 
 class Overrides(tuple):
@@ -422,12 +422,12 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
 
     paths, by_name = required(flags.FLAGS["config"]), {}
     if most is not None and len(paths) > most:
-        raise InputError(f"--config is given {len(paths)} times; allowed is {most}")
+        raise InputError(f"--config is given {len(paths)} times; allowed: {most}")
     for path in paths:
         name = config_name(path)
         if name in by_name:
             raise InputError(
-                f"--config {path}: a config of this name is there already; allowed are "
+                f"--config {path}: a config of this name is there already; allowed: "
                 "files of different names"
             )
         by_name[name] = load_config(path)
@@ -485,7 +485,7 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"get_config() of config file {file} returns {type(config).__name__}; "
-            "allowed is a ConfigDict"
+            "allowed: a ConfigDict"
         )
     return config.lock()
 
@@ -568,11 +568,11 @@ def override(config: "ConfigDict", field: str, text: str | None):
         return
     parse, allowed = PARSERS[kind]
     if text is None and kind is not bool:
-        raise InputError(f"config.{field} has no value; allowed are {allowed}")
+        raise InputError(f"config.{field} has no value; allowed: {allowed}")
     try:
         group[leaf] = parse("true" if text is None else text)
     except (ValueError, KeyError):
-        raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
+        raise InputError(f"config.{field} is {text!r}; allowed: {allowed}") from None
 
 
 def _no_such_file(file, argument):
@@ -635,6 +635,6 @@ def _where(error, file):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
     # ConfigDict lists all fields, over many lines, before its "Did you mean".
-    text = re.sub(OTHER_TYPE, r"\1 is \2, of type \3; allowed is \4", text)
+    text = re.sub(OTHER_TYPE, r"\1 is \2, of type \3; allowed: \4", text)
     text = re.sub(r"(?s)\. Other fields present.*?(\n(?=Did you mean)|$)", "; ", text)
     return f"{where}: {kind}: {text.partition(chr(10))[0].removesuffix('; ')}"

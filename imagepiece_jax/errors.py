@@ -1,5 +1,6 @@
 """Errors that end a command with one sentence and an exit status."""
 
+import contextlib
 import difflib
 import functools
 import re
@@ -10,13 +11,52 @@ FIELD = re.compile(rf"(?<![\w/.-])config\.(?!(?:model\.)?(?:{FILES})\b)(?:model\
 
 
 class InputError(ValueError):
-    """A mistake in what was typed or in a file.
+    """A mistake in what was typed or in a file, as facts that `str` words.
 
-    Its sentence names the field or file, what was found and what is allowed. Commands
-    print it without a traceback (see `imagepiece_jax.cli`).
+    The sentence is "PLACE: FIELD PROBLEM; allowed: ALLOWED; HINT".
+
+    problem: what is wrong, the predicate of the sentence; "": "is VALUE"
+    field: its subject: an argument, a flag, or a config's field by its path
+    place: the file or folder it is in; without a field, the subject
+    value: what was found
+    allowed: what may stand there, in words
+    hint: what to do about it, a clause of its own
+
+    Whoever catches one may change its facts, as `within` does, never its sentence.
     """
 
     status = 2
+
+    def __init__(
+        self, problem="", *, field="", place="", value=None, allowed="", hint=""
+    ):
+        super().__init__(problem)
+        self.problem, self.field, self.place = problem, field, str(place)
+        self.value, self.allowed, self.hint = value, allowed, hint
+
+    def __str__(self):
+        place = f"{self.place}:" if self.place and self.field else self.place
+        problem = str(self.problem) or f"is {self.value!r}"
+        subject = " ".join(filter(None, (place, self.field, problem)))
+        allowed = self.allowed and f"allowed: {self.allowed}"
+        return "; ".join(filter(None, (subject, allowed, self.hint)))
+
+
+@contextlib.contextmanager
+def within(group="", place=""):
+    """InputErrors raised inside name their fields from further out.
+
+    group: of whose fields they are: "r" within "config.reduction" is
+        "config.reduction.r"; flags stay as they are
+    place: the file or folder, where an error has none
+    """
+    try:
+        yield
+    except InputError as error:
+        if group and error.field and not error.field.startswith("--"):
+            error.field = f"{group}.{error.field}"
+        error.place = error.place or str(place)
+        raise
 
 
 def of_keywords(function):
@@ -30,7 +70,9 @@ def of_keywords(function):
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            error.args = (FIELD.sub("", str(error)),)
+            error.problem = FIELD.sub("", str(error.problem))
+            error.field = FIELD.sub("", error.field)
+            error.hint = FIELD.sub("", error.hint)
             raise
 
     return called
@@ -65,5 +107,5 @@ def one_of(name, value, options):
     """`options[value]`. Raises InputError, about the field `name`, without it."""
     if value not in [*options]:
         listed = ", ".join(map(str, options))
-        raise InputError(f"{name} is {value!r}; allowed are {listed}")
+        raise InputError(field=name, value=value, allowed=listed)
     return options[value]

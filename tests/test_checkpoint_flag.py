@@ -124,6 +124,6 @@ def test_weights_without_averages_are_refused(run, tmp_path):
         export.main, f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.jax"
     )
     assert sentence(ended) == (
-        f"weights file {tmp_path}/w.npz has no averaged weights; allowed are files "
+        f"weights file {tmp_path}/w.npz has no averaged weights; allowed: files "
         "with state_dict_ema or model_ema, as timm's training saves them"
     )

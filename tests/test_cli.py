@@ -252,7 +252,7 @@ def test_train_in_a_process_of_its_own():
     """Its flags, all of them, and none of other commands that a test has imported."""
     said = sentence(start("train.py", "--config=configs/quickstart.py", "--zebra"))
     assert said == (
-        "--zebra is not a flag; allowed are --config, --workdir, --dry_run, "
+        "--zebra is not a flag; allowed: --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
 

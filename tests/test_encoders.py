@@ -223,7 +223,7 @@ def test_proportional_attention_is_a_field_of_a_reduction(saved):
     vit = imagepiece_jax.load(saved / "weights", reduction=tome)
     assert not vit.model.prop_attn and vit.reduction == tome
     words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
-    message = "config.model.prop_attn is 2; allowed are True, False"
+    message = "config.model.prop_attn is 2; allowed: True, False"
     words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
     assert sentence(call(describe.main, *words)) == message
     words[-1] = "--config.reduction.prop_attn=false"

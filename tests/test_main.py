@@ -34,7 +34,7 @@ def test_without_a_command_it_lists_them(words):
     "word, said",
     [
         ("evalute", "'evalute' is not a command; did you mean evaluate?"),
-        ("--config", f"'--config' is not a command; allowed are {', '.join(COMMANDS)}"),
+        ("--config", f"'--config' is not a command; allowed: {', '.join(COMMANDS)}"),
     ],
 )
 def test_another_word_is_one_sentence(word, said):

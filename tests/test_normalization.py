@@ -162,9 +162,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
-    with pytest.raises(
-        InputError, match=r"found uint8 \[0, 16, 3\]; allowed are paths"
-    ):
+    with pytest.raises(InputError, match=r"found uint8 \[0, 16, 3\]; allowed: paths"):
         predictor(np.zeros((0, 16, 3), np.uint8))
     assert predictor([]) == []
 

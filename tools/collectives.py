@@ -257,7 +257,7 @@ def _write(parts):
 def _numbers(holder):
     if not all(word.isdigit() and int(word) for word in holder.value):
         raise InputError(
-            f"--{holder.name} is {','.join(holder.value)!r}; allowed are whole numbers "
+            f"--{holder.name} is {','.join(holder.value)!r}; allowed: whole numbers "
             "from 1, such as 1,2,8"
         )
     return [int(word) for word in holder.value]

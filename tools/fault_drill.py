@@ -49,7 +49,7 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 def main():
     if SAVES.value > KILLS.value:
         raise InputError(
-            f"--saves is {SAVES.value}; allowed are 0 to --kills, here {KILLS.value}"
+            f"--saves is {SAVES.value}; allowed: 0 to --kills, here {KILLS.value}"
         )
     if not (tiny_runs.ROOT / "train.py").exists():
         raise InputError(

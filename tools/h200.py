@@ -63,7 +63,7 @@ def devices(count=1):
         if any(map(_installed, ("xla_cuda13", "xla_cuda12"))):
             raise InputError(
                 "compiling for an H200 found JAX's CUDA wheels, which did not start; "
-                "allowed is a process in which JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 is "
+                "allowed: a process in which JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 is "
                 "set before JAX is used"
             ) from error
         raise InputError(

@@ -53,7 +53,7 @@ HELD = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 def main(words):
     if len(words) != 2 or words[0] not in ("write", "measure"):
-        raise InputError(f"{' '.join(words)!r}: allowed are write DIR and measure DIR")
+        raise InputError(f"{' '.join(words)!r}; allowed: write DIR and measure DIR")
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
         write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
@@ -72,9 +72,7 @@ def _pair(holder, text=None):
     text = text or ",".join(holder.value)
     pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
     if not pair or not all(map(int, pair.groups())):
-        raise InputError(
-            f"--{holder.name} has {text!r}: allowed are two numbers from 1"
-        )
+        raise InputError(f"--{holder.name} has {text!r}; allowed: two numbers from 1")
     return tuple(map(int, pair.groups()))
 
 

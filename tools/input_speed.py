@@ -92,7 +92,7 @@ def _resave(text):
     match = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
     if not match or not all(map(int, match.groups())):
         raise InputError(
-            f"--resave is {text!r}; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
+            f"--resave is {text!r}; allowed: WIDTHxHEIGHT:KB, such as 500x375:110"
         )
     width, height, kilobytes = map(int, match.groups())
     return (width, height), kilobytes

@@ -44,13 +44,13 @@ def main():
     short_side, workers = SHORT_SIDE.value, PROCESSES.value
     if short_side and not SHORT_SIDES[0] <= short_side <= SHORT_SIDES[1]:
         raise InputError(
-            f"--short_side is {short_side}: allowed are 0 and {SHORT_SIDES[0]} to "
+            f"--short_side is {short_side}; allowed: 0 and {SHORT_SIDES[0]} to "
             f"{SHORT_SIDES[1]} pixels"
         )
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 0:
-        raise InputError(f"--processes is {workers}: allowed are whole numbers from 0")
+        raise InputError(f"--processes is {workers}; allowed: whole numbers from 0")
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images

@@ -60,7 +60,7 @@ Row = collections.namedtuple("Row", HEADINGS)
 
 def main():
     if DEVICES.value % 2:
-        raise InputError(f"--devices is {DEVICES.value}; allowed are even numbers")
+        raise InputError(f"--devices is {DEVICES.value}; allowed: even numbers")
     if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
         raise InputError(
             f"--platform gpu needs {DEVICES.value} GPUs (--devices), JAX finds "

@@ -41,7 +41,7 @@ def prepare(names):
     """
     for name in names:
         if name not in NAMES:
-            raise InputError(f"--against is {name!r}; allowed are {', '.join(NAMES)}")
+            raise InputError(f"--against is {name!r}; allowed: {', '.join(NAMES)}")
     for library in LIBRARIES:
         try:
             importlib.import_module(library)

@@ -56,13 +56,13 @@ class Options(Settings):
             self.refuse("canvas", f"--image_size, {self.image_size}, or more")
         for name in self.chosen:
             if name not in SYSTEMS:
-                listed = f"allowed are {', '.join(SYSTEMS)}"
+                listed = f"allowed: {', '.join(SYSTEMS)}"
                 hint = suggestion(name, SYSTEMS, listed)
                 raise InputError(f"--systems is {name!r}; {hint}")
         if "dynamicvit" in self.chosen and "dense_conv" not in self.chosen:
             raise InputError(
                 "--systems has dynamicvit, whose runs start from those of dense_conv; "
-                "allowed is both"
+                "allowed: both"
             )
 
     @property

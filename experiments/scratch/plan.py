@@ -51,7 +51,7 @@ def epochs_that_fit(
         raise InputError(
             f"--hours leaves {seconds / 3600:.2f} hours, but one epoch of all runs, "
             f"their compilation and evaluations take {(epoch + once) / 3600:.2f}; "
-            "allowed are more hours, or fewer seeds"
+            "allowed: more hours, or fewer seeds"
         )
     return min(asked, fitting)
 

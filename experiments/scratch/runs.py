@@ -193,13 +193,13 @@ def _check_data(made, data, train, test, folder):
         raise InputError(
             f"--data {data} has {counts} training images, test images and "
             f"classes, but the runs in {folder} were begun with {made['images']}; "
-            "allowed are the same data, or another --out"
+            "allowed: the same data, or another --out"
         )
     digest = [train.digest, test.digest]
     if made.get("digest", digest) != digest:  # former plans have none
         raise InputError(
             f"--data {data} has other images or labels than the runs in {folder} were "
-            "begun with; allowed are the same data, or another --out"
+            "begun with; allowed: the same data, or another --out"
         )
 
 
@@ -295,7 +295,7 @@ def _check_same(ours, theirs, path):
         if ours.get(name) != theirs.get(name):
             raise InputError(
                 f"{path} was made with {name} {theirs.get(name)}, but now it is "
-                f"{ours.get(name)}; allowed is the same, or another --out"
+                f"{ours.get(name)}; allowed: the same, or another --out"
             )
 
 

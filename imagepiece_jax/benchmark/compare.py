@@ -181,7 +181,7 @@ def match(
     if not entries:
         listed = ",".join(f"{share:g}" for share in shares)
         raise InputError(
-            f"--shares is {listed}: no method has a setting of this cost; allowed are "
+            f"--shares is {listed}: no method has a setting of this cost; allowed: "
             "shares that one has"
         )
     return entries, left_out
@@ -196,7 +196,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     every = [name for name in METHODS if name != settings.DENSE["name"]]
     for name in names:
         if name not in every:
-            hint = suggestion(name, every, f"allowed are {', '.join(every)}")
+            hint = suggestion(name, every, f"allowed: {', '.join(every)}")
             raise InputError(f"--methods is {name!r}; {hint}")
     wanted = {*names, *REFERENCES} if names else {*every}
     listed = [name for name in every if name in wanted]

@@ -39,7 +39,7 @@ def use(name: str):
     if name not in ("default", here):
         raise InputError(
             f"--device is {name}, but JAX finds no such device here, or lacks its "
-            f"plugin; allowed are {', '.join(dict.fromkeys(('default', 'cpu', here)))}"
+            f"plugin; allowed: {', '.join(dict.fromkeys(('default', 'cpu', here)))}"
         )
 
 

@@ -199,7 +199,7 @@ class Files:
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
                     raise InputError(
-                        f"--{flag} {path} is the file of --{first}; allowed is another"
+                        f"--{flag} {path} is the file of --{first}; allowed: another"
                     )
 
     def __enter__(self):

@@ -21,10 +21,10 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 def modes(values: list[str], flag="mode") -> list[str]:
     """The modes that --`flag` lists. Raises InputError for an unknown one or none."""
     if not values:
-        raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
+        raise InputError(f"--{flag} is empty; allowed: {', '.join(MODES)}")
     for mode in values:
         if mode not in MODES:
-            raise InputError(f"--{flag} is {mode!r}; allowed are {', '.join(MODES)}")
+            raise InputError(f"--{flag} is {mode!r}; allowed: {', '.join(MODES)}")
     return values
 
 
@@ -37,7 +37,7 @@ def batch_sizes(texts: list[str]) -> list[int]:
     for word in words:
         if not word.isdecimal() or int(word) < 1:
             raise InputError(
-                f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
+                f"--batch_size is {word!r}; allowed: whole numbers from 1, such as "
                 "256 or 1,8,64"
             )
     return sorted(set(map(int, words)), reverse=True)
@@ -176,7 +176,7 @@ def _check_memory(name, batch_size, needed):
         raise InputError(
             f"--batch_size {batch_size} does not fit: {name} needs "
             f"{needed / 1e9:,.1f} GB, and {device.name()} has {available / 1e9:,.1f}; "
-            "allowed are smaller ones"
+            "allowed: smaller ones"
         )
 
 
@@ -191,5 +191,5 @@ def _memory_errors(group):
             raise
         raise InputError(
             f"--batch_size {group.batch_size} does not fit the memory of "
-            f"{device.name()} in mode {group.mode}; allowed are smaller ones"
+            f"{device.name()} in mode {group.mode}; allowed: smaller ones"
         ) from error

@@ -36,9 +36,9 @@ def main():
     for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
         if flag.present:
             both = f"--sweep and --{flag.name} are both given"
-            raise InputError(f"{both}; allowed is one")
+            raise InputError(f"{both}; allowed: one")
     if not shares:
-        raise InputError("--shares is empty; allowed are one or more, such as 0.9,0.5")
+        raise InputError("--shares is empty; allowed: one or more, such as 0.9,0.5")
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import compare, compare_tables, device
     from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, Split
@@ -95,7 +95,7 @@ def share(text):
         value = 0.0
     if not 0 < value < 1:
         raise InputError(
-            f"--shares is {text!r}; allowed are shares of the dense model's cost, "
+            f"--shares is {text!r}; allowed: shares of the dense model's cost, "
             "between 0 and 1, such as 0.5"
         )
     return value

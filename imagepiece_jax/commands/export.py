@@ -52,7 +52,7 @@ def main():
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
         raise InputError(
-            f"--out {out} ends in {out.suffix}, but --format is {form}; allowed is "
+            f"--out {out} ends in {out.suffix}, but --format is {form}; allowed: "
             f"--format {out.suffix[1:]}, or another name"
         )
     beside = jax_export.facts_file(out)

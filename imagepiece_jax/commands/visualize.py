@@ -48,7 +48,7 @@ def main(words):
     depth = len(models[0].model.plan)
     for block in blocks:
         if block >= depth:
-            raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
+            raise InputError(f"--blocks has {block}; allowed: 0 to {depth - 1}")
     resize = RESIZE.value or weights.resize
     transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
     images, names = sources.read_images(files, transform)
@@ -64,7 +64,7 @@ def block_numbers(texts):
     """["1", "4"] -> [1, 4]; InputError for anything but numbers."""
     for text in texts:
         if not text.isdecimal():
-            raise InputError(f"--blocks has {text!r}; allowed are numbers of blocks")
+            raise InputError(f"--blocks has {text!r}; allowed: numbers of blocks")
     return [int(text) for text in texts]
 
 

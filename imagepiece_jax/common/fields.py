@@ -53,8 +53,9 @@ class CheckedFields:
 
     def refuse(self, field: str, allowed: str):
         """Raise InputError for the value of a field; allowed: what it may be."""
-        value = getattr(self, field)
-        raise InputError(f"{self.path(field)} is {value!r}; allowed are {allowed}")
+        raise InputError(
+            field=self.path(field), value=getattr(self, field), allowed=allowed
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

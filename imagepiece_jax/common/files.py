@@ -53,11 +53,9 @@ def read_json(path):
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not JSON ({error}); allowed is an object"
-        ) from error
+        raise InputError(f"{path} is not JSON ({error}); allowed: an object") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is a {type(content).__name__}; allowed is an object")
+        raise InputError(f"{path} is a {type(content).__name__}; allowed: an object")
     return content
 
 
@@ -88,11 +86,11 @@ def check_writable(flag, path, read=(), writes=()):
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
-            raise InputError(f"{flag} {path} is read here; allowed is another file")
+            raise InputError(f"{flag} {path} is read here; allowed: another file")
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in KEPT and suffix not in writes:
         raise InputError(
-            f"{flag} {path} exists, and this command writes no {suffix}; allowed is "
+            f"{flag} {path} exists, and this command writes no {suffix}; allowed: "
             "another name"
         )
     try:
@@ -101,7 +99,7 @@ def check_writable(flag, path, read=(), writes=()):
         new.unlink()
     except OSError as error:
         raise InputError(
-            f"{flag} {path} cannot be written ({error.strerror}); allowed is a file in "
+            f"{flag} {path} cannot be written ({error.strerror}); allowed: a file in "
             "a folder that exists"
         ) from error
 

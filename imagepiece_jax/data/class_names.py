@@ -177,7 +177,7 @@ def check_classes(
     source: str,
     names: Names | None,
     data: str,
-    allowed: str = "allowed are the same classes in the same order",
+    allowed: str = "allowed: the same classes in the same order",
 ) -> str | None:
     """Compare the classes of weights with those of data, by name.
 

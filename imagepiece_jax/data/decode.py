@@ -133,7 +133,7 @@ def _eight_bits(values, mode):
     if low >= 0 and high < 2**16 and mode == "I":
         return (values >> 8).astype(np.uint8)
     raise ValueError(
-        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed are 0 to 255"
+        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed: 0 to 255"
         + ", or 16 bits" * (mode == "I")
     )
 
@@ -169,12 +169,12 @@ class Unreadable:
         if len(row) >= MAX_IN_A_ROW:
             raise InputError(
                 f"{len(row)} images in a row cannot be read, the first is "
-                f"{row[0].name} ({row[0].reason}): allowed are fewer than "
+                f"{row[0].name} ({row[0].reason}); allowed: fewer than "
                 f"{MAX_IN_A_ROW}"
             )
         if self.count > MAX_SHARE * total:
             first = next(iter(self.names))
             raise InputError(
                 f"{self.count} of {total} images cannot be read, the first is {first} "
-                f"({self.names[first]}): allowed is {MAX_SHARE:.0%}"
+                f"({self.names[first]}); allowed: {MAX_SHARE:.0%}"
             )

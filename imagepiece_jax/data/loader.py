@@ -49,7 +49,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     if length < batch_size:
         raise InputError(
             f"config.batch_size is {batch_size}, but the training data has only "
-            f"{length} images: allowed is 1..{length}"
+            f"{length} images; allowed: 1..{length}"
         )
     return length // batch_size
 
@@ -134,7 +134,7 @@ def train_sequence(
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
     if not 0 <= seed < 2**64:
-        raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
+        raise InputError(f"config.seed is {seed}; allowed: 0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
     return _Training(

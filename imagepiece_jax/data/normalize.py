@@ -24,7 +24,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
-            f"images are {images.dtype} {list(images.shape)}; allowed are pixels, "
+            f"images are {images.dtype} {list(images.shape)}; allowed: pixels, "
             "uint8 [..., 3]"
         )
     mean = _along(images, channels("mean", mean))
@@ -74,7 +74,7 @@ def warn_of_range(images, mean, std):
     else:
         return
     warnings.warn(
-        f"the values of images are {fault}; allowed are images normalized by the "
+        f"the values of images are {fault}; allowed: images normalized by the "
         f"model's mean {mean} and std {std} (imagepiece_jax.normalize)",
         stacklevel=3,
     )
@@ -102,7 +102,7 @@ def channels(field: str, values, positive: bool = False) -> tuple[float, float, 
     if len(triple) != 3 or not right or (positive and min(triple) == 0):
         bounds = "above 0 and up to 1" if positive else "from 0 to 1"
         raise InputError(
-            f"{field} is {values!r}; allowed are three numbers {bounds}, of pixels in "
+            f"{field} is {values!r}; allowed: three numbers {bounds}, of pixels in "
             "[0, 1], such as (0.5, 0.5, 0.5)"
         )
     return tuple(map(float, triple))

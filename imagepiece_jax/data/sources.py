@@ -197,7 +197,7 @@ def open_source(
     for labels that do not fit `num_classes`.
     """
     if split not in SPLITS:
-        raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
+        raise InputError(f"the split is {split!r}; allowed: {' and '.join(SPLITS)}")
     kind, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":
@@ -212,7 +212,7 @@ def open_source(
     kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
     hint = f"; did you mean {kind}{name}?" if kind else ""
     raise InputError(
-        f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}{hint}"
+        f"config.data.name is {name!r}; allowed: {', '.join(KNOWN_NAMES)}{hint}"
     )
 
 
@@ -305,7 +305,7 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
             (images if image else left_out).append(entry.name if image else entry.path)
         if not images:
             raise InputError(
-                f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
+                f"folder {folder} holds no image; allowed: {', '.join(EXTENSIONS)}"
             )
         files += [os.path.join(split, name, file) for file in images]
         labels += [label] * len(images)
@@ -330,7 +330,7 @@ def _labels(root, names, num_classes, labels_by_name):
     if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
         raise InputError(
             f"folder {root} has class {unknown[0]!r}, which is not one of the model's "
-            f"{num_classes}, as {len(names) - len(unknown)} others are: allowed are "
+            f"{num_classes}, as {len(names) - len(unknown)} others are; allowed: "
             "names of its classes, or a folder for each"
         )
     _check_classes(num_classes, len(names), f"folder {root}")
@@ -409,7 +409,7 @@ def _unlabeled_files(root):
         ]
     if not files:
         raise InputError(
-            f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
+            f"folder {folder} holds no image; allowed: {', '.join(EXTENSIONS)}"
         )
     return files
 
@@ -726,7 +726,7 @@ def _label(text, num_classes, where):
         if num_classes:
             allowed = f"0..{num_classes - 1} (config.num_classes is {num_classes})"
         raise InputError(
-            f"{where} has label {text!r}: allowed are the whole numbers {allowed}"
+            f"{where} has label {text!r}; allowed: the whole numbers {allowed}"
         )
     return label
 
@@ -734,7 +734,7 @@ def _label(text, num_classes, where):
 def _split(text, where):
     split = (text or "").strip()
     if split not in SPLITS:
-        raise InputError(f"{where} has split {text!r}: allowed are train and val")
+        raise InputError(f"{where} has split {text!r}; allowed: train and val")
     return split
 
 
@@ -775,7 +775,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
     Raises InputError where there is none.
     """
     if not words:
-        raise InputError("no image is named; allowed are image files and folders")
+        raise InputError("no image is named; allowed: image files and folders")
     files = []
     for path in map(pathlib.Path, words):
         if not path.is_dir():
@@ -784,7 +784,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
             raise InputError(
-                f"folder {path} holds no image; allowed are {', '.join(EXTENSIONS)} "
+                f"folder {path} holds no image; allowed: {', '.join(EXTENSIONS)} "
                 "in the folder itself"
             )
         files += inside

@@ -263,7 +263,7 @@ def _check_space(size):
     if os.path.isdir(SHARED) and (free := shutil.disk_usage(SHARED).free) < size:
         raise InputError(
             f"reading in processes needs {size / 1e6:,.0f} MB in {SHARED}, which has "
-            f"{free / 1e6:,.0f} MB free: allowed are more room (a container's "
+            f"{free / 1e6:,.0f} MB free; allowed: more room (a container's "
             "--shm-size) or config.data.workers=0, which reads in threads alone"
         )
 

@@ -136,16 +136,16 @@ def features(
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
     if not all(is_whole(block) and 0 <= block < depth for block in blocks):
         raise InputError(
-            f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
+            f"layers is {layers!r}; allowed: 0 to {depth} for the last blocks, or a "
             f"list of blocks from 0 to {depth - 1}"
         )
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):
-            raise InputError(f"{name} is {value!r}; allowed are True, False")
+            raise InputError(f"{name} is {value!r}; allowed: True, False")
     _check_fill(fill, model.arch.class_token)
     if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
         raise InputError(
-            f"fuser is {fuser!r}; allowed is a function of two arrays that has a hash, "
+            f"fuser is {fuser!r}; allowed: a function of two arrays that has a hash, "
             "such as one that calls TokenFuser().apply"
         )
     xla_options.check_dtype(model.dtype.name)
@@ -223,7 +223,7 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
         return vit.model
     if vit.reduction is None:
         raise InputError(
-            f"tokens is {tokens!r}, but the model's reduction is not known; allowed is "
+            f"tokens is {tokens!r}, but the model's reduction is not known; allowed: "
             'Pretrained(model, variables, reduction={"name": ..})'
         )
     fields = tuple((k, plain(v)) for k, v in vit.reduction.items())
@@ -416,7 +416,7 @@ def _mapped(state, path, fill, norm, fuser):
         if jnp.shape(fused) != x.shape:
             raise InputError(
                 f"fuser makes an array {list(jnp.shape(fused))} of learned tokens "
-                f"{list(values.shape)}; allowed is {list(x.shape)}, a feature of each "
+                f"{list(values.shape)}; allowed: {list(x.shape)}, a feature of each "
                 "token before them"
             )
         values = fused
@@ -464,11 +464,11 @@ def _by_weight(matrix):
 
 def _check_fill(fill, class_token):
     if fill not in FILLS:
-        raise InputError(f"fill is {fill!r}; allowed are {', '.join(FILLS)}")
+        raise InputError(f"fill is {fill!r}; allowed: {', '.join(FILLS)}")
     if fill == "class" and not class_token:
         others = ", ".join(name for name in FILLS if name != fill)
         raise InputError(
-            f"fill is 'class', but this model has no class token; allowed are {others}"
+            f"fill is 'class', but this model has no class token; allowed: {others}"
         )
 
 
@@ -486,7 +486,7 @@ def _check(outputs, grid):
         isinstance(result, Masking) for result in outputs.results
     ):
         raise InputError(
-            "outputs are those of masked training, where no token is gone; allowed are "
+            "outputs are those of masked training, where no token is gone; allowed: "
             "those of a model made without masked=True"
         )
     state = outputs.state
@@ -495,5 +495,5 @@ def _check(outputs, grid):
     if grid[0] * grid[1] != patches:
         raise InputError(
             f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches; "
-            f"allowed are grids of {patches}"
+            f"allowed: grids of {patches}"
         )

@@ -70,7 +70,7 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     except Exception as error:  # of many types, where bytes are missing
         raise InputError(
             f"{path} is no program that jax {jax.__version__} reads "
-            f"({str(error).split('.')[0]}){_origin(path)}; allowed are whole files of "
+            f"({str(error).split('.')[0]}){_origin(path)}; allowed: whole files of "
             "export by this or an older jax, which JAX promises to read for six "
             "months: export the weights again, for longer with --format onnx"
         ) from error

@@ -383,7 +383,7 @@ def _needed(jaxpr):
 def unknown(name):
     """The InputError for what has no operator."""
     return InputError(
-        f"the model computes {name}, which has no ONNX operator here; allowed are "
+        f"the model computes {name}, which has no ONNX operator here; allowed: "
         "reductions by fixed counts (--format jax has all of them)"
     )
 

@@ -40,7 +40,7 @@ def onnx_model(
     if jax_export.draws(plain):
         raise InputError(
             f"config.reduction is {vit.label}, which draws random numbers, and has no "
-            "ONNX graph; allowed are the other methods, or --format jax"
+            "ONNX graph; allowed: the other methods, or --format jax"
         )
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")

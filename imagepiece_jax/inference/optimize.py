@@ -123,23 +123,23 @@ class Program:
             kind = type(images).__name__ if shape is None else f"of shape {shape}"
             _, *rest = takes.shape
             raise InputError(
-                f"images is {kind}; allowed is an array of shape "
+                f"images is {kind}; allowed: an array of shape "
                 f"[1 .. {self.batch_size}, {', '.join(map(str, rest))}]"
             )
         if not 1 <= shape[0] <= self.batch_size:
             raise InputError(
-                f"images has {shape[0]} images; allowed are 1 to {self.batch_size}, "
+                f"images has {shape[0]} images; allowed: 1 to {self.batch_size}, "
                 "the batch_size of optimize()"
             )
         if takes.dtype == jnp.uint8 and images.dtype != jnp.uint8:
             raise InputError(
-                f"images is of type {images.dtype}; allowed is uint8, because the "
+                f"images is of type {images.dtype}; allowed: uint8, because the "
                 "program was made with pixels=True"
             )
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if not floats and images.dtype != jnp.uint8:
             raise InputError(
-                f"images is of type {images.dtype}; allowed are floats, normalized, or "
+                f"images is of type {images.dtype}; allowed: floats, normalized, or "
                 "uint8"
             )
         if floats:
@@ -178,7 +178,7 @@ def _device(value):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
     here = {each.platform for each in (*jax.local_devices(), *jax.devices("cpu"))}
     raise InputError(
-        f"device is {value!r}; allowed are a jax.Device, and the platforms of this "
+        f"device is {value!r}; allowed: a jax.Device, and the platforms of this "
         f"process: {', '.join(sorted(here))}"
     )
 
@@ -250,11 +250,11 @@ class CompileOptions(CheckedFields):
         unknown = next((name for name in options if name not in names), None)
         if unknown is not None:
             known = [*beside, *names]
-            hint = suggestion(unknown, known, f"allowed are {', '.join(known)}")
+            hint = suggestion(unknown, known, f"allowed: {', '.join(known)}")
             raise InputError(f"{unknown} is not an argument; {hint}")
         given = {**options, **given}
         if "batch_size" not in given:
-            raise InputError("batch_size is missing; allowed are whole numbers from 1")
+            raise InputError("batch_size is missing; allowed: whole numbers from 1")
         return cls(**given)
 
 
@@ -413,7 +413,7 @@ def _make_folder(path):
             os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cache_dir {path} cannot be made ({error.strerror}); allowed is a folder"
+            f"cache_dir {path} cannot be made ({error.strerror}); allowed: a folder"
         ) from error
 
 

@@ -92,10 +92,10 @@ class Predictor:
             )
         self._top = min(5, classes) if top is None else top
         if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:
-            raise InputError(f"top is {top!r}; allowed are 1 to {classes}")
+            raise InputError(f"top is {top!r}; allowed: 1 to {classes}")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
         if not is_whole(threads) or threads < 1:
-            raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
+            raise InputError(f"threads is {threads!r}; allowed: 1, 2, 3, ..")
         beside = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}
         options = CompileOptions.of(options, beside, **given)
@@ -240,7 +240,7 @@ def _names(labels, classes):
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
         raise InputError(
-            f"labels is {labels!r}; allowed are 'imagenet', and a list of names"
+            f"labels is {labels!r}; allowed: 'imagenet', and a list of names"
         )
     if len(labels) != classes:
         raise InputError(
@@ -286,7 +286,7 @@ def _rgb(image):
         image = bytes(image)
     if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
         raise InputError(
-            f"{image} is a folder; allowed is a file, or a list of the folder's files"
+            f"{image} is a folder; allowed: a file, or a list of the folder's files"
         )
     if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
@@ -309,7 +309,7 @@ def _rgb(image):
     if not right or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
-            f"images: found {kind}; allowed are paths, bytes, open files, PIL images "
+            f"images: found {kind}; allowed: paths, bytes, open files, PIL images "
             "and uint8 arrays [H, W], [H, W, 3] and [H, W, 4]"
         )
     return decode.rgb(Image.fromarray(np.asarray(image)))
@@ -323,7 +323,7 @@ def _whole(file):
         raise InputError(f"the open file cannot be read: {error}") from error
     if not isinstance(content, bytes):
         raise InputError(
-            f"the open file gives {type(content).__name__}; allowed are files opened "
+            f"the open file gives {type(content).__name__}; allowed: files opened "
             'in binary mode, open(path, "rb")'
         )
     return content

@@ -115,13 +115,13 @@ class Architecture(CheckedFields):
         """Raise InputError for parts that do not go together."""
         if self.pool == "token" and not self.class_token:
             raise InputError(
-                "config.model.arch.pool is 'token' without a class token; allowed are "
+                "config.model.arch.pool is 'token' without a class token; allowed: "
                 "'mean' and 'map'"
             )
         if self.dist_token and self.pool != "token":
             raise InputError(
                 f"config.model.arch.pool is {self.pool!r} with a distillation token, "
-                "whose head reads it; allowed is 'token'"
+                "whose head reads it; allowed: 'token'"
             )
 
 

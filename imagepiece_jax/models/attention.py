@@ -31,9 +31,7 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     """
     if requested not in BACKENDS:
         listed = ", ".join(repr(b) for b in BACKENDS)
-        raise InputError(
-            f"config.model.attention is {requested!r}; allowed are {listed}"
-        )
+        raise InputError(f"config.model.attention is {requested!r}; allowed: {listed}")
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]

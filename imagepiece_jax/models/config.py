@@ -153,7 +153,7 @@ class ModelConfig(CheckedFields):
         unknown = next((name for name in fields if name not in names), None)
         if unknown is not None:
             known = [*beside, *names]
-            hint = suggestion(unknown, known, f"allowed are {', '.join(known)}")
+            hint = suggestion(unknown, known, f"allowed: {', '.join(known)}")
             raise InputError(f"{cls.path(unknown)} is not a field; {hint}")
         return cls(**fields)
 
@@ -235,8 +235,7 @@ class ModelConfig(CheckedFields):
             value, ours = settings.plain(value), settings.plain(ours)
             if None not in (value, ours) and value != ours:
                 raise Contradiction(
-                    f"{label} is {value!r}, but {where} has {ours!r}: allowed is "
-                    f"{ours!r}"
+                    f"{label} is {value!r}, but {where} has {ours!r}; allowed: {ours!r}"
                 )
         if asked.image_size and sides(asked.image_size) != sides(self.image_size):
             # The weights' own size need be no multiple.
@@ -252,7 +251,7 @@ class ModelConfig(CheckedFields):
         if lacking := [field for field in SIZE_FIELDS if field not in fields]:
             raise InputError(
                 f"config.model.name is {self.name!r} and config.model.{lacking[0]} is "
-                f"empty; allowed are a name, or all of arch, {', '.join(SIZE_FIELDS)}"
+                f"empty; allowed: a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             )
         mean, std = self.mean, self.std
         if mean is None and std is None:
@@ -413,7 +412,7 @@ def _at_cost(method, model, grid, name, allowed=MISS):
     if miss > allowed:
         raise InputError(
             f"config.reduction.macs is {method.macs:g}, but the nearest cost that "
-            f"{name!r} reaches here is {macs:.3f} of the dense model's; allowed are "
+            f"{name!r} reaches here is {macs:.3f} of the dense model's; allowed: "
             f"costs within {allowed:g} of one that it reaches"
         )
     return found
@@ -426,7 +425,7 @@ def _with_tokens(method, tokens, depth, patches):
     """
     if not is_whole(tokens) or not 1 <= tokens <= patches:
         raise InputError(
-            f"tokens is {tokens!r}; allowed are whole numbers from 1 to {patches}, the "
+            f"tokens is {tokens!r}; allowed: whole numbers from 1 to {patches}, the "
             "patches of an image"
         )
     tokens = int(tokens)  # one of NumPy would be taken for an array
@@ -449,7 +448,7 @@ def _with_tokens(method, tokens, depth, patches):
         cut = [max(tokens, count) for count in at(high)]
     if cut[-1] != tokens:
         raise InputError(
-            f"tokens is {tokens}; allowed are {cut[-1]}, the fewest that this "
+            f"tokens is {tokens}; allowed: {cut[-1]}, the fewest that this "
             f"reduction leaves, to {patches}"
         )
     free = dataclasses.replace(method, macs=None, counts=None)
@@ -465,7 +464,7 @@ def split_reduction(reduction, prop_attn=None):
     mapping = reduction is None or isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):
         raise InputError(
-            f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
+            f"reduction is {reduction!r}; allowed: a dict with a name and fields, "
             'such as {"name": "evit", "keep_rate": 0.7}'
         )
     if reduction and "name" not in reduction:
@@ -479,7 +478,7 @@ def split_reduction(reduction, prop_attn=None):
     if inside.get("prop_attn", prop_attn) != prop_attn:
         raise InputError(
             f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
-            f"{inside['prop_attn']!r}; allowed is one of them"
+            f"{inside['prop_attn']!r}; allowed: one of them"
         )
     return reduction, prop_attn
 
@@ -525,7 +524,7 @@ def patch_grid(image_size, patch_size, cut=False):
         right = not any(side % patch_size for side in both)
     if not right:
         raise InputError(
-            f"config.image_size is {image_size!r}; allowed are multiples of "
+            f"config.image_size is {image_size!r}; allowed: multiples of "
             f"config.model.patch_size, {patch_size}"
         )
     return both[0] // patch_size, both[1] // patch_size
@@ -536,12 +535,12 @@ def _check_size(size, stem, arch):
     width, heads = size["embed_dim"], size["num_heads"]
     if width % heads:
         raise InputError(
-            f"config.model.num_heads is {heads}; allowed are divisors of "
+            f"config.model.num_heads is {heads}; allowed: divisors of "
             f"config.model.embed_dim, {width}"
         )
     if width * size["mlp_ratio"] < 1:
         raise InputError(
-            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
+            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed: those that "
             f"leave an MLP of {width}-wide tokens a width of 1 or more"
         )
     if stem == "conv":
@@ -549,7 +548,7 @@ def _check_size(size, stem, arch):
     if stem == "conv" and not arch.patch_bias:
         raise InputError(
             "config.model.stem is 'conv', whose projection has a bias, which "
-            "config.model.arch.patch_bias is False for; allowed is 'patch'"
+            "config.model.arch.patch_bias is False for; allowed: 'patch'"
         )
     if arch.rotary is not None and width // heads % 4:
         raise InputError(

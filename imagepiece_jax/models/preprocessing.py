@@ -49,8 +49,7 @@ class Preprocessing(CheckedFields):
         allowed = [field.name for field in dataclasses.fields(cls)][1:]
         if not isinstance(fields, Mapping) or not {*fields} <= {*allowed}:
             raise InputError(
-                f"preprocessing is {fields!r}; allowed is a dict of "
-                f"{', '.join(allowed)}"
+                f"preprocessing is {fields!r}; allowed: a dict of {', '.join(allowed)}"
             )
         return cls(image_size, **fields)
 
@@ -67,7 +66,7 @@ def check_images(images, image_size=None, pixels=False):
     if not right and not (pixels and dtype == jnp.uint8):
         kind = type(images).__name__ if dtype is None else f"of type {dtype}"
         raise InputError(
-            f"images is {kind}; allowed are floats, normalized by the model's mean "
+            f"images is {kind}; allowed: floats, normalized by the model's mean "
             "and std (imagepiece_jax.normalize)" + ", or uint8" * pixels
         )
     size = image_size and sides(image_size)
@@ -79,6 +78,6 @@ def check_images(images, image_size=None, pixels=False):
         or (size and shape[1:3] != size)
     ):
         raise InputError(
-            f"images is of shape {shape}; allowed are one or more images of {wanted} "
+            f"images is of shape {shape}; allowed: one or more images of {wanted} "
             "in an array [B, H, W, 3]"
         )

@@ -95,7 +95,7 @@ def model_variables(
         if lacking:
             raise Misfit(
                 f"{source} has no {lacking[0]}, a selector that this reduction learns; "
-                "allowed are reductions that learn none, or weights trained with this "
+                "allowed: reductions that learn none, or weights trained with this "
                 "one (train.py --config.init.weights)",
                 ("reducer",),
             )
@@ -112,7 +112,7 @@ def model_variables(
     if not missing:
         return variables, []
     if not is_whole(seed):
-        raise InputError(f"seed is {seed!r}; allowed are whole numbers")
+        raise InputError(f"seed is {seed!r}; allowed: whole numbers")
     drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)
     whole = {

@@ -118,7 +118,7 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     values = _guarded(path, readers)
     if len(values) == 1:
         raise InputError(
-            f"weights file {path} has {next(iter(values))} alone; allowed are mean and "
+            f"weights file {path} has {next(iter(values))} alone; allowed: mean and "
             "std, or neither"
         )
     return values
@@ -188,7 +188,7 @@ def _chosen(path, content, averaged):
     name = next((name for name in _AVERAGES if isinstance(held.get(name), dict)), None)
     if averaged and name is None:
         raise InputError(
-            f"weights file {path} has no averaged weights; allowed are files with "
+            f"weights file {path} has no averaged weights; allowed: files with "
             f"{' or '.join(_AVERAGES)}, as timm's training saves them"
         )
     if name is not None and not averaged:
@@ -214,7 +214,7 @@ def _named_tensors(path, content):
         if not (isinstance(name, str) and isinstance(value, _Unread)):
             inner = [key for key, held in content.items() if isinstance(held, dict)]
             wrappers = ", ".join(repr(key) for key in _WRAPPERS)
-            rest = f"; allowed are they alone, or under {wrappers}" if inner else ""
+            rest = f"; allowed: they alone, or under {wrappers}" if inner else ""
             kind = np.ndarray if isinstance(value, _Unread) else type(value)
             raise InputError(
                 f"weights file {path} is not a state dict: {name!r} is of type "
@@ -237,7 +237,7 @@ def _read_npz(path, select):
             if name in sizes:
                 raise InputError(
                     f"weights file {path} has two members named {name!r}, with and "
-                    "without .npy or both alike; allowed is one"
+                    "without .npy or both alike; allowed: one"
                 )
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
@@ -253,7 +253,7 @@ def _read_safetensors(path, select):
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
         raise InputError(
-            f"weights file {path} is one of {int(part[2])} parts; allowed is the index "
+            f"weights file {path} is one of {int(part[2])} parts; allowed: the index "
             f"of all, {part[1]}.safetensors.index.json"
         )
     return _read_part(path, select)
@@ -272,7 +272,7 @@ def _read_part(path, select):
 
 def _of_other_type(path, found):
     return InputError(
-        f"weights file {path}: {found}; allowed are {_READABLE}, so convert it first"
+        f"weights file {path}: {found}; allowed: {_READABLE}, so convert it first"
     )
 
 
@@ -295,14 +295,14 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(
-            f"weights file {path} has no weight_map; allowed is an index of "
+            f"weights file {path} has no weight_map; allowed: an index of "
             ".safetensors in parts"
         )
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix != ".safetensors":
             raise InputError(
-                f"weights file {path} names the part {part!r}; allowed are names of "
+                f"weights file {path} names the part {part!r}; allowed: names of "
                 ".safetensors files beside it"
             )
     return places

@@ -46,11 +46,11 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(
-            f"the path of weights is {path!r}; allowed are a string and a pathlib.Path"
+            f"the path of weights is {path!r}; allowed: a string and a pathlib.Path"
         )
     text = os.fspath(path)
     if not text:
-        raise InputError("the path of weights is empty; allowed are files and folders")
+        raise InputError("the path of weights is empty; allowed: files and folders")
     if is_id(text):
         return fetched(text)
     lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
@@ -103,7 +103,7 @@ def _meant(text):
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return f"; did you mean {SCHEME}{address[1]}?"
     if re.match(r"\w+:/", text):
-        return f"; allowed are paths of this machine, and ids, {SCHEME}OWNER/NAME"
+        return f"; allowed: paths of this machine, and ids, {SCHEME}OWNER/NAME"
     owner, _, name = text.rpartition("/")
     if owner in ("", "timm") and registry.public_facts(name):
         base, _, tag = name.partition(".")
@@ -157,7 +157,7 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
         return candidates[0]
     names = ", ".join(file.name for file in candidates) or "none"
     raise InputError(
-        f"{folder} has a {CONFIG}, and of weights {names}; allowed is one file, such "
+        f"{folder} has a {CONFIG}, and of weights {names}; allowed: one file, such "
         f"as {WEIGHTS[0]}"
     )
 
@@ -178,7 +178,7 @@ def repository_files(text):
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
         raise InputError(
-            f"{text} is no id of the hub; allowed are {SCHEME}OWNER/NAME and "
+            f"{text} is no id of the hub; allowed: {SCHEME}OWNER/NAME and "
             f"{SCHEME}OWNER/NAME@REVISION"
         )
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -224,11 +224,11 @@ class _Repository:
         if self._unreachable:
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache has "
-                f"{'no ' * (len(names) == 1)}{listed}; allowed are ids that were "
+                f"{'no ' * (len(names) == 1)}{listed}; allowed: ids that were "
                 "loaded here before, or a network"
             )
         raise InputError(
-            f"{self._text} has {'no ' * (len(names) == 1)}{listed}; allowed are "
+            f"{self._text} has {'no ' * (len(names) == 1)}{listed}; allowed: "
             f"repositories with {CONFIG} and weights"
         )
 
@@ -244,7 +244,7 @@ class _Repository:
         if cached is not huggingface_hub._CACHED_NO_EXIST:
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache does not say "
-                f"whether there is a {name}; allowed are a network, or instead of the "
+                f"whether there is a {name}; allowed: a network, or instead of the "
                 f"id its folder, {self.files[0].parent}{besides}"
             )
 
@@ -270,7 +270,7 @@ class _Repository:
             return None
         except errors.RevisionNotFoundError as error:
             raise InputError(
-                f"{self._text}: the repository has no such revision; allowed are its "
+                f"{self._text}: the repository has no such revision; allowed: its "
                 "branches, tags and commits"
             ) from error
         except errors.GatedRepoError as error:

@@ -112,7 +112,7 @@ def _checked(parsed):
     right = [isinstance(side, int) and side > 0 for side in sides(size)]
     if right not in ([True], [True, True]):
         raise InputError(
-            f"{CONFIG}: the size of images is {size!r}; allowed are one or two numbers "
+            f"{CONFIG}: the size of images is {size!r}; allowed: one or two numbers "
             "of pixels"
         )
     return parsed
@@ -126,7 +126,7 @@ def _guarded(file, call, *content):
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
         raise InputError(
-            f"{file} has no {error.args[0]}; allowed is the file as timm, transformers "
+            f"{file} has no {error.args[0]}; allowed: the file as timm, transformers "
             "or save wrote it"
         ) from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
@@ -323,7 +323,7 @@ def _changed(arch: Architecture, arguments) -> Architecture:
     if eva and (asked or dataclasses.replace(changed, **same) != arch):
         raise InputError(
             f"model_args has {', '.join(arguments)} for a model with rotary positions; "
-            "allowed are its own parts, and another global_pool"
+            "allowed: its own parts, and another global_pool"
         )
     return changed
 
@@ -355,7 +355,7 @@ def _head(arch, arguments):
     if arch.dist_token and behind:  # timm makes this norm, and none that it computes
         raise InputError(
             "model_args has fc_norm=True for a model with a distillation token; "
-            "allowed is False"
+            "allowed: False"
         )
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
@@ -590,7 +590,7 @@ def _llava(config, fields, model):
     depth = layer + (blocks + 1) * (layer < 0) if whole else 0
     if not 1 <= depth <= blocks:
         raise InputError(
-            f"vision_feature_layer is {layer!r}; allowed are one layer, 1 to {blocks}, "
+            f"vision_feature_layer is {layer!r}; allowed: one layer, 1 to {blocks}, "
             f"and -{blocks} to -1"
         )
     strategy = config.get("vision_feature_select_strategy", "default")
@@ -600,7 +600,7 @@ def _llava(config, fields, model):
     if not prefix and not model.inner.class_token:
         raise InputError(
             "vision_feature_select_strategy is 'default', which drops the class token, "
-            "and the tower has none; allowed is 'full'"
+            "and the tower has none; allowed: 'full'"
         )
     act = config.get("projector_hidden_act", "gelu")
     return Tower(
@@ -645,7 +645,7 @@ def parse_transformers(config: Mapping[str, Any]) -> HubConfig:
     for field in {*fields} & {*WHOLE}:
         value = fields[field]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{field} is {value!r}; allowed are 1, 2, 3, ..")
+            raise InputError(f"{field} is {value!r}; allowed: 1, 2, 3, ..")
     one_of("num_channels", fields["num_channels"], {3: 3})
     size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
@@ -685,12 +685,12 @@ def processor(
         return {}, {}
     model = MODEL_TYPES[_kind(config)]
     if not images.get("do_rescale", True):
-        raise InputError("do_rescale is False; allowed is True")
+        raise InputError("do_rescale is False; allowed: True")
     if images.get("do_pad"):
-        raise InputError("do_pad is True; allowed is False")
+        raise InputError("do_pad is True; allowed: False")
     factor = images.get("rescale_factor", RESCALE)
     if abs(factor - RESCALE) > 1e-6:
-        raise InputError(f"rescale_factor is {factor!r}; allowed is 1/255")
+        raise InputError(f"rescale_factor is {factor!r}; allowed: 1/255")
     names = {"mean": "image_mean", "std": "image_std"}
     normalization = {
         k: tuple(images[name]) for k, name in names.items() if name in images
@@ -708,7 +708,7 @@ def processor(
     crop = _share(_square(cut), side) if fixed and cropped else 1.0
     if not fixed or crop > 1:
         raise InputError(
-            f"size is {images['size']!r} and crop_size {cut!r}; allowed are a height "
+            f"size is {images['size']!r} and crop_size {cut!r}; allowed: a height "
             "and a width, or a crop_size of at most size"
         )
     mode = "squash" if squash else "center"
@@ -764,5 +764,5 @@ def _square(size):
         return size
     height, width = size
     if height != width:
-        raise InputError(f"a size is {tuple(size)!r}; allowed are squares")
+        raise InputError(f"a size is {tuple(size)!r}; allowed: squares")
     return height

@@ -64,7 +64,7 @@ def infer_weights(
         if heads not in (None, config.num_heads):
             raise InputError(
                 f"num_heads is {config.num_heads!r}, but its tensors are those of "
-                f"{heads} heads; allowed is {heads}"
+                f"{heads} heads; allowed: {heads}"
             )
         return config
     except InputError as error:
@@ -192,7 +192,7 @@ def _image_size(rows, prefix, patch_size, known):
     side = _side(rows, prefix)
     if side is None:
         raise InputError(
-            f"tensor pos_embed has {rows} rows; allowed are a square number, and one "
+            f"tensor pos_embed has {rows} rows; allowed: a square number, and one "
             "for each token in front of the patches or none; of images that are no "
             "squares the size is to be given, image_size=(height, width)"
         )
@@ -258,7 +258,7 @@ def _shape(shapes, name, rank):
     if shape is None or len(shape) != rank:
         raise InputError(
             f"tensor {name} is {'missing' if shape is None else f'of {shape}'}; "
-            f"allowed are plain vision transformers, in which its rank is {rank}"
+            f"allowed: plain vision transformers, in which its rank is {rank}"
         )
     return shape
 
@@ -292,7 +292,7 @@ def _check_parts(known, arch, parts, shapes):
         if ours != theirs:
             raise InputError(
                 f"these are tensors of a model with {field}={theirs!r}, but {whose} "
-                f"{field}={ours!r}; allowed is the name of a model that has what they "
+                f"{field}={ours!r}; allowed: the name of a model that has what they "
                 "have"
             )
 

@@ -111,7 +111,7 @@ def _google_says(tensors):
     if "pos_embed" not in tensors:
         raise InputError(
             "it has no pos_embedding, so its positions are computed (sincos2d), which "
-            "no model here does; allowed are files with learned positions"
+            "no model here does; allowed: files with learned positions"
         )
     says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -170,7 +170,7 @@ LAYOUTS = (
         },
         refused={
             "pre_logits": "of a tanh layer in front of the head, which no model here "
-            "has; allowed are files without pre_logits"
+            "has; allowed: files without pre_logits"
         },
         says=_google_says,
     ),
@@ -498,13 +498,13 @@ def to_timm(
         if place is None:
             at = f" beside the tower {prefix[:-1]}" if prefix else ""
             raise InputError(
-                f"tensor {name} has no place in {layout.title}{at}; allowed are the "
+                f"tensor {name} has no place in {layout.title}{at}; allowed: the "
                 "tensors of a vision transformer"
             )
         if place and place in renamed:
             raise InputError(
                 f"tensors {origin[place]} and {name} are the same part, {place}; "
-                "allowed is one of them"
+                "allowed: one of them"
             )
         if place:
             renamed[place], origin[place] = tensor, name
@@ -566,7 +566,7 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
         if len(blocks) != tower.blocks:
             raise InputError(
                 f"{CONFIG} says depth {tower.blocks}, but its tensors have "
-                f"{len(blocks)}; allowed are files of one model"
+                f"{len(blocks)}; allowed: files of one model"
             )
     return [name for name in names if places.place(first[name]) != ""]
 
@@ -633,32 +633,32 @@ def _projector(tensors, tower):
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
             raise InputError(
-                f"tensor {name} has no place in a projector; allowed are weight and "
+                f"tensor {name} has no place in a projector; allowed: weight and "
                 "bias of its layers"
             )
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
         raise InputError(
             "it is a vision tower in a language model, whose projector is not there; "
-            "allowed are all files of such a model"
+            "allowed: all files of such a model"
         )
     if tower is None and len(numbers) > 1:
         raise InputError(
             "it holds a vision tower and a projector of two layers, as LLaVA's, which "
-            f"reads a layer that {CONFIG} says; allowed is its folder"
+            f"reads a layer that {CONFIG} says; allowed: its folder"
         )
     tower, layers = tower or PALIGEMMA, []
     for number in range(tower.layers or len(numbers)):
         if number not in numbers:
             raise InputError(
-                f"its projector lacks layer {number}; allowed are all files of a model"
+                f"its projector lacks layer {number}; allowed: all files of a model"
             )
         names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
         arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
         if tower.bias not in (None, names[1] in tensors):
             raise InputError(
                 f"layer {number} of its projector has {'no' if tower.bias else 'a'} "
-                f"bias; allowed is one {'with' if tower.bias else 'without'}"
+                f"bias; allowed: one {'with' if tower.bias else 'without'}"
             )
         shapes = [array.shape for array in arrays]
         before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
@@ -666,7 +666,7 @@ def _projector(tensors, tower):
         if not fits or shapes[-1][:1] != shapes[0][:1]:
             raise InputError(
                 f"layer {number} of its projector has tensors of "
-                f"{' and '.join(map(str, shapes))}; allowed are a weight [out, in], in "
+                f"{' and '.join(map(str, shapes))}; allowed: a weight [out, in], in "
                 "as the layer before gives it, and a bias [out]"
             )
         if not all(np.isfinite(array).all() for array in arrays):
@@ -688,7 +688,7 @@ def _layout(tensors):
         if len(prefixes) > 1:
             shown = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
             raise InputError(
-                f"it holds {len(prefixes)} vision towers, {shown}; allowed is one"
+                f"it holds {len(prefixes)} vision towers, {shown}; allowed: one"
             )
         if prefixes:
             return layout, prefixes[0]
@@ -716,7 +716,7 @@ def _unscanned(tensors):
         if scan:
             if tensor.ndim == 0:
                 raise InputError(
-                    f"tensor {name} is a single number; allowed is an array whose "
+                    f"tensor {name} is a single number; allowed: an array whose "
                     "first axis is that of the blocks"
                 )
             start = f"{before}{SCAN[:-1]}_"
@@ -796,7 +796,7 @@ def _stack(tensors):
         if len({part.shape for part in stack}) > 1:
             shapes = ", ".join(str(part.shape) for part in stack)
             raise InputError(
-                f"tensors {', '.join(parts.values())} are of {shapes}; allowed is one "
+                f"tensors {', '.join(parts.values())} are of {shapes}; allowed: one "
                 "shape"
             )
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
@@ -814,7 +814,7 @@ def _mask_keys(tensors):
         mask = tensors.pop(f"{module}.masked.mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             raise InputError(
-                f"tensor {module}.qkv.bias_mask is of {mask.shape}; allowed is "
+                f"tensor {module}.qkv.bias_mask is of {mask.shape}; allowed: "
                 f"{bias.shape}, as qkv.bias beside it"
             )
         bias = bias * mask.astype(bias.dtype)
@@ -831,7 +831,7 @@ def _parts(name, tensor, count):
     """Equal parts of a tensor."""
     if tensor.ndim == 0 or len(tensor) % count:
         raise InputError(
-            f"tensor {name} is of {tensor.shape}; allowed are {count} equal parts"
+            f"tensor {name} is of {tensor.shape}; allowed: {count} equal parts"
         )
     return np.split(tensor, count)
 
@@ -889,7 +889,7 @@ def _name_head(tensors):
         if "cls_token" in tensors:
             raise InputError(
                 "its classifier reads the mean of the patches before the last norm "
-                "(CLIPForImageClassification), which no model here does; allowed are "
+                "(CLIPForImageClassification), which no model here does; allowed: "
                 "CLIP's projection or no head"
             )
         for name in [name for name in tensors if name.startswith("attn_pool.")]:
@@ -905,7 +905,7 @@ def _name_head(tensors):
         raise InputError(
             "it has a distillation token and a head of the class token alone, as "
             "transformers' DeiTForImageClassification, which no model here has; "
-            "allowed are two heads (DeiTForImageClassificationWithTeacher), or none"
+            "allowed: two heads (DeiTForImageClassificationWithTeacher), or none"
         )
     if head is None or norm is None or head.ndim != 2:
         return

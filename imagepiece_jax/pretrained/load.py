@@ -97,7 +97,7 @@ def load(
     weights = read(path, asked, checkpoint, averaged)
     if weights.run is None and checkpoint != "best":
         raise InputError(
-            f"checkpoint is {checkpoint!r}, but {weights} is no run; allowed is 'best'"
+            f"checkpoint is {checkpoint!r}, but {weights} is no run; allowed: 'best'"
         )
     if num_classes not in (None, weights.config.num_classes):
         config = dataclasses.replace(weights.config, num_classes=num_classes)
@@ -247,7 +247,7 @@ class Weights:
             if getattr(config, field) != value:
                 raise InputError(
                     f"{self}: {hub_configs.CONFIG} says {field} {value!r}, but its "
-                    f"tensors have {getattr(config, field)!r}; allowed are files of "
+                    f"tensors have {getattr(config, field)!r}; allowed: files of "
                     "one model"
                 )
         if self.path.is_dir():

@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 ALLOWED = (
-    f"allowed are a weights file, a folder with {RUN_CONFIG} and weights as timm, "
+    f"allowed: a weights file, a folder with {RUN_CONFIG} and weights as timm, "
     "transformers and save write it, and the folder of a run"
 )
 COLLECTIONS = ("params", "batch_stats")
@@ -86,7 +86,7 @@ def _of_adapter(folder):
     """The InputError for a folder of the peft library."""
     return InputError(
         f"{folder} holds an adapter of peft, which is only what it changes of a model; "
-        "allowed is the folder that merge_and_unload().save_pretrained(..) writes"
+        "allowed: the folder that merge_and_unload().save_pretrained(..) writes"
     )
 
 
@@ -96,14 +96,14 @@ def _without_config(folder):
         within = folder.relative_to(run).parts[0] == CHECKPOINTS
         if within and (run / RUN_CONFIG).is_file():
             return InputError(
-                f"{folder} is a part of the run {run}: allowed is {run} itself, and "
+                f"{folder} is a part of the run {run}; allowed: {run} itself, and "
                 "best or latest for the checkpoint"
             )
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
         which = "one of them, such as" if len(files) > 1 else "the file itself,"
         return InputError(
-            f"{folder} has weights, {names}, but no {RUN_CONFIG}; allowed is {which} "
+            f"{folder} has weights, {names}, but no {RUN_CONFIG}; allowed: {which} "
             f"{files[0]}"
         )
     return InputError(f"{folder} is a folder without {RUN_CONFIG}; {ALLOWED}")
@@ -143,9 +143,7 @@ def read_checkpoint(
     Raises InputError where it has none, and for another `checkpoint`.
     """
     if checkpoint not in KINDS:
-        raise InputError(
-            f"checkpoint {checkpoint!r}: allowed are {' and '.join(KINDS)}"
-        )
+        raise InputError(f"checkpoint {checkpoint!r}; allowed: {' and '.join(KINDS)}")
 
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" * averaged
@@ -221,7 +219,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     if len(names) != classes:
         raise InputError(
             f"{path} is a list of length {len(names)}, but the run has {classes} "
-            "classes: allowed is a name for each, or no such file"
+            "classes; allowed: a name for each, or no such file"
         )
     return tuple(names)
 

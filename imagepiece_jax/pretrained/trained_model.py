@@ -84,14 +84,14 @@ class Pretrained:
         if not isinstance(model, ViT) or not whole:
             raise InputError(
                 f"model and variables are of types {type(model).__name__} and "
-                f"{type(variables).__name__}; allowed are a ViT, as create_model makes "
+                f"{type(variables).__name__}; allowed: a ViT, as create_model makes "
                 'it, and a dict with "params"'
             )
         names, put = self.class_names, functools.partial(object.__setattr__, self)
         listed = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
         if names is not None and not listed:
             raise InputError(
-                f"class_names is {names!r}; allowed are a name, or None, for each of "
+                f"class_names is {names!r}; allowed: a name, or None, for each of "
                 f"the model's {model.num_classes} classes"
             )
         if names is not None and len(names) != model.num_classes:
@@ -102,7 +102,7 @@ class Pretrained:
         for label, name in enumerate(() if names is None else names):
             if not isinstance(name, str | None):
                 raise InputError(
-                    f"class_names has {name!r} for class {label}; allowed are strings, "
+                    f"class_names has {name!r} for class {label}; allowed: strings, "
                     "and None"
                 )
         put("class_names", names if names is None else tuple(names))
@@ -115,7 +115,7 @@ class Pretrained:
             put("preprocessing", Preprocessing(_square(model)))
         elif not isinstance(self.preprocessing, Preprocessing):
             raise InputError(
-                f"preprocessing is {self.preprocessing!r}; allowed is a Preprocessing, "
+                f"preprocessing is {self.preprocessing!r}; allowed: a Preprocessing, "
                 "such as Preprocessing(224, crop=0.9)"
             )
         if self.reduction is None and not any(layer.step for layer in model.plan):
@@ -140,7 +140,7 @@ class Pretrained:
         if prop_attn not in (None, model.prop_attn):
             raise InputError(
                 f"prop_attn of reduction is {prop_attn!r}, but model.prop_attn is "
-                f"{model.prop_attn!r}; allowed is the reduction that create_model got"
+                f"{model.prop_attn!r}; allowed: the reduction that create_model got"
             )
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
         reduction = resolved(reduction, model, grid, self.name)
@@ -148,7 +148,7 @@ class Pretrained:
         if made.plan != model.plan:
             raise InputError(
                 f"reduction is {dict(self.reduction)}, but model.plan is another for "
-                f"images of {described(self.image_size)}; allowed is the reduction "
+                f"images of {described(self.image_size)}; allowed: the reduction "
                 "that create_model got, with masked=False"
             )
         usual = made.prop_attn == model.prop_attn
@@ -256,7 +256,7 @@ def _square(model):
     if side * side != patches:
         raise InputError(
             f"preprocessing is missing, and the model's {patches} patches are no "
-            "square; allowed is Preprocessing((height, width))"
+            "square; allowed: Preprocessing((height, width))"
         )
     return side * model.patch_size
 
@@ -276,18 +276,18 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     """
     if not isinstance(folder, str | os.PathLike):
         raise InputError(
-            f"folder is a {type(folder).__name__}; allowed are a string and a "
+            f"folder is a {type(folder).__name__}; allowed: a string and a "
             "pathlib.Path, before the model"
         )
     if hub.is_id(folder):
         raise InputError(
-            f"{folder} is an id of the hub; allowed are folders of this machine, which "
+            f"{folder} is an id of the hub; allowed: folders of this machine, which "
             "hf upload takes from here"
         )
     folder = pathlib.Path(folder)
     if "\0" in str(folder):
         raise InputError(
-            f"folder is {str(folder)!r}; allowed are paths without a NUL byte"
+            f"folder is {str(folder)!r}; allowed: paths without a NUL byte"
         )
     _check_folder(folder)
     _check(vit)
@@ -323,7 +323,7 @@ def _write(file, tensors):
 
 def _check_folder(folder):
     """InputError where something else than a saved model would be lost."""
-    allowed = "allowed are a new or empty folder, and one that save has written"
+    allowed = "allowed: a new or empty folder, and one that save has written"
     try:
         held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
     except OSError as error:
@@ -338,12 +338,12 @@ def _check(vit):
     """InputError for what `load` could not make again."""
     if vit.reduction is None:
         raise InputError(
-            "the model reduces tokens, and its reduction is not known; allowed is "
+            "the model reduces tokens, and its reduction is not known; allowed: "
             'Pretrained(model, variables, reduction={"name": ..})'
         )
     if vit.model.folded:
         raise InputError(
-            "model is in the form of optimize; allowed is what that was made from"
+            "model is in the form of optimize; allowed: what that was made from"
         )
     check_variables(vit.model, vit.variables, vit.image_size)
 
@@ -362,7 +362,7 @@ def _check_way_back(vit, tensors, config):
         if getattr(again, field) != getattr(model, field):
             raise InputError(
                 f"model.{field} is {getattr(model, field)!r}, and would be loaded as "
-                f"{getattr(again, field)!r}; allowed are models of create_model"
+                f"{getattr(again, field)!r}; allowed: models of create_model"
             )
 
 

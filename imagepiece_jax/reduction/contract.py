@@ -74,7 +74,7 @@ def check_plan(plan, arch, grid):
             if before is None:
                 raise InputError(
                     "config.reduction has a step before block 0 that reads the "
-                    "attention of the block before it; allowed are blocks from 1"
+                    "attention of the block before it; allowed: blocks from 1"
                 )
             if before.counts and before.step.site != "pre":
                 raise InputError(
@@ -85,12 +85,12 @@ def check_plan(plan, arch, grid):
         if site == "attention" and "value" in reducer.reads:
             raise InputError(
                 f"config.reduction compares values at block {block} before they are "
-                "made; allowed are 'key', 'query', 'token'"
+                "made; allowed: 'key', 'query', 'token'"
             )
         if site == "attention" and "shift" in reducer.reads:
             raise InputError(
                 f"config.reduction reads how far attention moves tokens at block "
-                f"{block} before it does; allowed are other taps"
+                f"{block} before it does; allowed: other taps"
             )
         if layer.counts:
             reducer.check_grid(grid)
@@ -108,7 +108,7 @@ def lacking_scores(arch):
 
 
 def _refuse_score(score, reducer, block, lacking):
-    allowed = f"allowed is a model that has a {lacking[score]}"
+    allowed = f"allowed: a model that has a {lacking[score]}"
     if hasattr(reducer, "score"):
         listed = ", ".join(name for name in SCORES if name not in lacking)
         allowed = f"allowed values of config.reduction.score are {listed}"
@@ -122,10 +122,10 @@ def _check_needs(reducer):
     """Raise InputError for an unknown tap."""
     for name in sorted(reducer.needs - {*ON_REQUEST}):
         allowed = ", ".join(ON_REQUEST)
-        raise InputError(f"its `needs` has {name!r}; allowed are {allowed}")
+        raise InputError(f"its `needs` has {name!r}; allowed: {allowed}")
     if "metric" in reducer.needs and reducer.metric not in COMPARED:
         allowed = ", ".join(map(repr, COMPARED))
-        raise InputError(f"its `metric` is {reducer.metric!r}; allowed are {allowed}")
+        raise InputError(f"its `metric` is {reducer.metric!r}; allowed: {allowed}")
 
 
 def check_form(result, counts):
@@ -143,7 +143,7 @@ def check_form(result, counts):
                 "be left"
             )
         if not jnp.issubdtype(result.dest.dtype, jnp.integer):
-            raise InputError(f"dest is {result.dest.dtype}; allowed are integers")
+            raise InputError(f"dest is {result.dest.dtype}; allowed: integers")
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
@@ -161,7 +161,7 @@ def check_form(result, counts):
             )
     else:
         raise InputError(
-            f"the result is of type {type(result).__name__}; allowed are Assignment, "
+            f"the result is of type {type(result).__name__}; allowed: Assignment, "
             "Mixing and Masking"
         )
 
@@ -270,7 +270,7 @@ def _check_shape(name, array, *sizes):
     """InputError unless it is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
         shape = ", ".join(["B", *map(str, sizes)])
-        raise InputError(f"{name} has shape {array.shape}; allowed are [{shape}]")
+        raise InputError(f"{name} has shape {array.shape}; allowed: [{shape}]")
 
 
 def _first(wrong):
@@ -336,7 +336,7 @@ def _check_index(dest, index):
         for (token,) in _first(times != (slots != DROPPED)):
             raise InputError(
                 f"image {image}: token {token}, of slot {slots[token]}, is "
-                f"{times[token]} times in index; allowed is once"
+                f"{times[token]} times in index; allowed: once"
             )
         for (place,) in _first(~np.isin(target, groups)):
             raise InputError(

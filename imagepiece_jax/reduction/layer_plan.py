@@ -105,7 +105,7 @@ def build(
             )
         if step.block in at:
             raise InputError(
-                f"config.reduction has two steps at block {step.block}; allowed is one "
+                f"config.reduction has two steps at block {step.block}; allowed: one "
                 "a block, whose reducer may drop and merge"
             )
         at[step.block] = step

@@ -268,7 +268,7 @@ def dropping(reducer):
     if learns or isinstance(reducer, MaskingReducer) or getattr(reducer, "fuse", False):
         raise InputError(
             f"config.reduction.fate is 'drop', but {type(reducer).__name__} learns or "
-            "adds a token; allowed is 'own', or a method that merges without either"
+            "adds a token; allowed: 'own', or a method that merges without either"
         )
     return Dropping(reducer)
 

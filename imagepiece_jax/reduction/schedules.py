@@ -143,13 +143,13 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     if min(counts) < 1:
         raise InputError(
             f"config.reduction.counts has {min(counts)} tokens after block "
-            f"{counts.index(min(counts))}; allowed are 1 or more"
+            f"{counts.index(min(counts))}; allowed: 1 or more"
         )
     for block in range(1, len(counts)):
         if counts[block] > counts[block - 1]:
             raise InputError(
                 f"config.reduction.counts rises at block {block}, from "
-                f"{counts[block - 1]} to {counts[block]} tokens; allowed are counts "
+                f"{counts[block - 1]} to {counts[block]} tokens; allowed: counts "
                 "that do not"
             )
     return counts

@@ -29,12 +29,12 @@ def parse_sweep(text):
         field, equals, values = part.partition("=")
         if not equals or not values:
             raise InputError(
-                f"--sweep {text}: found {part!r}; allowed is FIELD=VALUE,VALUE, such "
+                f"--sweep {text}: found {part!r}; allowed: FIELD=VALUE,VALUE, such "
                 "as evit:keep_rate=.9,.7"
             )
         if field in names:
             raise InputError(
-                f"--sweep {text}: {field} is there twice; allowed is one list of "
+                f"--sweep {text}: {field} is there twice; allowed: one list of "
                 f"values, such as {field}=V1,V2"
             )
         names.append(field)
@@ -54,7 +54,7 @@ def parse_sweep(text):
         for field in fields:
             if field not in allowed:
                 raise InputError(
-                    f"--sweep {text}: {field} changes training alone; allowed are "
+                    f"--sweep {text}: {field} changes training alone; allowed: "
                     f"{', '.join(allowed + MODEL_FIELDS)}"
                 )
     return [{"name": name, **reduction} for reduction in reductions]
@@ -67,7 +67,7 @@ def parse_sweeps(texts):
         for reduction in parse_sweep(text):
             if str(completed(reduction)) in told_apart:
                 raise InputError(
-                    f"--sweep {text}: {label(reduction)} is there already; allowed is "
+                    f"--sweep {text}: {label(reduction)} is there already; allowed: "
                     "every reduction once"
                 )
             told_apart.add(str(completed(reduction)))

@@ -184,7 +184,7 @@ def apply(state, result, form=None):
     n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
     chex.assert_shape(state.x, (None, prefix + n_in, None))
     if form not in (None, "gather", "one_hot"):
-        raise ValueError(f"form is {form!r}; allowed are None, 'gather', 'one_hot'")
+        raise ValueError(f"form is {form!r}; allowed: None, 'gather', 'one_hot'")
     index = None if form == "one_hot" else result.index
     if form == "gather" and index is None:
         index = slot_index(result.dest, n_out)

@@ -68,14 +68,14 @@ class Progress:
             raise InputError(
                 f"{name} has {train} training and {test} test images now, but the run "
                 f"in {workdir} was begun with {train_before} and {test_before}: "
-                "allowed are the same, or another --workdir"
+                "allowed: the same, or another --workdir"
             )
         splits = zip(("training", "test"), self.digest, before.digest, strict=True)
         for split, ours, theirs in splits:
             if ours != theirs:
                 raise InputError(
                     f"{name} has other {split} images or labels now (digest {ours}) "
-                    f"than the run in {workdir} was begun with ({theirs}): allowed are "
+                    f"than the run in {workdir} was begun with ({theirs}); allowed: "
                     "the same, or another --workdir"
                 )
         return before
@@ -187,7 +187,7 @@ class Checkpoints:
         Raises InputError where there is none.
         """
         if which not in KINDS:
-            raise InputError(f"checkpoint {which!r}: allowed are {' and '.join(KINDS)}")
+            raise InputError(f"checkpoint {which!r}; allowed: {' and '.join(KINDS)}")
 
         def choose(folder, table):
             return [n for n in table if optimizer or n.split("/")[0] != "opt_state"]

@@ -186,7 +186,7 @@ class RunConfig(CheckedFields):
         if self.best_by == "averages" and not self.ema_decay:
             raise InputError(
                 "config.best_by is 'averages', but config.ema_decay is 0, so that "
-                "there are none; allowed are 'weights', or a decay above 0, such as "
+                "there are none; allowed: 'weights', or a decay above 0, such as "
                 "0.99996"
             )
 

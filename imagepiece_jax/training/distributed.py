@@ -97,7 +97,7 @@ def find_job(
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         raise InputError(
-            f"--coordinator is {coordinator}: allowed are HOST:PORT of process 0, and "
+            f"--coordinator is {coordinator}; allowed: HOST:PORT of process 0, and "
             "auto under SLURM and Open MPI"
         )
     if num_processes is None and process_id is None:
@@ -283,7 +283,7 @@ def _check_address(job):
         except OSError as error:
             raise InputError(
                 f"--coordinator is {job.coordinator}, but there is no host {host} "
-                f"({error.strerror}): allowed are HOST:PORT of process 0"
+                f"({error.strerror}); allowed: HOST:PORT of process 0"
             ) from error
     try:
         if job.process_id == 0:

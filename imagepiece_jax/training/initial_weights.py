@@ -105,7 +105,7 @@ class InitialWeights:
             f"config.init.weights {path}",
             names,
             data,
-            "allowed are the same classes in the same order, or a new head by "
+            "allowed: the same classes in the same order, or a new head by "
             "config.init.fresh=('head',)",
         )
         return [line] if line and self.start.run is not None else []
@@ -144,7 +144,7 @@ class InitialWeights:
         if drawn := _drawn(fresh):
             raise InputError(
                 f"{asked} config.init.fresh has {drawn[0]!r}, and a dense model with "
-                "fresh parts only guesses: allowed are config.init.evaluate=False, or "
+                "fresh parts only guesses; allowed: config.init.evaluate=False, or "
                 "all parts from the weights"
             )
         return self._started(dense)
@@ -213,7 +213,7 @@ class InitialWeights:
             if field in theirs and not _equal(theirs[field], value):
                 raise InputError(
                     f"config.model.{field} is {value!r}, but {weights} was "
-                    f"trained with {theirs[field]!r}: allowed is {theirs[field]!r}"
+                    f"trained with {theirs[field]!r}; allowed: {theirs[field]!r}"
                 )
         return variables
 

@@ -72,7 +72,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
         for field, value in run.teacher.stated.items():
             raise InputError(
                 f"config.teacher.{field} is {value!r}, but {reduction!r} learns from a "
-                "dense model like its own; allowed is an empty field"
+                "dense model like its own; allowed: an empty field"
             )
         model = dense.clone(drop_path_rate=0.0)
         variables = initial.teacher_variables(model)
@@ -81,7 +81,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
             raise InputError(
                 f"config.teacher.weights is {path!r}, but nothing learns from it: "
                 "config.distill.kind is 'none' and config.reduction.name "
-                f"{reduction!r}; allowed are an empty field, and "
+                f"{reduction!r}; allowed: an empty field, and "
                 "config.distill.kind soft or hard"
             )
         return None, None
@@ -96,7 +96,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
-            "other head learns from the labels; allowed are weights below 1"
+            "other head learns from the labels; allowed: weights below 1"
         )
     return model, variables
 
@@ -113,7 +113,7 @@ def _any(run, initial):
         if model.num_classes != run.num_classes:
             raise InputError(
                 f"it has {model.num_classes} classes, but config.num_classes is "
-                f"{run.num_classes}: allowed is a teacher of the same classes"
+                f"{run.num_classes}; allowed: a teacher of the same classes"
             )
         variables = weights.variables(model)
     except InputError as error:

@@ -85,11 +85,11 @@ def refused(*words):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--batch_size=0"], "--batch_size is '0'; allowed are whole numbers from 1,"),
-        (["--batch_size=8,x"], "--batch_size is 'x'; allowed are whole numbers from"),
-        (["--batch_size=²"], "--batch_size is '²'; allowed are whole numbers from"),
-        (["--mode="], "--mode is empty; allowed are inference, copy, end_to_end"),
-        (["--mode=fast"], "--mode is 'fast'; allowed are inference, copy, end_to_end"),
+        (["--batch_size=0"], "--batch_size is '0'; allowed: whole numbers from 1,"),
+        (["--batch_size=8,x"], "--batch_size is 'x'; allowed: whole numbers from"),
+        (["--batch_size=²"], "--batch_size is '²'; allowed: whole numbers from"),
+        (["--mode="], "--mode is empty; allowed: inference, copy, end_to_end"),
+        (["--mode=fast"], "--mode is 'fast'; allowed: inference, copy, end_to_end"),
         (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
         (["--json=/no/such/a.json"], "--json /no/such/a.json cannot be written (No"),
         (["--plot=/no/such/a.png"], "--plot /no/such/a.png cannot be written (No su"),
@@ -112,11 +112,11 @@ def refused(*words):
         (["--config.model.name=deit_xs"], "config.model.name is 'deit_xs'; did you me"),
         (["--dtype=int8"], "flag --dtype=int8: value should be one of"),
         (["--repeats=0"], "flag --repeats=0: "),
-        (["--seconds=nan"], "--seconds is nan; allowed are numbers"),
-        (["--seconds=inf"], "--seconds is inf; allowed are numbers"),
+        (["--seconds=nan"], "--seconds is nan; allowed: numbers"),
+        (["--seconds=inf"], "--seconds is inf; allowed: numbers"),
         (
             ["--json=a.x", "--plot=./a.x"],
-            "--plot ./a.x is the file of --json; allowed is another",
+            "--plot ./a.x is the file of --json; allowed: another",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def test_an_unknown_baseline_and_missing_torch(monkeypatch):
     def refused(*words):
         return sentence(call(torch_baselines.main, *TINY, *words))
 
-    assert refused("--against=jax") == "--against is 'jax'; allowed are timm, tome"
+    assert refused("--against=jax") == "--against is 'jax'; allowed: timm, tome"
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refused("--against=timm")
     assert message.startswith("--against needs torch, which cannot be imported")

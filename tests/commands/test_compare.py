@@ -27,12 +27,12 @@ MODEL = [
     "words, message",
     [
         ([], "--weights is missing"),
-        (["--weights=x", "--shares=0"], "--shares is '0'; allowed are shares of the"),
-        (["--weights=x", "--shares=x"], "--shares is 'x'; allowed are shares of the"),
-        (["--weights=x", "--shares="], "--shares is empty; allowed are one or more"),
+        (["--weights=x", "--shares=0"], "--shares is '0'; allowed: shares of the"),
+        (["--weights=x", "--shares=x"], "--shares is 'x'; allowed: shares of the"),
+        (["--weights=x", "--shares="], "--shares is empty; allowed: one or more"),
         (
             ["--weights=x", "--methods=none"],
-            "--methods is 'none'; allowed are imagepiece, evit",
+            "--methods is 'none'; allowed: imagepiece, evit",
         ),
         (["--weights=x", "--methods=evti"], "--methods is 'evti'; did you mean evit"),
     ],

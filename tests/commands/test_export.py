@@ -158,7 +158,7 @@ def test_a_program_that_has_expired_is_refused_in_a_sentence(old_program):
     text = str(raised.value)
     assert text.startswith(f"{old_program} is no program that jax {jax.__version__} ")
     assert text.endswith(
-        "); jax 0.7.0 exported it on 2025-07-22; allowed are whole files of export by "
+        "); jax 0.7.0 exported it on 2025-07-22; allowed: whole files of export by "
         "this or an older jax, which JAX promises to read for six months: export the "
         "weights again, for longer with --format onnx"
     )
@@ -170,7 +170,7 @@ def test_what_is_no_program_is_refused_in_a_sentence(tmp_path, content):
     with pytest.raises(InputError, match="model.jax cannot be read \\(No such file"):
         jax_export.load_program(path)
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is no program that .*\\); allowed are whole"):
+    with pytest.raises(InputError, match="is no program that .*\\); allowed: whole"):
         jax_export.load_program(path)
 
 
@@ -198,18 +198,18 @@ def test_a_method_that_draws_is_refused():
         ([], "--weights is missing: a .npz"),
         (
             ["--weights=w.npz", "--out=m.onnx"],
-            "--out m.onnx ends in .onnx, but --format is jax; allowed is --format onnx",
+            "--out m.onnx ends in .onnx, but --format is jax; allowed: --format onnx",
         ),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
         (["--weights=w.npz", "--out="], "--out is missing: "),
         (["--weights=w.npz", "--out=."], "--out . cannot be written (Is a directory)"),
         (
             ["--weights=w.npz", "--out=/dev/null"],
-            "--out /dev/null cannot be written (It is a device or a pipe); allowed is",
+            "--out /dev/null cannot be written (It is a device or a pipe); allowed:",
         ),
         (
             [f"--weights={__file__}", f"--out={__file__}"],
-            "test_export.py is read here; allowed is another file",
+            "test_export.py is read here; allowed: another file",
         ),
         (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
         (["--weights=w.npz", "--out=m", "--config.num_classes=-1"], "config.num_cla"),

@@ -121,8 +121,8 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
     "words, message",
     [
         (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, a fol"),
-        (["--weights=w.npz"], "no image is named; allowed are image files and folders"),
-        (["--weights=w.npz", "."], "folder . holds no image; allowed are .jpg, .jpeg,"),
+        (["--weights=w.npz"], "no image is named; allowed: image files and folders"),
+        (["--weights=w.npz", "."], "folder . holds no image; allowed: .jpg, .jpeg,"),
         (["--weights=w.npz", "a.png"], "weights w.npz: no such file or folder"),
         (
             ["--weights={w}", "a.png"],
@@ -133,8 +133,8 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
             ["--weights={w}", "{a}", "--sweep=tome:r=4", "--sweep=evit:blocks=(30,)"],
             "--sweep evit blocks=(30,): weights file {w}: config.reduction has a st",
         ),
-        (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed are"),
-        (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed are 0 "),
+        (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed:"),
+        (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed: 0 "),
         (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_weight_is_finite_and_not_negative(value):
 
 @pytest.mark.parametrize("value", [2, 3.0, "3", True, None])
 def test_a_count_is_a_whole_number_of_some_size(value):
-    with pytest.raises(InputError, match=r"x is .*allowed are whole numbers from 3$"):
+    with pytest.raises(InputError, match=r"x is .* allowed: whole numbers from 3$"):
         made(value, fields.count(least=3))
 
 
@@ -49,7 +49,7 @@ def test_blocks_are_whole_numbers(value):
 
 @pytest.mark.parametrize("value", [2, True, "0", None, 0.0])
 def test_a_choice_is_of_the_kind_of_what_it_equals(value):
-    with pytest.raises(InputError, match=rf"x is {value!r}; allowed are 0, 1$"):
+    with pytest.raises(InputError, match=rf"x is {value!r}; allowed: 0, 1$"):
         made(value, fields.choice(0, (0, 1)))
 
 
@@ -88,7 +88,7 @@ def test_what_is_allowed_becomes_plain_python():
 def test_what_may_be_left_open():
     assert made(None, fields.optional(fields.count())) is None
     assert made(3, fields.optional(fields.count())) == 3
-    with pytest.raises(InputError, match="x is -1; allowed are whole numbers from 0$"):
+    with pytest.raises(InputError, match="x is -1; allowed: whole numbers from 0$"):
         made(-1, fields.optional(fields.count()))
 
 
@@ -124,5 +124,5 @@ class Lamp(CheckedFields):
 
 
 def test_fields_of_no_config_are_named_alone():
-    with pytest.raises(InputError, match="^watts is 0; allowed are numbers above 0$"):
+    with pytest.raises(InputError, match="^watts is 0; allowed: numbers above 0$"):
         Lamp(0)

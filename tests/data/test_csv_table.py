@@ -58,7 +58,7 @@ def test_without_a_split_there_are_test_images_alone(images):
 @pytest.mark.parametrize("split", ["test", "", "Train", "validation"])
 def test_other_splits_are_refused(images, split):
     path = written(images, f"a,0,train b,0,{split}")
-    refused(path, f"set.csv line 3 has split '{split}': allowed are train and val")
+    refused(path, f"set.csv line 3 has split '{split}'; allowed: train and val")
 
 
 def test_a_split_needs_images(images):

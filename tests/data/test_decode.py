@@ -171,7 +171,7 @@ def test_numbers_without_a_known_range_are_refused(values):
 
 def test_a_float_file_without_a_known_range_is_unreadable():
     file = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
-    with pytest.raises(UnreadableImage, match="allowed are 0 to 255"):
+    with pytest.raises(UnreadableImage, match="allowed: 0 to 255"):
         decode(file, "x.tif")
 
 

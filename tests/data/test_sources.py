@@ -243,11 +243,11 @@ def refuses(message, name, split="train", num_classes=2, **options):
 @pytest.mark.parametrize("name", ["mnist", "folder:", "csv", "digits:x", ""])
 def test_unknown_names_are_refused_with_the_known_ones(name):
     known = "imagenet2012, digits, folder:PATH, csv:FILE"
-    refuses(f"config.data.name is '{name}': allowed are {known}", name)
+    refuses(f"config.data.name is '{name}'; allowed: {known}", name)
 
 
 def test_unknown_split_is_refused():
-    refuses("split is 'test': allowed are train and val", "digits", "test")
+    refuses("split is 'test'; allowed: train and val", "digits", "test")
 
 
 def test_wrong_class_counts_are_refused(folder):
@@ -263,7 +263,7 @@ def test_wrong_class_counts_are_refused(folder):
 def test_missing_and_empty_folders_are_refused(folder, tmp_path):
     refuses("gone/train cannot be read .No such file", f"folder:{tmp_path}/gone")
     (folder / "val" / "ant" / "0.png").unlink()
-    refuses("val/ant holds no image: allowed are .jpg", f"folder:{folder}", "val")
+    refuses("val/ant holds no image; allowed: .jpg", f"folder:{folder}", "val")
     (folder / "empty" / "train").mkdir(parents=True)
     refuses("empty/train is empty", f"folder:{folder}/empty")
 

@@ -74,12 +74,12 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"crop": 1.5}, "crop is 1.5; allowed are numbers above 0 and up to 1"),
-        ({"crop": 0}, "crop is 0; allowed are numbers above 0 and up"),
-        ({"crop_mode": "border"}, "crop_mode is 'border'; allowed are 'center', 'sq"),
+        ({"crop": 1.5}, "crop is 1.5; allowed: numbers above 0 and up to 1"),
+        ({"crop": 0}, "crop is 0; allowed: numbers above 0 and up"),
+        ({"crop_mode": "border"}, "crop_mode is 'border'; allowed: 'center', 'sq"),
         (
             {"interpolation": "lanczos"},
-            "interpolation is 'lanczos'; allowed are",
+            "interpolation is 'lanczos'; allowed:",
         ),
     ],
 )
@@ -215,7 +215,7 @@ def test_small_images_are_refused_with_the_reason():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="resize is 'half'; allowed are 'deit', 'none"):
+    with pytest.raises(InputError, match="resize is 'half'; allowed: 'deit', 'none"):
         EvalTransform(16, resize="half")
 
 

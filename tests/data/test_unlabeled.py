@@ -48,5 +48,5 @@ def test_unlabeled_images_are_never_tested_on(folder):
 def test_unlabeled_images_must_be_there(folder):
     (folder / "train").rename(folder / "elsewhere")
     (folder / "train").mkdir()
-    with pytest.raises(InputError, match="train holds no image: allowed are .jpg"):
+    with pytest.raises(InputError, match="train holds no image; allowed: .jpg"):
         unlabeled(folder)

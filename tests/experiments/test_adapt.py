@@ -95,7 +95,7 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
 @pytest.mark.parametrize("folds", [1, COUNT + 1])
 def test_folds_that_there_are_not(photographs, tmp_path, folds):
     made = context(photographs, tmp_path, folds=folds)
-    with pytest.raises(InputError, match=f"--folds is {folds}; allowed are 2 to 24"):
+    with pytest.raises(InputError, match=f"--folds is {folds}; allowed: 2 to 24"):
         adapt.adapt(made)
     made.cache.close()
 

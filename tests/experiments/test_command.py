@@ -44,30 +44,30 @@ def test_all_are_those_that_the_flags_allow():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ([], "NAME is missing; allowed is one of table1, table2"),
-        (["magic"], "NAME is magic; allowed is one of"),
+        ([], "NAME is missing; allowed: one of table1, table2"),
+        (["magic"], "NAME is magic; allowed: one of"),
         (["salency"], "NAME is salency; did you mean saliency?"),
-        (["table1", "table2"], "NAME is table1 table2; allowed is one"),
+        (["table1", "table2"], "NAME is table1 table2; allowed: one"),
         (["table1"], "--data is missing"),
         (["table1", "--data", "digits"], "--weights is missing"),
         (["table1", "--data", "digits", "--small"], "--weights is missing"),
         (
             ["table1", "--data=digits", "--seeds=-1"],
-            "--seeds is '-1'; allowed are one or more whole numbers from 0",
+            "--seeds is '-1'; allowed: one or more whole numbers from 0",
         ),
         (["throughput", "--batch_sizes=0"], "--batch_sizes is '0'"),
         (
             ["throughput", "--batch_sizes="],
-            "--batch_sizes is empty; allowed are",
+            "--batch_sizes is empty; allowed:",
         ),
-        (["throughput", "--modes="], "--modes is empty; allowed are one or more"),
+        (["throughput", "--modes="], "--modes is empty; allowed: one or more"),
         (
             ["table1", "--data=digits", "--seeds="],
-            "--seeds is empty; allowed are",
+            "--seeds is empty; allowed:",
         ),
         (
             ["throughput", "--modes=fly"],
-            "--modes is 'fly'; allowed are one or more",
+            "--modes is 'fly'; allowed: one or more",
         ),
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
         (
@@ -89,7 +89,7 @@ def test_all_are_those_that_the_flags_allow():
         ),
         (["saliency", "--data=digits"], "--weights is missing"),
         (["saliency", "--data=digits", "--small", "--weights=w.npz"], "no such form"),
-        (["saliency", "--shares=2"], "--shares is '2.0'; allowed are one or more"),
+        (["saliency", "--shares=2"], "--shares is '2.0'; allowed: one or more"),
     ],
 )
 def test_mistakes_in_flags(tmp_path, given, message):
@@ -100,7 +100,7 @@ def test_mistakes_in_flags(tmp_path, given, message):
     "given, message",
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
-        (["table3", "--small"], "--small: table3 has no such form; allowed are table1"),
+        (["table3", "--small"], "--small: table3 has no such form; allowed: table1"),
     ],
 )
 def test_contradictions_of_flags(tmp_path, words, given, message):

@@ -77,10 +77,10 @@ MAPPED = ["--sweep", "tome:r=2", "--counts", "16", "--decoder", "x"]
     "more, message",
     [
         ([], "--sweep is missing: name methods"),
-        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed are one or"),
+        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed: one or"),
         (
             ["--sweep", "tome:r=2", "--counts", "26"],
-            "--counts: tokens is 26; allowed are whole numbers from 1 to 25",
+            "--counts: tokens is 26; allowed: whole numbers from 1 to 25",
         ),
         (
             ["--sweep", "evit:blocks=(0,):score=probe"],
@@ -88,7 +88,7 @@ MAPPED = ["--sweep", "tome:r=2", "--counts", "16", "--decoder", "x"]
         ),
         (
             [*MAPPED, "--fill", "zero,last"],
-            "--fill is 'zero,last'; allowed are one of nearest, last",
+            "--fill is 'zero,last'; allowed: one of nearest, last",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
     "more, message",
     [
         ([], "--sweep is missing: name methods, such as --sweep tome:r=8"),
-        (["--sweep=tome:r=1", "--limit=3"], "--data has 3 images; allowed are 4 or"),
+        (["--sweep=tome:r=1", "--limit=3"], "--data has 3 images; allowed: 4 or"),
         (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit': allowed"),
         (
             ["--sweep=tome:r=1", "--fill=zero"],

@@ -103,7 +103,7 @@ def test_a_comparison_replaces_older_rows_of_its_methods_alone(kept):
     measured = results.comparison_report(results.take_in(twice, anew))
     assert measured["dense"]["source"] == "comparison-0000000"
     assert len(measured["settings"]) > 50
-    with pytest.raises(InputError, match="metric is ms; allowed is gmacs"):
+    with pytest.raises(InputError, match="metric is ms; allowed: gmacs"):
         results.take_in(kept, made_up(metric="ms"))
 
 
@@ -152,17 +152,17 @@ def test_the_tool_writes_between_the_marks_alone(tmp_path, monkeypatch, kept):
     [
         (("results", 1, "acc1"), [80, 90, 70], r"results\[1\]: acc1 is \[80, 90, 70\]"),
         (("results", 1, "acc1"), [50.0, 40.0, 60.0], r"acc1 is \[50.0"),
-        (("results", 1, "gmacs"), 0, r"results\[1\]: gmacs is 0; allowed are numbers"),
+        (("results", 1, "gmacs"), 0, r"results\[1\]: gmacs is 0; allowed: numbers"),
         (("results", 1, "share"), 60, r"results\[1\]: share is 60"),
         (("results", 1, "source"), "none", "source is .*none"),
         (("results", 1, "speed"), 3, r"results\[1\]: .*unexpected .*'speed'"),
         (("results", 1, "setting"), "r=3", r"results\[1\]: setting is 'r=3'"),
-        (("sources", "SOURCE", "commit"), "main", "commit is 'main'; allowed are 40"),
-        (("sources", "SOURCE", "study"), "new", "study is 'new'; allowed are 'comp"),
+        (("sources", "SOURCE", "commit"), "main", "commit is 'main'; allowed: 40"),
+        (("sources", "SOURCE", "study"), "new", "study is 'new'; allowed: 'comp"),
         (
             ("sources", "SOURCE", "images"),
             0,
-            "images is 0; allowed are whole numbers from 1",
+            "images is 0; allowed: whole numbers from 1",
         ),
         (("sources", "SOURCE", "command"), "by hand", "command is 'by hand'"),
     ],

@@ -172,7 +172,7 @@ def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
         ({"decoder": None}, "--decoder is missing: the weights file of a head"),
         (
             {"fill": ("best",)},
-            "--fill is 'best'; allowed are one or more of nearest, last",
+            "--fill is 'best'; allowed: one or more of nearest, last",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_head_of_other_features_is_a_mistake(tmp_path, head_file):
     ):
         saliency.read_head(head_file, 16)
     np.savez(tmp_path / "other.npz", weight=np.zeros(3, np.float32))
-    with pytest.raises(InputError, match="has no tensor bn1.bias; allowed is a head"):
+    with pytest.raises(InputError, match="has no tensor bn1.bias; allowed: a head"):
         saliency.read_head(tmp_path / "other.npz", 8)
 
 
@@ -206,7 +206,7 @@ def test_a_head_of_another_form_is_a_mistake(tmp_path, change):
     np.savez(tmp_path / "other.npz", **random_head() | change)
     (name,), (tensor,) = change, change.values()
     shape = re.escape(str(list(tensor.shape)))
-    with pytest.raises(InputError, match=f"has tensor {name} {shape}; allowed is a"):
+    with pytest.raises(InputError, match=f"has tensor {name} {shape}; allowed: a"):
         saliency.read_head(tmp_path / "other.npz", WIDTH)
 
 

@@ -213,12 +213,12 @@ def test_a_run_has_the_recipe_of_its_options(tmp_path):
 @pytest.mark.parametrize(
     "field, text",
     [
-        ({"depth": 3}, "--depth is 3; allowed are whole numbers from 4"),
-        ({"epochs": 0}, "--epochs is 0; allowed are whole numbers from 1"),
-        ({"keep_rate": 1.5}, "--keep_rate is 1.5; allowed are numbers above 0"),
-        ({"canvas": 32}, "--canvas is 32; allowed are --image_size, 64, or more"),
+        ({"depth": 3}, "--depth is 3; allowed: whole numbers from 4"),
+        ({"epochs": 0}, "--epochs is 0; allowed: whole numbers from 1"),
+        ({"keep_rate": 1.5}, "--keep_rate is 1.5; allowed: numbers above 0"),
+        ({"canvas": 32}, "--canvas is 32; allowed: --image_size, 64, or more"),
         ({"systems": "tomme"}, "--systems is 'tomme'; did you mean tome"),
-        ({"systems": "dynamicvit"}, "start from those of dense_conv; allowed is both"),
+        ({"systems": "dynamicvit"}, "start from those of dense_conv; allowed: both"),
     ],
 )
 def test_options_are_checked(field, text):
@@ -282,7 +282,7 @@ def test_what_is_finished_is_only_read(some, done, tmp_path):
 def test_other_settings_are_refused(some, data, done):
     ended = some("--data", data, "--out", done, "--width=32")
     text = sentence(ended)
-    assert "plan.json was made with width 16, but now it is 32; allowed is" in text
+    assert "plan.json was made with width 16, but now it is 32; allowed:" in text
 
 
 def test_other_data_are_refused(some, data, done, tmp_path):
@@ -297,7 +297,7 @@ def test_other_data_are_refused(some, data, done, tmp_path):
     path.write_text(json.dumps(made | {"digest": ["0" * 16, made["digest"][1]]}))
     text = sentence(some("--data", data, "--out", tmp_path))
     kept.rename(result)
-    assert f"{tmp_path}/scratch were begun with; allowed are the same data" in text
+    assert f"{tmp_path}/scratch were begun with; allowed: the same data" in text
 
 
 def test_a_result_of_another_plan_is_refused(some, data, done):
@@ -323,7 +323,7 @@ def test_hours_change_until_the_epochs_are_planned(tmp_path):
     "words, text",
     [
         (["--page=no/page.md"], "--page no/page.md cannot be written"),
-        (["--seeds=4294967296"], "--seeds is '4294967296'; allowed are"),
+        (["--seeds=4294967296"], "--seeds is '4294967296'; allowed:"),
         (["--train_batch_size=29"], "--train_batch_size is 29, but"),
         (["--patch=5"], "--patch"),
     ],
@@ -374,7 +374,7 @@ def test_epochs_are_cut_until_all_runs_fit():
     assert plan.epochs_that_fit(SECONDS, 50, 2, 136 / (1 - plan.RESERVE)) == 9
     assert plan.epochs_that_fit(SECONDS, 5, 2, 1000.0) == 5
     assert plan.epochs_that_fit(SECONDS, 50, 2, None) == 50
-    with pytest.raises(InputError, match="allowed are more hours, or fewer seeds"):
+    with pytest.raises(InputError, match="allowed: more hours, or fewer seeds"):
         plan.epochs_that_fit(SECONDS, 50, 2, 50.0)
 
 

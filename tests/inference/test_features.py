@@ -208,7 +208,7 @@ def test_a_token_fuser_makes_the_map_where_one_is_given():
 
 def test_what_is_no_fuser_is_refused():
     outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
-    message = r"fuser makes an array \[1, 3, 2\] of .*; allowed is \[1, 6, 2\], a"
+    message = r"fuser makes an array \[1, 3, 2\] of .*; allowed: \[1, 6, 2\], a"
     with pytest.raises(InputError, match=message):
         features.feature_map(outputs, GRID, fuser=lambda learned, tokens: learned)
     model = tiny.model({"name": "token_learner", "num_tokens": 8, "block": 1})
@@ -272,9 +272,9 @@ def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill)
 @pytest.mark.parametrize(
     "grid, fill, change, message",
     [
-        (GRID, "mean", {}, "fill is 'mean'; allowed are nearest, last, zero, class"),
-        ((2, 2), "last", {}, "grid is 2x2, but the model had 6 patches; allowed are"),
-        (GRID, "class", {"num_prefix": 0}, "no class token; allowed are nearest, last"),
+        (GRID, "mean", {}, "fill is 'mean'; allowed: nearest, last, zero, class"),
+        ((2, 2), "last", {}, "grid is 2x2, but the model had 6 patches; allowed:"),
+        (GRID, "class", {"num_prefix": 0}, "no class token; allowed: nearest, last"),
         (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs are those of masked train"),
     ],
 )

@@ -155,30 +155,30 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 0}, "batch_size is 0; allowed are whole numbers from 1"),
-        ({"batch_size": True}, "batch_size is True; allowed are whole numbers from 1"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: whole numbers from 1"),
+        ({"batch_size": True}, "batch_size is True; allowed: whole numbers from 1"),
         ({"batchsize": 8}, "batchsize is not an argument; did you mean batch_size?"),
         (
             {"image_size": 24},
             "image_size is 24, but the model is for 20x20; load the weights",
         ),
-        ({"dtype": []}, "dtype is []; allowed are float32, bfloat16, float16"),
-        ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16, float16"),
+        ({"dtype": []}, "dtype is []; allowed: float32, bfloat16, float16"),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16, float16"),
         (
             {"dtype": "float16"},
             "dtype is 'float16', in which CPUs compute no attention",
         ),
-        ({"gelu": "relu"}, "gelu is 'relu'; allowed are 'exact', 'tanh', 'quick'"),
-        ({"attention": "flash"}, "attention is 'flash'; allowed are"),
-        ({"kernels": "quick"}, "kernels is 'quick'; allowed are"),
-        ({"kernels": []}, "kernels is []; allowed are 'plain', 'fused', 'auto'"),
-        ({"pixels": "no"}, "pixels is 'no'; allowed are True, False"),
-        ({"compiler_options": 3}, "compiler_options is 3; allowed are dicts of"),
+        ({"gelu": "relu"}, "gelu is 'relu'; allowed: 'exact', 'tanh', 'quick'"),
+        ({"attention": "flash"}, "attention is 'flash'; allowed:"),
+        ({"kernels": "quick"}, "kernels is 'quick'; allowed:"),
+        ({"kernels": []}, "kernels is []; allowed: 'plain', 'fused', 'auto'"),
+        ({"pixels": "no"}, "pixels is 'no'; allowed: True, False"),
+        ({"compiler_options": 3}, "compiler_options is 3; allowed: dicts of"),
         ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
-        ({"device": ""}, "device is ''; allowed are a jax.Device, and the platforms"),
-        ({"device": "cuda:9"}, "device is 'cuda:9'; allowed are a jax.Device, and the"),
-        ({"device": "cpu:x"}, "device is 'cpu:x'; allowed are a jax.Device, and the p"),
-        ({"cache_dir": 3}, "cache_dir is 3; allowed are paths of a folder"),
+        ({"device": ""}, "device is ''; allowed: a jax.Device, and the platforms"),
+        ({"device": "cuda:9"}, "device is 'cuda:9'; allowed: a jax.Device, and the"),
+        ({"device": "cpu:x"}, "device is 'cpu:x'; allowed: a jax.Device, and the p"),
+        ({"cache_dir": 3}, "cache_dir is 3; allowed: paths of a folder"),
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
 )
@@ -189,12 +189,12 @@ def test_impossible_options(trained, options, message):
 
 
 def test_the_batch_size_is_asked_for(trained):
-    with pytest.raises(InputError, match="batch_size is missing; allowed are whole n"):
+    with pytest.raises(InputError, match="batch_size is missing; allowed: whole n"):
         optimize.optimize(Pretrained(*trained), dtype="float32")
 
 
 def test_variables_of_another_stem(trained):
-    with pytest.raises(InputError, match="allowed are variables of this model") as bad:
+    with pytest.raises(InputError, match="allowed: variables of this model") as bad:
         optimized(tiny.model(EVIT, depth=1), trained[1])
     name = "batch_stats/patch_embed/norm_0/mean"
     assert f"{name} is (15,), in the model it is no such variable" in str(bad.value)
@@ -222,11 +222,11 @@ def test_pixels_are_normalized(trained, program):
 @pytest.mark.parametrize(
     "images, message",
     [
-        ([1, 2], r"images is list; allowed is an array of shape \[1 .. 3, 20, 20, 3\]"),
+        ([1, 2], r"images is list; allowed: an array of shape \[1 .. 3, 20, 20, 3\]"),
         (np.zeros((3, 20, 24, 3)), r"images is of shape \(3, 20, 24, 3\); allowed"),
-        (np.zeros((4, 20, 20, 3)), "images has 4 images; allowed are 1 to 3"),
-        (np.zeros((0, 20, 20, 3)), "images has 0 images; allowed are 1 to 3"),
-        (np.zeros((3, 20, 20, 3), int), "images is of type int64; allowed are floats,"),
+        (np.zeros((4, 20, 20, 3)), "images has 4 images; allowed: 1 to 3"),
+        (np.zeros((0, 20, 20, 3)), "images has 0 images; allowed: 1 to 3"),
+        (np.zeros((3, 20, 20, 3), int), "images is of type int64; allowed: floats,"),
     ],
 )
 def test_images_that_do_not_fit(program, images, message):
@@ -236,7 +236,7 @@ def test_images_that_do_not_fit(program, images, message):
 
 def test_a_program_for_pixels_refuses_floats(for_pixels):
     fast = for_pixels[2]
-    with pytest.raises(InputError, match="type float32; allowed is uint8, because"):
+    with pytest.raises(InputError, match="type float32; allowed: uint8, because"):
         fast(tiny.images())
 
 

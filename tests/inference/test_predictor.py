@@ -117,7 +117,7 @@ def test_labels_by_the_name_of_their_set(trained):
     model, variables = trained
     with pytest.raises(InputError, match="labels has length 1000; the model has 7 "):
         imagepiece_jax.Predictor(Pretrained(model, variables), labels="imagenet")
-    with pytest.raises(InputError, match="labels is 'cifar'; allowed are 'imagenet'"):
+    with pytest.raises(InputError, match="labels is 'cifar'; allowed: 'imagenet'"):
         imagepiece_jax.Predictor(Pretrained(model, variables), labels="cifar")
 
 
@@ -162,11 +162,11 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         message = rf"{wrong} is not an argument; did you mean {meant}\?"
         with pytest.raises(InputError, match=message):
             imagepiece_jax.Predictor(vit, **{wrong: 8})
-    with pytest.raises(InputError, match="name is not an argument; allowed are labels"):
+    with pytest.raises(InputError, match="name is not an argument; allowed: labels"):
         imagepiece_jax.Predictor(vit, name="deit_tiny_patch16_224")
     with pytest.raises(InputError, match="variables are of types dict and ViT"):
         imagepiece_jax.Predictor(Pretrained(variables, model))
-    with pytest.raises(InputError, match=r"found uint8 \[20, 20, 1\]; allowed are pat"):
+    with pytest.raises(InputError, match=r"found uint8 \[20, 20, 1\]; allowed: pat"):
         predictor(pictures[0, ..., :1])
     with (
         open(__file__, "rb") as file,
@@ -175,9 +175,7 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         predictor(file)
     with (
         open(__file__, encoding="utf-8") as file,
-        pytest.raises(
-            InputError, match="the open file gives str; allowed are .*binary"
-        ),
+        pytest.raises(InputError, match="the open file gives str; allowed: .*binary"),
     ):
         predictor(file)
     with pytest.raises(InputError, match="the open file cannot be read: .* closed"):
@@ -288,8 +286,8 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
     "image, message",
     [
         ("no.png", "no.png cannot be read: "),
-        ("tests", "^tests is a folder; allowed is a file, or a list of the folder's f"),
-        (3, "^images: found int; allowed are paths, bytes, open files, PIL images an"),
+        ("tests", "^tests is a folder; allowed: a file, or a list of the folder's f"),
+        (3, "^images: found int; allowed: paths, bytes, open files, PIL images an"),
         (np.zeros((20, 20, 3)), r"found float64 \[20, 20, 3\]; allowed"),
         (np.zeros((20, 24, 3), np.uint8), "the image has 20x24 pixels"),
         (np.zeros((20, 20, 2), np.uint8), r"found uint8 \[20, 20, 2\]; allowed"),
@@ -304,18 +302,18 @@ def test_what_is_no_image(predictor, image, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"labels": 7}, "labels is 7; allowed are 'imagenet', and a list of names"),
+        ({"labels": 7}, "labels is 7; allowed: 'imagenet', and a list of names"),
         ({"labels": ["cat"]}, "labels has length 1; the model has 7 classes"),
-        ({"top": 8}, "top is 8; allowed are 1 to 7"),
-        ({"resize": "big"}, "resize is 'big'; allowed are 'deit', 'none'"),
+        ({"top": 8}, "top is 8; allowed: 1 to 7"),
+        ({"resize": "big"}, "resize is 'big'; allowed: 'deit', 'none'"),
         ({"batch_size": -1}, "batch_size is -1"),
-        ({"top": True}, "top is True; allowed are 1 to 7"),
-        ({"threads": 0}, "threads is 0; allowed are 1, 2, 3"),
-        ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16"),
-        ({"gelu": "fast"}, "gelu is 'fast'; allowed are 'exact', 'tanh'"),
-        ({"attention": "flash"}, "^attention is 'flash'; allowed are"),
-        ({"kernels": "fast"}, "^kernels is 'fast'; allowed are 'plain', 'fused'"),
-        ({"device": "tpu"}, "device is 'tpu'; allowed are .* of this process: cpu"),
+        ({"top": True}, "top is True; allowed: 1 to 7"),
+        ({"threads": 0}, "threads is 0; allowed: 1, 2, 3"),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16"),
+        ({"gelu": "fast"}, "gelu is 'fast'; allowed: 'exact', 'tanh'"),
+        ({"attention": "flash"}, "^attention is 'flash'; allowed:"),
+        ({"kernels": "fast"}, "^kernels is 'fast'; allowed: 'plain', 'fused'"),
+        ({"device": "tpu"}, "device is 'tpu'; allowed: .* of this process: cpu"),
         ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],

@@ -91,12 +91,12 @@ def test_those_that_take_any_schedule_are_these():
         ({"macs": 0}, "config.reduction.macs is 0; allowed"),
         (
             {"macs": 0.5, "counts": "linear"},
-            "counts is 'linear'; allowed are const",
+            "counts is 'linear'; allowed: const",
         ),
         ({"macs": 0.5, "counts": "stages-3-99"}, "names block 99, but the model has"),
         ({"counts": "constant"}, "is 'constant', which needs config.reduction.macs"),
         ({"macs": 0.5, "counts": (9,) * 12}, "which says what it costs"),
-        ({"counts": (9, 8)}, "config.reduction.counts has 2 entries; allowed are 12"),
+        ({"counts": (9, 8)}, "config.reduction.counts has 2 entries; allowed: 12"),
         (
             {"counts": (9, 8, 10)},
             "counts rises at block 2, from 8 to 10 tokens",
@@ -104,7 +104,7 @@ def test_those_that_take_any_schedule_are_these():
         ({"counts": (9, 8, 0)}, "config.reduction.counts has 0 tokens after block 2"),
         (
             {"counts": (200,) * 12},
-            "starts with 200 tokens; allowed are at most 196",
+            "starts with 200 tokens; allowed: at most 196",
         ),
         (
             {"counts": (90,) * 12},

@@ -253,7 +253,7 @@ def test_cudnn_where_it_cannot_run_says_why(
 
 
 def test_an_unknown_kernel_lists_the_known_ones():
-    with pytest.raises(InputError, match="is 'flash'; allowed are 'auto', 'xla', 'cu"):
+    with pytest.raises(InputError, match="is 'flash'; allowed: 'auto', 'xla', 'cu"):
         resolve_backend("flash", "float32")
 
 

@@ -91,7 +91,7 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
         ),
         (
             lambda: imagepiece_jax.create_model("deit_ti", image_size=225),
-            "image_size is 225; allowed are multiples of patch_size, 16",
+            "image_size is 225; allowed: multiples of patch_size, 16",
         ),
         (
             lambda: imagepiece_jax.load(pathlib.Path(__file__).parent),
@@ -145,29 +145,29 @@ def test_a_model_without_a_name_is_made_of_its_fields():
             r"config.model.arch is {'rope': 1}; its fields are c",
         ),
         ({"arch": "vit"}, "config.model.arch is 'vit'; its fields are class_token, "),
-        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are 'exact', 'ta"),
-        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are whole numb"),
-        ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed are True, False"),
+        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed: 'exact', 'ta"),
+        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed: whole numb"),
+        ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed: True, False"),
         (
             {"arch": {"rotary": {"base": 1}}},
-            "arch.rotary is {'base': 1}; allowed are N",
+            "arch.rotary is {'base': 1}; allowed: N",
         ),
         (
             {"arch": {"class_token": False}},
-            "arch.pool is 'token' without a class token; allowed are 'mean' and 'map'",
+            "arch.pool is 'token' without a class token; allowed: 'mean' and 'map'",
         ),
         (
             {"arch": {"dist_token": True, "pool": "mean"}},
-            "arch.pool is 'mean' with a distillation token, .*; allowed is 'token'",
+            "arch.pool is 'mean' with a distillation token, .*; allowed: 'token'",
         ),
         ({"arch": {"rotary": {"origin": "centre"}}}, "rotary.origin is 'centre'; allo"),
         (
             {"arch": {"rotary": {"reference": 5}}},
-            "rotary.reference is 5; allowed are N",
+            "rotary.reference is 5; allowed: N",
         ),
         ({"arch": {"patch_bias": False}, "stem": "conv"}, "stem is 'conv', whose proj"),
-        ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
-        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are 'anti"),
+        ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed: numbers above 0 an"),
+        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed: 'anti"),
     ],
 )
 def test_parts_that_there_are_not(fields, message):
@@ -183,7 +183,7 @@ def test_an_image_that_patches_do_not_tile_is_refused(image_size):
 
 
 def test_a_negative_number_of_classes_is_refused():
-    with pytest.raises(InputError, match="config.num_classes is -1; allowed are whole"):
+    with pytest.raises(InputError, match="config.num_classes is -1; allowed: whole"):
         create_model("deit_s", num_classes=-1)
 
 
@@ -196,9 +196,9 @@ def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
     "reduction, message",
     [
         ({"name": "tomee"}, "config.reduction.name is 'tomee'; did you mean tome?"),
-        ("tome", r"reduction is 'tome'; allowed is a dict with a name and fields"),
-        (False, "reduction is False; allowed is a dict with a name and fields"),
-        ({"name": "evit", 3: 4}, "reduction is .*3: 4}; allowed is a dict with a name"),
+        ("tome", r"reduction is 'tome'; allowed: a dict with a name and fields"),
+        (False, "reduction is False; allowed: a dict with a name and fields"),
+        ({"name": "evit", 3: 4}, "reduction is .*3: 4}; allowed: a dict with a name"),
         ({"name": ["evit"]}, r"config.reduction.name is \['evit'\]; did you mean evit"),
         ({"name": "evit", "r": 13}, "config.reduction.r is not a field of 'evit'"),
         ({"name": "none", "keep_rate": 0.7}, "config.reduction.keep_rate is not a"),
@@ -224,7 +224,7 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
     create_model("deit_ti", reduction=without, prop_attn=False)
     with pytest.raises(InputError, match="prop_attn is True, in config.red.* False"):
         create_model("deit_ti", reduction=without, prop_attn=True)
-    with pytest.raises(InputError, match="config.model.prop_attn is 1; allowed are"):
+    with pytest.raises(InputError, match="config.model.prop_attn is 1; allowed:"):
         create_model("deit_ti", reduction={"name": "tome", "prop_attn": 1})
 
 

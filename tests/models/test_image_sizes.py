@@ -208,7 +208,7 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     if size == (12, 28):
         with pytest.raises(InputError, match=r"image_size=\(height, width\)"):
             imagepiece_jax.load(tmp_path / "w.npz", **given)
-        with pytest.raises(InputError, match="pos_embed has 22 rows; allowed are"):
+        with pytest.raises(InputError, match="pos_embed has 22 rows; allowed:"):
             imagepiece_jax.load(tmp_path / "w.npz", image_size=(16, 20), **given)
 
 

@@ -99,7 +99,7 @@ def test_timms_folder_is_the_model_that_its_config_says(
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
     reduced = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
     assert reduced.model.plan != model.plan and reduced.reduction["name"] == "evit"
-    with pytest.raises(InputError, match="image_size is 22; allowed are multiples of"):
+    with pytest.raises(InputError, match="image_size is 22; allowed: multiples of"):
         imagepiece_jax.load(path, image_size=22)
     larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))
     assert larger.arch.gelu == "tanh"
@@ -168,7 +168,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": 4}, "num_heads is 4; allowed are divisors of"),
+        ({"num_attention_heads": 4}, "num_heads is 4; allowed: divisors of"),
         ({"hidden_size": 32}, "config.json says embed_dim 32, but its tensors have 30"),
         ({"num_hidden_layers": 2}, "config.json says depth 2, but its tensors have 1"),
         ({"image_size": 40}, "config.json says image_size 40, but its tensors have 20"),
@@ -188,10 +188,10 @@ def test_a_config_that_contradicts_its_tensors(tmp_path, tensors, changes, messa
     "fields, message",
     [
         ({"mean": STD}, r"mean is \(0.25, 0.5, 0.75\), but folder .* has \(0.5, 0.5, "),
-        ({"num_heads": 5}, "num_heads is 5, but folder .* has 3: allowed is 3"),
+        ({"num_heads": 5}, "num_heads is 5, but folder .* has 3; allowed: 3"),
         ({"name": "deit3_small_patch16_224"}, "embed_dim of 'deit3_small_patch16_224"),
-        ({"image_size": [16, 18]}, r"image_size is \(16, 18\); allowed are multiples"),
-        ({"norm_eps": 1e-5}, "norm_eps is 1e-05, but folder .* has 1e-06: allowed is "),
+        ({"image_size": [16, 18]}, r"image_size is \(16, 18\); allowed: multiples"),
+        ({"norm_eps": 1e-5}, "norm_eps is 1e-05, but folder .* has 1e-06; allowed: "),
     ],
 )
 def test_fields_that_contradict_a_folder(tmp_path, tensors, fields, message):
@@ -203,12 +203,12 @@ def test_fields_that_contradict_a_folder(tmp_path, tensors, fields, message):
 def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
-    with pytest.raises(InputError, match="of weights none; allowed is one file, such"):
+    with pytest.raises(InputError, match="of weights none; allowed: one file, such"):
         imagepiece_jax.load(tmp_path)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
     np.savez(tmp_path / "other.npz", **tensors)
-    with pytest.raises(InputError, match="of weights other.npz, tuned.npz; allowed is"):
+    with pytest.raises(InputError, match="of weights other.npz, tuned.npz; allowed:"):
         imagepiece_jax.load(tmp_path)
     values = {name: value + 1 for name, value in tensors.items()}
     content = {
@@ -333,8 +333,8 @@ def of_timm(path, tensors):
 
 
 WRONG = [
-    ({"num_heads": 6}, "^num_heads is 6, but .* has 3: allowed is 3"),
-    ({"norm_eps": 1e-3}, "^norm_eps is 0.001, but .* has 1e-06: allowed is 1e-06"),
+    ({"num_heads": 6}, "^num_heads is 6, but .* has 3; allowed: 3"),
+    ({"norm_eps": 1e-3}, "^norm_eps is 0.001, but .* has 1e-06; allowed: 1e-06"),
     ({"resize": "offset"}, "^resize is 'offset', but .* has 'antialias'"),
 ]
 

@@ -255,7 +255,7 @@ def test_a_score_that_the_model_cannot_have_is_refused(arch, score, sentence):
 
 
 def test_an_unknown_score_is_refused():
-    with pytest.raises(InputError, match="score is 'cls'; allowed are 'auto', 'class'"):
+    with pytest.raises(InputError, match="score is 'cls'; allowed: 'auto', 'class'"):
         tiny.model(tiny.EVIT | {"score": "cls"})
 
 

@@ -116,7 +116,7 @@ def test_a_revision_is_another_commit(cache, files, variables):
     "lacking, message",
     [
         ((), None),
-        (("config.json",), "its cache has no config.json; allowed are ids that were l"),
+        (("config.json",), "its cache has no config.json; allowed: ids that were l"),
         (
             ("model.safetensors",),
             "its cache has none of model.safetensors, .*; allowed",
@@ -137,7 +137,7 @@ def test_files_that_the_cache_lacks(cache, files, lacking, message):
     ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"],
 )
 def test_what_is_no_id(path):
-    with pytest.raises(InputError, match="is no id of the hub; allowed are hf://OWN"):
+    with pytest.raises(InputError, match="is no id of the hub; allowed: hf://OWN"):
         imagepiece_jax.load(path)
 
 
@@ -148,9 +148,9 @@ def test_what_is_no_id(path):
             pathlib.Path("hf://timm/x"),
             'an id of the hub is a string, such as "hf://timm/x", never a Path',
         ),
-        (None, "the path of weights is None; allowed are a string and a pathlib.Path"),
-        ("", "the path of weights is empty; allowed are files and folders"),
-        (b"w.npz", "the path of weights is b'w.npz'; allowed are a string and"),
+        (None, "the path of weights is None; allowed: a string and a pathlib.Path"),
+        ("", "the path of weights is empty; allowed: files and folders"),
+        (b"w.npz", "the path of weights is b'w.npz'; allowed: a string and"),
         (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
         ("timm/test_vit.r160_in1k", "did you mean hf://timm/test_vit.r160_in1k?"),
         (
@@ -170,15 +170,15 @@ def test_what_is_meant_by_what_is_no_path(path, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("config.json", b"{", "config.json is not JSON .*; allowed is an object"),
-        ("config.json", b"5", "config.json is a int; allowed is an object"),
-        (INDEX, b"{", f"{INDEX} is not JSON .*; allowed is an object"),
-        (INDEX, b"[]", f"{INDEX} is a list; allowed is an object"),
-        (INDEX, b"{}", f"{INDEX} has no weight_map; allowed is an index of"),
+        ("config.json", b"{", "config.json is not JSON .*; allowed: an object"),
+        ("config.json", b"5", "config.json is a int; allowed: an object"),
+        (INDEX, b"{", f"{INDEX} is not JSON .*; allowed: an object"),
+        (INDEX, b"[]", f"{INDEX} is a list; allowed: an object"),
+        (INDEX, b"{}", f"{INDEX} has no weight_map; allowed: an index of"),
         (
             INDEX,
             b'{"weight_map": {"a": "../../x"}}',
-            "names the part '../../x'; allowed are names of .safetensors files beside",
+            "names the part '../../x'; allowed: names of .safetensors files beside",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
     besides = ", with mean=.., std=.." if given else ""
     assert str(error.value) == (
         "hf://org/name: the hub cannot be reached, and its cache does not say whether "
-        f"there is a {file}; allowed are a network, or instead of the id its folder, "
+        f"there is a {file}; allowed: a network, or instead of the id its folder, "
         f"{snapshot}{besides}"
     )
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
@@ -227,7 +227,7 @@ def test_files_that_are_gone_are_fetched_again(cache, files):
     snapshot = lay_out(cache, files)
     assert hub.local("hf://org/name") == snapshot
     shutil.rmtree(cache)
-    with pytest.raises(InputError, match="its cache has no config.json; allowed are"):
+    with pytest.raises(InputError, match="its cache has no config.json; allowed:"):
         imagepiece_jax.load("hf://org/name")
     newer = lay_out(cache, files, OLDER)
     assert hub.local("hf://org/name") == newer != snapshot
@@ -347,7 +347,7 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
     places = {part: f"model-0000{part}-of-00002.safetensors" for part in (1, 2)}
     index = json.dumps({"weight_map": places}).encode()
     online.files |= {INDEX: index, places[1]: b"1"}
-    with pytest.raises(InputError, match=f"has no {places[2]}; allowed are"):
+    with pytest.raises(InputError, match=f"has no {places[2]}; allowed:"):
         hub.local("hf://org/name")
     online.files[places[2]] = b"2"
     hub.local("hf://org/name")
@@ -388,12 +388,12 @@ def test_of_a_language_model_the_parts_with_its_tower_are_fetched(
         (
             "org/name@v9",
             (),
-            "the repository has no such revision; allowed are its bran",
+            "the repository has no such revision; allowed: its bran",
         ),
         (
             "org/name",
             ("config.json",),
-            "has no config.json; allowed are repositories w",
+            "has no config.json; allowed: repositories w",
         ),
         ("org/name", ("model.safetensors",), "has none of model.safetensors, model.sa"),
     ],

@@ -242,7 +242,7 @@ def test_a_gated_mlp_has_no_gelu():
     for silu in ("silu", "swish"):
         found = hub_configs.parse(config | {"model_args": {"act_layer": silu}}, {})
         assert found.config.architecture.gelu == "exact"
-    with pytest.raises(InputError, match="act_layer is 'gelu'; allowed are silu, swi"):
+    with pytest.raises(InputError, match="act_layer is 'gelu'; allowed: silu, swi"):
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
     config = timm(architecture="eva02_tiny_patch14_224")
     with pytest.raises(InputError, match="model_args has act_layer='gelu', which"):

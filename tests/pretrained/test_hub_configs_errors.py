@@ -16,48 +16,48 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
     "config, processor, message",
     [
         ({}, {}, "config.json has no model_type"),
-        ({"model_type": "resnet"}, {}, "model_type is 'resnet'; allowed are vit, deit"),
-        ({"model_type": "bert"}, {}, "model_type is 'bert'; allowed are vit, deit, d"),
-        ({"model_type": "siglip2"}, {}, "model_type is 'siglip2'; allowed are vit, "),
-        ({"model_type": ["vit"]}, {}, r"model_type is \['vit'\]; allowed are vit, d"),
+        ({"model_type": "resnet"}, {}, "model_type is 'resnet'; allowed: vit, deit"),
+        ({"model_type": "bert"}, {}, "model_type is 'bert'; allowed: vit, deit, d"),
+        ({"model_type": "siglip2"}, {}, "model_type is 'siglip2'; allowed: vit, "),
+        ({"model_type": ["vit"]}, {}, r"model_type is \['vit'\]; allowed: vit, d"),
         (
             VIT | {"layer_norm_eps": [1]},
             {},
             "config.json has a field of another type: ",
         ),
-        (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed are gelu, "),
+        (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed: gelu, "),
         (
             {"model_type": "dinov3_vit", "use_gated_mlp": True},
             {},
-            "hidden_act is 'gelu'; allowed are silu, swish",
+            "hidden_act is 'gelu'; allowed: silu, swish",
         ),
         (
             {"model_type": "dinov3_vit", "hidden_act": "silu"},
             {},
-            "hidden_act is 'silu'; allowed are gelu, ",
+            "hidden_act is 'silu'; allowed: gelu, ",
         ),
-        (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed are 1, 2, 3"),
+        (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed: 1, 2, 3"),
         (VIT | {"num_attention_heads": [12]}, {}, r"num_attention_heads is \[12\]; al"),
-        (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed are 3"),
+        (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed: 3"),
         (
             VIT | {"image_size": [224, 256]},
             {},
-            r"a size is \(224, 256\); allowed are s",
+            r"a size is \(224, 256\); allowed: s",
         ),
-        (VIT, {"size": 224, "resample": 0}, "resample is 0; allowed are 2, 3"),
+        (VIT, {"size": 224, "resample": 0}, "resample is 0; allowed: 2, 3"),
         (
             VIT,
             {"rescale_factor": 1 / 127.5},
-            "rescale_factor is 0.0078.*; allowed is 1",
+            "rescale_factor is 0.0078.*; allowed: 1",
         ),
-        (VIT, {"do_rescale": False}, "do_rescale is False; allowed is True"),
-        (VIT, CENTER, "crop_size None; allowed are a height and a width, or a crop_s"),
+        (VIT, {"do_rescale": False}, "do_rescale is False; allowed: True"),
+        (VIT, CENTER, "crop_size None; allowed: a height and a width, or a crop_s"),
         (
             VIT,
             {"size": 224, "do_center_crop": True},
             "size is 224 and crop_size None; ",
         ),
-        (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed are a height and"),
+        (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed: a height and"),
         (timm(pretrained_cfg={"input_size": [3]}), {}, "has a field of another type"),
         (
             timm(
@@ -72,7 +72,7 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
         (
             timm(model_args={"img_size": "a"}),
             {},
-            "the size of images is 'a'; allowed are one or two numbers of pixels",
+            "the size of images is 'a'; allowed: one or two numbers of pixels",
         ),
         (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; the models "),
         (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
@@ -80,24 +80,24 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
         (
             timm(model_args={"act_layer": "relu"}),
             {},
-            "act_layer is 'relu'; allowed are",
+            "act_layer is 'relu'; allowed:",
         ),
         (
             timm(model_args={"in_chans": 1}),
             {},
-            "model_args.in_chans is 1; allowed are 3",
+            "model_args.in_chans is 1; allowed: 3",
         ),
         (
             timm(architecture="vit_small_patch16_dinov3", model_args={"reg_tokens": 1}),
             {},
-            "model_args has reg_tokens for a model with rotary positions; allowed are",
+            "model_args has reg_tokens for a model with rotary positions; allowed:",
         ),
         (
             timm(model_args={"global_pool": "max"}),
             {},
-            "global_pool is 'max'; allowed are",
+            "global_pool is 'max'; allowed:",
         ),
-        (timm(pretrained_cfg={}), {}, "config.json has no input_size; allowed is"),
+        (timm(pretrained_cfg={}), {}, "config.json has no input_size; allowed:"),
     ],
 )
 def test_what_no_model_here_has(config, processor, message):
@@ -109,7 +109,7 @@ def test_what_no_model_here_has(config, processor, message):
     "text, message",
     [
         ("{", "config.json is not JSON"),
-        ("[]", "config.json is a list; allowed is an object"),
+        ("[]", "config.json is a list; allowed: an object"),
         ('{"model_type": "resnet"}', ": config.json: model_type is 'resnet'; allowed"),
     ],
 )

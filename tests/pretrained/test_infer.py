@@ -138,7 +138,7 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     assert fields.create() == create_model(
         "vit_small_patch16_dinov3", depth=3, image_size=64
     )
-    with pytest.raises(InputError, match="tensor pos_embed is missing; allowed are"):
+    with pytest.raises(InputError, match="tensor pos_embed is missing; allowed:"):
         infer(found, ModelConfig(name="deit_s"))
     told = {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-5, "resize": "antialias"}
     told |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -147,11 +147,11 @@ BLOCK = "encoder.layer.0.attention.attention"
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models beside the "
-            "tower backbone; allowed are",
+            "tower backbone; allowed:",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "it holds 2 vision towers, a, b; allowed is one",
+            "it holds 2 vision towers, a, b; allowed: one",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),

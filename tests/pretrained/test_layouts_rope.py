@@ -216,12 +216,12 @@ PROJECTIONS = ("layer.1.attention.q_proj.weight", "layer.1.attention.k_proj.weig
         (
             "DINOv3",
             {"blocks.1.attn.qkv.bias": zeros(71), "blocks.1.attn.qkv.bias_mask": None},
-            r"tensor blocks.1.attn.qkv.bias is of \(71,\); allowed are 3 equal parts",
+            r"tensor blocks.1.attn.qkv.bias is of \(71,\); allowed: 3 equal parts",
         ),
         (
             "DINOv3",
             {"blocks.1.attn.qkv.bias_mask": zeros(3)},
-            r"tensor blocks.1.attn.qkv.bias_mask is of \(3,\); allowed is \(72,\)",
+            r"tensor blocks.1.attn.qkv.bias_mask is of \(3,\); allowed: \(72,\)",
         ),
         (
             "transformers",
@@ -246,7 +246,7 @@ PROJECTIONS = ("layer.1.attention.q_proj.weight", "layer.1.attention.k_proj.weig
         (
             "timm's EVA-02",
             {"blocks.1.attn.v_proj.weight": zeros()},
-            r"blocks.1.attn.v.weight are of \(24, 24\), \(24, 24\), \(\); allowed is",
+            r"blocks.1.attn.v.weight are of \(24, 24\), \(24, 24\), \(\); allowed:",
         ),
     ],
 )

@@ -69,11 +69,11 @@ def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name
 @pytest.mark.parametrize(
     "normalization, sentence",
     [
-        ({"mean": HALF}, "has mean alone; allowed are mean and std, or neither"),
-        ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three number"),
-        ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three numbers above 0 and up"),
-        ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed are th"),
-        ({"mean": (np.nan,) * 3, "std": HALF}, "mean is .*allowed are three number"),
+        ({"mean": HALF}, "has mean alone; allowed: mean and std, or neither"),
+        ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed: three number"),
+        ({"mean": HALF, "std": (1, 1, 0)}, "allowed: three numbers above 0 and up"),
+        ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed: th"),
+        ({"mean": (np.nan,) * 3, "std": HALF}, "mean is .* allowed: three number"),
     ],
 )
 def test_a_wrong_normalization_of_a_file(
@@ -115,7 +115,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     asked = ModelConfig(**OF | changes)
-    message = rf"^config\.(model\.)?{message}.*: allowed is .+$"
+    message = rf"^config\.(model\.)?{message}.*; allowed: .+$"
     with pytest.raises(InputError, match=message) as caught:
         load.read(path, asked)
     assert f"weights file {path}" in str(caught.value)
@@ -155,7 +155,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
 def test_a_config_that_contradicts_a_run(tmp_path, fields, message):
     other = quickstart.get_config()
     other.update_from_flattened_dict(fields)
-    message = rf"^{message}.*: allowed is .+ or no --config$"
+    message = rf"^{message}.*; allowed: .+ or no --config$"
     with pytest.raises(InputError, match=message):
         read_with_config(run_folder(tmp_path / "run"), other)
 
@@ -175,9 +175,9 @@ def test_what_training_alone_reads_may_differ(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"{", "config.json is not JSON .*; allowed is an object"),
+        (b"{", "config.json is not JSON .*; allowed: an object"),
         (b"\xff", "config.json is not JSON"),
-        (b"[]", "config.json is a list; allowed is an object"),
+        (b"[]", "config.json is a list; allowed: an object"),
         (
             b'{"model": {}}',
             r"is neither that of a run \(it has no image_size\) nor of p",
@@ -188,7 +188,7 @@ def test_what_training_alone_reads_may_differ(tmp_path):
         ),
         (
             None,
-            "is a folder without config.json; allowed are a weights file, a folder ",
+            "is a folder without config.json; allowed: a weights file, a folder ",
         ),
     ],
 )
@@ -203,14 +203,14 @@ def test_a_folder_without_a_config(tmp_path, content, message):
 
 def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
     np.savez(tmp_path / "w.npz", **tensors)
-    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; allowed is"):
+    with pytest.raises(InputError, match="'latest', but .*w.npz is no run; allowed:"):
         imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
 
 
 @pytest.mark.parametrize(
     "files, sentence",
     [
-        ({"config.json": "{}"}, "config.json is empty; allowed are a weights file, a"),
+        ({"config.json": "{}"}, "config.json is empty; allowed: a weights file, a"),
         (
             {"config.json": '{"peft_type": "LORA"}'},
             "holds an adapter of peft, which is",
@@ -242,10 +242,10 @@ def test_a_folder_of_weights_alone(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:
         load.read(tmp_path)
-    said = f"{tmp_path} has weights, b.pth, but no config.json; allowed is the file"
+    said = f"{tmp_path} has weights, b.pth, but no config.json; allowed: the file"
     assert str(error.value) == f"{said} itself, {tmp_path}/b.pth"
     (tmp_path / "a.npz").touch()
-    message = "has weights, a.npz, b.pth, but no config.json; allowed is one of them, "
+    message = "has weights, a.npz, b.pth, but no config.json; allowed: one of them, "
     with pytest.raises(InputError, match=f"{message}such as {tmp_path}/a.npz$"):
         load.read(tmp_path)
 
@@ -254,9 +254,7 @@ def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
     run = run_folder(tmp_path / "run")
     for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
         (run / part).mkdir(parents=True)
-        message = (
-            f"{run / part} is a part of the run {run}: allowed is {run} itself, and"
-        )
+        message = f"{run / part} is a part of the run {run}; allowed: {run} itself, and"
         with pytest.raises(InputError, match=message):
             load.read(run / part)
 
@@ -303,7 +301,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
         name for name in variables["params"] if name.startswith("reducer")
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
-    message = "checkpoint is 'latest', but run .* has saved none; allowed is 'best'"
+    message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
     with pytest.raises(InputError, match=message):
         read(tmp_path, checkpoint="latest").analyzed().pretrained()
 

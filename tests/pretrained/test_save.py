@@ -302,9 +302,7 @@ def test_a_failure_while_it_is_replaced_loses_no_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
 def test_a_folder_with_something_else_is_refused(tmp_path, file):
     (tmp_path / file).write_text("{}")
-    with pytest.raises(
-        InputError, match=f"^{tmp_path} holds {file}; allowed are a new"
-    ):
+    with pytest.raises(InputError, match=f"^{tmp_path} holds {file}; allowed: a new"):
         imagepiece_jax.save(tmp_path, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
     with pytest.raises(InputError, match="is not a folder .Not a directory.; allowed"):
@@ -317,10 +315,10 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     evit = made(reduction={"name": "evit", "blocks": (1,)}).model
     wrong = {"params": {**variables["params"], "norm": {}}}
     for other, message in [
-        (Pretrained(evit, variables), "its reduction is not known; allowed is Pretra"),
+        (Pretrained(evit, variables), "its reduction is not known; allowed: Pretra"),
         (
             Pretrained(*prepare(model, variables)),
-            "model is in the form of optimize; allowed is wha",
+            "model is in the form of optimize; allowed: wha",
         ),
         (
             Pretrained(model, wrong),
@@ -419,7 +417,7 @@ def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made())
     with pytest.raises(InputError, match="has no reducer_"):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
-    with pytest.raises(InputError, match="is an id of the hub; allowed are folders of"):
+    with pytest.raises(InputError, match="is an id of the hub; allowed: folders of"):
         imagepiece_jax.save("hf://me/m", made())
 
 
@@ -429,5 +427,5 @@ def test_the_folder_comes_first(tmp_path):
 
 
 def test_a_path_with_a_nul_byte_is_refused(tmp_path):
-    with pytest.raises(InputError, match="allowed are paths without a NUL byte"):
+    with pytest.raises(InputError, match="allowed: paths without a NUL byte"):
         imagepiece_jax.save(f"{tmp_path}/a\0b", made())

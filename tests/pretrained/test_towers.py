@@ -298,17 +298,17 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
     [
         (
             {"vision_feature_layer": [-2, -1]},
-            r"vision_feature_layer is \[-2, -1\]; allowed are one layer, 1 to 2, and -",
+            r"vision_feature_layer is \[-2, -1\]; allowed: one layer, 1 to 2, and -",
         ),
         (
             {"vision_feature_layer": 0},
-            "vision_feature_layer is 0; allowed are one laye",
+            "vision_feature_layer is 0; allowed: one laye",
         ),
-        ({"vision_feature_layer": -3}, "vision_feature_layer is -3; allowed are one l"),
-        ({"vision_feature_layer": 3}, "vision_feature_layer is 3; allowed are one lay"),
+        ({"vision_feature_layer": -3}, "vision_feature_layer is -3; allowed: one l"),
+        ({"vision_feature_layer": 3}, "vision_feature_layer is 3; allowed: one lay"),
         (
             {"vision_feature_select_strategy": "cls"},
-            "vision_feature_select_strategy is 'cls'; allowed are default, full",
+            "vision_feature_select_strategy is 'cls'; allowed: default, full",
         ),
         (
             {"vision_config": SIGLIP},
@@ -316,7 +316,7 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
         ),
         (
             {"vision_config": {**CLIP, "model_type": "pixtral"}},
-            "vision_config.model_type is 'pixtral'; allowed are clip_vision_model, ",
+            "vision_config.model_type is 'pixtral'; allowed: clip_vision_model, ",
         ),
         (
             {"projector_hidden_act": "relu"},
@@ -324,7 +324,7 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
         ),
         (
             {"vision_config": {**CLIP, "num_hidden_layers": 3}},
-            "config.json says depth 3, but its tensors have 2; allowed are files of ",
+            "config.json says depth 3, but its tensors have 2; allowed: files of ",
         ),
         (
             {"lacking": ["vision_tower"]},
@@ -355,15 +355,15 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
         ),
         (
             {"lacking": ["multi_modal_projector.linear_2"]},
-            "its projector lacks layer 1; allowed are all files of a model",
+            "its projector lacks layer 1; allowed: all files of a model",
         ),
         (
             {"lacking": ["multi_modal_projector.linear_1.bias"]},
-            "layer 0 of its projector has no bias; allowed is one with",
+            "layer 0 of its projector has no bias; allowed: one with",
         ),
         (
             {"multimodal_projector_bias": False},
-            "layer 0 of its projector has a bias; allowed is one without",
+            "layer 0 of its projector has a bias; allowed: one without",
         ),
         (
             {"change": {"multi_modal_projector.linear_1.SCB": noise(3)}},
@@ -405,9 +405,9 @@ def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
         (
             "img/Transformer/encoderblock/LayerNorm_0/bias",
             np.float32(1),
-            "LayerNorm_0.bias is a single number; allowed is an array whose first axis",
+            "LayerNorm_0.bias is a single number; allowed: an array whose first axis",
         ),
-        ("img/head/bias", None, "layer 0 of its projector has no bias; allowed is one"),
+        ("img/head/bias", None, "layer 0 of its projector has no bias; allowed: one"),
     ],
 )
 def test_damaged_parameters_of_paligemma_are_refused(tmp_path, name, value, message):

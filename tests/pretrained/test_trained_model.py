@@ -33,7 +33,7 @@ def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.reduction == {"name": "none"} and dense.label == "dense"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
     for size in (0, (20, -4), (20, 20, 3), 20.0):
-        with pytest.raises(InputError, match="^image_size is .*; allowed are pixels a"):
+        with pytest.raises(InputError, match="^image_size is .*; allowed: pixels a"):
             Preprocessing(size)
     assert (dense.class_names, dense.name, dense.origin) == (None, None, None)
     early = tiny.model({"name": "token_learner", "block": 0})
@@ -46,10 +46,10 @@ def test_a_model_that_someone_made_has_defaults(dense):
     [
         ((None, {}), "model and variables are of types NoneType and dict; allowed"),
         (({}, tiny.model()), "model and variables are of types dict and ViT; allowed"),
-        ((tiny.model(), {}), 'allowed are a ViT, .* and a dict with "params"'),
+        ((tiny.model(), {}), 'allowed: a ViT, .* and a dict with "params"'),
         (
             (tiny.model(image_size=(12, 20)), {"params": {}}),
-            "the model's 15 patches are no square; allowed is Preprocessing",
+            "the model's 15 patches are no square; allowed: Preprocessing",
         ),
         (
             (tiny.model(), {"params": {}}, {"r": 4}),
@@ -63,7 +63,7 @@ def test_a_model_that_someone_made_has_defaults(dense):
         ((tiny.model(), {"params": {}}, TOME), "model.plan is another"),
         (
             (tiny.model(TOME), {"params": {}}, TOME | {"prop_attn": False}),
-            "prop_attn of reduction is False, but model.prop_attn is True; allowed is",
+            "prop_attn of reduction is False, but model.prop_attn is True; allowed:",
         ),
         (
             (tiny.model(), {"params": {}}, {"name": "evit", "blocks": (5,)}),
@@ -76,7 +76,7 @@ def test_a_model_that_someone_made_has_defaults(dense):
         ((tiny.model(), {"params": {}}, {"name": "tom"}), "did you mean tome"),
         (
             (tiny.model(), {"params": {}}, None, {"crop": 0.9}),
-            "preprocessing is {'crop': 0.9}; allowed is a Preprocessing",
+            "preprocessing is {'crop': 0.9}; allowed: a Preprocessing",
         ),
         (
             (tiny.model(), {"params": {}}, None, None, ["a"]),
@@ -84,15 +84,15 @@ def test_a_model_that_someone_made_has_defaults(dense):
         ),
         (
             (tiny.model(), {"params": {}}, None, None, "abcdefg"),
-            "class_names is 'abcdefg'; allowed are a name, or None, for each of the",
+            "class_names is 'abcdefg'; allowed: a name, or None, for each of the",
         ),
         (
             (tiny.model(), {"params": {}}, None, None, 7),
-            "class_names is 7; allowed are a name",
+            "class_names is 7; allowed: a name",
         ),
         (
             (tiny.model(), {"params": {}}, None, None, ["a"] * 3 + [b"b"] * 4),
-            "class_names has b'b' for class 3; allowed are strings, and None",
+            "class_names has b'b' for class 3; allowed: strings, and None",
         ),
     ],
 )
@@ -139,14 +139,14 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"reduction": 3}, "reduction is 3; allowed is a dict with a name and fields"),
+        ({"reduction": 3}, "reduction is 3; allowed: a dict with a name and fields"),
         (
             {"preprocessing": 0.9},
-            "preprocessing is 0.9; allowed is a dict of crop, crop_mode",
+            "preprocessing is 0.9; allowed: a dict of crop, crop_mode",
         ),
         ({"class_names": ["a"]}, "class_names has length 1; the model has 7 classes"),
-        ({"num_classes": 3, "seed": "a"}, "seed is 'a'; allowed are whole numbers"),
-        ({"num_classes": "x"}, "num_classes is 'x'; allowed are whole numbers from 0"),
+        ({"num_classes": 3, "seed": "a"}, "seed is 'a'; allowed: whole numbers"),
+        ({"num_classes": "x"}, "num_classes is 'x'; allowed: whole numbers from 0"),
     ],
 )
 def test_what_load_refuses(tmp_path, dense, changes, message):
@@ -169,7 +169,7 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
     assert not slower.untrained and same(slower.variables, trained)
     dense = vit.with_reduction(None)
     assert same(dense.with_reduction(DYNAMICVIT).variables, trained)
-    with pytest.raises(InputError, match="seed is 'a'; allowed are whole numbers"):
+    with pytest.raises(InputError, match="seed is 'a'; allowed: whole numbers"):
         dense.with_reduction(
             {"name": "spvit", "blocks": (1,), "keep_rates": (0.6,)}, seed="a"
         )

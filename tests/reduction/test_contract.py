@@ -81,7 +81,7 @@ def ones(*shape):
     "result, said",
     [
         (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
-        (assignment([0, 1, 2, 3, -2, 0]), "token 4 goes to slot -2; allowed are 0 to"),
+        (assignment([0, 1, 2, 3, -2, 0]), "token 4 goes to slot -2; allowed: 0 to"),
         (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
         (merged([1, 3], [3, 5]), "image 0: token 1 is merged into token 3, which le"),
         (joined([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
@@ -92,7 +92,7 @@ def ones(*shape):
         (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4, but index.groups do"),
         (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0, but token 2 in"),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
-        (ones(1, 6), "is of type ndarray; allowed are Assignment, Mixing and"),
+        (ones(1, 6), "is of type ndarray; allowed: Assignment, Mixing and"),
     ],
 )
 def test_what_breaks_the_contract_is_named(result, said):
@@ -108,8 +108,8 @@ class TracedTest(chex.TestCase):
     @chex.all_variants
     @parameterized.named_parameters(
         ("n_out", assignment(RIGHT, n_out=3), "n_out=3, but 4 tokens are to be left"),
-        ("dest", assignment(RIGHT[:5]), r"dest has shape \(1, 5\); allowed are \[B, 6"),
-        ("dtype", assignment(RIGHT, dest=ones(1, 6)), "dest is float32; allowed are i"),
+        ("dest", assignment(RIGHT[:5]), r"dest has shape \(1, 5\); allowed: \[B, 6"),
+        ("dtype", assignment(RIGHT, dest=ones(1, 6)), "dest is float32; allowed: i"),
         ("matrix", Mixing(ones(1, 6, 4)), r"has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
         ("mask", Masking(ones(1, 6)), "the mask leaves 6 tokens, but 4 are to be held"),
     )
@@ -150,8 +150,8 @@ def test_what_keeps_the_contract_passes():
 @pytest.mark.parametrize(
     "needs, metric, said",
     [
-        ({"class"}, None, "its `needs` has 'class'; allowed are metric, key, cls_at"),
-        ({"metric"}, None, "its `metric` is None; allowed are 'key', 'query', 'value'"),
+        ({"class"}, None, "its `needs` has 'class'; allowed: metric, key, cls_at"),
+        ({"metric"}, None, "its `metric` is None; allowed: 'key', 'query', 'value'"),
     ],
 )
 def test_what_attention_cannot_compute_is_named(needs, metric, said):

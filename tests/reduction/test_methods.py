@@ -508,14 +508,14 @@ def test_a_number_of_numpy_is_a_number():
 @pytest.mark.parametrize(
     "reduction, tokens, sentence",
     [
-        ({"name": "none"}, 64, "tokens is 64; allowed are 196, the fewest that this"),
+        ({"name": "none"}, 64, "tokens is 64; allowed: 196, the fewest that this"),
         ({"name": "tome"}, 0, "tokens is 0; .* numbers from 1 to 196, the patches"),
-        ({"name": "tome"}, 197, "tokens is 197; allowed are whole numbers from 1 to"),
-        ({"name": "tome"}, 1.5, "tokens is 1.5; allowed are whole numbers from 1"),
+        ({"name": "tome"}, 197, "tokens is 197; allowed: whole numbers from 1 to"),
+        ({"name": "tome"}, 1.5, "tokens is 1.5; allowed: whole numbers from 1"),
         (
             {"name": "mctf"},
             4,
-            "tokens is 4; allowed are 9, the fewest that",
+            "tokens is 4; allowed: 9, the fewest that",
         ),
         ({"name": "grid_pooling"}, 50, "a square; .* near it 49 and 64"),
     ],

@@ -28,9 +28,9 @@ def test_values_may_be_tuples_words_and_fields_of_the_model():
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("evit:keep_rate", "allowed is FIELD=VALUE"),
-        ("evit:keep_rate=", "allowed is FIELD=VALUE"),
-        ("tome:r=1:r=2", "r is there twice; allowed is one list"),
+        ("evit:keep_rate", "allowed: FIELD=VALUE"),
+        ("evit:keep_rate=", "allowed: FIELD=VALUE"),
+        ("tome:r=1:r=2", "r is there twice; allowed: one list"),
         ("evot:keep_rate=.5", "--sweep evot:keep_rate=.5: 'evot' .* you mean evit\\?$"),
         ("zebra", "--sweep zebra: .* the methods are"),
         ("evit:r=8", "--sweep evit:r=8: config.reduction.r is not a field of 'evit'"),

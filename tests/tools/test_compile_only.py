@@ -143,9 +143,9 @@ def test_the_command_reports_every_size_and_mode(monkeypatch):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--mode=copy"], "--mode is 'copy'; allowed are inference, train"),
-        (["--mode="], "--mode is ''; allowed are inference, train"),
-        (["--batch_size=0"], "--batch_size is '0'; allowed are whole numbers from 1"),
+        (["--mode=copy"], "--mode is 'copy'; allowed: inference, train"),
+        (["--mode="], "--mode is ''; allowed: inference, train"),
+        (["--batch_size=0"], "--batch_size is '0'; allowed: whole numbers from 1"),
     ],
 )
 def test_mistakes_end_it_before_anything_is_compiled(words, message):

@@ -64,5 +64,5 @@ def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeyp
 
 def test_an_unknown_session(tmp_path):
     done, _ = session("later", tmp_path)
-    message = "error: later is no session; allowed are 256, 1024 and train\n"
+    message = "error: later is no session; allowed: 256, 1024 and train\n"
     assert (done.returncode, done.stderr) == (2, message)

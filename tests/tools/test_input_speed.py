@@ -110,7 +110,7 @@ def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
 def test_bad_resave_is_refused(data, text):
     ended = call(input_speed.main, "--data", data, f"--resave={text}")
     assert sentence(ended) == (
-        f"--resave is '{text}'; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
+        f"--resave is '{text}'; allowed: WIDTHxHEIGHT:KB, such as 500x375:110"
     )
 
 

@@ -135,4 +135,4 @@ def test_a_scenario_that_ends_early_is_reported_and_the_next_starts(stage, monke
 
 def test_devices_that_two_processes_cannot_share():
     message = sentence(call(rehearsal.main, "--devices=3"))
-    assert message == "--devices is 3; allowed are even numbers"
+    assert message == "--devices is 3; allowed: even numbers"

@@ -88,7 +88,7 @@ def test_variables_without_the_optimizer(tmp_path):
         everything = checkpoints.restore_variables(which, optimizer=True)
         assert set(everything) == {*got, "opt_state"}
     checkpoints.close()
-    with pytest.raises(InputError, match="'newest': allowed are latest and best"):
+    with pytest.raises(InputError, match="'newest'; allowed: latest and best"):
         checkpoints.restore_variables("newest")
 
 

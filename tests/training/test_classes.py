@@ -31,7 +31,7 @@ SMALL = {f"model.{name}": value for name, value in SIZE.items()}
 SMALL |= {f"reduction.{name}": value for name, value in BLOCKS.items()}
 WORDS = ["--config", f"{ROOT}/configs/quickstart.py", "--config.num_classes=2"]
 WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
-SAME = "allowed are the same classes in the same order"
+SAME = "allowed: the same classes in the same order"
 
 
 def config(**fields):

@@ -74,14 +74,14 @@ def test_numbers_out_of_range(field):
     RunConfig.from_config(config(**{field: kind(low)}))
     for value in (low - 1, *(bound + 1 for bound in high)):
         value = kind(value)
-        message = rf"^config\.{field} is {value}; allowed are {NUMBERS[field]}$"
+        message = rf"^config\.{field} is {value}; allowed: {NUMBERS[field]}$"
         with pytest.raises(InputError, match=message):
             RunConfig.from_config(config(**{field: value}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite(value):
-    message = f"config.lr is {value}; allowed are numbers from 0"
+    message = f"config.lr is {value}; allowed: numbers from 0"
     with pytest.raises(InputError, match=message):
         RunConfig.from_config(config(lr=value))
 
@@ -97,7 +97,7 @@ def test_betas(betas):
     [
         (
             {"best_by": "ema"},
-            "best_by is 'ema'; allowed are 'weights', 'averages'",
+            "best_by is 'ema'; allowed: 'weights', 'averages'",
         ),
         (
             {"best_by": "averages", "ema_decay": 0.0},
@@ -118,7 +118,7 @@ def test_area(area):
 
 def test_a_canvas_holds_what_is_cropped_from_it():
     made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
-    with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
+    with pytest.raises(InputError, match="data.canvas is 15; allowed: 0 and .*16"):
         RunConfig.from_config(made)
     made.data.canvas = 16
     RunConfig.from_config(made)
@@ -211,10 +211,10 @@ def test_rate_is_that_of_the_global_batch():
 
 
 def test_impossible_schedules_are_found_when_it_is_made():
-    message = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
+    message = "config.warmup_epochs is 41.0; allowed: 0 to config.epochs, 40"
     with pytest.raises(InputError, match=message):
         create(OptimConfig.from_config(config(warmup_epochs=41.0)), 11)
-    with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0, 1"):
+    with pytest.raises(InputError, match="config.lr_offset is 2; allowed: 0, 1"):
         RunConfig.from_config(config(lr_offset=2))
 
 
@@ -239,9 +239,9 @@ def test_sources_and_transforms_are_those_of_the_config():
     rng = np.random.default_rng(0)
     moved = run.train_transform()(image, rng)
     assert moved.shape == image.shape and not (moved == image).all()
-    with pytest.raises(InputError, match="config.data.crop is 'wild'; allowed are"):
+    with pytest.raises(InputError, match="config.data.crop is 'wild'; allowed:"):
         RunConfig.from_config(config(**{"data.crop": "wild"}))
-    with pytest.raises(InputError, match="config.data.resize is 'big'; allowed are"):
+    with pytest.raises(InputError, match="config.data.resize is 'big'; allowed:"):
         RunConfig.from_config(config(**{"data.resize": "big"}))
 
 
@@ -263,7 +263,7 @@ def test_shapes_of_a_batch_are_what_the_loader_gives():
 def test_a_config_without_one_of_its_groups_is_refused(group):
     for value in (None, "digits", 3):
         made = base.get_config().to_dict() | {group: value}
-        found = rf"config.{group}(\..* is missing; a config| is .*; allowed are the fi)"
+        found = rf"config.{group}(\..* is missing; a config| is .*; allowed: the fi)"
         with pytest.raises(InputError, match=found):
             RunConfig.from_config(made)
 
@@ -296,7 +296,7 @@ def test_names_of_fresh_parts():
     made = base.get_config().to_dict()
     for fresh in ("head", (3,)):
         made["init"]["fresh"] = fresh
-        with pytest.raises(InputError, match="config.init.fresh is .*allowed are name"):
+        with pytest.raises(InputError, match="config.init.fresh is .* allowed: name"):
             RunConfig.from_config(made)
 
 

@@ -332,7 +332,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | TOLD | {"teacher.weights": "ten.npz", "teacher.image_size": 18},
             None,
-            "^config.teacher.weights: config.teacher.image_size is 18; allowed are mu",
+            "^config.teacher.weights: config.teacher.image_size is 18; allowed: mu",
         ),
         (
             SOFT | {"teacher.weights": "ten.npz"},
@@ -374,7 +374,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
     ],
 )
 def test_fields_are_checked(field, value, allowed):
-    message = f"config.distill.{field} is {value!r}; allowed are {allowed}$"
+    message = f"config.distill.{field} is {value!r}; allowed: {allowed}$"
     with pytest.raises(InputError, match=message):
         RunConfig.from_config(config(**{f"distill.{field}": value})).create_model()
 

@@ -87,7 +87,7 @@ def test_only_the_named_parts_are_new(saved):
     "fields, message",
     [
         ({"init.fresh": ("head",)}, "but config.init.weights is empty: name a"),
-        ({"init.fresh": (1,)}, r"config.init.fresh is \(1,\); allowed are names"),
+        ({"init.fresh": (1,)}, r"config.init.fresh is \(1,\); allowed: names"),
         ({"init.weights": "no.npz"}, "weights no.npz: no such file or folder"),
     ],
 )

@@ -98,7 +98,7 @@ def resolve_kernels(requested, model, device=None):
     """
     if requested not in CHOICES:
         listed = ", ".join(map(repr, CHOICES))
-        raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
+        raise InputError(f"config.model.kernels is {requested!r}; allowed: {listed}")
     device = device or jax.local_devices()[0]
     if requested == "plain" or not _with_kernel(model, device):
         return None

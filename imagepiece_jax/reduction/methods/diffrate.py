@@ -191,7 +191,7 @@ class DiffRate(Method):
         if (self.prune is None) != (self.merge is None):
             raise InputError(
                 f"config.reduction.prune is {self.prune} and merge is {self.merge}; "
-                "allowed are both or neither"
+                "allowed: both or neither"
             )
         if self.prune is None:
             return
@@ -199,7 +199,7 @@ class DiffRate(Method):
             if merged > pruned:
                 raise InputError(
                     f"config.reduction.merge has {merged} where prune has {pruned}; "
-                    "allowed are as many tokens or fewer"
+                    "allowed: as many tokens or fewer"
                 )
 
     def resolved(self, model):
@@ -255,7 +255,7 @@ class DiffRate(Method):
             if len(getattr(self, name)) != depth:
                 raise InputError(
                     f"config.reduction.{name} has {len(getattr(self, name))} entries; "
-                    f"allowed are {depth}, one for each block"
+                    f"allowed: {depth}, one for each block"
                 )
         lists = enumerate(zip(self.prune, self.merge, strict=True))
         return tuple(

@@ -37,7 +37,7 @@ class EViT(Method):
             raise InputError(
                 f"config.reduction.rate_warmup_epochs is {self.rate_warmup_epochs:g}, "
                 "but config.reduction.counts says how many tokens stay, without a "
-                "rate; allowed is 0"
+                "rate; allowed: 0"
             )
 
     def steps(self, depth):

@@ -32,12 +32,12 @@ class Cells(Reducer):
         if grid is None:
             raise InputError(
                 "config.reduction.grid_size needs the grid of patches, but the tokens "
-                "are reduced before: allowed is pooling before any other step"
+                "are reduced before; allowed: pooling before any other step"
             )
         if self.size > min(grid):
             raise InputError(
                 f"config.reduction.grid_size is {self.size}, but there are {grid[0]} x "
-                f"{grid[1]} patches: allowed are whole numbers from 1 to {min(grid)}"
+                f"{grid[1]} patches; allowed: whole numbers from 1 to {min(grid)}"
             )
 
     def __call__(self, taps, counts, train=False):
@@ -72,7 +72,7 @@ class GridPooling(Method):
         if side**2 != tokens:
             raise InputError(
                 f"config.reduction.counts leaves {tokens} tokens at block {block}, but "
-                "the cells of grid_pooling are a square; allowed are squares, near it "
+                "the cells of grid_pooling are a square; allowed: squares, near it "
                 f"{side**2} and {(side + 1) ** 2}"
             )
         return Step(block, Cells(side), Fixed(tokens), site="pre")

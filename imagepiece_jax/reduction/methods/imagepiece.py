@@ -147,7 +147,7 @@ class ImagePiece(Method):
             listed = ", ".join(str(step.block) for step in steps)
             raise InputError(
                 f"config.reduction.counts changes at block {block}, but the blocks at "
-                f"which this method merges and prunes are {listed}; allowed are these, "
+                f"which this method merges and prunes are {listed}; allowed: these, "
                 "and other merge_blocks and prune_blocks"
             )
         return step

@@ -120,7 +120,7 @@ class Method(CheckedFields):
                 raise InputError(
                     f"config.reduction.{name} is {getattr(self, name)!r} beside "
                     "config.reduction.counts, which says how many tokens stay; "
-                    "allowed is one of them"
+                    "allowed: one of them"
                 )
 
     def steps(self, depth: int) -> Sequence[Step]:
@@ -139,7 +139,7 @@ class Method(CheckedFields):
         if not steps:
             raise InputError(
                 f"config.reduction.counts changes at block {block}, at which this "
-                "method does nothing; allowed are counts that change elsewhere"
+                "method does nothing; allowed: counts that change elsewhere"
             )
         return steps[0]
 
@@ -186,7 +186,7 @@ class Method(CheckedFields):
         """Steps to `counts`."""
         if len(self.counts) != depth:
             raise InputError(
-                f"config.reduction.counts has {len(self.counts)} entries; allowed are "
+                f"config.reduction.counts has {len(self.counts)} entries; allowed: "
                 f"{depth}, one for each block"
             )
         if self.counts[0] > patches:
@@ -249,7 +249,7 @@ class Method(CheckedFields):
         highest = max(counts, default=0)
         if highest > most:
             raise InputError(
-                f"{self.path(field)} {verb} {highest}; allowed are {least} to {most}, "
+                f"{self.path(field)} {verb} {highest}; allowed: {least} to {most}, "
                 f"{reason}"
             )
 

@@ -122,7 +122,7 @@ class SPViT(LearnedSelection):
         rates, blocks = self.keep_rates, self.blocks
         if len(rates) != len(blocks):
             raise InputError(
-                f"config.reduction.keep_rates has {len(rates)} numbers; allowed is "
+                f"config.reduction.keep_rates has {len(rates)} numbers; allowed: "
                 f"one for each of config.reduction.blocks, {len(blocks)}"
             )
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):

@@ -77,5 +77,5 @@ def test_heads_that_do_not_fit_are_named():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(InputError, match="config.model.kernels is 'cuda'; allowed are"):
+    with pytest.raises(InputError, match="config.model.kernels is 'cuda'; allowed:"):
         tiny.model(tiny.EVIT, kernels="cuda")

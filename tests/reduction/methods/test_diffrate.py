@@ -94,7 +94,7 @@ def test_pruned_merged_and_counted_by_hand():
     [
         ("deit_ti", {"target": 2.9}, "target is 2.9; allowed for deit_ti are 0.6"),
         ("vit_large_patch16_224", {}, "no schedule for 24 blocks of width 1024"),
-        ("deit_s", {"prune": (2,) * 12}, "allowed are both or neither"),
+        ("deit_s", {"prune": (2,) * 12}, "allowed: both or neither"),
         ("deit_s", {"prune": (9, 8), "merge": (9, 8)}, "prune has 2 entries"),
         ("deit_s", {"prune": (1,) * 12, "merge": (1,) * 12}, "whole numbers from 2"),
     ],

@@ -309,6 +309,6 @@ def test_groups_of_parameters():
     ],
 )
 def test_bad_fields_are_named(field, value, allowed):
-    message = rf"reduction\.{field} is {value!r}; allowed are numbers {allowed}"
+    message = rf"reduction\.{field} is {value!r}; allowed: numbers {allowed}"
     with pytest.raises(InputError, match=message):
         DynamicViT(**{field: value})

@@ -273,9 +273,7 @@ def test_it_has_the_fields_of_both():
     [("mode", "soft", "'mask', 'topk'"), ("predictor_pos", "post", "'mid', 'pre'")],
 )
 def test_unknown_choices_are_named(field, value, allowed):
-    with pytest.raises(
-        InputError, match=rf"{field} is {value!r}; allowed are {allowed}"
-    ):
+    with pytest.raises(InputError, match=rf"{field} is {value!r}; allowed: {allowed}"):
         ImagePieceDynamicViT(**{field: value}).steps(12)
 
 

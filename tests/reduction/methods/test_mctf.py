@@ -138,5 +138,5 @@ def test_a_step_before_the_next_block_would_read_what_is_gone():
 @pytest.mark.parametrize("field", ["similarity", "attention", "sizes"])
 @pytest.mark.parametrize("value", [0, -1, float("inf")])
 def test_a_temperature_is_above_zero(field, value):
-    with pytest.raises(InputError, match=f"{field} is {value}; allowed are .* above 0"):
+    with pytest.raises(InputError, match=f"{field} is {value}; allowed: .* above 0"):
         MCTF(**{field: value})

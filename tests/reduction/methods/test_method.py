@@ -60,16 +60,16 @@ def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
 @pytest.mark.parametrize(
     "name, fields, sentence",
     [
-        ("tome", {"r": 99}, "r is 99; allowed are 0 to 98, half of the 196"),
-        ("tome", {"r_list": (0, 0, 500)}, "r_list has 500; allowed are 0 to 98"),
-        ("dtem", {"r": 200}, "r is 200; allowed are 0 to 98, half of the 196"),
-        ("dtem", {"r_list": (99,)}, "r_list has 99; allowed are 0 to 98"),
-        ("mctf", {"r": 99}, "r is 99; allowed are 0 to 98, half of the 196"),
-        ("token_learner", {"num_tokens": 197}, "num_tokens is 197; allowed are 1 to"),
+        ("tome", {"r": 99}, "r is 99; allowed: 0 to 98, half of the 196"),
+        ("tome", {"r_list": (0, 0, 500)}, "r_list has 500; allowed: 0 to 98"),
+        ("dtem", {"r": 200}, "r is 200; allowed: 0 to 98, half of the 196"),
+        ("dtem", {"r_list": (99,)}, "r_list has 99; allowed: 0 to 98"),
+        ("mctf", {"r": 99}, "r is 99; allowed: 0 to 98, half of the 196"),
+        ("token_learner", {"num_tokens": 197}, "num_tokens is 197; allowed: 1 to"),
         (
             "diffrate",
             {"prune": (577,) * DEPTH, "merge": (9,) * DEPTH},
-            "prune has 577; allowed are 2 to 197, the 196 image tokens",
+            "prune has 577; allowed: 2 to 197, the 196 image tokens",
         ),
     ],
 )

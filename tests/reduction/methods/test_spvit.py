@@ -312,11 +312,11 @@ def test_the_backbone_is_slow_until_the_schedule_is_slower():
         ({"keep_rates": 0.5}, "keep_rates is 0.5; .* 0 to 1, one for each of"),
         (
             {"keep_rates": (0.2, 0.5, 0.7)},
-            "keep_rates is .*allowed are rising blocks with",
+            "keep_rates is .* allowed: rising blocks with",
         ),
-        ({"blocks": (6, 3, 9)}, "keep_rates is .*allowed are rising blocks with"),
+        ({"blocks": (6, 3, 9)}, "keep_rates is .* allowed: rising blocks with"),
         ({"package_norm": "mean"}, "package_norm is 'mean'.*'none'.*'score'.*'count'"),
-        ({"share_heads": 2}, "share_heads is 2; allowed are True, False"),
+        ({"share_heads": 2}, "share_heads is 2; allowed: True, False"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
