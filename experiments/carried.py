@@ -18,10 +18,10 @@ from PIL import Image, ImageFilter
 from experiments import parts as crossed
 from experiments import render, saliency
 from experiments.context import Answers
-from imagepiece_jax.benchmark.compare import smaller_images
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.compare import smaller_images
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.reduction import settings
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments import parts, render
-from imagepiece_jax.benchmark.cache import decode_bits
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
 
 # (runtime, batch size): heading

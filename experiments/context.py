@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, decode_bits
+from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, decode_bits
+from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.pretrained.load import Weights, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
@@ -119,6 +121,20 @@ def package_config(name: str) -> "ConfigDict":
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class FixedTokens(MeasuredWeights):
+    """MeasuredWeights whose reductions end with exactly `tokens`, where that is set."""
+
+    tokens: int | None = None
+
+    def model(self, vit):
+        return leaving(vit, self.tokens)
+
+    def setting(self, kind, reduction):
+        limit = {} if self.tokens is None else {"tokens": self.tokens}
+        return super().setting(kind, reduction) | limit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """What an experiment measures, and where its results go.
 
@@ -158,12 +174,11 @@ class Context:
         self, pretrained, images: Images | None = None, tokens: int | None = None
     ) -> MeasuredWeights:
         """What measures `pretrained` on all images, or on these, or with `tokens`."""
-        return MeasuredWeights(
+        return FixedTokens(
             pretrained,
             images or self.images,
             self.cache,
-            self.settings.speed_batch_size,
-            self.settings.rules,
+            Clock(self.settings.speed_batch_size, self.settings.rules, tokens),
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
             tokens=tokens,
@@ -212,7 +227,7 @@ class Context:
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.
 
-        As `workloads.speed` gives it; None where nothing is timed.
+        As `workloads.Clock` gives it; None where nothing is timed.
         """
         timed = self.settings.speed
         return self.checkpoint(pretrained).speed(reduction) if timed else None

@@ -15,10 +15,10 @@ import numpy as np
 from experiments import render, saliency
 from experiments.context import Answers
 from experiments.images import Images
-from imagepiece_jax.benchmark.cache import encode_bits
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import settings

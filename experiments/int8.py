@@ -22,12 +22,12 @@ import numpy as np
 
 from experiments import render, saliency
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.cache import decode_bits, encode_bits
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.reduction import settings
 

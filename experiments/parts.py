@@ -19,10 +19,10 @@ import numpy as np
 from scipy.special import log_softmax, stdtr
 
 from experiments import render
-from imagepiece_jax.benchmark.cache import decode_bits, encode_bits, plan_facts
 from imagepiece_jax.common import plotting
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import decode_bits, encode_bits, plan_facts
 from imagepiece_jax.reduction import settings
 
 DECLARED = "docs/tables/parts/declared.md"

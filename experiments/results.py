@@ -25,11 +25,10 @@ from experiments import clock, parts, render
 from experiments import schedule as schedules
 from experiments.scratch import contrasts as declared
 from experiments.scratch import page, runs, trained
-from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate import compare, compare_tables, statistics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"

@@ -29,11 +29,11 @@ from experiments.schedule import schedule
 from experiments.settings import TableSettings
 from experiments.throughput import throughput
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.pretrained.load import opened, read_with_config
 
 if TYPE_CHECKING:

@@ -25,12 +25,11 @@ from jax import lax
 
 from experiments import render
 from experiments.patch_features import FILLED, correlation, of_other_images
-from imagepiece_jax.benchmark import compare, compare_tables
-from imagepiece_jax.benchmark.cache import plan_facts
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate import compare, compare_tables, statistics
+from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.pretrained.files import read_state_dict

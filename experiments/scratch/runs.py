@@ -23,7 +23,6 @@ from experiments.scratch import measures, page, plan, systems
 from experiments.scratch.options import SYSTEMS, Options
 from experiments.settings import TableSettings
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.files import (
     check_writable,
@@ -33,6 +32,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data import loader, sources
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.training.config import RunConfig

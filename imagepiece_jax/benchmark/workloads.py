@@ -162,43 +162,56 @@ def on_noise(program):
     return lambda number: program(images[number % INPUTS])
 
 
-def speed(
-    weights: Weights,
-    reduction: Mapping,
-    batch_size: int,
-    rules: timer.Rules,
-    tokens: int | None = None,
-) -> dict[str, float]:
-    """Speed of weights under a reduction, timed in turns with their dense model.
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Times weights under a reduction in turns with their dense model."""
 
-    tokens: of programs that give so many image tokens; the dense one gives all patches
-    Returns ratio (to the dense model) and throughput (images a second), both with _min
-    and _max, and the milliseconds of a batch, ms and dense_ms.
-    """
-    jobs = {}
-    for name, taken in (("dense", DENSE), ("reduced", reduction)):
-        vit = weights.pretrained(taken)
-        left = vit.model.image_tokens if name == "dense" else tokens
-        fast = optimize.optimize(
-            vit,
-            batch_size=batch_size,
-            dtype=weights.config.dtype or xla_options.fast_dtype(),
-            tokens=tokens and left,
-        )
-        jobs[name] = timer.job(on_noise(fast))
-    times = timer.measure(jobs, rules)
-    ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
-    reduced = timer.spread(times["reduced"])
-    return {
-        "ratio": ratio.median,
-        "ratio_min": ratio.low,
-        "ratio_max": ratio.high,
-        "throughput": batch_size / reduced.median,
-        "throughput_min": batch_size / reduced.high,
-        "throughput_max": batch_size / reduced.low,
-        "ms": 1e3 * reduced.median,
-        "dense_ms": 1e3 * timer.spread(times["dense"]).median,
-    }
+    batch_size: int = 64
+    rules: timer.Rules = timer.Rules()
+    tokens: int | None = None  # of images; the dense program gives all patches
+
+    @property
+    def setting(self) -> dict:
+        """What decides the figures besides the model, as JSON values."""
+        limit = {} if self.tokens is None else {"tokens": self.tokens}
+        rules = dataclasses.asdict(self.rules)
+        return {
+            "device": device.name(),
+            "batch_size": self.batch_size,
+            **rules,
+            **limit,
+        }
+
+    def __call__(self, weights: Weights, reduction: Mapping) -> dict[str, float]:
+        """Figures of a speed.
+
+        Returns ratio (to the dense model) and throughput (images a second), both with
+        _min and _max, and the milliseconds of a batch, ms and dense_ms.
+        """
+        jobs = {}
+        for name, taken in (("dense", DENSE), ("reduced", reduction)):
+            vit = weights.pretrained(taken)
+            left = vit.model.image_tokens if name == "dense" else self.tokens
+            fast = optimize.optimize(
+                vit,
+                batch_size=self.batch_size,
+                dtype=weights.config.dtype or xla_options.fast_dtype(),
+                tokens=self.tokens and left,
+            )
+            jobs[name] = timer.job(on_noise(fast))
+        times = timer.measure(jobs, self.rules)
+        ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
+        reduced = timer.spread(times["reduced"])
+        return {
+            "ratio": ratio.median,
+            "ratio_min": ratio.low,
+            "ratio_max": ratio.high,
+            "throughput": self.batch_size / reduced.median,
+            "throughput_min": self.batch_size / reduced.high,
+            "throughput_max": self.batch_size / reduced.low,
+            "ms": 1e3 * reduced.median,
+            "dense_ms": 1e3 * timer.spread(times["dense"]).median,
+        }
 
 
 def _measured(seconds):

@@ -40,11 +40,13 @@ def main():
     if not shares:
         raise InputError("--shares is empty; allowed: one or more, such as 0.9,0.5")
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import compare, compare_tables, device
-    from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.benchmark import device
+    from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.sources import short_name
+    from imagepiece_jax.evaluate import compare, compare_tables
+    from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.pretrained.load import read_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
@@ -72,9 +74,8 @@ def main():
     cache = ResultCache(out, AGAIN.value, device.versions())
     # A config's dtype is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
-    checkpoint = MeasuredWeights(
-        weights.analyzed(dtype), images, cache, SPEED_BATCH.value, Rules(*timing)
-    )
+    clock = Clock(SPEED_BATCH.value, Rules(*timing))
+    checkpoint = MeasuredWeights(weights.analyzed(dtype), images, cache, clock)
     try:
         if reductions:
             report = compare.sweep(checkpoint, reductions)

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import compare as comparing
-from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.data.sources import Subset, open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import compare as comparing
+from imagepiece_jax.evaluate.cache import ResultCache
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 

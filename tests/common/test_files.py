@@ -11,7 +11,6 @@ import subprocess
 
 import pytest
 
-from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
@@ -22,6 +21,7 @@ from imagepiece_jax.common.files import (
     replacing_folder,
 )
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.pretrained.runs import own_files
 from imagepiece_jax.training.run_dir import RunLock
 from tools.imagenet import writer

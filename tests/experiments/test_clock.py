@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import clock
-from imagepiece_jax.benchmark.cache import encode_bits
+from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.reduction import settings
 
 NAME = "most attended in 3 blocks .5"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import int8, saliency
-from imagepiece_jax.benchmark.cache import decode_bits
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction.settings import DENSE
 from tests.experiments import tiny_context
 from tests.experiments.test_saliency import random_head

@@ -10,7 +10,7 @@ from experiments import hyperspeed, published, tables
 from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
 from experiments.settings import TableSettings
-from imagepiece_jax.benchmark.cache import plan_facts
+from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings

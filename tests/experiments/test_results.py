@@ -9,9 +9,8 @@ import pytest
 from scipy import special
 
 from experiments import parts, results
-from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate import compare, compare_tables, statistics
 
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4]
 RANDOM = np.random.default_rng(0)

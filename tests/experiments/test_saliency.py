@@ -9,8 +9,8 @@ from PIL import Image
 
 from experiments import saliency
 from experiments.patch_features import FILLED
-from imagepiece_jax.benchmark import compare
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import compare
 from tests import markdown
 from tests.experiments import tiny_context
 from tests.runs import ROOT

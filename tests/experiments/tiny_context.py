@@ -5,7 +5,7 @@ import numpy as np
 from experiments.context import Context, OffTheShelf
 from experiments.images import Images
 from experiments.settings import TableSettings
-from imagepiece_jax.benchmark.cache import ResultCache
+from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert

@@ -14,8 +14,12 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from imagepiece_jax.benchmark import compare, compare_tables
-from imagepiece_jax.benchmark.cache import (
+from imagepiece_jax.benchmark.workloads import Clock
+from imagepiece_jax.common.timer import Rules
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import compare, compare_tables
+from imagepiece_jax.evaluate.cache import (
     MeasuredWeights,
     ResultCache,
     Split,
@@ -23,9 +27,6 @@ from imagepiece_jax.benchmark.cache import (
     encode_bits,
     plan_facts,
 )
-from imagepiece_jax.common.timer import Rules
-from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
@@ -46,7 +47,8 @@ class Guessing:
     """MeasuredWeights of a DeiT-Ti that errs by chance: the less it computes."""
 
     images = Split({"data": "csv:labels.csv", "images": IMAGES}, list)
-    speed_batch, rules = 8, Rules(2, 1, 0.0)
+    clock = Clock(8, Rules(2, 1, 0.0))
+    cache = types.SimpleNamespace(versions={})
 
     def __init__(self):
         self.known, self.trials = set(), []

@@ -14,23 +14,22 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
-from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 
 FILE = "points.jsonl"
-MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
+MAX_PROGRAMS = 64  # compiled evaluation steps in memory
 
 
 class ResultCache:
@@ -66,7 +65,7 @@ class ResultCache:
             self._file.close()
             raise
         self._results = {} if again else results
-        self._versions = versions or {}
+        self.versions = versions or {}
         self.experiment = None  # the name that new lines carry
 
     def close(self):
@@ -104,7 +103,7 @@ class ResultCache:
             "experiment": self.experiment,
             "setting": setting,
             "result": result,
-            "versions": self._versions,
+            "versions": self.versions,
             "git": git_revision(),
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
@@ -146,37 +145,34 @@ def _read(file, path):
 
 
 class Split(NamedTuple):
-    """Images to measure on: what decides figures on them, and a pass over them.
+    """Images to measure on."""
 
-    setting: JSON values, the number of `images` among them
-    batches: makes the batches
-    """
+    setting: Mapping[str, Any]  # decides figures on them: JSON values with "images"
+    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes those of a pass
 
-    setting: Mapping[str, Any]
-    batches: Callable[[], Iterable[Mapping[str, Any]]]
+
+class Clock(Protocol):
+    """What times a reduction, as `benchmark.workloads.Clock` does."""
+
+    setting: dict[str, Any]  # decides its figures, as JSON values
+
+    def __call__(
+        self, weights: Weights, reduction: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Figures of a speed; `ratio` is to the dense model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
-    """Weights under any reduction: figures on images, and speed, each measured once.
-
-    weights: whose reductions are measured
-    images: a Split, or what has its two fields
-    cache: keeps the results
-    speed_batch, rules: how speeds are measured
-    seed: of reducers that draw; None is that of the weights
-    programs: compiled evaluation steps, which several weights of one model may share
-    tokens: that every reduction leaves, by `features.leaving`; None: as many as it does
-    """
+    """Weights under any reduction: figures on images, and speed, each measured once."""
 
     weights: Weights
-    images: Split
-    cache: ResultCache
-    speed_batch: int = 64
-    rules: Rules = Rules()
-    seed: int | None = None
+    images: Split  # or an object with its two fields
+    cache: ResultCache  # of the results
+    clock: Clock | None = None  # measures speeds
+    seed: int | None = None  # of reducers that draw; None: that of the weights
+    # Compiled evaluation steps, which several weights of one model may share.
     programs: dict = dataclasses.field(default_factory=dict)
-    tokens: int | None = None
 
     def evaluate(
         self,
@@ -205,21 +201,16 @@ class MeasuredWeights:
         return self.setting("accuracy", reduction) in self.cache
 
     def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
-        """Speed as `workloads.speed` measures it, in turns with the dense model."""
+        """Speed by the clock, in turns with the dense model."""
         setting = {
             "kind": "speed",
             "fields": self.weights.config.plain,
             "reduction": settings.completed(reduction),
-            "batch_size": self.speed_batch,
-            "device": device.name(),
-            **dataclasses.asdict(self.rules),
-            **self._limit,
+            **self.clock.setting,
         }
         return self.cache.result(
             setting,
-            lambda: workloads.speed(
-                self.weights, reduction, self.speed_batch, self.rules, self.tokens
-            ),
+            lambda: self.clock(self.weights, reduction),
             f"the speed of {settings.label(reduction)}",
         )
 
@@ -234,19 +225,18 @@ class MeasuredWeights:
             "trained_as": dict(self.weights.reduction),
             "seed": self.weights.seed,
             **self.images.setting,
-            **self._limit,
         }
 
-    @property
-    def _limit(self):
-        return {} if self.tokens is None else {"tokens": self.tokens}
+    def model(self, vit: Pretrained) -> ViT:
+        """The model that `evaluate` takes of weights under a reduction."""
+        return vit.model
 
     def _evaluate(self, reduction, alter, prepare):
         vit = self.weights.pretrained(reduction)
-        model = leaving(vit, self.tokens)
+        model = self.model(vit)
         batches = self.images.batches()
         batches = map(prepare, batches) if prepare else batches
-        step = self._step(model, reduction, alter)
+        step = self._step(model, alter)
         result = accuracy.evaluate(step, parallel.replicate(vit.variables), batches)
         return {
             "acc1": result.acc1,
@@ -258,11 +248,10 @@ class MeasuredWeights:
             "right": encode_bits(result.each["right"]),
         }
 
-    def _step(self, model, reduction, alter):
-        """A compiled step, kept for other weights and images of the same model."""
+    def _step(self, model, alter):
+        """A compiled step, cached for other weights and images of the same model."""
         seed = self.weights.seed if self.seed is None else self.seed
-        reduction = str(settings.completed(reduction))
-        key = self.weights.config, reduction, seed, alter, self.tokens
+        key = model, seed, alter
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS
             while self.programs and (full or parallel.are_crowded()):

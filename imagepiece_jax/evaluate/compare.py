@@ -22,12 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
@@ -135,11 +134,6 @@ def _measured(checkpoint, entries):
 
 def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
     weights = checkpoint.weights
-    timing = {
-        "device": device.name(),
-        "batch_size": checkpoint.speed_batch,
-        **dataclasses.asdict(checkpoint.rules),
-    }
     return {
         "weights": weights.name,
         "digest": weights.digest,
@@ -148,9 +142,9 @@ def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
         "images": dict(checkpoint.images.setting),
         "metric": metric,
         "shares": list(shares),
-        "timing": timing if metric == "ms" else None,
+        "timing": checkpoint.clock.setting if metric == "ms" else None,
         "git": git_revision(),
-        "versions": device.versions(),
+        "versions": checkpoint.cache.versions,
         "left_out": list(left_out),
         "dense": dense,
         "settings": [_line(entry) | figures for entry, figures in pairs],

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from imagepiece_jax.benchmark.cache import FILE, ResultCache
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import FILE, ResultCache
 
 SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
 
