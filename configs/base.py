@@ -130,6 +130,13 @@ def get_config():
     config.init.fresh = ()  # what may be new then, such as ("head",)
     config.init.evaluate = False  # report the given dense model's accuracy first
 
+    config.eval = config_dict.ConfigDict()
+    config.eval.sets = config_dict.ConfigDict()  # evaluations by name, such as
+    #                     {"val": {}, "real": {"data": "csv:real.csv"}}, each with
+    #                     `data` (default: config.data.name), `every_epochs` (default:
+    #                     eval_every_epochs) and `classes`, labels by class name
+    #                     (default: those of the training data); empty: one
+    config.eval.best_set = ""  # of several: whose accuracy chooses the best checkpoint
     config.eval_batch_size = 512  # images at once, over all devices
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_steps = 1250  # beside one after each evaluation

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from imagepiece_jax.common import cache_dirs
-from imagepiece_jax.errors import InputError, RunError, Stopped, closest
+from imagepiece_jax.errors import InputError, RunError, Stopped, closest, one_of
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -157,14 +157,21 @@ def limit():
 
 
 def evaluated_images():
-    """Define --data, --resize and --limit.
+    """Define --data, --set, --resize and --limit.
 
-    Returns a function that writes the first two into a config, and returns the third.
+    Returns a function that writes all but the last into a config, and returns the last.
     """
     name, resized, count = data("config.data"), resize(), limit()
+    chosen = text("set", "", "a name in config.eval.sets, instead of --data")
 
     def read(config):
-        config.data.name = name.value or config.data.name
+        sets = config.eval.sets.to_dict()
+        if chosen.value and name.value:
+            raise InputError("is given with --data", field="--set", allowed="one")
+        own = one_of("--set", chosen.value, sets) if chosen.value else {}
+        only = {chosen.value: own} if chosen.value else {}
+        config.eval = {"sets": only, "best_set": ""}
+        config.data.name = name.value or own.get("data") or config.data.name
         config.data.resize = resized.value or config.data.resize
         return count.value
 

@@ -126,7 +126,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
     if "ema_decay" in config:
         config = {"best_by": "weights"} | config
     if "teacher" in config:
-        config = {"distill": WITHOUT_DISTILLATION} | config
+        one_set = {"sets": {}, "best_set": ""}
+        config = {"distill": WITHOUT_DISTILLATION, "eval": one_set} | config
     if "model" in config and config["model"].get("name") in [*MODELS]:
         # Older configs said what these names say.
         implied = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}

@@ -33,10 +33,10 @@ KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 class Progress:
     """What a checkpoint holds besides the state's arrays, as JSON values.
 
-    images: numbers of them in the training and the test split
-    digest: of the content of both splits
+    images: numbers of them in training and in each evaluation
+    digest: of the content of each
     best: step and accuracy of the best evaluation
-    last: figures of the last evaluation
+    last: figures of the last evaluation; those of named sets by name
     evaluated: the step of the last evaluation
     """
 
@@ -46,38 +46,37 @@ class Progress:
     last: dict | None = None
     evaluated: int = 0
 
-    def with_evaluation(self, step: int, figures: dict, best_by: str) -> "Progress":
-        """With an evaluation after `step`; best_by: the figure that says how good."""
-        best = self.best
-        if figures[best_by] > best["acc1"]:
-            best = {"acc1": figures[best_by], "step": step}
-        # A checkpoint holds what is equal in every run of this config.
-        last = {k: v for k, v in figures.items() if k not in MEASURED}
+    def with_evaluation(
+        self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
+    ) -> "Progress":
+        """With evaluations after `step`; best_by: the figure that says how good."""
+        best, last = self.best, self.last or {}
+        if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
+            best = {"acc1": by_set[best_set][best_by], "step": step}
+        for name, figures in by_set.items():
+            # A checkpoint holds what is equal in every run of this config.
+            same = {k: v for k, v in figures.items() if k not in MEASURED}
+            last = last | {name: same} if name else same
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
-    def resumed(self, saved: dict, name: str, workdir) -> "Progress":
+    def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
         """The progress that a checkpoint has, over the same data as this new one.
 
         saved: fields; a former version kept no numbers of images, or no digest
-        name: `config.data.name`
+        names: `Data.names`
         Raises InputError where the run in `workdir` was begun with other data.
         """
         before = Progress(**(dataclasses.asdict(self) | saved))
-        if before.images != self.images:
-            (train, test), (train_before, test_before) = self.images, before.images
-            raise InputError(
-                f"{name} has {train} training and {test} test images now, but the run "
-                f"in {workdir} was begun with {train_before} and {test_before}: "
-                "allowed: the same, or another --workdir"
-            )
-        splits = zip(("training", "test"), self.digest, before.digest, strict=True)
-        for split, ours, theirs in splits:
-            if ours != theirs:
-                raise InputError(
-                    f"{name} has other {split} images or labels now (digest {ours}) "
-                    f"than the run in {workdir} was begun with ({theirs}); allowed: "
-                    "the same, or another --workdir"
-                )
+        for fact, text in (("images", "{} {} images"), ("digest", "{1} digest {0}")):
+            pairs = zip(getattr(self, fact), getattr(before, fact), strict=True)
+            for (field, name, split), (now, then) in zip(names, pairs, strict=True):
+                if now != then:
+                    ours, theirs = text.format(now, split), text.format(then, split)
+                    raise InputError(
+                        f"{name} has {ours}, but the run was begun with {theirs}",
+                        **{"field": field, "place": workdir, "value": now},
+                        allowed="the same, or another --workdir",
+                    )
         return before
 
 

@@ -7,6 +7,7 @@ in configs/base.py.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,7 @@ from imagepiece_jax.common.fields import (
     choice,
     count,
     number,
+    optional,
     rate,
     several,
     switch,
@@ -30,7 +32,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.sources import Source
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of, within
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.vit import ViT
@@ -124,15 +126,59 @@ class TeacherConfig(CheckedFields):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+def _as_dict(value):
+    """A group of a config; ValueError for anything else."""
+    if not hasattr(value, "keys"):
+        raise ValueError(value)
+    return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+
+
 def _group():
     """The fields of a group as a dict, to be checked by what is made of them."""
+    return checked(REQUIRED, _as_dict, "the fields of configs/base.py")
 
-    def convert(value):
-        if not hasattr(value, "keys"):
-            raise ValueError(value)
-        return value.to_dict() if hasattr(value, "to_dict") else dict(value)
 
-    return checked(REQUIRED, convert, "the fields of configs/base.py")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSet(CheckedFields):
+    """Images that a run is evaluated on."""
+
+    data: str = text("")  # as config.data.name; "": the test images of config.data
+    every_epochs: int | None = optional(count(least=1))  # None: eval_every_epochs
+    # The model's label for each class name of the data; None: by the model's names.
+    classes: dict[str, int] | None = checked(
+        None, lambda value: value and _as_dict(value), "labels by class name"
+    )
+
+    @classmethod
+    def by_name(cls, value) -> dict[str, "EvalSet"]:
+        """The sets of config.eval.sets."""
+        known, sets = cls.__dataclass_fields__, {}
+        for name, fields in _as_dict(value).items():
+            if not re.fullmatch(r"[\w-]+", name):
+                words = "names of letters, digits, - and _"
+                raise InputError(field="config.eval.sets", value=name, allowed=words)
+            with within(f"config.eval.sets.{name}"):
+                for field in _as_dict(fields):
+                    one_of(field, field, known)
+                sets[name] = cls(**fields)
+        return sets or {"": cls()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig(CheckedFields):
+    """The evaluations of a run by name; the only one without a name is ""."""
+
+    group: ClassVar[str] = "eval"
+
+    sets: dict[str, EvalSet] = checked(REQUIRED, EvalSet.by_name, "sets by name")
+    best_set: str = text()  # whose accuracy chooses the best checkpoint; "": the only
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.best_set and len(self.sets) == 1:
+            object.__setattr__(self, "best_set", next(iter(self.sets)))
+        if self.best_set not in self.sets:
+            self.refuse("best_set", ", ".join(self.sets) or "''")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +210,7 @@ class RunConfig(CheckedFields):
     best_by: str = choice(allowed=tuple(BEST_BY))
     model: dict[str, Any] = _group()
     reduction: dict[str, Any] = _group()
+    eval: EvalConfig
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
@@ -253,6 +300,24 @@ class RunConfig(CheckedFields):
             split, self.num_classes, not self.distill.unlabeled, labels_by_name
         )
 
+    def eval_source(self, name: str, names: class_names.Names | None) -> Source:
+        """The images of an evaluation, labeled by the `names` of the model's classes.
+
+        Raises InputError where they cannot be opened or have other classes.
+        """
+        own, place = self.eval.sets[name], name and f"config.eval.sets.{name}"
+        data = dataclasses.replace(self.data, name=own.data or self.data.name)
+        labels = own.classes or class_names.labels_by_name(names, self.num_classes)
+        with within(place=place):
+            source = data.source("val", self.num_classes, labels_by_name=labels)
+        if own.classes is not None:
+            found = {k: i for i, k in enumerate(source.class_names or ()) if k}
+            if found != own.classes:
+                field = f"{place}.classes"
+                raise InputError(field=field, value=own.classes, allowed=f"{found}")
+            source.class_names = names
+        return source
+
     def test_images(
         self, weights: "Weights", limit: int | None = None
     ) -> tuple[Source, list[str]]:
@@ -269,8 +334,7 @@ class RunConfig(CheckedFields):
                 "vectors (python -m imagepiece_jax predict --json), or compare their "
                 "features (python -m experiments patch_features)"
             )
-        by_name = class_names.labels_by_name(names, self.num_classes)
-        every = self.source("val", by_name)
+        every = self.eval_source(self.eval.best_set, names)
         source, shown = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
         notes = [class_names.mapped_classes(shown, data, names)]
@@ -319,7 +383,9 @@ class RunConfig(CheckedFields):
     def length(self, images: int) -> "Length":
         """The run over `images` training images; a partial batch is left out."""
         steps = loader.steps_per_epoch(images, self.optim.batch_size)
-        return Length(steps, self.optim.epochs, self.eval_every_epochs)
+        usual = self.eval_every_epochs
+        intervals = {k: one.every_epochs or usual for k, one in self.eval.sets.items()}
+        return Length(steps, self.optim.epochs, intervals)
 
     def check_training(self, placement: Placement):
         """Raise InputError for a model without a loss, or batches that do not divide.
@@ -373,38 +439,55 @@ class RunConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Length of a run in steps, and which of them an evaluation follows."""
+    """Length of a run in steps, and which of them evaluations follow."""
 
     steps_per_epoch: int
     epochs: int
-    eval_every_epochs: int
+    eval_every_epochs: Mapping[str, int]  # by the name of the set
 
     @property
     def steps(self):
         return self.steps_per_epoch * self.epochs
 
-    def is_evaluated(self, step: int) -> bool:
-        """Whether `step` ends an epoch that is evaluated, or the run."""
+    def due(self, step: int) -> list[str]:
+        """The sets evaluated after `step`: at an epoch of theirs, and the run's end."""
         epoch, rest = divmod(step, self.steps_per_epoch)
-        return step == self.steps or (rest == 0 and epoch % self.eval_every_epochs == 0)
+        due = self.eval_every_epochs.items()
+        if step != self.steps:
+            due = [(k, every) for k, every in due if rest == 0 and epoch % every == 0]
+        return [name for name, _ in due]
 
 
 class Data:
-    """Both splits of a run: images, and this process's share of their batches.
+    """All images of a run, and this process's share of their batches.
 
+    train: a Source
+    eval_sets: the Source of each evaluation, by name
+    names: (field, its value, "training" or the name of the evaluation) of each Source
     length: of a run over them
     training: called with `start_step` and `stop_step`, the batches of these steps
-    evaluation: the batches of one pass over `val`
+    evaluations: the batches of one pass over each of `eval_sets`
     """
 
     def __init__(self, run: RunConfig, placement: Placement):
         run.check_training(placement)
         train_transform, eval_transform = run.train_transform(), run.eval_transform()
-        self.train, self.val = run.source("train"), run.source("val")
-        eval_batch_size = run.rounded_eval_batch(placement, len(self.val))
+        self.train = run.source("train")
+        names = self.train.class_names
+        self.eval_sets = {name: run.eval_source(name, names) for name in run.eval.sets}
+        self.names = [("config.data.name", run.data.name, "training")]
+        for name, source in self.eval_sets.items():
+            data = run.eval.sets[name].data
+            field = f"config.eval.sets.{name}.data" if data else "config.data.name"
+            self.names.append((field, data or run.data.name, name or "test"))
+            theirs = source.class_names, self.names[-1][1]
+            class_names.check_classes(names, run.data.name, *theirs)
+        largest = max(map(len, self.eval_sets.values()))
+        eval_batch_size = run.rounded_eval_batch(placement, largest)
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
-        self.val.try_first(eval_transform)
+        for source in self.eval_sets.values():
+            source.try_first(eval_transform)
         self.length = run.length(len(self.train))
         self.training = functools.partial(
             loader.train_sequence,
@@ -415,19 +498,18 @@ class Data:
             placement=placement,
             repeats=run.data.repeats,
         )
-        self.evaluation = loader.eval_sequence(
-            self.val,
-            eval_transform,
-            batch_size=eval_batch_size,
-            placement=placement,
-        )
+        options = {"batch_size": eval_batch_size, "placement": placement}
+        self.evaluations = {
+            name: loader.eval_sequence(source, eval_transform, **options)
+            for name, source in self.eval_sets.items()
+        }
 
     @property
     def images(self) -> list[int]:
-        """Numbers of training and of test images."""
-        return [len(self.train), len(self.val)]
+        """Numbers of images: of training, then of each evaluation."""
+        return [len(source) for source in (self.train, *self.eval_sets.values())]
 
     def digest(self) -> list[str]:
-        """Digests of the content of both splits; slow for files over a network."""
+        """Digests of the content of all; slow for files over a network."""
         with working("making a digest of the data"):
-            return [self.train.digest, self.val.digest]
+            return [x.digest for x in (self.train, *self.eval_sets.values())]

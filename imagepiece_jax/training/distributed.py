@@ -315,7 +315,6 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     """
     fields = traverse_util.flatten_dict(config, sep=".")
     names = json.dumps(data.train.class_names)
-    train_images, test_images = data.images
     parallel.check_same(
         {
             "--dry_run": dry_run,
@@ -324,8 +323,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
             "config.model.kernels, resolved for the devices there,": (
                 "plain" if model.kernels is None else f"fused for {model.kernels}"
             ),
-            "the number of training images": train_images,
-            "the number of test images": test_images,
+            "the numbers of training and test images": data.images,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }
     )

@@ -38,19 +38,20 @@ class Evaluation:
 
     def __init__(self, run, reader, log, request):
         self._run, self._reader, self._log, self._request = run, reader, log, request
+        self._first = run.data.evaluations[run.config.eval.best_set]
         with request.ending_at_once():
             self._program = self._compiled(run.model, run.state.variables)
             self._samples = SampleImages(
                 run.config,
                 run.workdir,
                 run.model,
-                run.data.val,
-                run.data.evaluation.transform,
+                self._first.source,
+                self._first.transform,
             )
 
     def _compiled(self, model, variables):
         program = accuracy.model_step(model, self._run.config.seed)
-        program.compile(variables, self._run.data.evaluation.empty())
+        program.compile(variables, self._first.empty())
         return program
 
     def log_dense(self, variables):
@@ -62,9 +63,10 @@ class Evaluation:
         with self._request.ending_at_once():
             program = self._compiled(self._run.config.create_dense(), variables)
         with contextlib.suppress(Interrupted):
-            (figures,) = self._accuracy(program, [variables])
-            what = "the dense model as given has test accuracy"
-            self._log.evaluation("init", 0, figures, what)
+            for name in self._run.data.evaluations:
+                (figures,) = self._accuracy(program, [variables], name)
+                who = "the dense model as given has "
+                self._log.evaluation("init", 0, figures, name, who)
 
     def after_step(self):
         """The run's Progress with its accuracy now; unchanged after a signal."""
@@ -72,29 +74,32 @@ class Evaluation:
         log.flush()
         state = run.state
         models = [state.variables] + ([] if state.ema is None else [state.ema])
+        by_set = {}
         try:
-            figures, *averages = self._accuracy(self._program, models)
+            for name in run.data.length.due(run.step):
+                figures, *averages = self._accuracy(self._program, models, name)
+                for found in averages:
+                    figures |= {f"ema_{k}": found[k] for k in ("acc1", "acc5", "loss")}
+                by_set[name] = figures
         except Interrupted:
             return run.progress
-        for average in averages:
-            figures |= {f"ema_{k}": average[k] for k in ("acc1", "acc5", "loss")}
-        log.evaluation("eval", run.step, figures)
+        for name, figures in by_set.items():
+            log.evaluation("eval", run.step, figures, name)
         if parallel.is_main():
             variables = parallel.unreplicate(state.variables)
             log.image("tokens", run.step, self._samples.tokens(variables))
         log.restart_clock()
-        return run.progress.with_evaluation(
-            run.step, figures, BEST_BY[run.config.best_by]
-        )
+        best = run.config.eval.best_set, BEST_BY[run.config.best_by]
+        return run.progress.with_evaluation(run.step, by_set, *best)
 
     def show_batch(self, batch):
         """Log some images of the batch of the run's step, as the model saw them."""
         pixels = self._samples.augmented(batch, self._run.step)
         self._log.image("augmented", self._run.step, pixels)
 
-    def _accuracy(self, program, models):
-        """One pass over the val split for all these variables: figures of each."""
-        batches = self._reader.batches(self._run.data.evaluation)
+    def _accuracy(self, program, models, name):
+        """One pass over a set for all these variables: figures of each."""
+        batches = self._reader.batches(self._run.data.evaluations[name])
         batches = self._request.until_asked(batches)
         results = accuracy.evaluate_each(program, models, batches)
         return [result.figures for result in results]

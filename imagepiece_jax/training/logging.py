@@ -304,12 +304,17 @@ class RunLog:
                 self._print_line(step, values)
             self.restart_clock()
 
-    def evaluation(self, kind, step, result, what="test accuracy"):
-        """Write and print an evaluation after `step`; what: to call the accuracy."""
+    def evaluation(self, kind, step, result, name="", who=""):
+        """Write and print an evaluation after `step`.
+
+        kind: "eval" or "init"; that of a named set is "eval/NAME"
+        who: the first words about the accuracy
+        """
         epoch = step / self._length.steps_per_epoch
+        kind = f"{kind}/{name}" if name else kind
         self._writer.write_line(kind, step, epoch=epoch, **result)
-        text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"
-        say(f"{text}, loss {result['loss']:.3f}")
+        text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} accuracy"
+        say(f"{text} {result['acc1']:.2f} %, loss {result['loss']:.3f}")
 
     def image(self, name, step, pixels):
         """An image for TensorBoard, uint8 [H, W, 3]."""

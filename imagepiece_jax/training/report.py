@@ -123,7 +123,7 @@ def dry_run(run):
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
     return (
-        f"{_data_text(config, run.data.train, run.data.val)}\n"
+        f"{_data_text(config, run.data)}\n"
         f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
@@ -143,9 +143,10 @@ def _training_flop(run):
     return run.config.training_flop(len(run.data.train), macs)
 
 
-def _data_text(config, train, val):
-    """Data and learning rate after the warm-up; train, val: sources."""
-    names = train.class_names
+def _data_text(config, data):
+    """Data and learning rate after the warm-up."""
+    names, sets = data.train.class_names, data.eval_sets.items()
+    tests = ", ".join(f"{len(x):,} {name or 'test'} images" for name, x in sets)
     classes = f"{config.num_classes} classes"
     if names is None:
         classes += ", not named"
@@ -155,8 +156,8 @@ def _data_text(config, train, val):
     optim = config.optim
     by = f"{optim.batch_size} / {REFERENCE_BATCH}"
     return (
-        f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
-        f"images, {classes}\n"
+        f"data: {config.data.name}, {len(data.train):,} training images, {tests}, "
+        f"{classes}\n"
         f"learning rate: {optim.peak_lr:.4g} after the warm-up ({optim.lr:.4g} x {by})"
     )
 
@@ -190,9 +191,12 @@ def final_table(workdir, config, model, progress):
     macs = model_macs(model, config.image_size) / 1e9
     dense = model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
-    of = ", of averaged weights" * (config.best_by == "averages")
+    of = f" of {config.eval.best_set}" if config.eval.best_set else ""
+    of += ", of averaged weights" * (config.best_by == "averages")
+    last = progress.last
+    last = {"accuracy": last} if "" in config.eval.sets else last
     rows = [
-        ("accuracy", _accuracy(progress.last)),
+        *((name, _accuracy(figures)) for name, figures in last.items()),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
@@ -207,8 +211,10 @@ def _history(workdir, batch_size):
     """Rows from the log: accuracy at the start, time, and skipped steps."""
     lines = read_metrics(workdir)
     for line in lines:
-        if line["kind"] == "init":
-            yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
+        kind, _, name = line["kind"].partition("/")
+        if kind == "init":
+            of = f" of {name}" if name else ""
+            yield "at the start", f"{line['acc1']:.2f} %{of}, the dense model as given"
     train = [line for line in lines if line["kind"] == "train"]
     rates = [line["throughput"] for line in train if line["throughput"]]
     if not rates:  # every step was the first of its program

@@ -162,7 +162,7 @@ class Run:
                 step, progress = 0, Progress(data.images, digest)
                 if resumed:
                     state, saved, step = checkpoints.restore(state)
-                    progress = progress.resumed(saved, run.data.name, workdir)
+                    progress = progress.resumed(saved, data.names, workdir)
                 distributed.check_same_start(step, (state, frozen, dense_variables))
             # Under the same names, so that copies on one device or the host are freed.
             state, frozen = parallel.replicate(state), parallel.replicate(frozen)
@@ -242,7 +242,7 @@ class Run:
                 self.step = step
                 log.record(step, metrics)
 
-                evaluates = length.is_evaluated(step)
+                evaluates = length.due(step)
                 if step == first or evaluates:
                     evaluation.show_batch(batch)
                 if evaluates:
@@ -280,8 +280,8 @@ class Run:
 
     def _lacks_evaluation(self):
         """Whether the run was stopped in the evaluation after its last step."""
-        due = self.step > 0 and self.data.length.is_evaluated(self.step)
-        return due and self.progress.evaluated < self.step
+        due = self.step > 0 and self.data.length.due(self.step)
+        return bool(due) and self.progress.evaluated < self.step
 
     def _loader(self, training):
         """One set of readers for the batches of all remaining steps and evaluations.
@@ -290,12 +290,18 @@ class Run:
         restarted, and never idle at the end of a turn.
         """
         config, length = self.config.data, self.data.length
-        evaluation = (self.data.evaluation, 0, self.data.evaluation.steps)
-        first = (self.dense_variables is not None) + self._lacks_evaluation()
-        turns, done = [evaluation] * first, self.step
-        epoch = length.steps_per_epoch
+
+        def evaluations(names):
+            sequences = [self.data.evaluations[name] for name in names]
+            return [(sequence, 0, sequence.steps) for sequence in sequences]
+
+        turns, done, epoch = [], self.step, length.steps_per_epoch
+        if self.dense_variables is not None:
+            turns += evaluations(self.data.evaluations)
+        if self._lacks_evaluation():
+            turns += evaluations(length.due(done))
         for step in range(epoch, length.steps + 1, epoch):
-            if step > self.step and length.is_evaluated(step):
-                turns += [(training, done - self.step, step - done), evaluation]
+            if step > self.step and (due := length.due(step)):
+                turns += [(training, done - self.step, step - done), *evaluations(due)]
                 done = step
         return loader.DataLoader(turns, config.workers, config.threads)

@@ -26,7 +26,7 @@ def make(workdir, step=0, saved=None, steps=40, **fields):
     config = quickstart.get_config()
     fields = {"progress": False, "log_every_steps": 2} | fields
     config.update_from_flattened_dict(fields)
-    length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs=1)
+    length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs={"": 1})
     return logging.RunLog(
         workdir, RunConfig.from_config(config), length, step, lambda: saved
     )

@@ -265,7 +265,7 @@ def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, kept):
     for step, accuracies in enumerate(rows, start=1):
         figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
         progress = progress.with_evaluation(
-            step, figures | {"throughput": 9}, BEST_BY[best_by]
+            step, {"": figures | {"throughput": 9}}, "", BEST_BY[best_by]
         )
         assert (progress.evaluated, progress.last) == (step, figures)
         best.append(progress.best["step"])
@@ -335,7 +335,9 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
     trainer.train_and_evaluate(made, workdir)
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
-    message = r"folder:.*set has other test images or labels now .digest \w{16}. than"
+    message = (
+        r"folder:.*set has test digest \w{16}, but the run was begun with test digest"
+    )
     with pytest.raises(InputError, match=message):
         trainer.train_and_evaluate(made, workdir)
     restore = Checkpoints.restore
@@ -351,10 +353,10 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     data = RunConfig.from_config(quickstart.get_config()).create_data(Placement())
     now = Progress(data.images, ["01", "23"])
-    assert now.resumed({"evaluated": 3}, "digits", tmp_path).evaluated == 3
-    message = "digits has 1438 training and 359 test images now, but the run in .* was "
-    with pytest.raises(InputError, match=message + "begun with 1437 and 359: allowed:"):
-        now.resumed({"images": [1437, 359]}, "digits", tmp_path)
+    assert now.resumed({"evaluated": 3}, data.names, tmp_path).evaluated == 3
+    message = "config.data.name digits has 1438 training images, but the run was begun "
+    with pytest.raises(InputError, match=message + "with 1437 training images; allow"):
+        now.resumed({"images": [1437, 359]}, data.names, tmp_path)
 
 
 @pytest.mark.slow
