@@ -472,7 +472,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         # The third version builds tensors of types that have no storage class.
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
-            raise _of_other_type(self._path, "a tensor is of a type such as float8 or complex64")
+            raise _of_other_type(
+                self._path, "a tensor is of a type such as float8 or complex64"
+            )
         raise InputError(
             f"weights file {self._path} asks for {module}.{name}: only tensors are "
             "allowed, so save model.state_dict() alone"
