@@ -35,12 +35,12 @@ def use(name: str):
         here = platform()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"--device is {name}, but JAX finds none: {reason}") from error
+        problem = f"is {name}, but JAX finds none ({reason})"
+        raise InputError(problem, field="--device", value=name) from error
     if name not in ("default", here):
-        raise InputError(
-            f"--device is {name}, but JAX finds no such device here, or lacks its "
-            f"plugin; allowed: {', '.join(dict.fromkeys(('default', 'cpu', here)))}"
-        )
+        problem = f"is {name}, which JAX does not find here, or lacks the plugin of"
+        allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
+        raise InputError(problem, field="--device", value=name, allowed=allowed)
 
 
 def platform() -> str:

@@ -198,9 +198,8 @@ class Files:
                 check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
-                    raise InputError(
-                        f"--{flag} {path} is the file of --{first}; allowed: another"
-                    )
+                    problem = f"{path} is the file of --{first}"
+                    raise InputError(problem, field=f"--{flag}", allowed="another")
 
     def __enter__(self):
         return self

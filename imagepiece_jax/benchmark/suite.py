@@ -11,7 +11,7 @@ from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.pretrained.load import Weights, read_with_config
 from imagepiece_jax.reduction.settings import DENSE
 
@@ -21,10 +21,9 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 def modes(values: list[str], flag="mode") -> list[str]:
     """The modes that --`flag` lists. Raises InputError for an unknown one or none."""
     if not values:
-        raise InputError(f"--{flag} is empty; allowed: {', '.join(MODES)}")
+        values = [""]
     for mode in values:
-        if mode not in MODES:
-            raise InputError(f"--{flag} is {mode!r}; allowed: {', '.join(MODES)}")
+        one_of(f"--{flag}", mode, dict.fromkeys(MODES))
     return values
 
 
@@ -36,10 +35,8 @@ def batch_sizes(texts: list[str]) -> list[int]:
     words = [word for text in texts for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:
-            raise InputError(
-                f"--batch_size is {word!r}; allowed: whole numbers from 1, such as "
-                "256 or 1,8,64"
-            )
+            allowed = "whole numbers from 1, such as 256 or 1,8,64"
+            raise InputError(field="--batch_size", value=word, allowed=allowed)
     return sorted(set(map(int, words)), reverse=True)
 
 
@@ -98,10 +95,8 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
         for mode in modes:
             group = Group(configs, batch_size, mode, dtype, weights or {})
             for name, case in group.cases().items():
-                try:
+                with within(place=name):
                     case.check(mode)
-                except InputError as error:
-                    raise InputError(f"{name}: {error}") from error
                 pixels = 4 * INPUTS * batch_size * case.config.image_size**2 * 3
                 _check_memory(name, batch_size, pixels)
             made.append(group)
@@ -173,11 +168,13 @@ def _setting(group, rules):
 def _check_memory(name, batch_size, needed):
     available = device.memory()
     if needed > available:
-        raise InputError(
-            f"--batch_size {batch_size} does not fit: {name} needs "
-            f"{needed / 1e9:,.1f} GB, and {device.name()} has {available / 1e9:,.1f}; "
-            "allowed: smaller ones"
-        )
+        wants = f"{name} needs {needed / 1e9:,.1f} GB"
+        _refuse(batch_size, f"{wants}, and {device.name()} has {available / 1e9:,.1f}")
+
+
+def _refuse(batch_size, reason):
+    problem, allowed = f"is {batch_size}: {reason}", "smaller ones"
+    raise InputError(problem, field="--batch_size", value=batch_size, allowed=allowed)
 
 
 @contextlib.contextmanager
@@ -189,7 +186,5 @@ def _memory_errors(group):
         full = isinstance(error, MemoryError)
         if not full and not any(word in str(error) for word in FULL):
             raise
-        raise InputError(
-            f"--batch_size {group.batch_size} does not fit the memory of "
-            f"{device.name()} in mode {group.mode}; allowed: smaller ones"
-        ) from error
+        there = f"the memory of {device.name()} in mode {group.mode}"
+        _refuse(group.batch_size, f"{there} is full")

@@ -73,10 +73,10 @@ class Case:
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))
             if parallel.device_count() > 1:
+                count = parallel.device_count()
+                allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
                 raise InputError(
-                    f"--mode train is measured on one device, but JAX finds "
-                    f"{parallel.device_count()}: choose one of them, such as by "
-                    "CUDA_VISIBLE_DEVICES=0"
+                    f"is train on {count} devices", field="--mode", allowed=allowed
                 )
         if mode == "end_to_end":
             _check_images(self.config)

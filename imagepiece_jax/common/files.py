@@ -22,20 +22,24 @@ KEPT = (".jpg", ".jpeg", ".png", ".webp", ".npz", ".safetensors", ".pth", ".pt",
 log = logging.getLogger("imagepiece_jax.files")
 
 
-def lock(file, busy):
+def lock(file, flag):
     """Keep other processes from locking an open file until it is closed.
 
     File systems without locks (some mounts of Lustre and NFS) leave it unlocked, with a
     warning: a run there is better than none.
 
-    busy: the sentence of the error
+    flag: names the file's folder
     Raises InputError, and closes the file, where another process has locked it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise InputError(busy) from error
+        folder = pathlib.Path(file.name).parent
+        problem = f"{folder} is in use by another process"
+        raise InputError(
+            problem, field=flag, value=str(folder), allowed="another, or wait for it"
+        ) from error
     except OSError as error:
         log.warning(
             "%s cannot be locked (%s): two processes that write into %s would not "

@@ -51,14 +51,9 @@ class ResultCache:
         try:
             self._file = open(path, "ab+", buffering=0)
         except OSError as error:
-            raise InputError(
-                f"--out {folder} cannot be written ({error.strerror}): choose another"
-            ) from error
-        lock(
-            self._file,
-            f"another process is measuring into {folder}: wait for it, or choose "
-            "another --out",
-        )
+            problem = f"{folder} cannot be written ({error.strerror})"
+            raise InputError(problem, field="--out", allowed="another") from error
+        lock(self._file, "--out")
         try:
             results = _read(self._file, path)  # also cuts off a torn last line
         except InputError:
@@ -135,9 +130,9 @@ def _read(file, path):
                 results.pop(_older(entry["setting"]), None)
             results[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
+            problem = f"is not a measured point ({error!r})"
             raise InputError(
-                f"{path}, line {number} is not a measured point ({error!r}): fix or "
-                "remove the line"
+                problem, field=f"line {number}", place=path, hint="fix or remove it"
             ) from error
         whole += len(line) + 1
     os.ftruncate(file.fileno(), whole)

@@ -173,11 +173,9 @@ def match(
         entries += found
         left_out += [{"method": method, **line} for line in absent]
     if not entries:
-        listed = ",".join(f"{share:g}" for share in shares)
-        raise InputError(
-            f"--shares is {listed}: no method has a setting of this cost; allowed: "
-            "shares that one has"
-        )
+        problem = f"is {','.join(f'{share:g}' for share in shares)}"
+        allowed = "shares of the cost that some method has a setting of"
+        raise InputError(problem, field="--shares", value=shares, allowed=allowed)
     return entries, left_out
 
 
@@ -191,7 +189,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     for name in names:
         if name not in every:
             hint = suggestion(name, every, f"allowed: {', '.join(every)}")
-            raise InputError(f"--methods is {name!r}; {hint}")
+            raise InputError(field="--methods", value=name, hint=hint)
     wanted = {*names, *REFERENCES} if names else {*every}
     listed = [name for name in every if name in wanted]
     if CONTROLLED in listed:

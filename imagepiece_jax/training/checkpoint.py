@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, one_of
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import becomes_true
@@ -72,10 +72,10 @@ class Progress:
             for (field, name, split), (now, then) in zip(names, pairs, strict=True):
                 if now != then:
                     ours, theirs = text.format(now, split), text.format(then, split)
+                    problem = f"{name} has {ours}, but the run began with {theirs}"
+                    ways = "the same, or another --workdir"
                     raise InputError(
-                        f"{name} has {ours}, but the run was begun with {theirs}",
-                        **{"field": field, "place": workdir, "value": now},
-                        allowed="the same, or another --workdir",
+                        problem, field=field, place=workdir, value=now, allowed=ways
                     )
         return before
 
@@ -147,12 +147,11 @@ class Checkpoints:
         free = shutil.disk_usage(there).free
         held = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
         if free + held < count * size:
-            raise InputError(
-                f"{self._root} has {free / 1e9:.3g} GB of free disk, but the {count} "
-                f"checkpoints of {size / 1e6:,.0f} MB that this run keeps or writes at "
-                f"once need {(count * size - held) / 1e9:.3g} GB: make room, raise "
-                "config.keep_every_steps, or choose another --workdir"
-            )
+            needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
+            needed += f" need {(count * size - held) / 1e9:.3g} GB"
+            problem = f"has {free / 1e9:.3g} GB of free disk, but {needed}"
+            ways = "more room, another --workdir, or a higher config.keep_every_steps"
+            raise InputError(problem, place=self._root, value=free, allowed=ways)
 
     def latest_step(self):
         """The newest step that was completely written (damaged or not), or None."""
@@ -185,8 +184,7 @@ class Checkpoints:
             "batch_stats", "step", ...).
         Raises InputError where there is none.
         """
-        if which not in KINDS:
-            raise InputError(f"checkpoint {which!r}; allowed: {' and '.join(KINDS)}")
+        one_of("checkpoint", which, dict.fromkeys(KINDS))
 
         def choose(folder, table):
             return [n for n in table if optimizer or n.split("/")[0] != "opt_state"]
@@ -264,7 +262,8 @@ class Checkpoints:
         self.wait()
         steps = parallel.from_main(lambda: sorted(self._steps(kind)))
         if step is not None and step not in steps:
-            raise InputError(f"{self._root / kind} holds no checkpoint of step {step}")
+            place, there = self._root / kind, ", ".join(map(str, steps)) or "none"
+            raise InputError(field="step", place=place, value=step, allowed=there)
         among = steps if step is None else [step]
         return checksums.newest(self._root / kind, choose, among, _read_together)
 
@@ -320,17 +319,14 @@ def _read_together(folder, choose):
 def _check_fit(folder, wanted, table):
     """InputError for the first array that a step and the wanted state disagree on."""
     for name in [*wanted, *(name for name in table if name not in wanted)]:
-        if name not in table:
-            raise InputError(f"{folder} has no {name}, which this config asks for")
-        if name not in wanted:
-            raise InputError(f"{folder} has {name}, but this config has no such array")
-        dtype, shape = table[name][:2]
-        leaf = wanted[name]
-        if (dtype, shape) != (str(leaf.dtype), list(leaf.shape)):
-            raise InputError(
-                f"{folder}: {name} is {dtype} {shape} in the checkpoint, but this "
-                f"config asks for {leaf.dtype} {list(leaf.shape)}"
-            )
+        found = needed = "missing"
+        if name in table:
+            found = "{} {}".format(*table[name][:2])
+        if name in wanted:
+            needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
+        if found != needed:
+            problem = f"is {found}, but {needed} in the model of this config"
+            raise InputError(problem, field=name, place=folder, value=found)
 
 
 def _leaves_by_name(tree):

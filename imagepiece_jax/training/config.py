@@ -328,12 +328,9 @@ class RunConfig(CheckedFields):
         """
         path, data, names = str(weights.path), self.data.name, weights.class_names
         if not self.num_classes:
-            raise InputError(
-                f"weights {path} have no classes, so there is no accuracy to measure; "
-                "train a head first (train.py --config.init.weights), take their "
-                "vectors (python -m imagepiece_jax predict --json), or compare their "
-                "features (python -m experiments patch_features)"
-            )
+            allowed = "weights with a head (train.py --config.init.weights trains one)"
+            hint = "or take vectors: predict --json, or experiments patch_features"
+            raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
         every = self.eval_source(self.eval.best_set, names)
         source, shown = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
@@ -393,22 +390,16 @@ class RunConfig(CheckedFields):
         The loss is not scaled, which float16 would need.
         """
         if not self.num_classes:
-            raise InputError(
-                "config.num_classes is 0; allowed in training are 1 or more"
-            )
+            self.refuse("num_classes", "1 or more in training")
         if self.model.get("dtype") == "float16":
-            raise InputError(
-                "config.model.dtype is 'float16', in which small gradients vanish; "
-                "allowed in training are float32, bfloat16"
-            )
+            words = "float32, bfloat16 in training, as small gradients would vanish"
+            raise InputError(field="config.model.dtype", value="float16", allowed=words)
         placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps
         mixes = (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
         if mixes and micro % 2:
-            raise InputError(
-                f"config.batch_size is {self.optim.batch_size}, {micro} a micro-batch; "
-                "mixup and cutmix pair images, so allowed are even numbers"
-            )
+            allowed = f"even micro-batches, not {micro}: mixup and cutmix pair images"
+            self.optim.refuse("batch_size", allowed)
 
     def rounded_eval_batch(self, placement: Placement, images: int) -> int:
         """eval_batch_size, or `images` if fewer, up to a multiple of all devices."""

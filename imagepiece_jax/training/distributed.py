@@ -53,6 +53,8 @@ SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
 # Fields that say how one host reads, and may differ from host to host.
 OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
+FLAG, ADDRESS = "--coordinator", "HOST:PORT of process 0"
+
 _handlers = []  # C code calls them: they must not be freed
 
 
@@ -90,32 +92,28 @@ def find_job(
         return None
     named = coordinator not in (None, "auto")
     if not named and (num_processes is not None or process_id is not None):
-        raise InputError(
-            f"--coordinator is missing although --num_processes is {num_processes} and "
-            f"--process_id {process_id}: give HOST:PORT of process 0"
-        )
+        found = f"--num_processes {num_processes} and --process_id {process_id}"
+        problem = f"is {coordinator or 'missing'} with {found}"
+        raise InputError(problem, field=FLAG, value=coordinator, allowed=ADDRESS)
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
-        raise InputError(
-            f"--coordinator is {coordinator}; allowed: HOST:PORT of process 0, and "
-            "auto under SLURM and Open MPI"
-        )
+        allowed = f"{ADDRESS}, and auto under SLURM and Open MPI"
+        raise InputError(field=FLAG, value=coordinator, allowed=allowed)
     if num_processes is None and process_id is None:
         for tasks in (_open_mpi(environment), _slurm(environment)):
             if tasks is not None:
                 return tasks.job(coordinator if named else None, environment)
     if coordinator == "auto":
-        raise InputError(
-            "--coordinator is auto, but neither SLURM nor Open MPI is found here: "
-            "give HOST:PORT of process 0, --num_processes and --process_id"
-        )
+        problem = "is auto, but neither SLURM nor Open MPI is found"
+        allowed = f"{ADDRESS}, with --num_processes and --process_id"
+        raise InputError(problem, field=FLAG, value="auto", allowed=allowed)
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
+        problem = f"is {process_id} and --num_processes {num_processes}"
+        allowed = f"0 to --num_processes - 1, both with {FLAG} {coordinator}"
         raise InputError(
-            f"--coordinator {coordinator} needs --num_processes, found "
-            f"{num_processes}, and a --process_id from 0 to num_processes - 1, found "
-            f"{process_id}"
+            problem, field="--process_id", value=process_id, allowed=allowed
         )
     return Job(coordinator, num_processes, process_id)
 
@@ -262,11 +260,9 @@ def _initialize(job):
     except jax.errors.JaxRuntimeError:
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
-        raise InputError(
-            f"{job.num_processes} processes were started together, but JAX does not "
-            f"find where process 0 is ({error}): give --coordinator HOST:PORT, or "
-            "--num_processes 1 if each of them is a run of its own"
-        ) from error
+        problem = f"is missing, and process 0 of {job.num_processes} not found"
+        allowed = f"{ADDRESS}, or --num_processes 1 for a run of each process"
+        raise InputError(f"{problem} ({error})", field=FLAG, allowed=allowed) from error
 
 
 def _check_address(job):
@@ -281,17 +277,17 @@ def _check_address(job):
         try:
             socket.getaddrinfo(host.strip("[]"), None)
         except OSError as error:
+            problem = f"is {job.coordinator}, a host not found ({error.strerror})"
             raise InputError(
-                f"--coordinator is {job.coordinator}, but there is no host {host} "
-                f"({error.strerror}); allowed: HOST:PORT of process 0"
+                problem, field=FLAG, value=host, allowed=ADDRESS
             ) from error
     try:
         if job.process_id == 0:
             socket.create_server(("", int(port))).close()
     except OSError as error:
+        reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
         raise InputError(
-            f"--coordinator is {job.address}, but port {port} cannot be opened here "
-            f"({os.strerror(error.errno)}): choose another HOST:PORT"
+            f"is {job.address}, {reason}", field=FLAG, value=port, allowed="another"
         ) from error
 
 
@@ -300,9 +296,9 @@ def check_devices(devices):
     counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
+            problem = f"has {count} devices, but process 0 has {counts[0]}"
             raise InputError(
-                f"process {process} has {count} devices, but process 0 has "
-                f"{counts[0]}: give every process equally many"
+                problem, field=f"process {process}", value=count, allowed="equally many"
             )
 
 

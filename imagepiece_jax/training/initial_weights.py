@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -119,10 +119,10 @@ class InitialWeights:
         """
         run, fresh = self._run, self._run.init.fresh
         if fresh and not run.init.weights:
+            problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
+            allowed = "(), or config.init.weights: a weights file or a run's folder"
             raise InputError(
-                f"config.init.fresh is {fresh}, so the rest has been trained, but "
-                "config.init.weights is empty: name a weights file or the folder of a "
-                "run, or set config.init.fresh=() to train everything anew"
+                problem, field="config.init.fresh", value=fresh, allowed=allowed
             )
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
@@ -135,17 +135,14 @@ class InitialWeights:
 
         Raises InputError where parts are fresh: such a model only guesses.
         """
-        fresh, asked = self._run.init.fresh, "config.init.evaluate is True, but"
-        if not self._run.init.weights:
+        lacks, drawn = "no config.init.weights", _drawn(self._run.init.fresh)
+        if drawn:
+            lacks = f"{drawn[0]!r} in config.init.fresh: such a model only guesses"
+        if drawn or not self._run.init.weights:
+            problem = f"is True with {lacks}"
+            allowed = "False, or all parts from config.init.weights"
             raise InputError(
-                f"{asked} config.init.weights is empty: name a weights file or the "
-                "folder of a run, or leave the evaluation out"
-            )
-        if drawn := _drawn(fresh):
-            raise InputError(
-                f"{asked} config.init.fresh has {drawn[0]!r}, and a dense model with "
-                "fresh parts only guesses; allowed: config.init.evaluate=False, or "
-                "all parts from the weights"
+                problem, field="config.init.evaluate", value=True, allowed=allowed
             )
         return self._started(dense)
 
@@ -155,15 +152,14 @@ class InitialWeights:
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
         if not self._run.teacher.weights:
+            name = self._run.reduction["name"]
+            problem = f"is empty, but {name!r} learns from a dense model"
+            allowed = "a weights file or the folder of a run"
             raise InputError(
-                "config.teacher.weights is empty, but "
-                f"{self._run.reduction['name']!r} learns from a dense model: name a "
-                "weights file or the folder of a run"
+                problem, field="config.teacher.weights", value="", allowed=allowed
             )
-        try:
+        with within(place="config.teacher.weights"):
             return self._fitted(self.teacher, model)
-        except InputError as error:
-            raise InputError(f"config.teacher.weights: {error}") from error
 
     def _started(self, model, fresh=()):
         """`_fitted` of `start`; the InputError says what to type for new parts."""
@@ -176,7 +172,8 @@ class InitialWeights:
             flags = f'"--config.init.fresh={parts}"'
             if self._run.init.evaluate and _drawn(parts):
                 flags += " --config.init.evaluate=False"
-            raise InputError(f"{error} (to train it anew: {flags})") from error
+            error.hint = f"to train it anew: {flags}"
+            raise
 
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
@@ -211,10 +208,9 @@ class InitialWeights:
             del here["pool"], here["pool_include_prefix"]  # a new head's own matter
         for field, value in here.items():
             if field in theirs and not _equal(theirs[field], value):
-                raise InputError(
-                    f"config.model.{field} is {value!r}, but {weights} was "
-                    f"trained with {theirs[field]!r}; allowed: {theirs[field]!r}"
-                )
+                problem = f"is {value!r}, but {weights} was trained with another"
+                field, allowed = f"config.model.{field}", repr(theirs[field])
+                raise InputError(problem, field=field, value=value, allowed=allowed)
         return variables
 
 

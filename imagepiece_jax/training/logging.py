@@ -157,9 +157,10 @@ def _parse(path):
         if whole:
             pairs.append((text, line))
         elif number < len(texts):
+            allowed = "JSON objects with a whole step; fix or remove the line"
+            found = text[:40]
             raise InputError(
-                f"{path}, line {number}: found {text[:40]!r}, but every line must be a "
-                "JSON object with an integer step; fix or remove the line"
+                field=f"line {number}", place=path, value=found, allowed=allowed
             )
     return pairs
 

@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "pictures",
     "profile",
 )
+OTHER = "another --workdir"
 PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -77,12 +78,10 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / RUN_CONFIG
     begun = took_steps(workdir)
     if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError(f"{path} is not of a run: choose another --workdir")
+        raise InputError("is not of a run", place=path, allowed=OTHER)
     if begun and not path.exists():
-        raise InputError(
-            f"{workdir} holds a run without {RUN_CONFIG}: put it back, or choose "
-            "another --workdir"
-        )
+        problem = f"holds a run without {RUN_CONFIG}"
+        raise InputError(problem, place=workdir, allowed=f"{OTHER}, or put it back")
     if not begun:
         return
     old = _flat(with_current_fields(_read(path)))
@@ -90,15 +89,12 @@ def check_config(workdir, config: dict):
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and name not in MAY_CHANGE:
-            ways = "choose another --workdir, or go back to the old value"
+            problem, hint = f"is {now}, but {before} in the run there", ""
             if name == "epochs":  # the rates of all steps follow from it
-                ways += (
-                    f"; to train on from its weights, --config.init.weights={workdir} "
-                    "and another --workdir"
-                )
+                hint = f"to train on, with it --config.init.weights={workdir}"
+            field, ways = f"config.{name}", f"{before}, or {OTHER}"
             raise InputError(
-                f"{workdir} holds a run with {name} = {before}, but this config has "
-                f"{now}: {ways}"
+                problem, field=field, place=workdir, value=now, allowed=ways, hint=hint
             )
 
 
@@ -176,11 +172,10 @@ def check_workdir(workdir):
         path.unlink()
     for process, (visible, host) in enumerate(seen):
         if not visible:
-            raise InputError(
-                f"--workdir {workdir} of process {process} ({host}) is not the folder "
-                f"that process 0 ({seen[0][1]}) writes to: choose one on storage that "
-                "all hosts share"
-            )
+            there = f"the folder that process 0 ({seen[0][1]}) writes to"
+            problem = f"{workdir} of process {process} ({host}) is not {there}"
+            allowed = "a folder on storage that all hosts share"
+            raise InputError(problem, field="--workdir", allowed=allowed)
 
 
 def becomes_true(condition):
@@ -210,15 +205,9 @@ class RunLock(contextlib.AbstractContextManager):
         try:
             self._file = open(self._path, "w", encoding="utf-8")
         except OSError as error:
-            raise InputError(
-                f"--workdir {workdir} cannot be written ({error.strerror}): choose "
-                "another"
-            ) from error
-        lock(
-            self._file,
-            f"another process is training in {workdir}: wait for it, or choose another "
-            "--workdir",
-        )
+            problem = f"{workdir} cannot be written ({error.strerror})"
+            raise InputError(problem, field="--workdir", allowed="another") from error
+        lock(self._file, "--workdir")
         return self
 
     def probe(self):
@@ -273,6 +262,5 @@ def _read(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON ({error}): fix it, or choose another --workdir"
-        ) from None
+        problem = f"is not JSON ({error})"
+        raise InputError(problem, place=path, allowed=f"a fixed one, {OTHER}") from None

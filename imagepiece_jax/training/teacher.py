@@ -69,35 +69,25 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """
     path, distill, reduction = run.teacher.weights, run.distill, run.reduction["name"]
     if run.method.needs_teacher:
-        for field, value in run.teacher.stated.items():
-            raise InputError(
-                f"config.teacher.{field} is {value!r}, but {reduction!r} learns from a "
-                "dense model like its own; allowed: an empty field"
-            )
+        for field in run.teacher.stated:
+            allowed = f"an empty field: {reduction!r} learns from a model like its own"
+            run.teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
         variables = initial.teacher_variables(model)
     elif not distill.active:
         if path:
-            raise InputError(
-                f"config.teacher.weights is {path!r}, but nothing learns from it: "
-                "config.distill.kind is 'none' and config.reduction.name "
-                f"{reduction!r}; allowed: an empty field, and "
-                "config.distill.kind soft or hard"
-            )
+            kind = f"config.distill.kind is 'none', config.reduction.name {reduction!r}"
+            run.teacher.refuse("weights", f"'' where nothing learns from it: {kind}")
         return None, None
     else:
         if not path:
-            raise InputError(
-                "config.teacher.weights is empty, but config.distill.kind is "
-                f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
-                "or hf://OWNER/NAME"
-            )
+            allowed = "a weights file, a folder, the folder of a run or hf://OWNER/NAME"
+            allowed += f" with config.distill.kind {distill.kind!r}"
+            run.teacher.refuse("weights", allowed)
         model, variables = _any(run, initial)
     if distill.unlabeled and dense.arch.dist_token:
-        raise InputError(
-            "config.distill.weight is 1 for a model with a distillation token, whose "
-            "other head learns from the labels; allowed: weights below 1"
-        )
+        words = "numbers below 1 with a distillation token: a head learns from labels"
+        distill.refuse("weight", words)
     return model, variables
 
 
@@ -111,10 +101,8 @@ def _any(run, initial):
         whole = dataclasses.replace(weights.config, attention=run.model["attention"])
         model = whole.create().clone(head_only=True)
         if model.num_classes != run.num_classes:
-            raise InputError(
-                f"it has {model.num_classes} classes, but config.num_classes is "
-                f"{run.num_classes}; allowed: a teacher of the same classes"
-            )
+            problem = f"has {model.num_classes} classes"
+            raise InputError(problem, allowed=f"the {run.num_classes} of the student")
         variables = weights.variables(model)
     except InputError as error:
         text = str(error).replace("--config.model.", "--config.teacher.")

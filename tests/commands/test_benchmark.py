@@ -88,22 +88,22 @@ def refused(*words):
         (["--batch_size=0"], "--batch_size is '0'; allowed: whole numbers from 1,"),
         (["--batch_size=8,x"], "--batch_size is 'x'; allowed: whole numbers from"),
         (["--batch_size=²"], "--batch_size is '²'; allowed: whole numbers from"),
-        (["--mode="], "--mode is empty; allowed: inference, copy, end_to_end"),
+        (["--mode="], "--mode is ''; allowed: inference, copy, end_to_end"),
         (["--mode=fast"], "--mode is 'fast'; allowed: inference, copy, end_to_end"),
-        (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
+        (["--device=gpu"], "--device is gpu, which JAX does not find here"),
         (["--json=/no/such/a.json"], "--json /no/such/a.json cannot be written (No"),
         (["--plot=/no/such/a.png"], "--plot /no/such/a.png cannot be written (No su"),
         (
             ["--batch_size=1000000000"],
-            "--batch_size 1000000000 does not fit: quickstart needs",
+            "--batch_size is 1000000000: quickstart needs",
         ),
         (
             ["--mode=end_to_end", "--config.data.name=folder:/no/such"],
-            "quickstart: folder /no/such/val cannot be read (No such file",
+            "folder /no/such/val cannot be read (No such file",
         ),
         (
             ["--mode=end_to_end", "--batch_size=2048"],
-            "quickstart: config.batch_size is 2048, but the training data has only",
+            "config.batch_size is 2048, but the training data has only",
         ),
         (
             ["--config", f"{ROOT}/configs/quickstart.py"],
@@ -122,7 +122,7 @@ def refused(*words):
 )
 def test_mistakes_end_it_before_anything_is_measured(words, message, monkeypatch):
     monkeypatch.setattr(timer, "measure", lambda *_: pytest.fail("measured"))
-    assert refused(*TINY, *words).startswith(message)
+    assert message in refused(*TINY, *words)
 
 
 def test_a_config_is_needed():

@@ -42,9 +42,9 @@ def holds(tmp_path):
         return contextlib.closing(ResultCache(tmp_path / "points"))
 
     return {
-        "another process is training in": lambda: RunLock(tmp_path / "run"),
-        "another process is measuring into": measuring,
-        "another process is writing": lambda: writer._locked(tmp_path / "set"),
+        "--workdir .* in use by another process": lambda: RunLock(tmp_path / "run"),
+        "--out .* in use by another process": measuring,
+        "--dir .* in use by another process": lambda: writer._locked(tmp_path / "set"),
     }
 
 
@@ -71,9 +71,12 @@ def test_a_lock_that_is_held_is_another_process(holds, monkeypatch, code):
 
 def test_a_lock_that_is_refused_closes_the_file(tmp_path):
     with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
-        lock(first, "busy")
-        with pytest.raises(InputError, match="^busy$"):
-            lock(second, "busy")
+        lock(first, "--out")
+        with pytest.raises(
+            InputError,
+            match="^--out .* is in use by another process",
+        ):
+            lock(second, "--out")
         assert second.closed and not first.closed
 
 

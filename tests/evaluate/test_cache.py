@@ -114,13 +114,13 @@ def test_a_kill_while_measuring_leaves_what_was_there(tmp_path):
 
 def test_a_line_that_is_no_result_is_named(tmp_path):
     (tmp_path / FILE).write_text('{"setting": {}, "result": {}}\nnonsense\n')
-    with pytest.raises(InputError, match="points.jsonl, line 2 is not a measured"):
+    with pytest.raises(InputError, match="points.jsonl: line 2 is not a measured"):
         ResultCache(tmp_path)
 
 
 def test_two_processes_do_not_measure_into_one_folder(tmp_path):
     cache = ResultCache(tmp_path)
-    with pytest.raises(InputError, match="another process is measuring"):
+    with pytest.raises(InputError, match="in use by another process"):
         ResultCache(tmp_path)
     cache.close()
     ResultCache(tmp_path).close()

@@ -230,7 +230,7 @@ def test_minutes_left_fall(monkeypatch, capsys):
 
 
 def test_shares_that_nothing_reaches_are_a_mistake():
-    with pytest.raises(InputError, match="--shares is 0.01: no method has a setting"):
+    with pytest.raises(InputError, match="--shares is 0.01; allowed: shares"):
         compare.compare(Guessing(), (0.01,), ["evit"])
 
 

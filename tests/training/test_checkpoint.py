@@ -69,7 +69,7 @@ def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
 def test_one_step_can_be_asked_for(tmp_path):
     checkpoints = saved(tmp_path, [1, 2])
     assert_same(checkpoints.restore(abstract(make_state()), step=1)[0], make_state(1))
-    with pytest.raises(InputError, match="latest holds no checkpoint of step 5"):
+    with pytest.raises(InputError, match="latest: step is 5; allowed: 1, 2"):
         checkpoints.restore(abstract(make_state()), step=5)
     truncate(tmp_path)
     with pytest.raises(InputError, match=r"\[2\]\); others that are there are \[1"):
@@ -88,7 +88,7 @@ def test_variables_without_the_optimizer(tmp_path):
         everything = checkpoints.restore_variables(which, optimizer=True)
         assert set(everything) == {*got, "opt_state"}
     checkpoints.close()
-    with pytest.raises(InputError, match="'newest'; allowed: latest and best"):
+    with pytest.raises(InputError, match="checkpoint is 'newest'; allowed"):
         checkpoints.restore_variables("newest")
 
 
@@ -236,27 +236,20 @@ def test_later_steps_are_removed_when_an_earlier_one_is_resumed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other, sentence",
+    "other, field, found, needed",
     [
-        (
-            lambda: make_state(width=65),
-            r"latest/2: params/head/bias is float32 \[64\] in the checkpoint, but this "
-            r"config asks for float32 \[65\]",
-        ),
-        (
-            lambda: make_state().replace(params={"more": np.zeros(1)}),
-            "latest/2 has no params/more, which this config asks for",
-        ),
-        (
-            lambda: make_state(with_ema=False),
-            "latest/2 has ema_params/head/bias, but this config has no such array",
-        ),
+        ({"width": 65}, "params/head/bias", "float32 [64]", "float32 [65]"),
+        ({"params": {"more": np.zeros(1)}}, "params/more", "missing", "float64 [1]"),
+        ({"with_ema": False}, "ema_params/head/bias", "float32 [64]", "missing"),
     ],
 )
-def test_state_of_another_config_is_an_error(tmp_path, other, sentence):
+def test_state_of_another_config_is_an_error(tmp_path, other, field, found, needed):
     checkpoints = saved(tmp_path, [1, 2])
-    with pytest.raises(InputError, match=sentence):
-        checkpoints.restore(abstract(other()))
+    state = make_state().replace(**other) if "params" in other else make_state(**other)
+    with pytest.raises(InputError, match="latest/2: ") as error:
+        checkpoints.restore(abstract(state))
+    assert (error.value.field, error.value.value) == (field, found)
+    assert f"is {found}, but {needed} in" in str(error.value)
 
 
 def numbers(step):

@@ -91,7 +91,7 @@ def test_names_are_kept_and_read(tmp_path):
     assert runs.read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
-    with pytest.raises(InputError, match="of length 2, but the run has 3 classes: all"):
+    with pytest.raises(InputError, match="of length 2, but the run has 3 classes"):
         runs.read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(

@@ -314,9 +314,9 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
     write_run(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_text(bad + "\n" + path.read_text())
-    with pytest.raises(InputError, match="metrics.jsonl, line 1: found"):
+    with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
         read_metrics(tmp_path)
-    with pytest.raises(InputError, match="metrics.jsonl, line 1: found"):
+    with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
         MetricWriter(tmp_path, 10)
 
 

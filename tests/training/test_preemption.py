@@ -127,7 +127,7 @@ def test_a_second_ctrl_c_ends_at_once():
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     with (
         RunLock(tmp_path / "run"),
-        pytest.raises(InputError, match="another process is training in"),
+        pytest.raises(InputError, match="run is in use by another process"),
         RunLock(tmp_path / "run"),
     ):
         pass
@@ -142,7 +142,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
         message = r"run cannot be made \(Not a directory\); choose another"
     else:
         (tmp_path / "run" / ".lock").mkdir(parents=True)
-        message = r"run cannot be written \(Is a directory\): choose another"
+        message = r"run cannot be written \(Is a directory\); allowed: another"
     with pytest.raises(InputError, match=message), RunLock(tmp_path / "run"):
         pass
     with pytest.raises(InputError, match=message):
@@ -153,7 +153,7 @@ def test_a_workdir_is_probed_and_left_as_it_was(tmp_path):
     workdir = tmp_path / "new" / "run"
     RunLock(workdir).probe()
     assert not [*tmp_path.iterdir()]
-    with RunLock(workdir), pytest.raises(InputError, match="another process is train"):
+    with RunLock(workdir), pytest.raises(InputError, match="in use by another process"):
         RunLock(workdir).probe()
     RunLock(workdir).probe()
     assert [*workdir.iterdir()] == [workdir / ".lock"]

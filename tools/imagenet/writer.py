@@ -189,10 +189,7 @@ def _locked(work):
     """Make the folder `work` and keep other processes out of it; InputError."""
     make_folder(work)
     with open(work.with_name(".lock"), "w", encoding="utf-8") as file:
-        lock(
-            file,
-            f"another process is writing {work}: wait for it, or choose another --dir",
-        )
+        lock(file, "--dir")
         yield
 
 
