@@ -1,14 +1,17 @@
 """Mistakes end a command at once: one sentence, nothing compiled, nothing written.
 
 The table is tests/errors.txt; sentences of commands that are tested in their own room
-stand there.
+stand there. `python -m tests.test_errors` writes the sentences of today into it.
 """
 
+import contextlib
 import importlib
 import json
+import logging
 import pathlib
 import re
 import shlex
+import tempfile
 
 import jax
 import numpy as np
@@ -23,6 +26,7 @@ from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
+TABLE = ROOT / "tests" / "errors.txt"
 TINY = {
     "model.depth": 2,
     "model.embed_dim": 64,
@@ -53,13 +57,13 @@ CONFIG_FILES = {
 def table():
     """(heading, command line, sentence) for each "$" of errors.txt."""
     rows, heading = [], ""
-    for line in (ROOT / "tests" / "errors.txt").read_text().splitlines():
+    for line in TABLE.read_text().splitlines():
         if line.startswith("## "):
             heading = line[3:]
         elif line.startswith("$ "):
-            rows.append([heading, line[2:]])
+            rows.append([heading, line[2:], ""])
         elif line and not line.startswith("# "):
-            rows[-1].append(line)
+            rows[-1][2] = line
     return rows
 
 
@@ -75,13 +79,9 @@ def image_files(*names):
         Image.new("RGB", (16, 16)).save(file)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the commands run: configs, weights, two runs and sets of images."""
-    jax.clear_caches()  # what other files compiled would not be compiled again
-    folder = tmp_path_factory.mktemp("errors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+def fill(folder):
+    """Write what the command lines name: configs, weights, two runs, sets of images."""
+    with contextlib.chdir(folder):
         pathlib.Path("configs").symlink_to(ROOT / "configs")
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
@@ -117,6 +117,14 @@ def folder(tmp_path_factory):
             pathlib.Path(f"label_{label}.csv").write_text(text)
         text = "filename,label,split\n2.png,0,train\n"
         pathlib.Path("no_file.csv").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run."""
+    jax.clear_caches()  # what other files compiled would not be compiled again
+    folder = tmp_path_factory.mktemp("errors")
+    fill(folder)
     return folder
 
 
@@ -152,15 +160,33 @@ def refused(line):
     return sentence(call(command.main, *words))
 
 
+def fits(said, expected):
+    """Whether a sentence is the expected one, or begins so where that ends in "..."."""
+    beginning = expected.removesuffix("...")
+    return said == expected or (beginning != expected and said.startswith(beginning))
+
+
+def write_table():
+    """Replace each sentence of errors.txt that does not fit, or add a missing one."""
+
+    def row(match):
+        line, expected = match.groups()
+        said = refused(line).replace(folder, "{folder}")
+        return f"$ {line}\n{expected if fits(said, expected or '') else said}\n"
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        fill(folder)
+        rows = re.sub(r"(?m)^\$ (.*)\n(?:([^$#\n].*)\n)?", row, TABLE.read_text())
+    TABLE.write_text(rows)
+
+
 @pytest.mark.parametrize(
     "heading, line, expected", table(), ids=[line for _, line, _ in table()]
 )
 def test_sentence(folder, compiled, monkeypatch, heading, line, expected):
     monkeypatch.chdir(folder)
     before = files(folder)
-    said, expected = refused(line), expected.replace("{folder}", str(folder))
-    beginning = expected.removesuffix("...")
-    assert said == expected or (beginning != expected and said.startswith(beginning))
+    assert fits(refused(line).replace(str(folder), "{folder}"), expected)
     assert files(folder) == before
     if heading != "During evaluation":
         # Small programs that make a random key may run, those with a model may not.
@@ -205,3 +231,9 @@ def test_in_a_process_of_its_own(tmp_path):
     )
     assert sentence(ended).endswith("devices * accumulation steps = 8 * 1")
     assert list(tmp_path.iterdir()) == []
+
+
+if __name__ == "__main__":
+    importlib.import_module("tests.conftest")  # one device, as in tests
+    logging.disable()
+    write_table()
