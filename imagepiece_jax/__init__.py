@@ -18,8 +18,9 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.config import create_model
     from imagepiece_jax.models.preprocessing import Preprocessing
+    from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.pretrained.load import load
-    from imagepiece_jax.pretrained.trained_model import Pretrained, save
+    from imagepiece_jax.pretrained.save import save
 
 __all__ = [
     "InputError",
@@ -38,13 +39,13 @@ _HOMES = {
     "InputError": "errors",
     "Predictor": "inference.predictor",
     "Preprocessing": "models.preprocessing",
-    "Pretrained": "pretrained.trained_model",
+    "Pretrained": "models.pretrained",
     "create_model": "models.config",
     "features": "inference.features",
     "load": "pretrained.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
-    "save": "pretrained.trained_model",
+    "save": "pretrained.save",
 }
 
 

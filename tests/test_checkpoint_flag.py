@@ -14,8 +14,9 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig

@@ -13,8 +13,8 @@ from experiments import __main__ as experiments
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import read_with_config
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments.test_saliency import random_head

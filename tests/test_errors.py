@@ -20,8 +20,8 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax.common import parallel
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT

@@ -16,9 +16,9 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import evaluate, export, train, visualize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights

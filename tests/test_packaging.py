@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import imagepiece_jax
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from tests import compiling
 from tests.command import start
 from tests.models import tiny

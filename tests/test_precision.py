@@ -8,9 +8,9 @@ import pytest
 
 from experiments import patch_features
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call

@@ -20,11 +20,11 @@ from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import convert, hub, layouts
+from imagepiece_jax.pretrained import hub, layouts
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer

@@ -25,8 +25,8 @@ from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
-from imagepiece_jax.pretrained.trained_model import Pretrained
 
 MODELS = {
     "dense": ({"name": "none"}, "patch"),

@@ -27,10 +27,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.pretrained.runs import reduction_of
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create

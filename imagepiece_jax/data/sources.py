@@ -822,7 +822,7 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         names.append(file.name)
     if not images:
         raise InputError(
-            f"none of {len(files)} files can be read, the first is {files[0]}; allowed "
-            "are images"
+            f"none of {len(files)} files can be read, the first is {files[0]}; "
+            "allowed: images"
         )
     return np.stack(images), names

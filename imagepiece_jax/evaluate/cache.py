@@ -23,9 +23,9 @@ from imagepiece_jax.common.files import append_line, git_revision, lock, make_fo
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import Weights
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 
 FILE = "points.jsonl"

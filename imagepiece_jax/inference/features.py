@@ -27,9 +27,9 @@ from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.config import patch_grid, reduced
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
+from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.ops import gather_rows, invert
 from imagepiece_jax.reduction.provenance import compose
 from imagepiece_jax.reduction.settings import plain

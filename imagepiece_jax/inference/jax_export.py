@@ -15,8 +15,8 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import TokenList, leaving
 from imagepiece_jax.models.config import patch_grid
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.trained_model import Pretrained
 
 PLATFORMS = ("cpu", "cuda")
 IMAGES = "images"  # the name of a program's input
@@ -111,8 +111,8 @@ def exported_images(
         if draws(leaving(vit, tokens)):
             # JAX has no random numbers of an open shape.
             raise InputError(
-                f"config.reduction is {vit.label}, which draws random numbers; allowed "
-                "is a batch size, --batch"
+                f"config.reduction is {vit.label}, which draws random numbers; "
+                "allowed: a batch size, --batch"
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(vit.image_size), 3

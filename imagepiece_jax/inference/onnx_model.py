@@ -12,7 +12,7 @@ from imagepiece_jax.inference import jax_export, optimize
 from imagepiece_jax.inference.features import TokenList, leaving
 from imagepiece_jax.inference.jax_export import IMAGES
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -52,8 +52,8 @@ from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.config import optional_choice, optional_dtype, patch_grid
 from imagepiece_jax.models.cost import dead_macs, model_macs
+from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
@@ -402,8 +402,8 @@ def _check_options(options, device):
         if "compile option" not in str(error):
             raise
         raise InputError(
-            f"compiler_options is {options}: {str(error).partition(': ')[2]}; allowed "
-            "are options of XLA"
+            f"compiler_options is {options}: {str(error).partition(': ')[2]}; allowed: "
+            "options of XLA"
         ) from error
 
 

@@ -19,7 +19,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names, decode, transforms
 from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
-from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 
 FILES = str | bytes | pathlib.Path  # a file, by name or whole
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once

@@ -503,8 +503,8 @@ def normalization(mean, std):
     if (mean is None) != (std is None):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
         raise InputError(
-            f"config.model.{present} is given, config.model.{lacking} is not; allowed "
-            "are both or neither"
+            f"config.model.{present} is given, config.model.{lacking} is not; allowed: "
+            "both or neither"
         )
     mean = channels("config.model.mean", MEAN if mean is None else mean)
     return mean, channels("config.model.std", STD if std is None else std, True)

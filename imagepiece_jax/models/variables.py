@@ -61,8 +61,8 @@ def check_variables(model, variables, image_size):
         expected = needed.get(name, "no such variable")
         if shape != expected:
             raise InputError(
-                f"variables: {name} is {shape}, in the model it is {expected}; allowed "
-                "are variables of this model"
+                f"variables: {name} is {shape}, in the model it is {expected}; "
+                "allowed: variables of this model"
             )
 
 

@@ -914,6 +914,6 @@ def _name_head(tensors):
         return
     raise InputError(
         f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
-        f"{width} (DINOv2's classifiers read the mean of the patches too); allowed "
-        "are heads that read one vector of that width, or none"
+        f"{width} (DINOv2's classifiers read the mean of the patches too); allowed: "
+        "heads that read one vector of that width, or none"
     )

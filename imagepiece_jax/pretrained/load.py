@@ -24,7 +24,7 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import (
     MISS,
     Contradiction,
@@ -36,12 +36,12 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.infer import infer_weights
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, completed
 
@@ -412,8 +412,8 @@ class Weights:
             value, allowed = stated.get(field), trained.get(field)
             if value != allowed:
                 raise Contradiction(
-                    f"config.{field} is {value!r}, but {self} has {allowed!r}: allowed "
-                    f"is {allowed!r}"
+                    f"config.{field} is {value!r}, but {self} has {allowed!r}; "
+                    f"allowed: {allowed!r}"
                 )
 
     def analyzed(self, dtype: str | None = "float32") -> "Weights":

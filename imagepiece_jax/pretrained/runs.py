@@ -12,10 +12,11 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, hub
+from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
@@ -155,8 +156,8 @@ def read_checkpoint(
         if wanted or not averaged:
             return wanted
         raise InputError(
-            f"run {folder} has no averaged weights, as config.ema_decay is 0; allowed "
-            "are runs with averages, or its weights as they are"
+            f"run {folder} has no averaged weights, as config.ema_decay is 0; allowed: "
+            "runs with averages, or its weights as they are"
         )
 
     if not (folder / CHECKPOINTS).exists():
@@ -164,8 +165,8 @@ def read_checkpoint(
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
         raise InputError(
-            f"checkpoint is {checkpoint!r}, but run {folder} has saved none; allowed "
-            f"is {written[0]!r}"
+            f"checkpoint is {checkpoint!r}, but run {folder} has saved none; allowed: "
+            f"{written[0]!r}"
         )
     arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}

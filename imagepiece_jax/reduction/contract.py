@@ -79,8 +79,8 @@ def check_plan(plan, arch, grid):
             if before.counts and before.step.site != "pre":
                 raise InputError(
                     f"config.reduction has a step before block {block} that reads the "
-                    f"attention of block {block - 1}, in which tokens change; allowed "
-                    "are other blocks"
+                    f"attention of block {block - 1}, in which tokens change; allowed: "
+                    "other blocks"
                 )
         if site == "attention" and "value" in reducer.reads:
             raise InputError(
@@ -282,8 +282,8 @@ def _check_slots(dest, n_out):
     """Slots are in range, and none is empty."""
     for image, token in _first((dest != DROPPED) & ((dest < 0) | (dest >= n_out))):
         raise InputError(
-            f"image {image}: token {token} goes to slot {dest[image, token]}; allowed "
-            f"are 0 to {n_out - 1}, and {DROPPED} for dropped tokens"
+            f"image {image}: token {token} goes to slot {dest[image, token]}; allowed: "
+            f"0 to {n_out - 1}, and {DROPPED} for dropped tokens"
         )
     filled = (dest[:, None, :] == np.arange(n_out)[None, :, None]).any(axis=-1)
     for image, slot in _first(~filled):

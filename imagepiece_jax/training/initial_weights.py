@@ -8,10 +8,10 @@ import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.errors import InputError, within
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import convert, hub, runs
+from imagepiece_jax.pretrained import hub, runs
 from imagepiece_jax.pretrained.infer import UNTOLD
 from imagepiece_jax.pretrained.load import Weights, opened, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET

@@ -20,7 +20,7 @@ from PIL import Image
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.image_size import whole_patches
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
 

@@ -11,7 +11,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny

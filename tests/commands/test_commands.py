@@ -14,7 +14,7 @@ from configs import quickstart
 from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.models import tiny

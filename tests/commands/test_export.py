@@ -17,11 +17,12 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, load
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny

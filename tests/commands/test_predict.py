@@ -11,10 +11,10 @@ from configs import base
 from imagepiece_jax.commands import predict, visualize
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.inference.predictor import Predictor
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.command import call, sentence
 from tests.models import tiny
 

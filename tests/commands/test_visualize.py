@@ -10,7 +10,7 @@ from imagepiece_jax.commands import visualize
 from imagepiece_jax.data import sources
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.visualize.traces import read_traces

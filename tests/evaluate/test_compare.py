@@ -27,10 +27,10 @@ from imagepiece_jax.evaluate.cache import (
     encode_bits,
     plan_facts,
 )
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings

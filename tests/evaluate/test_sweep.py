@@ -10,8 +10,8 @@ from configs import quickstart
 from imagepiece_jax.commands import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call
 from tests.models import tiny

@@ -18,9 +18,9 @@ from experiments.images import Images
 from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import read
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 

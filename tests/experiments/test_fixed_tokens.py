@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments import __main__ as experiments
 from experiments import fixed_tokens
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from tests.command import call, sentence
 from tests.experiments.test_saliency import random_head
 from tests.models import tiny

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments import __main__ as experiments
 from experiments import patch_features
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from tests import markdown
 from tests.command import call, sentence
 from tests.models import tiny

@@ -6,9 +6,9 @@ from experiments.context import Context, OffTheShelf
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax.evaluate.cache import ResultCache
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from tests.models import tiny
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import features
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import provenance, tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps

@@ -9,8 +9,9 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor as api
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, runs
+from imagepiece_jax.pretrained import runs
 from tests.command import start
 from tests.models import tiny
 from tests.runs import ROOT

@@ -18,7 +18,7 @@ from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import DIFFERENT, FAMILIES

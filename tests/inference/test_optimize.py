@@ -12,8 +12,8 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
 from tests.rounding import assert_close

@@ -14,8 +14,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]

@@ -15,7 +15,7 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny

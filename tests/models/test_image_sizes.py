@@ -11,17 +11,16 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import cost
+from imagepiece_jax.models import convert, cost
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import read_with_config
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder

@@ -13,13 +13,13 @@ from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import convert, load, runs
+from imagepiece_jax.pretrained import load, runs
 from imagepiece_jax.pretrained.load import read_with_config
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny

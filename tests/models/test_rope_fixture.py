@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained import layouts
 from tests.models import tiny
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"

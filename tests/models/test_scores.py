@@ -14,7 +14,7 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import shift_shares, uniqueness

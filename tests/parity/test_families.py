@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from tests.parity.record import record
 
 torch = pytest.importorskip("torch")

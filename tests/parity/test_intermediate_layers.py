@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -17,7 +16,7 @@ for package in ("torch", "timm", "transformers"):
 import timm  # noqa: E402
 import torch  # noqa: E402
 
-from imagepiece_jax.pretrained.trained_model import Pretrained  # noqa: E402
+from imagepiece_jax.models.pretrained import Pretrained  # noqa: E402
 from tools import originals  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

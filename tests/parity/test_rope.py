@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert, hub_configs, layouts
+from imagepiece_jax.pretrained import hub_configs, layouts
 from imagepiece_jax.pretrained.infer import infer
 from tests.parity.record import record
 

@@ -9,8 +9,8 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 from tests.pretrained.test_save import MODELS, made
 

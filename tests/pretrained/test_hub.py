@@ -15,7 +15,8 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import convert, hub, load
+from imagepiece_jax.models import convert
+from imagepiece_jax.pretrained import hub, load
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same

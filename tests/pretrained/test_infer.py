@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.infer import infer
 
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}

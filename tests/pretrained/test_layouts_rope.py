@@ -13,11 +13,11 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.infer import infer
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"

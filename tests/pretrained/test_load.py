@@ -14,10 +14,10 @@ from configs import base, quickstart
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import read, read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import RunConfig

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests import forked

@@ -16,13 +16,13 @@ import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import convert, hub_configs
-from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.runs import ROOT
@@ -227,7 +227,7 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
 def test_a_name_that_contradicts_a_saved_model(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
     with pytest.raises(
-        InputError, match="embed_dim of 'deit_ti' is 192, but folder .* has 32: al"
+        InputError, match="embed_dim of 'deit_ti' is 192, but folder .* has 32; al"
     ):
         imagepiece_jax.load(path, name="deit_ti")
 

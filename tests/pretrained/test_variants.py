@@ -8,8 +8,9 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.load import read, read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.pretrained import convert
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
 from tests.models import tiny

@@ -7,7 +7,7 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import sources
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics

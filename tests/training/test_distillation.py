@@ -15,10 +15,10 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
-from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import teacher, trainer
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights

@@ -12,7 +12,7 @@ import pytest
 from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig

@@ -9,9 +9,10 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights

@@ -112,8 +112,8 @@ class Method(CheckedFields):
             named = isinstance(self.counts, str)
             lacks = "needs config.reduction.macs" if named else "says what it costs"
             raise InputError(
-                f"config.reduction.counts is {self.counts!r}, which {lacks}; allowed "
-                "are a schedule with macs, such as macs=0.5, and a list without"
+                f"config.reduction.counts is {self.counts!r}, which {lacks}; allowed: "
+                "a schedule with macs, such as macs=0.5, and a list without"
             )
         for name in self.amounts:
             if getattr(self, name) != getattr(type(self), name):
@@ -191,8 +191,8 @@ class Method(CheckedFields):
             )
         if self.counts[0] > patches:
             raise InputError(
-                f"config.reduction.counts starts with {self.counts[0]} tokens; allowed "
-                f"are at most {patches}, the patches of an image"
+                f"config.reduction.counts starts with {self.counts[0]} tokens; "
+                f"allowed: at most {patches}, the patches of an image"
             )
         steps, n, stage = [], patches, 0
         for block, tokens in enumerate(self.counts):

@@ -127,8 +127,8 @@ class SPViT(LearnedSelection):
             )
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
             raise InputError(
-                f"config.reduction.keep_rates is {rates} at blocks {blocks}; allowed "
-                "are rising blocks with rates, all of the first tokens, that do not"
+                f"config.reduction.keep_rates is {rates} at blocks {blocks}; allowed: "
+                "rising blocks with rates, all of the first tokens, that do not"
             )
 
     def scaled(self, strength, depth, patches):

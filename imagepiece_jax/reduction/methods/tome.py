@@ -50,8 +50,8 @@ class ToMe(Method):
         if self.r_list is not None:
             if len(self.r_list) > depth:
                 raise InputError(
-                    f"config.reduction.r_list has {len(self.r_list)} entries; allowed "
-                    f"are at most {depth}, one for each block"
+                    f"config.reduction.r_list has {len(self.r_list)} entries; allowed: "
+                    f"at most {depth}, one for each block"
                 )
             return self.r_list + (0,) * (depth - len(self.r_list))
         low = int(self.r * (1 - self.inflection))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import tiny

@@ -10,7 +10,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import convert
+from imagepiece_jax.models import convert
 from tests.models import tiny
 
 DENSE = {"name": "none"}

@@ -9,9 +9,10 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained import load
 from tests.models import tiny
 from tests.rounding import assert_close
 

@@ -1,0 +1,190 @@
+"""The folder that a trained model is saved to, which `load` reads.
+
+It has the form of the Hugging Face hub:
+
+model.safetensors       the dense part, by timm's names
+selectors.safetensors   what a reduction learned
+projector.safetensors   of a vision tower
+config.json             timm's architecture, with arguments where the model differs, and
+                        all that this package needs to make the same model again
+README.md               the model card
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+import safetensors
+import safetensors.numpy
+
+from imagepiece_jax.common.files import replacing_folder
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
+from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.variables import check_variables, variable_shapes
+from imagepiece_jax.pretrained import hub, hub_configs, layouts
+from imagepiece_jax.pretrained.hub import PROJECTOR, SELECTORS
+from imagepiece_jax.pretrained.hub_configs import CONFIG, EPS, OURS
+from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.reduction import settings
+
+WEIGHTS = hub.WEIGHTS[0]
+CARD = "README.md"
+FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
+
+
+@takes_pretrained
+def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
+    """Write a trained model to a folder, whole or not at all.
+
+    `load(folder)` gives one with the same logits, bit for bit, its reduction with
+    learned selectors, class names and preprocessing included. timm loads the dense part
+    by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
+
+    folder: new, or one of a saved model, which is replaced; a symbolic link stays
+    Returns the folder, which can be uploaded as it is.
+    Raises InputError for a folder that holds anything else, and for variables that are
+        not the model's.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(
+            f"folder is a {type(folder).__name__}; allowed: a string and a "
+            "pathlib.Path, before the model"
+        )
+    if hub.is_id(folder):
+        raise InputError(
+            f"{folder} is an id of the hub; allowed: folders of this machine, which "
+            "hf upload takes from here"
+        )
+    folder = pathlib.Path(folder)
+    if "\0" in str(folder):
+        raise InputError(
+            f"folder is {str(folder)!r}; allowed: paths without a NUL byte"
+        )
+    _check_folder(folder)
+    _check(vit)
+    model, tensors = vit.model, convert.to_timm(vit.variables)
+    learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
+    dense = {k: v for k, v in tensors.items() if k not in learned}
+    dense = layouts.as_timm(dense, model.arch)
+    # Numbers of NumPy, where a model was made with them, are written as Python's.
+    text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
+    config = json.loads(text)
+    _check_way_back(vit, dense | learned, config)
+    in_timm = config["architecture"] != OURS
+    card = model_card(folder.absolute().name, vit, in_timm)
+    with replacing_folder(folder) as new:
+        _write(new / WEIGHTS, dense)
+        if learned:
+            _write(new / SELECTORS, learned)
+        if vit.projector:
+            _write(new / PROJECTOR, vit.projector.tensors())
+        (new / CONFIG).write_text(text + "\n", "utf-8")
+        (new / CARD).write_text(card, "utf-8")
+    return folder
+
+
+def _write(file, tensors):
+    """Write tensors to a file; OSError where a disk is full or fails."""
+    try:
+        # Some readers refuse a file without this entry.
+        safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _check_folder(folder):
+    """InputError where something else than a saved model would be lost."""
+    allowed = "allowed: a new or empty folder, and one that save has written"
+    try:
+        held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        reason = error.strerror
+        raise InputError(f"{folder} is not a folder ({reason}); {allowed}") from error
+    others = [name for name in held if name not in FILES]
+    if held and (others or not hub_configs.is_own(folder)):
+        raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")
+
+
+def _check(vit):
+    """InputError for what `load` could not make again."""
+    if vit.reduction is None:
+        raise InputError(
+            "the model reduces tokens, and its reduction is not known; allowed: "
+            'Pretrained(model, variables, reduction={"name": ..})'
+        )
+    if vit.model.folded:
+        raise InputError(
+            "model is in the form of optimize; allowed: what that was made from"
+        )
+    check_variables(vit.model, vit.variables, vit.image_size)
+
+
+def _check_way_back(vit, tensors, config):
+    """InputError where `load` would refuse these files, or make another model."""
+    model = vit.model
+    try:
+        parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
+        saved = infer(read, parsed.config)
+        again = saved.create(parsed.reduction)
+        convert.from_timm(read, variable_shapes(again, saved.image_size))
+    except InputError as error:
+        raise InputError(f"model cannot be loaded again: {error}") from error
+    for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
+        if getattr(again, field) != getattr(model, field):
+            raise InputError(
+                f"model.{field} is {getattr(model, field)!r}, and would be loaded as "
+                f"{getattr(again, field)!r}; allowed: models of create_model"
+            )
+
+
+def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
+    """Markdown on what a model is, what it costs and how to load it.
+
+    name: of its folder; in_timm: whether timm has such models.
+    """
+    model, size = vit.model, vit.image_size
+    leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
+    parameters = sum(leaf.size for leaf in leaves)
+    height, width = sides(size)
+    reduction = settings.label(settings.changed(vit.reduction))
+    task = "image-classification" if model.num_classes else "image-feature-extraction"
+    classes = str(model.num_classes) if model.num_classes else "none, features alone"
+    eps = model.arch.norm_eps
+    other = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
+    timm = f"""
+Its dense part in timm, without the reduction:{other if eps < EPS else ""}
+
+```python
+model = timm.create_model("local-dir:{name}", pretrained=True)
+```
+"""
+    return f"""---
+library_name: imagepiece_jax
+pipeline_tag: {task}
+tags:
+- {task}
+- vision-transformer
+- token-reduction
+- jax
+---
+# {name}
+
+A vision transformer of imagepiece_jax.
+
+| | |
+|---|---|
+| reduction | {reduction} |
+| images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
+| classes | {classes} |
+| parameters | {parameters / 1e6:.1f} million |
+| cost | {vit.gmacs:.2f} GMACs an image |
+
+```python
+import imagepiece_jax
+
+vit = imagepiece_jax.load("{name}")
+```
+{timm if in_timm else ""}"""
