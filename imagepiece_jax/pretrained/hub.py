@@ -15,13 +15,8 @@ import re
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.pretrained import files, hub_configs
-from imagepiece_jax.pretrained.hub_configs import (
-    CONFIG,
-    OURS,
-    PREPROCESSOR,
-    PROCESSOR,
-)
+from imagepiece_jax.pretrained import files, towers
+from imagepiece_jax.pretrained.records import CONFIG, OURS, PREPROCESSOR, PROCESSOR
 
 SCHEME = "hf://"
 SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
@@ -192,14 +187,14 @@ def repository_files(text):
     weights = repository.needed(*WEIGHTS)
     if weights.name.endswith(INDEX):
         places = files.parts(weights)
-        if hub_configs.has_tower(config):
-            read = hub_configs.OF_TOWER.match
+        if towers.has_tower(config):
+            read = towers.OF_TOWER.match
             places = {name: part for name, part in places.items() if read(name)}
         for part in sorted({*places.values()}):
             repository.needed(part)
     if "architecture" not in config:  # timm's own form says it all
         repository.optional(PREPROCESSOR, ", with mean=.., std=..")
-        if hub_configs.has_tower(config):
+        if towers.has_tower(config):
             repository.optional(PROCESSOR, ", with mean=.., std=..")
     if OURS in config:
         repository.optional(SELECTORS)
@@ -241,7 +236,7 @@ class _Repository:
         cached = huggingface_hub.try_to_load_from_cache(
             self._name, name, revision=self._revision
         )
-        if cached is not huggingface_hub._CACHED_NO_EXIST:
+        if cached is None:  # another value says that the repository has no such file
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache does not say "
                 f"whether there is a {name}; allowed: a network, or instead of the "

@@ -21,8 +21,9 @@ from imagepiece_jax.models.config import (
     normalization,
     patch_grid,
 )
-from imagepiece_jax.pretrained.hub_configs import CONFIG, PREPROCESSOR, is_eva
 from imagepiece_jax.pretrained.layouts import Contents
+from imagepiece_jax.pretrained.records import CONFIG, PREPROCESSOR
+from imagepiece_jax.pretrained.timm_config import is_eva
 
 # Fields of an Architecture that no shape shows; a pool with parameters is shown.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")

@@ -23,7 +23,9 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.pretrained import hub, hub_configs
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
-from imagepiece_jax.pretrained.hub_configs import CONFIG, PALIGEMMA, Tower, is_eva
+from imagepiece_jax.pretrained.records import CONFIG, Tower
+from imagepiece_jax.pretrained.timm_config import is_eva
+from imagepiece_jax.pretrained.towers import PALIGEMMA
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {

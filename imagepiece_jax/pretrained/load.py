@@ -39,7 +39,7 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained import hub, hub_configs, layouts, records, runs
 from imagepiece_jax.pretrained.infer import infer_weights
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.reduction import settings
@@ -246,7 +246,7 @@ class Weights:
         for field, value in self.sizes.items():
             if getattr(config, field) != value:
                 raise InputError(
-                    f"{self}: {hub_configs.CONFIG} says {field} {value!r}, but its "
+                    f"{self}: {records.CONFIG} says {field} {value!r}, but its "
                     f"tensors have {getattr(config, field)!r}; allowed: files of "
                     "one model"
                 )

@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import hub_configs
+from imagepiece_jax.pretrained import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -139,9 +139,9 @@ def test_transformers_folder(tmp_path, name):
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
-@pytest.mark.parametrize("kind", hub_configs.MODEL_TYPES)
+@pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
-    ours = hub_configs.MODEL_TYPES[kind].fields
+    ours = transformers_config.MODEL_TYPES[kind].fields
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
 

@@ -12,7 +12,7 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub_configs, layouts
+from imagepiece_jax.pretrained import layouts, transformers_config
 from imagepiece_jax.pretrained.infer import infer
 from tests.parity.record import record
 
@@ -211,7 +211,7 @@ def test_logits_and_features_are_those_of_transformers(fields):
     pixels, pixels_of_torch = image((48, 64))
     with torch.no_grad():
         want = theirs(pixels_of_torch)
-    read = hub_configs.parse_transformers(config.to_dict())
+    read = transformers_config.parse_transformers(config.to_dict())
     asked = ModelConfig(num_classes=0, image_size=(48, 64))
     ours = asked.over(read.config, ModelConfig.of(read.sizes)).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)

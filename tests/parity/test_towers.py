@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import hub_configs
+from imagepiece_jax.pretrained import towers
 
 for package in ("torch", "transformers"):
     pytest.importorskip(package)
@@ -160,7 +160,7 @@ def test_parts_with_the_language_model_alone_need_not_be_there(tmp_path, kind):
     needed = {
         part
         for name, part in places["weight_map"].items()
-        if hub_configs.OF_TOWER.match(name)
+        if towers.OF_TOWER.match(name)
     }
     others = {*places["weight_map"].values()} - needed
     assert len(needed) > 2 and others
@@ -171,10 +171,10 @@ def test_parts_with_the_language_model_alone_need_not_be_there(tmp_path, kind):
 
 @pytest.mark.parametrize("host", ["llava", "paligemma"])
 def test_what_a_config_leaves_out_is_as_in_transformers(host):
-    ours = hub_configs.HOSTS[host].fields
+    ours = towers.HOSTS[host].fields
     theirs = transformers.AutoConfig.for_model(host).vision_config
     assert ours == {field: getattr(theirs, field) for field in ours}
-    assert theirs.model_type == hub_configs.HOSTS[host].kinds[0]
+    assert theirs.model_type == towers.HOSTS[host].kinds[0]
 
 
 def test_processors_of_images_and_text_in_one_file(tmp_path):

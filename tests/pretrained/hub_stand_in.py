@@ -31,13 +31,14 @@ def modules(cache):
 
     def try_to_load_from_cache(name, file, *, revision=None):
         if found(name, file, revision, ".no_exist"):
-            return package._CACHED_NO_EXIST
+            return no_file
         return found(name, file, revision, "snapshots")
 
+    no_file = object()  # huggingface_hub's own, which has a private name
     package = types.ModuleType("huggingface_hub")
     errors = types.ModuleType("huggingface_hub.errors")
     package.__spec__ = importlib.machinery.ModuleSpec("huggingface_hub", None)
-    package.errors, package._CACHED_NO_EXIST = errors, object()
+    package.errors = errors
     package.hf_hub_download = hf_hub_download
     package.try_to_load_from_cache = try_to_load_from_cache
     errors.EntryNotFoundError = EntryNotFoundError

@@ -245,14 +245,14 @@ def test_a_gated_mlp_has_no_gelu():
     with pytest.raises(InputError, match="act_layer is 'gelu'; allowed: silu, swi"):
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
     config = timm(architecture="eva02_tiny_patch14_224")
-    with pytest.raises(InputError, match="model_args has act_layer='gelu', which"):
+    with pytest.raises(InputError, match="model_args.act_layer is 'gelu', which"):
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
 
 
 def test_a_norm_that_timm_makes_and_does_not_compute_is_refused():
     """Its class for a distillation token has another head."""
     config = timm(architecture="deit_tiny_distilled_patch16_224")
-    with pytest.raises(InputError, match="fc_norm=True for a model with a distill"):
+    with pytest.raises(InputError, match="fc_norm is True for a model with a distill"):
         hub_configs.parse(config | {"model_args": {"fc_norm": True}}, {})
     found = hub_configs.parse(config | {"model_args": {"fc_norm": False}}, {})
     assert found.config.architecture.final_norm

@@ -312,7 +312,7 @@ SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
         ),
         (
             {"vision_config": SIGLIP},
-            "'default', which drops the class token, and the tower has none; allowed: ",
+            "'default', which drops a class token, and the tower has none; allowed: ",
         ),
         (
             {"vision_config": {**CLIP, "model_type": "pixtral"}},

@@ -1,0 +1,318 @@
+"""timm's config.json: a HubConfig of it, and the file that timm makes a model of."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data import class_names
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained.records import SILUS, HubConfig
+
+# Words of both directions.
+TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+POOLS = {"token": "token", "avg": "mean", "map": "map"}
+EPS = 1e-6  # of norms, the smallest that timm's architectures have
+# Parts that only timm's class Eva has.
+EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
+
+
+def is_eva(arch: Architecture) -> bool:
+    """Whether timm has it as its class Eva, not as VisionTransformer."""
+    return any(getattr(arch, field) != getattr(DEIT, field) for field in EVA)
+
+
+# Reading.
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
+# Of model_args, those that change parts of an Architecture, sizes, and those that
+# change no logits, or nothing that tensors do not show.
+PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
+PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
+SIZES = ("patch_size", "embed_dim", "depth")
+IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
+IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
+IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+# The arguments that timm writes of every model, also of a published one.
+WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
+
+
+def parse_timm(config: Mapping[str, Any]) -> HubConfig:
+    """A HubConfig; what was written before timm 0.9 is flat."""
+    images = config.get("pretrained_cfg", config)
+    name, classes = config["architecture"], _classes(config, images)
+    if name not in registry.MODELS and registry.public_facts(name) is None:
+        hint = registry.instead_of(str(name))
+        raise InputError(field="architecture", value=name, hint=hint)
+    arguments = config.get("model_args") or {}
+    _, height, width = images["input_size"]
+    size = arguments.get("img_size") or (height, width)
+    size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
+    values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    own = values | {"num_classes": classes, "image_size": size}
+    full_name = _full_name(name, images.get("tag"), own, arguments)
+    says, sizes = _arguments(arguments, full_name)
+    if full_name == name and name in registry.public_models():
+        # Trained by timm's code.
+        says = registry.timm_functions(name) | says
+    if classes is not None:
+        sizes = {"num_classes": classes} | sizes
+    if images.get("fixed_input_size", True):
+        sizes = sizes | {"image_size": size}
+    tagged = "." in full_name  # without, it may have been trained on other classes
+    keys = {"crop": "crop_pct", "crop_mode": "crop_mode"}
+    keys |= {"interpolation": "interpolation"}
+    crop = {k: images[key] for k, key in keys.items() if images.get(key) is not None}
+    return HubConfig(
+        ModelConfig(**values | {"image_size": size} | says),
+        sizes,
+        crop,
+        class_names=class_names.shortened(labels(images | config, classes))
+        or (registry.published_class_names(full_name, classes) if tagged else None),
+    )
+
+
+def _classes(config, images):
+    return config.get("num_classes", images.get("num_classes"))
+
+
+def _full_name(name, tag, own, arguments):
+    """The name with its tag, or without where the model is not as it was published.
+
+    A model keeps the tag of what it started from. With other classes, images or
+    arguments it was trained with the functions of timm's architecture, such as exact
+    GELU for CLIP's weights, not with those that the tag stands for.
+    """
+    published = registry.public_facts(f"{name}.{tag}") if tag else None
+    if published is None or not {*arguments} <= {*WRITTEN}:
+        return name
+    pool = published["arch"].pool
+    same = POOLS.get(arguments.get("global_pool"), pool) == pool
+    same = same and all(published.get(k) == v for k, v in own.items())
+    return f"{name}.{tag}" if same else name
+
+
+def labels(config: Mapping[str, Any], classes: int | None):
+    """Descriptions of the labels where there are any, else their names; or None."""
+    names = config.get("label_names")
+    if not names:
+        return None
+    if isinstance(names, Mapping):  # by number, some of which may lack
+        names = [names.get(str(i)) for i in range(classes)]
+    described = config.get("label_descriptions") or {}
+    return tuple(described.get(name, name) for name in names)
+
+
+def _arguments(arguments, name):
+    """(what the name and model_args say that no tensor shows, sizes that they say)."""
+    arch, changes = ModelConfig(name=name).architecture, {}
+    for field, value in arguments.items():
+        if field == "num_heads":
+            changes[field] = value
+        elif field == "act_layer" and arch.mlp == "swiglu" and not is_eva(arch):
+            one_of(f"model_args.{field}", value, SILUS)
+        elif field == "act_layer" and not is_eva(arch):
+            changes["gelu"] = one_of(f"model_args.{field}", value, TIMM_GELUS)
+        elif field == "norm_layer":
+            changes["norm_eps"] = one_of(f"model_args.{field}", value, NORMS)
+        elif field == "in_chans":
+            one_of(f"model_args.{field}", value, {3: 3})
+        elif field not in (*PARTS, *SIZES, *IDLE):
+            raise InputError(
+                f"is {value!r}, which no model has",
+                field=f"model_args.{field}",
+                value=value,
+            )
+    others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
+    usual = size_of(name).stated
+    usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
+    if {"mlp_ratio", "embed_dim"} & {*arguments}:
+        # timm's counts packed layers twice, and is cut to whole widths: see tensors.
+        del usual["mlp_ratio"]
+    sizes = usual | others
+    null = ("init_values", "fc_norm")  # where None is not what is left out
+    parts = {k: v for k, v in arguments.items() if k in PARTS}
+    parts = {k: v for k, v in parts.items() if v is not None or k in null}
+    if not parts and not others and "mlp_ratio" not in arguments:
+        return {"name": name} | changes, sizes
+    arch = _changed(arch, parts)
+    heads = registry.facts(name)["num_heads"]
+    return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes
+
+
+def _changed(arch: Architecture, arguments) -> Architecture:
+    """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
+    changed, eva = _with_arguments(arch, arguments), is_eva(arch)
+    if eva:  # which has no argument for it
+        reads = changed.pool == "map" and changed.prefix > 0
+        changed = dataclasses.replace(changed, pool_include_prefix=reads)
+    heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
+    same = {field: getattr(arch, field) for field in heads}
+    changed_reads = "pool_include_prefix" in arguments
+    if eva and (changed_reads or dataclasses.replace(changed, **same) != arch):
+        raise InputError(
+            f"has {', '.join(arguments)} for a model with rotary positions",
+            field="model_args",
+            value=arguments,
+            allowed="its own parts, and another global_pool",
+        )
+    return changed
+
+
+def _with_arguments(arch, arguments):
+    ours = {"class_token": "class_token", "reg_tokens": "registers"}
+    ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
+    ours |= {"pool_include_prefix": "pool_include_prefix"}
+    found = {ours[k]: v for k, v in arguments.items() if k in ours}
+    if "pre_norm" in found:
+        found["patch_bias"] = not found["pre_norm"]
+    if "init_values" in arguments:
+        found["layer_scale"] = bool(arguments["init_values"])
+    if "no_embed_class" in arguments:
+        found["prefix_positions"] = not arguments["no_embed_class"]
+    if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
+        found |= _head(arch, arguments)
+    arch = dataclasses.replace(arch, **found)
+    return arch if arch.prefix else dataclasses.replace(arch, prefix_positions=True)
+
+
+def _head(arch, arguments):
+    """pool, final_norm and fc_norm; without a word on it a mean has its norm behind."""
+    usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
+    pool, behind = arch.pool, arguments.get("fc_norm", usual)
+    if "global_pool" in arguments:
+        pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
+    behind = pool == "mean" if behind is None else behind
+    if arch.dist_token and behind:  # timm makes this norm, and none that it computes
+        raise InputError(
+            "is True for a model with a distillation token",
+            field="model_args.fc_norm",
+            value=True,
+            allowed="False",
+        )
+    normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
+    return {
+        "pool": pool,
+        "final_norm": normed and not behind,
+        "fc_norm": normed and behind,
+    }
+
+
+# Writing.
+# Architectures that others are made of by arguments, by what those cannot say.
+BASES = {
+    ("gelu", EPS, False): "vit_base_patch16_224",
+    ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
+    ("swiglu", EPS, False): "vit_giant_patch14_dinov2",
+    ("gelu", EPS, True): "deit_base_distilled_patch16_224",
+}
+
+
+def describe_timm(vit: Pretrained) -> dict[str, Any]:
+    """The content of a config.json by which timm makes the dense part of a Pretrained.
+
+    Without "architecture" where timm has no such models.
+    """
+    model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
+    size, crop = prepared.pop("image_size"), prepared.pop("crop")
+    heads = ["head", "head_dist"] if model.arch.dist_token else "head"
+    labels = _labels(vit.class_names)
+    return {
+        **_architecture(model, size),
+        "num_classes": model.num_classes,
+        "num_features": model.embed_dim,
+        **({"label_names": labels} if labels else {}),
+        "pretrained_cfg": {
+            "input_size": [3, *sides(size)],
+            "fixed_input_size": True,
+            "mean": model.mean,
+            "std": model.std,
+            "num_classes": model.num_classes,
+            **({} if crop is None else {"crop_pct": crop} | prepared),
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": heads,
+        },
+    }
+
+
+def _labels(names):
+    """A list, or where some classes have no name those that have one by number."""
+    if names is None or None not in names:
+        return names
+    return {str(i): name for i, name in enumerate(names) if name is not None}
+
+
+def _architecture(model: ViT, image_size) -> dict[str, Any]:
+    """timm's architecture and its arguments; {} where timm has none."""
+    arch = model.arch
+    size, eva = _size(model), is_eva(arch)
+    plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
+    parts = dataclasses.replace(arch, **plain)
+    same = [
+        name
+        for name in registry.public_models()
+        if size_of(name).stated == size
+        and dataclasses.replace(registry.facts(name)["arch"], **plain) == parts
+    ]
+    same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
+    arguments = {"img_size": image_size}
+    if arch.mlp != "swiglu" and not eva:
+        gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
+        arguments["act_layer"] = gelus[arch.gelu]
+    if same and model.stem == "patch":
+        return {"architecture": same[0], "model_args": arguments}
+    # Less than timm adds to variances is next to the same; the model card names it.
+    base = BASES.get((arch.mlp, max(arch.norm_eps, EPS), arch.dist_token))
+    if base is None or not _is_vision_transformer(model):
+        return {}
+    return {"architecture": base, "model_args": arguments | _all_arguments(model)}
+
+
+def _is_vision_transformer(model: ViT) -> bool:
+    """Whether arguments of timm's VisionTransformer can say what the model is."""
+    arch = model.arch
+    if model.stem != "patch" or is_eva(arch):
+        return False
+    if arch.dist_token and (arch.registers or arch.fc_norm):
+        return False
+    if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
+        return False
+    return arch.patch_bias != arch.pre_norm and not (arch.final_norm and arch.fc_norm)
+
+
+def _all_arguments(model: ViT) -> dict[str, Any]:
+    """All arguments of timm's VisionTransformer that make the parts of a model."""
+    arch, hidden = model.arch, round(model.embed_dim * model.mlp_ratio)
+    hidden *= 2 if arch.mlp == "swiglu" else 1  # two layers in one
+    ratio = hidden / model.embed_dim
+    if int(model.embed_dim * ratio) < hidden:  # which is what timm takes
+        ratio = math.nextafter(ratio, math.inf)
+    pools = {ours: theirs for theirs, ours in POOLS.items()}
+    return {
+        **_size(model),
+        "mlp_ratio": ratio,
+        "qkv_bias": arch.qkv_bias,
+        "init_values": 1e-5 if arch.layer_scale else None,
+        "class_token": arch.class_token,
+        "reg_tokens": arch.registers,
+        "no_embed_class": not arch.prefix_positions,
+        "pre_norm": arch.pre_norm,
+        "global_pool": pools[arch.pool],
+        "pool_include_prefix": arch.pool_include_prefix,
+        "final_norm": arch.final_norm or arch.fc_norm,
+        "fc_norm": arch.fc_norm,
+    }
+
+
+def _size(model: ViT) -> dict[str, Any]:
+    fields = [field for field in SIZE_FIELDS if field != "depth"]
+    return {
+        "depth": len(model.plan),
+        **{field: getattr(model, field) for field in fields},
+    }

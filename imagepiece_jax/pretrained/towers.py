@@ -1,0 +1,80 @@
+"""Language models that hold a vision tower: what their config.json says of it.
+
+A new one is a row of HOSTS, and one of `layouts.HOST_NAMES` for its tensors.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.pretrained.records import GELUS, Tower
+
+Fields = Mapping[str, Any]  # of a JSON file
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """A model type of transformers that holds a vision tower."""
+
+    kinds: tuple[str, ...]  # model types of the tower, the usual one first
+    # Of the tower, where the config has none.
+    fields: Fields = dataclasses.field(default_factory=dict)
+    # (config, fields of the tower, parts up to a block that is not the last) -> how the
+    # rest reads it, of hosts with a projector.
+    tower: Callable[[Fields, Fields, Architecture | None], Tower] | None = None
+
+
+def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
+    """The last block is left out, unless the config names another layer."""
+    blocks, layer = fields["num_hidden_layers"], config.get("vision_feature_layer", -2)
+    depth = layer + (blocks + 1) * (layer < 0) if type(layer) is int else 0
+    if not 1 <= depth <= blocks:
+        raise InputError(
+            field="vision_feature_layer",
+            value=layer,
+            allowed=f"one layer, 1 to {blocks}, and -{blocks} to -1",
+        )
+    strategy = config.get("vision_feature_select_strategy", "default")
+    prefix = one_of(
+        "vision_feature_select_strategy", strategy, {"default": False, "full": True}
+    )
+    if not prefix and not inner.class_token:
+        raise InputError(
+            "is 'default', which drops a class token, and the tower has none",
+            field="vision_feature_select_strategy",
+            value=strategy,
+            allowed="'full'",
+        )
+    act = config.get("projector_hidden_act", "gelu")
+    return Tower(
+        depth,
+        blocks,
+        gelu=one_of("projector_hidden_act", act, GELUS),
+        prefix=prefix,
+        layers=2,
+        bias=bool(config.get("multimodal_projector_bias", True)),
+    )
+
+
+_L14 = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+_L14 |= dict(image_size=336, patch_size=14, intermediate_size=4096)
+_SO14 = dict(hidden_size=1152, num_hidden_layers=27, num_attention_heads=16)
+_SO14 |= dict(image_size=224, patch_size=14, intermediate_size=4096)
+PALIGEMMA = Tower(layers=1, bias=True)
+HOSTS = {
+    "clip": Host(("clip_vision_model",)),
+    "siglip": Host(("siglip_vision_model",)),
+    "llava": Host(("clip_vision_model", "siglip_vision_model"), _L14, _llava),
+    "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: PALIGEMMA),
+}
+# Tensors that are read of hosts with a projector; the rest is many times as much.
+OF_TOWER = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\.")
+
+
+def has_tower(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a language model with a vision tower."""
+    host = HOSTS.get(str(config.get("model_type")))
+    return host is not None and host.tower is not None
