@@ -52,9 +52,6 @@ _HOMES = {
 def __getattr__(name: str):
     if name in _HOMES:
         public = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        if not isinstance(public, type):
-            public = importlib.import_module(f"{__name__}.errors").of_keywords(public)
-            public.__module__ = __name__  # where pickle finds it
         return globals().setdefault(name, public)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -2,12 +2,6 @@
 
 import contextlib
 import difflib
-import functools
-import re
-
-# A field of a config, where it is not a flag to type, nor part of a file's name.
-FILES = "json|safetensors|npz|pth|pt|bin|tar"
-FIELD = re.compile(rf"(?<![\w/.-])config\.(?!(?:model\.)?(?:{FILES})\b)(?:model\.)?")
 
 
 class InputError(ValueError):
@@ -47,35 +41,16 @@ def within(group="", place=""):
     """InputErrors raised inside name their fields from further out.
 
     group: of whose fields they are: "r" within "config.reduction" is
-        "config.reduction.r"; flags stay as they are
+        "config.reduction.r"; flags and paths from "config" on stay as they are
     place: the file or folder, where an error has none
     """
     try:
         yield
     except InputError as error:
-        if group and error.field and not error.field.startswith("--"):
+        if group and error.field and not error.field.startswith(("--", "config.")):
             error.field = f"{group}.{error.field}"
         error.place = error.place or str(place)
         raise
-
-
-def of_keywords(function):
-    """`function`, with InputErrors that say num_heads, not config.model.num_heads.
-
-    Users of Python call it so; commands call what is inside, and name the config.
-    """
-
-    @functools.wraps(function)
-    def called(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            error.problem = FIELD.sub("", str(error.problem))
-            error.field = FIELD.sub("", error.field)
-            error.hint = FIELD.sub("", error.hint)
-            raise
-
-    return called
 
 
 class RunError(RuntimeError):
@@ -101,6 +76,14 @@ def suggestion(word, words, otherwise):
     """What to type instead of `word`: the closest of `words`, or `otherwise`."""
     similar = closest(word, words)
     return f"did you mean {similar}?" if similar else otherwise
+
+
+def check_names(given, allowed):
+    """Raise InputError for the first of the `given` names that is not `allowed`."""
+    for name in given:
+        if name not in allowed:
+            hint = suggestion(name, allowed, f"allowed: {', '.join(allowed)}")
+            raise InputError("is not a field", field=name, value=name, hint=hint)
 
 
 def one_of(name, value, options):

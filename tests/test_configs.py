@@ -364,7 +364,7 @@ def test_numbers_of_base_are_checked():
     }
     groups = (RunConfig, OptimConfig, DataConfig, AugmentConfig, DistillConfig)
     checked = {
-        group.path(field.name)
+        ".".join(filter(None, ("config", group.group, field.name)))
         for group in groups
         for field in dataclasses.fields(group)
     }

@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 
 REQUIRED = dataclasses.MISSING
 
@@ -26,8 +26,8 @@ class Kind(NamedTuple):
 class CheckedFields:
     """Fields that are checked, and made plain Python, when an object is made.
 
-    group: the group of a config that holds them; "": its top level; None: they are of
-        no config
+    group: the group of a config that has them; "": its top level; None: no config has
+        them
     """
 
     group: ClassVar[str | None] = None
@@ -38,31 +38,26 @@ class CheckedFields:
                 value = getattr(self, field.name)
                 try:
                     value = kind.convert(value)
-                except InputError:  # of the value's own fields
+                except InputError as error:  # about a part of the value
+                    error.field = f"{field.name}.{error.field}".strip(".")
                     raise
                 except ValueError:
                     self.refuse(field.name, kind.allowed)
                 object.__setattr__(self, field.name, value)
 
-    @classmethod
-    def path(cls, field: str) -> str:
-        """The field's name in errors: "config.reduction.keep_rate"."""
-        if cls.group is None:
-            return field
-        return ".".join(filter(None, ("config", cls.group, field)))
-
-    def refuse(self, field: str, allowed: str):
-        """Raise InputError for the value of a field; allowed: what it may be."""
-        raise InputError(
-            field=self.path(field), value=getattr(self, field), allowed=allowed
-        )
+    def refuse(self, field: str, allowed: str, problem: str = ""):
+        """Raise InputError for the value of a field, with the facts that it takes."""
+        value = getattr(self, field)
+        raise InputError(problem, field=field, value=value, allowed=allowed)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The fields, read from a whole config; those of a group from that group.
+        """The fields, read from a full config; those of a group from that group.
 
-        Raises InputError for the first that is missing or not allowed.
+        Raises InputError for the first that is missing or not allowed, by its path in
+        the config.
         """
+        prefix = f"config.{cls.group}" if cls.group else "config"
         values = config.get(cls.group) if cls.group else config
         values, read = values if hasattr(values, "keys") else {}, {}
         for field in dataclasses.fields(cls):
@@ -71,11 +66,11 @@ class CheckedFields:
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
-                raise InputError(
-                    f"{cls.path(field.name)} is missing; a config starts from "
-                    "configs/base.py"
-                )
-        return cls(**read)
+                path = f"{prefix}.{field.name}"
+                hint = "a config starts from configs/base.py"
+                raise InputError("is missing", field=path, hint=hint)
+        with within(prefix):
+            return cls(**read)
 
 
 def is_number(value) -> bool:

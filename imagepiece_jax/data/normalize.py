@@ -101,8 +101,8 @@ def channels(field: str, values, positive: bool = False) -> tuple[float, float, 
     right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in triple)
     if len(triple) != 3 or not right or (positive and min(triple) == 0):
         bounds = "above 0 and up to 1" if positive else "from 0 to 1"
-        raise InputError(
-            f"{field} is {values!r}; allowed: three numbers {bounds}, of pixels in "
-            "[0, 1], such as (0.5, 0.5, 0.5)"
+        allowed = (
+            f"three numbers {bounds}, of pixels in [0, 1], such as (0.5, 0.5, 0.5)"
         )
+        raise InputError(field=field, value=values, allowed=allowed)
     return tuple(map(float, triple))

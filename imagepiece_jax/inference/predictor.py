@@ -17,7 +17,7 @@ from PIL import Image
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names, decode, transforms
-from imagepiece_jax.errors import InputError, of_keywords
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 
@@ -62,7 +62,6 @@ class Predictor:
     Raises InputError for any of these that does not fit.
     """
 
-    @of_keywords
     @takes_pretrained
     def __init__(
         self,
@@ -88,7 +87,7 @@ class Predictor:
                 "trained, so its outputs are no classes, and probabilities of them "
                 "mean nothing; an embedding is "
                 "vit.model.apply(vit.variables, images).logits",
-                stacklevel=4,  # two wrappers
+                stacklevel=3,  # a wrapper
             )
         self._top = min(5, classes) if top is None else top
         if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:

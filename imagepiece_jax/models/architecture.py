@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from imagepiece_jax.common.fields import (
     CheckedFields,
@@ -54,8 +54,6 @@ class Architecture(CheckedFields):
     (positions.resize).
     """
 
-    group: ClassVar[str] = "model.arch"
-
     class_token: bool = switch(True)
     dist_token: bool = switch(False)
     registers: int = count(0)
@@ -90,9 +88,7 @@ class Architecture(CheckedFields):
         if isinstance(fields, Mapping) and {*fields} <= {*names}:
             fields = cls(**fields)
         if not isinstance(fields, cls):
-            raise InputError(
-                f"config.model.arch is {fields!r}; its fields are {', '.join(names)}"
-            )
+            raise InputError(value=fields, hint=f"its fields are {', '.join(names)}")
         return fields
 
     @property
@@ -114,15 +110,10 @@ class Architecture(CheckedFields):
     def check_parts(self) -> None:
         """Raise InputError for parts that do not go together."""
         if self.pool == "token" and not self.class_token:
-            raise InputError(
-                "config.model.arch.pool is 'token' without a class token; allowed: "
-                "'mean' and 'map'"
-            )
+            self.refuse("pool", "'mean', 'map'", "is 'token' without a class token")
         if self.dist_token and self.pool != "token":
-            raise InputError(
-                f"config.model.arch.pool is {self.pool!r} with a distillation token, "
-                "whose head reads it; allowed: 'token'"
-            )
+            problem = f"is {self.pool!r} with a distillation token, whose head reads it"
+            self.refuse("pool", "'token'", problem)
 
 
 DEIT = Architecture()

@@ -30,16 +30,18 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     Raises InputError for an unknown name, and for "cudnn" where it does not run.
     """
     if requested not in BACKENDS:
-        listed = ", ".join(repr(b) for b in BACKENDS)
-        raise InputError(f"config.model.attention is {requested!r}; allowed: {listed}")
+        allowed = ", ".join(map(repr, BACKENDS))
+        raise InputError(field="attention", value=requested, allowed=allowed)
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
         raise InputError(
-            f"config.model.attention is 'cudnn', which needs {reason}; allowed here "
-            "are 'xla' and 'auto'"
+            f"is 'cudnn', which needs {reason}",
+            field="attention",
+            value=requested,
+            allowed="'xla' and 'auto'",
         )
     return "xla" if reason else "cudnn"
 
@@ -53,7 +55,7 @@ def _unsupported_reason(device, dtype, head_dim):
     if device.platform != "gpu" or capability < 8.0:
         return f"an NVIDIA GPU of compute capability 8.0 or more, not {device}"
     if dtype.itemsize != 2:
-        return f"config.model.dtype 'bfloat16' or 'float16', not {dtype.name!r}"
+        return f"dtype 'bfloat16' or 'float16', not {dtype.name!r}"
     if head_dim % 8 or head_dim > 128:
         return f"heads of a width of 8, 16, .. 128, not {head_dim}"
     return None

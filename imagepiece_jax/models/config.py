@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from absl import logging
@@ -27,7 +27,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs
@@ -111,8 +111,6 @@ class ModelConfig(CheckedFields):
     axis_name: as a ViT has it
     """
 
-    group: ClassVar[str] = "model"
-
     name: str | None = None
     image_size: int | tuple[int, int] | None = optional(
         checked(None, _size_of_images, "numbers of pixels")
@@ -138,36 +136,22 @@ class ModelConfig(CheckedFields):
     prop_attn: bool | None = optional(switch())
     masked: bool | None = optional(switch())
     axis_name: str | None = optional(text())
-    # How a sentence calls fields that stand elsewhere than in a config's model.
-    labels: Mapping[str, str] = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], beside: Sequence[str] = ()) -> "ModelConfig":
-        """The config with these fields. Raises InputError for an unknown one.
-
-        beside: what else the caller takes, which may have been meant
-        """
-        names = [field.name for field in dataclasses.fields(cls)][:-1]
-        unknown = next((name for name in fields if name not in names), None)
-        if unknown is not None:
-            known = [*beside, *names]
-            hint = suggestion(unknown, known, f"allowed: {', '.join(known)}")
-            raise InputError(f"{cls.path(unknown)} is not a field; {hint}")
+    def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+        """The config with these fields. Raises InputError for an unknown one."""
+        check_names(fields, cls.names())
         return cls(**fields)
 
     @classmethod
-    def path(cls, field: str) -> str:
-        """The field's place in a config."""
-        top = field in ("image_size", "num_classes")
-        return f"config.{field}" if top else f"config.model.{field}"
+    def names(cls) -> list[str]:
+        """The names of all fields."""
+        return [field.name for field in dataclasses.fields(cls)]
 
     @property
     def stated(self) -> dict[str, Any]:
         """The fields that are not None."""
-        names = [field.name for field in dataclasses.fields(self)][:-1]
-        fields = {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in self.names()}
         return {name: value for name, value in fields.items() if value is not None}
 
     @property
@@ -182,17 +166,12 @@ class ModelConfig(CheckedFields):
             fields.pop("name", None), fields.pop("arch")
         return fields
 
-    def label(self, field: str) -> str:
-        """How a sentence calls a field."""
-        return self.labels.get(field, self.path(field))
-
     def over(self, *others: "ModelConfig") -> "ModelConfig":
         """The first that states a field says it: this, then the others in turn."""
-        fields, labels = {}, {}
+        fields = {}
         for config in (*reversed(others), self):
             fields |= config.stated
-            labels |= {field: config.label(field) for field in config.stated}
-        return ModelConfig(**fields, labels=labels)
+        return ModelConfig(**fields)
 
     @property
     def architecture(self) -> Architecture:
@@ -207,36 +186,38 @@ class ModelConfig(CheckedFields):
         """This config of trained weights with what is asked for.
 
         asked: fields that are to differ, or are said to be so
-        where: what has the weights, as a sentence calls it
+        where: what has the weights
         whole: a name that is asked for stands for its sizes, too, not only for what
             tensors do not show
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
-        compared, base = asked, asked.arch or self.arch
+        single = {k: v for k, v in asked.stated.items() if k in ONE_BY_ONE}
+        named, compared = named_fields(asked.name), asked
+        base = asked.arch or self.arch
         if whole and asked.name not in (None, self.name):
-            compared = asked.over(named_fields(asked.name))
+            compared = asked.over(named)
             base = asked.arch or facts(asked.name).get("arch", DEIT)
-        pairs = [
-            (compared.label(field), getattr(compared, field), getattr(self, field))
-            for field in DECIDED
-        ]
-        alone = {k: v for k, v in asked.stated.items() if k in ONE_BY_ONE}
-        arch = ModelConfig(arch=base, **alone).architecture
-        for field in (f.name for f in dataclasses.fields(arch)):
-            label = asked.label(field)
-            if asked.arch and field not in alone:
-                label = f"{asked.label('arch')}.{field}"
-            elif asked.name and field not in alone:
-                label += f" of {asked.name!r}"
-            if field != "gelu" or asked.gelu is None:  # which may be another
-                pairs.append((label, getattr(arch, field), getattr(self.arch, field)))
-        for label, value, ours in pairs:
+        arch = ModelConfig(arch=base, **single).architecture
+
+        def compare(field, value, ours, of_name):
             value, ours = settings.plain(value), settings.plain(ours)
-            if None not in (value, ours) and value != ours:
-                raise Contradiction(
-                    f"{label} is {value!r}, but {where} has {ours!r}; allowed: {ours!r}"
-                )
+            if None in (value, ours) or value == ours:
+                return
+            whose = f"of {asked.name!r} " if asked.name and of_name else ""
+            problem = f"{whose}is {value!r}, but {where} has {ours!r}"
+            allowed = repr(ours)
+            raise Contradiction(problem, field=field, value=value, allowed=allowed)
+
+        for field in DECIDED:
+            value = getattr(compared, field)
+            of_name = value == getattr(named, field)
+            compare(field, value, getattr(self, field), of_name)
+        for field in (f.name for f in dataclasses.fields(arch)):
+            path = f"arch.{field}" if asked.arch and field not in single else field
+            of_name = asked.arch is None and field not in single
+            if field != "gelu" or asked.gelu is None:  # which may be another
+                compare(path, getattr(arch, field), getattr(self.arch, field), of_name)
         if asked.image_size and sides(asked.image_size) != sides(self.image_size):
             # The weights' own size need be no multiple.
             patch_grid(asked.image_size, self.patch_size)
@@ -247,12 +228,11 @@ class ModelConfig(CheckedFields):
         """The model, with a reduction. Raises InputError for what does not fit."""
         named, arch = facts(self.name), self.architecture
         fields = USUAL | named | self.stated
-        arch.check_parts()
+        with within("arch"):
+            arch.check_parts()
         if lacking := [field for field in SIZE_FIELDS if field not in fields]:
-            raise InputError(
-                f"config.model.name is {self.name!r} and config.model.{lacking[0]} is "
-                f"empty; allowed: a name, or all of arch, {', '.join(SIZE_FIELDS)}"
-            )
+            allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
+            self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
         mean, std = self.mean, self.std
         if mean is None and std is None:
             mean, std = named.get("mean"), named.get("std")
@@ -298,7 +278,8 @@ def create_model(
         image_size=(224, 280), num_classes=10 or dtype="bfloat16"
     Raises InputError for anything that does not fit.
     """
-    return ModelConfig.of({"name": name, **changes}, ["reduction"]).create(reduction)
+    check_names(changes, ["reduction", *ModelConfig.names()])
+    return ModelConfig(name=name, **changes).create(reduction)
 
 
 def reduced(
@@ -313,23 +294,51 @@ def reduced(
     Raises InputError for a reduction that does not fit the model.
     """
     reduction, prop_attn = split_reduction(reduction, prop_attn)
-    method = methods.create(**reduction).resolved(_facts_of(dense, grid, name))
+    with _of_reduction():
+        method = methods.create(**reduction).resolved(_facts_of(dense, grid, name))
+        if tokens is None and method.macs is not None:
+            method = _at_cost(method, dense.clone(parent=None), grid, reduction["name"])
     if tokens is not None:
         method = _with_tokens(method, tokens, dense.depth, math.prod(grid))
-    elif method.macs is not None:
-        method = _at_cost(method, dense.clone(parent=None), grid, reduction["name"])
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)
-    prop_attn = ModelConfig(prop_attn=prop_attn).prop_attn
-    plan = _plan(method, dense, grid, masked)
-    try:
+    if not isinstance(prop_attn, bool):
+        raise InputError(field="prop_attn", value=prop_attn, allowed="True, False")
+    place = "" if tokens is None else f"tokens={tokens}"
+    with within(place=place), _of_reduction():
+        plan = _plan(method, dense, grid, masked)
         contract.check_plan(plan, dense.arch, grid)
-    except InputError as error:
-        if tokens is None:
-            raise
-        raise InputError(f"tokens is {tokens}: {error}") from error
     return dense.clone(plan=plan, prop_attn=prop_attn)
+
+
+@contextlib.contextmanager
+def in_config():
+    """InputErrors raised inside name a model's fields by their path in a run's config.
+
+    "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
+    """
+    try:
+        yield
+    except InputError as error:
+        first = error.field.partition(".")[0]
+        if first in ("image_size", "num_classes", "reduction"):
+            error.field = f"config.{error.field}"
+        elif first in ModelConfig.names():
+            error.field = f"config.model.{error.field}"
+        raise
+
+
+@contextlib.contextmanager
+def _of_reduction():
+    """InputErrors raised inside are about the argument `reduction`."""
+    try:
+        with within("reduction"):
+            yield
+    except InputError as error:
+        if not error.field and not error.place:
+            error.field = "reduction"
+        raise
 
 
 def resolved(reduction, dense, grid, name=None, allowed=MISS):
@@ -345,9 +354,10 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     fields, prop_attn = split_reduction(reduction)
     if fields.get("macs") is None:
         return reduction
-    method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
     model = dense.clone(parent=None)
-    found = _at_cost(method, model, grid, fields["name"], allowed)
+    with _of_reduction():
+        method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
+        found = _at_cost(method, model, grid, fields["name"], allowed)
     changed = {
         field.name: getattr(found, field.name)
         for field in dataclasses.fields(found)
@@ -410,10 +420,9 @@ def _at_cost(method, model, grid, name, allowed=MISS):
     if miss > allowed and beyond:
         raise beyond
     if miss > allowed:
-        raise InputError(
-            f"config.reduction.macs is {method.macs:g}, but the nearest cost that "
-            f"{name!r} reaches here is {macs:.3f} of the dense model's; allowed: "
-            f"costs within {allowed:g} of one that it reaches"
+        problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
+        method.refuse(
+            "macs", f"costs within {allowed:g} of one that it reaches", problem
         )
     return found
 
@@ -424,10 +433,8 @@ def _with_tokens(method, tokens, depth, patches):
     The schedule is as weak as it can be to leave so few, or fewer.
     """
     if not is_whole(tokens) or not 1 <= tokens <= patches:
-        raise InputError(
-            f"tokens is {tokens!r}; allowed: whole numbers from 1 to {patches}, the "
-            "patches of an image"
-        )
+        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
+        raise InputError(field="tokens", value=tokens, allowed=allowed)
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
     def counts(found):
@@ -447,10 +454,8 @@ def _with_tokens(method, tokens, depth, patches):
             low, high = (low, middle) if at(middle)[-1] <= tokens else (middle, high)
         cut = [max(tokens, count) for count in at(high)]
     if cut[-1] != tokens:
-        raise InputError(
-            f"tokens is {tokens}; allowed: {cut[-1]}, the fewest that this "
-            f"reduction leaves, to {patches}"
-        )
+        allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
+        raise InputError(field="tokens", value=tokens, allowed=allowed)
     free = dataclasses.replace(method, macs=None, counts=None)
     return free.within_reach(cut, depth, patches)
 
@@ -463,23 +468,19 @@ def split_reduction(reduction, prop_attn=None):
     """
     mapping = reduction is None or isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):
-        raise InputError(
-            f"reduction is {reduction!r}; allowed: a dict with a name and fields, "
-            'such as {"name": "evit", "keep_rate": 0.7}'
-        )
+        allowed = 'a dict with a name and fields: {"name": "evit", "keep_rate": 0.7}'
+        raise InputError(field="reduction", value=reduction, allowed=allowed)
     if reduction and "name" not in reduction:
-        raise InputError(
-            f"reduction is {dict(reduction)!r}, which has no name; the names are "
-            f"{', '.join(sorted(methods.METHODS))}"
-        )
+        problem = f"is {dict(reduction)!r}, which has no name"
+        hint = f"the names are {', '.join(sorted(methods.METHODS))}"
+        raise InputError(problem, field="reduction", value=reduction, hint=hint)
     reduction, inside = settings.split(reduction or settings.DENSE)
     if prop_attn is None:
         prop_attn = inside.get("prop_attn")
     if inside.get("prop_attn", prop_attn) != prop_attn:
-        raise InputError(
-            f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
-            f"{inside['prop_attn']!r}; allowed: one of them"
-        )
+        problem = f"is {prop_attn!r}, in reduction {inside['prop_attn']!r}"
+        found = {"field": "prop_attn", "value": prop_attn, "allowed": "one of them"}
+        raise InputError(problem, **found)
     return reduction, prop_attn
 
 
@@ -494,20 +495,17 @@ def named_fields(name: str | None) -> ModelConfig:
     images = () if name in MODELS else ("mean", "std")
     of_name = facts(name)
     fields = {k: of_name[k] for k in (*SIZE_FIELDS, *images) if k in of_name}
-    labels = {field: f"{ModelConfig.path(field)} of {name!r}" for field in fields}
-    return ModelConfig(**fields, labels=labels)
+    return ModelConfig(**fields)
 
 
 def normalization(mean, std):
     """(mean, std), ImageNet's where both are None. Raises InputError for one alone."""
     if (mean is None) != (std is None):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
-        raise InputError(
-            f"config.model.{present} is given, config.model.{lacking} is not; allowed: "
-            "both or neither"
-        )
-    mean = channels("config.model.mean", MEAN if mean is None else mean)
-    return mean, channels("config.model.std", STD if std is None else std, True)
+        problem = f"is given, {lacking} is not"
+        raise InputError(problem, field=present, allowed="both or neither")
+    mean = channels("mean", MEAN if mean is None else mean)
+    return mean, channels("std", STD if std is None else std, True)
 
 
 def patch_grid(image_size, patch_size, cut=False):
@@ -523,10 +521,8 @@ def patch_grid(image_size, patch_size, cut=False):
     if right and not cut:
         right = not any(side % patch_size for side in both)
     if not right:
-        raise InputError(
-            f"config.image_size is {image_size!r}; allowed: multiples of "
-            f"config.model.patch_size, {patch_size}"
-        )
+        allowed = f"multiples of patch_size, {patch_size}"
+        raise InputError(field="image_size", value=image_size, allowed=allowed)
     return both[0] // patch_size, both[1] // patch_size
 
 
@@ -534,24 +530,17 @@ def _check_size(size, stem, arch):
     """InputError for sizes and parts that do not go together."""
     width, heads = size["embed_dim"], size["num_heads"]
     if width % heads:
-        raise InputError(
-            f"config.model.num_heads is {heads}; allowed: divisors of "
-            f"config.model.embed_dim, {width}"
-        )
+        allowed = f"divisors of embed_dim, {width}"
+        raise InputError(field="num_heads", value=heads, allowed=allowed)
     if width * size["mlp_ratio"] < 1:
-        raise InputError(
-            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed: those that "
-            f"leave an MLP of {width}-wide tokens a width of 1 or more"
-        )
+        allowed = f"at least 1 / {width}, for an MLP of a width of 1 or more"
+        raise InputError(field="mlp_ratio", value=size["mlp_ratio"], allowed=allowed)
     if stem == "conv":
         conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
-        raise InputError(
-            "config.model.stem is 'conv', whose projection has a bias, which "
-            "config.model.arch.patch_bias is False for; allowed: 'patch'"
-        )
+        problem = "is 'conv', whose projection has a bias, but arch.patch_bias is False"
+        raise InputError(problem, field="stem", value=stem, allowed="'patch'")
     if arch.rotary is not None and width // heads % 4:
-        raise InputError(
-            f"config.model.num_heads is {heads}, which makes heads of a width of "
-            f"{width // heads}; allowed with rotary positions are multiples of 4"
-        )
+        problem = f"is {heads}, which makes heads of a width of {width // heads}"
+        allowed = "with rotary positions a width of multiples of 4"
+        raise InputError(problem, field="num_heads", value=heads, allowed=allowed)

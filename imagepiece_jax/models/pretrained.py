@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import described
-from imagepiece_jax.errors import InputError, of_keywords
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import patch_grid, reduced, resolved, split_reduction
 from imagepiece_jax.models.cost import model_macs
@@ -59,7 +59,6 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     projector: Projector | None = None
 
-    @of_keywords
     def __post_init__(self):
         model, variables = self.model, self.variables
         whole = isinstance(variables, Mapping) and "params" in variables
@@ -155,7 +154,6 @@ class Pretrained:
         untrained = " (untrained selectors)" * self.untrained
         return settings.label(settings.changed(whole)) + untrained
 
-    @of_keywords
     def with_reduction(
         self, reduction: Mapping[str, Any] | None, seed: int | None = None
     ) -> "Pretrained":

@@ -57,7 +57,7 @@ def facts(name):
         return MODELS[name]
     fields = public_facts(name) if isinstance(name, str) else None
     if fields is None:
-        raise InputError(f"config.model.name is {name!r}; {instead_of(str(name))}")
+        raise InputError(field="name", value=name, hint=instead_of(str(name)))
     return fields
 
 

@@ -9,7 +9,6 @@ so merged tokens have one, too.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,6 @@ class Rotary(CheckedFields):
     turns the first half of the planes. planes: the channels of one are "neighbors" or
     stand at the same place of both "halves" of a head.
     """
-
-    group: ClassVar[str] = "model.arch.rotary"
 
     origin: str = choice("corner", ("corner", "center"))
     temperature: float = number(10000.0, above=0)

@@ -60,10 +60,9 @@ def check_variables(model, variables, image_size):
         shape = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
         if shape != expected:
-            raise InputError(
-                f"variables: {name} is {shape}, in the model it is {expected}; "
-                "allowed: variables of this model"
-            )
+            problem = f"is {shape}, in the model it is {expected}"
+            facts = {"value": shape, "allowed": "variables of this model"}
+            raise InputError(problem, place="variables", field=name, **facts)
 
 
 def _names(name, depth):

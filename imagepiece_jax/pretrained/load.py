@@ -23,12 +23,13 @@ import numpy as np
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, check_names
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import (
     MISS,
     Contradiction,
     ModelConfig,
+    in_config,
     named_fields,
     patch_grid,
     resolved,
@@ -93,7 +94,8 @@ def load(
     Raises InputError for what does not fit, for a field that contradicts the weights,
         and for weights that do not say which model they are.
     """
-    asked, fresh = ModelConfig.of(changes, ARGUMENTS), ()
+    check_names(changes, [*ARGUMENTS, *ModelConfig.names()])
+    asked, fresh = ModelConfig(**changes), ()
     weights = read(path, asked, checkpoint, averaged)
     if weights.run is None and checkpoint != "best":
         raise InputError(
@@ -411,10 +413,9 @@ class Weights:
         for field in {**stated, **trained}:
             value, allowed = stated.get(field), trained.get(field)
             if value != allowed:
-                raise Contradiction(
-                    f"config.{field} is {value!r}, but {self} has {allowed!r}; "
-                    f"allowed: {allowed!r}"
-                )
+                facts = {"field": f"config.{field}", "value": value}
+                problem = f"is {value!r}, but {self} has {allowed!r}"
+                raise Contradiction(problem, **facts, allowed=repr(allowed))
 
     def analyzed(self, dtype: str | None = "float32") -> "Weights":
         """These for what looks into a model: with plain reductions, in JAX alone.
@@ -512,25 +513,28 @@ def read_with_config(
     Raises InputError for the first contradiction.
     """
     whole, asked = overrides is None and config is not None, NOTHING
-    if whole:
-        asked = runs.model_config(config.to_dict())
-        asked.create(config.reduction.to_dict())  # its own mistakes first
-        asked = asked.over(named_fields(asked.name))
-    elif config is not None:
-        asked = _typed(config, overrides)
+    with in_config():
+        if whole:
+            asked = runs.model_config(config.to_dict())
+            asked.create(config.reduction.to_dict())  # its own mistakes first
+            asked = asked.over(named_fields(asked.name))
+        elif config is not None:
+            asked = _typed(config, overrides)
     flags = {
         name: channels(f"--{name}", values, positive=name == "std")
         for name, values in (normalization or {}).items()
     }
-    labels = {name: f"--{name}" for name in flags}
     try:
-        asked = ModelConfig(**flags, labels=labels).over(asked)
-        weights = read(path, asked, checkpoint, averaged)
-        if whole and weights.run is not None:
-            weights.check_config(config.to_dict())
+        with in_config():
+            asked = ModelConfig(**flags).over(asked)
+            weights = read(path, asked, checkpoint, averaged)
+            if whole and weights.run is not None:
+                weights.check_config(config.to_dict())
     except Contradiction as error:
+        name = error.field.removeprefix("config.model.")
+        error.field = f"--{name}" if name in flags else error.field
         if whole and runs.is_run(path):
-            raise InputError(f"{error} or no --config") from error
+            error.allowed += " or no --config"
         raise
     if normalization is not None and not weights.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)

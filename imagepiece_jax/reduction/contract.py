@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
 
@@ -39,7 +39,7 @@ class Declared:
     def __getattr__(self, name):
         if name in ON_REQUEST and name not in self._needs:
             listed = ", ".join(sorted(self._needs)) or "nothing"
-            raise InputError(f"it reads the tap {name!r}, but its `needs` has {listed}")
+            raise InputError(f"reads the tap {name!r}, but its `needs` has {listed}")
         return getattr(self._taps, name)
 
     def tree_flatten(self):
@@ -71,27 +71,18 @@ def check_plan(plan, arch, grid):
                 _refuse_score(score, reducer, block, lacking)
         before = plan[block - 1] if block else None
         if site == "pre" and reducer.reads:
+            problem = f"reads at block {block} the attention of the block before it"
             if before is None:
-                raise InputError(
-                    "config.reduction has a step before block 0 that reads the "
-                    "attention of the block before it; allowed: blocks from 1"
-                )
+                raise InputError(problem, value=block, allowed="blocks from 1")
             if before.counts and before.step.site != "pre":
-                raise InputError(
-                    f"config.reduction has a step before block {block} that reads the "
-                    f"attention of block {block - 1}, in which tokens change; allowed: "
-                    "other blocks"
-                )
+                problem += ", in which tokens change"
+                raise InputError(problem, value=block, allowed="other blocks")
         if site == "attention" and "value" in reducer.reads:
-            raise InputError(
-                f"config.reduction compares values at block {block} before they are "
-                "made; allowed: 'key', 'query', 'token'"
-            )
+            problem = f"compares values at block {block} before attention has them"
+            raise InputError(problem, value=block, allowed="'key', 'query', 'token'")
         if site == "attention" and "shift" in reducer.reads:
-            raise InputError(
-                f"config.reduction reads how far attention moves tokens at block "
-                f"{block} before it does; allowed: other taps"
-            )
+            problem = f"reads at block {block} how far attention will move tokens"
+            raise InputError(problem, value=block, allowed="other taps")
         if layer.counts:
             reducer.check_grid(grid)
             grid = None
@@ -108,13 +99,16 @@ def lacking_scores(arch):
 
 
 def _refuse_score(score, reducer, block, lacking):
-    allowed = f"allowed: a model that has a {lacking[score]}"
+    allowed, field = f"a model that has a {lacking[score]}", ""
     if hasattr(reducer, "score"):
-        listed = ", ".join(name for name in SCORES if name not in lacking)
-        allowed = f"allowed values of config.reduction.score are {listed}"
+        allowed = ", ".join(name for name in SCORES if name not in lacking)
+        field = "score"
     raise InputError(
-        f"config.reduction at block {block} ranks tokens by the score {score!r}, but "
-        f"the model has no {lacking[score]}; {allowed}"
+        f"ranks tokens by {score!r} at block {block}, but the model has no "
+        f"{lacking[score]}",
+        field=field,
+        value=score,
+        allowed=allowed,
     )
 
 
@@ -122,10 +116,11 @@ def _check_needs(reducer):
     """Raise InputError for an unknown tap."""
     for name in sorted(reducer.needs - {*ON_REQUEST}):
         allowed = ", ".join(ON_REQUEST)
-        raise InputError(f"its `needs` has {name!r}; allowed: {allowed}")
+        raise InputError(f"needs {name!r}", value=name, allowed=allowed)
     if "metric" in reducer.needs and reducer.metric not in COMPARED:
         allowed = ", ".join(map(repr, COMPARED))
-        raise InputError(f"its `metric` is {reducer.metric!r}; allowed: {allowed}")
+        problem = f"compares {reducer.metric!r}"
+        raise InputError(problem, value=reducer.metric, allowed=allowed)
 
 
 def check_form(result, counts):
@@ -138,12 +133,10 @@ def check_form(result, counts):
     n_in, n_out = counts.n_in, counts.n_out
     if isinstance(result, Assignment):
         if result.n_out != n_out:
-            raise InputError(
-                f"the assignment has n_out={result.n_out}, but {n_out} tokens are to "
-                "be left"
-            )
-        if not jnp.issubdtype(result.dest.dtype, jnp.integer):
-            raise InputError(f"dest is {result.dest.dtype}; allowed: integers")
+            raise InputError(field="n_out", value=result.n_out, allowed=str(n_out))
+        if not jnp.issubdtype(dtype := result.dest.dtype, jnp.integer):
+            problem = f"is {dtype}"
+            raise InputError(problem, field="dest", value=dtype, allowed="integers")
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
@@ -154,16 +147,14 @@ def check_form(result, counts):
         _check_shape("attn_size", result.attn_size, n_out)
     elif isinstance(result, Masking):
         _check_shape("keep", result.keep, n_in)
-        held = n_in + (result.append is not None)
-        if held != n_out:
-            raise InputError(
-                f"the mask leaves {held} tokens, but {n_out} are to be held"
-            )
+        tokens = n_in + (result.append is not None)
+        if tokens != n_out:
+            problem = f"leaves {tokens} tokens"
+            raise InputError(problem, field="keep", value=tokens, allowed=str(n_out))
     else:
-        raise InputError(
-            f"the result is of type {type(result).__name__}; allowed: Assignment, "
-            "Mixing and Masking"
-        )
+        problem = f"returns {type(result).__name__}"
+        allowed = "Assignment, Mixing, Masking"
+        raise InputError(problem, value=result, allowed=allowed)
 
 
 def check(result, counts):
@@ -187,9 +178,8 @@ def check(result, counts):
         values = getattr(result, name, None)
         if values is not None:
             for image, *place in _first(~np.isfinite(values.astype(np.float32))):
-                raise InputError(
-                    f"image {image}: {name}{place} is {values[image, *place]}"
-                )
+                value, allowed = values[image, *place], "finite numbers"
+                _refuse(image, f"{name}{place}", f"is {value}", allowed)
 
 
 def check_results(plan, results):
@@ -229,11 +219,8 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
 @contextlib.contextmanager
 def naming(reducer, block):
     """While entered, an InputError names the step that it is about."""
-    try:
+    with within(place=f"reduction at block {block}, {type(reducer).__name__}"):
         yield
-    except InputError as error:
-        where = f"config.reduction at block {block}, {type(reducer).__name__}"
-        raise InputError(f"{where}: {error}") from error
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
@@ -269,8 +256,14 @@ def _run(reducer, taps, counts):
 def _check_shape(name, array, *sizes):
     """InputError unless it is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
-        shape = ", ".join(["B", *map(str, sizes)])
-        raise InputError(f"{name} has shape {array.shape}; allowed: [{shape}]")
+        allowed = f"[{', '.join(['B', *map(str, sizes)])}]"
+        problem = f"has shape {array.shape}"
+        raise InputError(problem, field=name, value=array.shape, allowed=allowed)
+
+
+def _refuse(image, which, problem, allowed=""):
+    """Raise InputError about a token, a slot or an entry of an image."""
+    raise InputError(problem, field=f"image {image}, {which}", allowed=allowed)
 
 
 def _first(wrong):
@@ -281,16 +274,11 @@ def _first(wrong):
 def _check_slots(dest, n_out):
     """Slots are in range, and none is empty."""
     for image, token in _first((dest != DROPPED) & ((dest < 0) | (dest >= n_out))):
-        raise InputError(
-            f"image {image}: token {token} goes to slot {dest[image, token]}; allowed: "
-            f"0 to {n_out - 1}, and {DROPPED} for dropped tokens"
-        )
+        allowed = f"0 to {n_out - 1}, and {DROPPED} for dropped tokens"
+        _refuse(image, f"token {token}", f"goes to slot {dest[image, token]}", allowed)
     filled = (dest[:, None, :] == np.arange(n_out)[None, :, None]).any(axis=-1)
     for image, slot in _first(~filled):
-        raise InputError(
-            f"image {image}: slot {slot} of {n_out} gets no token; every slot must "
-            "get one"
-        )
+        _refuse(image, f"slot {slot} of {n_out}", "gets no token", "one or more")
 
 
 def _check_partners(result):
@@ -308,10 +296,8 @@ def _check_partners(result):
             token = joining[0]
             if len(index.target) == len(index.groups) and index.target[place] == slot:
                 token = index.absorbed[place]
-            raise InputError(
-                f"image {image}: token {token} is merged into token {partner}, which "
-                f"leaves, at slot {slot}"
-            )
+            problem = f"is merged into token {partner}, which leaves, at slot {slot}"
+            _refuse(image, f"token {token}", problem)
 
 
 def _check_index(dest, index):
@@ -328,24 +314,16 @@ def _check_index(dest, index):
         for token, slot in zip(tokens.tolist(), slots_named.tolist(), strict=True):
             if not 0 <= token < n or slots[token] != slot:
                 where = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
-                raise InputError(
-                    f"image {image}: index has token {token} in slot {slot}, dest has "
-                    f"it in {where}"
-                )
+                problem = f"is in slot {slot} of index and in {where} of dest"
+                _refuse(image, f"token {token}", problem)
         times = np.bincount(tokens, minlength=n)
         for (token,) in _first(times != (slots != DROPPED)):
-            raise InputError(
-                f"image {image}: token {token}, of slot {slots[token]}, is "
-                f"{times[token]} times in index; allowed: once"
-            )
+            which = f"token {token} of slot {slots[token]}"
+            _refuse(image, which, f"is {times[token]} times in index", "once")
         for (place,) in _first(~np.isin(target, groups)):
-            raise InputError(
-                f"image {image}: slot {target[place]} absorbs token {absorbed[place]}, "
-                "but index.groups does not name it"
-            )
+            problem = f"absorbs token {absorbed[place]} and is not in index.groups"
+            _refuse(image, f"slot {target[place]}", problem)
         for (place,) in _first(keep[groups] != group_keep):
-            raise InputError(
-                f"image {image}: slot {groups[place]} keeps token "
-                f"{keep[groups[place]]}, but token {group_keep[place]} in "
-                "index.group_keep"
-            )
+            problem = f"keeps token {keep[groups[place]]}"
+            allowed = f"token {group_keep[place]}, as index.group_keep has it"
+            _refuse(image, f"slot {groups[place]}", problem, allowed)

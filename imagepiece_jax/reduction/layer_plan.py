@@ -99,15 +99,13 @@ def build(
     at = {}
     for step in steps:
         if not is_whole(step.block) or not 0 <= step.block < depth:
-            raise InputError(
-                f"config.reduction has a step at block {step.block}, but the model has "
-                f"blocks 0 to {depth - 1}"
-            )
+            problem = f"has a step at block {step.block}"
+            allowed = f"the model's blocks 0 to {depth - 1}"
+            raise InputError(problem, value=step.block, allowed=allowed)
         if step.block in at:
-            raise InputError(
-                f"config.reduction has two steps at block {step.block}; allowed: one "
-                "a block, whose reducer may drop and merge"
-            )
+            problem = f"has two steps at block {step.block}"
+            allowed = "one a block, whose reducer may drop and merge"
+            raise InputError(problem, value=step.block, allowed=allowed)
         at[step.block] = step
     plan, stage = [], 1
     n, held = n0, n0  # tokens in evaluation, tokens held in this plan

@@ -267,8 +267,10 @@ def dropping(reducer):
     learns = not dataclasses.is_dataclass(reducer) or not hasattr(reducer, "clusters")
     if learns or isinstance(reducer, MaskingReducer) or getattr(reducer, "fuse", False):
         raise InputError(
-            f"config.reduction.fate is 'drop', but {type(reducer).__name__} learns or "
-            "adds a token; allowed: 'own', or a method that merges without either"
+            f"is 'drop', but {type(reducer).__name__} learns or adds a token",
+            field="fate",
+            value="drop",
+            allowed="'own', or a method that merges without either",
         )
     return Dropping(reducer)
 

@@ -6,6 +6,7 @@ removes at most half of the tokens at a step) is for the caller to say.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -116,10 +117,9 @@ class Schedule:
             return
         for block in self.numbers:
             if block >= depth:
-                raise InputError(
-                    f"config.reduction.counts names block {block}, but the model has "
-                    f"blocks 0 to {depth - 1}"
-                )
+                allowed = f"the model's blocks 0 to {depth - 1}"
+                facts = {"field": "counts", "value": block, "allowed": allowed}
+                raise InputError(f"names block {block}", **facts)
 
 
 def rounded(number: float) -> int:
@@ -141,17 +141,12 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
         raise ValueError(value)
     counts = tuple(map(int, value))
     if min(counts) < 1:
-        raise InputError(
-            f"config.reduction.counts has {min(counts)} tokens after block "
-            f"{counts.index(min(counts))}; allowed: 1 or more"
-        )
-    for block in range(1, len(counts)):
-        if counts[block] > counts[block - 1]:
-            raise InputError(
-                f"config.reduction.counts rises at block {block}, from "
-                f"{counts[block - 1]} to {counts[block]} tokens; allowed: counts "
-                "that do not"
-            )
+        problem = f"has {min(counts)} tokens after block {counts.index(min(counts))}"
+        raise InputError(problem, value=counts, allowed="1 or more")
+    for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
+        if after > before:
+            problem = f"rises at block {block}, from {before} to {after} tokens"
+            raise InputError(problem, value=counts, allowed="counts that do not")
     return counts
 
 

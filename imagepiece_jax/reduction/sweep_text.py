@@ -7,7 +7,7 @@ import ast
 import contextlib
 import itertools
 
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, completed, label, split
 
@@ -23,40 +23,33 @@ def parse_sweep(text):
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """
+
+    def refuse(problem, allowed="", hint=""):
+        facts = {"value": text, "allowed": allowed, "hint": hint}
+        raise InputError(problem, field=f"--sweep {text}", **facts)
+
     name, *parts = text.split(":")
     names, choices = [], []
     for part in parts:
         field, equals, values = part.partition("=")
         if not equals or not values:
-            raise InputError(
-                f"--sweep {text}: found {part!r}; allowed: FIELD=VALUE,VALUE, such "
-                "as evit:keep_rate=.9,.7"
-            )
+            refuse(f"has {part!r}", "FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7")
         if field in names:
-            raise InputError(
-                f"--sweep {text}: {field} is there twice; allowed: one list of "
-                f"values, such as {field}=V1,V2"
-            )
+            refuse(f"has {field} twice", f"one list, such as {field}=V1,V2")
         names.append(field)
         choices.append([_literal(value) for value in _split_at_commas(values)])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
-        raise InputError(
-            f"--sweep {text}: {name!r} is not a method; did you mean {similar}?"
-        )
+        refuse(f"has no method {name!r}", hint=f"did you mean {similar}?")
     for reduction in reductions:
         fields, _ = split(reduction)
-        try:
+        with within(place=f"--sweep {text}"):
             allowed = tuple(methods.create(name, **fields).inference_fields())
-        except InputError as error:
-            raise InputError(f"--sweep {text}: {error}") from None
         for field in fields:
             if field not in allowed:
-                raise InputError(
-                    f"--sweep {text}: {field} changes training alone; allowed: "
-                    f"{', '.join(allowed + MODEL_FIELDS)}"
-                )
+                listed = ", ".join(allowed + MODEL_FIELDS)
+                refuse(f"has {field}, which only training reads", listed)
     return [{"name": name, **reduction} for reduction in reductions]
 
 
@@ -66,10 +59,9 @@ def parse_sweeps(texts):
     for text in texts:
         for reduction in parse_sweep(text):
             if str(completed(reduction)) in told_apart:
-                raise InputError(
-                    f"--sweep {text}: {label(reduction)} is there already; allowed: "
-                    "every reduction once"
-                )
+                problem, allowed = "is there already", "every reduction once"
+                place, field = f"--sweep {text}", label(reduction)
+                raise InputError(problem, place=place, field=field, allowed=allowed)
             told_apart.add(str(completed(reduction)))
             reductions.append(reduction)
     return reductions
@@ -81,12 +73,8 @@ def naming(reduction):
 
     reduction: one of `parse_sweeps`, or None, which adds nothing
     """
-    try:
+    with within(place="" if reduction is None else f"--sweep {label(reduction)}"):
         yield
-    except InputError as error:
-        if reduction is None:
-            raise
-        raise InputError(f"--sweep {label(reduction)}: {error}") from error
 
 
 def _split_at_commas(values):

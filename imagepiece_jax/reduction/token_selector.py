@@ -151,6 +151,5 @@ def _check_teacher(outputs, teacher_outputs):
     patches = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
     teacher = described(patches, teacher_outputs)
     if teacher != student:
-        raise InputError(
-            f"config.teacher is a model of {teacher}; the student needs {student}"
-        )
+        problem = f"is a model of {teacher}"
+        raise InputError(problem, field="teacher", value=teacher, allowed=student)

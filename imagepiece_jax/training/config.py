@@ -156,8 +156,8 @@ class EvalSet(CheckedFields):
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
                 words = "names of letters, digits, - and _"
-                raise InputError(field="config.eval.sets", value=name, allowed=words)
-            with within(f"config.eval.sets.{name}"):
+                raise InputError(value=name, allowed=words)
+            with within(name):
                 for field in _as_dict(fields):
                     one_of(field, field, known)
                 sets[name] = cls(**fields)
@@ -222,20 +222,16 @@ class RunConfig(CheckedFields):
         super().__post_init__()
         data = self.data
         if 0 < data.canvas < self.image_size:
-            data.refuse(
-                "canvas", f"0 and config.image_size ({self.image_size}) or more"
-            )
+            with within("data"):
+                allowed = f"0 and image_size ({self.image_size}) or more"
+                data.refuse("canvas", allowed)
         if data.canvas and data.crop != "random_resized":
-            raise InputError(
-                f"config.data.crop is {data.crop!r}; with config.data.canvas="
-                f"{data.canvas} the device crops, and allowed is random_resized"
-            )
+            with within("data"):
+                problem = f"is {data.crop!r} with canvas={data.canvas}"
+                data.refuse("crop", "'random_resized', as the device crops", problem)
         if self.best_by == "averages" and not self.ema_decay:
-            raise InputError(
-                "config.best_by is 'averages', but config.ema_decay is 0, so that "
-                "there are none; allowed: 'weights', or a decay above 0, such as "
-                "0.99996"
-            )
+            allowed = "'weights', or a decay above 0, such as 0.99996"
+            self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """The model as it is evaluated; `axis_name` synchronizes batch norm."""
@@ -255,23 +251,23 @@ class RunConfig(CheckedFields):
 
     def resolved(self) -> "RunConfig":
         """The same, with tokens in place of the cost that its reduction asks for."""
-        from imagepiece_jax.models.config import patch_grid, resolved  # imports JAX
+        from imagepiece_jax.models import config  # imports JAX
 
         if self.reduction.get("macs") is None:
             return self
-        dense = self.create_dense()
-        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
-        name = self.model.get("name")
-        reduction = resolved(self.reduction, dense, grid, name)
+        dense, name = self.create_dense(), self.model.get("name")
+        grid = config.patch_grid(self.image_size, dense.patch_size, cut=True)
+        with config.in_config():
+            reduction = config.resolved(self.reduction, dense, grid, name)
         return dataclasses.replace(self, reduction=reduction)
 
     def _model(self, reduction, **changes):
-        from imagepiece_jax.models.config import create_model  # imports JAX
+        from imagepiece_jax.models import config  # imports JAX
 
         fields = {"image_size": self.image_size, "num_classes": self.num_classes}
-        return create_model(
-            **{"name": None, **self.model, **fields, **changes}, reduction=reduction
-        )
+        fields = {"name": None, **self.model, **fields, **changes}
+        with config.in_config():
+            return config.create_model(**fields, reduction=reduction)
 
     @functools.cached_property
     def method(self) -> "Method":
@@ -279,7 +275,8 @@ class RunConfig(CheckedFields):
         from imagepiece_jax.reduction import methods, settings  # imports JAX
 
         fields, _ = settings.split(self.reduction)
-        return methods.create(**fields)
+        with within("config.reduction"):
+            return methods.create(**fields)
 
     def create_data(self, placement: Placement) -> "Data":
         """Both splits of a run, opened, with this process's share of their batches.
@@ -461,7 +458,8 @@ class Data:
     """
 
     def __init__(self, run: RunConfig, placement: Placement):
-        run.check_training(placement)
+        with within("config"):
+            run.check_training(placement)
         train_transform, eval_transform = run.train_transform(), run.eval_transform()
         self.train = run.source("train")
         names = self.train.class_names

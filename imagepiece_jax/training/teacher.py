@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import unknown_normalization
@@ -93,20 +93,20 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _any(run, initial):
     """(Teacher, its variables) of whatever model config.teacher names."""
-    names = (field.name for field in dataclasses.fields(run.teacher))
-    labels = {name: run.teacher.path(name) for name in names}
-    asked = ModelConfig(**run.teacher.stated, labels=labels)
+    asked = ModelConfig(**run.teacher.stated)
     try:
-        weights = initial.teacher.completed(asked).analyzed(run.model["dtype"])
-        whole = dataclasses.replace(weights.config, attention=run.model["attention"])
-        model = whole.create().clone(head_only=True)
-        if model.num_classes != run.num_classes:
-            problem = f"has {model.num_classes} classes"
-            raise InputError(problem, allowed=f"the {run.num_classes} of the student")
-        variables = weights.variables(model)
+        with within("config.teacher"):
+            weights = initial.teacher.completed(asked).analyzed(run.model["dtype"])
+            attention = run.model["attention"]
+            whole = dataclasses.replace(weights.config, attention=attention)
+            model = whole.create().clone(head_only=True)
+            if model.num_classes != run.num_classes:
+                problem = f"has {model.num_classes} classes"
+                allowed = f"the {run.num_classes} of the student"
+                raise InputError(problem, allowed=allowed)
+            variables = weights.variables(model)
     except InputError as error:
         text = str(error).replace("--config.model.", "--config.teacher.")
-        text = text.replace("config.image_size", "config.teacher.image_size")
         raise InputError(f"config.teacher.weights: {text}") from error
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"

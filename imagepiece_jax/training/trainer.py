@@ -16,8 +16,9 @@ import optax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.errors import Stopped, within
 from imagepiece_jax.models import cost
+from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
@@ -110,17 +111,16 @@ class Run:
             with parallel.shared_errors():
                 run = RunConfig.from_config(config)
                 initial = InitialWeights(run)
-                images, notes = initial.normalization(workdir)
+                with in_config():
+                    images, notes = initial.normalization(workdir)
                 for note in notes:
                     say(f"note: {note}")
                 run = dataclasses.replace(run, model=run.model | images).resolved()
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
-                rate, transformation = optimizer.create(
-                    run.optim,
-                    data.length.steps_per_epoch,
-                    run.method.param_groups,
-                )
+                steps, groups = data.length.steps_per_epoch, run.method.param_groups
+                with within("config"):
+                    rate, transformation = optimizer.create(run.optim, steps, groups)
                 changed = {"model": run.model, "reduction": run.reduction}
                 fields = config.to_dict() | changed
                 distributed.check_same_settings(dry_run, fields, model, data)

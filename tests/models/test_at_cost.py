@@ -14,15 +14,15 @@ from imagepiece_jax.reduction.methods import METHODS
 
 SCHEDULES = [name for name in schedules.SHAPES if name != "curve"] + ["curve-.4-6"]
 NAMES = sorted(set(METHODS) - {"none"})
-MERGES = "but the blocks at which this method merges and prunes are"
+MERGES = "or other merge_blocks and prune_blocks"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
 # the attention of the block before it.
 REASONS = {
     "imagepiece": MERGES,
     "imagepiece_dynamicvit": MERGES,
     "imagepiece_tome": MERGES,
-    "token_pooling": "before block 0 that reads the attention of the block before it",
-    "grid_pooling": "the cells of grid_pooling are a square",
+    "token_pooling": "reads at block 0 the attention of the block before it",
+    "grid_pooling": "allowed: squares, such as",
 }
 
 
@@ -86,32 +86,35 @@ def test_those_that_take_any_schedule_are_these():
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"macs": 1.5}, "config.reduction.macs is 1.5; allowed"),
-        ({"macs": -0.1}, "config.reduction.macs is -0.1; allowed"),
-        ({"macs": 0}, "config.reduction.macs is 0; allowed"),
+        ({"macs": 1.5}, "macs is 1.5; allowed"),
+        ({"macs": -0.1}, "macs is -0.1; allowed"),
+        ({"macs": 0}, "macs is 0; allowed"),
         (
             {"macs": 0.5, "counts": "linear"},
             "counts is 'linear'; allowed: const",
         ),
-        ({"macs": 0.5, "counts": "stages-3-99"}, "names block 99, but the model has"),
-        ({"counts": "constant"}, "is 'constant', which needs config.reduction.macs"),
+        (
+            {"macs": 0.5, "counts": "stages-3-99"},
+            "names block 99; allowed: the",
+        ),
+        ({"counts": "constant"}, "is 'constant', which needs macs"),
         ({"macs": 0.5, "counts": (9,) * 12}, "which says what it costs"),
-        ({"counts": (9, 8)}, "config.reduction.counts has 2 entries; allowed: 12"),
+        ({"counts": (9, 8)}, "counts has 2 entries; allowed: 12"),
         (
             {"counts": (9, 8, 10)},
             "counts rises at block 2, from 8 to 10 tokens",
         ),
-        ({"counts": (9, 8, 0)}, "config.reduction.counts has 0 tokens after block 2"),
+        ({"counts": (9, 8, 0)}, "counts has 0 tokens after block 2"),
         (
             {"counts": (200,) * 12},
             "starts with 200 tokens; allowed: at most 196",
         ),
         (
             {"counts": (90,) * 12},
-            "90 of 196 tokens at block 0; allowed there are 98",
+            "has 90 tokens after block 0 of 196 before it; allowed: 98",
         ),
-        ({"macs": 0.5, "counts": "constant", "r": 9}, "config.reduction.r is 9 beside"),
-        ({"macs": 0.01}, "the nearest cost that 'tome' reaches here is 0."),
+        ({"macs": 0.5, "counts": "constant", "r": 9}, "r is 9, but counts"),
+        ({"macs": 0.01}, "the nearest cost of 'tome' is 0."),
     ],
     ids=lambda value: str(value)[:40],
 )

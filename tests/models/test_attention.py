@@ -232,7 +232,7 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, bac
     if backend == "cudnn":
         assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
     else:
-        with pytest.raises(InputError, match="config.model.attention is 'cudnn'"):
+        with pytest.raises(InputError, match="attention is 'cudnn'"):
             resolve_backend("cudnn", dtype, head_dim)
 
 

@@ -59,7 +59,7 @@ def test_macs_by_hand():
         ("embed_dim", "384", "whole numbers from 1"),
         ("prop_attn", "no", "True, False"),
         ("class_token", 0, "True, False"),
-        ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
+        ("num_heads", 5, "divisors of embed_dim, 384"),
         ("hidden_size", 384, "did you mean image_size?"),
         ("stem", "convolution", "'patch', 'conv'"),
         ("axis_name", 3, "strings"),
@@ -74,7 +74,7 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
     with pytest.raises(InputError) as error:
         create_model("deit_s", **{field: value})
     found = "is not a field" if field == "hidden_size" else str(value)
-    assert f"config.model.{field} is" in str(error.value)
+    assert f"{field} is" in str(error.value)
     assert found in str(error.value) and allowed in str(error.value)
 
 
@@ -104,14 +104,8 @@ def test_calls_of_python_name_keywords(call, said):
     with pytest.raises(InputError) as error:
         call()
     assert said in str(error.value) and "config.model" not in str(error.value)
-    with pytest.raises(InputError, match="config.model.num_heads is 5"):
+    with pytest.raises(InputError, match="num_heads is 5"):
         create_model("deit_ti", num_heads=5)
-
-
-@pytest.mark.parametrize("name", ["a/config.pth", "config.model.npz", "a/config.d/b"])
-def test_the_path_of_a_file_is_no_field(name):
-    with pytest.raises(InputError, match=f"weights {name}: no such file or folder"):
-        imagepiece_jax.load(name)
 
 
 @pytest.mark.parametrize("name", imagepiece_jax.__all__)
@@ -133,7 +127,7 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     assert create_model(None, arch=plain, **size).arch == turned
     other = create_model(None, arch=arch, resize="offset", **size).arch
     assert (other.resize, other.gelu) == ("offset", "quick")
-    with pytest.raises(InputError, match="is None and config.model.depth is empty; al"):
+    with pytest.raises(InputError, match="is None and depth is empty; al"):
         create_model(None, patch_size=4, embed_dim=8, num_heads=2)
 
 
@@ -142,9 +136,9 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     [
         (
             {"arch": {"rope": 1}},
-            r"config.model.arch is {'rope': 1}; its fields are c",
+            r"arch is {'rope': 1}; its fields are c",
         ),
-        ({"arch": "vit"}, "config.model.arch is 'vit'; its fields are class_token, "),
+        ({"arch": "vit"}, "arch is 'vit'; its fields are class_token, "),
         ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed: 'exact', 'ta"),
         ({"arch": {"registers": -1}}, "arch.registers is -1; allowed: whole numb"),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed: True, False"),
@@ -154,7 +148,7 @@ def test_a_model_without_a_name_is_made_of_its_fields():
         ),
         (
             {"arch": {"class_token": False}},
-            "arch.pool is 'token' without a class token; allowed: 'mean' and 'map'",
+            "arch.pool is 'token' without a class token; allowed: 'mean', 'map'",
         ),
         (
             {"arch": {"dist_token": True, "pool": "mean"}},
@@ -166,8 +160,8 @@ def test_a_model_without_a_name_is_made_of_its_fields():
             "rotary.reference is 5; allowed: N",
         ),
         ({"arch": {"patch_bias": False}, "stem": "conv"}, "stem is 'conv', whose proj"),
-        ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed: numbers above 0 an"),
-        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed: 'anti"),
+        ({"norm_eps": 5}, "norm_eps is 5; allowed: numbers above 0 an"),
+        ({"resize": "nearest"}, "resize is 'nearest'; allowed: 'anti"),
     ],
 )
 def test_parts_that_there_are_not(fields, message):
@@ -177,13 +171,13 @@ def test_parts_that_there_are_not(fields, message):
 
 @pytest.mark.parametrize("image_size", [220, 0, -16])
 def test_an_image_that_patches_do_not_tile_is_refused(image_size):
-    found = f"config.image_size is {image_size}; .*config.model.patch_size, 16"
+    found = f"image_size is {image_size}; .*patch_size, 16"
     with pytest.raises(InputError, match=found):
         create_model("deit_s", image_size=image_size)
 
 
 def test_a_negative_number_of_classes_is_refused():
-    with pytest.raises(InputError, match="config.num_classes is -1; allowed: whole"):
+    with pytest.raises(InputError, match="num_classes is -1; allowed: whole"):
         create_model("deit_s", num_classes=-1)
 
 
@@ -195,17 +189,17 @@ def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
 @pytest.mark.parametrize(
     "reduction, message",
     [
-        ({"name": "tomee"}, "config.reduction.name is 'tomee'; did you mean tome?"),
+        ({"name": "tomee"}, "name is 'tomee'; did you mean tome?"),
         ("tome", r"reduction is 'tome'; allowed: a dict with a name and fields"),
         (False, "reduction is False; allowed: a dict with a name and fields"),
         ({"name": "evit", 3: 4}, "reduction is .*3: 4}; allowed: a dict with a name"),
-        ({"name": ["evit"]}, r"config.reduction.name is \['evit'\]; did you mean evit"),
-        ({"name": "evit", "r": 13}, "config.reduction.r is not a field of 'evit'"),
-        ({"name": "none", "keep_rate": 0.7}, "config.reduction.keep_rate is not a"),
-        ({"name": "evit", "blocks": (3, 12)}, "step at block 12, .*blocks 0 to 11"),
+        ({"name": ["evit"]}, r"name is \['evit'\]; did you mean evit"),
+        ({"name": "evit", "r": 13}, "r is not a field of 'evit'"),
+        ({"name": "none", "keep_rate": 0.7}, "keep_rate is not a"),
+        ({"name": "evit", "blocks": (3, 12)}, "step at block 12; .*blocks 0 to 11"),
         ({"name": "imagepiece", "merge_blocks": (-1,)}, "step at block -1"),
         ({"name": "imagepiece", "prune_blocks": (0,)}, "two steps at block 0"),
-        ({"name": "imagepiece", "keep_rate": 1.2}, "config.reduction.keep_rate is 1.2"),
+        ({"name": "imagepiece", "keep_rate": 1.2}, "keep_rate is 1.2"),
     ],
 )
 def test_a_reduction_that_does_not_fit_is_named(reduction, message):
@@ -222,9 +216,9 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
     without = {"name": "tome", "prop_attn": False}
     assert not create_model("deit_ti", reduction=without).prop_attn
     create_model("deit_ti", reduction=without, prop_attn=False)
-    with pytest.raises(InputError, match="prop_attn is True, in config.red.* False"):
+    with pytest.raises(InputError, match="prop_attn is True, in reduction False"):
         create_model("deit_ti", reduction=without, prop_attn=True)
-    with pytest.raises(InputError, match="config.model.prop_attn is 1; allowed:"):
+    with pytest.raises(InputError, match="prop_attn is 1; allowed:"):
         create_model("deit_ti", reduction={"name": "tome", "prop_attn": 1})
 
 

@@ -159,9 +159,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert (
         read_with_config(path, base.get_config(), tuned)[0].reduction.name == "random"
     )
-    with pytest.raises(
-        InputError, match="config.model.num_heads is 6, but folder .* 3"
-    ):
+    with pytest.raises(InputError, match="num_heads is 6, but folder .* 3"):
         read_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
 
 

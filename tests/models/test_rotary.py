@@ -379,7 +379,7 @@ def test_a_kernel_that_does_both_is_refused():
 
 
 def test_heads_without_whole_planes_are_named():
-    with pytest.raises(InputError, match="heads of a width of 10; allowed with rotary"):
+    with pytest.raises(InputError, match="heads of a width of 10; allowed: with"):
         tiny.model(arch=DINOV3)
 
 

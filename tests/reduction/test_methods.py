@@ -517,7 +517,7 @@ def test_a_number_of_numpy_is_a_number():
             4,
             "tokens is 4; allowed: 9, the fewest that",
         ),
-        ({"name": "grid_pooling"}, 50, "a square; .* near it 49 and 64"),
+        ({"name": "grid_pooling"}, 50, "has 50 tokens .* squares, such as 49 and 64"),
     ],
 )
 def test_what_cannot_be_left_is_refused(reduction, tokens, sentence):

@@ -78,8 +78,8 @@ def test_what_is_no_schedule_is_refused(value):
 @pytest.mark.parametrize(
     "value, sentence",
     [
-        ([4, 5], "counts rises at block 1, from 4 to 5 tokens; allowed: counts"),
-        ((4, 0), "counts has 0 tokens after block 1; allowed: 1 or more"),
+        ([4, 5], "rises at block 1, from 4 to 5 tokens; allowed: counts"),
+        ((4, 0), "has 0 tokens after block 1; allowed: 1 or more"),
     ],
 )
 def test_lists_do_not_rise_and_leave_a_token(value, sentence):

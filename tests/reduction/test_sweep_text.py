@@ -30,11 +30,17 @@ def test_values_may_be_tuples_words_and_fields_of_the_model():
     [
         ("evit:keep_rate", "allowed: FIELD=VALUE"),
         ("evit:keep_rate=", "allowed: FIELD=VALUE"),
-        ("tome:r=1:r=2", "r is there twice; allowed: one list"),
-        ("evot:keep_rate=.5", "--sweep evot:keep_rate=.5: 'evot' .* you mean evit\\?$"),
+        ("tome:r=1:r=2", "has r twice; allowed: one list"),
+        (
+            "evot:keep_rate=.5",
+            "=.5 has no method 'evot'; .* you mean evit\\?$",
+        ),
         ("zebra", "--sweep zebra: .* the methods are"),
-        ("evit:r=8", "--sweep evit:r=8: config.reduction.r is not a field of 'evit'"),
-        ("evit:rate_warmup_epochs=3", "rate_warmup_epochs changes training alone; al"),
+        ("evit:r=8", "--sweep evit:r=8: r is not a field of 'evit'"),
+        (
+            "evit:rate_warmup_epochs=3",
+            "has rate_warmup_epochs, which only training",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(text, reason):

@@ -85,7 +85,7 @@ def test_no_warmup_starts_at_the_peak():
 
 
 def test_a_warmup_is_no_longer_than_the_run():
-    allowed = "config.warmup_epochs is 301.0; allowed: 0 to config.epochs, 300"
+    allowed = "warmup_epochs is 301.0; allowed: 0 to epochs, 300"
     with pytest.raises(InputError, match=allowed):
         create(dataclasses.replace(DEIT, warmup_epochs=301), STEPS)
 

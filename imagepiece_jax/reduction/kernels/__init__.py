@@ -97,8 +97,8 @@ def resolve_kernels(requested, model, device=None):
     Raises InputError for "fused" where kernels do not run.
     """
     if requested not in CHOICES:
-        listed = ", ".join(map(repr, CHOICES))
-        raise InputError(f"config.model.kernels is {requested!r}; allowed: {listed}")
+        allowed = ", ".join(map(repr, CHOICES))
+        raise InputError(field="kernels", value=requested, allowed=allowed)
     device = device or jax.local_devices()[0]
     if requested == "plain" or not _with_kernel(model, device):
         return None
@@ -107,10 +107,9 @@ def resolve_kernels(requested, model, device=None):
         return "cpu" if device.platform == "cpu" else str(device.compute_capability)
     if requested == "auto":
         return None
-    raise InputError(
-        f"config.model.kernels is 'fused', which needs {reason}; allowed here are "
-        "'plain' and 'auto'"
-    )
+    problem = f"is 'fused', which needs {reason}"
+    allowed = "'plain' and 'auto'"
+    raise InputError(problem, field="kernels", value=requested, allowed=allowed)
 
 
 def _with_kernel(model, device):

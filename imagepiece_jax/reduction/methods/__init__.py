@@ -57,7 +57,7 @@ def create(name: str = "none", **fields) -> Method:
         word = str(name).lower().replace("-", "_")
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)
-        raise InputError(f"config.reduction.name is {name!r}; {hint}")
+        raise InputError(field="name", value=name, hint=hint)
     shared = [field.name for field in dataclasses.fields(Method)]
     allowed = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(METHODS[name]),
@@ -66,9 +66,6 @@ def create(name: str = "none", **fields) -> Method:
     allowed = [field.name for field in allowed]
     for field in fields:
         if field not in allowed:
-            listed = ", ".join(allowed)
-            raise InputError(
-                f"config.reduction.{field} is not a field of {name!r}, which "
-                f"has {listed}"
-            )
+            problem, listed = f"is not a field of {name!r}", ", ".join(allowed)
+            raise InputError(problem, field=field, value=field, allowed=listed)
     return METHODS[name](**fields)

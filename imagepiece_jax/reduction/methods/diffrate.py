@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import choice, counts, optional, weight
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
@@ -189,18 +188,14 @@ class DiffRate(Method):
     def __post_init__(self):
         super().__post_init__()
         if (self.prune is None) != (self.merge is None):
-            raise InputError(
-                f"config.reduction.prune is {self.prune} and merge is {self.merge}; "
-                "allowed: both or neither"
-            )
+            problem = f"is {self.prune} and merge is {self.merge}"
+            self.refuse("prune", "both or neither", problem)
         if self.prune is None:
             return
         for pruned, merged in zip(self.prune, self.merge, strict=False):
             if merged > pruned:
-                raise InputError(
-                    f"config.reduction.merge has {merged} where prune has {pruned}; "
-                    "allowed: as many tokens or fewer"
-                )
+                problem = f"has {merged} where prune has {pruned}"
+                self.refuse("merge", "as many tokens or fewer", problem)
 
     def resolved(self, model):
         """With the lists of the model's size. Raises InputError where it has none."""
@@ -216,18 +211,16 @@ class DiffRate(Method):
         if name == "deit_b" and mae:
             name = "mae_b"
         if name is None or (model.depth, model.patches) != (12, 196):
-            raise InputError(
-                f"config.reduction.target has no schedule for {model.depth} blocks of "
-                f"width {model.embed_dim} and {model.patches} patches; published are "
-                "those of DeiT-Ti, S, B and MAE-B with 196: name "
-                "config.reduction.prune and merge"
+            self.refuse(
+                "target",
+                "DeiT-Ti, S, B and MAE-B with 196 patches, or prune and merge",
+                f"has no schedule for {model.depth} blocks of width {model.embed_dim} "
+                f"and {model.patches} patches",
             )
         target = DEFAULT[name] if self.target is None else self.target
         if target not in SCHEDULES[name]:
-            raise InputError(
-                f"config.reduction.target is {target}; allowed for {name} are "
-                f"{', '.join(map(str, SCHEDULES[name]))}"
-            )
+            listed = ", ".join(map(str, SCHEDULES[name]))
+            self.refuse("target", listed, f"is {target} for {name}")
         lists = [tuple(map(int, text.split())) for text in SCHEDULES[name][target]]
         return dataclasses.replace(method, prune=lists[0], merge=lists[1])
 
@@ -248,15 +241,11 @@ class DiffRate(Method):
 
     def steps(self, depth):
         if self.prune is None:
-            raise InputError(
-                "config.reduction.prune is None; a model's size decides it"
-            )
+            self.refuse("prune", "lists, which a model's size decides")
         for name in ("prune", "merge"):
             if len(getattr(self, name)) != depth:
-                raise InputError(
-                    f"config.reduction.{name} has {len(getattr(self, name))} entries; "
-                    f"allowed: {depth}, one for each block"
-                )
+                problem = f"has {len(getattr(self, name))} entries"
+                self.refuse(name, f"{depth}, one for each block", problem)
         lists = enumerate(zip(self.prune, self.merge, strict=True))
         return tuple(
             Step(

@@ -5,7 +5,6 @@ import math
 from typing import Any, ClassVar
 
 from imagepiece_jax.common.fields import blocks, choice, rate, switch, weight
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import SCORES, TopK
@@ -34,11 +33,8 @@ class EViT(Method):
     def __post_init__(self):
         super().__post_init__()
         if self.counts is not None and self.rate_warmup_epochs:
-            raise InputError(
-                f"config.reduction.rate_warmup_epochs is {self.rate_warmup_epochs:g}, "
-                "but config.reduction.counts says how many tokens stay, without a "
-                "rate; allowed: 0"
-            )
+            problem = f"is {self.rate_warmup_epochs:g}, but counts has no rate"
+            self.refuse("rate_warmup_epochs", "0", problem)
 
     def steps(self, depth):
         reducer = TopK(self.fuse_token, score=self.score)

@@ -30,15 +30,15 @@ class Cells(Reducer):
         """InputError unless `grid` (height, width) of patches is there, and holds
         it."""
         if grid is None:
-            raise InputError(
-                "config.reduction.grid_size needs the grid of patches, but the tokens "
-                "are reduced before; allowed: pooling before any other step"
-            )
-        if self.size > min(grid):
-            raise InputError(
-                f"config.reduction.grid_size is {self.size}, but there are {grid[0]} x "
-                f"{grid[1]} patches; allowed: whole numbers from 1 to {min(grid)}"
-            )
+            problem = "needs the grid of patches, but the tokens are reduced before"
+            allowed = "pooling before any other step"
+        elif self.size > min(grid):
+            problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
+            allowed = f"whole numbers from 1 to {min(grid)}"
+        else:
+            return
+        facts = {"field": "grid_size", "value": self.size, "allowed": allowed}
+        raise InputError(problem, **facts)
 
     def __call__(self, taps, counts, train=False):
         self.check_grid(taps.grid)
@@ -70,11 +70,8 @@ class GridPooling(Method):
     def step_at(self, block, depth, tokens):
         side = math.isqrt(tokens)
         if side**2 != tokens:
-            raise InputError(
-                f"config.reduction.counts leaves {tokens} tokens at block {block}, but "
-                "the cells of grid_pooling are a square; allowed: squares, near it "
-                f"{side**2} and {(side + 1) ** 2}"
-            )
+            allowed = f"squares, such as {side**2} and {(side + 1) ** 2}"
+            self.refuse("counts", allowed, f"has {tokens} tokens after block {block}")
         return Step(block, Cells(side), Fixed(tokens), site="pre")
 
     def steps(self, depth):

@@ -9,7 +9,6 @@ import numpy as np
 
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import (
@@ -145,11 +144,8 @@ class ImagePiece(Method):
         step = next((step for step in steps if step.block == block), None)
         if step is None:
             listed = ", ".join(str(step.block) for step in steps)
-            raise InputError(
-                f"config.reduction.counts changes at block {block}, but the blocks at "
-                f"which this method merges and prunes are {listed}; allowed: these, "
-                "and other merge_blocks and prune_blocks"
-            )
+            allowed = f"changes at {listed}, or other merge_blocks and prune_blocks"
+            self.refuse("counts", allowed, f"changes at block {block}")
         return step
 
     def steps(self, depth):
@@ -176,10 +172,11 @@ class ImagePiece(Method):
         """A step that removes tokens; combinations with other methods override it."""
         if self.inattentive == "tome":
             if self.keep_rate < 0.5:
-                raise InputError(
-                    f"config.reduction.keep_rate is {self.keep_rate}; with inattentive "
-                    "'tome', whose matching removes at most half of the tokens at a "
-                    "step, allowed are numbers from 0.5 to 1"
+                self.refuse(
+                    "keep_rate",
+                    "numbers from 0.5 to 1",
+                    f"is {self.keep_rate} with inattentive 'tome', whose matching "
+                    "removes at most half of the tokens at a step",
                 )
             return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
@@ -193,11 +190,9 @@ class ImagePiece(Method):
         """
         cycles = depth // 4
         if cycles == 0:
-            raise InputError(
-                f"config.reduction.schedule is {self.schedule!r}, which needs a depth "
-                f"of 4 or more, found {depth}: name config.reduction.merge_blocks and "
-                "prune_blocks"
-            )
+            allowed = "a depth of 4 or more, or merge_blocks and prune_blocks"
+            problem = f"is {self.schedule!r} with a depth of {depth}"
+            self.refuse("schedule", allowed, problem)
         first = 1 if self.schedule == "A" else 0
         merge = tuple(first + 3 * c + i for c in range(cycles) for i in (0, 1))
         return merge, tuple(first + 3 * c + 2 for c in range(cycles))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.fields import choice
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
@@ -71,10 +70,8 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
     def merge_step(self, block):
         if self.inattentive == "tome" and self.mode == "mask":
-            raise InputError(
-                "config.reduction.inattentive is 'tome', whose matching reads no "
-                "masks; allowed with it is mode 'topk'"
-            )
+            problem = "is 'tome', whose matching reads no masks"
+            self.refuse("inattentive", "'tome' with mode 'topk'", problem)
         return super().merge_step(block)
 
     def prune_step(self, block):

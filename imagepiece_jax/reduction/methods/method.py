@@ -11,7 +11,6 @@ from imagepiece_jax.common.fields import (
     number,
     optional,
 )
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import dropping
@@ -88,7 +87,6 @@ class Method(CheckedFields):
     rate_at: (epoch) -> keep rate during that epoch, for warm-ups
     """
 
-    group: ClassVar[str] = "reduction"
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
     needs_teacher: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
@@ -110,18 +108,13 @@ class Method(CheckedFields):
             return
         if (self.macs is None) == isinstance(self.counts, str):
             named = isinstance(self.counts, str)
-            lacks = "needs config.reduction.macs" if named else "says what it costs"
-            raise InputError(
-                f"config.reduction.counts is {self.counts!r}, which {lacks}; allowed: "
-                "a schedule with macs, such as macs=0.5, and a list without"
-            )
+            lacks = "needs macs" if named else "says what it costs"
+            allowed = "a schedule with macs, such as macs=0.5, and a list without"
+            self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
         for name in self.amounts:
-            if getattr(self, name) != getattr(type(self), name):
-                raise InputError(
-                    f"config.reduction.{name} is {getattr(self, name)!r} beside "
-                    "config.reduction.counts, which says how many tokens stay; "
-                    "allowed: one of them"
-                )
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                problem = f"is {value!r}, but counts says how many tokens stay"
+                self.refuse(name, "one of them", problem)
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The steps in a model of `depth` blocks, by the method's own fields."""
@@ -137,10 +130,8 @@ class Method(CheckedFields):
         own = dataclasses.replace(self, counts=None, macs=None, **fields)
         steps = [step for step in own.steps(depth) if step.block == block]
         if not steps:
-            raise InputError(
-                f"config.reduction.counts changes at block {block}, at which this "
-                "method does nothing; allowed: counts that change elsewhere"
-            )
+            problem = f"changes at block {block}, at which this method does nothing"
+            self.refuse("counts", "counts that change elsewhere", problem)
         return steps[0]
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
@@ -185,15 +176,11 @@ class Method(CheckedFields):
     def _counted(self, depth, patches):
         """Steps to `counts`."""
         if len(self.counts) != depth:
-            raise InputError(
-                f"config.reduction.counts has {len(self.counts)} entries; allowed: "
-                f"{depth}, one for each block"
-            )
+            allowed = f"{depth}, one for each block"
+            self.refuse("counts", allowed, f"has {len(self.counts)} entries")
         if self.counts[0] > patches:
-            raise InputError(
-                f"config.reduction.counts starts with {self.counts[0]} tokens; "
-                f"allowed: at most {patches}, the patches of an image"
-            )
+            allowed = f"at most {patches}, the patches of an image"
+            self.refuse("counts", allowed, f"starts with {self.counts[0]} tokens")
         steps, n, stage = [], patches, 0
         for block, tokens in enumerate(self.counts):
             if tokens == n:
@@ -202,10 +189,8 @@ class Method(CheckedFields):
             step = self.step_at(block, depth, tokens)
             fewest = step.rule.fewest(n, stage)
             if tokens < fewest:
-                raise InputError(
-                    f"config.reduction.counts leaves {tokens} of {n} tokens at block "
-                    f"{block}; allowed there are {fewest} or more"
-                )
+                problem = f"has {tokens} tokens after block {block} of {n} before it"
+                self.refuse("counts", f"{fewest} or more", problem)
             rule = Exactly(step.rule, tokens)
             steps.append(dataclasses.replace(step, rule=rule))
             n = tokens
@@ -248,10 +233,8 @@ class Method(CheckedFields):
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
         highest = max(counts, default=0)
         if highest > most:
-            raise InputError(
-                f"{self.path(field)} {verb} {highest}; allowed: {least} to {most}, "
-                f"{reason}"
-            )
+            problem, allowed = f"{verb} {highest}", f"{least} to {most}, {reason}"
+            self.refuse(field, allowed, problem)
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields by name, without those that only training reads."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection, target_shares
@@ -111,7 +110,7 @@ class SPViT(LearnedSelection):
     keep_rates: tuple[float, ...] = several(
         (0.617, 0.369, 0.137),
         rate(),
-        "numbers from 0 to 1, one for each of config.reduction.blocks",
+        "numbers from 0 to 1, one for each of blocks",
     )
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     package_norm: str = choice("score", ("none", "score", "count"))
@@ -121,15 +120,10 @@ class SPViT(LearnedSelection):
         super().__post_init__()
         rates, blocks = self.keep_rates, self.blocks
         if len(rates) != len(blocks):
-            raise InputError(
-                f"config.reduction.keep_rates has {len(rates)} numbers; allowed: "
-                f"one for each of config.reduction.blocks, {len(blocks)}"
-            )
+            self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
-            raise InputError(
-                f"config.reduction.keep_rates is {rates} at blocks {blocks}; allowed: "
-                "rising blocks with rates, all of the first tokens, that do not"
-            )
+            allowed = "rising blocks with rates, all of the first tokens, that do not"
+            self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
 
     def scaled(self, strength, depth, patches):
         """Its shares, all multiplied alike, none above one."""

@@ -79,10 +79,9 @@ class ConvLearner(nn.Module, Reducer):
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
-            raise InputError(
-                "config.reduction.version is 'v1.0', which needs the grid of tokens, "
-                "but they are reduced before; allowed here is 'v1.1'"
-            )
+            problem = "is 'v1.0', which needs a grid, but tokens are reduced before"
+            facts = {"field": "version", "value": "v1.0", "allowed": "'v1.1'"}
+            raise InputError(problem, **facts)
 
     @nn.compact
     def __call__(self, taps, counts, train=False):

@@ -10,7 +10,6 @@ from imagepiece_jax.common.fields import (
     number,
     optional,
 )
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, check_merges
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
@@ -49,10 +48,8 @@ class ToMe(Method):
         """
         if self.r_list is not None:
             if len(self.r_list) > depth:
-                raise InputError(
-                    f"config.reduction.r_list has {len(self.r_list)} entries; allowed: "
-                    f"at most {depth}, one for each block"
-                )
+                allowed = f"at most {depth}, one for each block"
+                self.refuse("r_list", allowed, f"has {len(self.r_list)} entries")
             return self.r_list + (0,) * (depth - len(self.r_list))
         low = int(self.r * (1 - self.inflection))
         high = 2 * self.r - low

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
@@ -87,22 +86,3 @@ def test_pruned_merged_and_counted_by_hand():
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
     fewer = decide(PruneAndMerge(kept=5), taps, Counts(n_in=7, n_out=4))
     assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]
-
-
-@pytest.mark.parametrize(
-    "model, fields, words",
-    [
-        ("deit_ti", {"target": 2.9}, "target is 2.9; allowed for deit_ti are 0.6"),
-        ("vit_large_patch16_224", {}, "no schedule for 24 blocks of width 1024"),
-        ("deit_s", {"prune": (2,) * 12}, "allowed: both or neither"),
-        ("deit_s", {"prune": (9, 8), "merge": (9, 8)}, "prune has 2 entries"),
-        ("deit_s", {"prune": (1,) * 12, "merge": (1,) * 12}, "whole numbers from 2"),
-    ],
-)
-def test_no_other_sizes_schedule_is_taken(model, fields, words):
-    with pytest.raises(InputError, match=words):
-        create_model(model, reduction={"name": "diffrate", **fields})
-    if not fields:
-        model = "deit_s"
-        with pytest.raises(InputError, match="576 patches"):
-            create_model("deit_s", image_size=384, reduction={"name": "diffrate"})

@@ -110,19 +110,6 @@ def test_the_default_costs_what_the_learned_methods_cost():
     assert model.plan[-1].mlp_tokens == 50
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, True, "7"])
-def test_a_grid_that_is_no_number_of_cells_is_named(size):
-    with pytest.raises(InputError, match="reduction.grid_size is .* numbers from 1"):
-        GridPooling(grid_size=size).steps(12)
-
-
-def test_a_block_that_does_not_fit_is_named():
-    with pytest.raises(InputError, match="reduction.block is -1; .* numbers from 0"):
-        GridPooling(block=-1).steps(12)
-    with pytest.raises(InputError, match="block 12, .* blocks 0 to 11"):
-        build(12, 196, GridPooling(block=12).steps(12))
-
-
 def test_a_grid_larger_than_that_of_the_patches_is_refused():
     """By the model, before anything runs; by the reducer for images of other sizes."""
     with pytest.raises(InputError, match="grid_size is 6, but there are 5 x 5 .* to 5"):

@@ -48,28 +48,6 @@ def test_named_blocks_override_the_schedule():
     ]
 
 
-def test_a_schedule_needs_four_blocks():
-    with pytest.raises(InputError, match="depth of 4.*found 3.*merge_blocks"):
-        ImagePiece().steps(3)
-
-
-@pytest.mark.parametrize(
-    "field, value, allowed",
-    [
-        ("schedule", "C", "'A', 'B'"),
-        ("merge_base", "some", "'all', 'candidates'"),
-        ("order", "random", "'descending', 'ascending'"),
-        ("parity", 2, "0, 1"),
-        ("metric", "keys", "'key', 'query', 'value', 'token'"),
-        ("size_weighting", 1, "True, False"),
-        ("inattentive", "fuse", "'merge', 'drop', 'random', 'tome'"),
-    ],
-)
-def test_an_unknown_choice_lists_the_known_ones(field, value, allowed):
-    with pytest.raises(InputError, match=rf"{field} is {value!r}; .*are {allowed}$"):
-        ImagePiece(**{field: value})
-
-
 @pytest.mark.parametrize(
     "fields, tokens",
     [
@@ -191,8 +169,6 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
 def test_a_control_by_tome_matches_all_tokens_at_all_nine_steps():
     found = ImagePiece(inattentive="tome").steps(12)
     assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
-    with pytest.raises(InputError, match="keep_rate is 0.4; with inattentive 'tome'"):
-        ImagePiece(inattentive="tome", keep_rate=0.4).steps(12)
 
 
 def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
@@ -206,12 +182,6 @@ def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
     assert rules["drop"] == ["prune"] * 9
     assert rules["tome"] == ["bipartite"] * 9
     assert rules["random"] == [None, None, "prune"] * 3
-
-
-def test_masked_training_has_no_tome():
-    method = METHODS["imagepiece_dynamicvit"]
-    with pytest.raises(InputError, match="inattentive is 'tome', whose .* mode 'topk'"):
-        method(inattentive="tome").steps(12)
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
@@ -235,9 +205,7 @@ def test_counts_change_where_it_merges_and_prunes(name):
     assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
     found = [layer.counts for layer in build(12, 196, [merge, prune]) if layer.counts]
     assert [(c.n_out, c.candidates) for c in found] == [(167, 58), (100, None)]
-    with pytest.raises(InputError, match="leaves 166 of 196 .* at block 0; .* are 167"):
+    with pytest.raises(InputError, match="has 166 tokens after block 0 .* 167 or more"):
         METHODS[name](counts=(166,) * 12).planned_steps(12, 196)
-    with pytest.raises(
-        InputError, match="changes at block 10, but the blocks at which"
-    ):
+    with pytest.raises(InputError, match="changes at block 10; allowed: .* 0, 1"):
         METHODS[name](counts=(196,) * 10 + (9, 9)).planned_steps(12, 196)

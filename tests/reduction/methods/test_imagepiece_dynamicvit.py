@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import plan_macs
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts, build
@@ -266,17 +265,3 @@ def test_it_has_the_fields_of_both():
     inference = ImagePieceDynamicViT().inference_fields()
     assert {"mode", "merge_ratio"} <= set(inference)
     assert not {"ratio_weight", "backbone_lr"} & set(inference)
-
-
-@pytest.mark.parametrize(
-    "field, value, allowed",
-    [("mode", "soft", "'mask', 'topk'"), ("predictor_pos", "post", "'mid', 'pre'")],
-)
-def test_unknown_choices_are_named(field, value, allowed):
-    with pytest.raises(InputError, match=rf"{field} is {value!r}; allowed: {allowed}"):
-        ImagePieceDynamicViT(**{field: value}).steps(12)
-
-
-def test_fields_of_imagepiece_are_checked_as_there():
-    with pytest.raises(InputError, match="merge_base is 'some'"):
-        ImagePieceDynamicViT(merge_base="some").steps(12)

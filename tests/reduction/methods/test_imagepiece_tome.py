@@ -2,7 +2,6 @@
 
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
@@ -56,7 +55,3 @@ def test_one_step_merges_at_most_half(rate):
 
 def test_its_fields_are_imagepieces():
     assert ImagePieceToMe().inference_fields() == ImagePiece().inference_fields()
-    with pytest.raises(InputError, match="metric is 'keys'"):
-        ImagePieceToMe(metric="keys").steps(12)
-    with pytest.raises(InputError, match="keep_rate is 2"):
-        ImagePieceToMe(keep_rate=2).steps(12)

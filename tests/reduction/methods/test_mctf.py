@@ -119,24 +119,11 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("r", [-1, 1.5, "16", True, None])
-def test_a_number_or_a_share(r):
-    with pytest.raises(InputError, match="config.reduction.r is"):
-        MCTF(r=r)
-
-
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     steps = MCTF(blocks=(1,)).steps(4)
     pooled = {"name": "token_pooling", "blocks": (2,)}
     model = create_model("deit_ti", reduction=pooled)
     both = (*steps, model.plan[2].step)
     plan = build(4, 196, both)
-    with pytest.raises(InputError, match="block 1, in which tokens change"):
+    with pytest.raises(InputError, match="block 2 .* in which tokens change"):
         contract.check_plan(plan, model.arch, (14, 14))
-
-
-@pytest.mark.parametrize("field", ["similarity", "attention", "sizes"])
-@pytest.mark.parametrize("value", [0, -1, float("inf")])
-def test_a_temperature_is_above_zero(field, value):
-    with pytest.raises(InputError, match=f"{field} is {value}; allowed: .* above 0"):
-        MCTF(**{field: value})

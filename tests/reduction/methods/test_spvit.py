@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
@@ -302,30 +301,3 @@ def test_the_backbone_is_slow_until_the_schedule_is_slower():
     assert method.param_groups("reducer_9/vote_in/kernel").lr is None
     assert method.param_groups("cls_token").frozen_epochs == math.inf
     assert SPViT.needs_teacher
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ({"keep_rates": (0.5,)}, "keep_rates has 1 .*one for each.*blocks, 3"),
-        ({"keep_rates": (0.5, 1.5, 0.2)}, r"keep_rates is \(0.5, 1.5, 0.2\).*0 to 1"),
-        ({"keep_rates": 0.5}, "keep_rates is 0.5; .* 0 to 1, one for each of"),
-        (
-            {"keep_rates": (0.2, 0.5, 0.7)},
-            "keep_rates is .* allowed: rising blocks with",
-        ),
-        ({"blocks": (6, 3, 9)}, "keep_rates is .* allowed: rising blocks with"),
-        ({"package_norm": "mean"}, "package_norm is 'mean'.*'none'.*'score'.*'count'"),
-        ({"share_heads": 2}, "share_heads is 2; allowed: True, False"),
-    ],
-)
-def test_bad_fields_are_named(fields, message):
-    with pytest.raises(InputError, match=rf"config.reduction.{message}"):
-        SPViT(**fields).steps(12)
-
-
-@pytest.mark.parametrize("block", [12, -1])
-def test_blocks_outside_the_model_are_named(block):
-    steps = SPViT(keep_rates=(0.5,), blocks=(block,)).steps(12)
-    with pytest.raises(InputError, match=rf"block {block}\b"):
-        build(12, 196, steps)
