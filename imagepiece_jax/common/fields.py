@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 REQUIRED = dataclasses.MISSING
 
@@ -39,16 +39,24 @@ class CheckedFields:
                 try:
                     value = kind.convert(value)
                 except InputError as error:  # about a part of the value
-                    error.field = f"{field.name}.{error.field}".strip(".")
+                    part = f"{field.name}.{error.field}".strip(".")
+                    error.field = self.path(part)
                     raise
                 except ValueError:
                     self.refuse(field.name, kind.allowed)
                 object.__setattr__(self, field.name, value)
 
+    @classmethod
+    def path(cls, field: str) -> str:
+        """The field's name in errors: in a group of a config its full path."""
+        if cls.group is None:
+            return field
+        return ".".join(filter(None, ("config", cls.group, field)))
+
     def refuse(self, field: str, allowed: str, problem: str = ""):
         """Raise InputError for the value of a field, with the facts that it takes."""
-        value = getattr(self, field)
-        raise InputError(problem, field=field, value=value, allowed=allowed)
+        value, path = getattr(self, field), self.path(field)
+        raise InputError(problem, field=path, value=value, allowed=allowed)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -57,7 +65,6 @@ class CheckedFields:
         Raises InputError for the first that is missing or not allowed, by its path in
         the config.
         """
-        prefix = f"config.{cls.group}" if cls.group else "config"
         values = config.get(cls.group) if cls.group else config
         values, read = values if hasattr(values, "keys") else {}, {}
         for field in dataclasses.fields(cls):
@@ -66,11 +73,10 @@ class CheckedFields:
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
-                path = f"{prefix}.{field.name}"
+                path = cls.path(field.name)
                 hint = "a config starts from configs/base.py"
                 raise InputError("is missing", field=path, hint=hint)
-        with within(prefix):
-            return cls(**read)
+        return cls(**read)
 
 
 def is_number(value) -> bool:

@@ -222,13 +222,10 @@ class RunConfig(CheckedFields):
         super().__post_init__()
         data = self.data
         if 0 < data.canvas < self.image_size:
-            with within("data"):
-                allowed = f"0 and image_size ({self.image_size}) or more"
-                data.refuse("canvas", allowed)
+            data.refuse("canvas", f"0 and image_size ({self.image_size}) or more")
         if data.canvas and data.crop != "random_resized":
-            with within("data"):
-                problem = f"is {data.crop!r} with canvas={data.canvas}"
-                data.refuse("crop", "'random_resized', as the device crops", problem)
+            problem = f"is {data.crop!r} with canvas={data.canvas}"
+            data.refuse("crop", "'random_resized', as the device crops", problem)
         if self.best_by == "averages" and not self.ema_decay:
             allowed = "'weights', or a decay above 0, such as 0.99996"
             self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")
@@ -458,8 +455,7 @@ class Data:
     """
 
     def __init__(self, run: RunConfig, placement: Placement):
-        with within("config"):
-            run.check_training(placement)
+        run.check_training(placement)
         train_transform, eval_transform = run.train_transform(), run.eval_transform()
         self.train = run.source("train")
         names = self.train.class_names

@@ -16,7 +16,7 @@ import optax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import Stopped, within
+from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
@@ -119,8 +119,7 @@ class Run:
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
                 steps, groups = data.length.steps_per_epoch, run.method.param_groups
-                with within("config"):
-                    rate, transformation = optimizer.create(run.optim, steps, groups)
+                rate, transformation = optimizer.create(run.optim, steps, groups)
                 changed = {"model": run.model, "reduction": run.reduction}
                 fields = config.to_dict() | changed
                 distributed.check_same_settings(dry_run, fields, model, data)

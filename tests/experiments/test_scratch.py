@@ -325,7 +325,7 @@ def test_hours_change_until_the_epochs_are_planned(tmp_path):
         (["--page=no/page.md"], "--page no/page.md cannot be written"),
         (["--seeds=4294967296"], "--seeds is '4294967296'; allowed:"),
         (["--train_batch_size=29"], "--train_batch_size is 29, but"),
-        (["--patch=5"], "--patch"),
+        (["--patch=5"], "allowed: multiples of patch_size, 5"),
     ],
 )
 def test_mistakes_are_reported_at_once(some, data, tmp_path, words, text):

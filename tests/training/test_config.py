@@ -211,7 +211,7 @@ def test_rate_is_that_of_the_global_batch():
 
 
 def test_impossible_schedules_are_found_when_it_is_made():
-    message = "warmup_epochs is 41.0; allowed: 0 to epochs, 40"
+    message = "config.warmup_epochs is 41.0; allowed: 0 to epochs, 40"
     with pytest.raises(InputError, match=message):
         create(OptimConfig.from_config(config(warmup_epochs=41.0)), 11)
     with pytest.raises(InputError, match="config.lr_offset is 2; allowed: 0, 1"):
