@@ -6,7 +6,7 @@ python -m experiments table1 --data ... --weights FILE --small
 python -m experiments adapt --data ... --weights FILE
 python -m experiments saliency --data ... --weights FILE --decoder FILE
 python -m experiments patch_features --data ... --weights FILE --sweep tome:r=8
-python -m experiments scratch --data folder:PATH --hours 2
+python -m experiments scratch --data folder:PATH --epochs 20
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -15,13 +15,11 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; adapt; parts, level, carried, carried-maps, calibration, decisions;
-saliency, saliency-picture; patch_features; fixed_tokens; int8; or scratch,
-which trains from random weights.
+all of them; adapt; saliency, saliency-picture; patch_features; fixed_tokens; int8; or
+scratch, which trains from random weights.
 """
 
-from experiments.scratch.options import Options
-from experiments.settings import SWEEPS, TableSettings, check_flags, define_flags
+from experiments import registry, settings
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
@@ -32,10 +30,10 @@ WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
 cli.resize()
 cli.limit()
-cli.sweep(f"{', '.join(SWEEPS)}: the methods to compare")
+cli.sweep("the methods to compare")
 cli.dtype("of the layers")
 TIMING = cli.timing()
-SETTINGS, SCRATCH = define_flags(TableSettings), define_flags(Options)
+settings.define_flags(registry.SETTINGS)
 
 
 def main(words):
@@ -47,22 +45,26 @@ def main(words):
     (config, overrides), normalization = cli.config_or_base(), NORMALIZATION()
     if overrides is not None and not overrides:
         config = None
-    settings = SETTINGS()
-    names = runner.select(words, settings)
-    check_flags(names, TableSettings, Options)
-    if names == ["scratch"]:
-        if config or normalization or settings.weights:
-            raise InputError(
-                "scratch trains from random weights, by flags of its own; allowed: "
-                "those of --help that name it, without --config, --weights, --mean and "
-                "--std"
-            )
-        return scratch.run(SCRATCH(), cli.required(DATA), settings)
-    if not set(names) <= set(runner.NO_WEIGHTS):
+    common = settings.read_flags(settings.Common)
+    names = registry.select(words, common)
+    read = {name: registry.SETTINGS[name] for name in names}
+    settings.check_flags(read.values(), registry.SETTINGS.values())
+    read = {name: settings.read_flags(cls) for name, cls in read.items()}
+    if names == [registry.SCRATCH]:
+        typed = {"--config": config, "--mean": normalization}
+        for flag, value in (typed | {"--weights": common.weights}).items():
+            if value:
+                raise InputError(
+                    "is not read by scratch, which trains from random weights",
+                    field=flag,
+                    allowed="the flags of --help that name it",
+                )
+        return scratch.run(read[registry.SCRATCH], cli.required(DATA), common)
+    if any(registry.EXPERIMENTS[name].models for name in names):
         cli.required(DATA)
-        if not settings.runs:
+        if not common.runs:
             cli.required(WEIGHTS)
-    runner.run(names, settings, config, normalization, overrides)
+    runner.run(read, config, normalization, overrides)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ are not read where the config's loss does without. A fold's figures are one resu
 the cache; a run that was stopped resumes from its own checkpoint.
 """
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -15,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import time
 from typing import TYPE_CHECKING
 
 import jax
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
 
 CONFIG = "deit_ti_distill_finetune_small.py"
 REDUCTIONS = ("imagepiece", "tome", "evit")  # of CONFIG without --config
-# What of a config is another matter than how is trained.
+# Fields of a config that do not say how is trained.
 ELSEWHERE = ("data.name", "data.dir", "data.workers", "data.threads")
 ELSEWHERE += ("init.weights", "teacher.weights", "progress", "log_every_steps")
 HEAD = (
@@ -50,75 +48,48 @@ HEAD = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapted:
-    """What was measured of one reduction; results of all images, in their order."""
-
-    name: str
-    gmacs: float
-    before: np.ndarray
-    after: np.ndarray
-    folds: tuple[np.ndarray, ...]  # indices of their images
-
-
 def adapt(context):
     """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
     images, labels = _readable(context.images)
     context = dataclasses.replace(context, images=images)
     count = context.settings.folds
-    if len(images) < 2:
-        raise InputError(f"--data has {len(images)} image; allowed: 2 or more")
     if not 2 <= count <= len(images):
         raise InputError(
-            f"--folds is {count}; allowed: 2 to {len(images)}, the images of --data"
+            field="--folds",
+            value=count,
+            allowed=f"2 to the images of --data, {len(images)}",
         )
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
     _check_sets(context, configs, labels, parts)
-    dense = context.evaluate(context.pretrained, settings.DENSE)
-    progress = TimeLeft(len(configs) * count)
-    adapted = []
+    dense, rows = context.evaluate(context.pretrained, settings.DENSE), []
     for config in configs:
         reduction = reduction_of(config.to_dict())
         before = context.evaluate(context.pretrained, reduction)
         after = np.zeros(len(images), bool)
         name = settings.label(settings.changed(reduction))
         for fold, part in enumerate(parts):
-            with progress.one(f"{name}, fold {fold + 1} of {count}"):
-                result = _fold(context, config, reduction, labels, fold, parts)
-            after[part] = result.right
-        adapted.append(Adapted(name, before["gmacs"], before.right, after, parts))
-    _present(context, configs[0], dense, adapted)
+            print(f"{name}, fold {fold + 1} of {count}", flush=True)
+            after[part] = _fold(context, config, reduction, labels, fold, parts).right
+        line = [name, f"{before['gmacs']:.3f}"]
+        for right in (before.right, after):
+            line.append(statistics.format_estimate(statistics.accuracy(right)))
+        for base in (before, dense):
+            points = 100.0 * (after.astype(int) - base.right)
+            by_fold = [points[part].mean() for part in parts]
+            line.append(statistics.format_difference(statistics.student(by_fold)))
+            if base is before:
+                each = " ".join(f"{value:+.1f}" for value in by_fold)
+        rows.append([*line, each])
+    title = "a checkpoint adapted to reductions, each image tested by a fold's model"
+    facts = _facts(context, configs[0], dense.accuracy, parts)
+    render.page(context, "adapt", title, render.table(HEAD, rows), facts)
 
 
 def folds(images: int, count: int) -> tuple[np.ndarray, ...]:
     """Indices of `count` disjoint parts, which are all images; as even as can be."""
     order = np.random.default_rng(0).permutation(images)
     return tuple(np.sort(part) for part in np.array_split(order, count))
-
-
-class TimeLeft:
-    """Lines on what is done, and on the time that is left by what was trained here."""
-
-    def __init__(self, total: int):
-        self.total, self.done, self.seconds = total, 0, []
-
-    @contextlib.contextmanager
-    def one(self, what: str):
-        """One of them; what takes less than a second was read from the cache."""
-        print(f"{what}: {self.done + 1} of {self.total}", flush=True)
-        began = time.monotonic()
-        yield
-        self.done += 1
-        spent = time.monotonic() - began
-        if spent >= 1:
-            self.seconds.append(spent)
-            left = np.mean(self.seconds) * (self.total - self.done) / 60
-            print(
-                f"{what}: done in {spent / 60:.1f} min, {self.done} of {self.total}, "
-                f"about {left:.0f} min left",
-                flush=True,
-            )
 
 
 def _configs(context):
@@ -161,8 +132,10 @@ def _readable(images):
     source = images.source
     if not os.path.isfile(source.name(0)):
         raise InputError(
-            f"--data {images.name} has images that are no files, which a table of "
-            "training images cannot name; allowed: csv:FILE and folder:PATH"
+            "has images that are no files, which a table cannot name",
+            field="--data",
+            value=images.name,
+            allowed="csv:FILE and folder:PATH",
         )
     labels, in_a_row = {}, []
     for index in range(len(source)):
@@ -267,57 +240,9 @@ def _recipe(config, pretrained):
     return json.loads(json.dumps(config.to_dict())) | {"other_teacher": sorted(other)}
 
 
-def _present(context, config, dense, adapted):
-    """Write adapt.json and the page, and print it."""
-    rows, figures = [], []
-    for one in adapted:
-        by_fold = [
-            100 * float(np.mean(one.after[part].astype(int) - one.before[part]))
-            for part in one.folds
-        ]
-        change = statistics.student(by_fold)
-        to_dense = statistics.student(
-            [
-                100 * float(np.mean(one.after[part].astype(int) - dense.right[part]))
-                for part in one.folds
-            ]
-        )
-        before, after = map(statistics.accuracy, (one.before, one.after))
-        rows.append(
-            [
-                one.name,
-                f"{one.gmacs:.3f}",
-                statistics.format_estimate(before),
-                statistics.format_estimate(after),
-                statistics.format_difference(change),
-                statistics.format_difference(to_dense),
-                " ".join(f"{value:+.1f}" for value in by_fold),
-            ]
-        )
-        figures.append(
-            {
-                "model": one.name,
-                "gmacs": one.gmacs,
-                "unadapted": before._asdict(),
-                "adapted": after._asdict(),
-                "difference": change._asdict(),
-                "to_dense": to_dense._asdict(),
-                "by_fold": by_fold,
-            }
-        )
-    accuracy = statistics.accuracy(dense.right)
-    result = {"images": len(context.images), "dense": accuracy._asdict()}
-    result |= {"dense_gmacs": dense["gmacs"], "adapted": figures}
-    replace_file(context.out / "adapt.json", json.dumps(result, indent=2) + "\n")
-    title = "a checkpoint adapted to reductions, each image tested by a fold's model"
-    parts = render.table(HEAD, rows), _facts(context, config, accuracy, adapted)
-    render.page(context, "adapt", title, *parts)
-
-
-def _facts(context, config, dense, adapted):
+def _facts(context, config, dense, parts):
     """How the figures came to be."""
-    folds, images = len(adapted[0].folds), len(context.images)
-    length = RunConfig.from_config(config).length(images - len(adapted[0].folds[0]))
+    length = RunConfig.from_config(config).length(len(context.images) - len(parts[0]))
     distill, learned = DistillConfig.from_config(config), "labels"
     if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
@@ -326,7 +251,7 @@ def _facts(context, config, dense, adapted):
     rows = {
         "dense, unadapted, acc1, %": statistics.format_estimate(dense),
         "dense, GMACs": f"{context.pretrained.gmacs():.3f}",
-        "folds, each answered by what learned from the others": folds,
+        "folds, each answered by what learned from the others": len(parts),
         "intervals of differences": "Student's over the folds",
         "learned from": learned,
         "training": f"{config.epochs} epochs, {length.steps} steps of "

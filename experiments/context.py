@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from experiments.images import Images
-from experiments.settings import TableSettings
+from experiments.settings import Common
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
@@ -142,7 +142,7 @@ class Context:
     """
 
     cache: ResultCache
-    settings: TableSettings
+    settings: Common
     models: Models | None = None
     images: Images | None = None
     config: "ConfigDict | None" = None

@@ -1,4 +1,8 @@
-"""Tables of Markdown pages, read."""
+"""Tables and figures of Markdown pages, read."""
+
+import re
+
+from tests.runs import ROOT
 
 
 def cells(line):
@@ -23,3 +27,22 @@ def interval(cell):
     """(value, low, high) of "+0.1 [+0.0, +0.2], within noise", or (value,)."""
     value, _, ends = cell.partition(" [")
     return float(value), *map(float, ends.partition("]")[0].split(",") if ends else [])
+
+
+def section(page, heading=""):
+    """The text of a page, or of its section below "## HEADING.."."""
+    text = (ROOT / page).read_text("utf-8")
+    if heading:
+        text = text.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    assert text, (page, heading)
+    return text
+
+
+def lacking(figures, page, heading=""):
+    """Names of the figures, {name: text}, that a page or its section does not have."""
+    text = " ".join(section(page, heading).split())
+    return {
+        name: figure
+        for name, figure in figures.items()
+        if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\.?\d)", text)
+    }

@@ -17,7 +17,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import read_with_config
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
-from tests.experiments.test_saliency import random_head
+from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
 from tests.runs import ROOT
 

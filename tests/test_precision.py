@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import patch_features
+from experiments.dense_maps import patch_features
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model

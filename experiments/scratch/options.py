@@ -4,7 +4,7 @@ import dataclasses
 
 from experiments.settings import Settings, flag
 from imagepiece_jax.common.fields import count, number, optional, positive, text
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import one_of
 
 # In the order of their runs: DynamicViT's starts from the dense model's of its seed.
 SYSTEMS = (
@@ -14,56 +14,38 @@ SYSTEMS = (
 )
 
 
-def _option(kind, help_text):
-    return flag(kind, help_text, ("scratch",))
-
-
 @dataclasses.dataclass(frozen=True)
 class Options(Settings):
     """Size and length of the trainings."""
 
-    image_size: int = _option(count(64, least=1), "pixels a side")
-    canvas: int = _option(
-        count(128, least=1), "pixels a side that training images are held at"
-    )
-    patch: int = _option(count(8, least=1), "pixels a side of a patch")
-    width: int = _option(count(128, least=1), "of a token")
+    image_size: int = flag(count(64, least=1), "pixels a side")
+    canvas: int = flag(count(128, least=1), "pixels a side of stored training images")
+    patch: int = flag(count(8, least=1), "pixels a side of a patch")
+    width: int = flag(count(128, least=1), "of a token")
     # ImagePiece's schedule needs four blocks.
-    depth: int = _option(count(6, least=4), "blocks")
-    heads: int | None = _option(
+    depth: int = flag(count(6, least=4), "blocks")
+    heads: int | None = flag(
         optional(count(least=1)), "of attention; default: one for 64 channels"
     )
-    keep_rate: float = _option(
+    keep_rate: float = flag(
         number(0.8, above=0, most=1), "of ImagePiece, whose cost the others have"
     )
-    systems: str | None = _option(
+    systems: str | None = flag(
         optional(text()), f"trained, separated by commas; default: {','.join(SYSTEMS)}"
     )
-    epochs: int = _option(count(50, least=1), "of a run")
-    hours: float | None = _option(
-        optional(positive()), "of all runs: epochs are cut to fit"
-    )
-    minutes: float | None = _option(
-        optional(positive()), "of this call: runs that fit in"
-    )
-    page: str | None = _option(optional(text()), "the page; default: OUT/scratch.md")
-    train_batch_size: int = _option(count(128, least=1), "images a step")
-    peak_lr: float = _option(positive(1e-3), "learning rate after the warm-up")
+    epochs: int = flag(count(50, least=1), "of a run")
+    page: str | None = flag(optional(text()), "the page; default: OUT/scratch.md")
+    train_batch_size: int = flag(count(128, least=1), "images a step")
+    peak_lr: float = flag(positive(1e-3), "learning rate after the warm-up")
 
     def __post_init__(self):
         super().__post_init__()
         if self.canvas < self.image_size:
             self.refuse("canvas", f"--image_size, {self.image_size}, or more")
         for name in self.chosen:
-            if name not in SYSTEMS:
-                listed = f"allowed: {', '.join(SYSTEMS)}"
-                hint = suggestion(name, SYSTEMS, listed)
-                raise InputError(f"--systems is {name!r}; {hint}")
+            one_of("--systems", name, dict.fromkeys(SYSTEMS))
         if "dynamicvit" in self.chosen and "dense_conv" not in self.chosen:
-            raise InputError(
-                "--systems has dynamicvit, whose runs start from those of dense_conv; "
-                "allowed: both"
-            )
+            self.refuse("systems", "dynamicvit with dense_conv, which it starts from")
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -1,27 +1,25 @@
 """The runs of the comparison, one after the other; each leaves one JSON.
 
-OUT/scratch/plan.json            settings, seconds of each system, epochs
+OUT/scratch/plan.json            settings, data and systems
 OUT/scratch/SYSTEM_seedN.json    a finished run
 OUT/scratch/SYSTEM_seedN/        the run, as train.py leaves it
-OUT/scratch/points.jsonl         what was measured of finished runs
+OUT/scratch/points.jsonl         figures of finished runs
 OUT/scratch.md                   the page, written anew by each call
 """
 
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import time
 
 import jax
-from tqdm import tqdm
 
 from experiments.context import Context
 from experiments.images import Images
-from experiments.scratch import measures, page, plan, systems
+from experiments.scratch import measures, page, systems
 from experiments.scratch.options import SYSTEMS, Options
-from experiments.settings import TableSettings
+from experiments.settings import Common
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.files import (
@@ -39,38 +37,33 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
 
-PLAN = "plan.json"
-FREE = ("minutes", "page", "systems")  # options that may change between calls
-LENGTH = ("epochs", "hours")  # that may change until the epochs are planned
-SAVE_EVERY = 60.0  # seconds, rounded up to epochs
-# Fields that others' errors name, as flags of this command.
+PLAN, OUT = "plan.json", "--out"
+FREE = ("page", "systems")  # options that may change between calls
+# Flags of this command that set fields of a config, by the field's last name.
 FLAGS = {
-    "config.batch_size": "--train_batch_size",
-    "config.model.embed_dim": "--width",
-    "config.model.num_heads": "--heads",
-    "config.model.patch_size": "--patch",
-    "config.image_size": "--image_size",
-    "--workdir": "--out",
+    "batch_size": "--train_batch_size",
+    "embed_dim": "--width",
+    "num_heads": "--heads",
+    "patch_size": "--patch",
+    "image_size": "--image_size",
+    "--workdir": OUT,
 }
 
 
-def run(options: Options, data: str, settings: TableSettings):
-    """Finish as many runs as `options.minutes` allow, and write the page.
-
-    What is finished is only read; the data are not opened where everything is.
-    """
-    began = time.monotonic()
+def run(options: Options, data: str, settings: Common):
+    """Finish all runs, and write the page; the data are opened where one is missing."""
     folder = pathlib.Path(settings.out) / "scratch"
     if options.page:
         check_writable("--page", options.page)
-    made = read_plan(folder, options, settings.dtype or xla_options.fast_dtype())
+    plan = read_plan(folder, options, settings.dtype or xla_options.fast_dtype())
     with _flags_named():
-        finished(folder, made)  # those of another plan, before anything is trained
-        if made["epochs"] is None or _missing(folder, options.chosen, settings.seeds):
+        finished(folder, plan)  # those of another plan, before anything is trained
+        missing = _missing(folder, options.chosen, settings.seeds)
+        if missing:
             cache = ResultCache(folder, settings.again, device.versions())
             with contextlib.closing(cache):
-                _train(options, data, settings, made, folder, cache, began)
-        text = page.text(finished(folder, made), made)
+                _train(options, data, settings, plan, folder, cache, missing)
+        text = page.text(finished(folder, plan), plan)
     replace_file(options.page or folder.with_suffix(".md"), text)
     print(text, flush=True)
 
@@ -81,32 +74,28 @@ def _flags_named():
     try:
         yield
     except InputError as error:
-        text = str(error)
-        for field, flag in FLAGS.items():
-            text = text.replace(field, flag)
-        raise InputError(text) from error
+        error.field = FLAGS.get(error.field.rpartition(".")[2], error.field)
+        raise
 
 
 def read_plan(folder: pathlib.Path, options: Options, dtype: str) -> dict:
     """The plan in `folder`, or a new one; InputError where it has other settings."""
-    asked = {k: v for k, v in dataclasses.asdict(options).items() if k not in FREE}
-    asked = _as_json(asked | systems.RECIPE | {"dtype": dtype})
+    given = {k: v for k, v in dataclasses.asdict(options).items() if k not in FREE}
+    given = _as_json(given | systems.RECIPE | {"dtype": dtype})
     path = folder / PLAN
     if not path.exists():
-        return {"settings": asked, "images": None, "seconds": {}, "epochs": None}
-    made = read_json(path)
-    _check_fields(made, ("settings", "images", "seconds", "epochs"), path)
-    if made["epochs"] is None:
-        made["settings"] |= {name: asked[name] for name in LENGTH}
-    _check_same(asked, made["settings"], path)
-    return made
+        return {"settings": given, "images": None, "epochs": options.epochs}
+    plan = read_json(path)
+    _check_fields(plan, ("settings", "images", "epochs"), path)
+    _check_same(given, plan["settings"], path)
+    return plan
 
 
-def _train(options, data, settings, made, folder, cache, began):
+def _train(options, data, settings, plan, folder, cache, missing):
     """Complete the plan, and train what is missing."""
-    dtype = made["settings"]["dtype"]
+    dtype = plan["settings"]["dtype"]
     train, test = (sources.open_source(data, split) for split in sources.SPLITS)
-    _check_data(made, data, train, test, folder)
+    _check_data(plan, data, train, test, folder)
     classes = train.num_classes
     compared = {one.name: one for one in systems.systems(options, classes, dtype)}
     configs = {
@@ -120,87 +109,48 @@ def _train(options, data, settings, made, folder, cache, began):
         run.create_model()  # its own mistakes
         run.check_training(parallel.placement())
         loader.steps_per_epoch(len(train), config.batch_size)  # of one at least
-    written = {one["name"]: one for one in made.get("systems", [])}
+    written = {one["name"]: one for one in plan.get("systems", [])}
     written |= {
         name: _facts(one, configs[name], options) for name, one in compared.items()
     }
-    made |= {
+    plan |= {
         "images": [len(train), len(test), classes],
         "data": sources.short_name(data),
         "digest": [train.digest, test.digest],
         "systems": [written[name] for name in SYSTEMS if name in written],
     }
-    for name, config in configs.items():
-        if name not in made["seconds"]:
-            seconds = plan.measure(config, len(train), len(test))
-            made["seconds"][name] = seconds
-            _write(folder / PLAN, made)
-            print(
-                f"measured {name}: {seconds['epoch']:.1f} s an epoch, "
-                f"{seconds['evaluate']:.1f} s an evaluation, "
-                f"{seconds['compile']:.1f} s to compile",
-                flush=True,
-            )
-    if made["epochs"] is None:
-        left = options.hours and 3600 * options.hours - (time.monotonic() - began)
-        measured = {name: made["seconds"][name] for name in compared}
-        made["epochs"] = plan.epochs_that_fit(
-            measured, options.epochs, len(settings.seeds), left
-        )
-        _write(folder / PLAN, made)
-    missing = _missing(folder, options.chosen, settings.seeds)
-    needed = [plan.seconds_of(made["seconds"][n], made["epochs"]) for n, _ in missing]
-    total = len(compared) * len(settings.seeds)
-    print(
-        f"{made['epochs']} epochs a run of {options.epochs} asked for; {len(missing)} "
-        f"of {total} runs are missing, {tqdm.format_interval(sum(needed))} in all",
-        flush=True,
+    _write(folder / PLAN, plan)
+    images = Images.open(
+        data,
+        classes,
+        options.image_size,
+        resize="deit",
+        crop={"crop": 1.0, "crop_mode": "squash"},
+        batch_size=settings.eval_batch_size,
+        workers=settings.readers,
     )
-    context = Context(
-        cache,
-        settings,
-        images=Images.open(
-            data,
-            classes,
-            options.image_size,
-            resize="deit",
-            crop={"crop": 1.0, "crop_mode": "squash"},
-            batch_size=settings.eval_batch_size,
-            workers=settings.readers,
-        ),
-    )
-    for number, (name, seed) in enumerate(missing):
-        spent = time.monotonic() - began
-        if options.minutes and number and spent + needed[number] > 60 * options.minutes:
-            print(f"{len(missing) - number} runs are left for the next call")
-            return
+    context = Context(cache, settings, images=images)
+    for number, (name, seed) in enumerate(missing, 1):
         label = _label(name, seed)
-        print(
-            f"run {total - len(missing) + number + 1} of {total}, {label}; left for "
-            f"all runs {tqdm.format_interval(sum(needed[number:]))}",
-            flush=True,
-        )
-        config = _of_run(configs[name], compared[name], made, folder, seed)
-        result = _one(config, compared[name], made, folder / label, context)
+        print(f"run {number} of {len(missing)} missing ones, {label}", flush=True)
+        config = _of_run(configs[name], compared[name], plan, folder, seed)
+        result = _one(config, compared[name], plan, folder / label, context)
         _write(folder / f"{label}.json", result)
         print(f"{label}: {result['acc1']:.2f} % of test images", flush=True)
 
 
-def _check_data(made, data, train, test, folder):
+def _check_data(plan, data, train, test, folder):
     """InputError where these are not the data that the runs were begun with."""
-    counts = [len(train), len(test), train.num_classes]
-    if made["images"] not in (None, counts):
-        raise InputError(
-            f"--data {data} has {counts} training images, test images and "
-            f"classes, but the runs in {folder} were begun with {made['images']}; "
-            "allowed: the same data, or another --out"
-        )
-    digest = [train.digest, test.digest]
-    if made.get("digest", digest) != digest:  # former plans have none
-        raise InputError(
-            f"--data {data} has other images or labels than the runs in {folder} were "
-            "begun with; allowed: the same data, or another --out"
-        )
+    ours = {"images": [len(train), len(test), train.num_classes]}
+    ours["digest"] = [train.digest, test.digest]
+    for name, value in ours.items():
+        if plan.get(name) not in (None, value):  # former plans have no digest
+            raise InputError(
+                f"{data} has {name} {value}, but the runs in {folder} {plan[name]}",
+                field="--data",
+                value=value,
+                allowed=f"the same data, or another {OUT}",
+            )
 
 
 def _facts(system, config, options):
@@ -217,16 +167,15 @@ def _facts(system, config, options):
     }
 
 
-def _of_run(config, system, made, folder, seed):
+def _of_run(config, system, plan, folder, seed):
     """The config of one run: its seed, its length, what it starts and learns from."""
-    config, epochs = config.copy_and_resolve_references(), made["epochs"]
-    steps = loader.steps_per_epoch(made["images"][0], config.batch_size)
-    seconds = max(made["seconds"][system.name]["epoch"], 1e-3)
+    config, epochs = config.copy_and_resolve_references(), plan["epochs"]
+    steps = loader.steps_per_epoch(plan["images"][0], config.batch_size)
     config.seed, config.epochs = seed, epochs
     config.warmup_epochs = systems.RECIPE["warmup_share"] * epochs
     # One evaluation, at the end: no checkpoint is chosen on the test images.
     config.eval_every_epochs, config.log_every_steps = epochs, steps
-    config.checkpoint_every_steps = steps * math.ceil(SAVE_EVERY / seconds)
+    config.checkpoint_every_steps = steps
     if system.start is not None:
         start = folder / _label(system.start, seed)
         config.init.weights = config.teacher.weights = str(start)
@@ -234,7 +183,7 @@ def _of_run(config, system, made, folder, seed):
     return config
 
 
-def _one(config, system, made, workdir, context):
+def _one(config, system, plan, workdir, context):
     """Train and evaluate one run; its JSON."""
     train_and_evaluate(config, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
@@ -245,20 +194,22 @@ def _one(config, system, made, workdir, context):
     measured = measures.measure(context, weights, system, config.seed)
     epochs = [line for line in read_metrics(workdir) if line["kind"] == "train"]
     images = config.log_every_steps * config.batch_size
-    planned = made["seconds"][system.name]["epoch"]
-    seconds = [images / e["throughput"] if e["throughput"] else planned for e in epochs]
     return {
         "system": system.name,
         "seed": config.seed,
-        "settings": made["settings"],
-        "epochs": made["epochs"],
+        "settings": plan["settings"],
+        "epochs": plan["epochs"],
         "reduction": _as_json(system.reduction),
         "loss": result["loss"],
         "images": result["images"],
         **measures.figures(result),
         **measured,
         "train_loss": [line["loss"] for line in epochs],
-        "seconds": [round(each, 3) for each in seconds],
+        "seconds": [
+            round(images / line["throughput"], 3)
+            for line in epochs
+            if line["throughput"]
+        ],
         "measuring_seconds": round(time.monotonic() - began, 1),
         "device": device.name(),
         "versions": device.versions(),
@@ -267,13 +218,13 @@ def _one(config, system, made, workdir, context):
     }
 
 
-def finished(folder: pathlib.Path, made: dict) -> list[dict]:
+def finished(folder: pathlib.Path, plan: dict) -> list[dict]:
     """All finished runs, by seed; InputError for one of another plan."""
     results = []
     for path in sorted(folder.glob("*_seed*.json")):
         result = read_json(path)
         _check_fields(result, ("settings", "epochs", "seed", "right"), path)
-        ours = made["settings"] | {"epochs": made["epochs"]}
+        ours = plan["settings"] | {"epochs": plan["epochs"]}
         _check_same(ours, result["settings"] | {"epochs": result["epochs"]}, path)
         results.append(result)
     return sorted(results, key=lambda result: result["seed"])
@@ -284,18 +235,22 @@ def _check_fields(content, names, path):
     missing = [name for name in names if name not in content]
     if missing:
         raise InputError(
-            f"{path} has no {missing[0]}, so another program wrote it; remove it, or "
-            "name another --out"
+            f"has no {missing[0]}, so another program wrote it",
+            place=path,
+            allowed=f"a file of this command, or another {OUT}",
         )
 
 
 def _check_same(ours, theirs, path):
-    """InputError for the first setting that differs."""
+    """InputError for the first setting that differs; former plans have more."""
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name):
             raise InputError(
-                f"{path} was made with {name} {theirs.get(name)}, but now it is "
-                f"{ours.get(name)}; allowed: the same, or another --out"
+                f"was {theirs.get(name)}, but now it is {ours.get(name)}",
+                place=path,
+                field=name,
+                value=ours.get(name),
+                allowed=f"the same, or another {OUT}",
             )
 
 

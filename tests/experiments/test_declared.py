@@ -1,12 +1,10 @@
 """The declared experiment: its page and tables, from the files of its runs alone."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import results
+from experiments import records, retokenization
 from tests import markdown
 
 SEEDS = 6
@@ -17,10 +15,7 @@ BOUNDS = {"P1": 0, "P2": 0, "P3": -1}
 @pytest.fixture(scope="module")
 def runs():
     """The files of all runs."""
-    found = [
-        json.loads(p.read_text("utf-8")) for p in results.RUNS.glob("*_seed*.json")
-    ]
-    return sorted(found, key=lambda run: run["seed"])
+    return retokenization.read_runs()
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +61,11 @@ def contrasts(declared):
     return {"P1": np.mean(merging, axis=0), "P2": conv - patch, "P3": conv}
 
 
-def text_of(name):
-    return " ".join((results.ROOT / name).read_text("utf-8").split())
-
-
 def rows_of(name, label):
     """Cells of the rows of a page's tables that begin with `label`."""
-    text = (results.ROOT / name).read_text("utf-8")
     return [
         markdown.cells(row)
-        for row in text.splitlines()
+        for row in markdown.section(name).splitlines()
         if row.startswith(f"| {label} |")
     ]
 
@@ -111,52 +101,31 @@ def test_verdicts_follow_from_the_runs(contrasts):
         assert cells[4:] == [f"{alone:.3g}", f"{holm:.3g}", verdict]
 
 
-def test_sentences_follow_from_the_runs(declared, contrasts, runs):
+def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, runs):
     """docs/imagepiece.md."""
-    said = text_of("docs/imagepiece.md")
     lost = {
-        (name, stem): declared(f"dense_{stem}") - declared(f"{name}_{stem}")
+        f"dense - {name}, {stem}": declared(f"dense_{stem}")
+        - declared(f"{name}_{stem}")
         for name in ("imagepiece", "dropping")
         for stem in ("patch", "conv")
     }
-    shown = {key: student(points, 1) for key, points in lost.items()}
-    merging = student(contrasts["P1"], 1)
-    assert f"merging is {merging} points ahead" in said
-    assert (
-        f"ImagePiece loses {shown['imagepiece', 'patch']} points to its dense model, "
-        f"with the convolutional one {shown['imagepiece', 'conv']}."
-    ) in said
-    assert (
-        f"it loses {shown['dropping', 'patch']} and {shown['dropping', 'conv']} points"
-    ) in said
-    by_stem = lost["dropping", "patch"] - lost["dropping", "conv"]
-    more = contrasts["P2"] - by_stem
-    assert f"(by {student(more, 1)} points, which was not declared)" in said
-    low, _, high = student(more).partition(" [")[2].rstrip("]").partition(", ")
-    assert float(low) < 0 < float(high)
-    assert scipy.stats.ttest_1samp(by_stem, 0.0).confidence_interval(0.95).low > 0
-    assert f"it is {student(-contrasts['P3'], 1)} points behind" in said
+    by_stem = lost["dense - dropping, patch"] - lost["dense - dropping, conv"]
     paper = declared("imagepiece_conv") - declared("dense_patch")
     stem = declared("dense_conv") - declared("dense_patch")
-    assert f"is {student(paper, 1)} points here." in said
-    assert f"differ by {student(stem, 1)}: at this size" in said
-    spread = [points.std(ddof=1) for points in contrasts.values()]
+    points = {"P1": contrasts["P1"], "P2 - that of dropping": contrasts["P2"] - by_stem}
+    points |= lost | {"the paper's": paper, "stem": stem}
+    figures = {name: student(each, 1) for name, each in points.items()}
+    spread = [each.std(ddof=1) for each in contrasts.values()]
     errors = scipy.stats.t.ppf(0.975, SEEDS - 1) + scipy.stats.norm.ppf(0.8)
-    for figures in (spread, [errors * each / SEEDS**0.5 for each in spread]):
-        first, second, third = (f"{each:.1f}" for each in figures)
-        assert f"{first}, {second} and {third}" in said
-    assert f"{errors * 0.6 / SEEDS**0.5:.2f}".lstrip("0") + " points in four" in said
-    alike = [
-        np.mean(
-            [
-                run["merges"]["similarity"]["lowest first"][0]
-                for run in runs
-                if run["system"] == f"imagepiece_{name}"
-            ]
-        )
-        for name in ("conv", "patch")
-    ]
-    assert f"{alike[0]:.2f} (convolutional) and {alike[1]:.2f} (patch)" in said
+    reach = [errors * each / SEEDS**0.5 for each in spread]
+    for name, values in (("deviation", spread), ("reach", reach)):
+        figures |= {f"{name} {i}": f"{value:.1f}" for i, value in enumerate(values)}
+    figures["expected reach"] = f"{errors * 0.6 / SEEDS**0.5:.2f}".lstrip("0")
+    for name in ("conv", "patch"):
+        own = [run for run in runs if run["system"] == f"imagepiece_{name}"]
+        alike = [run["merges"]["similarity"]["lowest first"][0] for run in own]
+        figures[f"similarity, {name}"] = f"{np.mean(alike):.2f}"
+    assert not markdown.lacking(figures, "docs/imagepiece.md")
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
@@ -253,7 +222,9 @@ def test_merges_follow_from_the_runs(runs):
         assert row[1:] == shown
 
 
-def test_systems_are_in_the_file_of_results():
-    kept = results.read_results(results.FILE.read_text("utf-8"))
-    assert results.with_declared(kept, *results.declared_runs()) == kept
-    assert len(kept.of("retokenization")) == 6
+def test_systems_are_in_the_file_of_results(declared):
+    kept = records.read_results(records.FILE.read_text("utf-8"))
+    rows = {row.method: row for row in kept.of("retokenization")}
+    assert rows.keys() == set(retokenization.TITLES.values())
+    for name, title in retokenization.TITLES.items():
+        assert rows[title].parts == pytest.approx([*declared(name)])

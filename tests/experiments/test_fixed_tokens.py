@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from experiments import __main__ as experiments
-from experiments import fixed_tokens
+from experiments.dense_maps import fixed_tokens
 from imagepiece_jax.models import convert
 from tests.command import call, sentence
-from tests.experiments.test_saliency import random_head
+from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
 
 
@@ -70,28 +70,19 @@ def test_neighbors_vote_by_hand():
     assert found.tolist() == [1, 0]
 
 
-MAPPED = ["--sweep", "tome:r=2", "--counts", "16", "--decoder", "x"]
-
-
 @pytest.mark.parametrize(
-    "more, message",
+    "more, start",
     [
-        ([], "--sweep is missing: name methods"),
-        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'; allowed: one or"),
+        ([], "--sweep is missing"),
+        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'"),
+        (["--sweep", "tome:r=2", "--counts", "26"], "--counts"),
+        (["--sweep", "evit:blocks=(0,):score=probe"], "config.reduction at block 0"),
         (
-            ["--sweep", "tome:r=2", "--counts", "26"],
-            "--counts: tokens is 26; allowed: whole numbers from 1 to 25",
-        ),
-        (
-            ["--sweep", "evit:blocks=(0,):score=probe"],
-            "config.reduction at block 0 ranks tokens by the score 'probe', but the",
-        ),
-        (
-            [*MAPPED, "--fill", "zero,last"],
-            "--fill is 'zero,last'; allowed: one of nearest, last",
+            ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fill=zero,last"],
+            "--fill is 'zero,last'",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, words, more, message):
+def test_mistakes(tmp_path, words, more, start):
     words = ("fixed_tokens", *words, "--out", tmp_path)
-    assert message in sentence(call(experiments.main, *words, *more))
+    assert sentence(call(experiments.main, *words, *more)).startswith(start)

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from experiments import int8, saliency
+from experiments.dense_maps import int8, maps
+from experiments.settings import Int8
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction.settings import DENSE
 from tests.experiments import tiny_context
-from tests.experiments.test_saliency import random_head
+from tests.experiments.test_dense_maps import random_head
 
 TESTED = np.arange(10) % 5 > 0
 SWEEP = ("evit:blocks=(1,):keep_rate=.5",)
@@ -37,7 +38,9 @@ def context(tmp_path, weights):
         for made in opened:
             made.cache.close()
         images = tiny_context.images(10)
-        opened.append(tiny_context.context(tmp_path, weights, images=images, **fields))
+        opened.append(
+            tiny_context.context(tmp_path, weights, kind=Int8, images=images, **fields)
+        )
         return opened[-1]
 
     yield make
@@ -73,7 +76,7 @@ def test_maps_are_those_of_jax(tmp_path, context):
     np.savez(tmp_path / "head.npz", **random_head())
     made = context(sweep=SWEEP, decoder=str(tmp_path / "head.npz"))
     graphs = int8.Graphs(made, [DENSE], tmp_path)
-    wanted = saliency.Maps(made).dense[TESTED]
+    wanted = maps.HeadMaps(made).dense[TESTED]
     np.testing.assert_allclose(graphs.floats(0), wanted, atol=1e-4)
     int8.int8(made)
     dense, quantized, evit, *_ = rows_of((tmp_path / "int8.md").read_text())
@@ -92,8 +95,9 @@ def test_a_dropped_patch_has_the_feature_of_the_nearest_token():
 
 
 def test_methods_are_named(context):
-    with pytest.raises(InputError, match="--sweep is missing"):
+    with pytest.raises(InputError) as error:
         int8.int8(context())
+    assert error.value.field == "--sweep"
 
 
 def test_what_has_no_graph_is_known_before_any_figure(tmp_path, context):

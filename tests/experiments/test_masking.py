@@ -11,7 +11,7 @@ from experiments.context import Answers, OffTheShelf
 from experiments.masking import SIDE, corners_of, cover
 from experiments.published import MASKS
 from experiments.rows import DENSE
-from experiments.settings import TableSettings
+from experiments.settings import Masking
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy, statistics
 
@@ -125,7 +125,7 @@ class FakeContext:
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
     images = Twenty()
-    settings = TableSettings(mask_fill="black", mask_grid=True, speed=False)
+    settings = Masking(mask_fill="black", mask_grid=True, speed=False)
 
     def __init__(self, out):
         self.out, self.calls = out, []

@@ -9,7 +9,7 @@ import pytest
 from experiments import hyperspeed, published, tables
 from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
-from experiments.settings import TableSettings
+from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
@@ -30,7 +30,7 @@ class Photographs:
 class Monotone:
     """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
-    images, settings = Photographs(), TableSettings(speed=False)
+    images, settings = Photographs(), Common(speed=False)
 
     def __init__(self, out):
         self.out, self.evaluated = out, []

@@ -1,14 +1,16 @@
 """The crossed parts: cells that resolve, shares and tests against other code."""
 
+import json
+
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 
 from experiments import parts
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.reduction import methods, settings
-from tests.experiments import tiny_context
+from tests import markdown
 
 
 def test_every_cell_is_a_method_with_counts():
@@ -45,11 +47,11 @@ def test_shares_are_those_of_an_analysis_of_variance():
 def test_paired_is_scipys_test():
     ours, theirs = np.random.default_rng(1).normal(size=(2, 40))
     want = scipy.stats.ttest_rel(ours, theirs)
-    found = parts.paired("", ours, theirs)
-    assert found.p == pytest.approx(want.pvalue)
+    *_, estimate, p = parts.paired("", ours, theirs)
+    assert p == pytest.approx(want.pvalue)
     low, high = want.confidence_interval()
-    assert found.estimate == pytest.approx(((ours - theirs).mean(), low, high))
-    assert parts.paired("", ours, ours).p == 1
+    assert estimate == pytest.approx(((ours - theirs).mean(), low, high))
+    assert parts.paired("", ours, ours)[-1] == 1
 
 
 def made_up():
@@ -59,45 +61,28 @@ def made_up():
     for cell in parts.cells():
         level = len(cell.method) + parts.SCHEDULES.index(cell.schedule)
         kl = np.exp(level + 2 * (cell.fate == "dropped") + rng.normal(0, 0.1, 60))
-        found[cell] = parts.Measured(kl, rng.random(60) < 0.8, 0.5)
+        found[cell] = parts.Measured(kl, rng.random(60) < 0.8)
     return found
 
 
 def test_contrasts_find_what_was_put_in():
     found = made_up()
-    first, second, third = parts.contrasts(found)
-    assert first.estimate.value == pytest.approx(1, abs=0.1)
-    assert second.estimate.value == pytest.approx(len("pitome") - len("tome"), abs=0.1)
-    assert third.estimate.value == pytest.approx(2, abs=0.1)
+    differences = [estimate.value for _, _, estimate, _ in parts.contrasts(found)]
+    assert differences == pytest.approx([1, len("pitome") - len("tome"), 2], abs=0.1)
     # A schedule that one of them lacks counts for neither.
     lacks = {
         cell: each
         for cell, each in found.items()
         if (cell.method, cell.schedule) != ("pitome", "curve")
     }
-    assert parts.contrasts(lacks)[1].estimate.value == pytest.approx(2, abs=0.1)
+    assert parts.contrasts(lacks)[1][2].value == pytest.approx(2, abs=0.1)
     schedules, values = parts.balanced(lacks, "merged", [*parts.MERGING])
     assert "curve" not in schedules and values.shape == (6, 8, 30)
 
 
-def test_tests_of_chosen_sets_are_of_odd_rows():
-    rng = np.random.default_rng(3)
-    kl, right = rng.random((2, 60)), rng.random((2, 60)) < 0.7
-    one, other = (parts.Measured(k, r, 0.5) for k, r in zip(kl, right, strict=True))
-    beside = {"chosen": one, "published": other, "ToMe": other, "MCTF": one}
-    (test,) = parts.primary(beside)
-    want = scipy.stats.ttest_rel(kl[0, 1::2], kl[1, 1::2])
-    assert test.p == pytest.approx(want.pvalue)
-    tests = parts.secondary(one, other, beside)
-    assert len(tests) == 9
-    assert tests[4].p == statistics.mcnemar(right[0, 1::2], right[1, 1::2])
-    table = parts.tests_table(tests)
-    assert len(table.splitlines()) == 11
-
-
 def test_pages_of_cells_leave_out_what_was_not_reached():
     found = made_up()
-    gone = parts.Cell("tome", "merged", "curve", True, parts.COST)
+    gone = parts.Cell("tome", "merged", "curve", True)
     del found[gone]
     (line,) = [
         x
@@ -109,22 +94,157 @@ def test_pages_of_cells_leave_out_what_was_not_reached():
     assert parts.costs(found, chosen).splitlines()[-1].count("/") == 1
 
 
-def test_divergence_is_scipys(tmp_path):
-    """Of every image; a cost out of reach is an empty cell, a resumed one is read."""
-    weights = tiny_context.pretrained(tmp_path)
-    context = tiny_context.context(tmp_path / "out", weights)
-    found = parts.Divergence(context)
-    reduction = {"name": "tome", "macs": 0.7, "counts": "proportional"}
-    measured = found.of(reduction)
-    chances = []
-    for each in (settings.DENSE, reduction):
-        _, logits, _ = found._logits(each)
-        chances.append(scipy.special.softmax(logits.astype(float), axis=1))
-    want = scipy.stats.entropy(*chances, axis=1)
-    np.testing.assert_allclose(measured.kl, want, rtol=1e-5, atol=1e-12)
-    assert measured.share == pytest.approx(0.7, abs=0.02) and want.max() > 1e-6
-    assert found.of({"name": "tome", "macs": 0.01}) is None
-    again = parts.Divergence(context).of(reduction)
-    np.testing.assert_array_equal(again.right, measured.right)
-    assert len((tmp_path / "out" / "points.jsonl").read_text().splitlines()) == 1
-    context.cache.close()
+# The committed points and pages
+
+FOLDER = parts.FOLDER
+
+
+@pytest.fixture(scope="module")
+def points():
+    return parts.Points(FOLDER / "points.jsonl")
+
+
+def test_the_page_has_the_tables_of_the_points(points):
+    page, found = (FOLDER / "parts.md").read_text("utf-8"), points.cells()
+    made = [parts.grid(found, "merged", sized) for sized in (True, False)]
+    made += [parts.grid(found, "dropped", False), parts.scores(points)]
+    made += [parts.costs(found, parts.by_choice(found)[: parts.BEST])]
+    families = [parts.contrasts(found), *parts.chosen(points)]
+    for table in (*made, *map(parts.tests_table, families)):
+        assert table in page
+
+
+def test_tests_of_chosen_sets_are_of_odd_rows(points):
+    primary, secondary, _ = parts.chosen(points)
+    cell = parts.Cell("mctf", "merged", "diffrate", True, parts.PUBLISHED_COST)
+    ours, theirs = points.of(cell.reduction), points.of(parts.PUBLISHED)
+    want = scipy.stats.ttest_rel(ours.kl[1::2], theirs.kl[1::2])
+    assert primary[0][-1] == pytest.approx(want.pvalue)
+    rights = ours.right[1::2], theirs.right[1::2]
+    assert secondary[-1][-1] == statistics.mcnemar(*rights)
+
+
+SETS = {
+    "fusion": {"name": "mctf", "counts": "diffrate", "prop_attn": True},
+    "most attended": {"name": "diffrate", "counts": "diffrate", "prop_attn": True},
+    "ToMe": {"name": "tome"},
+}
+SETS["fusion by class attention"] = SETS["fusion"] | {"score": "class"}
+STAGES = "most attended, stages-3-6-9"
+SETS[STAGES] = SETS["most attended"] | {"counts": "stages-3-6-9"}
+
+
+def test_level_is_that_of_the_images():
+    """Every row of elsewhere.md: accuracy, and the paired difference to dense."""
+    _, found = parts.rights(FOLDER)
+    dense = parts.reduction_key(settings.DENSE)
+    table, (faster,) = markdown.tables(
+        markdown.section("docs/tables/parts/elsewhere.md", "`level`")
+    )
+    assert len(table) == 19 and len(found[dense]) == 13394
+
+    def right_of(name, share):
+        if name in SETS:
+            macs = round(float(share), 3)
+            return found[parts.reduction_key({**SETS[name], "macs": macs})]
+        side = int((name + ", 224").split(", ")[1].split()[0])
+        return found[parts.reduction_key(settings.DENSE, side)]
+
+    for row in table:
+        right = right_of(row["set"], row["share of the MACs"])
+        accuracy = statistics.format_estimate(statistics.accuracy(right))
+        assert row["acc1, %"] == accuracy, row
+        if row["points to dense"]:
+            change = statistics.paired_difference(right, found[dense])
+            assert row["points to dense"] == statistics.format_difference(change), row
+    pair = right_of(STAGES, 0.6), right_of("most attended", 0.5)
+    change = statistics.paired_difference(*pair)
+    assert faster["difference"] == statistics.format_difference(change)
+    assert faster["verdict"] == "decided" and statistics.mcnemar(*pair) < parts.LEVEL
+
+
+def test_figures_of_pages_are_those_of_the_points(points):
+    found = points.cells()
+
+    def kl(*cell):
+        return f"{found[parts.Cell(*cell)].kl[parts.ODD].mean():.3f}"
+
+    cells = [
+        ("evit", "dropped", schedule, False)
+        for schedule in ("imagepiece", "stages-3-6-9", "proportional")
+    ]
+    cells += [("tome", "merged", s, True) for s in ("imagepiece", "diffrate")]
+    assert not markdown.lacking({c: kl(*c) for c in cells}, "docs/imagepiece.md")
+    times = {"B3": f"{np.exp(parts.contrasts(found)[2][2].value):.1f}"}
+    page = markdown.section("docs/tables/parts/elsewhere.md", "`decisions`")
+    shares = {}
+    for row in markdown.tables(page)[0]:
+        if row["other class than float32"]:
+            value = markdown.interval(row["other class than float32"])[0]
+            shares.setdefault(row["decisions in bfloat16"], []).append(value)
+    dense, *shares["bfloat16"] = shares["bfloat16"]
+    shares["scores"] = [*shares.pop("unrounded"), *shares.pop("float32")]
+    spans = {kind: f"{min(s)} to {max(s)}" for kind, s in shares.items()}
+    figures = times | spans | {"dense": f"{dense} %"}
+    assert not markdown.lacking(figures, "docs/comparison.md")
+
+
+# The table by time
+
+NAME = "most attended in 3 blocks .5"
+OURS = {"name": "diffrate", "macs": 0.5, "counts": "stages-3-6-9"}
+SYSTEMS = {
+    "dense": ({"name": "none"}, 224),
+    NAME: (OURS, 224),
+    "dense at 160 pixels": ({"name": "none"}, 160),
+}
+
+
+def point(experiment, reduction, right, **more):
+    setting = {"reduction": settings.completed(reduction)} | more
+    result = {"right": encode_bits(np.array(right, bool)), "images": len(right)}
+    return {"experiment": experiment, "setting": setting, "result": result}
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ours, dense = OURS, {"name": "none"}
+    write(tmp_path / "points.jsonl", [point("parts", ours, [0, 1, 0, 0, 0, 1])])
+    elsewhere = [
+        point("carried", dense, [1, 1, 1]),
+        point("carried", dense, [0, 0, 0], damage="noise .2"),
+        point("carried", dense, [1, 0, 0], resized=[160, 160]),
+        point("level", dense, [1, 1, 1, 1, 0, 0, 0, 0]),
+        point("level", ours, [1, 1, 1, 0, 0, 0, 0, 0]),
+        point("saliency", dense, [0]),
+    ]
+    write(tmp_path / "elsewhere.jsonl", elsewhere)
+    speeds = [
+        {"model": "dense", "runtime": "JAX", "batch": 8, "ratio": [1, 1, 1], "macs": 1},
+        {"model": NAME, "runtime": "JAX", "batch": 8, "ratio": [1.5, 1.2, 1.8]},
+        {"model": NAME, "runtime": "H200", "batch": 256, "ratio": [1.45]},
+        {"model": "dense at 160 pixels", "runtime": "JAX", "batch": 1, "ratio": [2]},
+    ]
+    for speed in speeds:
+        reduction, side = SYSTEMS[speed["model"]]
+        speed |= {"reduction": reduction, "image_size": side}
+    write(tmp_path / "clock.jsonl", [{"macs": 2} | speed for speed in speeds])
+    return tmp_path
+
+
+def test_a_row_has_the_accuracy_and_the_times_of_its_setting(folder):
+    (rows,) = markdown.tables(parts.clock(folder=folder))
+    rows = {row["setting"]: row for row in rows}
+    assert [*rows] == ["dense", NAME, "dense at 160 pixels"]
+    ours, dense, small = rows[NAME], rows["dense"], rows["dense at 160 pixels"]
+    assert ours["acc1, photographs"] == "66.7"  # of rows 1, 3, 5
+    assert dense["acc1, photographs"] == "100.0" and not dense["points, imagenette"]
+    assert small["acc1, photographs"] == "33.3" and not small["points, imagenette"]
+    assert ours["points, imagenette"].startswith("-12.5 [")
+    assert ours["JAX, CPU"] == "1.50 [1.20, 1.80]" and not ours["JAX, CPU, batch 1"]
+    assert ours["H200, estimated"] == "1.45" and small["JAX, CPU, batch 1"] == "2.00"
+    assert ours["MACs"] == "0.50" and dense["MACs"] == "1.00"

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import throughput
-from experiments.settings import TableSettings
+from experiments.settings import Throughput
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from tests.experiments import tiny_context
@@ -23,7 +23,9 @@ def context(tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "package_config", load_config)
 
     def make(**settings):
-        opened.append(tiny_context.context(tmp_path, images=None, **settings))
+        opened.append(
+            tiny_context.context(tmp_path, kind=Throughput, images=None, **settings)
+        )
         return opened[-1]
 
     yield make
@@ -36,11 +38,11 @@ def test_the_default_batch_sizes_can_be_measured(context):
     sizes = (2, 1)
     found = throughput.groups(context(batch_sizes=sizes))
     assert [(group.batch_size, group.mode) for group in found] == [
-        *((2, mode) for mode in TableSettings().modes),
-        *((1, mode) for mode in TableSettings().modes if mode != "train"),
+        *((2, mode) for mode in Throughput().modes),
+        *((1, mode) for mode in Throughput().modes if mode != "train"),
     ]
     assert list(found[0].configs) == ["deit_s", "deit_s_tome"]
-    assert 1 in TableSettings().batch_sizes and "train" in TableSettings().modes
+    assert 1 in Throughput().batch_sizes and "train" in Throughput().modes
 
 
 def test_training_of_odd_batches_alone_is_refused(context):

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.context import Context, OffTheShelf
 from experiments.images import Images
-from experiments.settings import TableSettings
+from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
@@ -48,11 +48,11 @@ def images(count=24):
 def context(folder, weights=None, *, config=None, **given):
     """A Context of the tiny model `weights`, without speeds.
 
-    given: `models`, `images`, and fields of its settings.
+    given: `models`, `images`, `kind` (the class of its settings), and their fields.
     """
     shelf = None if weights is None else OffTheShelf(weights)
     models = given.pop("models", shelf)
     shown = given.pop("images") if "images" in given else images()
     quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
-    settings = TableSettings(**quick | {"seconds": 0.0} | given)
-    return Context(ResultCache(folder), settings, models, shown, config, PROGRAMS)
+    made = given.pop("kind", Common)(**quick | {"seconds": 0.0} | given)
+    return Context(ResultCache(folder), made, models, shown, config, PROGRAMS)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from experiments import saliency
+from experiments.dense_maps.head import decode, read_head
+from experiments.dense_maps.maps import THRESHOLD
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +83,8 @@ def test_each_way_gives_the_model_of_the_folder(assets, vit, tmp_path, way):
 
 
 def test_the_decoder_makes_their_maps(assets, maps, theirs):
-    head = saliency.read_head(assets / WEIGHTS / "saliency_decoder.safetensors", 384)
+    head = read_head(assets / WEIGHTS / "saliency_decoder.safetensors", 384)
     patches = np.asarray(maps.patches).reshape(4, 16, 16, 384)
-    ours = jax.jit(lambda x: saliency.decode(head, x, (224, 224)))(patches)
+    ours = jax.jit(lambda x: decode(head, x, (224, 224)))(patches)
     assert distance(ours, theirs["saliency"]) < CLOSE
-    assert (theirs["saliency"].max(axis=(1, 2)) > saliency.THRESHOLD).all()
+    assert (theirs["saliency"].max(axis=(1, 2)) > THRESHOLD).all()

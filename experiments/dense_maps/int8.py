@@ -1,26 +1,25 @@
 """What int8 gives on a CPU beside reductions: speed, accuracy, agreement of maps.
 
-ONNX graphs of the dense model and of every method of --sweep are quantized by the
-recipes of docs/inference.md, which are run as they stand there: onnxruntime's and,
-where NNCF is installed, NNCF's for OpenVINO. Every fifth image calibrates, the others
+ONNX graphs of the dense model and of every method of --sweep are quantized as
+docs/inference.md shows: by onnxruntime and, where NNCF is installed, by NNCF for
+OpenVINO. Every fifth image calibrates, the others
 test. With --decoder graphs give the tokens that are left, and maps are drawn of them; a
 dropped patch has the feature of the token that stands nearest to it.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import pathlib
-import re
 import tempfile
 import time
 
 import jax
 import numpy as np
 
-from experiments import render, saliency
+from experiments import render
+from experiments.dense_maps.head import decode
+from experiments.dense_maps.maps import HeadMaps, cells, figures
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.image_size import sides
@@ -31,8 +30,7 @@ from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.reduction import settings
 
-PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "inference.md"
-# (runtime, weights): the file that a recipe reads or leaves.
+# (runtime, weights): the file that is read or written.
 FILES = {
     ("onnxruntime", "float32"): "model.onnx",
     ("onnxruntime", "int8"): "model_int8.onnx",
@@ -41,16 +39,21 @@ FILES = {
 }
 FLOAT, *_ = FILES
 BATCHES, AT_ONCE = (1, 8), 8
+BASES = ("dense", "float32")
 
 
 def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
-    asked, reductions = context.settings, context.reductions
+    given, reductions = context.settings, context.reductions
     if not importlib.util.find_spec("onnxruntime"):
-        raise InputError('onnxruntime is missing: pip install ".[onnx]"')
+        raise InputError(
+            "is missing",
+            field="onnxruntime",
+            hint='install it by pip install ".[onnx]"',
+        )
     with tempfile.TemporaryDirectory() as folder:
         graphs = Graphs(context, [settings.DENSE, *reductions], pathlib.Path(folder))
-        figures = {entry: graphs.figures(*entry) for entry in graphs.entries}
+        found = {entry: graphs.figures(*entry) for entry in graphs.entries}
         speeds = [graphs.speeds(batch) for batch in BATCHES]
     rows = []
     for entry, *seconds in zip(graphs.entries, *speeds, strict=True):
@@ -64,7 +67,7 @@ def int8(context):
                 f" ({times.median:.2f} [{times.low:.2f}, {times.high:.2f}])"
                 * (entry != graphs.entries[0])
             )
-        rows.append(row | graphs.cells(figures[entry], figures[place, FLOAT]))
+        rows.append(row | graphs.texts(found[entry], found[place, FLOAT]))
     render.page(
         context,
         "int8",
@@ -73,7 +76,7 @@ def int8(context):
         render.note(context),
         f"{sum(graphs.calibrates)} of the images calibrate, the others test. Images "
         "for each second that one thread computes; in brackets, times the first row of "
-        f"the same turn (median, lowest and highest of {asked.repeats}); "
+        f"the same turn (median, lowest and highest of {given.repeats}); "
         f"{device.name()}.",
     )
 
@@ -88,19 +91,18 @@ class Graphs:
     def __init__(self, context, reductions, folder):
         self.context, self.weights = context, context.pretrained
         self.reductions, self.folder = reductions, folder
-        listed = context.settings.decoder or not self.weights.config.num_classes
-        self.maps = saliency.Maps(context) if listed else None
+        draws = context.settings.decoder or not self.weights.config.num_classes
+        self.maps = HeadMaps(context) if draws else None
         batches = [*context.images.batches()]
         self.pixels, self.labels = (
             np.concatenate([batch[name][batch["mask"] > 0] for batch in batches])
             for name in ("image", "label")
         )
         self.calibrates = np.arange(len(self.pixels)) % 5 == 0
-        section = PAGE.read_text("utf-8").partition("\n### int8 on CPUs\n")[2]
-        self.recipes = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
-        if not all(map(importlib.util.find_spec, ("nncf", "openvino"))):
-            del self.recipes[1:]
-        forms = list(FILES)[: 2 * len(self.recipes)]
+        self.quantizers = [quantize_onnx]
+        if all(map(importlib.util.find_spec, ("nncf", "openvino"))):
+            self.quantizers.append(quantize_openvino)
+        forms = list(FILES)[: 2 * len(self.quantizers)]
         self.entries = [(p, form) for p in range(len(reductions)) for form in forms]
         # Programs are made once; so are figures of float32 graphs, which others are
         # compared with.
@@ -124,10 +126,8 @@ class Graphs:
     def _programs(self, place):
         """{(runtime, weights): what gives the outputs of normalized images}."""
         folder = self._folders[place]
-        with contextlib.chdir(folder):
-            for recipe in self.recipes:
-                images = self.images(self.calibrates)
-                exec(compile(recipe, PAGE.name, "exec"), {"images": images})
+        for quantize in self.quantizers:
+            quantize(folder, self.images(self.calibrates))
         return {
             form: (_onnxruntime if form[0] == "onnxruntime" else _openvino)(
                 folder / FILES[form]
@@ -157,7 +157,7 @@ class Graphs:
     @functools.cached_property
     def _decode(self):
         size = sides(self.weights.config.image_size)
-        return jax.jit(functools.partial(saliency.decode, self.maps.head, size=size))
+        return jax.jit(functools.partial(decode, self.maps.head, size=size))
 
     def figures(self, place, form):
         """What is measured of one graph, as JSON values."""
@@ -166,12 +166,12 @@ class Graphs:
             own = self.floats(place)
             ours = own if form == FLOAT else self.tested(place, form)
             if self.maps:
-                to_dense = saliency.figures(ours, self.floats(0))
-                return to_dense | {"to_float32": saliency.figures(ours, own)}
+                to_dense = figures(ours, self.floats(0))
+                return to_dense | {"to_float32": figures(ours, own)}
             right = ours == self.labels[~self.calibrates]
             return {"right": encode_bits(right), "same": encode_bits(ours == own)}
 
-        setting = self._setting(place) | {"runtime": form[0], "kept_as": form[1]}
+        setting = self._setting(place) | {"runtime": form[0], "stored": form[1]}
         label = settings.label(self.reductions[place])
         what = f"{label}, {' '.join(form)}"
         return self.context.cache.result(setting, measured, what)
@@ -200,32 +200,68 @@ class Graphs:
 
     def _setting(self, place):
         checkpoint = self.context.checkpoint(self.weights)
-        recipes = hashlib.sha256("".join(self.recipes).encode()).hexdigest()[:16]
         return checkpoint.setting("int8", self.reductions[place]) | {
-            "recipes": recipes,
+            "quantizers": [quantize.__name__ for quantize in self.quantizers],
             "decoder": self.maps and self.maps.digest,
         }
 
-    def cells(self, figures, floats):
+    def texts(self, found, floats):
         """{heading: text} of a graph's figures; floats: those of its method's first."""
         if self.maps:
-            correlation, iou, _ = saliency.cells(figures)
-            same, shared, _ = saliency.cells(figures["to_float32"])
-            cells = {"correlation to dense": correlation, "IoU to dense": iou}
-            own = {"correlation to float32": same, "IoU to float32": shared}
-            return cells | (dict.fromkeys(own) if figures is floats else own)
+            own = [None, None] if found is floats else cells(found["to_float32"])[:2]
+            heads = [f"{n} to {base}" for base in BASES for n in ("correlation", "IoU")]
+            return dict(zip(heads, [*cells(found)[:2], *own], strict=True))
         count = int(sum(~self.calibrates))
         right, same, base = (
             decode_bits(bits, count)
-            for bits in (figures["right"], figures["same"], floats["right"])
+            for bits in (found["right"], found["same"], floats["right"])
         )
         change = statistics.paired_difference(right, base)
         own = {
             "to float32, points": statistics.format_difference(change),
             "same class as float32, %": f"{100 * same.mean():.1f}",
         }
-        cells = {"acc1, %": statistics.format_estimate(statistics.accuracy(right))}
-        return cells | (dict.fromkeys(own) if figures is floats else own)
+        texts = {"acc1, %": statistics.format_estimate(statistics.accuracy(right))}
+        return texts | (dict.fromkeys(own) if found is floats else own)
+
+
+def quantize_onnx(folder, images):
+    """The int8 graph of onnxruntime, calibrated by images, float32, normalized."""
+    from onnxruntime import quantization
+
+    class Calibration(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.images = iter(images)
+
+        def get_next(self):
+            image = next(self.images, None)
+            return None if image is None else {"images": image[None]}
+
+    quantization.quantize_static(
+        folder / FILES[FLOAT],
+        folder / FILES["onnxruntime", "int8"],
+        Calibration(),
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},  # products of tokens stay float32
+    )
+
+
+def quantize_openvino(folder, images):
+    """The int8 graph of NNCF for OpenVINO, calibrated by the same images."""
+    import nncf
+    import openvino
+
+    calibration = nncf.Dataset(list(images), lambda image: image[None])
+    model = openvino.Core().read_model(folder / FILES[FLOAT])
+    kind = nncf.ModelType.TRANSFORMER
+    quantized = nncf.quantize(
+        model, calibration, model_type=kind, subset_size=len(images)
+    )
+    path = folder / FILES["OpenVINO", "int8"]
+    openvino.save_model(quantized, path, compress_to_fp16=False)
 
 
 def filled(tokens, source, coordinates):

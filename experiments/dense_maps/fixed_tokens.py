@@ -12,11 +12,12 @@ import itertools
 
 import numpy as np
 
-from experiments import render, saliency
+from experiments import render
 from experiments.context import Answers
+from experiments.dense_maps.maps import HEAD, FeatureMaps, HeadMaps, cells
 from experiments.images import Images
 from imagepiece_jax.data.sources import short_name
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import within
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.inference.features import leaving
@@ -28,17 +29,15 @@ NEAREST, TEMPERATURE = 20, 0.07  # those of DINO's evaluation
 
 def fixed_tokens(context):
     """Every reduction of --sweep at each of --counts; fixed_tokens.md."""
-    weights, asked = context.pretrained, context.settings
+    weights, given = context.pretrained, context.settings
     dense = weights.model(settings.DENSE)
     entries = [(settings.DENSE, dense.image_tokens)]
-    entries += itertools.product(context.reductions, asked.counts)
+    entries += itertools.product(context.reductions, given.counts)
     # Every mistake before the first figure.
-    try:
+    with within(place="--counts"):
         models = [leaving(weights.pretrained(r), tokens) for r, tokens in entries]
-    except InputError as error:
-        raise InputError(f"--counts: {error}") from error
-    maps = saliency.Maps(context) if asked.decoder else None
-    sets = _sets(context) if asked.neighbors else None
+    maps = HeadMaps(context) if given.decoder else None
+    sets = _sets(context) if given.neighbors else None
     rows, base = [], None
     for (reduction, tokens), model in zip(entries, models, strict=True):
         checkpoint = context.checkpoint(weights, tokens=tokens)
@@ -52,9 +51,9 @@ def fixed_tokens(context):
             row["acc1, %"] = statistics.format_estimate(statistics.accuracy(right))
             row["to dense, points"] = statistics.format_difference(change)
         if maps:
-            figures = maps.compare(reduction, asked.fill[0], tokens)
-            row |= zip(saliency.HEAD, saliency.cells(figures), strict=True)
-        if asked.speed:
+            figures = maps.compare(reduction, given.fill[0], tokens)
+            row |= zip(HEAD, cells(figures), strict=True)
+        if given.speed:
             speed = checkpoint.speed(reduction)
             row["img/s"] = f"{speed['throughput']:.1f}"
             row["times as fast as dense"] = render.speed_cell(speed)
@@ -68,55 +67,57 @@ def fixed_tokens(context):
         "exactly so many tokens",
         render.table([*rows[0]], [[*row.values()] for row in rows]),
         render.note(context),
-        asked.speed and f"Speeds: {render.timing(asked)}.",
+        given.speed and f"Speeds: {render.timing(given)}.",
         sets
-        and f"Neighbors: {len(sets[1])} images of {short_name(asked.neighbors)} by "
+        and f"Neighbors: {len(sets[1])} images of {short_name(given.neighbors)} by "
         f"their {NEAREST} nearest of {len(sets[0])}.",
     )
 
 
 def _sets(context):
     """Images of --neighbors, as the model takes them: its memory, and the queries."""
-    weights, asked = context.pretrained, context.settings
+    weights, given = context.pretrained, context.settings
     return [
         Images.open(
-            asked.neighbors,
+            given.neighbors,
             None,
             weights.config.image_size,
             split=split,
             limit=count,
             resize=weights.resize,
-            batch_size=asked.eval_batch_size,
-            workers=asked.readers,
+            batch_size=given.eval_batch_size,
+            workers=given.readers,
             crop=weights.crop,
         )
-        for split, count in (("train", asked.memory), ("val", asked.queries))
+        for split, count in (("train", given.memory), ("val", given.queries))
     ]
 
 
 def _neighbors(context, reduction, tokens, memory, queries):
     """Answers to the queries, by `nearest_classes` of the means of their tokens."""
-    weights = context.pretrained
+    maps = FeatureMaps(context)
+    prefix = context.pretrained.model(reduction).arch.prefix
+
+    def read(outputs, batch, patches):
+        mean = outputs.tokens[:, prefix:].mean(axis=1)
+        return {"mean": mean, "label": batch["label"]}
 
     def measured():
-        vit = weights.pretrained(reduction)
-        model = leaving(vit, tokens)
-
-        def measure(outputs, batch):
-            mean = outputs.tokens[:, model.arch.prefix :].mean(axis=1)
-            return {"mean": mean, "label": batch["label"]}
-
-        means = context.measurement(model, vit.variables, measure)
-        bank, asked = means(memory), means(queries)
-        nearest = nearest_classes(bank["mean"], bank["label"], asked["mean"])
-        right = nearest == asked["label"]
+        bank, own = (
+            maps.run(reduction, read, tokens, images)[1] for images in (memory, queries)
+        )
+        nearest = nearest_classes(bank["mean"], bank["label"], own["mean"])
+        right = nearest == own["label"]
         return {"right": encode_bits(right), "images": len(right)}
 
-    setting = context.checkpoint(weights, queries, tokens).setting(
-        "neighbors", reduction
+    result = maps.result(
+        "neighbors",
+        reduction,
+        measured,
+        tokens=tokens,
+        images=queries,
+        memory=memory.setting,
     )
-    what = f"neighbors of {settings.label(reduction)}, {tokens} tokens"
-    result = context.cache.result(setting | {"memory": memory.setting}, measured, what)
     return Answers(result)
 
 

@@ -23,22 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import render
+from experiments.dense_maps.maps import (
+    FILLED,
+    FeatureMaps,
+    correlation,
+    of_other_images,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
-from imagepiece_jax.models.config import patch_grid
+from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.provenance import patch_slots, unmerge
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
 FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
 FATES = ("alone", "merged", "dropped")
-FILLED = {
-    "nearest": "the nearest kept token's",
-    "last": "their last feature",
-    "zero": "zero",
-    "class": "the class token's",
-}
 POSITION = "position alone"
 HEAD = [
     *("setting", "dropped patches get", "tokens", "GMACs", "self-similarity", "probe"),
@@ -54,18 +53,6 @@ def self_similarity(features):
     units = normalized(features)
     first, second = np.triu_indices(features.shape[1], k=1)
     return np.stack([(image @ image.T)[first, second] for image in units])
-
-
-def correlation(ours, theirs):
-    """Pearson's r of each row. [B, m] twice -> [B]; 0 where a row is constant."""
-    ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in (ours, theirs))
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return (ours * theirs).sum(axis=1) / np.where(norms > 0, norms, 1)
-
-
-def of_other_images(pairs):
-    """For each image the mean of all others: what position explains. [B, m]."""
-    return (pairs.sum(axis=0) - pairs) / (len(pairs) - 1)
 
 
 def cluster_labels(dense, memory):
@@ -118,57 +105,44 @@ def normalized(features):
     return features / np.where(norms > 0, norms, 1)
 
 
-class Reference:
-    """Feature maps of the dense model, which those of its reductions are compared with.
-
-    One checkpoint on the images of a Context.
-    """
-
-    def __init__(self, context):
-        self.context, self.weights = context, context.pretrained
+class Reference(FeatureMaps):
+    """Feature maps of the dense model, beside which others stand."""
 
     @functools.cached_property
     def dense(self):
         """(its map, self-similarity, labels of the patches, which images are memory)"""
-        features, _ = self.maps(settings.DENSE)
-        whole = features[FILLS[0]]
-        memory = np.arange(len(whole)) % 2 == 0
-        return whole, self_similarity(whole), cluster_labels(whole, memory), memory
+        features = self.maps(settings.DENSE)[0][FILLS[0]]
+        memory = np.arange(len(features)) % 2 == 0
+        labels = cluster_labels(features, memory)
+        return features, self_similarity(features), labels, memory
 
     def maps(self, reduction):
         """(maps [images, n, D] by fill, fate [images, n] of each patch).
 
         A fate is one of FATES; after a soft reduction all patches are merged.
         """
-        vit = self.weights.pretrained(reduction)
-        model, norm = vit.model, final_norm(vit.model, vit.variables)
-        grid = patch_grid(vit.image_size, model.patch_size, cut=True)
-        fills = [fill for fill in FILLS if fill != "class" or model.arch.class_token]
+        prefix = self.weights.model(reduction).arch.class_token
+        fills = [fill for fill in FILLS if fill != "class" or prefix]
 
-        def measure(outputs, batch):
-            maps = {fill: feature_map(outputs, grid, fill, norm) for fill in fills}
+        def read(outputs, batch, patches):
+            maps = {fill: patches(fill=fill) for fill in fills}
             flat = {fill: x.reshape(len(x), -1, x.shape[3]) for fill, x in maps.items()}
-            state = outputs.state
-            patches = flat[FILLS[0]].shape[1]
-            *_, slots = patch_slots(outputs.results, len(state.x), patches)
+            state, shape = outputs.state, flat[FILLS[0]].shape[:2]
+            *_, slots = patch_slots(outputs.results, len(state.x), shape[1])
             if slots is None:
-                return flat | {"behind": jnp.full(flat[FILLS[0]].shape[:2], 2.0)}
+                return flat | {"behind": jnp.full(shape, 2.0)}
             size = state.size[:, state.num_prefix :, None]
             return flat | {"behind": unmerge(size, slots)[..., 0]}
 
-        each = self.context.measurement(model, vit.variables, measure)()
+        _, each = self.run(reduction, read)
         behind = each["behind"]  # patches in the token of each, 0 where it is gone
         fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
         return {fill: each[fill] for fill in fills}, fate
 
     def rows(self, reduction) -> list[dict]:
         """Rows of the table, measured once; of the dense model position alone, too."""
-        setting = self.context.checkpoint(self.weights).setting(
-            "patch_features", reduction
-        )
-        what = f"features of {settings.label(reduction)}"
-        return self.context.cache.result(
-            setting, lambda: {"rows": [*self._rows(reduction)]}, what
+        return self.result(
+            "patch_features", reduction, lambda: {"rows": [*self._rows(reduction)]}
         )["rows"]
 
     def _rows(self, reduction):
@@ -206,7 +180,10 @@ def patch_features(context):
     """The map of every reduction of --sweep beside the dense one; patch_features.md."""
     if len(context.images) < FEWEST:
         raise InputError(
-            f"--data has {len(context.images)} images; allowed: {FEWEST} or more"
+            f"has {len(context.images)} images",
+            field="--data",
+            value=len(context.images),
+            allowed=f"{FEWEST} or more",
         )
     reductions, reference = context.reductions, Reference(context)
     rows = [

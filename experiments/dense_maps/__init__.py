@@ -1,0 +1,1 @@
+"""What reduced models keep of dense maps: features of patches, and a head's maps."""

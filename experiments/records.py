@@ -1,0 +1,281 @@
+"""The rows of docs/tables/results.json, and how a comparison gets into it.
+
+python -m experiments.records runs/compare/compare.json
+
+Each row is a figure with its method, setting, cost, interval and right answers, and
+names its source: model, weights, data, versions, commit and command.
+"""
+
+import base64
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagepiece_jax.common import fields
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.evaluate import compare, compare_tables
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILE = ROOT / "docs" / "tables" / "results.json"
+PLOT = ROOT / "docs" / "tables" / "bundles.png"
+STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
+
+
+def _checked(holds, allowed, default=fields.REQUIRED):
+    """A field of values that `holds` is true of; allowed: these in words."""
+
+    def convert(value):
+        if not holds(value):
+            raise ValueError(value)
+        return value
+
+    return fields.checked(default, convert, allowed)
+
+
+def _words():
+    return _checked(lambda value: isinstance(value, str) and value, "words")
+
+
+def _is_interval(values):
+    return len(values) == 3 and values[1] <= values[0] <= values[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(fields.CheckedFields):
+    """One run of a command: what its figures are of.
+
+    weights: a digest of the tensors; None where the command trained them
+    training: how the weights came to be
+    versions: by package; {} where a run did not record them
+    """
+
+    study: str = fields.choice(allowed=STUDIES)
+    model: str = _words()
+    weights: str | None
+    training: str = _words()
+    data: str = _words()
+    images: int = fields.count(least=1)
+    command: str = _checked(lambda text: text.startswith("python "), "commands")
+    commit: str = _checked(
+        lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits of a commit"
+    )
+    versions: Mapping[str, str] = _checked(
+        lambda texts: all(isinstance(text, str) for text in texts.values()),
+        "texts by package",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult(fields.CheckedFields):
+    """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high].
+
+    source: name of its Origin
+    share: of the dense model's MACs, where methods are matched at it
+    right: which images were right, bits in base64 (`numpy.packbits`)
+    parts: one figure a fold or seed
+    differences: points that it has more than others, by name, where `right` does not
+        say
+    """
+
+    source: str
+    method: str = _words()
+    setting: Mapping[str, Any] = _checked(
+        lambda value: isinstance(value, dict), "values by field"
+    )
+    gmacs: float = fields.positive()
+    acc1: list[float] = _checked(
+        lambda values: _is_interval(values) and 0 <= values[1] and values[2] <= 100,
+        "[value, low, high] from 0 to 100",
+    )
+    tokens: int | None = None
+    share: float | None = fields.optional(fields.number(above=0, below=1))
+    right: str | None = None
+    parts: list[float] | None = None
+    differences: Mapping[str, list[float]] | None = _checked(
+        lambda changes: all(map(_is_interval, (changes or {}).values())),
+        "[value, low, high] by name",
+        default=None,
+    )
+
+    def bits(self, images: int) -> np.ndarray:
+        """Which images were right, bool [images]."""
+        data = np.frombuffer(base64.b64decode(self.right), np.uint8)
+        return np.unpackbits(data)[:images].astype(bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All rows, and the runs that they are from, by name."""
+
+    sources: Mapping[str, Origin]
+    rows: tuple[MethodResult, ...]
+
+    def __post_init__(self):
+        named = {row.source for row in self.rows}
+        if named != set(self.sources):
+            raise InputError(
+                field="source",
+                value=sorted(named ^ set(self.sources)),
+                allowed="names in sources, each of which has a row",
+            )
+        for row in self.rows:
+            if row.right is not None:
+                accuracy = 100 * row.bits(self.sources[row.source].images).mean()
+                if abs(accuracy - row.acc1[0]) > 1e-6:
+                    raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
+        keys = [row_key(row, self) for row in self.rows]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise InputError("stands there twice", field="a row", value=twice[0])
+
+    def of(self, study: str) -> list[MethodResult]:
+        """The rows of a study."""
+        return [row for row in self.rows if self.sources[row.source].study == study]
+
+
+def row_key(row: MethodResult, results: Results) -> tuple:
+    """What no two rows have in common."""
+    source = results.sources[row.source]
+    setting = json.dumps(row.setting, sort_keys=True)
+    return source.study, source.model, source.data, row.method, row.share, setting
+
+
+def read_results(text: str) -> Results:
+    """The results of a JSON; InputError names the row that is not as it must be."""
+    content = json.loads(text)
+
+    def checked(kind, values, where):
+        with within(place=where):
+            names = {field.name for field in dataclasses.fields(kind)}
+            for name in values.keys() - names:
+                raise InputError(field=name, value=values[name], allowed=str(names))
+            return kind(**values)
+
+    sources = {
+        name: checked(Origin, values, f"sources.{name}")
+        for name, values in content["sources"].items()
+    }
+    rows = [
+        checked(MethodResult, values, f"results[{place}]")
+        for place, values in enumerate(content["results"])
+    ]
+    return Results(sources, tuple(rows))
+
+
+def dump_results(results: Results) -> str:
+    """The JSON, a line for each source and row, without what a row does not have."""
+    sources = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(origin))}"
+        for name, origin in results.sources.items()
+    )
+    rows = ",\n".join(
+        f"  {json.dumps({k: v for k, v in vars(row).items() if v is not None})}"
+        for row in results.rows
+    )
+    return f'{{\n"sources": {{\n{sources}\n}},\n"results": [\n{rows}\n]\n}}\n'
+
+
+def take_in(results: Results, report: Mapping[str, Any]) -> Results:
+    """`results` with the rows of a comparison.
+
+    They stand where the first of the rows was that they replace: those of the same
+    methods, model and images.
+    """
+    if report["metric"] != "gmacs":
+        raise InputError(
+            field="metric",
+            value=report["metric"],
+            allowed="gmacs, whose settings are the same on every device",
+        )
+    shares = ",".join(f"{share:g}" for share in report["shares"])
+    data, resize = report["images"]["data"], report["images"]["resize"]
+    trained = report["trained_as"]
+    origin = Origin(
+        study="comparison",
+        model=report["fields"]["name"],
+        weights=report["digest"],
+        training="off the shelf" if trained == "none" else f"trained with {trained}",
+        data=data,
+        images=report["dense"]["images"],
+        command=f"python -m imagepiece_jax compare --weights {report['weights']} "
+        f"--data {data} --resize {resize} --shares {shares}",
+        commit=report["git"],
+        versions=report["versions"],
+    )
+    name = f"comparison-{origin.commit[:7]}"
+    lines = [report["dense"] | {"method": "dense", "setting": {}, "share": None}]
+    fields = ("method", "setting", "share", "acc1", "gmacs", "tokens", "right")
+    added = [
+        MethodResult(name, **{field: line[field] for field in fields})
+        for line in (*lines, *report["settings"])
+    ]
+    methods = {row.method for row in added}
+
+    def is_replaced(row):
+        old = results.sources[row.source]
+        return row.method in methods and (old.study, old.model, old.data) == (
+            *("comparison", origin.model, data),
+        )
+
+    replaced = [place for place, row in enumerate(results.rows) if is_replaced(row)]
+    place = replaced[0] if replaced else len(results.rows)
+    rows = (
+        *results.rows[:place],  # so that the first model of the file stays it
+        *added,
+        *(row for row in results.rows[place:] if not is_replaced(row)),
+    )
+    sources, used = {**results.sources, name: origin}, {row.source for row in rows}
+    return Results({k: v for k, v in sources.items() if k in used}, rows)
+
+
+def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:
+    """The dense model of the first model and images compared, and its reductions."""
+    rows = results.of("comparison")
+    dense = next(row for row in rows if row.method == "dense")
+
+    def images_of(row):
+        return results.sources[row.source].model, results.sources[row.source].data
+
+    same = [row for row in rows if row.share and images_of(row) == images_of(dense)]
+    return dense, same
+
+
+def comparison_report(results: Results) -> dict:
+    """A comparison as `compare` writes it, of the first model and images.
+
+    Differences are worked out anew, over all of its rows.
+    """
+    dense, settings = compared(results)
+    first = results.sources[dense.source]
+    rights = {(row.method, row.share): row.bits(first.images) for row in settings}
+    return {
+        "metric": "gmacs",
+        "timing": None,
+        "shares": sorted({row.share for row in settings}, reverse=True),
+        "dense": dataclasses.asdict(dense),
+        "settings": [
+            dataclasses.asdict(row) | {"reached": row.gmacs / dense.gmacs}
+            for row in settings
+        ],
+        "comparisons": compare.comparisons(rights, dense.bits(first.images)),
+    }
+
+
+def main(words):
+    results = read_results(FILE.read_text("utf-8"))
+    for word in words:
+        report = json.loads(pathlib.Path(word).read_text("utf-8"))
+        results = take_in(results, report)
+    replace_file(FILE, dump_results(results))
+    compare_tables.draw_plot(PLOT, comparison_report(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

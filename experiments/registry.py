@@ -1,0 +1,92 @@
+"""The experiments by name: what runs each, its settings, and what it needs."""
+
+from typing import NamedTuple
+
+from experiments import settings
+from experiments.scratch.options import Options
+from experiments.settings import Common
+from imagepiece_jax.errors import InputError, suggestion
+
+
+class Experiment(NamedTuple):
+    """One experiment."""
+
+    function: str  # "module:name" below experiments; it takes a Context
+    settings: type[Common] = Common
+    paper: bool = True  # whether it is among `all`
+    small: bool = True  # whether it has a form with --small
+    models: bool = True  # whether it needs weights and images
+    classes: bool | None = True  # of the images; None: only if the model has some
+
+
+def _further(function, settings, classes=True):
+    """An experiment that is not of the paper."""
+    return Experiment(function, settings, paper=False, small=False, classes=classes)
+
+
+EXPERIMENTS = {
+    "table1": Experiment("tables:table1"),
+    "table2": Experiment("tables:table2"),
+    "hyperspeed": Experiment("hyperspeed:hyperspeed"),
+    "table3": Experiment("tables:table3", small=False),
+    "masking": Experiment("masking:masking", settings.Masking),
+    "reassess": Experiment("analysis:reassess"),
+    "similarity": Experiment("analysis:similarity"),
+    "overlap": Experiment("analysis:overlap"),
+    "lcb-similarity": Experiment("analysis:lcb_similarity"),
+    "combos": Experiment("tables:combinations"),
+    "ablation": Experiment("tables:ablation"),
+    "tome-offtheshelf": Experiment("tables:tome_offtheshelf", small=False),
+    "evit-table": Experiment("tables:evit_table"),
+    "throughput": Experiment(
+        "throughput:throughput", settings.Throughput, small=False, models=False
+    ),
+    "schedule": Experiment("schedule:schedule", small=False, models=False),
+    "adapt": _further("adapt:adapt", settings.Adapt),
+    "saliency": _further("dense_maps.saliency:saliency", settings.Saliency, False),
+    "saliency-picture": _further("dense_maps.saliency:picture", settings.Maps, False),
+    "patch_features": _further(
+        "dense_maps.patch_features:patch_features", settings.Sweep, False
+    ),
+    "fixed_tokens": _further(
+        "dense_maps.fixed_tokens:fixed_tokens", settings.FixedTokens, None
+    ),
+    "int8": _further("dense_maps.int8:int8", settings.Int8, None),
+}
+SCRATCH, ALL = "scratch", "all"
+SETTINGS = {name: each.settings for name, each in EXPERIMENTS.items()}
+SETTINGS |= {SCRATCH: Options}
+
+
+def select(words: list[str], common: Common) -> list[str]:
+    """Names of the experiments to run.
+
+    InputError for anything but one name that there is, and for settings that it cannot
+    have.
+    """
+    allowed = (*EXPERIMENTS, SCRATCH, ALL)
+    if len(words) != 1 or words[0] not in allowed:
+        name = " ".join(words)
+        hint = suggestion(name, allowed, "") if len(words) == 1 else ""
+        raise InputError(
+            "" if words else "is missing",
+            field="NAME",
+            value=name,
+            allowed=f"one of {', '.join(allowed)}" * (not hint),
+            hint=hint,
+        )
+    (name,) = words
+    small = [other for other, each in EXPERIMENTS.items() if each.small]
+    if common.small and name in EXPERIMENTS and name not in small:
+        raise InputError(
+            f"has no form of {name}", field="--small", allowed=", ".join(small)
+        )
+    if name != ALL:
+        return words
+    return [
+        name
+        for name, each in EXPERIMENTS.items()
+        if each.paper
+        and (each.small or not common.small)
+        and (common.speed or name != "throughput")
+    ]

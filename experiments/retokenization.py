@@ -1,0 +1,198 @@
+"""The declared experiment on retokenization: tables from the JSONs of its runs.
+
+What was compared, with margins and rules, is declared in
+docs/tables/retokenization/declared.md, and the experiment is over: nothing that decides
+here may change. The runs beside it are of `python -m experiments scratch`. Figures are
+means over seeds, brackets Student's 95 % intervals over seeds, for these test images.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import published, render
+from imagepiece_jax.evaluate import statistics
+
+FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "retokenization"
+STEMS = ("conv", "patch")
+NAMES = {"dense": "dense", "imagepiece": "ImagePiece", "dropping": "dropping"}
+TITLES = {
+    f"{name}_{stem}": f"{title}, {stem} stem"
+    for name, title in NAMES.items()
+    for stem in STEMS
+}
+SEEDS = tuple(range(6))
+RATES = ("0.8", "0.6", "0.4")  # whose mean accuracy P1 compares
+LEVEL = 0.05  # of all three tests together
+
+
+def read_runs() -> list[dict]:
+    """All runs, by seed."""
+    files = [FOLDER / f"{name}_seed{seed}.json" for seed in SEEDS for name in TITLES]
+    return [json.loads(path.read_text("utf-8")) for path in files]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Points of a contrast, [seeds], and what was declared of it."""
+
+    name: str
+    claim: str
+    points: np.ndarray
+    bound: float  # the tested hypothesis: the mean is at most this
+    refuted_at: float  # the claim is refuted where the interval ends at or below this
+    strictly: bool = False  # refuted only where it ends below
+
+    @property
+    def estimate(self) -> statistics.Estimate:
+        return statistics.student(self.points)
+
+    @property
+    def p(self) -> float:
+        return statistics.student_p(self.points, self.bound)
+
+    def verdict(self, holm: float) -> str:
+        """ "supported", "refuted" or "open", by the interval and Holm's p."""
+        interval = self.estimate
+        if interval.low > self.bound and holm < LEVEL:
+            return "supported"
+        at_end = interval.high == self.refuted_at and not self.strictly
+        return "refuted" if interval.high < self.refuted_at or at_end else "open"
+
+
+class Accuracies:
+    """Accuracy in percent by system and keep rate, [seeds]."""
+
+    def __init__(self, runs: Sequence[dict]):
+        self._runs = {name: _runs_of(runs, name) for name in TITLES}
+
+    def of(self, system: str, rate: str = "trained") -> np.ndarray:
+        runs = self._runs[system]
+        if rate in ("trained", f"{runs[0]['settings']['keep_rate']:g}"):
+            return np.array([run["acc1"] for run in runs])
+        return np.array([run["harsher"][rate]["acc1"] for run in runs])
+
+    def change(self, ours: str, theirs: str, rates=("trained",)) -> np.ndarray:
+        """Points that `ours` has more than `theirs`, mean over rates. -> [seeds]."""
+        each = [self.of(ours, rate) - self.of(theirs, rate) for rate in rates]
+        return np.mean(each, axis=0)
+
+
+def _runs_of(runs, system):
+    return [run for run in runs if run["system"] == system]
+
+
+def contrasts(accuracies: Accuracies) -> tuple[Contrast, ...]:
+    """P1, P2 and P3."""
+    change = accuracies.change
+    merging = [change(f"imagepiece_{s}", f"dropping_{s}", RATES) for s in STEMS]
+    conv, patch = (change(f"imagepiece_{s}", f"dense_{s}") for s in STEMS)
+    return (
+        Contrast(
+            *("P1", "merging beats dropping", np.mean(merging, axis=0)),
+            bound=0.0,
+            refuted_at=1.0,
+            strictly=True,
+        ),
+        Contrast("P2", "the conv stem makes merging safe", conv - patch, 0.0, 0.0),
+        Contrast("P3", "ImagePiece is not worse than dense", conv, -1.0, -1.0),
+    )
+
+
+def declared_table(declared: Sequence[Contrast]) -> str:
+    """P1, P2 and P3 with their verdicts."""
+    corrected = statistics.holm([each.p for each in declared])
+    lines = []
+    for each, holm in zip(declared, corrected, strict=True):
+        points = statistics.format_estimate(each.estimate, 2)
+        line = [each.name, each.claim, points, f"at most {each.bound:g}"]
+        lines.append([*line, f"{each.p:.3g}", f"{holm:.3g}", each.verdict(holm)])
+    head = ["", "claim", "points", "tested: it is", "p", "p, Holm", "verdict"]
+    return render.table(head, lines)
+
+
+def described_table(accuracies: Accuracies) -> str:
+    """Differences that were not tested."""
+    lines = [
+        [name, statistics.format_estimate(statistics.student(points), 2)]
+        for name, points in _described(accuracies)
+    ]
+    return render.table(["", "points"], lines)
+
+
+def _described(accuracies):
+    """(name, points [seeds]); dropping - dense and its P2 were added afterwards."""
+    change, merged, dropped = accuracies.change, {}, {}
+    for stem in STEMS:
+        pair = (f"imagepiece_{stem}", f"dropping_{stem}")
+        name = f"ImagePiece - dropping, {stem} stem"
+        yield f"{name}, P1's rates", change(*pair, RATES)
+        for rate in RATES:
+            yield f"{name}, keep {rate}", change(*pair, (rate,))
+        merged[stem] = change(f"imagepiece_{stem}", f"dense_{stem}")
+        yield f"ImagePiece - dense, {stem} stem", merged[stem]
+        dropped[stem] = change(f"dropping_{stem}", f"dense_{stem}")
+        yield f"dropping - dense, {stem} stem", dropped[stem]
+    by_stem = dropped["conv"] - dropped["patch"]
+    yield "P2 of dropping: (dropping - dense), conv stem - patch stem", by_stem
+    yield "P2 - P2 of dropping", merged["conv"] - merged["patch"] - by_stem
+    paper = change("imagepiece_conv", "dense_patch")
+    yield "ImagePiece, conv stem - dense, patch stem (the paper's)", paper
+    yield "dense, conv stem - dense, patch stem", change("dense_conv", "dense_patch")
+
+
+def accuracy_table(runs: Sequence[dict], field: str, title: str) -> str:
+    """Accuracy as trained, and of each entry of a field, where a system has some.
+
+    field: "harsher", keep rates without training, or "masked", masks of one patch
+    title: of an entry's column, such as "keep {}"
+    """
+    lines = []
+    for name, label in TITLES.items():
+        ours = _runs_of(runs, name)
+        if columns := [*ours[0][field]]:
+            each = [[run[field][e]["acc1"] for run in ours] for e in columns]
+            each = [[run["acc1"] for run in ours], *each]
+            lines.append([label, *(_mean(accuracies, 1) for accuracies in each)])
+    head = ["acc1, %", "as trained", *map(title.format, columns)]
+    return render.table(head, lines)
+
+
+def merges_table(runs: Sequence[dict]) -> str:
+    """What ImagePiece merges (the paper's tables 5, 6 and 8), by stem."""
+    systems = {
+        TITLES[f"imagepiece_{s}"]: _runs_of(runs, f"imagepiece_{s}") for s in STEMS
+    }
+    lines = []
+    for label, path, digits, theirs in _measures():
+        line = [label, *("" if value is None else str(value) for value in theirs)]
+        for ours in systems.values():
+            values = [functools.reduce(dict.get, path, run["merges"]) for run in ours]
+            line.append(_mean([value for value, _, _ in values], digits))
+        lines.append(line)
+    head = ["", *(f"{stem} stem, DeiT-S ({published.LABEL})" for stem in STEMS)]
+    return render.table([*head, *systems], lines)
+
+
+def _measures():
+    """(label, where it is, digits, published with either stem) of each measure."""
+    for block, theirs in published.REASSESS.items():
+        label = f"merged tokens that count as attentive in layer {block + 1}, %"
+        yield label, ("reassess", str(block), "own"), 1, (theirs, None)
+    first, last = published.SIMILARITY["ImagePiece"]
+    patch = published.LCB_SIMILARITY["patch"]
+    lowest = "similarity of merged pairs, lowest 1 % of images"
+    yield f"{lowest}, first merge", ("similarity", "lowest first"), 3, (first, patch)
+    yield f"{lowest}, last merge", ("similarity", "lowest last"), 3, (last, None)
+    at, every = "lcb-similarity", "similarity at the first merge, all images: of "
+    yield f"{every}merged pairs", (at, "pairs"), 3, (None, None)
+    yield f"{every}all pairs of candidates", (at, "candidates"), 3, (None, None)
+    yield "distance of these merged pairs, patches", (at, "distance"), 2, (None, None)
+
+
+def _mean(values: Mapping, digits):
+    return statistics.format_estimate(statistics.student(values), digits)

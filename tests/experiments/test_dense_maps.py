@@ -1,0 +1,226 @@
+"""The experiment on saliency maps: its head, its figures, its page and its picture."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.dense_maps import head, maps, saliency
+from experiments.settings import Saliency
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import compare
+from tests import markdown
+from tests.experiments import tiny_context
+
+WIDTH, INNER = 8, (6, 5, 4)
+
+
+def random_head(width=WIDTH):
+    """Tensors of a head of small layers, with the shapes and names of the real one."""
+    rng, sizes = np.random.default_rng(0), (width, *INNER)
+    tensors = {"final_conv.weight": np.resize([1.0, -1.0], (1, INNER[-1], 1, 1))}
+    tensors["final_conv.bias"] = np.array([0.1])
+    for n in head.LAYERS:
+        before, after = sizes[n - 1], sizes[n]
+        tensors[f"upconv{n}.weight"] = rng.normal(size=(before, after, 4, 4)) / before
+        for leaf in ("weight", "bias", "running_mean"):
+            tensors[f"bn{n}.{leaf}"] = rng.normal(size=after)
+        tensors[f"bn{n}.running_var"] = rng.uniform(0.5, 2, after)
+        tensors[f"upconv{n}.bias"] = rng.normal(size=after)
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("head") / "head.npz"
+    np.savez(path, **random_head())
+    return path
+
+
+def spread(x, kernel):
+    """Transposed convolution by its definition: each pixel adds a 4 x 4 square."""
+    height, width, _ = x.shape
+    out = np.zeros((2 * height + 2, 2 * width + 2, kernel.shape[1]))
+    for row in range(height):
+        for column in range(width):
+            square = np.einsum("i,iohw->hwo", x[row, column], kernel)
+            out[2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += square
+    return out[1:-1, 1:-1]  # padding 1
+
+
+def resized(x, side):
+    """Bilinear, by half-pixel centers, the edge repeated. [h, w] -> [side, side]."""
+    for _ in range(2):
+        place = (np.arange(side) + 0.5) * len(x) / side - 0.5
+        place = place.clip(0, len(x) - 1)
+        low = np.minimum(place.astype(int), len(x) - 2)
+        part = (place - low)[:, None]
+        x = ((1 - part) * x[low] + part * x[low + 1]).T
+    return x
+
+
+def test_decode_is_a_slow_loop_over_pixels():
+    tensors = random_head()
+    patches = np.random.default_rng(1).normal(size=(2, 3, 3, WIDTH))
+    patches = patches.astype(np.float32)
+    sides = 42, 20  # the head gives 24
+    ours = jax.jit(lambda x: [head.decode(tensors, x, (s, s)) for s in sides])(patches)
+    for image, *found in zip(patches.astype(np.float64), *ours, strict=True):
+        x = image
+        for n in head.LAYERS:
+            x = spread(x, tensors[f"upconv{n}.weight"]) + tensors[f"upconv{n}.bias"]
+            norm = {leaf: tensors[f"bn{n}.{leaf}"] for leaf in ("weight", "bias")}
+            x = (x - tensors[f"bn{n}.running_mean"]) / np.sqrt(
+                tensors[f"bn{n}.running_var"] + 1e-5
+            )
+            x = np.maximum(x * norm["weight"] + norm["bias"], 0)
+        x = x @ tensors["final_conv.weight"][0, :, 0, 0] + tensors["final_conv.bias"]
+        for side, values in zip(sides, found, strict=True):
+            expected = 1 / (1 + np.exp(-resized(x, side)))
+            np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_figures_of_maps_worked_out_by_hand():
+    """Two of four pixels shared; none in the dense map, once with one more of ours."""
+    theirs = np.array(
+        [[[0.9, 0.8, 0.7, 0.1]], [[0.1, 0.2, 0.3, 0.4]], [[0, 0, 0, 0.2]]]
+    )
+    ours = np.array([[[0.9, 0.6, 0.2, 0.7]], [[0.1, 0.2, 0.3, 0.4]], [[0, 0, 0, 0.6]]])
+    found = maps.figures(ours, theirs)
+    assert found["iou"] == [0.5, None, None] and found["extra"] == 1
+    pearson = np.corrcoef(ours[0, 0], theirs[0, 0])[0, 1]
+    assert found["correlation"] == pytest.approx([pearson, 1, 1], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
+
+
+def context(folder, weights, head_file, **fields):
+    fields = {"decoder": str(head_file), "kind": Saliency} | fields
+    fields = {"images": tiny_context.images(6)} | fields
+    return tiny_context.context(folder, weights, **fields)
+
+
+@pytest.mark.slow
+def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
+    """What drops has a row for each fill; a stopped run goes on where it was."""
+    monkeypatch.setattr(compare, "CONTROLS", {})
+    fields = {"methods": ("imagepiece",), "shares": (0.75,), "fill": ("last", "zero")}
+    measured, draw = [], maps.HeadMaps.draw
+
+    def counted(self, reduction, fill, tokens=None):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append((reduction["name"], fill))
+        return draw(self, reduction, fill)
+
+    monkeypatch.setattr(maps.HeadMaps, "draw", counted)
+    with_stop = context(tmp_path, weights, head_file, **fields)
+    with pytest.raises(KeyboardInterrupt):
+        saliency.saliency(with_stop)
+    with_stop.cache.close()
+    assert measured[0] == ("none", "last") and len(measured) == 3
+    monkeypatch.setattr(maps.HeadMaps, "draw", draw)
+    lines = (tmp_path / "points.jsonl").read_text()
+    resumed = context(tmp_path, weights, head_file, **fields)
+    saliency.saliency(resumed)
+    resumed.cache.close()
+    assert (tmp_path / "points.jsonl").read_text().startswith(lines)
+    page = (tmp_path / "saliency.md").read_text()
+    for cell in ("`imagepiece, last`", "`imagepiece, zero`", "| `tome` |"):
+        assert page.count(cell) >= 1, cell
+    assert "| `random` | all | does not fit this model" in page
+    assert "mean of the other maps" in page and (tmp_path / "saliency.png").exists()
+    nothing_left = context(tmp_path, weights, head_file, **fields)
+    monkeypatch.setattr(maps.HeadMaps, "draw", None)
+    saliency.saliency(nothing_left)
+    nothing_left.cache.close()
+    assert (tmp_path / "saliency.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_dense_maps_are_their_own(tmp_path, weights, head_file):
+    made = context(tmp_path, weights, head_file)
+    ours = maps.HeadMaps(made)
+    _, drawn, dropped = ours.draw({"name": "none"}, "last")
+    assert drawn.shape == (6, 16, 16) and not dropped.any()
+    found = maps.figures(drawn, ours.dense)
+    assert found["correlation"] == pytest.approx([1] * 6) and found["extra"] == 0
+    assert set(found["iou"]) <= {1.0, None}
+    half = {"name": "random", "keep_rate": 0.5, "blocks": (1,)}
+    _, _, dropped = ours.draw(half, "zero")
+    assert dropped == pytest.approx([0.5] * 6)
+    made.cache.close()
+
+
+@pytest.mark.slow
+def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
+    made = context(tmp_path, weights, head_file, images=tiny_context.images(2))
+    saliency.picture(made)
+    made.cache.close()
+    with Image.open(tmp_path / "saliency-picture.png") as picture:
+        assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
+
+
+@pytest.mark.parametrize(
+    "fields, field, value",
+    [({"decoder": None}, "--decoder", None), ({"fill": ("best",)}, "--fill", "best")],
+)
+def test_mistakes(tmp_path, weights, head_file, fields, field, value):
+    made = context(tmp_path, weights, head_file, **fields)
+    with pytest.raises(InputError) as error:
+        saliency.saliency(made)
+    assert (error.value.field, error.value.value) == (field, value)
+    made.cache.close()
+
+
+@pytest.mark.parametrize(
+    "width, change, name",
+    [
+        (16, {}, "upconv1.weight"),
+        (WIDTH, {"upconv2.weight": np.zeros((6, 5, 3, 3))}, "upconv2.weight"),
+        (WIDTH, {"upconv4.weight": np.zeros((4, 4, 4, 4))}, "upconv4.weight"),
+        (WIDTH, {"final_conv.weight": np.zeros((2, 4, 1, 1))}, "final_conv.weight"),
+        (WIDTH, {"bn3.running_mean": np.zeros(5)}, "bn3.running_mean"),
+        (WIDTH, {"bn1.bias": None}, "bn1.bias"),
+    ],
+)
+def test_another_head_is_refused(tmp_path, width, change, name):
+    tensors = {k: v for k, v in (random_head() | change).items() if v is not None}
+    np.savez(tmp_path / "other.npz", **tensors)
+    with pytest.raises(InputError, match=f"tensor {name}") as error:
+        head.read_head(tmp_path / "other.npz", width)
+    shape = [*tensors[name].shape] if name in tensors else []
+    assert error.value.value == shape and f"{width} numbers" in error.value.allowed
+
+
+SHARES = ("0.9", "0.75", "0.6", "0.5", "0.4")
+
+
+def test_figures_of_the_page_are_those_of_the_table():
+    """docs/tables/saliency.md by (method, share), beside features and imagepiece."""
+    by_share, by_fill = markdown.tables(markdown.section("docs/tables/saliency.md"))[:2]
+    rows = {(row["method"].strip("`"), row["share"]): row for row in by_share}
+
+    def changes(kind):
+        found = [rows[f"imagepiece {kind} (control)", share] for share in SHARES]
+        return [abs(markdown.interval(row["IoU, to ImagePiece"])[0]) for row in found]
+
+    spans = {kind: changes(kind) for kind in ("drop", "random", "tome")}
+    spans = {k: f"{min(v):.3f} to {max(v):.3f}" for k, v in spans.items()}
+    iou = {key: row["IoU"].split(" [")[0] for key, row in rows.items()}
+    figures = {"tome at .4": iou["tome", "0.4"]}
+    figures["its control"] = iou["imagepiece tome (control)", "0.4"]
+    figures["floor"] = iou["mean of the other maps", ""]
+    assert not markdown.lacking(spans | figures, "docs/features.md")
+    assert not markdown.lacking({"drop": spans["drop"]}, "docs/imagepiece.md")
+    filled = {(row["method"], row["dropped patches get"]): row for row in by_fill}
+    page = markdown.section("docs/features.md").partition("by the IoU")[2]
+    for method, cells in zip(
+        ("`evit`", "`random`"), markdown.tables(page)[0], strict=True
+    ):
+        cells.pop("setting")
+        for fill, cell in cells.items():
+            assert cell == filled[method, maps.FILLED[fill]]["IoU"]
