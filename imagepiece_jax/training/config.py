@@ -303,7 +303,9 @@ class RunConfig(CheckedFields):
         data = dataclasses.replace(self.data, name=own.data or self.data.name)
         labels = own.classes or class_names.labels_by_name(names, self.num_classes)
         with within(place=place):
-            source = data.source("val", self.num_classes, labels_by_name=labels)
+            # A table may have no labels of training images: `labeled` is of these.
+            labeled = not self.distill.unlabeled
+            source = data.source("val", self.num_classes, labeled, labels)
         if own.classes is not None:
             found = {k: i for i, k in enumerate(source.class_names or ()) if k}
             if found != own.classes:
