@@ -27,11 +27,15 @@ flags.disclaim_key_flags()  # of the command that defines them
 class Settings(fields.CheckedFields):
     """Base of settings, whose fields are the flags of a command."""
 
-    def refuse(self, field: str, allowed: str):
+    @classmethod
+    def path(cls, field: str) -> str:
+        return f"--{field}"
+
+    def refuse(self, field: str, allowed: str, problem: str = ""):
         value = getattr(self, field)
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
-        raise InputError(field=f"--{field}", value=value, allowed=allowed)
+        raise InputError(problem, field=self.path(field), value=value, allowed=allowed)
 
 
 def flag(kind, help_text: str):

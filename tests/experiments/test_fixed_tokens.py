@@ -76,7 +76,7 @@ def test_neighbors_vote_by_hand():
         ([], "--sweep is missing"),
         (["--sweep", "tome", "--counts", "a"], "--counts is 'a'"),
         (["--sweep", "tome:r=2", "--counts", "26"], "--counts"),
-        (["--sweep", "evit:blocks=(0,):score=probe"], "config.reduction at block 0"),
+        (["--sweep", "evit:blocks=(0,):score=probe"], "reduction.score ranks"),
         (
             ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fill=zero,last"],
             "--fill is 'zero,last'",

@@ -75,7 +75,7 @@ def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
         (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit'"),
         (["--sweep=tome:r=1", "--fill=zero"], "--fill is a flag of other"),
         (["--sweep=tome:r=1", "--epochs=1"], "--epochs is a flag of other"),
-        (["--sweep=evit:blocks=(0,):score=probe"], "config.reduction at block 0"),
+        (["--sweep=evit:blocks=(0,):score=probe"], "reduction.score ranks"),
     ],
 )
 def test_mistakes(tmp_path, words, more, start):
