@@ -250,7 +250,7 @@ def _facts(context, config, dense, parts):
         learned += ", labels unread" * distill.unlabeled
     rows = {
         "dense, unadapted, acc1, %": statistics.format_estimate(dense),
-        "dense, GMACs": f"{context.pretrained.gmacs():.3f}",
+        "dense, GMACs": f"{context.pretrained.config.gmacs():.3f}",
         "folds, each answered by what learned from the others": len(parts),
         "intervals of differences": "Student's over the folds",
         "learned from": learned,

@@ -59,7 +59,7 @@ def reassess(context):
 
 def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
-    model = merges.observed(pretrained.model(reduction))
+    model = merges.observed(pretrained.config.create(reduction))
     fields, _ = split(reduction)
     analysis = reassessing(model, methods.create(**fields))
     ratios = context.analyze(
@@ -135,7 +135,7 @@ def similarity(context):
 
 def first_and_last(context, pretrained, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
-    model = merges.observed(pretrained.model(reduction))
+    model = merges.observed(pretrained.config.create(reduction))
     measure, summarize = first_and_last_pairs(model)
     return context.analyze(
         "similarity", pretrained, reduction, measure, model, summarize
@@ -214,7 +214,7 @@ def overlap(context):
 
 def attended_shares(context, pretrained, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
-    model = merges.observed(pretrained.model(reduction))
+    model = merges.observed(pretrained.config.create(reduction))
     site = next(site for site in merges.sites(model) if site.merges)
 
     def measure(outputs, batch):
@@ -266,7 +266,7 @@ def lcb_similarity(context):
 
 def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
-    model = merges.observed(pretrained.model(reduction))
+    model = merges.observed(pretrained.config.create(reduction))
     width = sides(pretrained.config.image_size)[1] // model.patch_size
     measure, summarize = first_pairs(model, width)
     return context.analyze(

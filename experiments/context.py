@@ -15,8 +15,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, decode_bits
 from imagepiece_jax.inference.features import leaving
-from imagepiece_jax.pretrained.load import Weights, read
+from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Context:
         """
         reductions = self.settings.reductions
         for reduction in reductions:
-            self.pretrained.model(reduction)
+            self.pretrained.config.create(reduction)
         return reductions
 
     def checkpoint(
@@ -201,7 +202,7 @@ class Context:
         """
 
         def analyzed():
-            variables = pretrained.pretrained(reduction).variables
+            variables = build(pretrained, reduction).variables
             arrays = self.measurement(model, variables, measure)()
             return summarize(arrays) | {"images": len(arrays["index"])}
 

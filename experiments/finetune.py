@@ -19,7 +19,8 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import Weights, read
+from imagepiece_jax.pretrained.load import read
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate

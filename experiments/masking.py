@@ -18,6 +18,7 @@ from experiments.rows import DENSE, find
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
+from imagepiece_jax.pretrained.load import lacks_selectors
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
@@ -35,7 +36,7 @@ def masking(context):
     models = {
         row: (pretrained, reduction)
         for row, (pretrained, reduction) in models.items()
-        if not pretrained.untrained(reduction)  # says nothing of the method
+        if not lacks_selectors(pretrained, reduction)  # says nothing of the method
     }
     counts = (0, *published.MASKS)
     fill, grid = context.settings.mask_fill, context.settings.mask_grid

@@ -12,7 +12,7 @@ from experiments.context import Answers, Context
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 
 
@@ -91,7 +91,7 @@ def measure(
         row: find(context, row, matched, stems) for row in dict.fromkeys((DENSE, *rows))
     }
     for pretrained, reduction in itertools.chain(*models.values()):
-        pretrained.model(reduction)  # fail before anything is measured
+        pretrained.config.create(reduction)  # fail before anything is measured
     bases = {
         pretrained.seed: context.evaluate(pretrained, reduction)
         for pretrained, reduction in models[DENSE]

@@ -24,7 +24,8 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import ResultCache
-from imagepiece_jax.pretrained.load import opened, read_with_config
+from imagepiece_jax.pretrained.load import read_metadata
+from imagepiece_jax.pretrained.with_config import read_with_config
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -145,7 +146,7 @@ def _images(settings, models, names):
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths() if labeled else ():
-        weights_names = opened(path).names_of_data
+        weights_names = read_metadata(path).names_of_data
         class_names.check_classes(weights_names, str(path), names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_weights):
         print(f"note: {line}", flush=True)

@@ -160,7 +160,9 @@ def fewest_tokens(context, pretrained, reduction):
             break
         middle = (low + high) // 2
         try:
-            setting = pretrained.resolved({**reduction, "macs": 1 - middle / 100})
+            setting = pretrained.config.resolved(
+                {**reduction, "macs": 1 - middle / 100}
+            )
         except InputError:
             high = middle - 1
             continue
@@ -363,7 +365,7 @@ def tome_by(r: int) -> dict:
 
 def _printed_by_tome(pretrained):
     """Table of what ToMe's authors print for models of this shape."""
-    model = pretrained.model(tome_by(0))
+    model = pretrained.config.create(tome_by(0))
     shape = (
         model.embed_dim,
         len(model.plan),

@@ -113,7 +113,7 @@ def normalization():
 def trained_model(checkpoint=True):
     """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
 
-    Returns a function that reads them: the arguments of `load.read_with_config`.
+    Returns a function that reads them: the arguments of `with_config.read_with_config`.
     Without --checkpoint it is for what looks into a model: of a run the last one is
     taken, as the best was chosen on the images that figures are of.
     """

@@ -16,8 +16,8 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import read
+from imagepiece_jax.pretrained import with_config
+from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
@@ -100,10 +100,12 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     weights = read(run, checkpoint="latest", averaged=True).analyzed()
-    leaves = jax.tree.leaves(weights.pretrained().variables)
+    leaves = jax.tree.leaves(build(weights).variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     asked = []
-    monkeypatch.setattr(load, "read", lambda *args: asked.append(args[3]) or 1 / 0)
+    monkeypatch.setattr(
+        with_config, "read", lambda *args: asked.append(args[3]) or 1 / 0
+    )
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for command in (predict, visualize):
         for words in ([], ["--averaged"]):

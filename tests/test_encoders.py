@@ -14,7 +14,7 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained.load import read_with_config
+from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments.test_dense_maps import random_head
@@ -238,7 +238,10 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     config, weights = read_with_config(
         tmp_path / "tome", base.get_config(), Overrides()
     )
-    assert weights.model().plan == model.plan and not weights.model().prop_attn
+    assert (
+        weights.config.create(weights.reduction).plan == model.plan
+        and not weights.config.create(weights.reduction).prop_attn
+    )
     assert RunConfig.from_config(config).create_model().plan == model.plan
     assert not RunConfig.from_config(config).create_model().prop_attn
     for words, plan in (
@@ -246,4 +249,9 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
         ([("reduction.name", "none")], tiny.model().plan),
     ):
         given = tmp_path / "tome", base.get_config(), Overrides(words)
-        assert read_with_config(*given)[1].model().plan == plan
+        assert (
+            read_with_config(*given)[1]
+            .config.create(read_with_config(*given)[1].reduction)
+            .plan
+            == plan
+        )

@@ -31,7 +31,7 @@ def main():
     # They import JAX: after the flags.
     import jax
 
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.kernels import fused
     from tools import kernel_agreement as agreement
 

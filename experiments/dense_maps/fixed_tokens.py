@@ -22,6 +22,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 NEAREST, TEMPERATURE = 20, 0.07  # those of DINO's evaluation
@@ -30,12 +31,12 @@ NEAREST, TEMPERATURE = 20, 0.07  # those of DINO's evaluation
 def fixed_tokens(context):
     """Every reduction of --sweep at each of --counts; fixed_tokens.md."""
     weights, given = context.pretrained, context.settings
-    dense = weights.model(settings.DENSE)
+    dense = weights.config.create(settings.DENSE)
     entries = [(settings.DENSE, dense.image_tokens)]
     entries += itertools.product(context.reductions, given.counts)
     # Every mistake before the first figure.
     with within(place="--counts"):
-        models = [leaving(weights.pretrained(r), tokens) for r, tokens in entries]
+        models = [leaving(build(weights, r), tokens) for r, tokens in entries]
     maps = HeadMaps(context) if given.decoder else None
     sets = _sets(context) if given.neighbors else None
     rows, base = [], None
@@ -96,7 +97,7 @@ def _sets(context):
 def _neighbors(context, reduction, tokens, memory, queries):
     """Answers to the queries, by `nearest_classes` of the means of their tokens."""
     maps = FeatureMaps(context)
-    prefix = context.pretrained.model(reduction).arch.prefix
+    prefix = context.pretrained.config.create(reduction).arch.prefix
 
     def read(outputs, batch, patches):
         mean = outputs.tokens[:, prefix:].mean(axis=1)

@@ -28,6 +28,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 # (runtime, weights): the file that is read or written.
@@ -114,7 +115,7 @@ class Graphs:
         """All float32 graphs: one that cannot be made is known before any figure."""
         folders = []
         for place, reduction in enumerate(self.reductions):
-            vit = self.weights.pretrained(reduction)
+            vit = build(self.weights, reduction)
             tokens = vit.model.image_tokens if self.maps else None
             folder = self.folder / str(place)
             folder.mkdir()
@@ -138,7 +139,7 @@ class Graphs:
 
     def images(self, which):
         """Some images as graphs take them."""
-        model = self.weights.model(settings.DENSE)
+        model = self.weights.config.create(settings.DENSE)
         return np.asarray(normalize(self.pixels[which], model.mean, model.std))
 
     def tested(self, place, form):

@@ -23,6 +23,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
 from imagepiece_jax.models.config import patch_grid
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 THRESHOLD = 0.5
@@ -49,7 +50,7 @@ class FeatureMaps:
         tokens: as `imagepiece_jax.features` takes them
         images: others than the context's
         """
-        vit = self.weights.pretrained(reduction)
+        vit = build(self.weights, reduction)
         model, norm = leaving(vit, tokens), final_norm(vit.model, vit.variables)
         grid = patch_grid(vit.image_size, model.patch_size, cut=True)
 

@@ -32,6 +32,7 @@ from experiments.dense_maps.maps import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.provenance import patch_slots, unmerge
 
@@ -121,7 +122,7 @@ class Reference(FeatureMaps):
 
         A fate is one of FATES; after a soft reduction all patches are merged.
         """
-        prefix = self.weights.model(reduction).arch.class_token
+        prefix = self.weights.config.create(reduction).arch.class_token
         fills = [fill for fill in FILLS if fill != "class" or prefix]
 
         def read(outputs, batch, patches):
@@ -146,7 +147,7 @@ class Reference(FeatureMaps):
         )["rows"]
 
     def _rows(self, reduction):
-        vit = self.weights.pretrained(reduction)
+        vit = build(self.weights, reduction)
         tokens = vit.model.image_tokens
         row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
         theirs, pairs, labels, memory = self.dense

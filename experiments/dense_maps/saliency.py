@@ -25,6 +25,7 @@ from experiments.dense_maps.maps import (
 from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.inference.features import FILLS
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.visualize import trace as tracing
 
@@ -111,7 +112,7 @@ def _facts(checkpoint, floor):
     without = floor["iou"].count(None)
     head = ["weights", "images", "pixels a side", "dense GMACs, without head"]
     row = [f"`{weights.name}`", images.text, images.image_size]
-    row += [f"{weights.gmacs(settings.DENSE):.3f}"]
+    row += [f"{weights.config.gmacs(settings.DENSE):.3f}"]
     head += [f"dense maps without a pixel above {THRESHOLD:g}"]
     return (
         f"{render.table(head, [[*row, without]])}\n\nCorrelation / IoU with the dense "
@@ -175,7 +176,7 @@ def picture(context):
     batches, fill = context.images.batches(), context.settings.fill[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     drawn = [
-        (weights.pretrained(reduction), maps.draw(reduction, fill)[1])
+        (build(weights, reduction), maps.draw(reduction, fill)[1])
         for reduction in reductions
     ]
     dense, rows = drawn[0][1], []

@@ -52,7 +52,7 @@ def measure(context: Context, weights, system: System, seed: int) -> dict:
 
 def _merges(context, weights, reduction):
     """The measures of the tables by their names; {} of what merges no candidates."""
-    steps = merges.sites(weights.model(reduction))
+    steps = merges.sites(weights.config.create(reduction))
     if not any(step.merges and step.counts.candidates for step in steps):
         return {}
     measured = {

@@ -12,7 +12,8 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, one_of, within
-from imagepiece_jax.pretrained.load import Weights, read_with_config
+from imagepiece_jax.pretrained.weights import Weights
+from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction.settings import DENSE
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory

@@ -29,8 +29,9 @@ from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.pretrained.runs import reduction_of
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
@@ -96,7 +97,7 @@ class Case:
             name = self.config.model.name  # which DiffRate's schedules depend on
             vit = Pretrained(self.model, variables, reduction, prepared, name=name)
         else:
-            vit = self.weights.pretrained(reduction_of(self.config.to_dict()))
+            vit = build(self.weights, reduction_of(self.config.to_dict()))
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
@@ -190,7 +191,7 @@ class Clock:
         """
         jobs = {}
         for name, taken in (("dense", DENSE), ("reduced", reduction)):
-            vit = weights.pretrained(taken)
+            vit = build(weights, taken)
             left = vit.model.image_tokens if name == "dense" else self.tokens
             fast = optimize.optimize(
                 vit,

@@ -47,7 +47,7 @@ def main():
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
 

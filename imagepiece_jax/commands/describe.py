@@ -22,7 +22,7 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.models import cost
     from imagepiece_jax.models.config import patch_grid
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
     from imagepiece_jax.training.config import RunConfig

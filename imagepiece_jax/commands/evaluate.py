@@ -37,14 +37,15 @@ def main():
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.load import build
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.training.config import RunConfig
 
     if GELU.value and not OPTIMIZED.value:
         instead = "add --optimized, or set --config.model.gelu for the model itself"
         raise InputError(f"--gelu is for the optimized program: {instead}")
     config, weights = read_with_config(**typed)
-    limit, model = IMAGES(config), weights.model()
+    limit, model = IMAGES(config), weights.config.create(weights.reduction)
     if JSON.value:
         read = (*runs.own_files(typed["path"]), *sources.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
@@ -71,9 +72,9 @@ def main():
     how = [
         *["averaged weights"] * weights.averaged,
         transform.text,
-        *weights.unlike_trained(),
+        *weights.differences_from_training(),
     ]
-    vit = weights.pretrained()
+    vit, gmacs = build(weights), weights.config.gmacs(weights.reduction)
     if OPTIMIZED.value:
         print("  ".join(how), flush=True)
         program = optimize.optimize(
@@ -100,7 +101,7 @@ def main():
     else:
         step = accuracy.model_step(model, config.seed)
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
-        print(measured.line(*how, f"gmacs {weights.gmacs():.3f}"))
+        print(measured.line(*how, f"gmacs {gmacs:.3f}"))
         result = measured.figures
     if unreadable := source.unreadable.count:
         print(f"unreadable images left out: {unreadable}")
@@ -109,7 +110,7 @@ def main():
             **result,
             **facts,
             "reduction": dict(vit.reduction),
-            "gmacs": weights.gmacs(),
+            "gmacs": gmacs,
             "unreadable": unreadable,
         }
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")

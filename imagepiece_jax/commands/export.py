@@ -46,8 +46,9 @@ def main():
     from imagepiece_jax.inference.features import TokenList
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
+    from imagepiece_jax.pretrained.with_config import read_with_config
 
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
@@ -60,7 +61,7 @@ def main():
         check_writable("--out", file, own_files(typed["path"]))
     _check_installed(form)
     config, weights = read_with_config(**typed)
-    vit = weights.pretrained()
+    vit = build(weights)
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype(model.dtype.name, "cpu")

@@ -31,8 +31,9 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.training.config import RunConfig
 
     files = sources.find_images(words)
@@ -41,7 +42,7 @@ def main(words):
             "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
         )
     config, weights = read_with_config(**typed)
-    vit = weights.pretrained()
+    vit = build(weights)
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
     transform = RunConfig.from_config(config).eval_transform()

@@ -34,7 +34,8 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
     from imagepiece_jax.data.transforms import EvalTransform
-    from imagepiece_jax.pretrained.load import read_with_config
+    from imagepiece_jax.pretrained.load import build
+    from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
     from imagepiece_jax.visualize import html
 
@@ -44,7 +45,8 @@ def main(words):
     models = []
     for reduction in reductions or [None]:
         with naming(reduction):
-            models.append(weights.pretrained(reduction))
+            weights.config.create(reduction or weights.reduction)
+            models.append(build(weights, reduction))
     depth = len(models[0].model.plan)
     for block in blocks:
         if block >= depth:

@@ -25,7 +25,8 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import build
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 
 FILE = "points.jsonl"
@@ -227,7 +228,7 @@ class MeasuredWeights:
         return vit.model
 
     def _evaluate(self, reduction, alter, prepare):
-        vit = self.weights.pretrained(reduction)
+        vit = build(self.weights, reduction)
         model = self.model(vit)
         batches = self.images.batches()
         batches = map(prepare, batches) if prepare else batches

@@ -27,7 +27,8 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, decode_bits
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.load import lacks_selectors
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.sweep_text import naming
@@ -67,7 +68,7 @@ class Floor:
 
     @property
     def gmacs(self) -> float:
-        return self.checkpoint.weights.gmacs(settings.DENSE)
+        return self.checkpoint.weights.config.gmacs(settings.DENSE)
 
     def evaluate(self) -> dict:
         return self.checkpoint.evaluate(settings.DENSE, self.alteration, self.alter)
@@ -108,11 +109,14 @@ def sweep(
     Returns a report as `compare` does, without shares.
     """
     weights, usual = checkpoint.weights, settings.completed(settings.DENSE)
-    dense, entries = weights.gmacs(settings.DENSE), []
+    dense, entries = weights.config.gmacs(settings.DENSE), []
     for reduction in reductions:
         if settings.completed(reduction) == usual:
             continue
-        share, shown = weights.gmacs(reduction) / dense, settings.changed(reduction)
+        share, shown = (
+            weights.config.gmacs(reduction) / dense,
+            settings.changed(reduction),
+        )
         name = settings.label(reduction)
         entries.append(MatchedMethod(name, None, reduction, shown, share))
     return _report(checkpoint, *_measured(checkpoint, entries))
@@ -122,7 +126,7 @@ def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
     """Raise InputError for a reduction that does not fit the model, and name it."""
     for reduction in reductions:
         with naming(reduction):
-            weights.model(reduction)
+            weights.config.create(reduction)
 
 
 def _measured(checkpoint, entries):
@@ -205,7 +209,7 @@ def _entries(checkpoint, method, shares, metric):
     if weights.reduction["name"] == asked["name"]:  # a run: its fields, not defaults
         asked = {**weights.reduction, "counts": None, **asked}
     try:
-        weights.model(asked)
+        weights.config.create(asked)
     except InputError as error:
         reason = f"does not fit this model: {error}"
         return [], [{"share": None, "reason": reason}]
@@ -216,7 +220,7 @@ def _entries(checkpoint, method, shares, metric):
         except InputError as error:
             absent.append({"share": share, "reason": str(error)})
             continue
-        if weights.untrained(reduction):
+        if lacks_selectors(weights, reduction):
             return [], [{"share": None, "reason": "needs training"}]
         shown = {"macs": share} | settings.changed(asked)
         shown.pop("name")
@@ -227,8 +231,10 @@ def _entries(checkpoint, method, shares, metric):
 def _by_macs(checkpoint, asked, share):
     """(reduction, share reached) of the nearest cost."""
     weights = checkpoint.weights
-    reduction = weights.resolved({**asked, "macs": share})
-    return reduction, weights.gmacs(reduction) / weights.gmacs(settings.DENSE)
+    reduction = weights.config.resolved({**asked, "macs": share})
+    return reduction, weights.config.gmacs(reduction) / weights.config.gmacs(
+        settings.DENSE
+    )
 
 
 def _by_time(checkpoint, asked, share):
@@ -249,7 +255,7 @@ def _by_time(checkpoint, asked, share):
 
 def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
     """The nearest Floor of each kind at each share, with its figures."""
-    dense = checkpoint.weights.gmacs(settings.DENSE)
+    dense = checkpoint.weights.config.gmacs(settings.DENSE)
     pairs = []
     for listed, share in itertools.product(floors(checkpoint), shares):
         floor = min(listed, key=lambda each: abs(each.gmacs / dense - share))
@@ -267,7 +273,10 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
     antialiased bicubic weights.
     """
     weights = checkpoint.weights
-    model, both = weights.model(settings.DENSE), sides(weights.config.image_size)
+    model, both = (
+        weights.config.create(settings.DENSE),
+        sides(weights.config.image_size),
+    )
     patches = min(both) // model.patch_size
     smaller = [
         tuple(side - count * model.patch_size for side in both)

@@ -263,6 +263,18 @@ class ModelConfig(CheckedFields):
             kernels=fused_kernels.resolve_kernels(fields["kernels"], made)
         )
 
+    def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
+        """GMACs of one image through `create(reduction)`."""
+        return model_macs(self.create(reduction), self.image_size) / 1e9
+
+    def resolved(
+        self, reduction: Mapping[str, Any], allowed: float = MISS
+    ) -> Mapping[str, Any]:
+        """`reduction` with tokens in place of its cost, as the function `resolved`."""
+        model = self.create()
+        grid = patch_grid(self.image_size, model.patch_size, cut=True)
+        return resolved(reduction, model, grid, self.name, allowed)
+
 
 def create_model(
     name: str | None, reduction: Mapping[str, Any] | None = None, **changes: Any

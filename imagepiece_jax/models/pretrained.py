@@ -40,7 +40,7 @@ class Pretrained:
         has as many patches as the model
     class_names: a name, or None, for each class; None where there are none
     name: the public model that it is, as timm calls it; None for another
-    origin: the load.Weights that it was made of; None for a model of one's own
+    origin: the Weights that it was made of; None for a model of one's own
     untrained: whether it has selectors that were drawn, not learned
     selectors: that other reductions have learned, tensors by timm's names
     projector: of a vision tower, what leads from its tokens to the language model that

@@ -36,7 +36,7 @@ from imagepiece_jax.errors import InputError, one_of, within
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.vit import ViT
-    from imagepiece_jax.pretrained.load import Weights
+    from imagepiece_jax.pretrained.weights import Weights
     from imagepiece_jax.reduction.methods.method import Method
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint

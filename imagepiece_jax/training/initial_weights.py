@@ -13,8 +13,9 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
 from imagepiece_jax.pretrained.infer import UNTOLD
-from imagepiece_jax.pretrained.load import Weights, opened, unknown_normalization
+from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
+from imagepiece_jax.pretrained.weights import Metadata
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 
@@ -29,16 +30,16 @@ class InitialWeights:
         self._run = run
 
     @functools.cached_property
-    def start(self) -> Weights | None:
+    def start(self) -> Metadata | None:
         """What `config.init.weights` names; None where it is empty."""
         path = self._run.init.weights
-        return opened(path) if path else None
+        return read_metadata(path) if path else None
 
     @functools.cached_property
-    def teacher(self) -> Weights | None:
+    def teacher(self) -> Metadata | None:
         """What `config.teacher.weights` names; None where it is empty."""
         path = self._run.teacher.weights
-        return opened(path) if path else None
+        return read_metadata(path) if path else None
 
     def normalization(self, workdir) -> tuple[dict[str, Any], list[str]]:
         """The config.model.mean and std of a run; {} where it has either.
@@ -68,9 +69,9 @@ class InitialWeights:
         return {field: values[field] for field in IMAGENET}, notes
 
     def _normalized_as(self, workdir):
-        """(path, Weights) of what may say how the images of a run are normalized."""
+        """(path, Metadata) of what may say how the images of a run are normalized."""
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
-            return [(workdir, opened(workdir))]
+            return [(workdir, read_metadata(workdir))]
         run, start, teacher = self._run, self.start, self.teacher
         sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
@@ -92,7 +93,7 @@ class InitialWeights:
         run, data = self._run, f"config.data.name {self._run.data.name!r}"
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             other = "choose another --workdir, or the data that it was trained on"
-            before = opened(workdir).names_of_data
+            before = read_metadata(workdir).names_of_data
             check_classes(before, str(workdir), names, data, other)
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
@@ -181,11 +182,11 @@ class InitialWeights:
         They do not fit either where they were trained with a function, or for images,
         that no tensor shows and that is another here.
         """
-        size, stated = self._run.image_size, weights.stated
-        facts = registry.facts(stated.name)
-        theirs = facts | stated.stated
-        if stated.name or stated.arch:
-            theirs |= vars(stated.architecture)
+        size, config = self._run.image_size, weights.partial_config
+        facts = registry.facts(config.name)
+        theirs = facts | config.stated
+        if config.name or config.arch:
+            theirs |= vars(config.architecture)
         places = Positions.of(model, size, theirs.get("image_size"))
         if "resize" in theirs:  # by the code that these positions were trained for
             places = dataclasses.replace(places, how=theirs["resize"])
@@ -200,7 +201,7 @@ class InitialWeights:
         )
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.
-            theirs["num_heads"] = stated.num_heads or model.num_heads
+            theirs["num_heads"] = config.num_heads or model.num_heads
         here = {field: getattr(model.arch, field) for field in UNTOLD}
         del here["resize"]  # these positions have been
         here |= {name: getattr(model, name) for name in ("num_heads", *IMAGENET)}

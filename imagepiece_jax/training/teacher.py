@@ -15,7 +15,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.load import unknown_normalization
+from imagepiece_jax.pretrained.load import complete, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
@@ -96,7 +96,7 @@ def _any(run, initial):
     asked = ModelConfig(**run.teacher.stated)
     try:
         with within("config.teacher"):
-            weights = initial.teacher.completed(asked).analyzed(run.model["dtype"])
+            weights = complete(initial.teacher, asked).analyzed(run.model["dtype"])
             attention = run.model["attention"]
             whole = dataclasses.replace(weights.config, attention=attention)
             model = whole.create().clone(head_only=True)

@@ -131,7 +131,7 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
         (["--weights={w}", "a.png", "--sweep=evil"], "--sweep evil: 'evil' is no"),
         (
             ["--weights={w}", "{a}", "--sweep=tome:r=4", "--sweep=evit:blocks=(30,)"],
-            "--sweep evit blocks=(30,): weights file {w}: config.reduction has a st",
+            "--sweep evit blocks=(30,): reduction has a step at block 30",
         ),
         (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed:"),
         (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed: 0 "),

@@ -32,7 +32,7 @@ from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_context
@@ -62,14 +62,14 @@ class Guessing:
             files=types.SimpleNamespace(contents=Contents(tensors, ModelConfig())),
         )
         vars(self.weights)["digest"] = "0"
-        self.dense = self.weights.gmacs()
+        self.dense = self.weights.config.gmacs(self.weights.reduction)
 
     def has_evaluated(self, reduction):
         return str(reduction) in self.known
 
     def evaluate(self, reduction):
         self.known.add(str(reduction))
-        figures = plan_facts(self.weights.model(reduction), 224)
+        figures = plan_facts(self.weights.config.create(reduction), 224)
         name = reduction["name"] + reduction.get("inattentive", "")
         draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
@@ -79,7 +79,7 @@ class Guessing:
     def speed(self, reduction):
         """Time falls more slowly than MACs."""
         self.trials.append(reduction)
-        ratio = (self.dense / self.weights.gmacs(reduction)) ** 0.7
+        ratio = (self.dense / self.weights.config.gmacs(reduction)) ** 0.7
         return {"ratio": ratio, "ratio_min": 0.9 * ratio, "ratio_max": 1.1 * ratio}
 
 
@@ -133,12 +133,12 @@ def test_settings_have_the_cost_that_their_share_asks_for(context, report):
         assert line["setting"].keys() == {"macs", *control} - {"name"}
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
-        plan = context.weights.model(asked).plan
+        plan = context.weights.config.create(asked).plan
         tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
         assert line["tokens_per_block"] == tokens
         # JSON has lists where fields are tuples.
         again = {k: settings.plain(v) for k, v in line["reduction"].items()}
-        assert context.weights.model(again).plan == plan
+        assert context.weights.config.create(again).plan == plan
         assert "macs" not in again
     absent = [line for line in report["left_out"] if line["share"]]
     assert all("nearest cost" in line["reason"] for line in absent)
@@ -405,18 +405,20 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     weights = tiny_context.pretrained(tmp_path, depth=2)
     context = tiny_context.context(tmp_path / "out", weights)
     smaller, fewer = compare.floors(context.checkpoint(weights))
-    patch = weights.model().patch_size
+    patch = weights.config.create(weights.reduction).patch_size
     sizes = [floor.shown["image_size"] for floor in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
     assert [floor.shown for floor in fewer] == [{"depth": 1}]
     costs = [floor.gmacs for floor in smaller]
-    assert costs == sorted(costs, reverse=True) and costs[0] < weights.gmacs()
+    assert costs == sorted(costs, reverse=True) and costs[0] < weights.config.gmacs(
+        weights.reduction
+    )
 
     pixels, labels = (
         np.concatenate([batch[name][0] for batch in context.images.batches()])
         for name in ("image", "label")
     )
-    variables = weights.variables(weights.model())
+    variables = weights.variables(weights.config.create(weights.reduction))
     images = normalize(pixels, MEAN, STD)
     short = create_model(**weights.config.plain | {"depth": 1})
     kept = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
@@ -431,7 +433,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
     changed = weights.with_sizes(image_size=sizes[0])
-    model = changed.model()
+    model = changed.config.create(changed.reduction)
     logits = jax.jit(model.apply)(changed.variables(model), made).logits
     right = np.asarray(logits).argmax(axis=1) == labels
     found = smaller[0].evaluate()

@@ -13,7 +13,7 @@ from experiments.context import TrainedRuns
 from experiments.settings import Common
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 

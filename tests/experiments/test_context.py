@@ -20,7 +20,7 @@ from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
@@ -41,7 +41,7 @@ def context(tmp_path_factory, pretrained):
 
 def test_figures_are_those_of_plain_numpy(context, pretrained):
     found = context.evaluate(pretrained, settings.DENSE)
-    model = pretrained.model()
+    model = pretrained.config.create(pretrained.reduction)
     variables = pretrained.variables(model)
     batches = list(context.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
@@ -143,7 +143,7 @@ def slow_ratio(outputs, place, after, kept):
 def observed(context, pretrained):
     """ImagePiece's model and its outputs for all images."""
     reduction = {"name": "imagepiece"}
-    model = merges.observed(pretrained.model(reduction))
+    model = merges.observed(pretrained.config.create(reduction))
     variables = pretrained.variables(model)
     batches = [batch["image"] for batch in context.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
@@ -173,7 +173,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
 @pytest.mark.slow
 def test_observing_changes_no_decision(context, pretrained, observed):
     _, outputs = observed
-    model = pretrained.model({"name": "imagepiece"})
+    model = pretrained.config.create({"name": "imagepiece"})
     variables = pretrained.variables(model)
     pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
     plain = jax.jit(model.apply)(variables, pixels)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import finetune, hyperspeed, published, tables
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
@@ -19,11 +19,11 @@ def pretrained(stem="patch", **fields):
 
 
 def gmacs(row):
-    return pretrained(row.stem).gmacs(row.reduction)
+    return pretrained(row.stem).config.gmacs(row.reduction)
 
 
 def tokens(row):
-    return pretrained(row.stem).model(row.reduction).plan[-1].mlp_tokens
+    return pretrained(row.stem).config.create(row.reduction).plan[-1].mlp_tokens
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,18 @@ def test_evits_counts_and_macs(rate, counts, costs):
 )
 def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
     (row, *_), rates = hyperspeed.SWEEPS[name]
-    found = [pretrained(row.stem).gmacs({**row.reduction, **rate}) for rate in rates]
+    found = [
+        pretrained(row.stem).config.gmacs({**row.reduction, **rate}) for rate in rates
+    ]
     assert [round(cost, 3) for cost in found] == list(costs)
     assert found == sorted(found, reverse=True)
 
 
 def test_combinations_have_one_token_trace():
     traces = {
-        tuple(x.mlp_tokens for x in pretrained("conv").model(row.reduction).plan)
+        tuple(
+            x.mlp_tokens for x in pretrained("conv").config.create(row.reduction).plan
+        )
         for row in COMBINED
     }
     assert len(traces) == 1 and traces.pop()[-1] == 61
@@ -115,13 +119,13 @@ def test_published_claims_can_be_recomputed():
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160)
-    target = one.gmacs(finetune.REFERENCE)
-    found = one.resolved(
-        {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
+    target = one.config.gmacs(finetune.REFERENCE)
+    found = one.config.resolved(
+        {**reduction, "macs": target / one.config.gmacs(settings.DENSE)}, allowed=0.1
     )
     assert found["name"] == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
-        assert target < one.gmacs(found) < 1.1 * target
+        assert target < one.config.gmacs(found) < 1.1 * target
         return
-    assert one.gmacs(found) == pytest.approx(target, rel=0.03)
+    assert one.config.gmacs(found) == pytest.approx(target, rel=0.03)

@@ -10,7 +10,7 @@ from experiments import finetune
 from experiments.finetune import Finetuner, label
 from experiments.rows import DENSE, TableRow, measure, table
 from imagepiece_jax.data import sources
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 

@@ -12,7 +12,7 @@ from experiments.rows import find
 from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 
 IMAGES = 1000
@@ -44,7 +44,7 @@ class Monotone:
     def evaluate(self, pretrained, reduction):
         self.evaluated.append(reduction)
         result = Answers.__new__(Answers)
-        model = pretrained.model(reduction)
+        model = pretrained.config.create(reduction)
         result.figures = plan_facts(model, 224) | {"untrained_selectors": False}
         share = (result["gmacs"] / 1.3) ** 0.25
         result.right = np.arange(IMAGES) < round(IMAGES * share)
@@ -83,8 +83,8 @@ def test_table3_finds_the_least_tokens_within_two_points(context):
         assert len(context.evaluated) <= 1 + tables.BISECTIONS
         loss = -points(context, found, settings.DENSE)
         weights = context.pretrained
-        share = weights.gmacs(found) / weights.gmacs(settings.DENSE)
-        harsher = weights.resolved({**row.reduction, "macs": share - 0.05})
+        share = weights.config.gmacs(found) / weights.config.gmacs(settings.DENSE)
+        harsher = weights.config.resolved({**row.reduction, "macs": share - 0.05})
         assert loss <= tables.MAX_LOSS < -points(context, harsher, settings.DENSE)
         page = (context.out / "table3.md").read_text()
         assert f"| {row.name} | {settings.label(found).partition(' ')[2]} |" in page
@@ -95,7 +95,9 @@ def test_gains_are_the_combinations_over_their_methods(context):
     gains = lines(context, "combos")
     for alone, combined in tables.PAIRS[:3]:
         gain = points(context, combined.reduction, alone.reduction)
-        costs = [context.pretrained.gmacs(r.reduction) for r in (alone, combined)]
+        costs = [
+            context.pretrained.config.gmacs(r.reduction) for r in (alone, combined)
+        ]
         assert gains[alone.name][:2] == [f"{cost:.3f}" for cost in costs]
         assert gains[alone.name][2].startswith(f"{gain:+.1f} [")
 
@@ -155,9 +157,9 @@ def test_hyperspeed_compares_curves_where_all_have_points(context):
         )
         assert float(cell.split(" [")[0]) == pytest.approx(mean, abs=0.2)
     there, points = curve_at(text, "ToMe", "1/2.51 of the dense MACs")
-    cost = context.pretrained.gmacs() / 2.51
+    cost = context.pretrained.config.gmacs() / 2.51
     assert there == pytest.approx(100 * (cost / 1.3) ** 0.25, abs=0.3)
-    whole = 100 * (context.pretrained.gmacs() / 1.3) ** 0.25
+    whole = 100 * (context.pretrained.config.gmacs() / 1.3) ** 0.25
     assert points == pytest.approx(there - whole, abs=0.3)
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]

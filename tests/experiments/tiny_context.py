@@ -9,7 +9,7 @@ from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill
 

@@ -20,7 +20,7 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import read_with_config
+from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder

@@ -18,7 +18,8 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import read, read_with_config
+from imagepiece_jax.pretrained.load import build, read
+from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
@@ -29,6 +30,10 @@ HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
 SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
 OF = {"name": "vit_mini", "num_heads": 1}  # what its tensors do not tell
+
+
+def model_of(weights):
+    return weights.config.create(weights.reduction)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +64,10 @@ def run_folder(path, **fields):
 def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
     of = ModelConfig(**OF)
     found = load.read(written(tmp_path / name, tensors, NORMALIZATION), of)
-    assert found.model() == tiny.model(**SIZE, **NORMALIZATION)
+    assert model_of(found) == tiny.model(**SIZE, **NORMALIZATION)
     unknown = load.read(written(tmp_path / f"un{name}", tensors, {}), of)
     assert found.normalized and not unknown.normalized
-    assert (unknown.model().mean, unknown.model().std) == (MEAN, STD)
+    assert (model_of(unknown).mean, model_of(unknown).std) == (MEAN, STD)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
@@ -93,7 +98,7 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [load.read(path).config for path in (older, new)]
-    assert load.opened(older).normalization == {"mean": MEAN, "std": STD}
+    assert load.read_metadata(older).normalization == {"mean": MEAN, "std": STD}
     assert [(f.mean, f.std) for f in found] == [(MEAN, STD), (HALF, HALF)]
     assert "round_to" not in load.read(older).reduction
     assert found[0].num_heads == 4  # of vit_mini, which its config only names
@@ -294,8 +299,8 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
     weights = load.read(tmp_path)
     assert weights.seed == 7 and str(weights) == f"run {tmp_path}"
-    assert not weights.pretrained().untrained
-    dense = weights.pretrained(settings.DENSE)  # the selectors are left out
+    assert not build(weights).untrained
+    dense = build(weights, settings.DENSE)  # the selectors are left out
     assert not dense.untrained and model.plan != dense.model.plan
     assert {*variables["params"]} - {*dense.variables["params"]} == {
         name for name in variables["params"] if name.startswith("reducer")
@@ -303,7 +308,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     # An analysis takes the last checkpoint; the archive has the best alone.
     message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
     with pytest.raises(InputError, match=message):
-        read(tmp_path, checkpoint="latest").analyzed().pretrained()
+        build(read(tmp_path, checkpoint="latest").analyzed())
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -386,4 +391,14 @@ def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(run_of_0_2_0)
     config, weights = read_with_config(*given)
     assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
     assert config.model.kernels is None  # of a device, not of the weights
-    assert RunConfig.from_config(config).create_model() == weights.model()
+    assert RunConfig.from_config(config).create_model() == model_of(weights)
+
+
+def test_what_a_path_says_is_no_model(tmp_path, tensors):
+    """Not even of a file that is called as a known model, with tensors of another."""
+    path = written(tmp_path / "deit_tiny_patch16_224.npz", tensors, {})
+    metadata = load.read_metadata(path)
+    assert metadata.config.name == "deit_tiny_patch16_224"
+    assert not {"model", "pretrained", "gmacs", "variables"} & {*dir(metadata)}
+    with pytest.raises(InputError):
+        load.complete(metadata)

@@ -443,4 +443,4 @@ def test_parameters_without_a_tower_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(tmp_path)
-    assert load.opened(tmp_path).name == "params"
+    assert load.read_metadata(tmp_path).name == "params"

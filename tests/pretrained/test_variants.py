@@ -11,7 +11,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
-from imagepiece_jax.pretrained.load import read, read_with_config
+from imagepiece_jax.pretrained.load import build, lacks_selectors, read
+from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 from imagepiece_jax.training.config import RunConfig
@@ -50,13 +51,13 @@ def test_a_file_is_read_once(file, monkeypatch):
     )
     weights = read(file, checkpoint="latest").analyzed()
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
-        weights.pretrained(reduction)
+        build(weights, reduction)
     assert weights.digest and reads == [file]
 
 
 def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variables):
     reductions = [*parse_sweep("none"), *parse_sweep("tome:r=2,3")]
-    found = [weights.pretrained(reduction) for reduction in reductions]
+    found = [build(weights, reduction) for reduction in reductions]
     assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
     assert found[0].gmacs > found[1].gmacs > found[2].gmacs
@@ -69,15 +70,15 @@ def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variabl
 
 
 def test_without_a_reduction_the_model_is_its_own(weights):
-    vit = weights.pretrained()
+    vit = build(weights)
     assert vit.label == "dense" and not vit.untrained
-    assert vit.model == weights.model(settings.DENSE)
+    assert vit.model == weights.config.create(settings.DENSE)
 
 
 def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variables):
-    vit = weights.pretrained(DYNAMICVIT)
-    assert vit.untrained and weights.untrained(DYNAMICVIT)
-    assert not weights.untrained({"name": "tome", "r": 4})
+    vit = build(weights, DYNAMICVIT)
+    assert vit.untrained and lacks_selectors(weights, DYNAMICVIT)
+    assert not lacks_selectors(weights, {"name": "tome", "r": 4})
     assert vit.label == "dynamicvit blocks=(1,) (untrained selectors)"
     found = dict(vit.variables["params"])
     assert found.pop("reducer_1")
@@ -89,12 +90,12 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
     weights = read(tmp_path / "vit_mini.npz", checkpoint="latest").analyzed()
-    own = weights.pretrained(DYNAMICVIT)
+    own = build(weights, DYNAMICVIT)
     assert not own.untrained
     assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
-    dense = weights.pretrained(settings.DENSE)
+    dense = build(weights, settings.DENSE)
     assert not dense.untrained and "reducer_1" not in dense.variables["params"]
-    other = weights.pretrained({"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
+    other = build(weights, {"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
     assert other.untrained
 
 
@@ -130,7 +131,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     for name, value in NARROW.items():
         config.model[name] = value
     found = read_with_config(path, config)[1].analyzed()
-    assert found.model(settings.DENSE) == model
+    assert found.config.create(settings.DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
     assert found.use(given) == "as trained"
 
@@ -146,7 +147,8 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
     assert (
-        usual.model() == RunConfig.from_config(quickstart.get_config()).create_model()
+        usual.config.create(usual.reduction)
+        == RunConfig.from_config(quickstart.get_config()).create_model()
     )
     assert other.reduction["prop_attn"] is True
     reduction = quickstart.get_config().reduction.to_dict()

@@ -112,7 +112,7 @@ def test_names_are_kept_and_read(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    weights = load.opened(run).names_of_data
+    weights = load.read_metadata(run).names_of_data
     assert class_names.other_class(weights, names) == other
 
 
@@ -151,7 +151,7 @@ def saved(run, tmp_path_factory):
 
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
-    assert load.opened(saved).names_of_data == ("ant", "bee")
+    assert load.read_metadata(saved).names_of_data == ("ant", "bee")
     data = folder(tmp_path / "set", "ant", "wasp")
     other = f"class 1 is 'bee' in {{}}{saved}, but 'wasp' in {{}}: {SAME}"
     words = [*WORDS, f"--weights={saved}", f"--data=folder:{data}"]

@@ -248,4 +248,4 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     made = config(**{"init.weights": str(path)})
     loaded = initial(made).variables(RunConfig.from_config(made).create_model())
     chex.assert_trees_all_equal(loaded, variables)
-    assert load.opened(path).normalization["mean"] == (0.485, 0.456, 0.406)
+    assert load.read_metadata(path).normalization["mean"] == (0.485, 0.456, 0.406)

@@ -1,0 +1,227 @@
+"""Records of trained weights: what a path says of them, and with a whole config.
+
+`load.read_metadata` makes the first, `load.complete` the second, and `load.build` a
+Pretrained, which has the model.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.data.normalize import channels
+from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained.layouts import Contents
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.settings import DENSE, completed
+
+# Fields of training, of the device or of a method, which an analysis sets itself.
+NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
+NOTHING = ModelConfig()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightsFiles:
+    """Tensors of a path on this machine, read once for all records that share them."""
+
+    path: pathlib.Path
+    checkpoint: str = "best"  # of a run
+    averaged: bool = False
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        path, averaged = self.path, self.averaged
+        kind = hub.kind(path)
+        if kind == "run":
+            state_dict = runs.read_checkpoint(path, self.checkpoint, averaged)
+            return Contents(state_dict, NOTHING)
+        if kind == "folder":
+            return layouts.read_folder(path, averaged)
+        return layouts.read_weights(path, averaged)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Metadata:
+    """What a path says of trained weights, by its name, config and tensors.
+
+    It has no model: which one it is, `load.complete` finds out.
+    """
+
+    path: pathlib.Path  # on this machine
+    config: ModelConfig  # of the model, as far as a name or a config.json says
+    reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
+    # Of the images, fields of a Preprocessing.
+    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str | None] | None = None  # by label
+    run: Mapping[str, Any] | None = None  # the config of a run
+    checkpoint: str = "best"  # of a run, or "latest"
+    averaged: bool = False  # whether the weights are averages over steps
+    seed: int = 0  # of the training
+    drawn: bool = False  # whether selectors were drawn, not learned
+    # Sizes that a config.json says, and tensors must have.
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # What reads the tensors; None: those of the path.
+    files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self):
+        if self.files is None:
+            files = WeightsFiles(self.path, self.checkpoint, self.averaged)
+            object.__setattr__(self, "files", files)
+
+    def __str__(self):
+        """As sentences call it: "run runs/a"."""
+        published = "folder" if self.path.is_dir() else "weights file"
+        kind = published if self.run is None else "run"
+        return f"{kind} {hub.described(self.path)}"
+
+    @property
+    def name(self) -> str:
+        """A short form of the path."""
+        return hub.short_name(self.path)
+
+    @property
+    def names_of_data(self) -> Sequence[str | None] | None:
+        """Class names of the data that a run, or a saved model, learned.
+
+        Names of other published models are words of another kind.
+        """
+        learned = self.path.is_dir() and (self.run or hub_configs.is_own(self.path))
+        return self.class_names if learned else None
+
+    @property
+    def resize(self) -> str:
+        """config.data.resize of a run, DeiT's for others."""
+        return ((self.run or {}).get("data") or {}).get("resize", "deit")
+
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """By timm's names."""
+        return self.files.contents.tensors
+
+    @property
+    def partial_config(self) -> ModelConfig:
+        """The config by name, layout and config.json, without the sizes of tensors."""
+        if self.path.is_dir():
+            return self.config
+        contents = self.files.contents
+        return contents.images.over(contents.config, self.config)
+
+    @property
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        """{"mean", "std"} of the images; {} where neither a file nor a name says."""
+        config = self.partial_config
+        values = registry.facts(config.name) | config.stated
+        return {
+            field: channels(f"{self.path}: {field}", values[field], field == "std")
+            for field in runs.IMAGENET
+            if field in values
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights(Metadata):
+    """Trained weights with the whole `config` of their model."""
+
+    normalized: bool = True  # whether the weights or the caller say mean and std
+    trained: "Weights | None" = None  # before a caller changed fields; None: the same
+
+    @property
+    def as_trained(self) -> "Weights":
+        """`trained`, or these weights where nothing was changed."""
+        return self.trained or self
+
+    def use(self, reduction: Mapping[str, Any]) -> str:
+        """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
+        same = completed(reduction) == completed(self.reduction)
+        return "as trained" if same else "off-the-shelf"
+
+    def with_sizes(self, **fields: Any) -> "Weights":
+        """Weights for images of another `image_size`, or with a lower `depth`.
+
+        A model of fewer blocks keeps the first, with the norm and head behind the last.
+        """
+        config = dataclasses.replace(self.config, **fields)
+        if "depth" not in fields:
+            return dataclasses.replace(self, config=config)
+        contents = self.files.contents
+        numbers = {name: re.match(r"blocks\.(\d+)\.", name) for name in self.tensors}
+        tensors = {
+            name: self.tensors[name]
+            for name, number in numbers.items()
+            if number is None or int(number[1]) < fields["depth"]
+        }
+        files = types.SimpleNamespace(contents=contents._replace(tensors=tensors))
+        return dataclasses.replace(self, config=config, files=files)
+
+    def variables(self, model: ViT) -> dict[str, Any]:
+        """Variables for `model` and images of the config's size.
+
+        Raises Misfit where the weights do not fit.
+        """
+        return self.variables_and_drawn(model)[0]
+
+    def variables_and_drawn(self, model: ViT, **options: Any):
+        """As `convert.model_variables`, which has the `options`."""
+        size = self.config.image_size
+        trained_size = self.as_trained.config.image_size
+        return convert.model_variables(
+            model,
+            size,
+            self.tensors,
+            str(self),
+            positions=Positions.of(model, size, trained_size),
+            **options,
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 letters that differ between weights."""
+        total = hashlib.sha256()
+        variables = self.variables(self.config.create(self.reduction))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            total.update(jax.tree_util.keystr(path).encode())
+            total.update(np.ascontiguousarray(leaf).tobytes())
+        return total.hexdigest()[:16]
+
+    @property
+    def trained_reduction(self) -> Mapping[str, Any] | None:
+        """The reduction a run or a saved model was trained with; None: unknown."""
+        return self.as_trained.reduction if self.path.is_dir() else None
+
+    def differences_from_training(self) -> list[str]:
+        """Reduction and image size, in words, where training had others."""
+        lines, before = [], self.trained_reduction
+        if before is not None:
+            pair = [settings.changed(one) for one in (self.reduction, before)]
+            if pair[0] != pair[1]:
+                ours, trained = map(settings.label, pair)
+                lines.append(f"reduction {ours} (trained with {trained})")
+        sizes = self.config.image_size, self.as_trained.config.image_size
+        if sides(sizes[0]) != sides(sizes[1]):
+            ours, trained = map(described, sizes)
+            lines.append(f"size {ours} (trained with {trained})")
+        return lines
+
+    def analyzed(self, dtype: str | None = "float32") -> "Weights":
+        """Weights for analysis of a model: plain reductions, in JAX alone, all fields.
+
+        dtype: of the layers; None: the config's
+        Raises InputError where the fields make no model.
+        """
+        changes = dict.fromkeys(NOT_ANALYZED) | ({"dtype": dtype} if dtype else {})
+        config = dataclasses.replace(self.config, **changes)
+        reduction = completed(self.reduction)
+        config.create(reduction)
+        return dataclasses.replace(self, config=config, reduction=reduction)

@@ -1,0 +1,169 @@
+"""A config merged with trained weights, as commands take both.
+
+Typed fields go over what the weights say, and that over configs/base.py.
+"""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from imagepiece_jax.common.image_size import described
+from imagepiece_jax.common.xla_options import fast_dtype
+from imagepiece_jax.data.normalize import channels
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import (
+    Contradiction,
+    ModelConfig,
+    in_config,
+    named_fields,
+)
+from imagepiece_jax.pretrained import runs
+from imagepiece_jax.pretrained.load import read, unknown_normalization
+from imagepiece_jax.pretrained.weights import NOTHING, Weights
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.settings import DENSE, completed
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+# Fields of a config's model that weights do not decide; the others are theirs.
+FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
+
+
+def read_with_config(
+    path: str | os.PathLike,
+    config: "ConfigDict | None" = None,
+    overrides: Any = None,
+    normalization: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
+    averaged: bool = False,
+) -> tuple["ConfigDict | None", Weights]:
+    """A config merged with the weights at a path, and these weights by that config.
+
+    What is typed goes over what the weights say, and that over configs/base.py, but
+    nothing that is typed may contradict what the weights decide; a full config counts
+    as typed.
+
+    path, checkpoint, averaged: as `load` takes them
+    config: a ConfigDict, which is changed; where there are `overrides`, even none, that
+        of configs/base.py; None: the weights say it all
+    overrides: what is typed alone
+    normalization: of --mean and --std, {} where they are not typed, None of a command
+        that has no such flags
+    Raises InputError for the first contradiction.
+    """
+    full, requested = overrides is None and config is not None, NOTHING
+    with in_config():
+        if full:
+            requested = runs.model_config(config.to_dict())
+            requested.create(config.reduction.to_dict())  # its own mistakes first
+            requested = requested.over(named_fields(requested.name))
+        elif config is not None:
+            requested = _typed(config, overrides)
+    flags = {
+        name: channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
+    }
+    try:
+        with in_config():
+            requested = ModelConfig(**flags).over(requested)
+            weights = read(path, requested, checkpoint, averaged)
+            if full and weights.run is not None:
+                _check_run(weights, config.to_dict())
+    except Contradiction as error:
+        name = error.field.removeprefix("config.model.")
+        error.field = f"--{name}" if name in flags else error.field
+        if full and runs.is_run(path):
+            error.allowed += " or no --config"
+        raise
+    if normalization is not None and not weights.normalized:
+        print(f"note: {unknown_normalization(path)}", flush=True)
+    if config is None:
+        return None, weights
+    with config.unlocked():
+        if full and config.data.eval_crop is None:
+            crop = {f"eval_{field}": value for field, value in weights.crop.items()}
+            usual, data = runs.LATER["data"], config.data
+            data.update({k: v for k, v in crop.items() if data[k] == usual[k]})
+        elif not full:
+            _complete(config, weights)
+            overrides(config)
+        decided = {k: v for k, v in weights.config.plain.items() if k in config.model}
+        config.model.update({k: v for k, v in decided.items() if k not in FREE})
+    plain = config.to_dict()
+    free = {name: plain["model"][name] for name in FREE if name != "prop_attn"}
+    return config, dataclasses.replace(
+        weights,
+        config=dataclasses.replace(weights.config, **free),
+        reduction=runs.reduction_of(plain),
+        crop=runs.preprocessing_of(plain),
+        seed=config.seed,
+    )
+
+
+def _typed(config, overrides):
+    """The fields of the model that `overrides` of `config` name, with their types."""
+    top = ("image_size", "num_classes")
+    typed = [(k, v) for k, v in overrides if k.startswith("model.") or k in top]
+    changed = copy.deepcopy(config)
+    type(overrides)(typed)(changed)
+    names = {field.removeprefix("model.") for field, _ in typed}
+    fields = runs.model_fields(changed.to_dict())
+    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
+
+
+def _complete(config, weights):
+    """Replace fields of `config`, that of configs/base.py, by those of weights."""
+    fields = weights.run
+    if fields is None:
+        model, crop = weights.trained.config.plain, weights.crop.items()
+        size, classes = model.pop("image_size"), model.pop("num_classes")
+        if not isinstance(size, int):
+            raise InputError(
+                f"{weights} is for images of {described(size)}; allowed here are "
+                "squares, others in Python: load(), optimize() and Predictor"
+            )
+        dense = weights.reduction["name"] == DENSE["name"]
+        reduction = DENSE if dense else completed(weights.reduction)
+        fields = {
+            "image_size": size,
+            "num_classes": classes,
+            "model": {"name": None, **model, "dtype": fast_dtype()},
+            "reduction": {k: v for k, v in reduction.items() if v is not None},
+            "data": {f"eval_{field}": value for field, value in crop},
+        }
+    try:
+        config.update(_with_tuples(fields))
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{weights} does not fit configs/base.py: {reason}") from error
+
+
+def _check_run(weights, config):
+    """Contradiction where a config says another model than that of a run."""
+    ours = _decided(weights.config, runs.reduction_of(config))
+    trained = _decided(weights.trained.config, weights.trained.reduction)
+    for field in {**ours, **trained}:
+        value, allowed = ours.get(field), trained.get(field)
+        if value != allowed:
+            found = {"field": f"config.{field}", "value": value}
+            problem = f"is {value!r}, but {weights} has {allowed!r}"
+            raise Contradiction(problem, **found, allowed=repr(allowed))
+
+
+def _decided(model, reduction):
+    """{field of a config: value} of a ModelConfig and a reduction, to be compared."""
+    fields = {"image_size": model.image_size}
+    fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
+    for field, value in completed(reduction).items():
+        group = "model" if field in settings.MODEL_FIELDS else "reduction"
+        fields[f"{group}.{field}"] = value
+    return {field: settings.plain(value) for field, value in fields.items()}
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
