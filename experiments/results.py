@@ -21,7 +21,7 @@ from imagepiece_jax.evaluate import compare, compare_tables, statistics
 ROOT = records.ROOT
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
-    *("docs/tables/bundles.md", "docs/tables/settings.md"),
+    *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
     "docs/tables/retokenization/README.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

@@ -38,6 +38,13 @@ def section(page, heading=""):
     return text
 
 
+def cell(page, heading, row, column):
+    """The cell of `column` in the one row that has the cells `row`, {column: cell}."""
+    found = [each for table in tables(section(page, heading)) for each in table]
+    (cell,) = {each[column] for each in found if row.items() <= each.items()}
+    return cell
+
+
 def lacking(figures, page, heading=""):
     """Names of the figures, {name: text}, that a page or its section does not have."""
     text = " ".join(section(page, heading).split())

@@ -10,8 +10,8 @@ measured.
 
 python -m tools.collectives --trainings --config configs/deit_s.py --hosts 1,2
 
-prints instead what whole trainings on ImageNet cost: the table of docs/training.md. One
-H200 takes the config's batch, and hosts of eight `images_per_gpu`; the steps alone
+prints instead what whole trainings on ImageNet cost: docs/tables/trainings.md.
+One H200 takes the config's batch, and hosts of eight `images_per_gpu`; the steps alone
 count. Where a keep rate warms up, the time of an epoch lies between those of the dense
 and the last step as its MACs do.
 """

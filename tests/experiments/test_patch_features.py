@@ -161,50 +161,15 @@ def test_cosine_of_two_maps():
     )
 
 
-NAMES = {
-    "ToMe, r = 8": "tome r=8",
-    "ToMe, r = 13": "tome",
-    "EViT, keep .7": "evit",
-    "EViT, keep .7, fused token": "evit fuse_token=True",
-    "random, keep .7": "random",
-    "ToFu": "tofu",
-    "ImagePiece + ToMe": "imagepiece_tome",
-    "ImagePiece": "imagepiece",
-    "DynamicViT (untrained)": "dynamicvit (untrained selectors)",
-    "position alone (the floor)": patch_features.POSITION,
-}
-
-
-def test_figures_of_pages_are_those_of_the_table():
-    """docs/tables/patch_features.md by (setting, fill), beside features and models."""
-    text = markdown.section("docs/tables/patch_features.md")
-    fills = {words: fill for fill, words in FILLED.items()} | {"": ""}
-    names = ("DeiT-Ti", "DINOv2-S")
+def test_figures_of_scores_are_those_of_the_table():
+    """docs/tables/scores.md, beside the rows of DINOv2-S in patch_features.md."""
+    text = markdown.section("docs/tables/patch_features.md", "DINOv2-S")
     measured = {
-        name: {(row["setting"], fills[row["dropped patches get"]]): row for row in rows}
-        for name, rows in zip(names, markdown.tables(text), strict=True)
+        row["setting"]: row["cosine"]
+        for row in markdown.tables(text)[0]
+        if row["dropped patches get"] == FILLED["nearest"]
     }
-    page = "docs/features.md", "How much of"
-    by_setting, filled = markdown.tables(markdown.section(*page))[:2]
-    for row in by_setting[1:]:  # the first is the dense model
-        setting, rows = NAMES[row.pop("setting")], measured["DeiT-Ti"]
-        cells = rows.get((setting, "nearest")) or rows[setting, ""]
-        assert {name: cells[name].split(" [")[0] for name in row} == row
-    for row in filled:
-        setting, rows = NAMES[row["setting"]], measured[row["model"]]
-        for fill in list(row)[2:]:
-            assert rows[setting, fill]["cosine"] == row[fill]
-    probes = {
-        f"{name}, {fill}": measured[name]["evit", fill]["probe"]
-        for name in names
-        for fill in ("nearest", "last")
-    }
-    assert not markdown.lacking(probes, *page)
-    tables = markdown.tables(
-        markdown.section("docs/models.md", "Scores without a class token")
-    )
-    for row in next(table for table in tables if "points" in table[0]):
+    for row in markdown.tables(markdown.section("docs/tables/scores.md"))[0]:
         score = "" if row["score"] == "class" else f" score={row['score']}"
         for name, title in (("evit", "EViT"), ("imagepiece", "ImagePiece")):
-            cells = measured["DINOv2-S"][name + score, "nearest"]
-            assert row[f"{title}, DINOv2-S: cosine"] == cells["cosine"]
+            assert row[f"{title}, DINOv2-S: cosine"] == measured[name + score]
