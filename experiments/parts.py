@@ -47,7 +47,6 @@ SELECTORS = {"merged": MERGING, "dropped": DROPPING}
 COST, OTHER_COSTS = 0.5, (0.75, 0.6, 0.4)
 BEST = 35  # cells of `COST` that were measured at the others, too
 PUBLISHED, PUBLISHED_COST = {"name": "diffrate", "target": 0.6}, 0.522
-SCORES = ("class", "energy", "shift")  # in the place of attention received
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
 REPEATS = 1000  # of resampled images
@@ -201,17 +200,6 @@ def costs(found, chosen) -> str:
     return render.table(["set", *map(str, every)], lines)
 
 
-def scores(points: Points) -> str:
-    """Fusion that reads other scores than the columns of the attention map."""
-    row = [_figures(points.of(_scored(score))) for score in SCORES]
-    head = [f"KL / acc1 at {COST}", *SCORES]
-    return render.table(head, [["fusion, diffrate", *row]])
-
-
-def _scored(score):
-    return {**Cell("mctf", "merged", "diffrate", True).reduction, "score": score}
-
-
 def _figures(measured):
     if measured is None:
         return ""
@@ -286,13 +274,6 @@ def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
     return name, unit, statistics.student(change), float(p)
 
 
-def answers(name: str, ours: Measured, theirs: Measured) -> tuple:
-    """Test of right answers, by McNemar."""
-    rights = ours.right[ODD], theirs.right[ODD]
-    change = statistics.paired_difference(*rights)
-    return name, "points", change, statistics.mcnemar(*rights)
-
-
 def contrasts(found) -> list[tuple]:
     """The three declared contrasts at `COST`."""
 
@@ -315,40 +296,11 @@ def contrasts(found) -> list[tuple]:
     ]
 
 
-def chosen(points: Points) -> list[list[tuple]]:
-    """Families of tests of the chosen sets: primary, secondary, other scores."""
-    found = points.cells()
-    ordered = by_choice(found)
-    first = found[ordered[0]]
-    # Fusion alone reads the attention map.
-    spared = found[next(cell for cell in ordered if cell.method != "mctf")]
-    own = points.of(ordered[0].at(PUBLISHED_COST).reduction)
-    published = points.of(PUBLISHED)
-    others = {
-        label: points.of({"name": label.lower(), "macs": COST})
-        for label in ("ToMe", "MCTF")
-    }
-    pairs = [
-        (f"{name} - {other}", ours, others[other])
-        for name, ours in (("chosen", first), ("no attention map", spared))
-        for other in others
-    ]
-    secondary = [_of_kl(f"{name} at {COST}", *pair) for name, *pair in pairs]
-    pairs.append(("chosen - DiffRate", own, published))
-    secondary += [answers(f"{name}, acc1", *pair) for name, *pair in pairs]
-    scored = {score: points.of(_scored(score)) for score in SCORES}
-    best = min(scored, key=lambda score: scored[score].kl[EVEN].mean())
-    return [
-        [_of_kl(f"C1 chosen - DiffRate at {PUBLISHED_COST}", own, published)],
-        secondary,
-        [
-            _of_kl(f"{best} - {name}", scored[best], other)
-            for name, other in (("chosen", first), ("no attention map", spared))
-        ],
-    ]
-
-
-def _of_kl(name, ours, theirs):
+def primary(points: Points) -> tuple:
+    """C1: the chosen set minus DiffRate's published list, KL at its cost."""
+    best = by_choice(points.cells())[0].at(PUBLISHED_COST)
+    ours, theirs = points.of(best.reduction), points.of(PUBLISHED)
+    name = f"C1 chosen - DiffRate at {PUBLISHED_COST}"
     return paired(name, ours.kl[ODD], theirs.kl[ODD], "KL")
 
 
@@ -357,8 +309,7 @@ def tests_table(tests: list[tuple]) -> str:
     corrected = statistics.holm([p for *_, p in tests])
     lines = []
     for (name, unit, change, p), holm in zip(tests, corrected, strict=True):
-        digits = 1 if unit == "points" else 3
-        line = [name, unit, statistics.format_difference(change, digits), f"{p:.3g}"]
+        line = [name, unit, statistics.format_difference(change, 3), f"{p:.3g}"]
         lines.append([*line, f"{holm:.3g}", "decided" if holm < LEVEL else "open"])
     head = ["comparison", "unit", "difference", "p", "p, Holm", "verdict"]
     return render.table(head, lines)

@@ -151,75 +151,34 @@ def test_tables_of_the_systems_follow_from_the_runs(declared, title, stem):
         assert found[5][1:] == [student(declared(name, rate), 1) for rate in rates]
 
 
-def test_what_stands_beside_follows_from_the_runs(declared):
-    page, change = "docs/tables/retokenization/README.md", {}
-    for name, title in (("imagepiece", "ImagePiece"), ("dropping", "dropping")):
-        for stem in ("conv", "patch"):
-            points = declared(f"{name}_{stem}") - declared(f"dense_{stem}")
-            change[name, stem] = points
-            (row,) = rows_of(page, f"{title} - dense, {stem} stem")
-            assert row[1] == student(points)
+def test_rows_of_other_tables_follow_from_the_runs(declared, runs):
+    page = "docs/tables/retokenization/README.md"
+    change = {
+        (name, stem): declared(f"{name}_{stem}") - declared(f"dense_{stem}")
+        for name in ("imagepiece", "dropping")
+        for stem in ("conv", "patch")
+    }
     own, dropping = (
         change[name, "conv"] - change[name, "patch"]
         for name in ("imagepiece", "dropping")
     )
-    for stem in ("conv", "patch"):
-        names = f"imagepiece_{stem}", f"dropping_{stem}"
-        for label, rates in (
-            ("P1's rates", RATES),
-            *((f"keep {rate}", (rate,)) for rate in RATES),
-        ):
-            (row,) = rows_of(page, f"ImagePiece - dropping, {stem} stem, {label}")
-            ours, theirs = (declared(name, *rates) for name in names)
-            assert row[1] == student(ours - theirs)
-    paper = declared("imagepiece_conv") - declared("dense_patch")
-    stem = declared("dense_conv") - declared("dense_patch")
-    for label, points in (
-        ("P2 of dropping: (dropping - dense), conv stem - patch stem", dropping),
-        ("P2 - P2 of dropping", own - dropping),
-        ("ImagePiece, conv stem - dense, patch stem (the paper's)", paper),
-        ("dense, conv stem - dense, patch stem", stem),
+    lead = [declared(f"{name}_conv", *RATES) for name in ("imagepiece", "dropping")]
+    layer = [
+        run["merges"]["reassess"]["1"]["own"][0]
+        for run in runs
+        if run["system"] == "imagepiece_patch"
+    ]
+    for label, cell, points, digits in (
+        ("dropping - dense, patch stem", 1, change["dropping", "patch"], 2),
+        ("P2 - P2 of dropping", 1, own - dropping, 2),
+        ("ImagePiece - dropping, conv stem, P1's rates", 1, lead[0] - lead[1], 2),
+        (
+            "merged tokens that count as attentive in layer 2, %",
+            *(4, np.array(layer), 1),
+        ),
     ):
         (row,) = rows_of(page, label)
-        assert row[1] == student(points)
-
-
-def test_merges_follow_from_the_runs(runs):
-    attentive = "merged tokens that count as attentive in layer {}, %"
-    lowest = "similarity of merged pairs, lowest 1 % of images, {} merge"
-    every = "similarity at the first merge, all images: of {}"
-    published = {2: "27.99", 3: "44.39", 5: "35.49", 6: "58.77", 8: "28.97", 9: "43.27"}
-    rows = [
-        (attentive.format(n), ("reassess", str(n - 1), "own"), 1, shown, "")
-        for n, shown in published.items()
-    ]
-    rows += [
-        (lowest.format("first"), ("similarity", "lowest first"), 3, "0.8091", "0.5293"),
-        (lowest.format("last"), ("similarity", "lowest last"), 3, "0.8096", ""),
-        (every.format("merged pairs"), ("lcb-similarity", "pairs"), 3, "", ""),
-        (
-            every.format("all pairs of candidates"),
-            ("lcb-similarity", "candidates"),
-            *(3, "", ""),
-        ),
-        (
-            "distance of these merged pairs, patches",
-            ("lcb-similarity", "distance"),
-            *(2, "", ""),
-        ),
-    ]
-    for label, (table, *path), digits, *shown in rows:
-        for stem in ("conv", "patch"):
-            values = []
-            for run in runs:
-                if run["system"] == f"imagepiece_{stem}":
-                    figure = run["merges"][table]
-                    for step in path:
-                        figure = figure[step]
-                    values.append(figure[0])
-            shown.append(student(np.array(values), digits))
-        (row,) = rows_of("docs/tables/retokenization/README.md", label)
-        assert row[1:] == shown
+        assert row[cell] == student(points, digits), label
 
 
 def test_systems_are_in_the_file_of_results(declared):

@@ -107,21 +107,18 @@ def points():
 def test_the_page_has_the_tables_of_the_points(points):
     page, found = (FOLDER / "parts.md").read_text("utf-8"), points.cells()
     made = [parts.grid(found, "merged", sized) for sized in (True, False)]
-    made += [parts.grid(found, "dropped", False), parts.scores(points)]
+    made += [parts.grid(found, "dropped", False)]
     made += [parts.costs(found, parts.by_choice(found)[: parts.BEST])]
-    families = [parts.contrasts(found), *parts.chosen(points)]
+    families = [parts.contrasts(found), [parts.primary(points)]]
     for table in (*made, *map(parts.tests_table, families)):
         assert table in page
 
 
-def test_tests_of_chosen_sets_are_of_odd_rows(points):
-    primary, secondary, _ = parts.chosen(points)
+def test_the_primary_test_is_of_odd_rows(points):
     cell = parts.Cell("mctf", "merged", "diffrate", True, parts.PUBLISHED_COST)
     ours, theirs = points.of(cell.reduction), points.of(parts.PUBLISHED)
     want = scipy.stats.ttest_rel(ours.kl[1::2], theirs.kl[1::2])
-    assert primary[0][-1] == pytest.approx(want.pvalue)
-    rights = ours.right[1::2], theirs.right[1::2]
-    assert secondary[-1][-1] == statistics.mcnemar(*rights)
+    assert parts.primary(points)[-1] == pytest.approx(want.pvalue)
 
 
 SETS = {
