@@ -39,8 +39,9 @@ def main():
     config, overrides = cli.config_or_base()
     if not real and (overrides != () or normalization):
         raise InputError(
-            "--weights is missing: allowed without it are random inputs alone, without "
-            "--config, --mean and --std"
+            "is missing",
+            field="--weights",
+            allowed="without it, random inputs and no --config, --mean and --std",
         )
     if real:
         config, weights = read_with_config(

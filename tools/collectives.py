@@ -257,8 +257,9 @@ def _write(parts):
 def _numbers(holder):
     if not all(word.isdigit() and int(word) for word in holder.value):
         raise InputError(
-            f"--{holder.name} is {','.join(holder.value)!r}; allowed: whole numbers "
-            "from 1, such as 1,2,8"
+            field=f"--{holder.name}",
+            value=",".join(holder.value),
+            allowed="whole numbers from 1, such as 1,2,8",
         )
     return [int(word) for word in holder.value]
 

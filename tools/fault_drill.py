@@ -49,12 +49,11 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 def main():
     if SAVES.value > KILLS.value:
         raise InputError(
-            f"--saves is {SAVES.value}; allowed: 0 to --kills, here {KILLS.value}"
+            field="--saves", value=SAVES.value, allowed=f"0 to --kills, {KILLS.value}"
         )
     if not (tiny_runs.ROOT / "train.py").exists():
         raise InputError(
-            f"{tiny_runs.ROOT} has no train.py: the drill starts it, and therefore "
-            "needs the repository, not only the installed package"
+            "has no train.py", place=tiny_runs.ROOT, allowed="a clone of the repository"
         )
     out = cli.required(OUT)
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs

@@ -62,13 +62,12 @@ def devices(count=1):
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
         if any(map(_installed, ("xla_cuda13", "xla_cuda12"))):
             raise InputError(
-                "compiling for an H200 found JAX's CUDA wheels, which did not start; "
-                "allowed: a process in which JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 is "
-                "set before JAX is used"
+                "compiling for an H200 found JAX's CUDA wheels, which did not start",
+                hint="set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used",
             ) from error
         raise InputError(
-            "compiling for an H200 needs JAX's CUDA wheels, which are not installed "
-            f"here: {WHEELS} (no GPU and no driver needed)"
+            "compiling for an H200 needs JAX's CUDA wheels, which are not installed",
+            hint=f"{WHEELS} (no GPU and no driver needed)",
         ) from error
     return described.devices
 

@@ -53,7 +53,9 @@ HELD = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 def main(words):
     if len(words) != 2 or words[0] not in ("write", "measure"):
-        raise InputError(f"{' '.join(words)!r}; allowed: write DIR and measure DIR")
+        raise InputError(
+            field="words", value=" ".join(words), allowed="write DIR, measure DIR"
+        )
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
         write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
@@ -63,7 +65,7 @@ def main(words):
         print(json.dumps(PARTS[name](_config(folder), *map(int, values))))
         return 0
     if not (folder / "imagenet2012").is_dir():
-        raise InputError(f"{folder} holds no imagenet2012: `write` one there first")
+        raise InputError("has no imagenet2012", place=folder, hint="write one there")
     return measure(folder)
 
 
@@ -72,7 +74,9 @@ def _pair(holder, text=None):
     text = text or ",".join(holder.value)
     pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
     if not pair or not all(map(int, pair.groups())):
-        raise InputError(f"--{holder.name} has {text!r}; allowed: two numbers from 1")
+        raise InputError(
+            field=f"--{holder.name}", value=text, allowed="two numbers from 1"
+        )
     return tuple(map(int, pair.groups()))
 
 

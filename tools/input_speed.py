@@ -92,7 +92,7 @@ def _resave(text):
     match = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
     if not match or not all(map(int, match.groups())):
         raise InputError(
-            f"--resave is {text!r}; allowed: WIDTHxHEIGHT:KB, such as 500x375:110"
+            field="--resave", value=text, allowed="WIDTHxHEIGHT:KB, such as 500x375:110"
         )
     width, height, kilobytes = map(int, match.groups())
     return (width, height), kilobytes
@@ -263,7 +263,9 @@ def save(source, count, folder, size=None, mean_bytes=None):
     chosen = [i * len(source) // count for i in range(count)]
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
-        raise InputError(f"none of {count} images of the data set can be read")
+        raise InputError(
+            f"has {count} images, none of which can be read", field="--data"
+        )
     if size:
         pictures = [_cut(data, size) for data in stored]
         quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)

@@ -43,14 +43,16 @@ def main():
     source, data_dir = cli.required(SOURCE), cli.required(DIR)
     short_side, workers = SHORT_SIDE.value, PROCESSES.value
     if short_side and not SHORT_SIDES[0] <= short_side <= SHORT_SIDES[1]:
+        low, high = SHORT_SIDES
         raise InputError(
-            f"--short_side is {short_side}; allowed: 0 and {SHORT_SIDES[0]} to "
-            f"{SHORT_SIDES[1]} pixels"
+            field="--short_side", value=short_side, allowed=f"0, {low} to {high} pixels"
         )
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 0:
-        raise InputError(f"--processes is {workers}; allowed: whole numbers from 0")
+        raise InputError(
+            field="--processes", value=workers, allowed="whole numbers from 0"
+        )
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images
@@ -64,8 +66,10 @@ def main():
             raise
     elif note["short_side"] != short_side:
         raise InputError(
-            f"--dir {data_dir} holds a complete set with --short_side "
-            f"{note['short_side']}, asked for is {short_side}: choose another --dir"
+            f"{data_dir} has a complete set with --short_side {note['short_side']}",
+            field="--dir",
+            value=data_dir,
+            allowed=f"another folder for --short_side {short_side}",
         )
     print(writer.summary(data_dir, note))
 

@@ -60,11 +60,12 @@ Row = collections.namedtuple("Row", HEADINGS)
 
 def main():
     if DEVICES.value % 2:
-        raise InputError(f"--devices is {DEVICES.value}; allowed: even numbers")
+        raise InputError(field="--devices", value=DEVICES.value, allowed="even numbers")
     if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
         raise InputError(
-            f"--platform gpu needs {DEVICES.value} GPUs (--devices), JAX finds "
-            f"{gpus_here}"
+            field="--devices",
+            value=DEVICES.value,
+            allowed=f"the GPUs here, {gpus_here}",
         )
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:

@@ -41,14 +41,15 @@ def prepare(names):
     """
     for name in names:
         if name not in NAMES:
-            raise InputError(f"--against is {name!r}; allowed: {', '.join(NAMES)}")
+            raise InputError(field="--against", value=name, allowed=", ".join(NAMES))
     for library in LIBRARIES:
         try:
             importlib.import_module(library)
         except ImportError as error:
             raise InputError(
-                f"--against needs {library}, which cannot be imported ({error}): "
-                'pip install ".[torch]" in a clone'
+                f"needs {library}, which cannot be imported ({error})",
+                field="--against",
+                hint='pip install ".[torch]" in a clone',
             ) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -146,8 +147,9 @@ def _place():
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--against needs PyTorch with CUDA here, but the one that is installed "
-            "finds no GPU: install it with CUDA, or choose --device cpu"
+            "needs PyTorch with CUDA here, but the installed one finds no GPU",
+            field="--against",
+            hint="install it with CUDA, or choose --device cpu",
         )
     return where
 

@@ -64,8 +64,8 @@ def test_missing_kernels_exit_with_status_1(monkeypatch):
     [
         (["--random=0"], "--random=0: 0 is not a positive integer"),
         (["--weights=a.npz"], "weights a.npz: no such file or folder"),
-        (["--config=configs/deit_s.py"], "--weights is missing: allowed without it"),
-        (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing: allowed without it"),
+        (["--config=configs/deit_s.py"], "--weights is missing; allowed: without it"),
+        (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing; allowed: without it"),
         (["--mean=0,0,0"], "--mean is given alone; --mean and --std go together"),
     ],
 )

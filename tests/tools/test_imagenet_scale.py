@@ -103,9 +103,9 @@ def test_mistakes(tmp_path):
     def sentence(*words):
         return command.sentence(command.call(imagenet_scale.main, *words))
 
-    assert sentence("erase", tmp_path).endswith("allowed: write DIR and measure DIR")
-    assert "holds no imagenet2012" in sentence("measure", tmp_path)
-    assert "--val has '3'; allowed: two" in sentence("write", tmp_path, "--val=3")
+    assert sentence("erase", tmp_path).endswith("allowed: write DIR, measure DIR")
+    assert "has no imagenet2012" in sentence("measure", tmp_path)
+    assert "--val is '3'; allowed: two" in sentence("write", tmp_path, "--val=3")
     (tmp_path / "imagenet2012").mkdir()
     words = ("measure", tmp_path, "--fd_limits=256")
-    assert "--fd_limits has '256'; allowed: two" in sentence(*words)
+    assert "--fd_limits is '256'; allowed: two" in sentence(*words)

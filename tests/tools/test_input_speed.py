@@ -121,4 +121,4 @@ def test_bad_data_is_refused(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
     message = sentence(call(input_speed.main, f"--data=folder:{tmp_path}"))
-    assert message.startswith("none of 1 images")
+    assert message.startswith("--data has 1 images, none")

@@ -74,7 +74,10 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
         raise InputError(
-            f"--source {source} is not a folder: it must hold {_accepted()}"
+            f"{source} is no folder",
+            field="--source",
+            value=source,
+            allowed=_accepted(),
         )
     splits, files = {}, tfrecords.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
@@ -89,19 +92,28 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
         elif split in files:
             if importlib.util.find_spec("google_crc32c") is None:
                 raise InputError(
-                    f"--source {source} holds TFRECORD files, whose checksums need "
-                    "google-crc32c, which is not installed: pip install google-crc32c"
+                    f"{source} has TFRECORD files, whose checksums need google-crc32c",
+                    field="--source",
+                    value=source,
+                    hint="pip install google-crc32c",
                 )
             splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
             _check_complete(split, f"{split} in {path}", splits[split], partial)
         elif not partial:
             raise InputError(
-                f"--source {source} has neither {tar} nor a folder {folder}: it must "
-                "hold both splits, unless --partial is given"
+                f"{source} has neither {tar} nor a folder {folder}",
+                field="--source",
+                value=source,
+                allowed="both splits, or one with --partial",
             )
     if not splits:
-        raise InputError(f"--source {source} holds no ImageNet: expected {_accepted()}")
+        raise InputError(
+            f"{source} has no ImageNet",
+            field="--source",
+            value=source,
+            allowed=_accepted(),
+        )
     return splits
 
 
@@ -118,10 +130,10 @@ def _read(reader, path, advance):
             advance(1)
     except tarfile.TarError as error:
         raise InputError(
-            f"{path} is not a complete tar file ({error}): fetch it again"
+            f"is not a complete tar file ({error})", place=path, hint="fetch it again"
         ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     return entries
 
 
@@ -147,25 +159,34 @@ def _tfrecord(path):
                 label = -1
             if not 0 <= label < NUM_CLASSES:
                 raise InputError(
-                    f"{path} holds a record at byte {start:,} without image, file_name "
-                    f"and a label of 0..{NUM_CLASSES - 1}: expected is {NAME} of TFDS"
+                    f"has a record of something else at byte {start:,}",
+                    place=path,
+                    allowed=f"{NAME} of TFDS: image, file_name and a label of "
+                    f"0..{NUM_CLASSES - 1}",
                 )
             place = start + data.find(image)
             entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     return entries
 
 
 def _check_complete(split, path, entries, partial):
     if not entries:
-        raise InputError(f"{path} holds no image of ImageNet")
+        raise InputError("has no image of ImageNet", place=path)
     complete, classes = SPLITS[split][2], len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
         raise InputError(
-            f"{path} holds {len(entries):,} images of {classes:,} classes, a whole set "
-            f"{complete:,} of {NUM_CLASSES:,}; --partial takes what is there"
+            f"has {len(entries):,} images of {classes:,} classes",
+            place=path,
+            allowed=f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial",
         )
+
+
+def _other(place, name, allowed, hint=""):
+    return InputError(
+        f"has {name!r}", place=place, value=name, allowed=allowed, hint=hint
+    )
 
 
 def _train_tar(path):
@@ -175,17 +196,14 @@ def _train_tar(path):
         for member in _members(outer):
             wnid, suffix = os.path.splitext(os.path.basename(member.name))
             if wnid not in labels or suffix != ".tar":
-                raise InputError(
-                    f"{path} holds {member.name!r}: expected are tars named by a class "
-                    "of ImageNet-1k, such as n01440764.tar"
-                )
+                raise _other(path, member.name, "tars named as n01440764.tar")
             with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                 for image in _members(inner):
                     name = os.path.basename(image.name)
                     if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
-                        raise InputError(
-                            f"{path} holds {image.name!r} in {member.name}: expected "
-                            f"are images named like {wnid}_1.JPEG"
+                        place = f"{path}, {member.name}"
+                        raise _other(
+                            place, image.name, f"images named as {wnid}_1.JPEG"
                         )
                     start = member.offset_data + image.offset_data
                     yield Entry(name, labels[wnid], path, start, image.size)
@@ -219,11 +237,9 @@ def _train_folder(path):
         if not folder.is_dir():
             continue
         if folder.name not in labels:
-            raise InputError(
-                f"{path} holds {folder.name!r}, which is not a class of ImageNet-1k "
-                "such as n01440764: other sets need no preparation, train on them with "
-                "config.data.name=folder:PATH"
-            )
+            allowed = "classes of ImageNet-1k, such as n01440764"
+            hint = "train on other sets as they are, config.data.name=folder:PATH"
+            raise _other(path, folder.name, allowed, hint)
         for image in _images(folder.path):
             yield _whole(image, labels[folder.name])
 
@@ -245,10 +261,9 @@ def _numbered(path):
         match = VAL_NAME.fullmatch(name)
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(labels):
-            raise InputError(
-                f"{path} holds {name!r}: expected are ILSVRC2012_val_00000001.JPEG to "
-                f"ILSVRC2012_val_{len(labels):08d}.JPEG"
-            )
+            last = f"ILSVRC2012_val_{len(labels):08d}.JPEG"
+            allowed = f"ILSVRC2012_val_00000001.JPEG to {last}"
+            raise _other(path, name, allowed)
         return labels[number - 1]
 
     return label_of

@@ -46,14 +46,16 @@ def find_tfrecords(source, name):
         if split in splits:
             other = os.path.dirname(splits[split][0])
             raise InputError(
-                f"{source} holds {name} twice, in {other} and {parent}: give the "
-                "folder of one"
+                f"has {name} twice, in {other} and {parent}",
+                place=source,
+                allowed="the folder of one",
             )
         missing = set(range(count)) - set(files)
         if missing:
             raise InputError(
-                f"{parent} holds {len(files)} of the {count} TFRECORD files of {split}:"
-                f" number {min(missing):05d} is missing"
+                f"has {len(files)} of the {count} TFRECORD files of {split}, but not "
+                f"number {min(missing):05d}",
+                place=parent,
             )
         splits[split] = [files[number] for number in range(count)]
     return splits
@@ -99,8 +101,9 @@ def _uint32(data):
 
 def _damaged(path, place, reason):
     return InputError(
-        f"{path} is damaged in the record at byte {place:,} ({reason}): fetch or "
-        "prepare this file again"
+        f"is damaged in the record at byte {place:,} ({reason})",
+        place=path,
+        hint="fetch or prepare this file again",
     )
 
 

@@ -52,7 +52,9 @@ def existing(data_dir):
         return None
     if not target.info.splits:
         raise InputError(
-            f"{target.data_path} holds no data set: choose another --dir, or remove it"
+            "has no data set",
+            place=target.data_path,
+            hint="choose another --dir, or remove it",
         )
     splits = {
         name: (split.num_examples, split.num_shards, split.num_bytes)
@@ -93,12 +95,16 @@ def _builder(data_dir):
     except Exception as error:  # of many kinds, for files that TFDS cannot read
         if tfrecords.find_tfrecords(data_dir, NAME):
             raise InputError(
-                f"--dir {data_dir} holds {NAME} in TFRECORD files: --source {data_dir} "
-                "with another --dir converts them"
+                f"{data_dir} has {NAME} in TFRECORD files",
+                field="--dir",
+                value=data_dir,
+                hint=f"--source {data_dir} with another --dir converts them",
             ) from error
         raise InputError(
-            f"--dir {data_dir} holds an {NAME} in another format than array_record, or "
-            "a damaged one: choose another --dir"
+            f"{data_dir} has a damaged {NAME}, or one in another format",
+            field="--dir",
+            value=data_dir,
+            allowed="array_record, or another folder",
         ) from error
 
 
@@ -167,8 +173,9 @@ def plan(split, entries, number=None):
     for first, second in itertools.pairwise(ordered):
         if first.name == second.name:
             raise InputError(
-                f"{first.name} is in {first.file} and again in {second.file}: each "
-                f"image of {split} must have a name of its own"
+                f"is in {first.file} and again in {second.file}",
+                field=first.name,
+                allowed=f"an own name for each image of {split}",
             )
     if number is None:
         size = sum(entry.size for entry in entries)
@@ -201,8 +208,10 @@ def make_folder(path):
             pass
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror}): --dir must be a folder with "
-            "room for the data set"
+            f"{path} cannot be written ({error.strerror})",
+            field="--dir",
+            value=str(path),
+            allowed="a folder with room for the data set",
         ) from error
 
 
@@ -227,8 +236,9 @@ def _check_settings(work, short_side, fingerprint):
         replace_file(path, json.dumps(now))
         return
     raise InputError(
-        f"{work} holds an unfinished set {kind}: give the options it was begun with to "
-        "resume, or remove the folder to start again"
+        f"has an unfinished set {kind}",
+        place=work,
+        hint="give the options it was begun with to resume, or remove the folder",
     )
 
 
@@ -239,8 +249,9 @@ def _check_space(work, missing, short_side):
     free = shutil.disk_usage(work).free
     if needed > free:
         raise InputError(
-            f"{work} has {tqdm.format_sizeof(free, 'B')} of free space: what is still "
-            f"to be written needs about {tqdm.format_sizeof(needed, 'B')}"
+            f"has {tqdm.format_sizeof(free, 'B')} of free space",
+            place=work,
+            allowed=f"{tqdm.format_sizeof(needed, 'B')} for the rest",
         )
 
 

@@ -68,8 +68,8 @@ def test_a_complete_set_is_left_alone(source, prepared):
     assert (ended.status, ended.out) == (0, first.out)
     ended = call(prepare.main, *flags(source, folder, "--short_side", 256))
     assert sentence(ended) == (
-        f"--dir {folder} holds a complete set with --short_side 0, asked for is 256: "
-        "choose another --dir"
+        f"--dir {folder} has a complete set with --short_side 0; allowed: another "
+        "folder for --short_side 256"
     )
 
 
@@ -111,15 +111,18 @@ def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):
     [
         (["--dir", "x"], "--source is missing: folder of the ILSVRC2012 tars"),
         (["--source", "x"], "--dir is missing: where the data set goes"),
-        (["--source", "gone", "--dir", "x"], "--source gone is not a folder: it must"),
+        (
+            ["--source", "gone", "--dir", "x"],
+            "--source gone is no folder; allowed: ILSVRC",
+        ),
         (["--source", ".", "--dir", "x"], "--source . has neither ILSVRC2012_img_tr"),
-        (flags("y", "x", "--short_side", 63), "--short_side is 63; allowed: 0 and"),
+        (flags("y", "x", "--short_side", 63), "--short_side is 63; allowed: 0, 64 to"),
         (flags("y", "x", "--short_side", 1025), "--short_side is 1025; allowed: 0"),
         (
             flags("y", "x", "--processes", -1),
             "--processes is -1; allowed: whole numb",
         ),
-        (flags("y", "file"), "file cannot be written (File exists): --dir must be a"),
+        (flags("y", "file"), "--dir file cannot be written (File exists); allowed: a"),
         (flags("y", "x", "--short_site", 64), "--short_site is not a flag; did you me"),
     ],
 )

@@ -50,9 +50,10 @@ def test_number_and_order_of_files_are_those_of_tfds():
 
 def test_two_images_of_one_name_are_refused():
     entries = [Entry("a.JPEG", k, f"train/{k}/a.JPEG", 0, 9) for k in (1, 2)]
-    message = "a.JPEG is in train/1/a.JPEG and again in train/2/a.JPEG: each image of"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as error:
         writer.plan("train", entries)
+    assert error.value.field == "a.JPEG"
+    assert all(entry.file in error.value.problem for entry in entries)
 
 
 def as_tfds_reads(folder, split):
@@ -160,10 +161,10 @@ def refuses(message, *arguments, **options):
 
 
 def test_an_unfinished_set_resumes_with_its_settings(small, unfinished):
-    message = "5.1.0 holds an unfinished set with --short_side 0: give the options"
+    message = "5.1.0.* has an unfinished set with --short_side 0; give the options"
     refuses(message, small[0], unfinished, short_side=40)
     other = small[0] | {"train": small[0]["train"][1:]}
-    refuses("holds an unfinished set of other images", other, unfinished)
+    refuses("has an unfinished set of other images", other, unfinished)
     assert writer.write(small[0], unfinished)["splits"]["train"][0] == 9
 
 
@@ -181,7 +182,7 @@ def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypa
     usage = namedtuple("usage", "free")
     needed = sum(entry.size for entries in small[0].values() for entry in entries)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
-    refuses("of free space: what is still to be written needs", small[0], tmp_path)
+    refuses("of free space; allowed: .* for the rest", small[0], tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1.02 * needed))
     assert writer.write(small[0], tmp_path)
     # 0.4 bytes for each of 40 * 53 pixels, where that is less than the files have
@@ -258,10 +259,12 @@ def test_sets_of_other_kinds_are_left_alone(small, tmp_path):
     path = tmp_path / "imagenet2012" / "5.1.0" / "dataset_info.json"
     info = json.loads(path.read_text())
     path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    with pytest.raises(InputError, match="in another format than array_record"):
+    with pytest.raises(
+        InputError, match="has a damaged imagenet2012, or one in another"
+    ):
         writer.existing(tmp_path)
     path.unlink()
-    with pytest.raises(InputError, match="5.1.0 holds no data set: choose another"):
+    with pytest.raises(InputError, match="5.1.0 has no data set; choose another"):
         writer.existing(tmp_path)
 
 
