@@ -222,14 +222,14 @@ def _table(source, labels, tested, unlabeled) -> str:
     writer.writerow(("filename", "label", "split"))
     for index, number in enumerate(labels):
         test = index in tested
-        shown = number if test or not unlabeled else ""
+        cell = number if test or not unlabeled else ""
         path = os.path.abspath(source.name(index))
-        writer.writerow((path, shown, "val" if test else "train"))
+        writer.writerow((path, cell, "val" if test else "train"))
     return text.getvalue()
 
 
 def _recipe(config, pretrained):
-    """What of a config decides the result, by field; JSON values."""
+    """The fields of a config that decide the result; JSON values."""
     config = config.copy_and_resolve_references()
     other = {config.teacher.weights} - {"", str(pretrained.path)}
     for field in ELSEWHERE:

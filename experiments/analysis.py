@@ -61,16 +61,7 @@ def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     model = merges.observed(pretrained.config.create(reduction))
     fields, _ = split(reduction)
-    analysis = reassessing(model, methods.create(**fields))
-    ratios = context.analyze(
-        "reassess", pretrained, reduction, analysis[0], model, analysis[1]
-    )
-    return {block: figures for block, figures in ratios.items() if block != "images"}
-
-
-def reassessing(model, method):
-    """(measure, summarize) of `attentive_ratios`, for an observed model of `method`."""
-    share = getattr(method, "candidate_ratio", 0.3)
+    share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
     steps = merges.sites(model)
     after = [
         (before, here)
@@ -85,8 +76,8 @@ def reassessing(model, method):
             attention = outputs.taps[here.place].cls_attn
             n = here.counts.n_in
             upper = n - floor(share * n)
-            kept = upper if here.merges else here.counts.n_out
-            for name, count in (("own", kept), ("candidates", upper)):
+            own = upper if here.merges else here.counts.n_out
+            for name, count in (("own", own), ("candidates", upper)):
                 ratio = merges.attentive_share(merged, attention, count)
                 ratios[f"{here.block} {name}"] = 100 * ratio
         return ratios
@@ -101,14 +92,17 @@ def reassessing(model, method):
             for _, here in after
         }
 
-    return measure, summarize
+    ratios = context.analyze(
+        "reassess", pretrained, reduction, measure, model, summarize
+    )
+    return {block: figures for block, figures in ratios.items() if block != "images"}
 
 
 def similarity(context):
     """Table 6: cosine similarity of merged pairs, first and last merge; similarity.md.
 
-    Of an image: the mean over the pairs that a step merged, by what it matched them by
-    (the mean key over heads). Of the images: the mean of the lowest 1 %, and of all.
+    An image has the mean over the pairs that a step merged, by the keys that it matched
+    (their mean over heads); the table has the means of the lowest 1 % and of all.
     """
     lines = []
     for row in ROWS:
@@ -136,14 +130,6 @@ def similarity(context):
 def first_and_last(context, pretrained, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
     model = merges.observed(pretrained.config.create(reduction))
-    measure, summarize = first_and_last_pairs(model)
-    return context.analyze(
-        "similarity", pretrained, reduction, measure, model, summarize
-    )
-
-
-def first_and_last_pairs(model):
-    """(measure, summarize) of `first_and_last`, for an observed model."""
     merging = [site for site in merges.sites(model) if site.merges]
     ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
 
@@ -168,7 +154,9 @@ def first_and_last_pairs(model):
             )
         return estimates
 
-    return measure, summarize
+    return context.analyze(
+        "similarity", pretrained, reduction, measure, model, summarize
+    )
 
 
 def lowest_count(images: int) -> int:
@@ -240,8 +228,8 @@ def attended_shares(context, pretrained, reduction):
 def lcb_similarity(context):
     """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
 
-    Of the merged pairs, of all pairs that could have been merged, and how far apart on
-    the image the merged ones are.
+    Likeness of the merged pairs and of all pairs that could have been merged, and how
+    far apart on the image the merged ones are.
     """
     lines = []
     for stem, row in STEMS.items():
@@ -268,17 +256,6 @@ def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     model = merges.observed(pretrained.config.create(reduction))
     width = sides(pretrained.config.image_size)[1] // model.patch_size
-    measure, summarize = first_pairs(model, width)
-    return context.analyze(
-        "lcb-similarity", pretrained, reduction, measure, model, summarize
-    )
-
-
-def first_pairs(model, width):
-    """(measure, summarize) of `first_merge`, for an observed model.
-
-    width: patches a row.
-    """
     site = next(site for site in merges.sites(model) if site.merges)
 
     def measure(outputs, batch):
@@ -298,4 +275,6 @@ def first_pairs(model, width):
         )
         return estimates
 
-    return measure, summarize
+    return context.analyze(
+        "lcb-similarity", pretrained, reduction, measure, model, summarize
+    )

@@ -59,12 +59,12 @@ def _point(context, models, rate, base):
     results = [context.evaluate(*model) for model in models]
     rights = [each.right for each in results]
     speed = context.speed(*models[0])
-    beside = [base[min(i, len(base) - 1)].right for i in range(len(rights)) if base]
+    dense = [base[min(i, len(base) - 1)].right for i in range(len(rights)) if base]
     return {
         "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
         "rights": rights,
         "acc1": statistics.accuracy(rights),
-        "difference": statistics.paired_difference(rights, beside) if base else None,
+        "difference": statistics.paired_difference(rights, dense) if base else None,
         "gmacs": results[0]["gmacs"],
         "tokens": results[0]["tokens"],
         "untrained": results[0]["untrained_selectors"],

@@ -76,9 +76,9 @@ def _lines(row, rights, dense):
         blanks = [render.BLANK] * (len(published.MASKS) + 2)
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]
     masked = [np.mean(each, axis=0) for each in rights[1:]]
-    whole = statistics.mean(100 * np.mean(masked, axis=0))
+    mean = statistics.mean(100 * np.mean(masked, axis=0))
     cells = [format_estimate(statistics.accuracy(each)) for each in rights]
-    lines.append([row.name, "acc1, % (measured)", *cells, format_estimate(whole)])
+    lines.append([row.name, "acc1, % (measured)", *cells, format_estimate(mean)])
     if dense is not None and row != DENSE:
         pairs = zip(rights, dense, strict=True)
         differences = [statistics.paired_difference(*pair) for pair in pairs]

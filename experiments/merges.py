@@ -117,9 +117,9 @@ def merged_slots(result) -> jax.Array:
     return jnp.any(slots[:, None, :] == place, axis=2)
 
 
-def attentive_share(merged, cls_attn, kept: int) -> jax.Array:
-    """Share of the `merged` tokens [B, n] among the `kept` most attended. [B]."""
-    among = rank(cls_attn) < kept
+def attentive_share(merged, cls_attn, count: int) -> jax.Array:
+    """Share of the `merged` tokens [B, n] among the `count` most attended. [B]."""
+    among = rank(cls_attn) < count
     return jnp.sum(merged & among, axis=1) / jnp.sum(merged, axis=1)
 
 

@@ -62,13 +62,13 @@ def controls_table(
     contrasts = [("merge", kind) for kind in (*KINDS[1:], "evit")] + [("drop", "evit")]
     rows, right = [], {kind: [] for kind in (*KINDS, "evit")}
     for share, variants in at.items():
-        shown = {**variants, "evit": evit[share]}
+        rows_of = {**variants, "evit": evit[share]}
         for kind, each in right.items():
-            images = results.sources[shown[kind].source].images
-            each.append(shown[kind].bits(images))
-        setting = {"merge_ratio": 0.08, **shown["merge"].setting}
+            images = results.sources[rows_of[kind].source].images
+            each.append(rows_of[kind].bits(images))
+        setting = {"merge_ratio": 0.08, **rows_of["merge"].setting}
         line = [f"{share:g}", f"{setting['keep_rate']:g}, {setting['merge_ratio']:g}"]
-        line += [f"{shown[kind].acc1[0]:.1f}" for kind in ("merge", "drop", "evit")]
+        line += [f"{rows_of[kind].acc1[0]:.1f}" for kind in ("merge", "drop", "evit")]
         rows.append(line)
         for one, other in contrasts:
             change = statistics.paired_difference(right[one][-1], right[other][-1])

@@ -191,11 +191,11 @@ def _with_stem(name, reduction, stem, usual):
 
 PAIRS = tuple(
     (
-        _with_stem(alone.name, alone.reduction, stem, "patch"),
+        _with_stem(single.name, single.reduction, stem, "patch"),
         _with_stem(name, reduction, stem, "conv"),
     )
     for stem in ("patch", "conv")
-    for alone, name, reduction in COMBINED
+    for single, name, reduction in COMBINED
 )
 COMBINATIONS = (DENSE, *(row for pair in PAIRS for row in pair))
 
@@ -209,13 +209,13 @@ def combinations(context):
 def _gains(results):
     """Table of what each combination gains, on the same images."""
     lines = []
-    for alone, combined in PAIRS:
-        pair = results[alone.name], results[combined.name]
+    for single, combined in PAIRS:
+        pair = results[single.name], results[combined.name]
         if None in pair or any(m.facts["untrained_selectors"] for m in pair):
             continue
         gain = statistics.paired_difference(pair[1].rights, pair[0].rights)
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
-        lines.append([alone.name, *costs, statistics.format_difference(gain)])
+        lines.append([single.name, *costs, statistics.format_difference(gain)])
     if not lines:
         return ""
     head = ["added to", "its GMACs", "combined", "gain, points (paired)"]

@@ -4,8 +4,8 @@ Reads tests/fixtures/parity.jsonl, which the tests write:
 
     PARITY_RECORD=tests/fixtures/parity.jsonl python -m pytest tests/parity
 
-and tests/fixtures/whole_models.json of tools/fixtures.py. Of a model or layout
-that was measured several times, the last row counts.
+and tests/fixtures/whole_models.json of tools/fixtures.py. The last row of a model or
+layout counts.
 """
 
 import json

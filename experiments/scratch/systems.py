@@ -111,22 +111,22 @@ def config(
     """The config of a run of `system`, but for its data, seed, length and start."""
     from ml_collections import ConfigDict
 
-    made = _base(options, num_classes, dtype).copy_and_resolve_references()
-    made.model.stem = system.stem
+    new = _base(options, num_classes, dtype).copy_and_resolve_references()
+    new.model.stem = system.stem
     fields = {f.name for f in dataclasses.fields(methods.create(**system.reduction))}
     training = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
-    with made.unlocked():
-        made.reduction = ConfigDict(
+    with new.unlocked():
+        new.reduction = ConfigDict(
             system.reduction | {k: v for k, v in training.items() if k in fields}
         )
-    return made
+    return new
 
 
 @functools.cache
 def _base(options, num_classes, dtype):
     """What the configs of all systems have in common."""
-    made = package_config("base.py")
-    made.update_from_flattened_dict(
+    base = package_config("base.py")
+    base.update_from_flattened_dict(
         {
             "image_size": options.image_size,
             "num_classes": num_classes,
@@ -161,7 +161,7 @@ def _base(options, num_classes, dtype):
             "pictures": 0,
         }
     )
-    return made
+    return base
 
 
 def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
