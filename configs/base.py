@@ -51,7 +51,8 @@ def get_config():
     config.model.num_heads = config_dict.placeholder(int)  # of attention
     config.model.mlp_ratio = config_dict.placeholder(float)  # MLP's width / token's
 
-    # A method of imagepiece_jax.reduction.methods and its fields.
+    # A method of imagepiece_jax.reduction.methods, and those of its fields that differ
+    # from the defaults of its class.
     config.reduction = config_dict.ConfigDict()
     config.reduction.name = "none"  # no reduction: the dense model
 
@@ -146,4 +147,5 @@ def get_config():
     config.pictures = 6  # test images in the picture of the tokens, drawn after each
     #                      evaluation; 0: no pictures, in TensorBoard neither
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
-    return config.lock()
+    config.lock().reduction.unlock()  # each method has fields of its own
+    return config

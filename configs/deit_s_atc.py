@@ -8,19 +8,11 @@ python train.py --config configs/deit_s_atc.py:deit_ti
     0.81 GMACs, 68 final tokens, 1.86 EFLOP, no published acc1
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """Complete linkage and proportional attention, by DeiT's recipe."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "atc"
-    config.reduction.keep_rate = 0.7  # clusters: keep_rate ** s of all at the s-th step
-    config.reduction.blocks = (3, 6, 9)
-    config.reduction.linkage = "complete"  # of two clusters; or "single", "average"
-    config.reduction.metric = "key"  # what is compared; or "query", "value", "token"
-    config.reduction.size_weighting = True  # False: means over tokens, not over patches
     return config

@@ -11,21 +11,11 @@ python train.py --config configs/deit_s_diffrate.py:deit_b
     11.52 GMACs, 3 final tokens, 26.6 EFLOP, published acc1 81.498
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """The schedule of its size that the authors report, trained by DeiT's recipe."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "diffrate"
-    # GMACs of a published schedule of this size; empty: the one that is reported.
-    config.reduction.target = config_dict.placeholder(float)
-    # Instead, tokens of each block after pruning and after merging, class token too.
-    config.reduction.prune = config_dict.placeholder(tuple)
-    config.reduction.merge = config_dict.placeholder(tuple)
-    # Class attention; or "received", "energy", "shift", "probe" (docs/models.md).
-    config.reduction.score = "auto"
     return config

@@ -8,18 +8,11 @@ python train.py --config configs/deit_s_dpc_knn.py:deit_ti
     0.78 GMACs, 68 final tokens, 1.79 EFLOP, no published acc1
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """As compared by Haurum et al. 2023, with plain means, by DeiT's recipe."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "dpc_knn"
-    config.reduction.keep_rate = 0.7  # clusters: keep_rate ** s of all at the s-th step
-    config.reduction.blocks = (3, 6, 9)  # the first blocks that see fewer tokens
-    config.reduction.neighbors = 5  # that a density is of, the token itself included
-    config.reduction.learned_weights = False  # True: of the members, for training
     return config

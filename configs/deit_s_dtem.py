@@ -9,18 +9,13 @@ DEIT_S and DEIT_TI are trained dense weights, which stay as they are. Published 
 DeiT-S, in the abstract: 79.85 at 37.2 % fewer FLOPs than dense.
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """30 epochs in which the embeddings alone learn, merging softly."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "dtem"
-    config.reduction.r = 16  # tokens that a block merges away
-    config.reduction.r_list = config_dict.placeholder(tuple)  # block by block instead
     config.epochs = 30
     config.lr = 5e-5  # 1e-4 at 1,024 images
     config.min_lr = 1e-6

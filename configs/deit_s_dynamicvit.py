@@ -18,25 +18,9 @@ from configs import deit_s
 def get_config(size="deit_s"):
     """30 epochs from the trained dense model, which is also the teacher."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "dynamicvit"
-    config.reduction.keep_rate = 0.7  # of the first tokens; squared, cubed at the next
-    config.reduction.blocks = (3, 6, 9)
-    config.reduction.update(learning(size))
     config.update(fine_tuning(size))
     return config
-
-
-def learning(size):
-    """Weights of the loss's terms, beside cross entropy's 1, and rates of learning."""
-    fields = config_dict.ConfigDict()
-    # Share of live tokens against its target.
-    fields.ratio_weight = 5.0 if size == "deit_b" else 2.0
-    fields.kl_weight = 0.5  # logits against the teacher's
-    fields.token_weight = 0.5  # live tokens against the teacher's, after the last norm
-    fields.backbone_lr = 0.01  # share of the rate that all but the predictors get
-    fields.frozen_epochs = 5.0  # first epochs in which only the predictors learn
-    return fields
 
 
 def fine_tuning(size):
@@ -48,4 +32,6 @@ def fine_tuning(size):
     fields.model = {"drop_path_rate": 0.2 if size == "deit_b" else 0.0}
     fields.data = {"repeats": 1}  # no repeated augmentation
     fields.init = {"fresh": ("reducer",)}  # the predictors; the rest is given
+    if size == "deit_b":
+        fields.reduction = {"ratio_weight": 5.0}
     return fields

@@ -8,22 +8,13 @@ python train.py --config configs/deit_s_evit.py:deit_ti
     0.81 GMACs, 69 final tokens, 2.07 EFLOP, published acc1 71.70
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """ImagePiece's baseline: the unattended tokens are dropped, not fused."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "evit"
-    config.reduction.keep_rate = 0.7  # of the image tokens, at each block below
-    config.reduction.blocks = (3, 6, 9)
-    config.reduction.fuse_token = False  # True: the dropped ones become one more token
-    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
-    # "probe" (docs/models.md).
-    config.reduction.score = "auto"
     config.reduction.rate_warmup_start = 10  # epochs that keep everything
     config.reduction.rate_warmup_epochs = 100  # then so many to get to keep_rate
     return config

@@ -6,16 +6,11 @@ python train.py --config configs/deit_s_grid_pooling.py:deit_ti
     0.78 GMACs, 50 final tokens, 1.80 EFLOP, no published acc1
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """Average neighbors, whatever they show."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "grid_pooling"
-    config.reduction.grid_size = 7  # cells a side, at most as many as patches
-    config.reduction.block = 6  # the first block that sees the cells
     return config

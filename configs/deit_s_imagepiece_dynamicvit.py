@@ -17,8 +17,5 @@ def get_config(size="deit_s"):
     """ImagePiece's schedule, DynamicViT's predictors and training."""
     config = deit_s_imagepiece.get_config(size)
     config.reduction.name = "imagepiece_dynamicvit"
-    config.reduction.mode = "mask"  # training masks tokens, or removes them: "topk"
-    config.reduction.predictor_pos = "mid"  # before the MLP, or the whole block: "pre"
-    config.reduction.update(deit_s_dynamicvit.learning(size))
     config.update(deit_s_dynamicvit.fine_tuning(size))
     return config

@@ -19,21 +19,13 @@ python train.py --config configs/deit_s_spvit.py \\
 DEIT_S and DEIT_TI are trained dense weights.
 """
 
-from ml_collections import config_dict
-
 from configs import deit_s, deit_s_dynamicvit
 
 
 def get_config(size="deit_s"):
     """DynamicViT's training, without warm-up and with a higher last rate."""
     config = deit_s.get_config(size)
-    config.reduction = config_dict.ConfigDict()
     config.reduction.name = "spvit"
-    config.reduction.keep_rates = (0.617, 0.369, 0.137)  # of the first tokens, each
-    config.reduction.blocks = (3, 6, 9)
-    config.reduction.package_norm = "score"  # of the package: "none", "score", "count"
-    config.reduction.share_heads = True  # one score network for all heads
-    config.reduction.update(deit_s_dynamicvit.learning(size))
     config.update(deit_s_dynamicvit.fine_tuning(size))
     config.min_lr = 1e-5
     config.warmup_epochs = 0.0

@@ -19,34 +19,19 @@ python train.py --config configs/deit_ti_distill_finetune.py \\
         --config.model.dtype=float32
 """
 
-from configs import deit_s_evit, deit_s_imagepiece, deit_s_tome, deit_ti_finetune
-from imagepiece_jax.errors import InputError
+from configs import deit_ti_finetune
+from imagepiece_jax.errors import one_of
 
-REDUCTIONS = ("imagepiece", "tome", "evit")
+REDUCTIONS = {"imagepiece": {}, "tome": {"r": 16}, "evit": {"keep_rate": 0.5}}
 
 
 def get_config(reduction="imagepiece"):
     """ImagePiece as published, ToMe at r = 16 or EViT at keep rate .5."""
     config = deit_ti_finetune.get_config()
-    config.reduction = reduced(reduction)
+    config.reduction.update(
+        name=reduction, **one_of("reduction", reduction, REDUCTIONS)
+    )
     config.distill.kind = "soft"
     config.distill.temperature = 1.0  # the answers themselves are to stay
     config.distill.weight = 1.0
     return config
-
-
-def reduced(name):
-    """The fields of one of the three reductions."""
-    if name == "imagepiece":
-        return deit_s_imagepiece.imagepiece()
-    if name == "tome":
-        fields = deit_s_tome.tome()
-        fields.r = 16
-        return fields
-    if name == "evit":
-        fields = deit_s_evit.get_config().reduction
-        fields.keep_rate = 0.5
-        fields.rate_warmup_start = fields.rate_warmup_epochs = 0
-        return fields
-    allowed = ", ".join(REDUCTIONS)
-    raise InputError(f"{name!r} is not a reduction; allowed: {allowed}")

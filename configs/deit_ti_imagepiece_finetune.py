@@ -8,11 +8,11 @@ The dense model's accuracy comes first. No local coherence bias: the patch stem 
 public weights have. Another set of images: see configs/deit_ti_finetune.py.
 """
 
-from configs import deit_s_imagepiece, deit_ti_finetune
+from configs import deit_ti_finetune
 
 
 def get_config(size="deit_ti"):
     """Teach the weights to do without what is merged and pruned."""
     config = deit_ti_finetune.get_config(size)
-    config.reduction = deit_s_imagepiece.imagepiece()
+    config.reduction.name = "imagepiece"
     return config

@@ -3,7 +3,7 @@
 python train.py --config configs/quickstart.py
 """
 
-from configs import base, deit_s_imagepiece
+from configs import base
 
 
 def get_config():
@@ -15,7 +15,7 @@ def get_config():
     config.model.stem = "conv"
     config.model.drop_path_rate = 0.0
     config.model.dtype = "float32"
-    config.reduction = deit_s_imagepiece.imagepiece()
+    config.reduction.name = "imagepiece"
     config.reduction.merge_blocks = (0, 1, 3, 4)
     config.reduction.prune_blocks = (2, 5)
     config.data.name = "digits"

@@ -8,6 +8,7 @@ in a file or a field is an InputError of one sentence.
 import ast
 import atexit
 import contextlib
+import dataclasses
 import functools
 import gc
 import inspect
@@ -41,8 +42,6 @@ OTHER_TYPE = (
     r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
     r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
 )
-# Fields of all methods, in no config file.
-SHARED = tuple(f"reduction.{name}" for name in ("prop_attn", "macs", "counts", "fate"))
 DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
@@ -371,15 +370,10 @@ class Overrides(tuple):
     """
 
     def __call__(self, config):
-        new_method = False
         for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
             if field == METHOD and text and text != config.reduction.name:
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
-                new_method = True
-            elif field in SHARED or (new_method and field.startswith("reduction.")):
-                with config.unlocked():
-                    config.reduction[field.removeprefix("reduction.")] = _literal(text)
             else:
                 override(config, field, text)
 
@@ -494,7 +488,10 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
             f"get_config() of config file {file} returns {type(config).__name__}; "
             "allowed: a ConfigDict"
         )
-    return config.lock()
+    config.lock()
+    if isinstance(config.get("reduction"), ConfigDict):
+        config.reduction.unlock()  # each method has fields of its own
+    return config
 
 
 def config_name(path: str | os.PathLike) -> str:
@@ -510,9 +507,10 @@ def config_name(path: str | os.PathLike) -> str:
 def _literal(text):
     """A Python literal, true or false, or else the text itself; None: true."""
     try:
-        return ast.literal_eval("True" if text is None else text)
+        value = ast.literal_eval("True" if text is None else text)
     except (SyntaxError, ValueError):
-        return {"true": True, "false": False}.get(text.lower(), text)
+        return {"true": True, "false": False, "": None}.get(text.lower(), text)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _number(text):
@@ -546,7 +544,7 @@ PARSERS = {
 def override(config: "ConfigDict", field: str, text: str | None):
     """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
 
-    The value gets the type of the field.
+    The value gets the type of the field; a method's own fields are checked by it.
 
     text: None means true, only for a bool; "" and "None" empty a field that may be
         empty, a placeholder of configs/base.py
@@ -555,6 +553,10 @@ def override(config: "ConfigDict", field: str, text: str | None):
     from ml_collections import FieldReference
 
     *groups, leaf = field.split(".")
+    if groups == ["reduction"] and field != METHOD:
+        with config.unlocked():
+            config.reduction[leaf] = _literal(text)
+        return
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)
         kind = group.get_type(leaf)
@@ -603,7 +605,12 @@ def _no_such_file(file, argument):
 
 def _no_such_field(config, field):
     """One sentence on a field that no config has, and what may be meant."""
+    from imagepiece_jax.reduction.methods import METHODS
+
     names, (group, _, leaf) = [*_dotted_fields(config)], field.rpartition(".")
+    method = METHODS.get(config.reduction.name, METHODS["none"])
+    names += [f"reduction.{each.name}" for each in dataclasses.fields(method)]
+    names = [*dict.fromkeys(names)]
     siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
     owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
     leaves = {name.rpartition(".")[2] for name in names}

@@ -42,7 +42,7 @@ EMPTY = ("data.eval_crop", None)
         (["-config.batch_size=256"], "batch_size", 256),
         (["--config.batch_size=8", "--config.batch_size=9"], "batch_size", 9),
         (["--config.reduction.keep_rate=0.6"], "reduction.keep_rate", 0.6),
-        (["--config.reduction.keep_rate=1"], "reduction.keep_rate", 1.0),
+        (["--config.reduction.keep_rate=1"], "reduction.keep_rate", 1),
         (["--config.reduction.prop_attn=true"], "reduction.prop_attn", True),
         (["--config.lr=1e-3"], "lr", 1e-3),
         (["--config.model.depth", "-1"], "model.depth", -1),

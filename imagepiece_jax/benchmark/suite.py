@@ -53,12 +53,13 @@ class Group:
 
     def cases(self, streams=None):
         """{name: Case}; those that read files share `streams`."""
-        return {
-            name: Case(
-                config, self.batch_size, self.dtype, streams, self.weights.get(name)
-            )
-            for name, config in self.configs.items()
-        }
+        cases = {}
+        for name, config in self.configs.items():
+            weights = self.weights.get(name)
+            with within(place=name):
+                case = Case(config, self.batch_size, self.dtype, streams, weights)
+            cases[name] = case
+        return cases
 
 
 def trained(path, configs: dict, base=None) -> tuple[dict, dict]:

@@ -120,7 +120,8 @@ class Run:
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
                 steps, groups = data.length.steps_per_epoch, run.method.param_groups
                 rate, transformation = optimizer.create(run.optim, steps, groups)
-                changed = {"model": run.model, "reduction": run.reduction}
+                reduction = run.reduction | run.method.named_fields()
+                changed = {"model": run.model, "reduction": reduction}
                 fields = config.to_dict() | changed
                 distributed.check_same_settings(dry_run, fields, model, data)
 

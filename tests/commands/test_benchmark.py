@@ -132,7 +132,7 @@ def test_a_config_is_needed():
 def test_an_override_that_one_config_lacks():
     dense, reduced = (f"{ROOT}/configs/{n}.py" for n in ("deit_s", "deit_s_tome"))
     message = refused("--config", dense, "--config", reduced, "--config.reduction.r=8")
-    assert message.startswith(f"{dense}: config.reduction.r is not a field")
+    assert message.startswith("deit_s: config.reduction.r is not a field")
 
 
 def test_an_unknown_baseline_and_missing_torch(monkeypatch):

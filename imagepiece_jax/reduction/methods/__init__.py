@@ -67,5 +67,6 @@ def create(name: str = "none", **fields) -> Method:
     for field in fields:
         if field not in allowed:
             problem, listed = f"is not a field of {name!r}", ", ".join(allowed)
-            raise InputError(problem, field=field, value=field, allowed=listed)
+            hint = suggestion(field, allowed, f"allowed: {listed}")
+            raise InputError(problem, field=field, value=field, hint=hint)
     return METHODS[name](**fields)

@@ -97,8 +97,7 @@ class Agglomeration(Reducer):
 class ATC(Method):
     """At the s-th of `blocks`, cluster into keep_rate ** s of the first count.
 
-    linkage, metric, size_weighting: see `Agglomeration`; its authors weigh by size
-    where they use proportional attention.
+    Its authors weigh by size where they use proportional attention.
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
@@ -107,9 +106,9 @@ class ATC(Method):
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
-    linkage: str = choice("complete", tuple(LINKAGES))
-    metric: str = choice("key", METRICS)
-    size_weighting: bool = switch(True)
+    linkage: str = choice("complete", tuple(LINKAGES))  # distance of two clusters
+    metric: str = choice("key", METRICS)  # what is compared
+    size_weighting: bool = switch(True)  # False: means over tokens, not over patches
 
     def steps(self, depth):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)

@@ -170,19 +170,21 @@ class PruneAndMerge(Ranking):
 class DiffRate(Method):
     """Each block keeps so many tokens after pruning, and so many after merging.
 
-    target: GMACs of a published schedule of the model's size (`SCHEDULES`; MAE-B by
-    name, or where the head reads the mean), None: the one of `DEFAULT`. prune, merge:
-    tokens of each block instead, class token included. score: what takes the place of
-    class attention.
+    The published schedules of MAE-B hold for models with its name, or whose head reads
+    the mean.
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
     amounts: ClassVar[tuple[str, ...]] = ("target", "prune", "merge")
     small: ClassVar[dict[str, Any]] = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
 
+    # GMACs of a published schedule of the model's size; None: the one of `DEFAULT`.
     target: float | None = optional(weight())
+    # Instead, tokens of each block after pruning and after merging, class token too.
     prune: tuple[int, ...] | None = optional(counts(least=2))
     merge: tuple[int, ...] | None = optional(counts(least=2))
+    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
+    # "probe" (docs/models.md); "auto": "class" where there is a class token.
     score: str = choice("auto", tuple(SCORES))
 
     def __post_init__(self):

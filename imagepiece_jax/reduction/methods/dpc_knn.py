@@ -85,19 +85,15 @@ class WeighedPeaks(nn.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class DpcKnn(Method):
-    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
-
-    neighbors: tokens that a density is of, itself included; learned_weights: of the
-    members of a cluster, for models that are trained with it, else a plain mean.
-    """
+    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
 
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
-    neighbors: int = count(5, least=1)
-    learned_weights: bool = switch(False)
+    neighbors: int = count(5, least=1)  # in a token's density, itself included
+    learned_weights: bool = switch(False)  # True: of the members, for training
 
     def steps(self, depth):
         reducer = WeighedPeaks if self.learned_weights else DensityPeaks

@@ -132,17 +132,14 @@ def embedding_width(embed_dim, num_heads):
 
 @dataclasses.dataclass(frozen=True)
 class DTEM(Method):
-    """In every block merge `r` tokens, or as many as half of the image tokens.
-
-    r_list: block by block instead; the blocks after its end merge nothing.
-    """
+    """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
     amounts: ClassVar[tuple[str, ...]] = ("r", "r_list")
     small: ClassVar[dict[str, Any]] = {"r_list": (3, 4)}
 
-    r: int = count(16)
-    r_list: tuple[int, ...] | None = optional(counts())
+    r: int = count(16)  # tokens that a block merges away
+    r_list: tuple[int, ...] | None = optional(counts())  # by block; then none
 
     def resolved(self, model):
         check_merges(self, model.patches)

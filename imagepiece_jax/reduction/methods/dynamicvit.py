@@ -39,17 +39,19 @@ class KeepPredictor(nn.Module, MaskingReducer):
 class LearnedSelection(Method):
     """What methods with a learned selector share: losses, a teacher, learning rates.
 
-    ratio_weight, kl_weight, token_weight: of the loss terms; backbone_lr: share of the
-    schedule's rate at which the backbone is trained; frozen_epochs: first epochs in
-    which it is not.
+    The weights are those of loss terms beside cross entropy's 1.
     """
 
     needs_teacher: ClassVar[bool] = True
 
+    # Share of live tokens against its target.
     ratio_weight: float = weight(2.0, training=True)
-    kl_weight: float = weight(0.5, training=True)
+    kl_weight: float = weight(0.5, training=True)  # logits against the teacher's
+    # Live tokens against the teacher's, after the last norm.
     token_weight: float = weight(0.5, training=True)
+    # Share of the rate that all but the selectors get.
     backbone_lr: float = rate(0.01, training=True)
+    # First epochs in which only the selectors learn.
     frozen_epochs: float = weight(5.0, training=True)
 
     def loss_terms(self, outputs, teacher_outputs, shares, targets):

@@ -16,17 +16,19 @@ class EViT(Method):
     """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
 
     The fused token is the attention-weighted sum of the dropped ones. ImagePiece's
-    paper compares with the form without it. score: what takes the place of class
-    attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
+    paper compares with the form without it.
     """
 
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
-    keep_rate: float = rate(0.7)
+    keep_rate: float = rate(0.7)  # of the image tokens, at each of `blocks`
     blocks: tuple[int, ...] = blocks(3, 6, 9)
-    fuse_token: bool = switch(False)
+    fuse_token: bool = switch(False)  # the dropped ones become one more token
+    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
+    # "probe" (docs/models.md); "auto": "class" where there is a class token.
     score: str = choice("auto", tuple(SCORES))
+    # Epochs that keep all tokens, then so many to get to keep_rate.
     rate_warmup_start: float = weight(0.0, training=True)
     rate_warmup_epochs: float = weight(0.0, training=True)
 

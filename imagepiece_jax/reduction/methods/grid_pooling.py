@@ -59,8 +59,8 @@ class GridPooling(Method):
     amounts: ClassVar[tuple[str, ...]] = ("grid_size", "block")
     small: ClassVar[dict[str, Any]] = {"grid_size": 4, "block": 1}
 
-    grid_size: int = count(7, least=1)
-    block: int = count(6)
+    grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
+    block: int = count(6)  # the first block that sees the cells
 
     def scaled(self, strength, depth, patches):
         """The same cells, in an earlier block."""

@@ -93,17 +93,10 @@ class RandomPairs(Retokenize):
 class ImagePiece(Method):
     """Merge steps over the least attended tokens, then prune steps by class attention.
 
-    keep_rate: share of image tokens that a prune step keeps; candidate_ratio: share
-    that may be merged, the least attended; merge_ratio: share merged away, of all
-    tokens (class token included) or, by merge_base="candidates", of the candidates; at
-    most half of the candidates merge, into the other half. merge_blocks and
-    prune_blocks, where given, override `schedule`. score: what takes the place of class
-    attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
-    inattentive: what becomes of the least attended tokens; "merge" is ImagePiece. The
-    others are controls, with the same token counts in every block: "drop" drops as many
-    of the least attended at merge steps, "random" merges random pairs of the
-    candidates, "tome" is ToMe's matching of all tokens at merge and prune steps. The
-    rest is `Retokenize`'s.
+    `inattentive` says what becomes of the least attended tokens; "merge" is ImagePiece.
+    The others are controls with the same token counts in every block: "drop" drops as
+    many at merge steps, "random" merges random pairs of candidates, "tome" is ToMe's
+    matching of all tokens at merge and prune steps. See `Retokenize` for the rest.
     """
 
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "merge_ratio")
@@ -113,17 +106,22 @@ class ImagePiece(Method):
         "prune_blocks": (2,),
     }
 
-    keep_rate: float = rate(0.8)
-    merge_ratio: float = rate(0.08)
-    candidate_ratio: float = rate(0.3)
+    keep_rate: float = rate(0.8)  # of the image tokens, at each prune step
+    merge_ratio: float = rate(0.08)  # of all tokens, class token included
+    candidate_ratio: float = rate(0.3)  # the least attended share, which may be merged
+    # "B": merge 0 1 3 4 6 7, prune 2 5 8; "A": one block later.
     schedule: str = choice("B", ("A", "B"))
-    merge_blocks: tuple[int, ...] | None = optional(blocks())
+    merge_blocks: tuple[int, ...] | None = optional(blocks())  # override the schedule
     prune_blocks: tuple[int, ...] | None = optional(blocks())
+    # What merge_ratio counts; at most half of the candidates merge, into the others.
     merge_base: str = choice("all", ("all", "candidates"))
+    # Candidates are split most attended first, or least.
     order: str = choice("descending", ("descending", "ascending"))
-    parity: int = choice(0, (0, 1))
-    metric: str = choice("key", METRICS)
-    size_weighting: bool = switch(True)
+    parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
+    metric: str = choice("key", METRICS)  # what is compared
+    size_weighting: bool = switch(True)  # a merged token is the mean over its patches
+    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
+    # "probe" (docs/models.md); "auto": "class" where there is a class token.
     score: str = choice("auto", tuple(SCORES))
     inattentive: str = choice("merge", INATTENTIVE)
 

@@ -52,11 +52,7 @@ class NoisyTopK(nn.Module, Reducer):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
-    """ImagePiece's steps; those that prune keep as many, by a learned score.
-
-    mode: how the score is trained, "mask" or "topk"; predictor_pos: whether it reads
-    the tokens between attention and MLP ("mid") or before the block ("pre").
-    """
+    """ImagePiece's steps; those that prune keep as many, by a learned score."""
 
     small: ClassVar[dict[str, Any]] = {
         "merge_ratio": 0.06,
@@ -65,7 +61,10 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         "keep_rate": 0.7,
     }
 
-    mode: str = choice("mask", ("mask", "topk"))
+    mode: str = choice(
+        "mask", ("mask", "topk")
+    )  # training masks tokens or removes them
+    # The score reads tokens before the MLP, or before the block.
     predictor_pos: str = choice("mid", ("mid", "pre"))
 
     def merge_step(self, block):

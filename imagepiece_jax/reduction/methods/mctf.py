@@ -136,20 +136,20 @@ def _places(length):
 class MCTF(Method):
     """In each of `blocks` (None: all but the first) `r` tokens fewer, or that share.
 
-    similarity, attention, sizes: temperatures of the criteria, see `Fusion`. score:
-    what takes the place of the attention received; tokens then fuse behind attention,
-    which need not give its map.
+    With another score than "received" tokens fuse behind attention, which need not give
+    its map. Each criterion of `Fusion` counts to the power of 1 over its temperature.
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
     amounts: ClassVar[tuple[str, ...]] = ("r", "blocks")
     small: ClassVar[dict[str, Any]] = {"r": 7}
 
+    # Tokens that a block loses; below 1 their share.
     r: float = checked(16, _removed, "whole numbers, and shares from 0 to below 1")
     blocks: tuple[int, ...] | None = optional(blocks())
-    similarity: float = positive(1.0)
-    attention: float = positive(20.0)
-    sizes: float = positive(40.0)
+    similarity: float = positive(1.0)  # temperature of the similarity
+    attention: float = positive(20.0)  # of the attention received: little is better
+    sizes: float = positive(40.0)  # of the sizes: small is better
     score: str = choice("received", tuple(SCORES))
 
     def resolved(self, model):

@@ -238,10 +238,14 @@ class Method(CheckedFields):
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields by name, without those that only training reads."""
+        return self.named_fields(training=False)
+
+    def named_fields(self, training: bool = True) -> dict[str, Any]:
+        """The fields by name; `training`: those that only training reads, too."""
         names = [
             field.name
             for field in dataclasses.fields(self)
-            if not field.metadata.get("training")
+            if training or not field.metadata.get("training")
         ]
         # Not those of all methods where they say nothing: former versions had none.
         usual = {"macs": None, "counts": None, "fate": "own"}

@@ -51,15 +51,14 @@ class PiToMe(Method):
     """Every block keeps ceil(keep_rate * n) of its n image tokens, at least half.
 
     The first half of the blocks matches all tokens, the second protects those of low
-    energy; late_first: the other way around, as its authors do with MAE. metric: what
-    is compared once energies, of keys, are known.
+    energy.
     """
 
     small: ClassVar[dict[str, Any]] = {"keep_rate": 0.95}
 
-    keep_rate: float = rate(0.9125)
-    late_first: bool = switch(False)
-    metric: str = choice("key", METRICS)
+    keep_rate: float = rate(0.9125)  # of the image tokens, in every block
+    late_first: bool = switch(False)  # the halves exchanged, as its authors do with MAE
+    metric: str = choice("key", METRICS)  # what is compared, after energies of keys
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

@@ -107,14 +107,15 @@ class SPViT(LearnedSelection):
     amounts: ClassVar[tuple[str, ...]] = ("keep_rates", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
+    # Of the first tokens, at each of `blocks`.
     keep_rates: tuple[float, ...] = several(
         (0.617, 0.369, 0.137),
         rate(),
         "numbers from 0 to 1, one for each of blocks",
     )
     blocks: tuple[int, ...] = blocks(3, 6, 9)
-    package_norm: str = choice("score", ("none", "score", "count"))
-    share_heads: bool = switch(True)
+    package_norm: str = choice("score", ("none", "score", "count"))  # of the package
+    share_heads: bool = switch(True)  # one score network for all heads
 
     def __post_init__(self):
         super().__post_init__()

@@ -74,15 +74,15 @@ def _in_range(x):
 class ToFu(Method):
     """Every block loses floor((1 - keep_rate) N) of its N tokens, at most half.
 
-    Blocks up to the middle one drop them, the others fuse. rescale: the length of fused
-    tokens, see `Fuse`. metric: what is compared.
+    Blocks up to the middle one drop them, the others fuse.
     """
 
     small: ClassVar[dict[str, Any]] = {"keep_rate": 0.92}
 
-    keep_rate: float = rate(0.925)
+    keep_rate: float = rate(0.925)  # of all tokens, in every block
+    # Length of fused tokens, see `Fuse`.
     rescale: str = choice("destination", ("destination", "mean"))
-    metric: str = choice("key", METRICS)
+    metric: str = choice("key", METRICS)  # what is compared
 
     def steps(self, depth):
         discard, fuse = (

@@ -130,20 +130,16 @@ class TokenFuser(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TokenLearner(Method):
-    """Before `block`, learn `num_tokens` tokens from all; the class token stays.
-
-    version: "v1.1" (with `bottleneck_dim`, the width of its MLP) or "v1.0" (with
-    `pooling`, "sum" or "mean").
-    """
+    """Before `block`, learn `num_tokens` tokens from all; the class token stays."""
 
     amounts: ClassVar[tuple[str, ...]] = ("num_tokens", "block")
     small: ClassVar[dict[str, Any]] = {"num_tokens": 8, "block": 1}
 
-    num_tokens: int = count(16, least=1)
-    block: int = count(7)
-    version: str = choice("v1.1", ("v1.1", "v1.0"))
-    bottleneck_dim: int = count(64, least=1)
-    pooling: str = choice("sum", ("sum", "mean"))
+    num_tokens: int = count(16, least=1)  # that take the place of all image tokens
+    block: int = count(7)  # the first block that sees them
+    version: str = choice("v1.1", ("v1.1", "v1.0"))  # v1.0: convolutions and sigmoids
+    bottleneck_dim: int = count(64, least=1)  # of v1.1: width of its scoring MLP
+    pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
     def resolved(self, model):
         reason = "the image tokens of the first block"

@@ -105,10 +105,7 @@ ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 
 @dataclasses.dataclass(frozen=True)
 class TokenPooling(Method):
-    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
-
-    algorithm: "kmedoids" or "kmeans"; score: of significance, see `reducers.Ranking`.
-    """
+    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
 
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
@@ -116,8 +113,8 @@ class TokenPooling(Method):
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
-    score: str = choice("received", tuple(SCORES))
-    iterations: int = count(3, least=1)
+    score: str = choice("received", tuple(SCORES))  # of significance
+    iterations: int = count(3, least=1)  # of the clustering
 
     def steps(self, depth):
         reducer = ALGORITHMS[self.algorithm](self.iterations, score=self.score)

@@ -19,23 +19,18 @@ from imagepiece_jax.reduction.token_counts import Remove
 
 @dataclasses.dataclass(frozen=True)
 class ToMe(Method):
-    """In every block merge `r` tokens, or as many as half of the image tokens.
-
-    inflection: spreads them linearly over the blocks, with mean `r`: falling from 2 r
-    to 0 at -1, rising from 0 to 2 r at 1; r_list: names them block by block instead,
-    and the blocks after its end merge nothing; metric: what is compared ("key",
-    "query", "value", "token").
-    """
+    """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     amounts: ClassVar[tuple[str, ...]] = ("r", "inflection", "r_list")
     small: ClassVar[dict[str, Any]] = {"r_list": (2, 2, 4)}
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
 
-    r: int = count(13)
+    r: int = count(13)  # tokens that a block merges away; at most half of its tokens
+    # Spreads them linearly: -1 from 2 r in the first block to 0, 1 the reverse.
     inflection: float = number(0.0, least=-1, most=1)
-    r_list: tuple[int, ...] | None = optional(counts())
-    metric: str = choice("key", METRICS)
+    r_list: tuple[int, ...] | None = optional(counts())  # by block, overrides both
+    metric: str = choice("key", METRICS)  # what is compared
 
     def resolved(self, model):
         check_merges(self, model.patches)
