@@ -8,7 +8,6 @@ in a file or a field is an InputError of one sentence.
 import ast
 import atexit
 import contextlib
-import dataclasses
 import functools
 import gc
 import inspect
@@ -605,11 +604,10 @@ def _no_such_file(file, argument):
 
 def _no_such_field(config, field):
     """One sentence on a field that no config has, and what may be meant."""
-    from imagepiece_jax.reduction.methods import METHODS
+    from imagepiece_jax.training.config import method_fields
 
     names, (group, _, leaf) = [*_dotted_fields(config)], field.rpartition(".")
-    method = METHODS.get(config.reduction.name, METHODS["none"])
-    names += [f"reduction.{each.name}" for each in dataclasses.fields(method)]
+    names += [f"reduction.{name}" for name in method_fields(config.reduction.name)]
     names = [*dict.fromkeys(names)]
     siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
     owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)

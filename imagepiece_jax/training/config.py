@@ -424,6 +424,14 @@ class RunConfig(CheckedFields):
         return self.data.eval_transform(self.image_size)
 
 
+def method_fields(name: str) -> list[str]:
+    """The fields of the method `name`; [] for an unknown one."""
+    from imagepiece_jax.reduction.methods import METHODS  # imports JAX
+
+    method = METHODS.get(name)
+    return [field.name for field in dataclasses.fields(method)] if method else []
+
+
 @dataclasses.dataclass(frozen=True)
 class Length:
     """Length of a run in steps, and which of them evaluations follow."""
