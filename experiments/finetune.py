@@ -95,12 +95,12 @@ class Finetuner:
 
     @functools.cached_property
     def _dense(self):
-        """The dense model that is trained, with the stem of --weights."""
+        """The config of the dense model that is trained, with the stem of --weights."""
         fields = self.pretrained.config.plain | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return Weights(self.pretrained.path, ModelConfig(**fields), settings.DENSE)
+        return ModelConfig(**fields)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
