@@ -134,7 +134,8 @@ def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     report, runs = records.comparison_report(results), retokenization.read_runs()
     accuracies = retokenization.Accuracies(runs)
-    crossed = parts.Points(parts.FOLDER / "points.jsonl").cells()
+    points = parts.Points(parts.FOLDER / "points.jsonl")
+    crossed = points.cells()
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -161,6 +162,7 @@ def tables(results: Results) -> dict[str, str]:
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),
         "parts-shares": parts.shares_table(crossed),
         "parts-contrasts": parts.tests_table(parts.contrasts(crossed)),
+        "parts-chosen": parts.tests_table([parts.primary(points)]),
     }
 
 
