@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common import fields
+from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.evaluate import compare, compare_tables
@@ -28,81 +28,70 @@ PLOT = ROOT / "docs" / "tables" / "bundles.png"
 STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
 
 
-def _checked(holds, allowed, default=fields.REQUIRED):
-    """A field of values that `holds` is true of; allowed: these in words."""
-
-    def convert(value):
-        if not holds(value):
-            raise ValueError(value)
-        return value
-
-    return fields.checked(default, convert, allowed)
-
-
-def _words():
-    return _checked(lambda value: isinstance(value, str) and value, "words")
-
-
 def _is_interval(values):
     return len(values) == 3 and values[1] <= values[0] <= values[2]
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin(fields.CheckedFields):
-    """One run of a command: what its figures are of.
-
-    weights: a digest of the tensors; None where the command trained them
-    training: how the weights came to be
-    versions: by package; {} where a run did not record them
-    """
-
-    study: str = fields.choice(allowed=STUDIES)
-    model: str = _words()
-    weights: str | None
-    training: str = _words()
-    data: str = _words()
-    images: int = fields.count(least=1)
-    command: str = _checked(lambda text: text.startswith("python "), "commands")
-    commit: str = _checked(
-        lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits of a commit"
-    )
-    versions: Mapping[str, str] = _checked(
-        lambda texts: all(isinstance(text, str) for text in texts.values()),
-        "texts by package",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodResult(fields.CheckedFields):
-    """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high].
-
-    source: name of its Origin
-    share: of the dense model's MACs, where methods are matched at it
-    right: which images were right, bits in base64 (`numpy.packbits`)
-    parts: one figure a fold or seed
-    differences: points that it has more than others, by name, where `right` does not
-        say
-    """
-
-    source: str
-    method: str = _words()
-    setting: Mapping[str, Any] = _checked(
-        lambda value: isinstance(value, dict), "values by field"
-    )
-    gmacs: float = fields.positive()
-    acc1: list[float] = _checked(
+# What a field of a row or source must be: a test, and the same in words.
+CHECKS = {
+    "study": (lambda value: value in STUDIES, ", ".join(STUDIES)),
+    "images": (lambda value: is_whole(value) and value > 0, "whole numbers from 1"),
+    "command": (lambda text: text.startswith("python "), "commands"),
+    "commit": (lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits"),
+    "setting": (lambda value: isinstance(value, dict), "values by field"),
+    "gmacs": (lambda value: value > 0, "numbers above 0"),
+    "acc1": (
         lambda values: _is_interval(values) and 0 <= values[1] and values[2] <= 100,
         "[value, low, high] from 0 to 100",
-    )
-    tokens: int | None = None
-    share: float | None = fields.optional(fields.number(above=0, below=1))
-    right: str | None = None
-    parts: list[float] | None = None
-    differences: Mapping[str, list[float]] | None = _checked(
+    ),
+    "share": (lambda value: value is None or 0 < value < 1, "numbers between 0 and 1"),
+    "differences": (
         lambda changes: all(map(_is_interval, (changes or {}).values())),
         "[value, low, high] by name",
-        default=None,
-    )
+    ),
+}
+
+
+class Checked:
+    """Base of rows and sources."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            holds, allowed = CHECKS.get(name, (lambda value: True, ""))
+            if not holds(value):
+                raise InputError(field=name, value=value, allowed=allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(Checked):
+    """One run of a command, which gave figures."""
+
+    study: str
+    model: str
+    weights: str | None  # a digest of the tensors; None: the command trained them
+    training: str  # how the weights came to be
+    data: str
+    images: int
+    command: str
+    commit: str
+    versions: Mapping[str, str]  # by package; {} where a run did not record them
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult(Checked):
+    """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high]."""
+
+    source: str  # name of its Origin
+    method: str
+    setting: Mapping[str, Any]
+    gmacs: float
+    acc1: list[float]
+    tokens: int | None = None
+    share: float | None = None  # of the dense MACs, where methods are matched at it
+    right: str | None = None  # which images, bits in base64 (`numpy.packbits`)
+    parts: list[float] | None = None  # a figure a fold or seed
+    # Points more than others, by name, where `right` does not say.
+    differences: Mapping[str, list[float]] | None = None
 
     def bits(self, images: int) -> np.ndarray:
         """Which images were right, bool [images]."""
