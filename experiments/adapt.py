@@ -169,7 +169,7 @@ def _check_sets(context, configs, labels, parts):
 
 
 def _unlabeled(config):
-    """Whether labels of training images are not read."""
+    """Whether the loss reads no labels of training images."""
     return DistillConfig.from_config(config).unlabeled
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+RUNS_FOLDER = "a folder whose folders are runs of train.py"
+
+
 class Models(Protocol):
     """Where the models of a table's rows come from.
 
@@ -44,7 +47,7 @@ class Models(Protocol):
         """
 
     def names(self) -> list[str]:
-        """What there is, for an error sentence; empty where that says nothing."""
+        """The models, for an error sentence; empty where that says nothing."""
 
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
@@ -110,8 +113,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
         raise InputError(
-            f"--runs {folder} holds no run; allowed: a folder whose folders are runs "
-            "of train.py"
+            f"{folder} has no run", field="--runs", value=folder, allowed=RUNS_FOLDER
         )
     return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
@@ -137,7 +139,7 @@ class FixedTokens(MeasuredWeights):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """What an experiment measures, and where its results go.
+    """The models, images and results of an experiment.
 
     models, images: None for experiments that need neither; config: of --config.
     """
@@ -157,7 +159,8 @@ class Context:
     def pretrained(self) -> Weights:
         """The one checkpoint of an experiment that needs one; InputError without."""
         if not isinstance(self.models, OffTheShelf):
-            raise InputError("--weights is missing: a weights file or a run's folder")
+            allowed = "a weights file or a run's folder"
+            raise InputError("is missing", field="--weights", allowed=allowed)
         return self.models.pretrained
 
     @property
@@ -174,7 +177,7 @@ class Context:
     def checkpoint(
         self, pretrained, images: Images | None = None, tokens: int | None = None
     ) -> MeasuredWeights:
-        """What measures `pretrained` on all images, or on these, or with `tokens`."""
+        """Measurements of `pretrained` on all images, or on these, or with `tokens`."""
         return FixedTokens(
             pretrained,
             images or self.images,
@@ -243,8 +246,10 @@ class Answers:
             self.right = decode_bits(figures["right"], figures["images"])
         except ValueError as error:
             raise InputError(
-                f"a line of points.jsonl has {error} in result.right, but "
-                f"{figures['images']} images; remove the line, and it is measured again"
+                f"has {error}, but {figures['images']} images",
+                place="a line of points.jsonl",
+                field="result.right",
+                hint="remove the line, and it is measured again",
             ) from error
 
     def __getitem__(self, name):

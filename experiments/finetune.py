@@ -179,10 +179,8 @@ def finetuning_config(
         if not typed or value is None:
             config.model[name] = value if ours is None else ours
         elif ours not in (None, value):
-            raise InputError(
-                f"config.model.{name} is {value!r}, but the weights have {ours!r}; "
-                f"allowed: {ours!r}"
-            )
+            allowed = f"{ours!r}, as the weights have it"
+            raise InputError(field=f"config.model.{name}", value=value, allowed=allowed)
     return config
 
 

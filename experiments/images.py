@@ -85,7 +85,7 @@ class Images:
 
     @property
     def setting(self) -> dict:
-        """What of it decides a figure."""
+        """The facts that decide a figure."""
         return {
             "data": self.name,
             "split": self.split,

@@ -46,8 +46,9 @@ def observed(model):
     """
     if not model.arch.class_token:
         raise InputError(
-            "this experiment looks at class attention, and the model has no class "
-            "token; allowed: weights of a model that has one"
+            "has no class token, whose attention this experiment reads",
+            field="the model",
+            allowed="weights of a model with one",
         )
 
     def wrap(reducer):
@@ -111,7 +112,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
 
 def merged_slots(result) -> jax.Array:
-    """Which tokens after a matching hold several tokens from before it. [B, n_out]."""
+    """The tokens after a matching that several were merged into. [B, n_out] bool."""
     slots = result.index.target
     place = jnp.arange(result.n_out)[None, :, None]
     return jnp.any(slots[:, None, :] == place, axis=2)

@@ -94,7 +94,7 @@ class MethodResult(Checked):
     differences: Mapping[str, list[float]] | None = None
 
     def bits(self, images: int) -> np.ndarray:
-        """Which images were right, bool [images]."""
+        """The images that were right, bool [images]."""
         data = np.frombuffer(base64.b64decode(self.right), np.uint8)
         return np.unpackbits(data)[:images].astype(bool)
 
@@ -130,7 +130,7 @@ class Results:
 
 
 def row_key(row: MethodResult, results: Results) -> tuple:
-    """What no two rows have in common."""
+    """The key of a row: no two have the same."""
     source = results.sources[row.source]
     setting = json.dumps(row.setting, sort_keys=True)
     return source.study, source.model, source.data, row.method, row.share, setting

@@ -33,7 +33,7 @@ LEGEND = (
 
 
 def note(context) -> str:
-    """What the figures of one checkpoint are of, in two sentences."""
+    """The checkpoint and images of a page, in two sentences."""
     images = context.images
     return (
         f"`{context.pretrained.name}` on {images.text}, {images.image_size} pixels a "
@@ -50,7 +50,7 @@ def timing(settings) -> str:
 
 
 def facts(context, more: Mapping[str, Any] | None = None) -> str:
-    """What the figures of a page are of, as a table; `more` of its rows, by name."""
+    """Table of the images and models of a page; `more`: further rows, by name."""
     images, settings = context.images, context.settings
     rows = {
         "images": images.text,

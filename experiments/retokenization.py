@@ -163,7 +163,7 @@ def accuracy_table(runs: Sequence[dict], field: str, title: str) -> str:
 
 
 def merges_table(runs: Sequence[dict]) -> str:
-    """What ImagePiece merges (the paper's tables 5, 6 and 8), by stem."""
+    """Measures of ImagePiece's merges (the paper's tables 5, 6 and 8), by stem."""
     systems = {
         TITLES[f"imagepiece_{s}"]: _runs_of(runs, f"imagepiece_{s}") for s in STEMS
     }

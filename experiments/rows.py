@@ -36,7 +36,7 @@ UNTRAINED = "keep tokens by fresh weights: their rows say what the counts cost"
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured for a row: a result a seed, and the dense model's beside."""
+    """Results of a row, one a seed, and those of the dense model."""
 
     row: TableRow
     pretrained: Weights
@@ -47,7 +47,7 @@ class Measured:
 
     @property
     def rights(self) -> np.ndarray:
-        """Which images were right. bool [seeds, images]."""
+        """The images that were right. bool [seeds, images]."""
         return np.stack([each.right for each in self.results])
 
     @property
@@ -99,10 +99,10 @@ def measure(
     results = {row.name: _measured(context, row, models[row], bases) for row in models}
     if not any(results.values()):
         names = ", ".join(context.models.names())
-        there = f" (--runs has {names})" if names else ""
         raise InputError(
-            f"none of the models of this table is there{there}; allowed: --weights "
-            "of one of them, --runs with trained ones, and --small, which trains them"
+            "has no model" + f" but {names}" * bool(names),
+            field="this table",
+            allowed="--weights of a row, --runs with trained ones, or --small",
         )
     return results
 
@@ -189,7 +189,7 @@ def _cells(measured, dense, several):
 
 
 def facts(context: Context, results: dict[str, Measured | None]) -> str:
-    """What the figures of a table are of, and what it lacks."""
+    """Images and models of a table, and the rows that it lacks."""
     lacking = [name for name, measured in results.items() if measured is None]
     untrained = any(
         m is not None and m.facts["untrained_selectors"] for m in results.values()

@@ -42,12 +42,12 @@ class Overhead(NamedTuple):
 
     @property
     def predicted(self) -> float:
-        """What ImagePiece should take beyond its blocks' MACs."""
+        """ImagePiece's expected time beyond its blocks' MACs."""
         return self.stem + PRUNES * self.prune + MERGES * self.merge
 
     @property
     def tome_instead(self) -> float:
-        """What ImagePiece + ToMe should take more: merges in place of its prunes."""
+        """The time that ImagePiece + ToMe adds: merges in place of its prunes."""
         return PRUNES * (self.merge - self.prune)
 
 
@@ -63,7 +63,7 @@ def gmacs(row: tables.TableRow) -> float:
 
 
 def overhead() -> Overhead:
-    """What the paper's rows of DeiT, EViT and ToMe say a step and the stem take."""
+    """Times of a step and of the stem, by the paper's rows of DeiT, EViT and ToMe."""
     dense = gmacs(tables.DENSE)
     rate = milliseconds("DeiT") / dense
 

@@ -58,7 +58,7 @@ def one_or_more(default: tuple, of):
 
 @dataclasses.dataclass(frozen=True)
 class Common(Settings):
-    """What every experiment but `scratch` reads."""
+    """Settings of every experiment but `scratch`."""
 
     # Fields without a help are flags of `imagepiece_jax.cli`.
     weights: str | None = None

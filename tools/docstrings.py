@@ -9,7 +9,7 @@ ARGUMENT = re.compile(r"(\w+(?:(?:, | and )\w+)*): (.*)")
 
 
 def google_style(text: str, names: Container[str], arguments: str = "Args") -> str:
-    """What tools that read Google's docstrings make the same page of.
+    """The text in Google's style, which other tools read.
 
     names: what the list of arguments may name
     arguments: the heading of that list

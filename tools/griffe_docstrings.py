@@ -6,7 +6,7 @@ from tools.docstrings import google_style
 
 
 class GoogleStyle(griffe.Extension):
-    """What griffe calls for every function and class that it has read."""
+    """A hook that griffe calls for every function and class that it has read."""
 
     def on_function(self, *, func: griffe.Function, **_) -> None:
         _rewrite(func, {parameter.name for parameter in func.parameters}, "Args")

@@ -182,7 +182,7 @@ def rate(config, workers):
 
 
 def growth(config, count):
-    """What each process holds after a tenth of `count` small batches, and at the end.
+    """Resources of each process after a tenth of `count` small batches and at the end.
 
     The first tenth crosses an epoch's end.
     """

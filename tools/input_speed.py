@@ -189,7 +189,7 @@ def _opened(path):
 
 
 def _pillow(path, rng, size, flip):
-    """What torchvision does with Pillow; the generator is NumPy's."""
+    """torchvision's pipeline with Pillow; the generator is NumPy's."""
     picture = _opened(path)
     top, left, height, width = transforms.crop_box(
         picture.height, picture.width, rng, _crop(size).area

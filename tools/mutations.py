@@ -32,7 +32,7 @@ CAUGHT, NOT_CAUGHT, STALE, BROKEN = "caught", "NOT caught", "stale", "broken"
 
 
 class Trial(NamedTuple):
-    """What became of a fault; `by`: the test that failed, or the reason."""
+    """The verdict on a fault; `by`: the test that failed, or the reason."""
 
     verdict: str
     by: str = ""

@@ -110,7 +110,7 @@ def versions(dtype):
 
 
 def unsupported_reason(dtype):
-    """What the fused reduction lacks on this device, in words; None where it runs."""
+    """The requirement that the fused reduction lacks here, in words, or None."""
     if dtype not in fused.DTYPES:
         return f"dtype {' or '.join(fused.DTYPES)}"
     return fused.unsupported_reason(device.platform())

@@ -155,7 +155,7 @@ def _place():
 
 
 def _mark(where):
-    """What `_wait` blocks on; None on a CPU, where calls are synchronous."""
+    """An event that `_wait` blocks on; None on a CPU, where calls are synchronous."""
     import torch
 
     if where == "cpu":

@@ -1,1 +1,1 @@
-"""What reduced models keep of dense maps: features of patches, and a head's maps."""
+"""Dense maps of reduced models: features of patches, and maps of a head."""

@@ -1,4 +1,4 @@
-"""What is left with exactly K tokens: accuracy, maps, speed, neighbors of their mean.
+"""Exactly K tokens: accuracy, maps, speed, nearest neighbors of their mean.
 
 Every method of --sweep, at the strength that leaves K tokens (`inference.features`,
 `leaving`), beside the dense model, which gives all patches. Speed is that of programs

@@ -1,4 +1,4 @@
-"""What int8 gives on a CPU beside reductions: speed, accuracy, agreement of maps.
+"""Reductions and int8 on a CPU: speed, accuracy, agreement of maps.
 
 ONNX graphs of the dense model and of every method of --sweep are quantized as
 docs/inference.md shows: by onnxruntime and, where NNCF is installed, by NNCF for
@@ -161,7 +161,7 @@ class Graphs:
         return jax.jit(functools.partial(decode, self.maps.head, size=size))
 
     def figures(self, place, form):
-        """What is measured of one graph, as JSON values."""
+        """Figures of one graph, as JSON values."""
 
         def measured():
             own = self.floats(place)

@@ -1,8 +1,8 @@
-"""What a run leaves besides its accuracy: harsher rates, masks, what is merged.
+"""Further figures of a run: harsher rates, masks, merged pairs.
 
 Everything is of the trained model, without further training: accuracy at lower keep
-rates, accuracy behind random masks (the paper's table 4), and of ImagePiece the
-measures of tables 5, 6 and 8.
+rates, accuracy behind random masks (the paper's table 4), and for ImagePiece
+the measures of tables 5, 6 and 8.
 """
 
 import functools

@@ -40,12 +40,12 @@ def text(results: list[dict], plan: dict) -> str:
 
 
 def by_seed(results: list[dict], system: str) -> dict[int, np.ndarray]:
-    """Which test images the runs of a system have right, by seed."""
+    """The test images that the runs of a system have right, by seed."""
     return {run["seed"]: bits(run) for run in results if run["system"] == system}
 
 
 def bits(result: dict) -> np.ndarray:
-    """Which test images a run has right, bool [images]."""
+    """The test images that a run has right, bool [images]."""
     packed = np.frombuffer(bytes.fromhex(result["right"]), np.uint8)
     return np.unpackbits(packed)[: result["images"]].astype(bool)
 

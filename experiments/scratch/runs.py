@@ -154,7 +154,7 @@ def _check_data(plan, data, train, test, folder):
 
 
 def _facts(system, config, options):
-    """What the page says of a system beside its runs."""
+    """Facts of a system, for the page."""
     model = RunConfig.from_config(config).create_model()
     return {
         "name": system.name,

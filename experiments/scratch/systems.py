@@ -124,7 +124,7 @@ def config(
 
 @functools.cache
 def _base(options, num_classes, dtype):
-    """What the configs of all systems have in common."""
+    """The common part of the configs of all systems."""
     base = package_config("base.py")
     base.update_from_flattened_dict(
         {

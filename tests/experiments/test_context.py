@@ -260,7 +260,7 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
     fields = pretrained.config.plain | {"stem": "conv"}
     conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
-    with pytest.raises(InputError, match="none of the models of this table is there"):
+    with pytest.raises(InputError, match="this table has no model but tiny0.npz"):
         rows.measure(lonely, ROWS[:2])
     lonely.cache.close()
 
@@ -299,5 +299,5 @@ def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
 
 def test_a_cached_result_with_other_bits_than_images_is_refused():
     assert Answers({"right": "AA==", "images": 8}).right.tolist() == [False] * 8
-    with pytest.raises(InputError, match="8 bits in result.right, but 20 images; rem"):
+    with pytest.raises(InputError, match="result.right has 8 bits, but 20 images; rem"):
         Answers({"right": "AA==", "images": 20})

@@ -27,7 +27,7 @@ SPLITS = {
 NUM_CLASSES = 1000
 NAME = "imagenet2012"  # of TFDS
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-RESUMES = "what is finished is kept, and the same command resumes from there"
+RESUMES = "finished files stay, and the same command resumes"
 
 
 class Entry(NamedTuple):

@@ -27,7 +27,7 @@ from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import tfrecords
 from tools.imagenet.scan import NAME, RESUMES, run_jobs
 
-# JPEG quality. Of photographs with short side 256, 92 keeps 36-38 dB at 30 KB an image.
+# JPEG quality: 92 keeps 36-38 dB of photographs of short side 256, 30 KB each.
 QUALITY = 92
 QUALITY_UNRESIZED = 100  # where only the format changes
 LONGEST_JPEG = 65_500  # pixels a side, by libjpeg
@@ -39,7 +39,7 @@ MARGIN = 1.01  # what files of records need beside the images
 
 
 def existing(data_dir):
-    """What is known about the complete set in the folder `data_dir`.
+    """The metadata of the complete set in the folder `data_dir`.
 
     Returns None without one, else a dict: folder; splits, for each the numbers of
     images, files and bytes; and what `write` noted: short_side and quality (0 and None
@@ -225,7 +225,7 @@ def _fingerprint(contents):
 
 
 def _check_settings(work, short_side, fingerprint):
-    """What an unfinished set was begun with must be what is asked for now."""
+    """An unfinished set must have been begun with the options that are given now."""
     path, now = work / SETTINGS, {"short_side": short_side, "images": fingerprint}
     begun = json.loads(path.read_text("utf-8")) if path.exists() else now
     if begun["short_side"] != short_side:
