@@ -32,7 +32,7 @@ SIZES = ("deit_ti", "deit_s", "deit_b", "vit_mini", SHORT)
 def get_config(size="deit_s"):
     """The dense model."""
     if size not in SIZES:
-        raise InputError(f"{size!r} is not a size; allowed: {', '.join(SIZES)}")
+        raise InputError(field="size", value=size, allowed=", ".join(SIZES))
     config = base.get_config()
     if size == SHORT:
         config.update(short_training())

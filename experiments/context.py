@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from experiments.images import Images
 from experiments.settings import Common
-from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
@@ -19,6 +18,7 @@ from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
+from imagepiece_jax.training import config_files
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -120,7 +120,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
 
 def package_config(name: str) -> "ConfigDict":
     """One of the package's configs, by its file name."""
-    return cli.load_config(f"{cli.CONFIGS}/{name}")
+    return config_files.load_config(f"{config_files.CONFIGS}/{name}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

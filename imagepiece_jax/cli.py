@@ -1,11 +1,8 @@
 """Command line of every command: shared flags, --config, one-sentence errors.
 
-Commands can be imported side by side, so each flag here may be defined again. A config
-file is Python with a function `get_config()` that returns a ConfigDict; every mistake
-in a file or a field is an InputError of one sentence.
+Commands can be imported side by side, so each flag here may be defined again.
 """
 
-import ast
 import atexit
 import contextlib
 import functools
@@ -14,9 +11,7 @@ import inspect
 import io
 import math
 import os
-import pathlib
 import re
-import runpy
 import signal
 import sys
 import traceback
@@ -25,29 +20,32 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from imagepiece_jax.common import cache_dirs
-from imagepiece_jax.errors import InputError, RunError, Stopped, closest, one_of
+from imagepiece_jax.errors import (
+    InputError,
+    RunError,
+    Stopped,
+    closest,
+    one_of,
+    within,
+)
+from imagepiece_jax.training.config_files import (
+    BASE,
+    Overrides,
+    config_name,
+    dotted_fields,
+    load_config,
+)
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
-
-PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
-# The repository's configs; an installed package has a copy inside.
-CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
-BASE = CONFIGS / "base.py"
-METHOD = "reduction.name"
-# What ml_collections says of a field that gets a value of another type.
-OTHER_TYPE = (
-    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
-    r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
-)
 DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 # What defines a flag; any command may define it again.
 switch = functools.partial(flags.DEFINE_bool, allow_override=True)
-whole = functools.partial(flags.DEFINE_integer, allow_override=True)
+integer = functools.partial(flags.DEFINE_integer, allow_override=True)
 real = functools.partial(flags.DEFINE_float, allow_override=True)
 text = functools.partial(flags.DEFINE_string, allow_override=True)
 choice = functools.partial(flags.DEFINE_enum, allow_override=True)
@@ -64,14 +62,17 @@ def repeated(name, help_text):
 def required(holder):
     """The value of a flag. Raises InputError where it is missing."""
     if not holder.value:
-        raise InputError(f"--{holder.name} is missing: {flags.FLAGS[holder.name].help}")
+        allowed = flags.FLAGS[holder.name].help
+        raise InputError("is missing", field=f"--{holder.name}", allowed=allowed)
     return holder.value
 
 
 def finite(holder):
     """The value of a float flag. Raises InputError for "nan" and "inf"."""
     if not math.isfinite(holder.value):
-        raise InputError(f"--{holder.name} is {holder.value}; allowed: numbers")
+        raise InputError(
+            field=f"--{holder.name}", value=holder.value, allowed="finite numbers"
+        )
     return holder.value
 
 
@@ -101,7 +102,9 @@ def normalization():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
             raise InputError(
-                f"--{next(iter(typed))} is given alone; --mean and --std go together"
+                "is given without the other",
+                field=f"--{next(iter(typed))}",
+                allowed="both --mean and --std, or neither",
             )
         return {name: _numbers(value) for name, value in typed.items()}
 
@@ -151,7 +154,7 @@ def resize():
 def limit():
     """Define --limit."""
     help_text = "how many images to take, evenly spaced over the set; default: all"
-    return whole("limit", None, help_text, 1)
+    return integer("limit", None, help_text, 1)
 
 
 def evaluated_images():
@@ -190,8 +193,8 @@ def dtype(of):
 
 def timing():
     """Define --warmup, --repeats and --seconds; return a function that gives them."""
-    warmup = whole("warmup", 20, "calls before", 2)
-    repeats = whole("repeats", 5, "turns of each", 1)
+    warmup = integer("warmup", 20, "calls before", 2)
+    repeats = integer("repeats", 5, "turns of each", 1)
     seconds = real("seconds", 1.0, "of a turn", 0.0)
     return lambda: (warmup.value, repeats.value, finite(seconds))
 
@@ -213,7 +216,7 @@ def run(main, *, compiles=True):
     def guarded(argv):
         try:
             if argv[1:] and not takes_words:
-                raise InputError(_unexpected(argv[1]))
+                raise _unexpected(argv[1])
             if compiles:
                 _keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
@@ -319,10 +322,10 @@ def _parse(argv, anywhere):
     except BrokenPipeError:  # of --help
         sys.exit(_discard_output())
     except flags.UnrecognizedFlagError as error:
-        reason = _unknown(error.flagname)
+        mistake = _unknown(error.flagname)
     except (InputError, flags.Error) as error:
-        reason = str(error)
-    print(f"error: {reason}", file=sys.stderr)
+        mistake = error
+    print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 
 
@@ -341,40 +344,26 @@ def _numbers(text):
 
 
 def _unknown(name):
-    """One sentence on a flag that does not exist."""
+    """The InputError for a flag that does not exist, with a suggestion."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
     flag = closest(head, names)
     candidates = [] if flag is None else [f"--{flag}{dot}{tail}"]
     if "config" in names:
-        fields = _dotted_fields(load_config(BASE))
+        fields = dotted_fields(load_config(BASE))
         candidates += [f"--config.{f}" for f in fields if f".{f}".endswith(f".{name}")]
-    if candidates:
-        return f"--{name} is not a flag; did you mean {' or '.join(candidates)}?"
-    every = ", ".join(f"--{flag}" for flag in names) or "none"
-    return f"--{name} is not a flag; allowed: {every}"
+    hint = f"did you mean {' or '.join(candidates)}?" if candidates else ""
+    allowed = "" if hint else ", ".join(f"--{flag}" for flag in names) or "none"
+    return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)
 
 
 def _unexpected(word):
-    if ".py" in word:
-        return f"{word} stands alone; did you mean --config {word}?"
-    return f"{word!r} stands alone; allowed: flags, see --help"
-
-
-class Overrides(tuple):
-    """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
-
-    The reduction's name comes first: another method has other fields, all of which it
-    checks itself.
-    """
-
-    def __call__(self, config):
-        for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
-            if field == METHOD and text and text != config.reduction.name:
-                with config.unlocked():
-                    config.reduction = type(config)({"name": text})
-            else:
-                override(config, field, text)
+    """The InputError for a word that belongs to no flag, where none may."""
+    hint = f"did you mean --config {word}?" if ".py" in word else ""
+    allowed = "" if hint else "flags, see --help"
+    return InputError(
+        "belongs to no flag", field=repr(word), value=word, allowed=allowed, hint=hint
+    )
 
 
 _overrides = Overrides()  # of the command line that `run` has parsed
@@ -401,8 +390,10 @@ def _take_overrides(words):
             text = words.pop(0)
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
-        field = overrides[0][0]
-        raise InputError(f"--config.{field}: this command has no config; see --help")
+        field = f"--config.{overrides[0][0]}"
+        raise InputError(
+            "is for commands with a config", field=field, hint="see --help"
+        )
     _overrides = Overrides(overrides)
     return rest
 
@@ -422,20 +413,18 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
 
     paths, by_name = required(flags.FLAGS["config"]), {}
     if most is not None and len(paths) > most:
-        raise InputError(f"--config is given {len(paths)} times; allowed: {most}")
+        problem = f"is given {len(paths)} times"
+        raise InputError(problem, field="--config", value=paths, allowed=f"{most}")
     for path in paths:
         name = config_name(path)
         if name in by_name:
-            raise InputError(
-                f"--config {path}: a config of this name is there already; allowed: "
-                "files of different names"
-            )
+            problem = f"has two configs named {name}, the second is {path}"
+            allowed = "files of different names"
+            raise InputError(problem, field="--config", value=path, allowed=allowed)
         by_name[name] = load_config(path)
-        try:
+        with within(place=path if paths[1:] else ""):
             _overrides(by_name[name])
             RunConfig.from_config(by_name[name])
-        except InputError as error:
-            raise InputError(f"{path}: {error}" if paths[1:] else error) from None
     return by_name
 
 
@@ -450,203 +439,3 @@ def config_or_base() -> tuple["ConfigDict", Overrides | None]:
     if flags.FLAGS["config"].value:
         return config(), None
     return load_config(BASE), _overrides
-
-
-def load_config(path: str | os.PathLike) -> "ConfigDict":
-    """The locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
-
-    A relative configs/NAME.py that does not exist here is the package's own. Files of
-    one folder can import each other as `from configs import base` from anywhere.
-    Raises InputError for a file that is missing or fails.
-    """
-    from ml_collections import ConfigDict
-
-    name, _, argument = str(path).partition(":")
-    file = pathlib.Path(name)
-    if not file.exists() and file.parent == pathlib.Path("configs"):
-        packaged = CONFIGS / file.name
-        file = packaged if packaged.is_file() else file
-    if not file.is_file() or file.suffix != ".py":
-        raise InputError(_no_such_file(file, argument))
-    file = file.resolve()
-    sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
-    try:
-        get_config = runpy.run_path(str(file)).get("get_config")
-        config = get_config(*[argument] * bool(argument)) if get_config else None
-    except InputError as error:
-        raise InputError(f"--config {path}: {error}") from error
-    except Exception as error:  # a config file is a program: it can raise anything
-        raise InputError(f"config file {_where(error, file)}") from error
-    finally:
-        sys.path.remove(str(file.parent.parent))
-    if not get_config:
-        example = "see configs/deit_s.py for what a config file is"
-        raise InputError(f"config file {file} has no function get_config(); {example}")
-    if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"get_config() of config file {file} returns {type(config).__name__}; "
-            "allowed: a ConfigDict"
-        )
-    config.lock()
-    if isinstance(config.get("reduction"), ConfigDict):
-        config.reduction.unlock()  # each method has fields of its own
-    return config
-
-
-def config_name(path: str | os.PathLike) -> str:
-    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
-    file, _, argument = str(path).partition(":")
-    stem = pathlib.Path(file).stem
-    if not argument:
-        return stem
-    name, changed = re.subn("^deit_[a-z]+", argument, stem)
-    return name if changed else f"{stem}_{argument}"
-
-
-def _literal(text):
-    """A Python literal, true or false, or else the text itself; None: true."""
-    try:
-        value = ast.literal_eval("True" if text is None else text)
-    except (SyntaxError, ValueError):
-        return {"true": True, "false": False, "": None}.get(text.lower(), text)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _number(text):
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return float(text)
-
-
-def _tuple(text):
-    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = [word.strip() for word in text.split(",")]
-        if not all(word.isidentifier() for word in value):
-            raise ValueError(text) from None
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-# Type of a field: (its parser, what is allowed).
-PARSERS = {
-    bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
-    int: (int, "whole numbers"),
-    float: (_number, "finite numbers"),
-    str: (str, "strings"),
-    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
-}
-
-
-def override(config: "ConfigDict", field: str, text: str | None):
-    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
-
-    The value gets the type of the field; a method's own fields are checked by it.
-
-    text: None means true, only for a bool; "" and "None" empty a field that may be
-        empty, a placeholder of configs/base.py
-    Raises InputError for an unknown field, and for a value of another type.
-    """
-    from ml_collections import FieldReference
-
-    *groups, leaf = field.split(".")
-    if groups == ["reduction"] and field != METHOD:
-        with config.unlocked():
-            config.reduction[leaf] = _literal(text)
-        return
-    try:
-        group = functools.reduce(type(config).__getitem__, groups, config)
-        kind = group.get_type(leaf)
-    except (AttributeError, KeyError, TypeError):
-        raise InputError(_no_such_field(config, field)) from None
-    if kind is type(config):
-        names = ", ".join(group[leaf])
-        way = f"set one of them: {names}" if names else "a config file sets them"
-        raise InputError(f"config.{field} is a group of fields; {way}")
-    if kind not in PARSERS:
-        types = ", ".join(parsed.__name__ for parsed in PARSERS)
-        raise InputError(
-            f"config.{field} is of type {kind.__name__}; the command line sets {types}"
-        )
-    references = dict(group.items(preserve_field_references=True))
-    if text in ("", "None") and isinstance(references[leaf], FieldReference):
-        group[leaf] = None
-        return
-    parse, allowed = PARSERS[kind]
-    if text is None and kind is not bool:
-        raise InputError(f"config.{field} has no value; allowed: {allowed}")
-    try:
-        group[leaf] = parse("true" if text is None else text)
-    except (ValueError, KeyError):
-        raise InputError(f"config.{field} is {text!r}; allowed: {allowed}") from None
-
-
-def _no_such_file(file, argument):
-    """One sentence on a config file that does not exist, and what may be meant."""
-    fault = "does not end in .py" if file.is_file() else "does not exist"
-    folders = (file.parent, pathlib.Path("configs"), CONFIGS)
-    folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
-    if file.is_dir():
-        fault, folder = "is a folder", file
-    stems = sorted(path.stem for path in folder.glob("*.py"))
-    stem, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
-    default = size and file.stem.replace(size[0], "deit_s", 1)
-    if stem != file.stem and default in stems:  # the size is an argument
-        stem, argument = default, size[0]
-    if stem:
-        path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
-        return f"config file {file} {fault}; did you mean {path}?"
-    every = f"; {folder} has {', '.join(stems)}" if stems else ""
-    return f"config file {file} {fault}{every}"
-
-
-def _no_such_field(config, field):
-    """One sentence on a field that no config has, and what may be meant."""
-    from imagepiece_jax.training.config import method_fields
-
-    names, (group, _, leaf) = [*_dotted_fields(config)], field.rpartition(".")
-    names += [f"reduction.{name}" for name in method_fields(config.reduction.name)]
-    names = [*dict.fromkeys(names)]
-    siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
-    owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
-    leaves = {name.rpartition(".")[2] for name in names}
-    # A field of this name in another group is likelier than a similar sibling.
-    if leaf not in leaves:
-        begun = next((name for name in siblings if name.startswith(leaf)), None)
-        elsewhere = () if group in config else leaves
-        leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
-    candidates = [name for name in names if f".{name}".endswith(f".{leaf}")]
-    if f"{group}.{leaf}" in names:
-        candidates = [f"{group}.{leaf}"]
-    if candidates:
-        either = " or ".join(f"config.{name}" for name in candidates)
-        return f"config.{field} is not a field; did you mean {either}?"
-    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
-
-
-def _dotted_fields(config, prefix=""):
-    """Yield the dotted names of all fields, those of groups included."""
-    for name in config:
-        if isinstance(config[name], type(config)):
-            yield from _dotted_fields(config[name], f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _where(error, file):
-    """ "FILE, line N: ..." in one line for what a config file raised."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    here = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
-    where = f"{here[-1].filename}, line {here[-1].lineno}" if here else file
-    kind = type(error).__name__
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
-    text = str(error.args[0]) if error.args else "no reason given"
-    # ConfigDict lists all fields, over many lines, before its "Did you mean".
-    text = re.sub(OTHER_TYPE, r"\1 is \2, of type \3; allowed: \4", text)
-    text = re.sub(r"(?s)\. Other fields present.*?(\n(?=Did you mean)|$)", "; ", text)
-    return f"{where}: {kind}: {text.partition(chr(10))[0].removesuffix('; ')}"

@@ -13,14 +13,13 @@ import pytest
 from flax import linen as nn
 
 from configs import base
-from imagepiece_jax import cli
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import optimizer, run_dir
+from imagepiece_jax.training import config_files, optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from tests.runs import ROOT
 
@@ -45,16 +44,16 @@ def commands():
 def configured(line):
     """The config of a command's words."""
     _, path, *changes = shlex.split(line)
-    config = cli.load_config(ROOT / path)
+    config = config_files.load_config(ROOT / path)
     for change in changes:
         field, text = change.removeprefix("--config.").split("=", 1)
-        cli.override(config, field, text)
+        config_files.override(config, field, text)
     return config
 
 
 @pytest.fixture(scope="module")
 def configs():
-    return {path.stem: cli.load_config(path) for path in FILES}
+    return {path.stem: config_files.load_config(path) for path in FILES}
 
 
 def fields(config, prefix=""):
@@ -71,7 +70,7 @@ def test_every_method_has_a_config_for_both_sizes(name):
     for size in ("deit_ti", "deit_s"):
         path = ROOT / "configs" / f"deit_s_{name}.py"
         assert path in FILES, f"add configs/{path.name} or drop the line in METHODS"
-        config = cli.load_config(f"{path}:{size}")
+        config = config_files.load_config(f"{path}:{size}")
         assert (config.model.name, config.reduction.name) == (size, name)
         line = f"--config configs/{path.name}"
         line += "" if size == "deit_s" else f":{size}"
@@ -233,7 +232,7 @@ def test_deit_recipe():
 
 def test_recipe_of_90_epochs(configs):
     """big_vision's configs/vit_s16_i1k.py, in the fields of this package."""
-    config = cli.load_config(f"{ROOT / 'configs' / 'deit_s.py'}:vit_s16_i1k")
+    config = config_files.load_config(f"{ROOT / 'configs' / 'deit_s.py'}:vit_s16_i1k")
     optim = RunConfig.from_config(config).optim
     batch, lr, wd, warmup_steps = 1024, 1e-3, 1e-4, 10_000
     assert optim.batch_size == batch and optim.peak_lr == lr
@@ -309,7 +308,7 @@ LEARNED = {
 )
 def test_recipe_of_masked_training(size, method, changes):
     path = ROOT / "configs" / f"deit_s_{method}.py"
-    config = cli.load_config(f"{path}:{size}")
+    config = config_files.load_config(f"{path}:{size}")
     found, wanted = dict(fields(config)), MASKED_TRAINING | changes
     assert {name: found[name] for name in wanted} == wanted
     assert (
@@ -348,12 +347,12 @@ TEXTS = {int: "977", float: "0.125", str: "text", tuple: "(0.5, 0.5)"}
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_every_field_can_be_overridden(path):
-    config = cli.load_config(path)
+    config = config_files.load_config(path)
     for name, before in list(fields(config)):
         *groups, leaf = name.split(".")
         kind = functools.reduce(operator.getitem, groups, config).get_type(leaf)
         rest = dict(fields(config))
-        cli.override(config, name, TEXTS.get(kind, str(not before)))
+        config_files.override(config, name, TEXTS.get(kind, str(not before)))
         changed = dict(fields(config))
         assert type(changed[name]) is kind and changed[name] != before
         assert rest | {name: changed[name]} == changed

@@ -16,7 +16,6 @@ from flax import nnx
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
@@ -28,7 +27,7 @@ from imagepiece_jax.pretrained import hub, layouts
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.training import run_dir
+from imagepiece_jax.training import config_files, run_dir
 from imagepiece_jax.training.config import RunConfig
 from tests import markdown, test_cli
 from tests.models import tiny
@@ -119,7 +118,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
     for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
         if name != "configs/deit_s_NAME.py":
-            config = cli.load_config(f"{ROOT / name}{size}")
+            config = config_files.load_config(f"{ROOT / name}{size}")
             RunConfig.from_config(config).create_model()
     if page.parent.name == "retokenization":  # of an older commit
         return
@@ -232,7 +231,9 @@ def test_answers_have_the_figures_of_tables():
 
 
 def test_answers_count_architectures_and_tokens_at_384_pixels():
-    config = cli.load_config(f"{ROOT / 'configs/deit_s_evit_finetune.py'}:deit_ti")
+    config = config_files.load_config(
+        f"{ROOT / 'configs/deit_s_evit_finetune.py'}:deit_ti"
+    )
     config.image_size = 384
     run = RunConfig.from_config(config)
     model = run.create_model()
@@ -252,9 +253,11 @@ def test_the_costs_of_trainings_add_up():
     text = markdown.section(page)
     rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"][2:]
     paths = re.findall(r"--config (\S+)", text[text.index("--trainings") :])
-    assert [row[0] for row in rows] == [cli.config_name(path) for path in paths]
+    assert [row[0] for row in rows] == [
+        config_files.config_name(path) for path in paths
+    ]
     for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
-        run = RunConfig.from_config(cli.load_config(ROOT / path))
+        run = RunConfig.from_config(config_files.load_config(ROOT / path))
         assert eflop == f"{run.training_flop(1281167) / 1e18:#.3g}"
         images = run.length(1281167).steps * 1024
         assert gigabytes == f"{images / run.data.repeats * 115.4e3 / 1e9:,.0f}"

@@ -19,7 +19,7 @@ cli.define_config("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data("config.data")
-RANDOM = cli.whole(
+RANDOM = cli.integer(
     "random",
     10_000,
     "random images for each rule and dtype, in whole batches of 256",

@@ -32,7 +32,7 @@ from imagepiece_jax.errors import InputError
 from tools import originals
 
 MINUTES = cli.real("minutes", 1.0, "how long")
-SEED = cli.whole("seed", 0, "of the models")
+SEED = cli.integer("seed", 0, "of the models")
 OUT = cli.text(
     "out", None, "[runs/fuzz_checkpoints] folder for the model of the moment"
 )

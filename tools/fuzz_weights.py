@@ -28,9 +28,9 @@ from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
 MINUTES = cli.real("minutes", 1.0, "how long")
-SEED = cli.whole("seed", 0, "of the mutations")
+SEED = cli.integer("seed", 0, "of the mutations")
 OUT = cli.text("out", None, "[runs/fuzz_weights] folder of the files that are faults")
-CHILD = cli.whole("child", None, "read so many files in this process (internal)")
+CHILD = cli.integer("child", None, "read so many files in this process (internal)")
 BATCH = 250  # files that one process reads
 SECONDS = 120  # that they may take
 KINDS = (".pth", ".pth", ".pth", ".npz", ".safetensors")

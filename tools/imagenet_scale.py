@@ -31,6 +31,7 @@ from tqdm import tqdm
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training import config_files
 from tools.input_speed import process_tree, proportional_memory
 
 cli.define_config("default: configs/base.py")
@@ -124,7 +125,7 @@ def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
-    config = cli.config(required=False) or cli.load_config(cli.BASE)
+    config = cli.config(required=False) or config_files.load_config(config_files.BASE)
     config.data.name = "imagenet2012"
     config.data.dir = str(folder)
     return config

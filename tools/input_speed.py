@@ -37,7 +37,7 @@ from tools.imagenet import writer
 
 DATA = cli.data()
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
-SUBSET = cli.whole("subset", None, "images of the data, evenly; default: 200", 1)
+SUBSET = cli.integer("subset", None, "images of the data, evenly; default: 200", 1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every pipeline: their median counts", 1
 )

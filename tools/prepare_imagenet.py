@@ -25,13 +25,13 @@ SOURCE = cli.text(
     "folder of the ILSVRC2012 tars, of train and val, or of TFDS's TFRECORD files",
 )
 DIR = cli.text("dir", None, "where the data set goes, as config.data.dir")
-SHORT_SIDE = cli.whole(
+SHORT_SIDE = cli.integer(
     "short_side",
     0,
     "shrink larger images to this short side, in pixels, which decode several times as "
     "fast; 0: keep the files as they are",
 )
-PROCESSES = cli.whole(
+PROCESSES = cli.integer(
     "processes", None, "that write; 0: only this one; default: one per core"
 )
 PARTIAL = cli.switch(

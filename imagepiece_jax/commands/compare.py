@@ -22,7 +22,7 @@ SHARES = cli.listed(
 )
 METHODS = cli.listed("methods", [], "these, tome and random; default: all")
 METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "what is cost")
-SPEED_BATCH = cli.whole("speed_batch_size", 64, "images at once where cost is time", 1)
+SPEED_BATCH = cli.integer("speed_batch_size", 64, "images at once, if cost is time", 1)
 SWEEP = cli.sweep("these reductions instead of methods at equal cost")
 FLOORS = cli.switch("floors", False, "also smaller images, and the first blocks alone")
 TIMING = cli.timing()

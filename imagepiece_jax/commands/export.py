@@ -33,9 +33,9 @@ from imagepiece_jax.errors import InputError
 MODEL = cli.trained_model()
 OUT = cli.text("out", None, "the file to write, replaced if it exists")
 FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
-BATCH = cli.whole("batch", None, "images at a time; default: any", 1)
+BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
-TOKENS = cli.whole("tokens", None, "give so many image tokens, not logits", 1)
+TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 
 def main():

@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
 RESIZE = cli.resize()
-TOP = cli.whole("top", 5, "classes of each image", 1)
+TOP = cli.integer("top", 5, "classes of each image", 1)
 LABELS = cli.choice(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
 )

@@ -24,8 +24,8 @@ COORDINATOR = cli.text(
     None,
     "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
 )
-NUM_PROCESSES = cli.whole("num_processes", None, "number of hosts; 1: only this one")
-PROCESS_ID = cli.whole("process_id", None, "number of this host, from 0")
+NUM_PROCESSES = cli.integer("num_processes", None, "number of hosts; 1: only this one")
+PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
 
 
 def main():

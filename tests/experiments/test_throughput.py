@@ -4,8 +4,8 @@ import pytest
 
 from experiments import throughput
 from experiments.settings import Throughput
-from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import config_files
 from tests.experiments import tiny_context
 
 
@@ -16,7 +16,7 @@ def context(tmp_path, monkeypatch):
     opened = []
 
     def load_config(name):
-        config = cli.load_config(f"{cli.CONFIGS}/quickstart.py")
+        config = config_files.load_config(f"{config_files.CONFIGS}/quickstart.py")
         config.mixup = 0.8
         return config
 

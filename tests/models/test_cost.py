@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import cli
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, plan_macs
 from imagepiece_jax.models.stems import stem_macs
@@ -22,6 +21,7 @@ from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
+from imagepiece_jax.training import config_files
 from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
 from tests.runs import ROOT
@@ -195,7 +195,7 @@ def test_reducers_cost_in_the_steps_that_change_something():
 
 
 def config(**fields):
-    made = cli.load_config(ROOT / "configs" / "quickstart.py")
+    made = config_files.load_config(ROOT / "configs" / "quickstart.py")
     made.update_from_flattened_dict(fields)
     return made
 
@@ -209,7 +209,7 @@ def test_a_step_that_changes_nothing_is_not_in_the_table():
     "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
 )
 def test_parts_add_up_to_the_model(name):
-    made = cli.load_config(ROOT / "configs" / name)
+    made = config_files.load_config(ROOT / "configs" / name)
     run, size = RunConfig.from_config(made), made.image_size
     model, dense = run.create_model(), run.create_dense()
     *_, total = cost.cost_table(model, dense, size).split("\n")

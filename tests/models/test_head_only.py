@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax import cli
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy
@@ -18,6 +17,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import tokens
+from imagepiece_jax.training import config_files
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
 from tests.models import tiny
@@ -173,7 +173,7 @@ def test_an_evaluation_leaves_it_out_unless_it_measures():
 @pytest.mark.parametrize("method, left_out", [("none", True), ("dynamicvit", False)])
 def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     """Of the student and of its teacher, forward and backward."""
-    config = cli.load_config(ROOT / "configs" / "quickstart.py")
+    config = config_files.load_config(ROOT / "configs" / "quickstart.py")
     config.model.depth, config.grad_accum_steps, config.batch_size = 2, 1, 6
     config.reduction = {"name": method}
     if method == "none":

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax import cli
 from imagepiece_jax.data import loader
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.fused import Kernel
+from imagepiece_jax.training import config_files
 from tests import oracles, oracles_tome
 from tests.models import tiny
 from tests.reduction.kernels.inputs import random_inputs
@@ -183,7 +183,7 @@ def test_photographs_are_decided_as_in_the_plain_version(
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
-    config = cli.load_config("configs/deit_s_imagepiece.py:deit_ti")
+    config = config_files.load_config("configs/deit_s_imagepiece.py:deit_ti")
     config.model.stem = "patch"
     config.data.resize = "none"
     weights = load.read(assets / "weights/deit_tiny_patch16_224.npz")

@@ -214,7 +214,9 @@ def test_unknown_names_list_the_known_ones():
     for typed, meant in (("ToMe", "tome"), ("dpc-knn", "dpc_knn")):
         with pytest.raises(InputError, match=f"'{typed}'; did you mean {meant}?"):
             create(typed)
-    with pytest.raises(InputError, match="keep_ratio .* of 'evit'; did you mean keep_rate?"):
+    with pytest.raises(
+        InputError, match="keep_ratio .* of 'evit'; did you mean keep_rate?"
+    ):
         create("evit", keep_ratio=0.7)
     with pytest.raises(InputError, match="r is not a field of 'none'; allowed: macs, "):
         create(r=3)

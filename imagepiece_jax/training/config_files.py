@@ -1,0 +1,259 @@
+"""Config files, and fields that a command line changes.
+
+A config file is Python with a function `get_config()` that returns a ConfigDict; every
+mistake in a file or a field is an InputError.
+"""
+
+import ast
+import functools
+import math
+import os
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from imagepiece_jax.errors import InputError, closest, within
+from imagepiece_jax.training.config import method_fields
+
+if TYPE_CHECKING:  # else imported where it is used: not every command has a config
+    from ml_collections import ConfigDict
+
+_, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
+# The repository's configs; an installed package has a copy inside.
+CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
+BASE = CONFIGS / "base.py"
+METHOD = "reduction.name"
+# What ml_collections says of a field that gets a value of another type, and of one that
+# does not exist.
+OTHER_TYPE = re.compile(
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
+    r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
+)
+NO_FIELD = re.compile(r'Key "(\w+)" does not exist.*?(?:Did you mean "(\w+)"|$)', re.S)
+
+
+def load_config(path: str | os.PathLike) -> "ConfigDict":
+    """The locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
+
+    A relative configs/NAME.py that does not exist here is the package's own. Files of
+    one folder can import each other as `from configs import base` from anywhere.
+    Raises InputError for a file that is missing or fails.
+    """
+    from ml_collections import ConfigDict
+
+    name, _, argument = str(path).partition(":")
+    file = pathlib.Path(name)
+    if not file.exists() and file.parent == pathlib.Path("configs"):
+        packaged = CONFIGS / file.name
+        file = packaged if packaged.is_file() else file
+    if not file.is_file() or file.suffix != ".py":
+        raise _no_such_file(file, argument)
+    file = file.resolve()
+    sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
+    try:
+        with within(place=f"config file {path}"):
+            get_config = runpy.run_path(str(file)).get("get_config")
+            config = get_config(*[argument] * bool(argument)) if get_config else None
+    except InputError:
+        raise
+    except Exception as error:  # a config file is a program: it can raise anything
+        raise _raised(error, file) from error
+    finally:
+        sys.path.remove(str(file.parent.parent))
+    place = f"config file {file}"
+    if not get_config:
+        hint = "see configs/deit_s.py for what a config file is"
+        raise InputError("has no function get_config()", place=place, hint=hint)
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        problem, allowed = f"returns {kind}", "a ConfigDict"
+        raise InputError(problem, field="get_config()", place=place, allowed=allowed)
+    config.lock()
+    if isinstance(config.get("reduction"), ConfigDict):
+        config.reduction.unlock()  # each method has fields of its own
+    return config
+
+
+def config_name(path: str | os.PathLike) -> str:
+    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    file, _, argument = str(path).partition(":")
+    stem = pathlib.Path(file).stem
+    if not argument:
+        return stem
+    name, changed = re.subn("^deit_[a-z]+", argument, stem)
+    return name if changed else f"{stem}_{argument}"
+
+
+class Overrides(tuple):
+    """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
+
+    The reduction's name comes first: another method has other fields, all of which it
+    checks itself.
+    """
+
+    def __call__(self, config):
+        for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
+            if field == METHOD and text and text != config.reduction.name:
+                with config.unlocked():
+                    config.reduction = type(config)({"name": text})
+            else:
+                override(config, field, text)
+
+
+def _literal(text):
+    """A Python literal, true or false, or else the text itself; None: true."""
+    try:
+        value = ast.literal_eval("True" if text is None else text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False, "": None}.get(text.lower(), text)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _number(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+def _tuple(text):
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
+            raise ValueError(text) from None
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+# Type of a field: (its parser, what is allowed).
+PARSERS = {
+    bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
+    int: (int, "whole numbers"),
+    float: (_number, "finite numbers"),
+    str: (str, "strings"),
+    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
+}
+
+
+def override(config: "ConfigDict", field: str, text: str | None):
+    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
+
+    The value gets the type of the field; a method's own fields are checked by it.
+
+    text: None means true, only for a bool; "" and "None" empty a field that may be
+        empty, a placeholder of configs/base.py
+    Raises InputError for an unknown field, and for a value of another type.
+    """
+    from ml_collections import FieldReference
+
+    *groups, leaf = field.split(".")
+    if groups == ["reduction"] and field != METHOD:
+        with config.unlocked():
+            config.reduction[leaf] = _literal(text)
+        return
+    try:
+        group = functools.reduce(type(config).__getitem__, groups, config)
+        kind = group.get_type(leaf)
+    except (AttributeError, KeyError, TypeError):
+        raise _no_such_field(config, field) from None
+    path = f"config.{field}"
+    if kind is type(config):
+        names = ", ".join(group[leaf])
+        hint = f"set one of them: {names}" if names else "a config file sets them"
+        raise InputError("is a group of fields", field=path, hint=hint)
+    if kind not in PARSERS:
+        allowed = ", ".join(parsed.__name__ for parsed in PARSERS)
+        problem = f"is of type {kind.__name__}, which no command line sets"
+        raise InputError(problem, field=path, value=kind, allowed=allowed)
+    references = dict(group.items(preserve_field_references=True))
+    if text in ("", "None") and isinstance(references[leaf], FieldReference):
+        group[leaf] = None
+        return
+    parse, allowed = PARSERS[kind]
+    if text is None and kind is not bool:
+        raise InputError("has no value", field=path, allowed=allowed)
+    try:
+        group[leaf] = parse("true" if text is None else text)
+    except (ValueError, KeyError):
+        raise InputError(field=path, value=text, allowed=allowed) from None
+
+
+def dotted_fields(config, prefix=""):
+    """Yield the dotted names of all fields, those of groups included."""
+    for name in config:
+        if isinstance(config[name], type(config)):
+            yield from dotted_fields(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _no_such_file(file, argument):
+    """The InputError for a config file that does not exist, with a suggestion."""
+    problem = "does not end in .py" if file.is_file() else "does not exist"
+    folders = (file.parent, pathlib.Path("configs"), CONFIGS)
+    folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
+    if file.is_dir():
+        problem, folder = "is a folder", file
+    stems = sorted(path.stem for path in folder.glob("*.py"))
+    stem, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
+    default = size and file.stem.replace(size[0], "deit_s", 1)
+    if stem != file.stem and default in stems:  # the size is an argument
+        stem, argument = default, size[0]
+    hint = f"{folder} has {', '.join(stems)}" if stems else ""
+    if stem:
+        path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
+        hint = f"did you mean {path}?"
+    return InputError(problem, place=f"config file {file}", hint=hint)
+
+
+def _no_such_field(config, field):
+    """The InputError for a field that no config has, with a suggestion."""
+    names, (group, _, leaf) = [*dotted_fields(config)], field.rpartition(".")
+    names += [f"reduction.{name}" for name in method_fields(config.reduction.name)]
+    names = [*dict.fromkeys(names)]
+    siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
+    owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
+    leaves = {name.rpartition(".")[2] for name in names}
+    # A field of this name in another group is likelier than a similar sibling.
+    if leaf not in leaves:
+        begun = next((name for name in siblings if name.startswith(leaf)), None)
+        elsewhere = () if group in config else leaves
+        leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
+    candidates = [name for name in names if f".{name}".endswith(f".{leaf}")]
+    if f"{group}.{leaf}" in names:
+        candidates = [f"{group}.{leaf}"]
+    hint = f"{owner} has {', '.join(siblings)}"
+    if candidates:
+        either = " or ".join(f"config.{name}" for name in candidates)
+        hint = f"did you mean {either}?"
+    return InputError("is not a field", field=f"config.{field}", hint=hint)
+
+
+def _raised(error, file):
+    """The InputError for what a config file raised."""
+    if isinstance(error, SyntaxError):
+        place = f"config file {error.filename}, line {error.lineno}"
+        return InputError(f"raises SyntaxError: {error.msg}", place=place)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
+    place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else file
+    place, kind = f"config file {place}", type(error).__name__
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+    text = str(error.args[0]) if error.args else "no reason given"
+    if match := OTHER_TYPE.search(text):
+        field, value, of, allowed = match.groups()
+        problem = f"is {value}, of type {of}"
+        return InputError(
+            problem, field=field, place=place, value=value, allowed=allowed
+        )
+    if match := NO_FIELD.search(text):
+        field, similar = match.groups()
+        hint = f"did you mean {similar}?" if similar else ""
+        return InputError("is not a field", field=field, place=place, hint=hint)
+    return InputError(f"raises {kind}: {text.partition(chr(10))[0]}", place=place)
