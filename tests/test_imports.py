@@ -93,7 +93,7 @@ def allowed(module, name):
     if ours == "commands" or module == PACKAGE:
         return True
     if ours == "flags" or theirs == "flags":
-        fields = name.startswith(f"{PACKAGE}.training.config.")
+        fields = name.startswith(f"{PACKAGE}.training.config")
         return ours == "flags" and (fields or theirs in ("flags", "errors", "common"))
     if ours == theirs == "reduction":
         mine, other = (
