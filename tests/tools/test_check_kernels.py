@@ -57,18 +57,3 @@ def test_missing_kernels_exit_with_status_1(monkeypatch):
     monkeypatch.setattr(fused, "unsupported_reason", lambda platform: "a compiler")
     ended = call(check_kernels.main)
     assert ended.status == 1 and "it needs a compiler" in ended.err
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--random=0"], "--random=0: 0 is not a positive integer"),
-        (["--weights=a.npz"], "weights a.npz: no such file or folder"),
-        (["--config=configs/deit_s.py"], "--weights is missing; allowed: without it"),
-        (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing; allowed: without it"),
-        (["--mean=0,0,0"], "--mean is given alone; --mean and --std go together"),
-    ],
-)
-def test_wrong_flags(words, message):
-    ended = call(check_kernels.main, *words)
-    assert ended.status == 2 and message in ended.err

@@ -12,7 +12,7 @@ from imagepiece_jax.models import attention
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY
-from tests.command import call, sentence
+from tests.command import call
 from tools import compile_only, h200
 
 TEXT = """HloModule jit_f
@@ -138,15 +138,3 @@ def test_the_command_reports_every_size_and_mode(monkeypatch):
         for size in (256, 8)
         for mode in ("inference", "train")
     ]
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--mode=copy"], "--mode is 'copy'; allowed: inference, train"),
-        (["--mode="], "--mode is ''; allowed: inference, train"),
-        (["--batch_size=0"], "--batch_size is '0'; allowed: whole numbers from 1"),
-    ],
-)
-def test_mistakes_end_it_before_anything_is_compiled(words, message):
-    assert sentence(call(compile_only.main, *TINY, *words)).startswith(message)

@@ -95,11 +95,6 @@ def test_table_counts_what_passed():
     assert text.endswith("\n| SIGKILL | step 3 | 137 | - | - | 0 | identical |\n")
 
 
-def test_more_saves_than_kills_are_refused():
-    ended = call(fault_drill.main, "--kills", "2", "--saves", "3")
-    assert sentence(ended) == "--saves is 3; allowed: 0 to --kills, 2"
-
-
 def test_a_package_without_its_repository_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_runs, "ROOT", tmp_path)
     message = sentence(call(fault_drill.main))

@@ -97,15 +97,3 @@ def test_the_table_and_the_goals(changes, status, line, monkeypatch, tmp_path):
     heads = "|  | goal | `ulimit -n` 1024:4096 | `ulimit -n` 256:256 |"
     assert heads in ended.out
     assert "| PSS, training process, MB | ≤ 1,000 | 200 | 200 |" in ended.out
-
-
-def test_mistakes(tmp_path):
-    def sentence(*words):
-        return command.sentence(command.call(imagenet_scale.main, *words))
-
-    assert sentence("erase", tmp_path).endswith("allowed: write DIR, measure DIR")
-    assert "has no imagenet2012" in sentence("measure", tmp_path)
-    assert "--val is '3'; allowed: two" in sentence("write", tmp_path, "--val=3")
-    (tmp_path / "imagenet2012").mkdir()
-    words = ("measure", tmp_path, "--fd_limits=256")
-    assert "--fd_limits is '256'; allowed: two" in sentence(*words)

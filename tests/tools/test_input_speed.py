@@ -106,18 +106,7 @@ def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
             assert image.size == size
 
 
-@pytest.mark.parametrize("text", ["500x375", "500:110", "0x375:110", "500x375:0", "x"])
-def test_bad_resave_is_refused(data, text):
-    ended = call(input_speed.main, "--data", data, f"--resave={text}")
-    assert sentence(ended) == (
-        f"--resave is '{text}'; allowed: WIDTHxHEIGHT:KB, such as 500x375:110"
-    )
-
-
-def test_bad_data_is_refused(tmp_path):
-    assert "--data is missing" in sentence(call(input_speed.main))
-    message = sentence(call(input_speed.main, "--data=digits", "--duration=0"))
-    assert "is not a file, but pixels in memory" in message
+def test_images_that_cannot_be_read(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
     message = sentence(call(input_speed.main, f"--data=folder:{tmp_path}"))

@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
-from tests.command import call, sentence
+from tests.command import call
 from tools import reduction_speed
 
 TINY = ["--images=2", "--patches=12", "--heads=1", "--dtype=float32"]
@@ -46,8 +46,3 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
         first, second = (np.asarray(x) for x, _, _ in results)
         assert (first != second).any()
         assert row["rule"] in ended.out
-
-
-def test_a_file_that_cannot_be_written():
-    message = sentence(call(reduction_speed.main, "--json=/no/such/a.json"))
-    assert message.startswith("--json /no/such/a.json cannot be written")

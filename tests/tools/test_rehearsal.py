@@ -10,7 +10,7 @@ from imagepiece_jax.training import distributed
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MetricWriter
 from tests import compiling, forked
-from tests.command import call, sentence
+from tests.command import call
 from tools import rehearsal
 
 NAMES = ("evit_two", "evit_one")  # runs of the short form
@@ -131,8 +131,3 @@ def test_a_scenario_that_ends_early_is_reported_and_the_next_starts(stage, monke
     first, second = rehearsal.rehearse(stage, short=False)
     assert "before step 3" in str(first.found) and not first.kept
     assert second == "a row"
-
-
-def test_devices_that_two_processes_cannot_share():
-    message = sentence(call(rehearsal.main, "--devices=3"))
-    assert message == "--devices is 3; allowed: even numbers"

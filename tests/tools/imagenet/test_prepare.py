@@ -104,29 +104,3 @@ def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     assert ended.status == 130
     assert "the same command resumes" in ended.err
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--dir", "x"], "--source is missing: folder of the ILSVRC2012 tars"),
-        (["--source", "x"], "--dir is missing: where the data set goes"),
-        (
-            ["--source", "gone", "--dir", "x"],
-            "--source gone is no folder; allowed: ILSVRC",
-        ),
-        (["--source", ".", "--dir", "x"], "--source . has neither ILSVRC2012_img_tr"),
-        (flags("y", "x", "--short_side", 63), "--short_side is 63; allowed: 0, 64 to"),
-        (flags("y", "x", "--short_side", 1025), "--short_side is 1025; allowed: 0"),
-        (
-            flags("y", "x", "--processes", -1),
-            "--processes is -1; allowed: whole numb",
-        ),
-        (flags("y", "file"), "--dir file cannot be written (File exists); allowed: a"),
-        (flags("y", "x", "--short_site", 64), "--short_site is not a flag; did you me"),
-    ],
-)
-def test_mistakes(tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    assert sentence(call(prepare.main, *words)).startswith(message)

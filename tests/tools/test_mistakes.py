@@ -1,0 +1,51 @@
+"""Mistakes in the flags of tools: the field and the value stand in the sentence."""
+
+import importlib
+
+import pytest
+
+from tests.benchmark.small import TINY
+from tests.command import call, sentence
+
+AGREEMENT, SCALE, PREPARE = "check_kernels", "imagenet_scale", "prepare_imagenet"
+DIGITS, RESAVE = "--data=digits", ("500x375", "500:110", "0x375:110", "500x375:0", "x")
+FLAGS = ("--source=y", "--partial", "--dir=x")
+
+
+@pytest.mark.parametrize(
+    "tool, words, start",
+    [
+        (AGREEMENT, ["--random=0"], "flag --random=0"),
+        (AGREEMENT, ["--weights=a.npz"], "weights a.npz: no such file"),
+        (AGREEMENT, ["--config=configs/deit_s.py"], "--weights is missing"),
+        (AGREEMENT, ["--mean=0,0,0", "--std=1,1,1"], "--weights is missing"),
+        (AGREEMENT, ["--mean=0,0,0"], "--mean is given alone"),
+        ("compile_only", [*TINY, "--mode=copy"], "--mode is 'copy'"),
+        ("compile_only", [*TINY, "--mode="], "--mode is ''"),
+        ("compile_only", [*TINY, "--batch_size=0"], "--batch_size is '0'"),
+        ("fault_drill", ["--kills=2", "--saves=3"], "--saves is 3"),
+        ("rehearsal", ["--devices=3"], "--devices is 3"),
+        ("reduction_speed", ["--json=/no/such/a.json"], "--json /no/such/a.json"),
+        ("input_speed", [], "--data is missing"),
+        *(("input_speed", [DIGITS, f"--resave={x}"], "--resave is") for x in RESAVE),
+        (SCALE, ["erase", "x"], "words is 'erase x'"),
+        (SCALE, ["measure", "x"], "/"),
+        (SCALE, ["write", "x", "--val=3"], "--val is '3'"),
+        (SCALE, ["measure", "set", "--fd_limits=256"], "--fd_limits is '256'"),
+        (PREPARE, ["--dir=x"], "--source is missing"),
+        (PREPARE, ["--source=x"], "--dir is missing"),
+        (PREPARE, ["--source=gone", "--dir=x"], "--source gone is no folder"),
+        (PREPARE, ["--source=.", "--dir=x"], "--source . has neither"),
+        (PREPARE, [*FLAGS, "--short_side=63"], "--short_side is 63"),
+        (PREPARE, [*FLAGS, "--short_side=1025"], "--short_side is 1025"),
+        (PREPARE, [*FLAGS, "--processes=-1"], "--processes is -1"),
+        (PREPARE, [*FLAGS, "--dir=file"], "--dir file cannot be written"),
+        (PREPARE, ["--short_site=64"], "--short_site is not a flag"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, tool, words, start):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "set" / "imagenet2012").mkdir(parents=True)
+    main = importlib.import_module(f"tools.{tool}").main
+    assert sentence(call(main, *words)).startswith(start)
