@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from experiments.images import Images
 from experiments.settings import Common
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-RUNS_FOLDER = "a folder whose folders are runs of train.py"
-
-
-class Models(Protocol):
+class Models:
     """Where the models of a table's rows come from.
 
     OffTheShelf: one checkpoint for all; TrainedRuns: a folder of runs;
@@ -48,16 +45,18 @@ class Models(Protocol):
 
     def names(self) -> list[str]:
         """The models, for an error sentence; empty where that says nothing."""
+        return []
 
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
 
     def paths(self) -> list[pathlib.Path]:
         """Weights whose classes must be those of the images."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OffTheShelf:
+class OffTheShelf(Models):
     """One checkpoint, which every reduction is applied to without training."""
 
     pretrained: Weights
@@ -71,9 +70,6 @@ class OffTheShelf:
         same = self.pretrained.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
-    def names(self):
-        return []
-
     def sizes(self):
         return {(self.pretrained.config.num_classes, self.pretrained.config.image_size)}
 
@@ -82,7 +78,7 @@ class OffTheShelf:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedRuns:
+class TrainedRuns(Models):
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
     runs: tuple[Weights, ...]
@@ -113,7 +109,10 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
         raise InputError(
-            f"{folder} has no run", field="--runs", value=folder, allowed=RUNS_FOLDER
+            f"{folder} has no run",
+            field="--runs",
+            value=folder,
+            allowed="a folder of runs",
         )
     return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 

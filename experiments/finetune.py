@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from experiments.context import Models
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
@@ -33,7 +34,7 @@ REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
 
-class Finetuner:
+class Finetuner(Models):
     """`context.Models` that are short runs in `folder`, trained when they are needed.
 
     config: how they are trained; pretrained: the weights that they start from; data: a
@@ -79,14 +80,8 @@ class Finetuner:
         runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
         return [(run, run.reduction) for run in runs]
 
-    def names(self):
-        return []
-
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}
-
-    def paths(self):
-        return []
 
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
