@@ -113,7 +113,7 @@ def _prepared(context, config) -> "ConfigDict":
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
-    learns = RunConfig.from_config(config).method.needs_teacher
+    learns = RunConfig.from_config(config).reduction.needs_teacher
     learns = learns or DistillConfig.from_config(config).active
     if learns and not config.teacher.weights:
         config.teacher.weights = str(pretrained.path)

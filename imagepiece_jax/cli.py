@@ -409,7 +409,7 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     Raises InputError for what is wrong in a config alone, but not for its model and its
     reduction, whose checks import JAX.
     """
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.training.config import RunFields
 
     paths, by_name = required(flags.FLAGS["config"]), {}
     if most is not None and len(paths) > most:
@@ -424,7 +424,7 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
         by_name[name] = load_config(path)
         with within(place=path if paths[1:] else ""):
             _overrides(by_name[name])
-            RunConfig.from_config(by_name[name])
+            RunFields.from_config(by_name[name])
     return by_name
 
 

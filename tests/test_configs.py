@@ -20,7 +20,12 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import config_files, optimizer, run_dir
-from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
+from imagepiece_jax.training.config import (
+    DistillConfig,
+    OptimConfig,
+    RunConfig,
+    RunFields,
+)
 from tests.runs import ROOT
 
 IMAGENET = 1281167  # training images
@@ -83,7 +88,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.from_config(config)
     run.check_training(Placement())
-    optimizer.create(run.optim, 10, run.method.param_groups)
+    optimizer.create(run.optim, 10, run.reduction.param_groups)
     model, size = run.create_model(), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     reducers = [layer.step.reducer for layer in model.plan if layer.step]
@@ -312,7 +317,8 @@ def test_recipe_of_masked_training(size, method, changes):
     found, wanted = dict(fields(config)), MASKED_TRAINING | changes
     assert {name: found[name] for name in wanted} == wanted
     assert (
-        RunConfig.from_config(config).method.named_fields().items() >= LEARNED.items()
+        RunConfig.from_config(config).reduction.named_fields().items()
+        >= LEARNED.items()
     )
 
 
@@ -365,7 +371,7 @@ def test_numbers_of_base_are_checked():
         for name, value in fields(base.get_config())
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    groups = (RunConfig, OptimConfig, DataConfig, AugmentConfig, DistillConfig)
+    groups = (RunFields, OptimConfig, DataConfig, AugmentConfig, DistillConfig)
     checked = {
         ".".join(filter(None, ("config", group.group, field.name)))
         for group in groups

@@ -72,8 +72,10 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     def matched(name, title, reduction, start=None):
         fields = {**reduction, "macs": cost(reference) / cost(settings.DENSE)}
         system = System(name, title, "conv", fields, start)
-        run = RunConfig.from_config(config(system, options, num_classes, dtype))
-        return dataclasses.replace(system, reduction=run.resolved().reduction)
+        made = config(system, options, num_classes, dtype)
+        found = RunConfig.from_config(made).resolved().to_dict(made.to_dict())
+        reduction = settings.changed(found["reduction"])
+        return dataclasses.replace(system, reduction=reduction)
 
     harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
 

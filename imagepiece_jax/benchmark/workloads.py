@@ -228,7 +228,7 @@ def training_step(config, place=lambda model: model):
     and the model of a teacher or None.
     """
     run = RunConfig.from_config(config)
-    method = run.method
+    method = run.reduction
     model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = placed = None

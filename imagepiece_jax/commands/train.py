@@ -34,7 +34,7 @@ def main():
     from imagepiece_jax.training import distributed, trainer
     from imagepiece_jax.training.config import RunConfig
 
-    _ = RunConfig.from_config(config).method  # mistakes, before others are waited for
+    RunConfig.from_config(config)  # mistakes, before others are waited for
     job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     with distributed.joined(job):

@@ -36,7 +36,7 @@ from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import contract, layer_plan, methods, settings
 from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction.methods.method import ModelFacts, NoReduction
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts, NoReduction
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -224,7 +224,7 @@ class ModelConfig(CheckedFields):
         free = {k: v for k, v in asked.stated.items() if k not in ONE_BY_ONE}
         return dataclasses.replace(self, **free | {"arch": arch})
 
-    def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
+    def create(self, reduction: Mapping[str, Any] | Method | None = None) -> ViT:
         """The model, with a reduction. Raises InputError for what does not fit."""
         named, arch = facts(self.name), self.architecture
         fields = USUAL | named | self.stated
@@ -299,17 +299,17 @@ def reduced(
 ):
     """A dense ViT with a reduction.
 
-    reduction: as `create_model` takes it
+    reduction: as `create_model` takes it, or a Method
     grid: (height, width) of the images, in patches
     name, prop_attn, masked: fields of a ModelConfig
     tokens: how many image tokens are left in the end, exactly; None: as it says
     Raises InputError for a reduction that does not fit the model.
     """
-    reduction, prop_attn = split_reduction(reduction, prop_attn)
+    method, prop_attn = read_reduction(reduction, prop_attn)
+    if tokens is None:
+        method = at_cost(method, dense, grid, name)
     with _of_reduction():
-        method = methods.create(**reduction).resolved(_facts_of(dense, grid, name))
-        if tokens is None and method.macs is not None:
-            method = _at_cost(method, dense.clone(parent=None), grid, reduction["name"])
+        method = method.resolved(_facts_of(dense, grid, name))
     if tokens is not None:
         method = _with_tokens(method, tokens, dense.depth, math.prod(grid))
     if prop_attn is None:
@@ -366,22 +366,46 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     fields, prop_attn = split_reduction(reduction)
     if fields.get("macs") is None:
         return reduction
-    model = dense.clone(parent=None)
+    method, _ = read_reduction(reduction)
     with _of_reduction():
-        method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
-        found = _at_cost(method, model, grid, fields["name"], allowed)
+        method = method.resolved(_facts_of(dense, grid, name))
+    found = at_cost(method, dense, grid, name, allowed)
     changed = {
         field.name: getattr(found, field.name)
         for field in dataclasses.fields(found)
         if getattr(found, field.name) != getattr(method, field.name)
     }
-    counts = [
-        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
-    ]
-    logging.info("%s at %g of the MACs: %s", fields["name"], method.macs, counts)
     whole = {**fields, "prop_attn": prop_attn, **changed}
     unused = found.amounts if found.counts else ()
     return {k: v for k, v in whole.items() if v is not None and k not in unused}
+
+
+def read_reduction(reduction, prop_attn=None):
+    """(Method, prop_attn) of a reduction, for the prop_attn of a model's config."""
+    if isinstance(reduction, Method):
+        return reduction, prop_attn
+    fields, prop_attn = split_reduction(reduction, prop_attn)
+    with _of_reduction():
+        return methods.create(**fields), prop_attn
+
+
+def at_cost(method, dense, grid, name=None, allowed=MISS):
+    """A Method that says how many tokens stay, where it says what it is to cost.
+
+    dense, grid, name, allowed: as for `resolved`
+    """
+    if method.macs is None:
+        return method
+    model = dense.clone(parent=None)
+    with _of_reduction():
+        method = method.resolved(_facts_of(dense, grid, name))
+        found = _at_cost(method, model, grid, allowed)
+    counts = [
+        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
+    ]
+    name = methods.name_of(method)
+    logging.info("%s at %g of the MACs: %s", name, method.macs, counts)
+    return found
 
 
 def _facts_of(dense, grid, name):
@@ -402,7 +426,7 @@ def _plan(method, dense, grid, masked=False):
 
 
 @functools.lru_cache(maxsize=256)
-def _at_cost(method, model, grid, name, allowed=MISS):
+def _at_cost(method, model, grid, allowed=MISS):
     """`method` at the strength whose MACs are nearest to `macs` of the dense model.
 
     Raises InputError where the nearest are off by more than `allowed`.
@@ -432,6 +456,7 @@ def _at_cost(method, model, grid, name, allowed=MISS):
     if miss > allowed and beyond:
         raise beyond
     if miss > allowed:
+        name = methods.name_of(method)
         problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
         method.refuse(
             "macs", f"costs within {allowed:g} of one that it reaches", problem

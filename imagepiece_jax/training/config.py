@@ -35,6 +35,7 @@ from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError, one_of, within
 
 if TYPE_CHECKING:
+    from imagepiece_jax.models.config import ModelConfig
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.pretrained.weights import Weights
     from imagepiece_jax.reduction.methods.method import Method
@@ -182,8 +183,8 @@ class EvalConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(CheckedFields):
-    """All fields of a run."""
+class RunFields(CheckedFields):
+    """All fields of a run, those of its model and reduction as they are written."""
 
     group: ClassVar[str] = ""
 
@@ -230,6 +231,27 @@ class RunConfig(CheckedFields):
             allowed = "'weights', or a decay above 0, such as 0.99996"
             self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(RunFields):
+    """All fields of a run. Reading them imports JAX, which `RunFields` does not."""
+
+    model: "ModelConfig"
+    reduction: "Method"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "RunConfig":
+        """The fields, read from a full config. Raises InputError as `RunFields`."""
+        from imagepiece_jax.models.config import ModelConfig, in_config, read_reduction
+
+        fields = vars(RunFields.from_config(config))
+        sizes = {name: fields[name] for name in ("image_size", "num_classes")}
+        with in_config():
+            model = ModelConfig.of({**fields["model"], **sizes})
+            method, prop_attn = read_reduction(fields["reduction"], model.prop_attn)
+        model = dataclasses.replace(model, prop_attn=prop_attn)
+        return cls(**fields | {"model": model, "reduction": method})
+
     def create_model(self, axis_name: str | None = None) -> "ViT":
         """The model as it is evaluated; `axis_name` synchronizes batch norm."""
         return self._model(self.reduction, axis_name=axis_name)
@@ -241,8 +263,8 @@ class RunConfig(CheckedFields):
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
         """The model as `epoch` trains it: masked, or with the rate of that epoch."""
         reduction = self.reduction
-        if rate_at := self.method.rate_at:
-            reduction = {**reduction, "keep_rate": rate_at(epoch)}
+        if rate_at := reduction.rate_at:
+            reduction = dataclasses.replace(reduction, keep_rate=rate_at(epoch))
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
 
@@ -250,30 +272,34 @@ class RunConfig(CheckedFields):
         """The same, with tokens in place of the cost that its reduction asks for."""
         from imagepiece_jax.models import config  # imports JAX
 
-        if self.reduction.get("macs") is None:
+        if self.reduction.macs is None:
             return self
-        dense, name = self.create_dense(), self.model.get("name")
+        dense, name = self.create_dense(), self.model.name
         grid = config.patch_grid(self.image_size, dense.patch_size, cut=True)
         with config.in_config():
-            reduction = config.resolved(self.reduction, dense, grid, name)
+            reduction = config.at_cost(self.reduction, dense, grid, name)
         return dataclasses.replace(self, reduction=reduction)
 
+    def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config`, which this was read from, with the model's mean and std, and all
+        fields of the reduction."""
+        from imagepiece_jax.reduction.methods import name_of
+
+        images = {name: getattr(self.model, name) for name in ("mean", "std")}
+        said = {"name": name_of(self.reduction)}
+        if "prop_attn" in config["reduction"]:
+            said["prop_attn"] = config["reduction"]["prop_attn"]
+        return {
+            **config,
+            "model": config["model"] | images,
+            "reduction": said | self.reduction.named_fields(),
+        }
+
     def _model(self, reduction, **changes):
-        from imagepiece_jax.models import config  # imports JAX
+        from imagepiece_jax.models.config import in_config  # imports JAX
 
-        fields = {"image_size": self.image_size, "num_classes": self.num_classes}
-        fields = {"name": None, **self.model, **fields, **changes}
-        with config.in_config():
-            return config.create_model(**fields, reduction=reduction)
-
-    @functools.cached_property
-    def method(self) -> "Method":
-        """The reduction's method; InputError for one that there is not."""
-        from imagepiece_jax.reduction import methods, settings  # imports JAX
-
-        fields, _ = settings.split(self.reduction)
-        with within("config.reduction"):
-            return methods.create(**fields)
+        with in_config():
+            return dataclasses.replace(self.model, **changes).create(reduction)
 
     def create_data(self, placement: Placement) -> "Data":
         """Both splits of a run, opened, with this process's share of their batches.
@@ -344,7 +370,7 @@ class RunConfig(CheckedFields):
         """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
         from imagepiece_jax.models.cost import model_macs  # imports JAX
 
-        rate_at, epochs = self.method.rate_at, range(self.optim.epochs)
+        rate_at, epochs = self.reduction.rate_at, range(self.optim.epochs)
         rates = [rate_at(epoch) if rate_at else None for epoch in epochs]
         macs = {
             rate: model_macs(
@@ -366,7 +392,7 @@ class RunConfig(CheckedFields):
         from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 
         if teacher_macs is None:
-            taught = self.method.needs_teacher or self.distill.active
+            taught = self.reduction.needs_teacher or self.distill.active
             dense = self.create_dense()
             teacher_macs = model_macs(dense, self.image_size) if taught else 0
         length = self.length(images)
@@ -387,7 +413,7 @@ class RunConfig(CheckedFields):
         """
         if not self.num_classes:
             self.refuse("num_classes", "1 or more in training")
-        if self.model.get("dtype") == "float16":
+        if self.model.dtype == "float16":
             words = "float32, bfloat16 in training, as small gradients would vanish"
             raise InputError(field="config.model.dtype", value="float16", allowed=words)
         placement.positions(self.optim.batch_size)

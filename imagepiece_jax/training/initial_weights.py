@@ -16,6 +16,7 @@ from imagepiece_jax.pretrained.infer import UNTOLD
 from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.pretrained.weights import Metadata
+from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 
@@ -53,9 +54,9 @@ class InitialWeights:
         Raises InputError where weights that a new run needs are not there.
         """
         model, sources = self._run.model, self._normalized_as(workdir)
-        if model.get("mean") is not None or model.get("std") is not None:
+        if model.mean is not None or model.std is not None:
             return {}, []  # one alone is refused with the rest of the model
-        name, taken, values, unknown = model["name"], "ImageNet's", IMAGENET, []
+        name, taken, values, unknown = model.name, "ImageNet's", IMAGENET, []
         named = registry.facts(name)
         if name not in registry.MODELS and "mean" in named:
             taken, values = f"{name}'s", named
@@ -75,7 +76,7 @@ class InitialWeights:
         run, start, teacher = self._run, self.start, self.teacher
         sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
-        same = run.method.needs_teacher or not run.distill.active
+        same = run.reduction.needs_teacher or not run.distill.active
         if teacher and (same or not start):
             sources.append((run.teacher.weights, teacher))
         return sources
@@ -153,7 +154,7 @@ class InitialWeights:
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
         if not self._run.teacher.weights:
-            name = self._run.reduction["name"]
+            name = name_of(self._run.reduction)
             problem = f"is empty, but {name!r} learns from a dense model"
             allowed = "a weights file or the folder of a run"
             raise InputError(

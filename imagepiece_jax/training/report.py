@@ -56,7 +56,7 @@ def estimate(run: RunConfig) -> str:
         flop = 1000 * run.training_flop(optim.batch_size) / optim.batch_size
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
     shapes = variable_shapes(model, run.image_size)
-    _, transformation = optimizer.create(optim, 1, run.method.param_groups)
+    _, transformation = optimizer.create(optim, 1, run.reduction.param_groups)
     state = jax.eval_shape(
         lambda variables: init_state(variables, transformation, run.ema_decay > 0),
         shapes,

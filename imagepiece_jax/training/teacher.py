@@ -17,6 +17,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
+from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import say
@@ -67,8 +68,8 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     Raises InputError where the config needs a teacher and has none, has one and does
         not need it, or has one that does not fit.
     """
-    path, distill, reduction = run.teacher.weights, run.distill, run.reduction["name"]
-    if run.method.needs_teacher:
+    path, distill, reduction = run.teacher.weights, run.distill, name_of(run.reduction)
+    if run.reduction.needs_teacher:
         for field in run.teacher.stated:
             allowed = f"an empty field: {reduction!r} learns from a model like its own"
             run.teacher.refuse(field, allowed)
@@ -96,8 +97,8 @@ def _any(run, initial):
     asked = ModelConfig(**run.teacher.stated)
     try:
         with within("config.teacher"):
-            weights = complete(initial.teacher, asked).analyzed(run.model["dtype"])
-            attention = run.model["attention"]
+            weights = complete(initial.teacher, asked).analyzed(run.model.dtype)
+            attention = run.model.attention
             whole = dataclasses.replace(weights.config, attention=attention)
             model = whole.create().clone(head_only=True)
             if model.num_classes != run.num_classes:
@@ -111,5 +112,7 @@ def _any(run, initial):
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")
-    images = {name: tuple(run.model.get(name) or IMAGENET[name]) for name in IMAGENET}
+    images = {
+        name: tuple(getattr(run.model, name) or IMAGENET[name]) for name in IMAGENET
+    }
     return Teacher(model, whole.image_size, **images), variables

@@ -125,7 +125,7 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
     optimizer, rate: of `optimizer.create`
     teacher_model: of `teacher.of`, or None
     """
-    loss = run.method.loss
+    loss = run.reduction.loss
     return functools.partial(
         train_step,
         model=model.clone(head_only=loss is None),

@@ -115,14 +115,13 @@ class Run:
                     images, notes = initial.normalization(workdir)
                 for note in notes:
                     say(f"note: {note}")
-                run = dataclasses.replace(run, model=run.model | images).resolved()
+                whole = dataclasses.replace(run.model, **images)
+                run = dataclasses.replace(run, model=whole).resolved()
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
-                steps, groups = data.length.steps_per_epoch, run.method.param_groups
+                steps, groups = data.length.steps_per_epoch, run.reduction.param_groups
                 rate, transformation = optimizer.create(run.optim, steps, groups)
-                reduction = run.reduction | run.method.named_fields()
-                changed = {"model": run.model, "reduction": reduction}
-                fields = config.to_dict() | changed
+                fields = run.to_dict(config.to_dict())
                 distributed.check_same_settings(dry_run, fields, model, data)
 
                 lock = run_dir.RunLock(workdir)

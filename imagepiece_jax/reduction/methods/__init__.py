@@ -46,6 +46,11 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def name_of(method: Method) -> str:
+    """The name of a method; "none" for one that is not in METHODS."""
+    return next((k for k, v in METHODS.items() if v is type(method)), "none")
+
+
 def create(name: str = "none", **fields) -> Method:
     """Make a method.
 
