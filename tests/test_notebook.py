@@ -83,9 +83,7 @@ def test_it_opens_and_installs_from_one_address():
 
 
 @pytest.mark.parametrize("clone", [True, False])
-def test_its_first_cell_installs_a_package_that_is_missing(
-    tmp_path, monkeypatch, clone
-):
+def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
     commands, here = [], tmp_path / "docs"
     here.mkdir()
     if clone:
@@ -98,8 +96,9 @@ def test_its_first_cell_installs_a_package_that_is_missing(
     assert commands == []  # it is here
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run(CODE[:1])
-    [(python, *pip, package)] = commands
+    [(python, *pip, package, photographs)] = commands
     assert python == sys.executable and pip[:3] == ["-m", "pip", "install"]
+    assert photographs == "scikit-learn"
     assert package.startswith("..[" if clone else "imagepiece_jax[hub] @ git+https://")
 
 
