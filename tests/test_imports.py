@@ -148,102 +148,77 @@ def test_imports_point_one_way():
     assert [line for file in files for line in violations(*file)] == []
 
 
-@pytest.mark.parametrize(
-    "module, source",
-    [
-        ("imagepiece_jax.reduction.layer_plan", "import jax"),
-        (
-            "imagepiece_jax.reduction.layer_plan",
-            "from imagepiece_jax.reduction import ops",
-        ),
-        ("imagepiece_jax.reduction.token_counts", "import numpy as np"),
-        (
-            "imagepiece_jax.reduction.ops",
-            "from imagepiece_jax.reduction.tokens import f",
-        ),
-        ("imagepiece_jax.reduction.ops", "from . import tokens"),
-        ("imagepiece_jax.reduction.ops", "from .reducers import TopK"),
-        ("imagepiece_jax.reduction.reducers", "from imagepiece_jax.models import vit"),
-        (
-            "imagepiece_jax.reduction.reducers",
-            "import imagepiece_jax.reduction.methods",
-        ),
-        ("imagepiece_jax.reduction.methods.new", "from imagepiece_jax import training"),
-        ("imagepiece_jax.reduction.methods.new", "from ...models.vit import Block"),
-        ("imagepiece_jax.models.vit", "from imagepiece_jax.training import trainer"),
-        ("imagepiece_jax.models.vit", "import imagepiece_jax"),
-        ("imagepiece_jax.data.loader", "from imagepiece_jax.reduction import tokens"),
-        ("imagepiece_jax.data.loader", "def f():\n    import imagepiece_jax.cli"),
-        ("imagepiece_jax.data.loader", "from imagepiece_jax.models import vit"),
-        ("imagepiece_jax.evaluate.accuracy", "import imagepiece_jax.training.trainer"),
-        (
-            "imagepiece_jax.evaluate.compare",
-            "from imagepiece_jax.benchmark import device",
-        ),
-        ("imagepiece_jax.training.trainer", "import imagepiece_jax.commands.describe"),
-        ("imagepiece_jax.models.vit", "import imagepiece_jax.pretrained.load"),
-        ("imagepiece_jax.inference.optimize", "import imagepiece_jax.training.trainer"),
-        ("imagepiece_jax.training.trainer", "from configs import base"),
-        ("imagepiece_jax.training.trainer", "from imagepiece_jax import cli"),
-        ("imagepiece_jax.training.trainer", "from imagepiece_jax import __main__"),
-        (
-            "imagepiece_jax.training.trainer",
-            "from imagepiece_jax.benchmark import device",
-        ),
-        (
-            "imagepiece_jax.benchmark.device",
-            "from imagepiece_jax.commands import benchmark",
-        ),
-        (
-            "experiments.rows",
-            "from imagepiece_jax.evaluate.accuracy import _sums",
-        ),
-        (
-            "imagepiece_jax.visualize.html",
-            "from imagepiece_jax.benchmark import device",
-        ),
-        ("imagepiece_jax.commands.describe", "import configs.base"),
-        ("imagepiece_jax.commands.describe", "from tests import oracles"),
-        ("imagepiece_jax.commands.describe", "from tools import h200"),
-        (
-            "imagepiece_jax.commands.describe",
-            "from imagepiece_jax.commands import doctor",
-        ),
-        ("imagepiece_jax.commands.describe", "from experiments import rows"),
-        ("experiments.rows", "from tools import h200"),
-        ("imagepiece_jax.errors", "import flax"),
-        ("imagepiece_jax.common.files", "from imagepiece_jax.training import run_dir"),
-        ("imagepiece_jax.cli", "from imagepiece_jax.training import trainer"),
-        ("configs.deit_s", "import jax"),
-        ("configs.deit_s", "from imagepiece_jax.models import registry"),
-        ("train", "from imagepiece_jax.models import vit"),
-    ],
-)
+def cases(text):
+    """(module, source) of each line "MODULE | SOURCE"; ~ is the package."""
+    return [line.split(" | ") for line in text.replace("~", PACKAGE).split("\n")[1:-1]]
+
+
+BAD = """
+~.reduction.layer_plan | import jax
+~.reduction.layer_plan | from ~.reduction import ops
+~.reduction.token_counts | import numpy as np
+~.reduction.ops | from ~.reduction.tokens import f
+~.reduction.ops | from . import tokens
+~.reduction.ops | from .reducers import TopK
+~.reduction.reducers | from ~.models import vit
+~.reduction.reducers | import ~.reduction.methods
+~.reduction.methods.new | from ~ import training
+~.reduction.methods.new | from ...models.vit import Block
+~.models.vit | from ~.training import trainer
+~.models.vit | import ~
+~.data.loader | from ~.reduction import tokens
+~.data.loader | def f(): import ~.cli
+~.data.loader | from ~.models import vit
+~.evaluate.accuracy | import ~.training.trainer
+~.evaluate.compare | from ~.benchmark import device
+~.training.trainer | import ~.commands.describe
+~.models.vit | import ~.pretrained.load
+~.inference.optimize | import ~.training.trainer
+~.training.trainer | from configs import base
+~.training.trainer | from ~ import cli
+~.training.trainer | from ~ import __main__
+~.training.trainer | from ~.benchmark import device
+~.benchmark.device | from ~.commands import benchmark
+experiments.rows | from ~.evaluate.accuracy import _sums
+~.visualize.html | from ~.benchmark import device
+~.commands.describe | import configs.base
+~.commands.describe | from tests import oracles
+~.commands.describe | from tools import h200
+~.commands.describe | from ~.commands import doctor
+~.commands.describe | from experiments import rows
+experiments.rows | from tools import h200
+~.errors | import flax
+~.common.files | from ~.training import run_dir
+~.cli | from ~.training import trainer
+configs.deit_s | import jax
+configs.deit_s | from ~.models import registry
+train | from ~.models import vit
+"""
+
+
+@pytest.mark.parametrize("module, source", cases(BAD))
 def test_a_bad_import_is_found(module, source):
     assert len(violations(module, source)) == 1
 
 
-@pytest.mark.parametrize(
-    "module, source",
-    [
-        ("imagepiece_jax.reduction.layer_plan", "import dataclasses, math"),
-        ("imagepiece_jax.reduction.token_counts", "from .layer_plan import LayerPlan"),
-        ("imagepiece_jax.reduction.tokens", "from imagepiece_jax.reduction import ops"),
-        ("imagepiece_jax.reduction.methods.both", "from . import evit, imagepiece"),
-        ("imagepiece_jax.models.vit", "from imagepiece_jax.errors import InputError"),
-        ("imagepiece_jax.training.trainer", "from imagepiece_jax.data import loader"),
-        ("imagepiece_jax.commands.describe", "from imagepiece_jax import cli, models"),
-        (
-            "imagepiece_jax.commands.benchmark",
-            "from imagepiece_jax.benchmark import device",
-        ),
-        ("configs.deit_s", "from configs import base"),
-        ("train", "from imagepiece_jax.__main__ import run"),
-        ("experiments.rows", "from imagepiece_jax.evaluate import statistics"),
-        ("experiments.rows", "from experiments import render"),
-    ],
-)
-def test_a_good_import_is_left_alone(module, source):
+GOOD = """
+~.reduction.layer_plan | import dataclasses, math
+~.reduction.token_counts | from .layer_plan import LayerPlan
+~.reduction.tokens | from ~.reduction import ops
+~.reduction.methods.both | from . import evit, imagepiece
+~.models.vit | from ~.errors import InputError
+~.training.trainer | from ~.data import loader
+~.commands.describe | from ~ import cli, models
+~.commands.benchmark | from ~.benchmark import device
+configs.deit_s | from configs import base
+train | from ~.__main__ import run
+experiments.rows | from ~.evaluate import statistics
+experiments.rows | from experiments import render
+"""
+
+
+@pytest.mark.parametrize("module, source", cases(GOOD))
+def test_a_good_import_passes(module, source):
     assert violations(module, source) == []
 
 
