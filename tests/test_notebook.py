@@ -30,7 +30,7 @@ DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
 def stored(cell):
-    """What a cell printed and drew when the notebook was made: text, pictures."""
+    """What a cell printed and drew when the notebook was stored: text, pictures."""
     shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     outputs = [output.get("data", output) for output in shown]
     text = "".join(line for output in outputs for line in output.get("text", []))

@@ -84,10 +84,9 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(dest[others], best[others])
-    # README shows the reducer alone.
+    # README has only the reducer.
     start = "@dataclasses.dataclass(frozen=True)\nclass JoinByNorm(Reducer)"
-    shown, whole = block(README, start), code[code.index(start) :]
-    assert whole.startswith(shown)
+    assert code[code.index(start) :].startswith(block(README, start))
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
@@ -103,7 +102,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     ones = np.ones((3, 10), np.float32)
     taps = tokens.Taps(x=x, size=ones, cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
-    decide = tiny.compiled(lambda taps: space["PruneAndMerge"](kept=7)(taps, counts))
+    decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
     for dest, tokens_of in zip(decide(taps).dest, x, strict=True):
         assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
@@ -350,7 +349,7 @@ def test_the_recipe_of_nncf_runs(exported):
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
 
 
-# Of what the pages load from the hub, timm's architecture and what is as published.
+# Models that the pages load from the hub: timm's architecture and published facts.
 CLIP = {
     "architecture": "vit_base_patch16_clip_224",
     "num_classes": 1000,
