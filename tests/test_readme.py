@@ -34,13 +34,13 @@ from tests.models import tiny
 from tests.pretrained import test_towers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [
     README,
     ROOT / "CONTRIBUTING.md",
     ROOT / "PERFORMANCE.md",
     ROOT / "experiments" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
 ]
 # Pages name files from one of these.
 FOLDERS = ("", "configs", "imagepiece_jax", "imagepiece_jax/models")
@@ -54,6 +54,12 @@ def block(page, start):
     return next(code for code in blocks if code.startswith(start))
 
 
+def run(page, start, space):
+    """What `space` holds after this block of a page."""
+    exec(compile(block(page, start), page.name, "exec"), space)
+    return space
+
+
 def test_readme_is_short():
     assert len(README.read_text("utf-8").splitlines()) <= 160
     methods = str(len(METHODS) - 1)  # "none" is no method
@@ -61,9 +67,8 @@ def test_readme_is_short():
 
 
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
-    space = {}
-    code = block(ROOT / "docs" / "methods.md", "# imagepiece_jax/reduction/methods/")
-    exec(compile(code, "docs/methods.md", "exec"), space)
+    page, start = DOCS / "methods.md", "# imagepiece_jax/reduction/methods/"
+    code, space = block(page, start), run(page, start, {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
@@ -95,9 +100,8 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
     space |= {"slot_index": tokens.slot_index}
-    page = ROOT / "docs" / "methods.md"
-    code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
-    exec(compile(code, page.name, "exec"), space)
+    start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
+    run(DOCS / "methods.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
     ones = np.ones((3, 10), np.float32)
     taps = tokens.Taps(x=x, size=ones, cls_attn=x[..., 0])
@@ -171,7 +175,7 @@ def anchors(page):
     return {heading.replace(" ", "-") for heading in words}
 
 
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "docs" / "quickstart.ipynb"]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", DOCS / "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda path: path.name)
@@ -185,7 +189,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 def test_the_tour_quotes_its_files():
     """Four or more lines of each, as they stand there one after the other."""
-    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    text = (DOCS / "tour.md").read_text(encoding="utf-8")
     stops = re.findall(
         r"^## \d.*?\]\(\.\./(.+?\.py)\).*?```python\n(.*?)```", text, re.M | re.S
     )
@@ -297,11 +301,8 @@ def folder(tmp_path, monkeypatch, assets):
 
 
 def test_the_example_of_weights_runs(folder):
-    page, space = ROOT / "docs" / "inference.md", {}
-    code = compile(block(page, "import imagepiece_jax\n"), page.name, "exec")
-    exec(code, space)
-    assert space["logits"].shape == (8, 1000)
-    assert bool(jnp.isfinite(space["logits"]).all())
+    logits = run(DOCS / "inference.md", "import imagepiece_jax\n", {})["logits"]
+    assert logits.shape == (8, 1000) and bool(jnp.isfinite(logits).all())
 
 
 @pytest.fixture
@@ -325,9 +326,8 @@ def float_logits(images):
 def test_the_recipe_of_int8_runs(exported):
     """Weights are int8, and images that were not calibrated with have like logits."""
     wanted = float_logits(exported[8:])
-    page, space = ROOT / "docs" / "inference.md", {"images": exported[:8]}
-    code = block(page, "import numpy as np\nimport onnxruntime\nfrom onnxruntime")
-    exec(compile(code, page.name, "exec"), space)
+    start = "import numpy as np\nimport onnxruntime\nfrom onnxruntime"
+    space = run(DOCS / "inference.md", start, {"images": exported[:8]})
     logits = space["session"].run(None, {"images": exported[8:]})[0]
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
     import onnx
@@ -341,8 +341,7 @@ def test_the_recipe_of_nncf_runs(exported):
     pytest.importorskip("nncf")
     openvino = pytest.importorskip("openvino")
     wanted = float_logits(exported[8:])
-    page, space = ROOT / "docs" / "inference.md", {"images": exported[:8]}
-    exec(compile(block(page, "import nncf\n"), page.name, "exec"), space)
+    run(DOCS / "inference.md", "import nncf\n", {"images": exported[:8]})
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     program = openvino.Core().compile_model("model_int8.xml", "CPU", hints)
     logits = program([exported[8:]])[0]
@@ -403,8 +402,7 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 
 def test_the_first_lines_run(hub_of_pages, capsys):
     """Both blocks of README, on small models that are the hub's else."""
-    space = {}
-    exec(compile(block(README, "import imagepiece_jax\n"), "README.md", "exec"), space)
+    space = run(README, "import imagepiece_jax\n", {})
     assert space["vit"].model.arch == registry.facts(space["clip"][10:])["arch"]
     assert space["vit"].reduction["name"] == "diffrate"
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
@@ -412,18 +410,16 @@ def test_the_first_lines_run(hub_of_pages, capsys):
     assert all(name == i for name, i in said)
     page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
     assert ast.literal_eval(page[1]) == class_names.imagenet_names()[int(page[2])]
-    code = block(README, "import numpy as np\n")
-    exec(compile(code, "README.md", "exec"), space)
+    run(README, "import numpy as np\n", space)
     assert space["vit"].model.arch == registry.facts(space["dinov2"][10:])["arch"]
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
 
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     """Its blocks one after the other: load, a tower, save and load, NNX."""
-    page, space = ROOT / "docs" / "models.md", {}
-    starts = ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
+    space, starts = {}, ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
     for start in (*starts, "import jax\n"):
-        exec(compile(block(page, start), page.name, "exec"), space)
+        run(DOCS / "models.md", start, space)
     vit, net = space["vit"], space["net"]
     assert space["tokens"].shape == (2, 4, 4, test_towers.OUT)
     model, variables = vit.model, vit.variables
