@@ -33,49 +33,34 @@ def _rotary(value):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture(CheckedFields):
-    """What a vision transformer computes; the defaults are DeiT's.
+    """What a vision transformer computes; the defaults are DeiT's."""
 
-    Tokens in front of the patches: `class_token`; `dist_token`, DeiT's distillation
-    token with a head of its own (Touvron et al. 2021); `registers` (Darcet et al.
-    2024). `positions`: a position embedding is added to the patches;
-    `prefix_positions`: it has rows for the tokens in front of them too. `rotary`: how
-    queries and keys turn with coordinates (rotary.Rotary); None: they do not.
-    `patch_bias`, `qkv_bias`: these projections have biases; without `key_bias` queries
-    and values alone. `pre_norm`: a norm before the first block (CLIP). `attn_norm`: a
-    norm of what the heads give, before it is projected; `mlp_norm`: one of the hidden
-    layer (EVA-02's sub-LN). `norm_eps`: added to variances in layer norms.
-    `layer_scale`: each branch has a factor a channel (CaiT, Touvron et al. 2021).
-    `gelu`: "exact", "tanh" (its usual approximation) or "quick" (x sigmoid(1.702 x)).
-    `mlp`: "gelu", or "swiglu" (Shazeer 2020). `pool`: what the head reads, the class
-    "token", the "mean" of the patches, each token by its size, or "map", attention from
-    a learned probe (SigLIP); `pool_include_prefix`: a mean or a map reads the tokens in
-    front of the patches too. `final_norm`: a norm of all tokens before that; `fc_norm`:
-    one of what the pool gives. `resize`: how positions get another grid
-    (positions.resize).
-    """
-
-    class_token: bool = switch(True)
-    dist_token: bool = switch(False)
-    registers: int = count(0)
-    positions: bool = switch(True)
-    prefix_positions: bool = switch(True)
-    rotary: Rotary | None = optional(
+    class_token: bool = switch(True)  # in front of the patches, as the next two
+    dist_token: bool = switch(False)  # DeiT's, with a head (Touvron et al. 2021)
+    registers: int = count(0)  # tokens without a use of their own (Darcet et al. 2024)
+    positions: bool = switch(True)  # an embedding is added to the patches
+    prefix_positions: bool = switch(True)  # and to the tokens in front of them
+    rotary: Rotary | None = optional(  # how queries and keys turn with coordinates
         checked(None, _rotary, f"None and a dict of {', '.join(ROTARY)}")
     )
-    patch_bias: bool = switch(True)
-    qkv_bias: bool = switch(True)
-    key_bias: bool = switch(True)
-    pre_norm: bool = switch(False)
-    attn_norm: bool = switch(False)
-    mlp_norm: bool = switch(False)
-    norm_eps: float = number(1e-6, above=0, below=1)
-    layer_scale: bool = switch(False)
+    patch_bias: bool = switch(True)  # the projection of patches has a bias
+    qkv_bias: bool = switch(True)  # so have those to queries, keys and values
+    key_bias: bool = switch(True)  # False: only those to queries and values
+    pre_norm: bool = switch(False)  # a norm before the first block (CLIP)
+    attn_norm: bool = switch(False)  # a norm of the heads' output (EVA-02's sub-LN)
+    mlp_norm: bool = switch(False)  # a norm of the hidden layer (likewise)
+    norm_eps: float = number(1e-6, above=0, below=1)  # added to variances in norms
+    layer_scale: bool = switch(False)  # a factor a channel for each branch (CaiT)
+    # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x).
     gelu: str = choice("exact", GELUS)
-    mlp: str = choice("gelu", ("gelu", "swiglu"))
+    mlp: str = choice("gelu", ("gelu", "swiglu"))  # "swiglu": Shazeer 2020
+    # What the head reads: the class "token", the "mean" of the patches, each token by
+    # its size, or "map", attention from a learned probe (SigLIP).
     pool: str = choice("token", ("token", "mean", "map"))
-    pool_include_prefix: bool = switch(False)
-    final_norm: bool = switch(True)
-    fc_norm: bool = switch(False)
+    pool_include_prefix: bool = switch(False)  # a mean or a map reads the prefix, too
+    final_norm: bool = switch(True)  # a norm of all tokens before the pool
+    fc_norm: bool = switch(False)  # a norm of what the pool gives
+    # How positions get another grid (positions.resize).
     resize: str = choice("antialias", RESIZES)
 
     @classmethod

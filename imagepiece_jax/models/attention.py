@@ -195,13 +195,13 @@ class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
     Its parts, `project`, `scores` and `read`, are there for blocks that reduce tokens
-    between them. `prop_attn`: log(size) is added to the logits.
+    between them.
     """
 
-    dim: int
+    dim: int  # width of the tokens
     num_heads: int
     arch: Architecture = Architecture()
-    prop_attn: bool = False
+    prop_attn: bool = False  # log(size) is added to the logits
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
 

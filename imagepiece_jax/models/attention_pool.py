@@ -27,7 +27,7 @@ class AttentionPool(nn.Module):
 
     Zhai et al. 2022, "Scaling vision transformers", section 3.4. Sizes and mask of the
     tokens are those of their TokenState: `prop_attn` adds log(size) to the logits, and
-    what is masked is not read.
+    masked tokens are not read.
     """
 
     dim: int

@@ -86,14 +86,12 @@ class Reduction:
 class Block(nn.Module):
     """A pre-norm block: attention, the reduction of its tokens, MLP.
 
-    `layer` is its plan; `index` counts blocks from 0; `dim` is the width of the tokens;
-    `queries`: only the first so many tokens, of the prefix, attend and leave the block,
-    None: all; the other fields are those of `vit.ViT`.
+    Fields without a comment are those of `vit.ViT`.
     """
 
-    index: int
-    layer: LayerPlan
-    dim: int
+    index: int  # from 0
+    layer: LayerPlan  # its plan
+    dim: int  # width of the tokens
     num_heads: int
     mlp_ratio: float
     arch: Architecture = Architecture()
@@ -101,6 +99,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
     remat: bool = False
+    # Only the first so many tokens, of the prefix, attend and leave; None: all.
     queries: int | None = None
 
     def setup(self):

@@ -1,4 +1,4 @@
-"""The config of a model: its fields, how they are merged, and what is made of them.
+"""The config of a model: its fields, how they merge, and the model they make.
 
 What a name stands for is in registry.py.
 """
@@ -93,49 +93,41 @@ class Contradiction(InputError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CheckedFields):
-    """Fields of a model; None is what the name stands for, or unknown.
+    """Fields of a model; None: the name decides, or nothing does."""
 
-    name: of registry.MODELS, or timm's of a public model with or without its tag, such
-        as "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size are
-        enough
-    image_size: pixels a side, or (height, width)
-    num_classes: 0 leaves the head out
-    arch: an Architecture, or a dict of its fields
-    gelu, norm_eps, resize, class_token: change these fields of `arch` alone; without
-        class token the head reads the mean over patches
-    mean, std: of the images that it is for, of pixels in [0, 1]
-    prop_attn: None is as the reduction is meant (ToMe with proportional attention,
-        other methods without), except that weights of MAE are used without
-    masked: the model that training uses: methods that train with a mask keep all tokens
-        there; for other methods it is the same
-    axis_name: as a ViT has it
-    """
-
+    # Of registry.MODELS, or timm's of a public model with or without its tag, such as
+    # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough.
     name: str | None = None
+    # Pixels a side, or (height, width).
     image_size: int | tuple[int, int] | None = optional(
         checked(None, _size_of_images, "numbers of pixels")
     )
-    num_classes: int | None = optional(count())
+    num_classes: int | None = optional(count())  # 0: no head
     patch_size: int | None = optional(count(least=1))
     embed_dim: int | None = optional(count(least=1))
     depth: int | None = optional(count(least=1))
     num_heads: int | None = optional(count(least=1))
     mlp_ratio: float | None = optional(number(above=0))
     stem: str | None = optional_choice(tuple(STEMS))
+    # An Architecture, or a dict of its fields.
     arch: Architecture | None = optional(checked(None, _arch, "its fields"))
+    # Single fields of `arch`; without class token the head reads the mean over patches.
     gelu: str | None = optional_choice(GELUS)
     norm_eps: float | None = optional(number(above=0, below=1))
     resize: str | None = optional_choice(RESIZES)
     class_token: bool | None = optional(switch())
+    # Of the model's images, for pixels in [0, 1].
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: str | None = optional_dtype()
     attention: str | None = None
     kernels: str | None = optional_choice(fused_kernels.CHOICES)
     drop_path_rate: float | None = optional(number(least=0, below=1))
+    # None: the reduction's own default, such as True for ToMe; False for MAE's weights.
     prop_attn: bool | None = optional(switch())
+    # The model in training: methods that train with a mask keep all tokens there.
     masked: bool | None = optional(switch())
-    axis_name: str | None = optional(text())
+    axis_name: str | None = optional(text())  # as in ViT
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
@@ -182,29 +174,30 @@ class ModelConfig(CheckedFields):
             alone["pool"] = "token" if alone["class_token"] else "mean"
         return dataclasses.replace(arch, **alone)
 
-    def changed(self, asked: "ModelConfig", where: str, whole: bool) -> "ModelConfig":
-        """This config of trained weights with what is asked for.
+    def changed(
+        self, requested: "ModelConfig", where: str, sizes: bool
+    ) -> "ModelConfig":
+        """This config of trained weights with requested fields.
 
-        asked: fields that are to differ, or are said to be so
-        where: what has the weights
-        whole: a name that is asked for stands for its sizes, too, not only for what
-            tensors do not show
+        requested: fields that are to differ, or to be confirmed
+        where: the weights' place, in words
+        sizes: a requested name stands for its sizes, too
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
-        single = {k: v for k, v in asked.stated.items() if k in ONE_BY_ONE}
-        named, compared = named_fields(asked.name), asked
-        base = asked.arch or self.arch
-        if whole and asked.name not in (None, self.name):
-            compared = asked.over(named)
-            base = asked.arch or facts(asked.name).get("arch", DEIT)
+        single = {k: v for k, v in requested.stated.items() if k in ONE_BY_ONE}
+        named, compared = named_fields(requested.name), requested
+        base = requested.arch or self.arch
+        if sizes and requested.name not in (None, self.name):
+            compared = requested.over(named)
+            base = requested.arch or facts(requested.name).get("arch", DEIT)
         arch = ModelConfig(arch=base, **single).architecture
 
         def compare(field, value, ours, of_name):
             value, ours = settings.plain(value), settings.plain(ours)
             if None in (value, ours) or value == ours:
                 return
-            whose = f"of {asked.name!r} " if asked.name and of_name else ""
+            whose = f"of {requested.name!r} " if requested.name and of_name else ""
             problem = f"{whose}is {value!r}, but {where} has {ours!r}"
             allowed = repr(ours)
             raise Contradiction(problem, field=field, value=value, allowed=allowed)
@@ -214,14 +207,16 @@ class ModelConfig(CheckedFields):
             of_name = value == getattr(named, field)
             compare(field, value, getattr(self, field), of_name)
         for field in (f.name for f in dataclasses.fields(arch)):
-            path = f"arch.{field}" if asked.arch and field not in single else field
-            of_name = asked.arch is None and field not in single
-            if field != "gelu" or asked.gelu is None:  # which may be another
+            path = f"arch.{field}" if requested.arch and field not in single else field
+            of_name = requested.arch is None and field not in single
+            if field != "gelu" or requested.gelu is None:  # which may be another
                 compare(path, getattr(arch, field), getattr(self.arch, field), of_name)
-        if asked.image_size and sides(asked.image_size) != sides(self.image_size):
+        if requested.image_size and sides(requested.image_size) != sides(
+            self.image_size
+        ):
             # The weights' own size need be no multiple.
-            patch_grid(asked.image_size, self.patch_size)
-        free = {k: v for k, v in asked.stated.items() if k not in ONE_BY_ONE}
+            patch_grid(requested.image_size, self.patch_size)
+        free = {k: v for k, v in requested.stated.items() if k not in ONE_BY_ONE}
         return dataclasses.replace(self, **free | {"arch": arch})
 
     def create(self, reduction: Mapping[str, Any] | Method | None = None) -> ViT:
@@ -354,7 +349,7 @@ def _of_reduction():
 
 
 def resolved(reduction, dense, grid, name=None, allowed=MISS):
-    """A reduction that says how many tokens stay, where it says what it is to cost.
+    """A reduction with counts of tokens in place of its cost.
 
     dense: a ViT of the model's sizes, with or without a reduction
     reduction, grid, name: as for `reduced`
@@ -390,7 +385,7 @@ def read_reduction(reduction, prop_attn=None):
 
 
 def at_cost(method, dense, grid, name=None, allowed=MISS):
-    """A Method that says how many tokens stay, where it says what it is to cost.
+    """A Method with counts of tokens in place of its cost.
 
     dense, grid, name, allowed: as for `resolved`
     """

@@ -128,7 +128,7 @@ def timm_functions(name: str) -> dict[str, str]:
 def published_crop(name: str | None) -> dict[str, Any]:
     """crop (share of the side), crop_mode and interpolation of the weights `name`.
 
-    {} for an architecture, and for what is no public name.
+    {} for an architecture, and for other names.
     """
     base, dot, tag = (name or "").partition(".")
     if not dot:

@@ -25,24 +25,21 @@ from imagepiece_jax.common.fields import (
 
 @dataclasses.dataclass(frozen=True)
 class Rotary(CheckedFields):
-    """How patches get coordinates, and how these turn the channels of a head.
+    """How patches get coordinates, and how these turn the channels of a head."""
 
-    origin: "corner", where rows and columns are counted from `start` and scaled from
-    the image's grid to the `reference` grid (height, width) of the training, if there
-    is one; or "center", where an image of any size reaches from -1 to 1 and a patch
-    stands at its middle, and 1 is a whole turn of the first plane. temperature: by what
-    the frequencies fall from the first plane to behind the last. axes: which coordinate
-    turns the first half of the planes. planes: the channels of one are "neighbors" or
-    stand at the same place of both "halves" of a head.
-    """
-
+    # "corner": rows and columns count from `start` and are scaled from the image's grid
+    # to `reference`. "center": an image of any size reaches from -1 to 1, a patch
+    # stands at its middle, and 1 is a full turn of the first plane.
     origin: str = choice("corner", ("corner", "center"))
+    # By what the frequencies fall from the first plane to behind the last.
     temperature: float = number(10000.0, above=0)
+    # Grid (height, width) of the training.
     reference: tuple[float, float] | None = optional(
         several(None, number(), "None and two numbers of patches", length=2)
     )
-    start: float = number(0.0)
-    axes: str = choice("yx", ("yx", "xy"))
+    start: float = number(0.0)  # the first row and column
+    axes: str = choice("yx", ("yx", "xy"))  # the first turns the first half of planes
+    # The channels of a plane are neighbors, or stand alike in both halves of a head.
     planes: str = choice("neighbors", ("neighbors", "halves"))
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:

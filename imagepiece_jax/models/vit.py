@@ -63,48 +63,33 @@ def drop_path_scale(keys, depth, rate):
 class ViT(nn.Module):
     """A ViT with a plan of token reductions; without one, the dense model.
 
-    Parameters are float32, the arithmetic of the layers is in `dtype`; scores, softmax
-    and logits are float32.
-
-    plan: one LayerPlan a block, by `reduction.layer_plan.build`; it has the number of
-    patches, not their grid, which images of another shape may share: a Pretrained knows
-    the size
-    mlp_ratio: width of the hidden layer of an MLP, in `embed_dim`
-    stem: "patch" or "conv" (`models.stems`)
-    arch: the parts in which ViTs differ
-    mean, std: of the images that it was trained on: pixels are to be normalized with
-    them first (`data.normalize`)
-    prop_attn: log(size) is added to the attention logits
-    backend: "xla" or "cudnn", by `attention.resolve_backend`
-    axis_name: the device axis over which batch norm is synchronized
-    remat: the halves of a block are computed again in the backward pass of training
-    instead of being kept
-    kernels: the device whose fused kernels do the reductions that have one ("cpu", or a
-    GPU's compute capability): they decide alike, but leave scores and features out of
-    `taps`
-    folded: the form for inference, whose stem has variables of its own (`stems.fold`)
-    head_only: the last block computes no tokens but those that the head reads, where it
-    reads some of the prefix alone: for logits and pooled vectors
+    Parameters, scores, softmax and logits are float32.
     """
 
+    # One LayerPlan a block, by `layer_plan.build`: the number of patches, not their
+    # grid, which images of another shape may share. A Pretrained knows the size.
     plan: tuple[LayerPlan, ...]
-    embed_dim: int
-    num_heads: int
-    patch_size: int = 16
-    num_classes: int = 1000
-    mlp_ratio: float = 4.0
-    stem: str = "patch"
-    arch: Architecture = Architecture()
-    mean: tuple[float, float, float] = MEAN
+    embed_dim: int  # width of a token
+    num_heads: int  # of attention
+    patch_size: int = 16  # pixels a side
+    num_classes: int = 1000  # 0: no head
+    mlp_ratio: float = 4.0  # width of the hidden layer of an MLP, in `embed_dim`
+    stem: str = "patch"  # or "conv" (`models.stems`)
+    arch: Architecture = Architecture()  # the parts in which ViTs differ
+    mean: tuple[float, float, float] = MEAN  # pixels are normalized by these first
     std: tuple[float, float, float] = STD
-    drop_path_rate: float = 0.0
-    prop_attn: bool = False
-    backend: str = "xla"
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-    remat: bool = False
+    drop_path_rate: float = 0.0  # of the last block
+    prop_attn: bool = False  # log(size) is added to the attention logits
+    backend: str = "xla"  # or "cudnn", by `attention.resolve_backend`
+    dtype: jnp.dtype = jnp.float32  # of the layers' arithmetic
+    axis_name: str | None = None  # device axis over which batch norm is synchronized
+    remat: bool = False  # training computes the halves of a block again, backward
+    # The device whose fused kernels do the reductions that have one ("cpu", or a GPU's
+    # compute capability): same decisions, without scores and features in `taps`.
     kernels: str | None = None
-    folded: bool = False
+    folded: bool = False  # for inference: the stem has other variables (`stems.fold`)
+    # The last block computes only tokens that the head reads, if these are some of the
+    # prefix: for logits and pooled vectors.
     head_only: bool = False
 
     @property

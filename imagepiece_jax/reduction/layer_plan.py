@@ -34,35 +34,27 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Image tokens into and out of a step, candidates of a merge, step number.
+    """Numbers of a step that changes something."""
 
-    `stage` counts, from 1, the steps that change something; `progress` is the share of
-    the model's blocks that come before the attention that the step reads; `evaluation`,
-    of a step that removes nothing in masked training, are its counts in evaluation.
-    """
-
-    n_in: int
-    n_out: int
-    candidates: int | None = None
-    stage: int = 1
-    progress: float = 0.0
+    n_in: int  # image tokens before it
+    n_out: int  # image tokens after it
+    candidates: int | None = None  # of a merge
+    stage: int = 1  # its number among the steps that change something
+    progress: float = 0.0  # share of the blocks before the attention that it reads
+    # Its counts in evaluation, for a step that removes nothing in masked training.
     evaluation: "Counts | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """Tokens (prefix included) into the attention and the MLP of one block.
+    """Tokens of one block, and the step that reduces them."""
 
-    `counts` is None where there is no step, or where a step changes nothing: the
-    program is then the dense one, yet the step stays, so that its parameters exist.
-    `reads`: what reducers read of the block's attention (`Reducer.reads`): that of its
-    own step, and that of the next block's where it comes before its block.
-    """
-
-    attn_tokens: int
-    mlp_tokens: int
+    attn_tokens: int  # into its attention, prefix included
+    mlp_tokens: int  # into its MLP, prefix included
     step: Step | None = None
+    # None: no step, or one that changes nothing, which stays for its parameters.
     counts: Counts | None = None
+    # What its own step, or that before the next block, reads of its attention.
     reads: frozenset[str] = frozenset()
 
 

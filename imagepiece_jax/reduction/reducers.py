@@ -107,7 +107,7 @@ class Ranking(Reducer):
         return frozenset({SCORES[self.score]})
 
     def scores(self, taps, counts):
-        """Scores, [B, n] float32: what is masked is never among the lowest."""
+        """Scores, [B, n] float32: masked tokens are never among the lowest."""
         if self.score == "energy":
             score = unlike_others(taps, counts)
         else:
@@ -118,7 +118,7 @@ class Ranking(Reducer):
 
 
 def unlike_others(taps, counts):
-    """Shares of 1 - PiToMe's energy of the keys: high for what is rare.
+    """Shares of 1 - PiToMe's energy of the keys: high for rare tokens.
 
     Its margin falls from 3/4 by the depth.
 
@@ -159,7 +159,7 @@ class Bipartite(Reducer):
     prefix takes no part. The slots are the rest of A, then B: the next split by
     position so mixes the two (Bolya et al. 2023, section 3).
 
-    metric: what is compared ("key", "query", "value", "token").
+    metric: the compared feature ("key", "query", "value", "token").
     """
 
     metric: str = "key"
@@ -373,7 +373,7 @@ def keep_and_join(keep, absorbed, target, n):
 def join_most_similar(metric, sources, targets, joining=None):
     """The most similar target of each source; the first of equally similar ones.
 
-    metric: [B, n, d], what is compared
+    metric: [B, n, d], compared
     sources, targets: [B, a] and [B, t] int32, tokens
     joining: how many sources join, those most similar to their partner; None: all, in
     the order of `sources`

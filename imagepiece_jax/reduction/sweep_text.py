@@ -1,4 +1,4 @@
-"""The text of --sweep, METHOD:FIELD=V1,V2: reductions from what is typed.
+"""The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line.
 
 benchmark/sweep.py measures them.
 """

@@ -63,7 +63,7 @@ class Taps:
     x: Array  # [B, n, D]: residual stream at the step's site
     size: Array  # [B, n]: patches in each token
     attn_size: Array | None = None  # [B, n]: how often attention counts each token
-    # [B, n, d], what is compared: mean over heads of key, query or value; the token; or
+    # [B, n, d], compared: mean over heads of key, query or value; the token; or
     # the normed input of the attention
     metric: Array | None = None
     key: Array | None = None  # [B, n, d]: mean over heads

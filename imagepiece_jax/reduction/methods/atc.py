@@ -107,7 +107,7 @@ class ATC(Method):
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     linkage: str = choice("complete", tuple(LINKAGES))  # distance of two clusters
-    metric: str = choice("key", METRICS)  # what is compared
+    metric: str = choice("key", METRICS)  # the compared feature
     size_weighting: bool = switch(True)  # False: means over tokens, not over patches
 
     def steps(self, depth):

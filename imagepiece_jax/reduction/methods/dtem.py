@@ -41,7 +41,7 @@ def soft_top(similarity, merges):
 
     Each row's entries add up to how much of it is chosen, at most 1. One after the
     other `merges` draws are made, each a softmax over the NEIGHBORS largest entries of
-    all rows, in which what is chosen already counts less.
+    all rows, in which chosen rows count less.
 
     Source: Lee & Hong 2024, section 3.2.
     """
@@ -65,7 +65,7 @@ def soft_top(similarity, merges):
 def soft_merge(similarity, size, live, merges):
     """The merges as a Mixing, whose tokens are ordered by falling size.
 
-    Of the first `live` tokens those at even places are spread over the others, and lose
+    Those of the first `live` tokens at even places are spread over the others, and lose
     as much of their size.
 
     similarity: [B, a, b], of those at even places to the others
@@ -126,7 +126,7 @@ class Embedding(nn.Module, Reducer):
 
 
 def embedding_width(embed_dim, num_heads):
-    """Width of what is compared: a head's, twice that from 1,024 on."""
+    """Width of the compared embedding: a head's, twice that from 1,024 on."""
     return (2 if embed_dim >= 1024 else 1) * embed_dim // num_heads
 
 

@@ -118,7 +118,7 @@ class ImagePiece(Method):
     # Candidates are split most attended first, or least.
     order: str = choice("descending", ("descending", "ascending"))
     parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
-    metric: str = choice("key", METRICS)  # what is compared
+    metric: str = choice("key", METRICS)  # the compared feature
     size_weighting: bool = switch(True)  # a merged token is the mean over its patches
     # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
     # "probe" (docs/models.md); "auto": "class" where there is a class token.

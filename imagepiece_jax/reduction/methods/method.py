@@ -23,14 +23,11 @@ WITHOUT_CLASS_TOKEN = "received"
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """How one parameter is trained where that differs from the rest.
+    """How one parameter is trained where that differs from the rest."""
 
-    lr: (rate of the schedule at this step, its peak) -> rate; frozen_epochs: first
-    epochs without any update (infinity: never updated).
-    """
-
+    # (rate of the schedule at this step, its peak) -> rate
     lr: Callable[[Any, float], Any] | None = None
-    frozen_epochs: float = 0.0
+    frozen_epochs: float = 0.0  # first epochs without any update (infinity: all)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,41 +62,34 @@ class Method(CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
     Each field has a default and a check (`common.fields`), made when a method is
-    created. All methods have three more, which may say how many tokens stay in place
-    of the method's own, and what becomes of the others:
-
-    macs: share of the dense model's MACs; `models.config` finds the strength of
-        `counts`, or of the method's own schedule, whose cost is nearest
-    counts: image tokens after each block, or a schedule by name (`schedules`), which
-        needs `macs`
-    fate: "drop" drops the tokens that the method would merge; "own": as it does
-
-    A method that trains in its own way overrides, with a function or a value:
-
-    amounts: its own fields that say how many tokens stay, and at which blocks
-    needs_teacher: whether training compares with a frozen dense model
-    small: fields with which it has steps in a model of three blocks and 25 tokens, for
-        tests, where the defaults do not fit
-    model_fields: fields of the model that the method is meant to be used with, for
-        those that are left open
-    loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}
-    param_groups: (path such as "blocks_3/attn/q/kernel") -> ParamGroup
-    rate_at: (epoch) -> keep rate during that epoch, for warm-ups
+    created. The three fields of all methods may say how many tokens stay in place of
+    the method's own, and what becomes of the others. A method that trains in its own
+    way overrides some of the class's attributes, with a function or a value.
     """
 
+    # Its own fields that say how many tokens stay, and at which blocks.
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
-    needs_teacher: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False  # training compares with a frozen dense model
+    # Fields with which it has steps in a model of three blocks and 25 tokens.
     small: ClassVar[Mapping[str, Any]] = {}
+    # Fields of the model that the method is meant for, unless a config says others.
     model_fields: ClassVar[Mapping[str, Any]] = {}
+    # (outputs, teacher_outputs, plan) -> {name: extra loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    # (path such as "blocks_3/attn/q/kernel") -> ParamGroup
     param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
+    # (epoch) -> keep rate during that epoch, for warm-ups
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
+    # Share of the dense model's MACs: `models.config` finds the strength of `counts`,
+    # or of the method's own schedule, whose cost is nearest.
     macs: float | None = optional(number(above=0, most=1))
+    # Image tokens after each block, or the name of a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = optional(
         checked(None, schedules.parse, schedules.ALLOWED)
     )
+    # "drop": tokens that the method would merge are dropped.
     fate: str = choice("own", ("own", "drop"))
 
     def __post_init__(self):
@@ -123,7 +113,7 @@ class Method(CheckedFields):
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
         """The step that leaves `tokens` image tokens at `block`, where `counts` asks.
 
-        Of its rule the fewest tokens and the candidates count, not how many it leaves.
+        The fewest tokens and the candidates of its rule count, not how many it leaves.
         Raises InputError for a block at which the method does nothing.
         """
         fields = {"blocks": (block,)} if hasattr(self, "blocks") else {}
@@ -223,7 +213,7 @@ class Method(CheckedFields):
         """Check that a count, or each of several, is allowed for a model.
 
         field: the field that has them
-        most, least: what is allowed
+        most, least: the allowed range
         reason: what `most` is, the end of the error's sentence
         Raises InputError for more than `most`.
         """

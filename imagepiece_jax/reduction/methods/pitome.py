@@ -58,7 +58,7 @@ class PiToMe(Method):
 
     keep_rate: float = rate(0.9125)  # of the image tokens, in every block
     late_first: bool = switch(False)  # the halves exchanged, as its authors do with MAE
-    metric: str = choice("key", METRICS)  # what is compared, after energies of keys
+    metric: str = choice("key", METRICS)  # compared after energies of keys
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

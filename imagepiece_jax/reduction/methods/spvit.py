@@ -107,7 +107,7 @@ class SPViT(LearnedSelection):
     amounts: ClassVar[tuple[str, ...]] = ("keep_rates", "blocks")
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
-    # Of the first tokens, at each of `blocks`.
+    # Shares of the first tokens, at each of `blocks`.
     keep_rates: tuple[float, ...] = several(
         (0.617, 0.369, 0.137),
         rate(),

@@ -82,7 +82,7 @@ class ToFu(Method):
     keep_rate: float = rate(0.925)  # of all tokens, in every block
     # Length of fused tokens, see `Fuse`.
     rescale: str = choice("destination", ("destination", "mean"))
-    metric: str = choice("key", METRICS)  # what is compared
+    metric: str = choice("key", METRICS)  # the compared feature
 
     def steps(self, depth):
         discard, fuse = (

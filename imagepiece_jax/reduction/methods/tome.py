@@ -30,7 +30,7 @@ class ToMe(Method):
     # Spreads them linearly: -1 from 2 r in the first block to 0, 1 the reverse.
     inflection: float = number(0.0, least=-1, most=1)
     r_list: tuple[int, ...] | None = optional(counts())  # by block, overrides both
-    metric: str = choice("key", METRICS)  # what is compared
+    metric: str = choice("key", METRICS)  # the compared feature
 
     def resolved(self, model):
         check_merges(self, model.patches)
