@@ -22,7 +22,7 @@ ROOT = records.ROOT
 PAGES = (
     *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
     *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
-    "docs/tables/retokenization/README.md",
+    *("docs/tables/retokenization/README.md", "docs/tables/parts/parts.md"),
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -183,6 +183,12 @@ def test_figures_of_pages_are_those_of_the_points(points):
     shares["scores"] = [*shares.pop("unrounded"), *shares.pop("float32")]
     spans = {kind: f"{min(s)} to {max(s)}" for kind, s in shares.items()}
     figures = times | spans | {"dense": f"{dense} %"}
+    page = "docs/tables/parts/parts.md", ""
+    for fate, cells in (("merged", "6 x 9"), ("dropped", "7 x 9")):
+        for part in ("schedule", "selector"):
+            row = {"fate": fate, "cells": cells, "part": part}
+            share = markdown.cell(*page, row, "share of log KL, %")
+            figures[fate, part] = share.partition(" ")[0]
     assert not markdown.lacking(figures, "docs/comparison.md")
 
 
