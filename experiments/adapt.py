@@ -184,8 +184,8 @@ def _fold(context, config, reduction, labels, fold, parts) -> Answers:
     setting = {
         "kind": "adapt",
         "weights": pretrained.digest,
-        "fields": pretrained.config.plain,
-        "reduction": settings.completed(reduction),
+        "fields": pretrained.config.as_dict,
+        "reduction": settings.with_defaults(reduction),
         "recipe": _recipe(config, pretrained),
         "folds": len(parts),
         "fold": fold,

@@ -86,7 +86,7 @@ class TrainedRuns(Models):
     note = "Trained models, each with the reduction it was trained with."
 
     def find(self, reduction, stem, matched, stems):
-        wanted = reductions.completed(reduction)
+        wanted = reductions.with_defaults(reduction)
         return [
             (run, run.reduction)
             for run in self.runs

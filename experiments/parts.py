@@ -123,7 +123,7 @@ class Points:
 
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     """Key of a reduction, its defaults filled in, at an image size."""
-    return json.dumps([settings.completed(reduction), side], sort_keys=True)
+    return json.dumps([settings.with_defaults(reduction), side], sort_keys=True)
 
 
 def read_lines(path: pathlib.Path) -> Iterable[dict]:

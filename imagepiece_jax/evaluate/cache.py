@@ -200,8 +200,8 @@ class MeasuredWeights:
         """Speed by the clock, in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.weights.config.plain,
-            "reduction": settings.completed(reduction),
+            "fields": self.weights.config.as_dict,
+            "reduction": settings.with_defaults(reduction),
             **self.clock.setting,
         }
         return self.cache.result(
@@ -215,8 +215,8 @@ class MeasuredWeights:
         return {
             "kind": kind,
             "weights": self.weights.digest,
-            "fields": self.weights.config.plain,
-            "reduction": settings.completed(reduction),
+            "fields": self.weights.config.as_dict,
+            "reduction": settings.with_defaults(reduction),
             "use": self.weights.use(reduction),
             "trained_as": dict(self.weights.reduction),
             "seed": self.weights.seed,

@@ -108,10 +108,10 @@ def sweep(
     reductions: that fit (`check_fit`)
     Returns a report as `compare` does, without shares.
     """
-    weights, usual = checkpoint.weights, settings.completed(settings.DENSE)
+    weights, usual = checkpoint.weights, settings.with_defaults(settings.DENSE)
     dense, entries = weights.config.gmacs(settings.DENSE), []
     for reduction in reductions:
-        if settings.completed(reduction) == usual:
+        if settings.with_defaults(reduction) == usual:
             continue
         share, shown = (
             weights.config.gmacs(reduction) / dense,
@@ -141,7 +141,7 @@ def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
     return {
         "weights": weights.name,
         "digest": weights.digest,
-        "fields": weights.config.plain,
+        "fields": weights.config.as_dict,
         "trained_as": weights.reduction["name"],
         "images": dict(checkpoint.images.setting),
         "metric": metric,
@@ -331,7 +331,7 @@ def measure_all(
     is_measured, measure: of a reduction; what is measured costs nothing
     """
     waiting = {
-        str(settings.completed(reduction)): reduction
+        str(settings.with_defaults(reduction)): reduction
         for reduction in reductions
         if not is_measured(reduction)
     }
@@ -391,7 +391,7 @@ def _line(entry):
         "share": entry.share,
         "reached": entry.reached,
         "setting": entry.shown,
-        "reduction": settings.completed(entry.reduction),
+        "reduction": settings.with_defaults(entry.reduction),
         **({} if entry.speed is None else {"speed": entry.speed}),
     }
 

@@ -32,7 +32,7 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.ops import gather_rows, invert
 from imagepiece_jax.reduction.provenance import compose
-from imagepiece_jax.reduction.settings import plain
+from imagepiece_jax.reduction.settings import as_tuple
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
     Masking,
@@ -226,7 +226,7 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
             f"tokens is {tokens!r}, but the model's reduction is not known; allowed: "
             'Pretrained(model, variables, reduction={"name": ..})'
         )
-    fields = tuple((k, plain(v)) for k, v in vit.reduction.items())
+    fields = tuple((k, as_tuple(v)) for k, v in vit.reduction.items())
     grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
     # Not cached where True is 1, and lists have no hash: they are refused.
     make = _reduced if is_whole(tokens) else _reduced.__wrapped__

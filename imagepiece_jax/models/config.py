@@ -141,15 +141,15 @@ class ModelConfig(CheckedFields):
         return [field.name for field in dataclasses.fields(cls)]
 
     @property
-    def stated(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """The fields that are not None."""
         fields = {name: getattr(self, name) for name in self.names()}
         return {name: value for name, value in fields.items() if value is not None}
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The same as a file has them: of `arch` what differs from the name's."""
-        fields, usual = self.stated, facts(self.name).get("arch", DEIT)
+        fields, usual = self.fields, facts(self.name).get("arch", DEIT)
         if self.arch is not None:
             fields["arch"] = self.arch.changed
         if self.arch == usual:
@@ -162,17 +162,17 @@ class ModelConfig(CheckedFields):
         """The first that states a field says it: this, then the others in turn."""
         fields = {}
         for config in (*reversed(others), self):
-            fields |= config.stated
+            fields |= config.fields
         return ModelConfig(**fields)
 
     @property
     def architecture(self) -> Architecture:
         """The Architecture that arch, the name and the single fields make."""
         arch = self.arch or facts(self.name).get("arch", DEIT)
-        alone = {k: v for k, v in self.stated.items() if k in ONE_BY_ONE}
-        if alone.get("class_token", arch.class_token) != arch.class_token:
-            alone["pool"] = "token" if alone["class_token"] else "mean"
-        return dataclasses.replace(arch, **alone)
+        single = {k: v for k, v in self.fields.items() if k in ONE_BY_ONE}
+        if single.get("class_token", arch.class_token) != arch.class_token:
+            single["pool"] = "token" if single["class_token"] else "mean"
+        return dataclasses.replace(arch, **single)
 
     def changed(
         self, requested: "ModelConfig", where: str, sizes: bool
@@ -185,7 +185,7 @@ class ModelConfig(CheckedFields):
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
-        single = {k: v for k, v in requested.stated.items() if k in ONE_BY_ONE}
+        single = {k: v for k, v in requested.fields.items() if k in ONE_BY_ONE}
         named, compared = named_fields(requested.name), requested
         base = requested.arch or self.arch
         if sizes and requested.name not in (None, self.name):
@@ -194,7 +194,7 @@ class ModelConfig(CheckedFields):
         arch = ModelConfig(arch=base, **single).architecture
 
         def compare(field, value, ours, of_name):
-            value, ours = settings.plain(value), settings.plain(ours)
+            value, ours = settings.as_tuple(value), settings.as_tuple(ours)
             if None in (value, ours) or value == ours:
                 return
             whose = f"of {requested.name!r} " if requested.name and of_name else ""
@@ -216,13 +216,13 @@ class ModelConfig(CheckedFields):
         ):
             # The weights' own size need be no multiple.
             patch_grid(requested.image_size, self.patch_size)
-        free = {k: v for k, v in requested.stated.items() if k not in ONE_BY_ONE}
+        free = {k: v for k, v in requested.fields.items() if k not in ONE_BY_ONE}
         return dataclasses.replace(self, **free | {"arch": arch})
 
     def create(self, reduction: Mapping[str, Any] | Method | None = None) -> ViT:
         """The model, with a reduction. Raises InputError for what does not fit."""
         named, arch = facts(self.name), self.architecture
-        fields = USUAL | named | self.stated
+        fields = USUAL | named | self.fields
         with within("arch"):
             arch.check_parts()
         if lacking := [field for field in SIZE_FIELDS if field not in fields]:

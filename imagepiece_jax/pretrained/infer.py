@@ -124,7 +124,7 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, known)
     parts, named = _parts(shapes, sizes), registry.facts(known.name)
-    fields = known.stated
+    fields = known.fields
     if named.get("embed_dim") == sizes["embed_dim"]:
         fields = {"num_heads": named["num_heads"]} | fields
     if {"mean", "std"} <= {*named}:

@@ -17,7 +17,7 @@ from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, as_tuple, current
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -183,7 +183,7 @@ def own_files(path):
 def model_fields(config):
     """The fields of create_model in a nested dict, without the reduction."""
     sizes = {name: config[name] for name in ("image_size", "num_classes")}
-    return {name: plain(value) for name, value in config["model"].items()} | sizes
+    return {name: as_tuple(value) for name, value in config["model"].items()} | sizes
 
 
 def model_config(config) -> ModelConfig:
@@ -241,6 +241,6 @@ def preprocessing_of(config):
 
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
-    fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}
+    fields = {k: as_tuple(v) for k, v in config["reduction"].items() if v is not None}
     beside = {k: config["model"].get(k) for k in MODEL_FIELDS}
     return fields | {k: v for k, v in beside.items() if v is not None}

@@ -129,7 +129,7 @@ def _arguments(arguments, name):
                 value=value,
             )
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    usual = size_of(name).stated
+    usual = size_of(name).fields
     usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is cut to whole widths: see tensors.
@@ -257,7 +257,7 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
     same = [
         name
         for name in registry.public_models()
-        if size_of(name).stated == size
+        if size_of(name).fields == size
         and dataclasses.replace(registry.facts(name)["arch"], **plain) == parts
     ]
     same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)

@@ -25,7 +25,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import DENSE, completed
+from imagepiece_jax.reduction.settings import DENSE, with_defaults
 
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
@@ -122,7 +122,7 @@ class Metadata:
     def normalization(self) -> dict[str, tuple[float, ...]]:
         """{"mean", "std"} of the images; {} where neither a file nor a name says."""
         config = self.partial_config
-        values = registry.facts(config.name) | config.stated
+        values = registry.facts(config.name) | config.fields
         return {
             field: channels(f"{self.path}: {field}", values[field], field == "std")
             for field in runs.IMAGENET
@@ -144,7 +144,7 @@ class Weights(Metadata):
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
-        same = completed(reduction) == completed(self.reduction)
+        same = with_defaults(reduction) == with_defaults(self.reduction)
         return "as trained" if same else "off-the-shelf"
 
     def with_sizes(self, **fields: Any) -> "Weights":
@@ -222,6 +222,6 @@ class Weights(Metadata):
         """
         changes = dict.fromkeys(NOT_ANALYZED) | ({"dtype": dtype} if dtype else {})
         config = dataclasses.replace(self.config, **changes)
-        reduction = completed(self.reduction)
+        reduction = with_defaults(self.reduction)
         config.create(reduction)
         return dataclasses.replace(self, config=config, reduction=reduction)

@@ -23,7 +23,7 @@ from imagepiece_jax.pretrained import runs
 from imagepiece_jax.pretrained.load import read, unknown_normalization
 from imagepiece_jax.pretrained.weights import NOTHING, Weights
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import DENSE, completed
+from imagepiece_jax.reduction.settings import DENSE, with_defaults
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -90,7 +90,7 @@ def read_with_config(
         elif not full:
             _complete(config, weights)
             overrides(config)
-        decided = {k: v for k, v in weights.config.plain.items() if k in config.model}
+        decided = {k: v for k, v in weights.config.as_dict.items() if k in config.model}
         config.model.update({k: v for k, v in decided.items() if k not in FREE})
     plain = config.to_dict()
     free = {name: plain["model"][name] for name in FREE if name != "prop_attn"}
@@ -118,7 +118,7 @@ def _complete(config, weights):
     """Replace fields of `config`, that of configs/base.py, by those of weights."""
     fields = weights.run
     if fields is None:
-        model, crop = weights.trained.config.plain, weights.crop.items()
+        model, crop = weights.trained.config.as_dict, weights.crop.items()
         size, classes = model.pop("image_size"), model.pop("num_classes")
         if not isinstance(size, int):
             raise InputError(
@@ -126,7 +126,7 @@ def _complete(config, weights):
                 "squares, others in Python: load(), optimize() and Predictor"
             )
         dense = weights.reduction["name"] == DENSE["name"]
-        reduction = DENSE if dense else completed(weights.reduction)
+        reduction = DENSE if dense else with_defaults(weights.reduction)
         fields = {
             "image_size": size,
             "num_classes": classes,
@@ -157,10 +157,10 @@ def _decided(model, reduction):
     """{field of a config: value} of a ModelConfig and a reduction, to be compared."""
     fields = {"image_size": model.image_size}
     fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
-    for field, value in completed(reduction).items():
+    for field, value in with_defaults(reduction).items():
         group = "model" if field in settings.MODEL_FIELDS else "reduction"
         fields[f"{group}.{field}"] = value
-    return {field: settings.plain(value) for field, value in fields.items()}
+    return {field: settings.as_tuple(value) for field, value in fields.items()}
 
 
 def _with_tuples(tree):

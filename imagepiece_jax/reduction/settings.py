@@ -11,7 +11,7 @@ RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
 ADDED = ("score", "inattentive")  # fields whose default is what methods did before
 
 
-def completed(reduction):
+def with_defaults(reduction):
     """A reduction with all fields that decide what it computes.
 
     reduction: a dict of a name and fields; None or empty: the dense model
@@ -28,8 +28,8 @@ def changed(reduction, base=None):
 
     base: the other reduction; None: the method with its defaults
     """
-    base = completed(base or {"name": reduction["name"]})
-    fields = completed(reduction)
+    base = with_defaults(base or {"name": reduction["name"]})
+    fields = with_defaults(reduction)
     return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
 
 
@@ -51,7 +51,7 @@ def current(reduction):
     }
 
 
-def plain(value):
+def as_tuple(value):
     """A list (JSON's form of a tuple) or an array as a tuple; all else as it is."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(value) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ import itertools
 
 from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, completed, label, split
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, label, split, with_defaults
 
 SWITCHES = ("true", "false")
 
@@ -55,14 +55,14 @@ def parse_sweep(text):
 
 def parse_sweeps(texts):
     """Reductions of every --sweep. Raises InputError for the same one twice."""
-    reductions, told_apart = [], set()
+    reductions, seen = [], set()
     for text in texts:
         for reduction in parse_sweep(text):
-            if str(completed(reduction)) in told_apart:
+            if str(with_defaults(reduction)) in seen:
                 problem, allowed = "is there already", "every reduction once"
                 place, field = f"--sweep {text}", label(reduction)
                 raise InputError(problem, place=place, field=field, allowed=allowed)
-            told_apart.add(str(completed(reduction)))
+            seen.add(str(with_defaults(reduction)))
             reductions.append(reduction)
     return reductions
 

@@ -120,7 +120,7 @@ class TeacherConfig(CheckedFields):
     std: tuple[float, ...] | None = None
 
     @property
-    def stated(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """The fields of the teacher's model that are not None."""
         fields = dataclasses.asdict(self)
         del fields["weights"]

@@ -185,7 +185,7 @@ class InitialWeights:
         """
         size, config = self._run.image_size, weights.partial_config
         facts = registry.facts(config.name)
-        theirs = facts | config.stated
+        theirs = facts | config.fields
         if config.name or config.arch:
             theirs |= vars(config.architecture)
         places = Positions.of(model, size, theirs.get("image_size"))

@@ -70,7 +70,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """
     path, distill, reduction = run.teacher.weights, run.distill, name_of(run.reduction)
     if run.reduction.needs_teacher:
-        for field in run.teacher.stated:
+        for field in run.teacher.fields:
             allowed = f"an empty field: {reduction!r} learns from a model like its own"
             run.teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
@@ -94,7 +94,7 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _any(run, initial):
     """(Teacher, its variables) of whatever model config.teacher names."""
-    asked = ModelConfig(**run.teacher.stated)
+    asked = ModelConfig(**run.teacher.fields)
     try:
         with within("config.teacher"):
             weights = complete(initial.teacher, asked).analyzed(run.model.dtype)

@@ -137,7 +137,7 @@ def test_settings_have_the_cost_that_their_share_asks_for(context, report):
         tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
         assert line["tokens_per_block"] == tokens
         # JSON has lists where fields are tuples.
-        again = {k: settings.plain(v) for k, v in line["reduction"].items()}
+        again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
         assert context.weights.config.create(again).plan == plan
         assert "macs" not in again
     absent = [line for line in report["left_out"] if line["share"]]
@@ -420,7 +420,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     )
     variables = weights.variables(weights.config.create(weights.reduction))
     images = normalize(pixels, MEAN, STD)
-    short = create_model(**weights.config.plain | {"depth": 1})
+    short = create_model(**weights.config.as_dict | {"depth": 1})
     kept = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
     logits = jax.jit(short.apply)({"params": kept}, images).logits
     found = fewer[0].evaluate()

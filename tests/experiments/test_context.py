@@ -257,7 +257,7 @@ def test_untrained_selectors_are_labeled(context):
 
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
-    fields = pretrained.config.plain | {"stem": "conv"}
+    fields = pretrained.config.as_dict | {"stem": "conv"}
     conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="this table has no model but tiny0.npz"):
@@ -269,7 +269,7 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_context.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
-    kept = settings.completed(TOME)
+    kept = settings.with_defaults(TOME)
     reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
     runs = TrainedRuns((*dense, *reduced))
     several = tiny_context.context(tmp_path / "out", models=runs)

@@ -204,7 +204,7 @@ SYSTEMS = {
 
 
 def point(experiment, reduction, right, **more):
-    setting = {"reduction": settings.completed(reduction)} | more
+    setting = {"reduction": settings.with_defaults(reduction)} | more
     result = {"right": encode_bits(np.array(right, bool)), "images": len(right)}
     return {"experiment": experiment, "setting": setting, "result": result}
 

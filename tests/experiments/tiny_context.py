@@ -36,7 +36,7 @@ def pretrained(folder, seed=0, **fields):
     variables = fill(variable_shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return Weights(path, ModelConfig(**fields), settings.completed(None), seed=seed)
+    return Weights(path, ModelConfig(**fields), settings.with_defaults(None), seed=seed)
 
 
 def images(count=24):

@@ -51,7 +51,7 @@ def timm(**fields):
 def test_timms_form():
     found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert found.config.stated == IMAGENET | {"name": name, "image_size": 518}
+    assert found.config.fields == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
     assert found.sizes == sizes | {"num_classes": 0, "image_size": 518}
     assert found.preprocessing == {
@@ -167,7 +167,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
     name = "vit_small_patch14_reg4_dinov2"
     usual = {"name": name, "image_size": 518} | registry.timm_functions(name)
-    assert found.stated == IMAGENET | usual | wanted
+    assert found.fields == IMAGENET | usual | wanted
 
 
 # (architecture, arguments, what of its parts they change, as fields of Architecture)
@@ -232,7 +232,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     changed = dataclasses.replace(facts["arch"], **wanted)
     assert found.config.arch == changed
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
-    own = size_of(name).stated | sizes
+    own = size_of(name).fields | sizes
     assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
 
 
@@ -386,7 +386,7 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
-    assert found.config.stated == wanted
+    assert found.config.fields == wanted
     assert found.preprocessing == prepared
     own = config.get("vision_config", config)
     assert found.sizes["embed_dim"] == own["hidden_size"]

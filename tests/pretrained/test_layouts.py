@@ -62,14 +62,14 @@ GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})],
 )
 def test_what_a_layout_says_of_the_model(name, says):
-    assert layouts.to_timm(stored(name)[0]).config.stated == says
+    assert layouts.to_timm(stored(name)[0]).config.fields == says
 
 
 def test_openai_says_that_a_file_is_its_own():
     width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
     found = layouts.to_timm(width | {"input_resolution": np.array(224)})
     fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
-    assert found.config.stated == fixed | CLIP
+    assert found.config.fields == fixed | CLIP
     assert found.tensors["head.weight"].shape == (9, 768)
 
 

@@ -4,12 +4,12 @@ from imagepiece_jax.reduction import settings
 
 
 def test_fields_are_completed_by_the_defaults_of_the_method():
-    short = settings.completed({"name": "evit"})
-    assert short == settings.completed(
+    short = settings.with_defaults({"name": "evit"})
+    assert short == settings.with_defaults(
         {"name": "evit", "keep_rate": 0.7, "blocks": [3, 6, 9], "rate_warmup_epochs": 9}
     )
-    assert settings.completed({"name": "tome"})["prop_attn"] is True
-    assert settings.completed(None) == {"name": "none", "prop_attn": False}
+    assert settings.with_defaults({"name": "tome"})["prop_attn"] is True
+    assert settings.with_defaults(None) == {"name": "none", "prop_attn": False}
 
 
 def test_only_fields_that_differ_are_changed():
