@@ -236,8 +236,6 @@ def _size(results):
     """Name of the models' size, such as "deit_s"; None for one that has no name."""
     found = (m for m in results.values() if m is not None)
     fields = next(found).pretrained.config.as_dict
-        m.pretrained.config.as_dict for m in results.values() if m is not None
-    )
     named = MODELS.get(fields["name"], {})
     same = all(fields.get(k) in (None, v) for k, v in named.items())
     return fields["name"] if same else None
