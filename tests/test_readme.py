@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
@@ -19,7 +18,7 @@ import imagepiece_jax
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
@@ -348,44 +347,18 @@ def test_the_recipe_of_nncf_runs(exported):
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.ptp(wanted)
 
 
-# Models that the pages load from the hub: timm's architecture and published facts.
-CLIP = {
-    "architecture": "vit_base_patch16_clip_224",
-    "num_classes": 1000,
-    "pretrained_cfg": {
-        "tag": "openai_ft_in1k",
-        "input_size": [3, 224, 224],
-        "mean": [0.48145466, 0.4578275, 0.40821073],
-        "std": [0.26862954, 0.26130258, 0.27577711],
-    },
-}
-DINOV2 = {
-    "architecture": "vit_small_patch14_reg4_dinov2",
-    "num_classes": 0,
-    "pretrained_cfg": {
-        "tag": "lvd142m",
-        "input_size": [3, 518, 518],
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    },
-}
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Folders of the hub by id, with small models and random weights."""
-    folders = {}
-    for config in (CLIP, DINOV2):
-        name = f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
-        folder = folders[f"hf://timm/{name}"] = tmp_path_factory.mktemp("hub") / name
-        folder.mkdir()
-        depth, width = 10, 24
-        model = create_model(name, depth=depth, embed_dim=width, num_heads=2)
-        tensors = convert.to_timm(tiny.variables(model))
-        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-        size = {"depth": depth, "embed_dim": width, "num_heads": 2}
-        config = json.dumps({**config, "model_args": size})
-        (folder / "config.json").write_text(config)
+    parent, folders = tmp_path_factory.mktemp("hub"), {}
+    for name in (
+        "vit_base_patch16_clip_224.openai_ft_in1k",
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+    ):
+        model = create_model(name, depth=10, embed_dim=24, num_heads=2)
+        vit = imagepiece_jax.Pretrained(model, tiny.variables(model))
+        folder = folders[f"hf://timm/{name}"] = parent / name
+        imagepiece_jax.save(folder, vit)
     name = "hf://llava-hf/llava-1.5-7b-hf"
     folders[name] = test_towers.llava(tmp_path_factory.mktemp("hub"))
     return folders
