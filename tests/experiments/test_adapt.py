@@ -96,90 +96,76 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     made.cache.close()
 
 
-@pytest.mark.parametrize("folds", [1, COUNT + 1])
-def test_folds_that_there_are_not(photographs, tmp_path, folds):
-    made = context(photographs, tmp_path, folds=folds)
+@pytest.mark.parametrize(
+    "fields, field, value",
+    [
+        ({"folds": 1}, "--folds", 1),
+        ({"folds": COUNT + 1}, "--folds", COUNT + 1),
+        ({"images": tiny_context.images}, "--data", "digits"),  # no files
+    ],
+)
+def test_mistakes(photographs, tmp_path, fields, field, value):
+    fields = {k: v() if callable(v) else v for k, v in fields.items()}
+    made = context(photographs, tmp_path, **fields)
     with pytest.raises(InputError) as error:
         adapt.adapt(made)
-    assert (error.value.field, error.value.value) == ("--folds", folds)
+    assert (error.value.field, error.value.value) == (field, value)
     made.cache.close()
 
 
-def test_images_that_are_no_files_are_refused(photographs, tmp_path):
-    made = context(photographs, tmp_path, images=tiny_context.images())
-    with pytest.raises(InputError) as error:
-        adapt.adapt(made)
-    assert (error.value.field, error.value.value) == ("--data", "digits")
-    made.cache.close()
-
-
-def test_other_images_never_resume_a_run(photographs, tmp_path, monkeypatch):
-    """As many of them, in the same folder."""
-    folders = []
+@pytest.fixture
+def folders(monkeypatch):
+    """Folders of runs, each of which is stopped at once."""
+    found = []
 
     def stopping(config, workdir):
-        folders.append(workdir)
+        found.append(workdir)
         raise Stopped(15, 1)
 
     monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
+    return found
+
+
+def stopped(made):
+    with pytest.raises(Stopped):
+        adapt.adapt(made)
+    made.cache.close()
+
+
+def test_other_images_never_resume_a_run(photographs, tmp_path, folders):
+    """As many others in the same folder; then one of the same name and size."""
     for index in (0, 1):
         made = context(photographs, tmp_path)
-        half = np.arange(index, COUNT, 2)
-        made = dataclasses.replace(made, images=made.images.subset(half))
-        with pytest.raises(Stopped):
-            adapt.adapt(made)
-        made.cache.close()
+        half = made.images.subset(np.arange(index, COUNT, 2))
+        stopped(dataclasses.replace(made, images=half))
     assert folders[0] != folders[1]
-
-
-def test_a_replaced_image_never_resumes_a_run(photographs, tmp_path, monkeypatch):
-    """Of the same name and size."""
-    folders = []
-
-    def stopping(config, workdir):
-        folders.append(workdir)
-        raise Stopped(15, 1)
-
-    monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
     copy = tmp_path / "photographs"
     shutil.copytree(photographs, copy)
     for _ in range(3):
-        made = context(copy, tmp_path / "out")
-        with pytest.raises(Stopped):
-            adapt.adapt(made)
-        made.cache.close()
-        if len(folders) == 2:
+        stopped(context(copy, tmp_path / "out"))
+        if len(folders) == 4:
             data = bytearray((copy / "3.png").read_bytes())
             data[-1] ^= 1  # after the pixels
             (copy / "3.png").write_bytes(data)
-    assert folders[0] == folders[1] != folders[2]
+    assert folders[2] == folders[3] != folders[4]
 
 
 def test_an_image_that_does_not_decode_is_left_out(
-    photographs, tmp_path, monkeypatch, caplog
+    photographs, tmp_path, monkeypatch, caplog, folders
 ):
     copy = tmp_path / "photographs"
     shutil.copytree(photographs, copy)
     (copy / "3.png").write_bytes(b"torn")
-    tables = []
-
-    def stopping(config, workdir):
-        tables.append((tmp_path / "out" / "adapt" / f"{workdir.name}.csv").read_text())
-        raise Stopped(15, 1)
-
-    monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
     made = context(copy, tmp_path / "out")
     with pytest.raises(InputError, match="^1 of 24 images cannot be read, the first i"):
         adapt.adapt(made)
     monkeypatch.setattr(decode, "MAX_SHARE", 0.05)
-    made = dataclasses.replace(made, images=images_of(copy))
-    with pytest.raises(Stopped):
-        adapt.adapt(made)
-    made.cache.close()
+    stopped(dataclasses.replace(made, images=images_of(copy)))
     assert f"{copy}/3.png cannot be read (no known image format): left out" in (
         caplog.text
     )
-    (text,) = tables
+    (folder,) = folders
+    text = folder.with_name(f"{folder.name}.csv").read_text()
     named = [
         row["filename"].rpartition("/")[2] for row in csv.DictReader(text.splitlines())
     ]
