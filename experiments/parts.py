@@ -45,7 +45,6 @@ DROPPING = {"evit": "class attention", "random": "random"} | {
 }
 SELECTORS = {"merged": MERGING, "dropped": DROPPING}
 COST, OTHER_COSTS = 0.5, (0.75, 0.6, 0.4)
-BEST = 35  # cells of `COST` that were measured at the others, too
 PUBLISHED, PUBLISHED_COST = {"name": "diffrate", "target": 0.6}, 0.522
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
