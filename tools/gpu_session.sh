@@ -80,7 +80,7 @@ case ${1:-256} in
     bench starts 60 $(configs deit_s.py deit_s_imagepiece.py) $TANH --mode copy
     ;;
   *)
-    echo "error: $1 is no session; allowed are 256, 1024 and train" >&2
+    echo "error: $1 is no session; allowed: 256, 1024 and train" >&2
     exit 2
     ;;
 esac

@@ -72,7 +72,7 @@ DIGITS = "--data=digits"
         (["table1", DIGITS, "--runs=none"], "--runs"),
         (["scratch", DIGITS, "--config=configs/none.py"], "config"),
         (["scratch", DIGITS, "--config=configs/quickstart.py"], "--config is not read"),
-        (["scratch", DIGITS, "--mean=.5"], "--mean is given alone"),
+        (["scratch", DIGITS, "--mean=.5"], "--mean is given without"),
         (["scratch", DIGITS, "--config.image_size=8"], "--config is not read"),
         (["throughput", "--config.image_size=8"], "--config is missing"),
         (["saliency", DIGITS], "--weights is missing"),

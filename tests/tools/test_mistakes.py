@@ -19,7 +19,7 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
         (AGREEMENT, ["--weights=a.npz"], "weights a.npz: no such file"),
         (AGREEMENT, ["--config=configs/deit_s.py"], "--weights is missing"),
         (AGREEMENT, ["--mean=0,0,0", "--std=1,1,1"], "--weights is missing"),
-        (AGREEMENT, ["--mean=0,0,0"], "--mean is given alone"),
+        (AGREEMENT, ["--mean=0,0,0"], "--mean is given without"),
         ("compile_only", [*TINY, "--mode=copy"], "--mode is 'copy'"),
         ("compile_only", [*TINY, "--mode="], "--mode is ''"),
         ("compile_only", [*TINY, "--batch_size=0"], "--batch_size is '0'"),
