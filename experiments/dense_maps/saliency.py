@@ -148,7 +148,7 @@ def _settings(rows, floor):
         rows, key=lambda row: (-row[0].share, -_mean(row[2], "iou"))
     ):
         line = [f"{entry.share:g}", f"`{entry.method}`"]
-        line += [compare_tables.fields(entry.shown), FILLED.get(fill, fill)]
+        line += [compare_tables.fields(entry.setting), FILLED.get(fill, fill)]
         line += [f"{result['gmacs']:.3f}", result["tokens"]]
         line += cells(result)
         for name in BASES:

@@ -72,7 +72,7 @@ def _or_blank(value, unit):
 
 
 def weights(path):
-    """What was measured, in words; path: of trained weights, None: they are random."""
+    """The weights in words; path: of trained ones, None: they are random."""
     text = "random weights" if path is None else f"weights of {path}"
     return f"{text}, random images"
 
@@ -86,10 +86,10 @@ def markdown(rows):
     """A table for each mode, followed by its setting and device."""
     parts = []
     for mode in _in_order(row["mode"] for row in rows):
-        shown = [row for row in rows if row["mode"] == mode]
-        one = shown[0]
+        group = [row for row in rows if row["mode"] == mode]
+        one = group[0]
         parts.append(f"### {mode}\n")
-        parts += markdown_table(_titles(), map(_cells, shown))
+        parts += markdown_table(_titles(), map(_cells, group))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "
@@ -119,10 +119,10 @@ def break_even(rows):
     """
     sentences = []
     for mode in _in_order(row["mode"] for row in rows):
-        shown = [row for row in rows if row["mode"] == mode]
-        first = shown[0]["config"]
-        for name in _in_order(row["config"] for row in shown):
-            ratios = {r["batch_size"]: r["ratio"] for r in shown if r["config"] == name}
+        group = [row for row in rows if row["mode"] == mode]
+        first = group[0]["config"]
+        for name in _in_order(row["config"] for row in group):
+            ratios = {r["batch_size"]: r["ratio"] for r in group if r["config"] == name}
             if name != first and len(ratios) > 1:
                 sentences.append(f"{mode}: {name} is {_compared(ratios, first)}")
     return sentences
@@ -150,8 +150,8 @@ def plot(path, rows):
         figure.subplots(len(modes), squeeze=False), modes, strict=True
     ):
         axes = panel[0]
-        shown = [row for row in rows if row["mode"] == mode]
-        for name in _in_order(row["config"] for row in shown):
+        group = [row for row in rows if row["mode"] == mode]
+        for name in _in_order(row["config"] for row in group):
             line = sorted(
                 (
                     r["batch_size"],
@@ -159,7 +159,7 @@ def plot(path, rows):
                     r["throughput_min"],
                     r["throughput_max"],
                 )
-                for r in shown
+                for r in group
                 if r["config"] == name
             )
             sizes, middle, low, high = zip(*line, strict=True)
@@ -169,19 +169,19 @@ def plot(path, rows):
             ]
             axes.errorbar(sizes, middle, errors, marker="o", capsize=3, label=name)
         axes.set_xscale("log", base=2)
-        sizes = _in_order(row["batch_size"] for row in shown)
+        sizes = _in_order(row["batch_size"] for row in group)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_yscale("log")
         axes.set_xlabel("batch size")
         axes.set_ylabel("images/s")
-        axes.set_title(f"{mode}, {shown[0]['device']}, {shown[0]['dtype']}")
+        axes.set_title(f"{mode}, {group[0]['device']}, {group[0]['dtype']}")
         axes.grid(alpha=0.3)
         axes.legend()
     plotting.save_figure(figure, path)
 
 
 class Files:
-    """The result files of a run; a run that is killed keeps what it has measured.
+    """The result files of a run; a killed run keeps its measurements.
 
     json: gets a line for each row; None: not written
     markdown: gets the tables

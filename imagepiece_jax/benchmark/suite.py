@@ -92,7 +92,7 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
     Raises InputError for what cannot be measured, as far as that shows without
     compiling.
     """
-    made = []
+    listed = []
     for batch_size in batch_sizes:
         for mode in modes:
             group = Group(configs, batch_size, mode, dtype, weights or {})
@@ -101,16 +101,16 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
                     case.check(mode)
                 pixels = 4 * INPUTS * batch_size * case.config.image_size**2 * 3
                 _check_memory(name, batch_size, pixels)
-            made.append(group)
-    return made
+            listed.append(group)
+    return listed
 
 
-def run(group: Group, rules, peaks, beside=None) -> list[dict]:
+def run(group: Group, rules, peaks, others=None) -> list[dict]:
     """The rows of all programs of a group.
 
     rules: of the timer
     peaks: PeakRates of the device
-    beside: (cases, mode) -> {name: Workload}, what takes turns with them
+    others: (cases, mode) -> {name: Workload}, which take turns with them
     Raises InputError if they do not fit in memory.
     """
     programs = {}
@@ -120,15 +120,15 @@ def run(group: Group, rules, peaks, beside=None) -> list[dict]:
             programs[name] = case.workload(group.mode)
             memory = programs[name].facts["peak_memory"]
             _check_memory(name, group.batch_size, memory or 0)
-        if beside:
-            programs.update(beside([*cases.values()], group.mode))
+        if others:
+            programs.update(others([*cases.values()], group.mode))
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):
             readings = timer.measure(jobs, rules)
     return report.rows(programs, readings, peaks, _setting(group, rules))
 
 
-def run_all(groups, rules, files, beside=None):
+def run_all(groups, rules, files, others=None):
     """Measure and print every group, writing `files` (report.Files) after each."""
     dtype = groups[0].dtype
     of = report.weights(_path(groups[0]))
@@ -140,7 +140,7 @@ def run_all(groups, rules, files, beside=None):
         flush=True,
     )
     for group in groups:
-        rows = run(group, rules, peaks, beside)
+        rows = run(group, rules, peaks, others)
         print(f"\n{group.mode}\n{report.text(rows)}", flush=True)
         files.add(rows)
     for sentence in report.break_even(files.rows):
@@ -149,7 +149,7 @@ def run_all(groups, rules, files, beside=None):
 
 
 def _path(group):
-    """Where the trained weights are, which all configs of a group have; or None."""
+    """The path of the trained weights, the same for all configs of a group; or None."""
     return next((str(each.path) for each in group.weights.values()), None)
 
 

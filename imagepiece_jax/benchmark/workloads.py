@@ -3,7 +3,7 @@
 inference: normalized images on the device; nothing but the model runs.
 copy: decoded images (uint8) on the host; the program copies and normalizes them.
 end_to_end: image files; the project's loader reads, decodes and crops them.
-train: a whole step as `train.py` runs it (augmentation on the device, forward,
+train: a full step as `train.py` runs it (augmentation on the device, forward,
 backward, AdamW, averages), pixels on the device.
 
 Weights are random where none are given, and in training: they do not change the speed.
@@ -44,12 +44,12 @@ STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A job, images and MACs per call, and further facts to report."""
+    """A job to time."""
 
     job: timer.TimedCall
-    images: int
-    macs: float
-    facts: dict
+    images: int  # of a call
+    macs: float  # of a call
+    facts: dict  # for the report
 
 
 class Case:
@@ -173,7 +173,7 @@ class Clock:
 
     @property
     def setting(self) -> dict:
-        """What decides the figures besides the model, as JSON values."""
+        """All that decides the figures apart from the model, as JSON values."""
         limit = {} if self.tokens is None else {"tokens": self.tokens}
         rules = dataclasses.asdict(self.rules)
         return {

@@ -6,7 +6,7 @@ python -m imagepiece_jax benchmark --config configs/deit_s.py \\
 All configs take turns in one process and are compared with the first. The device's peak
 rates are measured first; large batches run before small ones. --weights
 FILE_OR_WORKDIR measures trained weights under each config, or without --config their
-own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
+own model others the same without its reduction; --config.FIELD=VALUE changes it, as in
 `evaluate`. Without a GPU, `python -m tools.compile_only` of the repository shows what
 the compiler makes of a config.
 """
@@ -31,8 +31,8 @@ MARKDOWN = cli.text("markdown", None, "tables")
 PLOT = cli.text("plot", None, "a PNG")
 
 
-def main(beside=None):
-    """beside: as for `suite.run`."""
+def main(others=None):
+    """others: as for `suite.run`."""
     path = WEIGHTS.value
     alone = path is not None and not flags.FLAGS["config"].value
     configs = {} if alone else cli.configs()
@@ -51,7 +51,7 @@ def main(beside=None):
             configs, weights = suite.trained(path, configs, base)
         note(rules, timer.Rules())
         groups = suite.groups(configs, sizes, dtype, modes, weights)
-        suite.run_all(groups, rules, files, beside)
+        suite.run_all(groups, rules, files, others)
 
 
 def note(rules, published):

@@ -1,4 +1,4 @@
-"""The evaluation pass: accuracy and loss over a whole split, and of every image."""
+"""The evaluation pass: accuracy and loss over a split, and of every image."""
 
 import dataclasses
 import functools
@@ -23,26 +23,21 @@ FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalResult:
-    """One pass over a split.
+    """One pass over a split."""
 
-    acc1, acc5: percent
-    loss: mean cross-entropy
-    throughput: images a second
-    each: arrays with a row for every image that this process read, in the order of the
-        split: index (its place there), right and right5 (the label is the first, among
-        the first five), loss, and what else the step measures
-    """
-
-    acc1: float
-    acc5: float
-    loss: float
+    acc1: float  # percent
+    acc5: float  # percent
+    loss: float  # mean cross-entropy
     images: int
-    throughput: float
+    throughput: float  # images a second
+    # Arrays with a row for every image that this process read, in the order of the
+    # split: index (its place there), right and right5 (the label is the first, among
+    # the first five), loss, and further measures of the step.
     each: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
-        """The numbers over the whole split, by name."""
+        """The numbers over the split, by name."""
         return {name: getattr(self, name) for name in FIGURES}
 
     def line(self, *more: str) -> str:
@@ -86,8 +81,8 @@ def eval_step(
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
     images = normalize(batch["image"], model.mean, model.std)
     images = images if alter is None else alter(images, batch, model)
-    asked = precision or jax.config.jax_default_matmul_precision
-    with jax.default_matmul_precision(asked):
+    precision = precision or jax.config.jax_default_matmul_precision
+    with jax.default_matmul_precision(precision):
         outputs = model.apply(variables, images, keys=keys)
     each = _score(outputs.logits, batch["label"])
     sums = parallel.total(_sums(each, batch["mask"]))
@@ -163,8 +158,8 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     """Accuracy and loss of one pass over all images.
 
     The rate includes reading and decoding; the first batch, which may compile, is left
-    out. A set of one batch goes through the model once more: its rate is that of the
-    model alone.
+    out. A set of one batch goes through the model once more: its rate is the model's,
+    without reading.
 
     step: from `model_step` or `program_step`
     variables: of the model, replicated
@@ -180,9 +175,9 @@ def evaluate_each(
     passes = [_Pass() for _ in models]
     began, seen, pending = None, 0.0, None
 
-    def add(kept, results):
+    def add(places, results):
         for one, result in zip(passes, results, strict=True):
-            one.add(kept, *result)
+            one.add(places, *result)
 
     for batch in batches:
         results = [step(variables, batch) for variables in models]
@@ -190,8 +185,8 @@ def evaluate_each(
             add(*pending)
             if began is None:
                 began, seen = time.perf_counter(), passes[0].totals["images"]
-        kept = {name: np.array(batch[name]) for name in ("index", "mask")}
-        pending = kept, results
+        places = {name: np.array(batch[name]) for name in ("index", "mask")}
+        pending = places, results
     add(*pending)
     if began is None:
         began = time.perf_counter()
@@ -210,7 +205,7 @@ def evaluate_program(
     """Accuracy of a program that `inference.optimize` made, beside that of its model.
 
     model, variables: evaluated in float32 at highest precision with XLA's attention
-    program: made of them for pixels, on the first device
+    program: the same model's for pixels, on the first device
     batches: makes those of a split, of `batch_size` and `placement`
     seed: of reducers that draw
     Returns the figures of both by name, "reference" and "optimized"; the program's have
@@ -219,8 +214,8 @@ def evaluate_program(
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
-    whole = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
-    after = evaluate(program_step(program), None, whole)
+    parts = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
+    after = evaluate(program_step(program), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     return {
         "reference": before.figures | {"dtype": "float32", "gelu": model.arch.gelu},
@@ -242,11 +237,11 @@ class _Pass:
         self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
         self.parts = []
 
-    def add(self, kept, sums, each):
+    def add(self, places, sums, each):
         sums = parallel.unreplicate(sums)
         self.totals = {k: total + float(sums[k]) for k, total in self.totals.items()}
-        real = np.ravel(kept["mask"]) > 0
-        part = {"index": np.ravel(kept["index"])[real]}
+        real = np.ravel(places["mask"]) > 0
+        part = {"index": np.ravel(places["index"])[real]}
         for name, values in parallel.local(each).items():
             part[name] = values.reshape(-1, *values.shape[2:])[real]
         self.parts.append(part)

@@ -1,9 +1,9 @@
 """Measured results, each measured once: one line of JSON in a folder's points.jsonl.
 
-A result is identified by its whole setting: what was measured with the same one is
-read, not measured again. A line is on disk before the next measurement starts, so a
-command that was stopped resumes where it was. Lines of former versions have no digest
-of the data: they count for the data that first ask for them, and for no others then.
+A result is identified by its full setting, and measured once for each. A line is on
+disk before the next measurement starts, so a command that was stopped resumes where it
+was. Lines of former versions have no digest of the data: they count for the data that
+first ask for them, and for no others then.
 """
 
 import base64
@@ -74,11 +74,11 @@ class ResultCache:
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """What `measure()` returns, or the file has of this setting already.
+        """The result of `measure()`, from the file if it has this setting.
 
         setting: all that decides the result, as JSON values
         measure: returns a dict of JSON values
-        what: is being measured, for stderr
+        what: the subject of the measurement, for stderr
         """
         key, older = _key(setting), _older(setting)
         if key not in self._results and older in self._results:
@@ -120,9 +120,9 @@ def _older(setting):
 
 
 def _read(file, path):
-    """{key: result} of all whole lines; a torn last line is cut off."""
+    """{key: result} of all complete lines; a torn last line is cut off."""
     file.seek(0)
-    results, whole = {}, 0
+    results, size = {}, 0
     lines = file.read().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -135,8 +135,8 @@ def _read(file, path):
             raise InputError(
                 problem, field=f"line {number}", place=path, hint="fix or remove it"
             ) from error
-        whole += len(line) + 1
-    os.ftruncate(file.fileno(), whole)
+        size += len(line) + 1
+    os.ftruncate(file.fileno(), size)
     return results
 
 
@@ -148,7 +148,7 @@ class Split(NamedTuple):
 
 
 class Clock(Protocol):
-    """What times a reduction, as `benchmark.workloads.Clock` does."""
+    """Times a reduction, as `benchmark.workloads.Clock` does."""
 
     setting: dict[str, Any]  # decides its figures, as JSON values
 
@@ -211,7 +211,7 @@ class MeasuredWeights:
         )
 
     def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:
-        """What decides figures of this kind on the images, as JSON values."""
+        """All that decides figures of this kind on the images, as JSON values."""
         return {
             "kind": kind,
             "weights": self.weights.digest,
@@ -259,7 +259,7 @@ class MeasuredWeights:
 
 
 def plan_facts(model, image_size) -> dict[str, Any]:
-    """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
+    """Facts of a plan: GMACs, tokens into and out of each block, tokens at the end."""
     return {
         "gmacs": model_macs(model, image_size) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],

@@ -2,12 +2,11 @@
 
 Every method stands at the strength of its own schedule whose cost is nearest to a share
 of the dense model's, by MACs (`macs`) or by time on this device; all other fields are
-its defaults, those that it was published with. Settings are chosen by cost alone, so no
+its defaults, those that it was published with. Settings are chosen only by cost, so no
 image chooses. Differences are paired, on the same images: to the dense model, to ToMe
 and random tokens at the same share, and of ImagePiece's controls (with its token
 counts) to ImagePiece. All of them are one family of exact McNemar tests, corrected by
-Holm's rule. A sweep compares named reductions, at whatever they cost, with the dense
-model alone.
+Holm's rule. A sweep compares named reductions at any cost, only with the dense model.
 """
 
 import dataclasses
@@ -51,17 +50,17 @@ class MatchedMethod:
     method: str
     share: float | None  # None in a sweep
     reduction: dict  # with the tokens that stay
-    shown: dict  # what asks for it
+    setting: dict  # the fields that a user would type
     reached: float  # share of the dense model's cost
     speed: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Floor:
-    """Cheaper dense weights: what they are called, and how they are measured."""
+    """Cheaper dense weights by name, and how they are measured."""
 
     method: str
-    shown: dict
+    setting: dict
     checkpoint: MeasuredWeights
     alteration: dict = dataclasses.field(default_factory=dict)
     alter: Callable | None = None
@@ -113,12 +112,12 @@ def sweep(
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
-        share, shown = (
+        share, setting = (
             weights.config.gmacs(reduction) / dense,
             settings.changed(reduction),
         )
         name = settings.label(reduction)
-        entries.append(MatchedMethod(name, None, reduction, shown, share))
+        entries.append(MatchedMethod(name, None, reduction, setting, share))
     return _report(checkpoint, *_measured(checkpoint, entries))
 
 
@@ -167,8 +166,8 @@ def match(
 ) -> tuple[list[MatchedMethod], list[dict[str, str]]]:
     """The setting of every method at each share; arguments as `compare` takes them.
 
-    Returns the settings, method by method, and {"method", "share", "reason"} of what is
-    left out, with share None where that is a method at all shares.
+    Returns the settings, method by method, and {"method", "share", "reason"} of those
+    that are left out; share None: a method at all shares.
     Raises InputError for an unknown method, and where no method reaches a share.
     """
     entries, left_out = [], []
@@ -205,46 +204,44 @@ def chosen(names: Iterable[str]) -> list[str]:
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods, {"share", "reason"} of where there are none)."""
     weights, settle = checkpoint.weights, _by_time if metric == "ms" else _by_macs
-    asked = CONTROLS.get(method, {"name": method})
-    if weights.reduction["name"] == asked["name"]:  # a run: its fields, not defaults
-        asked = {**weights.reduction, "counts": None, **asked}
+    requested = CONTROLS.get(method, {"name": method})
+    if weights.reduction["name"] == requested["name"]:  # its own fields
+        requested = {**weights.reduction, "counts": None, **requested}
     try:
-        weights.config.create(asked)
+        weights.config.create(requested)
     except InputError as error:
         reason = f"does not fit this model: {error}"
         return [], [{"share": None, "reason": reason}]
     entries, absent = [], []
     for share in shares:
         try:
-            reduction, *reached = settle(checkpoint, asked, share)
+            reduction, *reached = settle(checkpoint, requested, share)
         except InputError as error:
             absent.append({"share": share, "reason": str(error)})
             continue
         if lacks_selectors(weights, reduction):
             return [], [{"share": None, "reason": "needs training"}]
-        shown = {"macs": share} | settings.changed(asked)
-        shown.pop("name")
-        entries.append(MatchedMethod(method, share, reduction, shown, *reached))
+        setting = {"macs": share} | settings.changed(requested)
+        setting.pop("name")
+        entries.append(MatchedMethod(method, share, reduction, setting, *reached))
     return entries, absent
 
 
-def _by_macs(checkpoint, asked, share):
+def _by_macs(checkpoint, requested, share):
     """(reduction, share reached) of the nearest cost."""
-    weights = checkpoint.weights
-    reduction = weights.config.resolved({**asked, "macs": share})
-    return reduction, weights.config.gmacs(reduction) / weights.config.gmacs(
-        settings.DENSE
-    )
+    config = checkpoint.weights.config
+    reduction = config.resolved({**requested, "macs": share})
+    return reduction, config.gmacs(reduction) / config.gmacs(settings.DENSE)
 
 
-def _by_time(checkpoint, asked, share):
+def _by_time(checkpoint, requested, share):
     """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
 
     The first is the nearest by MACs, each further one as if time fell as MACs do.
     """
     target, tried = share, {}
     for _ in range(MAX_TRIALS):
-        reduction, macs = _by_macs(checkpoint, asked, min(1.0, target))
+        reduction, macs = _by_macs(checkpoint, requested, min(1.0, target))
         if macs in tried:
             break
         speed = checkpoint.speed(reduction)
@@ -260,7 +257,7 @@ def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
     for listed, share in itertools.product(floors(checkpoint), shares):
         floor = min(listed, key=lambda each: abs(each.gmacs / dense - share))
         entry = MatchedMethod(
-            floor.method, share, settings.DENSE, floor.shown, floor.gmacs / dense
+            floor.method, share, settings.DENSE, floor.setting, floor.gmacs / dense
         )
         pairs.append((entry, _figures(floor.evaluate())))
     return pairs
@@ -269,7 +266,7 @@ def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
 def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
     """Floors of each kind: smaller images, down to two patches; fewer blocks.
 
-    Images are what the dense model sees, made smaller as they are normalized, by
+    Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
     """
     weights = checkpoint.weights
@@ -283,11 +280,11 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
         for count in range(1, patches - 1)
     ]
 
-    def measuring(kind, shown, alteration=None, alter=None, **fields):
+    def measuring(kind, setting, alteration=None, alter=None, **fields):
         cheaper = dataclasses.replace(
             checkpoint, weights=weights.with_sizes(**fields), programs={}
         )
-        return Floor(kind, shown, cheaper, alteration or {}, alter)
+        return Floor(kind, setting, cheaper, alteration or {}, alter)
 
     return [
         [
@@ -328,7 +325,7 @@ def measure_all(
     A setting takes as long as the mean of those before, most of it to compile; the
     first reads the images, too, and counts only for the second.
 
-    is_measured, measure: of a reduction; what is measured costs nothing
+    is_measured, measure: of a reduction; a measured one costs nothing
     """
     waiting = {
         str(settings.with_defaults(reduction)): reduction
@@ -390,14 +387,14 @@ def _line(entry):
         "method": entry.method,
         "share": entry.share,
         "reached": entry.reached,
-        "setting": entry.shown,
+        "setting": entry.setting,
         "reduction": settings.with_defaults(entry.reduction),
         **({} if entry.speed is None else {"speed": entry.speed}),
     }
 
 
 def _figures(result):
-    """What is measured of a model, as JSON has it: acc1 with its interval."""
+    """The figures of a model as JSON has them: acc1 with its interval."""
     acc1 = statistics.accuracy(_right(result))
     return result | {"acc1": list(map(float, acc1))}
 

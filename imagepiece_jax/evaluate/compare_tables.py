@@ -66,7 +66,7 @@ def page(report: Report, plot: str) -> str:
 
 
 def _measured(report):
-    """Table of what was measured: weights, images, the dense model, the clock."""
+    """Table of the measurement: weights, images, the dense model, the clock."""
     dense = report["dense"]
     head = ["weights", "trained with", "images", "dense acc1, %", "dense GMACs"]
     row = [f"`{report['weights']}`", report["trained_as"]]
@@ -197,7 +197,7 @@ def _typed(value):
 
 
 def absent_table(report: Report) -> str:
-    """Table of what has no setting at a share, or none at all: `left_out`.
+    """Table of methods without a setting at a share, or at any: `left_out`.
 
     Empty where everything has one.
     """

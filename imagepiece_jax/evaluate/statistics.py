@@ -86,7 +86,7 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> list[float]:
-    """p of a whole family of tests, corrected by Holm's step-down rule, in their order.
+    """p of a family of tests, corrected by Holm's step-down rule, in their order.
 
     Of those that count below .05 the chance that any is false is at most .05, however
     the tests depend on each other.
@@ -117,7 +117,7 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     """Mean of one value per image of several trainings. [seeds, images].
 
     Two sources of chance add up: which images there are (normal), and which seeds
-    (Student's t over the seeds' means). One seed: the images alone.
+    (Student's t over the seeds' means). One seed: only the images.
     """
     values = np.asarray(values, np.float64)
     seeds, n = values.shape
@@ -171,9 +171,9 @@ def hierarchical_bootstrap(values: ArrayLike, repeats: int = 4000) -> Estimate:
     / k of their variance, so their deviations are widened by the root of k / (k - 1)
     first. Simulated with normal draws, the interval holds the truth for 92, 94 and 93 %
     of two, three and five seeds that vary as much as the images' mean does, but for 61,
-    80 and 87 % where seeds alone vary. Student's t (`mean_over_seeds`) would hold for
-    95 %, by an interval of two seeds that is nine times as wide. One seed: the images
-    alone.
+    80 and 87 % where only seeds vary. Student's t (`mean_over_seeds`) would hold for
+    95 %, by an interval of two seeds that is nine times as wide. One seed: only
+    the images.
     """
     values = np.asarray(values, np.float64)
     seeds, n = values.shape

@@ -316,7 +316,8 @@ def _question(lacking, known, sizes, parts):
     """One sentence on what is not known, and how to say it."""
     listed, name = ", ".join(lacking), known.name
     fields = " ".join(f"{field}=.." for field in lacking)
-    give = f"give {fields}, in commands --config.model.{lacking[0]}=.."
+    first = f"--config.model.{lacking[0]}=.. (a teacher's: --config.teacher)"
+    give = f"give {fields}, in commands {first}"
     width = registry.facts(name).get("embed_dim", sizes["embed_dim"])
     candidates = _candidates(sizes, parts, "mean" in lacking)
     if width != sizes["embed_dim"]:

@@ -31,20 +31,14 @@ KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a checkpoint holds besides the state's arrays, as JSON values.
+    """The JSON values of a checkpoint, beside the arrays of the state."""
 
-    images: numbers of them in training and in each evaluation
-    digest: of the content of each
-    best: step and accuracy of the best evaluation
-    last: figures of the last evaluation; those of named sets by name
-    evaluated: the step of the last evaluation
-    """
-
-    images: list[int]
-    digest: list[str]
+    images: list[int]  # numbers of them in training and in each evaluation
+    digest: list[str]  # of the content of each
+    # Step and accuracy of the best evaluation.
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None
-    evaluated: int = 0
+    last: dict | None = None  # figures of the last evaluation; of named sets by name
+    evaluated: int = 0  # the step of the last evaluation
 
     def with_evaluation(
         self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
@@ -54,7 +48,7 @@ class Progress:
         if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
             best = {"acc1": by_set[best_set][best_by], "step": step}
         for name, figures in by_set.items():
-            # A checkpoint holds what is equal in every run of this config.
+            # Checkpoints are equal in all runs of one config.
             same = {k: v for k, v in figures.items() if k not in MEASURED}
             last = last | {name: same} if name else same
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
@@ -62,7 +56,7 @@ class Progress:
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
         """The progress that a checkpoint has, over the same data as this new one.
 
-        saved: fields; a former version kept no numbers of images, or no digest
+        saved: fields; those of former versions lack numbers of images, or digests
         names: `Data.names`
         Raises InputError where the run in `workdir` was begun with other data.
         """
@@ -145,10 +139,10 @@ class Checkpoints:
         count += steps // self._keep_every if self._keep_every else 0
         there = next(p for p in (self._root, *self._root.parents) if p.exists())
         free = shutil.disk_usage(there).free
-        held = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
-        if free + held < count * size:
+        present = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
+        if free + present < count * size:
             needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
-            needed += f" need {(count * size - held) / 1e9:.3g} GB"
+            needed += f" need {(count * size - present) / 1e9:.3g} GB"
             problem = f"has {free / 1e9:.3g} GB of free disk, but {needed}"
             ways = "more room, another --workdir, or a higher config.keep_every_steps"
             raise InputError(problem, place=self._root, value=free, allowed=ways)
@@ -230,13 +224,13 @@ class Checkpoints:
             raise
         except Exception as error:
             self._check_lock()
-            kept = []
+            complete = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
-                kept = sorted(self._steps(kind))
+                complete = sorted(self._steps(kind))
             raise RunError(
-                f"{self._root / kind}: a checkpoint could not be written "
-                f"({_reason(error)}); complete ones there: {kept or 'none'}; fix this, "
-                "and the same command resumes from the newest"
+                f"{self._root / kind}: a checkpoint could not be written ("
+                f"{_reason(error)}); complete ones there: {complete or 'none'}; fix "
+                "this, and the same command resumes from the newest"
             ) from error
 
     def _check_lock(self):

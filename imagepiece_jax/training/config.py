@@ -1,4 +1,4 @@
-"""The config of a run: its fields, how they go together, and what is made of them.
+"""The config of a run: its fields, their checks, and the objects made from them.
 
 Reading it needs no JAX: commands find mistakes before they import it. The fields of the
 model and of the reduction are checked where they are made. Defaults and comments stand
@@ -73,7 +73,7 @@ class OptimConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
-    """What is learned from a teacher's answers: see `train_step.distillation`."""
+    """The part of a teacher's answers in the loss: `train_step.distillation`."""
 
     group: ClassVar[str] = "distill"
 
@@ -105,7 +105,7 @@ class InitConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig(CheckedFields):
-    """The frozen model that a run learns from, and what its weights do not say of it.
+    """The frozen model that a run learns from, and facts that its weights lack.
 
     All but `weights` are fields of the ModelConfig that checks them.
     """
@@ -135,7 +135,7 @@ def _as_dict(value):
 
 
 def _group():
-    """The fields of a group as a dict, to be checked by what is made of them."""
+    """The fields of a group as a dict, which their own class checks."""
     return checked(REQUIRED, _as_dict, "the fields of configs/base.py")
 
 
@@ -302,7 +302,7 @@ class RunConfig(RunFields):
             return dataclasses.replace(self.model, **changes).create(reduction)
 
     def create_data(self, placement: Placement) -> "Data":
-        """Both splits of a run, opened, with this process's share of their batches.
+        """All images of a run, with this process's share of their batches.
 
         Raises InputError where they do not fit the config, or the run cannot be trained
         on the devices of `placement`.
@@ -354,9 +354,9 @@ class RunConfig(RunFields):
             hint = "or take vectors: predict --json, or experiments patch_features"
             raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
         every = self.eval_source(self.eval.best_set, names)
-        source, shown = every.spread(limit), every.class_names
-        unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
-        notes = [class_names.mapped_classes(shown, data, names)]
+        source, theirs = every.spread(limit), every.class_names
+        unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)
+        notes = [class_names.mapped_classes(theirs, data, names)]
         if source.part:
             notes += [f"{len(source)} of {len(every)} images are taken, evenly spaced"]
         if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
@@ -384,8 +384,8 @@ class RunConfig(RunFields):
         """Operations of all steps of a run over `images` training images, two a MAC.
 
         A step takes a forward pass of each image, a backward pass of twice its cost and
-        the teacher's forward pass. What `remat` computes again is not counted, nor are
-        evaluations.
+        the teacher's forward pass. Repeated computations (`remat`) and evaluations do
+        not count.
 
         teacher_macs: of an image; None: a teacher, where there is one, is dense
         """
@@ -442,7 +442,7 @@ class RunConfig(RunFields):
         )
 
     def train_transform(self):
-        """What the host does to a training image."""
+        """The host's transform of a training image."""
         return self.data.train_transform(self.image_size)
 
     def eval_transform(self):

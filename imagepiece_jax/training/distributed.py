@@ -1,4 +1,4 @@
-"""Joining the processes of a run, what they must agree on, and the loss of one.
+"""Joining the processes of a run, the facts they must agree on, and the loss of one.
 
 The project's only mention of `jax.distributed`. A process is one task of SLURM or Open
 MPI, usually one for each host with all of its GPUs. JAX finds the coordinator's host in
@@ -47,7 +47,7 @@ FIRST_PORT, PORTS = 61440, 4096
 # ends waits for the others to end too: all have stopped within a minute.
 HEARTBEAT, SHUTDOWN = 30, 15
 LOST = 1  # exit status of a process that cannot continue without another
-# What JAX, gloo and NCCL call the loss of a peer.
+# Words of JAX, gloo and NCCL for the loss of a peer.
 SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
 
 # Fields that say how one host reads, and may differ from host to host.
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def address(self):
-        """Where the processes meet, for a sentence."""
+        """The meeting place of the processes, for a sentence."""
         return self.coordinator or f"port {self.port} of the first host"
 
 
@@ -303,7 +303,7 @@ def check_devices(devices):
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
-    """Raise InputError where the processes of a run disagree on what they are to do.
+    """Raise InputError where the processes of a run disagree on their settings.
 
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
     model: whose attention and kernels depend on the devices where they are "auto"

@@ -28,8 +28,8 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 class Evaluation:
     """Evaluates a `Run` between its steps.
 
-    Its program is compiled when this is made, before there is anything to save; that of
-    a batch of training images, when the first is shown.
+    Its program is compiled at once, before there is anything to save; that of a batch
+    of training images, with the first of them.
 
     reader: the DataLoader of the run
     log: its RunLog
@@ -100,7 +100,7 @@ class Evaluation:
     def _accuracy(self, program, models, name):
         """One pass over a set for all these variables: figures of each."""
         batches = self._reader.batches(self._run.data.evaluations[name])
-        batches = self._request.until_asked(batches)
+        batches = self._request.until_requested(batches)
         results = accuracy.evaluate_each(program, models, batches)
         return [result.figures for result in results]
 
@@ -109,7 +109,7 @@ class SampleImages:
     """Sample images of one run: of a batch, and what becomes of the tokens.
 
     config.pictures test images are followed through `model`; 0 switches all images off.
-    They are read, and the program is compiled, when this is made.
+    They are read, and the program is compiled, at once.
     """
 
     def __init__(self, config, workdir, model, source, transform):

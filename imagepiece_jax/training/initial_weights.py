@@ -1,5 +1,6 @@
 """The weights that a run starts and learns from, checked against its config."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -22,7 +23,7 @@ from imagepiece_jax.training.config import RunConfig
 
 
 class InitialWeights:
-    """What `config.init.weights` and `config.teacher.weights` name, each read once.
+    """The weights at `config.init.weights` and `config.teacher.weights`, read once.
 
     Nothing is read before it is needed: a run that is resumed needs neither.
     """
@@ -32,13 +33,13 @@ class InitialWeights:
 
     @functools.cached_property
     def start(self) -> Metadata | None:
-        """What `config.init.weights` names; None where it is empty."""
+        """The weights at `config.init.weights`; None where it is empty."""
         path = self._run.init.weights
         return read_metadata(path) if path else None
 
     @functools.cached_property
     def teacher(self) -> Metadata | None:
-        """What `config.teacher.weights` names; None where it is empty."""
+        """The weights at `config.teacher.weights`; None where it is empty."""
         path = self._run.teacher.weights
         return read_metadata(path) if path else None
 
@@ -55,7 +56,7 @@ class InitialWeights:
         """
         model, sources = self._run.model, self._normalized_as(workdir)
         if model.mean is not None or model.std is not None:
-            return {}, []  # one alone is refused with the rest of the model
+            return {}, []  # only one of them is refused with the rest of the model
         name, taken, values, unknown = model.name, "ImageNet's", IMAGENET, []
         named = registry.facts(name)
         if name not in registry.MODELS and "mean" in named:
@@ -70,7 +71,7 @@ class InitialWeights:
         return {field: values[field] for field in IMAGENET}, notes
 
     def _normalized_as(self, workdir):
-        """(path, Metadata) of what may say how the images of a run are normalized."""
+        """(path, Metadata) pairs, whose normalization a run may have."""
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             return [(workdir, read_metadata(workdir))]
         run, start, teacher = self._run, self.start, self.teacher
@@ -82,13 +83,13 @@ class InitialWeights:
         return sources
 
     def check_classes(self, workdir, names, resumed: bool = False) -> list[str]:
-        """Compare the classes of what this run learns from with those of the data.
+        """Compare the classes of a run's weights with those of the data.
 
-        Compared are the run in `workdir` that is resumed, the teacher, and what this
-        run starts from if it keeps the head.
+        These are the resumed run in `workdir`, the teacher, and the initial weights if
+        their head stays.
 
         names: of the classes of `config.data`
-        Returns a line on a start whose classes cannot be compared.
+        Returns a line on initial weights whose classes cannot be compared.
         Raises InputError where a class is another, by name.
         """
         run, data = self._run, f"config.data.name {self._run.data.name!r}"
@@ -133,7 +134,7 @@ class InitialWeights:
         return self._started(model, fresh)
 
     def dense_variables(self, dense):
-        """Variables of the `dense` model from `config.init.weights` alone.
+        """Variables of the `dense` model, all from `config.init.weights`.
 
         Raises InputError where parts are fresh: such a model only guesses.
         """
@@ -160,7 +161,7 @@ class InitialWeights:
             raise InputError(
                 problem, field="config.teacher.weights", value="", allowed=allowed
             )
-        with within(place="config.teacher.weights"):
+        with of_teacher():
             return self._fitted(self.teacher, model)
 
     def _started(self, model, fresh=()):
@@ -214,6 +215,17 @@ class InitialWeights:
                 field, allowed = f"config.model.{field}", repr(theirs[field])
                 raise InputError(problem, field=field, value=value, allowed=allowed)
         return variables
+
+
+@contextlib.contextmanager
+def of_teacher():
+    """InputErrors raised inside are about config.teacher.weights."""
+    try:
+        yield
+    except InputError as error:
+        # A sentence of its own stands behind a colon.
+        error.place = error.place or "config.teacher.weights" + ":" * (not error.field)
+        raise
 
 
 def _drawn(fresh):

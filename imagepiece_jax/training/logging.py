@@ -1,7 +1,7 @@
 """The output of a run: progress bar or lines, metrics, a profiler trace, and summaries.
 
-Nothing here changes what is learned. Only the main process prints and writes; the
-others call the same functions.
+Nothing here changes the training. Only the main process prints and writes; the others
+call the same functions.
 
 `metrics.jsonl` in the run's folder holds one JSON object a line; TensorBoard gets the
 same numbers, and images. Lines that a killed run wrote past the restored step are
@@ -34,7 +34,7 @@ OPTIONAL = "optional"  # what paths of an _OptionalFile begin with in tensorboar
 
 
 class _OptionalFile:
-    """A file that drops what is written once the disk is full.
+    """A file that writes nothing more once the disk is full.
 
     An OSError would end tensorboardX's thread with a traceback, and its clean-up at the
     interpreter's end with another; metrics.jsonl has the same figures, and a sentence.
@@ -59,7 +59,7 @@ class _OptionalFile:
         try:
             action(*args)
         except OSError:
-            with contextlib.suppress(OSError):  # of what is not written yet
+            with contextlib.suppress(OSError):  # it flushes
                 self._file.close()
 
 
@@ -79,8 +79,8 @@ class MetricWriter:
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        last_kept = step or -1
-        _cut(workdir / FILE, last_kept)
+        last_step = step or -1
+        _cut(workdir / FILE, last_step)
         self._lines = open(workdir / FILE, "ab", buffering=0)
         files = types.SimpleNamespace(
             open=_OptionalFile, directory_check=lambda _: None
@@ -88,7 +88,7 @@ class MetricWriter:
         record_writer.register_writer_factory(OPTIONAL, files)
         self._scalars = SummaryWriter(
             f"{OPTIONAL}:{workdir / 'tensorboard'}",
-            purge_step=last_kept + 1,
+            purge_step=last_step + 1,
             flush_secs=10,
             max_queue=QUEUE,
         )
@@ -106,7 +106,7 @@ class MetricWriter:
         """
         if self._lines is None:
             return
-        values = {name: _plain(value) for name, value in values.items()}
+        values = {name: _scalar(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
         append_line(self._lines, json.dumps(line, allow_nan=False))
         for name, value in values.items():
@@ -135,15 +135,15 @@ def read_metrics(workdir):
     return [line for _, line in _parse(pathlib.Path(workdir) / FILE)]
 
 
-def _cut(path, last_kept):
-    """Remove lines past step `last_kept`, and a torn last one, all at once."""
+def _cut(path, last_step):
+    """Remove lines past step `last_step`, and a torn last one, all at once."""
     if path.exists():
-        kept = [text for text, line in _parse(path) if line["step"] <= last_kept]
-        replace_file(path, "".join(text + "\n" for text in kept))
+        lines = [text for text, line in _parse(path) if line["step"] <= last_step]
+        replace_file(path, "".join(text + "\n" for text in lines))
 
 
 def _parse(path):
-    """Pairs (text, dict) of a file's whole lines."""
+    """Pairs (text, dict) of a file's complete lines."""
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -151,10 +151,10 @@ def _parse(path):
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+            valid = isinstance(line, dict) and isinstance(line.get("step"), int)
         except json.JSONDecodeError:
-            whole = False
-        if whole:
+            valid = False
+        if valid:
             pairs.append((text, line))
         elif number < len(texts):
             allowed = "JSON objects with a whole step; fix or remove the line"
@@ -165,7 +165,7 @@ def _parse(path):
     return pairs
 
 
-def _plain(value):
+def _scalar(value):
     if value is None or isinstance(value, str):
         return value
     value = np.asarray(value).item()
@@ -201,11 +201,11 @@ class RunLog:
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = MetricWriter(workdir, step, main)
-        shown = config.progress and main
+        wanted = config.progress and main
         self._bar = tqdm(
             total=length.steps,
             initial=step,
-            disable=None if shown else True,  # None: unless the output is a terminal
+            disable=None if wanted else True,  # None: unless the output is a terminal
             unit="step",
             dynamic_ncols=True,
         )
@@ -337,8 +337,8 @@ class RunLog:
 
     def _stop(self, step, metrics):
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        kept, count = self._last_saved(), int(metrics["skipped"])
-        where = f"the checkpoint of step {kept} is kept" if kept else "none was saved"
+        saved, count = self._last_saved(), int(metrics["skipped"])
+        where = f"the checkpoint of step {saved} is kept" if saved else "none was saved"
         row = f", as in {count} steps in a row" if count > 1 else ""
         raise RunError(
             f"{name} is {metrics[name]} at step {step}{row}: training stopped, {where} "

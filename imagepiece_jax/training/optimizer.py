@@ -43,7 +43,7 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
     past the last epoch it stays at `min_lr`.
 
     `lr_offset=0` takes the fractional epoch, t = step / steps_per_epoch. `lr_offset=1`
-    is what DeiT's published code does: one rate for a whole epoch e, at t = max(e - 1,
+    is DeiT's published code: one rate for all of an epoch e, at t = max(e - 1,
     0), so that epochs 0 and 1 both run at `warmup_lr`.
     """
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
@@ -79,7 +79,7 @@ def adamw(optim: OptimConfig, rate):
     """AdamW as an optax transformation; `rate` maps its step count to a rate.
 
     The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`, as
-    in torch (the paper multiplies by the schedule's factor alone). Gradients are first
+    in torch (the paper multiplies by only the schedule's factor). Gradients are first
     scaled down to a global norm of `clip_grad_norm`; 0.0 means no clipping.
     """
     b1, b2 = optim.betas

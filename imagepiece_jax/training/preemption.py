@@ -22,7 +22,7 @@ class Interrupted(Exception):
 class StopRequest:
     """While entered, Ctrl-C and SIGTERM request a stop.
 
-    The main thread calls `asked` as often as it can, and saves where that gives a
+    The main thread calls `requested` as often as it can, and saves where that gives a
     signal. Until then a second signal, if it is Ctrl-C, ends the process at once.
 
     agree: from this process's signal, or 0, to the one that all processes of a run
@@ -70,7 +70,7 @@ class StopRequest:
         finally:
             self._at_once = False
 
-    def asked(self):
+    def requested(self):
         """The signal that asks to stop, or 0; after it, signals are ignored.
 
         All processes of a run ask equally often, and get the same.
@@ -89,10 +89,10 @@ class StopRequest:
         self._writer = None
         self._thread.join()
 
-    def until_asked(self, items):
+    def until_requested(self, items):
         """Yield the items; after a signal, raise Interrupted instead of the next."""
         for item in items:
-            if self.asked():
+            if self.requested():
                 raise Interrupted
             yield item
 

@@ -39,8 +39,8 @@ PLACES = (
 def estimate(run: RunConfig) -> str:
     """Operations and the main terms of memory of a training, and its line of cost.
 
-    Everything follows from shapes: no image is read and nothing is compiled. What the
-    backward pass reads is that of the traced program of the first epoch, where no keep
+    Everything follows from shapes: no image is read and nothing is compiled. Memory of
+    the backward pass is that of the traced program of the first epoch, where no keep
     rate has fallen yet; the compiled one computes some of it again.
 
     Returns lines of text, the last as configs' docstrings have it below a command.
@@ -73,7 +73,7 @@ def estimate(run: RunConfig) -> str:
 
 
 def _read_backward(run, shapes):
-    """What the backward pass of TRACED images reads, as shapes."""
+    """Shapes of all arrays that the backward pass of TRACED images reads."""
     model = run.create_train_model(0)
     images = jax.ShapeDtypeStruct((TRACED, *sides(run.image_size), 3), jnp.float32)
 
@@ -151,8 +151,8 @@ def _data_text(config, data):
     if names is None:
         classes += ", not named"
     else:
-        shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
-        classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
+        first = ", ".join(map(str, names[:SHOWN_CLASSES]))
+        classes += f": {first}{', ...' * (len(names) > SHOWN_CLASSES)}"
     optim = config.optim
     by = f"{optim.batch_size} / {REFERENCE_BATCH}"
     return (
@@ -226,9 +226,8 @@ def _history(workdir, batch_size):
     spent = tqdm.format_interval(seconds)
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {rate:,.0f} images a second (median)"
-    if whole := wall_seconds(workdir):
-        span = tqdm.format_interval(whole)
-        share = productive_share(seconds, whole)
+    if wall := wall_seconds(workdir):
+        share, span = productive_share(seconds, wall), tqdm.format_interval(wall)
         yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
@@ -238,9 +237,9 @@ def _history(workdir, batch_size):
 def productive_share(step_seconds: float, wall_seconds: float) -> float:
     """Share of a run's wall clock that its steps took; 1 would be nothing but steps.
 
-    Compiling, evaluations and checkpoints count against it, and of a run that was
-    stopped what it had to compute again and the time until it was started again.
-    Waiting for images does not: `input_wait` of the log tells it.
+    Compiling, evaluations and checkpoints count against it, and after a stop the
+    repeated steps and the time until the next start. Waiting for images does not:
+    `input_wait` of the log has it.
 
     step_seconds: of each step of the run once, without the compilation before it
     wall_seconds: from the run's first start to its end

@@ -1,6 +1,6 @@
 """The folder of a run: its config, what ran it, its classes, and its lock.
 
-`config.json` is the whole config; a folder belongs to one config, apart from the fields
+`config.json` is the full config; a folder belongs to one config, apart from the fields
 that may change when a run is resumed. `run.json` has one entry for each start, and when
 the run was done.
 `classes.json` is the list of the classes' names by label, where the data name them.
@@ -226,8 +226,8 @@ class RunLock(contextlib.AbstractContextManager):
     def check(self):
         """Raise RunError if the locked folder is no longer where it was.
 
-        If it was moved, removed or unmounted, what is written would start a new folder,
-        or end up in the removed one.
+        If it was moved, removed or unmounted, new files would start a new folder, or
+        end up in the removed one.
         """
         if self._file is None:
             return

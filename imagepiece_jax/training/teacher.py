@@ -1,8 +1,8 @@
 """The frozen teacher of a run.
 
 Methods whose loss compares tokens learn from the dense form of the trained model
-itself; distillation alone reads logits, so that its teacher may be any model of the
-same classes, which sees the same images as it was trained to see them.
+itself; distillation reads only logits, so that its teacher may be any model of the same
+classes, which sees the same images as it was trained to see them.
 """
 
 import dataclasses
@@ -19,32 +19,28 @@ from imagepiece_jax.pretrained.load import complete, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.initial_weights import InitialWeights
+from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A model that gets a student's images in its own size and normalization.
-
-    image_size: the model's
-    mean, std: the student's, with which the images are normalized
-    """
+    """A model that gets a student's images in its own size and normalization."""
 
     model: ViT
-    image_size: int | tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    image_size: int | tuple[int, int]  # the model's
+    mean: tuple[float, ...]  # the student's, with which the images are normalized
+    std: tuple[float, ...]  # likewise
 
     def apply(self, variables, images):
         """Outputs for the student's images [B, H, W, 3]."""
         return self.model.apply(variables, self.seen(images))
 
     def seen(self, images):
-        """Images [B, H, W, 3] as this model is to see them: resized, normalized anew.
+        """Images [B, H, W, 3] resized and normalized for this model.
 
         Resizing is bicubic and antialiased, as Pillow's, but of values that are not
-        rounded. Where size and normalization are the student's, nothing is computed.
+        rounded. Nothing is computed if size and normalization are the student's.
         """
         batch, *size, channels = images.shape
         wanted = sides(self.image_size)
@@ -61,7 +57,7 @@ class Teacher:
 
 
 def of(run: RunConfig, dense: ViT, initial: InitialWeights):
-    """(what evaluates the teacher, its variables); None twice where there is none.
+    """(the teacher's model, its variables); None twice where there is none.
 
     dense: the trained model without reduction
     initial: has the weights
@@ -94,25 +90,20 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _any(run, initial):
     """(Teacher, its variables) of whatever model config.teacher names."""
-    asked = ModelConfig(**run.teacher.fields)
-    try:
-        with within("config.teacher"):
-            weights = complete(initial.teacher, asked).analyzed(run.model.dtype)
-            attention = run.model.attention
-            whole = dataclasses.replace(weights.config, attention=attention)
-            model = whole.create().clone(head_only=True)
-            if model.num_classes != run.num_classes:
-                problem = f"has {model.num_classes} classes"
-                allowed = f"the {run.num_classes} of the student"
-                raise InputError(problem, allowed=allowed)
-            variables = weights.variables(model)
-    except InputError as error:
-        text = str(error).replace("--config.model.", "--config.teacher.")
-        raise InputError(f"config.teacher.weights: {text}") from error
+    requested = ModelConfig(**run.teacher.fields)
+    with of_teacher(), within("config.teacher"):
+        weights = complete(initial.teacher, requested).analyzed(run.model.dtype)
+        attention = run.model.attention
+        config = dataclasses.replace(weights.config, attention=attention)
+        model = config.create().clone(head_only=True)
+        if model.num_classes != run.num_classes:
+            problem = f"has {model.num_classes} classes"
+            raise InputError(problem, allowed=f"the {run.num_classes} of the student")
+        variables = weights.variables(model)
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")
     images = {
         name: tuple(getattr(run.model, name) or IMAGENET[name]) for name in IMAGENET
     }
-    return Teacher(model, whole.image_size, **images), variables
+    return Teacher(model, config.image_size, **images), variables

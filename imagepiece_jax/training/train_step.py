@@ -55,7 +55,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a training step does besides the model and the optimizer.
+    """A training step apart from the model and the optimizer.
 
     Its fields are those of a run, whose defaults stand in configs/base.py.
     """
@@ -75,16 +75,9 @@ class Recipe:
     @classmethod
     def of(cls, run: RunConfig, model: ViT) -> "Recipe":
         """The recipe of a run, for `model`."""
+        *same, _, _ = (field.name for field in dataclasses.fields(cls))
         return cls(
-            seed=run.seed,
-            num_classes=run.num_classes,
-            label_smoothing=run.label_smoothing,
-            mixup=run.mixup,
-            cutmix=run.cutmix,
-            mixup_prob=run.mixup_prob,
-            mixup_switch_prob=run.mixup_switch_prob,
-            ema_decay=run.ema_decay,
-            log_every_steps=run.log_every_steps,
+            **{name: getattr(run, name) for name in same},
             augment=run.augment.create(run.data, run.image_size, model.mean),
             distill=run.distill if run.distill.active else None,
         )
@@ -183,7 +176,7 @@ def train_step(
     recipe: a Recipe
     loss_terms: from (outputs, teacher_outputs) to a method's own terms by name, which
         are added to the loss
-    Returns (state, metrics). Metrics are of the whole global batch: loss, grad_norm,
+    Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
         skipped, and how many were. Accuracies are by the labels, or, where the loss
@@ -386,7 +379,7 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
 
 
 def teacher_distance(distill: DistillConfig, logits, teacher_logits):
-    """Loss by the teacher alone, per image. [B, C] twice -> [B] float32.
+    """Only the loss by the teacher, per image. [B, C] twice -> [B] float32.
 
     Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div computes
     from the student's logarithms. T^2 keeps the size of the gradient.

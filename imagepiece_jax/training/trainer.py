@@ -1,4 +1,4 @@
-"""The training of a model: a run is opened, and trained step by step.
+"""The training of a model: the parts of a run, and its loop.
 
 The weights of a run come from, in this order: its own newest checkpoint in the workdir;
 `config.init.weights`; fresh ones drawn from the seed.
@@ -69,28 +69,20 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """One run: its parts, made by `open`, and where it stands.
-
-    model: as it is evaluated
-    teacher_model, teacher: what evaluates the frozen teacher, and its variables on all
-        devices; None where there is none
-    dense_variables: of the model without reduction, whose accuracy is reported first;
-        None: no report
-    rate: the learning rate by step
-    state: on all devices, after `step` steps
-    """
+    """One run and its parts, from `open`."""
 
     config: RunConfig
     workdir: pathlib.Path
     checkpoints: Checkpoints
     data: Data
-    model: ViT
-    teacher_model: ViT | teacher.Teacher | None
-    teacher: Any
+    model: ViT  # as it is evaluated
+    teacher_model: ViT | teacher.Teacher | None  # evaluates the frozen teacher
+    teacher: Any  # its variables on all devices, or None
+    # Of the model without reduction, whose accuracy is reported first; None: no report.
     dense_variables: Any
-    rate: Callable
+    rate: Callable  # the learning rate by step
     optimizer: optax.GradientTransformation
-    state: TrainState
+    state: TrainState  # on all devices, after `step` steps
     step: int
     progress: Progress
 
@@ -99,8 +91,8 @@ class Run:
     def open(cls, config, workdir, dry_run: bool = False):
         """The run of `config` in `workdir`, which is locked while this is entered.
 
-        Mistakes are found before anything is written, and leave no folder behind; what
-        one process of several finds is raised in all.
+        Mistakes are found before anything is written, and leave no folder behind; an
+        error of one process is raised in all.
 
         config: as `train_and_evaluate` takes it
         dry_run: neither write nor lock
@@ -222,7 +214,7 @@ class Run:
             if self._lacks_evaluation():
                 self.progress = evaluation.after_step()
                 save()
-            stop_at(request.asked())
+            stop_at(request.requested())
 
             for batch in log.timed(reader.batches(training)):
                 step = self.step + 1
@@ -248,7 +240,7 @@ class Run:
                     self.progress = evaluation.after_step()
                 evaluated = self.progress.evaluated == step
 
-                signum = request.asked()
+                signum = request.requested()
                 if signum or evaluated or checkpoints.due(step):
                     save()
                 stop_at(signum)
@@ -285,8 +277,8 @@ class Run:
     def _loader(self, training):
         """One set of readers for the batches of all remaining steps and evaluations.
 
-        They alternate in an order that is known beforehand, so readers are never
-        restarted, and never idle at the end of a turn.
+        The order is fixed from the start, so readers are never restarted, and never
+        idle at the end of a turn.
         """
         config, length = self.config.data, self.data.length
 

@@ -269,7 +269,7 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     made.weights = pretrained
     (one, other), _ = compare._entries(made, "dynamicvit", (0.65, 0.9), "gmacs")
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
-    assert set(one.shown) == {"macs", "blocks"}
+    assert set(one.setting) == {"macs", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
     made.weights = dataclasses.replace(pretrained, reduction=settings.DENSE)
     _, [absent] = compare._entries(made, "dynamicvit", SHARES, "gmacs")
@@ -406,9 +406,9 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     context = tiny_context.context(tmp_path / "out", weights)
     smaller, fewer = compare.floors(context.checkpoint(weights))
     patch = weights.config.create(weights.reduction).patch_size
-    sizes = [floor.shown["image_size"] for floor in smaller]
+    sizes = [floor.setting["image_size"] for floor in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
-    assert [floor.shown for floor in fewer] == [{"depth": 1}]
+    assert [floor.setting for floor in fewer] == [{"depth": 1}]
     costs = [floor.gmacs for floor in smaller]
     assert costs == sorted(costs, reverse=True) and costs[0] < weights.config.gmacs(
         weights.reduction

@@ -341,7 +341,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | {"teacher.weights": "ten.npz"},
             None,
-            "^config.teacher.weights: .*in commands --config.teacher.num_heads=",
+            "^config.teacher.weights: .*.*=.. .a teacher.s: --config.teacher",
         ),
         (
             {"teacher.weights": "ten.npz", "teacher.image_size": 32},

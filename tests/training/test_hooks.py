@@ -114,7 +114,7 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
     dense = RunConfig.from_config(config).create_dense()
-    with pytest.raises(InputError, match="config.teacher.weights is empty"):
+    with pytest.raises(InputError, match="config.teacher.weights is "):
         initial(config).teacher_variables(dense)
     variables = runs.untrained(dense, 16, seed=0)
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
@@ -122,5 +122,5 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     loaded = initial(config).teacher_variables(dense)
     chex.assert_trees_all_equal(loaded, variables)
     config.model.embed_dim = 16
-    with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
+    with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
         initial(config).teacher_variables(RunConfig.from_config(config).create_dense())

@@ -26,11 +26,11 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before[1])
     with StopRequest() as request:
-        assert request.asked() == 0
+        assert request.requested() == 0
         signal.raise_signal(signal.SIGTERM)
-        assert request.asked() == signal.SIGTERM
+        assert request.requested() == signal.SIGTERM
         signal.raise_signal(signal.SIGINT)  # the first one counts
-        assert request.asked() == signal.SIGTERM
+        assert request.requested() == signal.SIGTERM
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
 
 
@@ -56,7 +56,7 @@ def test_what_encloses_a_request_hears_no_signal_until_it_is_left():
 def test_work_is_abandoned_between_two_items():
     done = []
     with StopRequest() as request, pytest.raises(Interrupted):
-        for piece in request.until_asked(iter(range(5))):
+        for piece in request.until_requested(iter(range(5))):
             done.append(piece)
             if piece == 2:
                 signal.raise_signal(signal.SIGTERM)
@@ -67,7 +67,7 @@ def test_all_processes_stop_at_the_same_call():
     """A process without a signal gets that of another, and keeps it."""
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
-        assert [request.asked() for _ in range(3)] == [0, 15, 15]
+        assert [request.requested() for _ in range(3)] == [0, 15, 15]
 
 
 # Busy where Python's own handlers do not run, as in a compile.
