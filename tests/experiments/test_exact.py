@@ -117,7 +117,7 @@ def test_published_claims_can_be_recomputed():
     ids=lambda reduction: reduction["name"],
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
-    """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
+    """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160)
     target = one.config.gmacs(finetune.REFERENCE)
     found = one.config.resolved(

@@ -63,7 +63,7 @@ def test_the_page_has_every_number_of_tokens(tmp_path, words):
 
 
 def test_neighbors_vote_by_hand():
-    """Of 20, 9 of class 1 at the query and 11 of class 0 at 60 degrees: class 1."""
+    """Nine of class 1 at the query and eleven of class 0 at 60 degrees: class 1."""
     memory = np.array([[1.0, 0]] * 9 + [[0.5, 0.75**0.5]] * 11)
     labels = np.array([1] * 9 + [0] * 11)
     found = fixed_tokens.nearest_classes(memory, labels, np.array([[3.0, 0], [0, 2]]))

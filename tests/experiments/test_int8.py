@@ -86,7 +86,7 @@ def test_maps_are_those_of_jax(tmp_path, context):
 
 
 def test_a_dropped_patch_has_the_feature_of_the_nearest_token():
-    """Of 2 x 3 patches three are in the token at (0, 0), one in that at (1, 2)."""
+    """Three of 2 x 3 patches are in the token at (0, 0), one in that at (1, 2)."""
     tokens = np.array([[[1.0], [2.0]]])
     source = np.array([[[0, 0, -1], [0, -1, 1]]])
     coordinates = np.array([[[1 / 3, 1 / 3], [1.0, 2.0]]])

@@ -151,7 +151,7 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
 
 
 def test_attentive_share_by_hand():
-    """Of tokens 0, 3 and 4 one, 3, is among the two most attended."""
+    """One of tokens 0, 3 and 4, 3, is among the two most attended."""
     merged = np.asarray([[True, False, False, True, True]])
     attention = np.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]], np.float32)
     share = tiny.compiled(merges.attentive_share, static_argnums=2)

@@ -93,7 +93,7 @@ def test_unpadded_trains_attention_with_odd_lengths(monkeypatch):
         return layer.apply(variables, x, state, train=True)[0].astype("float32").sum()
 
     def lengths():
-        """Of the queries in cuDNN's calls, forward and backward."""
+        """Lengths of the queries in cuDNN's calls, forward and backward."""
         program = str(jax.make_jaxpr(jax.grad(loss))(variables, x, state))
         assert "dot_product_attention_bwd" in program
         return {n for n in (7, 8) if f"bf16[2,{n},1,64]" in program}

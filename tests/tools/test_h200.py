@@ -44,7 +44,7 @@ def test_a_kernel_takes_its_launch_and_its_bytes_or_products(fields, microsecond
 
 
 def test_summary_adds_up_by_kind():
-    """Of 4 MB each: two copies move 8 MB in 4 us, one sum 12 MB in 5."""
+    """Arrays of 4 MB: two copies move 8 MB in 4 us, one sum 12 MB in 5."""
     assert h200.summary(TEXT) == {
         "move": (2, pytest.approx(0.008)),
         "fusion": (1, pytest.approx(0.005)),
