@@ -26,7 +26,7 @@ RECIPE = types.MappingProxyType(
         "min_lr": 1e-5,
         "warmup_lr": 1e-6,
         "clip_norm": 1.0,
-        # Of DynamicViT's backbone, which starts trained; its authors' 0.01 and five
+        # For DynamicViT's backbone, which starts trained; its authors' 0.01 and five
         # frozen epochs are for longer runs.
         "backbone_lr": 0.1,
     }

@@ -74,7 +74,7 @@ def test_cover_is_a_slow_loop_over_squares(fill):
 class Brightness:
     """A model that is right while enough of a white image is to be seen.
 
-    Of the labels, 0 .. 9, label k needs k tenths of it.
+    Label k of 0 .. 9 needs k tenths of it.
     """
 
     mean, std, dtype = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.dtype("float32")
