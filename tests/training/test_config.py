@@ -79,41 +79,38 @@ def test_numbers_out_of_range(field):
             RunConfig.from_config(config(**{field: value}))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_not_finite(value):
-    message = f"config.lr is {value}; allowed: numbers from 0"
-    with pytest.raises(InputError, match=message):
-        RunConfig.from_config(config(lr=value))
-
-
-@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
-def test_betas(betas):
-    with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
-        RunConfig.from_config(config(betas=betas))
-
-
 @pytest.mark.parametrize(
-    "fields, message",
+    "field, value, allowed",
     [
-        (
-            {"best_by": "ema"},
-            "best_by is 'ema'; allowed: 'weights', 'averages'",
+        *(("lr", value, "numbers from 0") for value in (math.nan, math.inf)),
+        *(
+            ("betas", value, "two numbers from 0 to below 1")
+            for value in ((0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ())
         ),
-        (
-            {"best_by": "averages", "ema_decay": 0.0},
-            "config.best_by is 'averages', but ema_decay is 0; allowed: 'weights', or",
+        ("best_by", "ema", "'weights', 'averages'"),
+        *(
+            ("data.area", value, "lower one first")
+            for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,))
         ),
+        ("data.crop", "wild", "random_resized"),
+        ("data.resize", "big", "deit"),
+        ("lr_offset", 2, "0, 1"),
+        ("init.fresh", (3,), "names of parts"),
     ],
 )
-def test_what_the_best_checkpoint_is_chosen_by(fields, message):
-    with pytest.raises(InputError, match=message):
-        RunConfig.from_config(config(**fields))
+def test_a_value_that_is_not_allowed_is_named(field, value, allowed):
+    with pytest.raises(InputError) as error:
+        RunConfig.from_config(config(**{field: value}))
+    assert (error.value.field, repr(error.value.value)) == (
+        f"config.{field}",
+        repr(value),
+    )
+    assert allowed in error.value.allowed
 
 
-@pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
-def test_area(area):
-    with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
-        RunConfig.from_config(config(**{"data.area": area}))
+def test_without_averages_none_is_the_best():
+    with pytest.raises(InputError, match="config.best_by is 'averages', but ema_decay"):
+        RunConfig.from_config(config(best_by="averages", ema_decay=0.0))
 
 
 def test_a_canvas_holds_what_is_cropped_from_it():
@@ -127,12 +124,18 @@ def test_a_canvas_holds_what_is_cropped_from_it():
 
 @pytest.mark.parametrize(
     "removed, named",
-    [("eval_batch_size", "eval_batch_size"), ("data", "data.name"), ("eps", "eps")],
+    [
+        ("eval_batch_size", "eval_batch_size"),
+        ("data", "data.name"),
+        ("eps", "eps"),
+        ("teacher.weights", "teacher.weights"),
+        ("init.fresh", "init.fresh"),
+    ],
 )
 def test_a_config_that_does_not_start_from_base(removed, named):
-    made = config()
+    made, (*groups, field) = config(), removed.split(".")
     with made.unlocked():
-        del made[removed]
+        del (made[groups[0]] if groups else made)[field]
     message = f"config.{named} is missing; a config starts from configs/base.py"
     with pytest.raises(InputError, match=message):
         RunConfig.from_config(made)
@@ -214,8 +217,6 @@ def test_impossible_schedules_are_found_when_it_is_made():
     message = "config.warmup_epochs is 41.0; allowed: 0 to epochs, 40"
     with pytest.raises(InputError, match=message):
         create(OptimConfig.from_config(config(warmup_epochs=41.0)), 11)
-    with pytest.raises(InputError, match="config.lr_offset is 2; allowed: 0, 1"):
-        RunConfig.from_config(config(lr_offset=2))
 
 
 def test_first_step_of_the_optimizer():
@@ -239,10 +240,6 @@ def test_sources_and_transforms_are_those_of_the_config():
     rng = np.random.default_rng(0)
     moved = run.train_transform()(image, rng)
     assert moved.shape == image.shape and not (moved == image).all()
-    with pytest.raises(InputError, match="config.data.crop is 'wild'; allowed:"):
-        RunConfig.from_config(config(**{"data.crop": "wild"}))
-    with pytest.raises(InputError, match="config.data.resize is 'big'; allowed:"):
-        RunConfig.from_config(config(**{"data.resize": "big"}))
 
 
 def test_shapes_of_a_batch_are_what_the_loader_gives():
@@ -281,23 +278,13 @@ def test_models_of_a_config():
     assert (dense.stem, patch.stem) == ("conv", "patch")
 
 
-@pytest.mark.parametrize("group, field", [("teacher", "weights"), ("init", "fresh")])
-def test_a_missing_field_is_named(group, field):
-    made = base.get_config().to_dict()
-    del made[group][field]
-    with pytest.raises(InputError, match=f"config.{group}.{field} is missing; a conf"):
-        RunConfig.from_config(made)
-
-
 def test_names_of_fresh_parts():
-    assert RunConfig.from_config(config(**{"init.fresh": ("head",)})).init.fresh == (
-        "head",
-    )
+    made = config(**{"init.fresh": ("head",)})
+    assert RunConfig.from_config(made).init.fresh == ("head",)
     made = base.get_config().to_dict()
-    for fresh in ("head", (3,)):
-        made["init"]["fresh"] = fresh
-        with pytest.raises(InputError, match="config.init.fresh is .* allowed: name"):
-            RunConfig.from_config(made)
+    made["init"]["fresh"] = "head"
+    with pytest.raises(InputError, match="config.init.fresh is .* allowed: name"):
+        RunConfig.from_config(made)
 
 
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])

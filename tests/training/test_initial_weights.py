@@ -34,13 +34,20 @@ def config(**fields):
 
 
 def drawn(made, seed=0):
-    return fresh_variables(
-        RunConfig.from_config(made).create_model(), made.image_size, seed
-    )
+    return fresh_variables(model_of(made), made.image_size, seed)
+
+
+def model_of(made):
+    return RunConfig.from_config(made).create_model()
 
 
 def initial(made):
     return InitialWeights(RunConfig.from_config(made))
+
+
+def started(made):
+    """The variables that the run of a config starts from."""
+    return initial(made).variables(model_of(made))
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +65,14 @@ def test_fresh_is_a_function_of_the_seed():
     chex.assert_trees_all_equal(first, again)
     kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
     assert not np.array_equal(*kernels)
-    shapes = variable_shapes(
-        RunConfig.from_config(made).create_model(), made.image_size
-    )
+    shapes = variable_shapes(model_of(made), made.image_size)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
 
 
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
+    loaded = started(made)
     chex.assert_trees_all_equal(loaded, variables)
 
 
@@ -76,12 +81,12 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     made = config(**fields, **{"init.fresh": ("head",)})
-    started = initial(made).variables(RunConfig.from_config(made).create_model())
+    found = started(made)
     head = drawn(made, seed=5)["params"]["head"]
-    chex.assert_trees_all_equal(started["params"].pop("head"), head)
+    chex.assert_trees_all_equal(found["params"].pop("head"), head)
     old = dict(variables["params"])
     del old["head"]
-    chex.assert_trees_all_equal(started["params"], old)
+    chex.assert_trees_all_equal(found["params"], old)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_only_the_named_parts_are_new(saved):
 def test_mistakes(fields, message):
     made = config(**fields)
     with pytest.raises(InputError, match=message):
-        initial(made).variables(RunConfig.from_config(made).create_model())
+        started(made)
 
 
 def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
@@ -106,7 +111,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     variables = drawn(made, seed=1)
     np.savez(path, **convert.to_timm(variables))
     made = config(**{"model.depth": 2, "init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
+    loaded = started(made)
     del variables["params"]["reducer_1"]
     chex.assert_trees_all_equal(loaded, variables)
 
@@ -115,10 +120,10 @@ def test_unknown_part_and_wrong_shape_are_named(saved):
     path, _ = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
-        initial(made).variables(RunConfig.from_config(made).create_model())
+        started(made)
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
-        initial(made).variables(RunConfig.from_config(made).create_model())
+        started(made)
     fields = {"init.weights": str(path), "num_classes": 5}
     for more, and_also in (
         ({}, ""),
@@ -141,15 +146,13 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save(4, latest, {})
     checkpoints.close()
     made = config()
-    like = variable_shapes(RunConfig.from_config(made).create_model(), made.image_size)
+    like = variable_shapes(model_of(made), made.image_size)
     loaded = convert.from_timm(load.tensors(tmp_path), like)
     chex.assert_trees_all_equal(loaded, best)
     loaded = convert.from_timm(load.tensors(tmp_path, "latest"), like)
     chex.assert_trees_all_equal(loaded, latest)
     wider = config(**{"model.embed_dim": 16})
-    like = variable_shapes(
-        RunConfig.from_config(wider).create_model(), wider.image_size
-    )
+    like = variable_shapes(model_of(wider), wider.image_size)
     with pytest.raises(InputError, match="^it holds a model of"):
         convert.from_timm(load.tensors(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):
@@ -246,6 +249,6 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
-    loaded = initial(made).variables(RunConfig.from_config(made).create_model())
+    loaded = started(made)
     chex.assert_trees_all_equal(loaded, variables)
     assert load.read_metadata(path).normalization["mean"] == (0.485, 0.456, 0.406)
