@@ -35,10 +35,11 @@ def main():
     shares = [share(text) for text in SHARES.value]
     for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
         if flag.present:
-            both = f"--sweep and --{flag.name} are both given"
-            raise InputError(f"{both}; allowed: one")
+            problem = f"is given with --{flag.name}"
+            raise InputError(problem, field="--sweep", allowed="one of the two")
     if not shares:
-        raise InputError("--shares is empty; allowed: one or more, such as 0.9,0.5")
+        allowed = "one or more, such as 0.9,0.5"
+        raise InputError("is empty", field="--shares", allowed=allowed)
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
@@ -95,10 +96,8 @@ def share(text):
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise InputError(
-            f"--shares is {text!r}; allowed: shares of the dense model's cost, "
-            "between 0 and 1, such as 0.5"
-        )
+        allowed = "shares of the dense model's cost, between 0 and 1, such as 0.5"
+        raise InputError(field="--shares", value=text, allowed=allowed)
     return value
 
 

@@ -42,8 +42,9 @@ def main():
     from imagepiece_jax.training.config import RunConfig
 
     if GELU.value and not OPTIMIZED.value:
-        instead = "add --optimized, or set --config.model.gelu for the model itself"
-        raise InputError(f"--gelu is for the optimized program: {instead}")
+        hint = "add --optimized, or set --config.model.gelu for the model itself"
+        problem = f"{GELU.value} is for the optimized program"
+        raise InputError(problem, field="--gelu", value=GELU.value, hint=hint)
     config, weights = read_with_config(**typed)
     limit, model = IMAGES(config), weights.config.create(weights.reduction)
     if JSON.value:

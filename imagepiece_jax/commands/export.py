@@ -52,12 +52,11 @@ def main():
 
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
-        raise InputError(
-            f"--out {out} ends in {out.suffix}, but --format is {form}; allowed: "
-            f"--format {out.suffix[1:]}, or another name"
-        )
-    beside = jax_export.facts_file(out)
-    for file in (out, beside):
+        problem = f"{out} ends in {out.suffix}, but --format is {form}"
+        allowed = f"--format {out.suffix[1:]}, or another name"
+        raise InputError(problem, field="--out", value=str(out), allowed=allowed)
+    facts_file = jax_export.facts_file(out)
+    for file in (out, facts_file):
         check_writable("--out", file, own_files(typed["path"]))
     _check_installed(form)
     config, weights = read_with_config(**typed)
@@ -84,10 +83,10 @@ def main():
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)
-    replace_file(beside, json.dumps(facts, indent=2) + "\n")
+    replace_file(facts_file, json.dumps(facts, indent=2) + "\n")
     print(
         f"{out}: {len(data) / 1e6:.1f} MB, {facts['dtype']}, {facts['gmacs']:.3f} "
-        f"GMACs an image, {runs}; {beside.name} describes input and output"
+        f"GMACs an image, {runs}; {facts_file.name} describes input and output"
     )
 
 
@@ -98,10 +97,9 @@ def _check_installed(form):
         "onnx": ("onnx", "--format onnx is written with it", '".[onnx]"'),
     }[form]
     if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{package} is not installed, and {writes}; install it: pip install "
-            f"{extra} in a clone"
-        )
+        hint = f"install it: pip install {extra} in a clone"
+        problem = f"is not installed, and {writes}"
+        raise InputError(problem, field=package, hint=hint)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ def main(words):
     depth = len(models[0].model.plan)
     for block in blocks:
         if block >= depth:
-            raise InputError(f"--blocks has {block}; allowed: 0 to {depth - 1}")
+            allowed = f"0 to {depth - 1}"
+            raise InputError(
+                f"has {block}", field="--blocks", value=block, allowed=allowed
+            )
     resize = RESIZE.value or weights.resize
     transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
     images, names = sources.read_images(files, transform)
@@ -66,7 +69,8 @@ def block_numbers(texts):
     """["1", "4"] -> [1, 4]; InputError for anything but numbers."""
     for text in texts:
         if not text.isdecimal():
-            raise InputError(f"--blocks has {text!r}; allowed: numbers of blocks")
+            problem, allowed = f"has {text!r}", "numbers of blocks"
+            raise InputError(problem, field="--blocks", value=text, allowed=allowed)
     return [int(text) for text in texts]
 
 

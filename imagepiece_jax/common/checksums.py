@@ -38,7 +38,7 @@ def newest(folder, choose, among=None, reader=None):
     folder, reader = pathlib.Path(folder), reader or read
     among = steps(folder) if among is None else among
     if not among:
-        raise InputError(f"{folder} holds no checkpoint")
+        raise InputError("holds no checkpoint", place=folder)
     for step in reversed(among):
         try:
             arrays, content = reader(folder / str(step), choose)
@@ -49,12 +49,11 @@ def newest(folder, choose, among=None, reader=None):
             continue
         return arrays, json.loads(content)["meta"], step
     untried = [step for step in steps(folder) if step not in among]
-    allowed = "remove the folder to start again, or choose another --workdir"
+    hint = "remove the folder to start again, or choose another --workdir"
     if untried:
-        allowed = f"others that are there are {untried}"
-    raise InputError(
-        f"{folder}: every checkpoint tried is damaged (steps {among}); {allowed}"
-    )
+        hint = f"others that are there are {untried}"
+    problem = f"has only damaged checkpoints among those tried (steps {among})"
+    raise InputError(problem, place=folder, value=among, hint=hint)
 
 
 def described(arrays, meta):

@@ -17,7 +17,17 @@ from imagepiece_jax.errors import InputError, RunError
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 # Photographs and weights: only a command that writes such files replaces one.
-KEPT = (".jpg", ".jpeg", ".png", ".webp", ".npz", ".safetensors", ".pth", ".pt", ".bin")
+PROTECTED = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".npz",
+    ".safetensors",
+    ".pth",
+    ".pt",
+    ".bin",
+)
 
 log = logging.getLogger("imagepiece_jax.files")
 
@@ -35,10 +45,10 @@ def lock(file, flag):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        folder = pathlib.Path(file.name).parent
+        folder = str(pathlib.Path(file.name).parent)
         problem = f"{folder} is in use by another process"
         raise InputError(
-            problem, field=flag, value=str(folder), allowed="another, or wait for it"
+            problem, field=flag, value=folder, allowed="another, or wait for it"
         ) from error
     except OSError as error:
         log.warning(
@@ -55,11 +65,13 @@ def read_json(path):
     try:
         content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); allowed: an object") from error
+        problem = f"is not JSON ({error})"
+        raise InputError(problem, place=path, allowed="an object") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is a {type(content).__name__}; allowed: an object")
+        kind = type(content).__name__
+        raise InputError(f"is a {kind}", place=path, value=kind, allowed="an object")
     return content
 
 
@@ -75,9 +87,8 @@ def make_folder(flag, path):
     except OSError as error:
         there = isinstance(error, FileExistsError)
         reason = os.strerror(errno.ENOTDIR) if there else error.strerror
-        raise InputError(
-            f"{flag} {path} cannot be made ({reason}); choose another"
-        ) from error
+        problem, hint = f"{path} cannot be made ({reason})", "choose another"
+        raise InputError(problem, field=flag, value=path, hint=hint) from error
 
 
 def check_writable(flag, path, read=(), writes=()):
@@ -85,27 +96,25 @@ def check_writable(flag, path, read=(), writes=()):
 
     flag: names it in the error, such as "--json"
     read: files that the command reads, which would be lost
-    writes: suffixes of KEPT that the command writes itself
+    writes: suffixes of PROTECTED that the command writes itself
     Raises InputError where it cannot be written, or must not be replaced.
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
-            raise InputError(f"{flag} {path} is read here; allowed: another file")
+            problem, allowed = f"{path} is read here", "another file"
+            raise InputError(problem, field=flag, value=path, allowed=allowed)
     suffix = os.path.splitext(path)[1].lower()
-    if os.path.exists(path) and suffix in KEPT and suffix not in writes:
-        raise InputError(
-            f"{flag} {path} exists, and this command writes no {suffix}; allowed: "
-            "another name"
-        )
+    if os.path.exists(path) and suffix in PROTECTED and suffix not in writes:
+        problem = f"{path} exists, and this command writes no {suffix}"
+        raise InputError(problem, field=flag, value=path, allowed="another name")
     try:
-        new = _beside(_target(path))
+        new = _temporary(_target(path))
         new.touch()
         new.unlink()
     except OSError as error:
-        raise InputError(
-            f"{flag} {path} cannot be written ({error.strerror}); allowed: a file in "
-            "a folder that exists"
-        ) from error
+        problem = f"{path} cannot be written ({error.strerror})"
+        allowed = "a file in a folder that exists"
+        raise InputError(problem, field=flag, value=path, allowed=allowed) from error
 
 
 def replace_file(path, content):
@@ -130,7 +139,7 @@ def replacing(path):
     """
     try:
         target = _target(path)
-        new = _beside(target)
+        new = _temporary(target)
         try:
             yield new
             with open(new, "rb") as file:
@@ -143,10 +152,7 @@ def replacing(path):
                 new.unlink()
             raise
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error.strerror or error}); fix this, and run "
-            "the same command again"
-        ) from error
+        raise _not_written(path, error, "run the same command again") from error
 
 
 @contextlib.contextmanager
@@ -162,7 +168,7 @@ def replacing_folder(path):
     """
     try:
         target = _followed(path)
-        new, old = _beside(target), _beside(target)
+        new, old = _temporary(target), _temporary(target)
         there = target.exists()
         try:
             new.mkdir(parents=True)
@@ -179,10 +185,13 @@ def replacing_folder(path):
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error.strerror or error}); fix this, and try "
-            "again"
-        ) from error
+        raise _not_written(path, error, "try again") from error
+
+
+def _not_written(path, error, then):
+    """The RunError for a file or folder that the system refuses to write."""
+    reason = error.strerror or error
+    return RunError(f"{path} cannot be written ({reason}); fix this, and {then}")
 
 
 def _put_back(old, target):
@@ -213,10 +222,8 @@ def append_line(file, text):
             data = data[file.write(data) :]
     except OSError as error:
         os.ftruncate(file.fileno(), before)
-        raise RunError(
-            f"{file.name} cannot be written ({error.strerror or error}); fix this, and "
-            "the same command resumes from what is there"
-        ) from error
+        then = "run the same command again, which resumes from what is there"
+        raise _not_written(file.name, error, then) from error
 
 
 def git_revision():
@@ -259,6 +266,6 @@ def _followed(path):
     return target
 
 
-def _beside(path):
+def _temporary(path):
     """A new path in the folder of `path`: several processes may write at once."""
     return path.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -40,9 +40,10 @@ class Placement:
         """
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
+            of = f"devices * accumulation steps = {devices} * {self.accumulation}"
+            allowed = f"positive multiples of {of}"
             raise InputError(
-                f"config.batch_size is {batch_size}: it must be a positive multiple of "
-                f"devices * accumulation steps = {devices} * {self.accumulation}"
+                field="config.batch_size", value=batch_size, allowed=allowed
             )
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices

@@ -84,10 +84,9 @@ def check_same(values: dict):
         for name in [*first, *(name for name in other if name not in first)]:
             ours, theirs = first.get(name, "missing"), other.get(name, "missing")
             if ours != theirs:
-                raise InputError(
-                    f"{name} is {theirs} on process {process}, but {ours} on process "
-                    "0: all processes of a run need the same"
-                )
+                problem = f"is {theirs} on process {process}, but {ours} on process 0"
+                hint = "all processes of a run need the same"
+                raise InputError(problem, field=name, value=theirs, hint=hint)
 
 
 def max_over_processes():
@@ -300,9 +299,10 @@ def shard(tree):
 
     def put(x):
         if x.shape[0] % count:
+            problem = f"{x.shape[0]} cannot be split over {count} local devices"
+            allowed = f"multiples of {count}"
             raise InputError(
-                f"a batch of {x.shape[0]} samples cannot be split over {count} local "
-                f"devices: take a batch_size that {count} divides"
+                problem, field="batch_size", value=x.shape[0], allowed=allowed
             )
         return _of_all(x.reshape(count, x.shape[0] // count, *x.shape[1:]))
 

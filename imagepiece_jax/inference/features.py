@@ -135,19 +135,15 @@ def features(
     blocks = range(depth - layers, depth) if last else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
     if not all(is_whole(block) and 0 <= block < depth for block in blocks):
-        raise InputError(
-            f"layers is {layers!r}; allowed: 0 to {depth} for the last blocks, or a "
-            f"list of blocks from 0 to {depth - 1}"
-        )
+        allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
+        raise InputError(field="layers", value=layers, allowed=allowed)
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):
-            raise InputError(f"{name} is {value!r}; allowed: True, False")
+            raise InputError(field=name, value=value, allowed="True, False")
     _check_fill(fill, model.arch.class_token)
     if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
-        raise InputError(
-            f"fuser is {fuser!r}; allowed: a function of two arrays that has a hash, "
-            "such as one that calls TokenFuser().apply"
-        )
+        allowed = "functions with a hash, such as one that calls TokenFuser().apply"
+        raise InputError(field="fuser", value=fuser, allowed=allowed)
     xla_options.check_dtype(model.dtype.name)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
@@ -222,10 +218,9 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
     if tokens is None:
         return vit.model
     if vit.reduction is None:
-        raise InputError(
-            f"tokens is {tokens!r}, but the model's reduction is not known; allowed: "
-            'Pretrained(model, variables, reduction={"name": ..})'
-        )
+        problem = f"is {tokens!r}, but the model has no record of its reduction"
+        hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
+        raise InputError(problem, field="tokens", value=tokens, hint=hint)
     fields = tuple((k, as_tuple(v)) for k, v in vit.reduction.items())
     grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
     # Not cached where True is 1, and lists have no hash: they are refused.
@@ -237,9 +232,11 @@ def leaving(vit: Pretrained, tokens: int | None) -> ViT:
             check_variables(model, vit.variables, vit.image_size)
         except InputError as error:
             check_variables(vit.model, vit.variables, vit.image_size)
+            name = vit.reduction["name"]
+            problem = f"is {tokens}, but {name!r} has learned weights of another number"
+            hint = f"{error}"
             raise InputError(
-                f"tokens is {tokens}, but what {vit.reduction['name']!r} has learned "
-                f"is for another number of tokens: {error}"
+                problem, field="tokens", value=tokens, hint=hint
             ) from error
     return model
 
@@ -414,11 +411,10 @@ def _mapped(state, path, fill, norm, fuser):
         path, mixing, x = path.mixed
         fused = (fuser or _by_weight(mixing.matrix))(values, x)
         if jnp.shape(fused) != x.shape:
-            raise InputError(
-                f"fuser makes an array {list(jnp.shape(fused))} of learned tokens "
-                f"{list(values.shape)}; allowed: {list(x.shape)}, a feature of each "
-                "token before them"
-            )
+            shape = [*jnp.shape(fused)]
+            problem = f"makes an array {shape} of learned tokens {[*values.shape]}"
+            allowed = f"{[*x.shape]}, a feature of each token before them"
+            raise InputError(problem, field="fuser", value=shape, allowed=allowed)
         values = fused
     if fill == "class":
         values = jnp.where(gone[..., None], prefix[:, :1], values)
@@ -463,13 +459,12 @@ def _by_weight(matrix):
 
 
 def _check_fill(fill, class_token):
-    if fill not in FILLS:
-        raise InputError(f"fill is {fill!r}; allowed: {', '.join(FILLS)}")
     if fill == "class" and not class_token:
-        others = ", ".join(name for name in FILLS if name != fill)
-        raise InputError(
-            f"fill is 'class', but this model has no class token; allowed: {others}"
-        )
+        problem = "is 'class', but this model has no class token"
+        allowed = ", ".join(name for name in FILLS if name != fill)
+        raise InputError(problem, field="fill", value=fill, allowed=allowed)
+    if fill not in FILLS:
+        raise InputError(field="fill", value=fill, allowed=", ".join(FILLS))
 
 
 def _has_hash(function):
@@ -485,15 +480,13 @@ def _check(outputs, grid):
     if outputs.state.mask is not None or any(
         isinstance(result, Masking) for result in outputs.results
     ):
-        raise InputError(
-            "outputs are those of masked training, where no token is gone; allowed: "
-            "those of a model made without masked=True"
-        )
+        problem = "are those of masked training, where no token is gone"
+        allowed = "those of a model made without masked=True"
+        raise InputError(problem, field="outputs", allowed=allowed)
     state = outputs.state
     first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
     patches = first.shape[1]
     if grid[0] * grid[1] != patches:
-        raise InputError(
-            f"grid is {grid[0]}x{grid[1]}, but the model had {patches} patches; "
-            f"allowed: grids of {patches}"
-        )
+        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
+        allowed = f"grids of {patches}"
+        raise InputError(problem, field="grid", value=grid, allowed=allowed)

@@ -64,15 +64,16 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         program.mlir_module()  # whose own version JAX looks at no earlier
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except MemoryError:
         raise
     except Exception as error:  # of many types, where bytes are missing
+        reason = f"({str(error).split('.')[0]}){_origin(path)}"
         raise InputError(
-            f"{path} is no program that jax {jax.__version__} reads "
-            f"({str(error).split('.')[0]}){_origin(path)}; allowed: whole files of "
-            "export by this or an older jax, which JAX promises to read for six "
-            "months: export the weights again, for longer with --format onnx"
+            f"is no program that jax {jax.__version__} reads {reason}",
+            place=path,
+            allowed="complete files of this jax, or of one at most six months older",
+            hint="export the weights again, for longer with --format onnx",
         ) from error
     return program
 
@@ -80,8 +81,8 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
 def _origin(path):
     """By what, and when, the program in a file was exported, if that is recorded."""
     try:
-        beside = read_json(facts_file(path))
-        return f"; jax {beside['jax']} exported it on {beside['exported']}"
+        facts = read_json(facts_file(path))
+        return f"; jax {facts['jax']} exported it on {facts['exported']}"
     except (InputError, KeyError):
         return ""
 
@@ -110,10 +111,8 @@ def exported_images(
     if batch_size is None:
         if draws(leaving(vit, tokens)):
             # JAX has no random numbers of an open shape.
-            raise InputError(
-                f"config.reduction is {vit.label}, which draws random numbers; "
-                "allowed: a batch size, --batch"
-            )
+            problem = f"is open, but {vit.label} draws random numbers"
+            raise InputError(problem, field="batch_size", allowed="a number, --batch")
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(vit.image_size), 3
     return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))

@@ -382,10 +382,9 @@ def _needed(jaxpr):
 
 def unknown(name):
     """The InputError for what has no operator."""
-    return InputError(
-        f"the model computes {name}, which has no ONNX operator here; allowed: "
-        "reductions by fixed counts (--format jax has all of them)"
-    )
+    problem = f"computes {name}, which has no ONNX operator here"
+    allowed = "reductions by fixed counts (--format jax has all of them)"
+    return InputError(problem, place="the model", value=name, allowed=allowed)
 
 
 def is_number(side, number):

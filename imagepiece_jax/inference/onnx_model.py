@@ -38,9 +38,10 @@ def onnx_model(
     """
     plain = leaving(vit, tokens).clone(kernels=None)
     if jax_export.draws(plain):
+        problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
+        allowed = "the other methods, or --format jax"
         raise InputError(
-            f"config.reduction is {vit.label}, which draws random numbers, and has no "
-            "ONNX graph; allowed: the other methods, or --format jax"
+            problem, field="config.reduction", value=vit.label, allowed=allowed
         )
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")

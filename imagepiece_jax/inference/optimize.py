@@ -121,27 +121,23 @@ class Program:
         takes, shape = self.images, getattr(images, "shape", None)
         if shape is None or len(shape) != 4 or shape[1:] != takes.shape[1:]:
             kind = type(images).__name__ if shape is None else f"of shape {shape}"
-            _, *rest = takes.shape
+            sides = ", ".join(map(str, takes.shape[1:]))
+            allowed = f"an array of shape [1 .. {self.batch_size}, {sides}]"
+            raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
+        count, dtype = shape[0], images.dtype
+        if not 1 <= count <= self.batch_size:
+            problem, allowed = f"has {count} images", f"1 to {self.batch_size}"
+            hint = "the batch_size of optimize()"
             raise InputError(
-                f"images is {kind}; allowed: an array of shape "
-                f"[1 .. {self.batch_size}, {', '.join(map(str, rest))}]"
+                problem, field="images", value=count, allowed=f"{allowed}, {hint}"
             )
-        if not 1 <= shape[0] <= self.batch_size:
-            raise InputError(
-                f"images has {shape[0]} images; allowed: 1 to {self.batch_size}, "
-                "the batch_size of optimize()"
-            )
-        if takes.dtype == jnp.uint8 and images.dtype != jnp.uint8:
-            raise InputError(
-                f"images is of type {images.dtype}; allowed: uint8, because the "
-                "program was made with pixels=True"
-            )
-        floats = jnp.issubdtype(images.dtype, jnp.floating)
-        if not floats and images.dtype != jnp.uint8:
-            raise InputError(
-                f"images is of type {images.dtype}; allowed: floats, normalized, or "
-                "uint8"
-            )
+        floats = jnp.issubdtype(dtype, jnp.floating)
+        if dtype != jnp.uint8 and (takes.dtype == jnp.uint8 or not floats):
+            allowed = "floats, normalized, or uint8"
+            if takes.dtype == jnp.uint8:
+                allowed = "uint8, because the program was made with pixels=True"
+            problem = f"is of type {dtype}"
+            raise InputError(problem, field="images", value=dtype, allowed=allowed)
         if floats:
             warn_of_range(images, self.model.mean, self.model.std)
 
@@ -176,11 +172,10 @@ def _device(value):
     platform, _, number = str(value).partition(":")
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
-    here = {each.platform for each in (*jax.local_devices(), *jax.devices("cpu"))}
-    raise InputError(
-        f"device is {value!r}; allowed: a jax.Device, and the platforms of this "
-        f"process: {', '.join(sorted(here))}"
-    )
+    devices = *jax.local_devices(), *jax.devices("cpu")
+    here = sorted({device.platform for device in devices})
+    allowed = f"a jax.Device, and the platforms of this process: {', '.join(here)}"
+    raise InputError(field="device", value=value, allowed=allowed)
 
 
 def _compiler_options(value):
@@ -238,23 +233,24 @@ class CompileOptions(CheckedFields):
     def of(
         cls,
         options: Mapping[str, Any],
-        beside: Sequence[str] = (),
+        others: Sequence[str] = (),
         **given: Any,
     ) -> "CompileOptions":
         """These options and the given ones. Raises InputError for an unknown one.
 
-        beside: what else the caller takes, which may have been meant
+        others: names of the caller's own arguments, for a suggestion
         """
         names = [field.name for field in dataclasses.fields(cls)]
         names = [name for name in names if name not in given]
         unknown = next((name for name in options if name not in names), None)
         if unknown is not None:
-            known = [*beside, *names]
-            hint = suggestion(unknown, known, f"allowed: {', '.join(known)}")
-            raise InputError(f"{unknown} is not an argument; {hint}")
+            arguments = [*others, *names]
+            hint = suggestion(unknown, arguments, f"allowed: {', '.join(arguments)}")
+            raise InputError("is not an argument", field=unknown, hint=hint)
         given = {**options, **given}
         if "batch_size" not in given:
-            raise InputError("batch_size is missing; allowed: whole numbers from 1")
+            allowed = "whole numbers from 1"
+            raise InputError("is missing", field="batch_size", allowed=allowed)
         return cls(**given)
 
 
@@ -279,8 +275,10 @@ def optimize(
     expected = sides(vit.image_size)
     if image_size is not None and sides(image_size) != expected:
         raise InputError(
-            f"image_size is {image_size}, but the model is for {described(expected)}; "
-            "load the weights for another size to have the position embeddings resized"
+            field="image_size",
+            value=image_size,
+            allowed=f"{described(expected)}, the model's",
+            hint="load the weights for another size, which resizes positions",
         )
     options = CompileOptions.of(options, ["image_size", "tokens"])
     return compiler(vit, options, tokens)(options.batch_size)
@@ -401,9 +399,10 @@ def _check_options(options, device):
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
+        field, reason = "compiler_options", str(error).partition(": ")[2]
+        problem, allowed = f"is {options}: {reason}", "options of XLA"
         raise InputError(
-            f"compiler_options is {options}: {str(error).partition(': ')[2]}; allowed: "
-            "options of XLA"
+            problem, field=field, value=options, allowed=allowed
         ) from error
 
 
@@ -412,8 +411,9 @@ def _make_folder(path):
         if path is not None:
             os.makedirs(path, exist_ok=True)
     except OSError as error:
+        problem = f"{path} cannot be made ({error.strerror})"
         raise InputError(
-            f"cache_dir {path} cannot be made ({error.strerror}); allowed: a folder"
+            problem, field="cache_dir", value=path, allowed="a folder"
         ) from error
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names, decode, transforms
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 
@@ -76,10 +76,10 @@ class Predictor:
     ):
         classes = vit.model.num_classes
         if not classes and (labels is not None or top is not None):
-            raise InputError(
-                "the model has no classes, and gives features; labels and top are of "
-                "models with a head, such as load(num_classes=..) makes"
-            )
+            field, value = ("top", top) if labels is None else ("labels", labels)
+            problem = f"is {value!r}, but the model has no classes, and gives features"
+            allowed = "None, or models with a head, such as load(num_classes=..) makes"
+            raise InputError(problem, field=field, value=value, allowed=allowed)
         self._labels = vit.class_names if labels is None else _names(labels, classes)
         if classes and self._labels is None and not _has_bias(vit.variables):
             warnings.warn(
@@ -91,13 +91,13 @@ class Predictor:
             )
         self._top = min(5, classes) if top is None else top
         if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:
-            raise InputError(f"top is {top!r}; allowed: 1 to {classes}")
+            raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
         if not is_whole(threads) or threads < 1:
-            raise InputError(f"threads is {threads!r}; allowed: 1, 2, 3, ..")
-        beside = ["labels", "top", "batch_size", "resize", "threads"]
+            raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
+        others = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}
-        options = CompileOptions.of(options, beside, **given)
+        options = CompileOptions.of(options, others, **given)
         batch_size = options.batch_size
         self.sizes = (*(size for size in (1, 8) if size < batch_size), batch_size)
         self._answer = self._most_probable if classes else np.array
@@ -202,15 +202,16 @@ class Predictor:
 
         `image` is a file, its bytes, or what `_read` made of anything else.
         """
-        name = f"{image}: " if isinstance(image, str | pathlib.Path) else ""
+        name = image if isinstance(image, str | pathlib.Path) else ""
         if isinstance(image, FILES):
             image = _read(image)
         if isinstance(image, InputError):
             return image
         try:
-            return self._transform(image)
+            with within(place=name):
+                return self._transform(image)
         except InputError as error:
-            return InputError(f"{name}{error}")
+            return error
 
     def _most_probable(self, logits):
         probabilities = np.exp(logits - logits.max())
@@ -238,13 +239,11 @@ def _names(labels, classes):
     if isinstance(labels, str) and labels == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        raise InputError(
-            f"labels is {labels!r}; allowed: 'imagenet', and a list of names"
-        )
+        allowed = "'imagenet', and a list of names"
+        raise InputError(field="labels", value=labels, allowed=allowed)
     if len(labels) != classes:
-        raise InputError(
-            f"labels has length {len(labels)}; the model has {classes} classes"
-        )
+        problem, allowed = f"has length {len(labels)}", f"{classes}, one a class"
+        raise InputError(problem, field="labels", value=len(labels), allowed=allowed)
     return labels
 
 
@@ -284,33 +283,35 @@ def _rgb(image):
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
     if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
-        raise InputError(
-            f"{image} is a folder; allowed: a file, or a list of the folder's files"
-        )
+        allowed = "a file, or a list of the folder's files"
+        raise InputError("is a folder", place=image, allowed=allowed)
     if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
         try:
             return decode.decode(file, name, upright=True)
         except decode.UnreadableImage as error:
-            raise InputError(f"{error.name} cannot be read: {error.reason}") from error
+            problem = f"cannot be read: {error.reason}"
+            raise InputError(problem, place=error.name) from error
     if hasattr(image, "convert"):
         if 0 in image.size:
-            size = "{}x{}".format(*image.size)
-            raise InputError(f"images: found a PIL image of {size} pixels: it is empty")
+            problem = "is a PIL image of {}x{} pixels, which is empty".format(
+                *image.size
+            )
+            raise InputError(problem, field="images", value=image.size)
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            raise InputError(f"the PIL image cannot be read: {error}") from error
+            problem = f"is a PIL image that cannot be read: {error}"
+            raise InputError(problem, field="images") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
     right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
     if not right or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
-        raise InputError(
-            f"images: found {kind}; allowed: paths, bytes, open files, PIL images "
-            "and uint8 arrays [H, W], [H, W, 3] and [H, W, 4]"
-        )
+        allowed = "paths, bytes, open files, PIL images and uint8 arrays"
+        allowed = f"{allowed} [H, W], [H, W, 3] and [H, W, 4]"
+        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
     return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
@@ -319,10 +320,13 @@ def _whole(file):
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
-        raise InputError(f"the open file cannot be read: {error}") from error
+        problem = f"is an open file that cannot be read: {error}"
+        raise InputError(problem, field="images") from error
     if not isinstance(content, bytes):
-        raise InputError(
-            f"the open file gives {type(content).__name__}; allowed: files opened "
-            'in binary mode, open(path, "rb")'
+        kind = type(content).__name__
+        problem, allowed = (
+            f"is an open file of {kind}",
+            'binary files, open(path, "rb")',
         )
+        raise InputError(problem, field="images", value=kind, allowed=allowed)
     return content

@@ -74,7 +74,8 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     elif not distill.active:
         if path:
             kind = f"config.distill.kind is 'none', config.reduction.name {reduction!r}"
-            run.teacher.refuse("weights", f"'' where nothing learns from it: {kind}")
+            other = "or config.distill.kind soft or hard"
+            run.teacher.refuse("weights", f"'' where nothing learns ({kind}), {other}")
         return None, None
     else:
         if not path:

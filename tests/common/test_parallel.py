@@ -136,7 +136,7 @@ def check_eight():
         check_exchange(devices=8)
         check_pairs(devices=8, m=4)
         check_round_trip(devices=8)
-    with pytest.raises(InputError, match="12 samples cannot be split over 8 local"):
+    with pytest.raises(InputError, match="12 cannot be split over 8 local"):
         parallel.shard({"x": np.zeros((12, 2))})
 
 

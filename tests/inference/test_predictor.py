@@ -115,10 +115,10 @@ def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
 
 def test_labels_by_the_name_of_their_set(trained):
     model, variables = trained
-    with pytest.raises(InputError, match="labels has length 1000; the model has 7 "):
-        imagepiece_jax.Predictor(Pretrained(model, variables), labels="imagenet")
-    with pytest.raises(InputError, match="labels is 'cifar'; allowed: 'imagenet'"):
-        imagepiece_jax.Predictor(Pretrained(model, variables), labels="cifar")
+    for labels, value in (("imagenet", 1000), ("cifar", "cifar")):
+        with pytest.raises(InputError) as error:
+            imagepiece_jax.Predictor(Pretrained(model, variables), labels=labels)
+        assert (error.value.field, error.value.value) == ("labels", value)
 
 
 def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
@@ -166,19 +166,15 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         imagepiece_jax.Predictor(vit, name="deit_tiny_patch16_224")
     with pytest.raises(InputError, match="variables are of types dict and ViT"):
         imagepiece_jax.Predictor(Pretrained(variables, model))
-    with pytest.raises(InputError, match=r"found uint8 \[20, 20, 1\]; allowed: pat"):
-        predictor(pictures[0, ..., :1])
     with (
         open(__file__, "rb") as file,
         pytest.raises(InputError, match="the image cannot be read: no known image"),
     ):
         predictor(file)
-    with (
-        open(__file__, encoding="utf-8") as file,
-        pytest.raises(InputError, match="the open file gives str; allowed: .*binary"),
-    ):
+    with open(__file__, encoding="utf-8") as file, pytest.raises(InputError) as error:
         predictor(file)
-    with pytest.raises(InputError, match="the open file cannot be read: .* closed"):
+    assert (error.value.field, error.value.value) == ("images", "str")
+    with pytest.raises(InputError, match="file that cannot be read: .* closed"):
         predictor(file)
 
 
@@ -278,58 +274,68 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     image = Image.open(tmp_path / "a.png")
     image.close()
-    with pytest.raises(InputError, match="^the PIL image cannot be read: "):
+    with pytest.raises(InputError, match="PIL image that cannot be read: "):
         predictor(image)
 
 
 @pytest.mark.parametrize(
-    "image, message",
+    "image, subject, value",
     [
-        ("no.png", "no.png cannot be read: "),
-        ("tests", "^tests is a folder; allowed: a file, or a list of the folder's f"),
-        (3, "^images: found int; allowed: paths, bytes, open files, PIL images an"),
-        (np.zeros((20, 20, 3)), r"found float64 \[20, 20, 3\]; allowed"),
-        (np.zeros((20, 24, 3), np.uint8), "the image has 20x24 pixels"),
-        (np.zeros((20, 20, 2), np.uint8), r"found uint8 \[20, 20, 2\]; allowed"),
-        (np.zeros((20, 0), np.uint8), r"found uint8 \[20, 0\]; allowed"),
+        ("no.png", "no.png", None),
+        ("tests", "tests", None),
+        (3, "images", "int"),
+        (np.zeros((20, 20, 3)), "images", "float64 [20, 20, 3]"),
+        (np.zeros((20, 20, 1), np.uint8), "images", "uint8 [20, 20, 1]"),
+        (np.zeros((20, 20, 2), np.uint8), "images", "uint8 [20, 20, 2]"),
+        (np.zeros((20, 0), np.uint8), "images", "uint8 [20, 0]"),
     ],
 )
-def test_what_is_no_image(predictor, image, message):
-    with pytest.raises(InputError, match=message):
+def test_what_is_no_image(predictor, image, subject, value):
+    with pytest.raises(InputError) as error:
         predictor(image)
+    found = error.value
+    assert (found.field or found.place, found.value) == (subject, value)
+
+
+def test_an_image_of_another_size(predictor):
+    with pytest.raises(InputError, match="the image has 20x24 pixels"):
+        predictor(np.zeros((20, 24, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "field, value, allowed",
     [
-        ({"labels": 7}, "labels is 7; allowed: 'imagenet', and a list of names"),
-        ({"labels": ["cat"]}, "labels has length 1; the model has 7 classes"),
-        ({"top": 8}, "top is 8; allowed: 1 to 7"),
-        ({"resize": "big"}, "resize is 'big'; allowed: 'deit', 'none'"),
-        ({"batch_size": -1}, "batch_size is -1"),
-        ({"top": True}, "top is True; allowed: 1 to 7"),
-        ({"threads": 0}, "threads is 0; allowed: 1, 2, 3"),
-        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16"),
-        ({"gelu": "fast"}, "gelu is 'fast'; allowed: 'exact', 'tanh'"),
-        ({"attention": "flash"}, "^attention is 'flash'; allowed:"),
-        ({"kernels": "fast"}, "^kernels is 'fast'; allowed: 'plain', 'fused'"),
-        ({"device": "tpu"}, "device is 'tpu'; allowed: .* of this process: cpu"),
-        ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
-        ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
+        ("labels", 7, "'imagenet', and a list of names"),
+        ("top", 8, "1 to 7"),
+        ("resize", "big", "'deit', 'none'"),
+        ("batch_size", -1, "whole numbers from 1"),
+        ("top", True, "1 to 7"),
+        ("threads", 0, "1, 2, 3, .."),
+        ("dtype", "int8", "float32, bfloat16, float16"),
+        ("gelu", "fast", "'exact', 'tanh'"),
+        ("attention", "flash", "'auto', 'xla', 'cudnn'"),
+        ("kernels", "fast", "'plain', 'fused', 'auto'"),
+        ("device", "tpu", "a jax.Device, and the platforms of this process: cpu"),
+        ("compiler_options", {"xla_no": 1}, "options of XLA"),
+        ("cache_dir", "/dev/null/x", "a folder"),
     ],
 )
-def test_impossible_predictors(trained, options, message):
-    with pytest.raises(InputError, match=message):
-        imagepiece_jax.Predictor(Pretrained(*trained), **options)
+def test_impossible_predictors(trained, field, value, allowed):
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.Predictor(Pretrained(*trained), **{field: value})
+    assert (error.value.field, error.value.value) == (field, value)
+    assert error.value.allowed.startswith(allowed)
 
 
 def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
     """tests/test_encoders.py has the vectors that such a model gives."""
     assert predictor(pictures) == predictor([*pictures])
     headless = tiny.model(depth=1, num_classes=0)
-    for option in ({"top": 1}, {"labels": ()}):
-        with pytest.raises(InputError, match="the model has no classes, and gives fea"):
-            api.Predictor(Pretrained(headless, tiny.variables(headless)), **option)
+    for field, value in (("top", 1), ("labels", ())):
+        with pytest.raises(InputError) as error:
+            vit = Pretrained(headless, tiny.variables(headless))
+            api.Predictor(vit, **{field: value})
+        assert (error.value.field, error.value.value) == (field, value)
 
 
 def test_a_projection_is_no_classifier(trained):

@@ -325,7 +325,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             {"teacher.weights": "ten.npz"},
             None,
-            "where nothing learns from it: config.distill.kind is 'none', config.red",
+            "where nothing learns .config.distill.kind is 'none', config.reduction",
         ),
         (
             SOFT | TOLD | {"teacher.weights": "nine.npz"},
