@@ -19,7 +19,6 @@ from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
-from tests.runs import ROOT
 
 FLOAT = "--config.model.dtype=float32"
 
@@ -79,7 +78,7 @@ def test_predict_has_no_classes_to_name(saved, words):
     ended = call(
         predict.main, f"--weights={saved / 'weights'}", *words, saved / "images"
     )
-    assert sentence(ended).startswith("the model has no classes, and gives features")
+    assert "but the model has no classes, and gives features" in sentence(ended)
 
 
 def test_a_predictor_of_an_encoder_gives_pooled_vectors(saved):
@@ -148,12 +147,10 @@ def test_export_gives_tokens(saved, tmp_path, form):
 @pytest.mark.parametrize("more", [[], ["--optimized"]])
 def test_evaluate_says_what_to_do(saved, more):
     words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]
-    assert sentence(call(evaluate.main, *words, *more)) == (
-        f"weights {saved / 'weights'} have no classes, so there is no accuracy to "
-        "measure; train a head first (train.py --config.init.weights), take their "
-        "vectors (python -m imagepiece_jax predict --json), or compare their features "
-        "(python -m experiments patch_features)"
-    )
+    said = sentence(call(evaluate.main, *words, *more))
+    assert said.startswith(f"{saved / 'weights'} has no classes; allowed: weights with")
+    for way in ("train.py --config.init.weights", "predict --json", "patch_features"):
+        assert way in said
 
 
 def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
@@ -199,15 +196,6 @@ def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):
     assert "config.model.depth is 3, but folder" in message
 
 
-def test_training_needs_classes():
-    from imagepiece_jax.commands import train
-
-    words = [f"--config={ROOT}/configs/quickstart.py", "--config.num_classes=0"]
-    assert sentence(call(train.main, *words)) == (
-        "config.num_classes is 0; allowed in training are 1 or more"
-    )
-
-
 def test_experiments_compare_accuracies(saved, tmp_path):
     words = [
         "hyperspeed",
@@ -223,9 +211,9 @@ def test_proportional_attention_is_a_field_of_a_reduction(saved):
     vit = imagepiece_jax.load(saved / "weights", reduction=tome)
     assert not vit.model.prop_attn and vit.reduction == tome
     words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
-    message = "config.model.prop_attn is 2; allowed: True, False"
     words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
-    assert sentence(call(describe.main, *words)) == message
+    said = sentence(call(describe.main, *words))
+    assert said == "config.reduction.prop_attn is 2; allowed: True, False"
     words[-1] = "--config.reduction.prop_attn=false"
     assert call(describe.main, *words).status == 0
 

@@ -1,4 +1,4 @@
-"""The command that compares: mistakes in one sentence, and a tiny run to its files."""
+"""The command that compares: a tiny run to its files."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from imagepiece_jax.data.sources import Subset, open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare as comparing
 from imagepiece_jax.evaluate.cache import ResultCache
-from tests.command import call, sentence
+from tests.command import call
 from tests.experiments import tiny_context
 
 MODEL = [
@@ -21,26 +21,6 @@ MODEL = [
     *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
     "--config.reduction.prune_blocks=(2,)",
 ]
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        ([], "--weights is missing"),
-        (["--weights=x", "--shares=0"], "--shares is '0'; allowed: shares of the"),
-        (["--weights=x", "--shares=x"], "--shares is 'x'; allowed: shares of the"),
-        (["--weights=x", "--shares="], "--shares is empty; allowed: one or more"),
-        (
-            ["--weights=x", "--methods=none"],
-            "--methods is 'none'; allowed: imagepiece, evit",
-        ),
-        (["--weights=x", "--methods=evti"], "--methods is 'evti'; did you mean evit"),
-    ],
-)
-def test_mistakes_in_flags(tmp_path, words, message):
-    ended = call(compare.main, *words, "--data=digits", "--out", tmp_path / "out")
-    assert message in sentence(ended)
-    assert not (tmp_path / "out").exists()
 
 
 def test_figures_of_the_first_images_are_not_those_of_a_part(tmp_path, monkeypatch):

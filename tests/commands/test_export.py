@@ -191,35 +191,6 @@ def test_a_method_that_draws_is_refused():
         jax_export.serialized(Pretrained(model, tiny.variables(model), reduction))
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        ([], "--weights is missing: a .npz"),
-        (
-            ["--weights=w.npz", "--out=m.onnx"],
-            "--out m.onnx ends in .onnx, but --format is jax; allowed: --format onnx",
-        ),
-        (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
-        (["--weights=w.npz", "--out="], "--out is missing: "),
-        (["--weights=w.npz", "--out=."], "--out . cannot be written (Is a directory)"),
-        (
-            ["--weights=w.npz", "--out=/dev/null"],
-            "--out /dev/null cannot be written (It is a device or a pipe); allowed:",
-        ),
-        (
-            [f"--weights={__file__}", f"--out={__file__}"],
-            "test_export.py is read here; allowed: another file",
-        ),
-        (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
-        (["--weights=w.npz", "--out=m", "--config.num_classes=-1"], "config.num_cla"),
-    ],
-)
-def test_mistakes_are_reported_at_once(tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in sentence(call(export.main, *WORDS, *words))
-    assert not list(tmp_path.iterdir())
-
-
 def test_without_flatbuffers(tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     words = [f"--out={tmp_path}/m", "--weights=w.npz"]

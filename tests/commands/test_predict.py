@@ -15,7 +15,7 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from tests.command import call, sentence
+from tests.command import call
 from tests.models import tiny
 
 SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
@@ -73,20 +73,6 @@ def test_images_are_resized_unless_told_otherwise(tmp_path):
         pixels
     )
     assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
-
-
-@pytest.mark.parametrize(
-    "words, text",
-    [
-        ([], "no image is named"),
-        (["--json=no/p.json", "a.png"], "--json no/p.json cannot be written"),
-        (["--labels=imagenet", "images"], "labels has length 1000; the model has 7"),
-    ],
-)
-def test_mistakes(folder, monkeypatch, words, text):
-    monkeypatch.chdir(folder)
-    ended = call(predict.main, *WORDS, "--weights=w.npz", *words)
-    assert text in sentence(ended)
 
 
 @pytest.fixture(scope="module")

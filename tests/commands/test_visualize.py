@@ -11,7 +11,7 @@ from imagepiece_jax.data import sources
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from tests.command import call, sentence
+from tests.command import call
 from tests.models import tiny
 from tests.visualize.traces import read_traces
 
@@ -117,38 +117,12 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
     assert [(s.block, s.tokens) for s in trace.stages] == [(0, 22)]
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, a fol"),
-        (["--weights=w.npz"], "no image is named; allowed: image files and folders"),
-        (["--weights=w.npz", "."], "folder . holds no image; allowed: .jpg, .jpeg,"),
-        (["--weights=w.npz", "a.png"], "weights w.npz: no such file or folder"),
-        (
-            ["--weights={w}", "a.png"],
-            "none of 1 files can be read, the first is a.png;",
-        ),
-        (["--weights={w}", "a.png", "--sweep=evil"], "--sweep evil: 'evil' is no"),
-        (
-            ["--weights={w}", "{a}", "--sweep=tome:r=4", "--sweep=evit:blocks=(30,)"],
-            "--sweep evit blocks=(30,): reduction has a step at block 30",
-        ),
-        (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed:"),
-        (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed: 0 "),
-        (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
-    ],
-)
-def test_mistakes_are_one_sentence(
-    tmp_path, monkeypatch, weights, folder, words, message
-):
+def test_files_that_cannot_be_read_have_a_line_each(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
-    named = {"w": weights, "a": folder / "a.png"}
-    ended = call(visualize.main, *(word.format(**named) for word in words))
-    if "none of" in message:  # after a sentence for each file
-        assert ended.status == 2 and message in ended.err
-        assert ended.err.startswith("a.png is left out: no such file\nerror: ")
-    else:
-        assert sentence(ended).startswith(message.format(**named))
+    ended = call(visualize.main, f"--weights={weights}", "a.png")
+    assert ended.status == 2
+    assert ended.err.startswith("a.png is left out: no such file\nerror: ")
+    assert "none of 1 files can be read, the first is a.png;" in ended.err
 
 
 def test_any_file_name(tmp_path, weights):

@@ -160,7 +160,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ({"batchsize": 8}, "batchsize is not an argument; did you mean batch_size?"),
         (
             {"image_size": 24},
-            "image_size is 24, but the model is for 20x20; load the weights",
+            "image_size is 24; allowed: 20x20, the model's; load the weights",
         ),
         ({"dtype": []}, "dtype is []; allowed: float32, bfloat16, float16"),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16, float16"),
