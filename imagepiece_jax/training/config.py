@@ -249,7 +249,8 @@ class RunConfig(RunFields):
         with in_config():
             model = ModelConfig.of({**fields["model"], **sizes})
             method, prop_attn = read_reduction(fields["reduction"], model.prop_attn)
-        model = dataclasses.replace(model, prop_attn=prop_attn)
+        with within("config.reduction"):
+            model = dataclasses.replace(model, prop_attn=prop_attn)
         return cls(**fields | {"model": model, "reduction": method})
 
     def create_model(self, axis_name: str | None = None) -> "ViT":
