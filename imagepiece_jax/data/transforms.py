@@ -222,8 +222,11 @@ def unresized(image, size, small=False):
     if actual != sides(size):
         why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
         raise InputError(
-            f"the image has {described(actual)} pixels and is used unresized{why}: "
-            f"config.image_size={size} needs {described(size)}; scale it to that first"
+            f"has {described(actual)} pixels and is used unresized{why}: "
+            f"config.image_size={size} needs {described(size)}",
+            field="the image",
+            value=described(actual),
+            hint="scale it to that first",
         )
     return image
 

@@ -175,7 +175,7 @@ def _device(value):
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
     allowed = f"a jax.Device, and the platforms of this process: {', '.join(here)}"
-    raise InputError(field="device", value=value, allowed=allowed)
+    raise InputError(value=value, allowed=allowed)
 
 
 def _compiler_options(value):
