@@ -96,6 +96,7 @@ def test_numbers_out_of_range(field):
         ("data.resize", "big", "deit"),
         ("lr_offset", 2, "0, 1"),
         ("init.fresh", (3,), "names of parts"),
+        ("distill.kind", "firm", "'none', 'soft', 'hard'"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(field, value, allowed):
@@ -118,6 +119,10 @@ def test_a_canvas_holds_what_is_cropped_from_it():
     with pytest.raises(InputError, match="data.canvas is 15; allowed: 0 and .*16"):
         RunConfig.from_config(made)
     made.data.canvas = 16
+    made.data.crop = "shift"
+    with pytest.raises(InputError, match="config.data.crop is 'shift' with canvas=16;"):
+        RunConfig.from_config(made)
+    made.data.crop = "random_resized"
     RunConfig.from_config(made)
     assert RunConfig.from_config(made).train_transform().shape == (16, 16)
 

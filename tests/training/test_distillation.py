@@ -369,20 +369,6 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "field, value, allowed",
-    [
-        ("kind", "firm", "'none', 'soft', 'hard'"),
-        ("temperature", 0.0, "numbers from 0.01"),
-        ("weight", 1.5, "numbers from 0 to 1"),
-    ],
-)
-def test_fields_are_checked(field, value, allowed):
-    message = f"config.distill.{field} is {value!r}; allowed: {allowed}$"
-    with pytest.raises(InputError, match=message):
-        RunConfig.from_config(config(**{f"distill.{field}": value})).create_model()
-
-
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     """DynamicViT's terms stay, its own and that of distillation beside each other."""
     made = config(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
