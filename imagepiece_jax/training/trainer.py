@@ -78,7 +78,7 @@ class Run:
     model: ViT  # as it is evaluated
     teacher_model: ViT | teacher.Teacher | None  # evaluates the frozen teacher
     teacher: Any  # its variables on all devices, or None
-    # Of the model without reduction, whose accuracy is reported first; None: no report.
+    # The model without reduction, whose accuracy is reported first; None: no report.
     dense_variables: Any
     rate: Callable  # the learning rate by step
     optimizer: optax.GradientTransformation
