@@ -18,7 +18,7 @@ from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.common.fields import is_whole
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
@@ -38,13 +38,14 @@ _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", "reducer")
 
 
 class Misfit(InputError):
-    """Tensors that do not fit a model; `fresh`: what would have to be new for the rest.
+    """Tensors that do not fit a model.
 
-    fresh: names of parts, () where the rest would not fit either.
+    fresh: names of parts that would have to be new for the rest to fit, () where that
+        would not fit either
     """
 
-    def __init__(self, text: str, fresh: tuple[str, ...] = ()):
-        super().__init__(text)
+    def __init__(self, problem: str, fresh: tuple[str, ...] = (), **facts: str):
+        super().__init__(problem, **facts)
         self.fresh = fresh
 
 
@@ -93,26 +94,21 @@ def model_variables(
     if not exact:
         lacking = [name for name in lacking if not matches(name, fresh)]
         if lacking:
-            raise Misfit(
-                f"{source} has no {lacking[0]}, a selector that this reduction learns; "
-                "allowed: reductions that learn none, or weights trained with this "
-                "one (train.py --config.init.weights)",
-                ("reducer",),
-            )
+            problem = f"has no {lacking[0]}, a selector that this reduction learns"
+            allowed = "reductions that learn none, or weights trained with this one "
+            allowed += "(train.py --config.init.weights)"
+            raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
         tensors = _without_selectors(tensors, like)
     like = {name: {**parts, **kept.get(name, {})} for name, parts in like.items()}
     positions = positions or Positions.of(model, image_size)
-    try:
+    with within(place=source):
         variables = from_timm(tensors, like, fresh, positions)
-    except InputError as error:
-        remedy = getattr(error, "fresh", ())
-        raise Misfit(f"{source}: {error}", remedy) from error
     paths = traverse_util.flatten_dict(variables)
     missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
     if not missing:
         return variables, []
     if not is_whole(seed):
-        raise InputError(f"seed is {seed!r}; allowed: whole numbers")
+        raise InputError(field="seed", value=seed, allowed="whole numbers")
     drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)
     whole = {
@@ -148,10 +144,8 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
     for name in names:
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            raise InputError(
-                f"{field} names {name!r}, but the parts of this model are "
-                f"{', '.join(sorted(parts))}"
-            )
+            problem, allowed = f"names {name!r}", ", ".join(sorted(parts))
+            raise InputError(problem, field=field, value=name, allowed=allowed)
 
 
 def _selectors(variables):
@@ -210,9 +204,9 @@ def check_fit(state_dict, like, fresh=(), positions=None):
     places = dict(sorted(_places(leaves).items()))
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
     state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
-    problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
-    if problem:
-        raise Misfit(problem, remedy)
+    if problem := _size_differs(state_dict, needed.values()):
+        raise Misfit(problem)
+    _check_tensors(state_dict, places.values(), needed.values(), fresh)
     return state_dict, needed
 
 
@@ -283,10 +277,8 @@ def _take(state_dict, place, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        raise InputError(
-            f"tensor {place.name} holds a value that is not finite in {array.dtype}, "
-            "only finite weights are allowed"
-        )
+        problem = f"has a value that is not finite in {array.dtype}"
+        raise Misfit(problem, field=f"tensor {place.name}", allowed="finite weights")
     return array
 
 
@@ -295,37 +287,33 @@ def matches(path: str, names: Iterable[str]) -> bool:
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
-def _misfit(state_dict, places, needed, fresh):
-    """The first tensor left over, missing or of another shape, and `Misfit.fresh`.
-
-    None and () where everything fits.
-    """
-    wrong_size = _size_differs(state_dict, needed)
-    if wrong_size:
-        return wrong_size, ()
+def _check_tensors(state_dict, places, needed, fresh):
+    """Misfit for the first tensor left over, missing, or of another shape or type."""
     names = {place.name for place in places}
-    problems = []  # (path, sentence)
+    problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in names and not matches(path, fresh):
-            leftover = f"tensor {name} of shape {tensor.shape} is left over"
-            problems.append((path, f"{leftover}, this model has no such part"))
+            problem = (
+                f"of shape {tensor.shape} is left over: this model has no such part"
+            )
+            problems.append((path, name, problem))
     for place in needed:
         path, name, shape = place.path, place.name, place.shape
         tensor = state_dict.get(name)
         if tensor is None:
-            problem = f"tensor {name} is missing, {path} needs it in shape {shape}"
+            problem = f"is missing, {path} needs it in shape {shape}"
         elif tensor.shape != shape:
-            problem = f"tensor {name} has shape {tensor.shape}, {path} needs {shape}"
+            problem = f"has shape {tensor.shape}, {path} needs {shape}"
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problem = f"tensor {name} is of type {tensor.dtype}, {path} needs floats"
+            problem = f"is of type {tensor.dtype}, {path} needs floats"
         else:
             continue
-        problems.append((path, problem))
-    if not problems:
-        return None, ()
-    wrong = [path for path, _ in problems]
-    return problems[0][1], _remedy(wrong, places, fresh)
+        problems.append((path, name, problem))
+    if problems:
+        _, name, problem = problems[0]
+        remedy = _remedy([path for path, *_ in problems], places, fresh)
+        raise Misfit(problem, remedy, field=f"tensor {name}")
 
 
 def _size_differs(state_dict, needed):
@@ -336,12 +324,12 @@ def _size_differs(state_dict, needed):
         widths = [shape[:1] for n, shape in named if n == "blocks.0.norm1.weight"]
         return (len(blocks), *sum(widths, ()))
 
-    held = size([(name, tensor.shape) for name, tensor in state_dict.items()])
+    found = size([(name, tensor.shape) for name, tensor in state_dict.items()])
     wanted = size([(place.name, place.shape) for place in needed])
-    if held == wanted or len(held) != len(wanted) or not held[0]:
+    if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
-        f"it holds a model of depth {held[0]} and width {held[-1]}, this one has "
+        f"has a model of depth {found[0]} and width {found[-1]}, this one has "
         f"depth {wanted[0]} and width {wanted[-1]}"
     )
 

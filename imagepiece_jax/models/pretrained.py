@@ -61,44 +61,25 @@ class Pretrained:
 
     def __post_init__(self):
         model, variables = self.model, self.variables
-        whole = isinstance(variables, Mapping) and "params" in variables
-        if not isinstance(model, ViT) or not whole:
-            raise InputError(
-                f"model and variables are of types {type(model).__name__} and "
-                f"{type(variables).__name__}; allowed: a ViT, as create_model makes "
-                'it, and a dict with "params"'
-            )
-        names, put = self.class_names, functools.partial(object.__setattr__, self)
-        listed = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
-        if names is not None and not listed:
-            raise InputError(
-                f"class_names is {names!r}; allowed: a name, or None, for each of "
-                f"the model's {model.num_classes} classes"
-            )
-        if names is not None and len(names) != model.num_classes:
-            raise InputError(
-                f"class_names has length {len(names)}; the model has "
-                f"{model.num_classes} classes"
-            )
-        for label, name in enumerate(() if names is None else names):
-            if not isinstance(name, str | None):
-                raise InputError(
-                    f"class_names has {name!r} for class {label}; allowed: strings, "
-                    "and None"
-                )
-        put("class_names", names if names is None else tuple(names))
+        params = isinstance(variables, Mapping) and "params" in variables
+        if not isinstance(model, ViT) or not params:
+            types = type(model).__name__, type(variables).__name__
+            problem = f"are of types {types[0]} and {types[1]}"
+            allowed = 'a ViT, as create_model makes it, and a dict with "params"'
+            found = {"field": "model and variables", "value": types}
+            raise InputError(problem, **found, allowed=allowed)
+        put = functools.partial(object.__setattr__, self)
+        put("class_names", _checked_names(self.class_names, model.num_classes))
         if self.projector and self.projector.width != model.embed_dim:
-            raise InputError(
-                f"projector takes tokens of a width of {self.projector.width}; the "
-                f"model's are {model.embed_dim} wide"
-            )
+            width, allowed = self.projector.width, f"the model's, {model.embed_dim}"
+            found = {"field": "projector", "value": width, "allowed": allowed}
+            raise InputError(f"takes tokens of a width of {width}", **found)
         if self.preprocessing is None:
             put("preprocessing", Preprocessing(_square(model)))
         elif not isinstance(self.preprocessing, Preprocessing):
-            raise InputError(
-                f"preprocessing is {self.preprocessing!r}; allowed: a Preprocessing, "
-                "such as Preprocessing(224, crop=0.9)"
-            )
+            allowed = "a Preprocessing, such as Preprocessing(224, crop=0.9)"
+            value = self.preprocessing
+            raise InputError(field="preprocessing", value=value, allowed=allowed)
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
@@ -119,10 +100,10 @@ class Pretrained:
         model = self.model
         reduction, prop_attn = split_reduction(self.reduction)
         if prop_attn not in (None, model.prop_attn):
-            raise InputError(
-                f"prop_attn of reduction is {prop_attn!r}, but model.prop_attn is "
-                f"{model.prop_attn!r}; allowed: the reduction that create_model got"
-            )
+            problem = f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}"
+            found = {"field": "prop_attn of reduction", "value": prop_attn}
+            allowed = "the reduction that create_model got"
+            raise InputError(problem, **found, allowed=allowed)
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
         reduction = resolved(reduction, model, grid, self.name)
         made = reduced(model, reduction, grid, self.name)
@@ -195,10 +176,8 @@ class Pretrained:
         )
 
     def __iter__(self):
-        raise InputError(
-            "load() returns one object, not a pair; write vit = load(..), and then "
-            "vit.model and vit.variables"
-        )
+        hint = "write vit = load(..), and then vit.model and vit.variables"
+        raise InputError("load() returns one object, not a pair", hint=hint)
 
     def __getitem__(self, key):
         iter(self)
@@ -216,14 +195,30 @@ def takes_pretrained(call):
         vit = kwargs.get("vit", args[place] if len(args) > place else None)
         if not isinstance(vit, Pretrained):
             name = call.__qualname__.partition(".")[0]
-            raise InputError(
-                f"{name}() takes a trained model as one object; write "
-                f"{name}({form}), where vit is what load() returns, or "
-                "Pretrained(model, variables)"
-            )
+            hint = f"write {name}({form}), where vit is what load() returns, or "
+            hint += "Pretrained(model, variables)"
+            problem = "takes a trained model as one object"
+            raise InputError(problem, field=f"{name}()", hint=hint)
         return call(*args, **kwargs)
 
     return checked
+
+
+def _checked_names(names, classes):
+    """Class names as a tuple; InputError for another number, or for other objects."""
+    if names is None:
+        return None
+    allowed = f"a name, or None, for each of the model's {classes} classes"
+    if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
+        raise InputError(field="class_names", value=names, allowed=allowed)
+    if len(names) != classes:
+        facts = {"field": "class_names", "value": len(names), "allowed": allowed}
+        raise InputError(f"has length {len(names)}", **facts)
+    for label, name in enumerate(names):
+        if not isinstance(name, str | None):
+            facts = {"field": "class_names", "value": name, "allowed": "strings, None"}
+            raise InputError(f"has {name!r} for class {label}", **facts)
+    return tuple(names)
 
 
 def _square(model):
@@ -234,8 +229,7 @@ def _square(model):
         patches = first.counts.n_in
     side = math.isqrt(patches)
     if side * side != patches:
-        raise InputError(
-            f"preprocessing is missing, and the model's {patches} patches are no "
-            "square; allowed: Preprocessing((height, width))"
-        )
+        problem = f"is missing, and the model's {patches} patches are no square"
+        allowed = "Preprocessing((height, width))"
+        raise InputError(problem, field="preprocessing", allowed=allowed)
     return side * model.patch_size

@@ -25,7 +25,7 @@ import safetensors
 
 from imagepiece_jax.common import orbax_files
 from imagepiece_jax.common.files import memory_bytes, read_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -85,7 +85,7 @@ def read_state_dict(
 
     def select(content):
         """The tensors of a file's content that are to be read."""
-        unread = _named_tensors(path, _chosen(path, content, averaged))
+        unread = _named_tensors(_chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
         _check_size(path, sum(tensor.size for tensor in unread.values()))
@@ -98,10 +98,8 @@ def read_state_dict(
     tensors = _guarded(path, readers)
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
-            raise InputError(
-                f"weights file {path}: tensor {name} is of type {value.dtype}, only "
-                "floats, integers and booleans are allowed"
-            )
+            with within(place=f"weights file {path}"):
+                raise _other_type(f"tensor {name}", value.dtype)
     return tensors
 
 
@@ -117,53 +115,46 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
     values = _guarded(path, readers)
     if len(values) == 1:
-        raise InputError(
-            f"weights file {path} has {next(iter(values))} alone; allowed: mean and "
-            "std, or neither"
-        )
+        problem, place = f"has only {next(iter(values))}", f"weights file {path}"
+        raise InputError(problem, place=place, allowed="mean and std, or neither")
     return values
 
 
 def _guarded(path, readers):
     """Read a file by the reader for its ending, whose failures become InputErrors."""
-    reader = readers.get(path.suffix.lower() or path.name)
-    if reader is None:
-        raise InputError(
-            f"weights file {path} ends in {path.suffix!r}: only "
-            f"{', '.join(readers)} can be read"
-        )
-    if not path.is_file():
-        obstacle = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"weights file {path} {obstacle}")
-    try:
-        with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise InputError(
-                    f"weights file {path} is a pointer of Git LFS, not the file: fetch "
-                    "it by git lfs pull"
-                )
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _check_ratio(path, sum(part.file_size for part in archive.infolist()))
-        return reader(path)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"weights file {path} cannot be read: {error}") from error
-    except Exception as error:  # a damaged pickle or header can raise anything at all
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
-        raise InputError(
-            f"weights file {path} is damaged, truncated or no "
-            f"{path.suffix or path.name} file: {reason}"
-        ) from error
+    with within(place=f"weights file {path}"):
+        reader = readers.get(path.suffix.lower() or path.name)
+        if reader is None:
+            problem, allowed = f"ends in {path.suffix!r}", ", ".join(readers)
+            raise InputError(problem, value=path.suffix, allowed=allowed)
+        if not path.is_file():
+            raise InputError("is a folder" if path.is_dir() else "does not exist")
+        try:
+            with open(path, "rb") as file:
+                if file.read(len(_LFS)) == _LFS:
+                    hint = "fetch it by git lfs pull"
+                    raise InputError("is a pointer of Git LFS, not the file", hint=hint)
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    sizes = [part.file_size for part in archive.infolist()]
+                    _check_ratio(path, sum(sizes))
+            return reader(path)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"cannot be read: {error}") from error
+        except Exception as error:  # a damaged pickle or header can raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
+            problem = f"is damaged, truncated or no {path.suffix or path.name} file"
+            raise InputError(f"{problem}: {reason}") from error
 
 
 def _check_ratio(path, unpacked):
     """InputError for an archive of more bytes than there can be in weights."""
     if unpacked > UNPACKED * path.stat().st_size:
         limit = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
-        raise _too_large(path, unpacked, limit)
+        raise _too_large(unpacked, limit)
 
 
 def _check_size(path, unpacked):
@@ -172,54 +163,46 @@ def _check_size(path, unpacked):
         _check_ratio(path, unpacked)
     if unpacked > memory_bytes():
         limit = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
-        raise _too_large(path, unpacked, limit)
+        raise _too_large(unpacked, limit)
 
 
-def _too_large(path, unpacked, limit):
-    return InputError(
-        f"weights file {path} has {unpacked / 1e6:.1f} MB unpacked, which is more than "
-        f"{limit}"
-    )
+def _too_large(unpacked, limit):
+    problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
+    return InputError(problem, value=unpacked)
 
 
 def _chosen(path, content, averaged):
     """The averages in `content`, or `content` itself with a warning of them."""
-    held = content if isinstance(content, dict) else {}
-    name = next((name for name in _AVERAGES if isinstance(held.get(name), dict)), None)
+    parts = content if isinstance(content, dict) else {}
+    name = next((name for name in _AVERAGES if isinstance(parts.get(name), dict)), None)
     if averaged and name is None:
-        raise InputError(
-            f"weights file {path} has no averaged weights; allowed: files with "
-            f"{' or '.join(_AVERAGES)}, as timm's training saves them"
-        )
+        allowed = f"files with {' or '.join(_AVERAGES)}, as timm's training saves them"
+        raise InputError("has no averaged weights", allowed=allowed)
     if name is not None and not averaged:
         warnings.warn(
             f"{path} has averaged weights, too ({name}), which are left out: "
             "averaged=True, in commands --averaged, reads them",
             stacklevel=6,
         )
-    return held[name] if averaged else content
+    return parts[name] if averaged else content
 
 
-def _named_tensors(path, content):
+def _named_tensors(content):
     """Unwrap `content` and check that it is a state dict and nothing else."""
     if isinstance(content, dict):
         inner = (content[key] for key in _WRAPPERS if key in content)
         content = next((value for value in inner if isinstance(value, dict)), content)
+    problem, allowed = "is not a state dict", "named tensors"
     if not isinstance(content, dict) or not content:
-        raise InputError(
-            f"weights file {path} is not a state dict: needed named tensors, found "
-            f"{'none' if isinstance(content, dict) else type(content).__name__}"
-        )
+        found = "none" if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{problem}: it has {found}", value=found, allowed=allowed)
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, _Unread)):
-            inner = [key for key, held in content.items() if isinstance(held, dict)]
-            wrappers = ", ".join(repr(key) for key in _WRAPPERS)
-            rest = f"; allowed: they alone, or under {wrappers}" if inner else ""
+            if any(isinstance(part, dict) for part in content.values()):
+                allowed += f", alone or under {', '.join(map(repr, _WRAPPERS))}"
             kind = np.ndarray if isinstance(value, _Unread) else type(value)
-            raise InputError(
-                f"weights file {path} is not a state dict: {name!r} is of type "
-                f"{kind.__name__}, only named tensors are allowed{rest}"
-            )
+            problem += f": {name!r} is of type {kind.__name__}"
+            raise InputError(problem, value=name, allowed=allowed)
     return dict(content)
 
 
@@ -235,10 +218,8 @@ def _read_npz(path, select):
         for part in archive.zip.infolist():
             name = part.filename.removesuffix(".npy")
             if name in sizes:
-                raise InputError(
-                    f"weights file {path} has two members named {name!r}, with and "
-                    "without .npy or both alike; allowed: one"
-                )
+                problem = f"has two members named {name!r}, with or without .npy"
+                raise InputError(problem, value=name, allowed="one")
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
@@ -252,10 +233,8 @@ def _read_npz(path, select):
 def _read_safetensors(path, select):
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
-        raise InputError(
-            f"weights file {path} is one of {int(part[2])} parts; allowed: the index "
-            f"of all, {part[1]}.safetensors.index.json"
-        )
+        allowed = f"the index of all, {part[1]}.safetensors.index.json"
+        raise InputError(f"is one of {int(part[2])} parts", allowed=allowed)
     return _read_part(path, select)
 
 
@@ -266,14 +245,13 @@ def _read_part(path, select):
         for name in chosen:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS_DTYPES:
-                raise _of_other_type(path, f"tensor {name} is of type {dtype}")
+                raise _other_type(f"tensor {name}", dtype)
         return {name: file.get_tensor(name) for name in chosen}
 
 
-def _of_other_type(path, found):
-    return InputError(
-        f"weights file {path}: {found}; allowed: {_READABLE}, so convert it first"
-    )
+def _other_type(tensor, dtype):
+    found = {"field": tensor, "value": str(dtype), "allowed": _READABLE}
+    return InputError(f"is of type {dtype}", **found, hint="convert it first")
 
 
 def _read_orbax(path, select):
@@ -292,19 +270,15 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
     Raises InputError for what Hugging Face would not write, and for a part elsewhere.
     """
-    places = read_json(path).get("weight_map")
+    places, place = read_json(path).get("weight_map"), f"weights file {path}"
     if not isinstance(places, dict) or not places:
-        raise InputError(
-            f"weights file {path} has no weight_map; allowed: an index of "
-            ".safetensors in parts"
-        )
+        allowed = "an index of .safetensors in parts"
+        raise InputError("has no weight_map", place=place, allowed=allowed)
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix != ".safetensors":
-            raise InputError(
-                f"weights file {path} names the part {part!r}; allowed: names of "
-                ".safetensors files beside it"
-            )
+            found = {"value": part, "allowed": "names of .safetensors files beside it"}
+            raise InputError(f"names the part {part!r}", place=place, **found)
     return places
 
 
@@ -318,14 +292,13 @@ def _read_parts(path, select):
 
     for part in sorted({places[name] for name in chosen}):
         if not (path.parent / part).is_file():
-            raise InputError(f"weights file {path} lacks its part {part} beside it")
+            raise InputError(f"lacks its part {part} beside it", value=part)
         reader = functools.partial(_read_part, select=of_part)
         tensors |= _guarded(path.parent / part, {".safetensors": reader})
     lacking = next((name for name in chosen if name not in tensors), None)
     if lacking is not None:
-        raise InputError(
-            f"weights file {path}: its part {places[lacking]} lacks tensor {lacking}"
-        )
+        part = f"its part {places[lacking]}"
+        raise InputError(f"lacks tensor {lacking}", field=part, value=lacking)
     return tensors
 
 
@@ -351,26 +324,22 @@ def _safetensors_normalization(path):
 def _read_torch(path, select):
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
-            raise InputError(
-                f"weights file {path} has the format of PyTorch before 1.6: load it "
-                "and save it again with a newer PyTorch, or as .safetensors"
-            )
+            hint = "load it and save it with a newer PyTorch, or as .safetensors"
+            raise InputError("has the format of PyTorch before 1.6", hint=hint)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise InputError(f"weights file {path} is a zip archive without a data.pkl")
+            raise InputError("is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
             order = archive.read(f"{folder}byteorder").decode()
             if order != "little":
-                raise InputError(
-                    f"weights file {path} has byte order {order!r}: only 'little' can "
-                    "be read"
-                )
+                found = {"field": "byte order", "value": order}
+                raise InputError(**found, allowed="'little'")
         opcodes = archive.read(pickles[0])
         _check_opcodes(opcodes)
-        content = _StateDictUnpickler(opcodes, path, archive, folder).load()
+        content = _StateDictUnpickler(opcodes, archive, folder).load()
         return {name: tensor.read() for name, tensor in select(content).items()}
 
 
@@ -452,9 +421,9 @@ class _StateDictUnpickler(pickle.Unpickler):
     checked, and nothing that it can reach has attributes to overwrite.
     """
 
-    def __init__(self, opcodes, path, archive, folder):
+    def __init__(self, opcodes, archive, folder):
         super().__init__(io.BytesIO(opcodes))
-        self._path, self._archive, self._folder = path, archive, folder
+        self._archive, self._folder = archive, folder
         self._stored = {}
 
     def find_class(self, module, name):
@@ -472,13 +441,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         # The third version builds tensors of types that have no storage class.
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
-            raise _of_other_type(
-                self._path, "a tensor is of a type such as float8 or complex64"
-            )
-        raise InputError(
-            f"weights file {self._path} asks for {module}.{name}: only tensors are "
-            "allowed, so save model.state_dict() alone"
-        )
+            raise _other_type("a tensor", "float8, complex64 or another such type")
+        hint = "save model.state_dict() alone"
+        raise InputError(f"asks for {module}.{name}", allowed="tensors", hint=hint)
 
     def persistent_load(self, pid):
         """The storage behind a tensor: pid is (kind, type, file, device, length)."""
@@ -490,10 +455,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         dtype = _STORAGE_DTYPES[storage]
         entry = self._archive.getinfo(f"{self._folder}data/{key}")
         if entry.file_size != length * dtype.itemsize:
-            raise pickle.UnpicklingError(
-                f"storage {key} has {entry.file_size} bytes, needed "
-                f"{length * dtype.itemsize}"
-            )
+            sizes = f"{entry.file_size} bytes, needed {length * dtype.itemsize}"
+            raise pickle.UnpicklingError(f"storage {key} has {sizes}")
         return _Storage(key, dtype, length)
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
@@ -523,10 +486,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             self._stored[storage.key] = self._archive.read(name)
         stored, itemsize = self._stored[storage.key], storage.dtype.itemsize
         if len(stored) != storage.size * itemsize:  # the directory may say otherwise
-            raise ValueError(
-                f"storage {storage.key} has {len(stored)} bytes, needed "
-                f"{storage.size * itemsize}"
-            )
+            sizes = f"{len(stored)} bytes, needed {storage.size * itemsize}"
+            raise ValueError(f"storage {storage.key} has {sizes}")
         flat = np.frombuffer(stored, storage.dtype)[offset:]
         steps = [s * itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()

@@ -30,6 +30,7 @@ ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence
+UNREACHABLE = "cannot be fetched, as the hub is not in reach"
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
@@ -40,12 +41,12 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     Raises InputError where they cannot be fetched, and for a malformed id.
     """
     if not isinstance(path, str | os.PathLike):
-        raise InputError(
-            f"the path of weights is {path!r}; allowed: a string and a pathlib.Path"
-        )
+        facts = {"field": "the path of weights", "value": path}
+        raise InputError(**facts, allowed="a string and a pathlib.Path")
     text = os.fspath(path)
     if not text:
-        raise InputError("the path of weights is empty; allowed: files and folders")
+        facts = {"field": "the path of weights", "allowed": "files and folders"}
+        raise InputError("is empty", **facts)
     if is_id(text):
         return fetched(text)
     lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
@@ -55,8 +56,9 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if not exists(path):
-        hint = _meant(os.fspath(path))
-        raise InputError(f"weights {path}: no such file or folder{hint}")
+        allowed, hint = _meant(os.fspath(path))
+        facts = {"field": f"weights {path}", "allowed": allowed, "hint": hint}
+        raise InputError("are no file or folder", **facts)
     return local(path)
 
 
@@ -91,14 +93,14 @@ def described(path: pathlib.Path) -> str:
 
 
 def _meant(text):
-    """The end of a sentence on a missing path that looks like an id; "" for others."""
+    """(allowed, hint) for a missing path that looks like an id; "" for others."""
     if text.startswith("hf:/"):  # what pathlib makes of an id
         name = text.removeprefix("hf:/")
-        return f'; an id of the hub is a string, such as "{SCHEME}{name}", never a Path'
+        return "", f'an id of the hub is a string, such as "{SCHEME}{name}", no Path'
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
-        return f"; did you mean {SCHEME}{address[1]}?"
+        return "", f"did you mean {SCHEME}{address[1]}?"
     if re.match(r"\w+:/", text):
-        return f"; allowed: paths of this machine, and ids, {SCHEME}OWNER/NAME"
+        return f"paths of this machine, and ids, {SCHEME}OWNER/NAME", ""
     owner, _, name = text.rpartition("/")
     if owner in ("", "timm") and registry.public_facts(name):
         base, _, tag = name.partition(".")
@@ -106,11 +108,11 @@ def _meant(text):
             [tag] if tag else [*filter(None, registry.public_models()[base]["weights"])]
         )
         ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags[:MOST]]
-        return f"; did you mean {' or '.join(ids)}?" if ids else ""
+        return "", f"did you mean {' or '.join(ids)}?" if ids else ""
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
     if file or not _ID.fullmatch(text):
-        return ""
-    return f"; as an id of the hub it is {SCHEME}{text}"
+        return "", ""
+    return "", f"as an id of the hub it is {SCHEME}{text}"
 
 
 def is_published(folder: str | os.PathLike) -> bool:
@@ -151,10 +153,8 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     if len(candidates) == 1:
         return candidates[0]
     names = ", ".join(file.name for file in candidates) or "none"
-    raise InputError(
-        f"{folder} has a {CONFIG}, and of weights {names}; allowed: one file, such "
-        f"as {WEIGHTS[0]}"
-    )
+    facts = {"place": folder, "value": names, "allowed": f"one, such as {WEIGHTS[0]}"}
+    raise InputError(f"has a {CONFIG}, and weights files {names}", **facts)
 
 
 def fetched(text):
@@ -172,15 +172,12 @@ def repository_files(text):
     """The files of a hub id, config.json first."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
-        raise InputError(
-            f"{text} is no id of the hub; allowed: {SCHEME}OWNER/NAME and "
-            f"{SCHEME}OWNER/NAME@REVISION"
-        )
+        allowed = f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION"
+        raise InputError("is no id of the hub", place=text, allowed=allowed)
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise InputError(
-            f"{text} needs huggingface_hub, which is not installed; install it: "
-            'pip install ".[hub]" in a clone'
-        )
+        problem = "needs huggingface_hub, which is not installed"
+        hint = 'install it: pip install ".[hub]" in a clone'
+        raise InputError(problem, place=text, hint=hint)
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
     config = read_json(repository.needed(CONFIG))
@@ -210,22 +207,19 @@ class _Repository:
         self._text, self._name, self._revision = text, name, revision
         self._unreachable, self.files = False, []
 
+    def _error(self, problem, allowed="", hint=""):
+        return InputError(problem, place=self._text, allowed=allowed, hint=hint)
+
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
         file = next(filter(None, map(self._get, names)), None)
         if file is not None:
             return file
-        listed = names[0] if len(names) == 1 else f"none of {', '.join(names)}"
+        lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
         if self._unreachable:
-            raise InputError(
-                f"{self._text}: the hub cannot be reached, and its cache has "
-                f"{'no ' * (len(names) == 1)}{listed}; allowed: ids that were "
-                "loaded here before, or a network"
-            )
-        raise InputError(
-            f"{self._text} has {'no ' * (len(names) == 1)}{listed}; allowed: "
-            f"repositories with {CONFIG} and weights"
-        )
+            allowed = "ids that were loaded here before, or a network"
+            raise self._error(f"{UNREACHABLE}, and its cache has {lacks}", allowed)
+        raise self._error(f"has {lacks}", f"repositories with {CONFIG} and weights")
 
     def optional(self, name, besides=""):
         """Fetch a file where the repository has it; InputError if nobody knows."""
@@ -237,11 +231,10 @@ class _Repository:
             self._name, name, revision=self._revision
         )
         if cached is None:  # another value says that the repository has no such file
-            raise InputError(
-                f"{self._text}: the hub cannot be reached, and its cache does not say "
-                f"whether there is a {name}; allowed: a network, or instead of the "
-                f"id its folder, {self.files[0].parent}{besides}"
-            )
+            problem = f"{UNREACHABLE}, and its cache does not say whether there is a "
+            folder = self.files[0].parent
+            allowed = f"a network, or instead of the id its folder, {folder}{besides}"
+            raise self._error(problem + name, allowed)
 
     def _get(self, name):
         """The path of a file; None where there is none, or none in reach.
@@ -264,25 +257,19 @@ class _Repository:
         except errors.EntryNotFoundError:
             return None
         except errors.RevisionNotFoundError as error:
-            raise InputError(
-                f"{self._text}: the repository has no such revision; allowed: its "
-                "branches, tags and commits"
-            ) from error
+            allowed = "its branches, tags and commits"
+            raise self._error("is no revision of the repository", allowed) from error
         except errors.GatedRepoError as error:
-            raise InputError(
-                f"{self._text} is for those who accepted its terms: accept them on its "
-                "page, and log in by: hf auth login"
-            ) from error
+            hint = "accept them on its page, and log in by: hf auth login"
+            problem = "is for those who accepted its terms"
+            raise self._error(problem, hint=hint) from error
         except errors.RepositoryNotFoundError as error:
-            raise InputError(
-                f"{self._text}: the hub has no such repository, or a private one, for "
-                "which you log in by: hf auth login"
-            ) from error
+            hint = "for a private one log in by: hf auth login"
+            raise self._error("is no repository of the hub", hint=hint) from error
         except Exception as error:  # of its HTTP client, of the disk
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(
-                f"{self._text}: {name} cannot be fetched ({reason}); try again"
-            ) from error
+            problem = f"has a {name} that cannot be fetched ({reason})"
+            raise self._error(problem, hint="try again") from error
         path = pathlib.Path(file)
         self.files.append(path)
         self._revision = path.parent.name  # the commit, in the layout of the cache

@@ -30,84 +30,88 @@ UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 # What can be given beside a name, or instead.
 ALONE = ("num_heads", *ALWAYS, "image_size", "mean", "std")
-PLACE = "place its config.json beside it"  # what a file alone does not say is there
 MOST = 5  # names in a sentence
+
+
+class Unnamed(InputError):
+    """Weights that nothing says the model of: a config file beside them would."""
 
 
 def infer_weights(
     contents: Contents,
-    stated: ModelConfig,
-    asked: ModelConfig,
+    partial: ModelConfig,
+    requested: ModelConfig,
     path: pathlib.Path,
-    where: str,
 ) -> ModelConfig:
     """The config of the model that weights are of.
 
     contents: tensors, and what their layout says of the model
-    stated: what a config.json says, or of a file its layout and its name
-    asked: what the caller says of the model, or wants changed
+    partial: what a config.json says, or a file's layout and name
+    requested: what the caller says of the model, or wants changed
     path: of a folder, whose config.json caller and layout only complete; or of a file,
-        of which the caller is right, then the layout, then the name
-    where: what has the weights, as a sentence calls it
+        where the caller is right, then the layout, then the name
     Raises InputError as `infer`, and where the tensors have another number of heads.
     """
     if path.is_dir():
-        # `ModelConfig.changed` compares the rest of what is asked for.
+        # `ModelConfig.changed` compares the other fields of the request.
         settled = ("image_size",)
-        if stated.name or stated.arch:
+        if partial.name or partial.arch:
             settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
-        known = stated.over(_without(asked, settled), contents.config)
+        given = partial.over(_without(requested, settled), contents.config)
     else:
-        known = _known_of_file(contents, stated, asked)
+        given = _given_for_file(contents, partial, requested)
     heads = contents.config.num_heads
     try:
-        config = infer(contents.tensors, known)
-        if heads not in (None, config.num_heads):
-            raise InputError(
-                f"num_heads is {config.num_heads!r}, but its tensors are those of "
-                f"{heads} heads; allowed: {heads}"
-            )
-        return config
-    except InputError as error:
-        place, folder = PLACE, path.parent
+        config = infer(contents.tensors, given)
+    except Unnamed as error:
+        file = f"place its {CONFIG} beside it"
         if path.is_dir():  # its config.json is there; mean and std are in another file
-            place = f"place its {PREPROCESSOR} beside it"
-        elif (folder / CONFIG).is_file():
-            place = f"name its folder, {folder}, which has a config.json"
-        raise InputError(f"{where}: {str(error).replace(PLACE, place)}") from error
+            file = f"place its {PREPROCESSOR} beside it"
+        elif (path.parent / CONFIG).is_file():
+            file = f"name its folder, {path.parent}, which has a {CONFIG}"
+        error.hint = " or ".join(filter(None, (file, error.hint)))
+        raise
+    if heads not in (None, config.num_heads):
+        problem = f"is {config.num_heads!r}, but its tensors are those of {heads} heads"
+        found = {"field": "num_heads", "value": config.num_heads}
+        raise InputError(problem, **found, allowed=f"{heads}")
+    return config
 
 
-def _known_of_file(contents, stated, asked):
-    """What caller, layout and name say together of the model of a file."""
-    name = asked.name or stated.name
+def _given_for_file(contents, partial, requested):
+    """The config that caller, layout and name of a file make together."""
+    name = requested.name or partial.name
     facts = {} if name in registry.MODELS else registry.facts(name)
-    if facts and asked.name:  # the function of that model, whatever the layout
+    if facts and requested.name:  # the function of that model, whatever the layout
         heads = ModelConfig(num_heads=contents.config.num_heads)
-        stated = contents.images.over(heads)
-    size = _size_of_positions(asked.image_size, facts)
-    known = dataclasses.replace(asked, image_size=size)
-    if not facts or asked.arch:
-        return known.over(stated, ModelConfig(name=name))
-    known = _without(known, ("norm_eps", "resize")).over(stated, ModelConfig(name=name))
+        partial = contents.images.over(heads)
+    size = _size_of_positions(requested.image_size, facts)
+    given, named = (
+        dataclasses.replace(requested, image_size=size),
+        ModelConfig(name=name),
+    )
+    if not facts or requested.arch:
+        return given.over(partial, named)
+    given = _without(given, ("norm_eps", "resize")).over(partial, named)
     norm = contents.tensors.get("blocks.0.norm1.weight")
     of_name = np.shape(norm) == (facts["embed_dim"],)
-    return _without(known, ("num_heads",)) if of_name else known
+    return _without(given, ("num_heads",)) if of_name else given
 
 
 def _without(config, fields):
     return dataclasses.replace(config, **dict.fromkeys(fields))
 
 
-def _size_of_positions(asked, facts):
-    """The size that shows how the positions of a file lie, where one is asked for.
+def _size_of_positions(size, facts):
+    """The size that shows how the positions of a file lie, where a caller gives `size`.
 
-    That of the name where it has as many patches: positions are resized from it.
+    The name's size where it has as many patches: positions are resized from it.
     """
     usual = facts.get("image_size")
-    if not asked or not usual:
-        return asked
-    patches = [_patches(size, facts["patch_size"]) for size in (asked, usual)]
-    return usual if patches[0] == patches[1] else asked
+    if not size or not usual:
+        return size
+    patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
+    return usual if patches[0] == patches[1] else size
 
 
 def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
@@ -142,7 +146,7 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
         values = {field: fields.get(field, getattr(DEIT, field)) for field in ALWAYS}
         arch = dataclasses.replace(parts, **values)
     if lacking:
-        raise InputError(_question(lacking, known, sizes, parts))
+        raise _unknown(lacking, known, sizes, parts)
     mean, std = normalization(fields["mean"], fields["std"])
     return ModelConfig(
         name=known.name,
@@ -192,11 +196,10 @@ def _image_size(rows, prefix, patch_size, known):
             return size
     side = _side(rows, prefix)
     if side is None:
-        raise InputError(
-            f"tensor pos_embed has {rows} rows; allowed: a square number, and one "
-            "for each token in front of the patches or none; of images that are no "
-            "squares the size is to be given, image_size=(height, width)"
-        )
+        allowed = "a square number, and one for each token before the patches or none"
+        hint = "give the size of other images, image_size=(height, width)"
+        found = {"field": "tensor pos_embed", "value": rows}
+        raise InputError(f"has {rows} rows", **found, allowed=allowed, hint=hint)
     return side * patch_size
 
 
@@ -257,10 +260,10 @@ def _side(rows, prefix):
 def _shape(shapes, name, rank):
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
-        raise InputError(
-            f"tensor {name} is {'missing' if shape is None else f'of {shape}'}; "
-            f"allowed: plain vision transformers, in which its rank is {rank}"
-        )
+        problem = "is missing" if shape is None else f"is of {shape}"
+        allowed = f"plain vision transformers, in which its rank is {rank}"
+        found = {"field": f"tensor {name}", "value": shape}
+        raise InputError(problem, **found, allowed=allowed)
     return shape
 
 
@@ -275,7 +278,7 @@ def _stem(shapes):
     return "patch", _shape(shapes, "patch_embed.proj.weight", 4)[2]
 
 
-def _told(arch):
+def _visible(arch):
     """An Architecture as far as shapes show it, the default in all else."""
     plain = {field: getattr(DEIT, field) for field in UNTOLD}
     if not arch.class_token or arch.pool == "map":
@@ -287,15 +290,13 @@ def _check_parts(known, arch, parts, shapes):
     """InputError where tensors contradict the Architecture that is known."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    whose = "it is given with" if known.arch else f"{known.name!r} has"
+    whose = "as given" if known.arch else f"in {known.name!r}"
     for field in (f.name for f in dataclasses.fields(Architecture)):
-        ours, theirs = getattr(_told(arch), field), getattr(_told(parts), field)
+        ours, theirs = getattr(_visible(arch), field), getattr(_visible(parts), field)
         if ours != theirs:
-            raise InputError(
-                f"these are tensors of a model with {field}={theirs!r}, but {whose} "
-                f"{field}={ours!r}; allowed: the name of a model that has what they "
-                "have"
-            )
+            problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
+            allowed = "the name of a model that has what they have"
+            raise InputError(problem, field=field, value=ours, allowed=allowed)
 
 
 def _open_parts(parts):
@@ -303,7 +304,7 @@ def _open_parts(parts):
     archs = [
         registry.facts(name).get("arch", DEIT) for name in registry.public_models()
     ]
-    alike = [arch for arch in archs if _told(arch) == _told(parts)]
+    alike = [arch for arch in archs if _visible(arch) == _visible(parts)]
     turns = is_eva(parts) or any(arch.rotary for arch in alike)
     reads = parts.pool == "map" and parts.prefix
     fields = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
@@ -312,29 +313,27 @@ def _open_parts(parts):
     return fields if fields or alike else ["arch"]
 
 
-def _question(lacking, known, sizes, parts):
-    """One sentence on what is not known, and how to say it."""
-    listed, name = ", ".join(lacking), known.name
-    fields = " ".join(f"{field}=.." for field in lacking)
-    first = f"--config.model.{lacking[0]}=.. (a teacher's: --config.teacher)"
-    give = f"give {fields}, in commands {first}"
-    width = registry.facts(name).get("embed_dim", sizes["embed_dim"])
+def _unknown(lacking, known, sizes, parts):
+    """The InputError for fields that nothing says, with ways to say them."""
+    name, width = known.name, sizes["embed_dim"]
+    give = f"give {' '.join(f'{field}=..' for field in lacking)}"
     candidates = _candidates(sizes, parts, "mean" in lacking)
-    if width != sizes["embed_dim"]:
-        return (
-            f"{name!r} is {width} wide and these tensors are {sizes['embed_dim']}: "
-            f"name a model of that width{candidates}, or {give}"
-        )
+    named_width = registry.facts(name).get("embed_dim", width)
+    if named_width != width:
+        problem = f"is {name!r}, {named_width} wide, and these tensors are {width}"
+        hint = f"name a model of that width{candidates}, or {give}"
+        return InputError(problem, field="name", value=name, hint=hint)
+    problem = f"{'is' if len(lacking) == 1 else 'are'} in no tensor"
+    found = {"field": ", ".join(lacking), "value": lacking}
     if name or known.arch:
-        whose = repr(name) if name else "what is given"
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        return f"{whose} does not say, and no tensor does, its {listed}: {say}{give}"
-    ways = [PLACE, *[give] * ({*lacking} <= {*ALONE})]
-    if candidates or ways[1:] == []:  # a name is enough, or all that can say it
-        say = "say which model it is, name=.., in commands --config.model.name=.."
-        ways.insert(0, say + candidates)
-    return f"no tensor says its {listed}: {', or '.join(ways)}"
+        problem += f", nor does {repr(name) if name else 'arch'} say"
+        return InputError(problem, **found, hint=f"{say}{give}")
+    ways = [give] if {*lacking} <= {*ALONE} else []
+    if candidates or not ways:  # a name is enough, or all that can say it
+        ways.insert(0, f"say which model it is, name=..{candidates}")
+    return Unnamed(problem, **found, hint=" or ".join(ways))
 
 
 def _candidates(sizes, parts, normalized):
@@ -347,7 +346,7 @@ def _candidates(sizes, parts, normalized):
         each
         for name in (*registry.MODELS, *registry.public_models())
         if all(registry.facts(name)[field] == sizes[field] for field in compared)
-        and _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
+        and _visible(registry.facts(name).get("arch", DEIT)) == _visible(parts)
         for each in (_settling(name) if normalized else [name])
     ]
     rest = f" and {len(alike) - MOST} others" if len(alike) > MOST else ""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector
@@ -73,7 +73,7 @@ class Layout:
                 return renamed and f"blocks.{number[1]}.{renamed}"
             refused = self.refused.get(inside.rpartition(".")[0])
             if refused:
-                raise InputError(f"tensor {name} is {refused}")
+                raise InputError(f"is {refused}", field=f"tensor {name}")
             renamed = _renamed(inside, self.outer)
             if renamed is not None:
                 return renamed
@@ -111,10 +111,8 @@ def _google_says(tensors):
     # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
     if "pos_embed" not in tensors:
-        raise InputError(
-            "it has no pos_embedding, so its positions are computed (sincos2d), which "
-            "no model here does; allowed: files with learned positions"
-        )
+        problem = "has no pos_embedding: its positions are computed (sincos2d)"
+        raise InputError(problem, allowed="files with learned positions")
     says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
@@ -434,26 +432,20 @@ def read_weights(
 
     tower: as `to_timm` takes it; of the rest of the file nothing is read
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"weights {path}: no such file or folder")
-    names = []
+    path, names = pathlib.Path(path), []
 
     def choose(all_names):
         names.extend(all_names)
-        try:
-            return _placed_names(names, tower)
-        except InputError as error:
-            raise InputError(f"weights file {path}: {error}") from error
+        return _placed_names(names, tower)
 
-    state_dict = read_state_dict(path, averaged, choose)
-    images = read_normalization(path)
-    for name, values in images.items():
-        images[name] = channels(f"{path}: {name}", values, positive=name == "std")
-    try:
+    with within(place=f"weights file {path}"):
+        if not path.exists():
+            raise InputError("does not exist")
+        state_dict = read_state_dict(path, averaged, choose)
+        images = read_normalization(path)
+        for name, values in images.items():
+            images[name] = channels(name, values, positive=name == "std")
         checkpoint = to_timm(state_dict, tower, names)
-    except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
     return checkpoint._replace(images=ModelConfig(**images))
 
 
@@ -462,10 +454,8 @@ def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
     tower, file = hub_configs.read(folder).tower, hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
-        try:
+        with within(place=f"weights file {path}"):
             projector = _projector(read_state_dict(path), tower)
-        except InputError as error:
-            raise InputError(f"weights file {path}: {error}") from error
         checkpoint = read_weights(file, averaged)._replace(projector=projector)
     else:
         checkpoint = read_weights(file, averaged, tower)
@@ -498,16 +488,14 @@ def to_timm(
     for name, tensor in tensors.items():
         place = places.place(name)
         if place is None:
-            at = f" beside the tower {prefix[:-1]}" if prefix else ""
-            raise InputError(
-                f"tensor {name} has no place in {layout.title}{at}; allowed: the "
-                "tensors of a vision transformer"
-            )
+            tower_name = f" beside the tower {prefix[:-1]}" if prefix else ""
+            problem = f"has no place in {layout.title}{tower_name}"
+            allowed = "the tensors of a vision transformer"
+            raise InputError(problem, field=f"tensor {name}", allowed=allowed)
         if place and place in renamed:
-            raise InputError(
-                f"tensors {origin[place]} and {name} are the same part, {place}; "
-                "allowed: one of them"
-            )
+            both = f"tensors {origin[place]} and {name}"
+            problem = f"are the same part, {place}"
+            raise InputError(problem, field=both, allowed="one of them")
         if place:
             renamed[place], origin[place] = tensor, name
     try:
@@ -522,9 +510,8 @@ def to_timm(
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"its tensors have other shapes than those of {layout.title}: {error}"
-        ) from error
+        problem = f"has tensors of other shapes than {layout.title}: {error}"
+        raise InputError(problem) from error
 
 
 def as_timm(
@@ -566,10 +553,11 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     if tower and tower.blocks:
         blocks = {places.block(name) for name in first.values()} - {None}
         if len(blocks) != tower.blocks:
-            raise InputError(
-                f"{CONFIG} says depth {tower.blocks}, but its tensors have "
-                f"{len(blocks)}; allowed: files of one model"
+            problem = (
+                f"is {tower.blocks} in {CONFIG}, but the tensors have {len(blocks)}"
             )
+            found = {"field": "depth", "value": tower.blocks}
+            raise InputError(problem, **found, allowed="files of one model")
     return [name for name in names if places.place(first[name]) != ""]
 
 
@@ -634,48 +622,42 @@ def _projector(tensors, tower):
     """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
-            raise InputError(
-                f"tensor {name} has no place in a projector; allowed: weight and "
-                "bias of its layers"
+            problem, allowed = (
+                "has no place in a projector",
+                "weight and bias of layers",
             )
+            raise InputError(problem, field=f"tensor {name}", allowed=allowed)
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
-        raise InputError(
-            "it is a vision tower in a language model, whose projector is not there; "
-            "allowed: all files of such a model"
-        )
+        problem = "is a vision tower in a language model, without its projector"
+        raise InputError(problem, allowed="all files of such a model")
     if tower is None and len(numbers) > 1:
-        raise InputError(
-            "it holds a vision tower and a projector of two layers, as LLaVA's, which "
-            f"reads a layer that {CONFIG} says; allowed: its folder"
-        )
+        problem = "has a vision tower and a projector of two layers, as LLaVA's, which "
+        problem += f"reads a layer that {CONFIG} says"
+        raise InputError(problem, allowed="its folder")
     tower, layers = tower or PALIGEMMA, []
     for number in range(tower.layers or len(numbers)):
         if number not in numbers:
-            raise InputError(
-                f"its projector lacks layer {number}; allowed: all files of a model"
-            )
+            problem, allowed = f"lacks layer {number}", "all files of a model"
+            raise InputError(problem, field="its projector", allowed=allowed)
+        layer = f"layer {number} of its projector"
         names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
         arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
         if tower.bias not in (None, names[1] in tensors):
-            raise InputError(
-                f"layer {number} of its projector has {'no' if tower.bias else 'a'} "
-                f"bias; allowed: one {'with' if tower.bias else 'without'}"
-            )
+            found, allowed = ("no", "with") if tower.bias else ("a", "without")
+            raise InputError(f"has {found} bias", field=layer, allowed=f"one {allowed}")
         shapes = [array.shape for array in arrays]
         before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
         fits = len(shapes[0]) == 2 and shapes[0][1:] == before
         if not fits or shapes[-1][:1] != shapes[0][:1]:
-            raise InputError(
-                f"layer {number} of its projector has tensors of "
-                f"{' and '.join(map(str, shapes))}; allowed: a weight [out, in], in "
-                "as the layer before gives it, and a bias [out]"
+            problem = f"has tensors of {' and '.join(map(str, shapes))}"
+            allowed = (
+                "a weight [out, in], in as the layer before gives it, a bias [out]"
             )
+            raise InputError(problem, field=layer, value=shapes, allowed=allowed)
         if not all(np.isfinite(array).all() for array in arrays):
-            raise InputError(
-                f"layer {number} of its projector holds a value that is not finite, "
-                "only finite weights are allowed"
-            )
+            problem = "has a value that is not finite"
+            raise InputError(problem, field=layer, allowed="finite weights")
         kernel, *bias = arrays
         layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
     return Projector(tuple(layers), tower.gelu, tower.prefix)
@@ -683,31 +665,27 @@ def _projector(tensors, tower):
 
 def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
+    layouts = ", ".join(layout.title for layout in LAYOUTS)
     for layout in LAYOUTS:
         ends = (layout.mark, f".{layout.mark}")
         marked = [name for name in tensors if name == ends[0] or name.endswith(ends[1])]
         prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
         if len(prefixes) > 1:
-            shown = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
-            raise InputError(
-                f"it holds {len(prefixes)} vision towers, {shown}; allowed: one"
-            )
+            listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
+            problem = f"has {len(prefixes)} vision towers, {listed}"
+            raise InputError(problem, value=prefixes, allowed="one")
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
     for pattern, kind in FOREIGN:
-        shown = next((name for name in tensors if re.match(pattern, name)), None)
-        if shown:
-            raise InputError(
-                f"it holds {kind}, as tensor {shown} shows, and no vision transformer "
-                "of a known layout"
-            )
-    names, titles = ", ".join([*tensors][:MOST]), [layout.title for layout in LAYOUTS]
-    raise InputError(
-        f"its tensors, such as {names}, are in no layout of a vision transformer that "
-        f"is known here; known are {', '.join(titles[:-1])} and {titles[-1]}"
-    )
+        mark = next((name for name in tensors if re.match(pattern, name)), None)
+        if mark:
+            problem = f"has {kind}, as tensor {mark} shows, and no vision transformer"
+            raise InputError(problem, value=mark, allowed=layouts)
+    names = ", ".join([*tensors][:MOST])
+    problem = f"has tensors, such as {names}, in no layout of a vision transformer here"
+    raise InputError(problem, value=names, allowed=layouts)
 
 
 def _unscanned(tensors):
@@ -717,10 +695,9 @@ def _unscanned(tensors):
         before, scan, after = name.rpartition(SCAN)
         if scan:
             if tensor.ndim == 0:
-                raise InputError(
-                    f"tensor {name} is a single number; allowed: an array whose "
-                    "first axis is that of the blocks"
-                )
+                allowed = "an array whose first axis is that of the blocks"
+                tensor_name = f"tensor {name}"
+                raise InputError("is one number", field=tensor_name, allowed=allowed)
             start = f"{before}{SCAN[:-1]}_"
             out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
         else:
@@ -793,14 +770,14 @@ def _stack(tensors):
                 tensors[f"{module}.{letter}_bias"] = tensors.pop(parts[letter])
             continue
         if lacking:
-            raise InputError(f"it has tensor {name}, but none for {parts[lacking[0]]}")
+            missing = parts[lacking[0]]
+            raise InputError(f"has tensor {name}, but not {missing}", value=missing)
         stack = [tensors.pop(part) for part in parts.values()]
         if len({part.shape for part in stack}) > 1:
-            shapes = ", ".join(str(part.shape) for part in stack)
-            raise InputError(
-                f"tensors {', '.join(parts.values())} are of {shapes}; allowed: one "
-                "shape"
-            )
+            shapes, names = [part.shape for part in stack], ", ".join(parts.values())
+            problem = f"are of {', '.join(map(str, shapes))}"
+            found = {"field": f"tensors {names}", "value": shapes}
+            raise InputError(problem, **found, allowed="one shape")
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
@@ -815,10 +792,9 @@ def _mask_keys(tensors):
         module, bias = name.removesuffix(".masked.bias"), tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.mask", np.ones_like(bias))
         if mask.shape != bias.shape:
-            raise InputError(
-                f"tensor {module}.qkv.bias_mask is of {mask.shape}; allowed: "
-                f"{bias.shape}, as qkv.bias beside it"
-            )
+            problem, allowed = f"is of {mask.shape}", f"{bias.shape}, as qkv.bias"
+            found = {"field": f"tensor {module}.qkv.bias_mask", "value": mask.shape}
+            raise InputError(problem, **found, allowed=allowed)
         bias = bias * mask.astype(bias.dtype)
         thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
     keyless = all(((k == 0) | np.isnan(k)).all() for _, k, _ in thirds.values())
@@ -832,9 +808,9 @@ def _mask_keys(tensors):
 def _parts(name, tensor, count):
     """Equal parts of a tensor."""
     if tensor.ndim == 0 or len(tensor) % count:
-        raise InputError(
-            f"tensor {name} is of {tensor.shape}; allowed: {count} equal parts"
-        )
+        found = {"field": f"tensor {name}", "value": tensor.shape}
+        problem, allowed = f"is of {tensor.shape}", f"{count} equal parts"
+        raise InputError(problem, **found, allowed=allowed)
     return np.split(tensor, count)
 
 
@@ -889,11 +865,9 @@ def _name_head(tensors):
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
-            raise InputError(
-                "its classifier reads the mean of the patches before the last norm "
-                "(CLIPForImageClassification), which no model here does; allowed: "
-                "CLIP's projection or no head"
-            )
+            problem = "has a classifier that reads the mean of the patches before the "
+            problem += "last norm (CLIPForImageClassification), as no model here does"
+            raise InputError(problem, allowed="CLIP's projection or no head")
         for name in [name for name in tensors if name.startswith("attn_pool.")]:
             del tensors[name]  # SiglipForImageClassification does not use it
         for leaf in ("weight", "bias"):
@@ -904,18 +878,17 @@ def _name_head(tensors):
         and "dist_token" in tensors
         and "head_dist.weight" not in tensors
     ):
-        raise InputError(
-            "it has a distillation token and a head of the class token alone, as "
-            "transformers' DeiTForImageClassification, which no model here has; "
-            "allowed: two heads (DeiTForImageClassificationWithTeacher), or none"
-        )
+        problem = "has a distillation token and only a head of the class token, as "
+        problem += "transformers' DeiTForImageClassification and no model here"
+        allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"
+        raise InputError(problem, allowed=allowed)
     if head is None or norm is None or head.ndim != 2:
         return
     width = len(tensors.get("blocks.0.norm1.weight", norm))  # that norm may be wrong
     if width == head.shape[1]:
         return
-    raise InputError(
-        f"tensor head.weight reads {head.shape[1]} numbers an image, the tokens have "
-        f"{width} (DINOv2's classifiers read the mean of the patches too); allowed: "
-        "heads that read one vector of that width, or none"
-    )
+    problem = f"reads {head.shape[1]} numbers an image, the tokens have {width}"
+    problem += " (DINOv2's classifiers read the mean of the patches too)"
+    allowed = "heads that read one vector of that width, or none"
+    found = {"field": "tensor head.weight", "value": head.shape[1]}
+    raise InputError(problem, **found, allowed=allowed)

@@ -166,7 +166,8 @@ def _inferred(metadata, requested):
     """Fields of Weights that tensors, names and the caller say together."""
     partial, folder = metadata.partial_config, metadata.path.is_dir()
     contents, place = metadata.files.contents, str(metadata)
-    config = infer_weights(contents, partial, requested, metadata.path, place)
+    with within(place=place):
+        config = infer_weights(contents, partial, requested, metadata.path)
     for field, value in metadata.sizes.items():
         if getattr(config, field) != value:
             problem = f"is {value!r}, but its tensors have {getattr(config, field)!r}"

@@ -24,7 +24,7 @@ CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 ALLOWED = (
-    f"allowed: a weights file, a folder with {RUN_CONFIG} and weights as timm, "
+    f"a weights file, a folder with {RUN_CONFIG} and weights as timm, "
     "transformers and save write it, and the folder of a run"
 )
 COLLECTIONS = ("params", "batch_stats")
@@ -60,7 +60,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise _without_config(folder)
     config = read_json(folder / RUN_CONFIG)
     if not config:
-        raise InputError(f"{folder / RUN_CONFIG} is empty; {ALLOWED}")
+        raise InputError("is empty", place=folder / RUN_CONFIG, allowed=ALLOWED)
     if "peft_type" in config:
         raise _of_adapter(folder)
     try:
@@ -77,18 +77,15 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         reason = f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):
         reason = "it is no config"
-    raise InputError(
-        f"{folder / RUN_CONFIG} is neither that of a run ({reason}) nor of published "
-        f"weights; {ALLOWED}"
-    )
+    problem = f"is neither that of a run ({reason}) nor of published weights"
+    raise InputError(problem, place=folder / RUN_CONFIG, allowed=ALLOWED)
 
 
 def _of_adapter(folder):
     """The InputError for a folder of the peft library."""
-    return InputError(
-        f"{folder} holds an adapter of peft, which is only what it changes of a model; "
-        "allowed: the folder that merge_and_unload().save_pretrained(..) writes"
-    )
+    problem = "has an adapter of peft, which is only what it changes in a model"
+    allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
+    return InputError(problem, place=folder, allowed=allowed)
 
 
 def _without_config(folder):
@@ -96,18 +93,15 @@ def _without_config(folder):
     for run in folder.parents:
         within = folder.relative_to(run).parts[0] == CHECKPOINTS
         if within and (run / RUN_CONFIG).is_file():
-            return InputError(
-                f"{folder} is a part of the run {run}; allowed: {run} itself, and "
-                "best or latest for the checkpoint"
-            )
+            allowed = f"{run} itself, and best or latest for the checkpoint"
+            return InputError(f"is in the run {run}", place=folder, allowed=allowed)
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
         which = "one of them, such as" if len(files) > 1 else "the file itself,"
-        return InputError(
-            f"{folder} has weights, {names}, but no {RUN_CONFIG}; allowed: {which} "
-            f"{files[0]}"
-        )
-    return InputError(f"{folder} is a folder without {RUN_CONFIG}; {ALLOWED}")
+        problem = f"has weights, {names}, but no {RUN_CONFIG}"
+        return InputError(problem, place=folder, allowed=f"{which} {files[0]}")
+    problem = f"is a folder without {RUN_CONFIG}"
+    return InputError(problem, place=folder, allowed=ALLOWED)
 
 
 def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +139,8 @@ def read_checkpoint(
     Raises InputError where it has none, and for another `checkpoint`.
     """
     if checkpoint not in KINDS:
-        raise InputError(f"checkpoint {checkpoint!r}; allowed: {' and '.join(KINDS)}")
+        allowed = " and ".join(KINDS)
+        raise InputError(field="checkpoint", value=checkpoint, allowed=allowed)
 
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" * averaged
@@ -155,19 +150,17 @@ def read_checkpoint(
         wanted = [name for name in table if name.startswith(names)]
         if wanted or not averaged:
             return wanted
-        raise InputError(
-            f"run {folder} has no averaged weights, as config.ema_decay is 0; allowed: "
-            "runs with averages, or its weights as they are"
-        )
+        problem = "has no averaged weights, as config.ema_decay is 0"
+        allowed = "runs with averages, or its weights as they are"
+        raise InputError(problem, place=f"run {folder}", allowed=allowed)
 
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which says what is wrong where this is not a run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
-        raise InputError(
-            f"checkpoint is {checkpoint!r}, but run {folder} has saved none; allowed: "
-            f"{written[0]!r}"
-        )
+        problem = f"is {checkpoint!r}, but run {folder} has saved none"
+        found = {"field": "checkpoint", "value": checkpoint}
+        raise InputError(problem, **found, allowed=repr(written[0]))
     arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
@@ -213,16 +206,13 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(names, list) or not all(
-        name is None or isinstance(name, str) for name in names
-    ):
-        raise InputError(f"{path} is not a list of names, one for each class")
+        raise InputError(f"cannot be read ({error})", place=path) from error
+    allowed = "a list of a name for each class, or no such file"
+    if not isinstance(names, list) or not all(isinstance(n, str | None) for n in names):
+        raise InputError("is not a list of names", place=path, allowed=allowed)
     if len(names) != classes:
-        raise InputError(
-            f"{path} is a list of length {len(names)}, but the run has {classes} "
-            "classes; allowed: a name for each, or no such file"
-        )
+        problem = f"is a list of length {len(names)}, but the run has {classes} classes"
+        raise InputError(problem, place=path, value=len(names), allowed=allowed)
     return tuple(names)
 
 

@@ -50,20 +50,16 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         not the model's.
     """
     if not isinstance(folder, str | os.PathLike):
-        raise InputError(
-            f"folder is a {type(folder).__name__}; allowed: a string and a "
-            "pathlib.Path, before the model"
-        )
+        allowed = "a string and a pathlib.Path, before the model"
+        problem = f"is a {type(folder).__name__}"
+        raise InputError(problem, field="folder", value=folder, allowed=allowed)
     if hub.is_id(folder):
-        raise InputError(
-            f"{folder} is an id of the hub; allowed: folders of this machine, which "
-            "hf upload takes from here"
-        )
+        allowed = "folders of this machine, which hf upload takes from here"
+        raise InputError("is an id of the hub", place=folder, allowed=allowed)
     folder = pathlib.Path(folder)
     if "\0" in str(folder):
-        raise InputError(
-            f"folder is {str(folder)!r}; allowed: paths without a NUL byte"
-        )
+        allowed = "paths without a NUL byte"
+        raise InputError(field="folder", value=str(folder), allowed=allowed)
     _check_folder(folder)
     _check(vit)
     model, tensors = vit.model, convert.to_timm(vit.variables)
@@ -98,28 +94,29 @@ def _write(file, tensors):
 
 def _check_folder(folder):
     """InputError where something else than a saved model would be lost."""
-    allowed = "allowed: a new or empty folder, and one that save has written"
+    facts = {
+        "place": folder,
+        "allowed": "a new or empty folder, or one that save wrote",
+    }
     try:
-        held = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+        names = sorted(f.name for f in folder.iterdir()) if folder.exists() else []
     except OSError as error:
-        reason = error.strerror
-        raise InputError(f"{folder} is not a folder ({reason}); {allowed}") from error
-    others = [name for name in held if name not in FILES]
-    if held and (others or not hub_configs.is_own(folder)):
-        raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")
+        raise InputError(f"is not a folder ({error.strerror})", **facts) from error
+    others = [name for name in names if name not in FILES]
+    if names and (others or not hub_configs.is_own(folder)):
+        found = (others or names)[0]
+        raise InputError(f"has {found} in it", value=found, **facts)
 
 
 def _check(vit):
     """InputError for what `load` could not make again."""
     if vit.reduction is None:
-        raise InputError(
-            "the model reduces tokens, and its reduction is not known; allowed: "
-            'Pretrained(model, variables, reduction={"name": ..})'
-        )
+        allowed = 'Pretrained(model, variables, reduction={"name": ..})'
+        problem = "is None, but the model reduces tokens"
+        raise InputError(problem, field="reduction", allowed=allowed)
     if vit.model.folded:
-        raise InputError(
-            "model is in the form of optimize; allowed: what that was made from"
-        )
+        allowed = "the model that it was made from"
+        raise InputError("is in the form of optimize", field="model", allowed=allowed)
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
@@ -132,13 +129,14 @@ def _check_way_back(vit, tensors, config):
         again = saved.create(parsed.reduction)
         convert.from_timm(read, variable_shapes(again, saved.image_size))
     except InputError as error:
-        raise InputError(f"model cannot be loaded again: {error}") from error
+        problem = f"cannot be loaded again: {error}"
+        raise InputError(problem, field="model") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
-            raise InputError(
-                f"model.{field} is {getattr(model, field)!r}, and would be loaded as "
-                f"{getattr(again, field)!r}; allowed: models of create_model"
-            )
+            value, loaded = getattr(model, field), getattr(again, field)
+            found = {"field": f"model.{field}", "value": value}
+            problem = f"is {value!r}, and would be loaded as {loaded!r}"
+            raise InputError(problem, **found, allowed="models of create_model")
 
 
 def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:

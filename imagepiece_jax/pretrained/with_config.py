@@ -121,10 +121,9 @@ def _complete(config, weights):
         model, crop = weights.trained.config.as_dict, weights.crop.items()
         size, classes = model.pop("image_size"), model.pop("num_classes")
         if not isinstance(size, int):
-            raise InputError(
-                f"{weights} is for images of {described(size)}; allowed here are "
-                "squares, others in Python: load(), optimize() and Predictor"
-            )
+            allowed = "squares, others in Python: load(), optimize() and Predictor"
+            problem = f"is for images of {described(size)}"
+            raise InputError(problem, place=weights, value=size, allowed=allowed)
         dense = weights.reduction["name"] == DENSE["name"]
         reduction = DENSE if dense else with_defaults(weights.reduction)
         fields = {
@@ -138,7 +137,8 @@ def _complete(config, weights):
         config.update(_with_tuples(fields))
     except TypeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{weights} does not fit configs/base.py: {reason}") from error
+        problem = f"does not fit configs/base.py: {reason}"
+        raise InputError(problem, place=weights) from error
 
 
 def _check_run(weights, config):
