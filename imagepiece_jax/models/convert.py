@@ -277,7 +277,7 @@ def _take(state_dict, place, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        problem = f"has a value that is not finite in {array.dtype}"
+        problem = f"holds a value that is not finite in {array.dtype}"
         raise Misfit(problem, field=f"tensor {place.name}", allowed="finite weights")
     return array
 
@@ -294,10 +294,8 @@ def _check_tensors(state_dict, places, needed, fresh):
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in names and not matches(path, fresh):
-            problem = (
-                f"of shape {tensor.shape} is left over: this model has no such part"
-            )
-            problems.append((path, name, problem))
+            leftover = f"of shape {tensor.shape} is left over"
+            problems.append((path, name, f"{leftover}, this model has no such part"))
     for place in needed:
         path, name, shape = place.path, place.name, place.shape
         tensor = state_dict.get(name)
@@ -329,7 +327,7 @@ def _size_differs(state_dict, needed):
     if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
-        f"has a model of depth {found[0]} and width {found[-1]}, this one has "
+        f"holds a model of depth {found[0]} and width {found[-1]}, this one has "
         f"depth {wanted[0]} and width {wanted[-1]}"
     )
 

@@ -216,7 +216,11 @@ def _checked_names(names, classes):
         raise InputError(f"has length {len(names)}", **facts)
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
-            facts = {"field": "class_names", "value": name, "allowed": "strings, None"}
+            facts = {
+                "field": "class_names",
+                "value": name,
+                "allowed": "strings, and None",
+            }
             raise InputError(f"has {name!r} for class {label}", **facts)
     return tuple(names)
 

@@ -30,7 +30,7 @@ ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence
-UNREACHABLE = "cannot be fetched, as the hub is not in reach"
+UNREACHABLE = "the hub cannot be reached, and its cache"
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
@@ -57,8 +57,8 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if not exists(path):
         allowed, hint = _meant(os.fspath(path))
-        facts = {"field": f"weights {path}", "allowed": allowed, "hint": hint}
-        raise InputError("are no file or folder", **facts)
+        facts = {"value": str(path), "allowed": allowed, "hint": hint}
+        raise InputError(f"weights {path}: no such file or folder", **facts)
     return local(path)
 
 
@@ -96,7 +96,10 @@ def _meant(text):
     """(allowed, hint) for a missing path that looks like an id; "" for others."""
     if text.startswith("hf:/"):  # what pathlib makes of an id
         name = text.removeprefix("hf:/")
-        return "", f'an id of the hub is a string, such as "{SCHEME}{name}", no Path'
+        return (
+            "",
+            f'an id of the hub is a string, such as "{SCHEME}{name}", never a Path',
+        )
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return "", f"did you mean {SCHEME}{address[1]}?"
     if re.match(r"\w+:/", text):
@@ -208,7 +211,8 @@ class _Repository:
         self._unreachable, self.files = False, []
 
     def _error(self, problem, allowed="", hint=""):
-        return InputError(problem, place=self._text, allowed=allowed, hint=hint)
+        place = f"{self._text}:" if self._unreachable else self._text
+        return InputError(problem, place=place, allowed=allowed, hint=hint)
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
@@ -218,7 +222,7 @@ class _Repository:
         lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
         if self._unreachable:
             allowed = "ids that were loaded here before, or a network"
-            raise self._error(f"{UNREACHABLE}, and its cache has {lacks}", allowed)
+            raise self._error(f"{UNREACHABLE} has {lacks}", allowed)
         raise self._error(f"has {lacks}", f"repositories with {CONFIG} and weights")
 
     def optional(self, name, besides=""):
@@ -231,7 +235,7 @@ class _Repository:
             self._name, name, revision=self._revision
         )
         if cached is None:  # another value says that the repository has no such file
-            problem = f"{UNREACHABLE}, and its cache does not say whether there is a "
+            problem = f"{UNREACHABLE} does not say whether there is a "
             folder = self.files[0].parent
             allowed = f"a network, or instead of the id its folder, {folder}{besides}"
             raise self._error(problem + name, allowed)

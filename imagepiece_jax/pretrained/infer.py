@@ -69,7 +69,7 @@ def infer_weights(
             file = f"place its {PREPROCESSOR} beside it"
         elif (path.parent / CONFIG).is_file():
             file = f"name its folder, {path.parent}, which has a {CONFIG}"
-        error.hint = " or ".join(filter(None, (file, error.hint)))
+        error.hint = f"{file}, or {error.hint}"
         raise
     if heads not in (None, config.num_heads):
         problem = f"is {config.num_heads!r}, but its tensors are those of {heads} heads"
@@ -323,8 +323,9 @@ def _unknown(lacking, known, sizes, parts):
         problem = f"is {name!r}, {named_width} wide, and these tensors are {width}"
         hint = f"name a model of that width{candidates}, or {give}"
         return InputError(problem, field="name", value=name, hint=hint)
-    problem = f"{'is' if len(lacking) == 1 else 'are'} in no tensor"
-    found = {"field": ", ".join(lacking), "value": lacking}
+    first, *rest = lacking
+    problem = f"and {', '.join(rest)} are in no tensor" if rest else "is in no tensor"
+    found = {"field": first, "value": lacking}
     if name or known.arch:
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
@@ -333,7 +334,7 @@ def _unknown(lacking, known, sizes, parts):
     ways = [give] if {*lacking} <= {*ALONE} else []
     if candidates or not ways:  # a name is enough, or all that can say it
         ways.insert(0, f"say which model it is, name=..{candidates}")
-    return Unnamed(problem, **found, hint=" or ".join(ways))
+    return Unnamed(problem, **found, hint=", or ".join(ways))
 
 
 def _candidates(sizes, parts, normalized):

@@ -656,7 +656,7 @@ def _projector(tensors, tower):
             )
             raise InputError(problem, field=layer, value=shapes, allowed=allowed)
         if not all(np.isfinite(array).all() for array in arrays):
-            problem = "has a value that is not finite"
+            problem = "holds a value that is not finite"
             raise InputError(problem, field=layer, allowed="finite weights")
         kernel, *bias = arrays
         layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
@@ -672,7 +672,7 @@ def _layout(tensors):
         prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
         if len(prefixes) > 1:
             listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
-            problem = f"has {len(prefixes)} vision towers, {listed}"
+            problem = f"holds {len(prefixes)} vision towers, {listed}"
             raise InputError(problem, value=prefixes, allowed="one")
         if prefixes:
             return layout, prefixes[0]
@@ -681,7 +681,7 @@ def _layout(tensors):
     for pattern, kind in FOREIGN:
         mark = next((name for name in tensors if re.match(pattern, name)), None)
         if mark:
-            problem = f"has {kind}, as tensor {mark} shows, and no vision transformer"
+            problem = f"holds {kind}, as tensor {mark} shows, and no vision transformer"
             raise InputError(problem, value=mark, allowed=layouts)
     names = ", ".join([*tensors][:MOST])
     problem = f"has tensors, such as {names}, in no layout of a vision transformer here"

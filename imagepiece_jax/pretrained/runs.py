@@ -83,7 +83,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 def _of_adapter(folder):
     """The InputError for a folder of the peft library."""
-    problem = "has an adapter of peft, which is only what it changes in a model"
+    problem = "holds an adapter of peft, which is only what it changes in a model"
     allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
     return InputError(problem, place=folder, allowed=allowed)
 

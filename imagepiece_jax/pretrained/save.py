@@ -105,7 +105,7 @@ def _check_folder(folder):
     others = [name for name in names if name not in FILES]
     if names and (others or not hub_configs.is_own(folder)):
         found = (others or names)[0]
-        raise InputError(f"has {found} in it", value=found, **facts)
+        raise InputError(f"holds {found}", value=found, **facts)
 
 
 def _check(vit):

@@ -292,7 +292,7 @@ def test_remedy_names_every_part_that_differs():
 
 def test_fresh_must_name_a_part():
     message = (
-        "config.init.fresh names 'heads', but the parts of this model are blocks, "
+        "config.init.fresh names 'heads'; allowed: blocks, "
         "cls_token, head, norm, patch_embed, pos_embed, reducer$"
     )
     with pytest.raises(InputError, match=message):

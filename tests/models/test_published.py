@@ -126,7 +126,7 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
     with pytest.raises(InputError) as refused:
         imagepiece_jax.load(path)
-    start = f"folder {path}: no tensor says its mean, std: place its preprocessor"
+    start = f"folder {path}: mean and std are in no tensor; place its preprocessor"
     assert str(refused.value).startswith(start)
     found = imagepiece_jax.load(path, mean=HALF, std=STD).model
     assert found.std == STD
@@ -204,7 +204,7 @@ def test_fields_that_contradict_a_folder(tmp_path, tensors, fields, message):
 def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     """.safetensors before PyTorch's, the usual names before others."""
     folder(tmp_path, TIMM, None)
-    with pytest.raises(InputError, match="of weights none; allowed: one file, such"):
+    with pytest.raises(InputError, match="weights files none; allowed: one, such"):
         imagepiece_jax.load(tmp_path)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)

@@ -166,7 +166,9 @@ def test_npz_and_safetensors(tmp_path):
 def test_pth_that_would_run_code_is_refused(tmp_path):
     marker = tmp_path / "marker"
     content = mapping(a=b"cos\nsystem\n(" + text(f"touch {marker}") + b"tR")
-    with pytest.raises(InputError, match=r"a\.pth asks for os\.system: only tensors"):
+    with pytest.raises(
+        InputError, match=r"a\.pth asks for os\.system; allowed: tensors"
+    ):
         read_state_dict(write_pth(tmp_path / "a.pth", content))
     assert not marker.exists()
 
@@ -287,11 +289,11 @@ def test_types_that_are_not_read_are_named(tmp_path):
         b"ctorch\nFloatStorage", b"ctorch.storage\nUntypedStorage"
     )
     path = write_pth(tmp_path / "a.pth", mapping(a=view), {"0": np.ones(4, "u1")})
-    with pytest.raises(InputError, match="such as float8 or .*; allowed: floats of"):
+    with pytest.raises(InputError, match="float8, complex64 or .*; allowed: floats of"):
         read_state_dict(path)
     newer = tensor("0", 4, (4,), (1,)).replace(b"tensor_v2", b"tensor_v3")
     path = write_pth(tmp_path / "b.pth", mapping(a=newer), {"0": np.ones(4, "f4")})
-    with pytest.raises(InputError, match="such as float8 or .*; allowed: floats of"):
+    with pytest.raises(InputError, match="float8, complex64 or .*; allowed: floats of"):
         read_state_dict(path)
     entry = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
     header = json.dumps({"a": entry}).encode()
@@ -317,7 +319,9 @@ def test_pth_of_other_kinds(tmp_path):
     with pytest.raises(InputError, match=r"old\.pth has the format of PyTorch before"):
         read_state_dict(old)
     big = write_pth(tmp_path / "big.pth", mapping(), byteorder="big")
-    with pytest.raises(InputError, match=r"big\.pth has byte order 'big'"):
+    with pytest.raises(
+        InputError, match=r"big\.pth: byte order is 'big'; allowed: 'little'"
+    ):
         read_state_dict(big)
     np.savez(tmp_path / "renamed.npz", a=np.ones(2))
     renamed = (tmp_path / "renamed.npz").rename(tmp_path / "renamed.pth")
@@ -459,7 +463,9 @@ def test_flipped_bit_in_the_numbers(tmp_path, name):
 def test_missing_unknown_and_unreadable(tmp_path):
     with pytest.raises(InputError, match=r"none\.npz does not exist"):
         read_state_dict(tmp_path / "none.npz")
-    with pytest.raises(InputError, match=r"ends in '.h5': only \.npz, \.safetensors, "):
+    with pytest.raises(
+        InputError, match=r"ends in '.h5'; allowed: \.npz, \.safetensors, "
+    ):
         read_state_dict(tmp_path / "a.h5")
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(InputError, match=r"folder\.pt is a folder"):
@@ -468,8 +474,8 @@ def test_missing_unknown_and_unreadable(tmp_path):
 
 def test_files_that_hold_something_else(tmp_path):
     cases = {
-        "needed named tensors, found int": integer(3),
-        "needed named tensors, found none": mapping(),
+        "it has int": integer(3),
+        "it has none": mapping(),
         "'epoch' is of type int": mapping(epoch=integer(3)),
         "'inner' is of type dict": mapping(inner=mapping(a=integer(1))),
         "3 is of type ndarray": b"}" + integer(3) + tensor("0", 2, (2,), (1,)) + b"s",
@@ -484,7 +490,7 @@ def test_files_that_hold_something_else(tmp_path):
 def test_npz_that_holds_something_else(tmp_path):
     np.save(tmp_path / "single.npy", np.ones(3))
     single = (tmp_path / "single.npy").rename(tmp_path / "single.npz")
-    with pytest.raises(InputError, match="not a state dict.*found ndarray"):
+    with pytest.raises(InputError, match="not a state dict: it has ndarray"):
         read_state_dict(single)
     np.savez(tmp_path / "text.npz", names=np.array(["a", "b"]))
     with pytest.raises(InputError, match="tensor names is of type <U1, only floats"):
@@ -505,7 +511,7 @@ def test_checkpoints_of_training_scripts_hold_their_arguments(tmp_path):
     np.testing.assert_array_equal(read_state_dict(path)["w"], stored.reshape(2, 2))
     other = mapping(student=weights, args=arguments)
     path = write_pth(tmp_path / "other.pth", other, {"0": stored})
-    with pytest.raises(InputError, match="they alone, or under 'model', 'state_dict',"):
+    with pytest.raises(InputError, match="alone or under 'model', 'state_dict',"):
         read_state_dict(path)
 
 
@@ -513,7 +519,7 @@ def test_a_pointer_of_git_lfs_is_no_file(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(
-        InputError, match="is a pointer of Git LFS, not the file: fetch"
+        InputError, match="is a pointer of Git LFS, not the file; fetch"
     ):
         read_state_dict(path)
 

@@ -167,7 +167,9 @@ def test_a_bias_of_keys_without_a_mask_is_kept(fixture, tmp_path):
     thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0} and 7.0 not in {*thirds[0], *thirds[2]}
     np.savez(tmp_path / "dinov3.npz", **tensors)
-    with pytest.raises(InputError, match="with key_bias=True, but .* key_bias=False"):
+    with pytest.raises(
+        InputError, match="key_bias is False in .*, but True in these tensors"
+    ):
         imagepiece_jax.load(tmp_path / "dinov3.npz", name=DINOV3)
     arch = registry.facts(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
@@ -226,12 +228,12 @@ PROJECTIONS = ("layer.1.attention.q_proj.weight", "layer.1.attention.k_proj.weig
         (
             "transformers",
             {PROJECTIONS[1]: None},
-            "it has tensor blocks.1.attn.q.weight, but none for blocks.1.attn.k.weight",
+            "has tensor blocks.1.attn.q.weight, but not blocks.1.attn.k.weight",
         ),
         (
             "transformers",
             {"layer.1.attention.q_proj.bias": None},
-            "it has tensor blocks.1.attn.v.bias, but none for blocks.1.attn.q.bias",
+            "has tensor blocks.1.attn.v.bias, but not blocks.1.attn.q.bias",
         ),
         (
             "transformers",

@@ -74,7 +74,7 @@ def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name
 @pytest.mark.parametrize(
     "normalization, sentence",
     [
-        ({"mean": HALF}, "has mean alone; allowed: mean and std, or neither"),
+        ({"mean": HALF}, "has only mean; allowed: mean and std, or neither"),
         ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed: three number"),
         ({"mean": HALF, "std": (1, 1, 0)}, "allowed: three numbers above 0 and up"),
         ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed: th"),
@@ -237,9 +237,7 @@ def test_folders_without_a_model(tmp_path, files, sentence):
 def test_a_file_of_an_adapter_is_named(tmp_path):
     names = [f"base_model.model.encoder.layer.0.query.lora_{x}.weight" for x in "AB"]
     np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))
-    with pytest.raises(
-        InputError, match="it holds an adapter of peft, as tensor base_"
-    ):
+    with pytest.raises(InputError, match="holds an adapter of peft, as tensor base_"):
         imagepiece_jax.load(tmp_path / "a.npz")
 
 
@@ -259,7 +257,7 @@ def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
     run = run_folder(tmp_path / "run")
     for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
         (run / part).mkdir(parents=True)
-        message = f"{run / part} is a part of the run {run}; allowed: {run} itself, and"
+        message = f"{run / part} is in the run {run}; allowed: {run} itself, and"
         with pytest.raises(InputError, match=message):
             load.read(run / part)
 

@@ -341,7 +341,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | {"teacher.weights": "ten.npz"},
             None,
-            "^config.teacher.weights: .*.*=.. .a teacher.s: --config.teacher",
+            "^config.teacher.weights: .* config.teacher.num_heads and norm_eps, .* or give num_heads=",
         ),
         (
             {"teacher.weights": "ten.npz", "teacher.image_size": 32},
