@@ -57,8 +57,8 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if not exists(path):
         allowed, hint = _meant(os.fspath(path))
-        facts = {"value": str(path), "allowed": allowed, "hint": hint}
-        raise InputError(f"weights {path}: no such file or folder", **facts)
+        facts = {"place": f"weights {path}:", "allowed": allowed, "hint": hint}
+        raise InputError("no such file or folder", value=str(path), **facts)
     return local(path)
 
 

@@ -81,9 +81,7 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     predict = imagepiece_jax.Predictor(vit, **options)
     by_index = {found.index: found.label for found in predict(pictures[0])}
     assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
-    with pytest.raises(
-        InputError, match="class_names has length 2; allowed: .* 7 cl"
-    ):
+    with pytest.raises(InputError, match="class_names has length 2; allowed: .* 7 cl"):
         imagepiece_jax.load(weights_file, class_names=("a", "b"), **GIVEN)
 
 

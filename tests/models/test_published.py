@@ -209,7 +209,9 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
     np.savez(tmp_path / "other.npz", **tensors)
-    with pytest.raises(InputError, match="of weights other.npz, tuned.npz; allowed:"):
+    with pytest.raises(
+        InputError, match="weights files other.npz, tuned.npz; allowed:"
+    ):
         imagepiece_jax.load(tmp_path)
     values = {name: value + 1 for name, value in tensors.items()}
     content = {

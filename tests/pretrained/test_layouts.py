@@ -117,7 +117,7 @@ BLOCK = "encoder.layer.0.attention.attention"
     [
         (
             small("embedding/kernel", "Transformer/encoder_norm/scale"),
-            "^has no pos_embedding: its positions are computed .sincos2d.; allowed: files",
+            "^has no pos_embedding: its positions are computed .sincos2d.",
         ),
         (
             small("layer1.0.conv1.weight", "fc.weight"),

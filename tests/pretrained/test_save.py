@@ -318,7 +318,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
         (Pretrained(evit, variables), "reduction is None, but .*; allowed: Pretra"),
         (
             Pretrained(*prepare(model, variables)),
-            "model is in the form of optimize; allowed: wha",
+            "model is in the form of optimize; allowed: the",
         ),
         (
             Pretrained(model, wrong),

@@ -395,7 +395,7 @@ def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
     with pytest.raises(InputError, match="projector.safetensors: tensor weight has no"):
         imagepiece_jax.load(tmp_path / "ours")
     file.unlink()
-    with pytest.raises(InputError, match="in a language model, whose projector is not"):
+    with pytest.raises(InputError, match="in a language model, without its projector"):
         imagepiece_jax.load(tmp_path / "ours")
 
 

@@ -330,7 +330,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | TOLD | {"teacher.weights": "nine.npz"},
             None,
-            "^config.teacher.weights: has 9 classes; allowed: the 10 of the student",
+            "^config.teacher.weights has 9 classes; allowed: the 10 of the student",
         ),
         (SOFT | {"teacher.weights": "no.npz"}, None, "^config.teacher.weights: .*no.n"),
         (
@@ -341,7 +341,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | {"teacher.weights": "ten.npz"},
             None,
-            "^config.teacher.weights: .* config.teacher.num_heads and norm_eps, .* or give num_heads=",
+            "^config.teacher.weights: .* config.teacher.num_heads and .* give num_h",
         ),
         (
             {"teacher.weights": "ten.npz", "teacher.image_size": 32},

@@ -122,7 +122,7 @@ def test_unknown_part_and_wrong_shape_are_named(saved):
     with pytest.raises(InputError, match="config.init.fresh names 'tail'; allowed: bl"):
         started(made)
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
-    with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
+    with pytest.raises(InputError, match="one.npz holds a model of depth 1 and"):
         started(made)
     fields = {"init.weights": str(path), "num_classes": 5}
     for more, and_also in (
