@@ -223,8 +223,9 @@ def of_teacher():
     try:
         yield
     except InputError as error:
-        # A sentence of its own stands behind a colon.
-        error.place = error.place or "config.teacher.weights" + ":" * (not error.field)
+        # A sentence of its own, or a file, stands behind a colon.
+        behind = f": {error.place}" if error.place else ":" * (not error.field)
+        error.place = f"config.teacher.weights{behind}"
         raise
 
 
