@@ -14,9 +14,8 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import count, counts, optional
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import (
-    Method,
     ParamGroup,
-    check_merges,
+    Removal,
 )
 from imagepiece_jax.reduction.ops import (
     alternate,
@@ -27,7 +26,6 @@ from imagepiece_jax.reduction.ops import (
     smallest,
 )
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
-from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
 
@@ -131,7 +129,7 @@ def embedding_width(embed_dim, num_heads):
 
 
 @dataclasses.dataclass(frozen=True)
-class DTEM(Method):
+class DTEM(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
@@ -140,16 +138,6 @@ class DTEM(Method):
 
     r: int = count(16)  # tokens that a block merges away
     r_list: tuple[int, ...] | None = optional(counts())  # by block; then none
-
-    def resolved(self, model):
-        check_merges(self, model.patches)
-        return super().resolved(model)
-
-    def scaled(self, strength, depth, patches):
-        removed = self.removed(depth)
-        removed = removed if any(removed) else (1,) * depth
-        counts = scaled_removals(removed, patches, strength)
-        return self.within_reach(counts, depth, patches)
 
     def removed(self, depth):
         """Tokens that each block is to merge away."""

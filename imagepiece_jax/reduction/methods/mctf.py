@@ -22,7 +22,7 @@ from imagepiece_jax.common.fields import (
     positive,
 )
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Removal
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import (
     SCORES,
@@ -30,7 +30,6 @@ from imagepiece_jax.reduction.reducers import (
     find_partners,
     keep_and_join,
 )
-from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
 FEWEST = 10  # tokens, class token included, that always stay
@@ -133,7 +132,7 @@ def _places(length):
 
 
 @dataclasses.dataclass(frozen=True)
-class MCTF(Method):
+class MCTF(Removal):
     """In each of `blocks` (None: all but the first) `r` tokens fewer, or that share.
 
     With another score than "received" tokens fuse behind attention, which need not give
@@ -152,18 +151,14 @@ class MCTF(Method):
     sizes: float = positive(40.0)  # of the sizes: small is better
     score: str = choice("received", tuple(SCORES))
 
-    def resolved(self, model):
-        patches = model.patches
-        reason = f"half of the {patches} image tokens of the first block"
-        self.check_most("r", patches // 2, reason)
-        return super().resolved(model)
-
     def scaled(self, strength, depth, patches):
         if 0 < self.r < 1:
             return dataclasses.replace(self, r=min(strength, 0.999999))
+        return super().scaled(strength, depth, patches)
+
+    def removed(self, depth):
         chosen = self.chosen_blocks(depth)
-        counts = scaled_removals([b in chosen for b in range(depth)], patches, strength)
-        return self.within_reach(counts, depth, patches)
+        return [block in chosen for block in range(depth)]
 
     def chosen_blocks(self, depth):
         """The blocks that fuse tokens."""

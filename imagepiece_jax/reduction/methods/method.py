@@ -42,21 +42,6 @@ class ModelFacts:
     name: str | None = None  # the public model's
 
 
-def check_merges(method, patches):
-    """Check that no block is to merge more than it can.
-
-    That is half of the first block's tokens; a later block has fewer, and merges half
-    of those.
-
-    method: has the fields `r` and `r_list`
-    patches: image tokens of the first block
-    Raises InputError, which names the field.
-    """
-    name = "r" if method.r_list is None else "r_list"
-    reason = f"half of the {patches} image tokens of the first block"
-    method.check_most(name, patches // 2, reason)
-
-
 @dataclasses.dataclass(frozen=True)
 class Method(CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
@@ -244,6 +229,31 @@ class Method(CheckedFields):
             for name in names
             if name not in usual or getattr(self, name) != usual[name]
         }
+
+
+class Removal(Method):
+    """Base of methods whose blocks lose `r` tokens each, or as `r_list` has it."""
+
+    def removed(self, depth: int) -> Sequence[int]:
+        """Tokens that each block is to lose."""
+        raise NotImplementedError
+
+    def resolved(self, model):
+        """The method for a model. Raises InputError for more than half of its tokens.
+
+        A later block than the first has fewer, and loses at most half of those.
+        """
+        name = "r" if getattr(self, "r_list", None) is None else "r_list"
+        reason = f"half of the {model.patches} image tokens of the first block"
+        self.check_most(name, model.patches // 2, reason)
+        return super().resolved(model)
+
+    def scaled(self, strength, depth, patches):
+        """The same proportions between the blocks."""
+        removed = self.removed(depth)
+        removed = removed if any(removed) else (1,) * depth
+        counts = schedules.scaled_removals(removed, patches, strength)
+        return self.within_reach(counts, depth, patches)
 
 
 @dataclasses.dataclass(frozen=True)

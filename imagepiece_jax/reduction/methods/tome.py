@@ -11,14 +11,13 @@ from imagepiece_jax.common.fields import (
     optional,
 )
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, check_merges
+from imagepiece_jax.reduction.methods.method import Removal
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
-from imagepiece_jax.reduction.schedules import scaled_removals
 from imagepiece_jax.reduction.token_counts import Remove
 
 
 @dataclasses.dataclass(frozen=True)
-class ToMe(Method):
+class ToMe(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     amounts: ClassVar[tuple[str, ...]] = ("r", "inflection", "r_list")
@@ -31,10 +30,6 @@ class ToMe(Method):
     inflection: float = number(0.0, least=-1, most=1)
     r_list: tuple[int, ...] | None = optional(counts())  # by block, overrides both
     metric: str = choice("key", METRICS)  # the compared feature
-
-    def resolved(self, model):
-        check_merges(self, model.patches)
-        return super().resolved(model)
 
     def removed(self, depth):
         """Tokens that each block is to merge away, a tuple of `depth` ints.
@@ -49,12 +44,6 @@ class ToMe(Method):
         low = int(self.r * (1 - self.inflection))
         high = 2 * self.r - low
         return tuple(low + i * (high - low) // max(depth - 1, 1) for i in range(depth))
-
-    def scaled(self, strength, depth, patches):
-        removed = self.removed(depth)
-        removed = removed if any(removed) else (1,) * depth
-        counts = scaled_removals(removed, patches, strength)
-        return self.within_reach(counts, depth, patches)
 
     def steps(self, depth):
         reducer = Bipartite(self.metric)
