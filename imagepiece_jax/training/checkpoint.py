@@ -80,7 +80,7 @@ class Checkpoints:
     A state is any tree of arrays (flax structs, optax tuples, dicts, None); it is given
     and returned unreplicated, as NumPy arrays. `meta` is a dict of JSON values. With
     several processes, every process makes the same calls with the same values, on a
-    file system that all of them see; process 0 decides what is there.
+    file system that all of them see; process 0 decides which steps are there.
 
     keep_every: multiples of so many steps are never removed; 0: only the newest two are
         kept

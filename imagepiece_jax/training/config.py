@@ -153,14 +153,14 @@ class EvalSet(CheckedFields):
     @classmethod
     def by_name(cls, value) -> dict[str, "EvalSet"]:
         """The sets of config.eval.sets."""
-        known, sets = cls.__dataclass_fields__, {}
+        names, sets = cls.__dataclass_fields__, {}
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
                 words = "names of letters, digits, - and _"
                 raise InputError(value=name, allowed=words)
             with within(name):
                 for field in _as_dict(fields):
-                    one_of(field, field, known)
+                    one_of(field, field, names)
                 sets[name] = cls(**fields)
         return sets or {"": cls()}
 

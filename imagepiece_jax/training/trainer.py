@@ -78,7 +78,7 @@ class Run:
     model: ViT  # as it is evaluated
     teacher_model: ViT | teacher.Teacher | None  # evaluates the frozen teacher
     teacher: Any  # its variables on all devices, or None
-    # The model without reduction, whose accuracy is reported first; None: no report.
+    # Variables of the model without reduction, evaluated first; None: it is not.
     dense_variables: Any
     rate: Callable  # the learning rate by step
     optimizer: optax.GradientTransformation
@@ -107,8 +107,8 @@ class Run:
                     images, notes = initial.normalization(workdir)
                 for note in notes:
                     say(f"note: {note}")
-                whole = dataclasses.replace(run.model, **images)
-                run = dataclasses.replace(run, model=whole).resolved()
+                normalized = dataclasses.replace(run.model, **images)
+                run = dataclasses.replace(run, model=normalized).resolved()
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = run.create_data(parallel.placement(run.grad_accum_steps))
                 steps, groups = data.length.steps_per_epoch, run.reduction.param_groups
