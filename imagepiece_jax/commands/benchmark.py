@@ -34,9 +34,9 @@ PLOT = cli.text("plot", None, "a PNG")
 def main(others=None):
     """others: as for `suite.run`."""
     path = WEIGHTS.value
-    alone = path is not None and not flags.FLAGS["config"].value
-    configs = {} if alone else cli.configs()
-    base = cli.config_or_base() if alone else None
+    without_config = path is not None and not flags.FLAGS["config"].value
+    configs = {} if without_config else cli.configs()
+    base = cli.config_or_base() if without_config else None
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import timer, xla_options
@@ -57,9 +57,9 @@ def main(others=None):
 def note(rules, published):
     """Print which rules are below those of `published` figures."""
     for field in ("warmup", "repeats", "seconds"):
-        asked, least = getattr(rules, field), getattr(published, field)
-        if asked < least:
-            print(f"note: --{field} {asked:g} is below {least:g}: not for publication")
+        used, least = getattr(rules, field), getattr(published, field)
+        if used < least:
+            print(f"note: --{field} {used:g} is below {least:g}: not for publication")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ WEIGHTS = cli.weights()
 
 def main():
     path = WEIGHTS.value
-    alone = path is None
-    typed = (cli.config(), None) if alone else cli.config_or_base()
+    only_config = path is None
+    typed = (cli.config(), None) if only_config else cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.models import cost
     from imagepiece_jax.models.config import patch_grid
@@ -28,7 +28,7 @@ def main():
     from imagepiece_jax.training.config import RunConfig
 
     config = typed[0]
-    if not alone:
+    if not only_config:
         config, _ = read_with_config(path, *typed)
     run = RunConfig.from_config(config).resolved()
     model = run.create_model()
@@ -38,7 +38,7 @@ def main():
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(cost.describe(model, others, config.image_size))
-    if alone:
+    if only_config:
         print(report.estimate(run))
 
 

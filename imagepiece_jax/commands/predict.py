@@ -48,12 +48,12 @@ def main(words):
     transform = RunConfig.from_config(config).eval_transform()
     if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)
-    asked = TOP.value if TOP.present else None
+    top = TOP.value if TOP.present else None
     predict = Predictor(
         vit,
         resize="none" if config.data.resize == "none" else None,
         labels=LABELS.value,
-        top=min(TOP.value, classes) if classes else asked,
+        top=min(TOP.value, classes) if classes else top,
         attention=config.model.attention,
         kernels=config.model.kernels,
     )

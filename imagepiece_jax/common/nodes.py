@@ -1,7 +1,7 @@
 """Functions that are one node of a graph for another runtime.
 
 XLA compiles what a function does; another runtime has operators of its own for some of
-it. Inside `kept` a function marked by `node` is traced as one equation of primitive
+it. Inside `marked` a function marked by `node` is traced as one equation of primitive
 `node_p`, which an exporter translates as a whole; outside it the mark changes nothing.
 """
 
@@ -15,7 +15,7 @@ from jax.extend import core
 
 ARRAYS = (jax.Array, np.ndarray)
 
-_kept = contextvars.ContextVar("kept", default=False)
+_marked = contextvars.ContextVar("marked", default=False)
 
 node_p = core.Primitive("node")
 node_p.multiple_results = True
@@ -35,17 +35,17 @@ def node(fn):
 
     @functools.wraps(fn)
     def called(*args, **options):
-        if not _kept.get():
+        if not _marked.get():
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
         places = tuple(None if isinstance(leaf, ARRAYS) else (leaf,) for leaf in leaves)
 
-        def whole(*arrays):
+        def call(*arrays):
             args, options = rebuilt((tree, places), arrays)
             return fn(*args, **options)
 
-        shapes = jax.eval_shape(whole, *arrays)
+        shapes = jax.eval_shape(call, *arrays)
         shapes, structure = jax.tree.flatten(shapes)
         results = tuple((x.shape, x.dtype) for x in shapes)
         out = node_p.bind(
@@ -68,10 +68,10 @@ def rebuilt(arguments, arrays):
 
 
 @contextlib.contextmanager
-def kept():
+def marked():
     """Trace marked functions as one equation each while entered."""
-    token = _kept.set(True)
+    token = _marked.set(True)
     try:
         yield
     finally:
-        _kept.reset(token)
+        _marked.reset(token)

@@ -49,32 +49,22 @@ class Layer(NamedTuple):
     """A feature for every patch after one block.
 
     Without `reshape` h and w are one axis.
-
-    patches: [B, h, w, D]
-    prefix: [B, P, D], class, distillation and register tokens
-    dropped: [B, h, w] bool, the patches whose token was dropped up to there
     """
 
-    patches: jax.Array
-    prefix: jax.Array
-    dropped: jax.Array
+    patches: jax.Array  # [B, h, w, D]
+    prefix: jax.Array  # [B, P, D], class, distillation and register tokens
+    dropped: jax.Array  # [B, h, w] bool, patches whose token was dropped up to there
 
 
 class Features(NamedTuple):
-    """What `features` returns.
+    """The result of `features`."""
 
-    pooled: [B, D], what the model's head reads
-    patches, prefix, dropped: those of a Layer, after the last norm
-    layers: a Layer for each block that was asked for, in that order
-    tokens, size, source, coordinates: those of a TokenList, where tokens were asked for
-    """
-
-    pooled: jax.Array
-    patches: jax.Array
+    pooled: jax.Array  # [B, D], the input of the model's head
+    patches: jax.Array  # these three as in a Layer, after the last norm
     prefix: jax.Array
     dropped: jax.Array
-    layers: tuple[Layer, ...]
-    tokens: jax.Array | None = None
+    layers: tuple[Layer, ...]  # of the requested blocks, in their order
+    tokens: jax.Array | None = None  # these four as in a TokenList, on request
     size: jax.Array | None = None
     source: jax.Array | None = None
     coordinates: jax.Array | None = None
@@ -84,19 +74,13 @@ class TokenList(NamedTuple):
     """The image tokens that a model ends with, row by row of where they stand.
 
     Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
-    in one of them alone, and they stand at the mean of the patches by their weights.
-
-    tokens: [B, K, D], after the last norm
-    size: [B, K] float32, the patches in each
-    source: [B, h, w] int32, the token that a patch is in, or -1, none
-    coordinates: [B, K, 2] float32, (row, column) in patches, the first at (0, 0): the
-    middle of a token's patches
+    in only one of them, and they stand at the mean of the patches by their weights.
     """
 
-    tokens: jax.Array
-    size: jax.Array
-    source: jax.Array
-    coordinates: jax.Array
+    tokens: jax.Array  # [B, K, D], after the last norm
+    size: jax.Array  # [B, K] float32, the patches in each
+    source: jax.Array  # [B, h, w] int32, the token that a patch is in, or -1, none
+    coordinates: jax.Array  # [B, K, 2] float32, (row, column), middle of the patches
 
 
 @takes_pretrained

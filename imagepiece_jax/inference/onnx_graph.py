@@ -24,7 +24,7 @@ IR_VERSION = 10  # of ONNX files, of the time of that opset
 HEADS = 16  # the longest axis that is summed part by part
 
 
-def held(dtype) -> np.dtype:
+def stored_dtype(dtype) -> np.dtype:
     """What a graph has for a dtype of JAX: integers but pixels are int64.
 
     TopK, ArgMax and Gather have them so, and nothing between them needs a cast.
@@ -39,7 +39,7 @@ class Value:
     """A tensor of the graph, or a constant that is none of it yet.
 
     shape: as in the graph, where a side of 1 may stand for one that JAX has broadcast;
-    ints or multiples of the open batch. dtype: `held`.
+    ints or multiples of the open batch. dtype: `stored_dtype`.
     """
 
     shape: tuple
@@ -51,7 +51,7 @@ class Value:
     def of(cls, array, dtype=None):
         """A constant: an array, a number or a list of them."""
         array = np.asarray(array, dtype)
-        array = np.asarray(array, held(array.dtype), order="C")
+        array = np.asarray(array, stored_dtype(array.dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -90,7 +90,7 @@ class Graph:
         if key in self._made:
             return self._made[key]
         values = [
-            Value(tuple(shape), held(dtype), self._fresh(kind))
+            Value(tuple(shape), stored_dtype(dtype), self._fresh(kind))
             for shape, dtype in results
         ]
         outputs = [value.name for value in values]
@@ -260,7 +260,7 @@ class Graph:
     def cast(self, value, dtype):
         from onnx import helper
 
-        dtype = held(dtype)
+        dtype = stored_dtype(dtype)
         if value.dtype == dtype:
             return value
         if value.array is not None:

@@ -45,7 +45,7 @@ def onnx_model(
         )
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
-    with nodes.kept():
+    with nodes.marked():
         run = optimize.forward(fast, tokens is not None)
         traced = jax.make_jaxpr(run)(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)

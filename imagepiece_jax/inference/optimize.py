@@ -4,7 +4,7 @@
 stem's norms are folded into its convolutions, the last block computes what the head
 reads (`ViT.head_only`), attention is the device's fastest, and the compiler gets the
 options under which it fuses best. Only `gelu="tanh"` is another
-function, and only where it is asked for.
+function, and only on request.
 
 Left out, because it gains nothing: folding layer norms' scale and bias into the next
 product (compiled for an H200 it is the same program: a norm is one kernel either way),
@@ -64,27 +64,17 @@ _normalized = jax.jit(normalize, static_argnames=("mean", "std"))
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
-    """A compiled model: `program(images)` gives logits, or a TokenList.
+    """A compiled model: `program(images)` gives logits, or a TokenList."""
 
-    model, variables: what was compiled, folded and cast
-    compiled: JAX's executable, for (variables, images)
-    images: shape and dtype that it takes
-    device: where it runs
-    options: of the compiler
-    gmacs: of one image
-    dead_gmacs: those of these that are not computed (`cost.dead_macs`)
-    compile_seconds: how long it took
-    """
-
-    model: nn.Module
-    variables: Mapping
-    compiled: jax.stages.Compiled
-    images: jax.ShapeDtypeStruct
-    device: jax.Device
-    options: Mapping
-    gmacs: float
-    dead_gmacs: float
-    compile_seconds: float
+    model: nn.Module  # as it was compiled, folded
+    variables: Mapping  # folded and cast
+    compiled: jax.stages.Compiled  # JAX's executable, for (variables, images)
+    images: jax.ShapeDtypeStruct  # shape and dtype that it takes
+    device: jax.Device  # where it runs
+    options: Mapping  # of the compiler
+    gmacs: float  # of one image
+    dead_gmacs: float  # the part of these that is not computed (`cost.dead_macs`)
+    compile_seconds: float  # how long it took
 
     @property
     def batch_size(self) -> int:
@@ -101,7 +91,7 @@ class Program:
         images: [b, H, W, 3] with 1 <= b <= batch_size, floats, normalized, or uint8,
         which is normalized first; uint8 alone where the program was made for pixels.
         Fewer than batch_size are padded to a whole batch, at the cost of one.
-        Returns [b, num_classes] float32, or what `optimize(tokens=..)` asked for.
+        Returns [b, num_classes] float32, or the TokenList of `optimize(tokens=..)`.
         Raises InputError for other shapes and types.
         """
         self._check(images)
@@ -285,7 +275,7 @@ def optimize(
 
 
 def compiler(
-    vit: Pretrained, asked: CompileOptions, tokens: int | None = None
+    vit: Pretrained, requested: CompileOptions, tokens: int | None = None
 ) -> Callable[[int], Program]:
     """What `optimize` does before it compiles, for any number of batch sizes.
 
@@ -295,14 +285,14 @@ def compiler(
     """
     size, model = sides(vit.image_size), leaving(vit, tokens)
     check_variables(model, vit.variables, size)
-    device = asked.device or jax.local_devices()[0]
-    dtype = asked.dtype or xla_options.fast_dtype(device)
+    device = requested.device or jax.local_devices()[0]
+    dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
-    options = xla_options.options(device.platform) | (asked.compiler_options or {})
+    options = xla_options.options(device.platform) | (requested.compiler_options or {})
     _check_options(options, device)
-    _make_folder(asked.cache_dir)
-    model, weights = prepare(model, vit.variables, dtype=dtype, gelu=asked.gelu)
-    model = placed(model, device, asked.attention, asked.kernels)
+    _make_folder(requested.cache_dir)
+    model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
+    model = placed(model, device, requested.attention, requested.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
     dead = dead_macs(model) / 1e9 if tokens is None else 0.0
@@ -310,13 +300,13 @@ def compiler(
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
             (batch_size, *size, 3),
-            jnp.dtype("uint8" if asked.pixels else dtype),
+            jnp.dtype("uint8" if requested.pixels else dtype),
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
         several = "1 image" if batch_size == 1 else f"{batch_size} images"
         work = working(f"compiling the model for {several} at a time")
-        with _cached_in(asked.cache_dir), work:
+        with _cached_in(requested.cache_dir), work:
             program = jax.jit(forward(model, tokens is not None))
             lowered = program.lower(weights, images)
             executable = lowered.compile(compiler_options=options)

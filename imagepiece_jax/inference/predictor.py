@@ -26,16 +26,11 @@ LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
 
 
 class Prediction(NamedTuple):
-    """One of the classes that an image may show.
+    """One of the classes that an image may show."""
 
-    label: its name, or its index where classes have no names
-    index: its place among the model's classes
-    probability: from 0 to 1
-    """
-
-    label: str | int
-    index: int
-    probability: float
+    label: str | int  # its name, or its index where classes have no names
+    index: int  # its place among the model's classes
+    probability: float  # from 0 to 1
 
 
 class Raised(NamedTuple):
