@@ -211,7 +211,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 def test_nothing_undamaged_is_an_error_that_names_the_folder(tmp_path):
     checkpoints = saved(tmp_path, [2])
     truncate(tmp_path)
-    with pytest.raises(InputError, match=r"checkpoints/latest: .* damaged \(steps \[2"):
+    with pytest.raises(InputError, match=r"latest has only damaged .* \(steps \[2"):
         checkpoints.restore(abstract(make_state()))
     with pytest.raises(InputError, match="damaged"):
         checkpoints.restore(abstract(make_state()), step=2)
