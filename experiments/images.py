@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data import loader, transforms
+from imagepiece_jax.data import loader
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources import Subset, open_source, short_name
 
 MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
@@ -15,9 +16,11 @@ MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 class Images:
     """A source of images and how they are read.
 
-    name, resize: as config.data has them; batch_size: at most all, rounded up to whole
-    devices; crop: of transforms.EvalTransform, where weights have another than DeiT's;
-    split: the source's.
+    name: as config.data has it
+    resize: "deit" or "none"; None: that of `crop`
+    batch_size: at most all, rounded up to whole devices
+    crop: fields of a Preprocessing, where weights have others than DeiT's
+    split: the source's
     """
 
     def __init__(
@@ -26,14 +29,17 @@ class Images:
         name,
         image_size,
         *,
-        resize,
+        resize=None,
         batch_size,
         workers,
         crop=None,
         split="val",
     ):
-        self.source, self.name, self.resize = source, name, resize
-        self.crop, self.split = dict(crop or {}), split
+        self.source, self.name, self.split = source, name, split
+        self.crop = dict(crop or {})
+        self.resize = self.crop.pop("resize", "deit")
+        if resize:
+            self.resize = resize
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
         batch_size = min(batch_size, max(len(source), 1))
@@ -109,7 +115,7 @@ class Images:
     def _read(self):
         return loader.eval_batches(
             self.source,
-            transforms.EvalTransform(self.image_size, self.resize, **self.crop),
+            Preprocessing(self.image_size, resize=self.resize, **self.crop),
             batch_size=self.batch_size,
             placement=parallel.placement(),
             workers=self.workers,

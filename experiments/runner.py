@@ -139,7 +139,7 @@ def _images(settings, models, names):
         side,
         limit=settings.limit,
         labels_by_name=one and class_names.labels_by_name(names_of_weights, classes),
-        resize=settings.resize or (one.resize if one else "deit"),
+        resize=settings.resize,
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
         crop=one and one.crop,

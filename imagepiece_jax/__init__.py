@@ -12,12 +12,12 @@ from imagepiece_jax.common.version import __version__ as __version__
 
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
+    from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.errors import InputError
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.config import create_model
-    from imagepiece_jax.models.preprocessing import Preprocessing
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.save import save
@@ -38,7 +38,7 @@ __all__ = [
 _HOMES = {
     "InputError": "errors",
     "Predictor": "inference.predictor",
-    "Preprocessing": "models.preprocessing",
+    "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "create_model": "models.config",
     "features": "inference.features",

@@ -93,7 +93,7 @@ def real_inputs(config, weights, data, dtype):
     run = RunConfig.from_config(config)
     model = run.create_model()
     variables = weights.variables(model)
-    source, transform = run.source("val"), run.eval_transform()
+    source, transform = run.source("val"), run.preprocessing()
 
     @jax.jit
     def inputs(variables, images):

@@ -85,7 +85,6 @@ def _sets(context):
             weights.config.image_size,
             split=split,
             limit=count,
-            resize=weights.resize,
             batch_size=given.eval_batch_size,
             workers=given.readers,
             crop=weights.crop,

@@ -22,11 +22,10 @@ import numpy as np
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import build
@@ -313,14 +312,14 @@ def _source(config):
     run = RunConfig.from_config(config)
     source = run.source("val")
     loader.steps_per_epoch(len(source), config.batch_size)
-    source.try_first(run.eval_transform())
+    source.try_first(run.preprocessing())
     return source
 
 
 def _read(config):
     batches = loader.train_batches(
         _source(config),
-        _EvalCrop(RunConfig.from_config(config).eval_transform()),
+        RunConfig.from_config(config).preprocessing(),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=0,
@@ -331,20 +330,3 @@ def _read(config):
     with contextlib.closing(batches):
         for batch in batches:
             yield batch["image"][0, 0]  # one device, one micro-batch
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalCrop:
-    """Evaluation's crop in training's endless order, which passes a generator."""
-
-    transform: EvalTransform
-
-    fields = ("image",)
-    random = False
-
-    @property
-    def shape(self):
-        return self.transform.shape
-
-    def __call__(self, image, rng=None):
-        return self.transform(image)

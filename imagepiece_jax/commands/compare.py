@@ -67,7 +67,7 @@ def main():
             "images": len(source),
             "limit": limit,
             **source.part,
-            **run.eval_transform().facts,
+            **run.preprocessing().facts,
         },
         functools.partial(run.eval_batches, source, placement=parallel.placement()),
     )

@@ -54,7 +54,7 @@ def main():
     source, notes = run.test_images(weights, limit)
     for note in notes:
         print(note, flush=True)
-    placement, transform = parallel.placement(), run.eval_transform()
+    placement, transform = parallel.placement(), run.preprocessing()
     batches = functools.partial(run.eval_batches, source, placement=placement)
     facts = {
         "preprocessing": transform.facts,

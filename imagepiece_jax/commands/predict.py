@@ -10,6 +10,7 @@ A run determines its model, a file its sizes: see `evaluate`. An image that cann
 read is named on stderr, the others are answered, and the exit status is 1.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -42,16 +43,15 @@ def main(words):
             "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
         )
     config, weights = read_with_config(**typed)
-    vit = build(weights)
-    classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
-    transform = RunConfig.from_config(config).eval_transform()
-    if note := sources.sizes_note(files, transform):
+    preprocessing = RunConfig.from_config(config).preprocessing()
+    vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
+    classes = vit.model.num_classes
+    if note := sources.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     top = TOP.value if TOP.present else None
     predict = Predictor(
         vit,
-        resize="none" if config.data.resize == "none" else None,
         labels=LABELS.value,
         top=min(TOP.value, classes) if classes else top,
         attention=config.model.attention,

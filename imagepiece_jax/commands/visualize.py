@@ -33,7 +33,7 @@ def main(words):
     typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
-    from imagepiece_jax.data.transforms import EvalTransform
+    from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
@@ -54,10 +54,11 @@ def main(words):
             raise InputError(
                 f"has {block}", field="--blocks", value=block, allowed=allowed
             )
-    resize = RESIZE.value or weights.resize
-    transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
-    images, names = sources.read_images(files, transform)
-    if note := sources.sizes_note(files, transform):
+    typed_resize = {"resize": RESIZE.value} if RESIZE.value else {}
+    fields = {**weights.crop, **typed_resize}
+    preprocessing = Preprocessing.of(weights.config.image_size, fields)
+    images, names = sources.read_images(files, preprocessing)
+    if note := sources.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     source = weights.name + " (averaged weights)" * weights.averaged
     for line in html.write_folder(out, models, images, names, source, blocks):

@@ -20,7 +20,7 @@ from imagepiece_jax.common.fields import (
     text,
     weight,
 )
-from imagepiece_jax.data import sources, transforms
+from imagepiece_jax.data import preprocessing, sources, transforms
 from imagepiece_jax.data.augment.policy import (
     MAX_MAGNITUDE,
     Augment,
@@ -28,6 +28,7 @@ from imagepiece_jax.data.augment.policy import (
     Policy,
     fill_color,
 )
+from imagepiece_jax.data.preprocessing import Preprocessing
 
 AREA = "two shares of the image above 0 and up to 1, the lower one first"
 
@@ -46,10 +47,10 @@ class DataConfig(CheckedFields):
     )
     shift: int = count()
     flip: bool = switch()
-    resize: str = choice(allowed=transforms.RESIZES)
+    resize: str = choice(allowed=preprocessing.RESIZES)
     eval_crop: float | None = optional(number(above=0, most=1))
-    eval_crop_mode: str = choice(allowed=transforms.CROP_MODES)
-    eval_interpolation: str = choice(allowed=transforms.INTERPOLATIONS)
+    eval_crop_mode: str = choice(allowed=preprocessing.CROP_MODES)
+    eval_interpolation: str = choice(allowed=preprocessing.INTERPOLATIONS)
     canvas: int = count()
     repeats: int = count(least=1)
     workers: int = count()
@@ -87,15 +88,9 @@ class DataConfig(CheckedFields):
             image_size, self.crop, self.area, self.shift, self.flip
         )
 
-    def eval_transform(self, image_size: int) -> transforms.EvalTransform:
-        """The fixed crop of evaluation."""
-        return transforms.EvalTransform(
-            image_size,
-            self.resize,
-            self.eval_crop,
-            self.eval_crop_mode,
-            self.eval_interpolation,
-        )
+    def preprocessing(self, image_size: int) -> Preprocessing:
+        """Evaluation's resize and crop."""
+        return Preprocessing.of(image_size, preprocessing.read_fields(vars(self)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 
 
@@ -24,8 +25,10 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
-            f"images are {images.dtype} {list(images.shape)}; allowed: pixels, "
-            "uint8 [..., 3]"
+            f"is {images.dtype} {list(images.shape)}",
+            field="images",
+            value=(images.dtype, images.shape),
+            allowed="pixels, uint8 [..., 3]",
         )
     mean = _along(images, channels("mean", mean))
     std = _along(images, channels("std", std, positive=True))
@@ -47,6 +50,36 @@ def _along(images, values):
 def as_normalized(images: jax.Array, mean, std) -> jax.Array:
     """`normalize` for pixels; floats, which are normalized already, as they are."""
     return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
+
+
+def check_images(images, image_size=None, pixels: bool = False):
+    """Raise InputError for others than floats [B, H, W, 3], B > 0, of a size if given.
+
+    Integers would pass through a model, and mean nothing there.
+
+    pixels: uint8 is allowed, too, and is normalized later
+    """
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if not right and not (pixels and dtype == jnp.uint8):
+        kind = type(images).__name__ if dtype is None else f"of type {dtype}"
+        raise InputError(
+            f"is {kind}",
+            field="images",
+            value=images if dtype is None else dtype,
+            allowed="floats, normalized by the model's mean and std "
+            "(imagepiece_jax.normalize)" + ", or uint8" * pixels,
+        )
+    size = image_size and sides(image_size)
+    right = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
+    if not right or (size and shape[1:3] != size):
+        some = described(size) if size else "any size"
+        raise InputError(
+            f"is of shape {shape}",
+            field="images",
+            value=shape,
+            allowed=f"one or more images of {some} in an array [B, H, W, 3]",
+        )
 
 
 def warn_of_range(images, mean, std):

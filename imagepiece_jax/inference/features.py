@@ -21,12 +21,11 @@ from flax import linen as nn
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import as_normalized, warn_of_range
+from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.config import patch_grid, reduced
 from imagepiece_jax.models.layers import LayerNorm
-from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT

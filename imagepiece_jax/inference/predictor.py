@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.fields import is_whole
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data import class_names, decode, transforms
+from imagepiece_jax.data import class_names, decode
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
@@ -96,7 +96,11 @@ class Predictor:
         batch_size = options.batch_size
         self.sizes = (*(size for size in (1, 8) if size < batch_size), batch_size)
         self._answer = self._most_probable if classes else np.array
-        self._transform = _transform(resize, vit.preprocessing)
+        self._preprocessing = vit.preprocessing
+        if resize is not None:
+            self._preprocessing = Preprocessing(
+                vit.preprocessing.image_size, resize=resize
+            )
         self._compile = compiler(vit, options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
@@ -204,7 +208,7 @@ class Predictor:
             return image
         try:
             with within(place=name):
-                return self._transform(image)
+                return self._preprocessing(image)
         except InputError as error:
             return error
 
@@ -240,19 +244,6 @@ def _names(labels, classes):
         problem, allowed = f"has length {len(labels)}", f"{classes}, one a class"
         raise InputError(problem, field="labels", value=len(labels), allowed=allowed)
     return labels
-
-
-def _transform(resize, prepared):
-    """Evaluation's crop: that of the weights, unless `resize` is asked for."""
-    size = sides(prepared.image_size)
-    if resize is not None:
-        return transforms.EvalTransform(size, resize=resize)
-    return transforms.EvalTransform(
-        size,
-        crop=prepared.crop,
-        crop_mode=prepared.crop_mode,
-        interpolation=prepared.interpolation,
-    )
 
 
 def _is_one(images):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import described
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import patch_grid, reduced, resolved, split_reduction
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings

@@ -7,13 +7,12 @@ from flax import struct
 
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.data.normalize import warn_of_range
+from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, token_major
-from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.stems import FOLDED_STEMS, ConvStem, PatchStem
 from imagepiece_jax.reduction import contract, kernels, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan

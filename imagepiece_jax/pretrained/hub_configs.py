@@ -111,8 +111,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
     timm makes its dense part of it, where it has an architecture that is not OURS.
     """
-    model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
-    size, crop = prepared.pop("image_size"), prepared["crop"]
+    model = vit.model
     projector = vit.projector and {
         field: getattr(vit.projector, field) for field in ("gelu", "prefix")
     }
@@ -122,11 +121,11 @@ def describe(vit: Pretrained) -> dict[str, Any]:
             "name": vit.name,
             "arch": dataclasses.asdict(model.arch),
             "num_heads": model.num_heads,
-            "image_size": size,
+            "image_size": vit.preprocessing.image_size,
             "mean": model.mean,
             "std": model.std,
         },
-        "preprocessing": {} if crop is None else prepared,
+        "preprocessing": vit.preprocessing.options,
         "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
         **({"untrained": True} if vit.untrained else {}),

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
@@ -132,7 +132,7 @@ def read_metadata(
         path,
         runs.whole_config(run),
         runs.reduction_of(run),
-        runs.preprocessing_of(run),
+        read_fields(run.get("data", {})),
         runs.read_class_names(path, run["num_classes"]),
         run=run,
         checkpoint=checkpoint,

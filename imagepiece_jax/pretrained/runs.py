@@ -216,19 +216,6 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
     return tuple(names)
 
 
-def preprocessing_of(config):
-    """The crop of evaluation in a nested dict, as fields of a Preprocessing.
-
-    {} where it is the usual one.
-    """
-    data = config.get("data", {})
-    usual = {k: v for k, v in LATER["data"].items() if k.startswith("eval_")}
-    crop = {k: data.get(k, v) for k, v in usual.items()}
-    if crop == usual:
-        return {}
-    return {k.removeprefix("eval_"): v for k, v in crop.items()}
-
-
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
     fields = {k: as_tuple(v) for k, v in config["reduction"].items() if v is not None}

@@ -218,8 +218,11 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 
     Without "architecture" where timm has no such models.
     """
-    model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
-    size, crop = prepared.pop("image_size"), prepared.pop("crop")
+    model, images = vit.model, vit.preprocessing
+    size, crop = images.image_size, {}
+    if images.crop is not None:
+        crop = {"crop_pct": images.crop, "crop_mode": images.crop_mode}
+        crop["interpolation"] = images.interpolation
     heads = ["head", "head_dist"] if model.arch.dist_token else "head"
     labels = _labels(vit.class_names)
     return {
@@ -233,7 +236,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             "mean": model.mean,
             "std": model.std,
             "num_classes": model.num_classes,
-            **({} if crop is None else {"crop_pct": crop} | prepared),
+            **crop,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": heads,

@@ -101,11 +101,6 @@ class Metadata:
         return self.class_names if learned else None
 
     @property
-    def resize(self) -> str:
-        """config.data.resize of a run, DeiT's for others."""
-        return ((self.run or {}).get("data") or {}).get("resize", "deit")
-
-    @property
     def tensors(self) -> Mapping[str, np.ndarray]:
         """By timm's names."""
         return self.files.contents.tensors

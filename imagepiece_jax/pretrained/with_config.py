@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.normalize import channels
+from imagepiece_jax.data.preprocessing import config_fields, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import (
     Contradiction,
@@ -84,9 +85,9 @@ def read_with_config(
         return None, weights
     with config.unlocked():
         if full and config.data.eval_crop is None:
-            crop = {f"eval_{field}": value for field, value in weights.crop.items()}
-            usual, data = runs.LATER["data"], config.data
-            data.update({k: v for k, v in crop.items() if data[k] == usual[k]})
+            usual, theirs = runs.LATER["data"], config_fields(weights.crop)
+            unset = [k for k in usual if config.data[k] == usual[k]]
+            config.data.update({k: theirs[k] for k in unset if k in theirs})
         elif not full:
             _complete(config, weights)
             overrides(config)
@@ -98,7 +99,7 @@ def read_with_config(
         weights,
         config=dataclasses.replace(weights.config, **free),
         reduction=runs.reduction_of(plain),
-        crop=runs.preprocessing_of(plain),
+        crop=read_fields(plain["data"]),
         seed=config.seed,
     )
 
@@ -118,7 +119,7 @@ def _complete(config, weights):
     """Replace fields of `config`, that of configs/base.py, by those of weights."""
     fields = weights.run
     if fields is None:
-        model, crop = weights.trained.config.as_dict, weights.crop.items()
+        model = weights.trained.config.as_dict
         size, classes = model.pop("image_size"), model.pop("num_classes")
         if not isinstance(size, int):
             allowed = "squares, others in Python: load(), optimize() and Predictor"
@@ -131,7 +132,7 @@ def _complete(config, weights):
             "num_classes": classes,
             "model": {"name": None, **model, "dtype": fast_dtype()},
             "reduction": {k: v for k, v in reduction.items() if v is not None},
-            "data": {f"eval_{field}": value for field, value in crop},
+            "data": config_fields(weights.crop),
         }
     try:
         config.update(_with_tuples(fields))

@@ -363,7 +363,7 @@ class RunConfig(RunFields):
         if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
             # Where they count from 1 the accuracy would be 0.
             notes += [f"no label of {data} is 0, the lowest is 1; labels count from 0"]
-        notes += [self.eval_transform().note(source.some_sizes(), len(source))]
+        notes += [self.preprocessing().note(source.some_sizes(), len(source))]
         notes = [f"note: {note}" for note in notes if note]
         return source, [unnamed, *notes] if unnamed and weights.run else notes
 
@@ -435,7 +435,7 @@ class RunConfig(RunFields):
         """The batches of one pass over `source` in this process."""
         return loader.eval_batches(
             source,
-            self.eval_transform(),
+            self.preprocessing(),
             batch_size=batch_size or self.rounded_eval_batch(placement, len(source)),
             placement=placement,
             workers=self.data.workers,
@@ -446,9 +446,9 @@ class RunConfig(RunFields):
         """The host's transform of a training image."""
         return self.data.train_transform(self.image_size)
 
-    def eval_transform(self):
-        """The fixed crop of evaluation."""
-        return self.data.eval_transform(self.image_size)
+    def preprocessing(self):
+        """Evaluation's resize and crop."""
+        return self.data.preprocessing(self.image_size)
 
 
 def method_fields(name: str) -> list[str]:
@@ -493,7 +493,7 @@ class Data:
 
     def __init__(self, run: RunConfig, placement: Placement):
         run.check_training(placement)
-        train_transform, eval_transform = run.train_transform(), run.eval_transform()
+        train_transform, preprocessing = run.train_transform(), run.preprocessing()
         self.train = run.source("train")
         names = self.train.class_names
         self.eval_sets = {name: run.eval_source(name, names) for name in run.eval.sets}
@@ -509,7 +509,7 @@ class Data:
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         for source in self.eval_sets.values():
-            source.try_first(eval_transform)
+            source.try_first(preprocessing)
         self.length = run.length(len(self.train))
         self.training = functools.partial(
             loader.train_sequence,
@@ -522,7 +522,7 @@ class Data:
         )
         options = {"batch_size": eval_batch_size, "placement": placement}
         self.evaluations = {
-            name: loader.eval_sequence(source, eval_transform, **options)
+            name: loader.eval_sequence(source, preprocessing, **options)
             for name, source in self.eval_sets.items()
         }
 

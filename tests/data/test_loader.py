@@ -11,7 +11,7 @@ import pytest
 from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.loader import eval_batches, train_batches
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, same, train_transform, whole
 
@@ -31,7 +31,7 @@ def train(source, placement=ONE_DEVICE, start=0, stop=9, seed=3, size=8, **optio
 
 
 def evaluate(source, placement=ONE_DEVICE, size=8, **options):
-    transform = EvalTransform(8, resize="none")
+    transform = Preprocessing(8, resize="none")
     options |= dict(batch_size=size, placement=placement)
     return list(eval_batches(source, transform, **options))
 
@@ -278,5 +278,5 @@ def test_bad_arguments_are_refused_before_the_first_batch():
         train_batches(Noise(20), None, batch_size=4, seed=-1, **options)
     with pytest.raises(InputError, match="config.batch_size is 9"):
         eval_batches(
-            Noise(20), EvalTransform(8), batch_size=9, placement=Placement(0, 2)
+            Noise(20), Preprocessing(8), batch_size=9, placement=Placement(0, 2)
         )

@@ -9,7 +9,7 @@ from PIL import Image
 from imagepiece_jax.data import transforms
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
-    EvalTransform,
+    Preprocessing,
     resize_exactly,
     resize_fast,
 )
@@ -53,7 +53,7 @@ def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upri
 
 
 def test_evaluation_crop_of_imagenet_sizes():
-    out = EvalTransform(224)(np.zeros((375, 500, 3), np.uint8))
+    out = Preprocessing(224)(np.zeros((375, 500, 3), np.uint8))
     assert out.shape == (224, 224, 3)
 
 
@@ -64,7 +64,7 @@ def test_evaluation_crop_of_imagenet_sizes():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_crops_of_other_weights(crop_mode, size, interpolation):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    out = EvalTransform(30, "deit", 0.9, crop_mode, interpolation)(image)
+    out = Preprocessing(30, "deit", 0.9, crop_mode, interpolation)(image)
     how = Image.Resampling[interpolation.upper()]
     whole = np.asarray(Image.fromarray(image).resize(size, how))
     left = (size[0] - 30) // 2 + (size[0] == 33)
@@ -85,7 +85,7 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
 )
 def test_a_crop_that_there_is_not(fields, message):
     with pytest.raises(InputError, match=message):
-        EvalTransform(30, **fields)
+        Preprocessing(30, **fields)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_a_crop_that_there_is_not(fields, message):
     ],
 )
 def test_a_transform_says_what_it_does(size, fields, text):
-    assert EvalTransform(size, **fields).text.startswith(text)
+    assert Preprocessing(size, **fields).text.startswith(text)
 
 
 def test_images_of_the_models_size_that_are_enlarged_are_noted():
-    transform = EvalTransform(224)
+    transform = Preprocessing(224)
     assert transform.note([(224, 224)] * 3, 3) == (
         "all 3 images have 224x224 pixels, the model's size, and yet are enlarged and "
         "cropped (resize 256 bicubic, crop 224): --resize none takes them as they are"
@@ -114,8 +114,8 @@ def test_images_of_the_models_size_that_are_enlarged_are_noted():
     assert transform.note([(224, 224), (224, 225)], 2) is None
     assert transform.note([], 2) is None
     for other in ({"crop": 1.0}, {"resize": "none"}):
-        assert EvalTransform(224, **other).note([(224, 224)], 1) is None
-    assert EvalTransform(32).note([(32, 32)], 1) is None
+        assert Preprocessing(224, **other).note([(224, 224)], 1) is None
+    assert Preprocessing(32).note([(32, 32)], 1) is None
 
 
 @pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
@@ -124,7 +124,7 @@ def test_the_thinnest_images_take_no_memory(shape):
     image = np.full((*shape, 3), (1, 128, 254), np.uint8)
     resized = []
     calls = [
-        EvalTransform(224),
+        Preprocessing(224),
         lambda image: train_transform(224)(image, rng()),
         CanvasTransform(384),
     ]
@@ -186,16 +186,16 @@ def test_a_canvas_holds_the_whole_image(size, canvas, fitted):
 
 def test_evaluation_leaves_small_images_alone():
     image = ramp(32, 32)
-    np.testing.assert_array_equal(EvalTransform(32)(image), image)
+    np.testing.assert_array_equal(Preprocessing(32)(image), image)
     image = ramp(48, 48)
-    np.testing.assert_array_equal(EvalTransform(48, resize="none")(image), image)
+    np.testing.assert_array_equal(Preprocessing(48, resize="none")(image), image)
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        EvalTransform(48, resize="none"),
-        EvalTransform(16),
+        Preprocessing(48, resize="none"),
+        Preprocessing(16),
         lambda image: train_transform(48, crop="none")(image, rng()),
         lambda image: train_transform(48, crop="shift")(image, rng()),
     ],
@@ -211,12 +211,12 @@ def test_small_images_are_refused_with_the_reason():
         "needs 16x16; scale it to that first"
     )
     with pytest.raises(InputError, match=message):
-        EvalTransform(16)(ramp(47, 48))
+        Preprocessing(16)(ramp(47, 48))
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="resize is 'half'; allowed: 'deit', 'none"):
-        EvalTransform(16, resize="half")
+        Preprocessing(16, resize="half")
 
 
 def test_crop_boxes_have_the_recipe_s_distribution():

@@ -15,7 +15,7 @@ import pytest
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
-    EvalTransform,
+    Preprocessing,
 )
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
@@ -132,7 +132,7 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(signum, cause):
 
 @pytest.mark.slow
 def test_an_error_in_a_process_is_the_same_as_in_this_one():
-    transform = EvalTransform(16, resize="none")
+    transform = Preprocessing(16, resize="none")
     message = "0.jpg: the image has 8x8 pixels and is used unresized: config."
     for count in (0, 2):
         batches = loader.eval_batches(
@@ -198,7 +198,7 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
     training = loader.train_sequence(sources[0], CanvasTransform(24), **options)
-    evaluation = loader.eval_sequence(sources[1], EvalTransform(48), batch_size=40)
+    evaluation = loader.eval_sequence(sources[1], Preprocessing(48), batch_size=40)
     done, turns = 0, []
     for steps, evaluates in TURNS:
         turns.append((evaluation, 0, 3) if evaluates else (training, done, steps))
@@ -218,7 +218,7 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
         source.unreadable.names.clear()
     alone = loader.train_batches(sources[0], CanvasTransform(24), **options)
     same(trained, list(alone))
-    alone = list(loader.eval_batches(sources[1], EvalTransform(48), batch_size=40))
+    alone = list(loader.eval_batches(sources[1], Preprocessing(48), batch_size=40))
     for one in evaluated:
         same(one, alone)
     assert len(evaluated) == 3 and len(trained) == 11
@@ -229,7 +229,7 @@ def test_batches_out_of_turn_are_a_mistake():
     training = loader.train_sequence(
         Noise(9), train_transform(8), batch_size=3, seed=0, start_step=0, stop_step=2
     )
-    evaluation = loader.eval_sequence(Noise(9), EvalTransform(48), batch_size=3)
+    evaluation = loader.eval_sequence(Noise(9), Preprocessing(48), batch_size=3)
     reader = loader.DataLoader([(training, 0, 2), (evaluation, 0, 3)])
     with pytest.raises(RuntimeError, match="out of turn"):
         next(reader.batches(evaluation))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, onnx_graph
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny

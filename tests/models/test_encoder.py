@@ -10,11 +10,11 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles

@@ -7,7 +7,7 @@ import pytest
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
@@ -16,7 +16,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
@@ -143,7 +142,7 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
     image = np.full((*size, 3), 7, np.uint8)
     image[:, :, 0] = 2 * np.arange(size[0])[:, None]
     image[:, :, 1] = 2 * np.arange(size[1])[None, :]
-    out = EvalTransform((28, 56))(image)
+    out = Preprocessing((28, 56))(image)
     assert out.shape == (28, 56, 3)
     for axis, (old, new, side) in enumerate(zip(size, resized, (28, 56), strict=True)):
         at = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5

@@ -12,10 +12,10 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import load, runs
@@ -143,7 +143,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     )
     assert same(weights.variables(loaded), variables)
     json.dumps(config.to_dict())  # as a run keeps it
-    crop = RunConfig.from_config(config).eval_transform()
+    crop = RunConfig.from_config(config).preprocessing()
     assert (crop.crop, crop.crop_mode, crop.interpolation) == (
         1.0,
         "squash",
@@ -451,6 +451,6 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     config.data.eval_interpolation = "bilinear"
     made = RunConfig.from_config(
         read_with_config(tmp_path / "a", config)[0]
-    ).eval_transform()
+    ).preprocessing()
     assert (made.crop, made.crop_mode) == (0.9, "squash")
     assert made.interpolation == "bilinear"

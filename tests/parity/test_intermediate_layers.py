@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 
 for package in ("torch", "timm", "transformers"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import hub_configs
 
 for package in ("torch", "timm", "transformers"):
@@ -45,7 +45,7 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
     )
     image = picture(*shape)
     wanted = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0) * 255
-    ours = EvalTransform(size, crop=crop, crop_mode=mode, interpolation=interpolation)
+    ours = Preprocessing(size, crop=crop, crop_mode=mode, interpolation=interpolation)
     np.testing.assert_allclose(ours(image), wanted, atol=1e-3)
 
 
@@ -76,5 +76,5 @@ def test_transformers_processors(shape, kind):
     found = hub_configs.parse({"model_type": kind}, processor.to_dict())
     pixels = processor(image, return_tensors="np", do_normalize=False).pixel_values[0]
     wanted = pixels.transpose(1, 2, 0) * 255
-    ours = EvalTransform(32, **found.preprocessing)(image)
+    ours = Preprocessing(32, **found.preprocessing)(image)
     np.testing.assert_allclose(ours, wanted, atol=1e-3)

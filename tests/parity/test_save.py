@@ -6,9 +6,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 
 for package in ("torch", "transformers"):
     pytest.importorskip(package)
@@ -72,6 +72,6 @@ def test_photographs_are_resized_and_cropped_as_the_family_does(folder, photogra
     wanted = processor(photographs, return_tensors="np", do_normalize=False)
     wanted = 255 * wanted.pixel_values.transpose(0, 2, 3, 1)
     size, crop = vit.preprocessing.image_size, vit.preprocessing.crop
-    transform = EvalTransform(size, crop=crop, crop_mode="center")
+    transform = Preprocessing(size, crop=crop, crop_mode="center")
     ours = [transform(image) for image in photographs]
     np.testing.assert_allclose(ours, wanted, atol=1e-3)

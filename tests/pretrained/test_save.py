@@ -14,12 +14,12 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub_configs

@@ -241,7 +241,7 @@ def test_sources_and_transforms_are_those_of_the_config():
     train, val = run.source("train"), run.source("val")
     assert (len(train), len(val)) == (1438, 359)
     image, _ = val.read(0)
-    assert (run.eval_transform()(image) == image).all()
+    assert (run.preprocessing()(image) == image).all()
     rng = np.random.default_rng(0)
     moved = run.train_transform()(image, rng)
     assert moved.shape == image.shape and not (moved == image).all()

@@ -10,7 +10,7 @@ from configs import quickstart
 from imagepiece_jax.common import plotting
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
@@ -43,7 +43,7 @@ class Source:
 
 
 def test_examples_are_spread_over_the_split_and_readable():
-    transform = EvalTransform(16, resize="none")
+    transform = Preprocessing(16, resize="none")
     images, titles = evaluation.examples(Source(), transform, 5)
     assert titles == [f"label {n}" for n in (0, 2, 4, 6, 8)]
     assert [image[0, 0, 0] for image in images] == [0, 40, 80, 120, 160]
@@ -77,7 +77,7 @@ def test_sheet(count, side, shape):
 def test_no_pictures_no_panels(tmp_path):
     run, transform = (
         RunConfig.from_config(config(pictures=0)),
-        EvalTransform(16, "none"),
+        Preprocessing(16, resize="none"),
     )
     none = evaluation.SampleImages(
         run, tmp_path, run.create_model(), Source(), transform
@@ -93,7 +93,7 @@ def test_tokens_of_a_state_without_batch_statistics(tmp_path):
     steps = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
     made = config(pictures=1, **{"model.stem": "patch"}, **small, **steps)
     run = RunConfig.from_config(made)
-    model, transform = run.create_model(), EvalTransform(16, "none")
+    model, transform = run.create_model(), Preprocessing(16, resize="none")
     samples = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
     variables = runs.untrained(model, 16, seed=0)
     state = init_state(variables, optax.identity(), with_ema=False)

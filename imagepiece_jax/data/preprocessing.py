@@ -1,0 +1,227 @@
+"""How an image is resized and cropped for evaluation: its numbers, and the crop.
+
+`Preprocessing` holds both. A run makes it from config.data (`IN_CONFIG` has the names
+of its fields there), `load` from a file of the weights or their public name; whatever
+reads images for a trained model calls it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.common.fields import (
+    REQUIRED,
+    CheckedFields,
+    checked,
+    choice,
+    is_whole,
+    number,
+    optional,
+)
+from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.errors import InputError
+
+DEIT_CROP = 0.875  # where a model has no crop of its own
+SMALL = 32  # pixels a side up to which a model without a crop of its own crops nothing
+LONGEST = 32  # long side / short side of what is resized; photographs stay far below
+
+RESIZES = ("deit", "none")
+CROP_MODES = ("center", "squash")
+INTERPOLATIONS = ("bicubic", "bilinear")
+# Fields of a Preprocessing, and their names in config.data.
+IN_CONFIG = {
+    "crop": "eval_crop",
+    "crop_mode": "eval_crop_mode",
+    "interpolation": "eval_interpolation",
+    "resize": "resize",
+}
+
+
+def _size(value):
+    if len(sides(value)) != 2 or not all(is_whole(s) and s > 0 for s in sides(value)):
+        raise ValueError(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing(CheckedFields):
+    """Evaluation's resize and center crop; called with uint8 [H, W, 3] -> [h, w, 3].
+
+    image_size: pixels a side, or (height, width), that the model gets
+    crop: share of the resized image's sides that is cut out of its center. The short
+        side is resized to int(image_size / crop), 256 for 224 and DeiT's 0.875; for a
+        size that is no square the side that is shorter in proportion. None: DeiT's
+        crop, and none for models of up to 32 pixels
+    crop_mode: "center" for that; "squash" resizes both sides so, whatever the aspect
+    interpolation: "bicubic" or "bilinear", Pillow's with antialiasing, by which
+        published accuracies were measured
+    resize: "deit" for all that; "none" for images that have image_size already
+    """
+
+    image_size: int | tuple[int, int] = checked(
+        REQUIRED, _size, "pixels a side, and (height, width)"
+    )
+    crop: float | None = optional(number(above=0, most=1))
+    crop_mode: str = choice("center", CROP_MODES)
+    interpolation: str = choice("bicubic", INTERPOLATIONS)
+    resize: str = choice("deit", RESIZES)
+
+    fields: ClassVar = ("image",)  # of a batch
+    random: ClassVar = False
+
+    @classmethod
+    def of(cls, image_size, fields) -> "Preprocessing":
+        """The Preprocessing with a dict of other fields. Raises InputError."""
+        names = [field.name for field in dataclasses.fields(cls)][1:]
+        if not isinstance(fields, Mapping) or not {*fields} <= {*names}:
+            raise InputError(
+                field="preprocessing",
+                value=fields,
+                allowed=f"a dict of {', '.join(names)}",
+            )
+        return cls(image_size, **fields)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the output."""
+        return sides(self.image_size)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Fields but the size, where they are not the default: `of` takes them back."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)[1:]
+            if getattr(self, field.name) != field.default
+        }
+
+    @property
+    def resizes(self) -> bool:
+        """Whether images are resized and cropped, not taken as they are."""
+        small = self.crop is None and max(self.shape) <= SMALL
+        return self.resize != "none" and not small
+
+    @property
+    def _crop(self):
+        return DEIT_CROP if self.crop is None else self.crop
+
+    @property
+    def text(self) -> str:
+        """In words: "resize 256 bicubic, crop 224"."""
+        if not self.resizes:
+            return f"images as they are, {described(self.image_size)}"
+        resized = tuple(int(side / self._crop) for side in self.shape)
+        both = self.crop_mode == "squash" or len({*self.shape}) > 1
+        size = described(resized) if both else resized[0]
+        crop = described(self.shape) if len({*self.shape}) > 1 else self.shape[0]
+        squashed = " squashed" * (self.crop_mode == "squash")
+        return f"resize {size}{squashed} {self.interpolation}, crop {crop}"
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All that decides the pixels, as JSON values."""
+        size = {"image_size": list(self.shape)}
+        if not self.resizes:
+            return size | {"resize": "none"}
+        return size | {
+            "resize": self.resize,
+            "crop": self._crop,
+            "crop_mode": self.crop_mode,
+            "interpolation": self.interpolation,
+        }
+
+    def note(self, sizes, total: int) -> str | None:
+        """A line where images have the model's size, and are resized nevertheless.
+
+        sizes: (height, width) of some of `total` images, or of all
+        Returns None where one of them has another size, or where resizing leaves them
+        as they are.
+        """
+        sizes = list(sizes)
+        if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
+            return None
+        which = f"all {total} images"
+        if len(sizes) < total:
+            which = f"all of {len(sizes)} images that were read"
+        return (
+            f"{which} have {described(self.shape)} pixels, the model's size, and yet "
+            f"are enlarged and cropped ({self.text}): --resize none takes them as they "
+            "are"
+        )
+
+    def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
+        if not self.resizes:
+            return unresized(image, self.image_size, small=self.resize != "none")
+        height, width = self.shape
+        if self.crop_mode == "squash":
+            tall, wide = (int(side / self._crop) for side in self.shape)
+        else:
+            image = _middle(image)
+            rows, columns = image.shape[:2]
+            if rows * width <= columns * height:
+                tall = int(height / self._crop)
+                wide = int(tall * columns / rows)
+            else:
+                wide = int(width / self._crop)
+                tall = int(wide * rows / columns)
+        # As torchvision rounds: half a pixel goes to the even one.
+        top, left = round((tall - height) / 2), round((wide - width) / 2)
+        resized = resize_exactly(image, tall, wide, self.interpolation)
+        return resized[top : top + height, left : left + width]
+
+
+def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Preprocessing where config.data sets others than the default."""
+    usual = {field.name: field.default for field in dataclasses.fields(Preprocessing)}
+    return {
+        own: data[name]
+        for own, name in IN_CONFIG.items()
+        if name in data and data[name] != usual[own]
+    }
+
+
+def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Preprocessing by their names in config.data."""
+    return {IN_CONFIG[own]: value for own, value in fields.items()}
+
+
+def resize_exactly(
+    image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3].
+
+    interpolation: "bicubic" or "bilinear"
+    """
+    how = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(image).resize((width, height), how))
+
+
+def _middle(image):
+    """The image without what its long side has beyond LONGEST short sides.
+
+    The rest is cut away anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
+    """
+    most = LONGEST * min(image.shape[:2])
+    top, left = (max(0, side - most) // 2 for side in image.shape[:2])
+    return image[top : top + most, left : left + most]
+
+
+def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
+    """The image itself. Raises InputError where it does not have this size.
+
+    small: it is not resized because evaluation resizes no image of this size
+    """
+    actual = image.shape[:2]
+    if actual != sides(size):
+        why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
+        raise InputError(
+            f"has {described(actual)} pixels and is used unresized{why}",
+            field="the image",
+            value=actual,
+            allowed=f"{described(size)}, config.image_size={size}",
+            hint="scale it to that first",
+        )
+    return image
