@@ -78,3 +78,11 @@ def same(one, two):
         for field in a:
             np.testing.assert_array_equal(a[field], b[field])
             assert a[field].dtype == b[field].dtype
+
+
+def ramp(height, width, slope=4):
+    """Red is slope * row, green slope * column, blue 7."""
+    image = np.full((height, width, 3), 7, np.uint8)
+    image[:, :, 0] = slope * np.arange(height)[:, None]
+    image[:, :, 1] = slope * np.arange(width)[None, :]
+    return image

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from imagepiece_jax.data import loader, worker_pool
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
-    Preprocessing,
 )
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError

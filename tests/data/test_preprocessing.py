@@ -1,0 +1,178 @@
+"""Evaluation's crop against hand-computed positions, torchvision's and Pillow's."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data import preprocessing
+from imagepiece_jax.data.preprocessing import LONGEST, Preprocessing, resize_exactly
+from imagepiece_jax.data.transforms import CanvasTransform
+from imagepiece_jax.errors import InputError
+from tests.data.noise import ramp, train_transform
+
+RNG = np.random.default_rng(0)
+DEIT = Preprocessing(28, crop=0.875)
+
+
+# int(28 / .875) = 32 is the short side; the long one is cut down to a whole pixel, and
+# half a pixel of offset goes to the even one: 52 -> int(41.6) = 41 -> 6.5 -> 6 and
+# 54 -> int(43.2) = 43 -> 7.5 -> 8
+@pytest.mark.parametrize(
+    "width, resized, left", [(40, 32, 2), (50, 40, 6), (52, 41, 6), (54, 43, 8)]
+)
+@pytest.mark.parametrize("upright", [False, True])
+def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upright):
+    image = ramp(40, width)
+    out = DEIT(image.swapaxes(0, 1) if upright else image)
+    assert out.shape == (28, 28, 3) and out.dtype == np.uint8
+    if upright:
+        out = out.swapaxes(0, 1)
+    # A resize maps pixel centers linearly, and bicubic keeps a ramp a ramp.
+    along = 4 * ((left + np.arange(28) + 0.5) * width / resized - 0.5)
+    down = 4 * ((2 + np.arange(28) + 0.5) * 40 / 32 - 0.5)
+    assert np.abs(out[:, :, 1] - along[None, :])[:, 2:-2].max() <= 1
+    assert np.abs(out[:, :, 0] - down[:, None])[2:-2].max() <= 1
+    assert (out[:, :, 2] == 7).all()
+
+
+def test_evaluation_crop_of_imagenet_sizes():
+    out = Preprocessing(224)(np.zeros((375, 500, 3), np.uint8))
+    assert out.shape == (224, 224, 3)
+
+
+# int(30 / .9) = 33 is a resized side, of which (33 - 30) / 2 = 1.5 -> 2 are left out.
+@pytest.mark.parametrize(
+    "crop_mode, size", [("center", (44, 33)), ("squash", (33, 33))]
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crops_of_other_weights(crop_mode, size, interpolation):
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    out = Preprocessing(30, 0.9, crop_mode, interpolation)(image)
+    how = Image.Resampling[interpolation.upper()]
+    whole = np.asarray(Image.fromarray(image).resize(size, how))
+    left = (size[0] - 30) // 2 + (size[0] == 33)
+    np.testing.assert_array_equal(out, whole[2:32, left : left + 30])
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"crop": 1.5}, "crop is 1.5; allowed: numbers above 0 and up to 1"),
+        ({"crop": 0}, "crop is 0; allowed: numbers above 0 and up"),
+        ({"crop_mode": "border"}, "crop_mode is 'border'; allowed: 'center', 'sq"),
+        (
+            {"interpolation": "lanczos"},
+            "interpolation is 'lanczos'; allowed:",
+        ),
+    ],
+)
+def test_a_crop_that_there_is_not(fields, message):
+    with pytest.raises(InputError, match=message):
+        Preprocessing(30, **fields)
+
+
+@pytest.mark.parametrize(
+    "size, fields, text",
+    [
+        (224, {}, "resize 256 bicubic, crop 224"),
+        (224, {"crop": 0.9, "interpolation": "bilinear"}, "resize 248 bilinear, crop "),
+        (224, {"crop": 1.0, "crop_mode": "squash"}, "resize 224x224 squashed bicubic,"),
+        ((96, 192), {}, "resize 109x219 bicubic, crop 96x192"),
+        (224, {"resize": "none"}, "images as they are, 224x224"),
+        (32, {}, "images as they are, 32x32"),
+    ],
+)
+def test_a_transform_says_what_it_does(size, fields, text):
+    assert Preprocessing(size, **fields).text.startswith(text)
+
+
+def test_images_of_the_models_size_that_are_enlarged_are_noted():
+    transform = Preprocessing(224)
+    assert transform.note([(224, 224)] * 3, 3) == (
+        "all 3 images have 224x224 pixels, the model's size, and yet are enlarged and "
+        "cropped (resize 256 bicubic, crop 224): --resize none takes them as they are"
+    )
+    note = transform.note([(224, 224)] * 3, 50)
+    assert note.startswith("all of 3 images that were read have 224x224 ")
+    assert transform.note([(224, 224), (224, 225)], 2) is None
+    assert transform.note([], 2) is None
+    for other in ({"crop": 1.0}, {"resize": "none"}):
+        assert Preprocessing(224, **other).note([(224, 224)], 1) is None
+    assert Preprocessing(32).note([(32, 32)], 1) is None
+
+
+@pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
+def test_the_thinnest_images_take_no_memory(shape):
+    """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
+    image = np.full((*shape, 3), (1, 128, 254), np.uint8)
+    resized = []
+    calls = [
+        Preprocessing(224),
+        lambda image: train_transform(224)(image, RNG),
+        CanvasTransform(384),
+    ]
+    with mock.patch.object(
+        preprocessing,
+        "resize_exactly",
+        lambda *size: resized.append(size) or resize_exactly(*size),
+    ):
+        outs = [call(image) for call in calls]
+    assert all((out == (1, 128, 254)).all() for out in outs)
+    assert [out.shape[:2] for out in outs[:2]] == [(224, 224)] * 2
+    assert max(outs[2].shape) == 384
+    assert {high * wide for _, high, wide, *_ in resized} == {256 * 32 * 256}
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("longer", [0, 1, 700])
+def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, upright):
+    """A wave along the image; whole, it is resized as any other."""
+    length = 20 * LONGEST + longer
+    wave = 120 + 100 * np.sin(np.arange(length) / 5)
+    image = np.repeat(wave.astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
+    whole = resize_exactly(image, 32, int(32 * length / 20))
+    left = round((whole.shape[1] - 28) / 2)
+    truth = whole[2:30, left : left + 28].astype(int)
+    out = DEIT(image.swapaxes(0, 1) if upright else image)
+    out = out.swapaxes(0, 1) if upright else out
+    # Half a pixel more or less: the wave has at most 20 gray levels a pixel.
+    assert np.abs(out - truth).max() <= (0 if longer == 0 else 14)
+
+
+def test_evaluation_leaves_small_images_alone():
+    image = ramp(32, 32)
+    np.testing.assert_array_equal(Preprocessing(32)(image), image)
+    image = ramp(48, 48)
+    np.testing.assert_array_equal(Preprocessing(48, resize="none")(image), image)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Preprocessing(48, resize="none"),
+        Preprocessing(16),
+        lambda image: train_transform(48, crop="none")(image, RNG),
+        lambda image: train_transform(48, crop="shift")(
+            image, np.random.default_rng(0)
+        ),
+    ],
+)
+def test_images_of_another_size_are_refused_where_nothing_resizes(call):
+    with pytest.raises(InputError, match=r"has 47x48 pixels .* config.image_size="):
+        call(ramp(47, 48))
+
+
+def test_small_images_are_refused_with_the_reason():
+    message = (
+        "used unresized, as evaluation uses all of up to 32x32: config.image_size=16 "
+        "needs 16x16; scale it to that first"
+    )
+    with pytest.raises(InputError, match=message):
+        Preprocessing(16)(ramp(47, 48))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match="resize is 'half'; allowed: 'deit', 'none"):
+        Preprocessing(16, resize="half")
