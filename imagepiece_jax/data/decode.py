@@ -50,9 +50,8 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}"
-                )
+                size = f"{image.width}x{image.height}"
+                raise ValueError(f"{size} pixels, more than {MAX_PIXELS:,}")
             return rgb(image, upright)
     except ImportError:  # of a library, not damage of this image
         raise
@@ -169,12 +168,15 @@ class Unreadable:
         if len(row) >= MAX_IN_A_ROW:
             raise InputError(
                 f"{len(row)} images in a row cannot be read, the first is "
-                f"{row[0].name} ({row[0].reason}); allowed: fewer than "
-                f"{MAX_IN_A_ROW}"
+                f"{row[0].name} ({row[0].reason})",
+                value=len(row),
+                allowed=f"fewer than {MAX_IN_A_ROW}",
             )
         if self.count > MAX_SHARE * total:
             first = next(iter(self.names))
             raise InputError(
                 f"{self.count} of {total} images cannot be read, the first is {first} "
-                f"({self.names[first]}); allowed: {MAX_SHARE:.0%}"
+                f"({self.names[first]})",
+                value=self.count,
+                allowed=f"{MAX_SHARE:.0%}",
             )

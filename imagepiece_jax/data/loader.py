@@ -48,8 +48,10 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """
     if length < batch_size:
         raise InputError(
-            f"config.batch_size is {batch_size}, but the training data has only "
-            f"{length} images; allowed: 1..{length}"
+            f"is {batch_size}, but the training data has only {length} images",
+            field="config.batch_size",
+            value=batch_size,
+            allowed=f"1..{length}",
         )
     return length // batch_size
 
@@ -134,7 +136,7 @@ def train_sequence(
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
     if not 0 <= seed < 2**64:
-        raise InputError(f"config.seed is {seed}; allowed: 0..2**64-1")
+        raise InputError(field="config.seed", value=seed, allowed="0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
     return _Training(
@@ -332,8 +334,9 @@ def _transformed(source, transform, image, index, arguments):
         return np.zeros((0, 0, 3), np.uint8)
     try:
         return transform(image, *arguments)
-    except InputError as error:
-        raise InputError(f"{source.name(index)}: {error}") from error
+    except InputError as error:  # a name may take a read
+        error.place = source.name(index)
+        raise
 
 
 def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:

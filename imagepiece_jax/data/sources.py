@@ -26,7 +26,7 @@ from PIL import Image
 
 from imagepiece_jax.data import decode, records
 from imagepiece_jax.data.decode import EXTENSIONS, Unreadable
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of, within
 
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
@@ -60,7 +60,7 @@ class Source(abc.ABC):
 
     def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as stored. Raises InputError where it is in memory."""
-        raise InputError(f"{self.name(index)} is not a file, but pixels in memory")
+        raise InputError("is not a file, but pixels in memory", place=self.name(index))
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of image `index` by its header; None if it is unreadable."""
@@ -108,10 +108,8 @@ class Source(abc.ABC):
                 image, _ = self.read(index)
             except decode.UnreadableImage:
                 continue
-            try:
+            with within(place=self.name(index)):
                 transform(image, **options)
-            except InputError as error:
-                raise InputError(f"{self.name(index)}: {error}") from error
             return
 
     def spread(self, count: int | None) -> "Source":
@@ -196,8 +194,7 @@ def open_source(
     Raises InputError for an unknown name, for missing, empty or unreadable files and
     for labels that do not fit `num_classes`.
     """
-    if split not in SPLITS:
-        raise InputError(f"the split is {split!r}; allowed: {' and '.join(SPLITS)}")
+    one_of("split", split, dict.fromkeys(SPLITS))
     kind, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":
@@ -210,17 +207,23 @@ def open_source(
         return _open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
     kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
-    hint = f"; did you mean {kind}{name}?" if kind else ""
     raise InputError(
-        f"config.data.name is {name!r}; allowed: {', '.join(KNOWN_NAMES)}{hint}"
+        field="config.data.name",
+        value=name,
+        allowed=", ".join(KNOWN_NAMES),
+        hint=f"did you mean {kind}{name}?" if kind else "",
     )
 
 
-def _check_classes(num_classes, classes, what):
+def _check_classes(num_classes, classes, data):
     if num_classes not in (None, classes):
-        raise InputError(
-            f"config.num_classes is {num_classes}, but {what} has {classes} classes"
-        )
+        problem = f"is {num_classes}, but {data} has {classes} classes"
+        raise InputError(problem, field="config.num_classes", value=num_classes)
+
+
+def _no_image(folder):
+    allowed = ", ".join(EXTENSIONS)
+    return InputError("holds no image", place=f"folder {folder}", allowed=allowed)
 
 
 class FileSource(Source):
@@ -283,8 +286,9 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
         difference = set(classes) ^ set(_class_names(root, other))
         if difference:
             raise InputError(
-                f"folder {root} has class {min(difference)!r} in only one of train and "
-                "val: both must have the same classes"
+                f"has class {min(difference)!r} in only one of train and val",
+                place=f"folder {root}",
+                allowed="the same classes in both",
             )
         _check_apart(root, classes)
     # Names of folders may be any bytes; those of classes are printed.
@@ -304,9 +308,7 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
             image = entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
             (images if image else left_out).append(entry.name if image else entry.path)
         if not images:
-            raise InputError(
-                f"folder {folder} holds no image; allowed: {', '.join(EXTENSIONS)}"
-            )
+            raise _no_image(folder)
         files += [os.path.join(split, name, file) for file in images]
         labels += [label] * len(images)
     if left_out:
@@ -329,9 +331,10 @@ def _labels(root, names, num_classes, labels_by_name):
     unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
     if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
         raise InputError(
-            f"folder {root} has class {unknown[0]!r}, which is not one of the model's "
-            f"{num_classes}, as {len(names) - len(unknown)} others are; allowed: "
-            "names of its classes, or a folder for each"
+            f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
+            f"as {len(names) - len(unknown)} others are",
+            place=f"folder {root}",
+            allowed="names of its classes, or a folder for each",
         )
     _check_classes(num_classes, len(names), f"folder {root}")
     return [*range(len(names))]
@@ -341,10 +344,8 @@ def _class_names(root, split):
     folder = os.path.join(root, split)
     names = [entry.name for entry in _entries(folder) if _leads_to(entry.is_dir)]
     if not names:
-        raise InputError(
-            f"folder {folder} is empty: it must hold one folder of images for each "
-            "class"
-        )
+        allowed = "one folder of images for each class"
+        raise InputError("is empty", place=f"folder {folder}", allowed=allowed)
     return names
 
 
@@ -357,8 +358,9 @@ def _check_apart(root, classes):
             first = seen.setdefault(os.path.realpath(folder), folder)
             if first != folder:
                 raise InputError(
-                    f"folder {folder} is the same as {first}, by a link: each class "
-                    "needs images of its own, in train and in val"
+                    f"is the same as {first}, by a link",
+                    place=f"folder {folder}",
+                    hint="each class needs images of its own, in train and in val",
                 )
 
 
@@ -369,8 +371,10 @@ def _entries(folder):
             shown = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(
-            f"folder {folder} cannot be read ({error.strerror}): folder:PATH needs "
-            "PATH/train and PATH/val with one folder of images for each class"
+            f"cannot be read ({error.strerror})",
+            place=f"folder {folder}",
+            hint="folder:PATH needs PATH/train and PATH/val with one folder of images "
+            "for each class",
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
 
@@ -398,8 +402,9 @@ def _unlabeled_files(root):
         seen.add(real)
         if os.path.commonpath((real, tested_on)) == tested_on:
             raise InputError(
-                f"folder {path} is a part of {tested}, by a link: training needs "
-                "images of its own"
+                f"is a part of {tested}, by a link",
+                place=f"folder {path}",
+                hint="training needs images of its own",
             )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [
@@ -408,9 +413,7 @@ def _unlabeled_files(root):
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         ]
     if not files:
-        raise InputError(
-            f"folder {folder} holds no image; allowed: {', '.join(EXTENSIONS)}"
-        )
+        raise _no_image(folder)
     return files
 
 
@@ -553,8 +556,9 @@ def _open_imagenet(split, num_classes, data_dir):
         )
         if builder.info.splits and tfds_split not in builder.info.splits:
             raise InputError(
-                f"{builder.data_path} has no split {tfds_split}: prepare a --source "
-                "that has both into a new folder"
+                f"has no split {tfds_split}",
+                place=builder.data_path,
+                hint="prepare a --source that has both into a new folder",
             )
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
@@ -566,11 +570,13 @@ def _open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
-            f"config.data.name is 'imagenet2012', but config.data.dir {where} "
-            "does not hold it as complete array_record files: `python -m "
-            f"tools.prepare_imagenet --source FOLDER --dir {where}` in a clone makes "
-            "them from the ILSVRC2012 tars or TFRECORD files in FOLDER; `python "
-            "train.py --config configs/quickstart.py` runs without it"
+            f"is 'imagenet2012', but config.data.dir {where} does not hold it as "
+            "complete array_record files",
+            field="config.data.name",
+            value="imagenet2012",
+            hint=f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in "
+            "a clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
+            "`python train.py --config configs/quickstart.py` runs without it",
         ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
@@ -631,34 +637,38 @@ def read_csv(
             table = csv.DictReader(file, restval="")
             has_split = _check_columns(path, split, table)
             for fields in table:
-                where = f"{path} line {table.line_num}"
                 if any(fields.get(None, ())):  # a comma at the end is harmless
                     raise InputError(
-                        f"{where} has more fields than the {len(table.fieldnames)} "
-                        "columns: text with a comma must stand in double quotes"
+                        f"has more fields than the {len(table.fieldnames)} columns",
+                        hint="text with a comma must stand in double quotes",
                     )
-                part = _split(fields["split"], where) if has_split else "val"
+                part = (fields["split"] or "").strip() if has_split else "val"
+                one_of("split", part, dict.fromkeys(SPLITS))
                 has_label = labeled or part == "val"
-                label = _label(fields["label"], num_classes, where) if has_label else -1
+                label = _label(fields["label"], num_classes) if has_label else -1
                 row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
                 if row.split == split:
-                    _check_file(fields["filename"], path, where)
+                    _check_file(fields["filename"], path)
                     files.append(fields["filename"])
                     labels.append(row.label)
-                repeats.check(fields["filename"] or "", row, where)
+                repeats.check(fields["filename"] or "", row)
                 if has_label and "class" in fields:
-                    _note_name(names, row, fields["class"], where)
+                    _note_name(names, row, fields["class"])
+    except InputError as error:  # of a row
+        error.place = error.place or f"{path} line {table.line_num}"
+        raise
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem, place=path) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+        problem = f"is not a CSV file in UTF-8 ({error})"
+        raise InputError(problem, place=path) from error
     if highest < 0:
-        raise InputError(f"{path} has no rows: it must name at least one image")
+        raise InputError("has no rows", place=path, allowed="at least one image")
     if not files:
-        raise InputError(
-            f"{path} has no row with split {split!r}: each split needs images"
-        )
+        problem, hint = f"has no row with split {split!r}", "each split needs images"
+        raise InputError(problem, place=path, hint=hint)
     num_classes = num_classes or highest + 1
     if split == "train" and labeled:
         _check_every_class(path, labels, num_classes)
@@ -678,7 +688,7 @@ class _Repeats:
     def __init__(self, root):
         self._root, self._folders, self._seen = root, {}, {}
 
-    def check(self, file, row, where):
+    def check(self, file, row):
         """InputError where `file` was in an earlier row and may not be in this one."""
         folder, _, name = file.rpartition("/")
         if folder not in self._folders:  # links are looked up once per folder
@@ -693,7 +703,9 @@ class _Repeats:
             fault = f"its labels differ, {first.label} and {row.label}"
         else:
             fault = "a test image must count once"
-        raise InputError(f"{where} names {file!r} again (line {first.line}): {fault}")
+        raise InputError(
+            f"names {file!r} again (line {first.line})", value=file, hint=fault
+        )
 
 
 def _check_columns(path, split, table):
@@ -701,61 +713,58 @@ def _check_columns(path, split, table):
     table.fieldnames = [name.strip() for name in table.fieldnames or ()]
     for name in (*NEEDED, *OPTIONAL):
         if table.fieldnames.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}")
+            raise InputError(f"has more than one column {name!r}", place=path)
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
         raise InputError(
-            f"{path} has no column {min(missing)!r} (found: {columns}): it must have "
-            "the columns filename and label, separated by commas"
+            f"has no column {min(missing)!r} (found: {columns})",
+            place=path,
+            allowed="the columns filename and label, separated by commas",
         )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
         raise InputError(
-            f"{path} has no column 'split', so its images can only be tested on: to "
-            "train, add the column, with train or val in every row"
+            "has no column 'split', so its images can only be tested on",
+            place=path,
+            hint="to train, add the column, with train or val in every row",
         )
     return has_split
 
 
-def _label(text, num_classes, where):
+def _label(text, num_classes):
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
     if label < 0 or (num_classes and label >= num_classes):
-        allowed = "0 and more"
+        allowed = "the whole numbers from 0"
         if num_classes:
-            allowed = f"0..{num_classes - 1} (config.num_classes is {num_classes})"
-        raise InputError(
-            f"{where} has label {text!r}; allowed: the whole numbers {allowed}"
-        )
+            allowed += f" to {num_classes - 1} (config.num_classes is {num_classes})"
+        raise InputError(field="label", value=text, allowed=allowed)
     return label
 
 
-def _split(text, where):
-    split = (text or "").strip()
-    if split not in SPLITS:
-        raise InputError(f"{where} has split {text!r}; allowed: train and val")
-    return split
-
-
-def _check_file(name, path, where):
+def _check_file(name, path):
     if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
         raise InputError(
-            f"{where} names {name!r}, which is not a file: filename must be a path "
-            f"relative to {path}"
+            f"is {name!r}, which is not a file",
+            field="filename",
+            value=name,
+            allowed=f"paths relative to {path}",
         )
 
 
-def _note_name(names, row, text, where):
+def _note_name(names, row, text):
     """Remember a label's class name; a label that has another one is an InputError."""
     name = (text or "").strip()
     if not name:
-        raise InputError(f"{where} has no class: the column needs a name in every row")
+        raise InputError(field="class", value=name, allowed="a name in every row")
     first = names.setdefault(row.label, _Name(name, row.line))
     if name != first.name:
         raise InputError(
-            f"{where} has class {name!r} for label {row.label}, but line {first.line} "
-            f"has {first.name!r}: a label has one name"
+            f"is {name!r} for label {row.label}, but {first.name!r} in line "
+            f"{first.line}; a label has one name",
+            field="class",
+            value=name,
         )
 
 
@@ -764,8 +773,9 @@ def _check_every_class(path, labels, num_classes):
     for label in range(num_classes):
         if label not in present:
             raise InputError(
-                f"{path} has no training image with label {label}: each of the "
-                f"{num_classes} classes needs some"
+                f"has no training image with label {label}",
+                place=path,
+                hint=f"each of the {num_classes} classes needs some",
             )
 
 
@@ -775,7 +785,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
     Raises InputError where there is none.
     """
     if not words:
-        raise InputError("no image is named; allowed: image files and folders")
+        raise InputError("no image is named", allowed="image files and folders")
     files = []
     for path in map(pathlib.Path, words):
         if not path.is_dir():
@@ -783,10 +793,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
             continue
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
-            raise InputError(
-                f"folder {path} holds no image; allowed: {', '.join(EXTENSIONS)} "
-                "in the folder itself"
-            )
+            raise _no_image(path)
         files += inside
     return files
 
@@ -815,14 +822,10 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         except decode.UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
-        try:
+        with within(place=file):
             images.append(transform(image))
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
         names.append(file.name)
     if not images:
-        raise InputError(
-            f"none of {len(files)} files can be read, the first is {files[0]}; "
-            "allowed: images"
-        )
+        problem = f"none of {len(files)} files can be read, the first is {files[0]}"
+        raise InputError(problem, allowed="images")
     return np.stack(images), names

@@ -50,7 +50,7 @@ def test_without_a_split_there_are_test_images_alone(images):
     path = written(images, "a,0 b,1", "filename,label")
     assert levels(path, "val") == [0, 10]
     message = (
-        "has no column 'split', so its images can only be tested on: to train, add "
+        "has no column 'split', so its images can only be tested on; to train, add "
     )
     refused(path, message + "the column, with train or val in every row", "train")
 
@@ -58,7 +58,7 @@ def test_without_a_split_there_are_test_images_alone(images):
 @pytest.mark.parametrize("split", ["test", "", "Train", "validation"])
 def test_other_splits_are_refused(images, split):
     path = written(images, f"a,0,train b,0,{split}")
-    refused(path, f"set.csv line 3 has split '{split}'; allowed: train and val")
+    refused(path, f"set.csv line 3: split is '{split}'; allowed: train, val")
 
 
 def test_a_split_needs_images(images):
@@ -81,7 +81,7 @@ def test_an_image_that_is_named_again(images, rows, message):
     (images / "linked").symlink_to(images / "images")
     path = written(images, rows)
     for split in ("train", "val"):
-        refused(path, rf"names '.*' again \(line [23]\): .*{message}", split)
+        refused(path, rf"names '.*' again \(line [23]\); .*{message}", split)
 
 
 def test_training_may_see_an_image_more_often(images):
@@ -91,11 +91,11 @@ def test_training_may_see_an_image_more_often(images):
 
 def test_a_class_without_training_images(images):
     path = written(images, "a,0,train b,1,val c,2,train")
-    message = "has no training image with label 1: each of the 3 classes needs some"
+    message = "has no training image with label 1; each of the 3 classes needs some"
     refused(path, message, "train")
     assert levels(path, "val") == [10]
     path = written(images, "a,0,train b,1,val c,1,train")
-    refused(path, "has no training image with label 2: .* 5 classes", "train", 5)
+    refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
 
 
 def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
@@ -111,16 +111,16 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
 
 @pytest.mark.parametrize("label", ["1_0", "²", "٣", "+1", "1e0", "1" * 10])
 def test_a_label_is_plain_digits(images, label):
-    refused(written(images, f"a,{label},val"), "line 2 has label .*whole numbers")
+    refused(written(images, f"a,{label},val"), "line 2: label is .*whole numbers")
 
 
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ("a,0,cat b,0,dog", "line 3 has class 'dog' for label 0, but line 2 has 'cat'"),
-        ("a,0,cat b,1,", "line 3 has no class: the column needs a name in every row"),
-        ("a,0,cat b,1", "line 3 has no class"),
-        ("a,0,cat,black", "line 2 has more fields than the 3 columns: text with a com"),
+        ("a,0,cat b,0,dog", "line 3: class is 'dog' for label 0, but 'cat' in line 2"),
+        ("a,0,cat b,1,", "line 3: class is ''; allowed: a name in every row"),
+        ("a,0,cat b,1", "line 3: class is ''"),
+        ("a,0,cat,black", "line 2 has more fields than the 3 columns; text with a com"),
     ],
 )
 def test_class_names_that_do_not_fit(images, rows, message):
@@ -145,13 +145,13 @@ def test_labels_that_are_not_read(images):
         "a,,train, b,cat,train,x c,5,train, c,7,train, d,1,val,bee e,0,val,ant",
         "filename,label,split,class",
     )
-    refused(path, "line 2 has label ''")
+    refused(path, "line 2: label is ''")
     table = sources.read_csv(path, "train", num_classes=3, labeled=False)
     assert table.labels == [-1] * 4 and table.num_classes == 3
     tested = sources.read_csv(path, "val", labeled=False)
     assert tested.labels == [1, 0] and tested.class_names == ("ant", "bee")
     path = written(images, "a,,train b,,val")
-    with pytest.raises(InputError, match="line 3 has label ''"):
+    with pytest.raises(InputError, match="line 3: label is ''"):
         sources.read_csv(path, "train", labeled=False)
     path = written(images, "a,,train a,1,val")
     with pytest.raises(InputError, match="must not be in both train and val"):

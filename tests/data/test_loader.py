@@ -265,7 +265,7 @@ def test_more_than_one_per_cent_stops_the_run():
 
 
 def test_an_image_that_does_not_fit_the_transform_is_named():
-    message = r"^0\.jpg: the image has \d+x\d+ pixels .* config.image_size=8 needs 8x8"
+    message = r"^0\.jpg: the image has \d+x\d+ .* allowed: 8x8, config.image_size=8"
     with pytest.raises(InputError, match=message):
         evaluate(Noise(5))
 

@@ -166,8 +166,8 @@ def test_images_of_another_size_are_refused_where_nothing_resizes(call):
 
 def test_small_images_are_refused_with_the_reason():
     message = (
-        "used unresized, as evaluation uses all of up to 32x32: config.image_size=16 "
-        "needs 16x16; scale it to that first"
+        "used unresized, as evaluation uses all of up to 32x32; allowed: 16x16, "
+        "config.image_size=16; scale it to that first"
     )
     with pytest.raises(InputError, match=message):
         Preprocessing(16)(ramp(47, 48))
