@@ -793,7 +793,9 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
             continue
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
-            raise _no_image(path)
+            error = _no_image(path)
+            error.allowed += " in the folder itself"
+            raise error
         files += inside
     return files
 
