@@ -120,7 +120,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     loaded = imagepiece_jax.load(path)
     assert loaded.model == model and loaded.image_size == WIDE
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
-    with pytest.raises(InputError, match="is for images of 12x20; allowed here are sq"):
+    with pytest.raises(InputError, match="is for images of 12x20; allowed: squar"):
         read_with_config(path, base.get_config(), Overrides())
 
 
