@@ -143,7 +143,7 @@ def test_without_a_number_no_tokens_are_listed():
 def test_learned_tokens_are_of_one_number():
     reduction = {"name": "token_learner"} | METHODS["token_learner"].small
     vit = Pretrained(*small(reduction), reduction)
-    with pytest.raises(InputError, match="tokens is 9, but what 'token_learner' has"):
+    with pytest.raises(InputError, match="tokens is 9, but 'token_learner' has"):
         features(vit, tiny.images(1), tokens=9)
     vit = Pretrained(vit.model, {"params": {}}, reduction)  # which is of no number
     with pytest.raises(InputError, match="^variables: params/.* is missing, in the mo"):
@@ -152,7 +152,7 @@ def test_learned_tokens_are_of_one_number():
 
 def test_tokens_of_an_unknown_reduction_are_refused():
     vit = Pretrained(tiny.model(TOME), {"params": {}})
-    with pytest.raises(InputError, match="tokens is 9, but the model's reduction is"):
+    with pytest.raises(InputError, match="tokens is 9, but the model has no record of"):
         features(vit, tiny.images(1), tokens=9)
     vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
     for tokens, shown in ((0, "0"), (26, "26"), (True, "True"), ("9", "'9'")):
@@ -227,21 +227,21 @@ def test_pixels_are_normalized():
         (
             None,
             {"layers": [0, 3]},
-            r"layers is \[0, 3\]; .* list of blocks from 0 to 2",
+            r"layers is \[0, 3\]; .* or blocks from 0 to 2",
         ),
         (None, {"layers": True}, "layers is True; allowed:"),
         (None, {"fill": "mean"}, "fill is 'mean'; allowed: nearest, last"),
         (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed: nearest"),
         (None, {"norm": "x"}, "norm is 'x'; allowed: True, False"),
         (None, {"reshape": 1}, "reshape is 1; allowed: True, False"),
-        (None, {"fuser": 1}, "fuser is 1; allowed: a function of two arrays"),
+        (None, {"fuser": 1}, "fuser is 1; allowed: functions with a hash"),
         (
             np.zeros((1, 20, 20, 3), np.int32),
             {},
             "images is of type int32; allowed: floats, .*, or uint8",
         ),
         ("a.jpg", {}, "images is str; allowed: floats"),
-        (np.zeros((1, 20, 24, 3)), {}, r"shape \(1, 20, 24, 3\); allowed .* of 20x20"),
+        (np.zeros((1, 20, 24, 3)), {}, r"shape \(1, 20, 24, 3\); allowed: .* of 20x20"),
         (np.zeros((20, 20, 3)), {}, r"images is of shape \(20, 20, 3\); allowed:"),
         (np.zeros((0, 20, 20, 3)), {}, "allowed: one or more images of 20x20"),
     ],
