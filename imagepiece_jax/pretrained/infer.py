@@ -316,7 +316,8 @@ def _open_parts(parts):
 def _unknown(lacking, known, sizes, parts):
     """The InputError for fields that nothing says, with ways to say them."""
     name, width = known.name, sizes["embed_dim"]
-    give = f"give {' '.join(f'{field}=..' for field in lacking)}"
+    names = " ".join(f"{field}=.." for field in lacking)
+    give = f"give {names}, in commands as fields of --config"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.facts(name).get("embed_dim", width)
     if named_width != width:
