@@ -149,11 +149,11 @@ def test_a_config_that_does_not_start_from_base(removed, named):
 def test_batches_must_divide_over_devices_and_micro_batches():
     eight = Placement(local_devices=8)
     RunConfig.from_config(config(batch_size=64)).check_training(eight)
-    message = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
+    message = r"config.batch_size is 60; .* multiples of .* = 8 \* 1"
     with pytest.raises(InputError, match=message):
         RunConfig.from_config(config(batch_size=60)).check_training(eight)
     two_each = dataclasses.replace(eight, accumulation=2)
-    with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
+    with pytest.raises(InputError, match=r"config.batch_size is 40; .* = 8 \* 2"):
         RunConfig.from_config(config(batch_size=40)).check_training(two_each)
 
 
