@@ -51,9 +51,10 @@ def diffrate(depth, strength):
 def curve(depth, strength, middle=0.5, slope=8.0):
     """An S-curve over the depth, from 1 down to 1 - strength.
 
-    middle: share of the depth at which it is steepest; slope: how steep, above 0; near
-    0 it is a straight line
+    middle: share of the depth at which it is steepest, from 0 to 1; slope: how steep,
+    above 0; near 0 it is a straight line, from 700 (where exp ends) a step
     """
+    slope = min(max(slope, 1e-4), 700)
 
     def sigmoid(x):
         return 1 / (1 + math.exp(-slope * (x - middle)))
@@ -94,8 +95,11 @@ class Schedule:
         numbers = tuple(map(read, numbers))
         most = MOST_NUMBERS.get(name, 0)
         rising = name != "stages" or [*numbers] == sorted({*numbers})
-        above = name != "curve" or min(numbers[1:], default=1) > 0
-        if name not in SHAPES or not rising or not above:
+        if name == "curve" and numbers:
+            fits = 0 <= numbers[0] <= 1 and all(0 < n < math.inf for n in numbers[1:])
+        else:
+            fits = True
+        if name not in SHAPES or not rising or not fits:
             raise ValueError(text)
         if most is not None and len(numbers) > most:
             raise ValueError(text)

@@ -24,6 +24,8 @@ def counts(text, depth, patches, strength):
         ("stages", 0.75, (16, 16, 16, 4)),  # blocks 3, 6 and 9
         ("curve-.5-.0001", 0.5, (14, 12, 10, 8)),  # nearly a straight line
         ("curve-.5-1000", 0.5, (16, 12, 8, 8)),  # a step, half of it at the middle
+        ("curve-.5-1e9", 0.5, (16, 12, 8, 8)),
+        ("curve-.5-.00000000000000000001", 0.5, (14, 12, 10, 8)),
         ("constant", 0.0, (16,) * 4),
         ("constant", 1.0, (1,) * 4),
         ("diffrate", 1.0, (1,) * 4),
@@ -68,7 +70,8 @@ def test_a_stronger_schedule_leaves_no_more(text):
 @pytest.mark.parametrize(
     "value",
     ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve-.5-0"]
-    + ["diffrate-1", "curve-1-2-3", [], [3.5, 2], 12, {3: 4}],
+    + ["diffrate-1", "curve-1-2-3", "curve-nan", "curve-.5-inf", "curve-1e9"]
+    + [[], [3.5, 2], 12, {3: 4}],
 )
 def test_what_is_no_schedule_is_refused(value):
     with pytest.raises((ValueError, InputError)):
