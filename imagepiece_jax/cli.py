@@ -76,7 +76,10 @@ def finite(holder):
     return holder.value
 
 
-def define_config(help_text="a config file, such as configs/quickstart.py"):
+CONFIG_FILE = "a config file, such as configs/quickstart.py"
+
+
+def define_config(help_text=CONFIG_FILE):
     """Define --config; `config`, `configs` or `config_or_base` reads it."""
     return repeated("config", f"{help_text}; --config.FIELD=VALUE changes a field")
 
@@ -411,7 +414,9 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     """
     from imagepiece_jax.training.config import RunFields
 
-    paths, by_name = required(flags.FLAGS["config"]), {}
+    paths, by_name = flags.FLAGS["config"].value, {}
+    if not paths:
+        raise InputError("is missing", field="--config", allowed=CONFIG_FILE)
     if most is not None and len(paths) > most:
         problem = f"is given {len(paths)} times"
         raise InputError(problem, field="--config", value=paths, allowed=f"{most}")

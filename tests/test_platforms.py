@@ -127,7 +127,7 @@ def test_the_benchmarked_device(monkeypatch):
     assert xla_options.fast_dtype() == "bfloat16" and timer.job(None).ahead == 2
     assert (device.name(), device.memory()) == ("NVIDIA H200", 5)
     device.use("gpu")
-    with pytest.raises(InputError, match="--device is cpu, but JAX finds no such"):
+    with pytest.raises(InputError, match="--device is cpu, which JAX does not find"):
         device.use("cpu")
 
 
@@ -167,7 +167,7 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
     case.check("train")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
     case.check("inference")
-    with pytest.raises(InputError, match="on one device, but JAX finds 8: choose one"):
+    with pytest.raises(InputError, match="--mode is train on 8 devices; allowed: one"):
         case.check("train")
 
 

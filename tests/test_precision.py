@@ -11,7 +11,7 @@ from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import read
+from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.experiments import tiny_context
@@ -59,7 +59,7 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 def test_what_visualize_and_patch_features_show(tmp_path, weights, lowered):
     analyzed = read(weights).analyzed()
-    variant = analyzed.pretrained(SETTING)
+    variant = build(analyzed, SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     context = tiny_context.context(tmp_path, analyzed, images=tiny_context.images(2))

@@ -319,7 +319,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
             "config.model.kernels, resolved for the devices there,": (
                 "plain" if model.kernels is None else f"fused for {model.kernels}"
             ),
-            "the numbers of training and test images": data.images,
+            "the count of training and test images": data.images,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }
     )

@@ -85,7 +85,7 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     assert best == np.argmax(out.logits, axis=1).tolist()
     with pytest.raises(InputError, match="has 20x12 pixels .* allowed: 12x20"):
         predictor(pixels[0].swapaxes(0, 1))
-    with pytest.raises(InputError, match="image_size is 12, but the model is for"):
+    with pytest.raises(InputError, match="^image_size is 12; allowed: 12x20, the"):
         optimize.optimize(wide(model, variables), batch_size=2, image_size=12)
     seen = trace(model, variables, pixels)
     assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)
