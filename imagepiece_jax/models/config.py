@@ -306,7 +306,7 @@ def reduced(
     with _of_reduction():
         method = method.resolved(_facts_of(dense, grid, name))
     if tokens is not None:
-        method = _with_tokens(method, tokens, dense.depth, math.prod(grid))
+        method = _with_tokens(method, tokens, dense, grid)
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)
@@ -428,7 +428,7 @@ def _at_cost(method, model, grid, allowed=MISS):
     """
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
-    tried, low, high, beyond = [], 0.0, 1.0, None
+    tried, beyond = [], None
 
     def share(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
@@ -436,60 +436,68 @@ def _at_cost(method, model, grid, allowed=MISS):
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 
-    share(low)
-    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
-        share(high)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
+    def cheap(strength):
+        nonlocal beyond
         try:
-            less = share(middle) < method.macs
+            less = share(strength) < method.macs
             beyond = None if less else beyond
         except InputError as error:  # the schedule goes less far
             less, beyond = True, error
-        low, high = (low, middle) if less else (middle, high)
+        return less
+
+    share(0.0)
+    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
+        share(1.0)
+    _weakest(cheap)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
     if miss > allowed and beyond:
         raise beyond
     if miss > allowed:
         name = methods.name_of(method)
         problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
-        method.refuse(
-            "macs", f"costs within {allowed:g} of one that it reaches", problem
-        )
+        limit = f"costs within {allowed:g} of one that it reaches"
+        method.refuse("macs", limit, problem)
     return found
 
 
-def _with_tokens(method, tokens, depth, patches):
+def _with_tokens(method, tokens, model, grid):
     """`method` leaving exactly `tokens` at the end, by its schedule cut off there.
 
     The schedule is as weak as it can be to leave so few, or fewer.
     """
+    patches = math.prod(grid)
     if not is_whole(tokens) or not 1 <= tokens <= patches:
         allowed = f"whole numbers from 1 to {patches}, the patches of an image"
         raise InputError(field="tokens", value=tokens, allowed=allowed)
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
     def counts(found):
-        plan = layer_plan.build(depth, patches, found.planned_steps(depth, patches), 0)
-        return [layer.mlp_tokens for layer in plan]
+        plan = _plan(found, model, grid)
+        return [layer.mlp_tokens - model.arch.prefix for layer in plan]
 
     def at(strength):
-        return counts(method.at_strength(strength, depth, patches))
+        return counts(method.at_strength(strength, model.depth, patches))
 
-    low, high = 0.0, 1.0
-    if at(low)[-1] < patches:  # whatever its cost, it leaves as many as a field says
+    if at(0.0)[-1] < patches:  # whatever its cost, it leaves as many as a field says
         own = counts(dataclasses.replace(method, macs=None))
         cut = [count if count > own[-1] else tokens for count in own]
     else:
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if at(middle)[-1] <= tokens else (middle, high)
-        cut = [max(tokens, count) for count in at(high)]
+        weakest = _weakest(lambda strength: at(strength)[-1] <= tokens)
+        cut = [max(tokens, count) for count in at(weakest)]
     if cut[-1] != tokens:
         allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
         raise InputError(field="tokens", value=tokens, allowed=allowed)
     free = dataclasses.replace(method, macs=None, counts=None)
-    return free.within_reach(cut, depth, patches)
+    return free.within_reach(cut, model.depth, patches)
+
+
+def _weakest(enough):
+    """The weakest strength of a schedule for which `enough(strength)` is true."""
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def split_reduction(reduction, prop_attn=None):

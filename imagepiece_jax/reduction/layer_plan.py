@@ -25,6 +25,13 @@ class Step:
     site: str = "mid"
     # tokens that the step adds in masked training; None: it removes tokens there, too
     when_masked: int | None = None
+    tokens: int | None = None  # image tokens that it leaves, in place of the rule's
+
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Image tokens after it, as `Rule.n_out`."""
+        if self.tokens is None:
+            return self.rule.n_out(n, n0, stage)
+        return None if n <= self.tokens else self.tokens
 
     @property
     def attention_block(self) -> int:
@@ -65,7 +72,7 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     stage: its number among the steps that change something, from 1
     Returns None where the step changes nothing.
     """
-    n_out = step.rule.n_out(n, n0, stage)
+    n_out = step.n_out(n, n0, stage)
     if n_out is None:
         return None
     return Counts(n, n_out, step.rule.candidates(n), stage)

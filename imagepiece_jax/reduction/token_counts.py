@@ -69,9 +69,6 @@ class KeepInitial(Rule):
     def fewest(self, n, stage):
         return 1 + stage * self.packages
 
-    def share(self, n0, stage):
-        return self.rate
-
 
 def initial_shares(blocks, keep_rate):
     """(block, share of the first tokens that stay), in order: keep_rate**stage."""
@@ -137,26 +134,3 @@ class Fixed(Rule):
 
     def n_out(self, n, n0, stage):
         return self.tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Exactly(Rule):
-    """`tokens` where there are more: `counts` in place of what `rule` would leave."""
-
-    rule: Rule
-    tokens: int
-
-    @property
-    def merges(self):
-        return self.rule.merges
-
-    def n_out(self, n, n0, stage):
-        return None if n <= self.tokens else self.tokens
-
-    def candidates(self, n):
-        return self.rule.candidates(n)
-
-    def share(self, n0, stage):
-        """Share of the first tokens that stay, packages not counted."""
-        packages = stage * self.rule.packages
-        return (self.tokens - packages) / n0

@@ -80,11 +80,12 @@ class LearnedSelection(Method):
 
 def target_shares(plan):
     """Share of the first tokens that evaluation keeps at each step of a masked plan."""
-    counts = [layer.counts for layer in plan if layer.counts]
-    rules = [layer.step.rule for layer in plan if layer.counts]
+    layers = [layer for layer in plan if layer.counts]
     return [
-        rule.share(counts[0].n_in, count.stage)
-        for rule, count in zip(rules, counts, strict=True)
+        step.rule.rate
+        if step.tokens is None
+        else (step.tokens - counts.stage * step.rule.packages) / layers[0].counts.n_in
+        for step, counts in ((layer.step, layer.counts) for layer in layers)
     ]
 
 

@@ -14,7 +14,6 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import dropping
-from imagepiece_jax.reduction.token_counts import Exactly
 
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
 # the accuracies of all scores.
@@ -166,8 +165,7 @@ class Method(CheckedFields):
             if tokens < fewest:
                 problem = f"has {tokens} tokens after block {block} of {n} before it"
                 self.refuse("counts", f"{fewest} or more", problem)
-            rule = Exactly(step.rule, tokens)
-            steps.append(dataclasses.replace(step, rule=rule))
+            steps.append(dataclasses.replace(step, tokens=tokens))
             n = tokens
         return steps
 
