@@ -13,7 +13,6 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, decode_bits
-from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.pretrained.weights import Weights
@@ -129,7 +128,7 @@ class FixedTokens(MeasuredWeights):
     tokens: int | None = None
 
     def model(self, vit):
-        return leaving(vit, self.tokens)
+        return vit.model_with_tokens(self.tokens)
 
     def setting(self, kind, reduction):
         limit = {} if self.tokens is None else {"tokens": self.tokens}

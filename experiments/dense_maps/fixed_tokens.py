@@ -1,11 +1,11 @@
 """Exactly K tokens: accuracy, maps, speed, nearest neighbors of their mean.
 
 Every method of --sweep, at the strength that leaves K tokens (`inference.features`,
-`leaving`), beside the dense model, which gives all patches. Speed is that of programs
-of `optimize(tokens=K)`. With --decoder saliency maps are compared with the dense ones
-(`experiments saliency`). With --neighbors the class of an image of its val split is
-that of the nearest of its train split, by the cosine of the means of their tokens,
-weighted as in DINO (Caron et al. 2021).
+`Pretrained.model_with_tokens`), beside the dense model, which gives all patches. Speed
+is that of programs of `optimize(tokens=K)`. With --decoder saliency maps are compared
+with the dense ones (`experiments saliency`). With --neighbors the class of an image of
+its val split is that of the nearest of its train split, by the cosine of the means of
+their tokens, weighted as in DINO (Caron et al. 2021).
 """
 
 import itertools
@@ -20,7 +20,6 @@ from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import within
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits
-from imagepiece_jax.inference.features import leaving
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
@@ -36,7 +35,7 @@ def fixed_tokens(context):
     entries += itertools.product(context.reductions, given.counts)
     # Every mistake before the first figure.
     with within(place="--counts"):
-        models = [leaving(build(weights, r), tokens) for r, tokens in entries]
+        models = [build(weights, r).model_with_tokens(tokens) for r, tokens in entries]
     maps = HeadMaps(context) if given.decoder else None
     sets = _sets(context) if given.neighbors else None
     rows, base = [], None

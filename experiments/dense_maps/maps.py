@@ -17,12 +17,11 @@ import pathlib
 import numpy as np
 
 from experiments.dense_maps.head import decode, read_head
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import plan_facts
-from imagepiece_jax.inference.features import FILLS, feature_map, final_norm, leaving
-from imagepiece_jax.models.config import patch_grid
+from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
@@ -51,7 +50,8 @@ class FeatureMaps:
         images: others than the context's
         """
         vit = build(self.weights, reduction)
-        model, norm = leaving(vit, tokens), final_norm(vit.model, vit.variables)
+        model = vit.model_with_tokens(tokens)
+        norm = final_norm(vit.model, vit.variables)
         grid = patch_grid(vit.image_size, model.patch_size, cut=True)
 
         def measure(outputs, batch):

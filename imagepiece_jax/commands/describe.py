@@ -20,8 +20,8 @@ def main():
     only_config = path is None
     typed = (cli.config(), None) if only_config else cli.config_or_base()
     # They import JAX: after the flags.
+    from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.models import cost
-    from imagepiece_jax.models.config import patch_grid
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report

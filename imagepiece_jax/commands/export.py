@@ -8,7 +8,7 @@ A run determines its model, a file its sizes: see `evaluate`. The program takes 
 batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
 says; with --pixels, uint8 images. With --tokens K it gives exactly K image tokens,
 their sizes, the token of each patch and where tokens stand
-(`inference.features.TokenList`).
+(`inference.token_list.TokenList`).
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
 holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
@@ -43,9 +43,9 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.inference import jax_export
-    from imagepiece_jax.inference.features import TokenList
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
+    from imagepiece_jax.inference.token_list import TokenList
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import read_with_config

@@ -1,5 +1,9 @@
 """Sizes of images: pixels a side, or (height, width)."""
 
+import numbers
+
+from imagepiece_jax.errors import InputError
+
 
 def sides(image_size) -> tuple[int, int]:
     """(height, width) of an image size, which is one number or these two."""
@@ -21,3 +25,21 @@ def whole_patches(images, patch_size):
     grid = tuple(side // patch_size for side in images.shape[1:3])
     height, width = (patch_size * count for count in grid)
     return images[:, :height, :width], grid
+
+
+def patch_grid(image_size, patch_size, cut=False):
+    """(height, width) in patches of images of `image_size`.
+
+    cut: cut off what is left at the sides, for a model that was published at such a
+        size; else the size must be a multiple of the patch size
+    Raises InputError where it is not.
+    """
+    both = sides(image_size)
+    right = len(both) == 2 and all(isinstance(s, numbers.Integral) for s in both)
+    right = right and min(both) >= patch_size
+    if right and not cut:
+        right = not any(side % patch_size for side in both)
+    if not right:
+        allowed = f"multiples of patch_size, {patch_size}"
+        raise InputError(field="image_size", value=image_size, allowed=allowed)
+    return both[0] // patch_size, both[1] // patch_size

@@ -3,10 +3,15 @@
 Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
 
-import jax
+import contextlib
 
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.common.fields import checked
 from imagepiece_jax.errors import InputError
 
+DTYPES = ("float32", "bfloat16", "float16")  # of layers
 # By platform. Triton's matrix products leave bias, GELU and residual to kernels of
 # their own; cuBLASLt's include them, unless XLA joins products of one input.
 OPTIONS = {
@@ -26,6 +31,20 @@ def fast_dtype(device: jax.Device | None = None) -> str:
     """The fast dtype on a device (None: the first): float32 on CPUs, else bfloat16."""
     device = device or jax.devices()[0]
     return "float32" if device.platform == "cpu" else "bfloat16"
+
+
+def layer_dtype():
+    """A field that is one of DTYPES, by its name or as a type such as jnp.bfloat16."""
+
+    def convert(value):
+        name = value
+        with contextlib.suppress(TypeError):  # of what is no type
+            name = value if isinstance(value, str) else jnp.dtype(value).name
+        if name not in DTYPES:
+            raise ValueError(value)
+        return name
+
+    return checked(None, convert, ", ".join(DTYPES))
 
 
 def check_dtype(dtype: str, platform: str | None = None):

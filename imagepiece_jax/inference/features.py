@@ -9,8 +9,8 @@ feature: patches that were merged share that of their token, those of a soft red
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,17 @@ from flax import linen as nn
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.token_list import check_outputs, token_list
 from imagepiece_jax.models.block import Block
-from imagepiece_jax.models.config import patch_grid, reduced
-from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.reduction.ops import gather_rows, invert
-from imagepiece_jax.reduction.provenance import compose
-from imagepiece_jax.reduction.settings import as_tuple
-from imagepiece_jax.reduction.tokens import (
-    DROPPED,
-    Masking,
-    Mixing,
-    mean_by,
-    sum_by_slot,
-    to_nearest_kept,
-)
+from imagepiece_jax.models.vit import Outputs, final_norm
+from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.tokens import DROPPED
 
 FILLS = ("nearest", "last", "zero", "class")
 
@@ -67,19 +58,6 @@ class Features(NamedTuple):
     size: jax.Array | None = None
     source: jax.Array | None = None
     coordinates: jax.Array | None = None
-
-
-class TokenList(NamedTuple):
-    """The image tokens that a model ends with, row by row of where they stand.
-
-    Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
-    in only one of them, and they stand at the mean of the patches by their weights.
-    """
-
-    tokens: jax.Array  # [B, K, D], after the last norm
-    size: jax.Array  # [B, K] float32, the patches in each
-    source: jax.Array  # [B, h, w] int32, the token that a patch is in, or -1, none
-    coordinates: jax.Array  # [B, K, 2] float32, (row, column), middle of the patches
 
 
 @takes_pretrained
@@ -112,7 +90,7 @@ def features(
     Raises InputError for what does not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    model, variables, size = leaving(vit, tokens), vit.variables, vit.image_size
+    model, size = vit.model_with_tokens(tokens), vit.image_size
     depth = len(model.plan)
     last = is_whole(layers) and 0 <= layers <= depth
     blocks = range(depth - layers, depth) if last else layers
@@ -130,21 +108,12 @@ def features(
     xla_options.check_dtype(model.dtype.name)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
+    options = model, blocks, norm, reshape, fill, fuser, tokens is not None
     try:
         with working("compiling the features"):  # later calls only start the program
-            return _extract(
-                variables,
-                images,
-                model,
-                blocks,
-                norm,
-                reshape,
-                fill,
-                fuser,
-                tokens is not None,
-            )
+            return _extract(vit.variables, images, *options)
     except errors.FlaxError:
-        check_variables(model, variables, size)
+        check_variables(model, vit.variables, size)
         raise
 
 
@@ -167,8 +136,8 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, liste
     grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
     last = final_norm(model, variables)
     done = np.cumsum([bool(layer.counts) for layer in model.plan])
-    _check(outputs, grid)
-    paths = _paths(outputs, fill)
+    check_outputs(outputs, grid)
+    paths = follow(outputs.results, outputs.taps, fill)
 
     @functools.cache  # the last block may be asked for, too
     def layer(block, norm):
@@ -186,112 +155,6 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, liste
     if listed:
         tokens = token_list(outputs, grid, last)
     return Features(outputs.pooled, *whole, layers, *tokens)
-
-
-def leaving(vit: Pretrained, tokens: int | None) -> ViT:
-    """The model with as many image tokens in the end as asked for, exactly.
-
-    Its schedule is at the strength that leaves the next more, and its last step then
-    leaves `tokens`. Where no strength leaves as many, the steps of the nearest one stop
-    there. Parameters are the same.
-
-    tokens: from 1 to the patches of an image; None: the model as it is
-    Raises InputError for a number that the reduction cannot leave.
-    """
-    if tokens is None:
-        return vit.model
-    if vit.reduction is None:
-        problem = f"is {tokens!r}, but the model has no record of its reduction"
-        hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
-        raise InputError(problem, field="tokens", value=tokens, hint=hint)
-    fields = tuple((k, as_tuple(v)) for k, v in vit.reduction.items())
-    grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
-    # Not cached where True is 1, and lists have no hash: they are refused.
-    make = _reduced if is_whole(tokens) else _reduced.__wrapped__
-    model = make(vit.model, fields, grid, vit.name, tokens)
-    steps = [layer.step for layer in model.plan if layer.step]
-    if any(isinstance(step.reducer, nn.Module) for step in steps):
-        try:
-            check_variables(model, vit.variables, vit.image_size)
-        except InputError as error:
-            check_variables(vit.model, vit.variables, vit.image_size)
-            name = vit.reduction["name"]
-            problem = f"is {tokens}, but {name!r} has learned weights of another number"
-            hint = f"{error}"
-            raise InputError(
-                problem, field="tokens", value=tokens, hint=hint
-            ) from error
-    return model
-
-
-@functools.lru_cache(maxsize=32)
-def _reduced(model, fields, grid, name, tokens):
-    return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
-
-
-def token_list(
-    outputs: Outputs,
-    grid: tuple[int, int],
-    norm: Callable[[jax.Array], jax.Array] | None = None,
-) -> TokenList:
-    """The image tokens of a forward pass as a TokenList.
-
-    outputs: what the model returned, of any reduction or of none
-    grid: (height, width) of its patches
-    norm: as for `feature_map`
-    Raises InputError for another grid, and for outputs of masked training.
-    """
-    _check(outputs, grid)
-    state, path = outputs.state, _paths(outputs)[-1]
-    batch, total, _ = state.x.shape
-    count, patches = total - state.num_prefix, grid[0] * grid[1]
-    row, column = _centers(path, count, batch, grid)
-    earlier = (row[:, None, :] < row[:, :, None]) | (
-        (row[:, None, :] == row[:, :, None]) & _before(column)
-    )
-    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
-    order = invert(place, count)
-    if path.mixed:
-        source = jnp.full((batch, patches), DROPPED, jnp.int32)
-    elif path.slot is None:
-        source = place
-    else:
-        source = compose(place, path.slot)
-    tokens = (norm or (lambda x: x))(state.x[:, state.num_prefix :])
-    return TokenList(
-        tokens=gather_rows(tokens, order),
-        size=gather_rows(state.size[:, state.num_prefix :], order),
-        source=source.reshape(batch, *grid),
-        coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
-    )
-
-
-def _before(values):
-    """Whether the other of two tokens stands before, ties by index. -> [B, n, n]."""
-    mine, other = values[:, :, None], values[:, None, :]
-    index = np.arange(values.shape[1])
-    first = (index[None, :] < index[:, None])[None]
-    return (other < mine) | ((other == mine) & first)
-
-
-def _centers(path, count, batch, grid):
-    """Rows and columns of `count` tokens, the means of their patches, [B, count] each.
-
-    The sums are of whole numbers, so tokens at the same place have equal ones.
-    """
-    if path.mixed:
-        before, mixing, x = path.mixed
-        places = _centers(before, x.shape[1], batch, grid)
-        weight = mixing.matrix.astype(jnp.float32)
-        mixed = mean_by(weight, jnp.stack(places, axis=-1))
-        places = mixed[..., 0], mixed[..., 1]
-    else:
-        places = np.indices(grid, np.float32).reshape(2, 1, -1)
-        places = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in places]
-    if path.slot is None:
-        return places
-    size = sum_by_slot(jnp.ones_like(places[0]), path.slot, count)
-    return [sum_by_slot(axis, path.slot, count) / size for axis in places]
 
 
 def feature_map(
@@ -320,64 +183,10 @@ def feature_map(
     where all tokens are left.
     """
     _check_fill(fill, outputs.state.num_prefix)
-    _check(outputs, grid)
-    path = _paths(outputs, fill)[-1]
+    check_outputs(outputs, grid)
+    path = follow(outputs.results, outputs.taps, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
-
-
-class _Path(NamedTuple):
-    """Which token each patch is in after some steps, and what it reads there.
-
-    Followed from the first step on, so that the maps of all blocks share it. After a
-    Mixing a path starts anew, from the tokens that it made.
-
-    slot: [B, n], or DROPPED; None before the first step
-    read: [B, n], the slot that a patch has its feature of; dropped ones may have one
-    last: [B, n, D], of dropped patches, what their token was then; None: not asked for
-    mixed: the path before the Mixing, the Mixing and the tokens before it, or None
-    """
-
-    slot: jax.Array | None = None
-    read: jax.Array | None = None
-    last: jax.Array | None = None
-    mixed: tuple | None = None
-
-
-def _paths(outputs, fill=None):
-    """A _Path for before the first step, and one for after each.
-
-    fill: None where no features of dropped patches are wanted
-    """
-    paths = [_Path()]
-    for result, taps in zip(outputs.results, outputs.taps, strict=True):
-        paths.append(_followed(paths[-1], result, taps.x, fill))
-    return paths
-
-
-def _followed(path, result, x, fill):
-    """`path` after one more step, of tokens `x`."""
-    if isinstance(result, Mixing):
-        return _Path(mixed=(path, result, x))
-    slot = _compose(result.dest, path.slot)
-    if fill == "nearest":
-        read = _compose(to_nearest_kept(x, result), path.read)
-        return path._replace(slot=slot, read=read)
-    last = None
-    if fill == "last" or path.mixed:
-        last = _read(x, path.slot)
-        if path.slot is not None:
-            last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
-    return path._replace(slot=slot, read=slot, last=last)
-
-
-def _compose(outer, inner):
-    return outer if inner is None else compose(outer, inner)
-
-
-def _read(values, slot):
-    """Rows of [B, n, D], all of them where `slot` is None."""
-    return values if slot is None else gather_rows(values, jnp.maximum(slot, 0))
 
 
 def _mapped(state, path, fill, norm, fuser):
@@ -386,7 +195,7 @@ def _mapped(state, path, fill, norm, fuser):
     while True:
         gone = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
-            gone, values = path.slot == DROPPED, _read(values, path.read)
+            gone, values = path.slot == DROPPED, rows_of(values, path.read)
         if path.last is not None:
             values = jnp.where(gone[..., None], path.last, values)
         if path.mixed is None:
@@ -407,20 +216,6 @@ def _mapped(state, path, fill, norm, fuser):
     if fill == "zero":
         values = jnp.where(gone[..., None], 0, values)
     return prefix, values, gone
-
-
-def final_norm(
-    model: ViT, variables: Mapping[str, Any]
-) -> Callable[[jax.Array], jax.Array]:
-    """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
-
-    In a model without one there, such as those whose pooled vector is normed, it leaves
-    tokens as they are.
-    """
-    if not model.arch.final_norm:
-        return lambda x: x
-    norm = LayerNorm(jnp.float32, model.arch.norm_eps)
-    return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)
 
 
 def _by_weight(matrix):
@@ -457,19 +252,3 @@ def _has_hash(function):
     except Exception:  # of whatever kind its class raises
         return False
     return True
-
-
-def _check(outputs, grid):
-    if outputs.state.mask is not None or any(
-        isinstance(result, Masking) for result in outputs.results
-    ):
-        problem = "are those of masked training, where no token is gone"
-        allowed = "those of a model made without masked=True"
-        raise InputError(problem, field="outputs", allowed=allowed)
-    state = outputs.state
-    first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
-    patches = first.shape[1]
-    if grid[0] * grid[1] != patches:
-        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
-        allowed = f"grids of {patches}"
-        raise InputError(problem, field="grid", value=grid, allowed=allowed)

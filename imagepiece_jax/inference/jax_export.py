@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.features import TokenList, leaving
-from imagepiece_jax.models.config import patch_grid
+from imagepiece_jax.inference.token_list import TokenList
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -36,11 +35,11 @@ def serialized(
     batch_size: None leaves it open
     pixels: images are uint8, and are normalized by the program; else float32
     tokens: so many image tokens in place of logits: the arrays of a
-    `features.TokenList`, one after the other
+    `TokenList`, one after the other
     Raises InputError where the batch is open and the model draws.
     """
     images = exported_images(vit, batch_size, pixels, tokens)
-    model, dtype = leaving(vit, tokens), vit.model.dtype
+    model, dtype = vit.model_with_tokens(tokens), vit.model.dtype
     fast, fixed = optimize.prepare(model, vit.variables, dtype=dtype.name)
     forward = optimize.forward(fast, tokens is not None)
 
@@ -109,7 +108,7 @@ def exported_images(
 ) -> jax.ShapeDtypeStruct:
     """The images of an exported program, with arguments and errors of `serialized`."""
     if batch_size is None:
-        if draws(leaving(vit, tokens)):
+        if draws(vit.model_with_tokens(tokens)):
             # JAX has no random numbers of an open shape.
             problem = f"is open, but {vit.label} draws random numbers"
             raise InputError(problem, field="batch_size", allowed="a number, --batch")
@@ -142,7 +141,7 @@ def facts(
 
     `output` is a list, in their order, if the program gives tokens.
     """
-    model, count = leaving(vit, tokens), batch_size or "batch"
+    model, count = vit.model_with_tokens(tokens), batch_size or "batch"
     output = {
         "name": output_name(model),
         "shape": [count, model.num_classes or model.embed_dim],

@@ -9,9 +9,9 @@ import numpy as np
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, optimize
-from imagepiece_jax.inference.features import TokenList, leaving
 from imagepiece_jax.inference.jax_export import IMAGES
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
+from imagepiece_jax.inference.token_list import TokenList
 from imagepiece_jax.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def onnx_model(
     batch_size: None leaves it open
     pixels: images are uint8, and are normalized in the graph
     tokens: so many image tokens in place of logits: the outputs are those of a
-    `features.TokenList`, by name, `source` as int64
+    `TokenList`, by name, `source` as int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    plain = leaving(vit, tokens).clone(kernels=None)
+    plain = vit.model_with_tokens(tokens).clone(kernels=None)
     if jax_export.draws(plain):
         problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
         allowed = "the other methods, or --format jax"

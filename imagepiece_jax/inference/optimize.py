@@ -37,23 +37,18 @@ from imagepiece_jax.common.fields import (
     optional,
     switch,
 )
-from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.inference.features import (
-    TokenList,
-    final_norm,
-    leaving,
-    token_list,
-)
+from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
-from imagepiece_jax.models.config import optional_choice, optional_dtype, patch_grid
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.models.vit import final_norm
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
@@ -206,10 +201,10 @@ class CompileOptions(CheckedFields):
     """
 
     batch_size: int = count(least=1)
-    dtype: str | None = optional_dtype()
-    gelu: str | None = optional_choice(GELUS)
+    dtype: str | None = optional(xla_options.layer_dtype())
+    gelu: str | None = optional(choice(allowed=GELUS))
     attention: str = choice("auto", BACKENDS)
-    kernels: str | None = optional_choice(CHOICES)
+    kernels: str | None = optional(choice(allowed=CHOICES))
     pixels: bool = switch(False)
     device: jax.Device | str | None = optional(checked(None, _device, "devices"))
     compiler_options: Mapping[str, Any] | None = optional(
@@ -255,8 +250,8 @@ def optimize(
     """A trained model, compiled for one device.
 
     image_size: None is the size that the model was made for, any other is refused
-    tokens: the program gives so many image tokens, a `features.TokenList`, in place of
-    logits; see `features.leaving`
+    tokens: the program gives so many image tokens, a `TokenList`, in place of
+    logits; see `Pretrained.model_with_tokens`
     options: batch_size, which must be there, and the other fields of `CompileOptions`:
     dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
@@ -283,7 +278,7 @@ def compiler(
     which are on the device already.
     Raises InputError for options that do not fit the model or the device.
     """
-    size, model = sides(vit.image_size), leaving(vit, tokens)
+    size, model = sides(vit.image_size), vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
@@ -366,7 +361,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
 def forward(model, listed=False):
     """(variables, images) -> logits; images that are uint8 are normalized first.
 
-    listed: a `features.TokenList` in place of logits
+    listed: a `TokenList` in place of logits
     """
     model = model.clone(head_only=not listed)
 

@@ -5,42 +5,37 @@ What a name stands for is in registry.py.
 
 import contextlib
 import dataclasses
-import functools
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from absl import logging
 
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import (
     CheckedFields,
     checked,
     choice,
     count,
-    is_whole,
     number,
     optional,
     switch,
     text,
 )
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.reduce import MISS, reduced, resolved
 from imagepiece_jax.models.registry import MODELS, facts
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import contract, layer_plan, methods, settings
 from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction.methods.method import Method, ModelFacts, NoReduction
+from imagepiece_jax.reduction import layer_plan, settings
+from imagepiece_jax.reduction.methods.method import Method
 
-MISS = 0.02  # of the dense model's MACs, by which a cost may be off
-BISECTIONS = 30  # of a schedule's strength: far more than there are counts
-DTYPES = ("float32", "bfloat16", "float16")
 # Fields of an Architecture that can be given without it.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
@@ -53,38 +48,12 @@ USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate
 USUAL |= dict(masked=False)
 
 
-def dtype_name(dtype):
-    """The name of a type such as jnp.bfloat16; anything else unchanged."""
-    if dtype is None or isinstance(dtype, str):
-        return dtype
-    try:
-        return jnp.dtype(dtype).name
-    except (TypeError, ValueError):
-        return dtype
-
-
-def optional_dtype():
-    """A field that is None, or one of DTYPES by its name or as a type."""
-
-    def convert(value):
-        if dtype_name(value) not in DTYPES:
-            raise ValueError(value)
-        return dtype_name(value)
-
-    return optional(checked(None, convert, ", ".join(DTYPES)))
-
-
 def _size_of_images(value):
     return tuple(value) if isinstance(value, list) else value
 
 
 def _arch(value):
     return Architecture.of(value) if value else None  # {}: as the name has it
-
-
-def optional_choice(allowed):
-    """A field that is None, or one of `allowed`."""
-    return optional(choice(None, allowed))
 
 
 class Contradiction(InputError):
@@ -108,20 +77,20 @@ class ModelConfig(CheckedFields):
     depth: int | None = optional(count(least=1))
     num_heads: int | None = optional(count(least=1))
     mlp_ratio: float | None = optional(number(above=0))
-    stem: str | None = optional_choice(tuple(STEMS))
+    stem: str | None = optional(choice(allowed=tuple(STEMS)))
     # An Architecture, or a dict of its fields.
     arch: Architecture | None = optional(checked(None, _arch, "its fields"))
     # Single fields of `arch`; without class token the head reads the mean over patches.
-    gelu: str | None = optional_choice(GELUS)
+    gelu: str | None = optional(choice(allowed=GELUS))
     norm_eps: float | None = optional(number(above=0, below=1))
-    resize: str | None = optional_choice(RESIZES)
+    resize: str | None = optional(choice(allowed=RESIZES))
     class_token: bool | None = optional(switch())
     # Of the model's images, for pixels in [0, 1].
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    dtype: str | None = optional_dtype()
+    dtype: str | None = optional(xla_options.layer_dtype())
     attention: str | None = None
-    kernels: str | None = optional_choice(fused_kernels.CHOICES)
+    kernels: str | None = optional(choice(allowed=fused_kernels.CHOICES))
     drop_path_rate: float | None = optional(number(least=0, below=1))
     # None: the reduction's own default, such as True for ToMe; False for MAE's weights.
     prop_attn: bool | None = optional(switch())
@@ -289,36 +258,6 @@ def create_model(
     return ModelConfig(name=name, **changes).create(reduction)
 
 
-def reduced(
-    dense, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
-):
-    """A dense ViT with a reduction.
-
-    reduction: as `create_model` takes it, or a Method
-    grid: (height, width) of the images, in patches
-    name, prop_attn, masked: fields of a ModelConfig
-    tokens: how many image tokens are left in the end, exactly; None: as it says
-    Raises InputError for a reduction that does not fit the model.
-    """
-    method, prop_attn = read_reduction(reduction, prop_attn)
-    if tokens is None:
-        method = at_cost(method, dense, grid, name)
-    with _of_reduction():
-        method = method.resolved(_facts_of(dense, grid, name))
-    if tokens is not None:
-        method = _with_tokens(method, tokens, dense, grid)
-    if prop_attn is None:
-        usual = method.model_fields.get("prop_attn", False)
-        prop_attn = facts(name).get("prop_attn", usual)
-    if not isinstance(prop_attn, bool):
-        raise InputError(field="prop_attn", value=prop_attn, allowed="True, False")
-    place = "" if tokens is None else f"tokens={tokens}"
-    with within(place=place), _of_reduction():
-        plan = _plan(method, dense, grid, masked)
-        contract.check_plan(plan, dense.arch, grid)
-    return dense.clone(plan=plan, prop_attn=prop_attn)
-
-
 @contextlib.contextmanager
 def in_config():
     """InputErrors raised inside name a model's fields by their path in a run's config.
@@ -334,194 +273,6 @@ def in_config():
         elif first in ModelConfig.names():
             error.field = f"config.model.{error.field}"
         raise
-
-
-@contextlib.contextmanager
-def _of_reduction():
-    """InputErrors raised inside are about the argument `reduction`."""
-    try:
-        with within("reduction"):
-            yield
-    except InputError as error:
-        if not error.field and not error.place:
-            error.field = "reduction"
-        raise
-
-
-def resolved(reduction, dense, grid, name=None, allowed=MISS):
-    """A reduction with counts of tokens in place of its cost.
-
-    dense: a ViT of the model's sizes, with or without a reduction
-    reduction, grid, name: as for `reduced`
-    allowed: by how much of the dense model's MACs the cost may be off
-    Returns the reduction; with `macs` it has the fields of its method that are found
-        for it in place of `macs` and of a schedule's name.
-    Raises InputError for a reduction that does not fit the model.
-    """
-    fields, prop_attn = split_reduction(reduction)
-    if fields.get("macs") is None:
-        return reduction
-    method, _ = read_reduction(reduction)
-    with _of_reduction():
-        method = method.resolved(_facts_of(dense, grid, name))
-    found = at_cost(method, dense, grid, name, allowed)
-    changed = {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(found)
-        if getattr(found, field.name) != getattr(method, field.name)
-    }
-    whole = {**fields, "prop_attn": prop_attn, **changed}
-    unused = found.amounts if found.counts else ()
-    return {k: v for k, v in whole.items() if v is not None and k not in unused}
-
-
-def read_reduction(reduction, prop_attn=None):
-    """(Method, prop_attn) of a reduction, for the prop_attn of a model's config."""
-    if isinstance(reduction, Method):
-        return reduction, prop_attn
-    fields, prop_attn = split_reduction(reduction, prop_attn)
-    with _of_reduction():
-        return methods.create(**fields), prop_attn
-
-
-def at_cost(method, dense, grid, name=None, allowed=MISS):
-    """A Method with counts of tokens in place of its cost.
-
-    dense, grid, name, allowed: as for `resolved`
-    """
-    if method.macs is None:
-        return method
-    model = dense.clone(parent=None)
-    with _of_reduction():
-        method = method.resolved(_facts_of(dense, grid, name))
-        found = _at_cost(method, model, grid, allowed)
-    counts = [
-        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
-    ]
-    name = methods.name_of(method)
-    logging.info("%s at %g of the MACs: %s", name, method.macs, counts)
-    return found
-
-
-def _facts_of(dense, grid, name):
-    return ModelFacts(
-        patches=math.prod(grid),
-        embed_dim=dense.embed_dim,
-        class_token=dense.arch.class_token,
-        pool=dense.arch.pool,
-        depth=dense.depth,
-        name=name,
-    )
-
-
-def _plan(method, dense, grid, masked=False):
-    steps = method.planned_steps(dense.depth, math.prod(grid))
-    prefix = dense.arch.prefix
-    return layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
-
-
-@functools.lru_cache(maxsize=256)
-def _at_cost(method, model, grid, allowed=MISS):
-    """`method` at the strength whose MACs are nearest to `macs` of the dense model.
-
-    Raises InputError where the nearest are off by more than `allowed`.
-    """
-    size = tuple(side * model.patch_size for side in grid)
-    dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
-    tried, beyond = [], None
-
-    def share(strength):
-        found = method.at_strength(strength, model.depth, math.prod(grid))
-        macs = model_macs(model.clone(plan=_plan(found, model, grid)), size) / dense
-        tried.append((abs(macs - method.macs), macs, found))
-        return macs
-
-    def cheap(strength):
-        nonlocal beyond
-        try:
-            less = share(strength) < method.macs
-            beyond = None if less else beyond
-        except InputError as error:  # the schedule goes less far
-            less, beyond = True, error
-        return less
-
-    share(0.0)
-    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
-        share(1.0)
-    _weakest(cheap)
-    miss, macs, found = min(tried, key=lambda trial: trial[0])
-    if miss > allowed and beyond:
-        raise beyond
-    if miss > allowed:
-        name = methods.name_of(method)
-        problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
-        limit = f"costs within {allowed:g} of one that it reaches"
-        method.refuse("macs", limit, problem)
-    return found
-
-
-def _with_tokens(method, tokens, model, grid):
-    """`method` leaving exactly `tokens` at the end, by its schedule cut off there.
-
-    The schedule is as weak as it can be to leave so few, or fewer.
-    """
-    patches = math.prod(grid)
-    if not is_whole(tokens) or not 1 <= tokens <= patches:
-        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
-        raise InputError(field="tokens", value=tokens, allowed=allowed)
-    tokens = int(tokens)  # one of NumPy would be taken for an array
-
-    def counts(found):
-        plan = _plan(found, model, grid)
-        return [layer.mlp_tokens - model.arch.prefix for layer in plan]
-
-    def at(strength):
-        return counts(method.at_strength(strength, model.depth, patches))
-
-    if at(0.0)[-1] < patches:  # whatever its cost, it leaves as many as a field says
-        own = counts(dataclasses.replace(method, macs=None))
-        cut = [count if count > own[-1] else tokens for count in own]
-    else:
-        weakest = _weakest(lambda strength: at(strength)[-1] <= tokens)
-        cut = [max(tokens, count) for count in at(weakest)]
-    if cut[-1] != tokens:
-        allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
-        raise InputError(field="tokens", value=tokens, allowed=allowed)
-    free = dataclasses.replace(method, macs=None, counts=None)
-    return free.within_reach(cut, model.depth, patches)
-
-
-def _weakest(enough):
-    """The weakest strength of a schedule for which `enough(strength)` is true."""
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
-
-
-def split_reduction(reduction, prop_attn=None):
-    """(fields of the method, prop_attn) of a reduction that may name both.
-
-    prop_attn: of the model's config
-    Raises InputError where it is no such dict, and where the two differ in prop_attn.
-    """
-    mapping = reduction is None or isinstance(reduction, Mapping)
-    if not mapping or not all(isinstance(field, str) for field in reduction or ()):
-        allowed = 'a dict with a name and fields: {"name": "evit", "keep_rate": 0.7}'
-        raise InputError(field="reduction", value=reduction, allowed=allowed)
-    if reduction and "name" not in reduction:
-        problem = f"is {dict(reduction)!r}, which has no name"
-        hint = f"the names are {', '.join(sorted(methods.METHODS))}"
-        raise InputError(problem, field="reduction", value=reduction, hint=hint)
-    reduction, inside = settings.split(reduction or settings.DENSE)
-    if prop_attn is None:
-        prop_attn = inside.get("prop_attn")
-    if inside.get("prop_attn", prop_attn) != prop_attn:
-        problem = f"is {prop_attn!r}, in reduction {inside['prop_attn']!r}"
-        found = {"field": "prop_attn", "value": prop_attn, "allowed": "one of them"}
-        raise InputError(problem, **found)
-    return reduction, prop_attn
 
 
 def size_of(name: str | None) -> ModelConfig:
@@ -546,24 +297,6 @@ def normalization(mean, std):
         raise InputError(problem, field=present, allowed="both or neither")
     mean = channels("mean", MEAN if mean is None else mean)
     return mean, channels("std", STD if std is None else std, True)
-
-
-def patch_grid(image_size, patch_size, cut=False):
-    """(height, width) in patches of images of `image_size`.
-
-    cut: cut off what is left at the sides, for a model that was published at such a
-        size; else the size must be a multiple of the patch size
-    Raises InputError where it is not.
-    """
-    both = sides(image_size)
-    whole = all(isinstance(side, numbers.Integral) for side in both)
-    right = len(both) == 2 and whole and min(both) >= patch_size
-    if right and not cut:
-        right = not any(side % patch_size for side in both)
-    if not right:
-        allowed = f"multiples of patch_size, {patch_size}"
-        raise InputError(field="image_size", value=image_size, allowed=allowed)
-    return both[0] // patch_size, both[1] // patch_size
 
 
 def _check_size(size, stem, arch):

@@ -11,18 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
-from imagepiece_jax.common.image_size import described
+from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.image_size import described, patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import patch_grid, reduced, resolved, split_reduction
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.projector import Projector
+from imagepiece_jax.models.reduce import reduced, resolved
+from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
-from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.reduction.settings import DENSE, split_reduction
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -175,12 +178,52 @@ class Pretrained:
             selectors=learned,
         )
 
+    def model_with_tokens(self, tokens: int | None) -> ViT:
+        """The model with exactly `tokens` image tokens in the end.
+
+        Its schedule is at the strength that leaves the next more, and its last step
+        then leaves `tokens`. Where no strength leaves as many, the steps of the nearest
+        one stop there. Parameters are the same.
+
+        tokens: from 1 to the patches of an image; None: the model as it is
+        Raises InputError for a number that the reduction cannot leave.
+        """
+        model = self.model
+        if tokens is None:
+            return model
+        if self.reduction is None:
+            problem = f"is {tokens!r}, but the model has no record of its reduction"
+            hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
+            raise InputError(problem, field="tokens", value=tokens, hint=hint)
+        fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
+        grid = patch_grid(self.image_size, model.patch_size, cut=True)
+        # Not cached where True is 1, and lists have no hash: they are refused.
+        reduce = _reduced if is_whole(tokens) else _reduced.__wrapped__
+        model = reduce(model, fields, grid, self.name, tokens)
+        steps = [layer.step for layer in model.plan if layer.step]
+        if any(isinstance(step.reducer, nn.Module) for step in steps):
+            try:
+                check_variables(model, self.variables, self.image_size)
+            except InputError as error:
+                check_variables(self.model, self.variables, self.image_size)
+                name = self.reduction["name"]
+                problem = f"is {tokens}, but {name!r} has learned weights of another"
+                found = {"field": "tokens", "value": tokens}
+                allowed = f"{self.model.image_tokens}"
+                raise InputError(problem, **found, allowed=allowed) from error
+        return model
+
     def __iter__(self):
         hint = "write vit = load(..), and then vit.model and vit.variables"
         raise InputError("load() returns one object, not a pair", hint=hint)
 
     def __getitem__(self, key):
         iter(self)
+
+
+@functools.lru_cache(maxsize=32)
+def _reduced(model, fields, grid, name, tokens):
+    return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
 
 
 def takes_pretrained(call):

@@ -13,7 +13,6 @@ import pathlib
 import re
 from typing import Any
 
-from imagepiece_jax.data.class_names import imagenet_names
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import MEAN, STD
@@ -137,22 +136,6 @@ def published_crop(name: str | None) -> dict[str, Any]:
     return {"crop_mode": "center"} | {
         k: images[k] for k in ("crop", "crop_mode", "interpolation") if k in images
     }
-
-
-def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
-    """ImageNet's class names, where weights that `name` stands for have its classes.
-
-    timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
-    trained on ImageNet-1k last. An architecture stands for all of its weights, of which
-    no others have 1,000 classes.
-
-    classes: how many the model has
-    Returns None for others.
-    """
-    base, dot, tag = (name or "").partition(".")
-    tags = [tag] if dot else public_models().get(base, {"weights": ()})["weights"]
-    named = classes == 1000 and any(each.endswith("in1k") for each in tags)
-    return imagenet_names() if named else None
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:

@@ -1,5 +1,8 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -304,3 +307,17 @@ class ViT(nn.Module):
             return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(self.dtype)
+
+
+def final_norm(
+    model: ViT, variables: Mapping[str, Any]
+) -> Callable[[jax.Array], jax.Array]:
+    """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
+
+    In a model without one there, such as those whose pooled vector is normed, it leaves
+    tokens as they are.
+    """
+    if not model.arch.final_norm:
+        return lambda x: x
+    norm = LayerNorm(jnp.float32, model.arch.norm_eps)
+    return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)

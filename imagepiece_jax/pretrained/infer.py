@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
@@ -19,7 +20,6 @@ from imagepiece_jax.models.config import (
     ONE_BY_ONE,
     ModelConfig,
     normalization,
-    patch_grid,
 )
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.records import CONFIG, PREPROCESSOR

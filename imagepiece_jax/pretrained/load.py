@@ -22,6 +22,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
 from imagepiece_jax.pretrained.infer import infer_weights
 from imagepiece_jax.pretrained.records import CONFIG
+from imagepiece_jax.pretrained.timm_config import published_class_names
 from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights, WeightsFiles
 from imagepiece_jax.reduction.settings import DENSE
 
@@ -182,7 +183,7 @@ def _inferred(metadata, requested):
     return {
         "config": config,
         "crop": registry.published_crop(name),
-        "class_names": registry.published_class_names(
+        "class_names": published_class_names(
             partial.name if only_size else name, config.num_classes
         ),
         "normalized": not only_size or partial.mean is not None,

@@ -73,8 +73,25 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes,
         crop,
         class_names=class_names.shortened(labels(images | config, classes))
-        or (registry.published_class_names(full_name, classes) if tagged else None),
+        or (published_class_names(full_name, classes) if tagged else None),
     )
+
+
+def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
+    """ImageNet's class names, where weights that `name` stands for have its classes.
+
+    timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
+    trained on ImageNet-1k last. An architecture stands for all of its weights, of which
+    no others have 1,000 classes.
+
+    classes: how many the model has
+    Returns None for others.
+    """
+    base, dot, tag = (name or "").partition(".")
+    of_base = registry.public_models().get(base, {"weights": ()})
+    tags = [tag] if dot else of_base["weights"]
+    named = classes == 1000 and any(each.endswith("in1k") for each in tags)
+    return class_names.imagenet_names() if named else None
 
 
 def _classes(config, images):

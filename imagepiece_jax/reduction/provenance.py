@@ -1,10 +1,13 @@
 """Which token each patch is in, followed through the results of a model's steps."""
 
+from typing import NamedTuple
+
 import chex
+import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.ops import gather_rows
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Mixing, to_nearest_kept
 
 
 def patch_slots(results, batch: int, patches: int) -> list:
@@ -21,6 +24,59 @@ def patch_slots(results, batch: int, patches: int) -> list:
         known = before is not None and isinstance(result, Assignment)
         followed.append(compose(result.dest, before) if known else None)
     return followed
+
+
+class Path(NamedTuple):
+    """Which token each patch is in after some steps, and what it reads there.
+
+    Followed from the first step on, so that the maps of all blocks share it. After a
+    Mixing a path starts anew, from the tokens that it made.
+    """
+
+    slot: jax.Array | None = None  # [B, n], or DROPPED; None before the first step
+    # [B, n], the slot that a patch has its feature of; dropped ones may have one.
+    read: jax.Array | None = None
+    # [B, n, D], what the token of a dropped patch was then; None: not requested.
+    last: jax.Array | None = None
+    # The path before a Mixing, the Mixing and the tokens before it.
+    mixed: tuple["Path", Mixing, jax.Array] | None = None
+
+
+def follow(results, taps, fill=None) -> list[Path]:
+    """A Path for before the first step, and one for after each.
+
+    results, taps: of `Outputs`
+    fill: what dropped patches read, as in `inference.features`; None: nothing
+    """
+    paths = [Path()]
+    for result, tap in zip(results, taps, strict=True):
+        paths.append(_followed(paths[-1], result, tap.x, fill))
+    return paths
+
+
+def _followed(path, result, x, fill):
+    """`path` after one more step, of tokens `x`."""
+    if isinstance(result, Mixing):
+        return Path(mixed=(path, result, x))
+    slot = _compose(result.dest, path.slot)
+    if fill == "nearest":
+        read = _compose(to_nearest_kept(x, result), path.read)
+        return path._replace(slot=slot, read=read)
+    last = None
+    if fill == "last" or path.mixed:
+        last = rows_of(x, path.slot)
+        if path.slot is not None:
+            last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
+    return path._replace(slot=slot, read=slot, last=last)
+
+
+def _compose(outer, inner):
+    return outer if inner is None else compose(outer, inner)
+
+
+def rows_of(values, slot):
+    """Rows of [B, n, D], all of them where `slot` is None."""
+    return values if slot is None else gather_rows(values, jnp.maximum(slot, 0))
 
 
 def compose(outer, inner):

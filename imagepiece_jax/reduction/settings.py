@@ -1,6 +1,11 @@
 """Reductions as dicts of a name and fields: defaults, comparison, labels."""
 
+import contextlib
+from collections.abc import Mapping
+
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.reduction import methods
+from imagepiece_jax.reduction.methods.method import Method
 
 DENSE = {"name": "none"}
 # Fields of the model that a reduction may name beside those of its method.
@@ -63,3 +68,48 @@ def label(reduction):
     name = reduction["name"]
     name = "dense" if name == DENSE["name"] else name
     return " ".join([name, *fields])
+
+
+def read_reduction(reduction, prop_attn=None):
+    """(Method, prop_attn) of a reduction, for the prop_attn of a model's config."""
+    if isinstance(reduction, Method):
+        return reduction, prop_attn
+    fields, prop_attn = split_reduction(reduction, prop_attn)
+    with of_reduction():
+        return methods.create(**fields), prop_attn
+
+
+def split_reduction(reduction, prop_attn=None):
+    """(fields of the method, prop_attn) of a reduction that may name both.
+
+    prop_attn: of the model's config
+    Raises InputError where it is no such dict, and where the two differ in prop_attn.
+    """
+    mapping = reduction is None or isinstance(reduction, Mapping)
+    if not mapping or not all(isinstance(field, str) for field in reduction or ()):
+        allowed = 'a dict with a name and fields: {"name": "evit", "keep_rate": 0.7}'
+        raise InputError(field="reduction", value=reduction, allowed=allowed)
+    if reduction and "name" not in reduction:
+        problem = f"is {dict(reduction)!r}, which has no name"
+        hint = f"the names are {', '.join(sorted(methods.METHODS))}"
+        raise InputError(problem, field="reduction", value=reduction, hint=hint)
+    reduction, inside = split(reduction or DENSE)
+    if prop_attn is None:
+        prop_attn = inside.get("prop_attn")
+    if inside.get("prop_attn", prop_attn) != prop_attn:
+        problem = f"is {prop_attn!r}, in reduction {inside['prop_attn']!r}"
+        found = {"field": "prop_attn", "value": prop_attn, "allowed": "one of them"}
+        raise InputError(problem, **found)
+    return reduction, prop_attn
+
+
+@contextlib.contextmanager
+def of_reduction():
+    """InputErrors raised inside are about the argument `reduction`."""
+    try:
+        with within("reduction"):
+            yield
+    except InputError as error:
+        if not error.field and not error.place:
+            error.field = "reduction"
+        raise

@@ -27,6 +27,7 @@ from imagepiece_jax.common.fields import (
     text,
     weight,
 )
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import class_names, loader
@@ -242,7 +243,8 @@ class RunConfig(RunFields):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "RunConfig":
         """The fields, read from a full config. Raises InputError as `RunFields`."""
-        from imagepiece_jax.models.config import ModelConfig, in_config, read_reduction
+        from imagepiece_jax.models.config import ModelConfig, in_config
+        from imagepiece_jax.reduction.settings import read_reduction
 
         fields = vars(RunFields.from_config(config))
         sizes = {name: fields[name] for name in ("image_size", "num_classes")}
@@ -271,14 +273,15 @@ class RunConfig(RunFields):
 
     def resolved(self) -> "RunConfig":
         """The same, with tokens in place of the cost that its reduction asks for."""
-        from imagepiece_jax.models import config  # imports JAX
+        from imagepiece_jax.models.config import in_config  # imports JAX
+        from imagepiece_jax.models.reduce import at_cost
 
         if self.reduction.macs is None:
             return self
         dense, name = self.create_dense(), self.model.name
-        grid = config.patch_grid(self.image_size, dense.patch_size, cut=True)
-        with config.in_config():
-            reduction = config.at_cost(self.reduction, dense, grid, name)
+        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
+        with in_config():
+            reduction = at_cost(self.reduction, dense, grid, name)
         return dataclasses.replace(self, reduction=reduction)
 
     def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The image tokens that a model ends with, and where each of them is in the image."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.reduction.ops import gather_rows, invert
+from imagepiece_jax.reduction.provenance import compose, follow
+from imagepiece_jax.reduction.tokens import DROPPED, Masking, mean_by, sum_by_slot
+
+
+class TokenList(NamedTuple):
+    """The image tokens that a model ends with, row by row of where they stand.
+
+    Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
+    in only one of them, and they stand at the mean of the patches by their weights.
+    """
+
+    tokens: jax.Array  # [B, K, D], after the last norm
+    size: jax.Array  # [B, K] float32, the patches in each
+    source: jax.Array  # [B, h, w] int32, the token that a patch is in, or -1, none
+    coordinates: jax.Array  # [B, K, 2] float32, (row, column), middle of the patches
+
+
+def token_list(
+    outputs: Outputs,
+    grid: tuple[int, int],
+    norm: Callable[[jax.Array], jax.Array] | None = None,
+) -> TokenList:
+    """The image tokens of a forward pass as a TokenList.
+
+    outputs: what the model returned, of any reduction or of none
+    grid: (height, width) of its patches
+    norm: as for `feature_map`
+    Raises InputError for another grid, and for outputs of masked training.
+    """
+    check_outputs(outputs, grid)
+    state, path = outputs.state, follow(outputs.results, outputs.taps)[-1]
+    batch, total, _ = state.x.shape
+    count, patches = total - state.num_prefix, grid[0] * grid[1]
+    row, column = _centers(path, count, batch, grid)
+    earlier = (row[:, None, :] < row[:, :, None]) | (
+        (row[:, None, :] == row[:, :, None]) & _before(column)
+    )
+    place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    order = invert(place, count)
+    if path.mixed:
+        source = jnp.full((batch, patches), DROPPED, jnp.int32)
+    elif path.slot is None:
+        source = place
+    else:
+        source = compose(place, path.slot)
+    tokens = (norm or (lambda x: x))(state.x[:, state.num_prefix :])
+    return TokenList(
+        tokens=gather_rows(tokens, order),
+        size=gather_rows(state.size[:, state.num_prefix :], order),
+        source=source.reshape(batch, *grid),
+        coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
+    )
+
+
+def _before(values):
+    """Whether the other of two tokens stands before, ties by index. -> [B, n, n]."""
+    mine, other = values[:, :, None], values[:, None, :]
+    index = np.arange(values.shape[1])
+    first = (index[None, :] < index[:, None])[None]
+    return (other < mine) | ((other == mine) & first)
+
+
+def _centers(path, count, batch, grid):
+    """Rows and columns of `count` tokens, the means of their patches, [B, count] each.
+
+    The sums are of whole numbers, so tokens at the same place have equal ones.
+    """
+    if path.mixed:
+        before, mixing, x = path.mixed
+        places = _centers(before, x.shape[1], batch, grid)
+        weight = mixing.matrix.astype(jnp.float32)
+        mixed = mean_by(weight, jnp.stack(places, axis=-1))
+        places = mixed[..., 0], mixed[..., 1]
+    else:
+        places = np.indices(grid, np.float32).reshape(2, 1, -1)
+        places = [jnp.broadcast_to(axis, (batch, axis.size)) for axis in places]
+    if path.slot is None:
+        return places
+    size = sum_by_slot(jnp.ones_like(places[0]), path.slot, count)
+    return [sum_by_slot(axis, path.slot, count) / size for axis in places]
+
+
+def check_outputs(outputs, grid):
+    """InputError for another grid, and for outputs of masked training."""
+    if outputs.state.mask is not None or any(
+        isinstance(result, Masking) for result in outputs.results
+    ):
+        problem = "are those of masked training, where no token is gone"
+        allowed = "those of a model made without masked=True"
+        raise InputError(problem, field="outputs", allowed=allowed)
+    state = outputs.state
+    first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
+    patches = first.shape[1]
+    if grid[0] * grid[1] != patches:
+        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
+        allowed = f"grids of {patches}"
+        raise InputError(problem, field="grid", value=grid, allowed=allowed)

@@ -1,0 +1,196 @@
+"""A ViT with a reduction: by its fields, at a cost, or to a number of tokens."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+
+from absl import logging
+
+from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.registry import facts
+from imagepiece_jax.reduction import contract, layer_plan, methods
+from imagepiece_jax.reduction.methods.method import ModelFacts, NoReduction
+from imagepiece_jax.reduction.settings import (
+    of_reduction,
+    read_reduction,
+    split_reduction,
+)
+
+MISS = 0.02  # of the dense model's MACs, by which a cost may be off
+BISECTIONS = 30  # of a schedule's strength: far more than there are counts
+
+
+def reduced(
+    dense, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
+):
+    """A dense ViT with a reduction.
+
+    reduction: as `create_model` takes it, or a Method
+    grid: (height, width) of the images, in patches
+    name, prop_attn, masked: fields of a ModelConfig
+    tokens: how many image tokens are left in the end, exactly; None: as it says
+    Raises InputError for a reduction that does not fit the model.
+    """
+    method, prop_attn = read_reduction(reduction, prop_attn)
+    if tokens is None:
+        method = at_cost(method, dense, grid, name)
+    with of_reduction():
+        method = method.resolved(_facts_of(dense, grid, name))
+    if tokens is not None:
+        method = _with_tokens(method, tokens, dense, grid)
+    if prop_attn is None:
+        usual = method.model_fields.get("prop_attn", False)
+        prop_attn = facts(name).get("prop_attn", usual)
+    if not isinstance(prop_attn, bool):
+        raise InputError(field="prop_attn", value=prop_attn, allowed="True, False")
+    place = "" if tokens is None else f"tokens={tokens}"
+    with within(place=place), of_reduction():
+        plan = _plan(method, dense, grid, masked)
+        contract.check_plan(plan, dense.arch, grid)
+    return dense.clone(plan=plan, prop_attn=prop_attn)
+
+
+def resolved(reduction, dense, grid, name=None, allowed=MISS):
+    """A reduction with counts of tokens in place of its cost.
+
+    dense: a ViT of the model's sizes, with or without a reduction
+    reduction, grid, name: as for `reduced`
+    allowed: by how much of the dense model's MACs the cost may be off
+    Returns the reduction; with `macs` it has the fields of its method that are found
+        for it in place of `macs` and of a schedule's name.
+    Raises InputError for a reduction that does not fit the model.
+    """
+    fields, prop_attn = split_reduction(reduction)
+    if fields.get("macs") is None:
+        return reduction
+    method, _ = read_reduction(reduction)
+    with of_reduction():
+        method = method.resolved(_facts_of(dense, grid, name))
+    found = at_cost(method, dense, grid, name, allowed)
+    changed = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if getattr(found, field.name) != getattr(method, field.name)
+    }
+    whole = {**fields, "prop_attn": prop_attn, **changed}
+    unused = found.amounts if found.counts else ()
+    return {k: v for k, v in whole.items() if v is not None and k not in unused}
+
+
+def at_cost(method, dense, grid, name=None, allowed=MISS):
+    """A Method with counts of tokens in place of its cost.
+
+    dense, grid, name, allowed: as for `resolved`
+    """
+    if method.macs is None:
+        return method
+    model = dense.clone(parent=None)
+    with of_reduction():
+        method = method.resolved(_facts_of(dense, grid, name))
+        found = _at_cost(method, model, grid, allowed)
+    counts = [
+        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
+    ]
+    name = methods.name_of(method)
+    logging.info("%s at %g of the MACs: %s", name, method.macs, counts)
+    return found
+
+
+def _facts_of(dense, grid, name):
+    return ModelFacts(
+        patches=math.prod(grid),
+        embed_dim=dense.embed_dim,
+        class_token=dense.arch.class_token,
+        pool=dense.arch.pool,
+        depth=dense.depth,
+        name=name,
+    )
+
+
+def _plan(method, dense, grid, masked=False):
+    steps = method.planned_steps(dense.depth, math.prod(grid))
+    prefix = dense.arch.prefix
+    return layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+
+
+@functools.lru_cache(maxsize=256)
+def _at_cost(method, model, grid, allowed=MISS):
+    """`method` at the strength whose MACs are nearest to `macs` of the dense model.
+
+    Raises InputError where the nearest are off by more than `allowed`.
+    """
+    size = tuple(side * model.patch_size for side in grid)
+    dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
+    tried, beyond = [], None
+
+    def share(strength):
+        found = method.at_strength(strength, model.depth, math.prod(grid))
+        macs = model_macs(model.clone(plan=_plan(found, model, grid)), size) / dense
+        tried.append((abs(macs - method.macs), macs, found))
+        return macs
+
+    def cheap(strength):
+        nonlocal beyond
+        try:
+            less = share(strength) < method.macs
+            beyond = None if less else beyond
+        except InputError as error:  # the schedule goes less far
+            less, beyond = True, error
+        return less
+
+    share(0.0)
+    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
+        share(1.0)
+    _weakest(cheap)
+    miss, macs, found = min(tried, key=lambda trial: trial[0])
+    if miss > allowed and beyond:
+        raise beyond
+    if miss > allowed:
+        name = methods.name_of(method)
+        problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
+        limit = f"costs within {allowed:g} of one that it reaches"
+        method.refuse("macs", limit, problem)
+    return found
+
+
+def _with_tokens(method, tokens, model, grid):
+    """`method` leaving exactly `tokens` at the end, by its schedule cut off there.
+
+    The schedule is as weak as it can be to leave so few, or fewer.
+    """
+    patches = math.prod(grid)
+    if not is_whole(tokens) or not 1 <= tokens <= patches:
+        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
+        raise InputError(field="tokens", value=tokens, allowed=allowed)
+    tokens = int(tokens)  # one of NumPy would be taken for an array
+
+    def counts(found):
+        plan = _plan(found, model, grid)
+        return [layer.mlp_tokens - model.arch.prefix for layer in plan]
+
+    def at(strength):
+        return counts(method.at_strength(strength, model.depth, patches))
+
+    if at(0.0)[-1] < patches:  # whatever its cost, it leaves as many as a field says
+        own = counts(dataclasses.replace(method, macs=None))
+        cut = [count if count > own[-1] else tokens for count in own]
+    else:
+        weakest = _weakest(lambda strength: at(strength)[-1] <= tokens)
+        cut = [max(tokens, count) for count in at(weakest)]
+    if cut[-1] != tokens:
+        allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
+        raise InputError(field="tokens", value=tokens, allowed=allowed)
+    free = dataclasses.replace(method, macs=None, counts=None)
+    return free.within_reach(cut, model.depth, patches)
+
+
+def _weakest(enough):
+    """The weakest strength of a schedule for which `enough(strength)` is true."""
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
