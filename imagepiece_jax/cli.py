@@ -60,7 +60,7 @@ def repeated(name, help_text):
 
 
 def required(holder):
-    """The value of a flag. Raises InputError where it is missing."""
+    """The value of a flag, a holder or a Flag. Raises InputError if it is missing."""
     if not holder.value:
         allowed = flags.FLAGS[holder.name].help
         raise InputError("is missing", field=f"--{holder.name}", allowed=allowed)
@@ -76,10 +76,7 @@ def finite(holder):
     return holder.value
 
 
-CONFIG_FILE = "a config file, such as configs/quickstart.py"
-
-
-def define_config(help_text=CONFIG_FILE):
+def define_config(help_text="a config file, such as configs/quickstart.py"):
     """Define --config; `config`, `configs` or `config_or_base` reads it."""
     return repeated("config", f"{help_text}; --config.FIELD=VALUE changes a field")
 
@@ -414,9 +411,7 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     """
     from imagepiece_jax.training.config import RunFields
 
-    paths, by_name = flags.FLAGS["config"].value, {}
-    if not paths:
-        raise InputError("is missing", field="--config", allowed=CONFIG_FILE)
+    paths, by_name = required(flags.FLAGS["config"]), {}
     if most is not None and len(paths) > most:
         problem = f"is given {len(paths)} times"
         raise InputError(problem, field="--config", value=paths, allowed=f"{most}")

@@ -37,19 +37,20 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def within(group="", place=""):
+def within(group="", place="", hint=""):
     """InputErrors raised inside name their fields from further out.
 
     group: of whose fields they are: "r" within "config.reduction" is
         "config.reduction.r"; flags and paths from "config" on stay as they are
     place: the file or folder, where an error has none
+    hint: what to do, where an error has none
     """
     try:
         yield
     except InputError as error:
         if group and error.field and not error.field.startswith(("--", "config.")):
             error.field = f"{group}.{error.field}"
-        error.place = error.place or str(place)
+        error.place, error.hint = error.place or str(place), error.hint or hint
         raise
 
 

@@ -31,7 +31,7 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import loader, sources, transforms
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
-from imagepiece_jax.data.sources import FileSource
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
 from tools.imagenet import writer
 

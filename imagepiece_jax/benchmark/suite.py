@@ -170,13 +170,14 @@ def _setting(group, rules):
 def _check_memory(name, batch_size, needed):
     available = device.memory()
     if needed > available:
-        wants = f"{name} needs {needed / 1e9:,.1f} GB"
-        _refuse(batch_size, f"{wants}, and {device.name()} has {available / 1e9:,.1f}")
-
-
-def _refuse(batch_size, reason):
-    problem, allowed = f"is {batch_size}: {reason}", "smaller ones"
-    raise InputError(problem, field="--batch_size", value=batch_size, allowed=allowed)
+        gigabytes = f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f}"
+        problem = f"is {batch_size}, for which {name} needs {gigabytes}"
+        raise InputError(
+            f"{problem} of {device.name()}",
+            field="--batch_size",
+            value=batch_size,
+            allowed="smaller ones",
+        )
 
 
 @contextlib.contextmanager
@@ -188,5 +189,10 @@ def _memory_errors(group):
         full = isinstance(error, MemoryError)
         if not full and not any(word in str(error) for word in FULL):
             raise
-        there = f"the memory of {device.name()} in mode {group.mode}"
-        _refuse(group.batch_size, f"{there} is full")
+        problem = f"is {group.batch_size}, for which the memory of {device.name()}"
+        raise InputError(
+            f"{problem} is too small in mode {group.mode}",
+            field="--batch_size",
+            value=group.batch_size,
+            allowed="smaller ones",
+        ) from error

@@ -30,14 +30,14 @@ JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 def main(words):
     typed = MODEL()
     # They import JAX: after the flags.
-    from imagepiece_jax.data import sources
+    from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.training.config import RunConfig
 
-    files = sources.find_images(words)
+    files = image_files.find_images(words)
     if JSON.value is not None:
         check_writable(
             "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
@@ -47,7 +47,7 @@ def main(words):
     preprocessing = RunConfig.from_config(config).preprocessing()
     vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
     classes = vit.model.num_classes
-    if note := sources.sizes_note(files, preprocessing):
+    if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     top = TOP.value if TOP.present else None
     predict = Predictor(

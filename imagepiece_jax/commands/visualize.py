@@ -32,14 +32,15 @@ BLOCKS = cli.listed(
 def main(words):
     typed = MODEL()
     # They import JAX: after the flags.
-    from imagepiece_jax.data import sources
+    from imagepiece_jax.data import image_files
     from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
     from imagepiece_jax.visualize import html
 
-    files, out = sources.find_images(words), pathlib.Path(OUT.value or "runs/visualize")
+    files = image_files.find_images(words)
+    out = pathlib.Path(OUT.value or "runs/visualize")
     blocks, reductions = block_numbers(BLOCKS.value), parse_sweeps(SWEEP.value)
     weights = read_with_config(**typed)[1].analyzed()
     models = []
@@ -57,8 +58,8 @@ def main(words):
     typed_resize = {"resize": RESIZE.value} if RESIZE.value else {}
     fields = {**weights.crop, **typed_resize}
     preprocessing = Preprocessing.of(weights.config.image_size, fields)
-    images, names = sources.read_images(files, preprocessing)
-    if note := sources.sizes_note(files, preprocessing):
+    images, names = image_files.read_images(files, preprocessing)
+    if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
     source = weights.name + " (averaged weights)" * weights.averaged
     for line in html.write_folder(out, models, images, names, source, blocks):

@@ -173,27 +173,25 @@ def _same(one, other):
 
 
 def check_classes(
-    weights: Names | None,
-    source: str,
-    names: Names | None,
-    data: str,
-    allowed: str = "allowed: the same classes in the same order",
+    weights: Names | None, place: str, names: Names | None, data: str
 ) -> str | None:
     """Compare the classes of weights with those of data, by name.
 
     weights, names: of both by label; None where there are none
-    source, data: both as a sentence calls them, such as "runs/a"
-    allowed: the end of the sentence
+    place, data: what both are: a path, or a flag or field and its value
     Returns the line on what cannot be compared, None where both have names.
     Raises InputError where a class is another.
     """
     if other := other_class(weights, names):
         label, theirs, ours = other
         raise InputError(
-            f"class {label} is {theirs!r} in {source}, but {ours!r} in {data}: "
-            f"{allowed}"
+            f"is {theirs!r}, but {ours!r} in {data}",
+            field=f"class {label}",
+            place=place,
+            value=theirs,
+            allowed="the same classes in the same order",
         )
     if None not in (weights, names):
         return None
-    unnamed = data if names is None else source
+    unnamed = data if names is None else place
     return f"classes are compared by number alone: {unnamed} does not name them"

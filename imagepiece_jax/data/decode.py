@@ -23,13 +23,12 @@ MAX_PIXELS = 89_478_485
 log = logging.getLogger("imagepiece_jax.data")
 
 
-class UnreadableImage(Exception):
-    """The bytes of one image do not decode. `name`: its file, `reason`: one phrase."""
+class UnreadableImage(InputError):
+    """The bytes of one image do not decode. place: its file; value: the reason."""
 
-    def __init__(self, name, reason):
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+    def __init__(self, place, reason):
+        super().__init__(f"cannot be read ({reason})", place=place, value=reason)
+        self.args = place, reason  # which make it anew in another process
 
 
 def decode(file, name: str, upright: bool = False) -> np.ndarray:
@@ -160,23 +159,23 @@ class Unreadable:
         Raises InputError for 20 in a row and for more than 1 % of `total`.
         """
         for error in row:
-            if error.name not in self.names:
-                self.names[error.name] = error.reason
-                log.warning(
-                    "%s cannot be read (%s): %s", error.name, error.reason, consequence
-                )
+            if error.place not in self.names:
+                self.names[error.place] = error.value
+                log.warning("%s: %s", error, consequence)
         if len(row) >= MAX_IN_A_ROW:
+            problem = f"is the first of {len(row)} images in a row that cannot be read "
             raise InputError(
-                f"{len(row)} images in a row cannot be read, the first is "
-                f"{row[0].name} ({row[0].reason})",
+                f"{problem}({row[0].value})",
+                place=row[0].place,
                 value=len(row),
                 allowed=f"fewer than {MAX_IN_A_ROW}",
             )
         if self.count > MAX_SHARE * total:
-            first = next(iter(self.names))
+            file, reason = next(iter(self.names.items()))
+            problem = f"is the first of {self.count} of {total} images that cannot be "
             raise InputError(
-                f"{self.count} of {total} images cannot be read, the first is {first} "
-                f"({self.names[first]})",
+                f"{problem}read ({reason})",
+                place=file,
                 value=self.count,
                 allowed=f"{MAX_SHARE:.0%}",
             )

@@ -21,7 +21,7 @@ import numpy as np
 from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
-from imagepiece_jax.data.sources import Source
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
 # About, in the unit of work of a reading thread or process: single images would cost

@@ -274,11 +274,7 @@ def _rgb(image):
     if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
-        try:
-            return decode.decode(file, name, upright=True)
-        except decode.UnreadableImage as error:
-            problem = f"cannot be read: {error.reason}"
-            raise InputError(problem, place=error.name) from error
+        return decode.decode(file, name, upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
             problem = "is a PIL image of {}x{} pixels, which is empty".format(

@@ -32,7 +32,7 @@ from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
-from imagepiece_jax.data.sources import Source
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError, one_of, within
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -96,21 +96,17 @@ class InitialWeights:
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
             other = "choose another --workdir, or the data that it was trained on"
             before = read_metadata(workdir).names_of_data
-            check_classes(before, str(workdir), names, data, other)
+            with within(hint=other):
+                check_classes(before, str(workdir), names, data)
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.names_of_data, source, names, data)
         path = run.init.weights
         if not path or resumed or "head" in run.init.fresh:
             return []
-        line = check_classes(
-            self.start.names_of_data,
-            f"config.init.weights {path}",
-            names,
-            data,
-            "allowed: the same classes in the same order, or a new head by "
-            "config.init.fresh=('head',)",
-        )
+        names_of_start, source = self.start.names_of_data, f"config.init.weights {path}"
+        with within(hint="or a new head by config.init.fresh=('head',)"):
+            line = check_classes(names_of_start, source, names, data)
         return [line] if line and self.start.run is not None else []
 
     def variables(self, model):
@@ -223,9 +219,7 @@ def of_teacher():
     try:
         yield
     except InputError as error:
-        # A sentence of its own, or a file, stands behind a colon.
-        behind = f": {error.place}" if error.place else ":" * (not error.field)
-        error.place = f"config.teacher.weights{behind}"
+        error.place = ": ".join(filter(None, ("config.teacher.weights", error.place)))
         raise
 
 

@@ -98,8 +98,11 @@ def _any(run, initial):
         config = dataclasses.replace(weights.config, attention=attention)
         model = config.create().clone(head_only=True)
         if model.num_classes != run.num_classes:
-            problem = f"has {model.num_classes} classes"
-            raise InputError(problem, allowed=f"the {run.num_classes} of the student")
+            raise InputError(
+                f"has {model.num_classes} classes",
+                value=model.num_classes,
+                allowed=f"the {run.num_classes} of the student",
+            )
         variables = weights.variables(model)
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"

@@ -36,7 +36,9 @@ def test_a_full_memory_is_one_sentence(simple, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(workloads.Case, "workload", fail)
-    assert refused(*TINY, *SMALL).startswith("--batch_size is 4: the memory of")
+    assert refused(*TINY, *SMALL).startswith(
+        "--batch_size is 4, for which the memory of"
+    )
 
 
 def test_results_are_kept_when_the_next_group_fails(simple, monkeypatch, tmp_path):
@@ -50,5 +52,5 @@ def test_results_are_kept_when_the_next_group_fails(simple, monkeypatch, tmp_pat
 
     monkeypatch.setattr(workloads.Case, "workload", only_four)
     message = refused(*TINY, *SMALL, "--batch_size=2", f"--json={out}")
-    assert message.startswith("--batch_size is 2: the memory of")
+    assert message.startswith("--batch_size is 2, for which the memory of")
     assert [json.loads(t)["batch_size"] for t in out.read_text().splitlines()] == [4]

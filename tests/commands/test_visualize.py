@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.commands import visualize
-from imagepiece_jax.data import sources
+from imagepiece_jax.data import image_files
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
@@ -73,17 +73,19 @@ def test_images_are_read_as_for_evaluation(folder):
     with Image.open(files[0]) as picture:
         picture.resize((40, 60)).save(files[1])
     transform = Preprocessing(tiny.SIDE, crop=0.5)
-    images, names = sources.read_images(files, transform)
+    images, names = image_files.read_images(files, transform)
     with Image.open(folder / "a.png") as picture:
         np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
     assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == [
         "a.png",
         "l.png",
     ]
-    assert sources.sizes_note(files, transform) is None
-    assert "20x20 pixels, the model's size" in sources.sizes_note(files[:1], transform)
+    assert image_files.sizes_note(files, transform) is None
+    assert "20x20 pixels, the model's size" in image_files.sizes_note(
+        files[:1], transform
+    )
     with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
-        sources.read_images(files, Preprocessing(tiny.SIDE))
+        image_files.read_images(files, Preprocessing(tiny.SIDE))
 
 
 def test_a_config_defines_the_model_and_flags_come_in_any_order(

@@ -7,7 +7,7 @@ import numpy as np
 from configs import base
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.sources import Source
+from imagepiece_jax.data.source import Source
 
 
 def train_transform(image_size, **changes):

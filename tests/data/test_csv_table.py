@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data import sources
+from imagepiece_jax.data.csv_table import read_csv
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
@@ -34,7 +34,7 @@ def levels(path, split):
 
 def refused(path, message, split="val", num_classes=None):
     with pytest.raises(InputError, match=message) as caught:
-        sources.read_csv(path, split, num_classes)
+        read_csv(path, split, num_classes)
     assert "\n" not in str(caught.value)
 
 
@@ -105,7 +105,7 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     )
     path = images / "set.csv"
     path.write_bytes(text.encode())
-    table = sources.read_csv(path, "val")
+    table = read_csv(path, "val")
     assert table == (["images/b.png", "images/c.png"], [0, 1], 2, ("ant", "big cat"))
 
 
@@ -135,7 +135,7 @@ def test_a_column_that_is_there_twice(images):
 def test_labels_may_share_a_name(images):
     """ImageNet's cranes are a bird and a machine."""
     path = written(images, "a,0,crane b,1,crane", "filename,label,class")
-    assert sources.read_csv(path, "val").class_names == ("crane", "crane")
+    assert read_csv(path, "val").class_names == ("crane", "crane")
 
 
 def test_labels_that_are_not_read(images):
@@ -146,13 +146,13 @@ def test_labels_that_are_not_read(images):
         "filename,label,split,class",
     )
     refused(path, "line 2: label is ''")
-    table = sources.read_csv(path, "train", num_classes=3, labeled=False)
+    table = read_csv(path, "train", num_classes=3, labeled=False)
     assert table.labels == [-1] * 4 and table.num_classes == 3
-    tested = sources.read_csv(path, "val", labeled=False)
+    tested = read_csv(path, "val", labeled=False)
     assert tested.labels == [1, 0] and tested.class_names == ("ant", "bee")
     path = written(images, "a,,train b,,val")
     with pytest.raises(InputError, match="line 3: label is ''"):
-        sources.read_csv(path, "train", labeled=False)
+        read_csv(path, "train", labeled=False)
     path = written(images, "a,,train a,1,val")
     with pytest.raises(InputError, match="must not be in both train and val"):
-        sources.read_csv(path, "train", labeled=False)
+        read_csv(path, "train", labeled=False)

@@ -181,7 +181,7 @@ def test_damaged_bytes_are_an_unreadable_image():
     for data in (b"", b"no image at all", whole[: len(whole) // 2], whole[:-2]):
         with pytest.raises(UnreadableImage) as caught:
             decode(io.BytesIO(data), "cat.jpg")
-        assert caught.value.name == "cat.jpg" and caught.value.reason
+        assert caught.value.place == "cat.jpg" and caught.value.value
 
 
 def test_a_file_that_vanished_is_an_unreadable_image(tmp_path):
@@ -191,7 +191,7 @@ def test_a_file_that_vanished_is_an_unreadable_image(tmp_path):
 
 def test_unreadable_image_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "torn")))
-    assert (error.name, error.reason) == ("a.jpg", "torn")
+    assert (error.place, error.value) == ("a.jpg", "torn")
 
 
 def test_record_names_a_file_once(caplog):
@@ -209,7 +209,7 @@ def test_one_per_cent_is_allowed_and_one_more_is_not():
     record = Unreadable()
     for index in range(3):
         record.record([UnreadableImage(f"{index}.jpg", "torn")], 300, "left out")
-    with pytest.raises(InputError, match=r"4 of 300 .* first is 0\.jpg \(torn\).* 1%"):
+    with pytest.raises(InputError, match=r"0\.jpg is .*4 of 300 .*\(torn\).* 1%"):
         record.record([UnreadableImage("3.jpg", "torn")], 300, "left out")
 
 
@@ -217,5 +217,5 @@ def test_nineteen_in_a_row_are_allowed_and_twenty_are_not():
     row = [UnreadableImage(f"{index}.jpg", "torn") for index in range(20)]
     record = Unreadable()
     record.record(row[:19], 10_000, "left out")
-    with pytest.raises(InputError, match=r"20 images in a row .* first is 0\.jpg"):
+    with pytest.raises(InputError, match=r"^0\.jpg is the first of 20 images in a row"):
         record.record(row, 10_000, "left out")

@@ -150,6 +150,6 @@ def test_an_unreadable_image_counts_once_however_many_copies_it_has():
         requests,
         allocate=lambda shape: np.empty(shape, np.uint8),
     )
-    names = [[error.name for error in errors] for errors in chunk.errors]
+    names = [[error.place for error in errors] for errors in chunk.errors]
     assert names == [["4.jpg"], [], []]
     assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from imagepiece_jax.data import sources
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
+from imagepiece_jax.data.digits import read_digits
+from imagepiece_jax.data.source import FileSource, Subset
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
@@ -72,7 +73,7 @@ def test_digits_splits_are_disjoint_and_never_move():
 
 
 def test_digits_are_those_of_scikit_learn():
-    pixels, labels = sources._digits()
+    pixels, labels = read_digits()
     np.testing.assert_array_equal(pixels, load_digits().images)
     np.testing.assert_array_equal(labels, load_digits().target)
 
@@ -370,7 +371,7 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
             image, label = source.read(index)
             seen[source.name(index)] = (image.shape, int(image[0, 0, 0]), label)
         except UnreadableImage as error:
-            seen[error.name] = None
+            seen[error.place] = None
     expected = {f"n{i}.JPEG": ((20 + i, 24, 3), 10 * i, 100 * i) for i in range(5)}
     assert seen == expected | {"n5.JPEG": None}
     val = open_source("imagenet2012", "val", num_classes=1000, data_dir=imagenet)
@@ -438,19 +439,19 @@ def test_the_digest_tells_other_labels(table):
 
 def test_the_digest_of_a_part_is_of_its_images_alone(folder):
     whole = open_source(f"folder:{folder}", "train")
-    part = sources.Subset(sources.Subset(whole, [5, 0, 1]), [1, 2])
-    assert part.digest == sources.Subset(whole, [0, 1]).digest != whole.digest
+    part = Subset(Subset(whole, [5, 0, 1]), [1, 2])
+    assert part.digest == Subset(whole, [0, 1]).digest != whole.digest
     longer(folder / "train" / "zebra" / "2.png")
     again = open_source(f"folder:{folder}", "train")
-    assert sources.Subset(again, [0, 1]).digest == part.digest
+    assert Subset(again, [0, 1]).digest == part.digest
     assert again.digest != whole.digest
 
 
 def test_the_digest_reads_few_files_of_a_large_set(folder, monkeypatch):
-    source = sources.FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
+    source = FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
     read = []
     monkeypatch.setattr(
-        sources.FileSource, "encoded", lambda _, index: read.append(index) or b""
+        FileSource, "encoded", lambda _, index: read.append(index) or b""
     )
     assert len(source.digest) == 16
     assert len(read) == 64 and (read[0], read[-1]) == (0, 999)
@@ -489,12 +490,12 @@ def test_a_part_is_spread_over_the_source(folder):
         assert part.encoded(index) == whole.encoded(place)
     assert whole.spread(6) is whole.spread(None) is whole
     assert [whole.spread(1).name(0)] == [whole.name(0)]
-    assert sources.Subset(whole, range(4)).part != part.part and whole.part == {}
+    assert Subset(whole, range(4)).part != part.part and whole.part == {}
 
 
 def test_a_part_has_as_many_of_each_class(tmp_path):
     files = [f"{label}/{place}" for label in range(10) for place in range(37)]
-    source = sources.FileSource(tmp_path, files, np.arange(370) // 37, 10)
+    source = FileSource(tmp_path, files, np.arange(370) // 37, 10)
     for count in (10, 40, 100):
         labels = source.labels[source.spread(count).indices]
         assert set(np.bincount(labels, minlength=10)) == {count // 10}

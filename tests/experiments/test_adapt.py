@@ -16,7 +16,7 @@ from experiments import adapt
 from experiments.context import OffTheShelf
 from experiments.images import Images
 from experiments.settings import Adapt
-from imagepiece_jax.data import decode, sources
+from imagepiece_jax.data import csv_table, decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -88,7 +88,7 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     rows = [*csv.DictReader(text.splitlines())]
     assert [row["split"] == "val" for row in rows] == [i in part for i in range(COUNT)]
     assert all((row["label"] == "") == (row["split"] == "train") for row in rows)
-    tested = sources.read_csv(str(tmp_path / "fold.csv"), "val", 10, labeled=False)
+    tested = csv_table.read_csv(str(tmp_path / "fold.csv"), "val", 10, labeled=False)
     assert tested.labels == [labels[i] for i in part]
     assert [file.rpartition("/")[2] for file in tested.files] == [
         f"{index}.png" for index in part
@@ -157,7 +157,7 @@ def test_an_image_that_does_not_decode_is_left_out(
     shutil.copytree(photographs, copy)
     (copy / "3.png").write_bytes(b"torn")
     made = context(copy, tmp_path / "out")
-    with pytest.raises(InputError, match="^1 of 24 images cannot be read, the first i"):
+    with pytest.raises(InputError, match="is the first of 1 of 24 images that cannot"):
         adapt.adapt(made)
     monkeypatch.setattr(decode, "MAX_SHARE", 0.05)
     stopped(dataclasses.replace(made, images=images_of(copy)))

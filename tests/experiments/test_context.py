@@ -16,7 +16,7 @@ from experiments.context import Answers, TrainedRuns
 from experiments.images import Images
 from experiments.rows import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.sources import Subset
+from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD

@@ -9,7 +9,7 @@ from configs import quickstart
 from experiments import finetune
 from experiments.finetune import Finetuner, label
 from experiments.rows import DENSE, TableRow, measure, table
-from imagepiece_jax.data import sources
+from imagepiece_jax.data import digits
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
@@ -20,8 +20,8 @@ EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
 @pytest.fixture
 def config(monkeypatch):
     """One epoch of two steps for the tiny model, on a tenth of the digits."""
-    pixels, labels = sources._digits()
-    monkeypatch.setattr(sources, "_digits", lambda: (pixels[:180], labels[:180]))
+    pixels, labels = digits.read_digits()
+    monkeypatch.setattr(digits, "read_digits", lambda: (pixels[:180], labels[:180]))
     config = quickstart.get_config()
     config.model.stem, config.epochs, config.batch_size = "patch", 1, 70
     for name, value in (tiny_context.SIZE | {"mlp_ratio": 2.0}).items():

@@ -151,8 +151,8 @@ def test_a_bad_image_loses_no_other(predictor, pictures):
     found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], *bad[2:]])
     assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0, 1, 1]
     assert all(map(close, found[:5:2], want))
-    assert str(found[1]).startswith("no.png cannot be read: ")
-    assert str(found[3]) == "the image cannot be read: no known image format"
+    assert str(found[1]).startswith("no.png cannot be read (")
+    assert str(found[3]) == "the image cannot be read (no known image format)"
 
 
 def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictures):
@@ -168,7 +168,7 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         imagepiece_jax.Predictor(Pretrained(variables, model))
     with (
         open(__file__, "rb") as file,
-        pytest.raises(InputError, match="the image cannot be read: no known image"),
+        pytest.raises(InputError, match=r"the image cannot be read \(no known image"),
     ):
         predictor(file)
     with open(__file__, encoding="utf-8") as file, pytest.raises(InputError) as error:
@@ -281,7 +281,7 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
 @pytest.mark.parametrize(
     "image, subject, value",
     [
-        ("no.png", "no.png", None),
+        ("no.png", "no.png", "No such file or directory"),
         ("tests", "tests", None),
         (3, "images", "int"),
         (np.zeros((20, 20, 3)), "images", "float64 [20, 20, 3]"),

@@ -119,7 +119,7 @@ def test_evaluate_refuses_other_classes(run, tmp_path, more):
     data = folder(tmp_path / "set", "ant", "wasp")
     words = [*WORDS, f"--weights={run}", f"--data=folder:{data}", *more]
     assert sentence(call(evaluate.main, *words)) == (
-        f"class 1 is 'bee' in {run}, but 'wasp' in folder:{data}: {SAME}"
+        f"{run}: class 1 is 'bee', but 'wasp' in folder:{data}; {SAME}"
     )
 
 
@@ -151,15 +151,16 @@ def saved(run, tmp_path_factory):
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
     assert load.read_metadata(saved).names_of_data == ("ant", "bee")
     data = folder(tmp_path / "set", "ant", "wasp")
-    other = f"class 1 is 'bee' in {{}}{saved}, but 'wasp' in {{}}: {SAME}"
     words = [*WORDS, f"--weights={saved}", f"--data=folder:{data}"]
     ended = call(evaluate.main, *words)
-    assert sentence(ended) == other.format("", f"folder:{data}")
+    assert sentence(ended) == (
+        f"{saved}: class 1 is 'bee', but 'wasp' in folder:{data}; {SAME}"
+    )
     made = config(**{"data.name": f"folder:{data}"})
     for field in ("init.weights", "teacher.weights"):
         named = made.copy_and_resolve_references()
         named.update_from_flattened_dict({field: str(saved)})
-        with pytest.raises(InputError, match="class 1 is 'bee' in config."):
+        with pytest.raises(InputError, match=f"^config.{field} .*class 1 is 'bee'"):
             initial(named).check_classes(tmp_path, ("ant", "wasp"))
         initial(named).check_classes(tmp_path, ("ant", "bee"))
 
@@ -272,9 +273,7 @@ def test_experiments_refuse_other_classes(run, tmp_path):
     data = folder(tmp_path / "set", "ant", "wasp")
     words = ["table1", "--weights", run, "--data", f"folder:{data}", "--nospeed"]
     message = sentence(call(experiments.main, *words, "--out", tmp_path / "out"))
-    assert message.startswith(
-        f"class 1 is 'bee' in {run}, but 'wasp' in --data folder:"
-    )
+    assert message.startswith(f"{run}: class 1 is 'bee', but 'wasp' in --data folder:")
 
 
 @pytest.mark.parametrize(
@@ -282,14 +281,14 @@ def test_experiments_refuse_other_classes(run, tmp_path):
     [
         (
             ["--config.init.weights={run}"],
-            "class 0 is 'ant' in config.init.weights {run}, but 'bee' in "
-            "config.data.name 'folder:{data}': " + SAME + ", or a new head by "
+            "config.init.weights {run}: class 0 is 'ant', but 'bee' in "
+            "config.data.name 'folder:{data}'; " + SAME + "; or a new head by "
             "config.init.fresh=('head',)",
         ),
         (
             ["--config.teacher.weights={run}"],
-            "class 0 is 'ant' in config.teacher.weights {run}, but 'bee' in "
-            "config.data.name 'folder:{data}': " + SAME,
+            "config.teacher.weights {run}: class 0 is 'ant', but 'bee' in "
+            "config.data.name 'folder:{data}'; " + SAME,
         ),
     ],
 )

@@ -330,7 +330,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | TOLD | {"teacher.weights": "nine.npz"},
             None,
-            "^config.teacher.weights: has 9 classes; allowed: the 10 of the student",
+            "^config.teacher.weights has 9 classes; allowed: the 10 of the student",
         ),
         (SOFT | {"teacher.weights": "no.npz"}, None, "^config.teacher.weights: .*no.n"),
         (

@@ -189,7 +189,7 @@ def test_other_class_names_are_a_mistake(tmp_path):
     (tmp_path / "set.csv").write_text("\n".join(["filename,label,split,class", *rows]))
     for i in range(10):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
-    said = re.escape("class 0 is '0' in digits, but 'digit 0' in csv:")
+    said = re.escape("digits: class 0 is '0', but 'digit 0' in csv:")
     with pytest.raises(InputError, match=said):
         made = config({"real": {"data": f"csv:{tmp_path / 'set.csv'}"}})
         trainer.train_and_evaluate(made, tmp_path / "run")

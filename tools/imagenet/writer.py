@@ -282,7 +282,7 @@ def _write_file(work, name, entries, short_side):
         try:
             image = encode(data, entry.name, short_side)
         except UnreadableImage as error:
-            damaged[position] = (error.name, error.reason)
+            damaged[position] = (error.place, error.value)
             continue
         reencoded += image is not data
         stored[position] = tfrecords.serialize_example(image, entry.label, entry.name)
@@ -352,9 +352,8 @@ def encode(data, name, short_side=0):
         if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
             return data
     if max(height, width) > LONGEST_JPEG:
-        raise UnreadableImage(
-            name, f"{width}x{height} pixels, more than a JPEG's {LONGEST_JPEG:,}"
-        )
+        size = f"{width}x{height} pixels, more than a JPEG's {LONGEST_JPEG:,}"
+        raise UnreadableImage(name, size)
     return _jpeg(Image.fromarray(pixels), QUALITY_UNRESIZED)
 
 

@@ -205,8 +205,7 @@ class DiffRate(Method):
         if self.counts is not None:
             return method
         if self.prune is not None:
-            tokens = f"the {model.patches} image tokens and the class token"
-            self.check_most("prune", model.patches + 1, tokens, least=2)
+            self.check_most("prune", model, model.patches + 1, least=2)
             return method
         name = BY_WIDTH.get(model.embed_dim)
         mae = model.pool == "mean" or ".mae" in (model.name or "")

@@ -192,12 +192,11 @@ class Method(CheckedFields):
         score = "class" if model.class_token else WITHOUT_CLASS_TOKEN
         return dataclasses.replace(self, score=score)
 
-    def check_most(self, field: str, most: int, reason: str, least: int = 0):
+    def check_most(self, field: str, model: ModelFacts, most: int, least: int = 0):
         """Check that a count, or each of several, is allowed for a model.
 
         field: the field that has them
         most, least: the allowed range
-        reason: what `most` is, the end of the error's sentence
         Raises InputError for more than `most`.
         """
         if self.counts is not None or self.macs is not None:
@@ -206,8 +205,9 @@ class Method(CheckedFields):
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
         highest = max(counts, default=0)
         if highest > most:
-            problem, allowed = f"{verb} {highest}", f"{least} to {most}, {reason}"
-            self.refuse(field, allowed, problem)
+            tokens = f"as the first block has {model.patches} image tokens"
+            allowed = f"{least} to {most}, {tokens}"
+            self.refuse(field, allowed, f"{verb} {highest}")
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields by name, without those that only training reads."""
@@ -242,8 +242,7 @@ class Removal(Method):
         A later block than the first has fewer, and loses at most half of those.
         """
         name = "r" if getattr(self, "r_list", None) is None else "r_list"
-        reason = f"half of the {model.patches} image tokens of the first block"
-        self.check_most(name, model.patches // 2, reason)
+        self.check_most(name, model, model.patches // 2)
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):

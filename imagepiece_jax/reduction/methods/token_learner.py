@@ -142,8 +142,7 @@ class TokenLearner(Method):
     pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
     def resolved(self, model):
-        reason = "the image tokens of the first block"
-        self.check_most("num_tokens", model.patches, reason, least=1)
+        self.check_most("num_tokens", model, model.patches, least=1)
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):

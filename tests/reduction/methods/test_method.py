@@ -172,16 +172,16 @@ def test_a_block_outside_the_model_is_refused(name, fields, block):
 @pytest.mark.parametrize(
     "name, fields, sentence",
     [
-        ("tome", {"r": 99}, "r is 99; allowed: 0 to 98, half of the 196"),
+        ("tome", {"r": 99}, "r is 99; allowed: 0 to 98, as the first block has 196"),
         ("tome", {"r_list": (0, 0, 500)}, "r_list has 500; allowed: 0 to 98"),
-        ("dtem", {"r": 200}, "r is 200; allowed: 0 to 98, half of the 196"),
+        ("dtem", {"r": 200}, "r is 200; allowed: 0 to 98, as the first block has 196"),
         ("dtem", {"r_list": (99,)}, "r_list has 99; allowed: 0 to 98"),
-        ("mctf", {"r": 99}, "r is 99; allowed: 0 to 98, half of the 196"),
+        ("mctf", {"r": 99}, "r is 99; allowed: 0 to 98, as the first block has 196"),
         ("token_learner", {"num_tokens": 197}, "num_tokens is 197; allowed: 1 to"),
         (
             "diffrate",
             {"prune": (577,) * DEPTH, "merge": (9,) * DEPTH},
-            "prune has 577; allowed: 2 to 197, the 196 image tokens",
+            "prune has 577; allowed: 2 to 197, as the first block",
         ),
     ],
 )

@@ -1,0 +1,203 @@
+"""csv:FILE, a table of image files and labels."""
+
+import csv
+import os
+import re
+import reprlib
+from typing import NamedTuple
+
+from imagepiece_jax.data.source import SPLITS, FileSource
+from imagepiece_jax.errors import InputError, one_of
+
+NEEDED, OPTIONAL = ("filename", "label"), ("split", "class")
+
+
+def open_csv(path, split, num_classes, labeled):
+    table = read_csv(path, split, num_classes, labeled)
+    return FileSource(os.path.dirname(path), *table)
+
+
+class Table(NamedTuple):
+    """One split. class_names: a name or None for each class, or None without names."""
+
+    files: list[str]
+    labels: list[int]
+    num_classes: int
+    class_names: tuple[str | None, ...] | None
+
+
+class _Row(NamedTuple):
+    line: int
+    label: int
+    split: str
+
+
+class _Name(NamedTuple):
+    name: str
+    line: int
+
+
+def read_csv(
+    path: str, split: str, num_classes: int | None = None, labeled: bool = True
+) -> Table:
+    """The rows of one split of a CSV file in UTF-8.
+
+    Its columns are `filename`, relative to the file's folder; `label`, a whole number
+    from 0; and, where wanted, `split`, train or val, and `class`, the name of the
+    label's class. Without `split` every row is a test image, and nothing can be trained
+    on. All rows are checked, of the other split all but the existence of the file.
+
+    split: "train" or "val"
+    num_classes: None is as many as the labels of both splits need
+    labeled: whether training images have labels, else -1
+    Raises InputError naming the line for what cannot be read, a label outside the
+    classes, a label with two class names, an image in both splits or twice in the test,
+    and for a training split that lacks a class.
+    """
+    files, labels, highest = [], [], -1
+    repeats, names = _Repeats(os.path.dirname(path)), {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, restval="")
+            has_split = _check_columns(path, split, table)
+            for fields in table:
+                if any(fields.get(None, ())):  # a comma at the end is harmless
+                    raise InputError(
+                        f"has more fields than the {len(table.fieldnames)} columns",
+                        hint="text with a comma must stand in double quotes",
+                    )
+                part = (fields["split"] or "").strip() if has_split else "val"
+                one_of("split", part, dict.fromkeys(SPLITS))
+                has_label = labeled or part == "val"
+                label = _label(fields["label"], num_classes) if has_label else -1
+                row = _Row(table.line_num, label, part)
+                highest = max(highest, row.label)
+                if row.split == split:
+                    _check_file(fields["filename"], path)
+                    files.append(fields["filename"])
+                    labels.append(row.label)
+                repeats.check(fields["filename"] or "", row)
+                if has_label and "class" in fields:
+                    _note_name(names, row, fields["class"])
+    except InputError as error:  # of a row
+        error.place = error.place or f"{path} line {table.line_num}"
+        raise
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem, place=path) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        problem = f"is not a CSV file in UTF-8 ({error})"
+        raise InputError(problem, place=path) from error
+    if highest < 0:
+        raise InputError("has no rows", place=path, allowed="at least one image")
+    if not files:
+        problem, hint = f"has no row with split {split!r}", "each split needs images"
+        raise InputError(problem, place=path, hint=hint)
+    num_classes = num_classes or highest + 1
+    if split == "train" and labeled:
+        _check_every_class(path, labels, num_classes)
+    class_names = None
+    if names:
+        noted = map(names.get, range(num_classes))
+        class_names = tuple(note and note.name for note in noted)
+    return Table(files, labels, num_classes, class_names)
+
+
+class _Repeats:
+    """Find images that are named again, but for training images of one label.
+
+    Training may see an image more often than others.
+    """
+
+    def __init__(self, root):
+        self._root, self._folders, self._seen = root, {}, {}
+
+    def check(self, file, row):
+        """InputError where `file` was in an earlier row and may not be in this one."""
+        folder, _, name = file.rpartition("/")
+        if folder not in self._folders:  # links are looked up once per folder
+            path = os.path.join(self._root, file)
+            self._folders[folder] = os.path.realpath(os.path.dirname(path))
+        first = self._seen.setdefault((self._folders[folder], name), row)
+        if first is row or (first[1:] == row[1:] and row.split == "train"):
+            return
+        if first.split != row.split:
+            fault = "an image must not be in both train and val"
+        elif first.label != row.label:
+            fault = f"its labels differ, {first.label} and {row.label}"
+        else:
+            fault = "a test image must count once"
+        raise InputError(
+            f"names {file!r} again (line {first.line})", value=file, hint=fault
+        )
+
+
+def _check_columns(path, split, table):
+    """Whether there is a split; blanks around the names of columns are removed."""
+    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+    for name in (*NEEDED, *OPTIONAL):
+        if table.fieldnames.count(name) > 1:
+            raise InputError(f"has more than one column {name!r}", place=path)
+    missing = set(NEEDED) - set(table.fieldnames)
+    if missing:
+        columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
+        raise InputError(
+            f"has no column {min(missing)!r} (found: {columns})",
+            place=path,
+            allowed="the columns filename and label, separated by commas",
+        )
+    has_split = "split" in table.fieldnames
+    if split == "train" and not has_split:
+        raise InputError(
+            "has no column 'split', so its images can only be tested on",
+            place=path,
+            hint="to train, add the column, with train or val in every row",
+        )
+    return has_split
+
+
+def _label(text, num_classes):
+    # Stricter than int(), which also takes 1_0 and digits of other scripts.
+    label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
+    if label < 0 or (num_classes and label >= num_classes):
+        allowed = "the whole numbers from 0"
+        if num_classes:
+            allowed += f" to {num_classes - 1} (config.num_classes is {num_classes})"
+        raise InputError(field="label", value=text, allowed=allowed)
+    return label
+
+
+def _check_file(name, path):
+    if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
+        raise InputError(
+            f"is {name!r}, which is not a file",
+            field="filename",
+            value=name,
+            allowed=f"paths relative to {path}",
+        )
+
+
+def _note_name(names, row, text):
+    """Remember a label's class name; a label that has another one is an InputError."""
+    name = (text or "").strip()
+    if not name:
+        raise InputError(field="class", value=name, allowed="a name in every row")
+    first = names.setdefault(row.label, _Name(name, row.line))
+    if name != first.name:
+        raise InputError(
+            f"is {name!r} for label {row.label}, but {first.name!r} in line "
+            f"{first.line}; a label has one name",
+            field="class",
+            value=name,
+        )
+
+
+def _check_every_class(path, labels, num_classes):
+    present = set(labels)
+    for label in range(num_classes):
+        if label not in present:
+            raise InputError(
+                f"has no training image with label {label}",
+                place=path,
+                hint=f"each of the {num_classes} classes needs some",
+            )

@@ -1,0 +1,153 @@
+"""folder:PATH, images in PATH/train/CLASS and PATH/val/CLASS."""
+
+import logging
+import os
+
+from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
+from imagepiece_jax.errors import InputError
+
+log = logging.getLogger("imagepiece_jax.data")
+
+
+def open_folder(root, split, num_classes, labeled, labels_by_name):
+    classes = _class_names(root, split if labeled else "val")
+    other = SPLITS[1 - SPLITS.index(split)]
+    if labeled and os.path.isdir(os.path.join(root, other)):
+        difference = set(classes) ^ set(_class_names(root, other))
+        if difference:
+            raise InputError(
+                f"has class {min(difference)!r} in only one of train and val",
+                place=f"folder {root}",
+                allowed="the same classes in both",
+            )
+        _check_apart(root, classes)
+    # Names of folders may be any bytes; those of classes are printed.
+    names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
+    class_labels = _labels(root, names, num_classes, labels_by_name or {})
+    num_classes = num_classes or len(classes)
+    by_label = dict(zip(class_labels, names, strict=True))
+    names = tuple(map(by_label.get, range(num_classes)))
+    if split == "train" and not labeled:
+        files = _unlabeled_files(root)
+        return FileSource(root, files, [-1] * len(files), num_classes, names)
+    files, labels, left_out = [], [], []
+    for label, name in zip(class_labels, classes, strict=True):
+        folder = os.path.join(root, split, name)
+        images = []
+        for entry in _entries(folder):
+            image = entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
+            (images if image else left_out).append(entry.name if image else entry.path)
+        if not images:
+            raise _no_image(folder)
+        files += [os.path.join(split, name, file) for file in images]
+        labels += [label] * len(images)
+    if left_out:
+        log.warning(
+            "%s: %d entries are left out, the first is %s: images are files that end "
+            "in %s",
+            os.path.join(root, split),
+            len(left_out),
+            left_out[0],
+            ", ".join(EXTENSIONS),
+        )
+    return FileSource(root, files, labels, num_classes, names)
+
+
+def _labels(root, names, num_classes, labels_by_name):
+    """The label of each folder: by its name, if all have one, else by their order."""
+    labels = [labels_by_name.get(name) for name in names]
+    if None not in labels and len({*labels}) == len(labels) > 0:
+        return labels
+    unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
+    if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
+        raise InputError(
+            f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
+            f"as {len(names) - len(unknown)} others are",
+            place=f"folder {root}",
+            allowed="names of its classes, or a folder for each",
+        )
+    check_num_classes(num_classes, len(names), f"folder {root}")
+    return [*range(len(names))]
+
+
+def _class_names(root, split):
+    folder = os.path.join(root, split)
+    names = [entry.name for entry in _entries(folder) if _leads_to(entry.is_dir)]
+    if not names:
+        allowed = "one folder of images for each class"
+        raise InputError("is empty", place=f"folder {folder}", allowed=allowed)
+    return names
+
+
+def _check_apart(root, classes):
+    """InputError where two of all folders of images are one, by a symbolic link."""
+    seen = {}
+    for split in SPLITS:
+        for name in classes:
+            folder = os.path.join(root, split, name)
+            first = seen.setdefault(os.path.realpath(folder), folder)
+            if first != folder:
+                raise InputError(
+                    f"is the same as {first}, by a link",
+                    place=f"folder {folder}",
+                    hint="each class needs images of its own, in train and in val",
+                )
+
+
+def _entries(folder):
+    """Entries of a folder sorted by name, hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            place=f"folder {folder}",
+            hint="folder:PATH needs PATH/train and PATH/val with one folder of images "
+            "for each class",
+        ) from error
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _leads_to(kind):
+    """`kind()`, an entry's is_file or is_dir; False for links that lead nowhere."""
+    try:
+        return kind()
+    except OSError:  # a loop of links, or a target in a folder that cannot be read
+        return False
+
+
+def _unlabeled_files(root):
+    """All images in the folder root/train, by name, relative to `root`.
+
+    InputError where there are none, and where a folder is root/val or in it, by a link.
+    """
+    folder, tested = (os.path.join(root, split) for split in SPLITS)
+    tested_on, seen, files = os.path.realpath(tested), set(), []
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()  # a link to what has been read
+            continue
+        seen.add(real)
+        if os.path.commonpath((real, tested_on)) == tested_on:
+            raise InputError(
+                f"is a part of {tested}, by a link",
+                place=f"folder {path}",
+                hint="training needs images of its own",
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            os.path.relpath(os.path.join(path, name), root)
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    if not files:
+        raise _no_image(folder)
+    return files
+
+
+def _no_image(folder):
+    allowed = ", ".join(EXTENSIONS)
+    return InputError("holds no image", place=f"folder {folder}", allowed=allowed)
