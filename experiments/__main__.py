@@ -14,9 +14,9 @@ of them, a few epochs and seeds. Results are cached: the same command resumes wh
 was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; adapt; saliency, saliency-picture; patch_features; fixed_tokens; int8; or
-scratch, which trains from random weights.
+lcb-similarity, combos, ablation, tome-offtheshelf, evit-table; all of them; adapt;
+saliency, saliency-picture; patch_features; fixed_tokens; int8; or scratch, which trains
+from random weights.
 """
 
 from experiments import registry, settings
@@ -60,10 +60,9 @@ def main(words):
                     allowed="the flags of --help that name it",
                 )
         return scratch.run(read[registry.SCRATCH], cli.required(DATA), common)
-    if any(registry.EXPERIMENTS[name].models for name in names):
-        cli.required(DATA)
-        if not common.runs:
-            cli.required(WEIGHTS)
+    cli.required(DATA)
+    if not common.runs:
+        cli.required(WEIGHTS)
     runner.run(read, config, normalization, overrides)
 
 

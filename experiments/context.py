@@ -139,13 +139,13 @@ class FixedTokens(MeasuredWeights):
 class Context:
     """The models, images and results of an experiment.
 
-    models, images: None for experiments that need neither; config: of --config.
+    config: of --config
     """
 
     cache: ResultCache
     settings: Common
-    models: Models | None = None
-    images: Images | None = None
+    models: Models
+    images: Images
     config: "ConfigDict | None" = None
     programs: dict = dataclasses.field(default_factory=dict)
 

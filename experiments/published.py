@@ -111,18 +111,3 @@ TOME = (
     ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 12, 71.8, 2558, 71.4, None),
     ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 16, 71.8, 2558, 70.7, None),
 )
-
-# Speeds on one RTX 3090, times that of DeiT-S (ImagePiece, from its tables' img/s).
-THROUGHPUT = {
-    "dynamicvit": 1.486,
-    "spvit": 1.471,
-    "evit": 1.496,
-    "tome": 1.504,
-    "token_learner": 1.481,
-    "token_pooling": 1.411,
-    "imagepiece": 1.538,
-    "imagepiece_merge_only": 1.537,
-    "imagepiece_fast": 1.923,
-    "imagepiece_dynamicvit": 1.524,
-    "imagepiece_tome": 1.532,
-}

@@ -15,7 +15,6 @@ class Experiment(NamedTuple):
     settings: type[Common] = Common
     paper: bool = True  # whether it is among `all`
     small: bool = True  # whether it has a form with --small
-    models: bool = True  # whether it needs weights and images
     classes: bool | None = True  # of the images; None: only if the model has some
 
 
@@ -38,10 +37,6 @@ EXPERIMENTS = {
     "ablation": Experiment("tables:ablation"),
     "tome-offtheshelf": Experiment("tables:tome_offtheshelf", small=False),
     "evit-table": Experiment("tables:evit_table"),
-    "throughput": Experiment(
-        "throughput:throughput", settings.Throughput, small=False, models=False
-    ),
-    "schedule": Experiment("schedule:schedule", small=False, models=False),
     "adapt": _further("adapt:adapt", settings.Adapt),
     "saliency": _further("dense_maps.saliency:saliency", settings.Saliency, False),
     "saliency-picture": _further("dense_maps.saliency:picture", settings.Maps, False),
@@ -83,10 +78,5 @@ def select(words: list[str], common: Common) -> list[str]:
         )
     if name != ALL:
         return words
-    return [
-        name
-        for name, each in EXPERIMENTS.items()
-        if each.paper
-        and (each.small or not common.small)
-        and (common.speed or name != "throughput")
-    ]
+    paper = [other for other, each in EXPERIMENTS.items() if each.paper]
+    return [other for other in paper if other in small or not common.small]

@@ -46,9 +46,8 @@ def run(
     `read_with_config` takes them
     """
     names, common = [*settings], next(iter(settings.values()))
-    measured = [name for name in names if EXPERIMENTS[name].models]
     training = common.small or names == ["adapt"]  # as their config says
-    if overrides and (common.runs or training or not measured):
+    if overrides and (common.runs or training):
         raise InputError(
             "is missing",
             field="--config",
@@ -57,11 +56,9 @@ def run(
     if normalization and common.runs:
         raise InputError("has its own --mean and --std", field="--runs")
     out = pathlib.Path(common.out)
-    models = images = None
-    if measured:
-        weights_config = None if training else config
-        models = _models(common, config, weights_config, normalization or {}, overrides)
-        images = _images(common, models, measured)
+    weights_config = None if training else config
+    models = _models(common, config, weights_config, normalization or {}, overrides)
+    images = _images(common, models, names)
     cache = ResultCache(out, common.again, device.versions())
     with contextlib.closing(cache):
         context = Context(cache, common, models, images, config)

@@ -118,13 +118,6 @@ def roundings() -> dict[tuple[str, str, str], int]:
     return {variant: tokens_left(*variant) for variant in variants}
 
 
-def schedule(context):
-    """Write schedule.md; nothing is measured."""
-    parts = schedule_table(), overhead_table(), efficiency_table(), rounding_table()
-    title = "what the published speeds and token counts say"
-    render.page(context, "schedule", title, *parts)
-
-
 def schedule_table() -> str:
     """Time beyond the blocks' MACs by either schedule, and what other rows predict."""
     predicted = f"{overhead().predicted:.4f}"

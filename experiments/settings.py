@@ -19,7 +19,6 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
-MODES = ("inference", "copy", "train")
 SEED = count(0, most=2**32 - 1)
 flags.disclaim_key_flags()  # of the command that defines them
 
@@ -90,17 +89,6 @@ class Common(Settings):
         from imagepiece_jax.common.timer import Rules
 
         return Rules(self.warmup, self.repeats, self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Throughput(Common):
-    batch_sizes: tuple[int, ...] = flag(
-        one_or_more((1, 8, 32, 64, 128, 256), count(1, least=1)), "images at once"
-    )
-    modes: tuple[str, ...] = flag(
-        one_or_more(MODES, choice("copy", (*MODES, "end_to_end"))), "what is timed"
-    )
-    size: str = flag(choice("deit_s", ("deit_ti", "deit_s")), "the model")
 
 
 @dataclasses.dataclass(frozen=True)

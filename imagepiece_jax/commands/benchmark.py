@@ -6,7 +6,7 @@ python -m imagepiece_jax benchmark --config configs/deit_s.py \\
 All configs take turns in one process and are compared with the first. The device's peak
 rates are measured first; large batches run before small ones. --weights
 FILE_OR_WORKDIR measures trained weights under each config, or without --config their
-own model others the same without its reduction; --config.FIELD=VALUE changes it, as in
+own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
 `evaluate`. Without a GPU, `python -m tools.compile_only` of the repository shows what
 the compiler makes of a config.
 """

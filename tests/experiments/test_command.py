@@ -36,12 +36,8 @@ def words(tmp_path_factory):
 def test_all_are_those_that_the_flags_allow():
     every = registry.select(["all"], Common())
     assert every == [name for name, each in registry.EXPERIMENTS.items() if each.paper]
-    untimed = registry.select(["all"], Common(speed=False))
-    assert set(every) - set(untimed) == {"throughput"}
     trained = registry.select(["all"], Common(small=True))
-    assert set(every) - set(trained) == {
-        *("table3", "tome-offtheshelf", "throughput", "schedule")
-    }
+    assert set(every) - set(trained) == {"table3", "tome-offtheshelf"}
 
 
 def test_every_experiment_is_a_function():
@@ -64,17 +60,18 @@ DIGITS = "--data=digits"
         (["table1", DIGITS], "--weights is missing"),
         (["table1", DIGITS, "--small"], "--weights is missing"),
         (["table1", DIGITS, "--seeds=-1"], "--seeds is '-1'"),
-        (["throughput", "--batch_sizes=0"], "--batch_sizes is '0'"),
-        (["throughput", "--batch_sizes="], "--batch_sizes is ''"),
-        (["throughput", "--modes="], "--modes is ''"),
+        (["fixed_tokens", "--counts=0"], "--counts is '0'"),
         (["table1", DIGITS, "--seeds="], "--seeds is ''"),
-        (["throughput", "--modes=fly"], "--modes is 'fly'"),
+        (["masking", "--mask_fill=red"], "--mask_fill is 'red'"),
         (["table1", DIGITS, "--runs=none"], "--runs"),
         (["scratch", DIGITS, "--config=configs/none.py"], "config"),
         (["scratch", DIGITS, "--config=configs/quickstart.py"], "--config is not read"),
         (["scratch", DIGITS, "--mean=.5"], "--mean is given without"),
         (["scratch", DIGITS, "--config.image_size=8"], "--config is not read"),
-        (["throughput", "--config.image_size=8"], "--config is missing"),
+        (
+            ["table1", DIGITS, "--runs=x", "--config.image_size=8"],
+            "--config is missing",
+        ),
         (["saliency", DIGITS], "--weights is missing"),
         (["saliency", DIGITS, "--small", "--weights=w.npz"], "--small has no form of"),
         (["saliency", "--shares=2"], "--shares is '2.0'"),

@@ -2,9 +2,7 @@
 
 import pytest
 
-from experiments import __main__ as command
 from experiments import schedule
-from tests.command import call
 
 
 def test_published_speeds_support_schedule_b():
@@ -58,11 +56,3 @@ def test_counts_do_not_determine_the_rounding():
     ]
     for rate, count in ((0.8, 61), (0.6, 26)):  # as the package counts
         assert schedule.tokens_left("ceil", "all tokens", "ceil", rate) == count
-
-
-def test_the_command_needs_neither_data_nor_weights(tmp_path):
-    ended = call(command.main, "schedule", "--out", tmp_path)
-    assert ended.status == 0, ended
-    assert "| 0.6 | 0.0513 | 0.0228 | 0.0543 |" in ended.out
-    assert "| 5 of 27: merges are rounded by |" in ended.out
-    assert (tmp_path / "schedule.md").read_text() in ended.out
