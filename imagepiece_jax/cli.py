@@ -1,12 +1,9 @@
-"""Command line of every command: shared flags, --config, one-sentence errors.
+"""Command line of every command: shared flags, running it, its words, --config.
 
 Commands can be imported side by side, so each flag here may be defined again.
 """
 
-import atexit
-import contextlib
 import functools
-import gc
 import inspect
 import io
 import math
@@ -14,20 +11,12 @@ import os
 import re
 import signal
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import cache_dirs
-from imagepiece_jax.errors import (
-    InputError,
-    RunError,
-    Stopped,
-    closest,
-    one_of,
-    within,
-)
+from imagepiece_jax.common import cache_dirs, process
+from imagepiece_jax.errors import InputError, closest, one_of, within
 from imagepiece_jax.training.config_files import (
     BASE,
     Overrides,
@@ -199,6 +188,9 @@ def timing():
     return lambda: (warmup.value, repeats.value, finite(seconds))
 
 
+# Running a command
+
+
 def run(main, *, compiles=True):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
@@ -221,80 +213,18 @@ def run(main, *, compiles=True):
                 _keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
-            return _discard_output()
+            return process.discard_output()
         except (Exception, KeyboardInterrupt) as error:
-            line, status = _ending(error)
+            line, status = process.ending(error)
             if line is None:
                 raise
         print(line, file=sys.stderr)
-        return _leave(status)
+        return process.leave(status)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, process.interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
-
-
-def _ending(error):
-    """(last line, exit status) of a command; (None, None) where a traceback is due."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 128 + signal.SIGINT
-    if isinstance(error, Stopped):
-        return error, error.status
-    if isinstance(error, InputError | RunError):
-        return f"error: {error}", error.status
-    if isinstance(error, MemoryError):
-        reason = str(error) or "for an array"
-        return f"error: this machine has too little memory: {reason}", RunError.status
-    if isinstance(error, AssertionError | RuntimeError) and _is_of_backends(error):
-        platforms = os.environ["JAX_PLATFORMS"]
-        return (
-            f"error: JAX_PLATFORMS is {platforms!r}, which JAX cannot start here; "
-            "allowed: platforms that this machine has, such as cpu",
-            InputError.status,
-        )
-    return None, None
-
-
-def _is_of_backends(error):
-    """Whether JAX raised it where it starts the platform that JAX_PLATFORMS names."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return last.filename.endswith("xla_bridge.py") and "JAX_PLATFORMS" in os.environ
-
-
-def _interrupt(signum, frame):
-    """KeyboardInterrupt, a moment later where Python would ignore it.
-
-    So it does in what the garbage collector calls, where a signal that came while it
-    collected is handled. JAX has it call a function, and models are many objects.
-    """
-    collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
-    if frame is not None and frame.f_code in collecting:
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-    else:
-        signal.default_int_handler(signum, frame)
-
-
-def _discard_output():
-    """Discard what is left of our output, which nobody reads; returns a status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return RunError.status
-
-
-def _leave(status):
-    """End with this status, whatever threads of libraries are still doing.
-
-    A step or a compilation that is cut short may crash the interpreter's shutdown, and
-    the crash would replace the status. Exit handlers run first, but not after Ctrl-C,
-    for which they could take minutes.
-    """
-    if status != 128 + signal.SIGINT:
-        atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _keep_programs():
@@ -320,7 +250,7 @@ def _parse(argv, anywhere):
     except SystemExit:  # --help ends absl's commands with 1
         sys.exit(0)
     except BrokenPipeError:  # of --help
-        sys.exit(_discard_output())
+        sys.exit(process.discard_output())
     except flags.UnrecognizedFlagError as error:
         mistake = _unknown(error.flagname)
     except (InputError, flags.Error) as error:
@@ -365,6 +295,8 @@ def _unexpected(word):
         "belongs to no flag", field=repr(word), value=word, allowed=allowed, hint=hint
     )
 
+
+# The config of a command line
 
 _overrides = Overrides()  # of the command line that `run` has parsed
 

@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import process
 from tests import forked
 from tests.runs import ROOT
 
@@ -31,7 +32,7 @@ def call(main, *words):
     argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(cli, "_leave", sys.exit),
+        mock.patch.object(process, "leave", sys.exit),
         flagsaver.flagsaver(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

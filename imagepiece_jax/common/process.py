@@ -1,0 +1,73 @@
+"""How a command's process ends: the last line, the exit status, signals."""
+
+import atexit
+import contextlib
+import gc
+import os
+import signal
+import sys
+import traceback
+
+from imagepiece_jax.errors import InputError, RunError, Stopped
+
+
+def ending(error):
+    """(last line, exit status) of a command; (None, None) where a traceback is due."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, Stopped):
+        return error, error.status
+    if isinstance(error, InputError | RunError):
+        return f"error: {error}", error.status
+    if isinstance(error, MemoryError):
+        reason = str(error) or "for an array"
+        return f"error: this machine has too little memory: {reason}", RunError.status
+    if isinstance(error, AssertionError | RuntimeError) and _is_of_backends(error):
+        platforms = os.environ["JAX_PLATFORMS"]
+        return (
+            f"error: JAX_PLATFORMS is {platforms!r}, which JAX cannot start here; "
+            "allowed: platforms that this machine has, such as cpu",
+            InputError.status,
+        )
+    return None, None
+
+
+def _is_of_backends(error):
+    """Whether JAX raised it where it starts the platform that JAX_PLATFORMS names."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return last.filename.endswith("xla_bridge.py") and "JAX_PLATFORMS" in os.environ
+
+
+def interrupt(signum, frame):
+    """KeyboardInterrupt, a moment later where Python would ignore it.
+
+    So it does in what the garbage collector calls, where a signal that came while it
+    collected is handled. JAX has it call a function, and models are many objects.
+    """
+    collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
+    if frame is not None and frame.f_code in collecting:
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        signal.default_int_handler(signum, frame)
+
+
+def discard_output():
+    """Discard what is left of our output, which nobody reads; returns a status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return RunError.status
+
+
+def leave(status):
+    """End with this status, whatever threads of libraries are still doing.
+
+    A step or a compilation that is cut short may crash the interpreter's shutdown, and
+    the crash would replace the status. Exit handlers run first, but not after Ctrl-C,
+    for which they could take minutes.
+    """
+    if status != 128 + signal.SIGINT:
+        atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
