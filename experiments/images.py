@@ -11,7 +11,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.data.sources import open_source, short_name
 
-MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
+MAX_CACHED_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 
 
 class Images:
@@ -107,10 +107,10 @@ class Images:
     def batches(self):
         """Batches as `loader.eval_batches` gives them; small sets are kept."""
         pixels = len(self) * math.prod(sides(self.image_size)) * 3
-        return self._kept if pixels <= MAX_KEPT_BYTES else self._read()
+        return self._cached if pixels <= MAX_CACHED_BYTES else self._read()
 
     @functools.cached_property
-    def _kept(self):
+    def _cached(self):
         return list(self._read())
 
     def _read(self):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.evaluate import compare, compare_tables
@@ -35,7 +35,7 @@ def _is_interval(values):
 # What a field of a row or source must be: a test, and the same in words.
 CHECKS = {
     "study": (lambda value: value in STUDIES, ", ".join(STUDIES)),
-    "images": (lambda value: is_whole(value) and value > 0, "whole numbers from 1"),
+    "images": (lambda value: is_integer(value) and value > 0, "whole numbers from 1"),
     "command": (lambda text: text.startswith("python "), "commands"),
     "commit": (lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits"),
     "setting": (lambda value: isinstance(value, dict), "values by field"),

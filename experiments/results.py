@@ -166,16 +166,16 @@ def tables(results: Results) -> dict[str, str]:
     }
 
 
-def filled(text: str, made: Mapping[str, str]) -> str:
+def filled(text: str, by_name: Mapping[str, str]) -> str:
     """`text` of a page with the tables between its marks."""
-    return MARKED.sub(lambda part: f"{part[1]}\n{made[part[2]]}\n\n{part[3]}", text)
+    return MARKED.sub(lambda part: f"{part[1]}\n{by_name[part[2]]}\n\n{part[3]}", text)
 
 
 def main():
-    made = tables(records.read_results(records.FILE.read_text("utf-8")))
+    by_name = tables(records.read_results(records.FILE.read_text("utf-8")))
     for name in PAGES:
         path = ROOT / name
-        replace_file(path, filled(path.read_text("utf-8"), made))
+        replace_file(path, filled(path.read_text("utf-8"), by_name))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,9 @@ def real_inputs(config, weights, data, dtype):
         return agreement.model_inputs(model, variables, images)
 
     for batch in loader.eval_batches(source, transform, batch_size=64):
-        kept = batch["mask"][0] > 0
+        real = batch["mask"][0] > 0
         for arrays in inputs(variables, batch["image"][0]):
-            yield tuple(array[kept] for array in arrays)
+            yield tuple(array[real] for array in arrays)
 
 
 if __name__ == "__main__":

@@ -73,17 +73,12 @@ KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """Bandwidths in one direction, and latencies of a collective.
+    """Bandwidths in one direction, bytes/s, and assumed latencies of a collective."""
 
-    nvlink: bytes/s of one GPU (the 900 GB/s of an H200 are both directions together);
-    network: bytes/s of a whole host to the others; latency_s: of a collective within a
-    host; network_latency_s: what other hosts add to it (both assumed).
-    """
-
-    nvlink: float = 450e9
-    network: float = 50e9
-    latency_s: float = 20e-6
-    network_latency_s: float = 50e-6
+    nvlink: float = 450e9  # of one GPU: an H200's 900 GB/s are both directions together
+    network: float = 50e9  # of one host to the others
+    latency_s: float = 20e-6  # within a host
+    network_latency_s: float = 50e-6  # what other hosts add
 
     def seconds(self, collective, hosts):
         """Return the time of a hlo.Collective between the 8 GPUs of each of `hosts`.
@@ -152,13 +147,13 @@ def plan(name, text, images, hosts, links):
     """Return Markdown rows, one for each of `hosts`, for `images` images per GPU."""
     compute, rows = step_seconds(text), []
     exchanged = {n: _exchange(text, n, links) for n in {1, *hosts}}
-    alone = GPUS * images / (compute + exchanged[1])
+    one_host = GPUS * images / (compute + exchanged[1])
     for count in hosts:
         total, batch = compute + exchanged[count], count * GPUS * images
         rows.append(
             f"| {name} | {images} | {count} | {batch:,} | {1e3 * compute:.2f} "
             f"| {1e3 * exchanged[count]:.2f} | {exchanged[count] / total:.0%} "
-            f"| {batch / total:,.0f} | {batch / total / alone:.2f} |"
+            f"| {batch / total:,.0f} | {batch / total / one_host:.2f} |"
         )
     return "\n".join(rows)
 

@@ -137,8 +137,8 @@ def _unplaced(config):
 
 def _placed(model, config):
     """Return `model` with the attention and kernels of `config` on an H200."""
-    asked = config.model
-    return optimize.placed(model, h200.device(), asked.attention, asked.kernels)
+    requested = config.model
+    return optimize.placed(model, h200.device(), requested.attention, requested.kernels)
 
 
 def inference_text(config):

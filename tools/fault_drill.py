@@ -233,7 +233,7 @@ def _killed(run):
 
 def terminate(run, step, moment="training", signum=signal.SIGTERM, devices=None):
     """A signal after `step`; the last step must be saved in time."""
-    return _asked(run, lambda: run.step() >= step, moment, signum, devices)
+    return _signaled(run, lambda: run.step() >= step, moment, signum, devices)
 
 
 def terminate_in_evaluation(run):
@@ -244,17 +244,17 @@ def terminate_in_evaluation(run):
         there = run.begun() and step and step % EPOCH == 0
         return there and not run.evaluated(step)
 
-    row = _asked(run, evaluating, "evaluation")
+    row = _signaled(run, evaluating, "evaluation")
     return row if row and evaluating() else None
 
 
 def terminate_in_compile(run):
     """SIGTERM in the first compile: there is nothing to save, and no time to lose."""
-    row = _asked(run, run.begun, "first compile")
+    row = _signaled(run, run.begun, "first compile")
     return row if row and run.on_disk() is None else None
 
 
-def _asked(run, ready, moment, signum=signal.SIGTERM, devices=None):
+def _signaled(run, ready, moment, signum=signal.SIGTERM, devices=None):
     run.start(devices)
     run.until(ready)
     began = time.monotonic()
@@ -334,18 +334,18 @@ def damage(run, fault, changes):
 
     Returns (row, one that was noticed). Noticed means that an older step is read.
     """
-    whole, example = run.arrays(), None
+    expected, example = run.arrays(), None
     counts = {"noticed": 0, "without effect": 0, "read wrong": 0}
     for path, content in changes:
         before = path.read_bytes()
         path.write_bytes(content)
         arrays = run.arrays()
         path.write_bytes(before)
-        if arrays["step"] != whole["step"]:
+        if arrays["step"] != expected["step"]:
             counts["noticed"] += 1
             example = example or (path, content)
         else:
-            counts["without effect" if equal(arrays, whole) else "read wrong"] += 1
+            counts["without effect" if equal(arrays, expected) else "read wrong"] += 1
     result = ", ".join(f"{count} {name}" for name, count in counts.items())
     row = Fault(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
     row.result, row.passed = result, counts["read wrong"] == 0 and counts["noticed"] > 0

@@ -46,7 +46,7 @@ def arrays(rng):
     }
 
 
-def whole_files(rng):
+def valid_files(rng):
     """{ending: bytes} of files that can be read."""
     import torch
 
@@ -205,15 +205,15 @@ def read(folder):
 
 def foreign(path, tensors):
     """The first tensor with a number whose bytes are nowhere in the file, or None."""
-    held = [path.read_bytes()]
+    contents = [path.read_bytes()]
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with contextlib.suppress(Exception):  # a member that nobody asked for
-                    held.append(archive.read(name))
+                    contents.append(archive.read(name))
     for name, array in tensors.items():
         for number in np.ascontiguousarray(array).reshape(-1)[:, None]:
-            if not any(number.tobytes() in content for content in held):
+            if not any(number.tobytes() in content for content in contents):
                 return name
     return None
 
@@ -248,7 +248,7 @@ def main():
     if CHILD.value:
         read(folder)
         return
-    files = whole_files(np.random.default_rng(SEED.value))
+    files = valid_files(np.random.default_rng(SEED.value))
     began, count, found = time.monotonic(), 0, 0
     while time.monotonic() - began < 60 * MINUTES.value:
         seed = SEED.value + count

@@ -28,9 +28,9 @@ def _describe(field: griffe.Attribute) -> None:
         return
     lines = field.filepath.read_text("utf-8").splitlines()
     first, last = field.lineno - 1, field.endlineno - 1
-    _, _, beside = lines[last].partition("  # ")
-    said = [beside] if beside else []
-    while not beside and lines[first - 1].startswith("    # "):
+    _, _, comment = lines[last].partition("  # ")
+    said = [comment] if comment else []
+    while not comment and lines[first - 1].startswith("    # "):
         first -= 1
         said.insert(0, lines[first].strip("# "))
     if said:

@@ -110,11 +110,11 @@ def _lowered(traced):
     try:
         return traced.lower(lowering_platforms=("cuda",))
     except (RuntimeError, AssertionError):
-        with _device_known():
+        with _described_device():
             return traced.lower(lowering_platforms=("cuda",))
 
 
-def _device_known():
+def _described_device():
     """Context in which Pallas kernels of newer JAX find the device to lower for."""
     try:
         from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh

@@ -36,21 +36,17 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 @dataclasses.dataclass(frozen=True)
 class GpuKernel:
-    """One launch: its kind, the bytes that it reads and writes, and its arithmetic.
-
-    kind: "gemm", "attention", "convolution", "custom" (a call to other code), "move" (a
-    fusion that only copies, casts or rearranges) or "fusion"; op: the library call, or
-    the kind of fusion; source: the line of the model behind it; flops: of
-    products alone (a multiply-add is two), in whole tiles for attention.
-    """
+    """One launch of a kernel."""
 
     name: str
+    # "gemm", "attention", "convolution", "custom" (a call to other code), "move" (a
+    # fusion that only copies, casts or rearranges) or "fusion".
     kind: str
-    op: str
+    op: str  # the library call, or the kind of fusion
     shape: str
-    bytes: int
-    flops: float
-    source: str
+    bytes: int  # read and written
+    flops: float  # of products, two a multiply-add; in full tiles for attention
+    source: str  # the line of the model behind it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +59,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective between devices: one call of NCCL on a GPU.
-
-    op: "all-reduce", "collective-permute", ..; bytes: the input of one device; devices:
-    the size of a group; parts: the arrays that XLA has combined in it.
-    """
+    """One collective between devices: one call of NCCL on a GPU."""
 
     name: str
-    op: str
-    bytes: int
-    devices: int
-    parts: tuple[Part, ...]
+    op: str  # "all-reduce", "collective-permute", ..
+    bytes: int  # the input of one device
+    devices: int  # the size of a group
+    parts: tuple[Part, ...]  # the arrays that XLA has combined in it
     source: str
 
 
@@ -205,28 +197,28 @@ def _kernel(i, fused, shapes):
 
 
 def _collective(i, body, computations):
-    made = {other.name: other for other in body}
-    parts = [p for name in i.operands for p in _parts(name, made, computations)]
+    by_name = {other.name: other for other in body}
+    parts = [p for name in i.operands for p in _parts(name, by_name, computations)]
     source = i.find(_SOURCE)
     return Collective(
         name=i.name,
         op=i.op.removesuffix("-start"),
-        bytes=sum(_bytes(made[name].shape) for name in i.operands),
+        bytes=sum(_bytes(by_name[name].shape) for name in i.operands),
         devices=_group(i),
         parts=tuple(Part(p.shape, source or p.find(_SOURCE)) for p in parts),
         source=source,
     )
 
 
-def _parts(name, made, computations):
+def _parts(name, by_name, computations):
     """Return the instructions whose results make up an operand, without views."""
-    i = made[name]
-    while i.op in ("bitcast", "reshape") and i.operands[0] in made:
-        i = made[i.operands[0]]
+    i = by_name[name]
+    while i.op in ("bitcast", "reshape") and i.operands[0] in by_name:
+        i = by_name[i.operands[0]]
     fused = computations.get(i.find(r"calls=%?([\w.\-]+)"), ())
     joined = "concatenate" in (i.op, *(f.op for f in fused[-1:]))
     if joined and not i.find(_SOURCE):  # joined by XLA, not by the model
-        return [p for name in i.operands for p in _parts(name, made, computations)]
+        return [p for name in i.operands for p in _parts(name, by_name, computations)]
     return [i]
 
 

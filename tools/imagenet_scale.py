@@ -49,7 +49,7 @@ PART = flags.DEFINE_list("part", [], "measure: one part only, as JSON; internal"
 PICTURES = 100  # distinct ones, which all records share
 SMALL_BATCH = 64
 AROUND = 16  # batches before and after an epoch's end
-HELD = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
+RESOURCES = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 
 def main(words):
@@ -141,11 +141,11 @@ def start(config, step):
     began = time.perf_counter()
     source = RunConfig.from_config(config).source("train")
     RunConfig.from_config(config).source("val")
-    opened = time.perf_counter()
+    ready = time.perf_counter()
     with contextlib.closing(_batches(config, source, step)) as batches:
         next(batches)
         first = time.perf_counter()
-    return {"open": opened - began, "first": first - opened}
+    return {"open": ready - began, "first": first - ready}
 
 
 def epoch_end(config):
@@ -193,15 +193,15 @@ def growth(config, count):
     config.batch_size = SMALL_BATCH
     source = RunConfig.from_config(config).source("train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
-    first, held = max(0, end - count // 20), []
+    first, samples = max(0, end - count // 20), []
     began = time.perf_counter()
     with contextlib.closing(_batches(config, source, first)) as batches:
         for number, _ in enumerate(itertools.islice(batches, count), start=1):
             if number % (count // 10) == 0:
-                held.append({pid: _held(pid) for pid in process_tree()})
+                samples.append({pid: _resources(pid) for pid in process_tree()})
                 print(f"batch {number:,}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
-    return {"held": held, "rate": count * SMALL_BATCH / seconds}
+    return {"samples": samples, "rate": count * SMALL_BATCH / seconds}
 
 
 PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
@@ -227,9 +227,11 @@ def _batches(config, source, step):
     )
 
 
-def _held(pid):
+def _resources(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
-    counts = {of: len(os.listdir(f"/proc/{pid}/{of}")) for of in HELD if of != "pss"}
+    counts = {
+        of: len(os.listdir(f"/proc/{pid}/{of}")) for of in RESOURCES if of != "pss"
+    }
     return {"pss": proportional_memory(pid)} | counts
 
 
@@ -273,7 +275,7 @@ def _lines():
         yield f"{who} fd", f"descriptors, {who}", "{}", None
         yield f"{who} task", f"threads, {who}", "{}", None
     between = f"from batch {BATCHES.value // 10:,} to {BATCHES.value:,}, any process"
-    for of, name in HELD.items():
+    for of, name in RESOURCES.items():
         yield f"growth {of}", f"growth of {name} {between}", "{:.1%}", 0.02
 
 
@@ -300,12 +302,12 @@ class _Run:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def _grown(held, rate):
+def _grown(samples, rate):
     """Values of the table: what processes held at most, and the growth of any."""
-    first, last = held[0], held[-1]
+    first, last = samples[0], samples[-1]
     values = {"rate": rate}
-    for of in HELD:
-        most = [max(sample[pid][of] for sample in held) for pid in last]
+    for of in RESOURCES:
+        most = [max(sample[pid][of] for sample in samples) for pid in last]
         values[f"training process {of}"] = most[0]
         values[f"largest reader {of}"] = max(most[1:], default=0)
         grown = (last[pid][of] / first[pid][of] - 1 for pid in last)

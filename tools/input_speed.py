@@ -146,8 +146,8 @@ def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
             kind = type(transform).__name__
             row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
             rows.append(row | {"images_per_s": rate, "memory_mb": memory})
-            held = "" if None in memory else f", {max(memory):,.0f} MB at most"
-            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{held}")
+            most = "" if None in memory else f", {max(memory):,.0f} MB at most"
+            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{most}")
     return rows
 
 
@@ -167,7 +167,7 @@ def pipelines(size, canvas, copies):
         return lambda path, rng: _pillow(path, rng, size, flip)
 
     return {
-        "Pillow: decode": (lambda path, rng: _opened(path), 1),
+        "Pillow: decode": (lambda path, rng: _open_image(path), 1),
         "Pillow: decode, crop": (pillow(False), 1),
         BASE: (pillow(True), 1),
         **_timm(size),
@@ -184,13 +184,13 @@ def _crop(size):
     return DataConfig.from_config(base.get_config()).train_transform(size)
 
 
-def _opened(path):
+def _open_image(path):
     return Image.open(path).convert("RGB")
 
 
 def _pillow(path, rng, size, flip):
     """torchvision's pipeline with Pillow; the generator is NumPy's."""
-    picture = _opened(path)
+    picture = _open_image(path)
     top, left, height, width = transforms.crop_box(
         picture.height, picture.width, rng, _crop(size).area
     )
@@ -214,7 +214,7 @@ def _timm(size):
 
     def make(path, rng):
         with contextlib.suppress(ValueError):  # Pillow 13 refuses a posterize to 0 bits
-            return transform(_opened(path))
+            return transform(_open_image(path))
 
     return {"timm: decode, crop, flip, RandAugment": (make, 1)}
 
@@ -346,14 +346,14 @@ def read_all(paths, transform, *, repeats, workers, threads, seconds):
     with contextlib.closing(batches):
         for _ in range(8):  # what was read ahead while the processes started
             next(batches)
-        held, steps, passed = [memory()], 0, 0.0
+        sizes, steps, passed = [memory()], 0, 0.0
         began = time.perf_counter()
         while passed < seconds:
             next(batches)
             steps, passed = steps + 1, time.perf_counter() - began
-            if passed > len(held) * seconds / 10:
-                held.append(memory())
-    return steps * size / passed, held
+            if passed > len(sizes) * seconds / 10:
+                sizes.append(memory())
+    return steps * size / passed, sizes
 
 
 def memory():

@@ -116,10 +116,10 @@ class PlainAndFused:
         # Highest first: the two best of each row, and the rows by their best.
         two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
         cosines, ties = (np.take_along_axis(a, two, axis=1) for a in (cosines, ties))
-        rows, leaving = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
-        at = rows[leaving - 1 : leaving + 1]
+        rows, absorbed = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
+        at = rows[absorbed - 1 : absorbed + 1]
         gaps += [*_steps(cosines[at, 0], ties[at, 0])]
-        for row in rows[: leaving + 1]:
+        for row in rows[: absorbed + 1]:
             gaps += [*_steps(cosines[row], ties[row])]
         return min(gaps)
 
@@ -148,21 +148,22 @@ def cosine_rounding(key):
     """
     key = np.asarray(key, np.float64)[0]
     _, heads, width = key.shape
-    mean, whole = (np.linalg.norm(a.mean(axis=1), axis=-1) for a in (key, np.abs(key)))
-    lost = whole / np.maximum(mean, EPS)
+    mean, absolute = (
+        np.linalg.norm(a.mean(axis=1), axis=-1) for a in (key, np.abs(key))
+    )
+    lost = absolute / np.maximum(mean, EPS)
     return EPS * (np.sqrt(width) + np.sqrt(heads) * lost)
 
 
 @dataclasses.dataclass
 class Comparison:
-    """Decisions compared on many images; `gaps` of those that differ.
-
-    A gap of 1 is what rounding explains. error: the largest of the other images'
-    outputs, in units of the type's last place at the largest number.
-    """
+    """Decisions compared on many images."""
 
     images: int = 0
+    # Of decisions that differ; rounding explains a gap of 1.
     gaps: list[float] = dataclasses.field(default_factory=list)
+    # The largest of the other images' outputs, in units of the type's last place at the
+    # largest number.
     error: float = 0.0
 
     @property

@@ -45,9 +45,9 @@ def main():
     h200.device()  # before JAX is used otherwise
     for name, sizes in CASES.items():
         for size in sizes:
-            made = compared(name, size)
-            print(*made, sep="\n", flush=True)
-            rows += made
+            built = compared(name, size)
+            print(*built, sep="\n", flush=True)
+            rows += built
             text = "\n".join(markdown_table(HEAD, rows))
             replace_file(page, f"{NOTE}{text}\n")
 
@@ -62,20 +62,20 @@ def compared(name, size):
     def cost(reduction):
         return model_macs(model(reduction), size)
 
-    whole, rows = model(REDUCTIONS[0]), []
-    dense, depth = model_macs(whole, size), whole.depth
-    reductions = REDUCTIONS if whole.arch.class_token else (*REDUCTIONS, BY_SHIFT)
+    full, rows = model(REDUCTIONS[0]), []
+    dense, depth = model_macs(full, size), full.depth
+    reductions = REDUCTIONS if full.arch.class_token else (*REDUCTIONS, BY_SHIFT)
     for reduction in reductions:
         if reduction["name"] == "imagepiece":  # its 8 % a block are for 12 blocks
             reduction = reduction | {"merge_ratio": round(0.96 / depth, 4)}
         if reduction["name"] != "none":
             reduction = {**reduction, "macs": SHARE}
-        made = model(reduction)
-        text = compile_only.forward_text(made, BATCH, size, "bfloat16", _placed)
+        built = model(reduction)
+        text = compile_only.forward_text(built, BATCH, size, "bfloat16", _placed)
         by_kind = h200.summary(text)
         kernels, ms = (sum(part) for part in zip(*by_kind.values(), strict=True))
         first = rows[0][6] if rows else f"{ms:.3f}"
-        row = [name, size, settings.label(reduction), made.plan[-1].mlp_tokens]
+        row = [name, size, settings.label(reduction), built.plan[-1].mlp_tokens]
         row += [f"{cost(reduction) / 1e9:.1f}", kernels, f"{ms:.3f}"]
         rows.append(
             [*row, f"{float(first) / ms:.2f}", f"{dense / cost(reduction):.2f}"]

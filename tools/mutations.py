@@ -223,15 +223,15 @@ def main(argv=None):
         "--moved", action="store_true", help="enter new files of texts, and try none"
     )
     flags = parser.parse_args(argv)
-    whole = read_list()
+    every = read_list()
     if flags.moved:
-        print(f"moved: {', '.join(follow(whole)) or 'none'}")
-        write_list(whole)
+        print(f"moved: {', '.join(follow(every)) or 'none'}")
+        write_list(every)
         return 0
-    by_id = {mutation["id"]: mutation for mutation in whole}
+    by_id = {mutation["id"]: mutation for mutation in every}
     if unknown := [name for name in flags.ids or () if name not in by_id]:
         parser.error(f"no fault is called {', '.join(unknown)}")
-    chosen = [by_id[name] for name in flags.ids] if flags.ids else whole
+    chosen = [by_id[name] for name in flags.ids] if flags.ids else every
 
     def report(line):
         print(line, flush=True)
@@ -242,7 +242,7 @@ def main(argv=None):
         for name, result in results.items():
             if result.verdict == CAUGHT:
                 by_id[name]["tests"] = [result.by]
-        write_list(whole)
+        write_list(every)
     return int(any(result.verdict != CAUGHT for result in results.values()))
 
 

@@ -399,8 +399,8 @@ def visual(model, start="visual."):
 def openai_clip():
     """A head is 64 channels wide there; three numbers are OpenAI's alone."""
     model = randomize(ClipTower(64, 1, QuickGELU()))
-    alone = ("input_resolution", "context_length", "vocab_size")
-    tensors = visual(model) | CLIP_TEXT | dict.fromkeys(alone, noise())
+    numbers = ("input_resolution", "context_length", "vocab_size")
+    tensors = visual(model) | CLIP_TEXT | dict.fromkeys(numbers, noise())
     name = fields_like("vit_base_patch32_clip_224.openai", images=None, heads=None)
     return Original(tensors, run(model), name)
 

@@ -118,8 +118,8 @@ def eva_facts(model):
     need(all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads")
     need((block.gamma_1 is None) == (block.gamma_2 is None), "LayerScale of one branch")
     if type(attention) is eva.EvaAttention:
-        alone = attention.q_proj if attention.qkv is None else None
-        bias = attention.q_bias if alone is None else alone.bias
+        separate = attention.q_proj if attention.qkv is None else None
+        bias = attention.q_bias if separate is None else separate.bias
         biases = {"qkv_bias": bias is not None, "key_bias": bias is None}
     else:
         need(attention.qkv is not None, "queries apart from keys")
@@ -150,8 +150,8 @@ def rotary_facts(rope):
     fields["temperature"] = float(rope.temperature)
     fields["axes"] = {"ij": "yx", "xy": "xy"}[rope.grid_indexing]
     fields["planes"] = "halves" if rope.rotate_half else "neighbors"
-    plain = dataclasses.asdict(Rotary())
-    return {k: v for k, v in fields.items() if v != plain[k]}
+    defaults = dataclasses.asdict(Rotary())
+    return {k: v for k, v in fields.items() if v != defaults[k]}
 
 
 def mlp_facts(mlp):

@@ -62,15 +62,12 @@ def main():
 
 @dataclasses.dataclass(frozen=True)
 class ReductionWorkload:
-    """A job of `CHAIN` reductions, and the fewest bytes that one of them must move.
+    """A job of `CHAIN` reductions."""
 
-    rule: as in PlainAndFused; version: "plain" or "fused".
-    """
-
-    rule: str
-    version: str
+    rule: str  # as in PlainAndFused
+    version: str  # "plain" or "fused"
     job: timer.TimedCall
-    bytes: int
+    bytes: int  # the fewest that one reduction must move
 
 
 def workloads(batch, tokens, heads, dtype):

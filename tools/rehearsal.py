@@ -82,8 +82,8 @@ def main():
 def gpus():
     """Number of GPUs that JAX finds, asked in a process that frees them again."""
     code = "import jax; print(len(jax.devices('gpu')))"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return 0 if asked.returncode else int(asked.stdout)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return 0 if ended.returncode else int(ended.stdout)
 
 
 def line(cells):
@@ -139,7 +139,7 @@ def _trained(stage):
 def _scenario(stage, method, host, step, **fields):
     """`host` is killed after `step`; the rest on one host, and again on two."""
     names = ("dry", "one", "two", "killed", "killed_alone")
-    dry, one, two, broken, alone = (stage.run(method, n, **fields) for n in names)
+    dry, one, two, broken, single = (stage.run(method, n, **fields) for n in names)
     yield dry_run(dry)
     yield killed(broken, host, step)
     moved = broken.copied("moved")
@@ -150,9 +150,9 @@ def _scenario(stage, method, host, step, **fields):
     yield from layouts_agree(two, one)
     yield resumed(broken, 2)
     yield identical(broken, two)
-    yield killed(alone, 0, step, processes=1)
-    yield resumed(alone, 1)
-    yield identical(alone, one)
+    yield killed(single, 0, step, processes=1)
+    yield resumed(single, 1)
+    yield identical(single, one)
     yield evaluated(two)
 
 

@@ -60,18 +60,18 @@ def workloads(names, cases, mode):
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     sizes = {_size(case): case for case in reversed(cases)}
-    made = {}
+    found = {}
     for size, case in reversed(sizes.items()):
         model = case.config.model.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
-                made[f"timm {model}, {variant}"] = _infer(size, case, variant)
+                found[f"timm {model}, {variant}"] = _infer(size, case, variant)
             if mode == "inference" and "tome" in names:
                 label = f"ToMe r={R} on timm {model}, {variant}"
-                made[label] = _infer(size, case, variant, R)
+                found[label] = _infer(size, case, variant, R)
             if mode == "train" and "timm" in names:
-                made[f"timm {model}, {variant}"] = _train(size, case, variant)
-    return made
+                found[f"timm {model}, {variant}"] = _train(size, case, variant)
+    return found
 
 
 def _size(case):
@@ -259,14 +259,14 @@ def merge(x, size, metric, merges):
     similarity[:, 0] = -torch.inf
     best, partner = similarity.max(dim=-1)
     order = best.argsort(dim=-1, descending=True)
-    leaving, staying = order[:, :merges, None], order[:, merges:, None]
+    absorbed, staying = order[:, :merges, None], order[:, merges:, None]
     staying = staying.sort(dim=1).values
-    joined = partner[..., None].gather(1, leaving)
+    joined = partner[..., None].gather(1, absorbed)
 
     def summed(values):
         even, odd = values[:, ::2], values[:, 1::2]
         width = values.shape[-1]
-        gone = even.gather(1, leaving.expand(-1, -1, width))
+        gone = even.gather(1, absorbed.expand(-1, -1, width))
         odd = odd.scatter_add(1, joined.expand(-1, -1, width), gone)
         return torch.cat([even.gather(1, staying.expand(-1, -1, width)), odd], dim=1)
 

@@ -84,7 +84,7 @@ def is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def is_whole(value) -> bool:
+def is_integer(value) -> bool:
     """Whether it is a whole number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -139,7 +139,7 @@ def count(default=REQUIRED, least=0, most=None):
     """A whole number of `least` or more."""
 
     def convert(value):
-        fits = is_whole(value) and value >= least and (most is None or value <= most)
+        fits = is_integer(value) and value >= least and (most is None or value <= most)
         return int(_require(fits, value))
 
     return checked(default, convert, "whole numbers" + _bounds(least, most))
@@ -222,7 +222,7 @@ def _listed(value):
 
 
 def _wholes(value):
-    return tuple(int(_require(is_whole(entry), entry)) for entry in _listed(value))
+    return tuple(int(_require(is_integer(entry), entry)) for entry in _listed(value))
 
 
 def _bounds(least=None, most=None, above=None, below=None):

@@ -17,7 +17,7 @@ def described(image_size) -> str:
     return "{}x{}".format(*sides(image_size))
 
 
-def whole_patches(images, patch_size):
+def cut_to_patches(images, patch_size):
     """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
 
     A model cuts off what is left at the bottom and on the right.

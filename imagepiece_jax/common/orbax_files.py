@@ -28,11 +28,11 @@ class StepWriter:
     """
 
     def __init__(self, folder, keep, keep_every=0):
-        kept = [policies.LatestN(keep)]
+        preserved = [policies.LatestN(keep)]
         if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
+            preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=folder.name
@@ -94,10 +94,10 @@ def _read(folder, handler, restore):
     Each process reads alone: whether it can may depend on its view of the folder, and
     Orbax would wait for the others.
     """
-    alone = ocp.options.MultiprocessingOptions(
+    single = ocp.options.MultiprocessingOptions(
         primary_host=None, active_processes={jax.process_index()}
     )
-    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=single)
     with checkpointer, patient_event_loops():
         return checkpointer.restore(folder, restore)
 

@@ -220,7 +220,7 @@ class _Mapped:
         if key not in self._compiled:
             if are_crowded():
                 forget_programs()
-            with working(self._work, shown=self._work is not None and is_main()):
+            with working(self._work, enabled=self._work is not None and is_main()):
                 self._compiled[key] = self._mapped.lower(*types).compile(self._options)
         return self._compiled[key]
 

@@ -53,13 +53,13 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndar
     hues = _to_pixels(_hues(source).reshape(*grid, 3), image, scale)
     means = _to_pixels(mean_colors(image, source, grid), image, scale)
     pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
-    kept = (slots >= 0)[..., None]
-    drawn = np.where(kept, _blend(pixels, means, _MEAN), _fade(pixels))
+    present = (slots >= 0)[..., None]
+    drawn = np.where(present, _blend(pixels, means, _MEAN), _fade(pixels))
     merged = _to_pixels(_is_merged(source).reshape(grid), image, scale)[..., None]
-    pale = kept & ~merged & _border(slots, 1)[..., None]
+    pale = present & ~merged & _border(slots, 1)[..., None]
     contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
     drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
-    bright = kept & merged & _border(slots, 2)[..., None]
+    bright = present & merged & _border(slots, 2)[..., None]
     return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
 
 
@@ -71,11 +71,13 @@ def mean_colors(image, source, grid):
     (height, width), (h, w) = image.shape[:2], grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
     colors = patches.mean(axis=(1, 3)).reshape(-1, 3)
-    kept = source >= 0
-    _, group, counts = np.unique(source[kept], return_inverse=True, return_counts=True)
+    present = source >= 0
+    _, group, counts = np.unique(
+        source[present], return_inverse=True, return_counts=True
+    )
     sums = np.zeros((len(counts), 3))
-    np.add.at(sums, group, colors[kept])
-    colors[kept] = (sums / counts[:, None])[group]
+    np.add.at(sums, group, colors[present])
+    colors[present] = (sums / counts[:, None])[group]
     return colors.reshape(h, w, 3).astype(np.float32)
 
 

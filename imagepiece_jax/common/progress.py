@@ -43,15 +43,15 @@ def progress(label, total=None):
 
 
 @contextlib.contextmanager
-def working(what: str, shown: bool = True):
+def working(what: str, enabled: bool = True):
     """Say on stderr what is being done, once it has taken PATIENCE seconds.
 
     On a terminal the line shows the elapsed time, and disappears at the end.
 
     what: such as "compiling the training step"
-    shown: False in all but one of several processes
+    enabled: False in all but one of several processes
     """
-    if not shown:
+    if not enabled:
         yield
         return
     done = threading.Event()

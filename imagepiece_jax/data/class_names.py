@@ -47,13 +47,13 @@ def _rows():
 @functools.cache
 def _labels() -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """Labels by WordNet ID or all lemmas of a synset, and by each of its names too."""
-    whole, single = collections.defaultdict(set), collections.defaultdict(set)
+    by_synset, by_lemma = collections.defaultdict(set), collections.defaultdict(set)
     for label, (synset, words) in enumerate(_rows()):
         for name in (synset, words):
-            whole[name].add(label)
+            by_synset[name].add(label)
         for name in _forms(label):
-            single[name].add(label)
-    return whole, single
+            by_lemma[name].add(label)
+    return by_synset, by_lemma
 
 
 def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
@@ -124,11 +124,13 @@ def _lemmas(names):
     return forms[0] if names is not None and tuple(names) in forms else names
 
 
-def mapped_classes(names: Names | None, data: str, known: Names | None) -> str | None:
+def mapped_classes(
+    names: Names | None, data: str, model_names: Names | None
+) -> str | None:
     """The line on folders of `data` that have labels by their names, not their order.
 
     names: of the classes of the data, by label
-    known: of the model's
+    model_names: of the model's
     Returns None where the order says the same.
     """
     named = {label: name for label, name in enumerate(names or ()) if name is not None}
@@ -136,9 +138,9 @@ def mapped_classes(names: Names | None, data: str, known: Names | None) -> str |
     if not data.startswith("folder:") or (ordered and len(named) == len(names)):
         return None
     (label, name), *_ = named.items()
-    words = (known or imagenet_names())[label]
+    words = (model_names or imagenet_names())[label]
     example = f"{name} is {label}" + f" ({words})" * (words != name)
-    order = "" if known else "; the weights name none, ImageNet's order is taken"
+    order = "" if model_names else "; the weights name none, ImageNet's order is taken"
     return (
         f"the {len(named)} folders of {data} are mapped by name to the model's "
         f"{len(names)} classes: {example}{order}"
@@ -154,9 +156,9 @@ def other_class(weights: Names | None, data: Names | None):
     weights, data: names by label; None where there are none
     Returns (label, name of the weights, name of the data), or None.
     """
-    known = _lemmas(weights)
-    words = known is imagenet_lemmas()
-    for label, pair in enumerate(zip(known or (), data or (), strict=False)):
+    model_names = _lemmas(weights)
+    words = model_names is imagenet_lemmas()
+    for label, pair in enumerate(zip(model_names or (), data or (), strict=False)):
         if None in pair or _same(*pair):
             continue
         if not words or imagenet_labels(pair[1], lemmas=True):

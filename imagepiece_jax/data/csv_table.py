@@ -18,12 +18,12 @@ def open_csv(path, split, num_classes, labeled):
 
 
 class Table(NamedTuple):
-    """One split. class_names: a name or None for each class, or None without names."""
+    """One split."""
 
     files: list[str]
     labels: list[int]
     num_classes: int
-    class_names: tuple[str | None, ...] | None
+    class_names: tuple[str | None, ...] | None  # by label; None without names
 
 
 class _Row(NamedTuple):

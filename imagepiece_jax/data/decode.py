@@ -76,8 +76,8 @@ def size(file) -> tuple[int, int] | None:
 def _bytes(file):
     if hasattr(file, "read"):
         return file.read()
-    with open(file, "rb") as opened:
-        return opened.read()
+    with open(file, "rb") as stream:
+        return stream.read()
 
 
 def _fast_jpeg(data):

@@ -82,7 +82,7 @@ def train_batches(
     Raises InputError as `train_sequence`, and for images that do not fit the transform
     or too many that cannot be read; RunError where a worker process has died.
     """
-    return _alone(train_sequence(source, transform, **options), workers, threads)
+    return _one_sequence(train_sequence(source, transform, **options), workers, threads)
 
 
 def eval_batches(
@@ -92,10 +92,10 @@ def eval_batches(
 
     options: of `eval_sequence`
     """
-    return _alone(eval_sequence(source, transform, **options), workers, threads)
+    return _one_sequence(eval_sequence(source, transform, **options), workers, threads)
 
 
-def _alone(sequence, workers, threads):
+def _one_sequence(sequence, workers, threads):
     # Outside the generator: the caller gets the mistakes of the sequence at once.
     loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
 
@@ -284,15 +284,11 @@ class Chunk(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The first readable image among `candidates`, for each slot of `calls`.
-
-    calls: from a slot to what the transform is called with besides the image
-    index: of the zeros with mask 0 that come where no image is readable
-    """
+    """The first readable image among `candidates`, for each slot of `calls`."""
 
     candidates: Any
-    calls: dict
-    index: int = -1
+    calls: dict  # from a slot to what the transform is called with besides the image
+    index: int = -1  # of the zeros with mask 0 that come where no image is readable
 
 
 def read_chunk(source, transform, requests, allocate) -> Chunk:
@@ -424,13 +420,13 @@ def _join(chunks, sequence):
     batch, history = sequence.empty(), []
     for name, array in batch.items():
         # The axes of devices and micro-batches as one: a view.
-        whole = array.reshape(-1, *array.shape[len(sequence.shape) :])
+        flat = array.reshape(-1, *array.shape[len(sequence.shape) :])
         for chunk in chunks:
             if name == "image":
                 for slot, row in zip(chunk.slots, chunk.rows, strict=True):
-                    whole[slot] = chunk.pixels[row]
+                    flat[slot] = chunk.pixels[row]
             else:
-                whole[chunk.slots] = chunk.fields[name]
+                flat[chunk.slots] = chunk.fields[name]
     for chunk in chunks:
         history += zip(chunk.errors, chunk.fields["mask"], strict=True)
     return batch, history

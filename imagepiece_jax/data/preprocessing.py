@@ -17,7 +17,7 @@ from imagepiece_jax.common.fields import (
     CheckedFields,
     checked,
     choice,
-    is_whole,
+    is_integer,
     number,
     optional,
 )
@@ -41,32 +41,29 @@ IN_CONFIG = {
 
 
 def _size(value):
-    if len(sides(value)) != 2 or not all(is_whole(s) and s > 0 for s in sides(value)):
+    if len(sides(value)) != 2 or not all(is_integer(s) and s > 0 for s in sides(value)):
         raise ValueError(value)
     return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(CheckedFields):
-    """Evaluation's resize and center crop; called with uint8 [H, W, 3] -> [h, w, 3].
+    """Evaluation's resize and center crop; called with uint8 [H, W, 3] -> [h, w, 3]."""
 
-    image_size: pixels a side, or (height, width), that the model gets
-    crop: share of the resized image's sides that is cut out of its center. The short
-        side is resized to int(image_size / crop), 256 for 224 and DeiT's 0.875; for a
-        size that is no square the side that is shorter in proportion. None: DeiT's
-        crop, and none for models of up to 32 pixels
-    crop_mode: "center" for that; "squash" resizes both sides so, whatever the aspect
-    interpolation: "bicubic" or "bilinear", Pillow's with antialiasing, by which
-        published accuracies were measured
-    resize: "deit" for all that; "none" for images that have image_size already
-    """
-
+    # Pixels a side, or (height, width), that the model gets.
     image_size: int | tuple[int, int] = checked(
         REQUIRED, _size, "pixels a side, and (height, width)"
     )
+    # Share of the resized image's sides that is cut out of its center. The short side
+    # is resized to int(image_size / crop), 256 for 224 and DeiT's 0.875; for a size
+    # that is no square the side that is shorter in proportion. None: DeiT's crop, and
+    # none for models of up to 32 pixels.
     crop: float | None = optional(number(above=0, most=1))
+    # "squash" resizes both sides so, whatever the aspect.
     crop_mode: str = choice("center", CROP_MODES)
+    # Pillow's, antialiased, by which published accuracies were measured.
     interpolation: str = choice("bicubic", INTERPOLATIONS)
+    # "none": images have image_size already.
     resize: str = choice("deit", RESIZES)
 
     fields: ClassVar = ("image",)  # of a batch

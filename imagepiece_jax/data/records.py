@@ -122,17 +122,17 @@ def example_class():
     file = descriptor_pb2.FileDescriptorProto(name="example", package="example")
 
     def message(name, *fields, within=file.message_type):
-        made = within.add(name=name)
+        added = within.add(name=name)
         for number, (field, label, kind) in enumerate(fields, start=1):
             is_message = isinstance(kind, str)
-            made.field.add(
+            added.field.add(
                 name=field,
                 number=number,
                 label=label,
                 type=kinds.TYPE_MESSAGE if is_message else kind,
                 type_name=f".example.{kind}" if is_message else None,
             )
-        return made
+        return added
 
     one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
     message("BytesList", ("value", many, kinds.TYPE_BYTES))
@@ -147,12 +147,12 @@ def example_class():
         ("float_list", one, "FloatList"),
         ("int64_list", one, "Int64List"),
     )
-    whole = message("Features", ("feature", many, "Features.FeatureEntry"))
+    features = message("Features", ("feature", many, "Features.FeatureEntry"))
     entry = message(
         "FeatureEntry",
         ("key", one, kinds.TYPE_STRING),
         ("value", one, "Feature"),
-        within=whole.nested_type,
+        within=features.nested_type,
     )
     entry.options.map_entry = True  # protobuf's map<string, Feature>
     message("Example", ("features", one, "Features"))

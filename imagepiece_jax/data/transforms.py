@@ -154,17 +154,12 @@ def fit(image, side):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8.
+    """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8."""
 
-    image_size: pixels a side
-    crop: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
-    pixels) or "none"; the latter two need images of this size
-    """
-
-    image_size: int
-    crop: str
-    area: tuple[float, float]
-    shift: int
+    image_size: int  # pixels a side
+    crop: str  # "random_resized"; "shift" or "none" for images of this size
+    area: tuple[float, float]  # shares of an image's area that a random crop has
+    shift: int  # pixels, at most
     flip: bool
 
     fields: ClassVar = ("image",)

@@ -19,7 +19,7 @@ from flax import errors
 from flax import linen as nn
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
@@ -92,10 +92,10 @@ def features(
     """
     model, size = vit.model_with_tokens(tokens), vit.image_size
     depth = len(model.plan)
-    last = is_whole(layers) and 0 <= layers <= depth
+    last = is_integer(layers) and 0 <= layers <= depth
     blocks = range(depth - layers, depth) if last else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
-    if not all(is_whole(block) and 0 <= block < depth for block in blocks):
+    if not all(is_integer(block) and 0 <= block < depth for block in blocks):
         allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
         raise InputError(field="layers", value=layers, allowed=allowed)
     for name, value in (("norm", norm), ("reshape", reshape)):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.data import class_names, decode
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, within
@@ -85,10 +85,10 @@ class Predictor:
                 stacklevel=3,  # a wrapper
             )
         self._top = min(5, classes) if top is None else top
-        if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:
+        if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
             raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
-        if not is_whole(threads) or threads < 1:
+        if not is_integer(threads) or threads < 1:
             raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
         others = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -107,7 +107,7 @@ def model_variables(
     missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
     if not missing:
         return variables, []
-    if not is_whole(seed):
+    if not is_integer(seed):
         raise InputError(field="seed", value=seed, allowed="whole numbers")
     drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import described, patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -198,7 +198,7 @@ class Pretrained:
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
         # Not cached where True is 1, and lists have no hash: they are refused.
-        reduce = _reduced if is_whole(tokens) else _reduced.__wrapped__
+        reduce = _reduced if is_integer(tokens) else _reduced.__wrapped__
         model = reduce(model, fields, grid, self.name, tokens)
         steps = [layer.step for layer in model.plan if layer.step]
         if any(isinstance(step.reducer, nn.Module) for step in steps):

@@ -7,7 +7,7 @@ import math
 
 from absl import logging
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
@@ -162,7 +162,7 @@ def _with_tokens(method, tokens, model, grid):
     The schedule is as weak as it can be to leave so few, or fewer.
     """
     patches = math.prod(grid)
-    if not is_whole(tokens) or not 1 <= tokens <= patches:
+    if not is_integer(tokens) or not 1 <= tokens <= patches:
         allowed = f"whole numbers from 1 to {patches}, the patches of an image"
         raise InputError(field="tokens", value=tokens, allowed=allowed)
     tokens = int(tokens)  # one of NumPy would be taken for an array

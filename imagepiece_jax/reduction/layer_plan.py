@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.token_counts import Rule
 
@@ -97,7 +97,7 @@ def build(
     """
     at = {}
     for step in steps:
-        if not is_whole(step.block) or not 0 <= step.block < depth:
+        if not is_integer(step.block) or not 0 <= step.block < depth:
             problem = f"has a step at block {step.block}"
             allowed = f"the model's blocks 0 to {depth - 1}"
             raise InputError(problem, value=step.block, allowed=allowed)

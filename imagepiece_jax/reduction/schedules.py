@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 
 # Image tokens after each block of a model of 12 blocks and 196 patches.
@@ -141,7 +141,7 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
         return value
     if not isinstance(value, tuple | list) or not value:
         raise ValueError(value)
-    if not all(map(is_whole, value)):
+    if not all(map(is_integer, value)):
         raise ValueError(value)
     counts = tuple(map(int, value))
     if min(counts) < 1:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common import parallel, plotting
-from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
@@ -21,7 +21,7 @@ from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import Recipe, prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
-SHOWN = 8  # images of an augmented batch
+AUGMENTED = 8  # images of an augmented batch
 SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
@@ -120,7 +120,7 @@ class SampleImages:
                 prepared_images,
                 model=self._model,
                 recipe=Recipe.of(config, self._model),
-                count=SHOWN,
+                count=AUGMENTED,
             )
         )
         self._images, self._titles = examples(source, transform, config.pictures)
@@ -222,7 +222,7 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
     if not slots:
         return None
 
-    images, grid = whole_patches(images, model.patch_size)
+    images, grid = cut_to_patches(images, model.patch_size)
     stages = [
         (f"block {block}", np.asarray(slot))
         for block, slot in zip(blocks, slots, strict=False)
@@ -236,7 +236,7 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
 @functools.partial(jax.jit, static_argnames="model")
 def _decide(variables, images, model):
     """The slots of patches after every reduction up to the first soft one."""
-    _, grid = whole_patches(images, model.patch_size)
+    _, grid = cut_to_patches(images, model.patch_size)
     images = normalize(images, model.mean, model.std)
     results = model.apply(variables, images).results
     _, *slots = patch_slots(results, len(images), math.prod(grid))

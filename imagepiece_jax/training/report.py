@@ -25,7 +25,7 @@ from imagepiece_jax.training.train_step import count_programs, init_state
 UNIT = " (1e18 operations, two a MAC)"
 TRACED = 1024  # images, beside which the weights that a step reads are few
 IMAGENET_IMAGES = 1_281_167  # that train
-SHOWN_CLASSES = 5  # names in the text of a dry run
+MOST_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder) of the last table, for what exists
 PLACES = (
     ("checkpoints", "checkpoints"),
@@ -151,8 +151,8 @@ def _data_text(config, data):
     if names is None:
         classes += ", not named"
     else:
-        first = ", ".join(map(str, names[:SHOWN_CLASSES]))
-        classes += f": {first}{', ...' * (len(names) > SHOWN_CLASSES)}"
+        first = ", ".join(map(str, names[:MOST_CLASSES]))
+        classes += f": {first}{', ...' * (len(names) > MOST_CLASSES)}"
     optim = config.optim
     by = f"{optim.batch_size} / {REFERENCE_BATCH}"
     return (

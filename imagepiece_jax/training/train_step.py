@@ -29,21 +29,16 @@ from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 @struct.dataclass
 class TrainState:
-    """Everything that a run carries from step to step and a checkpoint holds.
-
-    ema: {"params", "batch_stats"} averaged, or None
-    window: sums of the metrics since the last logged step
-    skipped: steps in a row, up to this one, that changed nothing; part of the state, as
-        `window` is, so that a resumed run equals an uninterrupted one
-    """
+    """Everything that a run carries from step to step and a checkpoint holds."""
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any
-    window: dict[str, jax.Array]
-    skipped: jax.Array
+    ema: Any  # {"params", "batch_stats"} averaged, or None
+    # Both are part of the state, so that a resumed run equals an uninterrupted one.
+    window: dict[str, jax.Array]  # sums of the metrics since the last logged step
+    skipped: jax.Array  # steps in a row, up to this one, that changed nothing
 
     @property
     def variables(self):

@@ -37,15 +37,12 @@ STEM = 80  # bytes of an image's name in a figure's name: file systems have a li
 
 
 class View(NamedTuple):
-    """One picture: a title, a short note, and its values.
-
-    values: [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN for
-        dropped patches
-    """
+    """One picture."""
 
     kind: str
     title: str
     note: str
+    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped.
     values: np.ndarray
 
     def draw(self, image, grid, scale=1):
@@ -83,21 +80,21 @@ def save(path, image, name, trace, index):
     map per token. Rows without a picture are left out.
     """
     scale = plotting.enlargement(image)
-    shown = views(trace, index)
+    by_kind = views(trace, index)
 
     def panels(kind):
         return [
             view and (view.title, view.draw(image, trace.grid, scale), view.note)
-            for view in shown[kind]
+            for view in by_kind[kind]
         ]
 
     pixels = image.repeat(scale, 0).repeat(scale, 1)
     lead = (name, pixels, f"{math.prod(trace.grid)} patches")
-    rows = [[None, *panels(kind)] for kind in KINDS if any(shown[kind])] or [[]]
+    rows = [[None, *panels(kind)] for kind in KINDS if any(by_kind[kind])] or [[]]
     rows[0] = [lead, *rows[0][1:]]
     maps = panels("weights")
     rows += [maps[i : i + MAPS_IN_A_ROW] for i in range(0, len(maps), MAPS_IN_A_ROW)]
-    captions = [text for kind, text in CAPTIONS.items() if any(shown[kind])]
+    captions = [text for kind, text in CAPTIONS.items() if any(by_kind[kind])]
     plotting.panel_page(path, rows, " ".join(captions))
 
 

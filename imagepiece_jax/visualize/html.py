@@ -19,14 +19,14 @@ from PIL import Image
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
-from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
 
 WIDTH = 224  # of pictures before they are loaded, in pixels of the page
 QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
-SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
+LABELS = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
 
 
 def write_folder(
@@ -50,7 +50,7 @@ def write_folder(
     figures, methods, traces = pathlib.Path(out) / "figures", [], []
     for folder in (out, figures):
         make_folder("--out", folder)
-    images_of_patches, _ = whole_patches(images, models[0].model.patch_size)
+    images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
         traces.append(tracing.trace(vit.model, vit.variables, images))
         methods.append(
@@ -158,7 +158,7 @@ def _switch():
     choices = [
         f'<label><input type="radio" name="show" id="show-{kind}"'
         f"{' checked' * (kind == 'tokens')}>{text}</label>"
-        for kind, text in SHOWN.items()
+        for kind, text in LABELS.items()
     ]
     keys = {
         "tokens": f"{figure.CAPTIONS['tokens']} {figure.CAPTIONS['weights']}",
@@ -173,9 +173,9 @@ def _switch():
 def _section(index, image, name, methods, traces, class_names):
     """One image: the results of all methods side by side, then each block by block."""
     escaped = html.escape(name)
-    shown = [figure.views(trace, index) for trace in traces]
+    views = [figure.views(trace, index) for trace in traces]
     cells, details = [], []
-    for method, trace, kinds in zip(methods, traces, shown, strict=True):
+    for method, trace, kinds in zip(methods, traces, views, strict=True):
         label = html.escape(method["label"])
         draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
         top, sure = trace.top[index], 100 * trace.confidence[index]
@@ -191,7 +191,7 @@ def _section(index, image, name, methods, traces, class_names):
                 f'<div class="strip" tabindex="0" role="region" aria-label="{label}, '
                 f'{escaped}">{draw.strip()}</div></details>'
             )
-    whole = (
+    original = (
         f'<div class="cell"><h3>input</h3><figure><img src="{_jpeg(image)}" '
         f'alt="{escaped}" width="{image.shape[1]}" height="{image.shape[0]}">'
         f"</figure></div>"
@@ -199,7 +199,8 @@ def _section(index, image, name, methods, traces, class_names):
     return (
         f'<section id="image-{index}" aria-labelledby="name-{index}">'
         f'<h2 id="name-{index}">{escaped}</h2>'
-        f'<div class="beside">{whole}{"".join(cells)}</div>{"".join(details)}</section>'
+        f'<div class="beside">{original}{"".join(cells)}</div>'
+        f"{''.join(details)}</section>"
     )
 
 
@@ -227,22 +228,20 @@ class _Drawing:
             for kind, views in kinds.items()
         )
 
-    def _figure(self, view, shown):
-        """`view` as a figure that is shown while the kind `shown` is selected."""
+    def _figure(self, view, kind):
+        """`view` as a figure that is shown while the kind is selected."""
         if view is None:
-            overlap = shown == "sizes" and self._kinds["weights"]
-            return (
-                f'<p class="none {shown}">{_NONE["overlap" if overlap else shown]}</p>'
-            )
+            overlap = kind == "sizes" and self._kinds["weights"]
+            return f'<p class="none {kind}">{_NONE["overlap" if overlap else kind]}</p>'
         alt = html.escape(f"{view.title}, {view.note}: {self._of}")
         if view.kind == "tokens":
             scale = plotting.enlargement(self._image)
             drawn = _jpeg(view.draw(self._image, self._grid, scale))
-            return _framed(shown, drawn, alt, view.title, view.note, self._grid)
+            return _framed(kind, drawn, alt, view.title, view.note, self._grid)
         painted = plotting.value_colors(view.values, figure.COLORMAPS[view.kind])
         small = _png(painted.reshape(*self._grid, 4))
         photo = f"values photo-{self._index}"
-        return _framed(shown, small, alt, view.title, view.note, self._grid, photo)
+        return _framed(kind, small, alt, view.title, view.note, self._grid, photo)
 
     def _sheet(self, maps):
         """All learned tokens as one picture of small maps."""
@@ -274,10 +273,10 @@ _NONE = {
 }
 
 
-def _framed(shown, source, alt, title, note, shape, frame="groups"):
+def _framed(kind, source, alt, title, note, shape, frame="groups"):
     height = round(WIDTH * shape[0] / shape[1])
     return (
-        f'<figure class="{shown}"><div class="{frame}"><img src="{source}" alt="{alt}" '
+        f'<figure class="{kind}"><div class="{frame}"><img src="{source}" alt="{alt}" '
         f'width="{WIDTH}" height="{height}" loading="lazy"></div>'
         f"<figcaption><b>{title}</b>{note}</figcaption></figure>"
     )

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.vit import ViT
@@ -32,46 +32,35 @@ _OF_TRACE = ("top", "confidence", "attention", "attended")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Result of the reduction at one block on the patches of B images.
-
-    site: "mid", between attention and MLP of the block, or "pre", before it
-    source: [B, n0] int32, the token that holds each patch, or DROPPED
-    sizes: [B, n_out] int32, the patches of each token
-    weights: [B, n_out, n0] float32, how much of each patch a token took; only of a soft
-        reduction (TokenLearner), which has neither source nor sizes
-    attention: [B, m] float32, class attention (mean over heads) in the last block
-        before the step; None where there is no such block, or no class token
-    attended: [B, n0], the token of `attention` that holds each patch
-    """
+    """Result of the reduction at one block on the patches of B images."""
 
     block: int
-    site: str
+    site: str  # "mid", between attention and MLP of the block, or "pre", before it
     tokens: int
+    # [B, n0] int32, the token that holds each patch, or DROPPED.
     source: np.ndarray | None = None
-    sizes: np.ndarray | None = None
+    sizes: np.ndarray | None = None  # [B, n_out] int32, the patches of each token
+    # [B, n_out, n0] float32, how much of each patch a token took; only of a soft
+    # reduction (TokenLearner), which has neither source nor sizes.
     weights: np.ndarray | None = None
+    # [B, m] float32, class attention (mean over heads) in the last block before the
+    # step; None where there is no such block, or no class token.
     attention: np.ndarray | None = None
+    # [B, n0], the token of `attention` that holds each patch.
     attended: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The stages of one model on B images, and its predictions.
+    """The stages of one model on B images, and its predictions."""
 
-    grid: (height, width) in patches
-    depth: number of blocks
-    tokens: image tokens at the end
-    top: [B] int32, the most probable class
-    confidence: [B] float32, its probability
-    attention, attended: as in a Stage, in the last block; None after a soft reduction
-    """
-
-    grid: tuple[int, int]
-    depth: int
+    grid: tuple[int, int]  # (height, width) in patches
+    depth: int  # number of blocks
     stages: tuple[Stage, ...]
-    tokens: int
-    top: np.ndarray
-    confidence: np.ndarray
+    tokens: int  # image tokens at the end
+    top: np.ndarray  # [B] int32, the most probable class
+    confidence: np.ndarray  # [B] float32, its probability
+    # As in a Stage, in the last block; None after a soft reduction.
     attention: np.ndarray | None = None
     attended: np.ndarray | None = None
 
@@ -85,7 +74,7 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
     model: with plain kernels, and a plan that is not that of masked training
     """
     decided, attention, top, confidence = _in_batches(model, variables, images)
-    _, grid = whole_patches(images, model.patch_size)
+    _, grid = cut_to_patches(images, model.patch_size)
     source = np.tile(np.arange(math.prod(grid), dtype=np.int32), (len(images), 1))
     stages, looks, decided = [], [(None, None)], iter(decided)
     for block, layer in enumerate(model.plan):
@@ -112,8 +101,8 @@ def _stage(block, site, decision, source, look):
         shared = (source[:, :, None] == source[:, None, :]).sum(axis=2)
         part = (source != DROPPED) / np.maximum(shared, 1)
         weights = np.take_along_axis(decision, at, axis=2) * part[:, None]
-        kept = {"weights": weights.astype(np.float32)}
-        return Stage(block, site, decision.shape[1], **kept, **_look(look))
+        soft = {"weights": weights.astype(np.float32)}
+        return Stage(block, site, decision.shape[1], **soft, **_look(look))
     source = np.asarray(compose(decision, source))
     tokens = int(decision.max()) + 1
     sizes = (source[:, :, None] == np.arange(tokens)).sum(axis=1, dtype=np.int32)

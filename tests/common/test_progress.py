@@ -33,7 +33,7 @@ def test_short_work_is_silent(said):
 
 def test_a_line_in_a_log(said):
     assert said(0.5, io.StringIO()) == "compiling the step ..\n"
-    assert said(0.5, io.StringIO(), shown=False) == ""
+    assert said(0.5, io.StringIO(), enabled=False) == ""
 
 
 def test_the_elapsed_time_on_a_terminal(said):

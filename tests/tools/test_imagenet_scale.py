@@ -57,23 +57,23 @@ def test_reading_processes_stay_below_a_limit_that_is_less_than_the_files(folder
         "--config.data.workers=2",
     )
     result = json.loads(out.splitlines()[-1])
-    assert len(result["held"]) == 10
-    for held in result["held"]:
-        readers = sorted(one["fd"] for one in held.values())[-2:]
+    assert len(result["samples"]) == 10
+    for sample in result["samples"]:
+        readers = sorted(one["fd"] for one in sample.values())[-2:]
         assert 10 < readers[0] <= readers[1] < LIMIT
     assert result["rate"] > 0
 
 
 def figures(pss=150.0, first=3.0, fd=40):
     """What each part of a measurement could have returned."""
-    first_held = {"7": {"pss": 200.0, "fd": 30, "task": 80}}
-    first_held["8"] = {"pss": 150.0, "fd": 40, "task": 70}
-    last = first_held | {"8": {"pss": pss, "fd": fd, "task": 70}}
+    before = {"7": {"pss": 200.0, "fd": 30, "task": 80}}
+    before["8"] = {"pss": 150.0, "fd": 40, "task": 70}
+    last = before | {"8": {"pss": pss, "fd": fd, "task": 70}}
     return {
         "start": {"open": 1.0, "first": first},
         "epoch_end": {"median": 0.5, "longest": 0.75},
         "rate": {"rate": 4321.0},
-        "growth": {"held": [first_held, last], "rate": 3210.0},
+        "growth": {"samples": [before, last], "rate": 3210.0},
     }
 
 

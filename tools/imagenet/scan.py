@@ -241,7 +241,7 @@ def _train_folder(path):
             hint = "train on other sets as they are, config.data.name=folder:PATH"
             raise _other(path, folder.name, allowed, hint)
         for image in _images(folder.path):
-            yield _whole(image, labels[folder.name])
+            yield _of_file(image, labels[folder.name])
 
 
 def _val_folder(path):
@@ -250,7 +250,7 @@ def _val_folder(path):
     if not loose:
         yield from _train_folder(path)
     for image in loose:
-        yield _whole(image, label_of(image.name))
+        yield _of_file(image, label_of(image.name))
 
 
 def _numbered(path):
@@ -271,8 +271,8 @@ def _numbered(path):
 
 def _entries(path):
     with os.scandir(path) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(shown, key=lambda entry: entry.name)
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(found, key=lambda entry: entry.name)
 
 
 def _images(path):
@@ -283,7 +283,7 @@ def _images(path):
     ]
 
 
-def _whole(image, label):
+def _of_file(image, label):
     return Entry(image.name, label, image.path, 0, image.stat().st_size)
 
 

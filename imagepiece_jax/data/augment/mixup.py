@@ -106,8 +106,12 @@ def apply(mix, images, targets, partner_images, partner_targets):
     column = jnp.arange(width)[None, :]
     top, bottom, left, right = mix.box
     inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
-    kept = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)[None, :, :, None]
-    mixed = _blend(kept, images.astype(jnp.float32), partner_images.astype(jnp.float32))
+    own_share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)[
+        None, :, :, None
+    ]
+    mixed = _blend(
+        own_share, images.astype(jnp.float32), partner_images.astype(jnp.float32)
+    )
     return mixed.astype(images.dtype), _blend(mix.lam, targets, partner_targets)
 
 

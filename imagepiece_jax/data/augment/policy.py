@@ -59,16 +59,11 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Augmentation on the device; the defaults do nothing.
+    """Augmentation on the device; the defaults do nothing."""
 
-    crop: for batches of canvases, which come with their extents
-    policy: RandAugment, None where it is switched off
-    erase_prob: of random erasing
-    """
-
-    crop: Crop | None = None
-    policy: Policy | None = None
-    erase_prob: float = 0.0
+    crop: Crop | None = None  # for batches of canvases, which come with their extents
+    policy: Policy | None = None  # RandAugment
+    erase_prob: float = 0.0  # of random erasing
 
     @property
     def draws(self):

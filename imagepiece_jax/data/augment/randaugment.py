@@ -148,22 +148,24 @@ def tables(images, op, magnitude, sign):
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m, direction = magnitude[:, None, None], sign[:, None, None]
     share = factor(m, direction)
-    kept_bits = 4 - (4 * m / 10).astype(jnp.int32)
+    bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
     added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
-    made = {
+    results = {
         "AutoContrast": _autocontrast(images, value),
         "Equalize": _equalize(_histograms(images, op == OPS.index("Equalize"))),
         "Invert": 255 - value,
-        "Posterize": (value >> (8 - kept_bits)) << (8 - kept_bits),
+        "Posterize": (value >> (8 - bits)) << (8 - bits),
         "Solarize": jnp.where(value < threshold, value, 255 - value),
         "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + added), value),
         "Contrast": blend(_mean(images)[:, None, None], value, share),
         "Brightness": blend(jnp.zeros_like(value), value, share),
     }
     shape = (images.shape[0], 3, 256)
-    choices = jnp.stack([jnp.broadcast_to(v, shape) for v in (value, *made.values())])
-    chosen = [op == OPS.index(name) for name in made]
+    choices = jnp.stack(
+        [jnp.broadcast_to(v, shape) for v in (value, *results.values())]
+    )
+    chosen = [op == OPS.index(name) for name in results]
     takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
     # A product with zeros and a one: a compiler folds a chain of selects into the
     # lookup and makes the table anew for every pixel.
@@ -252,7 +254,7 @@ def matrices(op, magnitude, sign, height, width):
     move = sign * 0.45 * magnitude / 10
     zero, one = jnp.zeros_like(sign), jnp.ones_like(sign)
     x, y = width / 2, height / 2
-    made = {
+    results = {
         # Around the center, which stays in place.
         "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
         "ShearX": (one, shear, zero, zero, one, zero),
@@ -261,7 +263,7 @@ def matrices(op, magnitude, sign, height, width):
         "TranslateY": (one, zero, zero, zero, one, move * height),
     }
     matrix = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
-    for name, new in made.items():
+    for name, new in results.items():
         chosen = (op == OPS.index(name))[:, None]
         matrix = jnp.where(chosen, jnp.stack(new, axis=-1), matrix)
     return matrix

@@ -16,8 +16,8 @@ from imagepiece_jax.common.fields import (
     blocks,
     checked,
     choice,
+    is_integer,
     is_number,
-    is_whole,
     optional,
     positive,
 )
@@ -38,7 +38,7 @@ FEWEST = 10  # tokens, class token included, that always stay
 def _removed(value):
     if is_number(value) and 0 <= value < 1:
         return float(value)
-    if is_whole(value) and value >= 1:
+    if is_integer(value) and value >= 1:
         return int(value)
     raise ValueError(value)
 
