@@ -54,11 +54,8 @@ def adapt(context):
     context = dataclasses.replace(context, images=images)
     count = context.settings.folds
     if not 2 <= count <= len(images):
-        raise InputError(
-            field="--folds",
-            value=count,
-            allowed=f"2 to the images of --data, {len(images)}",
-        )
+        allowed = f"2 to the images of --data, {len(images)}"
+        raise InputError(field="--folds", value=count, allowed=allowed)
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
     _check_sets(context, configs, labels, parts)
@@ -102,14 +99,10 @@ def _configs(context):
 def _prepared(context, config) -> "ConfigDict":
     """The config of a fold's run, but for its images."""
     pretrained, images = context.pretrained, context.images
-    config = finetuning_config(
-        config.copy_and_resolve_references(),
-        pretrained,
-        pretrained.config.dtype,
-        images.resize,
-        images.workers,
-        typed=context.config is not None,
-    )
+    config = config.copy_and_resolve_references()
+    read, typed = (images.resize, images.workers), context.config is not None
+    dtype = pretrained.config.dtype
+    config = finetuning_config(config, pretrained, dtype, *read, typed=typed)
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
@@ -131,12 +124,9 @@ def _readable(images):
     """
     source = images.source
     if not os.path.isfile(source.name(0)):
-        raise InputError(
-            "has images that are no files, which a table cannot name",
-            field="--data",
-            value=images.name,
-            allowed="csv:FILE and folder:PATH",
-        )
+        problem = "has images that are no files, which a table cannot name"
+        found = {"field": "--data", "value": images.name}
+        raise InputError(problem, **found, allowed="csv:FILE and folder:PATH")
     labels, in_a_row = {}, []
     for index in range(len(source)):
         try:

@@ -107,12 +107,8 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     """All runs in `folder`, by name; InputError if there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
-        raise InputError(
-            f"{folder} has no run",
-            field="--runs",
-            value=folder,
-            allowed="a folder of runs",
-        )
+        problem, allowed = f"{folder} has no run", "a folder of runs"
+        raise InputError(problem, field="--runs", value=folder, allowed=allowed)
     return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 
@@ -137,16 +133,13 @@ class FixedTokens(MeasuredWeights):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """The models, images and results of an experiment.
-
-    config: of --config
-    """
+    """The models, images and results of an experiment."""
 
     cache: ResultCache
     settings: Common
-    models: Models
-    images: Images
-    config: "ConfigDict | None" = None
+    models: Models | None = None  # None: `scratch`, which trains them
+    images: Images | None = None
+    config: "ConfigDict | None" = None  # of --config
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -243,12 +236,10 @@ class Answers:
         try:
             self.right = decode_bits(figures["right"], figures["images"])
         except ValueError as error:
-            raise InputError(
-                f"has {error}, but {figures['images']} images",
-                place="a line of points.jsonl",
-                field="result.right",
-                hint="remove the line, and it is measured again",
-            ) from error
+            problem = f"has {error}, but {figures['images']} images"
+            found = {"place": "a line of points.jsonl", "field": "result.right"}
+            hint = "remove the line, and it is measured again"
+            raise InputError(problem, **found, hint=hint) from error
 
     def __getitem__(self, name):
         return self.figures[name]

@@ -73,16 +73,10 @@ class Images:
 
     def subset(self, indices) -> "Images":
         """The same with these images alone."""
-        return Images(
-            Subset(self.source, indices),
-            self.name,
-            self.image_size,
-            resize=self.resize,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            crop=self.crop,
-            split=self.split,
-        )
+        options = {"batch_size": self.batch_size, "workers": self.workers}
+        options |= {"resize": self.resize, "crop": self.crop, "split": self.split}
+        part = Subset(self.source, indices)
+        return Images(part, self.name, self.image_size, **options)
 
     @property
     def text(self) -> str:

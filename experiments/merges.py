@@ -45,11 +45,9 @@ def observed(model):
     InputError for a model without class token.
     """
     if not model.arch.class_token:
-        raise InputError(
-            "has no class token, whose attention this experiment reads",
-            field="the model",
-            allowed="weights of a model with one",
-        )
+        problem = "has no class token, whose attention this experiment reads"
+        allowed = "weights of a model with one"
+        raise InputError(problem, field="the model", allowed=allowed)
 
     def wrap(reducer):
         return reducer if isinstance(reducer, nn.Module) else Observed(reducer)

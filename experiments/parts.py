@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from scipy.special import stdtr
 
 from experiments import render
 from imagepiece_jax.common import plotting
@@ -145,28 +144,20 @@ def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
         for fate, methods in SELECTORS.items()
         for method in methods
     ]
-    values = np.array(
-        [
-            [found[cell].kl[ODD].mean() if cell in found else np.nan for cell in row]
-            for row in rows
-        ]
-    )
+
+    def kl(cell):
+        return found[cell].kl[ODD].mean() if cell in found else np.nan
+
+    values = np.array([[kl(cell) for cell in row] for row in rows])
     figure = plotting.new_figure(9.5, 5.5, layout="constrained")
     axes = figure.add_subplot()
-    drawn = axes.imshow(
-        np.log10(values), cmap="viridis_r", vmin=-1.1, vmax=0.3, aspect="auto"
-    )
+    scale = {"cmap": "viridis_r", "vmin": -1.1, "vmax": 0.3}
+    drawn = axes.imshow(np.log10(values), aspect="auto", **scale)
     for (row, column), value in np.ndenumerate(values):
         light = np.log10(value) > -0.6
-        axes.text(
-            column,
-            row,
-            f"{value:.2f}" if np.isfinite(value) else "",
-            color="white" if light else "black",
-            ha="center",
-            va="center",
-            fontsize=8,
-        )
+        style = {"color": "white" if light else "black", "fontsize": 8}
+        text = f"{value:.2f}" if np.isfinite(value) else ""
+        axes.text(column, row, text, ha="center", va="center", **style)
     names = [f"{_selector(row[0])}, {row[0].fate}" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
@@ -268,9 +259,8 @@ def shares_table(found) -> str:
 def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
     """Test of one number an image, by Student's t."""
     change = np.asarray(ours) - np.asarray(theirs)
-    error = change.std(ddof=1) / np.sqrt(len(change))
-    p = 2 * stdtr(len(change) - 1, -abs(change.mean()) / error) if error else 1.0
-    return name, unit, statistics.student(change), float(p)
+    p = 2 * min(statistics.student_p(sign * change, 0.0) for sign in (1, -1))
+    return name, unit, statistics.student(change), min(p, 1.0)
 
 
 def contrasts(found) -> list[tuple]:

@@ -109,11 +109,9 @@ class Results:
     def __post_init__(self):
         named = {row.source for row in self.rows}
         if named != set(self.sources):
-            raise InputError(
-                field="source",
-                value=sorted(named ^ set(self.sources)),
-                allowed="names in sources, each of which has a row",
-            )
+            found = sorted(named ^ set(self.sources))
+            allowed = "names in sources, each of which has a row"
+            raise InputError(field="source", value=found, allowed=allowed)
         for row in self.rows:
             if row.right is not None:
                 accuracy = 100 * row.bits(self.sources[row.source].images).mean()
@@ -178,11 +176,8 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     methods, model and images.
     """
     if report["metric"] != "gmacs":
-        raise InputError(
-            field="metric",
-            value=report["metric"],
-            allowed="gmacs, whose settings are the same on every device",
-        )
+        allowed = "gmacs, whose settings are the same on every device"
+        raise InputError(field="metric", value=report["metric"], allowed=allowed)
     shares = ",".join(f"{share:g}" for share in report["shares"])
     data, resize = report["images"]["data"], report["images"]["resize"]
     trained = report["trained_as"]

@@ -63,19 +63,14 @@ def select(words: list[str], common: Common) -> list[str]:
     if len(words) != 1 or words[0] not in allowed:
         name = " ".join(words)
         hint = suggestion(name, allowed, "") if len(words) == 1 else ""
-        raise InputError(
-            "" if words else "is missing",
-            field="NAME",
-            value=name,
-            allowed=f"one of {', '.join(allowed)}" * (not hint),
-            hint=hint,
-        )
+        found = {"field": "NAME", "value": name, "hint": hint}
+        found["allowed"] = f"one of {', '.join(allowed)}" * (not hint)
+        raise InputError("" if words else "is missing", **found)
     (name,) = words
     small = [other for other, each in EXPERIMENTS.items() if each.small]
     if common.small and name in EXPERIMENTS and name not in small:
-        raise InputError(
-            f"has no form of {name}", field="--small", allowed=", ".join(small)
-        )
+        problem, allowed = f"has no form of {name}", ", ".join(small)
+        raise InputError(problem, field="--small", allowed=allowed)
     if name != ALL:
         return words
     paper = [other for other, each in EXPERIMENTS.items() if each.paper]

@@ -99,11 +99,9 @@ def measure(
     results = {row.name: _measured(context, row, models[row], bases) for row in models}
     if not any(results.values()):
         names = ", ".join(context.models.names())
-        raise InputError(
-            "has no model" + f" but {names}" * bool(names),
-            field="this table",
-            allowed="--weights of a row, --runs with trained ones, or --small",
-        )
+        problem = "has no model" + f" but {names}" * bool(names)
+        allowed = "--weights of a row, --runs with trained ones, or --small"
+        raise InputError(problem, field="this table", allowed=allowed)
     return results
 
 

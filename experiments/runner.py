@@ -48,11 +48,8 @@ def run(
     names, common = [*settings], next(iter(settings.values()))
     training = common.small or names == ["adapt"]  # as their config says
     if overrides and (common.runs or training):
-        raise InputError(
-            "is missing",
-            field="--config",
-            allowed="without it, --config.FIELD=VALUE of --weights as they are",
-        )
+        allowed = "without it, --config.FIELD=VALUE of --weights as they are"
+        raise InputError("is missing", field="--config", allowed=allowed)
     if normalization and common.runs:
         raise InputError("has its own --mean and --std", field="--runs")
     out = pathlib.Path(common.out)
@@ -65,11 +62,9 @@ def run(
         for name, own in settings.items():
             cache.experiment = name
             module, _, function = EXPERIMENTS[name].function.partition(":")
-            function = getattr(
-                importlib.import_module(f"experiments.{module}"), function
-            )
+            module = importlib.import_module(f"experiments.{module}")
             try:
-                function(dataclasses.replace(context, settings=own))
+                getattr(module, function)(dataclasses.replace(context, settings=own))
             except InputError as error:
                 if len(settings) == 1:
                     raise
@@ -92,14 +87,9 @@ def _models(settings, config, weights_config, normalization, overrides):
     pretrained = pretrained.analyzed(dtype)
     if not settings.small:
         return OffTheShelf(pretrained)
-    recipe = finetuning_config(
-        config or package_config(FINETUNING),
-        pretrained,
-        dtype,
-        settings.resize,
-        settings.readers,
-        typed=config is not None,
-    )
+    recipe = config or package_config(FINETUNING)
+    read = dtype, settings.resize, settings.readers
+    recipe = finetuning_config(recipe, pretrained, *read, typed=config is not None)
     folder = pathlib.Path(settings.out) / "small"
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
@@ -112,22 +102,16 @@ def _images(settings, models, names):
     """
     sizes = models.sizes()
     if len(sizes) > 1:
-        raise InputError(
-            f"has models of (classes, image size) {sorted(sizes)}",
-            field="--runs",
-            value=settings.runs,
-            allowed="models of one data set",
-        )
+        problem = f"has models of (classes, image size) {sorted(sizes)}"
+        found = {"field": "--runs", "value": settings.runs}
+        raise InputError(problem, **found, allowed="models of one data set")
     ((classes, side),) = sizes
     needs = {EXPERIMENTS[name].classes for name in names}
     labeled = True in needs or (None in needs and bool(classes))
     if labeled and not classes:
-        raise InputError(
-            "has no classes, so there is no accuracy to compare",
-            field="--weights",
-            value=settings.weights,
-            allowed="weights with a head",
-        )
+        problem = "has no classes, so there is no accuracy to compare"
+        found = {"field": "--weights", "value": settings.weights}
+        raise InputError(problem, **found, allowed="weights with a head")
     one = models.pretrained if isinstance(models, OffTheShelf) else None
     names_of_weights = one.class_names if one and labeled else None
     images = Images.open(

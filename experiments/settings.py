@@ -8,14 +8,7 @@ from typing import get_type_hints
 from absl import flags
 
 from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import (
-    choice,
-    count,
-    number,
-    optional,
-    several,
-    text,
-)
+from imagepiece_jax.common.fields import choice, count, number, optional, several, text
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
@@ -113,9 +106,8 @@ class Sweep(Common):
         from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
         if not self.sweep:
-            raise InputError(
-                "is missing", field="--sweep", allowed="methods, such as tome:r=8"
-            )
+            allowed = "methods, such as tome:r=8"
+            raise InputError("is missing", field="--sweep", allowed=allowed)
         return [r for r in parse_sweeps(self.sweep) if r["name"] != DENSE["name"]]
 
 
@@ -136,8 +128,7 @@ class Maps(Decoder):
 @dataclasses.dataclass(frozen=True)
 class Saliency(Maps):
     methods: tuple[str, ...] = flag(
-        several((), text(), "names of methods"),
-        "these, tome and random; default: all",
+        several((), text(), "names of methods"), "these, tome and random; default: all"
     )
     shares: tuple[float, ...] = flag(
         one_or_more((0.9, 0.75, 0.6, 0.5, 0.4), number(above=0, below=1)),
@@ -206,11 +197,9 @@ def check_flags(classes: Iterable[type[Settings]], every: Iterable[type[Settings
     ours = set().union(*map(own_fields, classes))
     for name in sorted(set().union(*map(own_fields, every)) - ours):
         if flags.FLAGS[name].present:
-            raise InputError(
-                "is a flag of other experiments",
-                field=f"--{name}",
-                allowed="flags whose line of --help names this one, or no experiment",
-            )
+            problem = "is a flag of other experiments"
+            allowed = "flags whose line of --help names this one, or no experiment"
+            raise InputError(problem, field=f"--{name}", allowed=allowed)
 
 
 def _kind(hint):

@@ -130,15 +130,10 @@ def _strongest(context, measured):
             continue
         setting, result = best
         change = statistics.paired_difference(result.right, base.right)
-        lines.append(
-            [
-                row.name,
-                ", ".join(f"{k}={v}" for k, v in setting.items() if k != "name"),
-                result["tokens"],
-                f"{result['gmacs']:.3f}",
-                statistics.format_difference(change),
-            ]
-        )
+        fields = (f"{k}={v}" for k, v in setting.items() if k != "name")
+        line = [row.name, ", ".join(fields), result["tokens"]]
+        line += [f"{result['gmacs']:.3f}", statistics.format_difference(change)]
+        lines.append(line)
     head = ["method", "strongest setting", render.TOKENS_LEFT, "GMACs"]
     return (
         f"Strongest setting of one checkpoint within {MAX_LOSS:g} points of its dense "
@@ -337,25 +332,18 @@ def tome_offtheshelf(context):
         speed = context.speed(pretrained, tome_by(r))
         change = statistics.paired_difference(result.right, base.right)
         curve.append((result["gmacs"], result.accuracy))
-        lines.append(
-            [
-                r,
-                result["tokens"],
-                f"{result['gmacs']:.3f}",
-                statistics.format_estimate(result.accuracy),
-                statistics.format_difference(change) if r else "",
-                render.speed_cell(speed),
-            ]
-        )
+        line = [r, result["tokens"], f"{result['gmacs']:.3f}"]
+        line += [statistics.format_estimate(result.accuracy)]
+        line += [statistics.format_difference(change) if r else ""]
+        lines.append([*line, render.speed_cell(speed)])
     head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
     text = render.table([*head, "x dense, measured"], lines)
     printed = _printed_by_tome(pretrained)
     path = context.out / "tome-offtheshelf.png"
     render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
     title = "ToMe without training, by r"
-    render.page(
-        context, "tome-offtheshelf", title, text, printed, render.facts(context)
-    )
+    parts = text, printed, render.facts(context)
+    render.page(context, "tome-offtheshelf", title, *parts)
 
 
 def tome_by(r: int) -> dict:
@@ -366,12 +354,8 @@ def tome_by(r: int) -> dict:
 def _printed_by_tome(pretrained):
     """Table of what ToMe's authors print for models of this shape."""
     model = pretrained.config.create(tome_by(0))
-    shape = (
-        model.embed_dim,
-        len(model.plan),
-        model.patch_size,
-        pretrained.config.image_size,
-    )
+    shape = model.embed_dim, len(model.plan), model.patch_size
+    shape += (pretrained.config.image_size,)
     rows = [row for row in published.TOME if row[2] == shape]
     if not rows:
         return ""

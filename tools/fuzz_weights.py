@@ -138,13 +138,8 @@ def _opcodes(data, draw):
             (b"N", b"]", b"}", b")", b"\x88", b"0", b"1", b"2", b"(", b"a", b"\x85")
             + (b"ctorch\nLongStorage\n", b"ctorch\nByteStorage\n", b"X\1\0\0\x000")
             + (b"cargparse\nNamespace\n)\x81", b"ccollections\nOrderedDict\n)R")
-            + (
-                b"ctorch._utils\n_rebuild_tensor_v2\n",
-                b"G" + bytes(8),
-                b"Q",
-                b"R",
-                b"b",
-            )
+            + (b"ctorch._utils\n_rebuild_tensor_v2\n", b"G" + bytes(8))
+            + (b"Q", b"R", b"b")
             + (b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"r\xff\xff\xff\x7f")
         )
         parts.insert(one, word)
@@ -159,19 +154,8 @@ def _directory(data, draw):
         entries.append(place)
         place = data.find(b"PK\1\2", place + 4)
     start = draw.choice(entries)
-    field, size = draw.choice(
-        (
-            (10, 2),
-            (16, 4),
-            (20, 4),
-            (24, 4),
-            (24, 4),
-            (28, 2),
-            (30, 2),
-            (42, 4),
-            (46, 1),
-        )
-    )
+    fields = (10, 2), (16, 4), (20, 4), (24, 4), (24, 4), (28, 2), (30, 2)
+    field, size = draw.choice((*fields, (42, 4), (46, 1)))
     now = int.from_bytes(data[start + field : start + field + size], "little")
     value = draw.choice(
         (0, 1, now + 1, now * 2, now * 50, now - 1, draw.getrandbits(32))

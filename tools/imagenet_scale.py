@@ -54,9 +54,8 @@ RESOURCES = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 def main(words):
     if len(words) != 2 or words[0] not in ("write", "measure"):
-        raise InputError(
-            field="words", value=" ".join(words), allowed="write DIR, measure DIR"
-        )
+        value, allowed = " ".join(words), "write DIR, measure DIR"
+        raise InputError(field="words", value=value, allowed=allowed)
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
         write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})

@@ -14,14 +14,7 @@ import pathlib
 import timm
 import torch
 from timm.data import ImageNetInfo
-from timm.layers import (
-    Attention,
-    AttentionRope,
-    GluMlp,
-    Mlp,
-    SwiGLU,
-    pos_embed_sincos,
-)
+from timm.layers import Attention, AttentionRope, GluMlp, Mlp, SwiGLU, pos_embed_sincos
 from timm.models import deit, eva, vision_transformer
 from torch import nn
 
@@ -31,11 +24,7 @@ from imagepiece_jax.models.rotary import Rotary
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
-KINDS = (
-    vision_transformer.VisionTransformer,
-    deit.VisionTransformerDistilled,
-    eva.Eva,
-)
+KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
 ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -62,11 +61,8 @@ def main():
     if DEVICES.value % 2:
         raise InputError(field="--devices", value=DEVICES.value, allowed="even numbers")
     if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
-        raise InputError(
-            field="--devices",
-            value=DEVICES.value,
-            allowed=f"the GPUs here, {gpus_here}",
-        )
+        allowed = f"the GPUs here, {gpus_here}"
+        raise InputError(field="--devices", value=DEVICES.value, allowed=allowed)
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
         folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
@@ -277,10 +273,7 @@ class HostRuns:
 
         Tasks find their own GPUs among all that they see; CPU devices are created.
         """
-        shared = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        shared = tiny_runs.cached(self.folder / "cache") | {
             "SLURM_JOB_ID": str(uuid.uuid4().int),  # chooses the port
             "SLURM_STEP_ID": "0",
             "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -358,12 +351,7 @@ class HostRun(tiny_runs.TinyRun):
     def finish(self, processes):
         """Run to the end: the step that it resumed from, 0 where it started anew."""
         logged = self.log.stat().st_size if self.log.exists() else 0
-        if any(self.start(processes).ended()):
-            raise RunError(f"a run failed: see {self.log}")
-        resumed_at = re.search(
-            r"resuming from step (\d+)", self.log.read_text()[logged:]
-        )
-        return int(resumed_at[1]) if resumed_at else 0
+        return self.resumed_at(any(self.start(processes).ended()), logged)
 
     def copied(self, name):
         """A copy of the run as it is now, in another folder."""

@@ -45,6 +45,15 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"
 PATIENCE = 300.0  # seconds for anything that a run should do
 
 
+def cached(folder):
+    """Variables of a process that shares all compiled programs in `folder`."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 class TinyRuns:
     """A folder of runs that share compiled programs; `whole` is the undisturbed one.
 
@@ -73,11 +82,7 @@ class TinyRun:
 
         The XLA flag makes a GPU add in the same order every time.
         """
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        environment = cached(self._cache)
         xla = [os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"]
         if devices is not None:
             environment["JAX_PLATFORMS"] = "cpu"
@@ -99,10 +104,15 @@ class TinyRun:
     def finish(self, devices=None):
         """Run to the end: the step that it resumed from, 0 where it started anew."""
         self.start(devices)
-        if self.end() != 0:
+        return self.resumed_at(self.end() != 0)
+
+    def resumed_at(self, failed, logged=0):
+        """The step by its log, from byte `logged` on. RunError where it `failed`."""
+        if failed:
             raise RunError(f"a run failed: see {self.log}")
-        resumed_at = re.search(r"resuming from step (\d+)", self.log.read_text())
-        return int(resumed_at[1]) if resumed_at else 0
+        text = self.log.read_text()[logged:]
+        found = re.search(r"resuming from step (\d+)", text)
+        return int(found[1]) if found else 0
 
     def until(self, condition, pause=0.01):
         """Wait for it, or for the end of the run."""

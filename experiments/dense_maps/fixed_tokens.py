@@ -109,15 +109,8 @@ def _neighbors(context, reduction, tokens, memory, queries):
         right = nearest == own["label"]
         return {"right": encode_bits(right), "images": len(right)}
 
-    result = maps.result(
-        "neighbors",
-        reduction,
-        measured,
-        tokens=tokens,
-        images=queries,
-        memory=memory.setting,
-    )
-    return Answers(result)
+    options = {"tokens": tokens, "images": queries, "memory": memory.setting}
+    return Answers(maps.result("neighbors", reduction, measured, **options))
 
 
 def nearest_classes(memory, labels, queries):

@@ -37,14 +37,13 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
     for name in sorted({*shapes, *found}, key=lambda name: (name in found, name)):
         if found.get(name) != shapes.get(name):
             shape = list(found.get(name, ()))
-            raise InputError(
-                f"has tensor {name} {shape}" if shape else f"has no tensor {name}",
-                field="--decoder",
-                value=shape,
-                place=path,
-                allowed=f"a head of features of {width} numbers, as the model's: three "
-                "transposed convolutions of 4 x 4 with batch norm and one of 1 x 1",
+            problem = f"has tensor {name} {shape}" if shape else f"has no tensor {name}"
+            allowed = f"a head of features of {width} numbers, as the model's: three "
+            allowed += (
+                "transposed convolutions of 4 x 4 with batch norm and one of 1 x 1"
             )
+            found = {"field": "--decoder", "value": shape, "place": path}
+            raise InputError(problem, **found, allowed=allowed)
     return tensors
 
 

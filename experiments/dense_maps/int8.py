@@ -47,11 +47,8 @@ def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
     given, reductions = context.settings, context.reductions
     if not importlib.util.find_spec("onnxruntime"):
-        raise InputError(
-            "is missing",
-            field="onnxruntime",
-            hint='install it by pip install ".[onnx]"',
-        )
+        hint = 'install it by pip install ".[onnx]"'
+        raise InputError("is missing", field="onnxruntime", hint=hint)
     with tempfile.TemporaryDirectory() as folder:
         graphs = Graphs(context, [settings.DENSE, *reductions], pathlib.Path(folder))
         found = {entry: graphs.figures(*entry) for entry in graphs.entries}

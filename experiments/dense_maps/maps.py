@@ -64,17 +64,13 @@ class FeatureMaps:
     def result(self, kind, reduction, measured, *, tokens=None, images=None, **more):
         """The cached result of measured(); `more`: what else decides it."""
         setting = self.setting(kind, reduction, tokens, images) | more
-        return self.context.cache.result(
-            setting, measured, self._label(kind, reduction)
-        )
+        what = f"{kind} of {settings.label(reduction)}"
+        what = f"{what}, {len(self.context.images)} images"
+        return self.context.cache.result(setting, measured, what)
 
     def setting(self, kind, reduction, tokens=None, images=None):
         checkpoint = self.context.checkpoint(self.weights, images, tokens)
         return checkpoint.setting(kind, reduction)
-
-    def _label(self, kind, reduction):
-        label = settings.label(reduction)
-        return f"{kind} of {label}, {len(self.context.images)} images"
 
 
 class HeadMaps(FeatureMaps):
@@ -91,11 +87,8 @@ class HeadMaps(FeatureMaps):
             context.settings.refuse("fill", f"{number} of {', '.join(FILLS)}")
         path = context.settings.decoder
         if path is None:
-            raise InputError(
-                "is missing",
-                field="--decoder",
-                allowed="the weights file of a head that makes saliency maps",
-            )
+            allowed = "the weights file of a head that makes saliency maps"
+            raise InputError("is missing", field="--decoder", allowed=allowed)
         self.head = read_head(path, self.weights.config.embed_dim)
         content = pathlib.Path(path).read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()[:16]
@@ -122,9 +115,8 @@ class HeadMaps(FeatureMaps):
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
         if len(self.context.images) < 2:
-            raise InputError(
-                "has 1 image", field="--data", value=1, allowed="2 or more"
-            )
+            found = {"field": "--data", "value": 1}
+            raise InputError("has 1 image", **found, allowed="2 or more")
 
         def measured():
             dense = self.dense

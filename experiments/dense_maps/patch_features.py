@@ -180,12 +180,9 @@ class Reference(FeatureMaps):
 def patch_features(context):
     """The map of every reduction of --sweep beside the dense one; patch_features.md."""
     if len(context.images) < FEWEST:
-        raise InputError(
-            f"has {len(context.images)} images",
-            field="--data",
-            value=len(context.images),
-            allowed=f"{FEWEST} or more",
-        )
+        count, allowed = len(context.images), f"{FEWEST} or more"
+        problem = f"has {count} images"
+        raise InputError(problem, field="--data", value=count, allowed=allowed)
     reductions, reference = context.reductions, Reference(context)
     rows = [
         row

@@ -19,12 +19,10 @@ from imagepiece_jax.reduction.settings import DENSE
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
 
-def modes(values: list[str], flag="mode") -> list[str]:
-    """The modes that --`flag` lists. Raises InputError for an unknown one or none."""
-    if not values:
-        values = [""]
-    for mode in values:
-        one_of(f"--{flag}", mode, dict.fromkeys(MODES))
+def modes(values: list[str]) -> list[str]:
+    """The modes that --mode lists. Raises InputError for an unknown one or none."""
+    for mode in values or [""]:
+        one_of("--mode", mode, dict.fromkeys(MODES))
     return values
 
 
@@ -170,14 +168,17 @@ def _setting(group, rules):
 def _check_memory(name, batch_size, needed):
     available = device.memory()
     if needed > available:
-        gigabytes = f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f}"
-        problem = f"is {batch_size}, for which {name} needs {gigabytes}"
-        raise InputError(
-            f"{problem} of {device.name()}",
-            field="--batch_size",
-            value=batch_size,
-            allowed="smaller ones",
+        part = (
+            f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f} of {device.name()}"
         )
+        problem = f"is {batch_size}, for which {name} needs {part}"
+        raise InputError(problem, **_smaller(batch_size))
+
+
+def _smaller(batch_size):
+    """Facts of the InputError for a batch that is too large."""
+    allowed = "smaller ones"
+    return {"field": "--batch_size", "value": batch_size, "allowed": allowed}
 
 
 @contextlib.contextmanager
@@ -189,10 +190,6 @@ def _memory_errors(group):
         full = isinstance(error, MemoryError)
         if not full and not any(word in str(error) for word in FULL):
             raise
-        problem = f"is {group.batch_size}, for which the memory of {device.name()}"
-        raise InputError(
-            f"{problem} is too small in mode {group.mode}",
-            field="--batch_size",
-            value=group.batch_size,
-            allowed="smaller ones",
-        ) from error
+        problem = f"is {group.batch_size}, for which the memory of {device.name()} "
+        problem += f"is too small in mode {group.mode}"
+        raise InputError(problem, **_smaller(group.batch_size)) from error

@@ -75,11 +75,10 @@ class Case:
             if parallel.device_count() > 1:
                 count = parallel.device_count()
                 allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
-                raise InputError(
-                    f"is train on {count} devices", field="--mode", allowed=allowed
-                )
+                problem = f"is train on {count} devices"
+                raise InputError(problem, field="--mode", value=mode, allowed=allowed)
         if mode == "end_to_end":
-            _check_images(self.config)
+            _source(self.config)
 
     def workload(self, mode: str) -> Workload:
         """The compiled Workload of a mode."""
@@ -89,10 +88,8 @@ class Case:
         """The optimized program for normalized images or for uint8 pixels."""
         reduction, size = self.config.reduction.to_dict(), self.config.image_size
         if self.weights is None:
-            variables, prepared = (
-                random_variables(self.model, size),
-                Preprocessing(size),
-            )
+            variables = random_variables(self.model, size)
+            prepared = Preprocessing(size)
             name = self.config.model.name  # which DiffRate's schedules depend on
             vit = Pretrained(self.model, variables, reduction, prepared, name=name)
         else:
@@ -147,12 +144,9 @@ class Case:
 
         macs = TRAINING_MACS * model_macs(model, config.image_size)
         memory = device.needed(compiled)
-        return Workload(
-            timer.job(call),
-            self.batch_size,
-            self.batch_size * macs,
-            _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},
-        )
+        facts = {"compile_s": _measured(seconds), "peak_memory": memory}
+        of_call = self.batch_size, self.batch_size * macs, _facts(model) | facts
+        return Workload(timer.job(call), *of_call)
 
 
 def on_noise(program):
@@ -174,13 +168,8 @@ class Clock:
     def setting(self) -> dict:
         """All that decides the figures apart from the model, as JSON values."""
         limit = {} if self.tokens is None else {"tokens": self.tokens}
-        rules = dataclasses.asdict(self.rules)
-        return {
-            "device": device.name(),
-            "batch_size": self.batch_size,
-            **rules,
-            **limit,
-        }
+        setting = {"device": device.name(), "batch_size": self.batch_size}
+        return setting | dataclasses.asdict(self.rules) | limit
 
     def __call__(self, weights: Weights, reduction: Mapping) -> dict[str, float]:
         """Figures of a speed.
@@ -303,12 +292,8 @@ class InputStreams:
         self._open.close()
 
 
-def _check_images(config):
-    """InputError if images are missing, too few, or of another size."""
-    _source(config)
-
-
 def _source(config):
+    """Its test images. InputError if they are missing, too few, or of another size."""
     run = RunConfig.from_config(config)
     source = run.source("val")
     loader.steps_per_epoch(len(source), config.batch_size)

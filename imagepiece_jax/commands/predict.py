@@ -39,9 +39,8 @@ def main(words):
 
     files = image_files.find_images(words)
     if JSON.value is not None:
-        check_writable(
-            "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
-        )
+        read = [*map(str, files), *own_files(typed["path"])]
+        check_writable("--json", JSON.value, read)
     config, weights = read_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()

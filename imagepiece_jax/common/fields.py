@@ -195,20 +195,21 @@ def switch(default=REQUIRED):
 
 def text(default=REQUIRED):
     """A string."""
-    return checked(
-        default, lambda value: _require(isinstance(value, str), value), "strings"
-    )
+
+    def convert(value):
+        return _require(isinstance(value, str), value)
+
+    return checked(default, convert, "strings")
 
 
 def optional(field):
     """A field that is None, its default, or what `field` allows."""
-    convert, allowed = field.metadata["kind"]
-    return checked(
-        None,
-        lambda value: None if value is None else convert(value),
-        allowed,
-        field.metadata["training"],
-    )
+    own, allowed = field.metadata["kind"]
+
+    def convert(value):
+        return None if value is None else own(value)
+
+    return checked(None, convert, allowed, field.metadata["training"])
 
 
 def _require(fits, value):

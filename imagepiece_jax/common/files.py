@@ -17,17 +17,7 @@ from imagepiece_jax.errors import InputError, RunError
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 # Photographs and weights: only a command that writes such files replaces one.
-PROTECTED = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".npz",
-    ".safetensors",
-    ".pth",
-    ".pt",
-    ".bin",
-)
+PROTECTED = tuple(".jpg .jpeg .png .webp .npz .safetensors .pth .pt .bin".split())
 
 log = logging.getLogger("imagepiece_jax.files")
 
@@ -51,13 +41,9 @@ def lock(file, flag):
             problem, field=flag, value=folder, allowed="another, or wait for it"
         ) from error
     except OSError as error:
-        log.warning(
-            "%s cannot be locked (%s): two processes that write into %s would not "
-            "notice each other",
-            file.name,
-            error.strerror,
-            pathlib.Path(file.name).parent,
-        )
+        text = "%s cannot be locked (%s): two processes that write into %s would not "
+        places = file.name, error.strerror, pathlib.Path(file.name).parent
+        log.warning(text + "notice each other", *places)
 
 
 def read_json(path):
@@ -201,12 +187,8 @@ def _put_back(old, target):
     except FileNotFoundError:
         pass  # it was not moved
     except OSError as error:
-        log.warning(
-            "what was in %s is now in %s: it cannot be put back (%s)",
-            target,
-            old,
-            error.strerror,
-        )
+        text = "what was in %s is now in %s: it cannot be put back (%s)"
+        log.warning(text, target, old, error.strerror)
 
 
 def append_line(file, text):

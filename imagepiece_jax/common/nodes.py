@@ -49,10 +49,7 @@ def node(fn):
         shapes, structure = jax.tree.flatten(shapes)
         results = tuple((x.shape, x.dtype) for x in shapes)
         out = node_p.bind(
-            *arrays,
-            name=fn.__name__,
-            arguments=(tree, places),
-            results=results,
+            *arrays, name=fn.__name__, arguments=(tree, places), results=results
         )
         return jax.tree.unflatten(structure, out)
 

@@ -15,10 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of layers
 # By platform. Triton's matrix products leave bias, GELU and residual to kernels of
 # their own; cuBLASLt's include them, unless XLA joins products of one input.
 OPTIONS = {
-    "gpu": {
-        "xla_gpu_enable_triton_gemm": False,
-        "xla_gpu_dot_merger_threshold_mb": 0,
-    },
+    "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 }
 
 

@@ -186,13 +186,10 @@ def check_classes(
     """
     if other := other_class(weights, names):
         label, theirs, ours = other
-        raise InputError(
-            f"is {theirs!r}, but {ours!r} in {data}",
-            field=f"class {label}",
-            place=place,
-            value=theirs,
-            allowed="the same classes in the same order",
-        )
+        problem = f"is {theirs!r}, but {ours!r} in {data}"
+        allowed = "the same classes in the same order"
+        found = {"field": f"class {label}", "place": place, "value": theirs}
+        raise InputError(problem, **found, allowed=allowed)
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place

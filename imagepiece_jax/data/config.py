@@ -111,11 +111,6 @@ class AugmentConfig(CheckedFields):
         if data.canvas:
             crop = Crop(image_size, data.area, data.flip)
         if self.layers:
-            policy = Policy(
-                self.layers,
-                self.prob,
-                self.magnitude,
-                self.magnitude_std,
-                fill_color(mean),
-            )
+            drawn = self.layers, self.prob, self.magnitude, self.magnitude_std
+            policy = Policy(*drawn, fill_color(mean))
         return Augment(crop, policy, self.erase_prob)

@@ -62,10 +62,9 @@ def read_csv(
             has_split = _check_columns(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    raise InputError(
-                        f"has more fields than the {len(table.fieldnames)} columns",
-                        hint="text with a comma must stand in double quotes",
-                    )
+                    more = f"has more fields than the {len(table.fieldnames)} columns"
+                    quotes = "text with a comma must stand in double quotes"
+                    raise InputError(more, hint=quotes)
                 part = (fields["split"] or "").strip() if has_split else "val"
                 one_of("split", part, dict.fromkeys(SPLITS))
                 has_label = labeled or part == "val"
@@ -127,9 +126,8 @@ class _Repeats:
             fault = f"its labels differ, {first.label} and {row.label}"
         else:
             fault = "a test image must count once"
-        raise InputError(
-            f"names {file!r} again (line {first.line})", value=file, hint=fault
-        )
+        problem = f"names {file!r} again (line {first.line})"
+        raise InputError(problem, value=file, hint=fault)
 
 
 def _check_columns(path, split, table):
@@ -141,18 +139,14 @@ def _check_columns(path, split, table):
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        raise InputError(
-            f"has no column {min(missing)!r} (found: {columns})",
-            place=path,
-            allowed="the columns filename and label, separated by commas",
-        )
+        problem = f"has no column {min(missing)!r} (found: {columns})"
+        allowed = "the columns filename and label, separated by commas"
+        raise InputError(problem, place=path, allowed=allowed)
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
-        raise InputError(
-            "has no column 'split', so its images can only be tested on",
-            place=path,
-            hint="to train, add the column, with train or val in every row",
-        )
+        problem = "has no column 'split', so its images can only be tested on"
+        hint = "to train, add the column, with train or val in every row"
+        raise InputError(problem, place=path, hint=hint)
     return has_split
 
 
@@ -169,12 +163,9 @@ def _label(text, num_classes):
 
 def _check_file(name, path):
     if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
-        raise InputError(
-            f"is {name!r}, which is not a file",
-            field="filename",
-            value=name,
-            allowed=f"paths relative to {path}",
-        )
+        problem = f"is {name!r}, which is not a file"
+        allowed = f"paths relative to {path}"
+        raise InputError(problem, field="filename", value=name, allowed=allowed)
 
 
 def _note_name(names, row, text):
@@ -184,20 +175,14 @@ def _note_name(names, row, text):
         raise InputError(field="class", value=name, allowed="a name in every row")
     first = names.setdefault(row.label, _Name(name, row.line))
     if name != first.name:
-        raise InputError(
-            f"is {name!r} for label {row.label}, but {first.name!r} in line "
-            f"{first.line}; a label has one name",
-            field="class",
-            value=name,
-        )
+        other = f"{first.name!r} in line {first.line}"
+        problem = f"is {name!r} for label {row.label}, but {other}"
+        hint = "a label has one name"
+        raise InputError(problem, field="class", value=name, hint=hint)
 
 
 def _check_every_class(path, labels, num_classes):
-    present = set(labels)
-    for label in range(num_classes):
-        if label not in present:
-            raise InputError(
-                f"has no training image with label {label}",
-                place=path,
-                hint=f"each of the {num_classes} classes needs some",
-            )
+    if absent := set(range(num_classes)) - set(labels):
+        problem = f"has no training image with label {min(absent)}"
+        hint = f"each of the {num_classes} classes needs some"
+        raise InputError(problem, place=path, hint=hint)

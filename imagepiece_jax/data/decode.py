@@ -164,18 +164,11 @@ class Unreadable:
                 log.warning("%s: %s", error, consequence)
         if len(row) >= MAX_IN_A_ROW:
             problem = f"is the first of {len(row)} images in a row that cannot be read "
-            raise InputError(
-                f"{problem}({row[0].value})",
-                place=row[0].place,
-                value=len(row),
-                allowed=f"fewer than {MAX_IN_A_ROW}",
-            )
+            found = {"place": row[0].place, "value": len(row)}
+            allowed = f"fewer than {MAX_IN_A_ROW}"
+            raise InputError(f"{problem}({row[0].value})", **found, allowed=allowed)
         if self.count > MAX_SHARE * total:
             file, reason = next(iter(self.names.items()))
             problem = f"is the first of {self.count} of {total} images that cannot be "
-            raise InputError(
-                f"{problem}read ({reason})",
-                place=file,
-                value=self.count,
-                allowed=f"{MAX_SHARE:.0%}",
-            )
+            found = {"place": file, "value": self.count, "allowed": f"{MAX_SHARE:.0%}"}
+            raise InputError(f"{problem}read ({reason})", **found)

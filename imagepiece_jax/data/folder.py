@@ -16,11 +16,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     if labeled and os.path.isdir(os.path.join(root, other)):
         difference = set(classes) ^ set(_class_names(root, other))
         if difference:
-            raise InputError(
-                f"has class {min(difference)!r} in only one of train and val",
-                place=f"folder {root}",
-                allowed="the same classes in both",
-            )
+            problem = f"has class {min(difference)!r} in only one of train and val"
+            allowed = "the same classes in both"
+            raise InputError(problem, place=f"folder {root}", allowed=allowed)
         _check_apart(root, classes)
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
@@ -43,14 +41,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         files += [os.path.join(split, name, file) for file in images]
         labels += [label] * len(images)
     if left_out:
-        log.warning(
-            "%s: %d entries are left out, the first is %s: images are files that end "
-            "in %s",
-            os.path.join(root, split),
-            len(left_out),
-            left_out[0],
-            ", ".join(EXTENSIONS),
-        )
+        text = "%s: %d entries are left out, the first is %s: images are files that end"
+        found = os.path.join(root, split), len(left_out), left_out[0]
+        log.warning(text + " in %s", *found, ", ".join(EXTENSIONS))
     return FileSource(root, files, labels, num_classes, names)
 
 
@@ -61,12 +54,10 @@ def _labels(root, names, num_classes, labels_by_name):
         return labels
     unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
     if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
-        raise InputError(
-            f"has class {unknown[0]!r}, which is not one of the model's {num_classes}, "
-            f"as {len(names) - len(unknown)} others are",
-            place=f"folder {root}",
-            allowed="names of its classes, or a folder for each",
-        )
+        problem = f"has class {unknown[0]!r}, which is not one of the model's "
+        problem += f"{num_classes}, as {len(names) - len(unknown)} others are"
+        allowed = "names of its classes, or a folder for each"
+        raise InputError(problem, place=f"folder {root}", allowed=allowed)
     check_num_classes(num_classes, len(names), f"folder {root}")
     return [*range(len(names))]
 
@@ -88,11 +79,9 @@ def _check_apart(root, classes):
             folder = os.path.join(root, split, name)
             first = seen.setdefault(os.path.realpath(folder), folder)
             if first != folder:
-                raise InputError(
-                    f"is the same as {first}, by a link",
-                    place=f"folder {folder}",
-                    hint="each class needs images of its own, in train and in val",
-                )
+                problem = f"is the same as {first}, by a link"
+                hint = "each class needs images of its own, in train and in val"
+                raise InputError(problem, place=f"folder {folder}", hint=hint)
 
 
 def _entries(folder):
@@ -101,12 +90,10 @@ def _entries(folder):
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})",
-            place=f"folder {folder}",
-            hint="folder:PATH needs PATH/train and PATH/val with one folder of images "
-            "for each class",
-        ) from error
+        problem, place = f"cannot be read ({error.strerror})", f"folder {folder}"
+        hint = "folder:PATH needs PATH/train and PATH/val with one folder of images "
+        hint += "for each class"
+        raise InputError(problem, place=place, hint=hint) from error
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -132,11 +119,11 @@ def _unlabeled_files(root):
             continue
         seen.add(real)
         if os.path.commonpath((real, tested_on)) == tested_on:
-            raise InputError(
+            problem, hint = (
                 f"is a part of {tested}, by a link",
-                place=f"folder {path}",
-                hint="training needs images of its own",
+                "training needs its own",
             )
+            raise InputError(problem, place=f"folder {path}", hint=hint)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [
             os.path.relpath(os.path.join(path, name), root)

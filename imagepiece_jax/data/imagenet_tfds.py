@@ -17,15 +17,12 @@ def open_imagenet(split, num_classes, data_dir):
     check_num_classes(num_classes, 1000, "data set imagenet2012")
     tfds_split = {"train": "train", "val": "validation"}[split]
     try:
-        builder = tfds.builder(
-            "imagenet2012", data_dir=data_dir, file_format="array_record"
-        )
+        options = {"data_dir": data_dir, "file_format": "array_record"}
+        builder = tfds.builder("imagenet2012", **options)
         if builder.info.splits and tfds_split not in builder.info.splits:
-            raise InputError(
-                f"has no split {tfds_split}",
-                place=builder.data_path,
-                hint="prepare a --source that has both into a new folder",
-            )
+            problem = f"has no split {tfds_split}"
+            hint = "prepare a --source that has both into a new folder"
+            raise InputError(problem, place=builder.data_path, hint=hint)
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
@@ -35,15 +32,15 @@ def open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        raise InputError(
-            f"is 'imagenet2012', but config.data.dir {where} does not hold it as "
-            "complete array_record files",
-            field="config.data.name",
-            value="imagenet2012",
-            hint=f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in "
-            "a clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
-            "`python train.py --config configs/quickstart.py` runs without it",
-        ) from error
+        problem = f"is 'imagenet2012', but config.data.dir {where} does not hold it as "
+        problem += "complete array_record files"
+        hint = f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in a "
+        hint += (
+            "clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
+        )
+        hint += "`python train.py --config configs/quickstart.py` runs without it"
+        found = {"field": "config.data.name", "value": "imagenet2012"}
+        raise InputError(problem, **found, hint=hint) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])
@@ -97,8 +94,5 @@ def _bytes(features, name):
 
 @functools.cache  # once, though a run opens two splits
 def _warn_shrunk(folder, short_side):
-    log.warning(
-        "%s: images are not ImageNet's files but shrunk to short side %d",
-        folder,
-        short_side,
-    )
+    text = "%s: images are not ImageNet's files but shrunk to short side %d"
+    log.warning(text, folder, short_side)

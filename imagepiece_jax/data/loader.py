@@ -47,12 +47,9 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     Raises InputError where there is none.
     """
     if length < batch_size:
-        raise InputError(
-            f"is {batch_size}, but the training data has only {length} images",
-            field="config.batch_size",
-            value=batch_size,
-            allowed=f"1..{length}",
-        )
+        problem = f"is {batch_size}, but the training data has only {length} images"
+        found = {"field": "config.batch_size", "value": batch_size}
+        raise InputError(problem, **found, allowed=f"1..{length}")
     return length // batch_size
 
 
@@ -154,11 +151,7 @@ def train_sequence(
 
 
 def eval_sequence(
-    source: Source,
-    transform,
-    *,
-    batch_size: int,
-    placement: Placement = ONE_DEVICE,
+    source: Source, transform, *, batch_size: int, placement: Placement = ONE_DEVICE
 ) -> "BatchSequence":
     """This process's part of all images of the source, in its order.
 

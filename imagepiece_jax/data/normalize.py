@@ -24,12 +24,9 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        raise InputError(
-            f"is {images.dtype} {list(images.shape)}",
-            field="images",
-            value=(images.dtype, images.shape),
-            allowed="pixels, uint8 [..., 3]",
-        )
+        problem, found = f"is {images.dtype} {list(images.shape)}", images.shape
+        allowed = "pixels, uint8 [..., 3]"
+        raise InputError(problem, field="images", value=found, allowed=allowed)
     mean = _along(images, channels("mean", mean))
     std = _along(images, channels("std", std, positive=True))
     return (images.astype(jnp.float32) / 255 - mean) / std
@@ -63,23 +60,17 @@ def check_images(images, image_size=None, pixels: bool = False):
     right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     if not right and not (pixels and dtype == jnp.uint8):
         kind = type(images).__name__ if dtype is None else f"of type {dtype}"
-        raise InputError(
-            f"is {kind}",
-            field="images",
-            value=images if dtype is None else dtype,
-            allowed="floats, normalized by the model's mean and std "
-            "(imagepiece_jax.normalize)" + ", or uint8" * pixels,
-        )
+        found = images if dtype is None else dtype
+        allowed = "floats, normalized by the model's mean and std "
+        allowed += "(imagepiece_jax.normalize)" + ", or uint8" * pixels
+        raise InputError(f"is {kind}", field="images", value=found, allowed=allowed)
     size = image_size and sides(image_size)
     right = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not right or (size and shape[1:3] != size):
         some = described(size) if size else "any size"
-        raise InputError(
-            f"is of shape {shape}",
-            field="images",
-            value=shape,
-            allowed=f"one or more images of {some} in an array [B, H, W, 3]",
-        )
+        problem = f"is of shape {shape}"
+        allowed = f"one or more images of {some} in an array [B, H, W, 3]"
+        raise InputError(problem, field="images", value=shape, allowed=allowed)
 
 
 def warn_of_range(images, mean, std):

@@ -74,11 +74,8 @@ class Preprocessing(CheckedFields):
         """The Preprocessing with a dict of other fields. Raises InputError."""
         names = [field.name for field in dataclasses.fields(cls)][1:]
         if not isinstance(fields, Mapping) or not {*fields} <= {*names}:
-            raise InputError(
-                field="preprocessing",
-                value=fields,
-                allowed=f"a dict of {', '.join(names)}",
-            )
+            allowed = f"a dict of {', '.join(names)}"
+            raise InputError(field="preprocessing", value=fields, allowed=allowed)
         return cls(image_size, **fields)
 
     @property
@@ -214,11 +211,8 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     actual = image.shape[:2]
     if actual != sides(size):
         why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
-        raise InputError(
-            f"has {described(actual)} pixels and is used unresized{why}",
-            field="the image",
-            value=actual,
-            allowed=f"{described(size)}, config.image_size={size}",
-            hint="scale it to that first",
-        )
+        problem = f"has {described(actual)} pixels and is used unresized{why}"
+        found = {"field": "the image", "value": actual}
+        found["allowed"] = f"{described(size)}, config.image_size={size}"
+        raise InputError(problem, **found, hint="scale it to that first")
     return image

@@ -136,24 +136,14 @@ def example_class():
 
     one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
     message("BytesList", ("value", many, kinds.TYPE_BYTES))
-    for name, kind in (
-        ("FloatList", kinds.TYPE_FLOAT),
-        ("Int64List", kinds.TYPE_INT64),
-    ):
+    for name, kind in ("FloatList", kinds.TYPE_FLOAT), ("Int64List", kinds.TYPE_INT64):
         message(name, ("value", many, kind)).field[0].options.packed = True
-    message(
-        "Feature",
-        ("bytes_list", one, "BytesList"),
-        ("float_list", one, "FloatList"),
-        ("int64_list", one, "Int64List"),
-    )
+    lists = {"bytes_list": "BytesList", "float_list": "FloatList"}
+    lists["int64_list"] = "Int64List"
+    message("Feature", *((name, one, kind) for name, kind in lists.items()))
     features = message("Features", ("feature", many, "Features.FeatureEntry"))
-    entry = message(
-        "FeatureEntry",
-        ("key", one, kinds.TYPE_STRING),
-        ("value", one, "Feature"),
-        within=features.nested_type,
-    )
+    fields = ("key", one, kinds.TYPE_STRING), ("value", one, "Feature")
+    entry = message("FeatureEntry", *fields, within=features.nested_type)
     entry.options.map_entry = True  # protobuf's map<string, Feature>
     message("Example", ("features", one, "Features"))
     pool = descriptor_pool.DescriptorPool()  # TFDS may have its own in the default one

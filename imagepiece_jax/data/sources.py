@@ -55,12 +55,9 @@ def open_source(
         return open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
     kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
-    raise InputError(
-        field="config.data.name",
-        value=name,
-        allowed=", ".join(NAMES),
-        hint=f"did you mean {kind}{name}?" if kind else "",
-    )
+    found = {"field": "config.data.name", "value": name}
+    hint = f"did you mean {kind}{name}?" if kind else ""
+    raise InputError(**found, allowed=", ".join(NAMES), hint=hint)
 
 
 def own_files(name: str) -> list[str]:

@@ -261,13 +261,10 @@ class _Worker:
 def _check_space(size):
     """Too little shows here, and not as a process that dies when it writes."""
     if os.path.isdir(SHARED) and (free := shutil.disk_usage(SHARED).free) < size:
-        raise InputError(
-            f"has {free / 1e6:,.0f} MB free, but reading in processes needs "
-            f"{size / 1e6:,.0f} MB",
-            place=SHARED,
-            allowed="more room (a container's --shm-size) or config.data.workers=0, "
-            "which reads in threads alone",
-        )
+        needed = f"reading in processes needs {size / 1e6:,.0f} MB"
+        problem = f"has {free / 1e6:,.0f} MB free, but {needed}"
+        ways = "more room (a container's --shm-size) or config.data.workers=0 (threads)"
+        raise InputError(problem, place=SHARED, value=free, allowed=ways)
 
 
 def _serve(memory, results, payload, max_bytes, threads):

@@ -112,12 +112,9 @@ def sweep(
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
-        share, setting = (
-            weights.config.gmacs(reduction) / dense,
-            settings.changed(reduction),
-        )
-        name = settings.label(reduction)
-        entries.append(MatchedMethod(name, None, reduction, setting, share))
+        share = weights.config.gmacs(reduction) / dense
+        facts = settings.label(reduction), None, reduction, settings.changed(reduction)
+        entries.append(MatchedMethod(*facts, share))
     return _report(checkpoint, *_measured(checkpoint, entries))
 
 
@@ -131,7 +128,8 @@ def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
 def _measured(checkpoint, entries):
     """(figures of the dense model, [(entry, its figures)])."""
     reductions = [settings.DENSE, *(entry.reduction for entry in entries)]
-    dense, *figures = map(_figures, evaluate_all(checkpoint, reductions))
+    results = measure_all(reductions, checkpoint.has_evaluated, checkpoint.evaluate)
+    dense, *figures = map(_figures, results)
     return dense, [*zip(entries, figures, strict=True)]
 
 
@@ -270,10 +268,8 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
     antialiased bicubic weights.
     """
     weights = checkpoint.weights
-    model, both = (
-        weights.config.create(settings.DENSE),
-        sides(weights.config.image_size),
-    )
+    model = weights.config.create(settings.DENSE)
+    both = sides(weights.config.image_size)
     patches = min(both) // model.patch_size
     smaller = [
         tuple(side - count * model.patch_size for side in both)
@@ -286,33 +282,21 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
         )
         return Floor(kind, setting, cheaper, alteration or {}, alter)
 
-    return [
-        [
-            measuring(
-                "smaller images",
-                {"image_size": size},
-                {"smaller": size},
-                functools.partial(smaller_images, size=size),
-                image_size=size,
-            )
-            for size in smaller
-        ],
-        [
-            measuring("first blocks", {"depth": depth}, depth=depth)
-            for depth in range(1, model.depth)
-        ],
-    ]
+    def of_size(size):
+        alter = functools.partial(smaller_images, size=size)
+        facts = {"image_size": size}, {"smaller": size}, alter
+        return measuring("smaller images", *facts, image_size=size)
+
+    def of_depth(depth):
+        return measuring("first blocks", {"depth": depth}, depth=depth)
+
+    return [[*map(of_size, smaller)], [*map(of_depth, range(1, model.depth))]]
 
 
 def smaller_images(images, batch, model, size):
     """`images` [B, H, W, 3] at `size`, as `accuracy.eval_step` alters them."""
     shape = (images.shape[0], *size, images.shape[3])
     return jax.image.resize(images, shape, "cubic", antialias=True)
-
-
-def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:
-    """Figures of each, by `measure_all`."""
-    return measure_all(reductions, checkpoint.has_evaluated, checkpoint.evaluate)
 
 
 def measure_all(

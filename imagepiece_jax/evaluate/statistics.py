@@ -149,9 +149,7 @@ def student_p(values: ArrayLike, bound: float) -> float:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    n: int,
-    repeats: int = 1000,
+    statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
 ) -> Estimate:
     """Estimate of `statistic(index)`, a number, by resampling n images.
 

@@ -333,10 +333,7 @@ def check_same_start(step: int, arrays):
             content = np.ascontiguousarray(leaf).view(np.uint8).data
             checksum = zlib.crc32(content, checksum)
     parallel.check_same(
-        {
-            "the step to resume from": step,
-            "the checksum of the first weights": checksum,
-        }
+        {"the step to resume from": step, "the checksum of the first weights": checksum}
     )
 
 

@@ -19,12 +19,7 @@ import sys
 import time
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import (
-    git_revision,
-    lock,
-    make_folder,
-    replace_file,
-)
+from imagepiece_jax.common.files import git_revision, lock, make_folder, replace_file
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import (
     CHECKPOINTS,
@@ -38,16 +33,9 @@ RUN, LOCK = "run.json", ".lock"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # in run.json
 # Fields that may change when a run is resumed; anything else makes another run.
 MAY_CHANGE = (
-    "data.dir",
-    "data.workers",
-    "data.threads",
-    "checkpoint_every_steps",
-    "keep_every_steps",
-    "log_every_steps",
-    "progress",
-    "max_skipped_steps",
-    "pictures",
-    "profile",
+    *("data.dir", "data.workers", "data.threads", "checkpoint_every_steps"),
+    *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
+    *("progress", "pictures", "profile"),
 )
 OTHER = "another --workdir"
 PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)

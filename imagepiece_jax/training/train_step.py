@@ -302,12 +302,7 @@ def _prepare(part, positions, step, index, model, recipe):
     if recipe.augment.draws:
         keys = sample_keys(recipe.seed, step, positions, Purpose.AUGMENT)
     image = pipeline.device(
-        part["image"],
-        recipe.augment,
-        model.mean,
-        model.std,
-        keys,
-        part.get("extent"),
+        part["image"], recipe.augment, model.mean, model.std, keys, part.get("extent")
     )
     targets = mixup.soft_targets(
         part["label"], recipe.num_classes, recipe.label_smoothing

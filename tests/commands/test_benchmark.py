@@ -82,7 +82,10 @@ def test_tables_plot_and_sentences(measured):
     "words, message",
     [
         (["--device=gpu"], "--device is gpu, which JAX does not find here"),
-        (["--batch_size=1000000000"], "--batch_size is 1000000000: quickstart needs"),
+        (
+            ["--batch_size=1000000000"],
+            "--batch_size is 1000000000, for which quickstart needs",
+        ),
     ],
 )
 def test_mistakes_end_it_before_anything_is_measured(words, message, monkeypatch):

@@ -72,13 +72,10 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     Raises InputError for anything else, RunError where a process dies.
     """
     source = os.path.expanduser(source)
+    found = {"field": "--source", "value": source}
     if not os.path.isdir(source):
-        raise InputError(
-            f"{source} is no folder",
-            field="--source",
-            value=source,
-            allowed=_accepted(),
-        )
+        problem, allowed = f"{source} is no folder", _accepted()
+        raise InputError(problem, **found, allowed=allowed)
     splits, files = {}, tfrecords.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
@@ -91,29 +88,18 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
             _check_complete(split, path, splits[split], partial)
         elif split in files:
             if importlib.util.find_spec("google_crc32c") is None:
-                raise InputError(
-                    f"{source} has TFRECORD files, whose checksums need google-crc32c",
-                    field="--source",
-                    value=source,
-                    hint="pip install google-crc32c",
-                )
+                needs = "TFRECORD files, whose checksums need google-crc32c"
+                hint = "pip install google-crc32c"
+                raise InputError(f"{source} has {needs}", **found, hint=hint)
             splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
             _check_complete(split, f"{split} in {path}", splits[split], partial)
         elif not partial:
-            raise InputError(
-                f"{source} has neither {tar} nor a folder {folder}",
-                field="--source",
-                value=source,
-                allowed="both splits, or one with --partial",
-            )
+            problem = f"{source} has neither {tar} nor a folder {folder}"
+            allowed = "both splits, or one with --partial"
+            raise InputError(problem, **found, allowed=allowed)
     if not splits:
-        raise InputError(
-            f"{source} has no ImageNet",
-            field="--source",
-            value=source,
-            allowed=_accepted(),
-        )
+        raise InputError(f"{source} has no ImageNet", **found, allowed=_accepted())
     return splits
 
 

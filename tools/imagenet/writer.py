@@ -93,28 +93,18 @@ def _builder(data_dir):
     try:
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
+        found = {"field": "--dir", "value": data_dir}
         if tfrecords.find_tfrecords(data_dir, NAME):
-            raise InputError(
-                f"{data_dir} has {NAME} in TFRECORD files",
-                field="--dir",
-                value=data_dir,
-                hint=f"--source {data_dir} with another --dir converts them",
-            ) from error
-        raise InputError(
-            f"{data_dir} has a damaged {NAME}, or one in another format",
-            field="--dir",
-            value=data_dir,
-            allowed="array_record, or another folder",
-        ) from error
+            problem = f"{data_dir} has {NAME} in TFRECORD files"
+            hint = f"--source {data_dir} with another --dir converts them"
+            raise InputError(problem, **found, hint=hint) from error
+        problem = f"{data_dir} has a damaged {NAME}, or one in another format"
+        allowed = "array_record, or another folder"
+        raise InputError(problem, **found, allowed=allowed) from error
 
 
 def write(
-    images,
-    data_dir,
-    short_side=0,
-    workers=0,
-    advance=lambda *_, **__: None,
-    files=None,
+    images, data_dir, short_side=0, workers=0, advance=lambda *_, **__: None, files=None
 ):
     """Write a set below the folder `data_dir`.
 
@@ -207,12 +197,10 @@ def make_folder(path):
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror})",
-            field="--dir",
-            value=str(path),
-            allowed="a folder with room for the data set",
-        ) from error
+        problem = f"{path} cannot be written ({error.strerror})"
+        found = {"field": "--dir", "value": str(path)}
+        allowed = "a folder with room for the data set"
+        raise InputError(problem, **found, allowed=allowed) from error
 
 
 def _fingerprint(contents):
