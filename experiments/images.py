@@ -58,7 +58,7 @@ class Images:
         split: str = "val",
         **options,
     ) -> "Images":
-        """A split of the data set `name`; InputError for what cannot be read.
+        """A split of the data set `name`; InputError where it cannot be read.
 
         num_classes: None where labels do not matter
         limit: so many images of a larger set, evenly spaced
@@ -72,7 +72,7 @@ class Images:
         return len(self.source)
 
     def subset(self, indices) -> "Images":
-        """The same with these images alone."""
+        """The same with only these images."""
         options = {"batch_size": self.batch_size, "workers": self.workers}
         options |= {"resize": self.resize, "crop": self.crop, "split": self.split}
         part = Subset(self.source, indices)

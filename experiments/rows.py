@@ -212,8 +212,8 @@ def present(
 ):
     """Measure `rows`, and write the page of a table.
 
-    more: functions of what `measure` gives, for further parts of the page; sizes: see
-    `printed_for`.
+    more: further parts of the page, functions of the results of `measure`
+    sizes: see `printed_for`
     """
     results = measure(context, rows, matched, stems)
     parts = [part(results) for part in more]

@@ -118,7 +118,7 @@ def plan_tokens(row):
 
 
 def _strongest(context, measured):
-    """Table of what the search finds for each method, where there is one checkpoint."""
+    """Table of the settings that the search finds, where there is one checkpoint."""
     if not isinstance(context.models, OffTheShelf) or measured[DENSE.name] is None:
         return ""
     pretrained, lines = context.pretrained, []
@@ -202,7 +202,7 @@ def combinations(context):
 
 
 def _gains(results):
-    """Table of what each combination gains, on the same images."""
+    """Table of the gains of each combination, on the same images."""
     lines = []
     for single, combined in PAIRS:
         pair = results[single.name], results[combined.name]
@@ -271,7 +271,7 @@ def ablation(context):
 
 
 def _to_default(results):
-    """Table of what each switch changes of the default, on the same images."""
+    """Table of each switch beside the default, on the same images."""
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
         base = results.get(default.name)
@@ -352,7 +352,7 @@ def tome_by(r: int) -> dict:
 
 
 def _printed_by_tome(pretrained):
-    """Table of what ToMe's authors print for models of this shape."""
+    """Table of the figures of ToMe's authors for models of this shape."""
     model = pretrained.config.create(tome_by(0))
     shape = model.embed_dim, len(model.plan), model.patch_size
     shape += (pretrained.config.image_size,)

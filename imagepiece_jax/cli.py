@@ -104,8 +104,8 @@ def trained_model(checkpoint=True):
     """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
 
     Returns a function that reads them: the arguments of `with_config.read_with_config`.
-    Without --checkpoint it is for what looks into a model: of a run the last one is
-    taken, as the best was chosen on the images that figures are of.
+    Commands that look into a model take no --checkpoint, but a run's last one: its best
+    was chosen on the images that figures are of.
     """
     define_config()
     path, normalized = weights(), normalization()
@@ -240,7 +240,7 @@ def _keep_programs():
 
 
 def _parse(argv, anywhere):
-    """What is left of `argv` after flags and overrides; exits at a mistake.
+    """The words of `argv` after flags and overrides; exits at a mistake.
 
     anywhere: whether flags are also read after the first other word
     """
@@ -338,8 +338,8 @@ def is_typed(field: str) -> bool:
 def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     """{name: config} of every --config, of which there may be `most`, with overrides.
 
-    Raises InputError for what is wrong in a config alone, but not for its model and its
-    reduction, whose checks import JAX.
+    Raises InputError for a mistake in a config, but not in its model or reduction,
+    whose checks import JAX.
     """
     from imagepiece_jax.training.config import RunFields
 

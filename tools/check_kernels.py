@@ -6,10 +6,10 @@ python -m tools.check_kernels --config configs/deit_s_imagepiece.py:deit_ti \\
 
 Inputs are random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a data set. The table shows how many
-images were decided differently, and the largest gap between what was compared there, in
-units of what rounding explains (tools/kernel_agreement.py). The exit status is 1
-if a gap is above 1, which no near tie has, or if 1 % or more of the images differ. On a
-CPU it takes minutes; --random sets the number of images.
+images were decided differently, and the largest gap there, in units of rounding
+(tools/kernel_agreement.py). The exit status is 1 if a gap is above 1, which no near tie
+has, or if 1 % or more of the images differ. On a CPU it takes minutes; --random sets
+the number of images.
 """
 
 from imagepiece_jax import cli

@@ -85,7 +85,7 @@ def compile_for(fn, *args, options=None, donate=(), places=None):
     args: pytrees of arrays or ShapeDtypeStructs; options: compiler options by name;
     donate: positions of `args` whose memory the results may reuse; places: a sharding
     for each of `args`, if `fn` is for several of `devices`. InputError without JAX's
-    CUDA wheels, RunError for what XLA cannot compile.
+    CUDA wheels, RunError where XLA cannot compile it.
     """
     if places is None:
         places = [jax.sharding.SingleDeviceSharding(device())] * len(args)

@@ -107,7 +107,7 @@ def _order(rows):
 
 
 def _facts(checkpoint, floor):
-    """Table of what was measured, and the line that says how to read the others."""
+    """Table of the measurement, and the line that says how to read the others."""
     images, weights = checkpoint.images, checkpoint.weights
     without = floor["iou"].count(None)
     head = ["weights", "images", "pixels a side", "dense GMACs, without head"]

@@ -87,8 +87,7 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
     """All Groups, in the order of the batch sizes.
 
     weights: by config, as from `trained`
-    Raises InputError for what cannot be measured, as far as that shows without
-    compiling.
+    Raises InputError for mistakes that show without compiling.
     """
     listed = []
     for batch_size in batch_sizes:

@@ -1,4 +1,4 @@
-"""Export of a model with its weights as one file, for JAX alone or as ONNX.
+"""Export of a model with its weights as one file, for JAX or as ONNX.
 
 python -m imagepiece_jax export --weights WORKDIR --out model.jax
 python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece.py \\

@@ -39,7 +39,7 @@ def owner(path: pathlib.Path) -> int:
 
 
 def processor() -> str:
-    """What distinguishes processors: "native" code of one may be illegal on another."""
+    """The kind of processor: "native" code of one may be illegal on another."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     kinds = ("flags", "Features", "model name")

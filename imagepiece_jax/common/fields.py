@@ -16,10 +16,10 @@ REQUIRED = dataclasses.MISSING
 
 
 class Kind(NamedTuple):
-    """What a field may hold: how a value becomes plain Python, and what is allowed."""
+    """Allowed values of a field."""
 
-    convert: Callable[[Any], Any]  # ValueError for what is not allowed
-    allowed: str
+    convert: Callable[[Any], Any]  # to plain Python; ValueError for other values
+    allowed: str  # in words
 
 
 @dataclasses.dataclass(frozen=True)

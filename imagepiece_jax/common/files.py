@@ -145,9 +145,9 @@ def replacing(path):
 def replacing_folder(path):
     """A new folder to fill that becomes `path` at the end, if nothing raises.
 
-    An existing folder is replaced as a whole; of a symbolic link, the one that it
-    points to. Between two renames the old one lies beside it, under a name that starts
-    with a dot. It stays there after a kill, and where it can be neither replaced nor
+    An existing folder is replaced at once; for a symbolic link, the one that it points
+    to. Between two renames the old one has a name in the same place that starts with a
+    dot. It stays there after a kill, and where it can be neither replaced nor
     put back: it is removed only once the new one is in its place. A folder that someone
     else has made in the meantime is not replaced.
     Raises RunError where it cannot be written.
@@ -241,7 +241,7 @@ def _target(path):
 
 
 def _followed(path):
-    """What `path` names, with symbolic links followed; OSError where they loop."""
+    """The target of `path`, with symbolic links followed; OSError where they loop."""
     target = pathlib.Path(os.path.realpath(path))
     if target.is_symlink():  # one that leads back to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

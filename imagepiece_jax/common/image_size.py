@@ -20,7 +20,7 @@ def described(image_size) -> str:
 def cut_to_patches(images, patch_size):
     """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
 
-    A model cuts off what is left at the bottom and on the right.
+    A model cuts off the rest at the bottom and on the right.
     """
     grid = tuple(side // patch_size for side in images.shape[1:3])
     height, width = (patch_size * count for count in grid)
@@ -30,7 +30,7 @@ def cut_to_patches(images, patch_size):
 def patch_grid(image_size, patch_size, cut=False):
     """(height, width) in patches of images of `image_size`.
 
-    cut: cut off what is left at the sides, for a model that was published at such a
+    cut: cut off the rest at the sides, for a model that was published at such a
         size; else the size must be a multiple of the patch size
     Raises InputError where it is not.
     """

@@ -91,8 +91,8 @@ def read_json(folder):
 def _read(folder, handler, restore):
     """One item, as Orbax returns it.
 
-    Each process reads alone: whether it can may depend on its view of the folder, and
-    Orbax would wait for the others.
+    Each process reads by itself: whether it can may depend on its view of the folder,
+    and Orbax would wait for the others.
     """
     single = ocp.options.MultiprocessingOptions(
         primary_host=None, active_processes={jax.process_index()}

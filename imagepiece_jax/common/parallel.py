@@ -53,7 +53,7 @@ def exchange(value):
 
 
 def from_main(decide):
-    """What `decide()` returns in process 0, a JSON value, in every process.
+    """The JSON value that `decide()` returns in process 0, in every process.
 
     Whatever depends on shared files is decided so: for a while, processes may see a
     network file system differently.
@@ -232,7 +232,7 @@ class _Mapped:
 
 
 def _types(args):
-    """What tells programs apart: the tree of the arguments, their shapes and dtypes."""
+    """The key of a program: the tree of its arguments, their shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *((x.shape, x.dtype) for x in leaves)
 

@@ -53,7 +53,7 @@ def interrupt(signum, frame):
 
 
 def discard_output():
-    """Discard what is left of our output, which nobody reads; returns a status."""
+    """Discard the rest of our output, which nobody reads; returns a status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return RunError.status
 

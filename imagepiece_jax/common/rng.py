@@ -20,7 +20,7 @@ integers = functools.partial(jax.random.randint, dtype=jnp.int32)
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. The numbers are part of every run: never change one."""
+    """The purpose of a draw. The numbers are part of every run: never change one."""
 
     INIT = 0  # fresh parameters
     AUGMENT = 1  # crops, flips, RandAugment, random erasing of one sample

@@ -1,4 +1,4 @@
-"""What is fastest on a platform: XLA's compiler options, and the dtype of layers.
+"""The fastest settings of a platform: XLA's compiler options, and the dtype of layers.
 
 Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
@@ -35,7 +35,7 @@ def layer_dtype():
 
     def convert(value):
         name = value
-        with contextlib.suppress(TypeError):  # of what is no type
+        with contextlib.suppress(TypeError):  # not a type
             name = value if isinstance(value, str) else jnp.dtype(value).name
         if name not in DTYPES:
             raise ValueError(value)

@@ -81,7 +81,7 @@ class DataConfig(CheckedFields):
     def train_transform(
         self, image_size: int
     ) -> transforms.TrainTransform | transforms.CanvasTransform:
-        """What the host does to a training image; a canvas where the device crops."""
+        """The host's transform of a training image; a canvas where the device crops."""
         if self.canvas:
             return transforms.CanvasTransform(self.canvas)
         return transforms.TrainTransform(
@@ -95,7 +95,7 @@ class DataConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(CheckedFields):
-    """What the device draws for each training image."""
+    """The device's random augmentation of each training image."""
 
     group: ClassVar[str] = "augment"
 

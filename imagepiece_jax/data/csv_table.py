@@ -50,9 +50,9 @@ def read_csv(
     split: "train" or "val"
     num_classes: None is as many as the labels of both splits need
     labeled: whether training images have labels, else -1
-    Raises InputError naming the line for what cannot be read, a label outside the
+    Raises InputError, with the line, for an unreadable table, a label outside the
     classes, a label with two class names, an image in both splits or twice in the test,
-    and for a training split that lacks a class.
+    and a training split that lacks a class.
     """
     files, labels, highest = [], [], -1
     repeats, names = _Repeats(os.path.dirname(path)), {}

@@ -26,7 +26,7 @@ from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # where a model has no crop of its own
 SMALL = 32  # pixels a side up to which a model without a crop of its own crops nothing
-LONGEST = 32  # long side / short side of what is resized; photographs stay far below
+LONGEST = 32  # long side / short side of resized images; photographs stay far below
 
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")

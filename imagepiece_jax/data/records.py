@@ -66,7 +66,7 @@ def _open_readers():
     """The function from a path to an open reader, which keeps those used last.
 
     A reader that it drops is closed once no thread reads with it any more: each thread
-    may hold one beside those kept.
+    may hold one more.
     """
     return functools.lru_cache(most_open())(_reader)
 
@@ -95,7 +95,7 @@ def _reader(path):
         path, OPTIONS, file_reader_buffer_size=BUFFER
     )
     if not reader.ok():
-        reader.read([0])  # raises what is wrong; only whole readers are kept
+        reader.read([0])  # raises its mistake; only working readers are cached
     return reader
 
 

@@ -78,7 +78,7 @@ class Source(abc.ABC):
         return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
 
     def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
-        """What tells these images from others without reading them, for `digest`."""
+        """Bytes that differ for other images, without reading them, for `digest`."""
         yield "\0".join(self.name(int(index)) for index in indices).encode(
             errors="surrogateescape"
         )
@@ -106,7 +106,7 @@ class Source(abc.ABC):
 
     @property
     def part(self) -> dict[str, str]:
-        """What tells this part of a larger source from others, as JSON values."""
+        """A JSON value that identifies this part of a larger source, by its name."""
         return {}
 
 

@@ -273,7 +273,7 @@ def encode_bits(right) -> str:
 
 
 def decode_bits(text: str, count: int) -> np.ndarray:
-    """bool [count] of what `encode_bits` wrote; ValueError for another number."""
+    """bool [count] from `encode_bits`; ValueError for another number."""
     bits = np.frombuffer(base64.b64decode(text), np.uint8)
     if len(bits) != -(-count // 8):
         raise ValueError(f"{8 * len(bits)} bits")

@@ -88,8 +88,8 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
 def holm(p: ArrayLike) -> list[float]:
     """p of a family of tests, corrected by Holm's step-down rule, in their order.
 
-    Of those that count below .05 the chance that any is false is at most .05, however
-    the tests depend on each other.
+    The chance that any corrected p below .05 is false is at most .05, however the tests
+    depend on each other.
     """
     p = np.asarray(p, np.float64)
     order = np.argsort(p, kind="stable")

@@ -86,8 +86,8 @@ class Checkpoints:
         kept
     save_every: see `due`
     lock: the RunLock of the workdir
-    Raises RunError for what cannot be written: from `save` itself, or, as writing
-        continues in the background, from the next `save`, `wait` or `close`.
+    Raises RunError where writing fails: from `save` itself, or, as writing continues in
+        the background, from the next `save`, `wait` or `close`.
     """
 
     def __init__(self, workdir, keep_every=0, save_every=0, lock=None):

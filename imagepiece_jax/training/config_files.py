@@ -235,7 +235,7 @@ def _no_such_field(config, field):
 
 
 def _raised(error, file):
-    """The InputError for what a config file raised."""
+    """The InputError for an exception of a config file."""
     if isinstance(error, SyntaxError):
         place = f"config file {error.filename}, line {error.lineno}"
         return InputError(f"raises SyntaxError: {error.msg}", place=place)

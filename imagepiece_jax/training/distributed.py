@@ -12,7 +12,7 @@ rest, for these reasons:
   host would use one GPU of eight, and a task that SLURM has bound to one finds none.
 - The port follows from the step. JAX's follows from the job, and two steps of one job
   on one host would open the same.
-- A process that is alone joins nothing.
+- A single process joins nothing.
 
 When a process dies, the coordinator's connections close, heartbeats stay away, or an
 exchange between devices fails. JAX then aborts the others with a long report, or raises
@@ -80,13 +80,13 @@ def find_job(
     process_id: int | None = None,
     environment=os.environ,
 ) -> Job | None:
-    """The `Job` of this process, from flags and environment; None: it is alone.
+    """The `Job` of this process, from flags and environment; None: the only one.
 
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
         also give the two numbers where they are None
     num_processes: 1 alone makes it a run of its own under any scheduler
     process_id: from 0
-    Raises InputError for what does not fit together.
+    Raises InputError for flags that contradict each other.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
@@ -204,7 +204,7 @@ def joined(job: Job | None):
     unless they are caught inside. An exception that leaves this block ends the others
     in the same way.
 
-    job: None where the process is alone: nothing happens
+    job: None for a single process: nothing happens
     Raises InputError where the processes cannot meet or have unequal numbers of
         devices.
     """

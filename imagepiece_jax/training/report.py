@@ -26,7 +26,7 @@ UNIT = " (1e18 operations, two a MAC)"
 TRACED = 1024  # images, beside which the weights that a step reads are few
 IMAGENET_IMAGES = 1_281_167  # that train
 MOST_CLASSES = 5  # names in the text of a dry run
-# (row, path in the run's folder) of the last table, for what exists
+# row of the last table: path in the run's folder, if it exists
 PLACES = {"checkpoints": "checkpoints", "metrics": FILE, "tensorboard": "tensorboard"}
 PLACES |= {"picture": PICTURE, "trace": TRACE}
 

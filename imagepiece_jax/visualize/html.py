@@ -1,4 +1,4 @@
-"""What methods make of a folder of images: an HTML page, figures and data.
+"""A folder of images under several methods: an HTML page, figures and data.
 
 The page is one file with style, pictures and text, and no script. Groups are small JPEG
 files with nothing over them; attention, sizes and weights are one pixel per patch, laid

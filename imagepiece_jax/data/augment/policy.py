@@ -1,4 +1,4 @@
-"""What the device draws for each training image.
+"""The device's random augmentation of each training image.
 
 RandAugment (Cubuk et al., 2020) has timm's fifteen operations here, as DeiT's
 `rand-m9-mstd0.5-inc1` has them: what can grow stronger with the magnitude does.
