@@ -92,8 +92,8 @@ class PlainAndFused:
     def gap(self, query, key, size):
         """Return the smallest gap that one image's decision depends on.
 
-        Its unit is the gap that rounding explains: up to 1 it is a tie. The arrays are one
-        image's ([1, N, ..]); scores and cosines are the plain version's.
+        Its unit is the gap that rounding explains: up to 1 it is a tie. The arrays are
+        one image's ([1, N, ..]); scores and cosines are the plain version's.
         """
         scores = np.asarray(self.scores(query, key, size), np.float64)[0]
         ties = score_rounding(query, key) * scores

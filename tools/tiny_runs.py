@@ -55,16 +55,16 @@ def cached(folder):
 
 
 class TinyRuns:
-    """A folder of runs that share compiled programs; `whole` is the undisturbed one.
+    """A folder of runs that share compiled programs; `undisturbed` ends by itself.
 
     `fields` differ from `FIELDS` in all of them.
     """
 
     def __init__(self, folder, **fields):
         self.folder, self._fields = pathlib.Path(folder), fields
-        self.whole = self.run("whole")
-        self.whole.finish()
-        self.expected = self.whole.outcome()
+        self.undisturbed = self.run("undisturbed")
+        self.undisturbed.finish()
+        self.expected = self.undisturbed.outcome()
 
     def run(self, name, **fields):
         return TinyRun(self.folder / name, self.folder / "cache", self._fields | fields)

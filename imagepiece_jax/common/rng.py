@@ -32,12 +32,12 @@ class Purpose(enum.IntEnum):
 
 
 # Two branches, so that a batch-wide draw and the keys of the samples never share a key.
-_WHOLE_BATCH, _EACH_SAMPLE = 0, 1
+_SHARED, _EACH_SAMPLE = 0, 1
 
 
 def batch_key(seed, step, purpose):
     """One typed key for the whole batch; `seed` and `step` are integers or scalars."""
-    return jax.random.fold_in(_step_key(seed, step, purpose), _WHOLE_BATCH)
+    return jax.random.fold_in(_step_key(seed, step, purpose), _SHARED)
 
 
 def sample_keys(seed, step, positions, purpose):

@@ -124,7 +124,7 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     assert run.outcome() == tiny.expected
 
     # The undisturbed run has every step and every evaluation.
-    lines = read_metrics(tiny.whole.workdir)
+    lines = read_metrics(tiny.undisturbed.workdir)
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == [*range(1, STEPS + 1)]
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [
