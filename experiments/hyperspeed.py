@@ -41,10 +41,7 @@ def hyperspeed(context):
     path = context.out / "hyperspeed_gmacs.png"
     render.curves(path, "GMACs an image", "accuracy, %", by_cost)
     if context.settings.speed:
-        by_speed = {
-            name: [(p["speed"]["ratio"], p["acc1"]) for p in c]
-            for name, c in curves.items()
-        }
+        by_speed = {n: [(p["ratio"], p["acc1"]) for p in c] for n, c in curves.items()}
         path = context.out / "hyperspeed_speed.png"
         render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
         parts.append(_areas(curves, "ratio", "times as fast as dense"))
@@ -74,19 +71,12 @@ def _point(context, models, rate, base):
 
 
 def _table(curves):
-    lines = [
-        [
-            name,
-            point["rate"],
-            f"{point['gmacs']:.3f}",
-            point["tokens"],
-            render.speed_cell(point["speed"]),
-            format_estimate(point["acc1"]),
-            format_difference(point["difference"]),
-        ]
-        for name, curve in curves.items()
-        for point in curve
-    ]
+    lines = []
+    for name, curve in curves.items():
+        for point in curve:
+            line = [name, point["rate"], f"{point['gmacs']:.3f}", point["tokens"]]
+            line += [render.speed_cell(point["speed"]), format_estimate(point["acc1"])]
+            lines.append([*line, format_difference(point["difference"])])
     head = ["method", "rate", "GMACs", render.TOKENS_LEFT, "x dense, measured"]
     return render.table([*head, "acc1, %", "to dense, points"], lines)
 

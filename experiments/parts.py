@@ -183,10 +183,9 @@ def grid(found, fate, prop_attn) -> str:
 def costs(found, chosen) -> str:
     """The same figures of the best cells, at all costs."""
     every = sorted((COST, *OTHER_COSTS), reverse=True)
-    lines = [
-        [str(cell), *(_figures(found.get(cell.at(cost))) for cost in every)]
-        for cell in chosen
-    ]
+    lines = (
+        [str(c), *(_figures(found.get(c.at(cost))) for cost in every)] for c in chosen
+    )
     return render.table(["set", *map(str, every)], lines)
 
 

@@ -79,12 +79,11 @@ def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
     """A PNG of curves with bands: {label: [(x, Estimate)]}, in any order of x."""
     figure = plotting.new_figure(9.5, 5, layout="constrained")
     axes = figure.add_subplot()
-    markers = "osD^vP*X<>ph"
     for i, (label, points) in enumerate(series.items()):
         points = sorted(points, key=lambda point: point[0])
         x = [at for at, _ in points]
         value, low, high = zip(*(estimate for _, estimate in points), strict=True)
-        marker = markers[i % len(markers)]
+        marker = plotting.MARKERS[i % len(plotting.MARKERS)]
         (line,) = axes.plot(x, value, marker=marker, markersize=4, label=label)
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel(xlabel)

@@ -91,13 +91,9 @@ def contrasts(accuracies: Accuracies) -> tuple[Contrast, ...]:
     change = accuracies.change
     merging = [change(f"imagepiece_{s}", f"dropping_{s}", RATES) for s in STEMS]
     conv, patch = (change(f"imagepiece_{s}", f"dense_{s}") for s in STEMS)
+    beats = "P1", "merging beats dropping", np.mean(merging, axis=0)
     return (
-        Contrast(
-            *("P1", "merging beats dropping", np.mean(merging, axis=0)),
-            bound=0.0,
-            refuted_at=1.0,
-            strictly=True,
-        ),
+        Contrast(*beats, bound=0.0, refuted_at=1.0, strictly=True),
         Contrast("P2", "the conv stem makes merging safe", conv - patch, 0.0, 0.0),
         Contrast("P3", "ImagePiece is not worse than dense", conv, -1.0, -1.0),
     )

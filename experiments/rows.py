@@ -132,19 +132,10 @@ def table(rows, results, printed, whose) -> str:
     label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
     several = any(m is not None and len(m.results) > 1 for m in results.values())
-    head = [
-        "model",
-        f"acc1, % ({label})",
-        *([f"img/s, RTX 3090 ({label})"] if timed else []),
-        "weights",
-        "acc1, % (measured)",
-        "to dense, points (paired)",
-        *(["acc1 by seed"] if several else []),
-        render.TOKENS_LEFT,
-        "GMACs",
-        "x dense by MACs",
-        "x dense, measured",
-    ]
+    head = ["model", f"acc1, % ({label})", *[f"img/s, RTX 3090 ({label})"] * timed]
+    head += ["weights", "acc1, % (measured)", "to dense, points (paired)"]
+    head += [*["acc1 by seed"] * several, render.TOKENS_LEFT, "GMACs"]
+    head += ["x dense by MACs", "x dense, measured"]
     lines = []
     for row in rows:
         if results[row.name] is None and row.name not in printed:
@@ -192,10 +183,8 @@ def facts(context: Context, results: dict[str, Measured | None]) -> str:
     untrained = any(
         m is not None and m.facts["untrained_selectors"] for m in results.values()
     )
-    more = {
-        "no model of": "; ".join(lacking),
-        "untrained selectors": UNTRAINED * untrained,
-    }
+    more = {"no model of": "; ".join(lacking)}
+    more["untrained selectors"] = UNTRAINED * untrained
     return render.facts(context, {k: v for k, v in more.items() if v})
 
 

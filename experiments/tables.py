@@ -259,15 +259,10 @@ def ablation(context):
     Where models are trained here, the stem and the schedule alone.
     """
     trains = context.models.trains
-    present(
-        context,
-        "ablation",
-        "local coherence bias and switches",
-        (*STEMS, switched("patch")[0]) if trains else ABLATION,
-        matched=False,
-        stems=("patch", "conv"),
-        more=(_to_default,),
-    )
+    rows = (*STEMS, switched("patch")[0]) if trains else ABLATION
+    options = {"matched": False, "stems": ("patch", "conv"), "more": (_to_default,)}
+    title = "local coherence bias and switches"
+    present(context, "ablation", title, rows, **options)
 
 
 def _to_default(results):

@@ -189,13 +189,10 @@ def patch_features(context):
         for reduction in (settings.DENSE, *reductions)
         for row in reference.rows(reduction)
     ]
-    render.page(
-        context,
-        "patch_features",
-        "how much of the dense model's feature map is left",
-        render.table(HEAD, map(_cells, rows)),
-        f"{render.note(context)} The probe is tested on half of the images.",
-    )
+    title = "how much of the dense model's feature map is left"
+    note = f"{render.note(context)} The probe is tested on half of the images."
+    table = render.table(HEAD, map(_cells, rows))
+    render.page(context, "patch_features", title, table, note)
 
 
 def _cells(row):
@@ -205,11 +202,7 @@ def _cells(row):
         render.estimate(row[name]) if name in row else None
         for name in ("self_similarity", "probe", "agreement")
     ]
-    return [
-        row["setting"],
-        FILLED.get(row.get("fill")),
-        row.get("tokens"),
-        f"{row['gmacs']:.3f}" if "gmacs" in row else None,
-        *(statistics.format_estimate(estimate, 3) for estimate in estimates),
-        *(f"{near[fate]:.3f}" if fate in near else None for fate in FATES),
-    ]
+    cells = [row["setting"], FILLED.get(row.get("fill")), row.get("tokens")]
+    cells += [f"{row['gmacs']:.3f}" if "gmacs" in row else None]
+    cells += [statistics.format_estimate(estimate, 3) for estimate in estimates]
+    return cells + [f"{near[f]:.3f}" if f in near else None for f in FATES]

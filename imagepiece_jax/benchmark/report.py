@@ -3,6 +3,8 @@
 import json
 import os
 
+import numpy as np
+
 from imagepiece_jax.common import plotting, timer
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
 from imagepiece_jax.common.tables import markdown_table, text_table
@@ -146,27 +148,14 @@ def plot(path, rows):
     """Write img/s over batch size as a PNG, a panel per mode; bars from low to high."""
     modes = _in_order(row["mode"] for row in rows)
     figure = plotting.new_figure(7, 4.5 * len(modes), layout="constrained")
-    for panel, mode in zip(
-        figure.subplots(len(modes), squeeze=False), modes, strict=True
-    ):
-        axes = panel[0]
+    columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
+    panels = figure.subplots(len(modes), squeeze=False)[:, 0]
+    for axes, mode in zip(panels, modes, strict=True):
         group = [row for row in rows if row["mode"] == mode]
         for name in _in_order(row["config"] for row in group):
-            line = sorted(
-                (
-                    r["batch_size"],
-                    r["throughput"],
-                    r["throughput_min"],
-                    r["throughput_max"],
-                )
-                for r in group
-                if r["config"] == name
-            )
-            sizes, middle, low, high = zip(*line, strict=True)
-            errors = [
-                [m - x for m, x in zip(middle, low, strict=True)],
-                [x - m for m, x in zip(middle, high, strict=True)],
-            ]
+            line = sorted([r[c] for c in columns] for r in group if r["config"] == name)
+            sizes, middle, low, high = np.transpose(line)
+            errors = [middle - low, high - middle]
             axes.errorbar(sizes, middle, errors, marker="o", capsize=3, label=name)
         axes.set_xscale("log", base=2)
         sizes = _in_order(row["batch_size"] for row in group)

@@ -172,19 +172,11 @@ def _by_shard_map(fn, donate_argnums):
         results = fn(*jax.tree.map(lambda x: jnp.squeeze(x, 0), args))
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), results)
 
-    mapped = jax.shard_map(
-        of_one,
-        mesh=sharding.mesh,
-        in_specs=sharding.spec,
-        out_specs=sharding.spec,
-        check_vma=False,  # gradients are summed by `mean`, as in `jax.pmap`
-    )
-    return jax.jit(
-        mapped,
-        in_shardings=sharding,
-        out_shardings=sharding,
-        donate_argnums=donate_argnums,
-    )
+    specs = {"in_specs": sharding.spec, "out_specs": sharding.spec}
+    # Gradients are summed by `mean`, as in `jax.pmap`.
+    mapped = jax.shard_map(of_one, mesh=sharding.mesh, **specs, check_vma=False)
+    shardings = {"in_shardings": sharding, "out_shardings": sharding}
+    return jax.jit(mapped, **shardings, donate_argnums=donate_argnums)
 
 
 FORMS = {"pmap": _by_pmap, "shard_map": _by_shard_map}
@@ -300,10 +292,8 @@ def shard(tree):
     def put(x):
         if x.shape[0] % count:
             problem = f"{x.shape[0]} cannot be split over {count} local devices"
-            allowed = f"multiples of {count}"
-            raise InputError(
-                problem, field="batch_size", value=x.shape[0], allowed=allowed
-            )
+            found = {"field": "batch_size", "value": x.shape[0]}
+            raise InputError(problem, **found, allowed=f"multiples of {count}")
         return _of_all(x.reshape(count, x.shape[0] // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)

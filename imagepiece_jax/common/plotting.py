@@ -26,6 +26,7 @@ _STRIPE_WIDTH = 4
 _PANEL = 224  # sides of a picture, at least
 _MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
 _DPI, _FONT_SIZE, _LETTER = 100, 11, 8.2
+MARKERS = "osD^vP*X<>ph"  # of curves
 CAPTION = (
     "Each outlined area is one token, filled with the mean color of its patches. "
     "Patches merged into one token share a colored outline, wherever they lie. "
@@ -168,20 +169,12 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            axes.set_title(
-                f"{title}\n{note}",
-                fontsize=_FONT_SIZE,
-                loc="left",
-                pad=5,
-                parse_math=False,  # "$" in a file name is a "$"
-            )
-    figure.text(
-        _MARGIN / page_width,
-        (below - _MARGIN) / page_height,
-        "\n".join(caption),
-        fontsize=_FONT_SIZE,
-        verticalalignment="top",
-    )
+            style = {"fontsize": _FONT_SIZE, "loc": "left", "pad": 5}
+            # "$" in a file name is a "$".
+            axes.set_title(f"{title}\n{note}", **style, parse_math=False)
+    place = _MARGIN / page_width, (below - _MARGIN) / page_height
+    style = {"fontsize": _FONT_SIZE, "verticalalignment": "top"}
+    figure.text(*place, "\n".join(caption), **style)
     save_figure(figure, pathlib.Path(path), colors)
 
 
@@ -192,11 +185,10 @@ def accuracy_plot(path: str | os.PathLike, points):
     """
     figure = new_figure(7, 5, layout="constrained")
     axes = figure.add_subplot()
-    markers = "osD^vP*X<>ph"
     for i, method in enumerate(dict.fromkeys(point[0] for point in points)):
         rows = sorted(point[1:] for point in points if point[0] == method)
         gmacs, accuracy, error = zip(*rows, strict=True)
-        style = dict(marker=markers[i % len(markers)], markersize=5, capsize=2)
+        style = dict(marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2)
         axes.errorbar(gmacs, accuracy, yerr=error, linewidth=1.2, label=method, **style)
     axes.set_xlabel("GMACs an image")
     axes.set_ylabel("accuracy, % (bars: 95 % interval)")

@@ -124,14 +124,9 @@ def model_step(
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
-    step = functools.partial(
-        eval_step,
-        model=model.clone(head_only=measure is None),
-        seed=seed,
-        precision=precision,
-        measure=measure,
-        alter=alter,
-    )
+    model = model.clone(head_only=measure is None)
+    options = {"seed": seed, "precision": precision, "measure": measure, "alter": alter}
+    step = functools.partial(eval_step, model=model, **options)
     return parallel.pmap(step, program="evaluation")
 
 
@@ -217,16 +212,12 @@ def evaluate_program(
     parts = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
     after = evaluate(program_step(program), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
+    fast = program.model
+    names = ("difference", "difference_low", "difference_high")
+    optimized = {"dtype": fast.dtype.name, "gelu": fast.arch.gelu}
     return {
         "reference": before.figures | {"dtype": "float32", "gelu": model.arch.gelu},
-        "optimized": after.figures
-        | {
-            "dtype": program.model.dtype.name,
-            "gelu": program.model.arch.gelu,
-            "difference": change.value,
-            "difference_low": change.low,
-            "difference_high": change.high,
-        },
+        "optimized": after.figures | optimized | dict(zip(names, change, strict=True)),
     }
 
 

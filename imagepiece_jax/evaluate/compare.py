@@ -349,18 +349,10 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
             if name != method and (name, share) in rights
         }
         for name, other in others.items():
-            gained, lost = statistics.discordant(right, other)
-            lines.append(
-                {
-                    "method": method,
-                    "share": share,
-                    "to": name,
-                    "points": list(statistics.paired_difference(right, other)),
-                    "gained": gained,
-                    "lost": lost,
-                    "p": statistics.mcnemar(right, other),
-                }
-            )
+            line = {"method": method, "share": share, "to": name}
+            line["points"] = list(statistics.paired_difference(right, other))
+            line["gained"], line["lost"] = statistics.discordant(right, other)
+            lines.append(line | {"p": statistics.mcnemar(right, other)})
     corrected = statistics.holm([line["p"] for line in lines])
     return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
 

@@ -245,7 +245,7 @@ def draw_plot(path: str | os.PathLike, report: Report):
             color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
             linestyle="--" if name == "random" else "-",
             linewidth=2 if strong else 1.2,
-            marker="osD^vP*X<>ph"[place % 12],
+            marker=plotting.MARKERS[place % 12],
             markersize=5,
             capsize=2,
             elinewidth=0.8,

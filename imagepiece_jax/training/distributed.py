@@ -278,17 +278,15 @@ def _check_address(job):
             socket.getaddrinfo(host.strip("[]"), None)
         except OSError as error:
             problem = f"is {job.coordinator}, a host not found ({error.strerror})"
-            raise InputError(
-                problem, field=FLAG, value=host, allowed=ADDRESS
-            ) from error
+            found = {"field": FLAG, "value": host, "allowed": ADDRESS}
+            raise InputError(problem, **found) from error
     try:
         if job.process_id == 0:
             socket.create_server(("", int(port))).close()
     except OSError as error:
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
-        raise InputError(
-            f"is {job.address}, {reason}", field=FLAG, value=port, allowed="another"
-        ) from error
+        found = {"field": FLAG, "value": port, "allowed": "another"}
+        raise InputError(f"is {job.address}, {reason}", **found) from error
 
 
 def check_devices(devices):

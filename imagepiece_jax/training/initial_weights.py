@@ -120,9 +120,8 @@ class InitialWeights:
         if fresh and not run.init.weights:
             problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
             allowed = "(), or config.init.weights: a weights file or a run's folder"
-            raise InputError(
-                problem, field="config.init.fresh", value=fresh, allowed=allowed
-            )
+            found = {"field": "config.init.fresh", "value": fresh}
+            raise InputError(problem, **found, allowed=allowed)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         like = variable_shapes(model, run.image_size)
@@ -140,9 +139,8 @@ class InitialWeights:
         if drawn or not self._run.init.weights:
             problem = f"is True with {lacks}"
             allowed = "False, or all parts from config.init.weights"
-            raise InputError(
-                problem, field="config.init.evaluate", value=True, allowed=allowed
-            )
+            found = {"field": "config.init.evaluate", "value": True}
+            raise InputError(problem, **found, allowed=allowed)
         return self._started(dense)
 
     def teacher_variables(self, model):
@@ -154,9 +152,8 @@ class InitialWeights:
             name = name_of(self._run.reduction)
             problem = f"is empty, but {name!r} learns from a dense model"
             allowed = "a weights file or the folder of a run"
-            raise InputError(
-                problem, field="config.teacher.weights", value="", allowed=allowed
-            )
+            found = {"field": "config.teacher.weights", "value": ""}
+            raise InputError(problem, **found, allowed=allowed)
         with of_teacher():
             return self._fitted(self.teacher, model)
 
@@ -188,15 +185,9 @@ class InitialWeights:
         places = Positions.of(model, size, theirs.get("image_size"))
         if "resize" in theirs:  # by the code that these positions were trained for
             places = dataclasses.replace(places, how=theirs["resize"])
-        variables, _ = convert.model_variables(
-            model,
-            size,
-            weights.tensors,
-            str(weights),
-            positions=places,
-            fresh=fresh,
-            seed=self._run.seed,
-        )
+        options = {"positions": places, "fresh": fresh, "seed": self._run.seed}
+        given = weights.tensors, str(weights)
+        variables, _ = convert.model_variables(model, size, *given, **options)
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.
             theirs["num_heads"] = config.num_heads or model.num_heads

@@ -82,16 +82,12 @@ class MetricWriter:
         last_step = step or -1
         _cut(workdir / FILE, last_step)
         self._lines = open(workdir / FILE, "ab", buffering=0)
-        files = types.SimpleNamespace(
-            open=_OptionalFile, directory_check=lambda _: None
-        )
+        functions = {"open": _OptionalFile, "directory_check": lambda _: None}
+        files = types.SimpleNamespace(**functions)
         record_writer.register_writer_factory(OPTIONAL, files)
-        self._scalars = SummaryWriter(
-            f"{OPTIONAL}:{workdir / 'tensorboard'}",
-            purge_step=last_step + 1,
-            flush_secs=10,
-            max_queue=QUEUE,
-        )
+        folder = f"{OPTIONAL}:{workdir / 'tensorboard'}"
+        options = {"flush_secs": 10, "max_queue": QUEUE}
+        self._scalars = SummaryWriter(folder, purge_step=last_step + 1, **options)
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
@@ -157,10 +153,10 @@ def _parse(path):
         if valid:
             pairs.append((text, line))
         elif number < len(texts):
-            allowed = "JSON objects with a whole step; fix or remove the line"
-            found = text[:40]
+            found = {"field": f"line {number}", "place": path, "value": text[:40]}
+            hint = "fix or remove the line"
             raise InputError(
-                field=f"line {number}", place=path, value=found, allowed=allowed
+                **found, allowed="JSON objects with a whole step", hint=hint
             )
     return pairs
 

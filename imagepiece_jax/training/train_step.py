@@ -197,13 +197,9 @@ def train_step(
             teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
         def loss_fn(params):
-            outputs, changed = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                image,
-                train=True,
-                keys=keys,
-                mutable=["batch_stats"],
-            )
+            variables = {"params": params, "batch_stats": batch_stats}
+            options = {"train": True, "keys": keys, "mutable": ["batch_stats"]}
+            outputs, changed = model.apply(variables, image, **options)
             if distill is None:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
@@ -308,15 +304,9 @@ def _prepare(part, positions, step, index, model, recipe):
         part["label"], recipe.num_classes, recipe.label_smoothing
     )
     key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
-    drawn = mixup.draw(
-        key,
-        image.shape[1],
-        image.shape[2],
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-    )
+    shares = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
+    shares |= {"prob": recipe.mixup_prob, "switch_prob": recipe.mixup_switch_prob}
+    drawn = mixup.draw(key, *image.shape[1:3], **shares)
     if drawn is None:
         return image, targets
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
