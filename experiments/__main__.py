@@ -54,11 +54,9 @@ def main(words):
         typed = {"--config": config, "--mean": normalization}
         for flag, value in (typed | {"--weights": common.weights}).items():
             if value:
-                raise InputError(
-                    "is not read by scratch, which trains from random weights",
-                    field=flag,
-                    allowed="the flags of --help that name it",
-                )
+                problem = "is not read by scratch, which trains from random weights"
+                allowed = "the flags of --help that name it"
+                raise InputError(problem, field=flag, allowed=allowed)
         return scratch.run(read[registry.SCRATCH], cli.required(DATA), common)
     cli.required(DATA)
     if not common.runs:

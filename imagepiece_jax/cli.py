@@ -59,9 +59,8 @@ def required(holder):
 def finite(holder):
     """The value of a float flag. Raises InputError for "nan" and "inf"."""
     if not math.isfinite(holder.value):
-        raise InputError(
-            field=f"--{holder.name}", value=holder.value, allowed="finite numbers"
-        )
+        field, allowed = f"--{holder.name}", "finite numbers"
+        raise InputError(field=field, value=holder.value, allowed=allowed)
     return holder.value
 
 
@@ -90,11 +89,11 @@ def normalization():
     def read():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
-            raise InputError(
-                "is given without the other",
-                field=f"--{next(iter(typed))}",
-                allowed="both --mean and --std, or neither",
+            field, allowed = (
+                f"--{next(iter(typed))}",
+                "both --mean and --std, or neither",
             )
+            raise InputError("is given without the other", field=field, allowed=allowed)
         return {name: _numbers(value) for name, value in typed.items()}
 
     return read
@@ -323,9 +322,8 @@ def _take_overrides(words):
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
         field = f"--config.{overrides[0][0]}"
-        raise InputError(
-            "is for commands with a config", field=field, hint="see --help"
-        )
+        problem = "is for commands with a config"
+        raise InputError(problem, field=field, hint="see --help")
     _overrides = Overrides(overrides)
     return rest
 

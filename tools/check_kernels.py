@@ -38,11 +38,8 @@ def main():
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
     config, overrides = cli.config_or_base()
     if not real and (overrides != () or normalization):
-        raise InputError(
-            "is missing",
-            field="--weights",
-            allowed="without it, random inputs and no --config, --mean and --std",
-        )
+        allowed = "without it, random inputs and no --config, --mean and --std"
+        raise InputError("is missing", field="--weights", allowed=allowed)
     if real:
         config, weights = read_with_config(
             WEIGHTS.value, config, overrides, normalization

@@ -251,11 +251,9 @@ def _write(parts):
 
 def _numbers(holder):
     if not all(word.isdigit() and int(word) for word in holder.value):
-        raise InputError(
-            field=f"--{holder.name}",
-            value=",".join(holder.value),
-            allowed="whole numbers from 1, such as 1,2,8",
-        )
+        field, value = f"--{holder.name}", ",".join(holder.value)
+        allowed = "whole numbers from 1, such as 1,2,8"
+        raise InputError(field=field, value=value, allowed=allowed)
     return [int(word) for word in holder.value]
 
 

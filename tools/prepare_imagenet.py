@@ -50,9 +50,8 @@ def main():
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 0:
-        raise InputError(
-            field="--processes", value=workers, allowed="whole numbers from 0"
-        )
+        allowed = "whole numbers from 0"
+        raise InputError(field="--processes", value=workers, allowed=allowed)
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images
@@ -65,12 +64,11 @@ def main():
             print(scan.RESUMES, file=sys.stderr)
             raise
     elif note["short_side"] != short_side:
-        raise InputError(
-            f"{data_dir} has a complete set with --short_side {note['short_side']}",
-            field="--dir",
-            value=data_dir,
-            allowed=f"another folder for --short_side {short_side}",
+        problem = (
+            f"{data_dir} has a complete set with --short_side {note['short_side']}"
         )
+        allowed = f"another folder for --short_side {short_side}"
+        raise InputError(problem, field="--dir", value=data_dir, allowed=allowed)
     print(writer.summary(data_dir, note))
 
 

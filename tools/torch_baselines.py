@@ -46,11 +46,9 @@ def prepare(names):
         try:
             importlib.import_module(library)
         except ImportError as error:
-            raise InputError(
-                f"needs {library}, which cannot be imported ({error})",
-                field="--against",
-                hint='pip install ".[torch]" in a clone',
-            ) from error
+            problem = f"needs {library}, which cannot be imported ({error})"
+            hint = 'pip install ".[torch]" in a clone'
+            raise InputError(problem, field="--against", hint=hint) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -146,11 +144,9 @@ def _place():
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "needs PyTorch with CUDA here, but the installed one finds no GPU",
-            field="--against",
-            hint="install it with CUDA, or choose --device cpu",
-        )
+        problem = "needs PyTorch with CUDA here, but the installed one finds no GPU"
+        hint = "install it with CUDA, or choose --device cpu"
+        raise InputError(problem, field="--against", hint=hint)
     return where
 
 

@@ -98,11 +98,8 @@ def _any(run, initial):
         config = dataclasses.replace(weights.config, attention=attention)
         model = config.create().clone(head_only=True)
         if model.num_classes != run.num_classes:
-            raise InputError(
-                f"has {model.num_classes} classes",
-                value=model.num_classes,
-                allowed=f"the {run.num_classes} of the student",
-            )
+            count, allowed = model.num_classes, f"the {run.num_classes} of the student"
+            raise InputError(f"has {count} classes", value=count, allowed=allowed)
         variables = weights.variables(model)
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"

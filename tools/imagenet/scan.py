@@ -144,12 +144,10 @@ def _tfrecord(path):
             except ValueError:
                 label = -1
             if not 0 <= label < NUM_CLASSES:
-                raise InputError(
-                    f"has a record of something else at byte {start:,}",
-                    place=path,
-                    allowed=f"{NAME} of TFDS: image, file_name and a label of "
-                    f"0..{NUM_CLASSES - 1}",
-                )
+                problem = f"has a record of something else at byte {start:,}"
+                allowed = f"{NAME} of TFDS: image, file_name and a label of "
+                allowed += f"0..{NUM_CLASSES - 1}"
+                raise InputError(problem, place=path, allowed=allowed)
             place = start + data.find(image)
             entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
@@ -162,11 +160,9 @@ def _check_complete(split, path, entries, partial):
         raise InputError("has no image of ImageNet", place=path)
     complete, classes = SPLITS[split][2], len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
-        raise InputError(
-            f"has {len(entries):,} images of {classes:,} classes",
-            place=path,
-            allowed=f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial",
-        )
+        problem = f"has {len(entries):,} images of {classes:,} classes"
+        allowed = f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial"
+        raise InputError(problem, place=path, allowed=allowed)
 
 
 def _other(place, name, allowed, hint=""):

@@ -45,18 +45,12 @@ def find_tfrecords(source, name):
     for (parent, count, split), files in sets.items():
         if split in splits:
             other = os.path.dirname(splits[split][0])
-            raise InputError(
-                f"has {name} twice, in {other} and {parent}",
-                place=source,
-                allowed="the folder of one",
-            )
+            problem = f"has {name} twice, in {other} and {parent}"
+            raise InputError(problem, place=source, allowed="the folder of one")
         missing = set(range(count)) - set(files)
         if missing:
-            raise InputError(
-                f"has {len(files)} of the {count} TFRECORD files of {split}, but not "
-                f"number {min(missing):05d}",
-                place=parent,
-            )
+            problem = f"has {len(files)} of the {count} TFRECORD files of {split}, but "
+            raise InputError(f"{problem}not number {min(missing):05d}", place=parent)
         splits[split] = [files[number] for number in range(count)]
     return splits
 

@@ -51,11 +51,8 @@ def existing(data_dir):
     if not target.data_path.exists():
         return None
     if not target.info.splits:
-        raise InputError(
-            "has no data set",
-            place=target.data_path,
-            hint="choose another --dir, or remove it",
-        )
+        place, hint = target.data_path, "choose another --dir, or remove it"
+        raise InputError("has no data set", place=place, hint=hint)
     splits = {
         name: (split.num_examples, split.num_shards, split.num_bytes)
         for name, split in target.info.splits.items()
@@ -162,11 +159,9 @@ def plan(split, entries, number=None):
     ordered = sorted(entries, key=functools.partial(_digest, split))
     for first, second in itertools.pairwise(ordered):
         if first.name == second.name:
-            raise InputError(
-                f"is in {first.file} and again in {second.file}",
-                field=first.name,
-                allowed=f"an own name for each image of {split}",
-            )
+            problem = f"is in {first.file} and again in {second.file}"
+            allowed = f"an own name for each image of {split}"
+            raise InputError(problem, field=first.name, allowed=allowed)
     if number is None:
         size = sum(entry.size for entry in entries)
         number = shard_utils.ShardConfig().get_number_shards(size, len(entries))
@@ -223,11 +218,8 @@ def _check_settings(work, short_side, fingerprint):
     else:
         replace_file(path, json.dumps(now))
         return
-    raise InputError(
-        f"has an unfinished set {kind}",
-        place=work,
-        hint="give the options it was begun with to resume, or remove the folder",
-    )
+    hint = "give the options it was begun with to resume, or remove the folder"
+    raise InputError(f"has an unfinished set {kind}", place=work, hint=hint)
 
 
 def _check_space(work, missing, short_side):
@@ -236,11 +228,9 @@ def _check_space(work, missing, short_side):
     needed = MARGIN * sum(min(entry.size, most) for entry in entries)
     free = shutil.disk_usage(work).free
     if needed > free:
-        raise InputError(
-            f"has {tqdm.format_sizeof(free, 'B')} of free space",
-            place=work,
-            allowed=f"{tqdm.format_sizeof(needed, 'B')} for the rest",
-        )
+        problem = f"has {tqdm.format_sizeof(free, 'B')} of free space"
+        allowed = f"{tqdm.format_sizeof(needed, 'B')} for the rest"
+        raise InputError(problem, place=work, value=free, allowed=allowed)
 
 
 def _finished(work, names):
