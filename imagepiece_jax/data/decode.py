@@ -163,12 +163,13 @@ class Unreadable:
                 self.names[error.place] = error.value
                 log.warning("%s: %s", error, consequence)
         if len(row) >= MAX_IN_A_ROW:
-            problem = f"is the first of {len(row)} images in a row that cannot be read "
-            found = {"place": row[0].place, "value": len(row)}
-            allowed = f"fewer than {MAX_IN_A_ROW}"
-            raise InputError(f"{problem}({row[0].value})", **found, allowed=allowed)
+            count, first = len(row), row[0]
+            problem = f"{first.problem}, as the first of {count} images in a row"
+            found = {"place": first.place, "value": count}
+            raise InputError(problem, **found, allowed=f"fewer than {MAX_IN_A_ROW}")
         if self.count > MAX_SHARE * total:
             file, reason = next(iter(self.names.items()))
-            problem = f"is the first of {self.count} of {total} images that cannot be "
+            share = f"{self.count} of {total} images in all"
+            problem = f"cannot be read ({reason}): {share} cannot"
             found = {"place": file, "value": self.count, "allowed": f"{MAX_SHARE:.0%}"}
-            raise InputError(f"{problem}read ({reason})", **found)
+            raise InputError(problem, **found)
