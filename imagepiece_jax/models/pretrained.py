@@ -30,7 +30,7 @@ from imagepiece_jax.reduction.settings import DENSE, split_reduction
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
-    """A model, its variables, and what is known of both.
+    """A model, its variables, and their metadata.
 
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
@@ -111,11 +111,10 @@ class Pretrained:
         reduction = resolved(reduction, model, grid, self.name)
         made = reduced(model, reduction, grid, self.name)
         if made.plan != model.plan:
-            raise InputError(
-                f"reduction is {dict(self.reduction)}, but model.plan is another for "
-                f"images of {described(self.image_size)}; allowed: the reduction "
-                "that create_model got, with masked=False"
-            )
+            size, value = described(self.image_size), dict(self.reduction)
+            problem = f"is {value}, but model.plan is another for images of {size}"
+            allowed = "the reduction that create_model got, with masked=False"
+            raise InputError(problem, field="reduction", value=value, allowed=allowed)
         usual = made.prop_attn == model.prop_attn
         return reduction if usual else {**reduction, "prop_attn": model.prop_attn}
 

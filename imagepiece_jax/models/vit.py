@@ -296,11 +296,10 @@ class ViT(nn.Module):
             return
         made = held.shape[1] - arch.prefix * arch.prefix_positions
         if made != height * width:
-            raise InputError(
-                f"images is of {described(size)} pixels, {height * width} patches, but "
-                f"the model has positions for {made}; load(.., image_size=..) resizes "
-                "them"
-            )
+            problem = f"is of {described(size)} pixels, {height * width} patches, but "
+            problem += f"the model has positions for {made}"
+            hint = "load(.., image_size=..) resizes them"
+            raise InputError(problem, field="images", value=size, hint=hint)
 
     def _with_positions(self, x):
         if not self.arch.positions:

@@ -6,19 +6,27 @@ fetched into huggingface_hub's own cache, whose folder of that commit is then re
 any folder with a config.json and weights is.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained import files, towers
-from imagepiece_jax.pretrained.records import CONFIG, OURS, PREPROCESSOR, PROCESSOR
+from imagepiece_jax.pretrained.towers import Tower
+from imagepiece_jax.reduction.settings import DENSE
 
 SCHEME = "hf://"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
+OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
 SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
 PROJECTOR = "projector.safetensors"  # and what leads to a language model
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
@@ -31,6 +39,21 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence
 UNREACHABLE = "the hub cannot be reached, and its cache"
+
+
+@dataclasses.dataclass(frozen=True)
+class HubConfig:
+    """What a published model's config files say."""
+
+    config: ModelConfig  # what no tensor shows
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in tensors too
+    # Fields of a Preprocessing but the size.
+    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
+    class_names: tuple[str | None, ...] | None = None  # by label, None: without a name
+    own: bool = False  # whether this package saved it
+    untrained: bool = False  # whether its selectors were drawn, not learned
+    tower: Tower | None = None  # of a model that is one, with a projector
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:

@@ -16,14 +16,14 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained import timm_config, transformers_config
-from imagepiece_jax.pretrained.records import (
+from imagepiece_jax.pretrained.hub import (
     CONFIG,
     OURS,
     PREPROCESSOR,
     PROCESSOR,
     HubConfig,
-    Tower,
 )
+from imagepiece_jax.pretrained.towers import Tower
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def parse(
     processor = transformers_config.processor
     normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
     merged = parsed.config.over(ModelConfig(**normalization))
-    parsed = dataclasses.replace(parsed, config=merged, preprocessing=crop)
+    parsed = dataclasses.replace(parsed, config=merged, crop=crop)
     return _checked(parsed, file)
 
 
@@ -144,13 +144,14 @@ def _parse_ours(config):
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
     return HubConfig(
-        ModelConfig(dtype=ours["dtype"], **fields),
-        {"num_classes": classes},
-        ours["preprocessing"],
-        {k: _plain(v) for k, v in ours["reduction"].items()},
-        names,
-        bool(ours.get("untrained", False)),
-        Tower(**ours["projector"]) if "projector" in ours else None,
+        config=ModelConfig(dtype=ours["dtype"], **fields),
+        sizes={"num_classes": classes},
+        crop=ours["preprocessing"],
+        reduction={k: _plain(v) for k, v in ours["reduction"].items()},
+        class_names=names,
+        own=True,
+        untrained=bool(ours.get("untrained", False)),
+        tower=Tower(**ours["projector"]) if "projector" in ours else None,
     )
 
 

@@ -21,8 +21,8 @@ from imagepiece_jax.models.config import (
     ModelConfig,
     normalization,
 )
+from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.records import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.timm_config import is_eva
 
 # Fields of an Architecture that no shape shows; a pool with parameters is shown.

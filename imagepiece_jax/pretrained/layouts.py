@@ -21,11 +21,11 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector
-from imagepiece_jax.pretrained import hub, hub_configs
+from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
-from imagepiece_jax.pretrained.records import CONFIG, Tower
+from imagepiece_jax.pretrained.hub import CONFIG
 from imagepiece_jax.pretrained.timm_config import is_eva
-from imagepiece_jax.pretrained.towers import PALIGEMMA
+from imagepiece_jax.pretrained.towers import PALIGEMMA, Tower
 
 # Mean and deviation of OpenAI's CLIP, for pixels in [0, 1].
 CLIP_IMAGES = {
@@ -449,9 +449,11 @@ def read_weights(
     return checkpoint._replace(images=ModelConfig(**images))
 
 
-def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
+def read_folder(
+    folder: pathlib.Path, averaged: bool = False, tower: Tower | None = None
+) -> Contents:
     """As `read_weights` for a folder, with what a saved reduction learned."""
-    tower, file = hub_configs.read(folder).tower, hub.weights_file(folder)
+    file = hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
         with within(place=f"weights file {path}"):

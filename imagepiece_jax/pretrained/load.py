@@ -20,11 +20,10 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
+from imagepiece_jax.pretrained.hub import CONFIG
 from imagepiece_jax.pretrained.infer import infer_weights
-from imagepiece_jax.pretrained.records import CONFIG
 from imagepiece_jax.pretrained.timm_config import published_class_names
 from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights, WeightsFiles
-from imagepiece_jax.reduction.settings import DENSE
 
 # Of `load`, beside the fields of a ModelConfig.
 ARGUMENTS = (
@@ -117,24 +116,14 @@ def read_metadata(
         name = registry.name_of_file(path)
         return Metadata(path, ModelConfig(name=name), averaged=averaged)
     if kind == "folder":
-        published = hub_configs.read(path)
-        return Metadata(
-            path,
-            published.config,
-            published.reduction or DENSE,
-            published.preprocessing,
-            published.class_names,
-            averaged=averaged,
-            drawn=published.untrained,
-            sizes=published.sizes,
-        )
+        return Metadata(path, averaged=averaged, **vars(hub_configs.read(path)))
     run = runs.read_config(path)
     return Metadata(
         path,
-        runs.whole_config(run),
-        runs.reduction_of(run),
-        read_fields(run.get("data", {})),
-        runs.read_class_names(path, run["num_classes"]),
+        config=runs.full_config(run),
+        reduction=runs.reduction_of(run),
+        crop=read_fields(run.get("data", {})),
+        class_names=runs.read_class_names(path, run["num_classes"]),
         run=run,
         checkpoint=checkpoint,
         averaged=averaged,
@@ -150,8 +139,7 @@ def complete(metadata: Metadata, requested: ModelConfig = NOTHING) -> Weights:
         contradicts the tensors, and where `requested` contradicts either.
     """
     found = {} if metadata.run is not None else _inferred(metadata, requested)
-    fields = {f.name: getattr(metadata, f.name) for f in dataclasses.fields(Metadata)}
-    trained = Weights(**fields | found)
+    trained = Weights(**vars(metadata) | found)
     if requested.mean is not None:
         trained = dataclasses.replace(trained, normalized=True)
     folder = metadata.path.is_dir()  # there a name stands for its sizes, too
@@ -223,16 +211,16 @@ def build(
         class_names=weights.class_names,
         name=None if config.name in registry.MODELS else config.name,
         origin=weights,
-        selectors={} if weights.drawn else learned,
+        selectors={} if weights.untrained else learned,
         projector=weights.files.contents.projector,
-        untrained=any(weights.drawn or part in drawn for part in selectors),
+        untrained=any(weights.untrained or part in drawn for part in selectors),
     )
 
 
 def lacks_selectors(weights: Weights, reduction: Mapping[str, Any]) -> bool:
     """Whether `reduction` has selectors that the weights have not learned."""
     like = variable_shapes(weights.config.create(reduction), weights.config.image_size)
-    tensors = {} if weights.drawn else weights.tensors
+    tensors = {} if weights.untrained else weights.tensors
     return bool(convert.lacking_selectors(tensors, like))
 
 
@@ -243,7 +231,9 @@ def tensors(
 
     path, checkpoint, averaged: as `load` takes them
     """
-    return WeightsFiles(hub.existing(path), checkpoint, averaged).contents.tensors
+    path = hub.existing(path)
+    tower = hub_configs.read(path).tower if hub.kind(path) == "folder" else None
+    return WeightsFiles(path, checkpoint, averaged, tower).contents.tensors
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

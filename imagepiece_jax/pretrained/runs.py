@@ -184,12 +184,12 @@ def model_config(config) -> ModelConfig:
     return ModelConfig.of(model_fields(config))
 
 
-def whole_config(config) -> ModelConfig:
+def full_config(config) -> ModelConfig:
     """The fields of the model in the config of a run, sizes of its name included."""
-    stated = model_config(config)
-    whole = {"arch": stated.architecture, "stem": stated.stem or "patch"}
-    whole |= dict.fromkeys((*ONE_BY_ONE, *MODEL_FIELDS))  # these are the reduction's
-    return dataclasses.replace(stated.over(size_of(stated.name)), **whole)
+    model = model_config(config)
+    parts = {"arch": model.architecture, "stem": model.stem or "patch"}
+    parts |= dict.fromkeys((*ONE_BY_ONE, *MODEL_FIELDS))  # these are the reduction's
+    return dataclasses.replace(model.over(size_of(model.name)), **parts)
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:

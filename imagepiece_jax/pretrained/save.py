@@ -25,9 +25,8 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts
-from imagepiece_jax.pretrained.hub import PROJECTOR, SELECTORS
+from imagepiece_jax.pretrained.hub import CONFIG, OURS, PROJECTOR, SELECTORS
 from imagepiece_jax.pretrained.infer import infer
-from imagepiece_jax.pretrained.records import CONFIG, OURS
 from imagepiece_jax.pretrained.timm_config import EPS
 from imagepiece_jax.reduction import settings
 

@@ -13,10 +13,11 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.records import SILUS, HubConfig
+from imagepiece_jax.pretrained.hub import HubConfig
 
 # Words of both directions.
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Parts that only timm's class Eva has.

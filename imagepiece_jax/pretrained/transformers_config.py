@@ -14,8 +14,9 @@ from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.pretrained.records import GELUS, SILUS, HubConfig
-from imagepiece_jax.pretrained.towers import HOSTS
+from imagepiece_jax.pretrained.hub import HubConfig
+from imagepiece_jax.pretrained.timm_config import SILUS
+from imagepiece_jax.pretrained.towers import GELUS, HOSTS
 
 Fields = Mapping[str, Any]  # of a JSON file
 # Fields that are numbers of something.

@@ -22,8 +22,9 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained import hub, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
+from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, with_defaults
 
@@ -39,6 +40,7 @@ class WeightsFiles:
     path: pathlib.Path
     checkpoint: str = "best"  # of a run
     averaged: bool = False
+    tower: Tower | None = None  # how a language model reads the tower in a folder
 
     @functools.cached_property
     def contents(self) -> Contents:
@@ -48,7 +50,7 @@ class WeightsFiles:
             state_dict = runs.read_checkpoint(path, self.checkpoint, averaged)
             return Contents(state_dict, NOTHING)
         if kind == "folder":
-            return layouts.read_folder(path, averaged)
+            return layouts.read_folder(path, averaged, self.tower)
         return layouts.read_weights(path, averaged)
 
 
@@ -69,16 +71,18 @@ class Metadata:
     checkpoint: str = "best"  # of a run, or "latest"
     averaged: bool = False  # whether the weights are averages over steps
     seed: int = 0  # of the training
-    drawn: bool = False  # whether selectors were drawn, not learned
+    own: bool = False  # whether this package saved the folder
+    untrained: bool = False  # whether selectors were drawn, not learned
     # Sizes that a config.json says, and tensors must have.
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tower: Tower | None = None  # how a language model reads it
     # What reads the tensors; None: those of the path.
     files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.files is None:
-            files = WeightsFiles(self.path, self.checkpoint, self.averaged)
-            object.__setattr__(self, "files", files)
+            path = self.path, self.checkpoint, self.averaged, self.tower
+            object.__setattr__(self, "files", WeightsFiles(*path))
 
     def __str__(self):
         """As sentences call it: "run runs/a"."""
@@ -97,8 +101,7 @@ class Metadata:
 
         Names of other published models are words of another kind.
         """
-        learned = self.path.is_dir() and (self.run or hub_configs.is_own(self.path))
-        return self.class_names if learned else None
+        return self.class_names if self.run or self.own else None
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:
@@ -150,14 +153,14 @@ class Weights(Metadata):
         config = dataclasses.replace(self.config, **fields)
         if "depth" not in fields:
             return dataclasses.replace(self, config=config)
-        contents = self.files.contents
         numbers = {name: re.match(r"blocks\.(\d+)\.", name) for name in self.tensors}
         tensors = {
             name: self.tensors[name]
             for name, number in numbers.items()
             if number is None or int(number[1]) < fields["depth"]
         }
-        files = types.SimpleNamespace(contents=contents._replace(tensors=tensors))
+        contents = self.files.contents._replace(tensors=tensors)
+        files = types.SimpleNamespace(contents=contents)
         return dataclasses.replace(self, config=config, files=files)
 
     def variables(self, model: ViT) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_transformers_folder(tmp_path, name):
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
     read = hub_configs.read(tmp_path)
-    assert read.preprocessing == prepared
+    assert read.crop == prepared
     labels = name in ("vit", "deit")
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 

@@ -76,5 +76,5 @@ def test_transformers_processors(shape, kind):
     found = hub_configs.parse({"model_type": kind}, processor.to_dict())
     pixels = processor(image, return_tensors="np", do_normalize=False).pixel_values[0]
     wanted = pixels.transpose(1, 2, 0) * 255
-    ours = Preprocessing(32, **found.preprocessing)(image)
+    ours = Preprocessing(32, **found.crop)(image)
     np.testing.assert_allclose(ours, wanted, atol=1e-3)

@@ -54,12 +54,12 @@ def test_timms_form():
     assert found.config.fields == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
     assert found.sizes == sizes | {"num_classes": 0, "image_size": 518}
-    assert found.preprocessing == {
+    assert found.crop == {
         "crop": 1.0,
         "crop_mode": "center",
         "interpolation": "bicubic",
     }
-    assert found.class_names is None and found.reduction is None
+    assert found.class_names is None and not found.own
 
 
 def test_timms_form_before_its_fields_were_grouped():
@@ -387,7 +387,7 @@ def test_transformers_form(name):
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
     assert found.config.fields == wanted
-    assert found.preprocessing == prepared
+    assert found.crop == prepared
     own = config.get("vision_config", config)
     assert found.sizes["embed_dim"] == own["hidden_size"]
     assert found.sizes["depth"] == own["num_hidden_layers"]
@@ -423,7 +423,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
 def test_deits_processor_squashes_and_crops():
     """256 pixels a side whatever the aspect, of which the middle 224 are seen."""
     processor = images(HALF, size=256, crop_size=224, do_center_crop=True, resample=3)
-    found = hub_configs.parse({"model_type": "deit"}, processor).preprocessing
+    found = hub_configs.parse({"model_type": "deit"}, processor).crop
     assert found == {"crop": 0.875, "crop_mode": "squash", "interpolation": "bicubic"}
 
 
@@ -431,14 +431,14 @@ def test_deits_processor_squashes_and_crops():
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354."""
     processor = images(HALF, size=size, crop_size=224, do_center_crop=True)
-    found = hub_configs.parse({"model_type": "deit"}, processor).preprocessing
+    found = hub_configs.parse({"model_type": "deit"}, processor).crop
     assert int(224 / found["crop"]) == size
     assert found["crop"] == pytest.approx(224 / size)
 
 
 def test_what_a_processor_leaves_out_is_not_known():
     found = hub_configs.parse({"model_type": "vit"}, {})
-    assert found.config.mean is found.config.std is None and found.preprocessing == {}
+    assert found.config.mean is found.config.std is None and found.crop == {}
     found = hub_configs.parse({"model_type": "vit"}, {"do_normalize": False})
     assert (found.config.mean, found.config.std) == ((0.0,) * 3, (1.0,) * 3)
 
