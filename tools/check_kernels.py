@@ -15,7 +15,7 @@ the number of images.
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError
 
-cli.define_config("the config of a model, for real inputs")
+cli.define_config("a config file, of a model for real inputs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data("config.data")

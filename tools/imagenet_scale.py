@@ -34,7 +34,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import config_files
 from tools.input_speed import process_tree, proportional_memory
 
-cli.define_config("default: configs/base.py")
+cli.define_config("a config file; default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
 VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
 LIMITS = flags.DEFINE_list(
