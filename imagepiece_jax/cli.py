@@ -89,10 +89,8 @@ def normalization():
     def read():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
-            field, allowed = (
-                f"--{next(iter(typed))}",
-                "both --mean and --std, or neither",
-            )
+            field = f"--{next(iter(typed))}"
+            allowed = "both --mean and --std, or neither"
             raise InputError("is given without the other", field=field, allowed=allowed)
         return {name: _numbers(value) for name, value in typed.items()}
 

@@ -144,9 +144,12 @@ class Case:
 
         macs = TRAINING_MACS * model_macs(model, config.image_size)
         memory = device.needed(compiled)
-        facts = {"compile_s": _measured(seconds), "peak_memory": memory}
-        of_call = self.batch_size, self.batch_size * macs, _facts(model) | facts
-        return Workload(timer.job(call), *of_call)
+        return Workload(
+            timer.job(call),
+            self.batch_size,
+            self.batch_size * macs,
+            _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},
+        )
 
 
 def on_noise(program):

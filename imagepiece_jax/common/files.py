@@ -41,9 +41,13 @@ def lock(file, flag):
             problem, field=flag, value=folder, allowed="another, or wait for it"
         ) from error
     except OSError as error:
-        text = "%s cannot be locked (%s): two processes that write into %s would not "
-        places = file.name, error.strerror, pathlib.Path(file.name).parent
-        log.warning(text + "notice each other", *places)
+        log.warning(
+            "%s cannot be locked (%s): two processes that write into %s would not "
+            "notice each other",
+            file.name,
+            error.strerror,
+            pathlib.Path(file.name).parent,
+        )
 
 
 def read_json(path):

@@ -172,11 +172,19 @@ def _by_shard_map(fn, donate_argnums):
         results = fn(*jax.tree.map(lambda x: jnp.squeeze(x, 0), args))
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), results)
 
-    specs = {"in_specs": sharding.spec, "out_specs": sharding.spec}
-    # Gradients are summed by `mean`, as in `jax.pmap`.
-    mapped = jax.shard_map(of_one, mesh=sharding.mesh, **specs, check_vma=False)
-    shardings = {"in_shardings": sharding, "out_shardings": sharding}
-    return jax.jit(mapped, **shardings, donate_argnums=donate_argnums)
+    mapped = jax.shard_map(
+        of_one,
+        mesh=sharding.mesh,
+        in_specs=sharding.spec,
+        out_specs=sharding.spec,
+        check_vma=False,  # gradients are summed by `mean`, as in `jax.pmap`
+    )
+    return jax.jit(
+        mapped,
+        in_shardings=sharding,
+        out_shardings=sharding,
+        donate_argnums=donate_argnums,
+    )
 
 
 FORMS = {"pmap": _by_pmap, "shard_map": _by_shard_map}

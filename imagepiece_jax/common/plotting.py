@@ -169,12 +169,20 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            style = {"fontsize": _FONT_SIZE, "loc": "left", "pad": 5}
-            # "$" in a file name is a "$".
-            axes.set_title(f"{title}\n{note}", **style, parse_math=False)
-    place = _MARGIN / page_width, (below - _MARGIN) / page_height
-    style = {"fontsize": _FONT_SIZE, "verticalalignment": "top"}
-    figure.text(*place, "\n".join(caption), **style)
+            axes.set_title(
+                f"{title}\n{note}",
+                fontsize=_FONT_SIZE,
+                loc="left",
+                pad=5,
+                parse_math=False,  # "$" in a file name is a "$"
+            )
+    figure.text(
+        _MARGIN / page_width,
+        (below - _MARGIN) / page_height,
+        "\n".join(caption),
+        fontsize=_FONT_SIZE,
+        verticalalignment="top",
+    )
     save_figure(figure, pathlib.Path(path), colors)
 
 

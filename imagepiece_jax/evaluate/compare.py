@@ -112,9 +112,9 @@ def sweep(
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
+        name, setting = settings.label(reduction), settings.changed(reduction)
         share = weights.config.gmacs(reduction) / dense
-        facts = settings.label(reduction), None, reduction, settings.changed(reduction)
-        entries.append(MatchedMethod(*facts, share))
+        entries.append(MatchedMethod(name, None, reduction, setting, share))
     return _report(checkpoint, *_measured(checkpoint, entries))
 
 

@@ -16,8 +16,12 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
 
-NAMES = {"dense": "dense", "tome": "ToMe", "random": "random tokens"}
-NAMES["imagepiece"] = "ImagePiece"
+NAMES = {
+    "dense": "dense",
+    "tome": "ToMe",
+    "random": "random tokens",
+    "imagepiece": "ImagePiece",
+}
 COSTS = {"gmacs": "MACs", "ms": "time"}
 SIGNIFICANT = 0.05  # p below it is shown
 Report = Mapping[str, Any]

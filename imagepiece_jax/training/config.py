@@ -514,10 +514,14 @@ class Data:
         for source in self.eval_sets.values():
             source.try_first(preprocessing)
         self.length = run.length(len(self.train))
-        options = {"batch_size": run.optim.batch_size, "placement": placement}
-        options |= {"seed": run.seed, "repeats": run.data.repeats}
         self.training = functools.partial(
-            loader.train_sequence, self.train, train_transform, **options
+            loader.train_sequence,
+            self.train,
+            train_transform,
+            batch_size=run.optim.batch_size,
+            seed=run.seed,
+            placement=placement,
+            repeats=run.data.repeats,
         )
         options = {"batch_size": eval_batch_size, "placement": placement}
         self.evaluations = {

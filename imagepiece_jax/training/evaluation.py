@@ -41,8 +41,13 @@ class Evaluation:
         self._first = run.data.evaluations[run.config.eval.best_set]
         with request.ending_at_once():
             self._program = self._compiled(run.model, run.state.variables)
-            test = self._first.source, self._first.transform
-            self._samples = SampleImages(run.config, run.workdir, run.model, *test)
+            self._samples = SampleImages(
+                run.config,
+                run.workdir,
+                run.model,
+                self._first.source,
+                self._first.transform,
+            )
 
     def _compiled(self, model, variables):
         program = accuracy.model_step(model, self._run.config.seed)
@@ -110,10 +115,14 @@ class SampleImages:
     def __init__(self, config, workdir, model, source, transform):
         self._workdir, self._count = workdir, config.pictures
         self._model = model.clone(axis_name=None)
-        prepared = functools.partial(prepared_images, model=self._model)
-        recipe = Recipe.of(config, self._model)
-        prepared = functools.partial(prepared, recipe=recipe, count=AUGMENTED)
-        self._prepared = parallel.pmap(prepared)
+        self._prepared = parallel.pmap(
+            functools.partial(
+                prepared_images,
+                model=self._model,
+                recipe=Recipe.of(config, self._model),
+                count=AUGMENTED,
+            )
+        )
         self._images, self._titles = examples(source, transform, config.pictures)
         self._decide = None
         if self._titles and reducing_blocks(model) and parallel.is_main():
@@ -142,8 +151,14 @@ class SampleImages:
         """
         if self._decide is None:
             return None
-        samples = self._images, self._titles, self._decide
-        path = save_token_picture(self._workdir, self._model, variables, *samples)
+        path = save_token_picture(
+            self._workdir,
+            self._model,
+            variables,
+            self._images,
+            self._titles,
+            self._decide,
+        )
         if path is None:
             return None
         with Image.open(path) as picture:

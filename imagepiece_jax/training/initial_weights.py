@@ -185,9 +185,15 @@ class InitialWeights:
         places = Positions.of(model, size, theirs.get("image_size"))
         if "resize" in theirs:  # by the code that these positions were trained for
             places = dataclasses.replace(places, how=theirs["resize"])
-        options = {"positions": places, "fresh": fresh, "seed": self._run.seed}
-        given = weights.tensors, str(weights)
-        variables, _ = convert.model_variables(model, size, *given, **options)
+        variables, _ = convert.model_variables(
+            model,
+            size,
+            weights.tensors,
+            str(weights),
+            positions=places,
+            fresh=fresh,
+            seed=self._run.seed,
+        )
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.
             theirs["num_heads"] = config.num_heads or model.num_heads

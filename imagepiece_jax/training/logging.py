@@ -82,12 +82,16 @@ class MetricWriter:
         last_step = step or -1
         _cut(workdir / FILE, last_step)
         self._lines = open(workdir / FILE, "ab", buffering=0)
-        functions = {"open": _OptionalFile, "directory_check": lambda _: None}
-        files = types.SimpleNamespace(**functions)
+        files = types.SimpleNamespace(
+            open=_OptionalFile, directory_check=lambda _: None
+        )
         record_writer.register_writer_factory(OPTIONAL, files)
-        folder = f"{OPTIONAL}:{workdir / 'tensorboard'}"
-        options = {"flush_secs": 10, "max_queue": QUEUE}
-        self._scalars = SummaryWriter(folder, purge_step=last_step + 1, **options)
+        self._scalars = SummaryWriter(
+            f"{OPTIONAL}:{workdir / 'tensorboard'}",
+            purge_step=last_step + 1,
+            flush_secs=10,
+            max_queue=QUEUE,
+        )
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.

@@ -82,8 +82,15 @@ def adamw(optim: OptimConfig, rate):
     in torch (the paper multiplies by only the schedule's factor). Gradients are first
     scaled down to a global norm of `clip_grad_norm`; 0.0 means no clipping.
     """
-    fields = {"eps": optim.eps, "weight_decay": optim.weight_decay}
-    optimizer = optax.adamw(rate, *optim.betas, **fields, mask=decay_mask)
+    b1, b2 = optim.betas
+    optimizer = optax.adamw(
+        rate,
+        b1=b1,
+        b2=b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
+    )
     if optim.clip_grad_norm == 0:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(optim.clip_grad_norm), optimizer)

@@ -26,9 +26,14 @@ UNIT = " (1e18 operations, two a MAC)"
 TRACED = 1024  # images, beside which the weights that a step reads are few
 IMAGENET_IMAGES = 1_281_167  # that train
 MOST_CLASSES = 5  # names in the text of a dry run
-# row of the last table: path in the run's folder, if it exists
-PLACES = {"checkpoints": "checkpoints", "metrics": FILE, "tensorboard": "tensorboard"}
-PLACES |= {"picture": PICTURE, "trace": TRACE}
+# (row, path in the run's folder) of the last table, for what exists
+PLACES = (
+    ("checkpoints", "checkpoints"),
+    ("metrics", FILE),
+    ("tensorboard", "tensorboard"),
+    ("picture", PICTURE),
+    ("trace", TRACE),
+)
 
 
 def estimate(run: RunConfig) -> str:
@@ -197,7 +202,7 @@ def final_table(workdir, config, model, progress):
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
         *_history(workdir, config.optim.batch_size),
     ]
-    places = [(name, workdir / path) for name, path in PLACES.items()]
+    places = [(name, workdir / path) for name, path in PLACES]
     rows += [(name, path) for name, path in places if path.exists()]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 

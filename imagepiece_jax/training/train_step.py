@@ -197,9 +197,13 @@ def train_step(
             teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
         def loss_fn(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            options = {"train": True, "keys": keys, "mutable": ["batch_stats"]}
-            outputs, changed = model.apply(variables, image, **options)
+            outputs, changed = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                image,
+                train=True,
+                keys=keys,
+                mutable=["batch_stats"],
+            )
             if distill is None:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
@@ -304,9 +308,15 @@ def _prepare(part, positions, step, index, model, recipe):
         part["label"], recipe.num_classes, recipe.label_smoothing
     )
     key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
-    shares = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
-    shares |= {"prob": recipe.mixup_prob, "switch_prob": recipe.mixup_switch_prob}
-    drawn = mixup.draw(key, *image.shape[1:3], **shares)
+    drawn = mixup.draw(
+        key,
+        image.shape[1],
+        image.shape[2],
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+    )
     if drawn is None:
         return image, targets
     return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))

@@ -80,13 +80,15 @@ class LearnedSelection(Method):
 
 def target_shares(plan):
     """Share of the first tokens that evaluation keeps at each step of a masked plan."""
-    layers = [layer for layer in plan if layer.counts]
-    return [
-        step.rule.rate
-        if step.tokens is None
-        else (step.tokens - counts.stage * step.rule.packages) / layers[0].counts.n_in
-        for step, counts in ((layer.step, layer.counts) for layer in layers)
-    ]
+    layers, shares = [layer for layer in plan if layer.counts], []
+    for layer in layers:
+        step, stage = layer.step, layer.counts.stage
+        if step.tokens is None:
+            shares.append(step.rule.rate)
+        else:  # packages are no tokens that stay
+            tokens = step.tokens - stage * step.rule.packages
+            shares.append(tokens / layers[0].counts.n_in)
+    return shares
 
 
 @dataclasses.dataclass(frozen=True)
