@@ -12,17 +12,9 @@ NOTES = f"""\
 Brackets are 95 % intervals, differences are paired by seed. From {STUDENT} seeds on
 intervals are Student's over seeds, for these test images; of fewer seeds both seeds and
 images are drawn again (`statistics.hierarchical_bootstrap`), and of two or three seeds
-such an interval holds the truth for 61 or 80 % of seeds. T1 and T2 alone are corrected
-for their number. A system that starts from another has trained for twice as many
-epochs. Accuracies of models so small and so briefly trained compare with each other
-alone."""
-# What a schedule is worth, declared: (claim, system, less system).
-DECLARED = "docs/tables/trained_schedules/declared.md"
-CONTRASTS = {
-    "T1": ("class attention: proportional - stages", "evit_proportional", "evit"),
-    "T2": ("ToMe's matching: proportional - constant", "tome_proportional", "tome"),
-}
-FEWEST, LEVEL = 2, 0.05  # seeds; of both tests together
+such an interval holds the truth for 61 or 80 % of seeds. A system that starts from
+another has trained for twice as many epochs. Accuracies of models so small and so
+briefly trained compare only with each other."""
 
 
 def text(results: list[dict], plan: dict) -> str:
@@ -33,7 +25,6 @@ def text(results: list[dict], plan: dict) -> str:
         "# Trained from scratch, at equal cost, over seeds",
         _settings_table(results, plan),
         _table(systems, rights, results),
-        trained_schedules(results),
         NOTES.replace("\n", " "),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -64,36 +55,6 @@ def interval(values) -> statistics.Estimate:
     if len(values) < STUDENT:
         return statistics.hierarchical_bootstrap(values)
     return statistics.student(values.mean(axis=1))
-
-
-def trained_schedules(results: list[dict]) -> str:
-    """A part of the page: T1 and T2, two-sided; empty without two seeds of all four."""
-    found = {}
-    for result in results:
-        found.setdefault(result["system"], {})[result["seed"]] = result["acc1"]
-    systems = [name for _, *pair in CONTRASTS.values() for name in pair]
-    seeds = sorted(set.intersection(*(set(found.get(name, ())) for name in systems)))
-    if len(seeds) < FEWEST:
-        return ""
-    points = [
-        np.array([found[ours][seed] - found[theirs][seed] for seed in seeds])
-        for _, ours, theirs in CONTRASTS.values()
-    ]
-    p = [
-        2 * min(statistics.student_p(sign * each, 0.0) for sign in (1, -1))
-        for each in points
-    ]
-    lines = []
-    named = zip(CONTRASTS.items(), points, p, statistics.holm(p), strict=True)
-    for (name, (claim, *_)), each, one, holm in named:
-        change = statistics.format_difference(statistics.student(each), 2)
-        verdict = "decided" if holm < LEVEL else "open"
-        lines.append([name, claim, change, f"{one:.3g}", f"{holm:.3g}", verdict])
-    head = ["", "contrast", "points", "p", "p, Holm", "verdict"]
-    return (
-        f"## What a schedule is worth\n\nOver {len(seeds)} seeds, by the rules of "
-        f"{DECLARED}.\n\n{render.table(head, lines)}"
-    )
 
 
 def _settings_table(results, plan):

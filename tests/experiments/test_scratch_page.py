@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from experiments.scratch import page, runs, systems
 from imagepiece_jax.evaluate import statistics
@@ -142,22 +141,3 @@ def test_the_runs_of_the_declared_experiment_are_read():
     plan = json.loads((folder / "plan.json").read_text())
     results = runs.finished(folder, plan)
     assert results and f"| runs | {len(results)} of " in page.text(results, plan)
-
-
-def test_schedules_in_training_are_compared_two_sided():
-    rng, seeds = np.random.default_rng(4), 6
-    names = [name for _, *pair in page.CONTRASTS.values() for name in pair]
-    acc1 = {name: rng.normal(60, 0.4, seeds) for name in names}
-    acc1["tome_proportional"] -= 2.0
-    found = [
-        {"system": name, "seed": seed, "acc1": values[seed]}
-        for name, values in acc1.items()
-        for seed in range(seeds)
-    ]
-    text = page.trained_schedules(found)
-    lines = [line for line in text.splitlines() if line.startswith("| T")]
-    for line, (_, ours, theirs) in zip(lines, page.CONTRASTS.values(), strict=True):
-        p = scipy.stats.ttest_rel(acc1[ours], acc1[theirs]).pvalue
-        assert f"| {p:.3g} |" in line
-    assert "| -" in lines[1] and lines[1].endswith("| decided |")
-    assert page.trained_schedules(found[:1]) == ""
