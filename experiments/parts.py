@@ -6,8 +6,6 @@ in docs/tables/parts/declared.md; the experiment is over. `points.jsonl` there h
 KL divergence from the dense model and the right answers of every image by cell,
 `elsewhere.jsonl` those of the chosen sets on other images, and `clock.jsonl` times by
 `tools.onnx_speed` and `tools.compile_only`. Even rows chose, odd rows test.
-
-python -m experiments.parts draws docs/parts.png
 """
 
 import dataclasses
@@ -19,13 +17,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from experiments import render
-from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "parts"
-PLOT = FOLDER.parent.parent / "parts.png"
 SCHEDULES = (
     *("constant", "proportional", "proportional-1", "stages-3-6-9"),
     *("stages-1-2-7-11", "stages-1-2-3-6", "imagepiece", "diffrate", "curve"),
@@ -64,22 +60,20 @@ class Cell:
 
     @property
     def reduction(self) -> dict:
-        own = {}
-        if self.fate == "dropped" and self.method != "random":
-            own = {"fuse_token": False} if self.method == "evit" else {"fate": "drop"}
         fields = {"macs": self.macs, "counts": self.schedule}
-        return {"name": self.method, "prop_attn": self.prop_attn, **fields, **own}
+        if self.method == "evit":
+            fields["fuse_token"] = False
+        elif self.fate == "dropped" and self.method != "random":
+            fields["fate"] = "drop"
+        return {"name": self.method, "prop_attn": self.prop_attn, **fields}
 
     def at(self, macs: float) -> "Cell":
         return dataclasses.replace(self, macs=macs)
 
     def __str__(self):
         sized = ", proportional attention" if self.prop_attn else ""
-        return f"{_selector(self)}, {self.fate}, {self.schedule}{sized}"
-
-
-def _selector(cell):
-    return SELECTORS[cell.fate][cell.method]
+        selector = SELECTORS[self.fate][self.method]
+        return f"{selector}, {self.fate}, {self.schedule}{sized}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,25 +92,22 @@ def cells() -> Iterable[Cell]:
         yield Cell(method, "dropped", schedule, False)
 
 
-class Points:
-    """Everything that points.jsonl has, by reduction."""
+def read_points(path: pathlib.Path = FOLDER / "points.jsonl") -> dict[str, Measured]:
+    """Everything that points.jsonl has, by `reduction_key`."""
+    points = {}
+    for point in read_lines(path):
+        result = point["result"]
+        right = decode_bits(result["right"], len(result["kl"]))
+        key = reduction_key(point["setting"]["reduction"])
+        points[key] = Measured(np.array(result["kl"]), right)
+    return points
 
-    def __init__(self, path: pathlib.Path):
-        self._by_key = {}
-        for point in read_lines(path):
-            result = point["result"]
-            right = decode_bits(result["right"], len(result["kl"]))
-            key = reduction_key(point["setting"]["reduction"])
-            self._by_key[key] = Measured(np.array(result["kl"]), right)
 
-    def of(self, reduction: Mapping) -> Measured | None:
-        return self._by_key.get(reduction_key(reduction))
-
-    def cells(self) -> dict[Cell, Measured]:
-        """The measured cells, those of `COST` first."""
-        every = [cell.at(cost) for cost in (COST, *OTHER_COSTS) for cell in cells()]
-        found = {cell: self.of(cell.reduction) for cell in every}
-        return {cell: each for cell, each in found.items() if each is not None}
+def measured_cells(points: Mapping[str, Measured]) -> dict[Cell, Measured]:
+    """The measured cells, those of `COST` first."""
+    every = [cell.at(cost) for cost in (COST, *OTHER_COSTS) for cell in cells()]
+    keys = {cell: reduction_key(cell.reduction) for cell in every}
+    return {cell: points[key] for cell, key in keys.items() if key in points}
 
 
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
@@ -132,39 +123,6 @@ def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
     """Cells of `COST`, the least mean KL on even rows first."""
     ours = [cell for cell in found if cell.macs == COST]
     return sorted(ours, key=lambda cell: found[cell].kl[EVEN].mean())
-
-
-def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
-    """A PNG of the mean KL on odd rows at `COST`: selectors by schedules, in color.
-
-    Where tokens are merged with proportional attention, above where they are dropped.
-    """
-    rows = [
-        [Cell(method, fate, schedule, fate == "merged") for schedule in SCHEDULES]
-        for fate, methods in SELECTORS.items()
-        for method in methods
-    ]
-
-    def kl(cell):
-        return found[cell].kl[ODD].mean() if cell in found else np.nan
-
-    values = np.array([[kl(cell) for cell in row] for row in rows])
-    figure = plotting.new_figure(9.5, 5.5, layout="constrained")
-    axes = figure.add_subplot()
-    scale = {"cmap": "viridis_r", "vmin": -1.1, "vmax": 0.3}
-    drawn = axes.imshow(np.log10(values), aspect="auto", **scale)
-    for (row, column), value in np.ndenumerate(values):
-        light = np.log10(value) > -0.6
-        style = {"color": "white" if light else "black", "fontsize": 8}
-        text = f"{value:.2f}" if np.isfinite(value) else ""
-        axes.text(column, row, text, ha="center", va="center", **style)
-    names = [f"{_selector(row[0])}, {row[0].fate}" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
-    bar = figure.colorbar(drawn, label="KL divergence from the dense model")
-    ticks = (0.1, 0.2, 0.5, 1, 2)
-    bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
-    plotting.save_figure(figure, path)
 
 
 # Tables of cells
@@ -183,9 +141,10 @@ def grid(found, fate, prop_attn) -> str:
 def costs(found, chosen) -> str:
     """The same figures of the best cells, at all costs."""
     every = sorted((COST, *OTHER_COSTS), reverse=True)
-    lines = (
-        [str(c), *(_figures(found.get(c.at(cost))) for cost in every)] for c in chosen
-    )
+    lines = [
+        [str(cell), *(_figures(found.get(cell.at(cost))) for cost in every)]
+        for cell in chosen
+    ]
     return render.table(["set", *map(str, every)], lines)
 
 
@@ -284,12 +243,13 @@ def contrasts(found) -> list[tuple]:
     ]
 
 
-def primary(points: Points) -> tuple:
+def primary(points: Mapping[str, Measured]) -> tuple:
     """C1: the chosen set minus DiffRate's published list, KL at its cost."""
-    best = by_choice(points.cells())[0].at(PUBLISHED_COST)
-    ours, theirs = points.of(best.reduction), points.of(PUBLISHED)
-    name = f"C1 chosen - DiffRate at {PUBLISHED_COST}"
-    return paired(name, ours.kl[ODD], theirs.kl[ODD], "KL")
+    best = by_choice(measured_cells(points))[0].at(PUBLISHED_COST)
+    ours, theirs = (
+        points[reduction_key(each)].kl[ODD] for each in (best.reduction, PUBLISHED)
+    )
+    return paired(f"C1 chosen - DiffRate at {PUBLISHED_COST}", ours, theirs, "KL")
 
 
 def tests_table(tests: list[tuple]) -> str:
@@ -371,7 +331,3 @@ def _ratio(ratio, spread):
     value, *ends = ratio
     spread = spread and ends and ends != [value, value]
     return f"{value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if spread else "")
-
-
-if __name__ == "__main__":
-    draw(PLOT, Points(FOLDER / "points.jsonl").cells())

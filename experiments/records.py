@@ -6,67 +6,30 @@ Each row is a figure with its method, setting, cost, interval and right answers,
 names its source: model, weights, data, versions, commit and command.
 """
 
-import base64
 import dataclasses
 import json
 import pathlib
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables
+from imagepiece_jax.evaluate.cache import decode_bits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "tables" / "bundles.png"
-STUDIES = ("comparison", "controls", "adaptation", "scratch", "retokenization")
-
-
-def _is_interval(values):
-    return len(values) == 3 and values[1] <= values[0] <= values[2]
-
-
-# What a field of a row or source must be: a test, and the same in words.
-CHECKS = {
-    "study": (lambda value: value in STUDIES, ", ".join(STUDIES)),
-    "images": (lambda value: is_integer(value) and value > 0, "whole numbers from 1"),
-    "command": (lambda text: text.startswith("python "), "commands"),
-    "commit": (lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits"),
-    "setting": (lambda value: isinstance(value, dict), "values by field"),
-    "gmacs": (lambda value: value > 0, "numbers above 0"),
-    "acc1": (
-        lambda values: _is_interval(values) and 0 <= values[1] and values[2] <= 100,
-        "[value, low, high] from 0 to 100",
-    ),
-    "share": (lambda value: value is None or 0 < value < 1, "numbers between 0 and 1"),
-    "differences": (
-        lambda changes: all(map(_is_interval, (changes or {}).values())),
-        "[value, low, high] by name",
-    ),
-}
-
-
-class Checked:
-    """Base of rows and sources."""
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            holds, allowed = CHECKS.get(name, (lambda value: True, ""))
-            if not holds(value):
-                raise InputError(field=name, value=value, allowed=allowed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin(Checked):
+class Origin:
     """One run of a command, which gave figures."""
 
-    study: str
+    study: str  # comparison, controls, adaptation, scratch or retokenization
     model: str
     weights: str | None  # a digest of the tensors; None: the command trained them
     training: str  # how the weights came to be
@@ -78,7 +41,7 @@ class Origin(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodResult(Checked):
+class MethodResult:
     """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high]."""
 
     source: str  # name of its Origin
@@ -95,8 +58,7 @@ class MethodResult(Checked):
 
     def bits(self, images: int) -> np.ndarray:
         """The images that were right, bool [images]."""
-        data = np.frombuffer(base64.b64decode(self.right), np.uint8)
-        return np.unpackbits(data)[:images].astype(bool)
+        return decode_bits(self.right, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,51 +71,32 @@ class Results:
     def __post_init__(self):
         named = {row.source for row in self.rows}
         if named != set(self.sources):
-            found = sorted(named ^ set(self.sources))
-            allowed = "names in sources, each of which has a row"
+            found, allowed = sorted(named ^ set(self.sources)), "sources with rows"
             raise InputError(field="source", value=found, allowed=allowed)
+        keys = set()
         for row in self.rows:
+            source = self.sources[row.source]
             if row.right is not None:
-                accuracy = 100 * row.bits(self.sources[row.source].images).mean()
+                accuracy = 100 * row.bits(source.images).mean()
                 if abs(accuracy - row.acc1[0]) > 1e-6:
                     raise InputError(field="acc1", value=row.acc1, allowed=accuracy)
-        keys = [row_key(row, self) for row in self.rows]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise InputError("stands there twice", field="a row", value=twice[0])
+            key = (source.study, source.model, source.data, row.method, row.share)
+            key += (json.dumps(row.setting, sort_keys=True),)
+            if key in keys:
+                raise InputError("stands there twice", field="a row", value=key)
+            keys.add(key)
 
     def of(self, study: str) -> list[MethodResult]:
         """The rows of a study."""
         return [row for row in self.rows if self.sources[row.source].study == study]
 
 
-def row_key(row: MethodResult, results: Results) -> tuple:
-    """The key of a row: no two have the same."""
-    source = results.sources[row.source]
-    setting = json.dumps(row.setting, sort_keys=True)
-    return source.study, source.model, source.data, row.method, row.share, setting
-
-
 def read_results(text: str) -> Results:
-    """The results of a JSON; InputError names the row that is not as it must be."""
+    """The results of a JSON."""
     content = json.loads(text)
-
-    def checked(kind, values, where):
-        with within(place=where):
-            names = {field.name for field in dataclasses.fields(kind)}
-            for name in values.keys() - names:
-                raise InputError(field=name, value=values[name], allowed=str(names))
-            return kind(**values)
-
-    sources = {
-        name: checked(Origin, values, f"sources.{name}")
-        for name, values in content["sources"].items()
-    }
-    rows = [
-        checked(MethodResult, values, f"results[{place}]")
-        for place, values in enumerate(content["results"])
-    ]
-    return Results(sources, tuple(rows))
+    rows = tuple(MethodResult(**row) for row in content["results"])
+    sources = content["sources"].items()
+    return Results({name: Origin(**source) for name, source in sources}, rows)
 
 
 def dump_results(results: Results) -> str:
@@ -194,29 +137,25 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
         versions=report["versions"],
     )
     name = f"comparison-{origin.commit[:7]}"
-    lines = [report["dense"] | {"method": "dense", "setting": {}, "share": None}]
+    dense = report["dense"] | {"method": "dense", "setting": {}, "share": None}
     fields = ("method", "setting", "share", "acc1", "gmacs", "tokens", "right")
     added = [
         MethodResult(name, **{field: line[field] for field in fields})
-        for line in (*lines, *report["settings"])
+        for line in (dense, *report["settings"])
     ]
     methods = {row.method for row in added}
 
     def is_replaced(row):
         old = results.sources[row.source]
-        return row.method in methods and (old.study, old.model, old.data) == (
-            *("comparison", origin.model, data),
-        )
+        same = (old.study, old.model, old.data) == ("comparison", origin.model, data)
+        return same and row.method in methods
 
-    replaced = [place for place, row in enumerate(results.rows) if is_replaced(row)]
-    place = replaced[0] if replaced else len(results.rows)
-    rows = (
-        *results.rows[:place],  # so that the first model of the file stays it
-        *added,
-        *(row for row in results.rows[place:] if not is_replaced(row)),
-    )
+    replaced = [is_replaced(row) for row in results.rows]
+    place = replaced.index(True) if any(replaced) else len(replaced)
+    rows = [row for row in results.rows if not is_replaced(row)]
+    rows[place:place] = added  # so that the first model of the file stays it
     sources, used = {**results.sources, name: origin}, {row.source for row in rows}
-    return Results({k: v for k, v in sources.items() if k in used}, rows)
+    return Results({k: v for k, v in sources.items() if k in used}, tuple(rows))
 
 
 def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:

@@ -134,8 +134,8 @@ def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     report, runs = records.comparison_report(results), retokenization.read_runs()
     accuracies = retokenization.Accuracies(runs)
-    points = parts.Points(parts.FOLDER / "points.jsonl")
-    crossed = points.cells()
+    points = parts.read_points()
+    crossed = parts.measured_cells(points)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),

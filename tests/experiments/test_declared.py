@@ -187,3 +187,31 @@ def test_systems_are_in_the_file_of_results(declared):
     assert rows.keys() == set(retokenization.TITLES.values())
     for name, title in retokenization.TITLES.items():
         assert rows[title].parts == pytest.approx([*declared(name)])
+
+
+def contrast(values, strictly=True):
+    return retokenization.Contrast("P", "", np.array(values), 0.0, 1.0, strictly)
+
+
+SPREAD = np.array([-0.1, 0.1, -0.1, 0.1, 0.0, 0.0])  # the interval: +- 0.094
+
+
+@pytest.mark.parametrize(
+    "mean, holm, verdict",
+    [
+        (0.5, 0.01, "supported"),  # more than 0, though less than 1
+        (0.5, 0.06, "refuted"),  # not by Holm, and below the margin
+        (0.05, 0.5, "refuted"),
+        (0.95, 0.06, "open"),
+        (2.0, 0.01, "supported"),
+        (-2.0, 1.0, "refuted"),
+    ],
+)
+def test_verdicts_follow_the_rules(mean, holm, verdict):
+    assert contrast(mean + SPREAD).verdict(holm) == verdict
+
+
+def test_an_interval_that_ends_at_its_margin():
+    same = np.full(6, 1.0)
+    assert contrast(same).verdict(0.06) == "open"
+    assert contrast(same, strictly=False).verdict(0.06) == "refuted"

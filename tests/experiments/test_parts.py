@@ -23,15 +23,6 @@ def test_every_cell_is_a_method_with_counts():
         assert of_model == {"prop_attn": cell.prop_attn}
 
 
-def test_shares_by_hand():
-    """Means 0, 3 and 1, 2: squares 2 * 2.25 * 2, 2 * .25 * 2, and 1 of what is left."""
-    table = np.array([[0.0, 2.0], [2.0, 2.0]]) + np.array([[-0.5, -0.5], [0.5, 0.5]])
-    # Rows .5 and 2.5, columns 1 and 2: 2 * (1 + 1) of selectors, 2 * .5 of schedules.
-    np.testing.assert_allclose(parts.shares(table), [1 / 6, 4 / 6, 1 / 6])
-    additive = np.add.outer([0.0, 1.0, 5.0], [2.0, 2.0, 3.0, 4.0])
-    assert parts.shares(additive)[2] == pytest.approx(0, abs=1e-12)
-
-
 def test_shares_are_those_of_an_analysis_of_variance():
     table = np.random.default_rng(0).normal(size=(5, 7))
     slow = np.zeros(3)
@@ -101,11 +92,11 @@ FOLDER = parts.FOLDER
 
 @pytest.fixture(scope="module")
 def points():
-    return parts.Points(FOLDER / "points.jsonl")
+    return parts.read_points()
 
 
 def test_the_page_has_the_tables_of_the_points(points):
-    page, found = (FOLDER / "parts.md").read_text("utf-8"), points.cells()
+    page, found = (FOLDER / "parts.md").read_text("utf-8"), parts.measured_cells(points)
     made = [parts.grid(found, "merged", sized) for sized in (True, False)]
     made += [parts.grid(found, "dropped", False)]
     made += [parts.costs(found, parts.by_choice(found)[:35])]
@@ -116,7 +107,9 @@ def test_the_page_has_the_tables_of_the_points(points):
 
 def test_the_primary_test_is_of_odd_rows(points):
     cell = parts.Cell("mctf", "merged", "diffrate", True, parts.PUBLISHED_COST)
-    ours, theirs = points.of(cell.reduction), points.of(parts.PUBLISHED)
+    ours, theirs = (
+        points[parts.reduction_key(each)] for each in (cell.reduction, parts.PUBLISHED)
+    )
     want = scipy.stats.ttest_rel(ours.kl[1::2], theirs.kl[1::2])
     assert parts.primary(points)[-1] == pytest.approx(want.pvalue)
 
@@ -161,7 +154,7 @@ def test_level_is_that_of_the_images():
 
 
 def test_figures_of_pages_are_those_of_the_points(points):
-    found = points.cells()
+    found = parts.measured_cells(points)
 
     def kl(*cell):
         return f"{found[parts.Cell(*cell)].kl[parts.ODD].mean():.3f}"
