@@ -9,7 +9,9 @@ import uuid
 import numpy as np
 from flax import traverse_util
 
+from configs import quickstart
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -35,6 +37,25 @@ DENSE = SMALL | {
     "reduction.merge_blocks": (),
     "reduction.prune_blocks": (),
 }
+
+
+def config(*groups, **fields):
+    """The quickstart's config with these fields, those of dicts first."""
+    made = quickstart.get_config()
+    for group in (*groups, fields):
+        made.update_from_flattened_dict(group)
+    return made
+
+
+def lines(workdir, kind):
+    """Lines of one kind in the metrics of a run."""
+    return [line for line in read_metrics(workdir) if line["kind"] == kind]
+
+
+def computed(workdir):
+    """All lines, without what a clock has measured."""
+    lines = read_metrics(workdir)
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def untrained(model, image_size, seed):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from configs import base
+from imagepiece_jax.data import loader
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
@@ -35,6 +36,19 @@ class Noise(Source):
 
     def name(self, index):
         return f"{index}.jpg"
+
+
+def train_batches(source, stop=9, size=8, transform=None, **options):
+    """Iterator over the first `stop` batches of `size` images."""
+    return loader.train_batches(
+        source,
+        transform or train_transform(8),
+        **dict(batch_size=size, seed=3, start_step=0, stop_step=stop) | options,
+    )
+
+
+def train(*args, **options):
+    return list(train_batches(*args, **options))
 
 
 def place(device, k, m, devices):

@@ -8,6 +8,9 @@ from imagepiece_jax.data.csv_table import read_csv
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
+SPLIT, NO_SPLIT = "filename,label,split", "filename,label"
+NAMED = "filename,label,class"
+
 
 @pytest.fixture
 def images(tmp_path):
@@ -19,7 +22,7 @@ def images(tmp_path):
     return tmp_path
 
 
-def written(folder, text, columns="filename,label,split"):
+def written(folder, text, columns=SPLIT):
     """set.csv with rows such as "a,0,train"; names are those of images without .png."""
     rows = [f"images/{row.replace(',', '.png,', 1)}" for row in text.split()]
     path = folder / "set.csv"
@@ -32,10 +35,11 @@ def levels(path, split):
     return [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
 
 
-def refused(path, message, split="val", num_classes=None):
+def refused(path, message, split="val", num_classes=None, **options):
     with pytest.raises(InputError, match=message) as caught:
-        read_csv(path, split, num_classes)
-    assert "\n" not in str(caught.value)
+        read_csv(path, split, num_classes, **options)
+    assert "\n" not in str(caught.value) and caught.value.place.startswith(str(path))
+    return caught.value
 
 
 def test_no_image_is_in_both_splits(images):
@@ -46,56 +50,90 @@ def test_no_image_is_in_both_splits(images):
         assert open_source(f"csv:{path}", split).num_classes == 2
 
 
-def test_without_a_split_there_are_test_images_alone(images):
-    path = written(images, "a,0 b,1", "filename,label")
-    assert levels(path, "val") == [0, 10]
-    message = (
-        "has no column 'split', so its images can only be tested on; to train, add "
-    )
-    refused(path, message + "the column, with train or val in every row", "train")
-
-
-@pytest.mark.parametrize("split", ["test", "", "Train", "validation"])
-def test_other_splits_are_refused(images, split):
-    path = written(images, f"a,0,train b,0,{split}")
-    refused(path, f"set.csv line 3: split is '{split}'; allowed: train, val")
-
-
-def test_a_split_needs_images(images):
-    path = written(images, "a,0,train b,1,train")
-    refused(path, "has no row with split 'val'")
-    refused(written(images, "a,0,val"), "has no row with split 'train'", "train")
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        ("a,0,train a,0,val", "must not be in both train and val"),
-        ("a,0,val b,0,train ../images/a,0,train", "must not be in both train and val"),
-        ("a,0,train ../linked/a,0,val", "must not be in both train and val"),
-        ("a,0,train b,0,val b,0,val", "a test image must count once"),
-        ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
-    ],
-)
-def test_an_image_that_is_named_again(images, rows, message):
-    (images / "linked").symlink_to(images / "images")
-    path = written(images, rows)
-    for split in ("train", "val"):
-        refused(path, rf"names '.*' again \(line [23]\); .*{message}", split)
-
-
 def test_training_may_see_an_image_more_often(images):
     path = written(images, "a,0,train b,0,val a,0,train")
     assert levels(path, "train") == [0, 0]
 
 
-def test_a_class_without_training_images(images):
-    path = written(images, "a,0,train b,1,val c,2,train")
-    message = "has no training image with label 1; each of the 3 classes needs some"
-    refused(path, message, "train")
-    assert levels(path, "val") == [10]
+def test_without_a_split_there_are_only_test_images(images):
+    path = written(images, "a,0 b,1", NO_SPLIT)
+    assert levels(path, "val") == [0, 10]
+    refused(path, "has no column 'split', .* to train, add the column", "train")
+
+
+@pytest.mark.parametrize(
+    "columns, rows, field, value",
+    [
+        *((SPLIT, f"b,0,{split}", "split", split) for split in ("test", "", "Train")),
+        *(
+            (NO_SPLIT, f"b,{label}", "label", label)
+            for label in ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
+        ),
+        (NO_SPLIT, "b", "label", ""),
+        (NO_SPLIT, "g,0", "filename", "images/g.png"),
+        (NO_SPLIT, "folder,0", "filename", "images/folder.png"),
+        (NAMED, "b,4,dog", "class", "dog"),
+        (NAMED, "b,1,", "class", ""),
+        (NAMED, "b,1", "class", ""),
+    ],
+)
+def test_a_field_that_does_not_fit(images, columns, rows, field, value):
+    """Its line is named; line 2 has another class for label 4."""
+    (images / "images" / "folder.png").mkdir()
+    first = {SPLIT: "a,4,val", NO_SPLIT: "a,4", NAMED: "a,4,cat"}[columns]
+    path = written(images, f"{first} {rows}", columns)
+    error = refused(path, "line 3", num_classes=5)
+    assert (error.field, error.value) == (field, value)
+
+
+@pytest.mark.parametrize(
+    "split, rows, message",
+    [
+        ("val", "a,0,train b,1,train", "has no row with split 'val'"),
+        ("train", "a,0,val", "has no row with split 'train'"),
+        ("train", "a,0,train b,1,val c,3,train", "label 1; each of the 4 classes"),
+        *(
+            (split, rows, rf"names '.*' again \(line [23]\); .*{fault}")
+            for split in ("train", "val")
+            for rows, fault in (
+                ("a,0,train a,0,val", "must not be in both train and val"),
+                ("a,0,val b,0,train ../images/a,0,train", "must not be in both train"),
+                ("a,0,train ../linked/a,0,val", "must not be in both train and val"),
+                ("a,0,train b,0,val b,0,val", "a test image must count once"),
+                ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
+            )
+        ),
+    ],
+)
+def test_rows_that_do_not_go_together(images, split, rows, message):
+    (images / "linked").symlink_to(images / "images")
+    refused(written(images, rows), message, split)
+
+
+def test_every_class_needs_a_training_image(images):
     path = written(images, "a,0,train b,1,val c,1,train")
+    assert levels(path, "val") == [10]
     refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"file,label\nimages/a.png,0\n", "has no column 'filename'"),
+        (b"", "has no column 'filename'"),
+        (
+            b",".join(b"%d" % number for number in range(100_000)),
+            r"'filename' \(found: '0', '1', '2', '3', '4', '5', ...\); allowed",
+        ),
+        (b"filename,label,label\nimages/a.png,0,1\n", "more than one column 'label'"),
+        (b"filename,label\n", "has no rows"),
+        (b"filename,label\nimages/a.png,0,black\n", "2 has more fields than the 2 col"),
+        (b"\xff\xfe\x00\x00\x81", "is not a CSV file in UTF-8"),
+    ],
+)
+def test_what_is_no_table_of_images(images, content, message):
+    (images / "set.csv").write_bytes(content)
+    refused(images / "set.csv", message)
 
 
 def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
@@ -109,37 +147,14 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     assert table == (["images/b.png", "images/c.png"], [0, 1], 2, ("ant", "big cat"))
 
 
-@pytest.mark.parametrize("label", ["1_0", "²", "٣", "+1", "1e0", "1" * 10])
-def test_a_label_is_plain_digits(images, label):
-    refused(written(images, f"a,{label},val"), "line 2: label is .*whole numbers")
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [
-        ("a,0,cat b,0,dog", "line 3: class is 'dog' for label 0, but 'cat' in line 2"),
-        ("a,0,cat b,1,", "line 3: class is ''; allowed: a name in every row"),
-        ("a,0,cat b,1", "line 3: class is ''"),
-        ("a,0,cat,black", "line 2 has more fields than the 3 columns; text with a com"),
-    ],
-)
-def test_class_names_that_do_not_fit(images, rows, message):
-    refused(written(images, rows, "filename,label,class"), message)
-
-
-def test_a_column_that_is_there_twice(images):
-    path = written(images, "a,0,1", "filename,label,label")
-    refused(path, "set.csv has more than one column 'label'")
-
-
 def test_labels_may_share_a_name(images):
     """ImageNet's cranes are a bird and a machine."""
-    path = written(images, "a,0,crane b,1,crane", "filename,label,class")
+    path = written(images, "a,0,crane b,1,crane", NAMED)
     assert read_csv(path, "val").class_names == ("crane", "crane")
 
 
 def test_labels_that_are_not_read(images):
-    """Of training images alone; what is tested on has a label and its class."""
+    """Those of training images; what is tested on has a label and its class."""
     path = written(
         images,
         "a,,train, b,cat,train,x c,5,train, c,7,train, d,1,val,bee e,0,val,ant",
@@ -151,8 +166,6 @@ def test_labels_that_are_not_read(images):
     tested = read_csv(path, "val", labeled=False)
     assert tested.labels == [1, 0] and tested.class_names == ("ant", "bee")
     path = written(images, "a,,train b,,val")
-    with pytest.raises(InputError, match="line 3: label is ''"):
-        read_csv(path, "train", labeled=False)
+    refused(path, "line 3: label is ''", "train", labeled=False)
     path = written(images, "a,,train a,1,val")
-    with pytest.raises(InputError, match="must not be in both train and val"):
-        read_csv(path, "train", labeled=False)
+    refused(path, "must not be in both train and val", "train", labeled=False)

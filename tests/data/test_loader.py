@@ -8,32 +8,18 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.common.layout import ONE_DEVICE, Placement
+from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data import loader, worker_pool
-from imagepiece_jax.data.loader import eval_batches, train_batches
+from imagepiece_jax.data.loader import eval_batches
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.errors import InputError
-from tests.data.noise import Noise, same, train_transform, whole
+from tests.data.noise import Noise, same, train, train_batches, whole
 
 
-def train(source, placement=ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options):
-    batches = train_batches(
-        source,
-        train_transform(8),
-        batch_size=size,
-        seed=seed,
-        start_step=start,
-        stop_step=stop,
-        placement=placement,
-        **options,
-    )
-    return list(batches)
-
-
-def evaluate(source, placement=ONE_DEVICE, size=8, **options):
+def evaluate(source, **options):
     transform = Preprocessing(8, resize="none")
-    options |= dict(batch_size=size, placement=placement)
-    return list(eval_batches(source, transform, **options))
+    return list(eval_batches(source, transform, **dict(batch_size=8) | options))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():
@@ -56,25 +42,36 @@ def test_an_epoch_shows_every_image_at_most_once():
 
 
 def test_shapes_and_dtypes():
-    batch = train(Noise(20), Placement(1, 2, 2, 2), stop=1, size=16)[0]
+    batch = train(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
     assert batch["image"].dtype == np.uint8
     assert batch["label"].shape == (2, 2, 2) and batch["label"].dtype == np.int32
 
 
+COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
+
+
 @pytest.mark.parametrize("bad", [(), (4, 5, 17)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(stop=46),  # two steps into the second epoch
+        COPIES,
+        COPIES | dict(transform=CanvasTransform(16)),
+    ],
+    ids=["once", "copies", "canvases"],
+)
 @pytest.mark.parametrize(
     "processes, devices, accumulation", [(1, 8, 1), (2, 1, 1), (2, 2, 2), (1, 1, 4)]
 )
 def test_devices_hosts_and_accumulation_do_not_matter(
-    processes, devices, accumulation, bad
+    processes, devices, accumulation, options, bad
 ):
-    truth = whole([train(Noise(350, bad), stop=46)])  # two steps into the second epoch
-    parts = [
-        train(Noise(350, bad), Placement(p, processes, devices, accumulation), stop=46)
-        for p in range(processes)
-    ]
-    same(whole(parts), truth)
+    parts = []
+    for process in range(processes):
+        placement = Placement(process, processes, devices, accumulation)
+        parts.append(train(Noise(350, bad), placement=placement, **options))
+    same(whole(parts), whole([train(Noise(350, bad), **options)]))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -84,9 +81,11 @@ def test_threads_do_not_matter(threads):
     same(evaluate(source, threads=threads), evaluate(source))
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("start", [1, 4, 8])
-def test_a_restart_at_any_step_does_not_matter(start):
-    same(train(Noise(20), start=start), train(Noise(20))[start:])
+def test_a_restart_at_any_step_does_not_matter(start, repeats):
+    again = train(Noise(20), start_step=start, repeats=repeats)
+    same(again, train(Noise(20), repeats=repeats)[start:])
 
 
 def test_seed_step_and_position_change_the_draws():
@@ -120,15 +119,7 @@ def test_threads_end_with_the_iterator(finish):
     before = set(threading.enumerate())
     source = Noise(20, bad=range(20) if finish == "fail" else ())
     stop = 2 if finish == "exhaust" else 1000
-    batches = train_batches(
-        source,
-        train_transform(8),
-        batch_size=4,
-        seed=0,
-        start_step=0,
-        stop_step=stop,
-        threads=2,
-    )
+    batches = train_batches(source, stop, size=4, threads=2)
     if finish == "close":
         next(batches)
         assert set(threading.enumerate()) - before
@@ -147,15 +138,7 @@ def test_threads_end_with_the_iterator(finish):
 def test_reading_ahead_is_bounded():
     source, read = Noise(1000), []
     source.read = lambda index: (read.append(index), Noise(1000).read(index))[1]
-    batches = train_batches(
-        source,
-        train_transform(8),
-        batch_size=4,
-        seed=0,
-        start_step=0,
-        stop_step=250,
-        threads=2,
-    )
+    batches = train_batches(source, 250, size=4, threads=2)
     next(batches)
     time.sleep(0.2)
     batches.close()
@@ -163,7 +146,7 @@ def test_reading_ahead_is_bounded():
 
 
 def test_no_steps_left_is_an_empty_iterator():
-    assert train(Noise(20), start=9, stop=9) == []
+    assert train(Noise(20), 9, start_step=9) == []
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 19])
@@ -172,7 +155,7 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
     counts, seen = set(), []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation=3)
-        batches = evaluate(Noise(length, size=8), placement)
+        batches = evaluate(Noise(length, size=8), placement=placement)
         counts.add(len(batches))
         for batch in batches:
             assert batch["image"].shape == (devices, 8 // processes // devices, 8, 8, 3)
@@ -221,22 +204,16 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
 
 def test_unreadable_images_are_named_once_in_the_log(caplog):
     order = loader.epoch_order(3, 0, 200).tolist()
-    bad = {order[1], order[30]}
-    source = Noise(200, bad)
-    val = Noise(200, {7}, size=8)
+    source, val = Noise(200, {order[1], order[30]}), Noise(200, {7}, size=8)
     with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
         train(source, stop=60, threads=2)  # two epochs and more
         evaluate(val)
         evaluate(val)
     messages = [record.getMessage() for record in caplog.records]
-    takes = (
-        "cannot be read (torn): the next readable image of the epoch takes its place"
-    )
-    assert messages == [
-        f"{order[1]}.jpg {takes}",
-        f"{order[30]}.jpg {takes}",
-        "7.jpg cannot be read (torn): it is left out of the evaluation",
-    ]
+    torn = "cannot be read (torn)"
+    takes = f"{torn}: the next readable image of the epoch takes its place"
+    expected = [f"{order[1]}.jpg {takes}", f"{order[30]}.jpg {takes}"]
+    assert messages == [*expected, f"7.jpg {torn}: it is left out of the evaluation"]
     assert source.unreadable.count == 2 and val.unreadable.count == 1
 
 
@@ -246,7 +223,6 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     message = rf"^{order[10]}\.jpg .*, as the first of 20 images in a row"
     with pytest.raises(InputError, match=message):
         train(Noise(4000, order[10:30]), stop=4)
-
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
     with pytest.raises(InputError, match=r"^10\.jpg .* first of 20 images in a row"):
         evaluate(Noise(4000, range(10, 30), size=8))
@@ -264,19 +240,19 @@ def test_more_than_one_per_cent_stops_the_run():
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
-def test_an_image_that_does_not_fit_the_transform_is_named():
-    message = r"^0\.jpg: the image has \d+x\d+ .* allowed: 8x8, config.image_size=8"
-    with pytest.raises(InputError, match=message):
-        evaluate(Noise(5))
-
-
-def test_bad_arguments_are_refused_before_the_first_batch():
-    options = dict(start_step=0, stop_step=1)
-    with pytest.raises(InputError, match="batch_size is 21, .* only 20 .* 1..20"):
-        train_batches(Noise(20), None, batch_size=21, seed=0, **options)
-    with pytest.raises(InputError, match="config.seed is -1"):
-        train_batches(Noise(20), None, batch_size=4, seed=-1, **options)
-    with pytest.raises(InputError, match="config.batch_size is 9"):
-        eval_batches(
-            Noise(20), Preprocessing(8), batch_size=9, placement=Placement(0, 2)
-        )
+@pytest.mark.parametrize(
+    "call, field, value",
+    [
+        (lambda: train_batches(Noise(20), size=21), "config.batch_size", 21),
+        (lambda: train_batches(Noise(20), seed=-1), "config.seed", -1),
+        (
+            lambda: evaluate(Noise(20), batch_size=9, placement=Placement(0, 2)),
+            "config.batch_size",
+            9,
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_first_batch(call, field, value):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert (caught.value.field, caught.value.value) == (field, value)

@@ -1,7 +1,5 @@
 """Evaluation's crop against hand-computed positions, torchvision's and Pillow's."""
 
-from unittest import mock
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,11 +35,6 @@ def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upri
     assert (out[:, :, 2] == 7).all()
 
 
-def test_evaluation_crop_of_imagenet_sizes():
-    out = Preprocessing(224)(np.zeros((375, 500, 3), np.uint8))
-    assert out.shape == (224, 224, 3)
-
-
 # int(30 / .9) = 33 is a resized side, of which (33 - 30) / 2 = 1.5 -> 2 are left out.
 @pytest.mark.parametrize(
     "crop_mode, size", [("center", (44, 33)), ("squash", (33, 33))]
@@ -57,20 +50,19 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "field, value",
     [
-        ({"crop": 1.5}, "crop is 1.5; allowed: numbers above 0 and up to 1"),
-        ({"crop": 0}, "crop is 0; allowed: numbers above 0 and up"),
-        ({"crop_mode": "border"}, "crop_mode is 'border'; allowed: 'center', 'sq"),
-        (
-            {"interpolation": "lanczos"},
-            "interpolation is 'lanczos'; allowed:",
-        ),
+        ("crop", 1.5),
+        ("crop", 0),
+        ("crop_mode", "border"),
+        ("interpolation", "lanczos"),
+        ("resize", "half"),
     ],
 )
-def test_a_crop_that_there_is_not(fields, message):
-    with pytest.raises(InputError, match=message):
-        Preprocessing(30, **fields)
+def test_a_crop_that_there_is_not(field, value):
+    with pytest.raises(InputError) as caught:
+        Preprocessing(30, **{field: value})
+    assert (caught.value.field, caught.value.value) == (field, value)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +96,7 @@ def test_images_of_the_models_size_that_are_enlarged_are_noted():
 
 
 @pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
-def test_the_thinnest_images_take_no_memory(shape):
+def test_the_thinnest_images_take_no_memory(monkeypatch, shape):
     """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
     image = np.full((*shape, 3), (1, 128, 254), np.uint8)
     resized = []
@@ -113,12 +105,9 @@ def test_the_thinnest_images_take_no_memory(shape):
         lambda image: train_transform(224)(image, RNG),
         CanvasTransform(384),
     ]
-    with mock.patch.object(
-        preprocessing,
-        "resize_exactly",
-        lambda *size: resized.append(size) or resize_exactly(*size),
-    ):
-        outs = [call(image) for call in calls]
+    note = lambda *size: resized.append(size) or resize_exactly(*size)  # noqa: E731
+    monkeypatch.setattr(preprocessing, "resize_exactly", note)
+    outs = [call(image) for call in calls]
     assert all((out == (1, 128, 254)).all() for out in outs)
     assert [out.shape[:2] for out in outs[:2]] == [(224, 224)] * 2
     assert max(outs[2].shape) == 384
@@ -154,25 +143,10 @@ def test_evaluation_leaves_small_images_alone():
         Preprocessing(48, resize="none"),
         Preprocessing(16),
         lambda image: train_transform(48, crop="none")(image, RNG),
-        lambda image: train_transform(48, crop="shift")(
-            image, np.random.default_rng(0)
-        ),
+        lambda image: train_transform(48, crop="shift")(image, RNG),
     ],
 )
 def test_images_of_another_size_are_refused_where_nothing_resizes(call):
-    with pytest.raises(InputError, match=r"has 47x48 pixels .* config.image_size="):
+    with pytest.raises(InputError, match=" config.image_size=") as caught:
         call(ramp(47, 48))
-
-
-def test_small_images_are_refused_with_the_reason():
-    message = (
-        "used unresized, as evaluation uses all of up to 32x32; allowed: 16x16, "
-        "config.image_size=16; scale it to that first"
-    )
-    with pytest.raises(InputError, match=message):
-        Preprocessing(16)(ramp(47, 48))
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="resize is 'half'; allowed: 'deit', 'none"):
-        Preprocessing(16, resize="half")
+    assert caught.value.value == (47, 48)

@@ -1,6 +1,7 @@
 """Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
+import functools
 import itertools
 import os
 import pathlib
@@ -14,11 +15,10 @@ import pytest
 
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.transforms import (
-    CanvasTransform,
-)
+from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
+from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
 
 
@@ -27,17 +27,9 @@ def _short_work(monkeypatch):
     monkeypatch.setattr(worker_pool, "MIN_TASKS", 1)
 
 
-def train(source, stop, transform=None, **options):
-    return loader.train_batches(
-        source,
-        transform or CanvasTransform(24),
-        batch_size=40,
-        seed=3,
-        start_step=0,
-        stop_step=stop,
-        repeats=3,
-        **options,
-    )
+train = functools.partial(
+    noise.train_batches, size=40, transform=CanvasTransform(24), repeats=3
+)
 
 
 def workers_of(pid):
@@ -248,15 +240,9 @@ def own_memory():
 @pytest.mark.slow
 def test_memory_does_not_grow():
     """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
-    batches = loader.train_batches(
-        Noise(64, size=64),
-        train_transform(160),
-        batch_size=64,
-        seed=0,
-        start_step=0,
-        stop_step=10_000,
-        workers=2,
-        threads=2,
+    source = Noise(64, size=64)
+    batches = noise.train_batches(
+        source, 10_000, 64, train_transform(160), workers=2, threads=2
     )
     epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()

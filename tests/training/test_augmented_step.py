@@ -61,22 +61,17 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     assert (later != copies).any((1, 2, 3)).all()
 
 
-def config(**fields):
+def recipe(**fields):
     made = base.get_config()
     made.update_from_flattened_dict(fields)
-    return made
-
-
-def recipe(config):
-    return Recipe.of(
-        RunConfig.from_config(config), RunConfig.from_config(config).create_model()
-    )
+    run = RunConfig.from_config(made)
+    return Recipe.of(run, run.create_model())
 
 
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
     deit = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=IMAGENET)
-    assert recipe(config()).augment == Augment(None, deit, 0.25)
+    assert recipe().augment == Augment(None, deit, 0.25)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
-    made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
-    assert recipe(made).augment == Augment(Crop(224, (0.3, 0.9), False), None, 0.0)
+    other |= {"data.flip": False, "data.area": (0.3, 0.9)}
+    assert recipe(**other).augment == Augment(Crop(224, (0.3, 0.9), False), None, 0.0)

@@ -4,10 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
 # 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.
@@ -20,24 +18,16 @@ FIELDS = runs.SMALL | {
 }
 
 
-def config(attention):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(FIELDS | {"model.attention": attention})
-    return made
-
-
 def check_training(workdir, attention):
     """Finite losses, and those of XLA's attention up to bfloat16."""
-    attended = [
-        layer.attn_tokens
-        for layer in RunConfig.from_config(config("xla")).create_model().plan
-    ]
-    assert any(count % 2 for count in attended), attended
     losses = []
     for name in ("xla", attention):
-        trainer.train_and_evaluate(config(name), workdir / name)
-        lines = [x for x in read_metrics(workdir / name) if x["kind"] == "train"]
-        losses.append([line["loss"] for line in lines])
+        made = runs.config(FIELDS, **{"model.attention": name})
+        plan = RunConfig.from_config(made).create_model().plan
+        assert any(layer.attn_tokens % 2 for layer in plan), plan
+        trainer.train_and_evaluate(made, workdir / name)
+        train = runs.lines(workdir / name, "train")
+        losses.append([line["loss"] for line in train])
     assert len(losses[0]) == 2
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=0.02)
 

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import sources
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
@@ -42,8 +40,7 @@ def some_digits(tmp_path):
 
 
 def losses(workdir):
-    train = [line for line in read_metrics(workdir) if line["kind"] == "train"]
-    return np.array([line["loss"] for line in train])
+    return np.array([line["loss"] for line in runs.lines(workdir, "train")])
 
 
 @pytest.mark.slow
@@ -54,8 +51,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
     Both begin with weights of a file.
     """
     monkeypatch.setattr(parallel, "FORM", "shard_map")
-    config, weights = quickstart.get_config(), tmp_path / "weights.npz"
-    config.update_from_flattened_dict(FIELDS)
+    config, weights = runs.config(FIELDS), tmp_path / "weights.npz"
     model = RunConfig.from_config(config).create_model()
     np.savez(weights, **convert.to_timm(runs.untrained(model, config.image_size, 0)))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}

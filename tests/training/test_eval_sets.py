@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError, Stopped
@@ -16,7 +15,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Progress
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tests.command import call, sentence
 from tests.training.test_logging import events
@@ -28,10 +27,9 @@ COUNT = 12
 
 def config(sets, best_set=""):
     """1,438 digits, 256 a step, 5 steps an epoch; one block."""
-    made = quickstart.get_config()
     fields = {"model.depth": 1, "model.stem": "patch", "warmup_epochs": 0.0}
     fields |= {"batch_size": 256, "epochs": 3, "eval_every_epochs": 1}
-    made.update_from_flattened_dict(runs.DENSE | fields)
+    made = runs.config(runs.DENSE, **fields)
     made.eval.sets, made.eval.best_set = sets, best_set
     return made
 
@@ -93,11 +91,7 @@ def test_each_set_is_evaluated_when_it_is_due(finished):
 
 
 def test_a_resumed_run_has_the_same_lines(finished):
-    one, other = (
-        [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
-        for lines in map(read_metrics, finished[:2])
-    )
-    assert one == other
+    assert runs.computed(finished[0]) == runs.computed(finished[1])
 
 
 def test_the_named_set_chooses_the_best(finished, capsys, folder):
@@ -105,11 +99,7 @@ def test_the_named_set_chooses_the_best(finished, capsys, folder):
     whole, _, _ = finished
     trainer.train_and_evaluate(two_sets(folder), whole)
     table = capsys.readouterr().out
-    real = {
-        line["step"]: line["acc1"]
-        for line in read_metrics(whole)
-        if line["kind"] == "eval/real"
-    }
+    real = {line["step"]: line["acc1"] for line in runs.lines(whole, "eval/real")}
     step = max(real, key=lambda step: (real[step], -step))
     assert f"best         {real[step]:.2f} % at step {step} of real" in table
     assert f"of {COUNT} images" in table and "of 359 images" in table
@@ -125,14 +115,8 @@ def test_the_named_set_chooses_the_best(finished, capsys, folder):
 def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
     """The newest checkpoint's figures of a run are those of its last evaluation."""
     whole, _, last = finished
-    words = [
-        "--weights",
-        whole,
-        "--checkpoint",
-        "latest",
-        "--json",
-        tmp_path / "a.json",
-    ]
+    words = ["--weights", whole, "--checkpoint", "latest"]
+    words += ["--json", tmp_path / "a.json"]
     for name, data in (("val", "digits"), ("real", "folder:")):
         assert call(evaluate.main, *words, "--set", name).status == 0
         found = json.loads((tmp_path / "a.json").read_text())

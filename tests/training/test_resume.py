@@ -7,12 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.logging import read_metrics
 from tests import forked, runs
 from tools import fault_drill, tiny_runs
 
@@ -23,8 +22,7 @@ SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 def short(**fields):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(SHORT | fields)
+    made = runs.config(SHORT, **fields)
     made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
     made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=1)
     return made
@@ -77,11 +75,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert trainer.train_and_evaluate(short(**fields), again) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
     assert epochs == [0, 1, 1]
-    lines = [
-        [{k: v for k, v in line.items() if k not in MEASURED} for line in found]
-        for found in (read_metrics(tmp_path), read_metrics(again))
-    ]
-    assert lines[0] == lines[1]
+    assert runs.computed(again) == runs.computed(tmp_path)
 
 
 # Two epochs of the drill's five, with one block that prunes and fewer patches; runs
@@ -124,9 +118,6 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     assert run.outcome() == tiny.expected
 
     # The undisturbed run has every step and every evaluation.
-    lines = read_metrics(tiny.undisturbed.workdir)
-    steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == [*range(1, STEPS + 1)]
-    assert [line["step"] for line in lines if line["kind"] == "eval"] == [
-        *range(tiny_runs.EPOCH, STEPS + 1, tiny_runs.EPOCH)
-    ]
+    for kind, every in (("train", 1), ("eval", tiny_runs.EPOCH)):
+        steps = [line["step"] for line in runs.lines(tiny.undisturbed.workdir, kind)]
+        assert steps == [*range(every, STEPS + 1, every)]

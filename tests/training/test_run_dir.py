@@ -1,5 +1,6 @@
 """The folder of a run: one config, and every start of it."""
 
+import contextlib
 import json
 
 import jax
@@ -49,13 +50,6 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     assert len(starts) == 2 and starts[1]["command"] == ["again"]
 
 
-def test_a_retired_field_that_did_nothing_is_ignored(tmp_path):
-    old = changed(reduction=CONFIG["reduction"] | {"round_to": 0})
-    record_start(tmp_path, old)
-    record_start(tmp_path, CONFIG)
-    assert "round_to" not in (tmp_path / "config.json").read_text()
-
-
 @pytest.mark.parametrize(
     "config, field, now, before",
     [
@@ -74,18 +68,14 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, 
     started(tmp_path)
     files = [tmp_path / "config.json", tmp_path / "run.json"]
     there = [path.read_text() for path in files]
-    with pytest.raises(InputError, match=f"{tmp_path}: config") as error:
-        record_start(tmp_path, config)
-    assert (error.value.field, error.value.value) == (f"config.{field}", now)
-    assert error.value.allowed == f"{before}, or another --workdir"
+    for check in (check_config, record_start):
+        with pytest.raises(InputError, match=f"{tmp_path}: config") as error:
+            check(tmp_path, config)
+        assert (error.value.field, error.value.value) == (f"config.{field}", now)
+        assert error.value.allowed == f"{before}, or another --workdir"
     assert there == [path.read_text() for path in files]
-
-
-def test_a_run_that_lost_its_config_is_refused(tmp_path):
-    started(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match="a run without config.json; allowed"):
-        record_start(tmp_path, CONFIG)
+    check_config(tmp_path / "a", config)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
@@ -108,41 +98,52 @@ def test_fields_of_one_host_and_of_the_log_may_change(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["data"]["workers"] == 8
 
 
-def test_a_run_from_before_normalization_was_a_field_has_imagenets(tmp_path):
-    started(tmp_path, changed(model={"depth": 2}))
-    check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": STD}))
-    with pytest.raises(InputError, match="config.model.std is .*, but .* in the run"):
-        half = (0.5, 0.5, 0.5)
-        check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": half}))
+NORMALIZED = {"depth": 2, "mean": MEAN, "std": STD}
 
 
-def test_a_run_from_before_randaugment_was_on_the_device_alone(tmp_path):
-    now = changed(augment={"layers": 2})
-    started(tmp_path / "device", changed(augment={"layers": 2, "where": "device"}))
-    check_config(tmp_path / "device", now)
-    started(tmp_path / "host", changed(augment={"layers": 2, "where": "host"}))
-    with pytest.raises(InputError, match='augment.where is .*, but "host" in'):
-        check_config(tmp_path / "host", now)
+@pytest.mark.parametrize(
+    "old, now, field",
+    [
+        ({"reduction": {"round_to": 0}}, {"reduction": {}}, None),
+        ({"model": {"depth": 2, "trace_source": True}}, {"model": NORMALIZED}, None),
+        ({"model": {"depth": 2}}, {"model": NORMALIZED}, None),
+        (
+            {"model": {"depth": 2}},
+            {"model": NORMALIZED | {"std": (0.5,) * 3}},
+            "model.std",
+        ),
+        (
+            {"augment": {"layers": 2, "where": "device"}},
+            {"augment": {"layers": 2}},
+            None,
+        ),
+        (
+            {"augment": {"layers": 2, "where": "host"}},
+            {"augment": {"layers": 2}},
+            "augment.where",
+        ),
+    ],
+)
+def test_a_run_of_an_earlier_version(tmp_path, old, now, field):
+    """Normalization was ImageNet's and no field, RandAugment could be on the host."""
+    started(tmp_path, changed(**old))
+    refused = pytest.raises(InputError) if field else contextlib.nullcontext()
+    with refused as error:
+        check_config(tmp_path, changed(**now))
+    assert not field or error.value.field == f"config.{field}"
 
 
-def test_a_run_from_before_patches_were_followed_by_results(tmp_path):
-    started(tmp_path, changed(model={"depth": 2, "trace_source": True}))
-    check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": STD}))
-
-
-def test_unreadable_config_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "text, message",
+    [(None, "a run without config.json; allowed"), ("{", "config.json is not JSON")],
+)
+def test_a_run_without_its_config_is_refused(tmp_path, text, message):
     started(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is not JSON"):
+    (tmp_path / "config.json").unlink()
+    if text:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
         record_start(tmp_path, CONFIG)
-
-
-def test_a_comparison_writes_nothing(tmp_path):
-    check_config(tmp_path / "a", CONFIG)
-    assert not (tmp_path / "a").exists()
-    started(tmp_path)
-    with pytest.raises(InputError, match="lr"):
-        check_config(tmp_path, changed(lr=1.0))
 
 
 @pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{}", "{"])
@@ -151,10 +152,7 @@ def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
     (tmp_path / "config.json").write_text(model)
     (tmp_path / "model.safetensors").write_text("weights")
     for check in (check_config, record_start):
-        with pytest.raises(
-            InputError, match="config.json is not of a run; allowed: ano"
-        ):
+        with pytest.raises(InputError, match="config.json is not of a run; allowed: "):
             check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == model
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["config.json", "model.safetensors"]
+    assert len([*tmp_path.iterdir()]) == 2
