@@ -8,7 +8,6 @@ the cache; a run that was stopped resumes from its own checkpoint.
 """
 
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -23,8 +22,6 @@ from experiments import render
 from experiments.context import Answers, package_config
 from experiments.finetune import finetuning_config, label
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.data import loader
-from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.pretrained.load import read
@@ -50,15 +47,13 @@ HEAD = (
 
 def adapt(context):
     """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
-    images, labels = _readable(context.images)
-    context = dataclasses.replace(context, images=images)
+    images, labels = context.images, _labels(context.images)
     count = context.settings.folds
     if not 2 <= count <= len(images):
         allowed = f"2 to the images of --data, {len(images)}"
         raise InputError(field="--folds", value=count, allowed=allowed)
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
-    _check_sets(context, configs, labels, parts)
     dense, rows = context.evaluate(context.pretrained, settings.DENSE), []
     for config in configs:
         reduction = reduction_of(config.to_dict())
@@ -100,9 +95,14 @@ def _prepared(context, config) -> "ConfigDict":
     """The config of a fold's run, but for its images."""
     pretrained, images = context.pretrained, context.images
     config = config.copy_and_resolve_references()
-    read, typed = (images.resize, images.workers), context.config is not None
-    dtype = pretrained.config.dtype
-    config = finetuning_config(config, pretrained, dtype, *read, typed=typed)
+    config = finetuning_config(
+        config,
+        pretrained,
+        pretrained.config.dtype,
+        images.resize,
+        images.workers,
+        typed=context.config is not None,
+    )
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
@@ -117,45 +117,14 @@ def _prepared(context, config) -> "ConfigDict":
     return config
 
 
-def _readable(images):
-    """(the images that decode, their labels); InputError where one is no file.
-
-    Those that do not are left out and logged; InputError where there are many.
-    """
+def _labels(images):
+    """Labels of the images, each decoded; InputError where one is no file."""
     source = images.source
     if not os.path.isfile(source.name(0)):
         problem = "has images that are no files, which a table cannot name"
-        found = {"field": "--data", "value": images.name}
-        raise InputError(problem, **found, allowed="csv:FILE and folder:PATH")
-    labels, in_a_row = {}, []
-    for index in range(len(source)):
-        try:
-            labels[index] = source.read(index)[1]
-            in_a_row = []
-        except UnreadableImage as error:
-            in_a_row.append(error)
-            source.unreadable.record(in_a_row, len(source), "left out")
-    if len(labels) < len(source):
-        images = images.subset([*labels])
-    return images, [*labels.values()]
-
-
-def _check_sets(context, configs, labels, parts):
-    """InputError for training images that a config cannot be trained with."""
-    folder = context.out / "adapt"
-    folder.mkdir(parents=True, exist_ok=True)
-    fold = max(parts, key=len)  # which leaves the fewest to learn from
-    for config in configs:
-        table = folder / "check.csv"
-        text = _table(context.images.source, labels, fold, _unlabeled(config))
-        replace_file(table, text)
-        of_fold = config.copy_and_resolve_references()
-        of_fold.data.name = f"csv:{table.absolute()}"
-        try:
-            source = RunConfig.from_config(of_fold).source("train")
-            loader.steps_per_epoch(len(source), of_fold.batch_size)
-        finally:
-            table.unlink()
+        allowed = "csv:FILE and folder:PATH"
+        raise InputError(problem, field="--data", value=images.name, allowed=allowed)
+    return [source.read(index)[1] for index in range(len(source))]
 
 
 def _unlabeled(config):

@@ -196,8 +196,8 @@ def overlap(context):
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    parts = render.table(head, lines), note, render.facts(context)
-    render.page(context, "overlap", title, *parts)
+    text, facts = render.table(head, lines), render.facts(context)
+    render.page(context, "overlap", title, text, note, facts)
 
 
 def attended_shares(context, pretrained, reduction):

@@ -32,6 +32,9 @@ class Models:
 
     trains: bool  # whether models are made here
     note: str  # a sentence on how the models came to be
+    weights: tuple[
+        Weights, ...
+    ]  # those that are there, whose classes must be the data's
 
     def find(
         self, reduction: Mapping, stem: str, matched: bool, stems: tuple[str, ...]
@@ -42,16 +45,10 @@ class Models:
         which stems.
         """
 
-    def names(self) -> list[str]:
-        """The models, for an error sentence; empty where that says nothing."""
-        return []
-
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
-
-    def paths(self) -> list[pathlib.Path]:
-        """Weights whose classes must be those of the images."""
-        return []
+        configs = [each.config for each in self.weights]
+        return {(config.num_classes, config.image_size) for config in configs}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,22 +62,20 @@ class OffTheShelf(Models):
         "trained with, no row is a measure of a method as published."
     )
 
+    @property
+    def weights(self):
+        return (self.pretrained,)
+
     def find(self, reduction, stem, matched, stems):
         same = self.pretrained.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
-
-    def sizes(self):
-        return {(self.pretrained.config.num_classes, self.pretrained.config.image_size)}
-
-    def paths(self):
-        return [self.pretrained.path]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedRuns(Models):
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
-    runs: tuple[Weights, ...]
+    weights: tuple[Weights, ...]
     trains = False
     note = "Trained models, each with the reduction it was trained with."
 
@@ -88,19 +83,9 @@ class TrainedRuns(Models):
         wanted = reductions.with_defaults(reduction)
         return [
             (run, run.reduction)
-            for run in self.runs
+            for run in self.weights
             if run.config.stem == stem and run.reduction == wanted
         ]
-
-    def names(self):
-        runs = ((run, run.reduction["name"], run.config.stem) for run in self.runs)
-        return [f"{run.path.name} ({method}, {stem})" for run, method, stem in runs]
-
-    def sizes(self):
-        return {(run.config.num_classes, run.config.image_size) for run in self.runs}
-
-    def paths(self):
-        return [run.path for run in self.runs]
 
 
 def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights]:
@@ -179,14 +164,15 @@ class Context:
             tokens=tokens,
         )
 
-    def evaluate(self, pretrained, reduction, images: Images | None = None):
-        """Answers of `pretrained` with `reduction` on all images, or on these."""
-        return Answers(self.checkpoint(pretrained, images).evaluate(reduction))
+    def evaluate(
+        self, pretrained, reduction, images: Images | None = None, **altered
+    ) -> "Answers":
+        """Answers of `pretrained` with `reduction` on all images, or on these.
 
-    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
-        """`evaluate` on images changed by `alter`; see `MeasuredWeights.evaluate`."""
-        checkpoint = self.checkpoint(pretrained)
-        return Answers(checkpoint.evaluate(reduction, alteration, alter, prepare))
+        altered: how images are changed, as `MeasuredWeights.evaluate` takes it
+        """
+        checkpoint = self.checkpoint(pretrained, images)
+        return Answers(checkpoint.evaluate(reduction, **altered))
 
     def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
         """Figures inside of `model`: summarize({name: [images, ...]}), JSON values.
@@ -197,27 +183,21 @@ class Context:
 
         def analyzed():
             variables = build(pretrained, reduction).variables
-            arrays = self.measurement(model, variables, measure)()
+            arrays = self.measure(model, variables, measure)
             return summarize(arrays) | {"images": len(arrays["index"])}
 
         setting = self.checkpoint(pretrained).setting(kind, reduction)
         what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
         return self.cache.result(setting, analyzed, what)
 
-    def measurement(self, model, variables, measure):
-        """each(images=None): measure(outputs, batch) on all images, or on these.
+    def measure(self, model, variables, measure, images: Images | None = None) -> dict:
+        """measure(outputs, batch) on all images, or on these: {name: [images, ..]}.
 
-        It returns {name: [images, ..]}. Products are of float32 on GPUs, too, where the
-        model is.
+        Products are of float32 on GPUs, too, where the model is.
         """
         step = accuracy.model_step(model, precision="highest", measure=measure)
-        placed = parallel.replicate(variables)
-
-        def each(images: Images | None = None) -> dict:
-            batches = (images or self.images).batches()
-            return accuracy.evaluate(step, placed, batches).each
-
-        return each
+        batches = (images or self.images).batches()
+        return accuracy.evaluate(step, parallel.replicate(variables), batches).each
 
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.
@@ -236,10 +216,12 @@ class Answers:
         try:
             self.right = decode_bits(figures["right"], figures["images"])
         except ValueError as error:
-            problem = f"has {error}, but {figures['images']} images"
-            found = {"place": "a line of points.jsonl", "field": "result.right"}
-            hint = "remove the line, and it is measured again"
-            raise InputError(problem, **found, hint=hint) from error
+            raise InputError(
+                f"has {error}, but {figures['images']} images",
+                place="a line of points.jsonl",
+                field="result.right",
+                hint="remove the line, and it is measured again",
+            ) from error
 
     def __getitem__(self, name):
         return self.figures[name]

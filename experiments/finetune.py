@@ -41,7 +41,7 @@ class Finetuner(Models):
     set with a train split; seeds: of the runs, one run each.
     """
 
-    trains = True
+    trains, weights = True, ()
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Finetuner(Models):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
-                print(f"{label(reduction)} is left out: {error}", flush=True)
+                print(f"left out: {label(reduction)}", error, sep="\n", flush=True)
                 return []
         runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
         return [(run, run.reduction) for run in runs]

@@ -38,9 +38,8 @@ class Images:
     ):
         self.source, self.name, self.split = source, name, split
         self.crop = dict(crop or {})
-        self.resize = self.crop.pop("resize", "deit")
-        if resize:
-            self.resize = resize
+        own = self.crop.pop("resize", "deit")
+        self.resize = resize or own
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
         batch_size = min(batch_size, max(len(source), 1))
@@ -73,10 +72,16 @@ class Images:
 
     def subset(self, indices) -> "Images":
         """The same with only these images."""
-        options = {"batch_size": self.batch_size, "workers": self.workers}
-        options |= {"resize": self.resize, "crop": self.crop, "split": self.split}
-        part = Subset(self.source, indices)
-        return Images(part, self.name, self.image_size, **options)
+        return Images(
+            Subset(self.source, indices),
+            self.name,
+            self.image_size,
+            resize=self.resize,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            crop=self.crop,
+            split=self.split,
+        )
 
     @property
     def text(self) -> str:

@@ -60,8 +60,8 @@ def masking(context):
     title = "accuracy behind random masks"
     squares = f"{SIDE} pixels, {fill}, {'on different patches' if grid else 'anywhere'}"
     notes = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
-    page = render.table(head, lines), render.facts(context, notes)
-    render.page(context, "masking", title, *page)
+    text, facts = render.table(head, lines), render.facts(context, notes)
+    render.page(context, "masking", title, text, facts)
 
 
 def _lines(row, rights, dense):
@@ -95,10 +95,12 @@ def _rights(context, model, count, alter, grid):
         return [context.evaluate(*model).right] * len(SEEDS)
     rights, fill = [], alter.keywords["fill"]
     for seed in SEEDS:
-        alteration = {"masks": count, "fill": fill, "grid": grid, "mask_seed": seed}
-
-        prepare = functools.partial(with_corners, count=count, seed=seed, grid=grid)
-        result = context.evaluate_altered(*model, alteration, alter, prepare)
+        result = context.evaluate(
+            *model,
+            alteration={"masks": count, "fill": fill, "grid": grid, "mask_seed": seed},
+            alter=alter,
+            prepare=functools.partial(with_corners, count=count, seed=seed, grid=grid),
+        )
         rights.append(result.right)
     return rights
 

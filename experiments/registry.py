@@ -61,11 +61,11 @@ def select(words: list[str], common: Common) -> list[str]:
     """
     allowed = (*EXPERIMENTS, SCRATCH, ALL)
     if len(words) != 1 or words[0] not in allowed:
-        name = " ".join(words)
-        hint = suggestion(name, allowed, "") if len(words) == 1 else ""
-        found = {"field": "NAME", "value": name, "hint": hint}
-        found["allowed"] = f"one of {', '.join(allowed)}" * (not hint)
-        raise InputError("" if words else "is missing", **found)
+        problem, name = "" if words else "is missing", " ".join(words)
+        if len(words) == 1 and (hint := suggestion(name, allowed, "")):
+            raise InputError(field="NAME", value=name, hint=hint)
+        every = f"one of {', '.join(allowed)}"
+        raise InputError(problem, field="NAME", value=name, allowed=every)
     (name,) = words
     small = [other for other, each in EXPERIMENTS.items() if each.small]
     if common.small and name in EXPERIMENTS and name not in small:

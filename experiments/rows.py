@@ -98,10 +98,10 @@ def measure(
     }
     results = {row.name: _measured(context, row, models[row], bases) for row in models}
     if not any(results.values()):
-        names = ", ".join(context.models.names())
-        problem = "has no model" + f" but {names}" * bool(names)
+        names = ", ".join(str(weights.path) for weights in context.models.weights)
+        problem = f"has no model but {names or 'none'}"
         allowed = "--weights of a row, --runs with trained ones, or --small"
-        raise InputError(problem, field="this table", allowed=allowed)
+        raise InputError(problem, field="this table", value=names, allowed=allowed)
     return results
 
 

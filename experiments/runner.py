@@ -68,7 +68,7 @@ def run(
             except InputError as error:
                 if len(settings) == 1:
                     raise
-                print(f"{name} is left out: {error}\n", flush=True)
+                print(f"left out: {name}", error, "", sep="\n", flush=True)
     if len(names) > 1:
         pages = [out / f"{name}.md" for name in names]
         text = "\n".join(page.read_text() for page in pages if page.exists())
@@ -88,8 +88,14 @@ def _models(settings, config, weights_config, normalization, overrides):
     if not settings.small:
         return OffTheShelf(pretrained)
     recipe = config or package_config(FINETUNING)
-    read = dtype, settings.resize, settings.readers
-    recipe = finetuning_config(recipe, pretrained, *read, typed=config is not None)
+    recipe = finetuning_config(
+        recipe,
+        pretrained,
+        dtype,
+        settings.resize,
+        settings.readers,
+        typed=config is not None,
+    )
     folder = pathlib.Path(settings.out) / "small"
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
@@ -103,15 +109,18 @@ def _images(settings, models, names):
     sizes = models.sizes()
     if len(sizes) > 1:
         problem = f"has models of (classes, image size) {sorted(sizes)}"
-        found = {"field": "--runs", "value": settings.runs}
-        raise InputError(problem, **found, allowed="models of one data set")
+        allowed = "models of one data set"
+        raise InputError(problem, field="--runs", value=settings.runs, allowed=allowed)
     ((classes, side),) = sizes
     needs = {EXPERIMENTS[name].classes for name in names}
     labeled = True in needs or (None in needs and bool(classes))
     if labeled and not classes:
-        problem = "has no classes, so there is no accuracy to compare"
-        found = {"field": "--weights", "value": settings.weights}
-        raise InputError(problem, **found, allowed="weights with a head")
+        raise InputError(
+            "has no classes, so there is no accuracy to compare",
+            field="--weights",
+            value=settings.weights,
+            allowed="weights with a head",
+        )
     one = models.pretrained if isinstance(models, OffTheShelf) else None
     names_of_weights = one.class_names if one and labeled else None
     images = Images.open(
@@ -126,7 +135,7 @@ def _images(settings, models, names):
         crop=one and one.crop,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
-    for path in models.paths() if labeled else ():
+    for path in [weights.path for weights in models.weights] if labeled else ():
         weights_names = read_metadata(path).names_of_data
         class_names.check_classes(weights_names, str(path), names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_weights):

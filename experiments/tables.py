@@ -56,7 +56,8 @@ BISECTIONS = 5  # of a hundred shares: to about three of them
 
 def table1(context):
     """Methods that prune: every row that there is a model for, as table1.md."""
-    title, sizes = "comparison with pruning methods", ("deit_s", "deit_ti")
+    title = "comparison with pruning methods"
+    sizes = ("deit_s", "deit_ti")
     present(context, "table1", title, TABLE1, sizes=sizes, more=(_spvit,))
 
 
@@ -72,9 +73,9 @@ def _spvit(_):
 
 def table2(context):
     """Methods that merge: every row that there is a model for, as table2.md."""
+    clustering = functools.partial(_clustering, context)
     title = "comparison with merging methods"
-    more = functools.partial(_clustering, context)
-    present(context, "table2", title, TABLE2, more=(more,))
+    present(context, "table2", title, TABLE2, more=(clustering,))
 
 
 def _clustering(context, measured):
@@ -260,9 +261,15 @@ def ablation(context):
     """
     trains = context.models.trains
     rows = (*STEMS, switched("patch")[0]) if trains else ABLATION
-    options = {"matched": False, "stems": ("patch", "conv"), "more": (_to_default,)}
-    title = "local coherence bias and switches"
-    present(context, "ablation", title, rows, **options)
+    present(
+        context,
+        "ablation",
+        "local coherence bias and switches",
+        rows,
+        matched=False,
+        stems=("patch", "conv"),
+        more=(_to_default,),
+    )
 
 
 def _to_default(results):
@@ -337,8 +344,8 @@ def tome_offtheshelf(context):
     path = context.out / "tome-offtheshelf.png"
     render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
     title = "ToMe without training, by r"
-    parts = text, printed, render.facts(context)
-    render.page(context, "tome-offtheshelf", title, *parts)
+    facts = render.facts(context)
+    render.page(context, "tome-offtheshelf", title, text, printed, facts)
 
 
 def tome_by(r: int) -> dict:

@@ -7,14 +7,11 @@ cores. It ends with status 1 if one of them did not end as it should.
 """
 
 import collections
-import contextlib
 import dataclasses
-import errno
 import json
 import resource
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 
@@ -74,11 +71,11 @@ def drill(runs, rng, kills, saves):
     def somewhere(low=1, high=tiny_runs.STEPS - 2):
         return int(rng.integers(low, high))
 
-    def tried(fault, *args, fields=(), folder=""):
+    def tried(fault, *args, fields=()):
         """A row of `fault`, whose moment is drawn again until it is met."""
         row = None
         while row is None:
-            run = runs.run(f"{folder}run", **dict(fields))
+            run = runs.run("run", **dict(fields))
             row = fault(run, *(draw() for draw in args))
             if row is None:
                 run.remove()
@@ -93,15 +90,8 @@ def drill(runs, rng, kills, saves):
     yield tried(terminate_in_evaluation)
     yield tried(terminate_in_compile)
     yield from damaged(runs, rng, somewhere(24, 50))
-    with small_disk(runs.folder / "disk") as ballast:
-        for room in (40_000, 0):  # for lines of metrics but no checkpoint; for nothing
-            yield tried(
-                fill_disk,
-                lambda: somewhere(13, 40),
-                lambda: room,  # noqa: B023
-                lambda: ballast,
-                folder="disk/",
-            )
+    for room in (40_000, 0):  # for lines of metrics but no checkpoint; for nothing
+        yield tried(fill_disk, lambda: somewhere(13, 40), lambda room=room: room)
     yield tried(vanish, lambda: somewhere(13, 40))
     for before, after in ((1, 8), (8, 1)):
         yield other_devices(runs, somewhere(13, 40), before, after)
@@ -132,25 +122,6 @@ def damaged(runs, rng, step):
             runs, copy, Fault(fault, "newest checkpoint", on_disk=row.on_disk)
         )
     run.remove()
-
-
-@contextlib.contextmanager
-def small_disk(folder):
-    """A disk of 8 MB at `folder`, in memory: yields the path of a file to fill it with.
-
-    None where this process may not mount one.
-    """
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(words, capture_output=True).returncode
-    )
-    try:
-        yield folder / "ballast" if mounted else None
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 def other_devices(runs, step, before, after):
@@ -184,9 +155,8 @@ def table(rows):
 
 
 # Each function takes a `TinyRun`, which may have been started before, injects a fault,
-# waits, and returns a row of the table; None where the moment was missed. Faults of the
-# disk are undone, so that the run can be resumed: it must then end like an undisturbed
-# one.
+# waits, and returns a row of the table; None where the moment was missed. The run can
+# then be resumed, and must end like an undisturbed one.
 
 
 @dataclasses.dataclass
@@ -271,24 +241,18 @@ def _signaled(run, ready, moment, signum=signal.SIGTERM, devices=None):
     return row
 
 
-def fill_disk(run, step, room, ballast=None):
+def fill_disk(run, step, room):
     """From `step` on only `room` bytes can be written: the run must report it.
 
-    `ballast`: a file to fill the disk of the run with. None: a limit on the size of
-    each file, which fails in the same places.
+    A limit on the size of each file fails in the same places as a full disk.
     """
     run.start()
     run.until_step(step)
-    if ballast is None:
-        limits = (room, resource.RLIM_INFINITY)
-        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
-    else:
-        _fill(ballast, room)
+    limits = (room, resource.RLIM_INFINITY)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
     status = run.end()
     row = Fault("full disk", f"room for {room:,} bytes, after step {step}", status)
     row.said, row.on_disk, row.passed = run.said(), run.on_disk(), status == 1
-    if ballast is not None:
-        ballast.unlink()
     return row
 
 
@@ -350,18 +314,6 @@ def damage(run, fault, changes):
     row = Fault(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
     row.result, row.passed = result, counts["read wrong"] == 0 and counts["noticed"] > 0
     return row, example
-
-
-def _fill(path, room):
-    """Fill the disk of `path` with it, except for `room` bytes."""
-    with open(path, "wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        file.truncate(max(file.tell() - room, 0))
 
 
 if __name__ == "__main__":

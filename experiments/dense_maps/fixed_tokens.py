@@ -109,8 +109,16 @@ def _neighbors(context, reduction, tokens, memory, queries):
         right = nearest == own["label"]
         return {"right": encode_bits(right), "images": len(right)}
 
-    options = {"tokens": tokens, "images": queries, "memory": memory.setting}
-    return Answers(maps.result("neighbors", reduction, measured, **options))
+    return Answers(
+        maps.result(
+            "neighbors",
+            reduction,
+            measured,
+            tokens=tokens,
+            images=queries,
+            memory=memory.setting,
+        )
+    )
 
 
 def nearest_classes(memory, labels, queries):

@@ -37,13 +37,14 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
     for name in sorted({*shapes, *found}, key=lambda name: (name in found, name)):
         if found.get(name) != shapes.get(name):
             shape = list(found.get(name, ()))
-            problem = f"has tensor {name} {shape}" if shape else f"has no tensor {name}"
-            allowed = f"a head of features of {width} numbers, as the model's: three "
-            allowed += (
-                "transposed convolutions of 4 x 4 with batch norm and one of 1 x 1"
+            raise InputError(
+                f"has tensor {name} {shape}" if shape else f"has no tensor {name}",
+                field="--decoder",
+                place=path,
+                value=shape,
+                allowed=f"a head of {width} numbers, as the model has them: three "
+                "transposed convolutions of 4 x 4 with batch norm, and one of 1 x 1",
             )
-            found = {"field": "--decoder", "value": shape, "place": path}
-            raise InputError(problem, **found, allowed=allowed)
     return tensors
 
 

@@ -58,8 +58,7 @@ class FeatureMaps:
             patches = functools.partial(feature_map, outputs, grid, norm=norm)
             return read(outputs, batch, patches)
 
-        each = self.context.measurement(model, vit.variables, measure)
-        return model, each(images)
+        return model, self.context.measure(model, vit.variables, measure, images)
 
     def result(self, kind, reduction, measured, *, tokens=None, images=None, **more):
         """The cached result of measured(); `more`: what else decides it."""
@@ -115,22 +114,22 @@ class HeadMaps(FeatureMaps):
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
         if len(self.context.images) < 2:
-            found = {"field": "--data", "value": 1}
-            raise InputError("has 1 image", **found, allowed="2 or more")
+            raise InputError(
+                "has 1 image", field="--data", value=1, allowed="2 or more"
+            )
 
         def measured():
             dense = self.dense
             flat = of_other_images(dense.reshape(len(dense), -1))
             return figures(flat.reshape(dense.shape), dense)
 
-        more = {"decoder": self.digest, "fill": FLOOR}
-        return self.result("saliency", settings.DENSE, measured, **more)
+        return self._saliency(settings.DENSE, FLOOR, measured)
 
     def is_measured(self, reduction, fill):
         """Whether `compare` has its result already."""
         setting = self.setting("saliency", reduction)
-        more = {"decoder": self.digest, "fill": fill}
-        return setting | more in self.context.cache
+        setting |= {"decoder": self.digest, "fill": fill}
+        return setting in self.context.cache
 
     def compare(self, reduction, fill, tokens=None):
         """Figures of each image beside the dense model's, as JSON has them."""
@@ -143,8 +142,17 @@ class HeadMaps(FeatureMaps):
                 **plan_facts(model, self.weights.config.image_size),
             }
 
-        more = {"decoder": self.digest, "fill": fill}
-        return self.result("saliency", reduction, measured, tokens=tokens, **more)
+        return self._saliency(reduction, fill, measured, tokens)
+
+    def _saliency(self, reduction, fill, measured, tokens=None):
+        return self.result(
+            "saliency",
+            reduction,
+            measured,
+            tokens=tokens,
+            decoder=self.digest,
+            fill=fill,
+        )
 
 
 def figures(ours, theirs) -> dict:

@@ -35,8 +35,13 @@ def measure(context: Context, weights, system: System, seed: int) -> dict:
             square=patch,
             most=max(counts),
         )
-        alteration = {"masks": count, "square": patch, "mask_seed": seed}
-        return context.evaluate_altered(weights, reduction, alteration, cover, prepare)
+        return context.evaluate(
+            weights,
+            reduction,
+            alteration={"masks": count, "square": patch, "mask_seed": seed},
+            alter=cover,
+            prepare=prepare,
+        )
 
     return {
         "harsher": {

@@ -16,7 +16,7 @@ from experiments import adapt
 from experiments.context import OffTheShelf
 from experiments.images import Images
 from experiments.settings import Adapt
-from imagepiece_jax.data import csv_table, decode, sources
+from imagepiece_jax.data import csv_table, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -82,7 +82,7 @@ def context(photographs, out, **fields):
 
 def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     made = context(photographs, tmp_path)
-    (_, labels), (part, *_) = adapt._readable(made.images), adapt.folds(COUNT, FOLDS)
+    labels, (part, *_) = adapt._labels(made.images), adapt.folds(COUNT, FOLDS)
     text = adapt._table(made.images.source, labels, part, unlabeled=True)
     (tmp_path / "fold.csv").write_text(text)
     rows = [*csv.DictReader(text.splitlines())]
@@ -148,28 +148,6 @@ def test_other_images_never_resume_a_run(photographs, tmp_path, folders):
             data[-1] ^= 1  # after the pixels
             (copy / "3.png").write_bytes(data)
     assert folders[2] == folders[3] != folders[4]
-
-
-def test_an_image_that_does_not_decode_is_left_out(
-    photographs, tmp_path, monkeypatch, caplog, folders
-):
-    copy = tmp_path / "photographs"
-    shutil.copytree(photographs, copy)
-    (copy / "3.png").write_bytes(b"torn")
-    made = context(copy, tmp_path / "out")
-    with pytest.raises(InputError, match="cannot be read .*: 1 of 24 images in all"):
-        adapt.adapt(made)
-    monkeypatch.setattr(decode, "MAX_SHARE", 0.05)
-    stopped(dataclasses.replace(made, images=images_of(copy)))
-    assert f"{copy}/3.png cannot be read (no known image format): left out" in (
-        caplog.text
-    )
-    (folder,) = folders
-    text = folder.with_name(f"{folder.name}.csv").read_text()
-    named = [
-        row["filename"].rpartition("/")[2] for row in csv.DictReader(text.splitlines())
-    ]
-    assert named == [f"{index}.png" for index in range(COUNT) if index != 3]
 
 
 @pytest.mark.slow

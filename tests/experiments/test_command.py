@@ -84,6 +84,39 @@ def test_mistakes_in_flags(tmp_path, words, start):
     assert sentence(ended).startswith(start)
 
 
+@pytest.mark.parametrize(
+    "name, more, start",
+    [
+        ("saliency", [], "--decoder is missing"),
+        ("saliency", ["--fill=best"], "--fill is 'best'"),
+        ("patch_features", [], "--sweep is missing"),
+        ("patch_features", ["--sweep=tome:r=1", "--limit=3"], "--data has 3 images"),
+        ("patch_features", ["--sweep=tome", "--data=digit"], "config.data.name is 'd"),
+        (
+            "patch_features",
+            ["--sweep=tome", "--fill=zero"],
+            "--fill is a flag of other",
+        ),
+        ("patch_features", ["--sweep=tome", "--epochs=1"], "--epochs is a flag of oth"),
+        (
+            "patch_features",
+            ["--sweep=evit:blocks=(0,):score=probe"],
+            "reduction.score ranks",
+        ),
+        ("fixed_tokens", ["--sweep=tome", "--counts=a"], "--counts is 'a'"),
+        ("fixed_tokens", ["--sweep=tome:r=2", "--counts=99"], "--counts"),
+        (
+            "fixed_tokens",
+            ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fill=zero,last"],
+            "--fill is 'zero,last'",
+        ),
+    ],
+)
+def test_mistakes_of_dense_maps(tmp_path, words, name, more, start):
+    ended = call(command.main, name, *words, "--out", tmp_path, *more)
+    assert sentence(ended).startswith(start)
+
+
 @pytest.mark.slow
 def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
     """At four blocks EViT's default blocks do not exist; overlap has no such row."""
@@ -95,7 +128,7 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
         before = (tmp_path / "points.jsonl").read_text()
         second = call(command.main, *words, "all", "--out", tmp_path)
     assert first.status == second.status == 0, (first, second)
-    assert "evit-table is left out: " in first.out
+    assert "left out: evit-table\n" in first.out
     assert (tmp_path / "points.jsonl").read_text() == before
     page = (tmp_path / "overlap.md").read_text()
     assert page in first.out and page in second.out

@@ -60,14 +60,6 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
     assert found["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-5)
 
 
-def test_merging_nothing_is_the_dense_model(context, pretrained):
-    """r = 0 gives the same results, losses and costs."""
-    dense = context.evaluate(pretrained, settings.DENSE)
-    none = context.evaluate(pretrained, {"name": "tome", "r": 0})
-    assert none["loss"] == dense["loss"] and none["gmacs"] == dense["gmacs"]
-    assert none.right.tolist() == dense.right.tolist()
-
-
 def test_a_line_has_the_whole_setting(context, pretrained):
     context.evaluate(pretrained, TOME)
     text = (context.out / "points.jsonl").read_text().splitlines()
@@ -192,15 +184,6 @@ def test_overlap_of_a_model(context, pretrained):
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
 
 
-@pytest.mark.slow
-def test_similarity_of_a_model(context, pretrained):
-    found = analysis.first_and_last(context, pretrained, TOME)
-    for at in analysis.ENDS:
-        assert -1 <= found[f"lowest {at}"][0] <= found[f"all {at}"][0] <= 1
-    gap = found["lowest last"][0] - found["lowest first"][0]
-    assert found["gap"][0] == pytest.approx(gap)
-
-
 def test_lowest_one_percent():
     values = np.random.default_rng(0).permutation(np.arange(300.0))
     assert analysis.lowest_count(300) == 3 and analysis.lowest(values) == 1.0
@@ -260,7 +243,7 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
     fields = pretrained.config.as_dict | {"stem": "conv"}
     conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
-    with pytest.raises(InputError, match="this table has no model but tiny0.npz"):
+    with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
         rows.measure(lonely, ROWS[:2])
     lonely.cache.close()
 

@@ -165,18 +165,6 @@ def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
 
 
 @pytest.mark.parametrize(
-    "fields, field, value",
-    [({"decoder": None}, "--decoder", None), ({"fill": ("best",)}, "--fill", "best")],
-)
-def test_mistakes(tmp_path, weights, head_file, fields, field, value):
-    made = context(tmp_path, weights, head_file, **fields)
-    with pytest.raises(InputError) as error:
-        saliency.saliency(made)
-    assert (error.value.field, error.value.value) == (field, value)
-    made.cache.close()
-
-
-@pytest.mark.parametrize(
     "width, change, name",
     [
         (16, {}, "upconv1.weight"),

@@ -80,16 +80,6 @@ def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
     assert found == sorted(found, reverse=True)
 
 
-def test_combinations_have_one_token_trace():
-    traces = {
-        tuple(
-            x.mlp_tokens for x in pretrained("conv").config.create(row.reduction).plan
-        )
-        for row in COMBINED
-    }
-    assert len(traces) == 1 and traces.pop()[-1] == 61
-
-
 def test_published_names_are_those_of_rows():
     """A figure whose row has another name would never be shown."""
     every = (tables.TABLE1, tables.TABLE2, tables.COMBINATIONS, tables.TABLE3)

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import __main__ as experiments
 from experiments.dense_maps import fixed_tokens
 from imagepiece_jax.models import convert
-from tests.command import call, sentence
+from tests.command import call
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
 
@@ -68,21 +68,3 @@ def test_neighbors_vote_by_hand():
     labels = np.array([1] * 9 + [0] * 11)
     found = fixed_tokens.nearest_classes(memory, labels, np.array([[3.0, 0], [0, 2]]))
     assert found.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    "more, start",
-    [
-        ([], "--sweep is missing"),
-        (["--sweep", "tome", "--counts", "a"], "--counts is 'a'"),
-        (["--sweep", "tome:r=2", "--counts", "26"], "--counts"),
-        (["--sweep", "evit:blocks=(0,):score=probe"], "reduction.score ranks"),
-        (
-            ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fill=zero,last"],
-            "--fill is 'zero,last'",
-        ),
-    ],
-)
-def test_mistakes(tmp_path, words, more, start):
-    words = ("fixed_tokens", *words, "--out", tmp_path)
-    assert sentence(call(experiments.main, *words, *more)).startswith(start)

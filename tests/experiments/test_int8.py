@@ -94,12 +94,6 @@ def test_a_dropped_patch_has_the_feature_of_the_nearest_token():
     assert patches[..., 0].tolist() == [[[1, 1, 2], [1, 1, 2]]]
 
 
-def test_methods_are_named(context):
-    with pytest.raises(InputError) as error:
-        int8.int8(context())
-    assert error.value.field == "--sweep"
-
-
 def test_what_has_no_graph_is_known_before_any_figure(tmp_path, context):
     with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
         int8.int8(context(sweep=(*SWEEP, "random:blocks=(1,)")))

@@ -132,10 +132,11 @@ class FakeContext:
         weights = types.SimpleNamespace(config=types.SimpleNamespace(stem="patch"))
         self.models = OffTheShelf(weights)
 
-    def evaluate(self, pretrained, reduction):
-        return self._result(0)
-
-    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
+    def evaluate(
+        self, pretrained, reduction, alteration=None, alter=None, prepare=None
+    ):
+        if alteration is None:
+            return self._result(0)
         batch = {"image": np.zeros((1, 3, 224, 224, 3), np.uint8), "index": INDEX}
         self.calls.append((reduction["name"], alteration, prepare(batch)["corners"]))
         return self._result(alteration["masks"])

@@ -37,7 +37,7 @@ def drawn(n=19, batch=3, seed=0):
     )
 
 
-PERCENTS = (15, *range(0, 101, 10))
+PERCENTS = (15, 70, 100)
 
 
 def _run(reducer, counts, tokens):
@@ -118,15 +118,6 @@ def test_distance_of_pairs_by_hand(retokenized):
     np.testing.assert_allclose(retokenized["distance"][4], [expected])
 
 
-def test_pairs_of_tome_by_hand():
-    """Positions with the class token first: 2 goes to 1, 4 to 3, 6 to 5."""
-    seven = taps([10, 14, 50, 47, 90, 88], [0.1] * 6)
-    merged = run(Bipartite(), Counts(n_in=6, n_out=4), seven)
-    assert listed(merged["pairs"]) == {(5, 4), (3, 2)}  # image tokens: one less
-    expected = np.mean([cosine(2), cosine(3)])
-    np.testing.assert_allclose(merged["similarity"], [expected], rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     "reducer, counts",
     [
@@ -167,7 +158,7 @@ def slow_overlap(members, attention, percent):
     return 100 * len(shared) / members.sum()
 
 
-@pytest.mark.parametrize("percent", [15, 70, 100])
+@pytest.mark.parametrize("percent", PERCENTS)
 @pytest.mark.parametrize("both", [False, True])
 def test_overlap_is_that_of_sorted_lists(percent, both):
     tokens = drawn(seed=2)
@@ -175,13 +166,6 @@ def test_overlap_is_that_of_sorted_lists(percent, both):
     pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
     expected = [slow_overlap(*pair, percent) for pair in pairs]
     assert_close(merged["attended"][both][percent], np.asarray(expected))
-
-
-def test_overlap_grows_with_the_share():
-    merged = run(Bipartite(), Counts(n_in=19, n_out=13), drawn(seed=4))
-    shares = [merged["attended"][True][k] for k in range(0, 101, 10)]
-    assert (np.diff(np.stack(shares), axis=0) >= 0).all()
-    assert (shares[0] == 0).all() and (shares[-1] == 100).all()
 
 
 @pytest.mark.parametrize("n, candidates", [(19, 5), (196, 58)])

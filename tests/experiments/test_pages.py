@@ -6,11 +6,12 @@ import types
 import numpy as np
 import pytest
 
-from experiments import hyperspeed, published, tables
+from experiments import hyperspeed, published, render, tables
 from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
 from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
+from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
@@ -173,3 +174,31 @@ def test_evit_table_has_both_published_columns(context):
     for rate, (fused, dropped) in published.EVIT.items():
         assert rows[f"keep {rate}, fused"][0] == f"{fused:.2f}"
         assert rows[f"keep {rate}, dropped"][0] == f"{dropped:.2f}"
+
+
+# Areas under curves, and plots of them
+
+
+def test_area_is_that_of_many_points():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, 7), rng.uniform(0, 1, 7)
+    order = np.argsort(x)
+    low, high = sorted(x)[1] + 0.01, sorted(x)[5]
+    at = np.linspace(low, high, 200_001)
+    brute = np.interp(at, x[order], y[order]).mean()
+    assert hyperspeed.area(x, y, low, high) == pytest.approx(brute, abs=1e-5)
+
+
+def test_common_range_is_where_all_curves_are():
+    curves = {"a": [{"x": 1}, {"x": 4}], "b": [{"x": 5}, {"x": 2}]}
+    assert hyperspeed.common_range(curves, "x") == (2, 4)
+    curves["c"] = [{"x": 8}, {"x": 9}]
+    assert hyperspeed.common_range(curves, "x") is None
+
+
+def test_curves_have_bands_and_leave_no_half_file(tmp_path):
+    path = tmp_path / "curve.png"
+    points = [(1, Estimate(50, 45, 55)), (2, Estimate(40, 35, 45))]
+    render.curves(path, "x", "y", {"a": points, "b": points[:1]})
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]

@@ -11,7 +11,7 @@ from experiments.dense_maps import patch_features
 from experiments.dense_maps.maps import FILLED, correlation, of_other_images
 from imagepiece_jax.models import convert
 from tests import markdown
-from tests.command import call, sentence
+from tests.command import call
 from tests.models import tiny
 
 
@@ -65,23 +65,6 @@ def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
     assert "`vit_mini.npz` on 4 images of csv:" in page and page in ended.out
     assert page.count("\n| ") == 1 + 1 + 7
     assert "| evit blocks=(0,) | zero | 18 |" in page
-
-
-@pytest.mark.parametrize(
-    "more, start",
-    [
-        ([], "--sweep is missing"),
-        (["--sweep=tome:r=1", "--limit=3"], "--data has 3 images"),
-        (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit'"),
-        (["--sweep=tome:r=1", "--fill=zero"], "--fill is a flag of other"),
-        (["--sweep=tome:r=1", "--epochs=1"], "--epochs is a flag of other"),
-        (["--sweep=evit:blocks=(0,):score=probe"], "reduction.score ranks"),
-    ],
-)
-def test_mistakes(tmp_path, words, more, start):
-    words = (*words, "--resize=none", "--out", tmp_path)
-    ended = call(experiments.main, "patch_features", *words, *more)
-    assert sentence(ended).startswith(start)
 
 
 # The figures, against small maps worked out by hand
