@@ -1,9 +1,8 @@
 """Table 4: accuracy when random squares of the image are covered.
 
 The paper leaves open where the squares may lie and what they show. Here: anywhere
-inside the image, they may overlap, and they show the mean color, 0 once normalized;
---mask_grid puts them on different patches, --mask_fill makes them black or noise. An
-image's squares depend on (mask seed, index) alone: all methods see the same, and more
+inside the image, they may overlap, and they show the mean color, 0 once normalized. An
+image's squares depend only on (mask seed, index): all methods see the same, and more
 squares are the fewer ones with others added. Three mask seeds.
 """
 
@@ -15,7 +14,6 @@ import numpy as np
 
 from experiments import published, render, tables
 from experiments.rows import DENSE, find
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.pretrained.load import lacks_selectors
@@ -23,7 +21,6 @@ from imagepiece_jax.pretrained.load import lacks_selectors
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
 MAX_MASKS = max(published.MASKS)
-FILLS = ("mean", "black", "noise")
 ROWS = (
     *(DENSE, tables.DYNAMICVIT, tables.EVIT, tables.TOME),
     *(tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH, tables.DENSE_CONV),
@@ -39,10 +36,8 @@ def masking(context):
         if not lacks_selectors(pretrained, reduction)  # says nothing of the method
     }
     counts = (0, *published.MASKS)
-    fill, grid = context.settings.mask_fill, context.settings.mask_grid
-    alter = functools.partial(cover, fill=fill)
     by_row = {
-        row: [_rights(context, model, count, alter, grid) for count in counts]
+        row: [_rights(context, model, count) for count in counts]
         for row, model in models.items()
     }
     head = ["model", "figure", *(f"{count} masks" for count in counts), "mean, masked"]
@@ -58,7 +53,7 @@ def masking(context):
     }
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
     title = "accuracy behind random masks"
-    squares = f"{SIDE} pixels, {fill}, {'on different patches' if grid else 'anywhere'}"
+    squares = f"{SIDE} pixels, mean, anywhere"
     notes = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
     text, facts = render.table(head, lines), render.facts(context, notes)
     render.page(context, "masking", title, text, facts)
@@ -89,76 +84,53 @@ def _lines(row, rights, dense):
     return lines
 
 
-def _rights(context, model, count, alter, grid):
+def _rights(context, model, count):
     """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
         return [context.evaluate(*model).right] * len(SEEDS)
-    rights, fill = [], alter.keywords["fill"]
-    for seed in SEEDS:
-        result = context.evaluate(
+    return [
+        context.evaluate(
             *model,
-            alteration={"masks": count, "fill": fill, "grid": grid, "mask_seed": seed},
-            alter=alter,
-            prepare=functools.partial(with_corners, count=count, seed=seed, grid=grid),
-        )
-        rights.append(result.right)
-    return rights
+            alteration={"masks": count, "square": SIDE, "mask_seed": seed},
+            alter=cover,
+            prepare=functools.partial(with_corners, count=count, seed=seed),
+        ).right
+        for seed in SEEDS
+    ]
 
 
-def with_corners(batch, count, seed, grid=False, square=SIDE, most=MAX_MASKS):
+def with_corners(batch, count, seed, square=SIDE, most=MAX_MASKS):
     """`batch` with "corners", as `cover` reads them, of `count` squares an image.
 
     There are `most` for any count, so that one program serves all: the rest lies
     outside of the image.
     """
     side = batch["image"].shape[-2]
-    corners = corners_of(batch["index"], count, seed, side, grid, square)
+    corners = corners_of(batch["index"], count, seed, side, square)
     spare = [(0, 0)] * (corners.ndim - 2) + [(0, most - count), (0, 0)]
     return batch | {"corners": np.pad(corners, spare, constant_values=-square)}
 
 
-def corners_of(
-    index, count: int, seed: int, side: int, grid=False, square=SIDE
-) -> np.ndarray:
+def corners_of(index, count: int, seed: int, side: int, square=SIDE) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
-    (row, column) from 0 to side - square, by (seed, index) alone: the first corners of
-    a larger `count` are those of a smaller one. grid: on patches, all different.
+    (row, column) from 0 to side - square, only by (seed, index): the first corners of a
+    larger `count` are those of a smaller one.
     """
     flat = np.ravel(index)
     corners = np.empty((len(flat), count, 2), np.int32)
     for place, image in enumerate(flat):
         key = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, int(image)])
         draw = np.random.Generator(key)
-        if grid:
-            cells = draw.permutation((side // square) ** 2)[:count]
-            corners[place] = square * np.stack(np.divmod(cells, side // square), axis=1)
-        else:
-            corners[place] = draw.integers(0, side - square + 1, (count, 2))
+        corners[place] = draw.integers(0, side - square + 1, (count, 2))
     return corners.reshape(*np.shape(index), count, 2)
 
 
-def cover(
-    images: jax.Array, batch: dict, model, fill: str = "mean", square: int = SIDE
-) -> jax.Array:
-    """Normalized images [m, S, S, 3] with the squares of batch["corners"] covered.
-
-    fill: "mean" (0), "black", or standard normal "noise" drawn by the index. model:
-    gives the mean and std of the normalization.
-    """
+def cover(images: jax.Array, batch: dict, model, square: int = SIDE) -> jax.Array:
+    """Normalized images [m, S, S, 3], 0 in the squares of batch["corners"]."""
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
     within = (place >= corner) & (place < corner + square)
     rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
-    return jnp.where(covered, _filling(images, batch["index"], model, fill), images)
-
-
-def _filling(images, index, model, fill):
-    if fill == "mean":
-        return jnp.zeros_like(images)
-    if fill == "black":
-        return normalize(jnp.zeros(images.shape, jnp.uint8), model.mean, model.std)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), index)
-    draw = functools.partial(jax.random.normal, shape=images.shape[1:])
-    return jax.vmap(draw)(keys)
+    return jnp.where(covered, 0.0, images)

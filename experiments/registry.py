@@ -28,7 +28,7 @@ EXPERIMENTS = {
     "table2": Experiment("tables:table2"),
     "hyperspeed": Experiment("hyperspeed:hyperspeed"),
     "table3": Experiment("tables:table3", small=False),
-    "masking": Experiment("masking:masking", settings.Masking),
+    "masking": Experiment("masking:masking"),
     "reassess": Experiment("analysis:reassess"),
     "similarity": Experiment("analysis:similarity"),
     "overlap": Experiment("analysis:overlap"),

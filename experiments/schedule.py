@@ -9,6 +9,7 @@ EViT and ToMe take beyond their MACs, divided by the number of their steps.
 The published speeds are in `published.ACCURACY_SPEED`: img/s on one RTX 3090.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -39,16 +40,8 @@ class Overhead(NamedTuple):
     prune: float  # a step of EViT's
     merge: float  # a step of ToMe's
     stem: float  # the MACs that the convolutional stem has more
-
-    @property
-    def predicted(self) -> float:
-        """ImagePiece's expected time beyond its blocks' MACs."""
-        return self.stem + PRUNES * self.prune + MERGES * self.merge
-
-    @property
-    def tome_instead(self) -> float:
-        """The time that ImagePiece + ToMe adds: merges in place of its prunes."""
-        return PRUNES * (self.merge - self.prune)
+    predicted: float  # ImagePiece's expected time beyond its blocks' MACs
+    tome_instead: float  # what ImagePiece + ToMe adds: merges in place of its prunes
 
 
 def milliseconds(name: str) -> float:
@@ -62,16 +55,16 @@ def gmacs(row: tables.TableRow) -> float:
     return model_macs(model, 224) / 1e9
 
 
+@functools.cache
 def overhead() -> Overhead:
     """Times of a step and of the stem, by the paper's rows of DeiT, EViT and ToMe."""
     dense = gmacs(tables.DENSE)
     rate = milliseconds("DeiT") / dense
-
-    def beyond(name, steps):
-        return (milliseconds(name) - rate * gmacs(ROWS[name])) / steps
-
+    prune = (milliseconds("EViT") - rate * gmacs(ROWS["EViT"])) / 3
+    merge = (milliseconds("ToMe") - rate * gmacs(ROWS["ToMe"])) / 12
     stem = rate * (gmacs(tables.DENSE_CONV) - dense)
-    return Overhead(rate, beyond("EViT", 3), beyond("ToMe", 12), stem)
+    predicted = stem + PRUNES * prune + MERGES * merge
+    return Overhead(rate, prune, merge, stem, predicted, PRUNES * (merge - prune))
 
 
 def implied(schedule: str, keep_rate: float) -> float:
@@ -149,16 +142,12 @@ def efficiency_table() -> str:
     rows = []
     for row in (*ROWS.values(), *OTHERS):
         acc1, speed = published.ACCURACY_SPEED["deit_s"][row.name]
-        rows.append([row.name, _fields(row), f"{gmacs(row):.3f}"])
-        rows[-1] += [tables.plan_tokens(row), f"{acc1:.2f}", f"{speed:.1f}"]
-        rows[-1].append(f"{efficiency(row):.2f}")
+        fields = [f"{k}={v}" for k, v in row.reduction.items() if k != "name"]
+        cells = [row.name, ", ".join([f"{row.stem} stem", *fields])]
+        cells += [f"{gmacs(row):.3f}", tables.plan_tokens(row)]
+        rows.append([*cells, f"{acc1:.2f}", f"{speed:.1f}", f"{efficiency(row):.2f}"])
     head = ["DeiT-S with", "taken to be", "GMACs", "tokens left", "acc1, %", "img/s"]
     return render.table([*head, "MACs/s, dense = 1"], rows)
-
-
-def _fields(row):
-    fields = [f"{k}={v}" for k, v in row.reduction.items() if k != "name"]
-    return ", ".join([f"{row.stem} stem", *fields])
 
 
 def rounding_table() -> str:

@@ -8,7 +8,7 @@ from typing import get_type_hints
 from absl import flags
 
 from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import choice, count, number, optional, several, text
+from imagepiece_jax.common.fields import count, number, optional, several, text
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
@@ -82,12 +82,6 @@ class Common(Settings):
         from imagepiece_jax.common.timer import Rules
 
         return Rules(self.warmup, self.repeats, self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Masking(Common):
-    mask_fill: str = flag(choice("mean", ("mean", "black", "noise")), "of masks")
-    mask_grid: bool = flag(fields.switch(False), "on different patches")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,6 @@ DIGITS = "--data=digits"
         (["table1", DIGITS, "--seeds=-1"], "--seeds is '-1'"),
         (["fixed_tokens", "--counts=0"], "--counts is '0'"),
         (["table1", DIGITS, "--seeds="], "--seeds is ''"),
-        (["masking", "--mask_fill=red"], "--mask_fill is 'red'"),
         (["table1", DIGITS, "--runs=none"], "--runs"),
         (["scratch", DIGITS, "--config=configs/none.py"], "config"),
         (["scratch", DIGITS, "--config=configs/quickstart.py"], "--config is not read"),

@@ -4,35 +4,28 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from experiments import masking
 from experiments.context import Answers, OffTheShelf
 from experiments.masking import SIDE, corners_of, cover
 from experiments.published import MASKS
 from experiments.rows import DENSE
-from experiments.settings import Masking
+from experiments.settings import Common
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy, statistics
 
 INDEX = np.array([[3, 0, 7]])
 
 
-@pytest.mark.parametrize("grid", [False, True])
-def test_squares_depend_on_seed_and_image_alone(grid):
-    whole = corners_of(INDEX, 50, 1, 224, grid)
-    assert whole.shape == (1, 3, 50, 2)
-    alone = corners_of(np.array([7]), 50, 1, 224, grid)
-    assert (alone[0] == whole[0, 2]).all()
-    for other in (corners_of(INDEX, 50, 2, 224, grid), np.roll(whole, 1, axis=1)):
-        assert (other != whole).any()
-
-
-@pytest.mark.parametrize("grid", [False, True])
-def test_more_squares_are_the_fewer_and_others(grid):
-    most = corners_of(INDEX, 50, 0, 224, grid)
-    for count in MASKS:
-        assert (corners_of(INDEX, count, 0, 224, grid) == most[..., :count, :]).all()
+def test_squares_depend_on_seed_and_image():
+    every = corners_of(INDEX, 50, 1, 224)
+    assert every.shape == (1, 3, 50, 2)
+    assert (corners_of(np.array([7]), 50, 1, 224)[0] == every[0, 2]).all()
+    for other in (corners_of(INDEX, 50, 2, 224), np.roll(every, 1, axis=1)):
+        assert (other != every).any()
+    for count in MASKS:  # more squares are the fewer and others
+        fewer = corners_of(INDEX, count, 1, 224)
+        assert (fewer == every[..., :count, :]).all()
 
 
 def test_squares_lie_anywhere_inside():
@@ -42,33 +35,18 @@ def test_squares_lie_anywhere_inside():
     assert counts.min() > 0.6 * counts.mean()  # 40,000 draws of 209 places
 
 
-def test_squares_on_patches_are_all_different():
-    corners = corners_of(np.arange(5), 50, 0, 224, grid=True)
-    assert (corners % SIDE == 0).all() and corners.max() <= 208
-    for image in corners:
-        assert len({tuple(corner) for corner in image}) == 50
-
-
-@pytest.mark.parametrize("fill", masking.FILLS)
-def test_cover_is_a_slow_loop_over_squares(fill):
+def test_cover_is_a_slow_loop_over_squares():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 40, 40, 3)).astype(np.float32)
     corners = np.array([[[0, 24], [10, 3]], [[24, 24], [-SIDE, -SIDE]]], np.int32)
     batch = {"corners": jnp.asarray(corners), "index": jnp.asarray([4, 9])}
-    found = np.asarray(cover(jnp.asarray(images), batch, Brightness, fill))
+    found = np.asarray(cover(jnp.asarray(images), batch, Brightness))
     covered = np.zeros((2, 40, 40), bool)
     for image, squares in enumerate(corners):
         for row, column in squares[squares[:, 0] >= 0].reshape(-1, 2):
             covered[image, row : row + SIDE, column : column + SIDE] = True
     assert (found[~covered] == images[~covered]).all()
-    black = (np.zeros(3) - Brightness.mean) / np.array(Brightness.std)
-    if fill == "noise":
-        assert abs(found[covered].mean()) < 0.1 and abs(found[covered].std() - 1) < 0.1
-        assert (found[0][covered[0]][:9] != found[1][covered[1]][:9]).any()
-    else:
-        expected = {"mean": np.zeros(3), "black": black}[fill]
-        shown = np.broadcast_to(expected, found[covered].shape)
-        np.testing.assert_allclose(found[covered], shown, rtol=1e-5)
+    assert not found[covered].any()
 
 
 class Brightness:
@@ -125,7 +103,7 @@ class FakeContext:
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
     images = Twenty()
-    settings = Masking(mask_fill="black", mask_grid=True, speed=False)
+    settings = Common(speed=False)
 
     def __init__(self, out):
         self.out, self.calls = out, []
@@ -157,7 +135,6 @@ def test_all_methods_get_the_same_masks(tmp_path, monkeypatch):
     masking.masking(context)
     by_method = {}
     for name, alteration, corners in context.calls:
-        assert alteration["fill"] == "black" and alteration["grid"] is True
         by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])
     assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}

@@ -202,10 +202,5 @@ def test_the_inventory_has_a_row_per_kind():
     assert row == "| gradients | all-reduce | 1 | 1 | 4,000,000 |"
 
 
-def test_collectives_are_no_kernels():
-    assert len(hlo.kernels(TEXT)) == 2
-    assert h200.summary(TEXT).keys() == {"move"}
-
-
 if __name__ == "__main__":
     {"check_cpus": check_cpus, "check_gpus": check_gpus}[sys.argv[1]]()

@@ -1,14 +1,12 @@
-"""Every tool has a line in CONTRIBUTING, and those without tests have one here."""
+"""Tools without a file of tests."""
 
 import importlib
 
 import jax
 import pytest
 
-from tests.runs import ROOT
 from tools import h200, large_models, onnx_speed
 
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 COPY = """HloModule jit_f
 
 ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
@@ -16,15 +14,6 @@ ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
   ROOT %w = f32[1000,1000]{1,0} copy(%x)
 }
 """
-
-
-def test_contributing_names_every_tool_and_no_other():
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Tools\n")[2]
-    text = text.partition("\n## ")[0]
-    assert [name for name in TOOLS if f"`{name}`" not in text] == []
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    names = [word.strip(" `,") for row in rows for word in row.split(",")]
-    assert {name for name in names if "." not in name} <= set(TOOLS)
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])

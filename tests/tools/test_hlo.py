@@ -81,25 +81,35 @@ def test_views_are_no_kernels():
     assert kernels() == []
 
 
-def test_only_the_selected_part_of_a_slice_is_read():
-    row = only("%r = bf16[4,1,30]{2,1,0} fusion(%x.1), kind=kLoop, calls=%row")
-    assert (row.kind, row.op) == ("move", "kLoop")
-    assert row.bytes == 2 * (4 * 30) + 2 * (4 * 30)
-
-
-def test_only_the_selected_rows_of_a_gather_are_read():
-    """Two gathers of 12 rows, each the sum of 6 heads: 24 of 40 rows of x are read."""
-    some = only(
-        "%s = (f32[12,5]{1,0}, f32[12,5]{1,0}) fusion(%x.1, %at.1), kind=kLoop, "
-        'calls=%some, metadata={op_name="jit(f)/ViT/gather"}'
-    )
-    assert (some.kind, some.source) == ("fusion", "jit(f)/ViT/gather")
-    assert some.bytes == 2 * (24 * 30) + 4 * 12 + 4 * (2 * 12 * 5)
-
-
-def test_an_operand_used_twice_is_read_once():
-    norm = only("%n = f32[8,30]{1,0} fusion(%q.1), kind=kInput, calls=%norm")
-    assert norm.bytes == 4 * (8 * 30) + 4 * (8 * 30)
+@pytest.mark.parametrize(
+    "line, kind, size",
+    [
+        # The selected part of a slice.
+        (
+            "%r = bf16[4,1,30]{2,1,0} fusion(%x.1), kind=kLoop, calls=%row",
+            *("move", 2 * (4 * 30) + 2 * (4 * 30)),
+        ),
+        # Two gathers of 12 rows, each the sum of 6 heads: 24 of 40 rows of x.
+        (
+            "%s = (f32[12,5]{1,0}, f32[12,5]{1,0}) fusion(%x.1, %at.1), calls=%some",
+            *("fusion", 2 * (24 * 30) + 4 * 12 + 4 * (2 * 12 * 5)),
+        ),
+        # An operand that is used twice.
+        (
+            "%n = f32[8,30]{1,0} fusion(%q.1), kind=kInput, calls=%norm",
+            *("fusion", 4 * (8 * 30) + 4 * (8 * 30)),
+        ),
+        # Results of other code: bytes are no workspace there, they may be decisions.
+        (
+            "%k = (bf16[4,8,30]{2,1,0}, u8[4,8]{1,0}) custom-call(%x.1, %at.1), "
+            'custom_call_target="imagepiece_reduce", api_version=API_VERSION_TYPED_FFI',
+            *("custom", 2 * 40 * 30 + 4 * 4 * 3 + 2 * 4 * 8 * 30 + 4 * 8),
+        ),
+    ],
+)
+def test_bytes_are_those_that_are_read_and_written(line, kind, size):
+    kernel = only(line)
+    assert (kernel.kind, kernel.bytes) == (kind, size)
 
 
 def test_a_product_counts_its_operands_without_workspace():
@@ -156,16 +166,6 @@ def test_a_convolution_and_its_gradients_cost_the_same(name, result, operands, l
     )
     assert convolution.kind == "convolution"
     assert convolution.flops == 2 * (4 * 7 * 7) * 16 * (3 * 3 * 8)
-
-
-def test_other_code_counts_operands_and_all_results():
-    """Bytes are no workspace there: they may be decisions."""
-    ours = only(
-        "%k = (bf16[4,8,30]{2,1,0}, u8[4,8]{1,0}) custom-call(%x.1, %at.1), "
-        'custom_call_target="imagepiece_reduce", api_version=API_VERSION_TYPED_FFI'
-    )
-    assert (ours.kind, ours.op) == ("custom", "imagepiece_reduce")
-    assert ours.bytes == 2 * 40 * 30 + 4 * 4 * 3 + 2 * 4 * 8 * 30 + 4 * 8
 
 
 def test_the_body_of_a_loop_counts_as_often_as_it_runs():

@@ -205,11 +205,6 @@ def test_a_full_disk_keeps_what_is_finished(small, tmp_path):
     assert writer.write(small[0], tmp_path)
 
 
-def test_a_folder_that_cannot_be_written(small, tmp_path):
-    (tmp_path / "file").write_text("")
-    refuses(r"cannot be written \(Not a directory\)", small[0], tmp_path / "file" / "x")
-
-
 def test_a_source_that_vanishes(small, tmp_path):
     gone = {"train": [Entry("a.JPEG", 0, str(tmp_path / "gone.tar"), 0, 9)]}
     message = "gone.tar cannot be read .No such file.*the same command resumes"
