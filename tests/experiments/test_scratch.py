@@ -119,7 +119,7 @@ def declared_options(**fields):
     )
 
 
-def test_the_declared_size_has_three_cycles_and_half_of_the_macs():
+def test_the_declared_size_has_three_cycles():
     options = declared_options(systems=",".join(retokenization.TITLES))
     compared = {s.name: s for s in systems.systems(options, 10, "float32")}
     assert compared.keys() == set(retokenization.TITLES)
@@ -137,12 +137,6 @@ def test_the_declared_size_has_three_cycles_and_half_of_the_macs():
     assert (ours[0][0], ours[-1][1]) == (65, 19)
     for name, theirs in plans.items():
         assert theirs == ([(65, 65)] * 12 if name.startswith("dense") else ours)
-    for stem in ("conv", "patch"):
-        dense, piece = (
-            systems.gmacs(compared[f"{name}_{stem}"], options, 10, "float32")
-            for name in ("dense", "imagepiece")
-        )
-        assert round(100 * piece / dense) == {"conv": 53, "patch": 51}[stem]
 
 
 def test_systems_of_a_seed_share_first_weights():
@@ -259,13 +253,6 @@ def test_a_json_holds_the_measures_of_the_tables(done):
     assert -1 <= low <= first <= high <= 1
     assert found["lcb-similarity"]["pairs"] == found["similarity"]["all first"]
     assert found["lcb-similarity"]["distance"][0] >= 1
-
-
-def test_a_json_is_compact_and_knows_no_path(done, data):
-    for path in (done / "scratch").glob("*.json"):
-        text = path.read_text()
-        assert len(text) < 30_000 and str(done) not in text
-        assert data.removeprefix("folder:") not in text
 
 
 def test_masks_cover_the_paper_s_share_of_patches():
