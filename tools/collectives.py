@@ -41,17 +41,8 @@ NVLINK = flags.DEFINE_float(
 NETWORK = flags.DEFINE_float(
     "network", 50, "GB/s between hosts, a host and direction", lower_bound=1
 )
-LATENCY = flags.DEFINE_float(
-    "latency", 20, "us of a collective within a host", lower_bound=0
-)
-FARTHER = flags.DEFINE_float(
-    "network_latency", 50, "us that other hosts add to it", lower_bound=0
-)
 TRAININGS = flags.DEFINE_boolean(
     "trainings", False, "the cost of whole trainings instead"
-)
-KILOBYTES = flags.DEFINE_float(
-    "kilobytes", 115.4, "of an image file: ImageNet's 147.9 GB by its training images"
 )
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 
@@ -66,6 +57,7 @@ and {farther:g} us more between hosts (assumed), none of it hidden behind other 
 
 
 GPUS = 8  # of a host
+KILOBYTES = 115.4  # of a file: ImageNet's 147.9 GB by its training images
 TRAINING_IMAGES = SPLITS["train"][2]
 FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
 KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
@@ -213,13 +205,12 @@ def main():
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)
-    rates = NVLINK.value * 1e9 / 2, NETWORK.value * 1e9
-    links = Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
+    links = Links(nvlink=NVLINK.value * 1e9 / 2, network=NETWORK.value * 1e9)
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     if TRAININGS.value:
         parts = []
-        for line in run_costs(configs, images[0], hosts, links, KILOBYTES.value):
+        for line in run_costs(configs, images[0], hosts, links, KILOBYTES):
             print(line, flush=True)
             parts.append(line)
         _write(parts)
@@ -227,8 +218,8 @@ def main():
     head = HEAD.format(
         nvlink=NVLINK.value,
         network=NETWORK.value,
-        latency=LATENCY.value,
-        farther=FARTHER.value,
+        latency=1e6 * links.latency_s,
+        farther=1e6 * links.network_latency_s,
     )
     parts, rows = [head], [PLAN_HEADING]
     for name, config in configs:

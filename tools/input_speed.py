@@ -17,7 +17,6 @@ import io
 import json
 import os
 import pathlib
-import re
 import tempfile
 import time
 
@@ -47,17 +46,10 @@ COPIES = flags.DEFINE_integer("copies", 3, "of an image, for repeated augmentati
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes of the loader", 0)
 THREADS = flags.DEFINE_integer("threads", 2, "in each of them", 0)
 SECONDS = flags.DEFINE_float("duration", 10, "of the loader each time; 0: leave out", 0)
-RESAVE = flags.DEFINE_string(
-    "resave",
-    None,
-    "WIDTHxHEIGHT:KB, such as 500x375:110 (about ImageNet's means): make JPEGs of this "
-    "size, so large on average, from the images, and use them instead",
-)
 JSON = flags.DEFINE_string("json", None, "also write the results to this file")
 SHORT_SIDE = 256
 BASE = "Pillow: decode, crop, flip"
 BATCH = 128  # images a step of the loader
-TRIED = 24  # images that the quality of a size is found on
 
 
 def main():
@@ -65,37 +57,32 @@ def main():
     data = cli.required(DATA)
     if JSON.value:
         check_writable("--json", JSON.value, sources.own_files(data))
-    size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
     source = sources.open_source(data, split, data_dir=DIR.value)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         files, small = folder / "as they are", folder / "short side"
-        count, mean_bytes = SUBSET.value or 200, 1000 * (kilobytes or 0)
-        paths = save(source, count, files, size, mean_bytes)
+        paths = save(source, SUBSET.value or 200, files)
         sets = {
             "as they are": paths,
             f"short side {SHORT_SIDE}": shrink(paths, small, SHORT_SIDE),
         }
-        sizes = (SIZE.value, CANVAS.value, COPIES.value)
-        rows = compare(sets, *sizes, ROUNDS.value)
+        size, canvas, copies = SIZE.value, CANVAS.value, COPIES.value
+        rows = compare(sets, size, canvas, copies, ROUNDS.value)
         if SECONDS.value:
-            readers = (WORKERS.value, THREADS.value)
-            rows += compare_loader(sets, *sizes, *readers, SECONDS.value)
+            rows += compare_loader(
+                sets,
+                size,
+                canvas,
+                copies,
+                WORKERS.value,
+                THREADS.value,
+                SECONDS.value,
+            )
     if JSON.value:
         text = json.dumps(rows, indent=2) + "\n"
         replace_file(JSON.value, text)
-
-
-def _resave(text):
-    match = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
-    if not match or not all(map(int, match.groups())):
-        raise InputError(
-            field="--resave", value=text, allowed="WIDTHxHEIGHT:KB, such as 500x375:110"
-        )
-    width, height, kilobytes = map(int, match.groups())
-    return (width, height), kilobytes
 
 
 def compare(sets, size, canvas, copies, rounds):
@@ -251,11 +238,9 @@ def _one_core():
         os.sched_setaffinity(0, cores)
 
 
-def save(source, count, folder, size=None, mean_bytes=None):
+def save(source, count, folder):
     """Write `count` images of `source`, spread over it, as they are: their paths.
 
-    With `size` (width, height) they are cut and resized to that instead, and saved as
-    JPEGs of `mean_bytes` on average, as near as one quality for all of them comes.
     InputError where no image can be read.
     """
     folder.mkdir()
@@ -263,13 +248,8 @@ def save(source, count, folder, size=None, mean_bytes=None):
     chosen = [i * len(source) // count for i in range(count)]
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
-        raise InputError(
-            f"has {count} images, none of which can be read", field="--data"
-        )
-    if size:
-        pictures = [_cut(data, size) for data in stored]
-        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
-        stored = [_jpeg(picture, quality) for picture in pictures]
+        problem = f"has {count} images, none of which can be read"
+        raise InputError(problem, field="--data", value=count)
     return _write(folder, stored)
 
 
@@ -294,34 +274,6 @@ def _readable(source, index):
     except UnreadableImage:
         return None
     return data
-
-
-def _cut(data, size):
-    """The middle of an image in the aspect of `size`, bicubic at that size."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = min(picture.width / size[0], picture.height / size[1])
-    # Rounding must not move the box beyond the image, which Pillow refuses.
-    width = min(picture.width, scale * size[0])
-    height = min(picture.height, scale * size[1])
-    left, top = (picture.width - width) / 2, (picture.height - height) / 2
-    box = (left, top, left + width, top + height)
-    return picture.resize(size, Image.Resampling.BICUBIC, box=box)
-
-
-def _quality(pictures, mean_bytes):
-    """The quality whose files come nearest to `mean_bytes` on average."""
-
-    def distance(quality):
-        sizes = [len(_jpeg(picture, quality)) for picture in pictures]
-        return abs(np.mean(sizes) - mean_bytes)
-
-    return min(range(50, 101), key=distance)
-
-
-def _jpeg(picture, quality):
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 def read_all(paths, transform, *, repeats, workers, threads, seconds):

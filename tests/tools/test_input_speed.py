@@ -1,13 +1,11 @@
 """Benchmark of the input: what it makes, counts and prints; not how fast it is."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.sources import open_source
 from tests.command import call, sentence
 from tools import input_speed
 
@@ -77,33 +75,6 @@ def test_pipelines_make_images_of_the_sizes_they_say(data):
     ] * 3
     assert made["ours: decode to a canvas of 48"][0].shape == (36, 48, 3)
     np.testing.assert_array_equal(made["ours: decode"], made["Pillow: decode"])
-
-
-def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_path):
-    paths = input_speed.save(
-        open_source(data, "val"), 9, tmp_path / "a", (200, 100), 5e3
-    )
-    assert len(paths) == 4
-    weights = []
-    for path in paths:
-        with Image.open(path) as image:
-            assert (image.format, image.size) == ("JPEG", (200, 100))
-        weights.append(os.path.getsize(path))
-    assert 4500 < np.mean(weights) < 5500
-    light = input_speed.save(open_source(data, "val"), 9, tmp_path / "b", (200, 100), 1)
-    assert sum(map(os.path.getsize, light)) < 0.7 * sum(weights)
-
-
-def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
-    """50 * (224 / 50) is above 224, and Pillow refuses a box beyond the image."""
-    Image.new("RGB", (224, 224)).save(tmp_path / "square.png")
-    (tmp_path / "set.csv").write_text("filename,label\nsquare.png,0")
-    source = open_source(f"csv:{tmp_path}/set.csv", "val")
-    for size in ((50, 40), (40, 50)):
-        folder = tmp_path / f"{size}"
-        (path,) = input_speed.save(source, 1, folder, size, 5e3)
-        with Image.open(path) as image:
-            assert image.size == size
 
 
 def test_images_that_cannot_be_read(tmp_path):

@@ -8,7 +8,6 @@ from tests.benchmark.small import TINY
 from tests.command import call, sentence
 
 AGREEMENT, SCALE, PREPARE = "check_kernels", "imagenet_scale", "prepare_imagenet"
-DIGITS, RESAVE = "--data=digits", ("500x375", "500:110", "0x375:110", "500x375:0", "x")
 FLAGS = ("--source=y", "--partial", "--dir=x")
 
 
@@ -27,7 +26,6 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
         ("rehearsal", ["--devices=3"], "--devices is 3"),
         ("reduction_speed", ["--json=/no/such/a.json"], "--json /no/such/a.json"),
         ("input_speed", [], "--data is missing"),
-        *(("input_speed", [DIGITS, f"--resave={x}"], "--resave is") for x in RESAVE),
         (SCALE, ["erase", "x"], "words is 'erase x'"),
         (SCALE, ["measure", "x"], "/"),
         (SCALE, ["write", "x", "--val=3"], "--val is '3'"),
