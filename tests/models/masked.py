@@ -27,6 +27,16 @@ def train(model):
     )
 
 
+def lean(variables, to, spread=1.0):
+    """Change all selectors: log odds of keeping are `to`, and so much `spread`."""
+    for name, parameters in variables["params"].items():
+        if name.startswith("reducer_"):
+            score = parameters["scores"]["score"]
+            score["kernel"] *= np.float32(spread)
+            score["bias"] = np.float32([to / 2, -to / 2])
+    return variables
+
+
 def taught(model, seed=5):
     """Outputs of random numbers in the shapes of a model's, which teach a student."""
     draw = np.random.default_rng(seed)

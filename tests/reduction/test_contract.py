@@ -86,23 +86,11 @@ def ones(*shape):
         (merged([1, 3], [3, 5]), "image 0, token 1 is merged into token 3, which le"),
         (joined([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
         (joined([0, 1, 2, 2], [4, 5], [0, 1]), "slot 2 of 4 gets no token"),
-        (
-            indexed(keep=tokens([0, 1, 3, 2])),
-            "token 3 is in slot 2 of index and in",
-        ),
-        (
-            indexed(keep=tokens([0, 1, 2, 9])),
-            "token 9 is in slot 3 of index and in n",
-        ),
+        (indexed(keep=tokens([0, 1, 3, 2])), "token 3 is in slot 2 of index and in"),
+        (indexed(keep=tokens([0, 1, 2, 9])), "token 9 is in slot 3 of index and in n"),
         (indexed(target=tokens([4, 4])), "token 4 of slot 0 is 0 times in index"),
-        (
-            indexed(groups=tokens([1, 1])),
-            "slot 0 absorbs token 4 and is not in",
-        ),
-        (
-            indexed(group_keep=tokens([2, 2])),
-            "slot 0 keeps token 0; allowed: token 2",
-        ),
+        (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4 and is not in"),
+        (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0; allowed: token 2"),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
         (ones(1, 6), "returns ndarray; allowed: Assignment, Mixing, M"),
     ],

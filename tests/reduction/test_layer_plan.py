@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep, Merge
@@ -47,18 +46,6 @@ def test_a_step_that_changes_nothing_stays_without_counts():
     assert [layer.step for layer in plan] == steps
     assert [layer.counts for layer in plan] == [None, None]
     assert plan[-1].mlp_tokens == 17
-
-
-@pytest.mark.parametrize("block", [-1, 12, 100])
-def test_step_outside_the_model_is_named(block):
-    with pytest.raises(InputError, match=rf"block {block}\b.*0 to 11"):
-        build(depth=12, n0=196, steps=[step(Keep(0.7), block=block)])
-
-
-def test_two_steps_on_one_block_are_named():
-    steps = [step(Keep(0.7), block=3), step(Merge(0.08, 0.3), block=3)]
-    with pytest.raises(InputError, match="two steps at block 3"):
-        build(depth=12, n0=196, steps=steps)
 
 
 def test_plans_are_frozen():

@@ -15,10 +15,8 @@ def test_fields_are_completed_by_the_defaults_of_the_method():
 def test_only_fields_that_differ_are_changed():
     given = {"name": "evit", "keep_rate": 0.7, "blocks": [1]}
     assert settings.changed(given) == {"name": "evit", "blocks": (1,)}
-    assert settings.changed(given, given | {"keep_rate": 0.5}) == {
-        "name": "evit",
-        "keep_rate": 0.7,
-    }
+    changed = settings.changed(given, given | {"keep_rate": 0.5})
+    assert changed == {"name": "evit", "keep_rate": 0.7}
 
 
 def test_labels():
@@ -29,16 +27,10 @@ def test_labels():
 def test_what_former_versions_saved_is_in_fields_and_values_of_this_one():
     """Without a score EViT ranked by class attention, Token Pooling by "columns"."""
     saved = {"name": "token_pooling", "score": "cls", "round_to": 0, "iterations": 2}
-    assert settings.current(saved) == {
-        "name": "token_pooling",
-        "score": "class",
-        "iterations": 2,
-    }
-    (named,) = (settings.current({"name": "token_pooling", "score": "columns"}),)
-    assert named["score"] == "received"
-    assert settings.current({"name": "evit", "round_to": 8}) == {
-        "name": "evit",
-        "score": "auto",
-        "round_to": 8,
-    }
+    now = {"name": "token_pooling", "score": "class", "iterations": 2}
+    assert settings.current(saved) == now
+    columns = settings.current({"name": "token_pooling", "score": "columns"})
+    assert columns["score"] == "received"
+    now = {"name": "evit", "score": "auto", "round_to": 8}
+    assert settings.current({"name": "evit", "round_to": 8}) == now
     assert settings.current({"name": "tome"}) == {"name": "tome"}

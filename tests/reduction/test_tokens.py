@@ -1,7 +1,6 @@
 """Applying a reduction, and the map from patches to tokens, against slow loops."""
 
 import functools
-import itertools
 
 import chex
 import jax
@@ -10,22 +9,14 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from imagepiece_jax.reduction import provenance, tokens
-from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.methods.random import Draw
-from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
-from imagepiece_jax.reduction.reducers import Bipartite, TopK
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState, start
+from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
 from tests import oracles
 from tests.models import tiny
+from tests.reduction.tokens_by_angle import FORMS, apply
 from tests.rounding import assert_close
 
-FORMS = ("gather", "one_hot")
-
-apply = tiny.compiled(tokens.apply, static_argnames="form")
 index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
-NAN, INF = np.nan, np.inf
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -37,64 +28,13 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
     return dest.astype(np.int32)
 
 
-def test_start_is_one_patch_a_token():
-    x = np.zeros((2, 6, 3), np.float32)
-    state = start(x, num_prefix=2)
-    assert state.size.tolist() == [[1.0] * 6] * 2
-    assert state.size.dtype == jnp.float32
-
-
-def test_the_prefix_is_not_an_array():
+def test_at_first_a_token_is_a_patch_and_the_prefix_no_array():
     """A traced prefix would make shapes depend on data."""
-    state = TokenState(x=np.zeros((1, 3, 2)), size=np.ones((1, 3)), num_prefix=2)
+    state = start(np.zeros((2, 6, 3), np.float32), num_prefix=2)
+    assert state.size.dtype == jnp.float32 and (state.size == 1).all()
     assert len(jax.tree.leaves(state)) == 2
     again = jax.eval_shape(lambda given: given, state)
     assert again.num_prefix == 2
-
-
-@functools.partial(tiny.compiled, static_argnums=2)
-def move_all(state, steps, form):
-    """The state after each of several steps, as one program."""
-    move = functools.partial(tokens.apply, form=form)
-    return list(itertools.accumulate(steps, move, initial=state))[1:]
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_a_stack_of_reductions_stays_honest(form, drop):
-    """Sizes are counts of patches, features their means, slots none empty."""
-    rng = np.random.default_rng(3)
-    patches = rng.normal(size=(3, 24, 4))
-    x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
-    whole = np.tile(np.arange(24), (3, 1))
-    first = TokenState(x=np.float32(x), size=np.ones((3, 25), np.float32))
-    steps = [
-        Assignment(dest=random_maps(rng, 3, n, n_out, drop), n_out=n_out)
-        for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1))
-    ]
-    slots = iter(provenance.patch_slots(steps, 3, 24)[1:])
-    for state, step in zip(move_all(first, steps, form), steps, strict=True):
-        n_out = step.n_out
-        for image in range(3):
-            whole[image] = oracles.compose(step.dest[image], whole[image])
-            counts = oracles.count_sources(whole[image], n_out)
-            assert counts.min() >= 1
-            np.testing.assert_array_equal(state.size[image, 1:], counts)
-            means, _ = oracles.apply_map(
-                patches[image], np.ones(24), whole[image], n_out=n_out
-            )
-            np.testing.assert_allclose(state.x[image, 1:], means, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(next(slots), whole)
-    kept = (whole != DROPPED).sum(axis=1)
-    np.testing.assert_array_equal(state.size[:, 1:].sum(axis=1), kept)
-    assert drop or (kept == 24).all()
-
-
-def random_map(rng, n, n_out, drop=0.3):
-    """A slot map onto 0..n_out - 1: some tokens dropped, some slots with several."""
-    dest = np.where(rng.random(n) < drop, DROPPED, rng.integers(n_out, size=n))
-    dest[rng.permutation(n)[:n_out]] = np.arange(n_out)
-    return dest
 
 
 def busiest(dest):
@@ -105,7 +45,7 @@ def busiest(dest):
 def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0):
     """(state, assignment) with three images of random tokens, sizes and slot maps."""
     rng = np.random.default_rng(seed)
-    dest = np.stack([random_map(rng, n, n_out) for _ in range(3)]).astype(np.int32)
+    dest = random_maps(rng, 3, n, n_out, drop=0.3)
     state = TokenState(
         x=rng.normal(size=(3, prefix + n, 4)).astype(dtype),
         size=rng.integers(1, 5, size=(3, prefix + n)).astype(np.float32),
@@ -140,43 +80,42 @@ def expected(state, assignment):
     return np.stack(xs), np.stack(sizes)
 
 
-WEIGHTS = [(False, True), (True, True), (True, False), (False, False)]
-MOVES = [  # n, n_out, weighted, mean
-    *((7, 3, *weights) for weights in WEIGHTS),
-    (1, 1, False, True),
-    (1, 1, False, False),
-    (2, 1, True, True),
-    (19, 12, False, True),
+WEIGHTS = [
+    {"weighted": weighted, "mean": mean}
+    for weighted in (False, True)
+    for mean in (False, True)
+]
+MOVES = [  # n, n_out, options of `make`
+    *((7, 3, weights) for weights in WEIGHTS),
+    *((7, 3, weights | {"dtype": jnp.bfloat16}) for weights in WEIGHTS[2:]),
+    *((7, 3, {"prefix": prefix}) for prefix in (0, 2)),
+    *((1, 1, weights) for weights in WEIGHTS[:2]),
+    (2, 1, {"weighted": True}),
+    (19, 12, {}),
 ]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("n, n_out, weighted, mean", MOVES)
-def test_apply_equals_the_oracle(n, n_out, weighted, mean, form):
-    state, assignment = make(n, n_out, weighted=weighted, mean=mean)
+@pytest.mark.parametrize("n, n_out, options", MOVES)
+def test_apply_equals_the_oracle(n, n_out, options, form):
+    """Bfloat16 is rounded once; the prefix is never touched."""
+    state, assignment = make(n, n_out, **options)
     got = apply(state, assignment, form=form)
+    assert (got.x.dtype, got.size.dtype) == (state.x.dtype, jnp.float32)
+    assert got.num_prefix == state.num_prefix
     x, size = expected(state, assignment)
-    np.testing.assert_allclose(got.x, x, rtol=1e-5, atol=1e-6)
+    rtol = 2**-8 if "dtype" in options else 1e-5
+    np.testing.assert_allclose(np.asarray(got.x, float), x, rtol=rtol, atol=1e-6)
     np.testing.assert_array_equal(got.size, size)
+    front = slice(state.num_prefix)
+    np.testing.assert_array_equal(got.x[:, front], state.x[:, front])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("mean", [True, False])
-def test_apply_in_bfloat16_rounds_once(mean, form):
-    state, assignment = make(7, 3, weighted=True, mean=mean, dtype=jnp.bfloat16)
-    got = apply(state, assignment, form=form)
-    assert got.x.dtype == jnp.bfloat16
-    assert got.size.dtype == jnp.float32
-    x, size = expected(state, assignment)
-    np.testing.assert_allclose(np.asarray(got.x, float), x, rtol=2**-8, atol=1e-6)
-    np.testing.assert_array_equal(got.size, size)
-
-
-@pytest.mark.parametrize("weighted, mean", WEIGHTS)
-def test_many_absorbed_tokens_are_a_product(weighted, mean):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_many_absorbed_tokens_are_a_product(weights):
     """More than are summed one by one; features and gradients are the same."""
     n, n_out = 3 * tokens.FEW, tokens.FEW
-    state, assignment = make(n, n_out, weighted=weighted, mean=mean)
+    state, assignment = make(n, n_out, **weights)
     got = apply(state, assignment, form="gather")
     np.testing.assert_allclose(
         got.x, expected(state, assignment)[0], rtol=1e-5, atol=1e-5
@@ -193,18 +132,6 @@ def test_sizes_are_exact_past_what_bfloat16_can_count():
     state = state.replace(size=np.full_like(state.size, 129.0))
     assignment = assignment.replace(dest=np.zeros((3, 7), np.int32), index=None)
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("prefix", [0, 1, 2])
-def test_the_prefix_is_never_touched(prefix, form):
-    state, assignment = make(7, 3, prefix=prefix)
-    got = apply(state, assignment, form=form)
-    chex.assert_shape(got.x, (3, prefix + 3, 4))
-    assert got.num_prefix == prefix
-    np.testing.assert_array_equal(got.x[:, :prefix], state.x[:, :prefix])
-    np.testing.assert_array_equal(got.size[:, :prefix], state.size[:, :prefix])
-    np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("n, n_out", [(7, 3), (19, 12), (5, 5), (60, 20)])
@@ -233,7 +160,10 @@ def test_a_token_alone_in_its_slot_keeps_its_bits(form):
     """w / w is 1: a mean over one token is that token, not a rounding of it."""
     state, _ = make(7, 7)
     dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
+    if form == "gather":  # reads survivors only; a product would spread 0 * inf
+        state.x[:, 1 + 4] = np.inf
     got = apply(state, Assignment(dest=dest, n_out=5), form=form)
+    assert np.isfinite(got.x).all()
     np.testing.assert_array_equal(got.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
 
 
@@ -250,10 +180,7 @@ def test_without_form_apply_gathers_where_it_can():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_slot_is_live_if_any_of_its_tokens_is(form):
-    """A slot with a live and a masked token, one with two masked, one with a live one.
-
-    The last token is live, and dropped.
-    """
+    """One with a live and a masked token, one with two masked, one with a live one."""
     state = TokenState(
         x=np.zeros((1, 7, 1), np.float32),
         size=np.ones((1, 7), np.float32),
@@ -262,15 +189,6 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
     moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
-
-
-def test_a_bad_value_in_a_dropped_token_stays_there():
-    """The gather reads survivors only; a product would spread 0 * inf."""
-    state, _ = make(7, 7)
-    dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
-    state.x[:, 1 + 4] = np.inf
-    got = apply(state, Assignment(dest=dest, n_out=5), form="gather")
-    assert np.isfinite(got.x).all()
 
 
 # Transforms
@@ -286,24 +204,6 @@ class MovesTest(chex.TestCase):
         move = functools.partial(tokens.apply, form=form)
         got = self.variant(jax.vmap(move), **tiny.ON_DEVICES)(*stack)
         chex.assert_trees_all_close(got, want, rtol=1e-6)
-
-    @chex.variants(without_jit=True, with_device=True)
-    @pytest.mark.slow
-    def test_without_jit(self):
-        """The gather is tested so with a model."""
-        pair = make(7, 3, weighted=True)
-        got = self.variant(functools.partial(tokens.apply, form="one_hot"))(*pair)
-        want = apply(*pair, form="one_hot")
-        chex.assert_trees_all_close(got, want, rtol=1e-6)
-
-
-def test_apply_is_traced_once():
-    chex.clear_trace_counter()
-    move = tiny.compiled(chex.assert_max_traces(tokens.apply, n=1))
-    for seed in (0, 1):
-        state, assignment = make(7, 3, weighted=True, seed=seed)
-        got = move(state, assignment)
-        np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
 
 
 # Gradients
@@ -350,10 +250,10 @@ def random_probe(*shape):
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("weighted, mean", WEIGHTS)
-def test_gradients_are_the_slopes(weighted, mean):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_gradients_are_the_slopes(weights):
     """The gather's own backward rule, plain differentiation of the product, slopes."""
-    state, assignment = make(5, 3, weighted=weighted, mean=mean)
+    state, assignment = make(5, 3, **weights)
     probe = random_probe(3, 4, 4)
     by_gather = gradients(state, assignment, probe, "gather")
     by_product = gradients(state, assignment, probe, "one_hot")
@@ -376,67 +276,3 @@ def test_gradients_in_bfloat16_are_finite_and_close(form):
         gradient = np.asarray(gradient, float)
         assert np.isfinite(gradient).all()
         np.testing.assert_allclose(gradient, slope, rtol=2**-6, atol=2**-6)
-
-
-# The compiled program
-
-
-def primitives(jaxpr):
-    """Names of all primitives of a jaxpr, however deep."""
-    found = set()
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        found.add(equation.primitive.name)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                found |= primitives(inner)
-    return found
-
-
-SLOW = {"sort", "top_k", "cumsum", "scatter", "scatter-add", "scatter_add"}
-
-
-def test_the_walk_finds_slow_primitives_at_any_depth():
-    def program(x):
-        nested = jax.jit(lambda y: jnp.cumsum(jnp.sort(y)))
-        return jax.lax.cond(True, nested, lambda y: y.at[0].set(1.0), x)
-
-    found = primitives(jax.make_jaxpr(jax.jit(program))(jnp.ones(3)))
-    assert {"sort", "cumsum", "scatter"} <= found
-
-
-@pytest.mark.parametrize(
-    "reducer, counts",
-    [
-        (TopK(), Counts(n_in=7, n_out=3)),
-        (TopK(fuse=True), Counts(n_in=7, n_out=3)),
-        (Retokenize(), Counts(n_in=7, n_out=5, candidates=4)),
-        (Bipartite(), Counts(n_in=7, n_out=5)),
-        (Draw(), Counts(n_in=7, n_out=3)),
-        (KMedoids(), Counts(n_in=7, n_out=3)),
-        (KMeans(), Counts(n_in=7, n_out=3)),
-    ],
-    ids=str,
-)
-def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
-    """On GPUs each is a chain of kernels, or not deterministic; backward included."""
-    state = jax.tree.map(jnp.asarray, make(7, 3)[0])
-    keys = jax.random.split(jax.random.key(0), len(state.x))
-
-    def loss(x, cls_attn):
-        taps = Taps(
-            x=x[:, 1:],
-            size=state.size[:, 1:],
-            metric=x[:, 1:],
-            cls_attn=cls_attn,
-            attn_columns=cls_attn,
-            rng=keys,
-        )
-        result = reducer(taps, counts)
-        return tokens.apply(state.replace(x=x), result, "gather").x.sum()
-
-    both = jax.value_and_grad(loss, argnums=(0, 1))
-    found = primitives(jax.make_jaxpr(both)(state.x, state.size[:, 1:]))
-    assert "gather" in found
-    assert not found & SLOW

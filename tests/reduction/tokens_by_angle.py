@@ -1,16 +1,31 @@
-"""Tokens in the plane by angle and length, for examples that are computed by hand."""
+"""Compiled steps, and tokens in the plane, for examples that are computed by hand."""
 
+import functools
+
+import jax
 import numpy as np
 
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import tokens
 from tests.models import tiny
 
-apply = tiny.compiled(tokens.apply)
+FORMS = ("gather", "one_hot")
+
+apply = tiny.compiled(tokens.apply, static_argnames="form")
 decide = tiny.compiled(
     lambda reducer, taps, counts: reducer(taps, counts), static_argnums=(0, 2)
 )
+
+
+def random_variables(reducer, taps, counts, seed=0):
+    """Random values for all variables of a reducer that learns."""
+    init = functools.partial(reducer.init, counts=counts)
+    return tiny.fill(jax.eval_shape(init, jax.random.key(0), taps), seed)
+
+
+def apply_learned(reducer, variables, taps, counts):
+    """Result of a reducer that learns."""
+    run = functools.partial(reducer.apply, counts=counts)
+    return tiny.compiled(run)(variables, taps)
 
 
 def vectors(degrees, lengths=1.0):
@@ -18,10 +33,3 @@ def vectors(degrees, lengths=1.0):
     turned = np.deg2rad(np.asarray(degrees, float))
     pairs = np.stack([np.cos(turned), np.sin(turned)], axis=-1)
     return np.float32(np.asarray(lengths, float).reshape(-1, 1) * pairs)[None]
-
-
-def costs(reduction, name="deit_ti"):
-    """(tokens after each block, MACs of the blocks and the rest) of a DeiT."""
-    model = create_model(name, reduction=reduction)
-    counts = [layer.mlp_tokens for layer in model.plan]
-    return counts, model_macs(model, 224)

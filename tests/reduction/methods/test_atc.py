@@ -1,4 +1,4 @@
-"""ATC: counts and costs, and clusters against SciPy's hierarchical clustering."""
+"""ATC: clusters against SciPy's hierarchical clustering."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +8,6 @@ from scipy.spatial import distance
 
 from imagepiece_jax.reduction.methods.atc import LINKAGES, agglomerate
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import costs
-
-
-@pytest.mark.parametrize(
-    "rate, macs",
-    [(0.9, 1074708480), (0.7, 807606912), (0.5, 621072768), (0.25, 470605440)],
-)
-def test_costs_are_its_authors(rate, macs):
-    assert costs({"name": "atc", "keep_rate": rate})[1] == macs
 
 
 @pytest.mark.parametrize("linkage", LINKAGES)

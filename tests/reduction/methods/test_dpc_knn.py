@@ -1,4 +1,4 @@
-"""DPC-KNN: counts, an example by hand, and clusters against slow loops."""
+"""DPC-KNN: an example by hand, and clusters against slow loops."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,21 +6,6 @@ import pytest
 
 from imagepiece_jax.reduction.methods.dpc_knn import density_peaks
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import costs
-
-
-@pytest.mark.parametrize(
-    "rate, tokens, macs",
-    [
-        (0.9, (197, 177, 159, 143), 1059695616),
-        (0.7, (197, 138, 97, 68), 775458048),
-        (0.5, (197, 99, 50, 25), 581047680),
-        (0.25, (197, 50, 13, 4), 427249920),
-    ],
-)
-def test_counts_and_costs_are_its_authors(rate, tokens, macs):
-    found = costs({"name": "dpc_knn", "keep_rate": rate})
-    assert found == ([n for n in tokens for _ in range(3)], macs)
 
 
 def test_an_outlier_is_no_center():

@@ -16,19 +16,6 @@ from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import tiny
 from tests.models.test_published_methods import embedding
-from tests.reduction.tokens_by_angle import costs
-
-
-@pytest.mark.parametrize(
-    "r, plain, with_embedding",
-    [(8, 924352512, 0.947), (13, 731150592, 0.750), (16, 621662208, 0.638)],
-)
-def test_costs_are_its_authors(r, plain, with_embedding):
-    """ToMe's, and what the embedding multiplies: 64 numbers of each image token."""
-    tokens, macs = costs({"name": "dtem", "r": r})
-    arriving = [197, *tokens[:-1]]
-    assert macs - sum(n - 1 for n in arriving) * 192 * 64 == plain
-    assert macs / 1e9 == pytest.approx(with_embedding, abs=6e-4)
 
 
 def test_embeddings_are_as_wide_as_a_head_or_two():

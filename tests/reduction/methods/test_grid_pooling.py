@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.layer_plan import Counts, build
-from imagepiece_jax.reduction.methods.grid_pooling import Cells, GridPooling
+from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests.models import tiny
 
@@ -52,12 +50,6 @@ def test_two_by_two_patches_by_hand():
     assert slots.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
 
 
-def test_cells_of_a_grid_that_does_not_divide_by_hand():
-    """Five in two: rows 0 1 2 and 3 4."""
-    got, _ = pooled(np.zeros((1, 26, 1), np.float32), (5, 5), 2)
-    assert got.size[0].tolist() == [1, 9, 6, 6, 4]
-
-
 @pytest.mark.parametrize(
     "grid, size, prefix, dtype",
     [
@@ -68,6 +60,7 @@ def test_cells_of_a_grid_that_does_not_divide_by_hand():
         ((4, 6), 4, 1, "float32"),
         ((7, 3), 1, 1, "bfloat16"),
         ((5, 5), 5, 1, "float32"),
+        ((5, 5), 5, 1, "bfloat16"),
     ],
 )
 def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
@@ -86,39 +79,18 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
         )
         for cell, inside in enumerate(patches):
             assert (np.asarray(slots[image])[inside] == cell).all()
-    np.testing.assert_array_equal(got.x[:, :prefix], x[:, :prefix])
+    untouched = slice(None) if size * size == n else slice(prefix)
+    np.testing.assert_array_equal(got.x[:, untouched], x[:, untouched])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_as_many_cells_as_patches_change_no_bit(dtype):
-    x = np.random.default_rng(0).normal(size=(2, 26, 3)).astype(jnp.dtype(dtype))
-    got, _ = pooled(x, (5, 5), 5)
-    np.testing.assert_array_equal(got.x, x)
-    np.testing.assert_array_equal(got.size, 1)
-
-
-def test_it_stands_before_the_block():
-    plan = build(12, 196, GridPooling(grid_size=8, block=3).steps(12))
-    both = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
-    assert both == [(197, 197)] * 3 + [(65, 65)] * 9
-
-
-def test_the_default_costs_what_the_learned_methods_cost():
-    """2.87 GMACs, between ToMe's 2.70 and EViT's 3.00."""
-    model = create_model("deit_s", reduction={"name": "grid_pooling"})
-    assert round(model_macs(model, 224) / 1e9, 2) == 2.87
-    assert model.plan[-1].mlp_tokens == 50
-
-
-def test_a_grid_larger_than_that_of_the_patches_is_refused():
-    """By the model, before anything runs; by the reducer for images of other sizes."""
-    with pytest.raises(InputError, match="grid_size is 6, but there are 5 x 5 .* to 5"):
-        tiny.model({"name": "grid_pooling", "grid_size": 6, "block": 1})
-    with pytest.raises(InputError, match="grid_size is 4, but there are 9 x 3 .* to 3"):
-        Cells(4)(taps_of((9, 3)), Counts(n_in=27, n_out=16))
-
-
-def test_pooling_after_another_reduction_is_refused():
-    taps = taps_of((4, 4)).replace(grid=None)
-    with pytest.raises(InputError, match="grid_size needs the grid .* before"):
-        Cells(2)(taps, Counts(n_in=16, n_out=4))
+@pytest.mark.parametrize(
+    "size, grid, allowed",
+    [(4, (9, 3), "whole numbers from 1 to 3"), (2, None, "pooling before any other")],
+)
+def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, allowed):
+    """By the reducer, for images of other sizes."""
+    taps = taps_of((9, 3)).replace(grid=grid)
+    with pytest.raises(InputError) as error:
+        Cells(size)(taps, Counts(n_in=27, n_out=size * size))
+    assert (error.value.field, error.value.value) == ("grid_size", size)
+    assert allowed in error.value.allowed

@@ -3,14 +3,13 @@
 import functools
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.layer_plan import Counts, build
-from imagepiece_jax.reduction.methods.random import Draw, Random
+from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.random import Draw
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
 
 
@@ -41,25 +40,3 @@ def test_every_set_of_tokens_is_equally_likely():
     pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
     assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)
-
-
-def test_an_image_gets_what_its_key_says_wherever_it_stands():
-    counts = Counts(n_in=19, n_out=9)
-    whole = np.asarray(draw(keys(6), counts).dest)
-    np.testing.assert_array_equal(draw(keys(6), counts).dest, whole)
-    part = draw(keys(6)[np.array([4, 1])], counts).dest
-    np.testing.assert_array_equal(part, whole[[4, 1]])
-    assert len({row.tobytes() for row in whole}) == 6
-    other = np.asarray(draw(keys(6, seed=1), counts).dest)
-    assert (other != whole).any(axis=1).all()
-
-
-def test_the_same_in_training():
-    counts = Counts(n_in=19, n_out=9)
-    chex.assert_trees_all_equal(draw(keys(6), counts, True), draw(keys(6), counts))
-
-
-def test_it_keeps_as_many_as_evit():
-    plan = build(12, 196, Random(keep_rate=0.7).steps(12))
-    tokens = [layer.mlp_tokens for layer in plan]
-    assert tokens == [197] * 3 + [139] * 3 + [98] * 3 + [69] * 3

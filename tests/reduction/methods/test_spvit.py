@@ -1,106 +1,32 @@
 """SPViT: votes of the heads, and packages of what they drop."""
 
-import math
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, apply, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
+from tests.reduction.test_token_selector import numbers, outputs
+from tests.reduction.tokens_by_angle import apply_learned, random_variables
 
 FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
 BATCH, HEADS, D = 3, 3, 12
 
 
-def numbers(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def run(selector, counts, x, mask=None, seed=0):
+def run(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
-
-    def taps(x, mask):
-        keys = jax.random.split(jax.random.key(seed), len(x))
-        size = jnp.ones(x.shape[:2])
-        return Taps(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
-
-    def init(key):
-        return selector.init(key, taps(x, mask), counts)
-
-    parameters = tiny.fill(jax.eval_shape(init, jax.random.key(0)))
-
-    @tiny.compiled
-    def call(parameters, x, mask):
-        return selector.apply(parameters, taps(x, mask), counts)
-
-    return parameters["params"], call(parameters, x, mask)
-
-
-# Counts and sizes
-
-
-@pytest.mark.parametrize(
-    "rates, tokens",
-    [
-        ((0.617, 0.369, 0.137), [122, 75, 30]),
-        ((0.7, 0.49, 0.343), [139, 99, 71]),
-        ((0.0, 0.0, 0.0), [3, 3, 3]),  # one and a package: the next steps cannot shrink
-        ((0.1, 0.001, 0.0), [21, 4, 4]),
-    ],
-)
-def test_published_tokens_with_packages_and_class_token(rates, tokens):
-    plan = build(12, 196, SPViT(keep_rates=rates).steps(12))
-    assert [plan[block].attn_tokens for block in (3, 6, 9)] == tokens
-
-
-def test_in_training_each_step_adds_its_package():
-    plan = build(12, 196, SPViT().steps(12), masked=True)
-    assert [plan[block].attn_tokens for block in (2, 3, 6, 9)] == [197, 198, 199, 200]
-
-
-def test_a_step_that_changes_nothing_leaves_no_package():
-    plan = build(12, 196, SPViT(keep_rates=(1.0, 0.5, 0.5)).steps(12))
-    assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == [196, 99, 99]
-    assert plan[6].counts.stage == 1
-    assert plan[3].counts is plan[9].counts is None
-
-
-# LN 2 d, then d^2 + d, d^2 / 2 + d / 2, d^2 / 8 + d / 4, d / 2 + 2 at d = 64: 6,930;
-# votes of H heads: H (H // 2) + H // 2 + (H // 2) H + H.
-@pytest.mark.parametrize(
-    "share_heads, each", [(True, 6_930 + 45), (False, 6 * 6_930 + 45)]
-)
-def test_parameters_of_a_selector(share_heads, each):
-    reduction = {"name": "spvit", "share_heads": share_heads}
-    reduction |= {"blocks": (0, 1), "keep_rates": (0.6, 0.3)}
-    for is_masked in (False, True):
-        model = create_model("deit_s", reduction=reduction, masked=is_masked, depth=2)
-        params = tiny.shapes(model, 224)["params"]
-        sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
-        assert sizes == {"reducer_0": each, "reducer_1": each}
+    keys = jax.random.split(jax.random.key(0), len(x))
+    size = np.ones(x.shape[:2], np.float32)
+    taps = Taps(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
+    variables = random_variables(selector, taps, counts)
+    return variables["params"], apply_learned(selector, variables, taps, counts)
 
 
 # Package
-
-
-def test_package_by_hand():
-    """Of four tokens of the values 1 to 4 the second and the third are dropped."""
-    probability, x = np.float32([[0.9, 0.2, 0.4, 0.6]]), np.arange(1.0, 5.0)
-    dropped, weigh = (
-        np.int32([[0, 1, 1, 0]]),
-        jax.jit(package_weights, static_argnums=2),
-    )
-    for norm, value in (("none", 1.6), ("score", 2.666667), ("count", 2.5)):
-        weight = weigh(probability, dropped, norm)
-        assert float(weight[0] @ x) == pytest.approx(value, rel=3e-6)
 
 
 @pytest.mark.parametrize("norm", ["none", "score", "count"])
@@ -227,77 +153,14 @@ def test_packages_travel_at_the_end():
 # Loss
 
 
-def masks_of(*masks):
-    """Outputs that carry nothing but masks, one a stage."""
-    results = tuple(Masking(np.float32(mask)) for mask in masks)
-    tokens, logits = np.zeros((2, 5, 3), np.float32), np.zeros((2, 4), np.float32)
-    first = Taps(x=tokens[:, 1:], size=np.ones((2, 4), np.float32))
-    return types.SimpleNamespace(
-        results=results,
-        taps=(first,),
-        tokens=tokens,
-        logits=logits,
-        state=start(tokens),
-    )
-
-
 def test_the_ratio_is_of_the_whole_batch_without_packages():
     """Shares .5 and .75 of four are .625 together: (.625 - .7)^2, and (.25 - .3)^2."""
     first = [[1, 1, 0, 0], [1, 1, 1, 0]]
     second = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
-    out = masks_of(first, second)
+    results = tuple(Masking(np.float32(mask)) for mask in (first, second))
+    out = outputs(np.zeros((2, 5, 3)), np.zeros((2, 4)), results)
     steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(3)
     plan = build(3, 10, steps, masked=True)  # shares of more tokens, the same targets
     terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
     assert float(terms["kl"]) == float(terms["tokens"]) == 0
-
-
-def test_a_few_steps_bring_the_shares_to_their_targets():
-    """All terms together, from most tokens live; as at first, only selectors learn."""
-    model, teacher = tiny.model(FIELDS, masked=True), tiny.model(depth=1)
-    params = tiny.variables(model)["params"]
-    for block in (1, 2):
-        score = params[f"reducer_{block}"]["scores"]["score"]
-        score["kernel"] *= np.float32(0.1)
-        score["bias"] = np.float32([1.5, -1.5])
-    taught = tiny.jit(teacher.apply)({"params": params}, tiny.images())
-    selectors = {k: v for k, v in params.items() if k.startswith("reducer_")}
-    optimizer = optax.adam(0.02)
-
-    def objective(selectors, seed):
-        keys = {"reducer": jax.random.split(jax.random.key(seed), 3)}
-        variables = {"params": params | selectors}
-        out = model.apply(variables, tiny.images(), True, keys)
-        terms = SPViT().loss(out, taught, model.plan)
-        keeps = [jnp.mean(result.keep[:, : tiny.TOKENS]) for result in out.results]
-        return sum(terms.values()), (terms["ratio"], *keeps)
-
-    @tiny.jit
-    def step(selectors, state, seed):
-        slope, seen = jax.grad(objective, has_aux=True)(selectors, seed)
-        updates, state = optimizer.update(slope, state)
-        return optax.apply_updates(selectors, updates), state, seen
-
-    state, history = jax.jit(optimizer.init)(selectors), []
-    for seed in range(80):
-        selectors, state, seen = step(selectors, state, seed)
-        history.append(seen)
-    history = np.array(history, float)
-    assert history[-10:, 0].mean() < 0.2 * history[:10, 0].mean()
-    np.testing.assert_allclose(history[-10:, 1:].mean(axis=0), [0.6, 0.3], atol=0.12)
-
-
-# Groups and mistakes
-
-
-def test_the_backbone_is_slow_until_the_schedule_is_slower():
-    method = SPViT()
-    group = method.param_groups("blocks_0/attn/q/kernel")
-    assert group.frozen_epochs == 5
-    assert float(group.lr(jnp.float32(5e-4), 1e-3)) == pytest.approx(1e-5)
-    assert float(group.lr(jnp.float32(2e-6), 1e-3)) == pytest.approx(2e-6)
-    assert group == method.param_groups("head/kernel")
-    assert method.param_groups("reducer_9/vote_in/kernel").lr is None
-    assert method.param_groups("cls_token").frozen_epochs == math.inf
-    assert SPViT.needs_teacher

@@ -1,0 +1,136 @@
+"""What methods with learned selectors share: sizes, learning rates, live shares."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
+from imagepiece_jax.reduction.methods.spvit import SPViT
+from tests import oracles, oracles_learned
+from tests.models import masked, tiny
+
+SELECTIONS = {
+    "dynamicvit": DynamicViT(  # the ratio's term only
+        keep_rate=0.6, blocks=(1, 2), kl_weight=0.0, token_weight=0.0
+    ),
+    "spvit": SPViT(keep_rates=(0.6, 0.3), blocks=(1, 2)),
+}
+SPVIT = {"name": "spvit", "keep_rates": (0.6, 0.3)}
+
+
+# SPViT: LN 2 d, then d^2 + d, d^2 / 2 + d / 2, d^2 / 8 + d / 4, d / 2 + 2 at d = 64:
+# 6,930; votes of H heads: H (H // 2) + H // 2 + (H // 2) H + H.
+@pytest.mark.parametrize(
+    "name, reduction, each",
+    [
+        ("deit_s", {"name": "dynamicvit"}, 241_250),
+        ("deit_ti", {"name": "dynamicvit"}, 60_722),
+        ("deit_s", SPVIT, 6_930 + 45),
+        ("deit_s", SPVIT | {"share_heads": False}, 6 * 6_930 + 45),
+    ],
+)
+def test_parameters_of_a_selector(name, reduction, each):
+    reduction = reduction | {"blocks": (0, 1)}
+    for is_masked in (False, True):
+        model = create_model(name, reduction=reduction, masked=is_masked, depth=2)
+        params = tiny.shapes(model, 224)["params"]
+        sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
+        assert sizes == {"reducer_0": each, "reducer_1": each}
+
+
+@pytest.mark.parametrize(
+    "method, rates, half",
+    [(DynamicViT, (5e-6, 2e-8), 1e-4), (SPViT, (1e-5, 2e-6), 2e-4)],
+)
+def test_groups_of_parameters(method, rates, half):
+    """SPViT's backbone is slow until the schedule is slower."""
+    groups = method().param_groups
+    selector = groups("reducer_3/scores/norm/scale")
+    assert selector.lr is None and selector.frozen_epochs == 0
+    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+        assert groups(name).frozen_epochs == math.inf
+    backbone = groups("blocks_3/attn/q/kernel")
+    assert backbone.frozen_epochs == 5
+    found = [float(backbone.lr(lr, 1e-3)) for lr in (5e-4, 2e-6)]
+    assert found == pytest.approx(rates)
+    for path in ("head/bias", "patch_embed/proj/kernel", "norm/scale"):
+        assert groups(path) == backbone
+    other = method(backbone_lr=0.5, frozen_epochs=0).param_groups("norm/scale")
+    assert float(other.lr(2e-4, 1e-3)) == pytest.approx(half)
+    assert other.frozen_epochs == 0 and method.needs_teacher
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)},  # 25, 15, 9
+        {"name": "imagepiece_dynamicvit", "merge_ratio": 0.06, "keep_rate": 0.6}
+        | {"merge_blocks": (0, 2), "prune_blocks": (1,)},  # 25, 23, 14, 13
+    ],
+)
+def test_evaluation_keeps_the_best_scores_of_what_is_left(reduction):
+    model = tiny.model(reduction)
+    variables = tiny.variables(model)
+    out = tiny.compiled(model.apply)(variables, tiny.images())
+    blocks = [block for block, layer in enumerate(model.plan) if layer.counts]
+    for block, result, taps in zip(blocks, out.results, out.taps, strict=True):
+        params = variables["params"].get(f"reducer_{block}")
+        for image in range(3) if params else ():
+            tokens = np.asarray(taps.x[image], float)
+            scores = oracles_learned.keep_scores(params["scores"], tokens)
+            want = oracles.top_k(scores[:, 0], result.n_out)
+            np.testing.assert_array_equal(result.dest[image], want)
+    assert any(name.startswith("reducer_") for name in variables["params"])
+    assert out.state.x.shape[1] == model.plan[-1].mlp_tokens
+
+
+@functools.cache
+def learning(name):
+    """(model, optimizer, compiled step of the selectors only)."""
+    method = SELECTIONS[name]
+    model = tiny.model({"name": name} | method.inference_fields(), masked=True)
+    params, optimizer = tiny.variables(model)["params"], optax.adam(0.02)
+    taught = tiny.jit(tiny.model(depth=1).apply)({"params": params}, tiny.images())
+
+    def objective(selectors, seed):
+        variables = {"params": params | selectors}
+        out = model.apply(variables, tiny.images(), True, masked.keys(seed=seed))
+        terms = method.loss(out, taught, model.plan)
+        shares = [jnp.mean(result.keep[:, : tiny.TOKENS]) for result in out.results]
+        return sum(terms.values()), (terms["ratio"], *shares)
+
+    @tiny.jit
+    def step(selectors, state, seed):
+        slope, seen = jax.grad(objective, has_aux=True)(selectors, seed)
+        updates, state = optimizer.update(slope, state)
+        return optax.apply_updates(selectors, updates), state, seen
+
+    return model, optimizer, step
+
+
+@pytest.mark.parametrize(
+    "name, start, targets, atol",
+    [
+        ("dynamicvit", -3.0, (0.6, 0.36), 0.06),
+        ("dynamicvit", 3.0, (0.6, 0.36), 0.06),
+        ("spvit", 3.0, (0.6, 0.3), 0.12),
+    ],
+)
+def test_a_few_steps_bring_the_shares_to_their_targets(name, start, targets, atol):
+    """From nearly none and nearly all tokens live."""
+    model, optimizer, step = learning(name)
+    params = masked.lean(tiny.variables(model), start, spread=0.1)["params"]
+    selectors = {k: v for k, v in params.items() if k.startswith("reducer_")}
+    state, history = jax.jit(optimizer.init)(selectors), []
+    for seed in range(90):
+        selectors, state, seen = step(selectors, state, seed)
+        history.append(seen)
+    history = np.array(history, float)
+    assert history[-10:, 0].mean() < 0.2 * history[:10, 0].mean()
+    np.testing.assert_allclose(history[-10:, 1:].mean(axis=0), targets, atol=atol)
