@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
@@ -248,11 +249,15 @@ class Dropping(Reducer):
     def metric(self):
         return self.reducer.metric
 
+    def check_grid(self, grid):
+        self.reducer.check_grid(grid)
+
     def __call__(self, taps, counts, train=False):
         merged = self.reducer(taps, counts, train)
-        keep = merged.index.keep
         if self.reducer.clusters:
             keep = nearest_to_means(taps.x, taps.size, merged)
+        else:
+            keep = merged.index.keep
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
         return Assignment(
@@ -264,8 +269,8 @@ class Dropping(Reducer):
 
 def dropping(reducer):
     """`Dropping` of a reducer. Raises InputError for one that learns, or sums."""
-    learns = not dataclasses.is_dataclass(reducer) or not hasattr(reducer, "clusters")
-    if learns or isinstance(reducer, MaskingReducer) or getattr(reducer, "fuse", False):
+    learns = isinstance(reducer, nn.Module)
+    if learns or getattr(reducer, "fuse", False):
         raise InputError(
             f"is 'drop', but {type(reducer).__name__} learns or adds a token",
             field="fate",

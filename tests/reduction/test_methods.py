@@ -51,7 +51,11 @@ SETTINGS = {
         {"r": 7, "fate": "drop"},
     ],
     "random": [{"keep_rate": 0.0}],
-    "grid_pooling": [{"grid_size": 3, "block": 0}, {"grid_size": 1}],
+    "grid_pooling": [
+        {"grid_size": 3, "block": 0},
+        {"grid_size": 1},
+        {"grid_size": 2, "fate": "drop"},
+    ],
     "imagepiece_tome": [
         {"keep_rate": 0.0, "schedule": "A"},
         ONCE | {"inattentive": "tome"},

@@ -24,6 +24,8 @@ class Cells(Reducer):
     cells differ by at most one row and column where the patches do not divide evenly.
     """
 
+    clusters: ClassVar[bool] = True
+
     size: int
 
     def check_grid(self, grid):

@@ -85,6 +85,9 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("mctf", "sizes", (0, -1, float("inf")), "above 0"),
     ("diffrate", "target", (9,), "2.9"),
     ("diffrate", "prune", ((2,) * DEPTH,), "both or neither"),
+    ("token_learner", "fate", ("drop",), "a method that merges"),
+    ("dtem", "fate", ("drop",), "a method that merges"),
+    ("spvit", "fate", ("drop",), "a method that merges"),
 ]
 REFUSED = [  # (method, its fields, the one that is refused, what is allowed)
     *[
@@ -98,6 +101,8 @@ REFUSED = [  # (method, its fields, the one that is refused, what is allowed)
     ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "numbers from 2"),
     ("diffrate", {"prune": (577,) * 10, "merge": (9,) * 10}, "prune", "2 to 197, as"),
     ("evit", {"counts": (9,) * 12, "rate_warmup_epochs": 5}, "rate_warmup_epochs", "0"),
+    ("evit", {"fuse_token": True, "fate": "drop"}, "fate", "a method that merges"),
+    ("dpc_knn", {"learned_weights": True, "fate": "drop"}, "fate", "a method that"),
 ]
 
 
