@@ -6,6 +6,8 @@ in docs/tables/parts/declared.md; the experiment is over. `points.jsonl` there h
 KL divergence from the dense model and the right answers of every image by cell,
 `elsewhere.jsonl` those of the chosen sets on other images, and `clock.jsonl` times by
 `tools.onnx_speed` and `tools.compile_only`. Even rows chose, odd rows test.
+
+python -m experiments.parts draws docs/parts.png
 """
 
 import dataclasses
@@ -17,11 +19,13 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from experiments import render
+from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "parts"
+PLOT = FOLDER.parent.parent / "parts.png"
 SCHEDULES = (
     *("constant", "proportional", "proportional-1", "stages-3-6-9"),
     *("stages-1-2-7-11", "stages-1-2-3-6", "imagepiece", "diffrate", "curve"),
@@ -123,6 +127,39 @@ def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
     """Cells of `COST`, the least mean KL on even rows first."""
     ours = [cell for cell in found if cell.macs == COST]
     return sorted(ours, key=lambda cell: found[cell].kl[EVEN].mean())
+
+
+def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
+    """A PNG of the mean KL on odd rows at `COST`: selectors by schedules, in color.
+
+    Where tokens are merged with proportional attention, above where they are dropped.
+    """
+    rows = [
+        [Cell(method, fate, schedule, fate == "merged") for schedule in SCHEDULES]
+        for fate, methods in SELECTORS.items()
+        for method in methods
+    ]
+
+    def kl(cell):
+        return found[cell].kl[ODD].mean() if cell in found else np.nan
+
+    values = np.array([[kl(cell) for cell in row] for row in rows])
+    figure = plotting.new_figure(9.5, 5.5, layout="constrained")
+    axes = figure.add_subplot()
+    scale = {"cmap": "viridis_r", "vmin": -1.1, "vmax": 0.3}
+    drawn = axes.imshow(np.log10(values), aspect="auto", **scale)
+    for (row, column), value in np.ndenumerate(values):
+        light = np.log10(value) > -0.6
+        style = {"color": "white" if light else "black", "fontsize": 8}
+        text = f"{value:.2f}" if np.isfinite(value) else ""
+        axes.text(column, row, text, ha="center", va="center", **style)
+    names = [f"{SELECTORS[row[0].fate][row[0].method]}, {row[0].fate}" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
+    bar = figure.colorbar(drawn, label="KL divergence from the dense model")
+    ticks = (0.1, 0.2, 0.5, 1, 2)
+    bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
+    plotting.save_figure(figure, path)
 
 
 # Tables of cells
@@ -331,3 +368,7 @@ def _ratio(ratio, spread):
     value, *ends = ratio
     spread = spread and ends and ends != [value, value]
     return f"{value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if spread else "")
+
+
+if __name__ == "__main__":
+    draw(PLOT, measured_cells(read_points()))
