@@ -5,7 +5,6 @@ import http.server
 import importlib
 import json
 import pathlib
-import shutil
 import sys
 import threading
 
@@ -113,81 +112,54 @@ def test_a_revision_is_another_commit(cache, files, variables):
         hub.local("hf://org/name@v2")
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_files_that_are_gone_are_fetched_again(cache, files, file):
+    snapshot = lay_out(cache, files)
+    assert hub.local("hf://org/name") == snapshot
+    (snapshot / file).unlink()
+    lacking = f"its cache has (no|none of) {file}"
+    with pytest.raises(InputError, match=f"^hf://org/name: the hub .*{lacking}"):
+        imagepiece_jax.load("hf://org/name")
+    newer = lay_out(cache, files, OLDER)
+    assert hub.local("hf://org/name") == newer != snapshot
+
+
+IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"]
+
+
 @pytest.mark.parametrize(
-    "lacking, message",
+    "path, said",
     [
-        ((), None),
-        (("config.json",), "its cache has no config.json; allowed: ids that were l"),
-        (
-            ("model.safetensors",),
-            "its cache has none of model.safetensors, .*; allowed",
-        ),
-    ],
-)
-def test_files_that_the_cache_lacks(cache, files, lacking, message):
-    lay_out(cache, {k: v for k, v in files.items() if k not in lacking})
-    if message is None:
-        hub.local("hf://org/name")
-        return
-    with pytest.raises(InputError, match=f"^hf://org/name: the hub .*{message}"):
-        hub.local("hf://org/name")
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"],
-)
-def test_what_is_no_id(path):
-    with pytest.raises(InputError, match="is no id of the hub; allowed: hf://OWN"):
-        imagepiece_jax.load(path)
-
-
-@pytest.mark.parametrize(
-    "path, message",
-    [
-        (
-            pathlib.Path("hf://timm/x"),
-            'an id of the hub is a string, such as "hf://timm/x", never a Path',
-        ),
+        *((path, f"{path} is no id of the hub; allowed: hf://OWN") for path in IDS),
         (None, "the path of weights is None; allowed: a string and a pathlib.Path"),
         ("", "the path of weights is empty; allowed: files and folders"),
         (b"w.npz", "the path of weights is b'w.npz'; allowed: a string and"),
         (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
-        ("timm/test_vit.r160_in1k", "did you mean hf://timm/test_vit.r160_in1k?"),
-        (
-            "vit_small_patch8_224",
-            "weights vit_small_patch8_224: no such file or folder; did you mean "
-            "hf://timm/vit_small_patch8_224.dino?",
-        ),
     ],
 )
-def test_what_is_meant_by_what_is_no_path(path, message, tmp_path, monkeypatch):
+def test_what_is_neither_an_id_nor_a_path(path, said, tmp_path, monkeypatch):
+    """errors.txt has more of them."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
         imagepiece_jax.load(path)
-    assert message in str(error.value)
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "file, content, message",
+    "index, value",
     [
-        ("config.json", b"{", "config.json is not JSON .*; allowed: an object"),
-        ("config.json", b"5", "config.json is a int; allowed: an object"),
-        (INDEX, b"{", f"{INDEX} is not JSON .*; allowed: an object"),
-        (INDEX, b"[]", f"{INDEX} is a list; allowed: an object"),
-        (INDEX, b"{}", f"{INDEX} has no weight_map; allowed: an index of"),
-        (
-            INDEX,
-            b'{"weight_map": {"a": "../../x"}}',
-            "names the part '../../x'; allowed: names of .safetensors files beside",
-        ),
+        ("{", None),
+        ("[]", "list"),
+        ("{}", None),
+        ('{"weight_map": {"a": "../../x"}}', "../../x"),
     ],
 )
-def test_files_of_something_else(cache, files, file, content, message):
-    snapshot = lay_out(cache, {"config.json": files["config.json"], file: content})
-    with pytest.raises(InputError, match=message) as error:
+def test_indexes_of_something_else(cache, files, index, value):
+    snapshot = lay_out(cache, files | {INDEX: index.encode()})
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://org/name")
-    assert str(snapshot / file) in str(error.value)
+    assert str(snapshot / INDEX) in error.value.place and error.value.value == value
 
 
 @pytest.mark.parametrize(
@@ -209,11 +181,9 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
     with pytest.raises(InputError) as error:
         hub.local("hf://org/name")
     besides = ", with mean=.., std=.." if given else ""
-    assert str(error.value) == (
-        "hf://org/name: the hub cannot be reached, and its cache does not say whether "
-        f"there is a {file}; allowed: a network, or instead of the id its folder, "
-        f"{snapshot}{besides}"
-    )
+    lacking = f"its cache does not say whether there is a {file}"
+    assert lacking in error.value.problem
+    assert error.value.allowed.endswith(f"its folder, {snapshot}{besides}")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     mark.touch()
@@ -224,26 +194,12 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(
             assert found.std == STD and same(values, variables)
 
 
-def test_files_that_are_gone_are_fetched_again(cache, files):
-    snapshot = lay_out(cache, files)
-    assert hub.local("hf://org/name") == snapshot
-    shutil.rmtree(cache)
-    with pytest.raises(InputError, match="its cache has no config.json; allowed:"):
-        imagepiece_jax.load("hf://org/name")
-    newer = lay_out(cache, files, OLDER)
-    assert hub.local("hf://org/name") == newer != snapshot
-    (newer / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="its cache has none of model.safetensors, "):
-        hub.local("hf://org/name")
-
-
 def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
-    text = "hf://timm/vit_small_patch14_reg4_dinov2.lvd142m needs huggingface_hub, "
-    text += 'which is not installed; install it: pip install ".[hub]" in a clone'
-    assert str(error.value) == text
+    assert error.value.problem == "needs huggingface_hub, which is not installed"
+    assert 'pip install ".[hub]"' in error.value.hint
 
 
 # A hub on this machine
@@ -264,13 +220,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         *_, owner, name, _, revision, file = self.path.split("/")
         self.asked.append((self.command, file, revision))
         content = self.files.get(file)
-        problem = None
+        problem = "EntryNotFound" if content is None else None
+        if revision not in ("main", COMMIT):
+            problem = "RevisionNotFound"
         if (owner, name) != ("org", "name"):
             problem = "RepoNotFound"
-        elif revision not in ("main", COMMIT):
-            problem = "RevisionNotFound"
-        elif content is None:
-            problem = "EntryNotFound"
         self.send_response(404 if problem else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         if problem:
@@ -306,7 +260,7 @@ def online(cache, files, monkeypatch):
         server.shutdown()
 
 
-def kept(cache):
+def cached(cache):
     """Names of the files in the snapshots of a cache."""
     return {path.name for path in cache.glob("models--*/snapshots/*/*")}
 
@@ -315,7 +269,7 @@ def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
     online.files["pytorch_model.bin"] = b"not this one"
     values = imagepiece_jax.load("hf://org/name").variables
     assert same(values, variables)
-    assert kept(cache) == {"config.json", "model.safetensors"}
+    assert cached(cache) == {"config.json", "model.safetensors"}
     got = [file for method, file, _ in online.asked if method == "GET"]
     assert got == ["config.json", "model.safetensors"]
     # The first file settles the commit, so that all are of one.
@@ -331,7 +285,7 @@ def test_transformers_models_come_with_their_processor(online, cache):
     online.files["preprocessor_config.json"] = json.dumps(PROCESSOR).encode()
     hub.local("hf://org/name")
     expected = {"config.json", "preprocessor_config.json", "model.safetensors"}
-    assert kept(cache) == expected
+    assert cached(cache) == expected
 
 
 def test_what_the_hub_lacked_is_known_without_it(online, monkeypatch):
@@ -352,12 +306,10 @@ def test_parts_of_a_sharded_file_are_fetched(online, cache):
         hub.local("hf://org/name")
     online.files[places[2]] = b"2"
     hub.local("hf://org/name")
-    assert {*places.values()} <= kept(cache)
+    assert {*places.values()} <= cached(cache)
 
 
-def test_of_a_language_model_the_parts_with_its_tower_are_fetched(
-    online, cache, tmp_path
-):
+def test_a_language_models_parts_with_its_tower_are_fetched(online, cache, tmp_path):
     folder = test_towers.llava(tmp_path)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     of_text = [name for name in tensors if name.startswith("language_model.")]
@@ -375,45 +327,34 @@ def test_of_a_language_model_the_parts_with_its_tower_are_fetched(
     del online.files["model.safetensors"]
     ours = imagepiece_jax.load("hf://org/name")
     assert same(ours.variables, imagepiece_jax.load(folder).variables)
-    assert kept(cache) == {"config.json", "processor_config.json", INDEX, first}
+    assert cached(cache) == {"config.json", "processor_config.json", INDEX, first}
 
 
 @pytest.mark.parametrize(
     "name, lacking, message",
     [
-        (
-            "org/other",
-            (),
-            "hub has no such repository, or a private one, for which you",
-        ),
-        (
-            "org/name@v9",
-            (),
-            "the repository has no such revision; allowed: its bran",
-        ),
-        (
-            "org/name",
-            ("config.json",),
-            "has no config.json; allowed: repositories w",
-        ),
-        ("org/name", ("model.safetensors",), "has none of model.safetensors, model.sa"),
+        ("org/other", (), "is no repository of the hub; for a private one log in"),
+        ("org/name@v9", (), "is no revision of the repository; allowed: its branches"),
+        ("org/name", ("config.json",), "has no config.json; allowed: repositories w"),
+        ("org/name", ("model.safetensors",), "has none of model.safetensors, model.s"),
     ],
 )
 def test_what_the_hub_does_not_have(online, name, lacking, message):
     for file in lacking:
         del online.files[file]
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=f"^hf://{name}.*{message}"):
         imagepiece_jax.load(f"hf://{name}")
-    assert str(error.value).startswith(f"hf://{name}")
 
 
 def test_a_download_that_breaks_off_leaves_nothing_behind(online, cache, variables):
     online.cut = ("model.safetensors",)
-    with pytest.raises(InputError, match="model.safetensors cannot be fetched .*; try"):
+    with pytest.raises(
+        InputError, match="model.safetensors that cannot be fetched .*; t"
+    ):
         imagepiece_jax.load("hf://org/name")
     left = [p for p in cache.rglob("*") if p.is_file() and ".locks" not in p.parts]
     assert {p.name for p in left if p.suffix == ".incomplete"} == set()
-    assert kept(cache) == {"config.json"}
+    assert cached(cache) == {"config.json"}
     assert len([*cache.glob("models--*/blobs/*")]) == 1
     online.cut = ()
     assert same(imagepiece_jax.load("hf://org/name").variables, variables)

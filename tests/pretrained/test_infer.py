@@ -15,18 +15,10 @@ from imagepiece_jax.pretrained.infer import ALWAYS, Unnamed, infer
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 
-def tensors(model, image_size):
-    """A state dict of zeros: only names and shapes are read."""
-    shapes = variable_shapes(model, image_size)
-    return convert.to_timm(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
-
-
 def named_shapes(model, image_size):
     """The state dict as names and shapes: nothing is allocated."""
     found = convert.timm_shapes(variable_shapes(model, image_size))
-    return {
-        name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in found.items()
-    }
+    return {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +33,7 @@ def named_shapes(model, image_size):
 def test_the_same_model_is_made_again(name, image_size, options):
     model = create_model(name, image_size=image_size, **options)
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
-    found = infer(tensors(model, image_size), ModelConfig(**given))
+    found = infer(named_shapes(model, image_size), ModelConfig(**given))
     assert found.create() == model
     assert found.image_size == image_size and found.name == name
 
@@ -83,8 +75,8 @@ def test_a_public_model_is_known_by_its_name(name):
 )
 def test_nothing_is_guessed(name, meant):
     """Not even where one known model alone has these sizes and parts."""
-    model = create_model(name, image_size=64 if "14" not in name else 56)
-    shapes = named_shapes(model, 64 if "14" not in name else 56)
+    side = 56 if "14" in name else 64
+    shapes = named_shapes(create_model(name, image_size=side), side)
     with pytest.raises(Unnamed) as error:
         infer(shapes, ModelConfig())
     assert error.value.field == "num_heads" and meant in error.value.hint
@@ -107,93 +99,91 @@ def test_what_neither_tensors_nor_name_say(given, field, value, ours):
     assert ours in str(error.value)
 
 
+ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def lacking(model, side, **given):
+    """Fields that an error names where `given` alone is said of a model's tensors."""
+    with pytest.raises(Unnamed) as error:
+        infer(named_shapes(model, side), ModelConfig(**given))
+    return error.value.value
+
+
 def test_without_position_embedding_a_model_is_known_or_lacks_it():
     """No tensor says that positions are rotary: the file could be a broken one."""
-    model = create_model("vit_small_patch16_dinov3", depth=3)
-    found = named_shapes(model, 64)
-    with pytest.raises(InputError, match="num_heads and mean, std, image_"):
-        infer(found, ModelConfig())
-    name = {"name": "vit_small_patch16_dinov3", "image_size": 64}
-    fields = infer(found, ModelConfig(**name))
-    assert fields.create() == create_model(
-        "vit_small_patch16_dinov3", depth=3, image_size=64
-    )
+    name = "vit_small_patch16_dinov3"
+    model = create_model(name, depth=3)
+    assert {"mean", "std", "image_size"} < {*lacking(model, 64)}
+    found = infer(named_shapes(model, 64), ModelConfig(name=name, image_size=64))
+    assert found.create() == create_model(name, depth=3, image_size=64)
     with pytest.raises(InputError, match="tensor pos_embed is missing; allowed:"):
-        infer(found, ModelConfig(name="deit_s"))
-    given = {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-5, "resize": "antialias"}
-    given |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    with pytest.raises(
-        InputError, match="image_size and rotary are in no tensor; say which"
-    ):
-        infer(found, ModelConfig(**given))
+        infer(named_shapes(model, 64), ModelConfig(name="deit_s"))
+    given = ONE_BY_ONE | HALVES
+    assert {*lacking(model, 64, **given)} == {"image_size", "rotary"}
     arch = {"positions": False, "rotary": {"origin": "center"}}
     turned = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    own = {"arch": arch, "num_heads": 2, "image_size": 32}
-    fields = infer(named_shapes(turned, 32), ModelConfig(**given | own))
-    assert fields.create().arch.rotary == turned.arch.rotary
-
-
-ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
-ONE_BY_ONE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    given = ModelConfig(**given, arch=arch, image_size=32)
+    found = infer(named_shapes(turned, 32), given)
+    assert found.create().arch.rotary == turned.arch.rotary
 
 
 def test_evas_tensors_need_a_name():
     """Norms behind the branches have the same tensors (eva02_enormous): 72 % off."""
     eva = create_model("eva_giant_patch14_224", image_size=28, **SMALL)
-    found = named_shapes(eva, 28)
-    for given in ({}, ONE_BY_ONE):
-        with pytest.raises(InputError, match="(arch|rotary) (is|are) in no tensor"):
-            infer(found, ModelConfig(**given))
-    given = {"name": "eva_giant_patch14_224", "num_heads": 2}
-    assert infer(found, ModelConfig(**given)).create().arch == eva.arch
-    given = ONE_BY_ONE | {"arch": eva.arch}
-    assert infer(found, ModelConfig(**given)).create().arch == eva.arch
-
-
-def test_parts_that_no_known_model_has_are_to_be_given():
-    """vit_base_patch16_rpn_224 has these, and its norms behind the branches."""
-    arch = {"class_token": False, "qkv_bias": False, "pool": "mean"}
-    arch |= {"final_norm": False, "fc_norm": True}
-    model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    with pytest.raises(
-        InputError, match="arch is in no tensor; say which model it is,"
+    assert "rotary" in lacking(eva, 28)
+    assert {*lacking(eva, 28, **ONE_BY_ONE, **HALVES)} & {"arch", "rotary"}
+    for given in (
+        {"name": "eva_giant_patch14_224", "num_heads": 2},
+        ONE_BY_ONE | HALVES | {"arch": eva.arch},
     ):
-        infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
-    found = infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE, arch=arch))
-    assert found.create().arch == model.arch
+        found = infer(named_shapes(eva, 28), ModelConfig(**given))
+        assert found.create().arch == eva.arch
 
 
-def test_whether_a_pool_reads_registers_is_not_guessed():
-    arch = {"registers": 2, "pool": "map"}
+# vit_base_patch16_rpn_224 has these, and its norms behind the branches.
+NO_NORM = {"class_token": False, "qkv_bias": False, "pool": "mean"}
+NO_NORM |= {"final_norm": False, "fc_norm": True}
+
+
+@pytest.mark.parametrize(
+    "arch, fields",
+    [
+        (NO_NORM, ["arch"]),
+        # Whether a pool reads registers is not guessed.
+        ({"registers": 2, "pool": "map"}, ["pool_include_prefix"]),
+        ({"class_token": False, "pool": "map"}, None),
+    ],
+)
+def test_parts_that_no_known_model_has_are_to_be_given(arch, fields):
     model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    with pytest.raises(InputError, match="pool_include_prefix is in no tensor; "):
-        infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
-    siglip = {"class_token": False, "pool": "map"}
-    model = create_model("deit_s", image_size=32, arch=siglip, **SMALL)
-    found = infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
+    given = ONE_BY_ONE | HALVES
+    if fields:
+        assert lacking(model, 32, **given) == fields
+        given |= {"arch": model.arch}
+    found = infer(named_shapes(model, 32), ModelConfig(**given))
     assert found.create().arch == model.arch
 
 
 def test_the_sentence_on_an_unknown_size_says_what_is_enough():
-    fields = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "bicubic"}
+    """No known model has these sizes: to name one would not help."""
+    fields = ONE_BY_ONE | {"resize": "bicubic"}
     clip = create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
         infer(named_shapes(clip, 32), ModelConfig(**fields))
-    # No known model has these sizes: naming one would not help.
     assert caught.value.hint.startswith("give mean=.. std=..")
-    images = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    whole = infer(named_shapes(clip, 32), ModelConfig(**fields, **images))
-    assert whole.name is None and whole.arch.pre_norm
+    found = infer(named_shapes(clip, 32), ModelConfig(**fields, **HALVES))
+    assert found.name is None and found.arch.pre_norm
 
 
-def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_a_norm_behind_the_pool_does_not_say_what_is_pooled(pool):
     """timm has fc_norm=True with a class token; MAE's fine-tuned models take a mean."""
-    for pool in ("token", "mean"):
-        arch = {"fc_norm": True, "final_norm": False, "pool": pool}
-        model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-        given = {"arch": arch, "num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        found = infer(named_shapes(model, 32), ModelConfig(**given))
-        assert found.create().arch == model.arch
+    arch = {"fc_norm": True, "final_norm": False, "pool": pool}
+    model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    given = {"arch": arch, "num_heads": 2} | HALVES
+    found = infer(named_shapes(model, 32), ModelConfig(**given))
+    assert found.create().arch == model.arch
 
 
 def test_names_that_are_listed_settle_everything():

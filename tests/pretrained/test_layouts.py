@@ -76,16 +76,15 @@ def test_openai_says_that_a_file_is_its_own():
 def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
     tensors, _ = stored("vit_jax")
     np.savez(tmp_path / "w.npz", **tensors)
-    given = {"name": "deit_s"}
-    config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
-    assert config.arch.gelu == "tanh" and config.num_heads == 3
-    assert config.mean == config.std == (0.5,) * 3
-    other = {"gelu": "exact", "mean": (0.4,) * 3, "std": (0.2,) * 3}
-    config = load.read(tmp_path / "w.npz", ModelConfig(**given, **other)).config
-    assert config.arch.gelu == "exact" and config.mean == (0.4,) * 3
-    given = {"name": "vit_base_patch16_224.augreg_in21k"}  # whose function is timm's
-    config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
-    assert config.arch.gelu == "exact" and config.num_heads == 3
+    for given, gelu, mean in (
+        ({"name": "deit_s"}, "tanh", (0.5,) * 3),
+        ({"name": "deit_s", "gelu": "exact"} | CLIP, "exact", CLIP["mean"]),
+        # A name whose function is timm's.
+        ({"name": "vit_base_patch16_224.augreg_in21k"}, "exact", (0.5,) * 3),
+    ):
+        config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
+        assert (config.arch.gelu, config.num_heads) == (gelu, 3)
+        assert config.mean == mean
 
 
 @pytest.mark.parametrize(
@@ -108,98 +107,70 @@ def small(*names):
     return {name: np.zeros((4, 4), np.float32) for name in names}
 
 
+RESNET, TEXT = "layer1.0.conv1.weight", "text_model.embeddings.token_embedding.weight"
 PATCHES = "embeddings.patch_embeddings.projection.weight"
-BLOCK = "encoder.layer.0.attention.attention"
+SWIN, DETECTION = "swin.encoder.layers.0.attn.weight", "vit.embeddings.detection_tokens"
+NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
+ATTENTION = "encoder.layer.0.attention.attention"
+OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
+OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
+WIDE = {"classifier.weight": np.zeros((9, 8))}
+SCALAR = {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)}
+UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 7))}
 
 
 @pytest.mark.parametrize(
-    "tensors, message",
+    "tensors, problem",
     [
         (
             small("embedding/kernel", "Transformer/encoder_norm/scale"),
-            "^has no pos_embedding: its positions are computed .sincos2d.",
+            "has no pos_embedding: its positions are computed (sincos2d)",
         ),
-        (
-            small("layer1.0.conv1.weight", "fc.weight"),
-            "^holds a ResNet, as tensor layer1.0.conv1.weight shows",
-        ),
-        (
-            small("visual.layer1.0.conv1.weight", "token_embedding.weight"),
-            "^holds a ResNet",
-        ),
-        (
-            small("text_model.embeddings.token_embedding.weight"),
-            "^holds a text model, as tensor text_model.embeddings.token_embedding",
-        ),
-        (
-            small("a", "b.c", "d", "e"),
-            "has tensors, such as a, b.c, d, in no layout .*; allowed: Google's",
-        ),
-        (
-            small("swin." + PATCHES, "swin.encoder.layers.0.blocks.0.attn.weight"),
-            "tensor swin.encoder.layers.0.blocks.0.attn.weight has no place in "
-            "transformers' ViT, DeiT and DINOv2 beside the tower swin",
-        ),
-        (
-            small("vit." + PATCHES, "vit.embeddings.detection_tokens"),
-            "tensor vit.embeddings.detection_tokens has no place in",
-        ),
+        (small(RESNET, "fc.weight"), f"holds a ResNet, as tensor {RESNET} shows"),
+        (small(f"visual.{RESNET}", "token_embedding.weight"), "holds a ResNet"),
+        (small(TEXT), f"holds a text model, as tensor {TEXT}"),
+        (small("a", "b.c", "d", "e"), "has tensors, such as a, b.c, d, in no layout"),
+        (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
+        (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
             "tensor decode_head.conv.weight has no place in timm's models beside the "
-            "tower backbone; allowed:",
+            "tower backbone",
         ),
         (
             small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
-            "holds 2 vision towers, a, b; allowed: one",
+            "holds 2 vision towers, a, b",
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
             "tensor pre_logits.kernel is of a tanh layer in front of the head",
         ),
         (
-            small(
-                "embedding/kernel",
-                "Transformer/encoderblock_0/LayerNorm_1/scale",
-                "Transformer/encoderblock_0/LayerNorm_2/scale",
+            small("embedding/kernel", *NORMS),
+            "tensors {} and {} are the same part, blocks.0.norm2.scale".format(
+                *(name.replace("/", ".") for name in NORMS)
             ),
-            "tensors .*LayerNorm_1.scale and .*LayerNorm_2.scale are the same part, "
-            "blocks.0.norm2.scale",
         ),
         (
-            small(PATCHES, f"{BLOCK}.key.weight", f"{BLOCK}.query.weight"),
+            small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
             "has tensor blocks.0.attn.k.weight, but not blocks.0.attn.v.weight",
         ),
+        (small(*OF_VISION), "has a classifier that reads the mean of the patches bef"),
         (
-            small(
-                "vision_model.embeddings.patch_embedding.weight",
-                "vision_model.embeddings.class_embedding",
-                "classifier.weight",
-            ),
-            "has a classifier that reads the mean of the patches before the last norm",
-        ),
-        (
-            small("dinov2." + PATCHES, "dinov2.layernorm.weight")
-            | {"classifier.weight": np.zeros((9, 8))},
+            small(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
             "tensor head.weight reads 8 numbers an image, the tokens have 4",
         ),
+        (SCALAR, "has tensors of other shapes than timm's models"),
         (
-            {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)},
-            "has tensors of other shapes than timm's models",
-        ),
-        (
-            small("patch_embed.proj.weight", "pos_embed", "cls_token")
-            | {
-                "register_tokens": np.zeros((1, 4, 4)),
-                "cls_token": np.zeros((1, 1, 7)),
-            },
+            small("patch_embed.proj.weight", "pos_embed", "cls_token") | UNEQUAL,
             "has tensors of other shapes than timm's models: operands",
         ),
     ],
 )
-def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, message):
-    with pytest.raises(InputError, match=message):
+def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, problem):
+    with pytest.raises(InputError) as error:
         layouts.to_timm(tensors)
+    assert str(error.value).startswith(problem)
 
 
 def test_a_file_is_named_in_the_sentence(tmp_path):
