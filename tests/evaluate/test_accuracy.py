@@ -21,11 +21,10 @@ correct_at = tiny.compiled(accuracy.correct_at, static_argnums=2)
 
 def slow_correct_at(logits, labels, k):
     """Sort (minus logit, class) pairs and look the label up among the first k."""
-    rows = []
-    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        order = sorted(range(len(row)), key=lambda c: (-row[c], c))
-        rows.append(label in order[:k])
-    return rows
+    return [
+        label in sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
@@ -36,12 +35,6 @@ def test_correct_at_agrees_with_sorting(k):
     got = correct_at(logits, labels, k)
     assert got.dtype == bool
     assert got.tolist() == slow_correct_at(logits, labels, k)
-
-
-def test_constant_logits_are_right_for_k_classes_only():
-    logits, labels = np.ones((10, 10), np.float32), np.arange(10)
-    assert correct_at(logits, labels, 1).tolist() == [True] + [False] * 9
-    assert correct_at(logits, labels, 5).tolist() == [True] * 5 + [False] * 5
 
 
 def test_a_nan_is_never_right():
@@ -176,25 +169,17 @@ def test_a_step_may_alter_images_and_measure_more():
     assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 
-def test_fewer_than_five_classes():
-    """Then any answer is among the first five."""
+def test_fewer_than_five_classes_and_no_images():
     result = run(((1, 2, 3),), [batch([0, 0], [2, 0])])
     assert (result.acc1, result.acc5) == (50.0, 100.0)
-
-
-def test_nothing_but_masked_images():
-    result = run(TABLE, [batch([0], [0], [0])])
+    result = run(TABLE, [batch([0], [0], [0])])  # masked
     assert (result.images, result.acc1, result.loss) == (0, 0.0, 0.0)
-
-
-def set_clock(monkeypatch, *times):
-    clock = types.SimpleNamespace(perf_counter=iter(times).__next__)
-    monkeypatch.setattr(accuracy, "time", clock)
 
 
 def test_throughput_leaves_the_first_batch_out(monkeypatch):
     """The clock: 100 s for the first batch, 1 s for each of the two others."""
-    set_clock(monkeypatch, 100.0, 102.0)
+    clock = types.SimpleNamespace(perf_counter=iter((100.0, 102.0)).__next__)
+    monkeypatch.setattr(accuracy, "time", clock)
     batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
     assert run(TABLE, batches).throughput == pytest.approx(6 / 2)
 
@@ -227,5 +212,6 @@ def test_several_sets_of_variables_share_one_pass():
 
 def test_a_dtype_that_cpus_cannot_compute_in_is_refused():
     model = tiny.model(dtype="float16")
-    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
+    with pytest.raises(InputError, match="in which CPUs compute") as error:
         accuracy.model_step(model)
+    assert (error.value.field, error.value.value) == ("dtype", "float16")

@@ -25,12 +25,6 @@ def test_accuracy_has_wilsons_interval(right, wrong, low, high):
     np.testing.assert_allclose(found[1:], (low, high), atol=0.006)
 
 
-def test_the_interval_of_an_accuracy_is_that_of_scipy():
-    ours = statistics.accuracy(np.arange(77) < 60)
-    theirs = stats.binomtest(60, 77).proportion_ci(method="wilson")
-    np.testing.assert_allclose(ours[1:], [100 * theirs.low, 100 * theirs.high])
-
-
 def pair(both, gained, lost, neither):
     """Answers of two models with these counts in the 2 x 2 table."""
     counts = (both, gained, lost, neither)
@@ -47,22 +41,10 @@ def test_paired_difference_by_hand():
     np.testing.assert_allclose(found[1:], expected)
 
 
-def test_paired_difference_is_near_its_bootstrap():
-    right, base = pair(300, 60, 25, 115)
-    found = statistics.paired_difference(right, base)
-    each = 100 * (right.astype(float) - base)
-    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
-    np.testing.assert_allclose(found, brute, atol=0.35)
-
-
-def test_equal_answers_still_have_an_interval():
+def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():
+    """One image gained: 1/3 +- .84 with the halves, of a value of 100."""
     found = statistics.paired_difference(*pair(8, 0, 0, 2))
     assert found.value == 0 and found.low < -5 and found.high > 5
-    assert statistics.is_noise(found)
-
-
-def test_differences_stay_inside_what_they_can_be():
-    """One image gained: 1/3 +- .84 with the halves, of a value of 100."""
     found = statistics.paired_difference(*pair(0, 1, 0, 0))
     assert found.value == found.high == 100 and -52 < found.low < -50
     assert statistics.paired_difference(*pair(0, 0, 1, 0)).low == -100
@@ -73,7 +55,9 @@ def test_pairs_must_be_of_the_same_images():
         statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))
 
 
-@pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 2), (400, 312), (99, 9)])
+@pytest.mark.parametrize(
+    "gained, lost", [(0, 0), (1, 0), (9, 2), (5, 5), (400, 312), (99, 9)]
+)
 def test_mcnemar_sums_a_row_of_pascals_triangle(gained, lost):
     tosses, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
@@ -89,14 +73,6 @@ def test_mcnemar_of_imagenets_images_takes_milliseconds():
     assert statistics.mcnemar(*right) == pytest.approx(0.0743605192, rel=1e-8)
     assert statistics.mcnemar(*pair(0, 50_000, 0, 0)) == 0
     assert time.process_time() - began < 1
-
-
-@pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 2), (5, 5), (40, 18)])
-def test_mcnemar_is_the_exact_binomial_test(gained, lost):
-    p = statistics.mcnemar(*pair(50, gained, lost, 7))
-    tosses = gained + lost
-    expected = stats.binomtest(gained, tosses).pvalue if tosses else 1.0
-    assert p == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +191,10 @@ def test_a_difference_within_noise_is_labeled(estimate, noise):
 
 
 def test_format_of_figures():
-    assert (
-        statistics.format_estimate(Estimate(84.94, 82.51, 87.0)) == "84.9 [82.5, 87.0]"
-    )
-    assert (
-        statistics.format_difference(Estimate(-2.0, -3.0, -1.0)) == "-2.0 [-3.0, -1.0]"
-    )
+    written = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
+    assert written == "84.9 [82.5, 87.0]"
+    written = statistics.format_difference(Estimate(-2.0, -3.0, -1.0))
+    assert written == "-2.0 [-3.0, -1.0]"
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
 
 
@@ -255,21 +229,3 @@ def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
     # Where the ends lie among all outcomes: 2.5 % from either side.
     below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
     np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
-
-
-def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
-    found = statistics.hierarchical_bootstrap(values)
-    between = values.mean(axis=1).var(ddof=1) / 4
-    within = values.mean(axis=0).var() / 3000
-    expected = statistics.Z * np.sqrt(between + within)
-    assert found.half_width == pytest.approx(expected, rel=0.25)
-
-
-def test_seeds_that_agree_leave_the_images():
-    row = np.random.default_rng(1).normal(size=500)
-    alone = statistics.hierarchical_bootstrap([row])
-    thrice = statistics.hierarchical_bootstrap([row] * 3)
-    assert thrice.half_width == pytest.approx(alone.half_width, rel=0.1)
-    assert statistics.hierarchical_bootstrap([row]) == alone  # the same draws

@@ -3,42 +3,27 @@
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from configs import quickstart
 from imagepiece_jax.commands import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
+from tests.benchmark.small import TINY, tiny_config
 from tests.command import call
 from tests.models import tiny
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A tiny dense model's weights as a file, and words that fit it."""
-    config = quickstart.get_config()
-    config.model.depth, config.model.embed_dim, config.model.num_heads = 2, 8, 2
-    variables = tiny.fill(
-        variable_shapes(RunConfig.from_config(config).create_dense(), 16)
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
-    np.savez(path, **convert.to_timm(variables))
-    fields = ("depth=2", "embed_dim=8", "num_heads=2")
-    words = [f"--config.model.{field}" for field in fields]
-    return path, [*words, "--config.reduction.merge_blocks=(0,)"]
-
-
-def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
-    path, words = checkpoint
+def test_sweep_writes_rows_table_and_plot(tmp_path):
+    """Of a tiny dense model's weights."""
+    model = RunConfig.from_config(tiny_config()).create_dense()
+    path = tmp_path / "tiny.npz"
+    np.savez(path, **convert.to_timm(tiny.fill(variable_shapes(model, 16))))
     ended = call(
         compare.main,
-        *("--config", "configs/quickstart.py", *words),
-        "--config.reduction.prune_blocks=(1,)",
-        *("--weights", path, "--out", tmp_path),
+        *(*TINY, "--weights", path, "--out", tmp_path),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
         *("--sweep", "tome:r=16"),
         *("--sweep", "none:prop_attn=true,false"),

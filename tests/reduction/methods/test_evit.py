@@ -28,28 +28,22 @@ def test_without_warm_up_the_rate_is_there_from_the_start():
     "fuse_token, traces, programs", [(True, 74, 75), (False, 76, 76)]
 )
 def test_programs_of_a_warm_up(fuse_token, traces, programs):
-    """Token counts over DeiT-S's 300 epochs, and programs: one an epoch at most.
+    """Over DeiT-S's 300 epochs, one an epoch at most.
 
-    Fused, one set of counts stands for two programs: dense, and one token dropped for
-    the one that is added.
+    Fused, one set of counts is both dense and a token dropped for the one added.
     """
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
-    models = [
-        RunConfig.from_config(config).create_train_model(epoch)
-        for epoch in range(config.epochs)
-    ]
+    run = RunConfig.from_config(config)
+    models = [run.create_train_model(epoch) for epoch in range(config.epochs)]
     tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
     assert len(tokens) == traces
-    assert count_programs(RunConfig.from_config(config)) == programs
-    assert models[-1].plan == RunConfig.from_config(config).create_model().plan
+    assert count_programs(run) == programs
+    assert models[-1].plan == run.create_model().plan
     assert not any(layer.counts for layer in models[0].plan)
 
 
 def test_the_fine_tuning_variant_is_one_program():
-    config = deit_s_evit_finetune.get_config()
-    assert count_programs(RunConfig.from_config(config)) == 1
-    assert (
-        RunConfig.from_config(config).create_train_model(0).plan
-        == RunConfig.from_config(config).create_model().plan
-    )
+    run = RunConfig.from_config(deit_s_evit_finetune.get_config())
+    assert count_programs(run) == 1
+    assert run.create_train_model(0).plan == run.create_model().plan

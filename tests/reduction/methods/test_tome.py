@@ -2,27 +2,19 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import provenance, tokens
-from imagepiece_jax.reduction.layer_plan import Counts, Step, build, count
+from imagepiece_jax.reduction import provenance
+from imagepiece_jax.reduction.layer_plan import Step, build, count
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
-from imagepiece_jax.reduction.tokens import Taps
-from imagepiece_jax.reduction.tokens import apply as apply_result
+from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles, oracles_tome
 from tests.models import tiny
-
-FORMS = ("gather", "one_hot")
-
-
-@functools.partial(tiny.compiled, static_argnums=1)
-def decide(taps, counts):
-    return Bipartite()(taps, counts)
+from tests.reduction.tokens_by_angle import FORMS, apply, decide, vectors
 
 
 @functools.partial(tiny.compiled, static_argnums=1)
@@ -31,25 +23,11 @@ def decide_all(taps, work):
     return [Bipartite()(taps, counts) for counts in work]
 
 
-apply = tiny.compiled(apply_result, static_argnames="form")
-start = tiny.compiled(tokens.start, static_argnums=(1, 2))
-
-
-def circle(degrees):
-    """Unit vectors at these angles. [n] -> [n, 2]."""
-    angles = np.deg2rad(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def taps_of(metric, num_prefix=1, size=None, x=None, dtype="float32"):
+def taps_of(metric, num_prefix=1, size=None):
     """Taps of image tokens from a metric [B, prefix + n, d] of all tokens."""
-    metric = np.asarray(metric).astype(jnp.dtype(dtype))[:, num_prefix:]
-    return Taps(
-        x=metric if x is None else x,
-        size=np.ones(metric.shape[:2], np.float32) if size is None else size,
-        metric=metric,
-        num_prefix=num_prefix,
-    )
+    metric = metric[:, num_prefix:]
+    size = np.ones(metric.shape[:2], np.float32) if size is None else size
+    return Taps(x=metric, size=size, metric=metric, num_prefix=num_prefix)
 
 
 def removing(r, n):
@@ -69,37 +47,11 @@ def removing(r, n):
     ],
 )
 def test_seven_tokens(r, values, sizes, form):
-    taps = taps_of(circle([[0, 10, 14, 50, 47, 90, 88]]))
+    taps = taps_of(vectors([0, 10, 14, 50, 47, 90, 88]))
     state = start(10 * np.arange(7, dtype=np.float32)[None, :, None])
-    got = apply(state, decide(taps, removing(r, 6)), form=form)
+    got = apply(state, decide(Bipartite(), taps, removing(r, 6)), form=form)
     np.testing.assert_allclose(got.x[0, :, 0], values, rtol=1e-6)
     assert got.size[0].tolist() == sizes
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_two_join_one_and_count_by_their_patches(form):
-    """(10 * 1 + 20 * 2 + 40 * 3) / 6 = 28.333."""
-    size = np.float32([[1, 1, 2, 1, 3]])
-    taps = taps_of(circle([[0, 10, 12, 50, 11]]), size=size[:, 1:])
-    x = 10 * np.arange(5, dtype=np.float32)[None, :, None]
-    state = start(x).replace(size=size)
-    got = apply(state, decide(taps, removing(2, 4)), form=form)
-    np.testing.assert_allclose(got.x[0, :, 0], [0, 170 / 6, 30], rtol=1e-6)
-    assert got.size[0].tolist() == [1, 6, 1]
-
-
-@pytest.mark.parametrize(
-    "degrees, dest",
-    [
-        # 0 is 5 degrees from its partner, 2 is 25, 4 is 1
-        ([0, 5, 35, 60, 91, 90], [0, 2, 1, 3, 4, 4]),
-        # 0 is 30 degrees from its partner, 2 is 5, 4 is 1: 2 stands before 0
-        ([30, 0, 85, 60, 91, 90], [1, 2, 0, 3, 4, 4]),
-    ],
-)
-def test_without_a_class_token_the_rest_stands_by_falling_similarity(degrees, dest):
-    taps = taps_of(circle([degrees]), num_prefix=0)
-    assert decide(taps, removing(1, 6)).dest.tolist() == [dest]
 
 
 # The slow truth
@@ -135,10 +87,8 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
         for image, dest in enumerate(np.asarray(result.dest)):
             pairs = oracles_tome.bipartite(similarity[image], r, num_prefix)
             want = oracles_tome.slots(pairs, num_prefix)
-            case = f"r {r} image {image}"
-            np.testing.assert_array_equal(dest, want, err_msg=case)
-            assert set(dest.tolist()) == set(range(counts.n_out)), case
-            assert (np.bincount(dest) > 1).sum() <= groups, case
+            np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
+            assert (np.bincount(dest) > 1).sum() <= groups
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,7 +106,7 @@ def test_a_stack_of_merges_equals_the_slow_truth(num_prefix, dtype, form):
         n = state.x.shape[1] - num_prefix
         metric = metrics(num_prefix + n, seed=step)[:2]
         taps = taps_of(metric, num_prefix, state.size[:, num_prefix:])
-        results.append(decide(taps, removing(4, n)))
+        results.append(decide(Bipartite(), taps, removing(4, n)))
         state = apply(state, results[-1], form=form)
         for image in range(2):
             similarity = oracles.cosine(metric[image], metric[image])
@@ -177,9 +127,6 @@ def test_a_stack_of_merges_equals_the_slow_truth(num_prefix, dtype, form):
     assert state.x.shape[1] == num_prefix + 19 - 12
 
 
-# Bad numbers, gradients, transformations
-
-
 @pytest.mark.parametrize("num_prefix", [0, 1])
 def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
     metric = metrics(12)
@@ -188,37 +135,10 @@ def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
     metric[2, ::2] = np.inf
     metric[3] = 0.0
     counts = removing(3, 12 - num_prefix)
-    for dest in np.asarray(decide(taps_of(metric, num_prefix), counts).dest):
+    for dest in np.asarray(
+        decide(Bipartite(), taps_of(metric, num_prefix), counts).dest
+    ):
         assert set(dest.tolist()) == set(range(counts.n_out))
-
-
-def test_the_metric_decides_without_gradient_and_tokens_pass_theirs():
-    rng = np.random.default_rng(0)
-    metric = metrics(10)[:2]
-    x = rng.normal(size=(2, 10, 3)).astype(np.float32)
-    counts = removing(3, 9)
-
-    def loss(metric, x):
-        taps = Taps(x=x[:, 1:], size=jnp.ones((2, 9)), metric=metric[:, 1:])
-        result = Bipartite()(taps, counts)
-        return apply_result(tokens.start(x), result).x.sum()
-
-    for_metric, for_x = tiny.compiled(jax.grad(loss, argnums=(0, 1)))(metric, x)
-    assert not np.asarray(for_metric).any()
-    # A token that is one of c in its mean moves the sum by 1 / c.
-    dest = np.asarray(decide(taps_of(metric), counts).dest)
-    for image in range(2):
-        want = 1 / np.bincount(dest[image])[dest[image]]
-        got = np.asarray(for_x[image, 1:])
-        np.testing.assert_allclose(got, np.tile(want[:, None], 3), rtol=1e-6)
-
-
-def test_it_reads_the_metric_alone():
-    """No class token is needed, and no attention row is computed for it."""
-    assert Bipartite.needs == {"metric"}
-    taps = taps_of(metrics(8))
-    assert taps.cls_attn is None and taps.rng is None
-    assert decide(taps, Counts(n_in=7, n_out=5)).n_out == 5
 
 
 # How many, block by block
@@ -259,18 +179,6 @@ def test_a_list_overrides_and_is_filled_with_zeros():
     assert [layer.counts is None for layer in build(4, 16, steps)] == [1, 0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "r, tokens",
-    [
-        (16, [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11]),  # last: only 10
-        (25, [172, 147, 122, 97, 72, 47, 24, 13, 7, 4, 3, 2]),
-        (1000, [99, 50, 26, 14, 8, 5, 3, 2, 2, 2, 2, 2]),
-    ],
-)
-def test_a_block_merges_at_most_half(r, tokens):
-    plan = build(12, 196, ToMe(r=r).steps(12))
-    assert [layer.mlp_tokens for layer in plan] == tokens
-
-
 def test_it_is_meant_for_proportional_attention():
     assert ToMe.model_fields == {"prop_attn": True}
+    assert Bipartite.needs == {"metric"}  # no class token, and no row of attention
