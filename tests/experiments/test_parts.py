@@ -42,46 +42,6 @@ def test_paired_is_scipys_test():
     assert parts.paired("", ours, ours)[-1] == 1
 
 
-def made_up():
-    """Cells whose log KL is that of method and schedule, and noise by image."""
-    rng = np.random.default_rng(2)
-    found = {}
-    for cell in parts.cells():
-        level = len(cell.method) + parts.SCHEDULES.index(cell.schedule)
-        kl = np.exp(level + 2 * (cell.fate == "dropped") + rng.normal(0, 0.1, 60))
-        found[cell] = parts.Measured(kl, rng.random(60) < 0.8)
-    return found
-
-
-def test_contrasts_find_what_was_put_in():
-    found = made_up()
-    differences = [estimate.value for _, _, estimate, _ in parts.contrasts(found)]
-    assert differences == pytest.approx([1, len("pitome") - len("tome"), 2], abs=0.1)
-    # A schedule that one of them lacks counts for neither.
-    lacks = {
-        cell: each
-        for cell, each in found.items()
-        if (cell.method, cell.schedule) != ("pitome", "curve")
-    }
-    assert parts.contrasts(lacks)[1][2].value == pytest.approx(2, abs=0.1)
-    schedules, values = parts.balanced(lacks, "merged", [*parts.MERGING])
-    assert "curve" not in schedules and values.shape == (6, 8, 30)
-
-
-def test_pages_of_cells_leave_out_what_was_not_reached():
-    found = made_up()
-    gone = parts.Cell("tome", "merged", "curve", True)
-    del found[gone]
-    (line,) = [
-        x
-        for x in parts.grid(found, "merged", True).splitlines()
-        if x.startswith("| similar keys |")
-    ]
-    assert line.endswith("|  |") or line.endswith("| |")
-    chosen = [next(iter(found))]
-    assert parts.costs(found, chosen).splitlines()[-1].count("/") == 1
-
-
 # The committed points and pages
 
 FOLDER = parts.FOLDER
@@ -100,6 +60,32 @@ def test_the_page_has_the_tables_of_the_points(points):
     families = [parts.contrasts(found), [parts.primary(points)]]
     for table in (*made, *map(parts.tests_table, families)):
         assert table in page
+
+
+@pytest.mark.parametrize(
+    "place, ours, theirs, schedules",
+    [
+        (0, ("tome", "merged"), ("tome", "merged"), ("proportional", "constant")),
+        (1, ("pitome", "merged"), ("tome", "merged"), parts.SCHEDULES),
+        (2, ("tome", "dropped"), ("tome", "merged"), parts.SCHEDULES),
+    ],
+)
+def test_contrasts_are_scipys_tests(points, place, ours, theirs, schedules):
+    found = parts.measured_cells(points)
+
+    def log_kl(part, schedule):
+        cell = found.get(parts.Cell(*part, schedule, part[1] == "merged"))
+        return None if cell is None else np.log(np.maximum(cell.kl[1::2], 1e-8))
+
+    if place == 0:
+        changes = [log_kl(ours, schedules[0]) - log_kl(theirs, schedules[1])]
+    else:
+        pairs = [[log_kl(part, s) for part in (ours, theirs)] for s in schedules]
+        changes = [a - b for a, b in pairs if a is not None and b is not None]
+    _, _, estimate, p = parts.contrasts(found)[place]
+    change = np.mean(changes, axis=0)
+    assert estimate.value == pytest.approx(change.mean())
+    assert p == pytest.approx(scipy.stats.ttest_1samp(change, 0).pvalue)
 
 
 def test_the_primary_test_is_of_odd_rows(points):
@@ -192,9 +178,10 @@ def test_a_row_has_the_accuracy_and_the_times_of_its_setting():
     assert {len(right) for right in photographs.values()} == {500}
     for speed in parts.read_lines(FOLDER / "clock.jsonl"):
         row = rows[speed["model"]]
-        cell = row[parts.TIMED[speed["runtime"], speed["batch"]]]
-        assert markdown.interval(cell)[0] == pytest.approx(speed["ratio"][0], abs=0.005)
-        assert row["MACs"] == f"{1 / speed['macs']:.2f}"
+        if column := parts.TIMED.get((speed["runtime"], speed["batch"])):
+            assert row[column].startswith(f"{speed['ratio'][0]:.2f}")
+        if (speed["runtime"], speed["batch"]) == ("JAX", 8):
+            assert row["MACs"] == f"{1 / speed['macs']:.2f}"
         key = parts.reduction_key(speed["reduction"], speed["image_size"])
         if key in photographs:
             acc1 = f"{100 * photographs[key].mean():.1f}"
