@@ -25,6 +25,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
+from tests.pretrained.test_load import random_logits
 from tests.runs import ROOT
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -41,12 +42,7 @@ EVA02 |= {"final_norm": False}
 MODELS = {
     "dense": {},
     "registers": {"arch": {"registers": 2, "prefix_positions": False}},
-    "clip": {
-        "arch": CLIP,
-        "num_classes": 5,
-        "mean": (0.48, 0.45, 0.4),
-        "std": (0.2,) * 3,
-    },
+    "clip": {"arch": CLIP, "mean": (0.48, 0.45, 0.4), "std": (0.2,) * 3},
     "siglip": {"arch": SIGLIP, "num_classes": 0, "image_size": 18},
     "giant": {"arch": GIANT, "num_classes": 0},
     "distilled": {"arch": {"dist_token": True}},
@@ -93,17 +89,10 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     if name in ("siglip", "selectors"):
         np.testing.assert_array_equal(logits(found), logits(vit))
     # Saving what was loaded writes the same files.
-    imagepiece_jax.save(tmp_path / "again", found)
-    for file in (tmp_path / "m").iterdir():
-        one, other = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
-        assert (
-            one.replace(b'"m"', b'"again"').replace(b"# m", b"# again")
-            in (
-                other,
-                other.replace(b":m", b":again"),
-            )
-            or file.name == "README.md"
-        )
+    (tmp_path / "again").mkdir()
+    again = imagepiece_jax.save(tmp_path / "again" / "m", found)
+    for file in {*(tmp_path / "m").iterdir()} - {tmp_path / "m" / "README.md"}:
+        assert file.read_bytes() == (again / file.name).read_bytes()
 
 
 def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
@@ -111,22 +100,13 @@ def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
     with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "saved_0.2.0.zip") as archive:
         archive.extractall(tmp_path)
     vit = imagepiece_jax.load(tmp_path / "saved")
-    model, variables = tiny.pair(vit)
-    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    found = tiny.jit(model.apply)(variables, images).logits
+    found = random_logits(*tiny.pair(vit))
     np.testing.assert_allclose(found, np.load(tmp_path / "logits.npy"), atol=1e-5)
     assert vit.class_names == ("cat", None, "dog")
-    assert dict(vit.reduction) == {
-        "name": "dynamicvit",
-        "blocks": (1,),
-        "keep_rate": 0.6,
-        "prop_attn": True,
-    }
-    assert model.prop_attn and (model.mean, model.std) == (
-        (0.5, 0.4, 0.3),
-        (0.2, 0.25, 0.3),
-    )
-    prepared = vit.preprocessing
+    assert dict(vit.reduction) == DYNAMICVIT | {"prop_attn": True}
+    model, prepared = vit.model, vit.preprocessing
+    assert model.prop_attn and model.mean == (0.5, 0.4, 0.3)
+    assert model.std == (0.2, 0.25, 0.3)
     assert (prepared.image_size, prepared.crop) == (16, 0.9)
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
 
@@ -169,9 +149,8 @@ def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     asked = {"name": "tome", "macs": 0.7} | ({"counts": counts} if counts else {})
     vit = made().with_reduction(asked)
     path = imagepiece_jax.save(tmp_path / "m", vit)
-    stored = json.loads((path / "config.json").read_text())["imagepiece_jax"][
-        "reduction"
-    ]
+    config = json.loads((path / "config.json").read_text())
+    stored = config["imagepiece_jax"]["reduction"]
     assert isinstance(stored["counts"], list) and "macs" not in stored
     loaded = imagepiece_jax.load(path)
     assert loaded.model.plan == vit.model.plan and loaded.label == vit.label
@@ -226,9 +205,8 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
 
 def test_a_name_that_contradicts_a_saved_model(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
-    with pytest.raises(
-        InputError, match="embed_dim of 'deit_ti' is 192, but folder .* has 32; al"
-    ):
+    said = "embed_dim of 'deit_ti' is 192, but folder .* has 32; al"
+    with pytest.raises(InputError, match=said):
         imagepiece_jax.load(path, name="deit_ti")
 
 
@@ -313,24 +291,20 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     vit = made()
     model, variables = tiny.pair(vit)
     evit = made(reduction={"name": "evit", "blocks": (1,)}).model
-    wrong = {"params": {**variables["params"], "norm": {}}}
-    for other, message in [
-        (Pretrained(evit, variables), "reduction is None, but .*; allowed: Pretra"),
-        (
-            Pretrained(*prepare(model, variables)),
-            "model is in the form of optimize; allowed: the",
-        ),
-        (
-            Pretrained(model, wrong),
-            r"params/norm/bias is missing, in the model it is \(32,\); allo",
-        ),
-        (
-            Pretrained(made(num_classes=3).model, variables),
-            r"head/bias is \(7,\), in the model it is ",
-        ),
-    ]:
-        with pytest.raises(InputError, match=message):
+    without = {"params": {**variables["params"], "norm": {}}}
+    spoilt = jax.tree.map(np.array, variables)
+    spoilt["params"]["cls_token"][0, 0, 0] = np.nan
+    for other, field, value in (
+        (Pretrained(evit, variables), "reduction", None),
+        (Pretrained(*prepare(model, variables)), "model", None),
+        (Pretrained(model, without), "params/norm/bias", "missing"),
+        (Pretrained(made(num_classes=3).model, variables), "params/head/bias", (7,)),
+        (Pretrained(model, spoilt), "model", None),
+    ):
+        with pytest.raises(InputError) as error:
             imagepiece_jax.save(tmp_path / "m", other)
+        assert (error.value.field, error.value.value) == (field, value)
+    assert "tensor cls_token holds a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 
@@ -338,12 +312,7 @@ def test_the_file_of_a_folder_is_answered_with_the_folder(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made())
     with pytest.raises(InputError) as caught:
         imagepiece_jax.load(path / "model.safetensors")
-    said = str(caught.value)
-    assert (
-        f"are in no tensor; name its folder, {path}, which has a config.json, or give"
-        in said
-    )
-    assert "beside it" not in said
+    assert f"name its folder, {path}, which has a config.json" in str(caught.value)
 
 
 def test_selectors_that_were_drawn_stay_untrained(tmp_path):
@@ -365,9 +334,8 @@ def test_the_largest_giant_is_packed_as_timm_has_it(tmp_path):
     dense = safetensors.numpy.load_file(path / "model.safetensors")
     block = vit.variables["params"]["blocks_1"]["mlp"]
     halves = [block["fc1_g"]["kernel"].T, block["fc1_x"]["kernel"].T]
-    np.testing.assert_array_equal(
-        dense["blocks.1.mlp.fc1.weight"], np.concatenate(halves)
-    )
+    packed = dense["blocks.1.mlp.fc1.weight"]
+    np.testing.assert_array_equal(packed, np.concatenate(halves))
     assert jax.tree.leaves(imagepiece_jax.load(path).variables)
 
 
@@ -386,12 +354,12 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     assert found.prop_attn
 
 
-def test_a_reduction_that_is_left_as_it_is_keeps_its_attention(tmp_path):
+def test_the_attention_of_a_reduction_stays_as_it_is(tmp_path):
+    """A reduction that is given has its own."""
     tome = {"name": "tome", "r": 3}
     imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
-    for fields in ({}, {"reduction": None}):
-        assert not imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn
-    assert imagepiece_jax.load(tmp_path / "m", reduction=tome).model.prop_attn
+    for fields, own in (({}, False), ({"reduction": tome}, True)):
+        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
 
 
 def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
@@ -407,28 +375,18 @@ def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
     np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_finite_is_not_saved(tmp_path):
-    vit = made()
-    variables = jax.tree.map(np.array, vit.variables)
-    variables["params"]["cls_token"][0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="cannot be loaded again: tensor cls_token ho"):
-        imagepiece_jax.save(tmp_path / "m", Pretrained(vit.model, variables))
-    assert not (tmp_path / "m").exists()
-
-
 def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made())
     with pytest.raises(InputError, match="has no reducer_"):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
-    with pytest.raises(InputError, match="is an id of the hub; allowed: folders of"):
-        imagepiece_jax.save("hf://me/m", made())
 
 
-def test_the_folder_comes_first(tmp_path):
-    with pytest.raises(InputError, match=r"write save\(folder, vit\), where"):
-        imagepiece_jax.save(made(), tmp_path / "m")
-
-
-def test_a_path_with_a_nul_byte_is_refused(tmp_path):
-    with pytest.raises(InputError, match="allowed: paths without a NUL byte"):
-        imagepiece_jax.save(f"{tmp_path}/a\0b", made())
+def test_what_is_no_folder_to_save_in():
+    vit = made()
+    for folder, other, said in (
+        ("hf://me/m", vit, "is an id of the hub; allowed: folders of"),
+        (vit, "m", r"write save\(folder, vit\), where"),
+        ("a\0b", vit, "allowed: paths without a NUL byte"),
+    ):
+        with pytest.raises(InputError, match=said):
+            imagepiece_jax.save(folder, other)

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
+from tests.models.test_published import same
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}
@@ -44,11 +44,12 @@ def weights(file):
 
 def test_a_file_is_read_once(file, monkeypatch):
     reads, read_file = [], layouts.read_state_dict
-    monkeypatch.setattr(
-        layouts,
-        "read_state_dict",
-        lambda path, *rest: reads.append(path) or read_file(path, *rest),
-    )
+
+    def counted(path, *rest):
+        reads.append(path)
+        return read_file(path, *rest)
+
+    monkeypatch.setattr(layouts, "read_state_dict", counted)
     weights = read(file, checkpoint="latest").analyzed()
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
         build(weights, reduction)
@@ -65,8 +66,7 @@ def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variabl
     assert found[1].model.dtype == np.float32 and weights.config.image_size == tiny.SIDE
     for vit in found:
         assert not vit.untrained
-        same = jax.tree.map(np.array_equal, vit.variables, variables)
-        assert jax.tree.all(same)
+        assert same(vit.variables, variables)
 
 
 def test_without_a_reduction_the_model_is_its_own(weights):
@@ -82,7 +82,7 @@ def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variabl
     assert vit.label == "dynamicvit blocks=(1,) (untrained selectors)"
     found = dict(vit.variables["params"])
     assert found.pop("reducer_1")
-    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables["params"]))
+    assert same(found, variables["params"])
 
 
 def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
@@ -92,7 +92,7 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     weights = read(tmp_path / "vit_mini.npz", checkpoint="latest").analyzed()
     own = build(weights, DYNAMICVIT)
     assert not own.untrained
-    assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
+    assert same(own.variables, learned)
     dense = build(weights, settings.DENSE)
     assert not dense.untrained and "reducer_1" not in dense.variables["params"]
     other = build(weights, {"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
@@ -121,9 +121,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     model = create_model("vit_mini", **fields)
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
-    with pytest.raises(
-        InputError, match="place its config.json beside it, or give num_heads=.."
-    ):
+    with pytest.raises(InputError, match="place its config.json beside it, or give"):
         read(path, checkpoint="latest").analyzed()
     config = quickstart.get_config()
     config.model.stem = "patch"
@@ -146,25 +144,11 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         found[name] = read(tmp_path / name, checkpoint="latest").analyzed()
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
-    assert (
-        usual.config.create(usual.reduction)
-        == RunConfig.from_config(quickstart.get_config()).create_model()
-    )
+    own = RunConfig.from_config(quickstart.get_config()).create_model()
+    assert usual.config.create(usual.reduction) == own
     assert other.reduction["prop_attn"] is True
     reduction = quickstart.get_config().reduction.to_dict()
     given = {k: v for k, v in reduction.items() if v is not None}
     assert usual.use(given) == "as trained"
     assert usual.use(given | {"keep_rate": 0.5}) == "off-the-shelf"
     assert other.use(given) == usual.use(settings.DENSE) == "off-the-shelf"
-
-
-@pytest.mark.parametrize(
-    "path, reason",
-    [
-        ("no.npz", "no.npz: no such file or folder"),
-        ("", "is a folder without config.json"),
-    ],
-)
-def test_a_path_without_a_model_is_named(tmp_path, path, reason):
-    with pytest.raises(InputError, match=reason):
-        read(tmp_path / path, checkpoint="latest").analyzed()
