@@ -2,9 +2,9 @@
 
 ONNX graphs of the dense model and of every method of --sweep are quantized as
 docs/inference.md shows: by onnxruntime and, where NNCF is installed, by NNCF for
-OpenVINO. Every fifth image calibrates, the others
-test. With --decoder graphs give the tokens that are left, and maps are drawn of them; a
-dropped patch has the feature of the token that stands nearest to it.
+OpenVINO. Every fifth image calibrates, the others test. With --decoder graphs give the
+tokens that are left, and maps are drawn of them; a dropped patch has the feature of the
+token that stands nearest to it.
 """
 
 import dataclasses
@@ -14,15 +14,12 @@ import pathlib
 import tempfile
 import time
 
-import jax
 import numpy as np
 
 from experiments import render
-from experiments.dense_maps.head import decode
 from experiments.dense_maps.maps import HeadMaps, cells, figures
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -45,27 +42,26 @@ BASES = ("dense", "float32")
 
 def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
-    given, reductions = context.settings, context.reductions
+    reductions = [settings.DENSE, *context.reductions]
     if not importlib.util.find_spec("onnxruntime"):
         hint = 'install it by pip install ".[onnx]"'
         raise InputError("is missing", field="onnxruntime", hint=hint)
     with tempfile.TemporaryDirectory() as folder:
-        graphs = Graphs(context, [settings.DENSE, *reductions], pathlib.Path(folder))
+        graphs = Graphs(context, reductions, pathlib.Path(folder))
         found = {entry: graphs.figures(*entry) for entry in graphs.entries}
         speeds = [graphs.speeds(batch) for batch in BATCHES]
     rows = []
-    for entry, *seconds in zip(graphs.entries, *speeds, strict=True):
-        place, (runtime, kind) = entry
-        row = {"method": f"`{settings.label(graphs.reductions[place])}`"}
-        row |= {"runtime": runtime, "weights": kind}
-        for batch, of_all, own in zip(BATCHES, speeds, seconds, strict=True):
-            rate = batch / timer.spread(own).median
-            times = timer.spread(timer.speedups(of_all[0], own))
-            row[f"batch {batch}"] = f"{rate:.1f}" + (
-                f" ({times.median:.2f} [{times.low:.2f}, {times.high:.2f}])"
-                * (entry != graphs.entries[0])
-            )
-        rows.append(row | graphs.texts(found[entry], found[place, FLOAT]))
+    for number, (place, form) in enumerate(graphs.entries):
+        runtime, weights = form
+        row = {"method": f"`{settings.label(reductions[place])}`"}
+        row |= {"runtime": runtime, "weights": weights}
+        for batch, seconds in zip(BATCHES, speeds, strict=True):
+            text = f"{batch / timer.spread(seconds[number]).median:.1f}"
+            if number:
+                times = timer.spread(timer.speedups(seconds[0], seconds[number]))
+                text += f" ({times.median:.2f} [{times.low:.2f}, {times.high:.2f}])"
+            row[f"batch {batch}"] = text
+        rows.append(row | graphs.texts(found[place, form], found[place, FLOAT]))
     render.page(
         context,
         "int8",
@@ -74,7 +70,7 @@ def int8(context):
         render.note(context),
         f"{sum(graphs.calibrates)} of the images calibrate, the others test. Images "
         "for each second that one thread computes; in brackets, times the first row of "
-        f"the same turn (median, lowest and highest of {given.repeats}); "
+        f"the same turn (median, lowest and highest of {context.settings.repeats}); "
         f"{device.name()}.",
     )
 
@@ -97,14 +93,13 @@ class Graphs:
             for name in ("image", "label")
         )
         self.calibrates = np.arange(len(self.pixels)) % 5 == 0
-        self.quantizers = [quantize_onnx]
-        if all(map(importlib.util.find_spec, ("nncf", "openvino"))):
-            self.quantizers.append(quantize_openvino)
-        forms = list(FILES)[: 2 * len(self.quantizers)]
+        both = all(map(importlib.util.find_spec, ("nncf", "openvino")))
+        forms = [form for form in FILES if both or form[0] == "onnxruntime"]
+        self.quantizers = [QUANTIZERS[name] for name in dict(forms)]
         self.entries = [(p, form) for p in range(len(reductions)) for form in forms]
         # Programs are made once; so are figures of float32 graphs, which others are
         # compared with.
-        self.programs = functools.cache(self._programs)
+        self.program = functools.cache(self._program)
         self.floats = functools.cache(lambda place: self.tested(place, FLOAT))
 
     @functools.cached_property
@@ -121,18 +116,13 @@ class Graphs:
             folders.append(folder)
         return folders
 
-    def _programs(self, place):
-        """{(runtime, weights): what gives the outputs of normalized images}."""
-        folder = self._folders[place]
-        for quantize in self.quantizers:
-            quantize(folder, self.images(self.calibrates))
-        return {
-            form: (_onnxruntime if form[0] == "onnxruntime" else _openvino)(
-                folder / FILES[form]
-            )
-            for each, form in self.entries
-            if each == place
-        }
+    def _program(self, place, form):
+        """What gives the outputs of normalized images."""
+        folder, (runtime, _) = self._folders[place], form
+        path = folder / FILES[form]
+        if not path.exists():
+            QUANTIZERS[runtime](folder, self.images(self.calibrates))
+        return RUNTIMES[runtime](path)
 
     def images(self, which):
         """Some images as graphs take them."""
@@ -141,7 +131,7 @@ class Graphs:
 
     def tested(self, place, form):
         """Classes [images] or maps [images, H, W] of the images that test."""
-        run, parts = self.programs(place)[form], []
+        run, parts = self.program(place, form), []
         (indices,) = np.nonzero(~self.calibrates)
         for start in range(0, len(indices), AT_ONCE):
             outputs = run(self.images(indices[start : start + AT_ONCE]))
@@ -150,12 +140,7 @@ class Graphs:
 
     def _drawn(self, tokens, size, source, coordinates):
         """Maps [B, H, W] of a TokenList."""
-        return np.asarray(self._decode(filled(tokens, source, coordinates)))
-
-    @functools.cached_property
-    def _decode(self):
-        size = sides(self.weights.config.image_size)
-        return jax.jit(functools.partial(decode, self.maps.head, size=size))
+        return np.asarray(self.maps.decode(filled(tokens, source, coordinates)))
 
     def figures(self, place, form):
         """Figures of one graph, as JSON values."""
@@ -182,7 +167,7 @@ class Graphs:
             images = np.resize(
                 self.images(slice(batch)), (batch, *self.pixels.shape[1:])
             )
-            runs = [self.programs(place)[form] for place, form in self.entries]
+            runs = [self.program(*entry) for entry in self.entries]
             jobs = {
                 number: timer.TimedCall(lambda _, run=run: run(images), lambda r: r)
                 for number, run in enumerate(runs)
@@ -294,3 +279,7 @@ def _openvino(path):
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(path, "CPU", hints)
     return lambda images: [*compiled([images]).to_tuple()]
+
+
+QUANTIZERS = {"onnxruntime": quantize_onnx, "OpenVINO": quantize_openvino}
+RUNTIMES = {"onnxruntime": _onnxruntime, "OpenVINO": _openvino}

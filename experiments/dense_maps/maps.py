@@ -14,6 +14,7 @@ import hashlib
 import math
 import pathlib
 
+import jax
 import numpy as np
 
 from experiments.dense_maps.head import decode, read_head
@@ -91,7 +92,8 @@ class HeadMaps(FeatureMaps):
         self.head = read_head(path, self.weights.config.embed_dim)
         content = pathlib.Path(path).read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()[:16]
-        self.size = sides(self.weights.config.image_size)
+        size = sides(self.weights.config.image_size)
+        self.decode = jax.jit(functools.partial(decode, self.head, size=size))
 
     def draw(self, reduction, fill: str, tokens: int | None = None):
         """The model, its maps [images, H, W], the share of patches that each drops."""
@@ -101,7 +103,7 @@ class HeadMaps(FeatureMaps):
             state = outputs.state
             left = state.size[:, state.num_prefix :].sum(axis=1)
             dropped = 1 - left / math.prod(features.shape[1:3])
-            return {"map": decode(self.head, features, self.size), "dropped": dropped}
+            return {"map": self.decode(features), "dropped": dropped}
 
         model, each = self.run(reduction, read, tokens)
         return model, each["map"], each["dropped"]
