@@ -174,12 +174,17 @@ def _with_tokens(method, tokens, model, grid):
     def at(strength):
         return counts(method.at_strength(strength, model.depth, patches))
 
+    def enough(strength):
+        try:
+            return at(strength)[-1] <= tokens
+        except InputError:  # the schedule goes less far
+            return True
+
     if at(0.0)[-1] < patches:  # whatever its cost, it leaves as many as a field says
         own = counts(dataclasses.replace(method, macs=None))
         cut = [count if count > own[-1] else tokens for count in own]
     else:
-        weakest = _weakest(lambda strength: at(strength)[-1] <= tokens)
-        cut = [max(tokens, count) for count in at(weakest)]
+        cut = [max(tokens, count) for count in at(_weakest(enough))]
     if cut[-1] != tokens:
         allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
         raise InputError(field="tokens", value=tokens, allowed=allowed)

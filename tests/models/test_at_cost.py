@@ -9,7 +9,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.reduce import MISS, resolved
+from imagepiece_jax.models.reduce import MISS, reduced, resolved
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 
@@ -131,6 +131,17 @@ def test_mistakes(fields, sentence):
             reduction=found,
         )
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"grid_pooling"}))
+def test_fewer_tokens_keep_the_shape_of_a_list(name):
+    """Whatever the method's own schedule is; those of a saved model are a list."""
+    listed = (196, 196, 160, 160, 160, 120, 120, 120, 90, 90, 90, 90)
+    reduction = {"name": name, "counts": listed}
+    plan = reduced(dense(), reduction, (14, 14), tokens=60).plan
+    # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
+    left = [layer.mlp_tokens - 1 for layer in plan]
+    assert left[:3] == [196, 196, 144] and left[4:9] == [144, 93, 93, 93, 60]
 
 
 def test_unusual_models():

@@ -113,24 +113,29 @@ class Method(CheckedFields):
 
         strength: 0 leaves all tokens, 1 as few as the schedule can
         """
-        if self.counts is None and hasattr(self, "keep_rate"):
+        if hasattr(self, "keep_rate"):
             return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
+        return self._powered(strength, depth, patches)
+
+    def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
+        """`scaled`, or by `counts`: its schedule, or its list to a power; no `macs`."""
+        free = dataclasses.replace(self, macs=None, counts=None)
+        if self.counts is None:
+            return free.scaled(strength, depth, patches)
+        if not isinstance(self.counts, str):
+            return self._powered(strength, depth, patches)
+        schedule = schedules.Schedule.of(self.counts)
+        schedule.check_depth(depth)
+        counts = schedule.counts(depth, patches, strength)
+        return free.within_reach(counts, depth, patches)
+
+    def _powered(self, strength, depth, patches):
+        """The method with its counts, as shares of `patches`, to a power."""
         plan = build(depth, patches, self.planned_steps(depth, patches), 0)
         shares = [layer.mlp_tokens / patches for layer in plan]
         powered = schedules.powered_shares(shares, strength)
         counts = [max(1, schedules.rounded(share * patches)) for share in powered]
         return self.within_reach(counts, depth, patches)
-
-    def at_strength(self, strength: float, depth: int, patches: int) -> "Method":
-        """`scaled`, or by the schedule that `counts` names; without `macs`."""
-        free = dataclasses.replace(self, macs=None, counts=None)
-        if not isinstance(self.counts, str):
-            own = free if self.counts is None else self
-            return type(own).scaled(own, strength, depth, patches)
-        schedule = schedules.Schedule.of(self.counts)
-        schedule.check_depth(depth)
-        counts = schedule.counts(depth, patches, strength)
-        return free.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
         """The steps in a model, by its own fields or by `counts`.
