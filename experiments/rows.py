@@ -18,15 +18,12 @@ from imagepiece_jax.reduction import settings
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A model of a table: its name there, its reduction and its stem.
-
-    trained: the reduction that it is trained with, where the row is another, without
-    retraining.
-    """
+    """A model of a table."""
 
     name: str
     reduction: Mapping[str, Any] = dataclasses.field(hash=False)
     stem: str = "patch"
+    # The reduction that it is trained with, where the row's is put on afterwards.
     trained: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
 

@@ -194,9 +194,13 @@ def _timm(size):
         from timm.data import create_transform
     except ImportError:
         return {}
-    recipe = dict(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
     transform = create_transform(
-        size, is_training=True, use_prefetcher=True, color_jitter=None, **recipe
+        size,
+        is_training=True,
+        use_prefetcher=True,
+        color_jitter=None,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
     )
 
     def make(path, rng):

@@ -56,8 +56,13 @@ def compared(name, size):
     """A row for the dense model and each reduction."""
 
     def model(reduction):
-        fields = {"image_size": size, "dtype": "bfloat16", "attention": "xla"}
-        return create_model(name, reduction=reduction, **fields)
+        return create_model(
+            name,
+            reduction=reduction,
+            image_size=size,
+            dtype="bfloat16",
+            attention="xla",
+        )
 
     def cost(reduction):
         return model_macs(model(reduction), size)

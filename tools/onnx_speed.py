@@ -89,13 +89,13 @@ def measure(size, batch):
         (reduction, stem), side = MODELS[name], SIDES.get(name, SIDE)
         images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
         images = images.astype(np.float32)
-        options = {"reduction": reduction, "stem": stem, "image_size": side}
-        model = create_model(size, dtype="float32", **options)
+        model = create_model(
+            size, dtype="float32", reduction=reduction, stem=stem, image_size=side
+        )
         variables = fresh_variables(model, side, 0)
         macs[name] = model_macs(model, side)
         vit = Pretrained(model, variables)
-        graph = onnx_model(vit, batch_size=batch)
-        graph = graph.SerializeToString()
+        graph = onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
             ("onnxruntime", _onnxruntime(graph, images)),

@@ -167,11 +167,14 @@ def _wait(event):
 
 
 def _macs(case, reduction):
-    fields = case.config.model.to_dict() | {"stem": "patch"}
-    sizes = {"image_size": case.config.image_size}
-    sizes["num_classes"] = case.config.num_classes
-    model = create_model(reduction=reduction, **sizes, **fields)
-    return model_macs(model, case.config.image_size)
+    config = case.config
+    model = create_model(
+        reduction=reduction,
+        image_size=config.image_size,
+        num_classes=config.num_classes,
+        **config.model.to_dict() | {"stem": "patch"},
+    )
+    return model_macs(model, config.image_size)
 
 
 def _workload(case, call, macs, variant, where):

@@ -35,18 +35,14 @@ RECIPE = types.MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """One of the compared.
-
-    start: the system whose weights its runs start from and learn from, of the same
-    seed; harsher: keep rates at which its runs are evaluated, too, without training.
-    """
+    """One of the compared."""
 
     name: str
     title: str
     stem: str
     reduction: dict
-    start: str | None = None
-    harsher: tuple[float, ...] = ()
+    start: str | None = None  # whose weights of the same seed its runs start from
+    harsher: tuple[float, ...] = ()  # keep rates of evaluations without training
 
 
 DENSE = "dense_conv"  # the first: others start from it, all are compared with it

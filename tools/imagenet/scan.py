@@ -72,10 +72,9 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     Raises InputError for anything else, RunError where a process dies.
     """
     source = os.path.expanduser(source)
-    found = {"field": "--source", "value": source}
     if not os.path.isdir(source):
         problem, allowed = f"{source} is no folder", _accepted()
-        raise InputError(problem, **found, allowed=allowed)
+        raise InputError(problem, field="--source", value=source, allowed=allowed)
     splits, files = {}, tfrecords.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
@@ -90,16 +89,23 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
             if importlib.util.find_spec("google_crc32c") is None:
                 needs = "TFRECORD files, whose checksums need google-crc32c"
                 hint = "pip install google-crc32c"
-                raise InputError(f"{source} has {needs}", **found, hint=hint)
+                raise InputError(
+                    f"{source} has {needs}", field="--source", value=source, hint=hint
+                )
             splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
             _check_complete(split, f"{split} in {path}", splits[split], partial)
         elif not partial:
             problem = f"{source} has neither {tar} nor a folder {folder}"
             allowed = "both splits, or one with --partial"
-            raise InputError(problem, **found, allowed=allowed)
+            raise InputError(problem, field="--source", value=source, allowed=allowed)
     if not splits:
-        raise InputError(f"{source} has no ImageNet", **found, allowed=_accepted())
+        raise InputError(
+            f"{source} has no ImageNet",
+            field="--source",
+            value=source,
+            allowed=_accepted(),
+        )
     return splits
 
 

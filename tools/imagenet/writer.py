@@ -90,14 +90,17 @@ def _builder(data_dir):
     try:
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
-        found = {"field": "--dir", "value": data_dir}
         if tfrecords.find_tfrecords(data_dir, NAME):
             problem = f"{data_dir} has {NAME} in TFRECORD files"
             hint = f"--source {data_dir} with another --dir converts them"
-            raise InputError(problem, **found, hint=hint) from error
+            raise InputError(
+                problem, field="--dir", value=data_dir, hint=hint
+            ) from error
         problem = f"{data_dir} has a damaged {NAME}, or one in another format"
         allowed = "array_record, or another folder"
-        raise InputError(problem, **found, allowed=allowed) from error
+        raise InputError(
+            problem, field="--dir", value=data_dir, allowed=allowed
+        ) from error
 
 
 def write(
@@ -193,9 +196,12 @@ def make_folder(path):
             pass
     except OSError as error:
         problem = f"{path} cannot be written ({error.strerror})"
-        found = {"field": "--dir", "value": str(path)}
-        allowed = "a folder with room for the data set"
-        raise InputError(problem, **found, allowed=allowed) from error
+        raise InputError(
+            problem,
+            field="--dir",
+            value=str(path),
+            allowed="a folder with room for the data set",
+        ) from error
 
 
 def _fingerprint(contents):
