@@ -88,8 +88,11 @@ def check_names(given, allowed):
 
 
 def one_of(name, value, options):
-    """`options[value]`. Raises InputError, about the field `name`, without it."""
+    """`options[value]`, of a sequence `value` itself.
+
+    Raises InputError, about the field `name`, for a value that is not there.
+    """
     if value not in [*options]:
         listed = ", ".join(map(str, options))
         raise InputError(field=name, value=value, allowed=listed)
-    return options[value]
+    return options[value] if isinstance(options, dict) else value

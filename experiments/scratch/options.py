@@ -43,7 +43,7 @@ class Options(Settings):
         if self.canvas < self.image_size:
             self.refuse("canvas", f"--image_size, {self.image_size}, or more")
         for name in self.chosen:
-            one_of("--systems", name, dict.fromkeys(SYSTEMS))
+            one_of("--systems", name, SYSTEMS)
         if "dynamicvit" in self.chosen and "dense_conv" not in self.chosen:
             self.refuse("systems", "dynamicvit with dense_conv, which it starts from")
 

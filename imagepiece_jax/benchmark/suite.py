@@ -22,7 +22,7 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 def modes(values: list[str]) -> list[str]:
     """The modes that --mode lists. Raises InputError for an unknown one or none."""
     for mode in values or [""]:
-        one_of("--mode", mode, dict.fromkeys(MODES))
+        one_of("--mode", mode, MODES)
     return values
 
 

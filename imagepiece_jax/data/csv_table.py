@@ -66,7 +66,7 @@ def read_csv(
                     quotes = "text with a comma must stand in double quotes"
                     raise InputError(more, hint=quotes)
                 part = (fields["split"] or "").strip() if has_split else "val"
-                one_of("split", part, dict.fromkeys(SPLITS))
+                one_of("split", part, SPLITS)
                 has_label = labeled or part == "val"
                 label = _label(fields["label"], num_classes) if has_label else -1
                 row = _Row(table.line_num, label, part)

@@ -42,7 +42,7 @@ def open_source(
     Raises InputError for an unknown name, for missing, empty or unreadable files and
     for labels that do not fit `num_classes`.
     """
-    one_of("split", split, dict.fromkeys(SPLITS))
+    one_of("split", split, SPLITS)
     kind, _, path = name.partition(":")
     path = os.path.expanduser(path)
     if name == "imagenet2012":

@@ -1,10 +1,10 @@
-"""What encoders are used for: pooled vectors, patch features, intermediate layers.
+"""Features of images: pooled vectors, patch features, intermediate layers.
 
     maps = features(vit, images, layers=4)
     maps.pooled, maps.patches, maps.layers[0].patches
 
 Patches are followed through the reductions of a forward pass, so that every one has a
-feature: patches that were merged share that of their token, those of a soft reduction
+feature: merged patches share that of their token, those of a soft reduction
 (TokenLearner) are put together from its tokens, and dropped ones are filled.
 """
 
@@ -23,7 +23,7 @@ from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference.token_list import check_outputs, token_list
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
@@ -36,14 +36,11 @@ FILLS = ("nearest", "last", "zero", "class")
 
 
 class Layer(NamedTuple):
-    """A feature for every patch after one block.
+    """A feature for every patch after one block."""
 
-    Without `reshape` h and w are one axis.
-    """
-
-    patches: jax.Array  # [B, h, w, D]
+    patches: jax.Array  # [B, h, w, D]; [B, h w, D] without `reshape`
     prefix: jax.Array  # [B, P, D], class, distillation and register tokens
-    dropped: jax.Array  # [B, h, w] bool, patches whose token was dropped up to there
+    dropped: jax.Array  # [B, h, w] bool, patches whose token was dropped before
 
 
 class Features(NamedTuple):
@@ -72,26 +69,24 @@ def features(
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     tokens: int | None = None,
 ) -> Features:
-    """Features of images, of a model with any reduction or none; compiled once.
+    """Features of images from a model with any reduction or none; compiled once.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-    which is normalized so here
-    layers: of the last so many blocks, or of blocks by their index from 0
-    norm: whether these pass the model's last norm
+        which is normalized here
+    layers: number of last blocks, or indices of blocks from 0
+    norm: whether the features of `layers` pass the model's last norm
     reshape: patches as a grid, else as a list
-    fill: what a dropped patch gets, "nearest" (the feature of the kept token that is
-    most like it), "last" (its own when it was dropped), "zero" or "class"
+    fill: the feature of a dropped patch, "nearest" (the one of the most similar kept
+        token), "last" (its own when it was dropped), "zero" or "class"
     fuser: makes patches of learned tokens, (learned [B, S, D], tokens before them
-    [B, n, D]) -> [B, n, D]; None: each is a weighted mean of the learned tokens
-    tokens: how many image tokens any reduction is to leave, exactly, which are then
-    returned; None: as many as it leaves, and none are
-    Returns Features: the pooled vector, patches, prefix tokens, which patches were
-    dropped, the same after each of `layers`, and with `tokens` a TokenList.
-    Raises InputError for what does not fit.
+        [B, n, D]) -> [B, n, D]; None: each is a weighted mean of the learned tokens
+    tokens: exact number of image tokens that the reduction leaves, which are then
+        returned; None: the reduction's own, and none are returned
+    Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     model, size = vit.model_with_tokens(tokens), vit.image_size
-    depth = len(model.plan)
+    depth = model.depth
     last = is_integer(layers) and 0 <= layers <= depth
     blocks = range(depth - layers, depth) if last else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
@@ -139,7 +134,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, liste
     check_outputs(outputs, grid)
     paths = follow(outputs.results, outputs.taps, fill)
 
-    @functools.cache  # the last block may be asked for, too
+    @functools.cache  # `blocks` may have the last one, too
     def layer(block, norm):
         path = paths[done[block]]
         prefix, patches, dropped = _mapped(states[block], path, fill, norm, fuser)
@@ -149,12 +144,10 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, liste
             )
         return Layer(patches, prefix, dropped)
 
-    whole = layer(len(model.plan) - 1, last)
+    final = layer(model.depth - 1, last)
     layers = tuple(layer(block, last if norm else None) for block in blocks)
-    tokens = ()
-    if listed:
-        tokens = token_list(outputs, grid, last)
-    return Features(outputs.pooled, *whole, layers, *tokens)
+    tokens = token_list(outputs, grid, last) if listed else ()
+    return Features(outputs.pooled, *final, layers, *tokens)
 
 
 def feature_map(
@@ -166,21 +159,18 @@ def feature_map(
 ) -> jax.Array:
     """Features of all patches, row by row.
 
-    outputs: what the model returned, of any reduction or of none
+    outputs: of a model with any reduction or none
     grid: (height, width) of its patches
     fill: the feature of a dropped patch, "nearest" (the final one of the kept token
-    most like its own at the step that dropped it, by cosine), "last" (that of its token
-    then), "zero" or "class" (the final feature of the first prefix token, which is the
-    class token where there is one)
-    norm: function of [.., D] for tokens of whatever block (`final_norm`); None leaves
-    the residual stream as it is, which is larger in later blocks
-    fuser: how patches are made of tokens that a soft reduction learned, (learned [B, S,
-    D], tokens before it [B, n, D]) -> [B, n, D], such as a trained TokenFuser; None:
-    each patch is the mean of the learned tokens by the weight that they gave it,
-    normalized per patch
+        most like its own at the step that dropped it, by cosine), "last" (that of its
+        token then), "zero" or "class" (the final feature of the first prefix token,
+        which is the class token where there is one)
+    norm: function of [.., D] for tokens of any block (`final_norm`); None: the residual
+        stream, which is larger in later blocks
+    fuser: as `features` takes it, such as a trained TokenFuser; None: each patch is the
+        mean of the learned tokens by the weight that they gave it, normalized per patch
     Returns [B, *grid, D].
-    Raises InputError for another fill or grid, and for outputs of masked training,
-    where all tokens are left.
+    Raises InputError for another fill or grid, and for outputs of masked training.
     """
     _check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs, grid)
@@ -241,14 +231,13 @@ def _check_fill(fill, class_token):
         problem = "is 'class', but this model has no class token"
         allowed = ", ".join(name for name in FILLS if name != fill)
         raise InputError(problem, field="fill", value=fill, allowed=allowed)
-    if fill not in FILLS:
-        raise InputError(field="fill", value=fill, allowed=", ".join(FILLS))
+    one_of("fill", fill, FILLS)
 
 
 def _has_hash(function):
-    """Whether XLA's programs can be told apart by it; a bound Flax module has none."""
+    """Whether JAX can cache programs by it; a bound Flax module has no hash."""
     try:
         hash(function)
-    except Exception:  # of whatever kind its class raises
+    except Exception:  # its class may raise any
         return False
     return True

@@ -1,5 +1,6 @@
-"""A model with its weights as a program that JAX alone runs, and facts about it."""
+"""A model with its weights as a program that needs only JAX, and facts about it."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -12,7 +13,6 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.token_list import TokenList
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -31,11 +31,10 @@ def serialized(
     """The program of images -> logits, [batch, classes] float32, by `jax.export`.
 
     vit: with XLA's attention and plain reductions, which both platforms have; layers
-    are of the model's dtype
-    batch_size: None leaves it open
-    pixels: images are uint8, and are normalized by the program; else float32
-    tokens: so many image tokens in place of logits: the arrays of a
-    `TokenList`, one after the other
+        have the model's dtype
+    batch_size: None: open
+    pixels: images are uint8, and the program normalizes them; else float32
+    tokens: number of image tokens in place of logits, the arrays of a `TokenList`
     Raises InputError where the batch is open and the model draws.
     """
     images = exported_images(vit, batch_size, pixels, tokens)
@@ -55,9 +54,8 @@ def serialized(
 def load_program(path: str | os.PathLike) -> jax.export.Exported:
     """The program in a file: `jax.jit(load_program(path).call)(images)`.
 
-    path: of a file that holds the bytes of `serialized`
     Raises InputError where the file is no such program or damaged, or JAX refuses it:
-    it promises to read what its versions of the last six months wrote, no newer ones.
+    it promises to read files of its versions from the last six months, no newer ones.
     """
     try:
         program = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
@@ -67,27 +65,22 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     except MemoryError:
         raise
     except Exception as error:  # of many types, where bytes are missing
-        reason = f"({str(error).split('.')[0]}){_origin(path)}"
+        reason, version = f"({str(error).split('.')[0]})", jax.__version__
+        with contextlib.suppress(InputError, KeyError):
+            facts = read_json(facts_file(path))
+            reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
+        allowed = "complete files of this jax, or of one at most six months older"
         raise InputError(
-            f"is no program that jax {jax.__version__} reads {reason}",
+            f"is no program that jax {version} reads {reason}",
             place=path,
-            allowed="complete files of this jax, or of one at most six months older",
+            allowed=allowed,
             hint="export the weights again, for longer with --format onnx",
         ) from error
     return program
 
 
-def _origin(path):
-    """By what, and when, the program in a file was exported, if that is recorded."""
-    try:
-        facts = read_json(facts_file(path))
-        return f"; jax {facts['jax']} exported it on {facts['exported']}"
-    except (InputError, KeyError):
-        return ""
-
-
 def origin() -> dict[str, Any]:
-    """What decides how long JAX reads a program that is exported now: for its facts."""
+    """Versions and date of an export, which decide how long JAX reads the program."""
     return {
         "jax": jax.__version__,
         "calling_convention": jax.config.jax_export_calling_convention_version,
@@ -126,7 +119,7 @@ def draws(model: ViT) -> bool:
 
 
 def output_name(model: ViT) -> str:
-    """What a program gives: "logits", or of a model without classes "pooled"."""
+    """The name of a program's output; a model without classes gives "pooled"."""
     return "logits" if model.num_classes else "pooled"
 
 
@@ -139,38 +132,30 @@ def facts(
 ) -> dict[str, Any]:
     """Input, output and model of the program, as JSON values.
 
-    `output` is a list, in their order, if the program gives tokens.
+    `output` is a list if the program gives tokens.
     """
     model, count = vit.model_with_tokens(tokens), batch_size or "batch"
-    output = {
-        "name": output_name(model),
-        "shape": [count, model.num_classes or model.embed_dim],
-        "dtype": "float32",
-    }
+
+    def array(name, *shape, dtype="float32"):
+        return {"name": name, "shape": [count, *shape], "dtype": dtype}
+
+    output = array(output_name(model), model.num_classes or model.embed_dim)
     if tokens is not None:
         grid = patch_grid(vit.image_size, model.patch_size, cut=True)
-        shapes = [tokens, model.embed_dim], [tokens], grid, [tokens, 2]
         output = [
-            {
-                "name": name,
-                "shape": [count, *shape],
-                "dtype": "int32" if name == "source" else "float32",
-            }
-            for name, shape in zip(TokenList._fields, shapes, strict=True)
+            array("tokens", tokens, model.embed_dim),
+            array("size", tokens),
+            array("source", *grid, dtype="int32"),
+            array("coordinates", tokens, 2),
         ]
-    normalization = {
-        "pixels": "0 to 1, of which the input is (pixels - mean) / std",
-        "mean": model.mean,
-        "std": model.std,
-    }
+    normalization = {"pixels": "0 to 1, of which the input is (pixels - mean) / std"}
+    normalization |= {"mean": model.mean, "std": model.std}
+    dtype = "float32"
     if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
+        dtype = "uint8"
     return {
-        "input": {
-            "name": IMAGES,
-            "shape": [count, *sides(vit.image_size), 3],
-            "dtype": "uint8" if pixels else "float32",
-        },
+        "input": array(IMAGES, *sides(vit.image_size), 3, dtype=dtype),
         "normalization": normalization,
         "output": output,
         "classes": model.num_classes,

@@ -6,6 +6,7 @@ becomes a constant. Broadcasts are left to the operators, which broadcast themse
 until something needs all of an array.
 """
 
+import collections
 import dataclasses
 import hashlib
 import math
@@ -25,27 +26,24 @@ HEADS = 16  # the longest axis that is summed part by part
 
 
 def stored_dtype(dtype) -> np.dtype:
-    """What a graph has for a dtype of JAX: integers but pixels are int64.
+    """A graph's dtype for one of JAX: integers but pixels are int64.
 
-    TopK, ArgMax and Gather have them so, and nothing between them needs a cast.
+    TopK, ArgMax and Gather have these, and nothing between them needs a cast.
     """
     dtype = np.dtype(dtype)
-    whole = dtype.kind in "iu" and dtype != np.uint8
-    return np.dtype(np.int64) if whole else dtype
+    wide = dtype.kind in "iu" and dtype != np.uint8
+    return np.dtype(np.int64) if wide else dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A tensor of the graph, or a constant that is none of it yet.
+    """A tensor of the graph, or a constant that is not in it yet."""
 
-    shape: as in the graph, where a side of 1 may stand for one that JAX has broadcast;
-    ints or multiples of the open batch. dtype: `stored_dtype`.
-    """
-
+    # ints or multiples of the open batch; a 1 may stand for a side that JAX broadcast
     shape: tuple
-    dtype: np.dtype
-    name: str | None = None
-    array: np.ndarray | None = None
+    dtype: np.dtype  # by `stored_dtype`
+    name: str | None = None  # in the graph
+    array: np.ndarray | None = None  # of a constant
 
     @classmethod
     def of(cls, array, dtype=None):
@@ -71,9 +69,10 @@ class Graph:
     def __init__(self, batch, images: Value):
         self.batch, self.images = batch, images
         self.nodes, self.constants = [], {}
-        self._made, self._count = {}, {}
+        self._cache, self._count = {}, {}
         self._reshaped, self._transposed, self._truths = {}, {}, {}
-        self.notes = {}  # what is known of a Value, by its name
+        # {name of a Value: (kind, facts ..)} for later nodes
+        self.notes = collections.defaultdict(lambda: (None,))
 
     # Nodes
 
@@ -87,8 +86,8 @@ class Graph:
 
         names = tuple("" if v is None else self.name_of(v) for v in inputs)
         key = kind, names, tuple(sorted((k, str(v)) for k, v in attributes.items()))
-        if key in self._made:
-            return self._made[key]
+        if key in self._cache:
+            return self._cache[key]
         values = [
             Value(tuple(shape), stored_dtype(dtype), self._fresh(kind))
             for shape, dtype in results
@@ -97,22 +96,22 @@ class Graph:
         self.nodes.append(
             helper.make_node(kind, names, outputs, outputs[0], **attributes)
         )
-        self._made[key] = values
+        self._cache[key] = values
         return values
 
     def name_of(self, value: Value) -> str:
         """Name of a Value; a constant becomes an initializer."""
         if value.name is not None:
             return value.name
-        return self._keep(value.array)
+        return self._initializer(value.array)
 
     def weight(self, name, array) -> Value:
         """A constant with a name of its own."""
         value = Value.of(array)
-        self._keep(value.array, name)
+        self._initializer(value.array, name)
         return value
 
-    def _keep(self, array, name=None):
+    def _initializer(self, array, name=None):
         """Name of the initializer that holds `array`; equal ones are one."""
         key = _content(array)
         if key not in self.constants:
@@ -121,12 +120,12 @@ class Graph:
 
     def prune(self, outputs: Iterable[Value]):
         """Leave out nodes and constants that no output depends on."""
-        live, kept = {output.name for output in outputs}, []
+        live, needed = {output.name for output in outputs}, []
         for node in reversed(self.nodes):
             if live & set(node.output):
-                kept.append(node)
+                needed.append(node)
                 live |= set(node.input)
-        self.nodes = kept[::-1]
+        self.nodes = needed[::-1]
         self.constants = {k: v for k, v in self.constants.items() if v[0] in live}
 
     def rename(self, value: Value, name):
@@ -199,8 +198,8 @@ class Graph:
             self.notes[out.name] = "rows", value, starts, limits, strides
         return out
 
-    def whole(self, value, shape):
-        """`value` with all sides of `shape`, what was left to broadcasting done."""
+    def expand(self, value, shape):
+        """`value` with all sides of `shape`, broadcast where it was not yet."""
         shape = tuple(shape)
         if value.shape == shape:
             return value
@@ -209,16 +208,16 @@ class Graph:
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
     def output(self, value, shape):
-        """`value` as an output of the graph: whole, and of a node."""
-        value = self.whole(value, shape)
+        """`value` as an output of the graph, from a node and with all sides."""
+        value = self.expand(value, shape)
         if value.array is None:
             return value
         return self.op("Identity", [value], shape, value.dtype)
 
-    def wholes(self, equation, values):
-        """The first operands of an equation, as JAX has them. See `whole`."""
+    def expanded(self, equation, values):
+        """The first operands of an equation, as JAX has them. See `expand`."""
         shapes = [atom.aval.shape for atom in equation.invars]
-        return [self.whole(v, s) for v, s in zip(values, shapes, strict=False)]
+        return [self.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
     def _sides(self, shape):
         """`shape` as int64 tensor."""
@@ -322,7 +321,7 @@ class Graph:
         name, params = equation.primitive.name, equation.params
         if name == "node":
             translate = NODES[params["name"]]
-            values = self.wholes(equation, values)
+            values = self.expanded(equation, values)
             args, options = nodes.rebuilt(params["arguments"], values)
             return _listed(translate(self, *args, **options))
         for inner in ("call_jaxpr", "jaxpr"):
@@ -340,10 +339,10 @@ class Graph:
     def _folded(self, equation, values):
         """The results of an equation of constants, as constants."""
         name, outputs = equation.primitive.name, equation.outvars
-        values = self.wholes(equation, values)
+        values = self.expanded(equation, values)
         if name in MOVES:
             moved = PRIMITIVES[name](self, equation, *values)
-            return [self.whole(moved, outputs[0].aval.shape)]
+            return [self.expand(moved, outputs[0].aval.shape)]
         arrays = [
             np.asarray(value.array, atom.aval.dtype)
             for value, atom in zip(values, equation.invars, strict=True)
@@ -372,12 +371,12 @@ def _calls(equation, inner):
 
 def _needed(jaxpr):
     """The equations that the outputs depend on."""
-    live, kept = set(map(id, jaxpr.outvars)), []
+    live, needed = set(map(id, jaxpr.outvars)), []
     for equation in reversed(jaxpr.eqns):
         if live & set(map(id, equation.outvars)):
-            kept.append(equation)
+            needed.append(equation)
             live |= set(map(id, equation.invars))
-    return kept[::-1]
+    return needed[::-1]
 
 
 def unknown(name):
@@ -411,7 +410,7 @@ def _permuted(constant, order):
 
 
 def _content(array):
-    """What two equal constants have in common."""
+    """A key that equal constants share."""
     return array.dtype.str, array.shape, hashlib.sha256(array).digest()
 
 
@@ -420,11 +419,14 @@ def _content(array):
 PRIMITIVES = {}
 
 
-def primitive(*names):
-    """Enter a function in PRIMITIVES."""
+def primitive(*names, expand=False):
+    """Enter a function in PRIMITIVES; `expand`: its operands are expanded first."""
 
     def enter(fn):
-        PRIMITIVES.update(dict.fromkeys(names, fn))
+        def expanded(graph, equation, *values):
+            return fn(graph, equation, *graph.expanded(equation, values))
+
+        PRIMITIVES.update(dict.fromkeys(names, expanded if expand else fn))
         return fn
 
     return enter
@@ -432,31 +434,10 @@ def primitive(*names):
 
 # Elementwise
 
-UNARY = {
-    "abs": "Abs",
-    "cos": "Cos",
-    "erf": "Erf",
-    "exp": "Exp",
-    "log": "Log",
-    "logistic": "Sigmoid",
-    "neg": "Neg",
-    "not": "Not",
-    "sign": "Sign",
-    "sin": "Sin",
-    "sqrt": "Sqrt",
-    "tanh": "Tanh",
-}
-BINARY = {
-    "add": "Add",
-    "and": "And",
-    "div": "Div",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "or": "Or",
-    "pow": "Pow",
-    "sub": "Sub",
-}
+UNARY = "abs cos erf exp log neg not sign sin sqrt tanh"
+UNARY = {name: name.capitalize() for name in UNARY.split()} | {"logistic": "Sigmoid"}
+BINARY = "add and div max min mul or pow sub"
+BINARY = {name: name.capitalize() for name in BINARY.split()}
 COMPARISONS = {
     "eq": "Equal",
     "ge": "GreaterOrEqual",
@@ -484,8 +465,8 @@ BY_NUMPY = {
     "sub": np.subtract,
 }
 
-# What is known of a comparison of ranks with a number, for NODES: it holds of the
-# tokens before that place of their order, or of those from there on.
+# Notes on a comparison of ranks with a number, for NODES: it is true for the tokens
+# before that place of their order, or for those from there on.
 SIDES = {"lt": "before", "ge": "from"}
 OPPOSITE = {"before": "from", "from": "before"}
 
@@ -493,7 +474,7 @@ OPPOSITE = {"before": "from", "from": "before"}
 @primitive(*UNARY)
 def _unary(graph, equation, x):
     out = graph.elementwise(UNARY[equation.primitive.name], [x])
-    kind, *facts = graph.notes.get(x.name, (None,))
+    kind, *facts = graph.notes[x.name]
     if equation.primitive.name == "not" and kind in OPPOSITE:
         graph.notes[out.name] = OPPOSITE[kind], *facts
     return out
@@ -516,26 +497,31 @@ def _comparison(graph, equation, *values):
     name = equation.primitive.name
     out = graph.elementwise(COMPARISONS[name], values, bool)
     place, limit = values
-    kind, *facts = graph.notes.get(place.name, (None,))
+    kind, *facts = graph.notes[place.name]
     if kind == "order" and name in SIDES and limit.array is not None:
         if limit.array.size == 1:
             graph.notes[out.name] = SIDES[name], *facts, int(limit.array.item())
     return out
 
 
-@primitive("ne")
-def _unequal(graph, equation, *values):
-    return graph.elementwise("Not", [graph.elementwise("Equal", values, bool)])
+# Functions that are several operators: (operator of a kind, operands) -> result.
+FORMULAS = {
+    "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
+    "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
+    "log1p": lambda op, x: op("Log", op("Add", x, 1)),
+    "ne": lambda op, a, b: op("Not", op("Equal", a, b, dtype=bool)),
+    "rem": lambda op, a, b: op("Mod", a, b, fmod=1),
+    "rsqrt": lambda op, x: op("Reciprocal", op("Sqrt", x)),
+    "square": lambda op, x: op("Mul", x, x),
+}
 
 
-@primitive("rsqrt")
-def _rsqrt(graph, equation, x):
-    return graph.elementwise("Reciprocal", [graph.elementwise("Sqrt", [x])])
+@primitive(*FORMULAS)
+def _formula(graph, equation, *values):
+    def op(kind, *inputs, **options):
+        return graph.elementwise(kind, inputs, **options)
 
-
-@primitive("square")
-def _square(graph, equation, x):
-    return graph.elementwise("Mul", [x, x])
+    return FORMULAS[equation.primitive.name](op, *values)
 
 
 @primitive("integer_pow")
@@ -544,26 +530,6 @@ def _integer_pow(graph, equation, x):
     if power == 2:
         return graph.elementwise("Mul", [x, x])
     return graph.elementwise("Pow", [x, power])
-
-
-@primitive("expm1")
-def _expm1(graph, equation, x):
-    return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), 1])
-
-
-@primitive("log1p")
-def _log1p(graph, equation, x):
-    return graph.elementwise("Log", [graph.elementwise("Add", [x, 1])])
-
-
-@primitive("erfc")
-def _erfc(graph, equation, x):
-    return graph.elementwise("Sub", [1, graph.elementwise("Erf", [x])])
-
-
-@primitive("rem")
-def _rem(graph, equation, a, b):
-    return graph.elementwise("Mod", [a, b], fmod=1)
 
 
 @primitive("select_n")
@@ -598,9 +564,8 @@ def _broadcast_in_dim(graph, equation, x, *_):
     return graph.reshape(x, sides)
 
 
-@primitive("reshape", "squeeze")
+@primitive("reshape", "squeeze", expand=True)
 def _reshape(graph, equation, x, *_):
-    (x,) = graph.wholes(equation, [x])
     return graph.reshape(x, equation.outvars[0].aval.shape)
 
 
@@ -609,26 +574,23 @@ def _transpose(graph, equation, x):
     return graph.transpose(x, equation.params["permutation"])
 
 
-@primitive("concatenate")
+@primitive("concatenate", expand=True)
 def _concatenate(graph, equation, *values):
-    values, (out,) = graph.wholes(equation, values), equation.outvars
+    (out,) = equation.outvars
     axis = int(equation.params["dimension"])
     return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
 
 
-@primitive("stack")
+@primitive("stack", expand=True)
 def _stack(graph, equation, *values):
     axis, (out,) = int(equation.params["axis"]), equation.outvars
-    values = [
-        graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:]))
-        for v in graph.wholes(equation, values)
-    ]
+    values = [graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
     return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
 
 
-@primitive("pad")
+@primitive("pad", expand=True)
 def _pad(graph, equation, x, value):
-    (x, _), (out,) = graph.wholes(equation, [x, value]), equation.outvars
+    (out,) = equation.outvars
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise unknown("padding between or negative")
@@ -652,27 +614,24 @@ def _iota(graph, equation):
     )
 
 
-@primitive("slice")
+@primitive("slice", expand=True)
 def _slice(graph, equation, x):
-    (x,) = graph.wholes(equation, [x])
     params = equation.params
     return graph.slice(
         x, params["start_indices"], params["limit_indices"], params["strides"]
     )
 
 
-@primitive("split")
+@primitive("split", expand=True)
 def _split(graph, equation, x):
-    (x,) = graph.wholes(equation, [x])
     sizes = Value.of(equation.params["sizes"], np.int64)
     parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
     return graph.ops("Split", [x, sizes], parts, axis=int(equation.params["axis"]))
 
 
-@primitive("rev")
+@primitive("rev", expand=True)
 def _rev(graph, equation, x):
     """By constant indices: not every runtime takes slices backward."""
-    (x,) = graph.wholes(equation, [x])
     for axis in map(int, equation.params["dimensions"]):
         if graph.times(x.shape[axis]) is not None:
             raise unknown("the reverse of an open batch")
@@ -684,7 +643,7 @@ def _rev(graph, equation, x):
 @primitive("gather")
 def _gather(graph, equation, x, index):
     """A gather with constant indices: a block of the array, or rows of one axis."""
-    x = graph.whole(x, equation.invars[0].aval.shape)
+    x = graph.expand(x, equation.invars[0].aval.shape)
     params, (out,) = equation.params, equation.outvars
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     axes = numbers.start_index_map
@@ -731,25 +690,23 @@ REDUCTIONS = {
 }
 
 
-@primitive(*REDUCTIONS)
+@primitive(*REDUCTIONS, expand=True)
 def _reduce(graph, equation, x):
-    (x,) = graph.wholes(equation, [x])
     kind = REDUCTIONS[equation.primitive.name]
     return graph.reduce(kind, x, equation.params["axes"])
 
 
-@primitive("argmax", "argmin")
+@primitive("argmax", "argmin", expand=True)
 def _arg(graph, equation, x):
-    (x,), (out,) = graph.wholes(equation, [x]), equation.outvars
-    (axis,) = equation.params["axes"]
+    (axis,), (out,) = equation.params["axes"], equation.outvars
     kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
     place = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
     return graph.cast(place, out.aval.dtype)
 
 
-@primitive("dot_general")
+@primitive("dot_general", expand=True)
 def _dot_general(graph, equation, a, b):
-    (a, b), (out,) = graph.wholes(equation, [a, b]), equation.outvars
+    (out,) = equation.outvars
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     a, b = (graph.cast(x, out.aval.dtype) for x in (a, b))
     free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
@@ -768,10 +725,9 @@ def _dot_general(graph, equation, a, b):
     return graph.reshape(product, out.aval.shape)
 
 
-@primitive("conv_general_dilated")
+@primitive("conv_general_dilated", expand=True)
 def _conv(graph, equation, x, kernel):
-    (x, kernel), (out,) = graph.wholes(equation, [x, kernel]), equation.outvars
-    params = equation.params
+    (out,), params = equation.outvars, equation.params
     numbers, groups = params["dimension_numbers"], params["batch_group_count"]
     if any(side != 1 for side in params["lhs_dilation"]) or groups != 1:
         raise unknown("a transposed convolution")
@@ -797,19 +753,19 @@ def _conv(graph, equation, x, kernel):
 # Loops
 
 
-@primitive("scan")
+@primitive("scan", expand=True)
 def _scan(graph, equation, *values):
     """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
     params = equation.params
-    values, body, each = graph.wholes(equation, values), params["jaxpr"], []
-    # What is taken apart or stacked, the last of them, has a side more outside.
+    body, each = params["jaxpr"], []
+    # The last values, taken apart or stacked, have a side more outside.
     carried = _alike(equation.outvars, body.jaxpr.outvars)
-    whole = _alike(equation.invars, body.jaxpr.invars)
-    fixed, carry = values[: whole - carried], values[whole - carried : whole]
+    full = _alike(equation.invars, body.jaxpr.invars)
+    fixed, carry = values[: full - carried], values[full - carried : full]
     if params["reverse"]:
         raise unknown("a backward scan")
     for step in range(params["length"]):
-        parts = [_at(graph, x, step) for x in values[whole:]]
+        parts = [_at(graph, x, step) for x in values[full:]]
         results = graph.walk(body, [*fixed, *carry, *parts])
         carry = results[:carried]
         each.append(results[carried:])
@@ -834,8 +790,8 @@ def _at(graph, x, step):
     return graph.reshape(graph.slice(x, starts, limits), x.shape[1:])
 
 
-# Functions that are marked as one node, by their names: each takes the graph and their
-# own arguments; its docstring is theirs.
+# Functions that are marked as one node, by their names: each takes the graph and the
+# arguments of the function, whose docstring describes it.
 NODES = {}
 
 
@@ -899,7 +855,7 @@ def class_attention(graph, query, key, key_bias=None):
     batch, heads, width = query.shape
     row = graph.reshape(query, (batch, 1, heads, width))
     weights = None
-    kind, *facts = graph.notes.get(key.name, (None,))
+    kind, *facts = graph.notes[key.name]
     if kind == "attended":  # by all tokens, the class token first
         queries, bias, all_weights = facts
         first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
@@ -919,10 +875,10 @@ def log_sum_exp(graph, logits):
 
 @stands
 def unit(graph, x, eps=1e-6):
-    kind, *facts = graph.notes.get(x.name, (None,))
+    kind, *facts = graph.notes[x.name]
     if kind == "rows":  # two sides of one array: all of it at once
-        whole, *sides = facts
-        return graph.slice(unit(graph, whole, eps), *sides)
+        full, *sides = facts
+        return graph.slice(unit(graph, full, eps), *sides)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
     length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, eps])])
@@ -978,17 +934,19 @@ def invert(graph, position, wanted):
 
 @stands
 def pick(graph, position, length, *values):
-    kind, fact = graph.notes.get(position.name, (None, None))
+    kind, *facts = graph.notes[position.name]
     n = position.shape[1]
     values = values or [Value.of(np.arange(n)[None])]
     if kind == "kept" and isinstance(length, int):
-        return [gather_rows(graph, v, _kept(graph, fact, length)) for v in values]
+        return [
+            gather_rows(graph, v, _kept_tokens(graph, *facts, length)) for v in values
+        ]
     if isinstance(length, int):
         length = Value.of(np.arange(length))
     if kind == "order":
         taken = graph.cast(length, np.int64)
         shape = position.shape[0], length.shape[-1]
-        index = graph.op("Gather", [fact, taken], shape, np.int64, axis=1)
+        index = graph.op("Gather", [*facts, taken], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
     length = graph.reshape(length, (1, length.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
@@ -1003,10 +961,10 @@ def pick(graph, position, length, *values):
     return [picked(value) for value in values]
 
 
-def _kept(graph, keep, length):
+def _kept_tokens(graph, keep, length):
     """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
     n = keep.shape[1]
-    side, *facts = graph.notes.get(keep.name, (None,))
+    side, *facts = graph.notes[keep.name]
     if side in ("before", "from"):
         order, place = facts
         ends = (0, place) if side == "before" else (place, n)
@@ -1044,7 +1002,7 @@ def find_partners(graph, similarity, tokens):
         (tokens,) = tokens.array
         row = graph.op("Gather", [Value.of(tokens), place], (batch, a), tokens.dtype)
         return [best, row]
-    tokens = graph.whole(tokens, (batch, t))
+    tokens = graph.expand(tokens, (batch, t))
     return [best, gather_rows(graph, tokens, place)]
 
 
@@ -1075,8 +1033,8 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
         weights = gather_rows(graph, weight, tokens)
         if total is None:
             return weights
-        whole = total if slots is None else gather_rows(graph, total, slots)
-        return graph.elementwise("Div", [weights, whole])
+        sums = total if slots is None else gather_rows(graph, total, slots)
+        return graph.elementwise("Div", [weights, sums])
 
     ones = Value.of(np.ones((1, prefix), np.float32))
     factor = _behind(graph, ones, shares(index.keep))
@@ -1101,7 +1059,7 @@ def _behind(graph, front, values):
     if not front.shape[1]:
         return values
     front = Value.of(front.array.astype(values.dtype))
-    front = graph.whole(front, (values.shape[0], front.shape[1]))
+    front = graph.expand(front, (values.shape[0], front.shape[1]))
     shape = values.shape[0], front.shape[1] + values.shape[1]
     return graph.op("Concat", [front, values], shape, values.dtype, axis=1)
 

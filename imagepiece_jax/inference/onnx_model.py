@@ -30,21 +30,17 @@ def onnx_model(
     Nodes are of opset 20: no Scatter, Loop, If or NonZero, and all shapes but the batch
     are fixed. Weights are float32.
 
-    batch_size: None leaves it open
-    pixels: images are uint8, and are normalized in the graph
-    tokens: so many image tokens in place of logits: the outputs are those of a
-    `TokenList`, by name, `source` as int64
+    batch_size, pixels, tokens: as `jax_export.serialized` takes them; `source` of a
+        `TokenList` is int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    plain = vit.model_with_tokens(tokens).clone(kernels=None)
-    if jax_export.draws(plain):
+    model = vit.model_with_tokens(tokens).clone(kernels=None)
+    if jax_export.draws(model):
+        field, allowed = "config.reduction", "the other methods, or --format jax"
         problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
-        allowed = "the other methods, or --format jax"
-        raise InputError(
-            problem, field="config.reduction", value=vit.label, allowed=allowed
-        )
+        raise InputError(problem, field=field, value=vit.label, allowed=allowed)
     images = jax_export.exported_images(vit, batch_size, pixels, tokens)
-    fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
+    fast, fixed = optimize.prepare(model, vit.variables, dtype="float32")
     with nodes.marked():
         run = optimize.forward(fast, tokens is not None)
         traced = jax.make_jaxpr(run)(fixed, images)
@@ -71,26 +67,21 @@ def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
     """The model of a graph, from its images to `outputs`, by their names."""
     from onnx import helper, numpy_helper
 
+    def described(name, value):
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        sides = [side if isinstance(side, int) else str(side) for side in value.shape]
+        return helper.make_tensor_value_info(name, kind, sides)
+
     graph.prune(outputs.values())
     for name, output in outputs.items():
         graph.rename(output, name)
-    kind = helper.np_dtype_to_tensor_dtype(graph.images.dtype)
+    constants = graph.constants.values()
     named = helper.make_graph(
         graph.nodes,
         "imagepiece_jax",
-        [helper.make_tensor_value_info(IMAGES, kind, _named(graph.images.shape))],
-        [
-            helper.make_tensor_value_info(
-                name,
-                helper.np_dtype_to_tensor_dtype(output.dtype),
-                _named(output.shape),
-            )
-            for name, output in outputs.items()
-        ],
-        [
-            numpy_helper.from_array(array, constant)
-            for constant, array in graph.constants.values()
-        ],
+        [described(IMAGES, graph.images)],
+        [described(name, output) for name, output in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants],
     )
     return helper.make_model(
         named,
@@ -101,10 +92,5 @@ def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
 
 
 def _name(path):
-    """A weight's name, of the keys that lead to it."""
+    """A weight's name, from the keys that lead to it."""
     return ".".join(str(key.key) for key in path)
-
-
-def _named(shape):
-    """Sides as ONNX has them: an open one by its name."""
-    return [side if isinstance(side, int) else str(side) for side in shape]

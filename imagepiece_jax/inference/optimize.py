@@ -1,10 +1,10 @@
 """Compilation of a trained model into the fastest program for a device.
 
-`optimize` changes what a program costs, never the function: weights are cast once, the
-stem's norms are folded into its convolutions, the last block computes what the head
-reads (`ViT.head_only`), attention is the device's fastest, and the compiler gets the
-options under which it fuses best. Only `gelu="tanh"` is another
-function, and only on request.
+`optimize` changes the cost of a program, never the function: weights are cast once, the
+stem's norms are folded into its convolutions, the last block computes only tokens that
+the head reads (`ViT.head_only`), attention is the device's fastest, and the compiler
+gets the options under which it fuses best. Only `gelu="tanh"`, on request, is another
+function.
 
 Left out, because it gains nothing: folding layer norms' scale and bias into the next
 product (compiled for an H200 it is the same program: a norm is one kernel either way),
@@ -37,6 +37,7 @@ from imagepiece_jax.common.fields import (
     optional,
     switch,
 )
+from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
@@ -51,7 +52,7 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
-# Parts that compute in float32 whatever the dtype: casting would only lose digits.
+# Parts that compute in float32 for every dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 CONFIG = threading.Lock()  # of JAX, whose settings all threads share
 _normalized = jax.jit(normalize, static_argnames=("mean", "std"))
@@ -81,11 +82,11 @@ class Program:
         return self.compiled.memory_analysis()
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array | TokenList:
-        """Logits or tokens of images, which are left as they are.
+        """Logits or tokens of images.
 
-        images: [b, H, W, 3] with 1 <= b <= batch_size, floats, normalized, or uint8,
-        which is normalized first; uint8 alone where the program was made for pixels.
-        Fewer than batch_size are padded to a whole batch, at the cost of one.
+        images: [b, H, W, 3] with 1 <= b <= batch_size, normalized floats, or uint8,
+            which is normalized first; only uint8 for a program of pixels. Fewer than
+            batch_size are padded to a full batch, at the cost of one
         Returns [b, num_classes] float32, or the TokenList of `optimize(tokens=..)`.
         Raises InputError for other shapes and types.
         """
@@ -111,11 +112,9 @@ class Program:
             raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
         count, dtype = shape[0], images.dtype
         if not 1 <= count <= self.batch_size:
-            problem, allowed = f"has {count} images", f"1 to {self.batch_size}"
-            hint = "the batch_size of optimize()"
-            raise InputError(
-                problem, field="images", value=count, allowed=f"{allowed}, {hint}"
-            )
+            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
+            problem = f"has {count} images"
+            raise InputError(problem, field="images", value=count, allowed=allowed)
         floats = jnp.issubdtype(dtype, jnp.floating)
         if dtype != jnp.uint8 and (takes.dtype == jnp.uint8 or not floats):
             allowed = "floats, normalized, or uint8"
@@ -163,63 +162,53 @@ def _device(value):
     raise InputError(value=value, allowed=allowed)
 
 
-def _compiler_options(value):
-    if not isinstance(value, Mapping):
-        raise ValueError(value)
-    return dict(value)
+def _of_type(kind):
+    def convert(value):
+        if not isinstance(value, kind):
+            raise ValueError(value)
+        return value
 
-
-def _path(value):
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError(value)
-    return value
+    return convert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileOptions(CheckedFields):
-    """What a model is compiled for.
+    """The device and the form for which a model is compiled.
 
-    batch_size: images at a time.
-    dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
-        bfloat16, and float32 on CPUs, where bfloat16 is slow.
-    gelu: None, as the model was made; "tanh" is the faster form on GPUs, whose products
-        end in it. It is another function: DeiT-Ti, trained with the exact one, changes
-        by -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
-    attention: "auto", "xla" or "cudnn", as config.model.attention.
-    kernels: of the reductions, "plain", "fused" or "auto", as config.model.kernels;
-        None: on CPUs "auto" (they compile in a third of the time and run faster),
-        elsewhere as the model was made.
-    pixels: the program takes uint8 images and normalizes them itself, which saves three
-        quarters of the copy to the device.
-    device: one of jax.devices(), or a platform such as "cpu" or "cuda" for its first,
-        "cuda:1" for its second; None is the first of all.
-    compiler_options: XLA's, over those of common.xla_options.
-    cache_dir: a folder that keeps compiled programs for later processes (JAX's
-        persistent compilation cache, for this program alone; for all of them set
-        JAX_COMPILATION_CACHE_DIR instead).
     Raises InputError for a field that is not allowed.
     """
 
-    batch_size: int = count(least=1)
+    batch_size: int = count(least=1)  # images at a time
+    # of weights and layers; norms, scores, softmax and logits stay float32; None:
+    # bfloat16, and float32 on CPUs, where bfloat16 is slow
     dtype: str | None = optional(xla_options.layer_dtype())
+    # None: the model's; "tanh" is faster on GPUs, whose products end in it, but another
+    # function: DeiT-Ti, trained with the exact one, changes by -0.1 +- 0.2 points of
+    # acc1 (float32, 1,000 photographs, 95 %, paired)
     gelu: str | None = optional(choice(allowed=GELUS))
-    attention: str = choice("auto", BACKENDS)
+    attention: str = choice("auto", BACKENDS)  # as config.model.attention
+    # of the reductions, as config.model.kernels; None: on CPUs "auto" (they compile in
+    # a third of the time and run faster), elsewhere the model's
     kernels: str | None = optional(choice(allowed=CHOICES))
+    # whether the program takes uint8 images and normalizes them itself, which saves
+    # three quarters of the copy to the device
     pixels: bool = switch(False)
+    # in jax.devices(), or a platform such as "cpu" or "cuda" for its first, "cuda:1"
+    # for its second; None: the first of all
     device: jax.Device | str | None = optional(checked(None, _device, "devices"))
+    # XLA's, over those of common.xla_options
     compiler_options: Mapping[str, Any] | None = optional(
-        checked(None, _compiler_options, "dicts of options of XLA")
+        checked(None, _of_type(Mapping), "dicts of options of XLA")
     )
+    # folder of compiled programs for later processes: JAX's persistent compilation
+    # cache for this program; JAX_COMPILATION_CACHE_DIR sets that of all programs
     cache_dir: str | os.PathLike | None = optional(
-        checked(None, _path, "paths of a folder")
+        checked(None, _of_type(str | os.PathLike), "paths of a folder")
     )
 
     @classmethod
     def of(
-        cls,
-        options: Mapping[str, Any],
-        others: Sequence[str] = (),
-        **given: Any,
+        cls, options: Mapping[str, Any], others: Sequence[str] = (), **given: Any
     ) -> "CompileOptions":
         """These options and the given ones. Raises InputError for an unknown one.
 
@@ -249,11 +238,11 @@ def optimize(
 ) -> Program:
     """A trained model, compiled for one device.
 
-    image_size: None is the size that the model was made for, any other is refused
-    tokens: the program gives so many image tokens, a `TokenList`, in place of
-    logits; see `Pretrained.model_with_tokens`
+    image_size: the model's, any other is refused; None: not checked
+    tokens: number of image tokens that the program gives, a `TokenList`, in place of
+        logits; see `Pretrained.model_with_tokens`
     options: batch_size, which must be there, and the other fields of `CompileOptions`:
-    dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
+        dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
@@ -272,10 +261,9 @@ def optimize(
 def compiler(
     vit: Pretrained, requested: CompileOptions, tokens: int | None = None
 ) -> Callable[[int], Program]:
-    """What `optimize` does before it compiles, for any number of batch sizes.
+    """A function from a batch size to its Program, as `optimize` makes it.
 
-    Returns a function from a batch size to its Program. All Programs share the weights,
-    which are on the device already.
+    All Programs share the weights, which are on the device already.
     Raises InputError for options that do not fit the model or the device.
     """
     size, model = sides(vit.image_size), vit.model_with_tokens(tokens)
@@ -283,9 +271,11 @@ def compiler(
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)
-    options = xla_options.options(device.platform) | (requested.compiler_options or {})
+    given = requested.compiler_options or {}
+    options = {**xla_options.options(device.platform), **given}
     _check_options(options, device)
-    _make_folder(requested.cache_dir)
+    if requested.cache_dir is not None:
+        make_folder("cache_dir", requested.cache_dir)
     model, weights = prepare(model, vit.variables, dtype=dtype, gelu=requested.gelu)
     model = placed(model, device, requested.attention, requested.kernels)
     weights = jax.device_put(weights, device)
@@ -331,7 +321,7 @@ def placed(model, device, attention="auto", kernels=None):
 
 
 def default_kernels(model, device):
-    """ "auto" on CPUs, where fused reductions are faster; elsewhere as made."""
+    """ "auto" on CPUs, where fused reductions are faster; elsewhere the model's."""
     if device.platform == "cpu":
         return "auto"
     return "fused" if model.kernels else "plain"
@@ -384,22 +374,9 @@ def _check_options(options, device):
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
-        field, reason = "compiler_options", str(error).partition(": ")[2]
-        problem, allowed = f"is {options}: {reason}", "options of XLA"
-        raise InputError(
-            problem, field=field, value=options, allowed=allowed
-        ) from error
-
-
-def _make_folder(path):
-    try:
-        if path is not None:
-            os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        problem = f"{path} cannot be made ({error.strerror})"
-        raise InputError(
-            problem, field="cache_dir", value=path, allowed="a folder"
-        ) from error
+        facts = {"value": options, "allowed": "options of XLA"}
+        problem = f"is {options}: {str(error).partition(': ')[2]}"
+        raise InputError(problem, field="compiler_options", **facts) from error
 
 
 @contextlib.contextmanager

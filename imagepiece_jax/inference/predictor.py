@@ -21,7 +21,7 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 
-FILES = str | bytes | pathlib.Path  # a file, by name or whole
+FILES = str | bytes | pathlib.Path  # a file, by name or content
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
 
 
@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """What ended the images, in the place of the next of them."""
+    """The error that ended the images, in the place of the next one."""
 
     error: BaseException
 
@@ -43,18 +43,17 @@ class Predictor:
     """A compiled classifier: called with images, it returns the most probable classes.
 
     Any number of threads may call it at once. It is compiled for one image, for eight
-    and for `batch_size`, each when it is first needed, or by `warm_up`; fewer images
-    are padded to the next of these.
+    and for `batch_size`, each at first use, or by `warm_up`; fewer images are padded.
 
     vit: as from `load`
-    labels: a name for each class, "imagenet" for those of ImageNet-1k, None for the
-    model's own (`class_names`) or, without any, indices
-    top: how many classes, None for 5, or all of fewer
-    batch_size, options: as `optimize` has them
-    resize: "deit" is DeiT's crop of evaluation, "none" for images that have the right
-    size, None the weights' own crop (`preprocessing`)
-    threads: how many decode, None for one per core, 16 at most
-    Raises InputError for any of these that does not fit.
+    labels: a name for each class, or "imagenet" for those of ImageNet-1k; None: the
+        model's own (`class_names`) or, without any, indices
+    top: number of classes; None: 5, or all of fewer
+    batch_size, options: as for `optimize`
+    resize: "deit" is DeiT's crop of evaluation, "none" for images of the right size;
+        None: the weights' own crop (`preprocessing`)
+    threads: number of threads that decode; None: one per core, 16 at most
+    Raises InputError for an argument that does not fit.
     """
 
     @takes_pretrained
@@ -76,7 +75,8 @@ class Predictor:
             allowed = "None, or models with a head, such as load(num_classes=..) makes"
             raise InputError(problem, field=field, value=value, allowed=allowed)
         self._labels = vit.class_names if labels is None else _names(labels, classes)
-        if classes and self._labels is None and not _has_bias(vit.variables):
+        biased = classes and np.any(vit.variables["params"]["head"]["bias"])
+        if classes and self._labels is None and not biased:
             warnings.warn(
                 "the head has no bias, like CLIP's projection or a head that was not "
                 "trained, so its outputs are no classes, and probabilities of them "
@@ -121,13 +121,13 @@ class Predictor:
     def __call__(self, images) -> list:
         """The most probable classes of one image, or of each of several.
 
-        images: one is the path of a file, its bytes, the file opened in binary mode, a
-        PIL image (all turned as their EXIF orientation says), or an array uint8: gray
-        [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored; several
-        are an iterable of these or an array [B, H, W, 3 or 4]
-        Returns `top` Predictions, of a model without classes the pooled vector, [D]
-        float32; of several images a list of these, with an InputError in the place of
-        one that cannot be read.
+        images: one is the path of a file, its bytes, a file in binary mode, a PIL image
+            (all turned as their EXIF orientation says), or an array uint8: gray [H, W],
+            RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored; several are
+            an iterable of these or an array [B, H, W, 3 or 4]
+        Returns `top` Predictions, or from a model without classes the pooled vector,
+            [D] float32; of several images a list of these, with an InputError in the
+            place of one that cannot be read.
         Raises InputError for one image that cannot be read.
         """
         if not _is_one(images):
@@ -138,11 +138,11 @@ class Predictor:
         return answer
 
     def stream(self, images: Iterable) -> Iterator:
-        """Yield what a call gives for several images, one after the other.
+        """Yield the results of a call for several images, one after the other.
 
-        They are answered batch by batch, and no more than two batches are read ahead,
-        so `images` may go on forever. What it raises is raised after the answers for
-        what came before.
+        They come batch by batch, and no more than two batches are read ahead, so
+        `images` may go on forever. An error of it is raised after the results for the
+        images before.
         """
         pixels = self._decoded([images] if _is_one(images) else images)
         while part := list(itertools.islice(pixels, self.sizes[-1])):
@@ -160,7 +160,7 @@ class Predictor:
             return self._programs[size]
 
     def _logits(self, pixels):
-        """[b, classes] of at most a whole batch of images."""
+        """[b, classes] of at most a full batch of images."""
         size = next(size for size in self.sizes if size >= len(pixels))
         return np.asarray(self._program(size)(np.stack(pixels)))
 
@@ -179,10 +179,7 @@ class Predictor:
                 future.cancel()
 
     def _submitted(self, images):
-        """The Future of the next image's pixels, or of what `images` raises; or None.
-
-        What it raises has its turn after the images before it.
-        """
+        """The Future of the next image's pixels, or of `images`'s error; or None."""
         try:
             image = next(images)
         except StopIteration:
@@ -199,7 +196,7 @@ class Predictor:
     def _pixels(self, image):
         """[H, W, 3] uint8 as the programs take them, or the error of this image.
 
-        `image` is a file, its bytes, or what `_read` made of anything else.
+        `image` is a file, its bytes, or a result of `_read`.
         """
         name = image if isinstance(image, str | pathlib.Path) else ""
         if isinstance(image, FILES):
@@ -223,10 +220,6 @@ class Predictor:
         ]
 
 
-def _has_bias(variables):
-    return np.any(variables["params"]["head"]["bias"])
-
-
 def _outcome(future):
     """The result of a Future, or what it raised."""
     error = future.exception()
@@ -234,7 +227,7 @@ def _outcome(future):
 
 
 def _names(labels, classes):
-    """The name of each class, of `labels` as they were asked for."""
+    """The name of each class, by the requested labels."""
     if isinstance(labels, str) and labels == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
@@ -247,7 +240,7 @@ def _names(labels, classes):
 
 
 def _is_one(images):
-    """Whether this is one image, or no image at all, rather than several."""
+    """Whether this is one image, or none at all, rather than several."""
     one = isinstance(images, FILES | bytearray | memoryview)
     one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
     one |= getattr(images, "ndim", None) in (2, 3)
@@ -265,7 +258,7 @@ def _read(image):
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
     if hasattr(image, "read"):
-        image = _whole(image)
+        image = _content(image)
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
     if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
@@ -277,9 +270,8 @@ def _rgb(image):
         return decode.decode(file, name, upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
-            problem = "is a PIL image of {}x{} pixels, which is empty".format(
-                *image.size
-            )
+            size = "{}x{}".format(*image.size)
+            problem = f"is a PIL image of {size} pixels, which is empty"
             raise InputError(problem, field="images", value=image.size)
         try:
             with LOADING:
@@ -291,24 +283,21 @@ def _rgb(image):
     right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
     if not right or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
-        allowed = "paths, bytes, open files, PIL images and uint8 arrays"
-        allowed = f"{allowed} [H, W], [H, W, 3] and [H, W, 4]"
+        allowed = "paths, bytes, open files, PIL images and uint8 arrays "
+        allowed += "[H, W], [H, W, 3] and [H, W, 4]"
         raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
     return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
-def _whole(file):
-    """What is left in an open file, as bytes."""
+def _content(file):
+    """The rest of an open file, as bytes."""
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
         problem = f"is an open file that cannot be read: {error}"
         raise InputError(problem, field="images") from error
     if not isinstance(content, bytes):
-        kind = type(content).__name__
-        problem, allowed = (
-            f"is an open file of {kind}",
-            'binary files, open(path, "rb")',
-        )
+        kind, allowed = type(content).__name__, 'binary files, open(path, "rb")'
+        problem = f"is an open file of {kind}"
         raise InputError(problem, field="images", value=kind, allowed=allowed)
     return content

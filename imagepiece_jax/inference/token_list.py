@@ -1,4 +1,4 @@
-"""The image tokens that a model ends with, and where each of them is in the image."""
+"""The image tokens that a model ends with, and their places in the image."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,15 +15,15 @@ from imagepiece_jax.reduction.tokens import DROPPED, Masking, mean_by, sum_by_sl
 
 
 class TokenList(NamedTuple):
-    """The image tokens that a model ends with, row by row of where they stand.
+    """The image tokens that a model ends with, in order of their rows and columns.
 
-    Tokens that were mixed of all patches (TokenLearner) have a size of 1, no patch is
-    in only one of them, and they stand at the mean of the patches by their weights.
+    Tokens that are mixed from all patches (TokenLearner) have a size of 1 and stand at
+    the mean of the patches by weight; no patch is in only one of them.
     """
 
     tokens: jax.Array  # [B, K, D], after the last norm
-    size: jax.Array  # [B, K] float32, the patches in each
-    source: jax.Array  # [B, h, w] int32, the token that a patch is in, or -1, none
+    size: jax.Array  # [B, K] float32, number of patches
+    source: jax.Array  # [B, h, w] int32, each patch's token, or -1
     coordinates: jax.Array  # [B, K, 2] float32, (row, column), middle of the patches
 
 
@@ -34,7 +34,7 @@ def token_list(
 ) -> TokenList:
     """The image tokens of a forward pass as a TokenList.
 
-    outputs: what the model returned, of any reduction or of none
+    outputs: of a model with any reduction or none
     grid: (height, width) of its patches
     norm: as for `feature_map`
     Raises InputError for another grid, and for outputs of masked training.
@@ -65,7 +65,7 @@ def token_list(
 
 
 def _before(values):
-    """Whether the other of two tokens stands before, ties by index. -> [B, n, n]."""
+    """Whether the other of two tokens comes before, ties by index. -> [B, n, n]."""
     mine, other = values[:, :, None], values[:, None, :]
     index = np.arange(values.shape[1])
     first = (index[None, :] < index[:, None])[None]
@@ -94,13 +94,11 @@ def _centers(path, count, batch, grid):
 
 def check_outputs(outputs, grid):
     """InputError for another grid, and for outputs of masked training."""
-    if outputs.state.mask is not None or any(
-        isinstance(result, Masking) for result in outputs.results
-    ):
+    state, results = outputs.state, outputs.results
+    if state.mask is not None or any(isinstance(r, Masking) for r in results):
         problem = "are those of masked training, where no token is gone"
         allowed = "those of a model made without masked=True"
         raise InputError(problem, field="outputs", allowed=allowed)
-    state = outputs.state
     first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
     patches = first.shape[1]
     if grid[0] * grid[1] != patches:

@@ -1,8 +1,8 @@
 """Self-attention with scores for reducers, without building the N x N matrix.
 
-The class token's attention row is one extra q.k product, so the values can go through a
-fused kernel. Query, key and value are separate projections: each is then one product
-with its bias in the epilogue and a contiguous result, where a joint one must be split.
+The class token's attention row is one extra q.k product, so values can go through a
+fused kernel. Query, key and value are separate projections: each is one product with
+its bias in the epilogue and a contiguous result, where a joint one must be split.
 """
 
 from typing import NamedTuple
@@ -21,33 +21,28 @@ BACKENDS = ("auto", "xla", "cudnn")
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):
-    """The attention kernel to use on a device.
+    """The attention kernel to use on a device, "xla" or "cudnn".
 
-    requested: one of BACKENDS; "auto" takes cuDNN's fused attention where it runs,
-    XLA's otherwise
+    requested: in BACKENDS; "auto" takes cuDNN's fused attention where it runs
     device: a jax.Device; None: the first
-    Returns "xla" or "cudnn".
     Raises InputError for an unknown name, and for "cudnn" where it does not run.
     """
+    field = "attention"
     if requested not in BACKENDS:
         allowed = ", ".join(map(repr, BACKENDS))
-        raise InputError(field="attention", value=requested, allowed=allowed)
+        raise InputError(field=field, value=requested, allowed=allowed)
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
-        raise InputError(
-            f"is 'cudnn', which needs {reason}",
-            field="attention",
-            value=requested,
-            allowed="'xla' and 'auto'",
-        )
+        problem, allowed = f"is 'cudnn', which needs {reason}", "'xla' and 'auto'"
+        raise InputError(problem, field=field, value=requested, allowed=allowed)
     return "xla" if reason else "cudnn"
 
 
 def _unsupported_reason(device, dtype, head_dim):
-    """What cuDNN's fused attention lacks, in words; None where it runs."""
+    """The condition that cuDNN's attention lacks, in words; None where it runs."""
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
@@ -74,7 +69,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     key, value: [B, N, H, d]
     key_bias: [B, N] float32, proportional attention's log sizes
     length: keys from here on are padding, which no token attends to and whose gradient
-    is zero; as queries they are like any other, so that all outputs are finite
+        is zero; as queries they are like any other, so that all outputs are finite
     Returns [B, Q, H, d].
     """
     batch, padded = key.shape[:2]
@@ -94,7 +89,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     """Attention in which only a masked token itself attends to it.
 
-    It needs the whole matrix; arguments are those of `attend` and `attention_map`.
+    It builds the N x N matrix; arguments are those of `attend` and `attention_map`.
     """
     return read_by(attention_map(query, key, key_bias, mask, eps), value)
 
@@ -135,12 +130,11 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
 
 
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
-    """What one query reads of the tokens that are not masked.
+    """Attention of one query to the tokens that are not masked, [B, H, d] float32.
 
     query: [1, 1, H, d]
     key, value: [B, N, H, d]
     mask, key_bias, eps: as for `attention_map`
-    Returns [B, H, d] float32.
     """
     logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
     logits = logits * query.shape[-1] ** -0.5
@@ -154,14 +148,13 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 
 
 def attention_columns(query, key, key_bias=None, live=None):
-    """Attention that each token receives, mean over heads and queries.
+    """Attention that each token receives, mean over heads and queries, [B, N] float32.
 
-    It needs the whole matrix.
+    It builds the N x N matrix.
 
     query, key: [B, N, H, d]
     key_bias: [B, N], added to the logits
     live: [B, N], 1 for the queries that count and 0 for others; None: all count
-    Returns [B, N] float32.
     Source: Marin et al. 2023 (Token Pooling).
     """
     weights = attention_map(query, key, key_bias)
@@ -185,8 +178,8 @@ class Heads(NamedTuple):
     key: jax.Array  # [B, N, H, d]
     value: jax.Array | None  # [B, N, H, d]; None: not computed yet
     # query, key and value before rotary positions turn them, and "input", x [B, N, D]:
-    # tokens are compared regardless of where they stand
-    plain: dict[str, jax.Array]
+    # tokens are compared regardless of their positions
+    unrotated: dict[str, jax.Array]
     key_bias: jax.Array | None  # [B, N]: log sizes of proportional attention
     mask: jax.Array | None  # [B, N]: of masked training
 
@@ -194,8 +187,7 @@ class Heads(NamedTuple):
 class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
-    Its parts, `project`, `scores` and `read`, are there for blocks that reduce tokens
-    between them.
+    Blocks that reduce tokens in between call `project`, `scores` and `read`.
     """
 
     dim: int  # width of the tokens
@@ -219,12 +211,11 @@ class Attention(nn.Module):
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
-        """Attend, and score.
+        """(projected result of attention [B, N, D], `scores`).
 
         x: [B, N, D], the normed tokens of `state`
         reads: names of the scores that reducers read
-        queries: only the first so many tokens attend, and no reducer reads; None: all
-        Returns what the tokens read, projected, [B, N, D], and `scores`.
+        queries: number of first tokens that attend, with no reducer; None: all
         """
         length = x.shape[1]
         if train and state.mask is None and queries is None:
@@ -238,16 +229,16 @@ class Attention(nn.Module):
     def project(self, x, state, with_value=True, queries=None) -> Heads:
         """Queries, keys and values of the normed tokens x of `state`, padded or not.
 
-        queries: of the first so many tokens; None: of all
+        queries: number of first tokens with a query; None: all
         """
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
         rows, heads = x.reshape(-1, self.dim), self.num_heads
         shape = (x.shape[0], -1, heads, self.dim // heads)
-        asking = rows if queries is None else x[:, :queries].reshape(-1, self.dim)
-        query, key = self.q(asking).reshape(shape), self.k(rows).reshape(shape)
+        first = rows if queries is None else x[:, :queries].reshape(-1, self.dim)
+        query, key = self.q(first).reshape(shape), self.k(rows).reshape(shape)
         value = self.v(rows).reshape(shape) if with_value else None
-        plain = {"query": query, "key": key, "value": value, "input": x}
+        unrotated = {"query": query, "key": key, "value": value, "input": x}
         if (rotations := self._rotations(state)) is not None:
             rotations = tuple(_pad(a, x.shape[1]) for a in rotations)
             key = self.arch.rotary.rotate(key, rotations)
@@ -256,7 +247,7 @@ class Attention(nn.Module):
         # Before the first reduction all sizes are 1.
         sized = self.prop_attn and not state.grid
         key_bias = jnp.log(state.effective_size) if sized else None
-        return Heads(query, key, value, plain, key_bias, state.full_mask)
+        return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
     def value(self, x):
         """[B, N, D] -> [B, N, H, d]."""
@@ -264,28 +255,28 @@ class Attention(nn.Module):
         return value.reshape(*x.shape[:2], self.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """What reducers and kernels read, of the unpadded tokens of `state`.
+        """Scores of the unpadded tokens of `state` for reducers and kernels.
 
-        reads: the names of what to return
+        reads: their names
         Returns arrays by name. "cls_attn", "attn_columns": [B, n] float32, as in Taps;
-        "key", "query", "value": [B, n, d], means over heads; "input": [B, n, D]. For
-        kernels, with the prefix: "heads", (query, key) as they are multiplied, or
-        "projected", as they were before rotary positions turned them, [B, N, H, d]
-        each.
+            "key", "query", "value": [B, n, d], means over heads; "input": [B, n, D].
+            For kernels, with the prefix: "heads", (query, key) of the product, or
+            "projected", both before rotary positions turn them, [B, N, H, d] each.
         """
         length, prefix = state.x.shape[1], state.num_prefix
         query, key = heads.query[:, :length], heads.key[:, :length]
         bias, live = heads.key_bias, None
         if heads.mask is not None:
-            # Scores choose tokens: they see live ones alone, and carry no gradient.
+            # Scores choose tokens: they see only live ones, and carry no gradient.
             live = (heads.mask > 0.5).astype(jnp.float32)
             gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
-        plain, scores = heads.plain, {}
+        unrotated, scores = heads.unrotated, {}
         if "heads" in reads:
             scores["heads"] = query, key
         if "projected" in reads:
-            scores["projected"] = tuple(plain[k][:, :length] for k in ("query", "key"))
+            both = unrotated["query"], unrotated["key"]
+            scores["projected"] = tuple(each[:, :length] for each in both)
         if "cls_attn" in reads:
             scores["cls_attn"] = class_attention(query[:, 0], key, bias)[:, prefix:]
         if "attn_columns" in reads:
@@ -293,10 +284,10 @@ class Attention(nn.Module):
             scores["attn_columns"] = received[:, prefix:]
         for name in ("key", "query", "value"):
             if name in reads:
-                image = plain[name][:, prefix:length]
+                image = unrotated[name][:, prefix:length]
                 scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
         if "input" in reads:
-            scores["input"] = plain["input"][:, prefix:length]
+            scores["input"] = unrotated["input"][:, prefix:length]
         return scores
 
     def weights(self, heads):
@@ -304,7 +295,7 @@ class Attention(nn.Module):
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def read(self, heads, length):
-        """What each query reads of the first `length` tokens. -> [B, Q, H, d]."""
+        """Attention of each query to the first `length` tokens. -> [B, Q, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return masked_attend(query, key, value, mask, bias)
@@ -314,7 +305,7 @@ class Attention(nn.Module):
         return attend(query, key, value, bias, backend=backend, length=length)
 
     def output(self, out):
-        """What the heads read, projected. [B, N, H, d] -> [B, N, D]."""
+        """Results of the heads, projected. [B, N, H, d] -> [B, N, D]."""
         rows = out.reshape(-1, self.dim)
         if self.arch.attn_norm:
             rows = self.norm(rows)

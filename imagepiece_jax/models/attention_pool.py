@@ -10,11 +10,9 @@ from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):
-    """The tokens that pooling by mean or map reads.
+    """Tokens x, sizes and mask (or None) that pooling by mean or map reads.
 
     x: [B, N, D], all tokens of `state`
-    Returns x, their sizes [B, n] as attention counts them, and their mask [B, n] or
-    None.
     """
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
@@ -23,11 +21,10 @@ def pooled_tokens(x, state, arch):
 
 
 class AttentionPool(nn.Module):
-    """Attention from a learned probe, and an MLP: what SigLIP's head reads.
+    """Attention from a learned probe, and an MLP, as in front of SigLIP's head.
 
-    Zhai et al. 2022, "Scaling vision transformers", section 3.4. Sizes and mask of the
-    tokens are those of their TokenState: `prop_attn` adds log(size) to the logits, and
-    masked tokens are not read.
+    Zhai et al. 2022, "Scaling vision transformers", section 3.4. `prop_attn` adds
+    log(size) of a TokenState to the logits, and masked tokens are not read.
     """
 
     dim: int

@@ -32,11 +32,7 @@ class Reduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """Reduce.
-
-        scores: of the attention that the step reads, by `Attention.scores`
-        Returns (state after the reduction, (result, taps)).
-        """
+        """(state after the reduction, (result, taps)); see `Attention.scores`."""
         counts, kernel = self.layer.counts, self.kernel_for(state)
         taps = self._taps(state, scores, train)
         with contract.naming(self.reducer, self.block):
@@ -117,13 +113,11 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """Attend, reduce, feed forward.
+        """State and scores of this block, and (result, taps) of its reduction or None.
 
         state, scores: TokenState and scores of the block before
         reduction: the Reduction of this block, if it has one
         drop_path: a factor an image for either branch, [B] or None each
-        Returns state and scores of this block, and (result, taps) of its reduction or
-        None.
         """
         site = reduction and self.layer.step.site
         reads, record = self.layer.reads, None
@@ -143,14 +137,14 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = self._leaving(state).replace(x=x)
+            state = self._outgoing(state).replace(x=x)
         if site == "mid":
             state, record = reduction(state, scores, train)
         state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
         return state, scores, record
 
     def attend(self, state, factor, reads, train):
-        """(x + attention(norm(x)), [B, N, D], and what reducers read of it, `reads`).
+        """(x + attention(norm(x)), [B, N, D], and its scores, `reads`).
 
         `factor` [B] is drop path's.
         """
@@ -161,13 +155,13 @@ class Block(nn.Module):
             mask, change = state.mask, out[:, state.num_prefix :]
             live = None if mask is None else (mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(change, live)
-        return _add(self._leaving(state).x, out, factor), scores
+        return _add(self._outgoing(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
         """As `attend`, with the reduction between attention's scores and its values.
 
-        Residual and values are those of the reduced tokens, and the map is merged as
-        these are. -> (state, scores, record), see `__call__`.
+        Residual and values are those of the reduced tokens, and the map is merged
+        likewise. -> (state, scores, record), see `__call__`.
         """
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
@@ -179,7 +173,7 @@ class Block(nn.Module):
         weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
-        state = self._leaving(state)
+        state = self._outgoing(state)
         x = _add(state.x, self._scaled(out), factor)
         return state.replace(x=x), scores, record
 
@@ -189,7 +183,7 @@ class Block(nn.Module):
         out = self.ls2(out) if self.arch.layer_scale else out
         return _add(x, out, factor)
 
-    def _leaving(self, state):
+    def _outgoing(self, state):
         """`state` with only the tokens that leave the block."""
         return tokens.first(state, self.queries) if self.queries else state
 
@@ -210,7 +204,7 @@ def _rows(x):
 
 
 def _add(x, branch, factor):
-    """x + branch, of which each image has its `factor` [B]. [B, N, D], any shape."""
+    """x + branch * factor. [B, N, D], any shape, [B] or None -> [B, N, D]."""
     branch = _rows(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]

@@ -1,7 +1,4 @@
-"""The config of a model: its fields, how they merge, and the model they make.
-
-What a name stands for is in registry.py.
-"""
+"""The config of a model: its fields, how they merge, and the model they make."""
 
 import contextlib
 import dataclasses
@@ -36,20 +33,16 @@ from imagepiece_jax.reduction import kernels as fused_kernels
 from imagepiece_jax.reduction import layer_plan, settings
 from imagepiece_jax.reduction.methods.method import Method
 
-# Fields of an Architecture that can be given without it.
+# Fields of an Architecture that a ModelConfig has too.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 # Fields that weights decide.
 DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
 DECIDED += ("num_classes", "mean", "std")
-# What a model has that neither its name nor its fields say.
+# Defaults of a model, under its name's and its own fields.
 USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
 USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
 USUAL |= dict(masked=False)
-
-
-def _size_of_images(value):
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _arch(value):
@@ -57,19 +50,18 @@ def _arch(value):
 
 
 class Contradiction(InputError):
-    """A field that is asked for with another value than the weights have."""
+    """A requested field with another value than the weights have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CheckedFields):
     """Fields of a model; None: the name decides, or nothing does."""
 
-    # Of registry.MODELS, or timm's of a public model with or without its tag, such as
-    # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough.
+    # in registry.MODELS, or timm's of a public model with or without its tag, such as
+    # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
     name: str | None = None
-    # Pixels a side, or (height, width).
-    image_size: int | tuple[int, int] | None = optional(
-        checked(None, _size_of_images, "numbers of pixels")
+    image_size: int | tuple[int, int] | None = optional(  # or (height, width)
+        checked(None, settings.as_tuple, "numbers of pixels")
     )
     num_classes: int | None = optional(count())  # 0: no head
     patch_size: int | None = optional(count(least=1))
@@ -78,23 +70,24 @@ class ModelConfig(CheckedFields):
     num_heads: int | None = optional(count(least=1))
     mlp_ratio: float | None = optional(number(above=0))
     stem: str | None = optional(choice(allowed=tuple(STEMS)))
-    # An Architecture, or a dict of its fields.
-    arch: Architecture | None = optional(checked(None, _arch, "its fields"))
-    # Single fields of `arch`; without class token the head reads the mean over patches.
-    gelu: str | None = optional(choice(allowed=GELUS))
+    arch: Architecture | None = optional(
+        checked(None, _arch, "its fields")
+    )  # or a dict
+    gelu: str | None = optional(
+        choice(allowed=GELUS)
+    )  # this and the next three: of arch
     norm_eps: float | None = optional(number(above=0, below=1))
     resize: str | None = optional(choice(allowed=RESIZES))
-    class_token: bool | None = optional(switch())
-    # Of the model's images, for pixels in [0, 1].
-    mean: tuple[float, float, float] | None = None
+    class_token: bool | None = optional(switch())  # False: the head reads a mean
+    mean: tuple[float, float, float] | None = None  # of the images' pixels in [0, 1]
     std: tuple[float, float, float] | None = None
     dtype: str | None = optional(xla_options.layer_dtype())
     attention: str | None = None
     kernels: str | None = optional(choice(allowed=fused_kernels.CHOICES))
     drop_path_rate: float | None = optional(number(least=0, below=1))
-    # None: the reduction's own default, such as True for ToMe; False for MAE's weights.
+    # None: the reduction's default, such as True for ToMe; False for MAE's weights
     prop_attn: bool | None = optional(switch())
-    # The model in training: methods that train with a mask keep all tokens there.
+    # for training: methods that train with a mask keep all tokens there
     masked: bool | None = optional(switch())
     axis_name: str | None = optional(text())  # as in ViT
 
@@ -117,7 +110,7 @@ class ModelConfig(CheckedFields):
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """The same as a file has them: of `arch` what differs from the name's."""
+        """`fields` for a file: `arch` as the fields that differ from the name's."""
         fields, usual = self.fields, facts(self.name).get("arch", DEIT)
         if self.arch is not None:
             fields["arch"] = self.arch.changed
@@ -128,7 +121,7 @@ class ModelConfig(CheckedFields):
         return fields
 
     def over(self, *others: "ModelConfig") -> "ModelConfig":
-        """The first that states a field says it: this, then the others in turn."""
+        """Each field from the first config that has it: this, then the others."""
         fields = {}
         for config in (*reversed(others), self):
             fields |= config.fields
@@ -136,7 +129,7 @@ class ModelConfig(CheckedFields):
 
     @property
     def architecture(self) -> Architecture:
-        """The Architecture that arch, the name and the single fields make."""
+        """The Architecture by `arch`, the name and the single fields."""
         arch = self.arch or facts(self.name).get("arch", DEIT)
         single = {k: v for k, v in self.fields.items() if k in ONE_BY_ONE}
         if single.get("class_token", arch.class_token) != arch.class_token:
@@ -144,13 +137,12 @@ class ModelConfig(CheckedFields):
         return dataclasses.replace(arch, **single)
 
     def changed(
-        self, requested: "ModelConfig", where: str, sizes: bool
+        self, requested: "ModelConfig", source: str, sizes: bool
     ) -> "ModelConfig":
         """This config of trained weights with requested fields.
 
-        requested: fields that are to differ, or to be confirmed
-        where: the weights' place, in words
-        sizes: a requested name stands for its sizes, too
+        source: the weights, in words
+        sizes: whether a requested name stands for its sizes, too
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
@@ -167,9 +159,8 @@ class ModelConfig(CheckedFields):
             if None in (value, ours) or value == ours:
                 return
             whose = f"of {requested.name!r} " if requested.name and of_name else ""
-            problem = f"{whose}is {value!r}, but {where} has {ours!r}"
-            allowed = repr(ours)
-            raise Contradiction(problem, field=field, value=value, allowed=allowed)
+            problem = f"{whose}is {value!r}, but {source} has {ours!r}"
+            raise Contradiction(problem, field=field, value=value, allowed=repr(ours))
 
         for field in DECIDED:
             value = getattr(compared, field)
@@ -180,11 +171,9 @@ class ModelConfig(CheckedFields):
             of_name = requested.arch is None and field not in single
             if field != "gelu" or requested.gelu is None:  # which may be another
                 compare(path, getattr(arch, field), getattr(self.arch, field), of_name)
-        if requested.image_size and sides(requested.image_size) != sides(
-            self.image_size
-        ):
-            # The weights' own size need be no multiple.
-            patch_grid(requested.image_size, self.patch_size)
+        size = requested.image_size or self.image_size
+        if sides(size) != sides(self.image_size):  # which need be no multiple
+            patch_grid(size, self.patch_size)
         free = {k: v for k, v in requested.fields.items() if k not in ONE_BY_ONE}
         return dataclasses.replace(self, **free | {"arch": arch})
 
@@ -220,12 +209,11 @@ class ModelConfig(CheckedFields):
             axis_name=self.axis_name,
             **size,
         )
-        made = reduced(
+        model = reduced(
             dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
         )
-        return made.clone(
-            kernels=fused_kernels.resolve_kernels(fields["kernels"], made)
-        )
+        kernels = fused_kernels.resolve_kernels(fields["kernels"], model)
+        return model.clone(kernels=kernels)
 
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `create(reduction)`."""
@@ -234,7 +222,7 @@ class ModelConfig(CheckedFields):
     def resolved(
         self, reduction: Mapping[str, Any], allowed: float = MISS
     ) -> Mapping[str, Any]:
-        """`reduction` with tokens in place of its cost, as the function `resolved`."""
+        """As the function `resolved`."""
         model = self.create()
         grid = patch_grid(self.image_size, model.patch_size, cut=True)
         return resolved(reduction, model, grid, self.name, allowed)
@@ -245,12 +233,12 @@ def create_model(
 ) -> ViT:
     """A ViT by name, without weights.
 
-    name: of registry.MODELS, or timm's of a public model with or without its tag, such
-        as "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size say
-        it
-    reduction: {"name": "evit", "keep_rate": 0.7}, for one; it may have `prop_attn`,
-        too; None is the dense model
-    changes: fields of a ModelConfig that differ from what the name stands for, such as
+    name: "deit_ti", "deit_s", "deit_b", or timm's name of a public model with or
+        without its tag, such as "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch`
+        and the size are enough
+    reduction: such as {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`; None:
+        the dense model
+    changes: fields of a ModelConfig that differ from the name's, such as
         image_size=(224, 280), num_classes=10 or dtype="bfloat16"
     Raises InputError for anything that does not fit.
     """

@@ -50,13 +50,13 @@ class Misfit(InputError):
 
 
 class _Place(NamedTuple):
-    """Where a parameter of ours stands in a timm state dict."""
+    """The place of a parameter in a timm state dict."""
 
     path: str  # ours, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's: blocks.3.attn.qkv.weight
-    part: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
-    parts: int  # that the tensor has
-    shape: tuple[int, ...]  # of the whole timm tensor
+    part: int | None  # 0, 1, 2 in a stacked tensor; None: it has its own
+    parts: int  # number of them in the tensor
+    shape: tuple[int, ...]  # of the full timm tensor
 
 
 def model_variables(
@@ -69,28 +69,28 @@ def model_variables(
     fresh: Iterable[str] | None = (),
     seed: int = 0,
     exact: bool = False,
-    kept: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The variables of a model, made of tensors and of what is drawn.
+    """The variables of a model, from tensors or drawn.
 
     image_size: pixels a side, or (height, width), of the model
     tensors: by timm's names
-    source: what has the tensors, as sentences call it, such as "run runs/a"
-    positions: to which the position embedding is resized; None: the model's, from a
-        square
-    fresh: parts that are drawn, whatever the tensors hold, as `from_timm` names them;
-        None: the selectors that they lack
-    seed: of these
-    exact: selectors that the model lacks are refused too, instead of left out
-    kept: variables that are taken as they are, where there are no tensors of them
-    Returns the variables, NumPy arrays but for what is drawn or kept, and names of the
-        parts that are drawn.
+    source: the place of the tensors, in words, such as "run runs/a"
+    positions: the grid to which the position embedding is resized; None: the model's,
+        from a square
+    fresh: parts to draw, whatever the tensors have, as `from_timm` names them; None:
+        the selectors that they lack
+    seed: of parts that are drawn
+    exact: whether selectors that the model lacks are refused too, not left out
+    given: variables to take as they are, without tensors
+    Returns the variables, NumPy arrays apart from drawn and given ones, and names of
+        the parts that are drawn.
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    like, kept = variable_shapes(model, image_size), kept or {}
+    like, given = variable_shapes(model, image_size), given or {}
     lacking = lacking_selectors(tensors, like)
-    fresh = (*(lacking if fresh is None else fresh), *kept.get("params", {}))
+    fresh = (*(lacking if fresh is None else fresh), *given.get("params", {}))
     if not exact:
         lacking = [name for name in lacking if not matches(name, fresh)]
         if lacking:
@@ -98,8 +98,14 @@ def model_variables(
             allowed = "reductions that learn none, or weights trained with this one "
             allowed += "(train.py --config.init.weights)"
             raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
-        tensors = _without_selectors(tensors, like)
-    like = {name: {**parts, **kept.get(name, {})} for name, parts in like.items()}
+        # Selectors that the model lacks are left out.
+        used = tuple(f"{name.replace('_', '.')}." for name in _selectors(like))
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith("reducer.") or name.startswith(used)
+        }
+    like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
     positions = positions or Positions.of(model, image_size)
     with within(place=source):
         variables = from_timm(tensors, like, fresh, positions)
@@ -111,11 +117,11 @@ def model_variables(
         raise InputError(field="seed", value=seed, allowed="whole numbers")
     drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)
-    whole = {
+    paths = {
         path: drawn[path] if isinstance(value, jax.ShapeDtypeStruct) else value
         for path, value in paths.items()
     }
-    return traverse_util.unflatten_dict(whole), sorted(missing)
+    return traverse_util.unflatten_dict(paths), sorted(missing)
 
 
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
@@ -125,12 +131,14 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
     like: the model's variables, or their shapes
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    needed = timm_shapes({"params": _selectors(like)})
-    return [
-        name
-        for name in _selectors(like)
-        if _of_module(name, needed) != _of_module(name, shapes)
-    ]
+    selectors = _selectors(like)
+    needed = timm_shapes({"params": selectors})
+
+    def of_module(module, tensors):
+        start = module.replace("_", ".") + "."
+        return {name: each for name, each in tensors.items() if name.startswith(start)}
+
+    return [n for n in selectors if of_module(n, needed) != of_module(n, shapes)]
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
@@ -153,22 +161,6 @@ def _selectors(variables):
     return {name: values for name, values in params if name.startswith("reducer")}
 
 
-def _of_module(module, tensors):
-    """The part of {timm's name: ..} that is of a module such as "reducer_3"."""
-    start = module.replace("_", ".") + "."
-    return {name: value for name, value in tensors.items() if name.startswith(start)}
-
-
-def _without_selectors(tensors, like):
-    """Tensors but for those of selectors that the model lacks."""
-    used = tuple(f"{name.replace('_', '.')}." for name in _selectors(like))
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.startswith("reducer.") or name.startswith(used)
-    }
-
-
 def from_timm(
     state_dict: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
@@ -179,13 +171,12 @@ def from_timm(
 
     state_dict: tensors by timm's names
     like: the model's variables, arrays or ShapeDtypeStructs
-    fresh: what keeps the value, or the shape, that it has in `like`, whatever the file
-        says: paths such as "head" or "blocks_3/mlp"; a name without block number, such
-        as "reducer", stands for those of all blocks
-    positions: to whose grid position embeddings are resized
+    fresh: parts that keep their value, or shape, of `like`, such as "head" or
+        "blocks_3/mlp"; without block number, as "reducer", those of all blocks
+    positions: the grid to which position embeddings are resized
     Returns NumPy arrays, apart from `fresh`.
     Raises Misfit for a tensor that is missing or left over, of another shape, or not
-        finite; it has what `fresh` would have to name for the rest to fit.
+        finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     state_dict, needed = check_fit(state_dict, like, fresh, positions)
@@ -197,7 +188,7 @@ def from_timm(
 def check_fit(state_dict, like, fresh=(), positions=None):
     """The state dict with fitting positions, and the place of every parameter.
 
-    state_dict, like, fresh, positions: as `from_timm` takes them
+    Arguments are those of `from_timm`.
     Raises Misfit where tensors do not fit by their names, shapes and types.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
@@ -221,13 +212,13 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         tensors.setdefault(place.name, {})[place.part] = array
     for name, parts in tensors.items():
         stack = [parts[part] for part in sorted(parts)]
-        whole = stack[0] if len(stack) == 1 else np.concatenate(stack)
-        tensors[name] = np.array(whole, order="C")  # the order that file formats have
+        tensor = stack[0] if len(stack) == 1 else np.concatenate(stack)
+        tensors[name] = np.array(tensor, order="C")  # the order that file formats have
     return tensors
 
 
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{timm's name: shape} of what `to_timm` returns; shapes of variables will do."""
+    """{timm's name: shape} of the tensors of `to_timm`, from variables or shapes."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {place.name: place.shape for place in _places(leaves).values()}
 
@@ -241,8 +232,7 @@ def _places(leaves):
         module, part, _ = key.rsplit("/", 2)
         if f"{module}/k/bias" not in leaves:
             name = place.name.replace("qkv.bias", f"{part}_bias")
-            alone = {"part": None, "parts": 1, "shape": tuple(leaves[key].shape)}
-            places[key] = place._replace(name=name, **alone)
+            places[key] = _Place(place.path, name, None, 1, tuple(leaves[key].shape))
     return places
 
 
@@ -315,7 +305,7 @@ def _check_tensors(state_dict, places, needed, fresh):
 
 
 def _size_differs(state_dict, needed):
-    """A sentence on depth and width of a file of another size, or None."""
+    """A problem in words, if the file's model has another depth or width; else None."""
 
     def size(named):
         blocks = {n.split(".")[1] for n, _ in named if n.startswith("blocks.")}
@@ -334,21 +324,19 @@ def _size_differs(state_dict, needed):
 
 def _remedy(wrong, places, fresh):
     """The `fresh` that would allow all of `wrong`; () if none does."""
-    parts = [
-        part
-        for part in _REPLACEABLE
-        if any(matches(place.path, [part]) for place in places)
-    ]
-    if not all(matches(path, parts) for path in wrong):
-        return ()
-    parts = [part for part in parts if any(matches(path, [part]) for path in wrong)]
-    return (*fresh, *parts)
+
+    def among(parts, paths):
+        return [part for part in parts if any(matches(path, [part]) for path in paths)]
+
+    parts = among(_REPLACEABLE, [place.path for place in places])
+    fits = all(matches(path, parts) for path in wrong)
+    return (*fresh, *among(parts, wrong)) if fits else ()
 
 
 def _fit_pos_embed(state_dict, needed, positions):
     """Resize the position embedding to the grid of `positions`, if only that differs.
 
-    Whatever cannot be resized stays as it is, for the check of shapes to report.
+    Any other stays as it is, for the check of shapes to report.
     """
     place = next((place for place in needed if place.path == "pos_embed"), None)
     embedding = None if place is None else state_dict.get(place.name)

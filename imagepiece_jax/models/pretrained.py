@@ -1,7 +1,4 @@
-"""A trained model as one object: the network, its variables, and their metadata.
-
-`load` returns one, and whatever takes a trained model takes it.
-"""
+"""A trained model as one object: the network, its variables, and their metadata."""
 
 import dataclasses
 import functools
@@ -30,36 +27,30 @@ from imagepiece_jax.reduction.settings import DENSE, split_reduction
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
-    """A model, its variables, and their metadata.
+    """A model, its variables, and their metadata, as `load` returns it.
 
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
 
-    model: a ViT, the network and nothing else
-    variables: its parameters and statistics, {"params": .., ..}
-    reduction: name and fields of the method that made the model's plan; None is the
-        dense model, or of a model that reduces, not known
-    preprocessing: size, crop and interpolation of its images; None is the square that
-        has as many patches as the model
-    class_names: a name, or None, for each class; None where there are none
-    name: the public model that it is, as timm calls it; None for another
-    origin: the Weights that it was made of; None for a model of one's own
-    untrained: whether it has selectors that were drawn, not learned
-    selectors: that other reductions have learned, tensors by timm's names
-    projector: of a vision tower, what leads from its tokens to the language model that
-        it was read from; None for other models
-    Raises InputError for what is no model and its variables, or does not fit the model.
+    Raises InputError if model or variables have the wrong type, and for metadata that
+    do not fit the model.
     """
 
-    model: ViT
-    variables: Mapping[str, Any]
+    model: ViT  # the network
+    variables: Mapping[str, Any]  # parameters and statistics, {"params": .., ..}
+    # name and fields of the method that made the model's plan; None: it is dense, or
+    # its reduction is unknown
     reduction: Mapping[str, Any] | None = None
+    # of its images; None: the square that has as many patches as the model
     preprocessing: Preprocessing | None = None
+    # a name, or None, for each class; None: there are no names
     class_names: tuple[str | None, ...] | None = None
-    name: str | None = None
-    origin: Any = None
-    untrained: bool = False
+    name: str | None = None  # timm's, of a public model
+    origin: Any = None  # the Weights it was made from; None: a model of one's own
+    untrained: bool = False  # whether it has selectors that were drawn, not learned
+    # tensors by timm's names that other reductions have learned
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
 
     def __post_init__(self):
@@ -75,14 +66,14 @@ class Pretrained:
         put("class_names", _checked_names(self.class_names, model.num_classes))
         if self.projector and self.projector.width != model.embed_dim:
             width, allowed = self.projector.width, f"the model's, {model.embed_dim}"
-            found = {"field": "projector", "value": width, "allowed": allowed}
-            raise InputError(f"takes tokens of a width of {width}", **found)
-        if self.preprocessing is None:
+            problem = f"takes tokens of a width of {width}"
+            raise InputError(problem, field="projector", value=width, allowed=allowed)
+        images = self.preprocessing
+        if images is None:
             put("preprocessing", Preprocessing(_square(model)))
-        elif not isinstance(self.preprocessing, Preprocessing):
+        elif not isinstance(images, Preprocessing):
             allowed = "a Preprocessing, such as Preprocessing(224, crop=0.9)"
-            value = self.preprocessing
-            raise InputError(field="preprocessing", value=value, allowed=allowed)
+            raise InputError(field="preprocessing", value=images, allowed=allowed)
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
@@ -107,16 +98,19 @@ class Pretrained:
             found = {"field": "prop_attn of reduction", "value": prop_attn}
             allowed = "the reduction that create_model got"
             raise InputError(problem, **found, allowed=allowed)
-        grid = patch_grid(self.image_size, model.patch_size, cut=True)
-        reduction = resolved(reduction, model, grid, self.name)
-        made = reduced(model, reduction, grid, self.name)
-        if made.plan != model.plan:
+        reduction = resolved(reduction, model, self._grid, self.name)
+        usual = reduced(model, reduction, self._grid, self.name)
+        if usual.plan != model.plan:
             size, value = described(self.image_size), dict(self.reduction)
             problem = f"is {value}, but model.plan is another for images of {size}"
             allowed = "the reduction that create_model got, with masked=False"
             raise InputError(problem, field="reduction", value=value, allowed=allowed)
-        usual = made.prop_attn == model.prop_attn
-        return reduction if usual else {**reduction, "prop_attn": model.prop_attn}
+        same = usual.prop_attn == model.prop_attn
+        return reduction if same else {**reduction, "prop_attn": model.prop_attn}
+
+    @property
+    def _grid(self):
+        return patch_grid(self.image_size, self.model.patch_size, cut=True)
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -133,25 +127,24 @@ class Pretrained:
         """The reduction in a few words."""
         if self.reduction is None:
             return "a reduction without a name"
-        whole = {**self.reduction, "prop_attn": self.model.prop_attn}
+        fields = {**self.reduction, "prop_attn": self.model.prop_attn}
         untrained = " (untrained selectors)" * self.untrained
-        return settings.label(settings.changed(whole)) + untrained
+        return settings.label(settings.changed(fields)) + untrained
 
     def with_reduction(
         self, reduction: Mapping[str, Any] | None, seed: int | None = None
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: {"name": "tome", "r": 8}, for one; None is the dense model
+        reduction: such as {"name": "tome", "r": 8}; None: the dense model
         seed: of selectors that the method learns and the weights lack
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        model, size = self.model, self.image_size
-        grid = patch_grid(size, model.patch_size, cut=True)
-        made = reduced(model.clone(kernels=None), reduction, grid, self.name)
-        if model.kernels:
-            made = made.clone(kernels=resolve_kernels("auto", made))
+        model = self.model.clone(kernels=None)
+        model = reduced(model, reduction, self._grid, self.name)
+        if self.model.kernels:
+            model = model.clone(kernels=resolve_kernels("auto", model))
         dense, selectors = {}, {}
         for name, values in self.variables["params"].items():
             part = selectors if name.startswith("reducer") else dense
@@ -160,17 +153,17 @@ class Pretrained:
         if not self.untrained:  # they may have been trained since they were read
             learned |= convert.to_timm({"params": selectors})
         variables, drawn = convert.model_variables(
-            made,
-            size,
+            model,
+            self.image_size,
             learned,
             "the model" if self.origin is None else str(self.origin),
             fresh=() if seed is None else None,
             seed=seed or 0,
-            kept={**self.variables, "params": dense},
+            given={**self.variables, "params": dense},
         )
         return dataclasses.replace(
             self,
-            model=made,
+            model=model,
             variables=variables,
             reduction=reduction or DENSE,
             untrained=bool(drawn),
@@ -178,27 +171,25 @@ class Pretrained:
         )
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
-        """The model with exactly `tokens` image tokens in the end.
+        """The model with exactly `tokens` image tokens in the end, and its parameters.
 
-        Its schedule is at the strength that leaves the next more, and its last step
-        then leaves `tokens`. Where no strength leaves as many, the steps of the nearest
-        one stop there. Parameters are the same.
+        Its schedule has the strength that leaves the next more, and its last step then
+        leaves `tokens`. Where no strength leaves as many, the steps of the nearest one
+        stop there.
 
         tokens: from 1 to the patches of an image; None: the model as it is
         Raises InputError for a number that the reduction cannot leave.
         """
-        model = self.model
         if tokens is None:
-            return model
+            return self.model
         if self.reduction is None:
             problem = f"is {tokens!r}, but the model has no record of its reduction"
             hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
             raise InputError(problem, field="tokens", value=tokens, hint=hint)
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
-        grid = patch_grid(self.image_size, model.patch_size, cut=True)
         # Not cached where True is 1, and lists have no hash: they are refused.
         reduce = _reduced if is_integer(tokens) else _reduced.__wrapped__
-        model = reduce(model, fields, grid, self.name, tokens)
+        model = reduce(self.model, fields, self._grid, self.name, tokens)
         steps = [layer.step for layer in model.plan if layer.step]
         if any(isinstance(step.reducer, nn.Module) for step in steps):
             try:
@@ -258,17 +249,13 @@ def _checked_names(names, classes):
         raise InputError(f"has length {len(names)}", **facts)
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
-            facts = {
-                "field": "class_names",
-                "value": name,
-                "allowed": "strings, and None",
-            }
-            raise InputError(f"has {name!r} for class {label}", **facts)
+            problem, allowed = f"has {name!r} for class {label}", "strings, and None"
+            raise InputError(problem, field="class_names", value=name, allowed=allowed)
     return tuple(names)
 
 
 def _square(model):
-    """Pixels a side of the square images that a model is for; InputError for others."""
+    """Pixels a side of a model's square images; InputError for others."""
     first = model.plan[0]
     patches = first.attn_tokens - model.arch.prefix
     if first.counts and first.step.site == "pre":

@@ -27,31 +27,30 @@ STD = (0.229, 0.224, 0.225)
 
 @struct.dataclass
 class Outputs:
-    """Results of a forward pass; jit leaves out what the caller does not use.
+    """Results of a forward pass; jit leaves out those that the caller does not use.
 
-    A model that is `head_only` has no other tokens than the head reads, and no results
-    of a step behind the last attention.
+    A `head_only` model has only the tokens that the head reads, and no results of a
+    step behind the last attention.
     """
 
     logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
-    pooled: jax.Array  # [B, D]: what the head reads
+    pooled: jax.Array  # [B, D]: the head's input
     tokens: jax.Array  # [B, N, D]: after the final norm
     state: TokenState  # the tokens before the final norm
-    results: tuple  # the decision of each step that changes something
-    taps: tuple[Taps, ...]  # what each of these steps read
-    # of the class token's and of the distillation token's head, where there are both
+    results: tuple  # the decision of each step that changes tokens
+    taps: tuple[Taps, ...]  # the input of each of these steps
+    # of the class token's and of the distillation token's head, if there are both
     head_logits: tuple[jax.Array, ...] = ()
 
 
 def drop_path_scale(keys, depth, rate):
-    """Factor of each residual branch: 0, or 1 / (1 - p), as in DeiT.
+    """Factor of each residual branch, [B, depth, 2] float32: 0, or 1 / (1 - p) (DeiT).
 
-    p grows linearly over the blocks and is the same for both branches of a block. The
-    two draws of a block are independent.
+    p grows linearly over the blocks; both branches of a block have it, and independent
+    draws.
 
     keys: [B]
     rate: p of the last block
-    Returns [B, depth, 2] float32.
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -68,8 +67,8 @@ class ViT(nn.Module):
     Parameters, scores, softmax and logits are float32.
     """
 
-    # One LayerPlan a block, by `layer_plan.build`: the number of patches, not their
-    # grid, which images of another shape may share. A Pretrained knows the size.
+    # a LayerPlan for each block, by `layer_plan.build`, with the number of patches, not
+    # their grid, which images of another shape may share; a Pretrained knows the size
     plan: tuple[LayerPlan, ...]
     embed_dim: int  # width of a token
     num_heads: int  # of attention
@@ -86,12 +85,12 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32  # of the layers' arithmetic
     axis_name: str | None = None  # device axis over which batch norm is synchronized
     remat: bool = False  # training computes the halves of a block again, backward
-    # The device whose fused kernels do the reductions that have one ("cpu", or a GPU's
-    # compute capability): same decisions, without scores and features in `taps`.
+    # the device whose fused kernels do the reductions that have one ("cpu", or a GPU's
+    # compute capability): same decisions, without scores and features in `taps`
     kernels: str | None = None
     folded: bool = False  # for inference: the stem has other variables (`stems.fold`)
-    # The last block computes only tokens that the head reads, if these are some of the
-    # prefix: for logits and pooled vectors.
+    # the last block computes only tokens that the head reads, if these are in the
+    # prefix: for logits and pooled vectors
     head_only: bool = False
 
     @property
@@ -106,13 +105,11 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
-        """Logits, features and what reducers decided.
+        """Outputs: logits, features and the decisions of reducers.
 
         images: [B, H, W, 3], normalized by `mean` and `std`
         keys: {"drop_path": [B] keys, "reducer": [B] keys}; drop path needs its keys in
-        training, reducers that draw take theirs in evaluation too (fixed ones where
-        there are none)
-        Returns Outputs.
+            training, reducers that draw use theirs in evaluation too (else fixed ones)
         Raises InputError for images of another shape.
         """
         check_images(images)
@@ -150,9 +147,9 @@ class ViT(nn.Module):
         )
 
     def _reduction(self, index, keys, probe):
-        """The Reduction of a block, its reducer bound; None: it has nothing to do.
+        """The Reduction of a block, its reducer bound; None: it changes no tokens.
 
-        One that learns has parameters at every rate.
+        A reducer that learns has parameters even then.
         """
         layer = self.plan[index]
         if layer.step is None:
@@ -174,15 +171,13 @@ class ViT(nn.Module):
         if not (train and self.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
-            raise ValueError(
-                'train=True draws for drop path: keys={"drop_path": [B] keys} is '
-                "missing"
-            )
+            problem = 'keys={"drop_path": [B] keys} is missing'
+            raise ValueError(f"train=True draws for drop path: {problem}")
         scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
         return [(scale[:, b, 0], scale[:, b, 1]) for b in range(self.depth)]
 
     def _attention_pool(self):
-        """The pooling that has a probe; None: the head reads something else."""
+        """The pooling with a probe; None: the head has another input."""
         if self.arch.pool != "map":
             return None
         return AttentionPool(
@@ -199,7 +194,7 @@ class ViT(nn.Module):
         """Final norm, pooling and head -> Outputs."""
         arch, x = self.arch, state.x
         if arch.pool == "token":
-            # The head reads a row or two; norm of others is computed only if used.
+            # The head reads a row or two; the norm of others is computed only if used.
             read = norm(x[:, : arch.head_tokens])
             pooled = read[:, 0]
         elif arch.pool == "mean":
@@ -231,9 +226,8 @@ class ViT(nn.Module):
         return LayerNorm(self.dtype, self.arch.norm_eps, name=name)
 
     def _head(self, name):
-        return nn.Dense(
-            self.num_classes, kernel_init=INIT, dtype=jnp.float32, name=name
-        )
+        classes = self.num_classes
+        return nn.Dense(classes, kernel_init=INIT, dtype=jnp.float32, name=name)
 
     def _mean(self, x, state):
         """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""
@@ -291,13 +285,13 @@ class ViT(nn.Module):
 
     def _check_positions(self, height, width, size):
         """InputError for images of another size than the parameters are for."""
-        arch, held = self.arch, self.variables.get("params", {}).get("pos_embed")
-        if held is None or not arch.positions:
+        arch, positions = self.arch, self.variables.get("params", {}).get("pos_embed")
+        if positions is None or not arch.positions:
             return
-        made = held.shape[1] - arch.prefix * arch.prefix_positions
-        if made != height * width:
+        count = positions.shape[1] - arch.prefix * arch.prefix_positions
+        if count != height * width:
             problem = f"is of {described(size)} pixels, {height * width} patches, but "
-            problem += f"the model has positions for {made}"
+            problem += f"the model has positions for {count}"
             hint = "load(.., image_size=..) resizes them"
             raise InputError(problem, field="images", value=size, hint=hint)
 
@@ -313,8 +307,8 @@ def final_norm(
 ) -> Callable[[jax.Array], jax.Array]:
     """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
 
-    In a model without one there, such as those whose pooled vector is normed, it leaves
-    tokens as they are.
+    In a model without one, such as those whose pooled vector is normed, it changes
+    nothing.
     """
     if not model.arch.final_norm:
         return lambda x: x

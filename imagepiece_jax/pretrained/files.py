@@ -1,8 +1,8 @@
 """Tensors of weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
-PyTorch is not needed: a .pth file is a zip archive that holds a pickle (names, shapes,
-strides) and one raw file per storage. The pickle may name nothing but the few globals
-that a state dict is made of, so reading a file never runs code that came with it.
+PyTorch is not needed: a .pth file is a zip archive of a pickle (names, shapes, strides)
+and one raw file per storage. The pickle may name only the few globals of a state dict,
+so reading a file never runs code that came with it.
 """
 
 import functools
@@ -41,25 +41,25 @@ _STORAGE_DTYPES = {
     "BoolStorage": np.dtype("?"),
 }
 _SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
-# What PyTorch before 1.6 wrote is no zip archive: it starts with this pickled number.
+# Files of PyTorch before 1.6 are no zip archives: they start with this pickled number.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-# Training scripts save weights beside optimizer and epoch, under one of these names.
+# Keys under which training scripts save weights, next to optimizer and epoch.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher")
 _AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
-UNPACKED = 100  # times its own size, at most: weights hardly become smaller
-ORBAX = "_METADATA"  # in the folder of an Orbax checkpoint: its arrays, by name
+UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
+ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
 DEEPEST = 100  # tuple inside tuple, in a pickle
 _LFS = b"version https://git-lfs"
 _READABLE = "floats of 16, 32 and 64 bits, integers and booleans"
-# What a file may say of its images beside the tensors: three numbers each.
+# Three numbers each, which a file may have for its images.
 _NORMALIZATION = ("mean", "std")
 
 
 class _Unread(NamedTuple):
-    """A tensor that is still in its file: its bytes, and how it is read from there."""
+    """A tensor that is still in its file."""
 
-    size: int
-    read: Callable[[], np.ndarray] | None = None
+    size: int  # in bytes
+    read: Callable[[], np.ndarray] | None = None  # from the file
 
 
 def read_state_dict(
@@ -67,24 +67,20 @@ def read_state_dict(
     averaged: bool = False,
     choose: Callable[[Collection[str]], Collection[str]] = list,
 ) -> dict[str, np.ndarray]:
-    """Named tensors of a weights file, with the shapes and types that they have there.
+    """Named tensors of a weights file, with the file's shapes and types.
 
-    The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
-    .pth.tar), .json for the index of .safetensors in parts, which lie beside it, or
-    _METADATA, the list of arrays in the folder of an Orbax checkpoint. A state dict
-    under the key "model", "state_dict", "model_state_dict" or "teacher" is unwrapped.
+    The ending chooses the reader, by _READERS; a state dict under one of the keys
+    _WRAPPERS is unwrapped.
 
-    averaged: read the one under "state_dict_ema" or "model_ema"; else there is a
-        warning where a file has averages
-    choose: from all names, those to be read; nothing is read of other tensors, which
-        may be many GB, nor of parts that have only such
+    averaged: read averages, under one of the keys _AVERAGES; False warns of any
+    choose: the names to read, from all names; other tensors may be many GB
     Raises InputError where the file or a part is missing, of an unknown kind, damaged,
         truncated, or anything but named tensors, and where there are no averages.
     """
     path = pathlib.Path(path)
 
     def select(content):
-        """The tensors of a file's content that are to be read."""
+        """The tensors of a file's content to read."""
         unread = _named_tensors(_chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
@@ -106,8 +102,7 @@ def read_state_dict(
 def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
 
-    A .npz file holds them as arrays of these names, a .safetensors file as JSON lists
-    in its metadata, PyTorch's do not.
+    A .npz file has them as arrays, a .safetensors file as JSON lists in its metadata.
     Raises InputError as `read_state_dict` does, and for one without the other.
     """
     path = pathlib.Path(path)
@@ -121,7 +116,7 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
 
 
 def _guarded(path, readers):
-    """Read a file by the reader for its ending, whose failures become InputErrors."""
+    """The result of the reader for a file's ending, whose failures are InputErrors."""
     with within(place=f"weights file {path}"):
         reader = readers.get(path.suffix.lower() or path.name)
         if reader is None:
@@ -136,8 +131,7 @@ def _guarded(path, readers):
                     raise InputError("is a pointer of Git LFS, not the file", hint=hint)
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    sizes = [part.file_size for part in archive.infolist()]
-                    _check_ratio(path, sum(sizes))
+                    _check_ratio(path, sum(p.file_size for p in archive.infolist()))
             return reader(path)
         except InputError:
             raise
@@ -151,7 +145,7 @@ def _guarded(path, readers):
 
 
 def _check_ratio(path, unpacked):
-    """InputError for an archive of more bytes than there can be in weights."""
+    """InputError for an archive of more bytes than weights can have."""
     if unpacked > UNPACKED * path.stat().st_size:
         limit = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
         raise _too_large(unpacked, limit)
@@ -250,12 +244,12 @@ def _read_part(path, select):
 
 
 def _other_type(tensor, dtype):
-    found = {"field": tensor, "value": str(dtype), "allowed": _READABLE}
-    return InputError(f"is of type {dtype}", **found, hint="convert it first")
+    facts = {"value": str(dtype), "allowed": _READABLE, "hint": "convert it first"}
+    return InputError(f"is of type {dtype}", field=tensor, **facts)
 
 
 def _read_orbax(path, select):
-    """Arrays of an Orbax checkpoint, whose folder `path` is in, by their paths."""
+    """Arrays of the Orbax checkpoint in the folder of `path`, by their paths."""
     trees = read_json(path)["tree_metadata"].values()
     keys = [[part["key"] for part in tree["key_metadata"]] for tree in trees]
     paths = {"/".join(map(str, key)): tuple(key) for key in keys}
@@ -266,9 +260,9 @@ def _read_orbax(path, select):
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: the file beside it} of the index of .safetensors in parts.
+    """{tensor: the file with it} of the index of .safetensors in parts.
 
-    Raises InputError for what Hugging Face would not write, and for a part elsewhere.
+    Raises InputError for another form, and for a part in another folder.
     """
     places, place = read_json(path).get("weight_map"), f"weights file {path}"
     if not isinstance(places, dict) or not places:
@@ -283,7 +277,7 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
 
 def _read_parts(path, select):
-    """The tensors that an index names, each of the part that it is in."""
+    """The tensors that an index names, from their parts."""
     places = parts(path)
     chosen, tensors = select({name: _Unread(0) for name in places}), {}
 
@@ -381,11 +375,9 @@ def _check_opcodes(opcodes: bytes):
 
 
 def _below_mark(opcode):
-    """Objects that an opcode takes from the stack, but for those above a mark."""
-    taken = opcode.stack_before
-    if pickletools.markobject in taken:
-        return taken.index(pickletools.markobject)
-    return len(taken)
+    """Number of objects that an opcode takes from the stack below a mark."""
+    mark = pickletools.markobject
+    return [*opcode.stack_before, mark].index(mark)
 
 
 class _Storage(NamedTuple):
@@ -415,9 +407,9 @@ class _Arguments:
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Has a tensor of the file where PyTorch builds it; refuses all other globals.
+    """Gives tensors of the file in place of PyTorch's, and refuses all other globals.
 
-    A pickle may call what `find_class` gives it with anything, so every argument is
+    A pickle may call any result of `find_class` with anything, so every argument is
     checked, and nothing that it can reach has attributes to overwrite.
     """
 
@@ -460,7 +452,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         return _Storage(key, dtype, length)
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
-        """PyTorch's strided tensor, which is not read yet; strides count elements."""
+        """PyTorch's strided tensor, not read yet; strides count elements."""
         tuples = type(shape) is type(strides) is tuple
         if type(storage) is not _Storage or not tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")

@@ -1,9 +1,8 @@
 """Published weights: ids of the Hugging Face hub, and folders in its form.
 
-"hf://timm/vit_small_patch14_reg4_dinov2.lvd142m" names a repository, "@" and a branch,
-a tag or a commit after it one revision. Its config files and one file of weights are
-fetched into huggingface_hub's own cache, whose folder of that commit is then read as
-any folder with a config.json and weights is.
+"hf://timm/vit_small_patch14_reg4_dinov2.lvd142m" names a repository, and "@" with a
+branch, a tag or a commit after it one revision. Its config files and one file of
+weights are fetched into huggingface_hub's own cache, and read as any other folder.
 """
 
 import dataclasses
@@ -43,33 +42,31 @@ UNREACHABLE = "the hub cannot be reached, and its cache"
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig:
-    """What a published model's config files say."""
+    """A published model's config files, as fields of `weights.Metadata`."""
 
-    config: ModelConfig  # what no tensor shows
-    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in tensors too
-    # Fields of a Preprocessing but the size.
+    config: ModelConfig
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
-    class_names: tuple[str | None, ...] | None = None  # by label, None: without a name
-    own: bool = False  # whether this package saved it
-    untrained: bool = False  # whether its selectors were drawn, not learned
-    tower: Tower | None = None  # of a model that is one, with a projector
+    class_names: tuple[str | None, ...] | None = None
+    own: bool = False
+    untrained: bool = False
+    tower: Tower | None = None
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
-    """Where weights are on this machine: `path` itself, or the folder of a hub id.
+    """The place of weights on this machine: `path` itself, or the folder of a hub id.
 
-    A hub's files are fetched unless they are in the cache. Of an Orbax checkpoint, or
-    openpi's folder that has it as params, it is the file that lists the arrays.
+    A hub's files are fetched unless they are in the cache. The place of an Orbax
+    checkpoint, or of openpi's folder with one, is the file that lists the arrays.
     Raises InputError where they cannot be fetched, and for a malformed id.
     """
+    field = "the path of weights"
     if not isinstance(path, str | os.PathLike):
-        facts = {"field": "the path of weights", "value": path}
-        raise InputError(**facts, allowed="a string and a pathlib.Path")
+        raise InputError(field=field, value=path, allowed="a string and a pathlib.Path")
     text = os.fspath(path)
     if not text:
-        facts = {"field": "the path of weights", "allowed": "files and folders"}
-        raise InputError("is empty", **facts)
+        raise InputError("is empty", field=field, allowed="files and folders")
     if is_id(text):
         return fetched(text)
     lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
@@ -79,14 +76,15 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if not exists(path):
-        allowed, hint = _meant(os.fspath(path))
-        facts = {"place": f"weights {path}:", "allowed": allowed, "hint": hint}
-        raise InputError("no such file or folder", value=str(path), **facts)
+        place, facts = f"weights {path}:", _meant(os.fspath(path))
+        raise InputError(
+            "no such file or folder", place=place, value=str(path), **facts
+        )
     return local(path)
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is a file or folder, of a hub id its own."""
+    """Whether there is a file or folder, or that of a hub id."""
     try:
         return local(path).exists()
     except OSError:  # a name that is too long
@@ -99,7 +97,7 @@ def is_id(path: str | os.PathLike) -> bool:
 
 
 def short_name(path: pathlib.Path) -> str:
-    """What to call weights: the repository where `path` is in the cache of the hub."""
+    """A short name of weights, in the cache of the hub their repository."""
     if path.name == files.ORBAX:
         path = path.parent
     repository = path.parent.parent.name
@@ -109,36 +107,33 @@ def short_name(path: pathlib.Path) -> str:
 
 
 def described(path: pathlib.Path) -> str:
-    """What a sentence calls a path: itself, or the hub's id of what is in its cache."""
+    """A path in a sentence: itself, or in the cache of the hub its id."""
     path = path.parent if path.name == files.ORBAX else path
     name = short_name(path)
     return str(path) if name == path.name else f"{SCHEME}{name}"
 
 
 def _meant(text):
-    """(allowed, hint) for a missing path that looks like an id; "" for others."""
-    if text.startswith("hf:/"):  # what pathlib makes of an id
-        name = text.removeprefix("hf:/")
-        return (
-            "",
-            f'an id of the hub is a string, such as "{SCHEME}{name}", never a Path',
+    """Facts of an InputError for a missing path that looks like an id."""
+    if text.startswith("hf:/"):  # an id that was made a Path
+        hint = (
+            f'an id of the hub is a string, such as "{SCHEME}{text[4:]}", never a Path'
         )
+        return {"hint": hint}
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
-        return "", f"did you mean {SCHEME}{address[1]}?"
+        return {"hint": f"did you mean {SCHEME}{address[1]}?"}
     if re.match(r"\w+:/", text):
-        return f"paths of this machine, and ids, {SCHEME}OWNER/NAME", ""
+        return {"allowed": f"paths of this machine, and ids, {SCHEME}OWNER/NAME"}
     owner, _, name = text.rpartition("/")
     if owner in ("", "timm") and registry.public_facts(name):
         base, _, tag = name.partition(".")
-        tags = (
-            [tag] if tag else [*filter(None, registry.public_models()[base]["weights"])]
-        )
-        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags[:MOST]]
-        return "", f"did you mean {' or '.join(ids)}?" if ids else ""
+        tags = [tag] if tag else registry.public_models()[base]["weights"]
+        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in filter(None, tags)]
+        return {"hint": f"did you mean {' or '.join(ids[:MOST])}?"} if ids else {}
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
     if file or not _ID.fullmatch(text):
-        return "", ""
-    return "", f"as an id of the hub it is {SCHEME}{text}"
+        return {}
+    return {"hint": f"as an id of the hub it is {SCHEME}{text}"}
 
 
 def is_published(folder: str | os.PathLike) -> bool:
@@ -152,17 +147,14 @@ def is_published(folder: str | os.PathLike) -> bool:
 
 
 def kind(path: pathlib.Path) -> str:
-    """What is at a path: a "weights file", a published "folder", or a "run"."""
+    """The kind of a path: a "weights file", a published "folder", or a "run"."""
     if not path.is_dir():
         return "weights file"
     return "folder" if is_published(path) else "run"
 
 
 def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Files of weights in a folder.
-
-    One of the usual names stands for the others in their order.
-    """
+    """The files of weights in a folder: one of a usual name, or else all."""
     for name in WEIGHTS:
         if (folder / name).exists():
             return [folder / name]
@@ -184,9 +176,10 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 def fetched(text):
-    """The folder of a hub id, of which a process asks the hub once.
+    """The folder of a hub id.
 
-    It asks again where files are gone: others may clear the cache meanwhile.
+    A process asks the hub once, and again where files are gone: others may clear the
+    cache meanwhile.
     """
     if not all(file.exists() for file in repository_files(text)):
         repository_files.cache_clear()
@@ -207,18 +200,15 @@ def repository_files(text):
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
     config = read_json(repository.needed(CONFIG))
-    weights = repository.needed(*WEIGHTS)
+    weights, has_tower = repository.needed(*WEIGHTS), towers.has_tower(config)
     if weights.name.endswith(INDEX):
-        places = files.parts(weights)
-        if towers.has_tower(config):
-            read = towers.OF_TOWER.match
-            places = {name: part for name, part in places.items() if read(name)}
-        for part in sorted({*places.values()}):
+        places = files.parts(weights).items()
+        read = towers.OF_TOWER.match if has_tower else bool
+        for part in sorted({part for name, part in places if read(name)}):
             repository.needed(part)
     if "architecture" not in config:  # timm's own form says it all
-        repository.optional(PREPROCESSOR, ", with mean=.., std=..")
-        if towers.has_tower(config):
-            repository.optional(PROCESSOR, ", with mean=.., std=..")
+        for name in (PREPROCESSOR, *[PROCESSOR] * has_tower):
+            repository.optional(name, ", with mean=.., std=..")
     if OURS in config:
         repository.optional(SELECTORS)
         if "projector" in [*config[OURS]]:
@@ -266,7 +256,7 @@ class _Repository:
     def _get(self, name):
         """The path of a file; None where there is none, or none in reach.
 
-        The first file settles the commit of all. InputError where it cannot be fetched.
+        The first file settles the commit of all.
         """
         import huggingface_hub
         from huggingface_hub import errors

@@ -1,6 +1,6 @@
-"""The config.json of a folder: timm's, transformers' or what `save` wrote.
+"""The config.json of a folder: timm's, transformers' or one that `save` wrote.
 
-`describe` writes timm's form, with a part of our own that says all of a model.
+`describe` writes timm's form, with a part of our own that has all of a model's fields.
 """
 
 import dataclasses
@@ -29,19 +29,16 @@ T = TypeVar("T")
 
 
 def read(folder: pathlib.Path) -> HubConfig:
-    """The HubConfig of a folder with a config.json, and maybe preprocessor_config.json.
+    """The HubConfig of a folder's config.json and, if any, its image processor's file.
 
-    A preprocessor_config.json beside it is read too, where there is one, or what a
-    processor_config.json has in its place.
-    Raises InputError, with the file's name, for what cannot be read or understood.
+    Raises InputError, which names the file that cannot be read or understood.
     """
-    config = read_json(folder / CONFIG)
     images = {}
     if (folder / PROCESSOR).is_file():
         images = read_json(folder / PROCESSOR).get("image_processor") or {}
     if not images and (folder / PREPROCESSOR).is_file():
         images = read_json(folder / PREPROCESSOR)
-    return parse(config, images, folder)
+    return parse(read_json(folder / CONFIG), images, folder)
 
 
 def is_own(folder: pathlib.Path) -> bool:
@@ -58,63 +55,50 @@ def parse(
     folder: pathlib.Path = pathlib.Path(),
 ) -> HubConfig:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
-    file = folder / CONFIG
-    if OURS in config:
-        return _checked(_guarded(file, _parse_ours, config), file)
-    if "architecture" in config:
-        return _checked(_guarded(file, timm_config.parse_timm, config), file)
-    parsed = _guarded(file, transformers_config.parse_transformers, config)
-    processor = transformers_config.processor
-    normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
-    merged = parsed.config.over(ModelConfig(**normalization))
-    parsed = dataclasses.replace(parsed, config=merged, crop=crop)
-    return _checked(parsed, file)
-
-
-def _checked(parsed: HubConfig, file: pathlib.Path) -> HubConfig:
-    """`parsed`, whose size of images is one, as far as there is one."""
+    file, ours = folder / CONFIG, OURS in config
+    if ours or "architecture" in config:
+        parse_config = _parse_ours if ours else timm_config.parse_timm
+        parsed = _guarded(file, parse_config, config)
+    else:
+        parsed = _guarded(file, transformers_config.parse_transformers, config)
+        processor = transformers_config.processor
+        normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
+        merged = parsed.config.over(ModelConfig(**normalization))
+        parsed = dataclasses.replace(parsed, config=merged, crop=crop)
     size = parsed.config.image_size or 1
-    right = [isinstance(side, int) and side > 0 for side in sides(size)]
-    if right not in ([True], [True, True]):
-        raise InputError(
-            place=file,
-            field="the size of images",
-            value=size,
-            allowed="one or two numbers of pixels",
-        )
+    both = sides(size)
+    if len(both) > 2 or not all(isinstance(one, int) and one > 0 for one in both):
+        field, allowed = "the size of images", "one or two numbers of pixels"
+        raise InputError(field=field, place=file, value=size, allowed=allowed)
     return parsed
 
 
 def _guarded(
     file: pathlib.Path, call: Callable[..., T], *content: Mapping[str, Any]
 ) -> T:
-    """The result of `call`, whose errors name the file that the content is of."""
-    try:
-        with within(place=file):
+    """The result of `call`, whose errors name the file with this content."""
+    with within(place=file):
+        try:
             return call(*content)
-    except InputError:  # which is a ValueError, too
-        raise
-    except KeyError as error:
-        raise InputError(
-            f"has no {error.args[0]}",
-            place=file,
-            value=error.args[0],
-            allowed="the file as timm, transformers or save wrote it",
-        ) from error
-    except (TypeError, AttributeError, ValueError, IndexError) as error:
-        problem = f"has a field of another type: {error}"
-        raise InputError(problem, place=file) from error
+        except InputError:  # which is a ValueError, too
+            raise
+        except KeyError as error:
+            field = error.args[0]
+            allowed = "the file as timm, transformers or save wrote it"
+            raise InputError(f"has no {field}", value=field, allowed=allowed) from error
+        except (TypeError, AttributeError, ValueError, IndexError) as error:
+            raise InputError(f"has a field of another type: {error}") from error
 
 
 def describe(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which `load` makes a Pretrained again.
 
-    timm makes its dense part of it, where it has an architecture that is not OURS.
+    With another architecture than OURS timm makes its dense part.
     """
     model = vit.model
-    projector = vit.projector and {
-        field: getattr(vit.projector, field) for field in ("gelu", "prefix")
-    }
+    projector = {}
+    if vit.projector:
+        projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
     ours = {
         "version": __version__,
         "model": {
@@ -135,11 +119,11 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
 
 def _parse_ours(config):
-    """Our own part of what `describe` wrote."""
+    """Our own part of a file that `describe` wrote."""
     ours, classes = config[OURS], config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
-    fields = {k: _plain(v) for k, v in ours["model"].items()}
+    fields = {k: _as_tuples(v) for k, v in ours["model"].items()}
     names = timm_config.labels(config, classes)
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
@@ -147,7 +131,7 @@ def _parse_ours(config):
         config=ModelConfig(dtype=ours["dtype"], **fields),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
-        reduction={k: _plain(v) for k, v in ours["reduction"].items()},
+        reduction={k: _as_tuples(v) for k, v in ours["reduction"].items()},
         class_names=names,
         own=True,
         untrained=bool(ours.get("untrained", False)),
@@ -155,5 +139,5 @@ def _parse_ours(config):
     )
 
 
-def _plain(value):
-    return tuple(_plain(v) for v in value) if isinstance(value, list) else value
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,8 +1,7 @@
-"""Which model weights are of: who says what, and whose word counts.
+"""Which model weights belong to, from shapes, names, layouts, configs and the caller.
 
 Shapes show sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
-and the normalization of the images are in no tensor. Nothing is guessed: a name, a
-layout, a config.json or the caller says them.
+and the normalization of the images are in no tensor, and never guessed.
 """
 
 import dataclasses
@@ -16,25 +15,21 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import (
-    ONE_BY_ONE,
-    ModelConfig,
-    normalization,
-)
+from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, normalization
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.timm_config import is_eva
 
-# Fields of an Architecture that no shape shows; a pool with parameters is shown.
-UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
-ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
-# What can be given beside a name, or instead.
-ALONE = ("num_heads", *ALWAYS, "image_size", "mean", "std")
+ALWAYS = ("norm_eps", "gelu", "resize")  # in every Architecture, shown by no shape
+# Further fields that no shape shows, except a pool with parameters.
+INVISIBLE = (*ALWAYS, "rotary", "pool", "pool_include_prefix")
+# Fields that a caller can give without a name.
+NAMELESS = ("num_heads", *ALWAYS, "image_size", "mean", "std")
 MOST = 5  # names in a sentence
 
 
 class Unnamed(InputError):
-    """Weights that nothing says the model of: a config file beside them would."""
+    """Weights of an unknown model, which a config file next to them would name."""
 
 
 def infer_weights(
@@ -43,13 +38,13 @@ def infer_weights(
     requested: ModelConfig,
     path: pathlib.Path,
 ) -> ModelConfig:
-    """The config of the model that weights are of.
+    """The config of the model that weights belong to.
 
-    contents: tensors, and what their layout says of the model
-    partial: what a config.json says, or a file's layout and name
-    requested: what the caller says of the model, or wants changed
-    path: of a folder, whose config.json caller and layout only complete; or of a file,
-        where the caller is right, then the layout, then the name
+    contents: tensors, and fields that their layout says
+    partial: fields of a config.json, or of a file's layout and name
+    requested: fields that the caller adds or changes
+    path: a folder, whose config.json goes over caller and layout; or a file, where the
+        caller goes over the layout, and that over the name
     Raises InputError as `infer`, and where the tensors have another number of heads.
     """
     if path.is_dir():
@@ -64,10 +59,9 @@ def infer_weights(
     try:
         config = infer(contents.tensors, given)
     except Unnamed as error:
-        file = f"place its {CONFIG} beside it"
-        if path.is_dir():  # its config.json is there; mean and std are in another file
-            file = f"place its {PREPROCESSOR} beside it"
-        elif (path.parent / CONFIG).is_file():
+        # A folder has its config.json; mean and std are in another file.
+        file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
+        if not path.is_dir() and (path.parent / CONFIG).is_file():
             file = f"name its folder, {path.parent}, which has a {CONFIG}"
         error.hint = f"{file}, or {error.hint}"
         raise
@@ -86,10 +80,8 @@ def _given_for_file(contents, partial, requested):
         heads = ModelConfig(num_heads=contents.config.num_heads)
         partial = contents.images.over(heads)
     size = _size_of_positions(requested.image_size, facts)
-    given, named = (
-        dataclasses.replace(requested, image_size=size),
-        ModelConfig(name=name),
-    )
+    given = dataclasses.replace(requested, image_size=size)
+    named = ModelConfig(name=name)
     if not facts or requested.arch:
         return given.over(partial, named)
     given = _without(given, ("norm_eps", "resize")).over(partial, named)
@@ -114,21 +106,21 @@ def _size_of_positions(size, facts):
     return usual if patches[0] == patches[1] else size
 
 
-def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
-    """The config of the model that tensors are of.
+def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfig:
+    """The config of the model that tensors belong to.
 
     tensors: by timm's names
-    known: what its name, its layout, a config.json or the caller says
-    Returns all sizes, the whole Architecture, mean and std, and the name that is known.
-    Raises InputError where these are no tensors of a vision transformer that can be
-        made here, where they contradict what is known, and where that is not enough.
+    partial: fields that its name, its layout, a config.json or the caller says
+    Returns name, all sizes, the full Architecture, mean and std.
+    Raises InputError where the tensors are of no vision transformer that exists here,
+        where they contradict `partial`, and where it lacks a field that they lack too.
     """
-    if (known.mean is None) != (known.std is None):
-        normalization(known.mean, known.std)  # which says so
+    if (partial.mean is None) != (partial.std is None):
+        normalization(partial.mean, partial.std)  # which refuses one alone
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = _sizes(shapes, known)
-    parts, named = _parts(shapes, sizes), registry.facts(known.name)
-    fields = known.fields
+    sizes = _sizes(shapes, partial)
+    parts, named = _parts(shapes, sizes), registry.facts(partial.name)
+    fields = partial.fields
     if named.get("embed_dim") == sizes["embed_dim"]:
         fields = {"num_heads": named["num_heads"]} | fields
     if {"mean", "std"} <= {*named}:
@@ -138,31 +130,27 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
         sizes["image_size"] = fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
     lacking += ["image_size"] if sizes["image_size"] is None else []
-    if named or known.arch:
-        arch = known.architecture
-        _check_parts(known, arch, parts, shapes)
+    if named or partial.arch:
+        arch = partial.architecture
+        _check_parts(partial, arch, parts, shapes)
     else:
         lacking += [f for f in (*ALWAYS, *_open_parts(parts)) if f not in fields]
         values = {field: fields.get(field, getattr(DEIT, field)) for field in ALWAYS}
         arch = dataclasses.replace(parts, **values)
     if lacking:
-        raise _unknown(lacking, known, sizes, parts)
+        raise _unknown(lacking, partial, sizes, parts)
     mean, std = normalization(fields["mean"], fields["std"])
+    heads = fields["num_heads"]
     return ModelConfig(
-        name=known.name,
-        arch=arch,
-        num_heads=fields["num_heads"],
-        mean=mean,
-        std=std,
-        **sizes,
+        name=partial.name, arch=arch, num_heads=heads, mean=mean, std=std, **sizes
     )
 
 
-def _sizes(shapes, known):
+def _sizes(shapes, partial):
     """image_size, num_classes, stem and sizes that shapes show.
 
-    image_size is as known, or as the name has it, where that makes this grid: it need
-    be no square, and no multiple of the patch size. None: there are no positions.
+    image_size is that of `partial` or of the name, where it makes this grid: it need be
+    no square, and no multiple of the patch size. None: there are no positions.
     """
     if "pos_embed" in shapes:
         width = _shape(shapes, "pos_embed", 3)[2]
@@ -175,7 +163,7 @@ def _sizes(shapes, known):
     image_size = None
     if "pos_embed" in shapes:
         rows = shapes["pos_embed"][1]
-        image_size = _image_size(rows, _prefix(shapes), patch_size, known)
+        image_size = _image_size(rows, _prefix(shapes), patch_size, partial)
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
         "image_size": image_size,
@@ -188,28 +176,32 @@ def _sizes(shapes, known):
     }
 
 
-def _image_size(rows, prefix, patch_size, known):
-    """Of `rows` positions, those of the prefix among them or not."""
-    named = registry.facts(known.name).get("image_size")
-    for size in filter(None, (known.image_size, named)):
+def _image_size(rows, prefix, patch_size, partial):
+    """The size of images with `rows` positions, with or without a prefix's.
+
+    A number that is a square either way is that of a 3x3 grid and at most five tokens.
+    """
+    named = registry.facts(partial.name).get("image_size")
+    for size in filter(None, (partial.image_size, named)):
         if _patches(size, patch_size) in (rows - prefix, rows):
             return size
-    side = _side(rows, prefix)
-    if side is None:
-        allowed = "a square number, and one for each token before the patches or none"
-        hint = "give the size of other images, image_size=(height, width)"
-        found = {"field": "tensor pos_embed", "value": rows}
-        raise InputError(f"has {rows} rows", **found, allowed=allowed, hint=hint)
-    return side * patch_size
+    for count in (rows - prefix, rows):
+        side = math.isqrt(max(0, count))
+        if side and side * side == count:
+            return side * patch_size
+    allowed = "a square number, and one for each token before the patches or none"
+    hint = "give the size of other images, image_size=(height, width)"
+    found = {"field": "tensor pos_embed", "value": rows}
+    raise InputError(f"has {rows} rows", **found, allowed=allowed, hint=hint)
 
 
 def _patches(image_size, patch_size):
-    """Their number in an image; what is left at its sides is cut."""
+    """Their number in an image, whose sides are cut to whole patches."""
     return math.prod(patch_grid(image_size, patch_size, cut=True))
 
 
 def _parts(shapes, sizes):
-    """The Architecture that these tensors are of, but for what is UNTOLD."""
+    """The Architecture that these tensors show, the default in INVISIBLE fields."""
     prefix, positions, patches = _prefix(shapes), "pos_embed" in shapes, 0
     if positions:
         patches = _patches(sizes["image_size"], sizes["patch_size"])
@@ -244,19 +236,6 @@ def _prefix(shapes):
     return sum(_shape(shapes, name, 3)[1] for name in names if name in shapes)
 
 
-def _side(rows, prefix):
-    """Side of the square grid of `rows` positions, those of a prefix among them or not.
-
-    A number that can be read both ways is that of a 3x3 grid and five tokens at most:
-    it is read with the prefix.
-    """
-    for count in (rows - prefix, rows):
-        side = math.isqrt(max(0, count))
-        if side and side * side == count:
-            return side
-    return None
-
-
 def _shape(shapes, name, rank):
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
@@ -279,18 +258,18 @@ def _stem(shapes):
 
 
 def _visible(arch):
-    """An Architecture as far as shapes show it, the default in all else."""
-    plain = {field: getattr(DEIT, field) for field in UNTOLD}
+    """An Architecture with the default in INVISIBLE fields."""
+    defaults = {field: getattr(DEIT, field) for field in INVISIBLE}
     if not arch.class_token or arch.pool == "map":
-        del plain["pool"]
-    return dataclasses.replace(arch, **plain)
+        del defaults["pool"]
+    return dataclasses.replace(arch, **defaults)
 
 
-def _check_parts(known, arch, parts, shapes):
-    """InputError where tensors contradict the Architecture that is known."""
+def _check_parts(partial, arch, parts, shapes):
+    """InputError where tensors contradict an Architecture."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    whose = "as given" if known.arch else f"in {known.name!r}"
+    whose = "as given" if partial.arch else f"in {partial.name!r}"
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(_visible(arch), field), getattr(_visible(parts), field)
         if ours != theirs:
@@ -300,22 +279,20 @@ def _check_parts(known, arch, parts, shapes):
 
 
 def _open_parts(parts):
-    """Fields of an Architecture that cannot be given alone, nor are the usual ones."""
-    archs = [
-        registry.facts(name).get("arch", DEIT) for name in registry.public_models()
-    ]
+    """Fields of an Architecture that a caller cannot give one by one."""
+    archs = [registry.facts(name)["arch"] for name in registry.public_models()]
     alike = [arch for arch in archs if _visible(arch) == _visible(parts)]
     turns = is_eva(parts) or any(arch.rotary for arch in alike)
     reads = parts.pool == "map" and parts.prefix
     fields = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
-    # Of parts that no known model has together, what else differs is not known either:
-    # vit_base_patch16_rpn_224 has its norms behind the branches.
+    # Parts that no known model combines may differ in more, as the norms behind the
+    # branches of vit_base_patch16_rpn_224.
     return fields if fields or alike else ["arch"]
 
 
-def _unknown(lacking, known, sizes, parts):
-    """The InputError for fields that nothing says, with ways to say them."""
-    name, width = known.name, sizes["embed_dim"]
+def _unknown(lacking, partial, sizes, parts):
+    """The InputError for lacking fields, with ways to say them."""
+    name, width = partial.name, sizes["embed_dim"]
     names = " ".join(f"{field}=.." for field in lacking)
     give = f"give {names}, in commands as fields of --config"
     candidates = _candidates(sizes, parts, "mean" in lacking)
@@ -327,19 +304,19 @@ def _unknown(lacking, known, sizes, parts):
     first, *rest = lacking
     problem = f"and {', '.join(rest)} are in no tensor" if rest else "is in no tensor"
     found = {"field": first, "value": lacking}
-    if name or known.arch:
+    if name or partial.arch:
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
         problem += f", nor does {repr(name) if name else 'arch'} say"
         return InputError(problem, **found, hint=f"{say}{give}")
-    ways = [give] if {*lacking} <= {*ALONE} else []
-    if candidates or not ways:  # a name is enough, or all that can say it
+    ways = [give] if {*lacking} <= {*NAMELESS} else []
+    if candidates or not ways:
         ways.insert(0, f"say which model it is, name=..{candidates}")
     return Unnamed(problem, **found, hint=", or ".join(ways))
 
 
 def _candidates(sizes, parts, normalized):
-    """In brackets, known models of these sizes and parts; "" where there are none.
+    """Known models of these sizes and parts, in brackets; "" for none.
 
     normalized: only names that say mean and std
     """

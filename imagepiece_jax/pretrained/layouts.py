@@ -1,10 +1,9 @@
 """Checkpoints of any layout by timm's names, which `convert` reads, and the way back.
 
-A layout is recognized by one tensor that all of its checkpoints have. What stands
-before that name, such as "vision_model." or "backbone.", is where the vision tower is.
-The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the gate,
-and mlp.fc1_x. Where a language model holds the tower, that and its projector are read,
-and nothing else.
+A layout is recognized by one tensor that all of its checkpoints have. Everything in
+front of that name, such as "vision_model." or "backbone.", is the vision tower's
+prefix. The canonical layout is timm's, with SwiGLU's first layer in two: mlp.fc1_g, the
+gate, and mlp.fc1_x. Of a language model only the tower and its projector are read.
 """
 
 import dataclasses
@@ -36,32 +35,27 @@ CLIP_IMAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names of one layout.
+    """The names of one layout."""
 
-    title: how sentences call it. mark: the tensor that shows it. blocks: a pattern of
-    what a block's names start with, with its number. inner, outer: {module or tensor of
-    a block, or of the rest of the tower: timm's}; beside: of what stands beside the
-    tower. left_out: a pattern of how names start that no forward pass of ours needs.
-    refused: {module: what it is}, where we lack it. strict: names that are in no table
-    are errors, not timm's. says: what else the tensors, by their names here, show.
-    """
-
-    title: str
-    mark: str
-    blocks: str
-    inner: Mapping[str, str]
-    outer: Mapping[str, str]
-    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    left_out: str = r"(?!)"  # nothing
+    title: str  # its name in sentences
+    mark: str  # the tensor that shows it
+    blocks: str  # a pattern for the start of a block's names, with its number
+    inner: Mapping[str, str]  # {module or tensor of a block: timm's}
+    outer: Mapping[str, str]  # the same for the rest of the tower
+    # the same for parts without the tower's prefix
+    outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
+    # {module: its description} of parts that no model has
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    strict: bool = True
+    strict: bool = True  # names in no table are errors, not timm's
+    # fields of a ModelConfig that the tensors, by their names here, show
     says: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
 
     def place(self, name: str, prefix: str) -> str | None:
         """timm's name of a tensor, "" for one left out, None where it has no place.
 
-        Names without `prefix` are beside the tower. Some names are not timm's yet: see
-        `_canonical`. Raises InputError for a part without an equivalent.
+        Some names are not timm's yet: see `_canonical`.
+        Raises InputError for a part without an equivalent.
         """
         inside = name.removeprefix(prefix) if name.startswith(prefix) else None
         if inside is not None:
@@ -77,13 +71,13 @@ class Layout:
             renamed = _renamed(inside, self.outer)
             if renamed is not None:
                 return renamed
-        renamed = _renamed(name, self.beside)
+        renamed = _renamed(name, self.outside)
         if renamed is not None:
             return renamed
         if inside is not None and not self.strict:
             return inside
-        outside = prefix and inside is None and re.match(BESIDE, name)
-        return "" if outside else None
+        ignored = prefix and inside is None and re.match(IGNORED, name)
+        return "" if ignored else None
 
 
 def _renamed(name, table, strict=True):
@@ -96,10 +90,10 @@ def _renamed(name, table, strict=True):
     return None if strict else name
 
 
-# Beside a vision tower, and knowingly left out: the text tower of CLIP and SigLIP with
-# what compares the two, an optimizer's state, the heads of self-distillation (DINO,
-# DINOv2), and decoders.
-BESIDE = (
+# Names without the tower's prefix that are left out: the text tower of CLIP and SigLIP
+# with the scale that compares the two, an optimizer's state, the heads of
+# self-distillation (DINO, DINOv2), and decoders.
+IGNORED = (
     r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
     r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
     r"vocab_size|(params\.)?(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
@@ -130,12 +124,24 @@ def _openai_says(tensors):
     return fixed | CLIP_IMAGES
 
 
-def _attention(theirs, ours):
-    """{projection of Flax's module: timm's}."""
-    letters = {"query": "q", "key": "k", "value": "v", "out": "proj"}
-    return {f"{theirs}.{name}": f"{ours}.{ends}" for name, ends in letters.items()}
+def _attention(theirs, names="query key value out", ours="attn"):
+    """{projection of their module: timm's}."""
+    parts = zip(names.split(), ("q", "k", "v", "proj"), strict=True)
+    return {f"{theirs}.{name}": f"{ours}.{part}" for name, part in parts}
 
 
+def _mlp(first, second, ours="mlp"):
+    """{layer of their MLP: timm's}."""
+    return {first: f"{ours}.fc1", second: f"{ours}.fc2"}
+
+
+def _same(*names):
+    """{name: itself}, for names that are timm's."""
+    return dict(zip(names, names, strict=True))
+
+
+_GATED = {"mlp.gate_proj": "mlp.fc1_g", "mlp.down_proj": "mlp.fc2"}
+_SCALES = {f"layer_scale{i}.lambda1": f"ls{i}.gamma" for i in (1, 2)}
 LAYOUTS = (
     Layout(
         # Files from before Flax's linen number all modules of a block together, others
@@ -145,14 +151,12 @@ LAYOUTS = (
         blocks=r"Transformer\.encoderblock_(\d+)\.",
         inner={
             "LayerNorm_0": "norm1",
-            **_attention("MultiHeadDotProductAttention_0", "attn"),
-            **_attention("MultiHeadDotProductAttention_1", "attn"),
+            **_attention("MultiHeadDotProductAttention_0"),
+            **_attention("MultiHeadDotProductAttention_1"),
             "LayerNorm_1": "norm2",
             "LayerNorm_2": "norm2",
-            "MlpBlock_0.Dense_0": "mlp.fc1",
-            "MlpBlock_0.Dense_1": "mlp.fc2",
-            "MlpBlock_3.Dense_0": "mlp.fc1",
-            "MlpBlock_3.Dense_1": "mlp.fc2",
+            **_mlp("MlpBlock_0.Dense_0", "MlpBlock_0.Dense_1"),
+            **_mlp("MlpBlock_3.Dense_0", "MlpBlock_3.Dense_1"),
         },
         outer={
             "embedding": "patch_embed.proj",
@@ -163,10 +167,13 @@ LAYOUTS = (
             "Transformer.encoder_norm": "norm",
             "head": "head",
             "MAPHead_0.probe": "attn_pool.latent",
-            **_attention("MAPHead_0.MultiHeadDotProductAttention_0", "attn_pool"),
+            **_attention("MAPHead_0.MultiHeadDotProductAttention_0", ours="attn_pool"),
             "MAPHead_0.LayerNorm_0": "attn_pool.norm",
-            "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
-            "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
+            **_mlp(
+                "MAPHead_0.MlpBlock_0.Dense_0",
+                "MAPHead_0.MlpBlock_0.Dense_1",
+                "attn_pool.mlp",
+            ),
         },
         refused={
             "pre_logits": "of a tanh layer in front of the head, which no model here "
@@ -181,29 +188,18 @@ LAYOUTS = (
         mark="embeddings.patch_embeddings.projection.weight",
         blocks=r"(?:encoder\.layer|layers)\.(\d+)\.",
         inner={
-            "attention.attention.query": "attn.q",
-            "attention.attention.key": "attn.k",
-            "attention.attention.value": "attn.v",
-            "attention.output.dense": "attn.proj",
-            "attention.q_proj": "attn.q",
-            "attention.k_proj": "attn.k",
-            "attention.v_proj": "attn.v",
-            "attention.o_proj": "attn.proj",
+            **_attention(
+                "attention",
+                "attention.query attention.key attention.value output.dense",
+            ),
+            **_attention("attention", "q_proj k_proj v_proj o_proj"),
             "layernorm_before": "norm1",
             "layernorm_after": "norm2",
-            "norm1": "norm1",
-            "norm2": "norm2",
-            "intermediate.dense": "mlp.fc1",
-            "output.dense": "mlp.fc2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-            "mlp.weights_in": "mlp.fc1",
-            "mlp.weights_out": "mlp.fc2",
-            "mlp.gate_proj": "mlp.fc1_g",
+            **_same("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
+            **_mlp("intermediate.dense", "output.dense"),
+            **_mlp("mlp.weights_in", "mlp.weights_out"),
+            **_GATED | _SCALES,
             "mlp.up_proj": "mlp.fc1_x",
-            "mlp.down_proj": "mlp.fc2",
-            "layer_scale1.lambda1": "ls1.gamma",
-            "layer_scale2.lambda1": "ls2.gamma",
         },
         outer={
             "embeddings.patch_embeddings.projection": "patch_embed.proj",
@@ -213,7 +209,7 @@ LAYOUTS = (
             "embeddings.register_tokens": "register_tokens",
             "layernorm": "norm",
         },
-        beside={
+        outside={
             "classifier": "head",
             "cls_classifier": "head",
             "distillation_classifier": "head_dist",
@@ -226,17 +222,9 @@ LAYOUTS = (
         mark="embeddings.patch_embeddings.weight",
         blocks=r"(?:model\.)?layer\.(\d+)\.",
         inner={
-            "attention.q_proj": "attn.q",
-            "attention.k_proj": "attn.k",
-            "attention.v_proj": "attn.v",
-            "attention.o_proj": "attn.proj",
-            "norm1": "norm1",
-            "norm2": "norm2",
-            "mlp.gate_proj": "mlp.fc1_g",
-            "mlp.up_proj": "mlp.fc1",  # beside a gate what it opens, else all there is
-            "mlp.down_proj": "mlp.fc2",
-            "layer_scale1.lambda1": "ls1.gamma",
-            "layer_scale2.lambda1": "ls2.gamma",
+            **_attention("attention", "q_proj k_proj v_proj o_proj"),
+            **_same("norm1", "norm2") | _GATED | _SCALES,
+            "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
         },
         outer={
             "embeddings.patch_embeddings": "patch_embed.proj",
@@ -251,14 +239,10 @@ LAYOUTS = (
         mark="embeddings.patch_embedding.weight",
         blocks=r"encoder\.layers\.(\d+)\.",
         inner={
-            "self_attn.q_proj": "attn.q",
-            "self_attn.k_proj": "attn.k",
-            "self_attn.v_proj": "attn.v",
-            "self_attn.out_proj": "attn.proj",
+            **_attention("self_attn", "q_proj k_proj v_proj out_proj"),
             "layer_norm1": "norm1",
             "layer_norm2": "norm2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
+            **_same("mlp.fc1", "mlp.fc2"),
         },
         outer={
             "embeddings.patch_embedding": "patch_embed.proj",
@@ -271,10 +255,9 @@ LAYOUTS = (
             "head.attention.in_proj_bias": "attn_pool.qkv.bias",
             "head.attention.out_proj": "attn_pool.proj",
             "head.layernorm": "attn_pool.norm",
-            "head.mlp.fc1": "attn_pool.mlp.fc1",
-            "head.mlp.fc2": "attn_pool.mlp.fc2",
+            **_mlp("head.mlp.fc1", "head.mlp.fc2", "attn_pool.mlp"),
         },
-        beside={"visual_projection": "projection", "classifier": "mean_head"},
+        outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
     ),
     Layout(
@@ -287,8 +270,7 @@ LAYOUTS = (
             "attn.in_proj_bias": "attn.qkv.bias",
             "attn.out_proj": "attn.proj",
             "ln_2": "norm2",
-            "mlp.c_fc": "mlp.fc1",
-            "mlp.c_proj": "mlp.fc2",
+            **_mlp("mlp.c_fc", "mlp.c_proj"),
         },
         outer={
             "conv1": "patch_embed.proj",
@@ -326,9 +308,7 @@ LAYOUTS = (
         inner={
             "gamma_1": "ls1.gamma",
             "gamma_2": "ls2.gamma",
-            "attn.q_proj": "attn.q",
-            "attn.k_proj": "attn.k",
-            "attn.v_proj": "attn.v",
+            **_attention("attn", "q_proj k_proj v_proj proj"),
             "attn.inner_attn_ln": "attn.norm",
             "mlp.w1": "mlp.fc1_g",
             "mlp.w2": "mlp.fc1_x",
@@ -337,7 +317,7 @@ LAYOUTS = (
             "mlp.ffn_ln": "mlp.norm",
         },
         outer={"register_tokens": "register_tokens"},
-        beside={"visual.head.proj": "projection"},
+        outside={"visual.head.proj": "projection"},
         left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
         r"(.*\.)?rope\.(?!freqs$)",
         strict=False,
@@ -348,29 +328,20 @@ TIMM = LAYOUTS[-1]
 
 @dataclasses.dataclass(frozen=True)
 class HostNames:
-    """The names of a language model around a vision tower.
+    """The names of a language model around a vision tower."""
 
-    tower: a pattern of what stands in front of the tower's names; what is before its
-    last module is of the host. marks: what a name of the host starts with, by which it
-    is known. projector: {its layers, from the host: ours}.
-    """
-
-    tower: str
-    marks: tuple[str, ...]
-    projector: Mapping[str, str]
+    tower: str  # a pattern for the tower's prefix, in whose group is the host's
+    marks: tuple[str, ...]  # starts of names that only the host has
+    projector: Mapping[str, str]  # {its layers: ours}
 
     def place(self, name: str, start: str) -> str | None:
-        """Our name of a tensor beside the tower, as `Layout.place`.
-
-        start: what stands in front of the host's names
-        """
+        """As `Layout.place` for names outside the tower; `start`: the host's prefix."""
         inside = name.removeprefix(start)
         renamed = _renamed(inside, self.projector)
         if renamed and not renamed.endswith((".weight", ".kernel", ".bias")):
             return None
         modules = [layer.partition(".")[0] for layer in self.projector]
-        beside = "" if inside.partition(".")[0] not in modules else None
-        return renamed or beside
+        return renamed or ("" if inside.partition(".")[0] not in modules else None)
 
 
 HOST_NAMES = (
@@ -412,25 +383,20 @@ BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
 
 
 class Contents(NamedTuple):
-    """A checkpoint by timm's names, and what its layout says of the model.
-
-    config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows;
-    images: mean and std, where the file itself holds them; projector: of a tower in a
-    language model.
-    """
+    """A checkpoint by timm's names, and the fields that its layout says."""
 
     tensors: dict[str, np.ndarray]
-    config: ModelConfig
-    images: ModelConfig = ModelConfig()
-    projector: Projector | None = None
+    config: ModelConfig  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
+    images: ModelConfig = ModelConfig()  # mean and std, where the file itself has them
+    projector: Projector | None = None  # of a tower in a language model
 
 
 def read_weights(
     path: str | os.PathLike, averaged: bool = False, tower: Tower | None = None
 ) -> Contents:
-    """A weights file by timm's names. Raises InputError, which names the file.
+    """A weights file by timm's names; only tensors that `to_timm` uses are read.
 
-    tower: as `to_timm` takes it; of the rest of the file nothing is read
+    Raises InputError, which names the file.
     """
     path, names = pathlib.Path(path), []
 
@@ -482,16 +448,16 @@ def to_timm(
     names: of all tensors in the file; None: `state_dict` has all
     Raises InputError for tensors of no layout, and for a part without an equivalent.
     """
-    plain = _plain_names(state_dict if names is None else names)
-    tensors = _unscanned({plain[name]: value for name, value in state_dict.items()})
-    places = _Places.of([*plain.values()], tower)
+    dotted = _dotted_names(state_dict if names is None else names)
+    tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
+    places = _Places.of([*dotted.values()], tower)
     layout, prefix = places.layout, places.prefix
     renamed, origin = {}, {}
     for name, tensor in tensors.items():
         place = places.place(name)
         if place is None:
-            tower_name = f" beside the tower {prefix[:-1]}" if prefix else ""
-            problem = f"has no place in {layout.title}{tower_name}"
+            outside = f" outside the tower {prefix[:-1]}" if prefix else ""
+            problem = f"has no place in {layout.title}{outside}"
             allowed = "the tensors of a vision transformer"
             raise InputError(problem, field=f"tensor {name}", allowed=allowed)
         if place and place in renamed:
@@ -501,13 +467,13 @@ def to_timm(
         if place:
             renamed[place], origin[place] = tensor, name
     try:
-        shown = {**dict.fromkeys(plain.values()), **tensors, **renamed}
-        config = ModelConfig(**layout.says(shown))
+        present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
+        config = ModelConfig(**layout.says(present))
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}
-        alone = not (layers or tower or places.host)
-        projector = None if alone else _projector(layers, tower)
+        hosted = layers or tower or places.host
+        projector = _projector(layers, tower) if hosted else None
         return Contents(tensors, config, projector=projector)
     except InputError:
         raise
@@ -548,16 +514,14 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
 
     InputError where the tower has another number of blocks than its config says.
     """
-    plain = _plain_names(names)
-    # As the first of its blocks, where a scan has all of them in one tensor.
-    first = {name: plain[name].replace(SCAN, f"{SCAN[:-1]}_0.") for name in names}
+    # A tensor of all blocks, of a scan, is named as the first of them.
+    dotted, start = _dotted_names(names), f"{SCAN[:-1]}_0."
+    first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
     places = _Places.of([*first.values()], tower)
     if tower and tower.blocks:
-        blocks = {places.block(name) for name in first.values()} - {None}
-        if len(blocks) != tower.blocks:
-            problem = (
-                f"is {tower.blocks} in {CONFIG}, but the tensors have {len(blocks)}"
-            )
+        count = len({places.block(name) for name in first.values()} - {None})
+        if count != tower.blocks:
+            problem = f"is {tower.blocks} in {CONFIG}, but the tensors have {count}"
             found = {"field": "depth", "value": tower.blocks}
             raise InputError(problem, **found, allowed="files of one model")
     return [name for name in names if places.place(first[name]) != ""]
@@ -565,17 +529,13 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Where tensors of a checkpoint go, by their names alone.
-
-    prefix: what stands in front of the vision tower's. host: what holds it, if any, and
-    start: in front of the host's. tower: how that reads it.
-    """
+    """Where tensors of a checkpoint go, by their names."""
 
     layout: Layout
-    prefix: str
-    host: HostNames | None
-    start: str
-    tower: Tower | None
+    prefix: str  # of the vision tower's names
+    host: HostNames | None  # the language model around the tower
+    start: str  # prefix of the host's names
+    tower: Tower | None  # how the host reads the tower
 
     @classmethod
     def of(cls, names, tower):
@@ -602,32 +562,29 @@ class _Places:
         return place if used else ""
 
     def block(self, name):
-        """The number of the block that a tensor of the tower is of; None: of none."""
+        """The number of the block that a tensor of the tower belongs to, or None."""
         match = name.startswith(self.prefix) and re.match(
             self.layout.blocks, name.removeprefix(self.prefix)
         )
         return int(match[1]) if match else None
 
 
-def _plain_names(names):
-    """{name: it with dots, without what wraps all names}."""
-    plain = {name: name.replace("/", ".") for name in names}
+def _dotted_names(names):
+    """{name: the same with dots, without a wrapper that all names have}."""
+    dotted = {name: name.replace("/", ".") for name in names}
     for wrapper in _WRAPPERS:
-        while plain and all(name.startswith(wrapper) for name in plain.values()):
-            plain = {k: name.removeprefix(wrapper) for k, name in plain.items()}
-    if plain and all(name.endswith(_VALUE) for name in plain.values()):
-        plain = {k: name.removesuffix(_VALUE) for k, name in plain.items()}
-    return plain
+        while dotted and all(name.startswith(wrapper) for name in dotted.values()):
+            dotted = {k: name.removeprefix(wrapper) for k, name in dotted.items()}
+    if all(name.endswith(_VALUE) for name in dotted.values()):
+        dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
+    return dotted
 
 
 def _projector(tensors, tower):
     """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
-            problem, allowed = (
-                "has no place in a projector",
-                "weight and bias of layers",
-            )
+            problem, allowed = "has no place in a projector", "weight, bias of layers"
             raise InputError(problem, field=f"tensor {name}", allowed=allowed)
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
@@ -653,9 +610,7 @@ def _projector(tensors, tower):
         fits = len(shapes[0]) == 2 and shapes[0][1:] == before
         if not fits or shapes[-1][:1] != shapes[0][:1]:
             problem = f"has tensors of {' and '.join(map(str, shapes))}"
-            allowed = (
-                "a weight [out, in], in as the layer before gives it, a bias [out]"
-            )
+            allowed = "a weight [out, in], in as the layer before has out, a bias [out]"
             raise InputError(problem, field=layer, value=shapes, allowed=allowed)
         if not all(np.isfinite(array).all() for array in arrays):
             problem = "holds a value that is not finite"
@@ -695,15 +650,14 @@ def _unscanned(tensors):
     out = {}
     for name, tensor in tensors.items():
         before, scan, after = name.rpartition(SCAN)
-        if scan:
-            if tensor.ndim == 0:
-                allowed = "an array whose first axis is that of the blocks"
-                tensor_name = f"tensor {name}"
-                raise InputError("is one number", field=tensor_name, allowed=allowed)
-            start = f"{before}{SCAN[:-1]}_"
-            out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
-        else:
+        if not scan:
             out[name] = tensor
+            continue
+        if tensor.ndim == 0:
+            field, allowed = f"tensor {name}", "an array whose first axis is the blocks"
+            raise InputError("is one number", field=field, allowed=allowed)
+        start = f"{before}{SCAN[:-1]}_"
+        out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
     return out
 
 
@@ -724,11 +678,9 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name == "reg_token" and 0 in tensor.shape:
-            continue  # transformers' DINOv3 without registers
         elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
-        else:
+        elif name != "reg_token" or tensor.size:  # DINOv3's may be empty
             out[name] = tensor
     _stack(out)
     _mask_keys(out)
@@ -847,10 +799,9 @@ def _add_positions(tensors):
     DINOv2 puts registers between the class token and the patches after positions are
     added; timm, and we, have positions of the patches alone then.
     """
-    registers = tensors.pop("register_tokens", None)
-    registers = None if registers is None or not registers.size else registers
+    registers = tensors.pop("register_tokens", np.zeros(0))
     positions, first = tensors.get("pos_embed"), tensors.get("cls_token")
-    if registers is None or positions is None or first is None:
+    if not registers.size or positions is None or first is None:
         return
     row = positions[:, :1].astype(np.float32)
     tensors["reg_token"] = registers
@@ -875,11 +826,8 @@ def _name_head(tensors):
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
     head, norm = tensors.get("head.weight"), tensors.get("norm.weight")
-    if (
-        head is not None
-        and "dist_token" in tensors
-        and "head_dist.weight" not in tensors
-    ):
+    one_head = head is not None and "head_dist.weight" not in tensors
+    if one_head and "dist_token" in tensors:
         problem = "has a distillation token and only a head of the class token, as "
         problem += "transformers' DeiTForImageClassification and no model here"
         allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"

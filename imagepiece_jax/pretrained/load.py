@@ -1,17 +1,15 @@
 """From a path to a model: the public `load`.
 
-`read_metadata` returns what a path says, `complete` adds which model it is, and `build`
-makes the Pretrained. Each field of the config comes from one place, shapes of tensors,
-the layout of a file, a config.json, a name, or the caller, who may change some of them,
-but nothing that the weights decide.
+`read_metadata` reads names and configs, `complete` finds out which model it is, and
+`build` makes the Pretrained. Each field of the config comes from shapes of tensors, the
+layout of a file, a config.json, a name, or the caller, who may change some fields, but
+none that the weights decide.
 """
 
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, within
@@ -23,13 +21,9 @@ from imagepiece_jax.pretrained import hub, hub_configs, runs
 from imagepiece_jax.pretrained.hub import CONFIG
 from imagepiece_jax.pretrained.infer import infer_weights
 from imagepiece_jax.pretrained.timm_config import published_class_names
-from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights, WeightsFiles
+from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights
 
-# Of `load`, beside the fields of a ModelConfig.
-ARGUMENTS = (
-    *("reduction", "checkpoint", "averaged", "class_names", "preprocessing", "seed"),
-)
-HEADS = ("head", "head_dist")  # what a model reads classes with
+HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
 
 def load(
@@ -46,29 +40,25 @@ def load(
 ) -> Pretrained:
     """A trained model, wherever its weights are.
 
-    path: of a weights file (.npz, .safetensors, .pth), whose tensors determine sizes,
-        stem and classes; of a folder with config.json and weights, as timm,
-        transformers and `save` write it; of the folder of a run; or an id of the
-        Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION", whose files
-        are fetched once into huggingface_hub's cache
-    reduction: such as {"name": "evit", "keep_rate": 0.7}; None keeps that of a run and
-        of a folder that `save` wrote, {"name": "none"} is the dense model
+    path: a weights file (.npz, .safetensors, .pth); a folder with config.json and
+        weights, as timm, transformers and `save` write it; the folder of a run; or an
+        id of the Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION",
+        whose files are fetched once into huggingface_hub's cache
+    reduction: such as {"name": "evit", "keep_rate": 0.7}; {"name": "none"} is the dense
+        model; None: the reduction of the run, or of the folder that `save` wrote
     checkpoint: of a run, "best" or "latest"
-    averaged: the averages of the weights over the steps of the training, which a run
-        has (config.ema_decay), and a .pth file that timm or DeiT's code saved while
-        training
-    num_classes: another number than the weights' gives a new head, drawn from `seed` as
-        one that training starts with; 0 leaves the head out
-    class_names: to be shown instead of those of the weights
-    preprocessing: instead of that of the weights, such as {"crop": 0.9}
-    changes: fields of a ModelConfig that are to differ, such as image_size, to which
-        positions are resized, gelu or dtype; and those that no tensor shows, where
-        neither a config nor the file's name does: name, or num_heads, gelu, norm_eps,
-        resize, mean and std
-    Raises InputError for what does not fit, for a field that contradicts the weights,
-        and for weights that do not say which model they are.
+    averaged: take the weights averaged over the training's steps, which a run has
+        (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
+    num_classes: another number than the weights' gives a new head, drawn from `seed`;
+        0 leaves the head out
+    class_names, preprocessing: instead of the weights' own; such as {"crop": 0.9}
+    changes: fields of a ModelConfig that differ, such as image_size, to which positions
+        are resized, gelu or dtype; and those that neither tensors nor a config nor the
+        file's name show: name, or num_heads, gelu, norm_eps, resize, mean and std
+    Raises InputError for a field that contradicts the weights, and for weights that do
+        not say which model they are.
     """
-    check_names(changes, [*ARGUMENTS, *ModelConfig.names()])
+    check_names(changes, dict.fromkeys([*load.__kwdefaults__, *ModelConfig.names()]))
     requested, fresh = ModelConfig(**changes), ()
     weights = read(path, requested, checkpoint, averaged)
     if weights.run is None and checkpoint != "best":
@@ -92,22 +82,17 @@ def read(
     checkpoint: str = "best",
     averaged: bool = False,
 ) -> Weights:
-    """The weights at a path, with the whole config of their model.
-
-    path, checkpoint, averaged: as `load` takes them
-    requested: what the caller says of the model, or wants changed
-    Raises InputError as `read_metadata` and `complete`.
-    """
+    """`complete` weights at a path, with arguments of `load`."""
     return complete(read_metadata(path, checkpoint, averaged), requested)
 
 
 def read_metadata(
     path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
 ) -> Metadata:
-    """What names and configs at a path say; tensors are not read.
+    """What names and configs at a path say, with arguments of `load`.
 
-    path, checkpoint, averaged: as `load` takes them. A file that is called as a known
-        model, such as deit_tiny_patch16_224.pth, is one unless the caller names another
+    No tensor is read. A file named after a known model, such as
+    deit_tiny_patch16_224.pth, is one unless the caller names another.
     Raises InputError where there are no weights.
     """
     path = hub.existing(path)
@@ -132,48 +117,49 @@ def read_metadata(
 
 
 def complete(metadata: Metadata, requested: ModelConfig = NOTHING) -> Weights:
-    """Weights with the whole config of their model.
+    """Weights with the full config of their model.
 
-    requested: what the caller says of the model, or wants changed
-    Raises InputError where it is not known which model this is, where a config.json
+    requested: fields that the caller adds or changes
+    Raises InputError where no source says which model this is, where a config.json
         contradicts the tensors, and where `requested` contradicts either.
     """
     found = {} if metadata.run is not None else _inferred(metadata, requested)
     trained = Weights(**vars(metadata) | found)
     if requested.mean is not None:
         trained = dataclasses.replace(trained, normalized=True)
-    folder = metadata.path.is_dir()  # there a name stands for its sizes, too
     reduction = trained.reduction
     if requested.prop_attn is not None:
         reduction = {**reduction, "prop_attn": requested.prop_attn}
+    folder = metadata.path.is_dir()  # there a name stands for its sizes, too
     config = trained.config.changed(requested, str(metadata), folder)
-    changes = {"config": config, "reduction": reduction, "trained": trained}
-    return dataclasses.replace(trained, **changes)
+    return dataclasses.replace(
+        trained, config=config, reduction=reduction, trained=trained
+    )
 
 
 def _inferred(metadata, requested):
     """Fields of Weights that tensors, names and the caller say together."""
-    partial, folder = metadata.partial_config, metadata.path.is_dir()
-    contents, place = metadata.files.contents, str(metadata)
+    partial, place = metadata.partial_config, str(metadata)
     with within(place=place):
-        config = infer_weights(contents, partial, requested, metadata.path)
+        config = infer_weights(
+            metadata.files.contents, partial, requested, metadata.path
+        )
     for field, value in metadata.sizes.items():
         if getattr(config, field) != value:
             problem = f"is {value!r}, but its tensors have {getattr(config, field)!r}"
             facts = {"field": field, "place": f"{place}, {CONFIG}", "value": value}
             raise InputError(problem, **facts, allowed="files of one model")
-    if folder:
+    if metadata.path.is_dir():
         config = dataclasses.replace(config, dtype=metadata.config.dtype)
         crop = metadata.crop or registry.published_crop(config.name)
         return {"config": config, "crop": crop}
     name = requested.name or partial.name
     only_size = requested.name in registry.MODELS  # which says nothing of the images
+    named = partial.name if only_size else name
     return {
         "config": config,
         "crop": registry.published_crop(name),
-        "class_names": published_class_names(
-            partial.name if only_size else name, config.num_classes
-        ),
+        "class_names": published_class_names(named, config.num_classes),
         "normalized": not only_size or partial.mean is not None,
     }
 
@@ -184,12 +170,10 @@ def build(
     fresh: Iterable[str] | None = None,
     seed: int | None = None,
 ) -> Pretrained:
-    """The model and its variables with this reduction; None: with the weights'.
+    """The model and its variables with a reduction; None: with the weights' own.
 
-    fresh: parts that are drawn, whatever the weights have; None: the selectors that
-        they lack
-    seed: of what is drawn; None: that of the training
-    Raises InputError where anything does not fit.
+    fresh: parts to draw, whatever the weights have; None: the selectors that they lack
+    seed: of parts that are drawn; None: the training's
     """
     config, used = weights.config, weights.reduction if reduction is None else reduction
     with within(place=weights):
@@ -222,18 +206,6 @@ def lacks_selectors(weights: Weights, reduction: Mapping[str, Any]) -> bool:
     like = variable_shapes(weights.config.create(reduction), weights.config.image_size)
     tensors = {} if weights.untrained else weights.tensors
     return bool(convert.lacking_selectors(tensors, like))
-
-
-def tensors(
-    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
-) -> Mapping[str, np.ndarray]:
-    """Tensors of whatever `load` takes, by timm's names.
-
-    path, checkpoint, averaged: as `load` takes them
-    """
-    path = hub.existing(path)
-    tower = hub_configs.read(path).tower if hub.kind(path) == "folder" else None
-    return WeightsFiles(path, checkpoint, averaged, tower).contents.tensors
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
 from imagepiece_jax.models.registry import MODELS
@@ -28,19 +28,16 @@ ALLOWED = (
     "transformers and save write it, and the folder of a run"
 )
 COLLECTIONS = ("params", "batch_stats")
-AVERAGES = "ema"  # of the state of a run: the collections, averaged over steps
-IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
+AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
+IMAGENET = {"mean": MEAN, "std": STD}  # of runs older than these fields
 ADAPTER = "adapter_config.json"  # in a folder of the peft library
-# Fields that an older config has, with what they are in all of MODELS.
+# Fields that only older configs have, with their values in all of MODELS.
 NAMED = {"gelu": "exact", "class_token": True}
-# Fields that older configs lack, as they were then.
+CROP = {"eval_crop": None, "eval_crop_mode": "center", "eval_interpolation": "bicubic"}
+# Fields that older configs lack, with their values then.
 LATER = {
     "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
-    "data": {
-        "eval_crop": None,
-        "eval_crop_mode": "center",
-        "eval_interpolation": "bicubic",
-    },
+    "data": CROP,
     "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
 }
 WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
@@ -111,13 +108,14 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         config["reduction"] = current(config["reduction"])
     for group, fields in LATER.items():
         if group in config:
-            stated = {k: v for k, v in config[group].items() if v is not None}
-            config[group] = config[group] | fields | stated
-    if "trace_source" in config.get("model", {}):
-        fields = config["model"].items()
-        config["model"] = {k: v for k, v in fields if k != "trace_source"}
+            present = {k: v for k, v in config[group].items() if v is not None}
+            config[group] = config[group] | fields | present
+    removed = {"model": "trace_source"}
     if config.get("augment", {}).get("where") == "device":  # there was a choice then
-        config["augment"] = {k: v for k, v in config["augment"].items() if k != "where"}
+        removed["augment"] = "where"
+    for group, field in removed.items():
+        if group in config:
+            config[group] = {k: v for k, v in config[group].items() if k != field}
     if "ema_decay" in config:
         config = {"best_by": "weights"} | config
     if "teacher" in config:
@@ -138,10 +136,7 @@ def read_checkpoint(
     averaged: its averages (config.ema_decay)
     Raises InputError where it has none, and for another `checkpoint`.
     """
-    if checkpoint not in KINDS:
-        allowed = " and ".join(KINDS)
-        raise InputError(field="checkpoint", value=checkpoint, allowed=allowed)
-
+    one_of("checkpoint", checkpoint, KINDS)
     folder = pathlib.Path(folder).resolve()
     start = f"{AVERAGES}/" * averaged
 
@@ -193,12 +188,9 @@ def full_config(config) -> ModelConfig:
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
-    """Names by label of the classes of the run in `folder`, None for one without.
+    """Names by label of the `classes` of the run in `folder`; None: it has none.
 
-    classes: of the run
-    Returns None where there are no names: the data names no classes, or the run was
-        trained by a version that kept none.
-    Raises InputError for a file of anything else.
+    Raises InputError for a file without such a list.
     """
     path = folder / CLASSES
     if not path.exists():
@@ -218,6 +210,6 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
-    fields = {k: as_tuple(v) for k, v in config["reduction"].items() if v is not None}
-    beside = {k: config["model"].get(k) for k in MODEL_FIELDS}
-    return fields | {k: v for k, v in beside.items() if v is not None}
+    model = {k: config["model"].get(k) for k in MODEL_FIELDS}
+    fields = {**config["reduction"], **model}.items()
+    return {k: as_tuple(v) for k, v in fields if v is not None}

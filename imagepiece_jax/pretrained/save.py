@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
@@ -48,27 +48,16 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     Raises InputError for a folder that holds anything else, and for variables that are
         not the model's.
     """
-    if not isinstance(folder, str | os.PathLike):
-        allowed = "a string and a pathlib.Path, before the model"
-        problem = f"is a {type(folder).__name__}"
-        raise InputError(problem, field="folder", value=folder, allowed=allowed)
-    if hub.is_id(folder):
-        allowed = "folders of this machine, which hf upload takes from here"
-        raise InputError("is an id of the hub", place=folder, allowed=allowed)
-    folder = pathlib.Path(folder)
-    if "\0" in str(folder):
-        allowed = "paths without a NUL byte"
-        raise InputError(field="folder", value=str(folder), allowed=allowed)
-    _check_folder(folder)
+    folder = _checked_folder(folder)
     _check(vit)
-    model, tensors = vit.model, convert.to_timm(vit.variables)
+    tensors = convert.to_timm(vit.variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
-    dense = layouts.as_timm(dense, model.arch)
+    dense = layouts.as_timm(dense, vit.model.arch)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    _check_way_back(vit, dense | learned, config)
+    _check_way_back(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
@@ -91,24 +80,33 @@ def _write(file, tensors):
         raise OSError(str(error)) from error
 
 
-def _check_folder(folder):
-    """InputError where something else than a saved model would be lost."""
-    facts = {
-        "place": folder,
-        "allowed": "a new or empty folder, or one that save wrote",
-    }
+def _checked_folder(folder):
+    """The folder's path; InputError where another file would be overwritten."""
+    if not isinstance(folder, str | os.PathLike):
+        allowed = "a string and a pathlib.Path, before the model"
+        problem = f"is a {type(folder).__name__}"
+        raise InputError(problem, field="folder", value=folder, allowed=allowed)
+    if hub.is_id(folder):
+        allowed = "folders of this machine, which hf upload takes from here"
+        raise InputError("is an id of the hub", place=folder, allowed=allowed)
+    folder, allowed = pathlib.Path(folder), "paths without a NUL byte"
+    if "\0" in str(folder):
+        raise InputError(field="folder", value=str(folder), allowed=allowed)
+    allowed = "a new or empty folder, or one that save wrote"
     try:
         names = sorted(f.name for f in folder.iterdir()) if folder.exists() else []
     except OSError as error:
-        raise InputError(f"is not a folder ({error.strerror})", **facts) from error
+        problem = f"is not a folder ({error.strerror})"
+        raise InputError(problem, place=folder, allowed=allowed) from error
     others = [name for name in names if name not in FILES]
     if names and (others or not hub_configs.is_own(folder)):
         found = (others or names)[0]
-        raise InputError(f"holds {found}", value=found, **facts)
+        raise InputError(f"holds {found}", place=folder, value=found, allowed=allowed)
+    return folder
 
 
 def _check(vit):
-    """InputError for what `load` could not make again."""
+    """InputError for a model that `load` could not make again."""
     if vit.reduction is None:
         allowed = 'Pretrained(model, variables, reduction={"name": ..})'
         problem = "is None, but the model reduces tokens"
@@ -119,17 +117,13 @@ def _check(vit):
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
-def _check_way_back(vit, tensors, config):
+def _check_way_back(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
-    model = vit.model
-    try:
+    with within(hint="so the model cannot be loaded again"):
         parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
         saved = infer(read, parsed.config)
         again = saved.create(parsed.reduction)
         convert.from_timm(read, variable_shapes(again, saved.image_size))
-    except InputError as error:
-        problem = f"cannot be loaded again: {error}"
-        raise InputError(problem, field="model") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
             value, loaded = getattr(model, field), getattr(again, field)
@@ -139,9 +133,10 @@ def _check_way_back(vit, tensors, config):
 
 
 def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
-    """Markdown on what a model is, what it costs and how to load it.
+    """Markdown on a model, its cost and how to load it.
 
-    name: of its folder; in_timm: whether timm has such models.
+    name: of its folder
+    in_timm: whether timm has such models
     """
     model, size = vit.model, vit.image_size
     leaves = jax.tree.leaves(variable_shapes(model, size)["params"])

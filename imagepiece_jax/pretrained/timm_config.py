@@ -1,4 +1,4 @@
-"""timm's config.json: a HubConfig of it, and the file that timm makes a model of."""
+"""timm's config.json: read as a HubConfig, and written for timm to make a model."""
 
 import dataclasses
 import math
@@ -15,7 +15,6 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.hub import HubConfig
 
-# Words of both directions.
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
@@ -31,22 +30,23 @@ def is_eva(arch: Architecture) -> bool:
 
 # Reading.
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
-# Of model_args, those that change parts of an Architecture, sizes, and those that
-# change no logits, or nothing that tensors do not show.
+# Arguments in model_args: those that change parts of an Architecture, those that are
+# sizes, and those that change no logits, or nothing that tensors do not show.
 PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
 PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
 SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
-# The arguments that timm writes of every model, also of a published one.
+# Arguments that timm writes for every model, also for a published one.
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
 def parse_timm(config: Mapping[str, Any]) -> HubConfig:
-    """A HubConfig; what was written before timm 0.9 is flat."""
+    """A HubConfig; files from before timm 0.9 are flat."""
     images = config.get("pretrained_cfg", config)
-    name, classes = config["architecture"], _classes(config, images)
+    name = config["architecture"]
+    classes = config.get("num_classes", images.get("num_classes"))
     if name not in registry.MODELS and registry.public_facts(name) is None:
         hint = registry.instead_of(str(name))
         raise InputError(field="architecture", value=name, hint=hint)
@@ -65,28 +65,20 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
         sizes = sizes | {"image_size": size}
-    tagged = "." in full_name  # without, it may have been trained on other classes
-    keys = {"crop": "crop_pct", "crop_mode": "crop_mode"}
-    keys |= {"interpolation": "interpolation"}
+    keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
     crop = {k: images[key] for k, key in keys.items() if images.get(key) is not None}
-    return HubConfig(
-        ModelConfig(**values | {"image_size": size} | says),
-        sizes,
-        crop,
-        class_names=class_names.shortened(labels(images | config, classes))
-        or (published_class_names(full_name, classes) if tagged else None),
-    )
+    names = class_names.shortened(labels(images | config, classes))
+    if not names and "." in full_name:  # else it may have learned other classes
+        names = published_class_names(full_name, classes)
+    model = ModelConfig(**values | {"image_size": size} | says)
+    return HubConfig(model, sizes, crop, class_names=names)
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
-    """ImageNet's class names, where weights that `name` stands for have its classes.
+    """ImageNet's class names for weights of this name with its 1,000 classes, or None.
 
     timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
-    trained on ImageNet-1k last. An architecture stands for all of its weights, of which
-    no others have 1,000 classes.
-
-    classes: how many the model has
-    Returns None for others.
+    trained on ImageNet-1k last. An architecture stands for all of its weights.
     """
     base, dot, tag = (name or "").partition(".")
     of_base = registry.public_models().get(base, {"weights": ()})
@@ -95,16 +87,12 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
     return class_names.imagenet_names() if named else None
 
 
-def _classes(config, images):
-    return config.get("num_classes", images.get("num_classes"))
-
-
 def _full_name(name, tag, own, arguments):
-    """The name with its tag, or without where the model is not as it was published.
+    """The name with its tag, or without where the model is not the published one.
 
-    A model keeps the tag of what it started from. With other classes, images or
-    arguments it was trained with the functions of timm's architecture, such as exact
-    GELU for CLIP's weights, not with those that the tag stands for.
+    A fine-tuned model has the tag of the weights it started from. With other classes,
+    images or arguments it was trained with the functions of timm's architecture, such
+    as exact GELU for CLIP's weights, not with those that the tag stands for.
     """
     published = registry.public_facts(f"{name}.{tag}") if tag else None
     if published is None or not {*arguments} <= {*WRITTEN}:
@@ -127,25 +115,23 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 
 def _arguments(arguments, name):
-    """(what the name and model_args say that no tensor shows, sizes that they say)."""
+    """(fields that no tensor shows, sizes) by the name and model_args."""
     arch, changes = ModelConfig(name=name).architecture, {}
     for field, value in arguments.items():
+        path = f"model_args.{field}"
         if field == "num_heads":
             changes[field] = value
         elif field == "act_layer" and arch.mlp == "swiglu" and not is_eva(arch):
-            one_of(f"model_args.{field}", value, SILUS)
+            one_of(path, value, SILUS)
         elif field == "act_layer" and not is_eva(arch):
-            changes["gelu"] = one_of(f"model_args.{field}", value, TIMM_GELUS)
+            changes["gelu"] = one_of(path, value, TIMM_GELUS)
         elif field == "norm_layer":
-            changes["norm_eps"] = one_of(f"model_args.{field}", value, NORMS)
+            changes["norm_eps"] = one_of(path, value, NORMS)
         elif field == "in_chans":
-            one_of(f"model_args.{field}", value, {3: 3})
+            one_of(path, value, [3])
         elif field not in (*PARTS, *SIZES, *IDLE):
-            raise InputError(
-                f"is {value!r}, which no model has",
-                field=f"model_args.{field}",
-                value=value,
-            )
+            problem = f"is {value!r}, which no model has"
+            raise InputError(problem, field=path, value=value)
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
     usual = size_of(name).fields
     usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
@@ -165,20 +151,18 @@ def _arguments(arguments, name):
 
 def _changed(arch: Architecture, arguments) -> Architecture:
     """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
-    changed, eva = _with_arguments(arch, arguments), is_eva(arch)
-    if eva:  # which has no argument for it
-        reads = changed.pool == "map" and changed.prefix > 0
-        changed = dataclasses.replace(changed, pool_include_prefix=reads)
+    changed = _with_arguments(arch, arguments)
+    if not is_eva(arch):
+        return changed
+    reads = changed.pool == "map" and changed.prefix > 0  # there is no argument for it
+    changed = dataclasses.replace(changed, pool_include_prefix=reads)
     heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
     same = {field: getattr(arch, field) for field in heads}
-    changed_reads = "pool_include_prefix" in arguments
-    if eva and (changed_reads or dataclasses.replace(changed, **same) != arch):
-        raise InputError(
-            f"has {', '.join(arguments)} for a model with rotary positions",
-            field="model_args",
-            value=arguments,
-            allowed="its own parts, and another global_pool",
-        )
+    others = dataclasses.replace(changed, **same) != arch
+    if others or "pool_include_prefix" in arguments:
+        problem = f"has {', '.join(arguments)} for a model with rotary positions"
+        allowed, field = "its own parts, and another global_pool", "model_args"
+        raise InputError(problem, field=field, value=arguments, allowed=allowed)
     return changed
 
 
@@ -200,19 +184,16 @@ def _with_arguments(arch, arguments):
 
 
 def _head(arch, arguments):
-    """pool, final_norm and fc_norm; without a word on it a mean has its norm behind."""
+    """pool, final_norm and fc_norm; a mean usually has its norm behind it."""
     usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
     pool, behind = arch.pool, arguments.get("fc_norm", usual)
     if "global_pool" in arguments:
         pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
     behind = pool == "mean" if behind is None else behind
     if arch.dist_token and behind:  # timm makes this norm, and none that it computes
-        raise InputError(
-            "is True for a model with a distillation token",
-            field="model_args.fc_norm",
-            value=True,
-            allowed="False",
-        )
+        problem = "is True for a model with a distillation token"
+        field = "model_args.fc_norm"
+        raise InputError(problem, field=field, value=True, allowed="False")
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,
@@ -222,7 +203,7 @@ def _head(arch, arguments):
 
 
 # Writing.
-# Architectures that others are made of by arguments, by what those cannot say.
+# {fields that no argument sets: the architecture whose arguments set the others}
 BASES = {
     ("gelu", EPS, False): "vit_base_patch16_224",
     ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
@@ -237,17 +218,18 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     Without "architecture" where timm has no such models.
     """
     model, images = vit.model, vit.preprocessing
-    size, crop = images.image_size, {}
+    size, crop, names = images.image_size, {}, vit.class_names
     if images.crop is not None:
         crop = {"crop_pct": images.crop, "crop_mode": images.crop_mode}
         crop["interpolation"] = images.interpolation
     heads = ["head", "head_dist"] if model.arch.dist_token else "head"
-    labels = _labels(vit.class_names)
+    if names and None in names:  # then by number
+        names = {str(i): name for i, name in enumerate(names) if name is not None}
     return {
         **_architecture(model, size),
         "num_classes": model.num_classes,
         "num_features": model.embed_dim,
-        **({"label_names": labels} if labels else {}),
+        **({"label_names": names} if names else {}),
         "pretrained_cfg": {
             "input_size": [3, *sides(size)],
             "fixed_input_size": True,
@@ -262,24 +244,17 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     }
 
 
-def _labels(names):
-    """A list, or where some classes have no name those that have one by number."""
-    if names is None or None not in names:
-        return names
-    return {str(i): name for i, name in enumerate(names) if name is not None}
-
-
 def _architecture(model: ViT, image_size) -> dict[str, Any]:
     """timm's architecture and its arguments; {} where timm has none."""
     arch = model.arch
     size, eva = _size(model), is_eva(arch)
-    plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
-    parts = dataclasses.replace(arch, **plain)
+    ignored = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
+    parts = dataclasses.replace(arch, **ignored)
     same = [
         name
         for name in registry.public_models()
         if size_of(name).fields == size
-        and dataclasses.replace(registry.facts(name)["arch"], **plain) == parts
+        and dataclasses.replace(registry.facts(name)["arch"], **ignored) == parts
     ]
     same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
     arguments = {"img_size": image_size}
@@ -296,7 +271,7 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
 
 
 def _is_vision_transformer(model: ViT) -> bool:
-    """Whether arguments of timm's VisionTransformer can say what the model is."""
+    """Whether arguments of timm's VisionTransformer can make the model."""
     arch = model.arch
     if model.stem != "patch" or is_eva(arch):
         return False
@@ -332,8 +307,4 @@ def _all_arguments(model: ViT) -> dict[str, Any]:
 
 
 def _size(model: ViT) -> dict[str, Any]:
-    fields = [field for field in SIZE_FIELDS if field != "depth"]
-    return {
-        "depth": len(model.plan),
-        **{field: getattr(model, field) for field in fields},
-    }
+    return {field: getattr(model, field) for field in SIZE_FIELDS}

@@ -1,6 +1,6 @@
-"""Language models that hold a vision tower: what their config.json says of it.
+"""Vision towers in language models, by their config.json.
 
-A new one is a row of HOSTS, and one of `layouts.HOST_NAMES` for its tensors.
+A new model is a row of HOSTS, and one of `layouts.HOST_NAMES` for its tensors.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """How a language model reads the vision tower that it holds."""
+    """How a language model reads its vision tower."""
 
     depth: int | None = None  # blocks that are run, without a norm; None: all there are
     blocks: int | None = None  # that the tower has
@@ -35,34 +35,27 @@ class Host:
     """A model type of transformers that holds a vision tower."""
 
     kinds: tuple[str, ...]  # model types of the tower, the usual one first
-    # Of the tower, where the config has none.
+    # of the tower, where the config has none
     fields: Fields = dataclasses.field(default_factory=dict)
-    # (config, fields of the tower, parts up to a block that is not the last) -> how the
-    # rest reads it, of hosts with a projector.
+    # (config, fields of the tower, parts up to an earlier block than the last) -> how
+    # the language model reads it; None: there is no projector
     tower: Callable[[Fields, Fields, Architecture | None], Tower] | None = None
 
 
 def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
     """The last block is left out, unless the config names another layer."""
-    blocks, layer = fields["num_hidden_layers"], config.get("vision_feature_layer", -2)
+    field, blocks = "vision_feature_layer", fields["num_hidden_layers"]
+    layer = config.get(field, -2)
     depth = layer + (blocks + 1) * (layer < 0) if type(layer) is int else 0
     if not 1 <= depth <= blocks:
-        raise InputError(
-            field="vision_feature_layer",
-            value=layer,
-            allowed=f"one layer, 1 to {blocks}, and -{blocks} to -1",
-        )
-    strategy = config.get("vision_feature_select_strategy", "default")
-    prefix = one_of(
-        "vision_feature_select_strategy", strategy, {"default": False, "full": True}
-    )
+        allowed = f"one layer, 1 to {blocks}, and -{blocks} to -1"
+        raise InputError(field=field, value=layer, allowed=allowed)
+    field = "vision_feature_select_strategy"
+    strategy = config.get(field, "default")
+    prefix = one_of(field, strategy, {"default": False, "full": True})
     if not prefix and not inner.class_token:
-        raise InputError(
-            "is 'default', which drops a class token, and the tower has none",
-            field="vision_feature_select_strategy",
-            value=strategy,
-            allowed="'full'",
-        )
+        problem = "is 'default', which drops a class token, and the tower has none"
+        raise InputError(problem, field=field, value=strategy, allowed="'full'")
     act = config.get("projector_hidden_act", "gelu")
     return Tower(
         depth,
@@ -85,11 +78,11 @@ HOSTS = {
     "llava": Host(("clip_vision_model", "siglip_vision_model"), _L14, _llava),
     "paligemma": Host(("siglip_vision_model",), _SO14, lambda *_: PALIGEMMA),
 }
-# Tensors that are read of hosts with a projector; the rest is many times as much.
+# Tensors to read from a host with a projector; the rest is many times as much.
 OF_TOWER = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\.")
 
 
 def has_tower(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of a language model with a vision tower."""
+    """Whether a config.json belongs to a language model with a vision tower."""
     host = HOSTS.get(str(config.get("model_type")))
     return host is not None and host.tower is not None

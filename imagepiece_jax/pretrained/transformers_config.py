@@ -1,7 +1,7 @@
-"""transformers' config.json and preprocessor_config.json: HubConfigs of them.
+"""transformers' config.json and preprocessor_config.json, read as HubConfigs.
 
-transformers leaves out of a file what is as in the defaults of its model type, so that
-these stand here (its configuration classes, version 5.23).
+A file lacks the fields that have the default of their model type, so these defaults
+stand here (transformers' configuration classes, version 5.23).
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
@@ -19,9 +20,8 @@ from imagepiece_jax.pretrained.timm_config import SILUS
 from imagepiece_jax.pretrained.towers import GELUS, HOSTS
 
 Fields = Mapping[str, Any]  # of a JSON file
-# Fields that are numbers of something.
-COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-COUNTS += ("intermediate_size",)
+COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
+COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
 
@@ -33,11 +33,11 @@ class ModelType:
     fields: Fields  # the defaults of its configuration class
     resize: str  # how its code interpolates positions
     resample: int  # its image processor's own
-    square: bool = True  # whether a size that is one number means both sides there
-    parts: Callable[[Fields], dict[str, float]] = lambda fields: {}  # in tensors too
-    # The parts, where no tensor shows them all, nor an image size.
+    parts: Callable[[Fields], dict[str, float]]  # sizes that tensors show too
+    square: bool = True  # whether one number as a size means both sides
+    # all parts, for a type whose tensors do not show them, nor an image size
     arch: Callable[[Fields], Architecture] | None = None
-    inner: Architecture | None = None  # the parts up to a block that is not the last
+    inner: Architecture | None = None  # parts up to an earlier block than the last
 
 
 def _hidden(fields):
@@ -76,93 +76,77 @@ _DINOV3 |= dict(image_size=224, patch_size=16, num_channels=3, intermediate_size
 _DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
 _DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
 _DINOV3 |= dict(key_bias=False)
+_CLIP_INNER = Architecture(patch_bias=False, pre_norm=True, final_norm=False)
+_SIGLIP_INNER = Architecture(class_token=False, pool="mean", final_norm=False)
 MODEL_TYPES = {
-    "vit": ModelType(_VIT, "bicubic", 2, parts=_hidden),
-    "deit": ModelType(_VIT, "bicubic", 3, parts=_hidden),
+    "vit": ModelType(_VIT, "bicubic", 2, _hidden),
+    "deit": ModelType(_VIT, "bicubic", 3, _hidden),
     "dinov2": ModelType(
-        _DINOV2 | {"patch_size": 14}, "bicubic", 3, square=False, parts=_dinov2
+        _DINOV2 | {"patch_size": 14}, "bicubic", 3, _dinov2, square=False
     ),
-    "dinov2_with_registers": ModelType(
-        _DINOV2, "antialias", 3, square=False, parts=_dinov2
-    ),
+    "dinov2_with_registers": ModelType(_DINOV2, "antialias", 3, _dinov2, square=False),
     "clip_vision_model": ModelType(
-        _CLIP,
-        "bicubic",
-        3,
-        square=False,
-        parts=_hidden,
-        inner=Architecture(patch_bias=False, pre_norm=True, final_norm=False),
+        _CLIP, "bicubic", 3, _hidden, square=False, inner=_CLIP_INNER
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP,
-        "bicubic",
-        3,
-        parts=_hidden,
-        inner=Architecture(class_token=False, pool="mean", final_norm=False),
+        _SIGLIP, "bicubic", 3, _hidden, inner=_SIGLIP_INNER
     ),
-    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden, arch=_dinov3),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, _hidden, arch=_dinov3),
 }
 
 
 def parse_transformers(config: Fields) -> HubConfig:
     """A HubConfig of a config.json."""
-    kind, fields = _kind(config), config
+    model, fields = MODEL_TYPES[_kind(config)], config
     host = HOSTS.get(config["model_type"])
     if host is not None:
         fields = config.get("vision_config") or host.fields
-    model = MODEL_TYPES[kind]
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
-    for field in {*fields} & {*COUNTS}:
+    for field in {*fields} & COUNTS:
         value = fields[field]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value) or value < 1:
             raise InputError(field=field, value=value, allowed="1, 2, 3, ..")
-    one_of("num_channels", fields["num_channels"], {3: 3})
+    one_of("num_channels", fields["num_channels"], [3])
     size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
     labels = config.get("id2label") if classify else None
     sizes = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
     sizes |= {"patch_size": patch} | model.parts(fields)
     sizes |= {"num_classes": len(labels)} if labels else {}
-    gated = fields.get("use_gated_mlp", False)
-    acts = SILUS if gated else GELUS
-    if model.arch is None:
-        sizes["image_size"] = size
-    said = ModelConfig(
+    sizes |= {} if model.arch else {"image_size": size}
+    acts = SILUS if fields.get("use_gated_mlp") else GELUS
+    arch = model.arch and model.arch(fields)
+    tower = host and host.tower and host.tower(config, fields, model.inner)
+    if tower and tower.depth:
+        arch, sizes["depth"] = model.inner, tower.depth
+    model_config = ModelConfig(
         num_heads=fields["num_attention_heads"],
         gelu=one_of("hidden_act", fields["hidden_act"], acts),
         norm_eps=float(fields["layer_norm_eps"]),
         resize=model.resize,
         image_size=size,
-        arch=model.arch and model.arch(fields),
+        arch=arch,
     )
-    tower = host and host.tower and host.tower(config, fields, model.inner)
-    if tower and tower.depth:
-        said = dataclasses.replace(said, arch=model.inner)
-        sizes["depth"] = tower.depth
     names = class_names.shortened(_names(labels))
-    return HubConfig(said, sizes, class_names=names, tower=tower)
+    return HubConfig(model_config, sizes, class_names=names, tower=tower)
 
 
 def processor(images: Fields, config: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
     images, config: contents of it and of config.json
-    Returns {} for what it does not say. Raises InputError for what no crop here does.
+    Returns {} for fields that it lacks. Raises InputError for a crop that none here is.
     """
     if not images:
         return {}, {}
     model = MODEL_TYPES[_kind(config)]
-    if not images.get("do_rescale", True):
-        raise InputError(field="do_rescale", value=False, allowed="True")
-    if images.get("do_pad"):
-        raise InputError(field="do_pad", value=True, allowed="False")
+    one_of("do_rescale", bool(images.get("do_rescale", True)), [True])
+    one_of("do_pad", bool(images.get("do_pad")), [False])
     factor = images.get("rescale_factor", RESCALE)
     if abs(factor - RESCALE) > 1e-6:
         raise InputError(field="rescale_factor", value=factor, allowed="1/255")
-    names = {"mean": "image_mean", "std": "image_std"}
-    normalization = {
-        k: tuple(images[name]) for k, name in names.items() if name in images
-    }
+    fields = [name for name in ("mean", "std") if f"image_{name}" in images]
+    normalization = {name: tuple(images[f"image_{name}"]) for name in fields}
     if not images.get("do_normalize", True):
         normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     if not images.get("do_resize", True) or "size" not in images:
@@ -175,27 +159,21 @@ def processor(images: Fields, config: Fields) -> tuple[dict[str, Any], dict[str,
     fixed = cut is not None if cropped else squash
     crop = _share(_square(cut), side) if fixed and cropped else 1.0
     if not fixed or crop > 1:
-        raise InputError(
-            f"is {images['size']!r} and crop_size {cut!r}",
-            field="size",
-            value=images["size"],
-            allowed="a height and a width, or a crop_size of at most size",
-        )
+        problem, value = f"is {images['size']!r} and crop_size {cut!r}", images["size"]
+        allowed = "a height and a width, or a crop_size of at most size"
+        raise InputError(problem, field="size", value=value, allowed=allowed)
     mode = "squash" if squash else "center"
-    return normalization, {
-        "crop": crop,
-        "crop_mode": mode,
-        "interpolation": interpolation,
-    }
+    crop = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    return normalization, crop
 
 
 def _kind(config):
     """The model type, of a host that of its vision tower."""
     name = config["model_type"]
-    kind = one_of("model_type", name, {kind: kind for kind in (*MODEL_TYPES, *HOSTS)})
-    if kind not in HOSTS:
-        return kind
-    usual, *others = HOSTS[kind].kinds
+    one_of("model_type", name, [*MODEL_TYPES, *HOSTS])
+    if name not in HOSTS:
+        return name
+    usual, *others = HOSTS[name].kinds
     kinds = {usual: usual, **{kind: kind for kind in others}, name: usual}
     inner = (config.get("vision_config") or {}).get("model_type", usual)
     return one_of("vision_config.model_type", inner, kinds)

@@ -1,4 +1,4 @@
-"""Records of trained weights: what a path says of them, and with a whole config.
+"""Records of trained weights: Metadata of a path, and Weights with a full config.
 
 `load.read_metadata` makes the first, `load.complete` the second, and `load.build` a
 Pretrained, which has the model.
@@ -28,7 +28,7 @@ from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, with_defaults
 
-# Fields of training, of the device or of a method, which an analysis sets itself.
+# Fields of training, device or method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
 NOTHING = ModelConfig()
 
@@ -40,43 +40,39 @@ class WeightsFiles:
     path: pathlib.Path
     checkpoint: str = "best"  # of a run
     averaged: bool = False
-    tower: Tower | None = None  # how a language model reads the tower in a folder
+    tower: Tower | None = None  # of a folder that holds a vision tower
 
     @functools.cached_property
     def contents(self) -> Contents:
-        path, averaged = self.path, self.averaged
-        kind = hub.kind(path)
+        kind = hub.kind(self.path)
         if kind == "run":
-            state_dict = runs.read_checkpoint(path, self.checkpoint, averaged)
+            state_dict = runs.read_checkpoint(self.path, self.checkpoint, self.averaged)
             return Contents(state_dict, NOTHING)
         if kind == "folder":
-            return layouts.read_folder(path, averaged, self.tower)
-        return layouts.read_weights(path, averaged)
+            return layouts.read_folder(self.path, self.averaged, self.tower)
+        return layouts.read_weights(self.path, self.averaged)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Metadata:
-    """What a path says of trained weights, by its name, config and tensors.
-
-    It has no model: which one it is, `load.complete` finds out.
-    """
+    """What a path says of trained weights; which model, `load.complete` finds out."""
 
     path: pathlib.Path  # on this machine
-    config: ModelConfig  # of the model, as far as a name or a config.json says
+    config: ModelConfig  # as far as a name or a config.json says
     reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
-    # Of the images, fields of a Preprocessing.
+    # fields of a Preprocessing but the size
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str | None] | None = None  # by label
-    run: Mapping[str, Any] | None = None  # the config of a run
+    run: Mapping[str, Any] | None = None  # a run's config
     checkpoint: str = "best"  # of a run, or "latest"
     averaged: bool = False  # whether the weights are averages over steps
     seed: int = 0  # of the training
     own: bool = False  # whether this package saved the folder
     untrained: bool = False  # whether selectors were drawn, not learned
-    # Sizes that a config.json says, and tensors must have.
+    # sizes in a config.json, which tensors must have too
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tower: Tower | None = None  # how a language model reads it
-    # What reads the tensors; None: those of the path.
+    tower: Tower | None = None  # how a language model reads its vision tower
+    # reads the tensors; None: those of the path
     files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
@@ -130,9 +126,9 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights(Metadata):
-    """Trained weights with the whole `config` of their model."""
+    """Trained weights with the full `config` of their model."""
 
-    normalized: bool = True  # whether the weights or the caller say mean and std
+    normalized: bool = True  # whether weights or caller say mean and std
     trained: "Weights | None" = None  # before a caller changed fields; None: the same
 
     @property
@@ -173,14 +169,9 @@ class Weights(Metadata):
     def variables_and_drawn(self, model: ViT, **options: Any):
         """As `convert.model_variables`, which has the `options`."""
         size = self.config.image_size
-        trained_size = self.as_trained.config.image_size
+        positions = Positions.of(model, size, self.as_trained.config.image_size)
         return convert.model_variables(
-            model,
-            size,
-            self.tensors,
-            str(self),
-            positions=Positions.of(model, size, trained_size),
-            **options,
+            model, size, self.tensors, str(self), positions=positions, **options
         )
 
     @functools.cached_property
@@ -213,7 +204,7 @@ class Weights(Metadata):
         return lines
 
     def analyzed(self, dtype: str | None = "float32") -> "Weights":
-        """Weights for analysis of a model: plain reductions, in JAX alone, all fields.
+        """Weights whose model is analyzed, with reductions in plain JAX.
 
         dtype: of the layers; None: the config's
         Raises InputError where the fields make no model.

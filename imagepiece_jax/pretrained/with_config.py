@@ -43,16 +43,14 @@ def read_with_config(
 ) -> tuple["ConfigDict | None", Weights]:
     """A config merged with the weights at a path, and these weights by that config.
 
-    What is typed goes over what the weights say, and that over configs/base.py, but
-    nothing that is typed may contradict what the weights decide; a full config counts
-    as typed.
+    Typed fields go over those of the weights, and these over configs/base.py, but none
+    may contradict what the weights decide; a full config counts as typed.
 
     path, checkpoint, averaged: as `load` takes them
-    config: a ConfigDict, which is changed; where there are `overrides`, even none, that
-        of configs/base.py; None: the weights say it all
-    overrides: what is typed alone
-    normalization: of --mean and --std, {} where they are not typed, None of a command
-        that has no such flags
+    config: a full one, which is changed, or with `overrides` that of configs/base.py;
+        None: the weights say it all
+    overrides: the typed fields; None: the config is full
+    normalization: the typed --mean and --std; None: the command has no such flags
     Raises InputError for the first contradiction.
     """
     full, requested = overrides is None and config is not None, NOTHING
@@ -93,19 +91,19 @@ def read_with_config(
             overrides(config)
         decided = {k: v for k, v in weights.config.as_dict.items() if k in config.model}
         config.model.update({k: v for k, v in decided.items() if k not in FREE})
-    plain = config.to_dict()
-    free = {name: plain["model"][name] for name in FREE if name != "prop_attn"}
+    fields = config.to_dict()
+    free = {name: fields["model"][name] for name in FREE if name != "prop_attn"}
     return config, dataclasses.replace(
         weights,
         config=dataclasses.replace(weights.config, **free),
-        reduction=runs.reduction_of(plain),
-        crop=read_fields(plain["data"]),
+        reduction=runs.reduction_of(fields),
+        crop=read_fields(fields["data"]),
         seed=config.seed,
     )
 
 
 def _typed(config, overrides):
-    """The fields of the model that `overrides` of `config` name, with their types."""
+    """The typed fields of the model, converted to their types by `config`."""
     top = ("image_size", "num_classes")
     typed = [(k, v) for k, v in overrides if k.startswith("model.") or k in top]
     changed = copy.deepcopy(config)
@@ -116,7 +114,7 @@ def _typed(config, overrides):
 
 
 def _complete(config, weights):
-    """Replace fields of `config`, that of configs/base.py, by those of weights."""
+    """Replace fields of configs/base.py by those of weights."""
     fields = weights.run
     if fields is None:
         model = weights.trained.config.as_dict
@@ -143,7 +141,7 @@ def _complete(config, weights):
 
 
 def _check_run(weights, config):
-    """Contradiction where a config says another model than that of a run."""
+    """Contradiction where a config has another model than a run."""
     ours = _decided(weights.config, runs.reduction_of(config))
     trained = _decided(weights.trained.config, weights.trained.reduction)
     for field in {**ours, **trained}:
@@ -155,7 +153,7 @@ def _check_run(weights, config):
 
 
 def _decided(model, reduction):
-    """{field of a config: value} of a ModelConfig and a reduction, to be compared."""
+    """{field of a config: value} of a ModelConfig and a reduction, to compare."""
     fields = {"image_size": model.image_size}
     fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
     for field, value in with_defaults(reduction).items():

@@ -178,7 +178,7 @@ class Checkpoints:
             "batch_stats", "step", ...).
         Raises InputError where there is none.
         """
-        one_of("checkpoint", which, dict.fromkeys(KINDS))
+        one_of("checkpoint", which, KINDS)
 
         def choose(folder, table):
             return [n for n in table if optimizer or n.split("/")[0] != "opt_state"]

@@ -13,7 +13,7 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
-from imagepiece_jax.pretrained.infer import UNTOLD
+from imagepiece_jax.pretrained.infer import INVISIBLE
 from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.pretrained.weights import Metadata
@@ -197,7 +197,7 @@ class InitialWeights:
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.
             theirs["num_heads"] = config.num_heads or model.num_heads
-        here = {field: getattr(model.arch, field) for field in UNTOLD}
+        here = {field: getattr(model.arch, field) for field in INVISIBLE}
         del here["resize"]  # these positions have been
         here |= {name: getattr(model, name) for name in ("num_heads", *IMAGENET)}
         if "head" in fresh:

@@ -1,7 +1,7 @@
 """Token provenance and class attention of images, block by block.
 
 One forward pass gives both: reductions report their decisions, and every block's
-attention returns the class token's row, whether its reducer needs it or not.
+attention returns the class token's row, even if no reducer needs it.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.image_size import cut_to_patches
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import compose
+from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
@@ -37,17 +37,15 @@ class Stage:
     block: int
     site: str  # "mid", between attention and MLP of the block, or "pre", before it
     tokens: int
-    # [B, n0] int32, the token that holds each patch, or DROPPED.
-    source: np.ndarray | None = None
+    source: np.ndarray | None = None  # [B, n0] int32, each patch's token, or DROPPED
     sizes: np.ndarray | None = None  # [B, n_out] int32, the patches of each token
-    # [B, n_out, n0] float32, how much of each patch a token took; only of a soft
-    # reduction (TokenLearner), which has neither source nor sizes.
+    # [B, n_out, n0] float32, how much of each patch a token took; only for a soft
+    # reduction (TokenLearner), which has neither source nor sizes
     weights: np.ndarray | None = None
     # [B, m] float32, class attention (mean over heads) in the last block before the
-    # step; None where there is no such block, or no class token.
+    # step; None: there is no such block, or no class token
     attention: np.ndarray | None = None
-    # [B, n0], the token of `attention` that holds each patch.
-    attended: np.ndarray | None = None
+    attended: np.ndarray | None = None  # [B, n0], each patch's token in `attention`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Trace:
     tokens: int  # image tokens at the end
     top: np.ndarray  # [B] int32, the most probable class
     confidence: np.ndarray  # [B] float32, its probability
-    # As in a Stage, in the last block; None after a soft reduction.
+    # as in a Stage, in the last block; None after a soft reduction
     attention: np.ndarray | None = None
     attended: np.ndarray | None = None
 
@@ -71,46 +69,41 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
     It ends at the first soft reduction: tokens overlap there, and later ones have no
     place on the image.
 
-    model: with plain kernels, and a plan that is not that of masked training
+    model: with plain kernels, not of masked training
     """
-    decided, attention, top, confidence = _in_batches(model, variables, images)
-    _, grid = cut_to_patches(images, model.patch_size)
-    source = np.tile(np.arange(math.prod(grid), dtype=np.int32), (len(images), 1))
-    stages, looks, decided = [], [(None, None)], iter(decided)
+    slots, matrix, attention, top, sure = _in_batches(model, variables, images)
+    grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+    stages, look, slots = [], (None, None), iter(slots)
+    source = next(slots)
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
-            stages.append(_stage(block, site, next(decided), source, looks[-1]))
+            stages.append(_stage(block, layer, source, next(slots, None), matrix, look))
             source = stages[-1].source
         if source is None:
-            looks.append((None, None))
+            look = None, None
             break
-        looks.append((attention[block], source) if attention else (None, None))
+        look = (attention[block], source) if attention else (None, None)
         if site in ("attention", "mid"):
-            stages.append(_stage(block, site, next(decided), source, looks[-1]))
+            stages.append(_stage(block, layer, source, next(slots, None), matrix, look))
             source = stages[-1].source
-    ended = (tuple(stages), model.image_tokens, top, confidence, *looks[-1])
-    return Trace(grid, len(model.plan), *ended)
+    ended = tuple(stages), model.image_tokens, top, sure
+    return Trace(grid, model.depth, *ended, *look)
 
 
-def _stage(block, site, decision, source, look):
-    """The Stage after `decision`: a slot map [B, n] or a matrix [B, n_out, n]."""
-    if decision.ndim == 3:
-        # A weight of a token is split equally among its patches.
-        at = np.maximum(source, 0)[:, None]
-        shared = (source[:, :, None] == source[:, None, :]).sum(axis=2)
-        part = (source != DROPPED) / np.maximum(shared, 1)
-        weights = np.take_along_axis(decision, at, axis=2) * part[:, None]
-        soft = {"weights": weights.astype(np.float32)}
-        return Stage(block, site, decision.shape[1], **soft, **_look(look))
-    source = np.asarray(compose(decision, source))
-    tokens = int(decision.max()) + 1
-    sizes = (source[:, :, None] == np.arange(tokens)).sum(axis=1, dtype=np.int32)
-    return Stage(block, site, tokens, source, sizes, **_look(look))
-
-
-def _look(look):
-    return dict(zip(("attention", "attended"), look, strict=True))
+def _stage(block, layer, before, after, matrix, look):
+    """The Stage of a step by the slots before and after it; after a soft one, None."""
+    count = layer.counts.n_out
+    if after is not None:
+        sizes = (after[:, :, None] == np.arange(count)).sum(axis=1, dtype=np.int32)
+        return Stage(block, layer.step.site, count, after, sizes, None, *look)
+    # A weight of a token is split equally among its patches.
+    at = np.maximum(before, 0)[:, None]
+    shared = (before[:, :, None] == before[:, None, :]).sum(axis=2)
+    part = (before != DROPPED) / np.maximum(shared, 1)
+    weights = np.take_along_axis(matrix, at, axis=2) * part[:, None]
+    weights = weights.astype(np.float32)
+    return Stage(block, layer.step.site, count, None, None, weights, *look)
 
 
 def _in_batches(model, variables, images):
@@ -127,9 +120,10 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(decisions up to the first soft one, attention of each block, top, confidence).
+    """(slots, matrix, attention of each block, top, confidence).
 
-    A decision is a slot map [B, n] or, where it is soft, a matrix [B, n_out, n].
+    Slots are those before the first step and after each hard one; the matrix [B, n_out,
+    n] is that of the first soft step, or None.
     """
     attention, class_row = [], {"cls_attn"} if model.arch.class_token else set()
     plan = tuple(
@@ -148,21 +142,18 @@ def _run(variables, images, model):
     # Full float32: GPUs would round the factors of products, and near ties differ.
     with jax.default_matmul_precision("highest"), nn.intercept_methods(note):
         outputs = model.clone(plan=plan).apply(variables, images)
-    decisions = []
-    for result in outputs.results:
-        if isinstance(result, Mixing):
-            decisions.append(result.matrix)
-            break
-        decisions.append(result.dest)
+    patches = math.prod(patch_grid(images.shape[1:3], model.patch_size, cut=True))
+    slots = patch_slots(outputs.results, len(images), patches)
+    slots = [each for each in slots if each is not None]
+    soft = (result for result in outputs.results if isinstance(result, Mixing))
+    matrix = getattr(next(soft, None), "matrix", None)
     probabilities = jax.nn.softmax(outputs.logits)
     top = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-    return decisions, attention, top, jnp.max(probabilities, axis=-1)
+    return slots, matrix, attention, top, jnp.max(probabilities, axis=-1)
 
 
 def write_traces(folder, names, methods, traces):
-    """Write JSON, which holds methods and slot maps, and NPZ, which holds all arrays.
-
-    Each file is written whole or not at all.
+    """Write JSON, with methods and slot maps, and NPZ, with all arrays.
 
     names: of the images
     methods: a dict of JSON values for each of `traces`, such as its label

@@ -81,7 +81,9 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    variables = convert.from_timm(load.tensors(weights_file), tiny.shapes(model, 16))
+    variables = convert.from_timm(
+        load.read_metadata(weights_file).tensors, tiny.shapes(model, 16)
+    )
     want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
@@ -120,7 +122,9 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {facts["input"]["name"]: pixels})
-    variables = convert.from_timm(load.tensors(weights_file), tiny.shapes(model, 16))
+    variables = convert.from_timm(
+        load.read_metadata(weights_file).tensors, tiny.shapes(model, 16)
+    )
     images = normalize(jnp.asarray(pixels), model.mean, model.std)
     want = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

@@ -105,9 +105,9 @@ def test_real_weights_give_timms_numbers(assets):
     """Embeddings and the first class-attention row of four lines of NumPy each."""
     like = variables(width=192, depth=12, patch=16, tokens=196, classes=1000)
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    params = convert.from_timm(load.tensors(path), jax.eval_shape(lambda: like))[
-        "params"
-    ]
+    params = convert.from_timm(
+        load.read_metadata(path).tensors, jax.eval_shape(lambda: like)
+    )["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_717_416
     truth = np.load(assets / "fixtures" / "deit_tiny_timm.npz")
     image = (truth["images_uint8"][0] / 255 - truth["mean"]) / truth["std"]

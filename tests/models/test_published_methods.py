@@ -45,7 +45,7 @@ def given(assets):
     return (
         theirs,
         images,
-        convert.from_timm(load.tensors(file), tiny.shapes(dense, 224)),
+        convert.from_timm(load.read_metadata(file).tensors, tiny.shapes(dense, 224)),
     )
 
 

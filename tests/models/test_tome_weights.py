@@ -39,7 +39,9 @@ def tome(assets):
     )
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = create_model("deit_ti")
-    variables = convert.from_timm(load.tensors(file), tiny.shapes(dense, 224))
+    variables = convert.from_timm(
+        load.read_metadata(file).tensors, tiny.shapes(dense, 224)
+    )
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

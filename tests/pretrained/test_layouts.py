@@ -134,7 +134,7 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
-            "tensor decode_head.conv.weight has no place in timm's models beside the "
+            "tensor decode_head.conv.weight has no place in timm's models outside the "
             "tower backbone",
         ),
         (

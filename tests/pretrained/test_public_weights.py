@@ -40,7 +40,7 @@ def model():
 @pytest.fixture(scope="module")
 def variables(assets, model):
     return convert.from_timm(
-        load.tensors(assets / f"{WEIGHTS}.npz"), tiny.shapes(model, 224)
+        load.read_metadata(assets / f"{WEIGHTS}.npz").tensors, tiny.shapes(model, 224)
     )
 
 
@@ -72,7 +72,7 @@ def passed(model, variables, images):
 
 def test_both_formats_hold_the_same_weights(assets, model, variables):
     other = convert.from_timm(
-        load.tensors(assets / f"{WEIGHTS}.pth"), tiny.shapes(model, 224)
+        load.read_metadata(assets / f"{WEIGHTS}.pth").tensors, tiny.shapes(model, 224)
     )
     chex.assert_trees_all_equal(other, variables)
     assert tiny.count(variables) == 5_717_416
