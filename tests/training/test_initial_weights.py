@@ -11,7 +11,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.pretrained import load, runs
+from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained.runs import read_checkpoint
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
@@ -112,13 +113,13 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.close()
     like = variable_shapes(model_of(config()), 16)
     for which, expected in (("best", best), ("latest", latest)):
-        loaded = convert.from_timm(runs.read_checkpoint(tmp_path, which), like)
+        loaded = convert.from_timm(read_checkpoint(tmp_path, which), like)
         chex.assert_trees_all_equal(loaded, expected)
     like = variable_shapes(model_of(config(**{"model.embed_dim": 16})), 16)
     with pytest.raises(InputError, match="^holds a model of"):
-        convert.from_timm(runs.read_checkpoint(tmp_path), like)
+        convert.from_timm(read_checkpoint(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):
-        convert.from_timm(runs.read_checkpoint(tmp_path / "checkpoints"), like)
+        convert.from_timm(read_checkpoint(tmp_path / "checkpoints"), like)
 
 
 @pytest.mark.parametrize(
