@@ -22,18 +22,8 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.save import save
 
-__all__ = [
-    "InputError",
-    "Predictor",
-    "Preprocessing",
-    "Pretrained",
-    "create_model",
-    "features",
-    "load",
-    "normalize",
-    "optimize",
-    "save",
-]
+__all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "create_model"]
+__all__ += ["features", "load", "normalize", "optimize", "save"]
 
 _HOMES = {
     "InputError": "errors",

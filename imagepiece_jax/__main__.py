@@ -14,12 +14,12 @@ FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
 
 
 def commands() -> dict[str, pathlib.Path]:
-    """Return {name: file}."""
+    """{name: file} of all commands."""
     return {file.stem: file for file in sorted(FOLDER.glob("[!_]*.py"))}
 
 
 def listing() -> str:
-    """Return a line for every command: its name, and how its docstring begins."""
+    """A line for every command: its name, and the first line of its docstring."""
     lines = ["python -m imagepiece_jax COMMAND [flags]; COMMAND --help lists its flags"]
     for name, file in commands().items():
         summary, _, _ = ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")
@@ -28,7 +28,7 @@ def listing() -> str:
 
 
 def run(name):
-    """Run a command with the words of sys.argv as if it had been started alone."""
+    """Run a command with the words of sys.argv as if it had been started itself."""
     module = f"imagepiece_jax.commands.{name}"
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

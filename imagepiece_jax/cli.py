@@ -101,8 +101,8 @@ def trained_model(checkpoint=True):
     """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
 
     Returns a function that reads them: the arguments of `with_config.read_with_config`.
-    Commands that look into a model take no --checkpoint, but a run's last one: its best
-    was chosen on the images that figures are of.
+    Commands that look into a model have no --checkpoint and take a run's last one: its
+    best was chosen on the images of their figures.
     """
     define_config()
     path, normalized = weights(), normalization()
@@ -126,7 +126,7 @@ def trained_model(checkpoint=True):
 
 
 def data(default=""):
-    """Define --data; `default`: what a command takes without it, in words."""
+    """Define --data; `default`: the data without it, in words."""
     help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"
     return text("data", None, help_text + (f"; default: {default}" * bool(default)))
 
@@ -191,11 +191,11 @@ def timing():
 def run(main, *, compiles=True):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    A `main` with a parameter gets the words that belong to no flag, which may stand
-    anywhere. InputError exits with 2, RunError with 1, a signal with 128 and its number
-    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr.
+    A `main` with a parameter gets the words that belong to no flag. InputError exits
+    with 2, RunError with 1, a signal with 128 and its number (Ctrl-C: 130, SIGTERM:
+    143), each with one line on stderr.
 
-    compiles: whether programs that JAX compiles are kept for the next process
+    compiles: whether programs that JAX compiles are cached for the next process
     """
     takes_words = bool(inspect.signature(main).parameters)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -285,12 +285,11 @@ def _unknown(name):
 
 
 def _unexpected(word):
-    """The InputError for a word that belongs to no flag, where none may."""
-    hint = f"did you mean --config {word}?" if ".py" in word else ""
-    allowed = "" if hint else "flags, see --help"
-    return InputError(
-        "belongs to no flag", field=repr(word), value=word, allowed=allowed, hint=hint
-    )
+    """The InputError for a word that belongs to no flag."""
+    facts = {"allowed": "flags, see --help"}
+    if ".py" in word:
+        facts = {"hint": f"did you mean --config {word}?"}
+    return InputError("belongs to no flag", field=repr(word), value=word, **facts)
 
 
 # The config of a command line
@@ -299,7 +298,7 @@ _overrides = Overrides()  # of the command line that `run` has parsed
 
 
 def _take_overrides(words):
-    """Keep the overrides among the words of a command line, and return the rest.
+    """Store the overrides among the words of a command line, and return the rest.
 
     An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
     --config.FIELD (its text is None) or --noconfig.FIELD.
@@ -332,7 +331,7 @@ def is_typed(field: str) -> bool:
 
 
 def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
-    """{name: config} of every --config, of which there may be `most`, with overrides.
+    """{name: config} of every --config, at most `most`, with overrides.
 
     Raises InputError for a mistake in a config, but not in its model or reduction,
     whose checks import JAX.

@@ -5,18 +5,18 @@ import difflib
 
 
 class InputError(ValueError):
-    """A mistake in what was typed or in a file, as facts that `str` words.
+    """A mistake in typed words or in a file, as facts that `str` words.
 
     The sentence is "PLACE: FIELD PROBLEM; allowed: ALLOWED; HINT".
 
-    problem: what is wrong, the predicate of the sentence; "": "is VALUE"
+    problem: the predicate of the sentence; "": "is VALUE"
     field: its subject: an argument, a flag, or a config's field by its path
     place: the file or folder it is in; without a field, the subject
-    value: what was found
-    allowed: what may stand there, in words
-    hint: what to do about it, a clause of its own
+    value: the value found
+    allowed: the allowed values, in words
+    hint: a remedy, a clause of its own
 
-    Whoever catches one may change its facts, as `within` does, never its sentence.
+    A caller that catches one may change its facts, as `within` does.
     """
 
     status = 2
@@ -40,10 +40,10 @@ class InputError(ValueError):
 def within(group="", place="", hint=""):
     """InputErrors raised inside name their fields from further out.
 
-    group: of whose fields they are: "r" within "config.reduction" is
-        "config.reduction.r"; flags and paths from "config" on stay as they are
+    group: prefix of fields: "r" within "config.reduction" is "config.reduction.r";
+        flags and paths from "config" on have it already
     place: the file or folder, where an error has none
-    hint: what to do, where an error has none
+    hint: a remedy, where an error has none
     """
     try:
         yield
@@ -74,7 +74,7 @@ def closest(word, words):
 
 
 def suggestion(word, words, otherwise):
-    """What to type instead of `word`: the closest of `words`, or `otherwise`."""
+    """A hint for a mistyped `word`: the closest of `words`, or `otherwise`."""
     similar = closest(word, words)
     return f"did you mean {similar}?" if similar else otherwise
 

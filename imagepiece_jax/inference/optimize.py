@@ -28,15 +28,8 @@ from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
-from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    checked,
-    choice,
-    count,
-    optional,
-    switch,
-)
+from imagepiece_jax.common import fields, xla_options
+from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
@@ -178,32 +171,34 @@ class CompileOptions(CheckedFields):
     Raises InputError for a field that is not allowed.
     """
 
-    batch_size: int = count(least=1)  # images at a time
+    batch_size: int = fields.count(least=1)  # images at a time
     # of weights and layers; norms, scores, softmax and logits stay float32; None:
     # bfloat16, and float32 on CPUs, where bfloat16 is slow
-    dtype: str | None = optional(xla_options.layer_dtype())
+    dtype: str | None = fields.optional(xla_options.layer_dtype())
     # None: the model's; "tanh" is faster on GPUs, whose products end in it, but another
     # function: DeiT-Ti, trained with the exact one, changes by -0.1 +- 0.2 points of
     # acc1 (float32, 1,000 photographs, 95 %, paired)
-    gelu: str | None = optional(choice(allowed=GELUS))
-    attention: str = choice("auto", BACKENDS)  # as config.model.attention
+    gelu: str | None = fields.optional(fields.choice(allowed=GELUS))
+    attention: str = fields.choice("auto", BACKENDS)  # as config.model.attention
     # of the reductions, as config.model.kernels; None: on CPUs "auto" (they compile in
     # a third of the time and run faster), elsewhere the model's
-    kernels: str | None = optional(choice(allowed=CHOICES))
+    kernels: str | None = fields.optional(fields.choice(allowed=CHOICES))
     # whether the program takes uint8 images and normalizes them itself, which saves
     # three quarters of the copy to the device
-    pixels: bool = switch(False)
+    pixels: bool = fields.switch(False)
     # in jax.devices(), or a platform such as "cpu" or "cuda" for its first, "cuda:1"
     # for its second; None: the first of all
-    device: jax.Device | str | None = optional(checked(None, _device, "devices"))
+    device: jax.Device | str | None = fields.optional(
+        fields.checked(None, _device, "devices")
+    )
     # XLA's, over those of common.xla_options
-    compiler_options: Mapping[str, Any] | None = optional(
-        checked(None, _of_type(Mapping), "dicts of options of XLA")
+    compiler_options: Mapping[str, Any] | None = fields.optional(
+        fields.checked(None, _of_type(Mapping), "dicts of options of XLA")
     )
     # folder of compiled programs for later processes: JAX's persistent compilation
     # cache for this program; JAX_COMPILATION_CACHE_DIR sets that of all programs
-    cache_dir: str | os.PathLike | None = optional(
-        checked(None, _of_type(str | os.PathLike), "paths of a folder")
+    cache_dir: str | os.PathLike | None = fields.optional(
+        fields.checked(None, _of_type(str | os.PathLike), "paths of a folder")
     )
 
     @classmethod

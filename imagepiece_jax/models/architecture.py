@@ -37,7 +37,7 @@ class Architecture(CheckedFields):
 
     class_token: bool = switch(True)  # in front of the patches, as the next two
     dist_token: bool = switch(False)  # DeiT's, with a head (Touvron et al. 2021)
-    registers: int = count(0)  # tokens without a use of their own (Darcet et al. 2024)
+    registers: int = count(0)  # tokens without a meaning (Darcet et al. 2024)
     positions: bool = switch(True)  # an embedding is added to the patches
     prefix_positions: bool = switch(True)  # and to the tokens in front of them
     rotary: Rotary | None = optional(  # how queries and keys turn with coordinates
@@ -51,17 +51,16 @@ class Architecture(CheckedFields):
     mlp_norm: bool = switch(False)  # a norm of the hidden layer (likewise)
     norm_eps: float = number(1e-6, above=0, below=1)  # added to variances in norms
     layer_scale: bool = switch(False)  # a factor a channel for each branch (CaiT)
-    # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x).
+    # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x)
     gelu: str = choice("exact", GELUS)
     mlp: str = choice("gelu", ("gelu", "swiglu"))  # "swiglu": Shazeer 2020
-    # What the head reads: the class "token", the "mean" of the patches, each token by
-    # its size, or "map", attention from a learned probe (SigLIP).
+    # the head's input: the class "token", the "mean" of the patches, each token by its
+    # size, or "map", attention from a learned probe (SigLIP)
     pool: str = choice("token", ("token", "mean", "map"))
     pool_include_prefix: bool = switch(False)  # a mean or a map reads the prefix, too
     final_norm: bool = switch(True)  # a norm of all tokens before the pool
-    fc_norm: bool = switch(False)  # a norm of what the pool gives
-    # How positions get another grid (positions.resize).
-    resize: str = choice("antialias", RESIZES)
+    fc_norm: bool = switch(False)  # a norm of the pool's result
+    resize: str = choice("antialias", RESIZES)  # of positions (`positions.resize`)
 
     @classmethod
     def of(cls, fields: "Mapping[str, Any] | Architecture") -> "Architecture":
@@ -83,7 +82,7 @@ class Architecture(CheckedFields):
 
     @property
     def head_tokens(self) -> int | None:
-        """How many tokens the head reads, the first of all; None: it reads patches."""
+        """Number of first tokens that the head reads; None: it reads patches."""
         return 1 + self.dist_token if self.pool == "token" else None
 
     @property

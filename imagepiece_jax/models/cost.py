@@ -1,7 +1,7 @@
 """Cost of a model: its MACs, part by part, and the table that `describe` prints.
 
-A multiply-add (MAC) is what most papers print as one "FLOP". Norms, softmax, ranking
-and gathers are not counted, as in the published figures.
+Most papers print a multiply-add (MAC) as one "FLOP". Norms, softmax, ranking and
+gathers are not counted, as in the published figures.
 """
 
 import math
@@ -17,25 +17,23 @@ HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
 
 def describe(model, others, image_size):
-    """The cost table of `model` beside the first of `others`, and a line on all.
+    """The cost table of `model` against the first of `others`, and a line on all.
 
-    `others` are without reduction; the model itself is not compared with.
+    `others` have no reduction; the model itself is left out of them.
     """
     table, dead = cost_table(model, others[0], image_size), ""
     if macs := dead_macs(model) / 1e9:
         dead = f"\n{macs:#.4g} GMACs of the last block are not computed for logits"
     others = [other for other in dict.fromkeys(others) if other != model]
-    fused = (
-        f"\nreductions in fused kernels, for {model.kernels}" if model.kernels else ""
-    )
+    fused = f"\nreductions in fused kernels, for {model.kernels}" * bool(model.kernels)
     return f"{table}\n{cost_line(model, others, image_size)}{dead}{fused}"
 
 
 def cost_table(model, dense, image_size):
-    """Tokens, MMACs beside those of `dense`, and parameters of every part, as text.
+    """Tokens, MMACs next to those of `dense`, and parameters of every part, as text.
 
     Prefix tokens and positions count to the stem, the last norm and the pooling to the
-    head, what a reduction learns to its block.
+    head, a selector to its block.
     """
 
     def row(name, layer, ours, theirs, parameters):
@@ -62,7 +60,7 @@ def cost_table(model, dense, image_size):
 
 
 def cost_line(model, others, image_size):
-    """GMACs of `model`, and how many times as many the `others` without reduction."""
+    """GMACs of `model`, and the multiples of them in `others` without reduction."""
     ours, *theirs = (model_macs(m, image_size) / 1e9 for m in (model, *others))
     parts = [
         f"{macs:#.4g} with a {other.stem} stem, {macs / ours:.2f} times as many"
@@ -72,14 +70,13 @@ def cost_line(model, others, image_size):
 
 
 def action(layer):
-    """What a block's reduction does, in a few words; "" for none."""
+    """A block's reduction in a few words; "" for none."""
     if layer.counts is None:
         return ""
-    removed = layer.counts.n_in - layer.counts.n_out
-    name = type(layer.step.reducer).__name__
+    n_in, name = layer.counts.n_in, type(layer.step.reducer).__name__
     places = {"pre": " before the block", "attention": " inside attention"}
     place = places.get(layer.step.site, "")
-    return f"{name}: {layer.counts.n_in} - {removed}{place}"
+    return f"{name}: {n_in} - {n_in - layer.counts.n_out}{place}"
 
 
 def model_macs(model, image_size):
@@ -122,7 +119,7 @@ def _mlp_layers(arch):
 
 
 def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
-    """MACs of one image in every block, reducers included: ints."""
+    """MACs of one image in every block, with reducers: ints."""
     return [
         block_macs(layer, embed_dim, mlp_ratio, mlp_layers)
         + reducer_macs(layer, embed_dim, num_heads)
@@ -137,27 +134,27 @@ def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2, queries=None):
     mlp_layers: 2, or 3 where one of them is a gate
     queries: tokens that attend and leave the block; None: all
     """
-    scored = read = layer.attn_tokens
-    asking, leaving = queries or scored, queries or layer.mlp_tokens
+    keys = values = layer.attn_tokens
+    scoring, outgoing = queries or keys, queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
-        asking, read = scored, layer.mlp_tokens
-    reading = queries or read
-    # Queries, keys and their products; then values, what is read of them, and proj.
-    attention = (asking + scored + read + reading) * embed_dim**2
-    attention += (asking * scored + reading * read) * embed_dim
+        scoring, values = keys, layer.mlp_tokens
+    reading = queries or values
+    # Queries, keys and their products; then values, their products, and proj.
+    attention = (scoring + keys + values + reading) * embed_dim**2
+    attention += (scoring * keys + reading * values) * embed_dim
     mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
-    return attention + leaving * mlp
+    return attention + outgoing * mlp
 
 
 def reducer_macs(layer, embed_dim, num_heads):
-    """MACs of what the reducer of a block computes itself (a learned selector)."""
+    """MACs of the reducer of a block itself (a learned selector)."""
     if layer.counts is None:
         return 0
     return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
 
 
 def _part_parameters(model, image_size):
-    """Parameters of the stem, of each block and of the head, without making any."""
+    """Numbers of parameters of the stem, of each block and of the head."""
     params = variable_shapes(model, image_size)["params"]
 
     def size(*names):

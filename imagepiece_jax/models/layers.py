@@ -1,8 +1,8 @@
 """Layers of blocks, and functions of them with a hand-written backward pass.
 
-What automatic differentiation keeps for the backward pass is written and read as whole
-arrays. These functions keep their input alone and compute the rest again where it is
-needed, in float32 and in the same pass over the tokens.
+Automatic differentiation writes and reads full arrays for the backward pass. These
+functions keep only their input and compute the rest again, in float32 and in the same
+pass over the tokens.
 """
 
 import functools
@@ -43,17 +43,13 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D].
-
-    `kind` and `gelu` are those of `architecture.Architecture`; `norm_eps`: of a norm of
-    the hidden layer, None where there is none.
-    """
+    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D]."""
 
     hidden_dim: int
-    gelu: str = "exact"
+    gelu: str = "exact"  # as in `architecture.Architecture`
     dtype: jnp.dtype = jnp.float32
-    kind: str = "gelu"
-    norm_eps: float | None = None
+    kind: str = "gelu"  # `Architecture.mlp`
+    norm_eps: float | None = None  # of a norm of the hidden layer; None: no norm
 
     @nn.compact
     def __call__(self, x):
@@ -90,9 +86,8 @@ padded_from.defvjp(lambda x, length: (x, None), _padded_backward)
 def token_major(x):
     """x [B, N, D], whose gradient stays in this order too.
 
-    The sum over the batch that a parameter of all images takes of it would else turn
-    the whole backward pass around: XLA puts the batch innermost, and transposes an
-    array of all tokens before every product.
+    Parameters of all images sum it over the batch, for which XLA would put the batch
+    innermost, and transpose an array of all tokens before every product.
     """
     return x
 
@@ -110,8 +105,8 @@ def gelu(x, form="exact"):
     """x Phi(x), elementwise; `form` "tanh" and "quick" are approximations.
 
     Hendrycks & Gimpel 2016, section 2: 0.5 (1 + tanh u) or sigmoid(1.702 x) for Phi.
-    Only x is kept: with "tanh" the forward pass is then an epilogue of the product
-    before it, on GPUs.
+    The backward pass needs only x: with "tanh" the forward pass is then, on GPUs, an
+    epilogue of the product before it.
     """
     if form == "tanh":
         return jax.nn.gelu(x, approximate=True)
@@ -158,7 +153,7 @@ gelu = node(gelu)
 def layer_norm(x, scale, bias, dtype, eps=1e-6):
     """(x - mean) / deviation * scale + bias over the last axis.
 
-    Kept for the backward pass are x, as it is anyway, and two numbers a token.
+    The backward pass needs x, which exists anyway, and two numbers a token.
 
     x: [..., D]
     scale, bias: [D]

@@ -1,4 +1,4 @@
-"""Position embeddings resized to another grid, as the family's own code does it."""
+"""Position embeddings resized to another grid, by the code of each family."""
 
 import dataclasses
 import math
@@ -9,13 +9,12 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 
-# What DINO and DINOv2 add to the new side before they divide by the old one.
-OFFSET = 0.1
+OFFSET = 0.1  # DINO and DINOv2 add it to the new side before they divide by the old one
 
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Where a model's position embedding has rows, and how it is resized."""
+    """The rows of a model's position embedding, and how they are resized."""
 
     prefix: int  # rows of tokens in front of the patches
     grid: tuple[int, int]  # (height, width) of the patches
@@ -38,10 +37,7 @@ class Positions:
         )
 
     def fit(self, pos_embed: np.ndarray) -> np.ndarray | None:
-        """Position embedding [1, rows, D] resized to this grid.
-
-        Returns None where the grid that it was trained for is not known.
-        """
+        """Position embedding [1, rows, D] resized to this grid; None: from no grid."""
         patches, old = pos_embed.shape[1] - self.prefix, self.old
         if old is None or math.prod(old) != patches:
             old = (math.isqrt(max(0, patches)),) * 2
@@ -62,9 +58,9 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     grid: [h, w, D] float32
     new: (height, width)
     how: "antialias" (Keys' kernel with a = -0.5, wider where the grid shrinks: timm),
-    "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing), "offset" (the
-    same, by DINO's factor of (new + 0.1) / old) or "linear" (corners stay where they
-    are, as in SciPy's zoom of order 1: Google's vit_jax and big_vision)
+        "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing), "offset"
+        (the same, by DINO's factor of (new + 0.1) / old) or "linear" (corners stay in
+        place, as in SciPy's zoom of order 1: Google's vit_jax and big_vision)
     Returns [*new, D] float32.
     """
     if how == "antialias":

@@ -1,4 +1,4 @@
-"""What leads from a vision tower to the language model that reads its tokens."""
+"""The projector from a vision tower to its language model."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,16 @@ from imagepiece_jax.models.layers import gelu
 
 @struct.dataclass(eq=False)
 class Projector:
-    """Linear layers, with a GELU between them, of each token alone.
+    """Linear layers of single tokens, with a GELU between them; `jax.jit` takes it.
 
-        tokens = vit.projector(features(vit, images).patches)
-
-    It is a tree of arrays, for `jax.jit` to take, and a function that it compiles.
-
-    layers: (kernel [in, out], bias [out] or None) of each
-    gelu: between them, one of architecture.GELUS
-    prefix: whether the language model reads the tokens in front of the patches, too
+    tokens = vit.projector(features(vit, images).patches)
     """
 
+    # (kernel [in, out], bias [out] or None) of each
     layers: tuple[tuple[jax.Array, jax.Array | None], ...]
+    # between them, in architecture.GELUS
     gelu: str = struct.field(pytree_node=False, default="exact")
+    # whether the language model reads the tokens in front of the patches, too
     prefix: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -34,9 +31,8 @@ class Projector:
         """By name, weights [out, in], as PyTorch has them."""
         named = {}
         for index, (kernel, bias) in enumerate(self.layers):
-            named[f"projector.{index}.weight"] = np.array(
-                np.asarray(kernel).T, order="C"
-            )
+            weight = np.ascontiguousarray(np.asarray(kernel).T)
+            named[f"projector.{index}.weight"] = weight
             if bias is not None:
                 named[f"projector.{index}.bias"] = np.asarray(bias)
         return named

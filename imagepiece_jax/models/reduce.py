@@ -31,7 +31,7 @@ def reduced(
     reduction: as `create_model` takes it, or a Method
     grid: (height, width) of the images, in patches
     name, prop_attn, masked: fields of a ModelConfig
-    tokens: how many image tokens are left in the end, exactly; None: as it says
+    tokens: exact number of image tokens in the end; None: the reduction's own
     Raises InputError for a reduction that does not fit the model.
     """
     method, prop_attn = read_reduction(reduction, prop_attn)
@@ -54,13 +54,11 @@ def reduced(
 
 
 def resolved(reduction, dense, grid, name=None, allowed=MISS):
-    """A reduction with counts of tokens in place of its cost.
+    """A reduction with counts of tokens in place of its cost, `macs`, if it has one.
 
     dense: a ViT of the model's sizes, with or without a reduction
     reduction, grid, name: as for `reduced`
-    allowed: by how much of the dense model's MACs the cost may be off
-    Returns the reduction; with `macs` it has the fields of its method that are found
-        for it in place of `macs` and of a schedule's name.
+    allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
     fields, prop_attn = split_reduction(reduction)
@@ -75,16 +73,13 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
         for field in dataclasses.fields(found)
         if getattr(found, field.name) != getattr(method, field.name)
     }
-    whole = {**fields, "prop_attn": prop_attn, **changed}
+    fields = {**fields, "prop_attn": prop_attn, **changed}
     unused = found.amounts if found.counts else ()
-    return {k: v for k, v in whole.items() if v is not None and k not in unused}
+    return {k: v for k, v in fields.items() if v is not None and k not in unused}
 
 
 def at_cost(method, dense, grid, name=None, allowed=MISS):
-    """A Method with counts of tokens in place of its cost.
-
-    dense, grid, name, allowed: as for `resolved`
-    """
+    """A Method with counts of tokens in place of its cost, as `resolved`."""
     if method.macs is None:
         return method
     model = dense.clone(parent=None)
@@ -157,9 +152,9 @@ def _at_cost(method, model, grid, allowed=MISS):
 
 
 def _with_tokens(method, tokens, model, grid):
-    """`method` leaving exactly `tokens` at the end, by its schedule cut off there.
+    """`method` with exactly `tokens` at the end, where its schedule is cut off.
 
-    The schedule is as weak as it can be to leave so few, or fewer.
+    The schedule is the weakest that leaves so few, or fewer.
     """
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
@@ -180,7 +175,7 @@ def _with_tokens(method, tokens, model, grid):
         except InputError:  # the schedule goes less far
             return True
 
-    if at(0.0)[-1] < patches:  # whatever its cost, it leaves as many as a field says
+    if at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
         own = counts(dataclasses.replace(method, macs=None))
         cut = [count if count > own[-1] else tokens for count in own]
     else:

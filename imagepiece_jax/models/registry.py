@@ -1,8 +1,8 @@
-"""Models by name: what a name stands for.
+"""Models by name.
 
-MODELS are those that are trained here. Public models have timm's names, of an
-architecture or of weights: "vit_small_patch16_224.augreg_in1k". Their table is
-public_models.json, which tools/public_models.py writes from timm.
+MODELS are trained here. Public models have timm's names, of an architecture or of
+weights: "vit_small_patch16_224.augreg_in1k". Their table is public_models.json, which
+tools/public_models.py writes from timm.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from typing import Any
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.settings import as_tuple
 
 SIZE = dict(patch_size=16, depth=12, mlp_ratio=4.0, mean=MEAN, std=STD)
 MODELS = {
@@ -25,8 +26,8 @@ MODELS = {
     "vit_mini": SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
-# What the authors' own files are called, without ending, where that says which model it
-# is, and timm's name for it; by the addresses in timm 1.0.31.
+# {name of an authors' own file, without ending: timm's name of the model}, by the
+# addresses in timm 1.0.31
 ORIGINALS = {
     r"(deit_\w+)-[0-9a-f]{8}": r"\1.fb_in1k",
     r"deit_3_huge_224_1k": "deit3_huge_patch14_224.fb_in1k",
@@ -46,39 +47,38 @@ SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge
 
 
 def facts(name):
-    """What `name` stands for, as fields of a ModelConfig; {} for None.
+    """Fields of a ModelConfig by name; {} for None.
 
     Raises InputError for an unknown name.
     """
     if name is None:
         return {}
-    if isinstance(name, str) and name in MODELS:
-        return MODELS[name]
-    fields = public_facts(name) if isinstance(name, str) else None
+    fields = None
+    if isinstance(name, str):
+        fields = MODELS.get(name) or public_facts(name)
     if fields is None:
         raise InputError(field="name", value=name, hint=instead_of(str(name)))
     return fields
 
 
 def instead_of(name: str) -> str:
-    """What to write for an unknown name: the model that is meant, or what there is."""
+    """A hint for an unknown name: a similar model, or the list of models."""
     if meant := _similar(name):
         return f"did you mean {meant}?"
     names = [*MODELS, *public_models(), *public_weights()]
     listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-    # That of another family, such as swin_tiny_patch4_window7_224, may be no mistake.
+    # A name of another family, such as swin_tiny_patch4_window7_224, may be no mistake.
     family, families = _words(name)[0], {_words(each)[0] for each in names}
     near = difflib.get_close_matches(family, families, 1, cutoff=0.75)
     return suggestion(name, names, listed) if near else listed
 
 
 def public_facts(name: str) -> dict[str, Any] | None:
-    """Fields of a ModelConfig that timm's `name` stands for; None: it is unknown.
+    """Fields of a ModelConfig by timm's `name`; None: it is unknown.
 
     An architecture without tag has no mean and std, and timm's kind of GELU and way to
-    resize positions, unless all its weights agree on others. prop_attn: of weights that
-    are used without proportional attention by every method (MAE without fine-tuning,
-    Bolya et al. 2023).
+    resize positions, unless all its weights agree on others. Some weights say prop_attn
+    for every method (MAE without fine-tuning, Bolya et al. 2023).
     """
     base, dot, tag = name.partition(".")
     row = public_models().get(base)
@@ -88,11 +88,9 @@ def public_facts(name: str) -> dict[str, Any] | None:
     fields = {"mlp_ratio": 4.0} | sizes
     weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
     for field in ("image_size", "num_classes", "mean", "std"):
-        values = [
-            tuple(w[field]) if field in ("mean", "std") else w[field] for w in weights
-        ]
-        if len(set(values)) == 1:
-            fields[field] = values[0]
+        values = {as_tuple(w[field]) for w in weights}
+        if len(values) == 1:
+            fields[field] = values.pop()
     if dot and "prop_attn" in weights[0]:
         fields["prop_attn"] = weights[0]["prop_attn"]
     arch = row["arch"]
@@ -111,15 +109,12 @@ def public_models() -> dict[str, dict[str, Any]]:
 
 def public_weights() -> list[str]:
     """The names of all public weights."""
-    return [
-        f"{name}.{tag}"
-        for name, row in public_models().items()
-        for tag in row["weights"]
-    ]
+    models = public_models().items()
+    return [f"{name}.{tag}" for name, row in models for tag in row["weights"]]
 
 
 def timm_functions(name: str) -> dict[str, str]:
-    """gelu and resize of an architecture as timm has it, whatever its weights had."""
+    """gelu and resize of an architecture in timm's code; weights may differ."""
     arch = Architecture.of(public_models()[name.partition(".")[0]]["arch"])
     return {"gelu": arch.gelu, "resize": arch.resize}
 
@@ -139,13 +134,13 @@ def published_crop(name: str | None) -> dict[str, Any]:
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:
-    """The known model that a weights file is called by; None for another."""
+    """The known model with the name of a weights file, or None."""
     name = timm_name(pathlib.Path(path).stem)
     return name if name in MODELS or public_facts(name) else None
 
 
 def timm_name(file: str) -> str:
-    """timm's name of the model of an original file; any other name unchanged."""
+    """timm's name of the model in an authors' own file; any other name unchanged."""
     for pattern, name in ORIGINALS.items():
         if match := re.fullmatch(pattern, file):
             return match.expand(name)
@@ -153,7 +148,7 @@ def timm_name(file: str) -> str:
 
 
 def _similar(name: str) -> str | None:
-    """The name of a model that has all words of `name`, the shortest; None: none has.
+    """The shortest name of a model with all words of `name`, or None.
 
     Sizes may be short, as DeiT's authors write them: "deit_s_patch16".
     """

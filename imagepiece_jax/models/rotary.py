@@ -1,10 +1,10 @@
-"""Rotary positions: queries and keys turned by where their patches stand.
+"""Rotary positions: queries and keys turned by the coordinates of their patches.
 
 Neighboring channels of a head are the two parts of a plane, which turns by the token's
 coordinate times a frequency of its own (Su et al. 2021, "RoFormer"). In images half of
 the planes turn with one coordinate and half with the other (Fang et al. 2023, "EVA-02";
-Simeoni et al. 2025, "DINOv3"). A coordinate is a number a token, not a row of a table:
-so merged tokens have one, too.
+Simeoni et al. 2025, "DINOv3"). A coordinate is a number, not a row of a table, so
+merged tokens have one, too.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ class Rotary(CheckedFields):
     """How patches get coordinates, and how these turn the channels of a head."""
 
     # "corner": rows and columns count from `start` and are scaled from the image's grid
-    # to `reference`. "center": an image of any size reaches from -1 to 1, a patch
-    # stands at its middle, and 1 is a full turn of the first plane.
+    # to `reference`; "center": an image of any size reaches from -1 to 1, a patch
+    # stands at its middle, and 1 is a full turn of the first plane
     origin: str = choice("corner", ("corner", "center"))
-    # By what the frequencies fall from the first plane to behind the last.
+    # the factor between frequencies of the first plane and behind the last
     temperature: float = number(10000.0, above=0)
-    # Grid (height, width) of the training.
+    # grid (height, width) of the training
     reference: tuple[float, float] | None = optional(
         several(None, number(), "None and two numbers of patches", length=2)
     )
     start: float = number(0.0)  # the first row and column
     axes: str = choice("yx", ("yx", "xy"))  # the first turns the first half of planes
-    # The channels of a plane are neighbors, or stand alike in both halves of a head.
+    # the channels of a plane are neighbors, or at one place in both halves of a head
     planes: str = choice("neighbors", ("neighbors", "halves"))
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
@@ -58,23 +58,22 @@ class Rotary(CheckedFields):
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
-        """Cosines and sines by which the planes of a head turn.
+        """Cosines and sines of a head's planes, [B, prefix + n, 1, width / 2] each.
 
         coordinates: [B, n, 2], (y, x) of the tokens
         width: channels of a head
-        prefix: tokens in front of them, which stay as they are
-        Returns two [B, prefix + n, 1, width / 2] float32.
+        prefix: number of tokens in front of them, which do not turn
         """
         angles = self.angles(coordinates, width)
         angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
         return jnp.cos(angles), jnp.sin(angles)
 
+    @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
-        """Constant `rotations` of all patches of a grid, the same for all images.
-
-        -> two [1, prefix + n, 1, width / 2] of NumPy.
-        """
-        return _grid_rotations(self, tuple(grid), width, prefix)
+        """`rotations` of all patches of a grid, in NumPy."""
+        angles = self.angles(self.coordinates(grid)[None], width)
+        angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+        return np.cos(angles), np.sin(angles)
 
     def angles(self, coordinates, width):
         """[B, n, 2] -> [B, n, 1, width / 2], those of one coordinate after another."""
@@ -101,10 +100,3 @@ class Rotary(CheckedFields):
         else:
             x = jnp.stack(turned, axis=-1).reshape(x.shape)
         return x.astype(heads.dtype)
-
-
-@functools.cache  # so that all blocks of a program share one constant
-def _grid_rotations(rotary, grid, width, prefix):
-    angles = rotary.angles(rotary.coordinates(grid)[None], width)
-    angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
-    return np.cos(angles), np.sin(angles)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's convolutions start from.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the reference draws its convolutions.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
 
@@ -32,21 +32,18 @@ def conv_stem_widths(embed_dim, patch_size):
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
-        raise InputError(
-            f"is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}",
-            field="stem",
-            value="conv",
-            allowed="a patch size that is a power of two (2 or more) and an embed_dim "
-            "divisible by half of it",
-        )
+        problem = f"is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}"
+        allowed = "a patch size that is a power of two (2 or more) and an embed_dim "
+        allowed += "divisible by half of it"
+        raise InputError(problem, field="stem", value="conv", allowed=allowed)
     return tuple(embed_dim // 2**i for i in reversed(range(steps)))
 
 
 class PatchStem(nn.Module):
     """One linear projection a patch: [B, H, W, 3] -> [B, H/p, W/p, D].
 
-    The usual convolution of kernel and stride p, written as the matrix product that it
-    is: its gradient is one too, and on CPUs twice as fast as the convolution's.
+    The usual convolution of kernel and stride p, as the equal matrix product: its
+    gradient is one too, and on CPUs twice as fast as the convolution's.
     """
 
     embed_dim: int
@@ -187,10 +184,10 @@ FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an RGB image into tokens.
+    """MACs that turn an RGB image, cut to full patches, into tokens.
 
     stem: a name of STEMS
-    image_size: pixels a side, or (height, width); what fills no patch is cut
+    image_size: pixels a side, or (height, width)
     """
     tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
@@ -204,15 +201,13 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
 
 def fold(stem, params, stats):
-    """Parameters of the folded form of a stem.
+    """Parameters of the class of FOLDED_STEMS, float32, for a trained stem.
 
     A norm in evaluation is a product and a sum a channel, which move into the kernel
     and the bias of the convolution before it.
 
     stem: a name of STEMS
-    params, stats: of the stem as it was trained; stats are the batch norms' means and
-    variances
-    Returns parameters of the class of FOLDED_STEMS, float32.
+    params, stats: of the trained stem; stats are the batch norms' means and variances
     """
     if stem == "patch":
         kernel = params["proj"]["kernel"]  # [p, p, 3, D]

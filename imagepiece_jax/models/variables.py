@@ -21,11 +21,12 @@ def variable_shapes(model, image_size):
         return jax.tree.map(lambda x: x, _shapes(model, image_size))
     # Reductions have no variables, and all blocks have the same: one is traced.
     one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
+    blocks = [f"blocks_{i}" for i in range(model.depth)]
     return {
         collection: {
             new: jax.tree.map(lambda x: x, values[name])
             for name in values
-            for new in _names(name, len(model.plan))
+            for new in (blocks if name == "blocks_0" else [name])
         }
         for collection, values in one.items()
     }
@@ -63,11 +64,6 @@ def check_variables(model, variables, image_size):
             problem = f"is {shape}, in the model it is {expected}"
             facts = {"value": shape, "allowed": "variables of this model"}
             raise InputError(problem, place="variables", field=name, **facts)
-
-
-def _names(name, depth):
-    """Those of all blocks for that of the first, others as they are."""
-    return [f"blocks_{i}" for i in range(depth)] if name == "blocks_0" else [name]
 
 
 @functools.lru_cache(maxsize=4)

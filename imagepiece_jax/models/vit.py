@@ -117,7 +117,9 @@ class ViT(nn.Module):
         state, scores, records = self._embed(images, train), {}, []
         drop_path = self._drop_path(keys, train)
         norm = self._norm("norm") if self.arch.final_norm else lambda x: x
-        pool = self._attention_pool()
+        pool = None
+        if self.arch.pool == "map":
+            pool = AttentionPool(name="attn_pool", **self._shared())
         probe = pool and (lambda state: pool.scores(norm(state.x), state))
         for index in range(self.depth):
             reduction = self._reduction(index, keys, probe)
@@ -134,17 +136,17 @@ class ViT(nn.Module):
         return Block(
             index=index,
             layer=self.plan[index],
-            dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            arch=self.arch,
             backend=self.backend,
-            dtype=self.dtype,
-            prop_attn=self.prop_attn,
             remat=self.remat,
             queries=self.arch.head_tokens if self.head_only and last else None,
             name=f"blocks_{index}",
+            **self._shared(),
         )
+
+    def _shared(self):
+        """Fields that blocks and an attention pool have, too."""
+        names = ("num_heads", "mlp_ratio", "arch", "prop_attn", "dtype")
+        return {"dim": self.embed_dim} | {name: getattr(self, name) for name in names}
 
     def _reduction(self, index, keys, probe):
         """The Reduction of a block, its reducer bound; None: it changes no tokens.
@@ -175,20 +177,6 @@ class ViT(nn.Module):
             raise ValueError(f"train=True draws for drop path: {problem}")
         scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
         return [(scale[:, b, 0], scale[:, b, 1]) for b in range(self.depth)]
-
-    def _attention_pool(self):
-        """The pooling with a probe; None: the head has another input."""
-        if self.arch.pool != "map":
-            return None
-        return AttentionPool(
-            dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            arch=self.arch,
-            prop_attn=self.prop_attn,
-            dtype=self.dtype,
-            name="attn_pool",
-        )
 
     def _classify(self, state, records, norm, pool):
         """Final norm, pooling and head -> Outputs."""
@@ -271,17 +259,12 @@ class ViT(nn.Module):
         )
 
     def _stem(self):
-        shared = {
-            "embed_dim": self.embed_dim,
-            "patch_size": self.patch_size,
-            "dtype": self.dtype,
-            "name": "patch_embed",
-        }
+        sizes, name = (self.embed_dim, self.patch_size, self.dtype), "patch_embed"
         if self.folded:
-            return FOLDED_STEMS[self.stem](**shared)
+            return FOLDED_STEMS[self.stem](*sizes, name=name)
         if self.stem == "conv":
-            return ConvStem(axis_name=self.axis_name, **shared)
-        return PatchStem(use_bias=self.arch.patch_bias, **shared)
+            return ConvStem(*sizes, axis_name=self.axis_name, name=name)
+        return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)
 
     def _check_positions(self, height, width, size):
         """InputError for images of another size than the parameters are for."""

@@ -1,7 +1,4 @@
-"""Views of one image under one method, and the PNG figure of all of them.
-
-The figures and the HTML page draw the same views, each in its own way.
-"""
+"""Views of one image under one method, and the PNG figure of all of them."""
 
 import math
 import os
@@ -42,7 +39,7 @@ class View(NamedTuple):
     kind: str
     title: str
     note: str
-    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped.
+    # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
     values: np.ndarray
 
     def draw(self, image, grid, scale=1):
@@ -57,8 +54,8 @@ class View(NamedTuple):
 def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
     """The views of image `index` by kind: lists, with None where there is none.
 
-    "tokens" and "sizes" have a place for each stage; "attention" has what each stage
-    saw, and that of the last block; "weights" a map for each token of a soft reduction.
+    "tokens" and "sizes" have a place for each stage; "attention" one for the input of
+    each stage and the last block; "weights" one for each token of a soft reduction.
     """
     stages = trace.stages
     looks = [(s.attention, s.attended, s.block - (s.site == "pre")) for s in stages]
@@ -76,8 +73,8 @@ def save(path, image, name, trace, index):
     """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
 
     Rows: the input, titled `name`, and its tokens after each stage; the class attention
-    that each stage saw, and the last block's; the sizes; and, for a soft reduction, a
-    map per token. Rows without a picture are left out.
+    before each stage, and the last block's; the sizes; and, for a soft reduction, a map
+    per token. Rows without a picture are left out.
     """
     scale = plotting.enlargement(image)
     by_kind = views(trace, index)

@@ -1,8 +1,7 @@
 """A folder of images under several methods: an HTML page, figures and data.
 
 The page is one file with style, pictures and text, and no script. Groups are small JPEG
-files with nothing over them; attention, sizes and weights are one pixel per patch, laid
-over the gray photograph.
+files; attention, sizes and weights are one pixel per patch, over the gray photograph.
 """
 
 import base64
@@ -42,9 +41,9 @@ def write_folder(
     out: a folder, made if it does not exist
     models: one for each reduction, of equal weights
     images: uint8 [B, H, W, 3], with a name each in `names`
-    source: what to call the weights
-    blocks: that figures show; none stands for all
-    Yields a line on each reduction, and one on what was written.
+    source: a name of the weights
+    blocks: those in figures; none stands for all
+    Yields a line on each reduction, and one on the files.
     Raises InputError where the folder cannot be made.
     """
     figures, methods, traces = pathlib.Path(out) / "figures", [], []
@@ -53,14 +52,8 @@ def write_folder(
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
         traces.append(tracing.trace(vit.model, vit.variables, images))
-        methods.append(
-            {
-                "label": vit.label,
-                "setting": vit.reduction,
-                "untrained": vit.untrained,
-                "gmacs": vit.gmacs,
-            }
-        )
+        facts = {"untrained": vit.untrained, "gmacs": vit.gmacs}
+        methods.append({"label": vit.label, "setting": vit.reduction} | facts)
         stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
         drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
         figure.save_all(figures, images_of_patches, names, vit.label, drawn)
@@ -79,7 +72,7 @@ def page(images, names, methods, traces, weights, class_names=None):
     images: uint8 [B, H, W, 3], with a name each in `names`
     methods: a dict of label, gmacs and untrained for each
     traces: the Trace of these images under each method
-    weights: what to call them
+    weights: their name
     class_names: a name or None for each class; None: there are no names
     """
     sections = [
@@ -96,7 +89,7 @@ def page(images, names, methods, traces, weights, class_names=None):
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What the tokens became</title>
-<style>{STYLE}{photos}
+<style>{_style()}{photos}
 </style>
 </head>
 <body>
@@ -199,7 +192,7 @@ def _section(index, image, name, methods, traces, class_names):
     return (
         f'<section id="image-{index}" aria-labelledby="name-{index}">'
         f'<h2 id="name-{index}">{escaped}</h2>'
-        f'<div class="beside">{original}{"".join(cells)}</div>'
+        f'<div class="methods">{original}{"".join(cells)}</div>'
         f"{''.join(details)}</section>"
     )
 
@@ -249,20 +242,16 @@ class _Drawing:
         height, width = self._grid
         down = math.ceil(len(maps) / across)
         # One clear pixel between two maps.
-        sheet = np.zeros(
-            (down * (height + 1) - 1, across * (width + 1) - 1, 4), "uint8"
-        )
+        size = down * (height + 1) - 1, across * (width + 1) - 1, 4
+        sheet = np.zeros(size, "uint8")
         for i, view in enumerate(maps):
             top, left = (height + 1) * (i // across), (width + 1) * (i % across)
             painted = plotting.value_colors(view.values, figure.COLORMAPS["weights"])
-            sheet[top : top + height, left : left + width] = painted.reshape(
-                height, width, 4
-            )
-        note = f"{len(maps)} learned tokens"
+            painted = painted.reshape(height, width, 4)
+            sheet[top : top + height, left : left + width] = painted
+        note, frame = f"{len(maps)} learned tokens", "values"
         alt = html.escape(f"weights of {note}, a map each: {self._of}")
-        return _framed(
-            "tokens", _png(sheet), alt, "weights", note, sheet.shape, "values"
-        )
+        return _framed("tokens", _png(sheet), alt, "weights", note, size, frame)
 
 
 _NONE = {
@@ -309,9 +298,7 @@ def _inlined(pixels, kind, **options):
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-# Style sheet, for light and dark, phones and desktops
-
-# name -> (light, dark); pairs of text and ground have a contrast of 4.5 or more
+# {name: (light, dark)}; pairs of text and ground have a contrast of 4.5 or more
 COLORS = {
     "ground": ("#ffffff", "#101418"),
     "raised": ("#f3f5f7", "#1a2027"),
@@ -322,72 +309,13 @@ COLORS = {
 }
 
 
-def _variables(column):
-    return " ".join(f"--{name}: {pair[column]};" for name, pair in COLORS.items())
-
-
-STYLE = (
-    f"""
-:root {{ color-scheme: light dark; {_variables(0)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
-"""
-    + """
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; max-width: 90rem; padding: 0 1rem 4rem;
-  background: var(--ground); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif;
-}
-h1 { font-size: 1.6rem; margin: 1.5rem 0 0.5rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 0.75rem; overflow-wrap: anywhere; }
-h3 { font-size: 0.9rem; margin: 0 0 0.35rem; overflow-wrap: anywhere; }
-p { margin: 0.5rem 0; max-width: 70ch; }
-a, summary { color: var(--accent); }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-
-.switch {
-  position: sticky; top: 0; z-index: 1; margin: 1rem -1rem; padding: 0.5rem 1rem;
-  border: solid var(--line); border-width: 1px 0; background: var(--raised);
-  display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem;
-}
-.switch legend {
-  float: left; padding: 0 1.25rem 0 0; color: var(--quiet); line-height: 1.75rem;
-}
-.switch label {
-  display: inline-flex; gap: 0.4rem; align-items: center; min-height: 1.75rem;
-}
-.switch input { width: 1.1rem; height: 1.1rem; margin: 0; accent-color: var(--accent); }
-body:has(#show-tokens:checked) :is(.attention, .sizes),
-body:has(#show-attention:checked) :is(.tokens, .sizes),
-body:has(#show-sizes:checked) :is(.tokens, .attention) { display: none; }
-
-section { scroll-margin-top: 6rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; }
-caption { text-align: left; color: var(--quiet); }
-th, td { padding: 0.3rem 1rem 0.3rem 0; text-align: left; }
-tr { border-bottom: 1px solid var(--line); }
-td { white-space: nowrap; }
-
-.beside { display: grid; gap: 1.25rem 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); }
-.cell { display: grid; grid-template-rows: subgrid; grid-row: span 3; row-gap: 0;
-  align-content: start; min-width: 0; }
-.cell h3 { align-self: end; }
-figure { margin: 0; }
-figcaption {
-  margin-top: 0.3rem; color: var(--quiet); font-size: 0.85rem; line-height: 1.35;
-}
-figcaption b { display: block; color: var(--text); font-weight: 600; }
-img { display: block; width: 100%; height: auto; }
-.values { background-size: 100% 100%; }
-.values img { image-rendering: pixelated; }
-.none { color: var(--quiet); font-size: 0.85rem; }
-
-details { margin: 0.75rem 0; border-top: 1px solid var(--line); }
-summary { cursor: pointer; padding: 0.6rem 0; }
-.strip { display: flex; gap: 0.75rem; overflow-x: auto; padding: 0.25rem 0.25rem 1rem; }
-.strip figure { flex: 0 0 9.5rem; }
-@media (min-width: 60rem) { .strip figure { flex-basis: 12rem; } }
-"""
-)
+def _style():
+    """The style sheet, with the colors as variables."""
+    light, dark = (
+        " ".join(f"--{name}: {pair[column]};" for name, pair in COLORS.items())
+        for column in (0, 1)
+    )
+    return f"""
+:root {{ color-scheme: light dark; {light} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
+{pathlib.Path(__file__).with_name("page.css").read_text("utf-8")}"""
