@@ -97,13 +97,17 @@ def _stage(block, layer, before, after, matrix, look):
     if after is not None:
         sizes = (after[:, :, None] == np.arange(count)).sum(axis=1, dtype=np.int32)
         return Stage(block, layer.step.site, count, after, sizes, None, *look)
-    # A weight of a token is split equally among its patches.
-    at = np.maximum(before, 0)[:, None]
-    shared = (before[:, :, None] == before[:, None, :]).sum(axis=2)
-    part = (before != DROPPED) / np.maximum(shared, 1)
-    weights = np.take_along_axis(matrix, at, axis=2) * part[:, None]
-    weights = weights.astype(np.float32)
+    weights = _patch_weights(matrix, before)
     return Stage(block, layer.step.site, count, None, None, weights, *look)
+
+
+def _patch_weights(matrix, slots):
+    """A token's weight, split equally among its patches. -> [B, n_out, n0] float32."""
+    at = np.maximum(slots, 0)[:, None]
+    shared = (slots[:, :, None] == slots[:, None, :]).sum(axis=2)
+    part = (slots != DROPPED) / np.maximum(shared, 1)
+    weights = np.take_along_axis(matrix, at, axis=2) * part[:, None]
+    return weights.astype(np.float32)
 
 
 def _in_batches(model, variables, images):

@@ -342,7 +342,7 @@ def outputs(fn, *shapes):
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    model = finished(graph, {"logits": graph.whole(out, want.shape)})
+    model = finished(graph, {"logits": graph.expand(out, want.shape)})
     return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
 
 
