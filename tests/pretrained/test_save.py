@@ -299,7 +299,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
         (Pretrained(*prepare(model, variables)), "model", None),
         (Pretrained(model, without), "params/norm/bias", "missing"),
         (Pretrained(made(num_classes=3).model, variables), "params/head/bias", (7,)),
-        (Pretrained(model, spoilt), "model", None),
+        (Pretrained(model, spoilt), "tensor cls_token", None),
     ):
         with pytest.raises(InputError) as error:
             imagepiece_jax.save(tmp_path / "m", other)
