@@ -40,16 +40,18 @@ class InputError(ValueError):
 def within(group="", place="", hint=""):
     """InputErrors raised inside name their fields from further out.
 
-    group: prefix of fields: "r" within "config.reduction" is "config.reduction.r";
-        flags and paths from "config" on have it already
+    group: prefix of fields: "r" within "config.reduction" is "config.reduction.r", an
+        error without field or place is about the group itself; flags and paths from
+        "config" on have it already
     place: the file or folder, where an error has none
     hint: a remedy, where an error has none
     """
     try:
         yield
     except InputError as error:
-        if group and error.field and not error.field.startswith(("--", "config.")):
-            error.field = f"{group}.{error.field}"
+        inner = bool(error.field or not error.place)
+        if group and inner and not error.field.startswith(("--", "config.")):
+            error.field = f"{group}.{error.field}".removesuffix(".")
         error.place, error.hint = error.place or str(place), error.hint or hint
         raise
 

@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 
 REQUIRED = dataclasses.MISSING
 
@@ -35,28 +35,25 @@ class CheckedFields:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if kind := field.metadata.get("kind"):
-                value = getattr(self, field.name)
                 try:
-                    value = kind.convert(value)
-                except InputError as error:  # about a part of the value
-                    part = f"{field.name}.{error.field}".strip(".")
-                    error.field = self.path(part)
+                    with self.in_config(), within(field.name):  # about a part of it
+                        value = kind.convert(getattr(self, field.name))
+                except InputError:
                     raise
                 except ValueError:
                     self.refuse(field.name, kind.allowed)
                 object.__setattr__(self, field.name, value)
 
     @classmethod
-    def path(cls, field: str) -> str:
-        """The field's name in errors: in a group of a config its full path."""
-        if cls.group is None:
-            return field
-        return ".".join(filter(None, ("config", cls.group, field)))
+    def in_config(cls):
+        """InputErrors raised inside name these fields by their paths in a config."""
+        return within("" if cls.group is None else f"config.{cls.group}".strip("."))
 
     def refuse(self, field: str, allowed: str, problem: str = ""):
-        """Raise InputError for the value of a field, with the facts that it takes."""
-        value, path = getattr(self, field), self.path(field)
-        raise InputError(problem, field=path, value=value, allowed=allowed)
+        """Raise InputError for the value of a field."""
+        value = getattr(self, field)
+        with self.in_config():
+            raise InputError(problem, field=field, value=value, allowed=allowed)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -73,9 +70,9 @@ class CheckedFields:
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
-                path = cls.path(field.name)
                 hint = "a config starts from configs/base.py"
-                raise InputError("is missing", field=path, hint=hint)
+                with cls.in_config():
+                    raise InputError("is missing", field=field.name, hint=hint)
         return cls(**read)
 
 

@@ -13,11 +13,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
 from imagepiece_jax.reduction.methods.method import ModelFacts, NoReduction
-from imagepiece_jax.reduction.settings import (
-    of_reduction,
-    read_reduction,
-    split_reduction,
-)
+from imagepiece_jax.reduction.settings import read_reduction, split_reduction
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -37,7 +33,7 @@ def reduced(
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None:
         method = at_cost(method, dense, grid, name)
-    with of_reduction():
+    with within("reduction"):
         method = method.resolved(_facts_of(dense, grid, name))
     if tokens is not None:
         method = _with_tokens(method, tokens, dense, grid)
@@ -47,7 +43,7 @@ def reduced(
     if not isinstance(prop_attn, bool):
         raise InputError(field="prop_attn", value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
-    with within(place=place), of_reduction():
+    with within("reduction", place):
         plan = _plan(method, dense, grid, masked)
         contract.check_plan(plan, dense.arch, grid)
     return dense.clone(plan=plan, prop_attn=prop_attn)
@@ -65,7 +61,7 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     if fields.get("macs") is None:
         return reduction
     method, _ = read_reduction(reduction)
-    with of_reduction():
+    with within("reduction"):
         method = method.resolved(_facts_of(dense, grid, name))
     found = at_cost(method, dense, grid, name, allowed)
     changed = {
@@ -83,7 +79,7 @@ def at_cost(method, dense, grid, name=None, allowed=MISS):
     if method.macs is None:
         return method
     model = dense.clone(parent=None)
-    with of_reduction():
+    with within("reduction"):
         method = method.resolved(_facts_of(dense, grid, name))
         found = _at_cost(method, model, grid, allowed)
     counts = [

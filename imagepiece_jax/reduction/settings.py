@@ -1,6 +1,5 @@
 """Reductions as dicts of a name and fields: defaults, comparison, labels."""
 
-import contextlib
 from collections.abc import Mapping
 
 from imagepiece_jax.errors import InputError, within
@@ -75,7 +74,7 @@ def read_reduction(reduction, prop_attn=None):
     if isinstance(reduction, Method):
         return reduction, prop_attn
     fields, prop_attn = split_reduction(reduction, prop_attn)
-    with of_reduction():
+    with within("reduction"):
         return methods.create(**fields), prop_attn
 
 
@@ -101,15 +100,3 @@ def split_reduction(reduction, prop_attn=None):
         found = {"field": "prop_attn", "value": prop_attn, "allowed": "one of them"}
         raise InputError(problem, **found)
     return reduction, prop_attn
-
-
-@contextlib.contextmanager
-def of_reduction():
-    """InputErrors raised inside are about the argument `reduction`."""
-    try:
-        with within("reduction"):
-            yield
-    except InputError as error:
-        if not error.field and not error.place:
-            error.field = "reduction"
-        raise

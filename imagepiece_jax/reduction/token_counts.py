@@ -70,11 +70,6 @@ class KeepInitial(Rule):
         return 1 + stage * self.packages
 
 
-def initial_shares(blocks, keep_rate):
-    """(block, share of the first tokens that stay), in order: keep_rate**stage."""
-    return [(b, keep_rate**stage) for stage, b in enumerate(sorted(blocks), start=1)]
-
-
 @dataclasses.dataclass(frozen=True)
 class Remove(Rule):
     """`count` tokens fewer, at most half of all: those of one of two sides."""

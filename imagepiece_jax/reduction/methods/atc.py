@@ -5,17 +5,15 @@ leave, one after the other, each over one array of distances.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import blocks, choice, rate, switch
-from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.common.fields import choice, switch
+from imagepiece_jax.reduction.methods.method import InStages, metric
 from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
-from imagepiece_jax.reduction.reducers import METRICS, Reducer
-from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 # Distances of two clusters to all others, [B, n], and their members, [B, 1] -> [B, n].
@@ -94,25 +92,18 @@ class Agglomeration(Reducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class ATC(Method):
+class ATC(InStages):
     """At the s-th of `blocks`, cluster into keep_rate ** s of the first count.
 
     Its authors weigh by size where they use proportional attention.
     """
 
-    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
+    model_fields = {"prop_attn": True}
 
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
     linkage: str = choice("complete", tuple(LINKAGES))  # distance of two clusters
-    metric: str = choice("key", METRICS)  # the compared feature
+    metric: str = metric()
     size_weighting: bool = switch(True)  # False: means over tokens, not over patches
 
     def steps(self, depth):
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
-        return tuple(
-            Step(block, reducer, KeepInitial(kept))
-            for block, kept in initial_shares(self.blocks, self.keep_rate)
-        )
+        return self.stages(reducer)

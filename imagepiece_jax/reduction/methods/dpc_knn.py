@@ -4,15 +4,14 @@ As in the comparison of Haurum et al. 2023, "Which tokens to use?".
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import blocks, count, rate, switch
-from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.common.fields import count, switch
+from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.ops import (
     count_before,
     gather_rows,
@@ -21,7 +20,6 @@ from imagepiece_jax.reduction.ops import (
     squared_distances,
 )
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 
@@ -43,8 +41,8 @@ def density_peaks(x, neighbors, n_out):
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
     farthest = jnp.max(distance, axis=(1, 2))
-    alone = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
-    center = rank(density + jnp.log(alone)) < n_out
+    apart = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
+    center = rank(density + jnp.log(apart)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
     itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
@@ -84,20 +82,12 @@ class WeighedPeaks(nn.Module, Reducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class DpcKnn(Method):
+class DpcKnn(InStages):
     """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
-
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
     neighbors: int = count(5, least=1)  # in a token's density, itself included
     learned_weights: bool = switch(False)  # True: of the members, for training
 
     def steps(self, depth):
         reducer = WeighedPeaks if self.learned_weights else DensityPeaks
-        return tuple(
-            Step(block, reducer(self.neighbors), KeepInitial(kept), site="pre")
-            for block, kept in initial_shares(self.blocks, self.keep_rate)
-        )
+        return self.stages(reducer(self.neighbors), site="pre")

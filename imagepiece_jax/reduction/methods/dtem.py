@@ -5,7 +5,7 @@ Training merges softly and removes nothing, so that the choice has a gradient.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import count, counts, optional
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import (
-    ParamGroup,
-    Removal,
-)
+from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -132,9 +129,8 @@ def embedding_width(embed_dim, num_heads):
 class DTEM(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
-    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    amounts: ClassVar[tuple[str, ...]] = ("r", "r_list")
-    small: ClassVar[dict[str, Any]] = {"r_list": (3, 4)}
+    amounts = ("r", "r_list")
+    small = {"r_list": (3, 4)}
 
     r: int = count(16)  # tokens that a block merges away
     r_list: tuple[int, ...] | None = optional(counts())  # by block; then none

@@ -6,17 +6,15 @@ starts from a trained model, which is also, frozen, its teacher.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.fields import blocks, rate, weight
+from imagepiece_jax.common.fields import rate, weight
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, ParamGroup
+from imagepiece_jax.reduction.methods.method import InStages, Method, ParamGroup
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
-from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Masking
 
 
@@ -92,20 +90,11 @@ def target_shares(plan):
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicViT(LearnedSelection):
+class DynamicViT(InStages, LearnedSelection):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
-
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
-
     def steps(self, depth):
-        return tuple(
-            Step(block, KeepPredictor(), KeepInitial(kept), "pre", when_masked=0)
-            for block, kept in initial_shares(self.blocks, self.keep_rate)
-        )
+        return self.stages(KeepPredictor(), site="pre", when_masked=0)
 
     def loss(self, outputs, teacher_outputs, plan):
         """Each image's live share at its target, logits and live tokens at the

@@ -2,32 +2,24 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
 
-from imagepiece_jax.common.fields import blocks, choice, rate, switch, weight
+from imagepiece_jax.common.fields import switch, weight
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import SCORES, TopK
+from imagepiece_jax.reduction.methods.method import InStages, score
+from imagepiece_jax.reduction.reducers import TopK
 from imagepiece_jax.reduction.token_counts import Keep
 
 
 @dataclasses.dataclass(frozen=True)
-class EViT(Method):
+class EViT(InStages):
     """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
 
     The fused token is the attention-weighted sum of the dropped ones. ImagePiece's
     paper compares with the form without it.
     """
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
-
-    keep_rate: float = rate(0.7)  # of the image tokens, at each of `blocks`
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
     fuse_token: bool = switch(False)  # the dropped ones become one more token
-    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
-    # "probe" (docs/models.md); "auto": "class" where there is a class token.
-    score: str = choice("auto", tuple(SCORES))
+    score: str = score()
     # Epochs that keep all tokens, then so many to get to keep_rate.
     rate_warmup_start: float = weight(0.0, training=True)
     rate_warmup_epochs: float = weight(0.0, training=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -58,8 +57,8 @@ class GridPooling(Method):
     to 3.0, and a cell is exactly 2 x 2 patches.
     """
 
-    amounts: ClassVar[tuple[str, ...]] = ("grid_size", "block")
-    small: ClassVar[dict[str, Any]] = {"grid_size": 4, "block": 1}
+    amounts = ("grid_size", "block")
+    small = {"grid_size": 4, "block": 1}
 
     grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
     block: int = count(6)  # the first block that sees the cells

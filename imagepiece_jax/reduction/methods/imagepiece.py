@@ -1,7 +1,6 @@
 """ImagePiece: merge unimportant tokens, reassess them, then prune (AAAI 2025)."""
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +9,16 @@ import numpy as np
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.ops import (
-    cosine_within,
-    gather_rows,
-    invert,
-    pick,
-    rank,
-)
+from imagepiece_jax.reduction.methods.method import Method, metric, score
+from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
-    METRICS,
-    SCORES,
     Bipartite,
     Ranking,
     TopK,
     find_partners,
     merge_in_place,
 )
-from imagepiece_jax.reduction.token_counts import (
-    Keep,
-    Merge,
-    MergeTo,
-)
+from imagepiece_jax.reduction.token_counts import Keep, Merge, MergeTo
 
 INATTENTIVE = ("merge", "drop", "random", "tome")
 
@@ -99,8 +86,8 @@ class ImagePiece(Method):
     matching of all tokens at merge and prune steps. See `Retokenize` for the rest.
     """
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "merge_ratio")
-    small: ClassVar[dict[str, Any]] = {
+    amounts = ("keep_rate", "merge_ratio")
+    small = {
         "merge_ratio": 0.06,
         "merge_blocks": (0, 1),
         "prune_blocks": (2,),
@@ -118,11 +105,9 @@ class ImagePiece(Method):
     # Candidates are split most attended first, or least.
     order: str = choice("descending", ("descending", "ascending"))
     parity: int = choice(0, (0, 1))  # which of the first two candidates may leave
-    metric: str = choice("key", METRICS)  # the compared feature
+    metric: str = metric()
     size_weighting: bool = switch(True)  # a merged token is the mean over its patches
-    # "class" attention, or what else ranks the tokens: "received", "energy", "shift",
-    # "probe" (docs/models.md); "auto": "class" where there is a class token.
-    score: str = choice("auto", tuple(SCORES))
+    score: str = score()
     inattentive: str = choice("merge", INATTENTIVE)
 
     def scaled(self, strength, depth, patches):

@@ -6,7 +6,7 @@ faster. Merge steps merge in both. Parameters and evaluation are the same.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +54,14 @@ class NoisyTopK(nn.Module, Reducer):
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps; those that prune keep as many, by a learned score."""
 
-    small: ClassVar[dict[str, Any]] = {
+    small = {
         "merge_ratio": 0.06,
         "merge_blocks": (0,),
         "prune_blocks": (1,),
         "keep_rate": 0.7,
     }
 
-    mode: str = choice(
-        "mask", ("mask", "topk")
-    )  # training masks tokens or removes them
+    mode: str = choice("mask", ("mask", "topk"))  # training masks or removes tokens
     # The score reads tokens before the MLP, or before the block.
     predictor_pos: str = choice("mid", ("mid", "pre"))
 

@@ -6,7 +6,7 @@ with a second pass at a random reduction is not part of this.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,15 @@ import numpy as np
 from imagepiece_jax.common.fields import (
     blocks,
     checked,
-    choice,
     is_integer,
     is_number,
     optional,
     positive,
 )
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Removal
+from imagepiece_jax.reduction.methods.method import Removal, score
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
-from imagepiece_jax.reduction.reducers import (
-    SCORES,
-    Ranking,
-    find_partners,
-    keep_and_join,
-)
+from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
 FEWEST = 10  # tokens, class token included, that always stay
@@ -139,9 +133,8 @@ class MCTF(Removal):
     its map. Each criterion of `Fusion` counts to the power of 1 over its temperature.
     """
 
-    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    amounts: ClassVar[tuple[str, ...]] = ("r", "blocks")
-    small: ClassVar[dict[str, Any]] = {"r": 7}
+    amounts = ("r", "blocks")
+    small = {"r": 7}
 
     # Tokens that a block loses; below 1 their share.
     r: float = checked(16, _removed, "whole numbers, and shares from 0 to below 1")
@@ -149,7 +142,7 @@ class MCTF(Removal):
     similarity: float = positive(1.0)  # temperature of the similarity
     attention: float = positive(20.0)  # of the attention received: little is better
     sizes: float = positive(40.0)  # of the sizes: small is better
-    score: str = choice("received", tuple(SCORES))
+    score: str = score("received")
 
     def scaled(self, strength, depth, patches):
         if 0 < self.r < 1:

@@ -6,18 +6,35 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.common.fields import (
     CheckedFields,
+    blocks,
     checked,
     choice,
     number,
     optional,
+    rate,
 )
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
-from imagepiece_jax.reduction.reducers import dropping
+from imagepiece_jax.reduction.reducers import METRICS, SCORES, dropping
+from imagepiece_jax.reduction.token_counts import KeepInitial
 
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
 # the accuracies of all scores.
 WITHOUT_CLASS_TOKEN = "received"
+
+
+def score(default: str = "auto"):
+    """The field for the score that ranks tokens: docs/models.md compares them.
+
+    "class", "received", "energy", "shift" or "probe", see `Ranking`; "auto": "class"
+    where there is a class token.
+    """
+    return choice(default, tuple(SCORES))
+
+
+def metric():
+    """The field for the compared feature."""
+    return choice("key", METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,8 +251,31 @@ class Method(CheckedFields):
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class InStages(Method):
+    """Base of methods that keep a share of the tokens at each of some blocks."""
+
+    amounts = ("keep_rate", "blocks")
+    small = {"blocks": (1, 2)}
+
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
+
+    def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
+        """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`.
+
+        where: fields of a Step, `site` and `when_masked`
+        """
+        return tuple(
+            Step(block, reducer, KeepInitial(self.keep_rate**stage), **where)
+            for stage, block in enumerate(sorted(self.blocks), start=1)
+        )
+
+
 class Removal(Method):
     """Base of methods whose blocks lose `r` tokens each, or as `r_list` has it."""
+
+    model_fields = {"prop_attn": True}
 
     def removed(self, depth: int) -> Sequence[int]:
         """Tokens that each block is to lose."""
@@ -262,7 +302,7 @@ class Removal(Method):
 class NoReduction(Method):
     """No steps: the dense model."""
 
-    amounts: ClassVar[tuple[str, ...]] = ()
+    amounts = ()
 
     def steps(self, depth):
         return ()

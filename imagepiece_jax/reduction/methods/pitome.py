@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
 
-from imagepiece_jax.common.fields import choice, rate, switch
+from imagepiece_jax.common.fields import rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import (
-    METRICS,
     Reducer,
     join_most_similar,
     merge_in_place,
@@ -54,11 +53,11 @@ class PiToMe(Method):
     energy.
     """
 
-    small: ClassVar[dict[str, Any]] = {"keep_rate": 0.95}
+    small = {"keep_rate": 0.95}
 
     keep_rate: float = rate(0.9125)  # of the image tokens, in every block
     late_first: bool = switch(False)  # the halves exchanged, as its authors do with MAE
-    metric: str = choice("key", METRICS)  # compared after energies of keys
+    metric: str = metric()  # after energies of keys
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

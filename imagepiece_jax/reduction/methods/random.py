@@ -1,14 +1,13 @@
 """Random: keep tokens by chance, the floor that every other choice must beat."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
-from imagepiece_jax.common.fields import blocks, rate
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import InStages
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.token_counts import Keep
 
@@ -28,14 +27,8 @@ class Draw(Reducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(Method):
+class Random(InStages):
     """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
-
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
-
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
 
     def steps(self, depth):
         rule = Keep(self.keep_rate)

@@ -6,7 +6,6 @@ what it drops, weighted by keep probability. Packages are never dropped (Kong et
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +103,8 @@ def package_weights(probability, dropped, norm):
 class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rates", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
+    amounts = ("keep_rates", "blocks")
+    small = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
     # Shares of the first tokens, at each of `blocks`.
     keep_rates: tuple[float, ...] = several(
@@ -134,15 +133,14 @@ class SPViT(LearnedSelection):
         return dataclasses.replace(self, keep_rates=rates)
 
     def step_at(self, block, depth, tokens):
-        selector = Selector(self.share_heads, self.package_norm)
-        return Step(block, selector, KeepInitial(0.0, True), "pre", when_masked=1)
+        return self._step(block, 0.0)
 
     def steps(self, depth):
+        return tuple(map(self._step, self.blocks, self.keep_rates))
+
+    def _step(self, block, share):
         selector = Selector(self.share_heads, self.package_norm)
-        return tuple(
-            Step(block, selector, KeepInitial(rate, True), "pre", when_masked=1)
-            for block, rate in zip(self.blocks, self.keep_rates, strict=True)
-        )
+        return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
     def loss(self, outputs, teacher_outputs, plan):
         """DynamicViT's, but the live share of the whole batch is held, not each

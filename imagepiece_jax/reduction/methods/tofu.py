@@ -5,16 +5,16 @@ there, that code takes the middle.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import choice, rate
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import lengths
-from imagepiece_jax.reduction.reducers import METRICS, Bipartite, Dropping
+from imagepiece_jax.reduction.reducers import Bipartite, Dropping
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
 
@@ -77,18 +77,15 @@ class ToFu(Method):
     Blocks up to the middle one drop them, the others fuse.
     """
 
-    small: ClassVar[dict[str, Any]] = {"keep_rate": 0.92}
+    small = {"keep_rate": 0.92}
 
     keep_rate: float = rate(0.925)  # of all tokens, in every block
-    # Length of fused tokens, see `Fuse`.
-    rescale: str = choice("destination", ("destination", "mean"))
-    metric: str = choice("key", METRICS)  # the compared feature
+    rescale: str = choice("destination", ("destination", "mean"))  # see `Fuse`
+    metric: str = metric()
 
     def steps(self, depth):
-        discard, fuse = (
-            Dropping(Bipartite(self.metric)),
-            Fuse(self.metric, self.rescale),
-        )
+        discard = Dropping(Bipartite(self.metric))
+        fuse = Fuse(self.metric, self.rescale)
         return tuple(
             Step(b, discard if b <= depth // 2 else fuse, MergeAway(self.keep_rate))
             for b in range(depth)

@@ -6,7 +6,6 @@ for tasks that need a value for every patch.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +131,8 @@ class TokenFuser(nn.Module):
 class TokenLearner(Method):
     """Before `block`, learn `num_tokens` tokens from all; the class token stays."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("num_tokens", "block")
-    small: ClassVar[dict[str, Any]] = {"num_tokens": 8, "block": 1}
+    amounts = ("num_tokens", "block")
+    small = {"num_tokens": 8, "block": 1}
 
     num_tokens: int = count(16, least=1)  # that take the place of all image tokens
     block: int = count(7)  # the first block that sees them

@@ -4,17 +4,15 @@ Distances are those of the tokens themselves; a token weighs what attention paid
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.fields import blocks, choice, count, rate
-from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.common.fields import choice, count
+from imagepiece_jax.reduction.methods.method import InStages, score
 from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
-from imagepiece_jax.reduction.reducers import SCORES, Ranking
-from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
+from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
 
 
@@ -104,21 +102,13 @@ ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPooling(Method):
+class TokenPooling(InStages):
     """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("keep_rate", "blocks")
-    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
-
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
     algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
-    score: str = choice("received", tuple(SCORES))  # of significance
+    score: str = score("received")  # of significance
     iterations: int = count(3, least=1)  # of the clustering
 
     def steps(self, depth):
         reducer = ALGORITHMS[self.algorithm](self.iterations, score=self.score)
-        return tuple(
-            Step(block, reducer, KeepInitial(kept), site="pre")
-            for block, kept in initial_shares(self.blocks, self.keep_rate)
-        )
+        return self.stages(reducer, site="pre")

@@ -1,18 +1,11 @@
 """ToMe: merge similar tokens, a few in every block (Bolya et al., ICLR 2023)."""
 
 import dataclasses
-from typing import Any, ClassVar
 
-from imagepiece_jax.common.fields import (
-    choice,
-    count,
-    counts,
-    number,
-    optional,
-)
+from imagepiece_jax.common.fields import count, counts, number, optional
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Removal
-from imagepiece_jax.reduction.reducers import METRICS, Bipartite
+from imagepiece_jax.reduction.methods.method import Removal, metric
+from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
 
 
@@ -20,16 +13,14 @@ from imagepiece_jax.reduction.token_counts import Remove
 class ToMe(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
-    amounts: ClassVar[tuple[str, ...]] = ("r", "inflection", "r_list")
-    small: ClassVar[dict[str, Any]] = {"r_list": (2, 2, 4)}
-
-    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    amounts = ("r", "inflection", "r_list")
+    small = {"r_list": (2, 2, 4)}
 
     r: int = count(13)  # tokens that a block merges away; at most half of its tokens
     # Spreads them linearly: -1 from 2 r in the first block to 0, 1 the reverse.
     inflection: float = number(0.0, least=-1, most=1)
     r_list: tuple[int, ...] | None = optional(counts())  # by block, overrides both
-    metric: str = choice("key", METRICS)  # the compared feature
+    metric: str = metric()
 
     def removed(self, depth):
         """Tokens that each block is to merge away, a tuple of `depth` ints.

@@ -7,7 +7,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.diffrate import SCHEDULES, PruneAndMerge
+from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
 from tests.reduction.tokens_by_angle import apply, decide, vectors
 
@@ -23,8 +23,8 @@ def test_the_schedule_of_mae(name, arch, target):
     """By name, and where the head reads the mean over patches."""
     reduction = {"name": "diffrate", "target": target}
     model = create_model(name, arch=arch, num_classes=1000, reduction=reduction)
-    _, merge = SCHEDULES["mae_b"][target]
-    assert [p.mlp_tokens for p in model.plan] == list(map(int, merge.split()))
+    _, merge = published("mae_b")[target]
+    assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
         assert model_macs(model, 224) == MAE[target]
 
