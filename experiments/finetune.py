@@ -16,7 +16,7 @@ import jax
 
 from experiments.context import Models
 from imagepiece_jax.data.class_names import other_class
-from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes

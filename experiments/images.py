@@ -8,8 +8,8 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.registry import open_source, short_name
 from imagepiece_jax.data.source import Subset
-from imagepiece_jax.data.sources import open_source, short_name
 
 MAX_CACHED_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 

@@ -27,7 +27,7 @@ from PIL import Image
 from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.data import loader, sources, transforms
+from imagepiece_jax.data import loader, registry, transforms
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.data.source import FileSource
@@ -56,10 +56,10 @@ def main():
     cli.finite(SECONDS)
     data = cli.required(DATA)
     if JSON.value:
-        check_writable("--json", JSON.value, sources.own_files(data))
+        check_writable("--json", JSON.value, registry.own_files(data))
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
-    source = sources.open_source(data, split, data_dir=DIR.value)
+    source = registry.open_source(data, split, data_dir=DIR.value)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         files, small = folder / "as they are", folder / "short side"

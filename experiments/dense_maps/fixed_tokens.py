@@ -16,7 +16,7 @@ from experiments import render
 from experiments.context import Answers
 from experiments.dense_maps.maps import HEAD, FeatureMaps, HeadMaps, cells
 from experiments.images import Images
-from imagepiece_jax.data.sources import short_name
+from imagepiece_jax.data.registry import short_name
 from imagepiece_jax.errors import within
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits

@@ -28,7 +28,7 @@ from imagepiece_jax.common.files import (
     read_json,
     replace_file,
 )
-from imagepiece_jax.data import loader, sources
+from imagepiece_jax.data import loader, registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models.cost import model_macs
@@ -93,7 +93,7 @@ def read_plan(folder: pathlib.Path, options: Options, dtype: str) -> dict:
 def _train(options, data, settings, plan, folder, cache, missing):
     """Complete the plan, and train what is missing."""
     dtype = plan["settings"]["dtype"]
-    train, test = (sources.open_source(data, split) for split in sources.SPLITS)
+    train, test = (registry.open_source(data, split) for split in registry.SPLITS)
     classes = train.num_classes
     facts = {"images": [len(train), len(test), classes]}
     facts["digest"] = [train.digest, test.digest]
@@ -116,7 +116,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
         name: _facts(one, configs[name], options) for name, one in compared.items()
     }
     plan |= facts | {
-        "data": sources.short_name(data),
+        "data": registry.short_name(data),
         "systems": [written[name] for name in SYSTEMS if name in written],
     }
     _write(folder / PLAN, plan)

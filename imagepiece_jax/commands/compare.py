@@ -45,7 +45,7 @@ def main():
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.common.timer import Rules
-    from imagepiece_jax.data.sources import short_name
+    from imagepiece_jax.data.registry import short_name
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.pretrained.with_config import read_with_config

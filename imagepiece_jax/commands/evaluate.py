@@ -33,7 +33,7 @@ def main():
     typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.data import sources
+    from imagepiece_jax.data import registry
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
@@ -48,7 +48,7 @@ def main():
     config, weights = read_with_config(**typed)
     limit, model = IMAGES(config), weights.config.create(weights.reduction)
     if JSON.value:
-        read = (*runs.own_files(typed["path"]), *sources.own_files(config.data.name))
+        read = (*runs.own_files(typed["path"]), *registry.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
     run = RunConfig.from_config(config)
     source, notes = run.test_images(weights, limit)

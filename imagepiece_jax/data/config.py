@@ -20,7 +20,7 @@ from imagepiece_jax.common.fields import (
     text,
     weight,
 )
-from imagepiece_jax.data import preprocessing, sources, transforms
+from imagepiece_jax.data import preprocessing, registry, transforms
 from imagepiece_jax.data.augment.policy import (
     MAX_MAGNITUDE,
     Augment,
@@ -67,9 +67,9 @@ class DataConfig(CheckedFields):
         num_classes: int | None,
         labeled: bool = True,
         labels_by_name: Mapping[str, int] | None = None,
-    ) -> sources.Source:
+    ) -> registry.Source:
         """The images of `split`, "train" or "val"; for the rest see `open_source`."""
-        return sources.open_source(
+        return registry.open_source(
             self.name,
             split,
             num_classes=num_classes,

@@ -208,8 +208,7 @@ def _entries(checkpoint, method, shares, metric):
     try:
         weights.config.create(requested)
     except InputError as error:
-        reason = f"does not fit this model: {error}"
-        return [], [{"share": None, "reason": reason}]
+        return [], [{"share": None, "reason": str(error)}]
     entries, absent = [], []
     for share in shares:
         try:

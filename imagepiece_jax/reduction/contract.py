@@ -7,7 +7,6 @@ step is traced. Values exist only once a program runs: `check` looks at them, ca
 whoever writes a method, by `describe`, by dry runs and by the tests of all methods.
 """
 
-import contextlib
 import functools
 
 import jax
@@ -209,18 +208,16 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
             first.setdefault(type(layer.step.reducer), (block, layer))
     for block, layer in first.values():
         reducer, counts = layer.step.reducer, layer.counts
-        whole = counts.n_in == grid[0] * grid[1]
+        first_step = counts.n_in == grid[0] * grid[1]
         taps = random_taps(reducer, counts.n_in, embed_dim, num_heads)
-        taps = taps.replace(grid=grid if whole else None, num_prefix=num_prefix)
+        taps = taps.replace(grid=grid if first_step else None, num_prefix=num_prefix)
         with naming(reducer, block):
             check(_run(reducer, Declared(taps, reducer.needs), counts), counts)
 
 
-@contextlib.contextmanager
 def naming(reducer, block):
-    """While entered, an InputError names the step that it is about."""
-    with within(place=f"reduction at block {block}, {type(reducer).__name__}"):
-        yield
+    """InputErrors raised inside name the step that they are about."""
+    return within(place=f"reduction at block {block}, {type(reducer).__name__}")
 
 
 def random_taps(reducer, n, embed_dim, num_heads):
@@ -228,14 +225,13 @@ def random_taps(reducer, n, embed_dim, num_heads):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
-    scores = jax.nn.softmax(x[..., 0])
-    whole = reducer.metric in ("token", "input")
+    scores, key = jax.nn.softmax(x[..., 0]), x[..., : embed_dim // num_heads]
     return Taps(
         x=x,
         size=size,
         attn_size=size,
-        metric=x if whole else x[..., : embed_dim // num_heads],
-        key=x[..., : embed_dim // num_heads],
+        metric=x if reducer.metric in ("token", "input") else key,
+        key=key,
         cls_attn=scores,
         attn_columns=scores,
         shift=scores,

@@ -107,7 +107,7 @@ def build(
             raise InputError(problem, value=step.block, allowed=allowed)
         at[step.block] = step
     plan, stage = [], 1
-    n, held = n0, n0  # tokens in evaluation, tokens held in this plan
+    n, present = n0, n0  # tokens in evaluation, tokens present in this plan
     for block in range(depth):
         step = at.get(block)
         counts = count(step, n, n0, stage) if step else None
@@ -115,11 +115,11 @@ def build(
             n, stage = counts.n_out, stage + 1
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
-            counts = _held_counts(step, counts, held) if masked else counts
-        after = counts.n_out if counts else held
-        before = after if step and step.site == "pre" else held
+            counts = _masked_counts(step, counts, present) if masked else counts
+        after = counts.n_out if counts else present
+        before = after if step and step.site == "pre" else present
         plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
-        held = after
+        present = after
     return _with_reads(plan)
 
 
@@ -144,10 +144,10 @@ def _with_reads(plan):
     return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
 
 
-def _held_counts(step, counts, held):
-    """`counts` of evaluation -> those of masked training, where `held` tokens are."""
+def _masked_counts(step, counts, present):
+    """`counts` of evaluation -> those of masked training, of `present` tokens."""
     if step.when_masked is None:
         change = counts.n_out - counts.n_in
-        return dataclasses.replace(counts, n_in=held, n_out=held + change)
-    after = held + step.when_masked
-    return dataclasses.replace(counts, n_in=held, n_out=after, evaluation=counts)
+        return dataclasses.replace(counts, n_in=present, n_out=present + change)
+    after = present + step.when_masked
+    return dataclasses.replace(counts, n_in=present, n_out=after, evaluation=counts)

@@ -55,9 +55,9 @@ def place_among(keep):
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     # Its own term makes the sum of a token that is not kept negative: one pass.
-    not_kept = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
+    penalty = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
     earlier = (keep[:, None, :] & (other < mine)).astype(jnp.int32)
-    return jnp.sum(earlier + not_kept, axis=-1, dtype=jnp.int32)
+    return jnp.sum(earlier + penalty, axis=-1, dtype=jnp.int32)
 
 
 @node
@@ -96,8 +96,8 @@ def pick(position, length, *values):
     position = jax.lax.optimization_barrier(position)
     wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
     holds = position[:, None, :] == wanted
-    held = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
-    return sums(held, axis=2)
+    taken = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
+    return sums(taken, axis=2)
 
 
 @node
@@ -134,8 +134,8 @@ def smallest(values, k):
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
-        left = jnp.where(marked, jnp.inf, values)
-        marked |= index == jnp.argmin(left, axis=-1)[..., None]
+        rest = jnp.where(marked, jnp.inf, values)
+        marked |= index == jnp.argmin(rest, axis=-1)[..., None]
     return marked
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.ops import gather_rows
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Mixing, to_nearest_kept
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Mixing, to_nearest_slot
 
 
 def patch_slots(results, batch: int, patches: int) -> list:
@@ -21,8 +21,10 @@ def patch_slots(results, batch: int, patches: int) -> list:
     followed = [jnp.broadcast_to(slots, (batch, patches))]
     for result in results:
         before = followed[-1]
-        known = before is not None and isinstance(result, Assignment)
-        followed.append(compose(result.dest, before) if known else None)
+        if before is not None and isinstance(result, Assignment):
+            followed.append(compose(result.dest, before))
+        else:
+            followed.append(None)
     return followed
 
 
@@ -60,7 +62,7 @@ def _followed(path, result, x, fill):
         return Path(mixed=(path, result, x))
     slot = _compose(result.dest, path.slot)
     if fill == "nearest":
-        read = _compose(to_nearest_kept(x, result), path.read)
+        read = _compose(to_nearest_slot(x, result), path.read)
         return path._replace(slot=slot, read=read)
     last = None
     if fill == "last" or path.mixed:

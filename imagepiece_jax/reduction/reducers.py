@@ -210,7 +210,7 @@ def keep_highest(score, n_out):
     place = place_among(rank(score) < n_out)
     return Assignment(
         dest=jnp.maximum(place, DROPPED),
-        index=SlotIndex.of_kept(invert(place, n_out)),
+        index=SlotIndex.one_each(invert(place, n_out)),
         n_out=n_out,
     )
 
@@ -262,7 +262,7 @@ class Dropping(Reducer):
         stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
         return Assignment(
             dest=jnp.where(stays, merged.dest, DROPPED),
-            index=SlotIndex.of_kept(keep),
+            index=SlotIndex.one_each(keep),
             n_out=counts.n_out,
         )
 

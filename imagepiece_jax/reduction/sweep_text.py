@@ -1,10 +1,6 @@
-"""The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line.
-
-benchmark/sweep.py measures them.
-"""
+"""The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line."""
 
 import ast
-import contextlib
 import itertools
 
 from imagepiece_jax.errors import InputError, closest, within
@@ -23,33 +19,36 @@ def parse_sweep(text):
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """
+    with within(place=f"--sweep {text}"):
+        return _parsed(text)
 
-    def refuse(problem, allowed="", hint=""):
-        facts = {"value": text, "allowed": allowed, "hint": hint}
-        raise InputError(problem, field=f"--sweep {text}", **facts)
 
+def _parsed(text):
     name, *parts = text.split(":")
     names, choices = [], []
     for part in parts:
         field, equals, values = part.partition("=")
         if not equals or not values:
-            refuse(f"has {part!r}", "FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7")
+            allowed = "FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7"
+            raise InputError(f"has {part!r}", value=part, allowed=allowed)
         if field in names:
-            refuse(f"has {field} twice", f"one list, such as {field}=V1,V2")
+            allowed = f"one list, such as {field}=V1,V2"
+            raise InputError(f"has {field} twice", value=field, allowed=allowed)
         names.append(field)
         choices.append([_literal(value) for value in _split_at_commas(values)])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
-        refuse(f"has no method {name!r}", hint=f"did you mean {similar}?")
+        hint = f"did you mean {similar}?"
+        raise InputError(f"has no method {name!r}", value=name, hint=hint)
     for reduction in reductions:
         fields, _ = split(reduction)
-        with within(place=f"--sweep {text}"):
-            allowed = tuple(methods.create(name, **fields).inference_fields())
+        allowed = tuple(methods.create(name, **fields).inference_fields())
         for field in fields:
             if field not in allowed:
                 listed = ", ".join(allowed + MODEL_FIELDS)
-                refuse(f"has {field}, which only training reads", listed)
+                problem = f"has {field}, which only training reads"
+                raise InputError(problem, value=field, allowed=listed)
     return [{"name": name, **reduction} for reduction in reductions]
 
 
@@ -67,14 +66,9 @@ def parse_sweeps(texts):
     return reductions
 
 
-@contextlib.contextmanager
 def naming(reduction):
-    """While entered, an InputError names the reduction of --sweep that it is about.
-
-    reduction: one of `parse_sweeps`, or None, which adds nothing
-    """
-    with within(place="" if reduction is None else f"--sweep {label(reduction)}"):
-        yield
+    """InputErrors raised inside name a reduction of --sweep; None: none of it."""
+    return within(place="" if reduction is None else f"--sweep {label(reduction)}")
 
 
 def _split_at_commas(values):

@@ -1,7 +1,7 @@
 """Token states, what reducers read and return, and how tokens move.
 
-A result of a reducer is applied to the tokens by `apply`. Tokens are moved by gathers
-alone, forward and backward: nothing here scatters.
+A result of a reducer is applied to the tokens by `apply`. Tokens are moved only by
+gathers, forward and backward: nothing here scatters.
 """
 
 import functools
@@ -27,10 +27,10 @@ class TokenState:
     x: Array  # [B, prefix + n, D]
     # [B, prefix + n] float32: patches in each token, exact
     size: Array
-    # [B, n] float: 1 for live image tokens, 0 for those that are only masked; masked
-    # training alone
+    # [B, n] float: 1 for live image tokens, 0 for those that are only masked; only in
+    # masked training
     mask: Array | None = None
-    # [B, n, 2] float32: mean position of a token's patches; rotary models alone
+    # [B, n, 2] float32: mean position of a token's patches; only rotary models
     coordinates: Array | None = None
     # [B, prefix + n] float32, positive: how often proportional attention and pooling by
     # mean count each token; None: its size
@@ -98,7 +98,7 @@ class SlotIndex:
     group_keep: Array  # [B, m]: the tokens that the groups keep
 
     @classmethod
-    def of_kept(cls, keep):
+    def one_each(cls, keep):
         """Every slot has one token. [B, n_out] -> SlotIndex."""
         none = jnp.zeros((keep.shape[0], 0), jnp.int32)
         return cls(keep, absorbed=none, target=none, groups=none, group_keep=none)
@@ -214,7 +214,7 @@ def merge_map(weights, result, size):
 
     Rows are the means of a slot's tokens, weighted as features are; columns add up.
 
-    weights: [B, H, N, N], of all tokens before the merge, or rows of the prefix alone
+    weights: [B, H, N, N], of all tokens before the merge, or only rows of the prefix
     result: an Assignment
     size: [B, n], of image tokens before the merge
     Returns [B, H, N_out, N_out], or as many rows as there were of the prefix.
@@ -269,7 +269,7 @@ def _attn_sizes(state, result, index):
 
 
 def _apply_mixing(state, result):
-    """Rows overlap: every token counts as one, and no patch is in one token alone."""
+    """Rows overlap: every token counts as one, and every patch is in all tokens."""
     prefix = state.num_prefix
     mixed = jnp.einsum(
         "bon,bnd->bod",
@@ -344,9 +344,9 @@ def slot_index(dest, n_out, groups=None):
     keep = jnp.min(jnp.where(belongs, place, n - 1), axis=-1)
     groups = min(n_out, n - n_out) if groups is None else groups
     if groups == 0:
-        return SlotIndex.of_kept(keep)
-    kept = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
-    leaves = (dest != DROPPED) & ~kept
+        return SlotIndex.one_each(keep)
+    first = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
+    leaves = (dest != DROPPED) & ~first
     absorbed = invert(place_among(leaves), n - n_out)
     real = jnp.arange(n - n_out)[None] < jnp.sum(leaves, axis=-1, keepdims=True)
     several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
@@ -373,11 +373,11 @@ def sum_by_slot(values, dest, n_out):
 
 def _sum_by_index(values, index):
     """As `sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
-    kept = gather_rows(values, index.keep)
+    first = gather_rows(values, index.keep)
     if not index.absorbed.shape[1]:
-        return kept
+        return first
     absorbed = gather_rows(values, index.absorbed)
-    return kept + sum_by_slot(absorbed, index.target, kept.shape[1])
+    return first + sum_by_slot(absorbed, index.target, first.shape[1])
 
 
 def _live(mask, result):
@@ -391,8 +391,8 @@ def _shares(result, size, index=None):
 
     A token that is alone in its slot of a mean has exactly 1 (w / w).
     """
-    alone = index is not None and not index.groups.shape[1]
-    if result.weight is None and alone and result.mean:
+    single = index is not None and not index.groups.shape[1]
+    if result.weight is None and single and result.mean:
         return None
     weight = size if result.weight is None else result.weight
     weight = weight.astype(jnp.float32)
@@ -427,18 +427,18 @@ def _move_by_index(x, weight, total, index, dest, mean):
     place = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
     row = jnp.where(place < prefix, place, jnp.pad(index.keep + prefix, front))
-    alone = gather_rows(x, row)
+    single = gather_rows(x, row)
     if weight is not None and not mean:
         factor = jnp.pad(gather_rows(weight, index.keep), front, constant_values=1.0)
-        alone = (alone.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
+        single = (single.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
     if weight is None or not index.groups.shape[1]:
-        return alone
+        return single
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
     which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     which, several = last_and_any(jnp.where(grouped, which, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
-    return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
+    return jnp.where(jnp.pad(several, front)[:, :, None], together, single)
 
 
 def _group_rows(x, weight, total, index, prefix):
@@ -450,15 +450,15 @@ def _group_rows(x, weight, total, index, prefix):
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:
-        kept, absorbed = index.group_keep, index.absorbed
-        own = gather_rows(weight, kept)[:, :, None]
+        first, absorbed = index.group_keep, index.absorbed
+        own = gather_rows(weight, first)[:, :, None]
         factor = jnp.where(absorbs, gather_rows(weight, absorbed)[:, None, :], 0)
         if total is not None:
-            whole = gather_rows(total, index.groups)[:, :, None]
-            own, factor = own / whole, factor / whole
+            divisor = gather_rows(total, index.groups)[:, :, None]
+            own, factor = own / divisor, factor / divisor
         rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
         rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
-        return rows + own * gather_rows(x, kept + prefix).astype(jnp.float32)
+        return rows + own * gather_rows(x, first + prefix).astype(jnp.float32)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
     tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
     taken = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
@@ -511,7 +511,7 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 _move_by_index = node(_move_by_index)
 
 
-def to_nearest_kept(x, result):
+def to_nearest_slot(x, result):
     """Slot of every token, where a dropped one has that of the kept one most like it.
 
     By cosine; of equally similar ones the first. A token that merges counts as kept.

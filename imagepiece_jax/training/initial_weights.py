@@ -120,8 +120,7 @@ class InitialWeights:
         if fresh and not run.init.weights:
             problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
             allowed = "(), or config.init.weights: a weights file or a run's folder"
-            found = {"field": "config.init.fresh", "value": fresh}
-            raise InputError(problem, **found, allowed=allowed)
+            run.init.refuse("fresh", allowed, problem)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         like = variable_shapes(model, run.image_size)
@@ -133,14 +132,13 @@ class InitialWeights:
 
         Raises InputError where parts are fresh: such a model only guesses.
         """
-        lacks, drawn = "no config.init.weights", _drawn(self._run.init.fresh)
+        init, lacks = self._run.init, "no config.init.weights"
+        drawn = _drawn(init.fresh)
         if drawn:
             lacks = f"{drawn[0]!r} in config.init.fresh: such a model only guesses"
-        if drawn or not self._run.init.weights:
-            problem = f"is True with {lacks}"
+        if drawn or not init.weights:
             allowed = "False, or all parts from config.init.weights"
-            found = {"field": "config.init.evaluate", "value": True}
-            raise InputError(problem, **found, allowed=allowed)
+            init.refuse("evaluate", allowed, f"is True with {lacks}")
         return self._started(dense)
 
     def teacher_variables(self, model):
@@ -148,12 +146,10 @@ class InitialWeights:
 
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
-        if not self._run.teacher.weights:
-            name = name_of(self._run.reduction)
+        teacher, name = self._run.teacher, name_of(self._run.reduction)
+        if not teacher.weights:
             problem = f"is empty, but {name!r} learns from a dense model"
-            allowed = "a weights file or the folder of a run"
-            found = {"field": "config.teacher.weights", "value": ""}
-            raise InputError(problem, **found, allowed=allowed)
+            teacher.refuse("weights", "a weights file or the folder of a run", problem)
         with of_teacher():
             return self._fitted(self.teacher, model)
 
@@ -205,8 +201,9 @@ class InitialWeights:
         for field, value in here.items():
             if field in theirs and not _equal(theirs[field], value):
                 problem = f"is {value!r}, but {weights} was trained with another"
-                field, allowed = f"config.model.{field}", repr(theirs[field])
-                raise InputError(problem, field=field, value=value, allowed=allowed)
+                allowed = repr(theirs[field])
+                with within("config.model"):
+                    raise InputError(problem, field=field, value=value, allowed=allowed)
         return variables
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
@@ -97,10 +97,10 @@ def _any(run, initial):
         attention = run.model.attention
         config = dataclasses.replace(weights.config, attention=attention)
         model = config.create().clone(head_only=True)
-        if model.num_classes != run.num_classes:
-            count, allowed = model.num_classes, f"the {run.num_classes} of the student"
-            raise InputError(f"has {count} classes", value=count, allowed=allowed)
         variables = weights.variables(model)
+    if model.num_classes != run.num_classes:
+        count, allowed = model.num_classes, f"the {run.num_classes} of the student"
+        run.teacher.refuse("weights", allowed, f"has {count} classes")
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")

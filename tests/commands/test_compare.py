@@ -8,8 +8,8 @@ import pytest
 
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
-from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare as comparing
 from imagepiece_jax.evaluate.cache import ResultCache

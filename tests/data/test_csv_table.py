@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.csv_table import read_csv
-from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 
 SPLIT, NO_SPLIT = "filename,label,split", "filename,label"

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.digits import read_digits
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource, Subset
-from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
 

@@ -16,7 +16,7 @@ from experiments import adapt
 from experiments.context import OffTheShelf
 from experiments.images import Images
 from experiments.settings import Adapt
-from imagepiece_jax.data import csv_table, sources
+from imagepiece_jax.data import csv_table, registry
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -45,7 +45,7 @@ def test_every_image_is_in_one_fold():
 def photographs(tmp_path_factory):
     """Digits as files, with a table of them."""
     folder = tmp_path_factory.mktemp("photographs")
-    source = sources.open_source("digits", "val")
+    source = registry.open_source("digits", "val")
     rows = ["filename,label"]
     for index in range(COUNT):
         pixels, label = source.read(index)

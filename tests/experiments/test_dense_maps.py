@@ -131,7 +131,7 @@ def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
     page = (tmp_path / "saliency.md").read_text()
     for cell in ("`imagepiece, last`", "`imagepiece, zero`", "| `tome` |"):
         assert page.count(cell) >= 1, cell
-    assert "| `random` | all | does not fit this model" in page
+    assert "| `random` | all | reduction has a step at block" in page
     assert "mean of the other maps" in page and (tmp_path / "saliency.png").exists()
     nothing_left = context(tmp_path, weights, head_file, **fields)
     monkeypatch.setattr(maps.HeadMaps, "draw", None)

@@ -13,7 +13,7 @@ from experiments import __main__ as experiments
 from experiments.finetune import Finetuner
 from imagepiece_jax.commands import evaluate, export, train
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load, runs

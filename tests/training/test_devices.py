@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import sources
+from imagepiece_jax.data import registry
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
@@ -29,7 +29,7 @@ FIELDS = runs.DENSE | {
 @pytest.fixture
 def some_digits(tmp_path):
     """CSV file of 320 digits to train with, and 16 more."""
-    source, rows = sources.open_source("digits", "train"), ["filename,label,split"]
+    source, rows = registry.open_source("digits", "train"), ["filename,label,split"]
     for index in range(336):
         pixels, label = source.read(index)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer

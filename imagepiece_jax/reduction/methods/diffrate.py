@@ -86,8 +86,8 @@ class PruneThenMerge(Rule):
     merged: int
 
     def n_out(self, n, n0, stage):
-        left = min(self.pruned, self.merged, n)
-        return None if left == n else left
+        n_out = min(self.pruned, self.merged, n)
+        return None if n_out == n else n_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class PruneAndMerge(Ranking):
         if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
             return Assignment(
                 dest=jnp.where(order < n_out, order, DROPPED),
-                index=SlotIndex.of_kept(tokens),
+                index=SlotIndex.one_each(tokens),
                 n_out=n_out,
                 attn_size=taps.attn_size,
             )

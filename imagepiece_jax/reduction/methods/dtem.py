@@ -1,6 +1,7 @@
-"""DTEM: merge by a learned embedding, trained alone (Lee & Hong, NeurIPS 2024).
+"""DTEM: merge by a learned embedding (Lee & Hong, NeurIPS 2024).
 
-Training merges softly and removes nothing, so that the choice has a gradient.
+Only the embedding is trained. Training merges softly and removes nothing, so that the
+choice has a gradient.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from imagepiece_jax.reduction.tokens import Mixing
 
 NEIGHBORS = 3  # partners that a token may be spread over in training
 TEMPERATURE = 0.1 * 0.1  # of the soft choice: the authors divide twice
-TINY = 1e-12  # attention size of a token that is merged away whole: its log is read
+TINY = 1e-12  # attention size of a token that is fully merged away: its log is read
 
 
 def soft_top(similarity, merges):
@@ -53,8 +54,8 @@ def soft_top(similarity, merges):
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
-    whole = jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), 1.0)
-    return chosen / jax.lax.stop_gradient(whole)
+    total = jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), 1.0)
+    return chosen / jax.lax.stop_gradient(total)
 
 
 def soft_merge(similarity, size, live, merges):

@@ -87,11 +87,11 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
         shares = [jnp.mean(mask, axis=1) for mask in masks]
         n0 = outputs.taps[0].x.shape[1] if masks else 0
-        targets = kept_shares(plan, n0) if masks else []
+        targets = target_shares(plan, n0) if masks else []
         return self.loss_terms(outputs, teacher_outputs, shares, targets)
 
 
-def kept_shares(plan, n0):
+def target_shares(plan, n0):
     """Share of its tokens that evaluation keeps up to each masking step of `plan`.
 
     The products of n_out / n_in over the prune steps; merge steps do not count.

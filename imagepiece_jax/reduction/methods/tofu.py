@@ -45,12 +45,12 @@ class Fuse(Bipartite):
         # The scale has a gradient, which gathers would turn into scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs, kept = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
+        belongs, target = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
         x = _in_range(taps.x)
         length = lengths(x)[:, None, :]
         tokens = jnp.sum(belongs, axis=-1)
         top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
-        divisor = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
+        divisor = jnp.sum(jnp.where(target == itself, length, 0), axis=-1)
         if self.rescale == "mean":
             share = belongs / tokens[:, :, None]
             mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")

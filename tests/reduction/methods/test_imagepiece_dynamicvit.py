@@ -12,7 +12,7 @@ from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
-    kept_shares,
+    target_shares,
 )
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
@@ -116,9 +116,9 @@ def test_targets_are_what_evaluation_keeps():
     plan = build(12, 196, ImagePieceDynamicViT().steps(12), masked=True)
     one, two, three = 132 / 165, 89 / 111, 60 / 74
     wanted = [one, one * two, one * two * three]
-    np.testing.assert_allclose(kept_shares(plan, 196), wanted)
+    np.testing.assert_allclose(target_shares(plan, 196), wanted)
     steps = ImagePieceDynamicViT(keep_rate=1.0).steps(12)
-    assert kept_shares(build(12, 196, steps, masked=True), 196) == []
+    assert target_shares(build(12, 196, steps, masked=True), 196) == []
 
 
 # Training by noisy top-k

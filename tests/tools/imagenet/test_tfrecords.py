@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests import tars, tfrecords
 from tests.command import call, sentence
