@@ -8,7 +8,6 @@ cores. It ends with status 1 if one of them did not end as it should.
 
 import collections
 import dataclasses
-import json
 import resource
 import shutil
 import signal
@@ -20,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import replace_file, write_json
 from imagepiece_jax.errors import InputError
 from tools import tiny_runs
 from tools.tiny_runs import EPOCH, equal
@@ -60,7 +59,7 @@ def main():
         for row in drill(runs, rng, KILLS.value, SAVES.value):
             rows.append(dataclasses.asdict(row))
             print(line(rows[-1]), flush=True)
-            replace_file(f"{out}.json", json.dumps(rows, indent=2) + "\n")
+            write_json(f"{out}.json", rows)
             replace_file(f"{out}.md", table(rows))
     return 0 if all(row["passed"] for row in rows) else 1
 

@@ -14,7 +14,6 @@ Then the loader reads with all its processes: images/s of the clock, and memory.
 
 import contextlib
 import io
-import json
 import os
 import pathlib
 import tempfile
@@ -26,7 +25,7 @@ from PIL import Image
 
 from configs import base
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.data import loader, registry, transforms
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
@@ -81,8 +80,7 @@ def main():
                 SECONDS.value,
             )
     if JSON.value:
-        text = json.dumps(rows, indent=2) + "\n"
-        replace_file(JSON.value, text)
+        write_json(JSON.value, rows)
 
 
 def compare(sets, size, canvas, copies, rounds):

@@ -13,10 +13,9 @@ evaluates several reductions.
 """
 
 import functools
-import json
 
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
@@ -114,7 +113,7 @@ def main():
             "gmacs": gmacs,
             "unreadable": unreadable,
         }
-        replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
+        write_json(JSON.value, result)
 
 
 if __name__ == "__main__":

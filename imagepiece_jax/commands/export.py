@@ -22,11 +22,10 @@ read it for six months; ONNX lasts longer.
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
@@ -83,7 +82,7 @@ def main():
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)
-    replace_file(facts_file, json.dumps(facts, indent=2) + "\n")
+    write_json(facts_file, facts)
     print(
         f"{out}: {len(data) / 1e6:.1f} MB, {facts['dtype']}, {facts['gmacs']:.3f} "
         f"GMACs an image, {runs}; {facts_file.name} describes input and output"

@@ -11,11 +11,10 @@ read is named on stderr, the others are answered, and the exit status is 1.
 """
 
 import dataclasses
-import json
 import sys
 
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
@@ -70,7 +69,7 @@ def main(words):
         listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)
         print(f"{file}: {'; '.join(listed)}", flush=True)
     if JSON.value is not None:
-        replace_file(JSON.value, json.dumps(answers, indent=2) + "\n")
+        write_json(JSON.value, answers)
     return int(damaged > 0)
 
 

@@ -65,6 +65,11 @@ def read_json(path):
     return content
 
 
+def write_json(path, value):
+    """Write a JSON value for people to read. Raises RunError as `replace_file`."""
+    replace_file(path, json.dumps(value, indent=2) + "\n")
+
+
 def memory_bytes():
     """Memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

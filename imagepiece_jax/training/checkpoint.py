@@ -11,6 +11,7 @@ damaged step is skipped for the one before.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -21,12 +22,13 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.errors import InputError, RunError, one_of
+from imagepiece_jax.errors import InputError, RunError, one_of, within
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import becomes_true
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
+SAME = "the same, or another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,8 @@ class Progress:
                 if now != then:
                     ours, theirs = text.format(now, split), text.format(then, split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
-                    ways = "the same, or another --workdir"
-                    raise InputError(
-                        problem, field=field, place=workdir, value=now, allowed=ways
-                    )
+                    with within(place=workdir):
+                        raise InputError(problem, field=field, value=now, allowed=SAME)
         return before
 
 
@@ -159,10 +159,7 @@ class Checkpoints:
         Raises InputError for a step that does not fit it, and where there is none.
         """
         wanted = _leaves_by_name(abstract_state)
-
-        def choose(folder, table):
-            _check_fit(folder, wanted, table)
-            return table
+        choose = functools.partial(_fitting, wanted)
 
         arrays, meta, step = self._read_newest("latest", choose, step)
         leaves = [arrays[name] for name in wanted]
@@ -201,9 +198,7 @@ class Checkpoints:
                 stack.callback(writer.close)
 
     def _save(self, kind, step, state, meta):
-        arrays = {
-            name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()
-        }
+        arrays = {k: np.asarray(leaf) for k, leaf in _leaves_by_name(state).items()}
         content = checksums.described(arrays, meta)
         self._check_lock()
         with self._reported(kind):
@@ -310,26 +305,23 @@ def _read_together(folder, choose):
     return arrays, contents[0]
 
 
-def _check_fit(folder, wanted, table):
-    """InputError for the first array that a step and the wanted state disagree on."""
+def _fitting(wanted, folder, table):
+    """`table`; InputError for the first array that it and `wanted` differ in."""
     for name in [*wanted, *(name for name in table if name not in wanted)]:
-        found = needed = "missing"
-        if name in table:
-            found = "{} {}".format(*table[name][:2])
+        found = "{} {}".format(*table[name]) if name in table else "missing"
+        needed = "missing"
         if name in wanted:
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
         if found != needed:
             problem = f"is {found}, but {needed} in the model of this config"
             raise InputError(problem, field=name, place=folder, value=found)
+    return table
 
 
 def _leaves_by_name(tree):
     """Leaves by path: {"params/head/bias": array, "opt_state/0/mu/...": ...}."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {keystr(k): leaf for k, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _reason(error):

@@ -123,9 +123,7 @@ class TeacherConfig(CheckedFields):
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of the teacher's model that are not None."""
-        fields = dataclasses.asdict(self)
-        del fields["weights"]
-        return {name: value for name, value in fields.items() if value is not None}
+        return {k: v for k, v in vars(self).items() if k != "weights" and v is not None}
 
 
 def _as_dict(value):
@@ -290,14 +288,11 @@ class RunConfig(RunFields):
         from imagepiece_jax.reduction.methods import name_of
 
         images = {name: getattr(self.model, name) for name in ("mean", "std")}
-        said = {"name": name_of(self.reduction)}
+        fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
         if "prop_attn" in config["reduction"]:
-            said["prop_attn"] = config["reduction"]["prop_attn"]
-        return {
-            **config,
-            "model": config["model"] | images,
-            "reduction": said | self.reduction.named_fields(),
-        }
+            fields["prop_attn"] = config["reduction"]["prop_attn"]
+        model = config["model"] | images
+        return {**config, "model": model, "reduction": fields}
 
     def _model(self, reduction, **changes):
         from imagepiece_jax.models.config import in_config  # imports JAX
@@ -305,24 +300,12 @@ class RunConfig(RunFields):
         with in_config():
             return dataclasses.replace(self.model, **changes).create(reduction)
 
-    def create_data(self, placement: Placement) -> "Data":
-        """All images of a run, with this process's share of their batches.
-
-        Raises InputError where they do not fit the config, or the run cannot be trained
-        on the devices of `placement`.
-        """
-        return Data(self, placement)
-
-    def source(
-        self, split: str, labels_by_name: Mapping[str, int] | None = None
-    ) -> Source:
+    def source(self, split: str) -> Source:
         """The images of "train" or "val"; labels that the loss does not read are not.
 
         Raises InputError where they cannot be opened or do not fit the config.
         """
-        return self.data.source(
-            split, self.num_classes, not self.distill.unlabeled, labels_by_name
-        )
+        return self.data.source(split, self.num_classes, not self.distill.unlabeled)
 
     def eval_source(self, name: str, names: class_names.Names | None) -> Source:
         """The images of an evaluation, labeled by the `names` of the model's classes.
@@ -376,12 +359,8 @@ class RunConfig(RunFields):
 
         rate_at, epochs = self.reduction.rate_at, range(self.optim.epochs)
         rates = [rate_at(epoch) if rate_at else None for epoch in epochs]
-        macs = {
-            rate: model_macs(
-                self.create_train_model(rates.index(rate)), self.image_size
-            )
-            for rate in set(rates)
-        }
+        models = {rate: self.create_train_model(rates.index(rate)) for rate in {*rates}}
+        macs = {k: model_macs(model, self.image_size) for k, model in models.items()}
         return [macs[rate] for rate in rates]
 
     def training_flop(self, images: int, teacher_macs: int | None = None) -> float:
@@ -419,7 +398,8 @@ class RunConfig(RunFields):
             self.refuse("num_classes", "1 or more in training")
         if self.model.dtype == "float16":
             words = "float32, bfloat16 in training, as small gradients would vanish"
-            raise InputError(field="config.model.dtype", value="float16", allowed=words)
+            with within("config.model"):
+                raise InputError(field="dtype", value="float16", allowed=words)
         placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps
         mixes = (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
@@ -492,6 +472,8 @@ class Data:
     length: of a run over them
     training: called with `start_step` and `stop_step`, the batches of these steps
     evaluations: the batches of one pass over each of `eval_sets`
+    Raises InputError where images do not fit the config, or the run cannot be trained
+        on the devices of `placement`.
     """
 
     def __init__(self, run: RunConfig, placement: Placement):

@@ -84,7 +84,7 @@ def find_job(
 
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
         also give the two numbers where they are None
-    num_processes: 1 alone makes it a run of its own under any scheduler
+    num_processes: only 1 makes it a run of its own under any scheduler
     process_id: from 0
     Raises InputError for flags that contradict each other.
     """
@@ -111,10 +111,9 @@ def find_job(
         return None
     if num_processes is None or process_id not in range(num_processes):
         problem = f"is {process_id} and --num_processes {num_processes}"
+        found = {"field": "--process_id", "value": process_id}
         allowed = f"0 to --num_processes - 1, both with {FLAG} {coordinator}"
-        raise InputError(
-            problem, field="--process_id", value=process_id, allowed=allowed
-        )
+        raise InputError(problem, **found, allowed=allowed)
     return Job(coordinator, num_processes, process_id)
 
 
@@ -295,9 +294,8 @@ def check_devices(devices):
     for process, count in counts.items():
         if count != counts[0]:
             problem = f"has {count} devices, but process 0 has {counts[0]}"
-            raise InputError(
-                problem, field=f"process {process}", value=count, allowed="equally many"
-            )
+            found = {"field": f"process {process}", "value": count}
+            raise InputError(problem, **found, allowed="equally many")
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):

@@ -41,13 +41,8 @@ class Evaluation:
         self._first = run.data.evaluations[run.config.eval.best_set]
         with request.ending_at_once():
             self._program = self._compiled(run.model, run.state.variables)
-            self._samples = SampleImages(
-                run.config,
-                run.workdir,
-                run.model,
-                self._first.source,
-                self._first.transform,
-            )
+            images = self._first.source, self._first.transform
+            self._samples = SampleImages(run.config, run.workdir, run.model, *images)
 
     def _compiled(self, model, variables):
         program = accuracy.model_step(model, self._run.config.seed)
@@ -77,10 +72,10 @@ class Evaluation:
         by_set = {}
         try:
             for name in run.data.length.due(run.step):
-                figures, *averages = self._accuracy(self._program, models, name)
+                by_set[name], *averages = self._accuracy(self._program, models, name)
                 for found in averages:
-                    figures |= {f"ema_{k}": found[k] for k in ("acc1", "acc5", "loss")}
-                by_set[name] = figures
+                    names = ("acc1", "acc5", "loss")
+                    by_set[name] |= {f"ema_{k}": found[k] for k in names}
         except Interrupted:
             return run.progress
         for name, figures in by_set.items():
@@ -101,8 +96,7 @@ class Evaluation:
         """One pass over a set for all these variables: figures of each."""
         batches = self._reader.batches(self._run.data.evaluations[name])
         batches = self._request.until_requested(batches)
-        results = accuracy.evaluate_each(program, models, batches)
-        return [result.figures for result in results]
+        return [r.figures for r in accuracy.evaluate_each(program, models, batches)]
 
 
 class SampleImages:
@@ -151,14 +145,8 @@ class SampleImages:
         """
         if self._decide is None:
             return None
-        path = save_token_picture(
-            self._workdir,
-            self._model,
-            variables,
-            self._images,
-            self._titles,
-            self._decide,
-        )
+        seen = self._images, self._titles, self._decide
+        path = save_token_picture(self._workdir, self._model, variables, *seen)
         if path is None:
             return None
         with Image.open(path) as picture:
@@ -223,12 +211,9 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
         return None
 
     images, grid = cut_to_patches(images, model.patch_size)
-    stages = [
-        (f"block {block}", np.asarray(slot))
-        for block, slot in zip(blocks, slots, strict=False)
-    ]
+    stages = [*zip(blocks, map(np.asarray, slots), strict=False)]
     path = pathlib.Path(workdir) / PICTURE
-    maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
+    maps = [[(f"block {k}", slot[i]) for k, slot in stages] for i in range(len(images))]
     plotting.token_page(path, images, maps, grid, titles)
     return path
 

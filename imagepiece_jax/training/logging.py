@@ -82,9 +82,8 @@ class MetricWriter:
         last_step = step or -1
         _cut(workdir / FILE, last_step)
         self._lines = open(workdir / FILE, "ab", buffering=0)
-        files = types.SimpleNamespace(
-            open=_OptionalFile, directory_check=lambda _: None
-        )
+        opened = {"open": _OptionalFile, "directory_check": lambda _: None}
+        files = types.SimpleNamespace(**opened)
         record_writer.register_writer_factory(OPTIONAL, files)
         self._scalars = SummaryWriter(
             f"{OPTIONAL}:{workdir / 'tensorboard'}",
@@ -157,10 +156,12 @@ def _parse(path):
         if valid:
             pairs.append((text, line))
         elif number < len(texts):
-            found = {"field": f"line {number}", "place": path, "value": text[:40]}
-            hint = "fix or remove the line"
             raise InputError(
-                **found, allowed="JSON objects with a whole step", hint=hint
+                field=f"line {number}",
+                place=path,
+                value=text[:40],
+                allowed="JSON objects with a whole step",
+                hint="fix or remove the line",
             )
     return pairs
 
@@ -247,15 +248,12 @@ class RunLog:
 
         The device works meanwhile, so the share is the most that reading can cost.
         """
-        batches = iter(batches)
         self.restart_clock()
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
+        began = time.perf_counter()
+        for batch in batches:
             self._waited += time.perf_counter() - began
-            if batch is None:
-                return
             yield batch
+            began = time.perf_counter()
 
     def dispatch(self, step):
         """A context for dispatching `step`, which a trace shows by its number."""
@@ -329,10 +327,10 @@ class RunLog:
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
         rate = values["throughput"]
-        left = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
+        rest = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
         say(
             f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
-            f"{_in_short(values)}, lr {values['lr']:.2e}, time left {left}"
+            f"{_in_short(values)}, lr {values['lr']:.2e}, time left {rest}"
         )
 
     def _stop(self, step, metrics):

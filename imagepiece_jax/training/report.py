@@ -81,8 +81,8 @@ def _read_backward(run, shapes):
         keys = jax.random.split(jax.random.key(0), TRACED)
 
         def logits(params):
-            outputs, _ = _applied(model, {**variables, "params": params}, images, keys)
-            return outputs.logits
+            taken = {**variables, "params": params}
+            return _applied(model, taken, images, keys)[0].logits
 
         return jax.vjp(logits, variables["params"])[1]
 
@@ -135,11 +135,10 @@ def dry_run(run):
 
 
 def _training_flop(run):
-    model, size, macs = run.teacher_model, run.config.image_size, 0
+    model, size = run.teacher_model, run.config.image_size
     if isinstance(model, Teacher):
         model, size = model.model, model.image_size
-    if model is not None:
-        macs = model_macs(model, size)
+    macs = 0 if model is None else model_macs(model, size)
     return run.config.training_flop(len(run.data.train), macs)
 
 

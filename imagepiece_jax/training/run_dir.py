@@ -19,8 +19,15 @@ import sys
 import time
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import git_revision, lock, make_folder, replace_file
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.common.files import (
+    git_revision,
+    lock,
+    make_folder,
+    read_json,
+    replace_file,
+    write_json,
+)
+from imagepiece_jax.errors import InputError, RunError, within
 from imagepiece_jax.pretrained.runs import (
     CHECKPOINTS,
     CLASSES,
@@ -80,10 +87,9 @@ def check_config(workdir, config: dict):
             problem, hint = f"is {now}, but {before} in the run there", ""
             if name == "epochs":  # the rates of all steps follow from it
                 hint = f"to train on, with it --config.init.weights={workdir}"
-            field, ways = f"config.{name}", f"{before}, or {OTHER}"
-            raise InputError(
-                problem, field=field, place=workdir, value=now, allowed=ways, hint=hint
-            )
+            found, ways = {"place": workdir, "value": now}, f"{before}, or {OTHER}"
+            with within("config"):
+                raise InputError(problem, field=name, **found, allowed=ways, hint=hint)
 
 
 def record_start(workdir, config: dict):
@@ -94,7 +100,7 @@ def record_start(workdir, config: dict):
     """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
-    starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
+    starts = _starts(workdir)
     starts.append(
         {
             "git": git_revision(),
@@ -106,33 +112,36 @@ def record_start(workdir, config: dict):
         }
     )
     make_folder("--workdir", workdir)
-    replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
-    replace_file(workdir / RUN_CONFIG, json.dumps(config, indent=2) + "\n")
+    write_json(workdir / RUN, {"starts": starts})
+    write_json(workdir / RUN_CONFIG, config)
 
 
 def record_end(workdir):
     """Add to the newest start in `run.json` that it took the run's last step."""
-    path = pathlib.Path(workdir) / RUN
-    starts = _read(path)["starts"]
+    starts = _starts(workdir)
     starts[-1]["end"] = _now()
-    replace_file(path, json.dumps({"starts": starts}, indent=2) + "\n")
+    write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
 
 
 def wall_seconds(workdir) -> float | None:
     """Seconds from a run's first start to its end; None where `run.json` has no end."""
-    path = pathlib.Path(workdir) / RUN
-    starts = _read(path)["starts"] if path.exists() else []
+    starts = _starts(workdir)
     ends = [start["end"] for start in starts if "end" in start]
     if not ends:
         return None
-    first, end = (
-        datetime.datetime.strptime(text, CLOCK) for text in (starts[0]["time"], ends[0])
-    )
+    times = starts[0]["time"], ends[0]
+    first, end = (datetime.datetime.strptime(text, CLOCK) for text in times)
     return (end - first).total_seconds()
 
 
 def _now():
     return time.strftime(CLOCK, time.localtime(time.time()))
+
+
+def _starts(workdir):
+    """The starts of a run, from `run.json`."""
+    path = pathlib.Path(workdir) / RUN
+    return _read(path)["starts"] if path.exists() else []
 
 
 def record_classes(workdir, names):
@@ -247,8 +256,5 @@ def _flat(tree, prefix=""):
 
 
 def _read(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problem = f"is not JSON ({error})"
-        raise InputError(problem, place=path, allowed=f"a fixed one, {OTHER}") from None
+    with within(hint=f"fix it, or choose {OTHER}"):
+        return read_json(path)

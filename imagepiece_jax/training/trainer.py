@@ -110,7 +110,7 @@ class Run:
                 normalized = dataclasses.replace(run.model, **images)
                 run = dataclasses.replace(run, model=normalized).resolved()
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
-                data = run.create_data(parallel.placement(run.grad_accum_steps))
+                data = Data(run, parallel.placement(run.grad_accum_steps))
                 steps, groups = data.length.steps_per_epoch, run.reduction.param_groups
                 rate, transformation = optimizer.create(run.optim, steps, groups)
                 fields = run.to_dict(config.to_dict())

@@ -20,7 +20,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
-from imagepiece_jax.training.config import BEST_BY, RunConfig
+from imagepiece_jax.training.config import BEST_BY, Data, RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs, tars
 from tests.data.test_worker_pool import shared_memory, workers
@@ -345,7 +345,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = RunConfig.from_config(quickstart.get_config()).create_data(Placement())
+    data = Data(RunConfig.from_config(quickstart.get_config()), Placement())
     now = Progress(data.images, ["01", "23"])
     assert now.resumed({"evaluated": 3}, data.names, tmp_path).evaluated == 3
     message = "config.data.name digits has 1438 training images, but the run began "
