@@ -7,7 +7,7 @@ python -m imagepiece_jax evaluate --weights FILE --data folder:PATH \\
 A run determines model and data, a file its sizes: --config gives a file a reduction,
 and must agree with the weights. Without it, --config.FIELD=VALUE changes what they
 determine, such as --config.reduction.keep_rate=.5 of a run. --optimized evaluates the
-fast program of `imagepiece_jax.optimize` beside the float32 model: its cost in
+fast program of `imagepiece_jax.optimize` and the float32 model: its cost in
 accuracy. --limit 100 takes 100 images, evenly spaced over the set. `compare --sweep`
 evaluates several reductions.
 """
@@ -101,8 +101,8 @@ def main():
     else:
         step = accuracy.model_step(model, config.seed)
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
-        print(measured.line(*how, f"gmacs {gmacs:.3f}"))
         result = measured.figures
+        print(accuracy.line(result, *how, f"gmacs {gmacs:.3f}"))
     if unreadable := source.unreadable.count:
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:

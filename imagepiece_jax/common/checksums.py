@@ -43,14 +43,12 @@ def newest(folder, choose, among=None, reader=None):
         try:
             arrays, content = reader(folder / str(step), choose)
         except DamagedError as error:
-            logging.warning(
-                "skipping the damaged checkpoint %s: %s", folder / str(step), error
-            )
+            text = "skipping the damaged checkpoint %s: %s"
+            logging.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
-    untried = [step for step in steps(folder) if step not in among]
     hint = "remove the folder to start again, or choose another --workdir"
-    if untried:
+    if untried := [step for step in steps(folder) if step not in among]:
         hint = f"others that are there are {untried}"
     problem = f"has only damaged checkpoints among those tried (steps {among})"
     raise InputError(problem, place=folder, value=among, hint=hint)

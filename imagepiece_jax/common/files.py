@@ -31,23 +31,17 @@ def lock(file, flag):
     flag: names the file's folder
     Raises InputError, and closes the file, where another process has locked it.
     """
+    folder = str(pathlib.Path(file.name).parent)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        folder = str(pathlib.Path(file.name).parent)
-        problem = f"{folder} is in use by another process"
-        raise InputError(
-            problem, field=flag, value=folder, allowed="another, or wait for it"
-        ) from error
+        found = {"field": flag, "value": folder, "allowed": "another, or wait for it"}
+        raise InputError(f"{folder} is in use by another process", **found) from error
     except OSError as error:
-        log.warning(
-            "%s cannot be locked (%s): two processes that write into %s would not "
-            "notice each other",
-            file.name,
-            error.strerror,
-            pathlib.Path(file.name).parent,
-        )
+        text = "%s cannot be locked (%s): two processes that write into %s would not "
+        text += "notice each other"
+        log.warning(text, file.name, error.strerror, folder)
 
 
 def read_json(path):

@@ -136,9 +136,8 @@ def device_count():
 
 def placement(accumulation=1):
     """This process's share of batches of so many micro-batches."""
-    return Placement(
-        process_index(), process_count(), len(local_devices()), accumulation
-    )
+    count = len(local_devices())
+    return Placement(process_index(), process_count(), count, accumulation)
 
 
 def pmap(fn, *, donate_argnums=(), program=None):

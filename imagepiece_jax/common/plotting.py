@@ -38,7 +38,7 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndar
     """Draw the tokens on the image.
 
     A kept patch is blended with the mean color of its group, a dropped one fades into
-    stripes. Pixels beside another group are outline: two wide and of a bright color
+    stripes. Pixels next to another group are outline: two wide and of a bright color
     where several patches were merged, one wide and pale where the token is a single
     patch. The bright color is that of the group's first patch, so it stays from step to
     step.
@@ -125,14 +125,14 @@ def token_page(path, images, sources, grid, titles):
     titles: one for each image
     """
     scale = enlargement(images[0])
-    rows = [
-        [(title, image.repeat(scale, 0).repeat(scale, 1), f"{math.prod(grid)} patches")]
-        + [
-            (step, draw_groups(image, source, grid, scale), f"{_count(source)} tokens")
-            for step, source in steps
-        ]
-        for image, steps, title in zip(images, sources, titles, strict=True)
-    ]
+    rows = []
+    for image, steps, title in zip(images, sources, titles, strict=True):
+        large = image.repeat(scale, 0).repeat(scale, 1)
+        rows.append([(title, large, f"{math.prod(grid)} patches")])
+        for step, source in steps:
+            count = len(np.unique(source[source >= 0]))
+            drawn = draw_groups(image, source, grid, scale)
+            rows[-1].append((step, drawn, f"{count} tokens"))
     panel_page(path, rows, CAPTION)
 
 
@@ -161,10 +161,10 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
             if panel is None:
                 continue
             title, pixels, note = panel
-            left = _MARGIN + column * (width + _GAP)
+            start = _MARGIN + column * (width + _GAP)
             bottom = page_height - (row + 1) * (height + _LABEL)
             size = (width / page_width, height / page_height)
-            axes = figure.add_axes((left / page_width, bottom / page_height, *size))
+            axes = figure.add_axes((start / page_width, bottom / page_height, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
@@ -234,10 +234,6 @@ def save_figure(figure, path: str | os.PathLike, colors: int | None = None):
         page.save(new, "PNG", optimize=True)
 
 
-def _count(source):
-    return len(np.unique(source[source >= 0]))
-
-
 def _is_merged(source):
     """Whether each patch shares its slot with another one. [n0] -> bool [n0]."""
     return (source[:, None] == source[None, :]).sum(axis=1) > 1
@@ -257,8 +253,8 @@ def _fade(pixels):
 def _hues(source):
     """A bright color for each patch, that of its group's first one. [n0] -> [n0, 3].
 
-    The hue turns by sqrt(3) from patch to patch, which keeps patches beside and below
-    each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
+    The hue turns by sqrt(3) from patch to patch, which keeps patches next to and
+    below each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
     """
     from matplotlib import colors
 

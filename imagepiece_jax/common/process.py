@@ -22,20 +22,14 @@ def ending(error):
     if isinstance(error, MemoryError):
         reason = str(error) or "for an array"
         return f"error: this machine has too little memory: {reason}", RunError.status
-    if isinstance(error, AssertionError | RuntimeError) and _is_of_backends(error):
-        platforms = os.environ["JAX_PLATFORMS"]
-        return (
-            f"error: JAX_PLATFORMS is {platforms!r}, which JAX cannot start here; "
-            "allowed: platforms that this machine has, such as cpu",
-            InputError.status,
-        )
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        if last.filename.endswith("xla_bridge.py"):  # where JAX starts the platforms
+            problem = f"is {platforms!r}, which JAX cannot start here"
+            allowed = "platforms that this machine has, such as cpu"
+            return ending(InputError(problem, field="JAX_PLATFORMS", allowed=allowed))
     return None, None
-
-
-def _is_of_backends(error):
-    """Whether JAX raised it where it starts the platform that JAX_PLATFORMS names."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return last.filename.endswith("xla_bridge.py") and "JAX_PLATFORMS" in os.environ
 
 
 def interrupt(signum, frame):

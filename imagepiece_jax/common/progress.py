@@ -18,9 +18,8 @@ def progress(label, total=None):
     Yields a function that takes numbers of images; those of an earlier run come with
     `before=True` and do not count for the speed.
     """
-    bar = tqdm(
-        desc=label, total=total, unit=" images", dynamic_ncols=True, disable=None
-    )
+    style = {"unit": " images", "dynamic_ncols": True, "disable": None}
+    bar = tqdm(desc=label, total=total, **style)
     start = printed = time.monotonic()
     done = initial = 0
 

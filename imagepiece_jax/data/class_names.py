@@ -14,7 +14,7 @@ DISTINCT = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
-    "n03710721": "tank suit",  # 638 is "maillot" alone
+    "n03710721": "tank suit",  # 638 is "maillot"
 }
 Names = Sequence[str | None]
 
@@ -104,9 +104,9 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
         twice |= forms & labels.keys()
         labels |= dict.fromkeys(forms, label)
     short = imagenet_names() if names is imagenet_lemmas() else ()
-    for given in (names or (), short):  # a class keeps the name it goes by
-        for label, name in enumerate(given):
-            if name in twice and given.count(name) == 1:
+    for own in (names or (), short):  # a class keeps the name it goes by
+        for label, name in enumerate(own):
+            if name in twice and own.count(name) == 1:
                 twice.remove(name)
                 labels[name] = label
     return {name: label for name, label in labels.items() if name not in twice}
@@ -137,7 +137,7 @@ def mapped_classes(
     ordered = [*named.values()] == sorted(named.values())
     if not data.startswith("folder:") or (ordered and len(named) == len(names)):
         return None
-    (label, name), *_ = named.items()
+    label, name = next(iter(named.items()))
     words = (model_names or imagenet_names())[label]
     example = f"{name} is {label}" + f" ({words})" * (words != name)
     order = "" if model_names else "; the weights name none, ImageNet's order is taken"
@@ -168,9 +168,9 @@ def other_class(weights: Names | None, data: Names | None):
 
 def _same(one, other):
     """Whether two names are one class: equal, or of one synset of ImageNet's."""
-    pairs = ((one, other), (other, one))
-    return one == other or any(
-        imagenet_labels(a) & imagenet_labels(b, lemmas=True) for a, b in pairs
+    return one == other or bool(
+        imagenet_labels(one) & imagenet_labels(other, lemmas=True)
+        or imagenet_labels(other) & imagenet_labels(one, lemmas=True)
     )
 
 
@@ -193,4 +193,4 @@ def check_classes(
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place
-    return f"classes are compared by number alone: {unnamed} does not name them"
+    return f"classes are compared only by number: {unnamed} does not name them"

@@ -32,20 +32,15 @@ class _Row(NamedTuple):
     split: str
 
 
-class _Name(NamedTuple):
-    name: str
-    line: int
-
-
 def read_csv(
     path: str, split: str, num_classes: int | None = None, labeled: bool = True
 ) -> Table:
     """The rows of one split of a CSV file in UTF-8.
 
     Its columns are `filename`, relative to the file's folder; `label`, a whole number
-    from 0; and, where wanted, `split`, train or val, and `class`, the name of the
+    from 0; optionally `split`, train or val; and optionally `class`, the name of the
     label's class. Without `split` every row is a test image, and nothing can be trained
-    on. All rows are checked, of the other split all but the existence of the file.
+    on. All rows of both splits are checked, files of the other split are not looked up.
 
     split: "train" or "val"
     num_classes: None is as many as the labels of both splits need
@@ -77,13 +72,12 @@ def read_csv(
                     labels.append(row.label)
                 repeats.check(fields["filename"] or "", row)
                 if has_label and "class" in fields:
-                    _note_name(names, row, fields["class"])
+                    _add_name(names, row, fields["class"])
     except InputError as error:  # of a row
         error.place = error.place or f"{path} line {table.line_num}"
         raise
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem, place=path) from error
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"is not a CSV file in UTF-8 ({error})"
         raise InputError(problem, place=path) from error
@@ -93,13 +87,13 @@ def read_csv(
         problem, hint = f"has no row with split {split!r}", "each split needs images"
         raise InputError(problem, place=path, hint=hint)
     num_classes = num_classes or highest + 1
-    if split == "train" and labeled:
-        _check_every_class(path, labels, num_classes)
-    class_names = None
-    if names:
-        noted = map(names.get, range(num_classes))
-        class_names = tuple(note and note.name for note in noted)
-    return Table(files, labels, num_classes, class_names)
+    absent = {*range(num_classes)} - {*labels}
+    if absent and split == "train" and labeled:
+        problem = f"has no training image with label {min(absent)}"
+        hint = f"each of the {num_classes} classes needs some"
+        raise InputError(problem, place=path, hint=hint)
+    by_label = (names.get(label, (None, 0))[0] for label in range(num_classes))
+    return Table(files, labels, num_classes, tuple(by_label) if names else None)
 
 
 class _Repeats:
@@ -168,21 +162,13 @@ def _check_file(name, path):
         raise InputError(problem, field="filename", value=name, allowed=allowed)
 
 
-def _note_name(names, row, text):
-    """Remember a label's class name; a label that has another one is an InputError."""
+def _add_name(names, row, text):
+    """Add (class name, line) of a label; InputError for one that has another name."""
     name = (text or "").strip()
     if not name:
         raise InputError(field="class", value=name, allowed="a name in every row")
-    first = names.setdefault(row.label, _Name(name, row.line))
-    if name != first.name:
-        other = f"{first.name!r} in line {first.line}"
-        problem = f"is {name!r} for label {row.label}, but {other}"
+    first, line = names.setdefault(row.label, (name, row.line))
+    if name != first:
+        problem = f"is {name!r} for label {row.label}, but {first!r} in line {line}"
         hint = "a label has one name"
         raise InputError(problem, field="class", value=name, hint=hint)
-
-
-def _check_every_class(path, labels, num_classes):
-    if absent := set(range(num_classes)) - set(labels):
-        problem = f"has no training image with label {min(absent)}"
-        hint = f"each of the {num_classes} classes needs some"
-        raise InputError(problem, place=path, hint=hint)

@@ -23,6 +23,12 @@ MAX_PIXELS = 89_478_485
 log = logging.getLogger("imagepiece_jax.data")
 
 
+def no_image(folder, where="") -> InputError:
+    """The InputError for a folder without images."""
+    allowed = ", ".join(EXTENSIONS) + where
+    return InputError("holds no image", place=f"folder {folder}", allowed=allowed)
+
+
 class UnreadableImage(InputError):
     """The bytes of one image do not decode. place: its file; value: the reason."""
 

@@ -12,7 +12,7 @@ from imagepiece_jax.data.source import ArraySource, check_num_classes
 def open_digits(split, num_classes):
     check_num_classes(num_classes, 10, "data set digits")
     pixels, labels = read_digits()
-    chosen = np.flatnonzero(_held_out(labels) == (split == "val"))
+    chosen = np.flatnonzero(_tested(labels) == (split == "val"))
     images = np.stack([_enlarged(pixels[index]) for index in chosen])
     names = [f"digits/{index:04d}" for index in chosen]
     return ArraySource(images, labels[chosen], names, 10, tuple(map(str, range(10))))
@@ -25,18 +25,18 @@ def read_digits():
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
-def _held_out(labels):
+def _tested(labels):
     """True for a fifth of every class, the same in every run and on every machine.
 
     RandomState, because NumPy has frozen its streams for good; a Generator's
     permutation may change with a release, and the split with it.
     """
     draw = np.random.RandomState(0)
-    held_out = np.zeros(len(labels), bool)
+    tested = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = draw.permutation(np.flatnonzero(labels == label))
-        held_out[members[: round(len(members) / 5)]] = True
-    return held_out
+        tested[members[: round(len(members) / 5)]] = True
+    return tested
 
 
 def _enlarged(digit):

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
 from imagepiece_jax.errors import InputError
 
@@ -29,20 +29,20 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     if split == "train" and not labeled:
         files = _unlabeled_files(root)
         return FileSource(root, files, [-1] * len(files), num_classes, names)
-    files, labels, left_out = [], [], []
+    files, labels, ignored = [], [], []
     for label, name in zip(class_labels, classes, strict=True):
         folder = os.path.join(root, split, name)
         images = []
         for entry in _entries(folder):
             image = entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
-            (images if image else left_out).append(entry.name if image else entry.path)
+            (images if image else ignored).append(entry.name if image else entry.path)
         if not images:
-            raise _no_image(folder)
+            raise no_image(folder)
         files += [os.path.join(split, name, file) for file in images]
         labels += [label] * len(images)
-    if left_out:
+    if ignored:
         text = "%s: %d entries are left out, the first is %s: images are files that end"
-        found = os.path.join(root, split), len(left_out), left_out[0]
+        found = os.path.join(root, split), len(ignored), ignored[0]
         log.warning(text + " in %s", *found, ", ".join(EXTENSIONS))
     return FileSource(root, files, labels, num_classes, names)
 
@@ -119,11 +119,8 @@ def _unlabeled_files(root):
             continue
         seen.add(real)
         if os.path.commonpath((real, tested_on)) == tested_on:
-            problem, hint = (
-                f"is a part of {tested}, by a link",
-                "training needs its own",
-            )
-            raise InputError(problem, place=f"folder {path}", hint=hint)
+            problem, place = f"is a part of {tested}, by a link", f"folder {path}"
+            raise InputError(problem, place=place, hint="training needs its own")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [
             os.path.relpath(os.path.join(path, name), root)
@@ -131,10 +128,5 @@ def _unlabeled_files(root):
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         ]
     if not files:
-        raise _no_image(folder)
+        raise no_image(folder)
     return files
-
-
-def _no_image(folder):
-    allowed = ", ".join(EXTENSIONS)
-    return InputError("holds no image", place=f"folder {folder}", allowed=allowed)

@@ -24,8 +24,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
             continue
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
-            allowed = f"{', '.join(EXTENSIONS)} in the folder itself"
-            raise InputError("holds no image", place=f"folder {path}", allowed=allowed)
+            raise decode.no_image(path, " in the folder itself")
         files += inside
     return files
 

@@ -34,11 +34,11 @@ def open_imagenet(split, num_classes, data_dir):
         where = data_dir or tfds.core.constants.DATA_DIR
         problem = f"is 'imagenet2012', but config.data.dir {where} does not hold it as "
         problem += "complete array_record files"
-        hint = f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in a "
-        hint += (
+        hint = (
+            f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in a "
             "clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
+            "`python train.py --config configs/quickstart.py` runs without it"
         )
-        hint += "`python train.py --config configs/quickstart.py` runs without it"
         found = {"field": "config.data.name", "value": "imagenet2012"}
         raise InputError(problem, **found, hint=hint) from error
     note = dict(builder.info.metadata.items())

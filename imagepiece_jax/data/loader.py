@@ -2,7 +2,7 @@
 
 A run's images are numbered by (step, position in the global batch). `Placement` says
 which positions this process holds; order, crop and flip of a position are functions of
-(seed, step, position) alone. So one device, eight devices, two hosts, any number of
+(seed, step, position). So one device, eight devices, two hosts, any number of
 worker processes and threads and a restart at any step give the same arrays.
 """
 

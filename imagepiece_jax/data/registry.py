@@ -1,4 +1,4 @@
-"""The images that a name in `config.data` stands for; one file a kind of source."""
+"""The data sets by name: a new kind is a file here and a case of `open_source`."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def open_source(
     labeled: bool = True,
     labels_by_name: Mapping[str, int] | None = None,
 ) -> Source:
-    """The `Source` of a split that `config.data.name` asks for.
+    """The `Source` of a split of the data that `config.data.name` names.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m tools.prepare_imagenet` writes
@@ -61,7 +61,7 @@ def open_source(
 
 
 def own_files(name: str) -> list[str]:
-    """Files of the data `name` that must not be overwritten, beside images."""
+    """Files of the data `name`, apart from images, that must not be overwritten."""
     kind, _, path = name.partition(":")
     return [os.path.expanduser(path)] if kind == "csv" else []
 

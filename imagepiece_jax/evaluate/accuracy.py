@@ -40,10 +40,6 @@ class EvalResult:
         """The numbers over the split, by name."""
         return {name: getattr(self, name) for name in FIGURES}
 
-    def line(self, *more: str) -> str:
-        """The figures, and `more` texts, as one line."""
-        return line(self.figures, *more)
-
 
 def line(figures: Mapping[str, float], *more: str) -> str:
     """The figures of an EvalResult, and `more` texts, as one line."""
@@ -197,7 +193,7 @@ def evaluate_program(
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of a program that `inference.optimize` made, beside that of its model.
+    """Accuracy of a program that `inference.optimize` made, and that of its model.
 
     model, variables: evaluated in float32 at highest precision with XLA's attention
     program: the same model's for pixels, on the first device

@@ -131,10 +131,9 @@ def _read(file, path):
                 results.pop(_older(entry["setting"]), None)
             results[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"is not a measured point ({error!r})"
-            raise InputError(
-                problem, field=f"line {number}", place=path, hint="fix or remove it"
-            ) from error
+            found = {"field": f"line {number}", "place": path}
+            problem, hint = f"is not a measured point ({error!r})", "fix or remove it"
+            raise InputError(problem, **found, hint=hint) from error
         size += len(line) + 1
     os.ftruncate(file.fileno(), size)
     return results

@@ -33,7 +33,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.sweep_text import naming
 
 MAX_TRIALS = 4  # settings that are timed for one share
-REFERENCES = ("tome", "random")  # beside the dense model
+REFERENCES = ("tome", "random")  # and the dense model
 # ImagePiece with its token counts, but another fate of the least attended tokens: they
 # are compared where it is, and with it.
 CONTROLLED = "imagepiece"
@@ -92,11 +92,11 @@ def compare(
     Source: McNemar (1947) and Holm (1979), as `statistics` has them.
     """
     shares = sorted(set(shares), reverse=True)
-    entries, left_out = match(checkpoint, shares, methods, metric)
+    entries, absent = match(checkpoint, shares, methods, metric)
     dense, pairs = _measured(checkpoint, entries)
     if floors:
         pairs += measured_floors(checkpoint, shares)
-    return _report(checkpoint, dense, pairs, metric, shares, left_out)
+    return _report(checkpoint, dense, pairs, metric, shares, absent)
 
 
 def sweep(
@@ -133,7 +133,7 @@ def _measured(checkpoint, entries):
     return dense, [*zip(entries, figures, strict=True)]
 
 
-def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
+def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), absent=()):
     weights = checkpoint.weights
     return {
         "weights": weights.name,
@@ -146,7 +146,7 @@ def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), left_out=()):
         "timing": checkpoint.clock.setting if metric == "ms" else None,
         "git": git_revision(),
         "versions": checkpoint.cache.versions,
-        "left_out": list(left_out),
+        "left_out": list(absent),
         "dense": dense,
         "settings": [_line(entry) | figures for entry, figures in pairs],
         "comparisons": comparisons(
@@ -168,16 +168,16 @@ def match(
     that are left out; share None: a method at all shares.
     Raises InputError for an unknown method, and where no method reaches a share.
     """
-    entries, left_out = [], []
+    entries, absent = [], []
     for method in chosen(methods):
-        found, absent = _entries(checkpoint, method, shares, metric)
+        found, lines = _entries(checkpoint, method, shares, metric)
         entries += found
-        left_out += [{"method": method, **line} for line in absent]
+        absent += [{"method": method, **line} for line in lines]
     if not entries:
         problem = f"is {','.join(f'{share:g}' for share in shares)}"
         allowed = "shares of the cost that some method has a setting of"
         raise InputError(problem, field="--shares", value=shares, allowed=allowed)
-    return entries, left_out
+    return entries, absent
 
 
 def chosen(names: Iterable[str]) -> list[str]:
@@ -275,19 +275,18 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
         for count in range(1, patches - 1)
     ]
 
-    def measuring(kind, setting, alteration=None, alter=None, **fields):
-        cheaper = dataclasses.replace(
-            checkpoint, weights=weights.with_sizes(**fields), programs={}
-        )
-        return Floor(kind, setting, cheaper, alteration or {}, alter)
+    def floor(kind, setting, **alteration):
+        sized = weights.with_sizes(**setting)
+        cheaper = dataclasses.replace(checkpoint, weights=sized, programs={})
+        return Floor(kind, setting, cheaper, **alteration)
 
     def of_size(size):
         alter = functools.partial(smaller_images, size=size)
-        facts = {"image_size": size}, {"smaller": size}, alter
-        return measuring("smaller images", *facts, image_size=size)
+        altered = {"alteration": {"smaller": size}, "alter": alter}
+        return floor("smaller images", {"image_size": size}, **altered)
 
     def of_depth(depth):
-        return measuring("first blocks", {"depth": depth}, depth=depth)
+        return floor("first blocks", {"depth": depth})
 
     return [[*map(of_size, smaller)], [*map(of_depth, range(1, model.depth))]]
 
@@ -317,13 +316,12 @@ def measure_all(
     }
     seconds = []
     for place, reduction in enumerate(waiting.values()):
-        left = ""
+        text = f"{place + 1} of {len(waiting)}"
         if seconds:
             usual = np.mean(seconds[1:] or seconds)
             minutes = usual * (len(waiting) - place) / 60
-            left = f", about {math.ceil(minutes)} min left"
-        count = f"{place + 1} of {len(waiting)}{left}: "
-        print(count, end="", file=sys.stderr, flush=True)
+            text += f", about {math.ceil(minutes)} min left"
+        print(f"{text}: ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()
         measure(reduction)
         seconds.append(time.monotonic() - began)
@@ -339,9 +337,9 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
     lines = []
     for (method, share), right in rights.items():
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
-        names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
+        names = REFERENCES[:1] if method in REFERENCES else REFERENCES
         names = () if share is None else names
-        names += (CONTROLLED,) if method in CONTROLS else ()
+        names += (CONTROLLED,) * (method in CONTROLS)
         others = {"dense": dense} | {
             name: rights[name, share]
             for name in names
@@ -358,14 +356,8 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
 
 def _line(entry):
     """A MatchedMethod as JSON has it."""
-    return {
-        "method": entry.method,
-        "share": entry.share,
-        "reached": entry.reached,
-        "setting": entry.setting,
-        "reduction": settings.with_defaults(entry.reduction),
-        **({} if entry.speed is None else {"speed": entry.speed}),
-    }
+    line = vars(entry) | {"reduction": settings.with_defaults(entry.reduction)}
+    return {k: v for k, v in line.items() if k != "speed" or v is not None}
 
 
 def _figures(result):

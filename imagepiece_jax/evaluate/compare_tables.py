@@ -3,6 +3,7 @@
 p is that of McNemar's test, corrected by Holm's rule over all comparisons of the JSON.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -117,12 +118,11 @@ def _cell(report, line):
 
 def order(report: Report) -> list[str]:
     """Methods by how far they are behind the highest accuracy, on average."""
-    behind = {}
+    behind = collections.defaultdict(list)
     for share in reached(report):
-        at = _at(report, share)
-        for line in at:
-            lost = at[0]["acc1"][0] - line["acc1"][0]
-            behind.setdefault(line["method"], []).append(lost)
+        best, *_ = lines = _at(report, share)
+        for line in lines:
+            behind[line["method"]].append(best["acc1"][0] - line["acc1"][0])
     return sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
 
 
@@ -201,12 +201,10 @@ def absent_table(report: Report) -> str:
 
     Empty where everything has one.
     """
-    if not report["left_out"]:
+    absent = report["left_out"]
+    if not absent:
         return ""
-    rows = [
-        [f"`{each['method']}`", f"{each['share'] or 'all'}", each["reason"]]
-        for each in report["left_out"]
-    ]
+    rows = [[f"`{k['method']}`", k["share"] or "all", k["reason"]] for k in absent]
     return _table(["not compared", "share", "why"], rows)
 
 
@@ -221,12 +219,10 @@ def draw_plot(path: str | os.PathLike, report: Report):
     their share, so that bars do not hide each other.
     """
     if not report["shares"]:
-        lines = [{"method": "dense"} | report["dense"], *report["settings"]]
-        points = [
-            (line["method"].split()[0], line["gmacs"], Estimate(*line["acc1"]))
-            for line in lines
-        ]
-        points = [(*place, acc1.value, acc1.half_width) for *place, acc1 in points]
+        points = []
+        for line in ({"method": "dense"} | report["dense"], *report["settings"]):
+            acc1, name = Estimate(*line["acc1"]), line["method"].split()[0]
+            points.append((name, line["gmacs"], acc1.value, acc1.half_width))
         return plotting.accuracy_plot(path, points)
     from matplotlib import colormaps
 

@@ -41,10 +41,8 @@ def boxes(extent, uniforms, area):
     low, high = (math.log(bound) for bound in ASPECT)
     pixels = height * width * (area[0] + share * (area[1] - area[0]))
     ratio = jnp.exp(low + ratio * (high - low))
-    tall, wide = (
-        jnp.round(jnp.sqrt(pixels / ratio)),
-        jnp.round(jnp.sqrt(pixels * ratio)),
-    )
+    tall = jnp.round(jnp.sqrt(pixels / ratio))
+    wide = jnp.round(jnp.sqrt(pixels * ratio))
     fits = (0 < wide) & (wide <= width) & (0 < tall) & (tall <= height)
     top = jnp.floor(down * (height - tall + 1))
     left = jnp.floor(right * (width - wide + 1))

@@ -106,13 +106,10 @@ def apply(mix, images, targets, partner_images, partner_targets):
     column = jnp.arange(width)[None, :]
     top, bottom, left, right = mix.box
     inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
-    own_share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)[
-        None, :, :, None
-    ]
-    mixed = _blend(
-        own_share, images.astype(jnp.float32), partner_images.astype(jnp.float32)
-    )
-    return mixed.astype(images.dtype), _blend(mix.lam, targets, partner_targets)
+    share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)
+    both = images.astype(jnp.float32), partner_images.astype(jnp.float32)
+    mixed = _blend(share[None, :, :, None], *both).astype(images.dtype)
+    return mixed, _blend(mix.lam, targets, partner_targets)
 
 
 def _blend(share, mine, other):

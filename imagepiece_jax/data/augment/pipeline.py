@@ -88,10 +88,8 @@ def erased_box(key, height, width, prob):
     smallest, largest = ERASED_AREA
     pixels = height * width * (smallest + share * (largest - smallest))
     ratio = jnp.exp(low + ratio * (high - low))
-    tall, wide = (
-        jnp.round(jnp.sqrt(pixels * ratio)),
-        jnp.round(jnp.sqrt(pixels / ratio)),
-    )
+    tall = jnp.round(jnp.sqrt(pixels * ratio))
+    wide = jnp.round(jnp.sqrt(pixels / ratio))
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
     erases = (uniform(prob_key) < prob) & fits[first]

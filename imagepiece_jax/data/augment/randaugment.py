@@ -20,10 +20,8 @@ import jax.numpy as jnp
 from imagepiece_jax.common.rng import integers, normal, uniform
 from imagepiece_jax.data.augment.policy import MAX_MAGNITUDE, OPS
 
-_AFFINE = tuple(
-    OPS.index(name)
-    for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-)
+_MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+_AFFINE = tuple(map(OPS.index, _MOVES))
 _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
 # Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
 LUMINANCE = (19595, 38470, 7471)
@@ -79,15 +77,9 @@ def _layer(images, op, magnitude, sign, fill):
     matrix = matrices(op, magnitude, sign, *images.shape[1:3])
     moves = jnp.isin(op, jnp.array(_AFFINE))[:, None, None, None]
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
-    return jnp.where(
-        moves,
-        affine(images, matrix, fill),
-        jnp.where(
-            blends,
-            _enhanced(images, op, factor(magnitude, sign)),
-            look_up(images, table),
-        ),
-    )
+    moved = affine(images, matrix, fill)
+    enhanced = _enhanced(images, op, factor(magnitude, sign))
+    return jnp.where(moves, moved, jnp.where(blends, enhanced, look_up(images, table)))
 
 
 def _enhanced(images, op, share):
@@ -162,9 +154,8 @@ def tables(images, op, magnitude, sign):
         "Brightness": blend(jnp.zeros_like(value), value, share),
     }
     shape = (images.shape[0], 3, 256)
-    choices = jnp.stack(
-        [jnp.broadcast_to(v, shape) for v in (value, *results.values())]
-    )
+    values = (value, *results.values())
+    choices = jnp.stack([jnp.broadcast_to(v, shape) for v in values])
     chosen = [op == OPS.index(name) for name in results]
     takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
     # A product with zeros and a one: a compiler folds a chain of selects into the
