@@ -136,5 +136,4 @@ def _normal(seed, shape, dtype):
 
 
 def _seconds(call, rules):
-    readings = timer.measure({"": timer.job(call)}, rules)
-    return statistics.median(readings[""])
+    return statistics.median(timer.measure({"": timer.job(call)}, rules)[""])

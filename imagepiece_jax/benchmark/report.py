@@ -79,6 +79,12 @@ def weights(path):
     return f"{text}, random images"
 
 
+def peaks(matmul, copy):
+    """The peak rates of a device in words, from FLOP/s and bytes/s."""
+    rate = f"largest matmul rate {matmul / 1e12:.3f} TFLOP/s"
+    return f"{rate}, copy {copy / 1e9:,.0f} GB/s"
+
+
 def text(rows):
     """The rows as aligned columns for a terminal."""
     return text_table([_titles(), *(_cells(row) for row in rows)])
@@ -95,9 +101,8 @@ def markdown(rows):
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "
-            f"{one['seconds']:g} s or more after {one['warmup']} calls; largest matmul "
-            f"rate {one['matmul_ceiling'] / 1e12:.3f} TFLOP/s, copy "
-            f"{one['copy_ceiling'] / 1e9:,.0f} GB/s.\n"
+            f"{one['seconds']:g} s or more after {one['warmup']} calls; "
+            f"{peaks(one['matmul_ceiling'], one['copy_ceiling'])}.\n"
         )
     return "\n".join(parts + break_even(rows))
 
@@ -135,13 +140,15 @@ def _compared(ratios, first):
     slower = [size for size in sizes if ratios[size] <= 1]
     faster = [size for size in sizes if not slower or size > slower[-1]]
     listed = ", ".join(f"{ratios[size]:.2f} at {size}" for size in sizes)
-    if not slower:
-        where = "faster than {} at every batch size measured"
-    elif not faster:
-        where = f"not faster than {{}} at batch size {sizes[-1]}, the largest measured"
+    if not faster:
+        text = (
+            f"not faster than {first} at batch size {sizes[-1]}, the largest measured"
+        )
+    elif slower:
+        text = f"faster than {first} from batch size {faster[0]} on"
     else:
-        where = f"faster than {{}} from batch size {faster[0]} on"
-    return f"{where.format(first)} (times as fast: {listed})"
+        text = f"faster than {first} at every batch size measured"
+    return f"{text} (times as fast: {listed})"
 
 
 def plot(path, rows):

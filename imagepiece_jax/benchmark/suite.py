@@ -53,10 +53,9 @@ class Group:
         """{name: Case}; those that read files share `streams`."""
         cases = {}
         for name, config in self.configs.items():
-            weights = self.weights.get(name)
+            own = streams, self.weights.get(name)
             with within(place=name):
-                case = Case(config, self.batch_size, self.dtype, streams, weights)
-            cases[name] = case
+                cases[name] = Case(config, self.batch_size, self.dtype, *own)
         return cases
 
 
@@ -68,17 +67,15 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
         is measured, and before it the same without its reduction
     Raises InputError where a config does not agree.
     """
-    if base is None:
-        pairs = {k: read_with_config(path, config) for k, config in configs.items()}
-    else:
-        name = pathlib.Path(path).name
+    pairs = {k: read_with_config(path, config) for k, config in configs.items()}
+    if base is not None:
         config, weights = read_with_config(path, *base)
-        pairs = {name: (config, weights)}
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()
             with dense.unlocked():
                 dense.reduction = dict(DENSE)
-            pairs = {"dense": (dense, weights), name: pairs[name]}
+            pairs["dense"] = dense, weights
+        pairs[pathlib.Path(path).name] = config, weights
     configs = {name: config for name, (config, _) in pairs.items()}
     return configs, {name: weights for name, (_, weights) in pairs.items()}
 
@@ -131,11 +128,7 @@ def run_all(groups, rules, files, others=None):
     of = report.weights(_path(groups[0]))
     print(f"{device.name()}, {dtype}, {of}", flush=True)
     peaks = device.peak_rates(dtype, rules)
-    print(
-        f"largest matmul rate {peaks.matmul / 1e12:.3f} TFLOP/s, copy "
-        f"{peaks.copy / 1e9:,.0f} GB/s",
-        flush=True,
-    )
+    print(report.peaks(peaks.matmul, peaks.copy), flush=True)
     for group in groups:
         rows = run(group, rules, peaks, others)
         print(f"\n{group.mode}\n{report.text(rows)}", flush=True)
@@ -167,17 +160,14 @@ def _setting(group, rules):
 def _check_memory(name, batch_size, needed):
     available = device.memory()
     if needed > available:
-        part = (
-            f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f} of {device.name()}"
-        )
-        problem = f"is {batch_size}, for which {name} needs {part}"
-        raise InputError(problem, **_smaller(batch_size))
+        part = f"{needed / 1e9:,.1f} GB of the {available / 1e9:,.1f}"
+        raise _too_large(batch_size, f"{name} needs {part} of {device.name()}")
 
 
-def _smaller(batch_size):
-    """Facts of the InputError for a batch that is too large."""
-    allowed = "smaller ones"
-    return {"field": "--batch_size", "value": batch_size, "allowed": allowed}
+def _too_large(batch_size, reason):
+    """The InputError for a batch that does not fit in memory."""
+    found = {"field": "--batch_size", "value": batch_size, "allowed": "smaller ones"}
+    return InputError(f"is {batch_size}, for which {reason}", **found)
 
 
 @contextlib.contextmanager
@@ -189,6 +179,5 @@ def _memory_errors(group):
         full = isinstance(error, MemoryError)
         if not full and not any(word in str(error) for word in FULL):
             raise
-        problem = f"is {group.batch_size}, for which the memory of {device.name()} "
-        problem += f"is too small in mode {group.mode}"
-        raise InputError(problem, **_smaller(group.batch_size)) from error
+        reason = f"the memory of {device.name()} is too small in mode {group.mode}"
+        raise _too_large(group.batch_size, reason) from error

@@ -72,8 +72,7 @@ class Case:
         run = RunConfig.from_config(self.config)
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))
-            if parallel.device_count() > 1:
-                count = parallel.device_count()
+            if (count := parallel.device_count()) > 1:
                 allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
                 problem = f"is train on {count} devices"
                 raise InputError(problem, field="--mode", value=mode, allowed=allowed)
@@ -117,10 +116,7 @@ class Case:
         return self._forward(fast, lambda number: fast(next(batches)))
 
     def _forward(self, fast, call):
-        facts = _facts(fast.model) | {
-            "compile_s": _measured(fast.compile_seconds),
-            "peak_memory": device.needed(fast.compiled),
-        }
+        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(self.model, self.config.image_size)
         return Workload(timer.job(call), self.batch_size, macs, facts)
 
@@ -143,13 +139,8 @@ class Case:
             return metrics
 
         macs = TRAINING_MACS * model_macs(model, config.image_size)
-        memory = device.needed(compiled)
-        return Workload(
-            timer.job(call),
-            self.batch_size,
-            self.batch_size * macs,
-            _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},
-        )
+        facts = _facts(model, seconds, compiled)
+        return Workload(timer.job(call), self.batch_size, self.batch_size * macs, facts)
 
 
 def on_noise(program):
@@ -183,12 +174,12 @@ class Clock:
         jobs = {}
         for name, taken in (("dense", DENSE), ("reduced", reduction)):
             vit = build(weights, taken)
-            left = vit.model.image_tokens if name == "dense" else self.tokens
+            tokens = vit.model.image_tokens if name == "dense" else self.tokens
             fast = optimize.optimize(
                 vit,
                 batch_size=self.batch_size,
                 dtype=weights.config.dtype or xla_options.fast_dtype(),
-                tokens=self.tokens and left,
+                tokens=self.tokens and tokens,
             )
             jobs[name] = timer.job(on_noise(fast))
         times = timer.measure(jobs, self.rules)
@@ -204,11 +195,6 @@ class Clock:
             "ms": 1e3 * reduced.median,
             "dense_ms": 1e3 * timer.spread(times["dense"]).median,
         }
-
-
-def _measured(seconds):
-    """Seconds of a compilation; None where it may have been found in JAX's cache."""
-    return None if jax.config.jax_compilation_cache_dir else seconds
 
 
 def training_step(config, place=lambda model: model):
@@ -245,8 +231,12 @@ def random_variables(model, image_size):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, image_size))
 
 
-def _facts(model):
+def _facts(model, seconds, compiled):
+    """Facts of a program that was compiled in so many seconds."""
+    cached = jax.config.jax_compilation_cache_dir  # where it may have been found
     return {
+        "compile_s": None if cached else seconds,
+        "peak_memory": device.needed(compiled),
         "attention": model.backend,
         "kernels": "plain" if model.kernels is None else "fused",
         "gelu": model.arch.gelu,

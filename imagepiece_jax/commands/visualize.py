@@ -51,12 +51,13 @@ def main(words):
     depth = len(models[0].model.plan)
     for block in blocks:
         if block >= depth:
-            allowed = f"0 to {depth - 1}"
-            raise InputError(
-                f"has {block}", field="--blocks", value=block, allowed=allowed
-            )
-    typed_resize = {"resize": RESIZE.value} if RESIZE.value else {}
-    fields = {**weights.crop, **typed_resize}
+            found = {
+                "field": "--blocks",
+                "value": block,
+                "allowed": f"0 to {depth - 1}",
+            }
+            raise InputError(f"has {block}", **found)
+    fields = {**weights.crop} | ({"resize": RESIZE.value} if RESIZE.value else {})
     preprocessing = Preprocessing.of(weights.config.image_size, fields)
     images, names = image_files.read_images(files, preprocessing)
     if note := image_files.sizes_note(files, preprocessing):

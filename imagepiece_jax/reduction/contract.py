@@ -98,28 +98,22 @@ def lacking_scores(arch):
 
 
 def _refuse_score(score, reducer, block, lacking):
-    allowed, field = f"a model that has a {lacking[score]}", ""
+    part, field = lacking[score], ""
+    problem = f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
+    allowed = f"a model that has a {part}"
     if hasattr(reducer, "score"):
-        allowed = ", ".join(name for name in SCORES if name not in lacking)
-        field = "score"
-    raise InputError(
-        f"ranks tokens by {score!r} at block {block}, but the model has no "
-        f"{lacking[score]}",
-        field=field,
-        value=score,
-        allowed=allowed,
-    )
+        field, allowed = "score", ", ".join(k for k in SCORES if k not in lacking)
+    raise InputError(problem, field=field, value=score, allowed=allowed)
 
 
 def _check_needs(reducer):
     """Raise InputError for an unknown tap."""
     for name in sorted(reducer.needs - {*ON_REQUEST}):
-        allowed = ", ".join(ON_REQUEST)
-        raise InputError(f"needs {name!r}", value=name, allowed=allowed)
-    if "metric" in reducer.needs and reducer.metric not in COMPARED:
+        raise InputError(f"needs {name!r}", value=name, allowed=", ".join(ON_REQUEST))
+    metric = reducer.metric
+    if "metric" in reducer.needs and metric not in COMPARED:
         allowed = ", ".join(map(repr, COMPARED))
-        problem = f"compares {reducer.metric!r}"
-        raise InputError(problem, value=reducer.metric, allowed=allowed)
+        raise InputError(f"compares {metric!r}", value=metric, allowed=allowed)
 
 
 def check_form(result, counts):
@@ -151,9 +145,8 @@ def check_form(result, counts):
             problem = f"leaves {tokens} tokens"
             raise InputError(problem, field="keep", value=tokens, allowed=str(n_out))
     else:
-        problem = f"returns {type(result).__name__}"
-        allowed = "Assignment, Mixing, Masking"
-        raise InputError(problem, value=result, allowed=allowed)
+        problem, allowed = type(result).__name__, "Assignment, Mixing, Masking"
+        raise InputError(f"returns {problem}", value=result, allowed=allowed)
 
 
 def check(result, counts):
@@ -281,8 +274,8 @@ def _check_partners(result):
     """What others are merged into stays itself."""
     for image, dest in enumerate(result.dest):
         index = jax.tree.map(lambda field, image=image: field[image], result.index)
-        left = index.absorbed[index.target < result.n_out]
-        gone = {*left.tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
+        moved = index.absorbed[index.target < result.n_out]
+        gone = {*moved.tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
         for place, (slot, partner) in enumerate(
             zip(index.groups.tolist(), index.group_keep.tolist(), strict=True)
         ):
@@ -300,17 +293,16 @@ def _check_index(dest, index):
     """`index` is the map of `dest`, which is in order."""
     n_out, n = index.keep.shape[1], dest.shape[1]
     for image, slots in enumerate(dest):
-        of_image = jax.tree.map(lambda field, image=image: field[image], index)
-        keep, groups = of_image.keep, of_image.groups
-        group_keep = of_image.group_keep
-        real = of_image.target != n_out
-        absorbed, target = of_image.absorbed[real], of_image.target[real]
+        own = jax.tree.map(lambda field, image=image: field[image], index)
+        keep, groups, group_keep = own.keep, own.groups, own.group_keep
+        real = own.target != n_out
+        absorbed, target = own.absorbed[real], own.target[real]
         tokens = np.concatenate([keep, absorbed])
         slots_named = np.concatenate([np.arange(n_out), target])
         for token, slot in zip(tokens.tolist(), slots_named.tolist(), strict=True):
             if not 0 <= token < n or slots[token] != slot:
-                where = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
-                problem = f"is in slot {slot} of index and in {where} of dest"
+                there = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
+                problem = f"is in slot {slot} of index and in {there} of dest"
                 _refuse(image, f"token {token}", problem)
         times = np.bincount(tokens, minlength=n)
         for (token,) in _first(times != (slots != DROPPED)):

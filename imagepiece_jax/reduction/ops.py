@@ -181,7 +181,7 @@ def cosine_within(x, eps=1e-6):
     chex.assert_rank(x, 3)
     x = x.astype(jnp.float32)
     product = jnp.einsum("bnd,bmd->bnm", x, x, precision="highest")
-    flat = product.reshape(product.shape[0], -1)
+    flat = product.reshape(len(product), -1)
     scale = jax.lax.rsqrt(flat[:, :: x.shape[1] + 1] + eps)  # of the diagonal
     return product * scale[:, :, None] * scale[:, None, :]
 

@@ -296,9 +296,8 @@ def nearest_to_means(x, size, result):
     cost = jnp.sum(jnp.where(together, weight[:, None, :] * squares, 0), axis=-1)
     slots = jnp.arange(result.n_out, dtype=jnp.int32)[None, :, None]
     belongs = result.dest[:, None, :] == slots
-    return jnp.argmin(jnp.where(belongs, cost[:, None, :], jnp.inf), axis=-1).astype(
-        jnp.int32
-    )
+    cost = jnp.where(belongs, cost[:, None, :], jnp.inf)
+    return jnp.argmin(cost, axis=-1).astype(jnp.int32)
 
 
 @node

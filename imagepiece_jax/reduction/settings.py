@@ -7,7 +7,7 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 
 DENSE = {"name": "none"}
-# Fields of the model that a reduction may name beside those of its method.
+# Fields of the model that a reduction may name next to those of its method.
 MODEL_FIELDS = ("prop_attn",)
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}

@@ -33,9 +33,8 @@ class KeepScores(nn.Module):
         def dense(width, name, dtype=dtype):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
 
-        norm = nn.LayerNorm(
-            epsilon=1e-5, use_fast_variance=False, dtype=dtype, name="norm"
-        )
+        options = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": dtype}
+        norm = nn.LayerNorm(**options, name="norm")
         z = nn.gelu(dense(dim, "embed")(norm(x)), approximate=False)
         single, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
         live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
@@ -88,10 +87,8 @@ def ratio_loss(shares, targets):
     targets: a number per stage
     Returns a number, 0 without stages.
     """
-    errors = [
-        jnp.mean((share - target) ** 2)
-        for share, target in zip(shares, targets, strict=True)
-    ]
+    pairs = zip(shares, targets, strict=True)
+    errors = [jnp.mean((share - target) ** 2) for share, target in pairs]
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
@@ -140,16 +137,14 @@ def token_loss(outputs, teacher_outputs):
 def _check_teacher(outputs, teacher_outputs):
     """InputError unless the teacher saw the same patches in the same width."""
 
-    def described(patches, outputs):
+    def described(outputs):
+        patches = outputs.tokens.shape[1] - outputs.state.num_prefix
+        if outputs.taps:  # of the first step, which saw all patches
+            patches = outputs.taps[0].x.shape[1]
         width, classes = outputs.tokens.shape[-1], outputs.logits.shape[-1]
         return f"{patches} patches, width {width} and {classes} classes"
 
-    patches = outputs.tokens.shape[1] - outputs.state.num_prefix
-    if outputs.taps:  # of the first step, which saw all patches
-        patches = outputs.taps[0].x.shape[1]
-    student = described(patches, outputs)
-    patches = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
-    teacher = described(patches, teacher_outputs)
+    student, teacher = described(outputs), described(teacher_outputs)
     if teacher != student:
         problem = f"is a model of {teacher}"
         raise InputError(problem, field="teacher", value=teacher, allowed=student)

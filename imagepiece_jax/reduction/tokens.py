@@ -283,9 +283,8 @@ def _apply_mixing(state, result):
         coordinates = mean_by(result.matrix.astype(jnp.float32), coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
-        attn_size = jnp.concatenate(
-            [state.effective_size[:, :prefix], attn_size], axis=1
-        )
+        both = [state.effective_size[:, :prefix], attn_size]
+        attn_size = jnp.concatenate(both, axis=1)
     return TokenState(
         x=x,
         size=jnp.ones(x.shape[:2], jnp.float32),

@@ -58,7 +58,7 @@ def create(name: str = "none", **fields) -> Method:
     fields: fields of `config.reduction` that differ from the method's defaults
     Raises InputError for an unknown name, field or value.
     """
-    if name not in [*METHODS]:  # a list has no hash
+    if name not in [*METHODS]:  # a list as a name has no hash
         word = str(name).lower().replace("-", "_")
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)

@@ -169,12 +169,10 @@ class DiffRate(Method):
         if name == "deit_b" and mae:
             name = "mae_b"
         if name is None or (model.depth, model.patches) != (12, 196):
-            self.refuse(
-                "target",
-                "DeiT-Ti, S, B and MAE-B with 196 patches, or prune and merge",
-                f"has no schedule for {model.depth} blocks of width {model.embed_dim} "
-                f"and {model.patches} patches",
-            )
+            allowed = "DeiT-Ti, S, B and MAE-B with 196 patches, or prune and merge"
+            problem = f"has no schedule for {model.depth} blocks of width "
+            problem += f"{model.embed_dim} and {model.patches} patches"
+            self.refuse("target", allowed, problem)
         target = DEFAULT[name] if self.target is None else self.target
         lists = published(name)
         if target not in lists:
@@ -205,12 +203,8 @@ class DiffRate(Method):
             if len(getattr(self, name)) != depth:
                 problem = f"has {len(getattr(self, name))} entries"
                 self.refuse(name, f"{depth}, one for each block", problem)
-        lists = enumerate(zip(self.prune, self.merge, strict=True))
-        return tuple(
-            Step(
-                block,
-                PruneAndMerge(pruned - 1, score=self.score),
-                PruneThenMerge(pruned - 1, merged - 1),
-            )
-            for block, (pruned, merged) in lists
-        )
+        lists, steps = zip(self.prune, self.merge, strict=True), []
+        for block, (pruned, merged) in enumerate(lists):
+            reducer = PruneAndMerge(pruned - 1, score=self.score)
+            steps.append(Step(block, reducer, PruneThenMerge(pruned - 1, merged - 1)))
+        return tuple(steps)

@@ -37,7 +37,7 @@ class KeepPredictor(nn.Module, MaskingReducer):
 class LearnedSelection(Method):
     """What methods with a learned selector share: losses, a teacher, learning rates.
 
-    The weights are those of loss terms beside cross entropy's 1.
+    The weights are those of loss terms; cross entropy has 1.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -97,8 +97,7 @@ class DynamicViT(InStages, LearnedSelection):
         return self.stages(KeepPredictor(), site="pre", when_masked=0)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """Each image's live share at its target, logits and live tokens at the
-        teacher's.
+        """Each image's live share to its target, logits and tokens to the teacher's.
 
         The means are over this device's images; `plan` is that of masked training.
         """

@@ -28,18 +28,15 @@ class Cells(Reducer):
     size: int
 
     def check_grid(self, grid):
-        """InputError unless `grid` (height, width) of patches is there, and holds
-        it."""
+        """InputError unless `grid` (height, width) of patches is there and as large."""
+        found = {"field": "grid_size", "value": self.size}
         if grid is None:
             problem = "needs the grid of patches, but the tokens are reduced before"
-            allowed = "pooling before any other step"
-        elif self.size > min(grid):
+            raise InputError(problem, **found, allowed="pooling before any other step")
+        if self.size > min(grid):
             problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
             allowed = f"whole numbers from 1 to {min(grid)}"
-        else:
-            return
-        facts = {"field": "grid_size", "value": self.size, "allowed": allowed}
-        raise InputError(problem, **facts)
+            raise InputError(problem, **found, allowed=allowed)
 
     def __call__(self, taps, counts, train=False):
         self.check_grid(taps.grid)

@@ -113,23 +113,23 @@ class ImagePiece(Method):
     def scaled(self, strength, depth, patches):
         """Both rates together, from 1 and 0 through its own to the end of one.
 
-        Where it does not prune, the merge ratio alone.
+        Where it does not prune, only the merge ratio.
         """
         drop, merge = 1 - self.keep_rate, self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))
         far = strength / max(drop, merge, 1e-6)
-        rates = {"keep_rate": 1 - drop * far, "merge_ratio": merge * far}
-        return dataclasses.replace(self, **{k: round(v, 6) for k, v in rates.items()})
+        keep, merge = round(1 - drop * far, 6), round(merge * far, 6)
+        return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
 
     def step_at(self, block, depth, tokens):
         steps = self.steps(depth)
-        step = next((step for step in steps if step.block == block), None)
-        if step is None:
-            listed = ", ".join(str(step.block) for step in steps)
+        at = {step.block: step for step in steps}
+        if block not in at:
+            listed = ", ".join(map(str, at))
             allowed = f"changes at {listed}, or other merge_blocks and prune_blocks"
             self.refuse("counts", allowed, f"changes at block {block}")
-        return step
+        return at[block]
 
     def steps(self, depth):
         merge, prune = self.merge_blocks, self.prune_blocks
@@ -155,12 +155,9 @@ class ImagePiece(Method):
         """A step that removes tokens; combinations with other methods override it."""
         if self.inattentive == "tome":
             if self.keep_rate < 0.5:
-                self.refuse(
-                    "keep_rate",
-                    "numbers from 0.5 to 1",
-                    f"is {self.keep_rate} with inattentive 'tome', whose matching "
-                    "removes at most half of the tokens at a step",
-                )
+                problem = f"is {self.keep_rate} with inattentive 'tome', "
+                problem += "whose matching removes at most half of the tokens at a step"
+                self.refuse("keep_rate", "numbers from 0.5 to 1", problem)
             return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 

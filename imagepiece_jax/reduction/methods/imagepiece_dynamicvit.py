@@ -79,8 +79,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, reducer, rule, self.predictor_pos, when_masked)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, with the counts of evaluation as targets; no targets for
-        "topk".
+        """DynamicViT's; targets are the counts of evaluation, "topk" has none.
 
         Where the student merged tokens the teacher's are merged alike, then compared.
         """

@@ -10,11 +10,10 @@ from imagepiece_jax.reduction.token_counts import MergeTo
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceToMe(ImagePiece):
-    """ImagePiece's steps; where they prune, bipartite matching merges to the same
-    count.
+    """ImagePiece's steps; those that prune merge to the same count, as ToMe does.
 
-    It is over all image tokens and removes at most half of them: with a keep_rate below
-    .5 more tokens stay than ImagePiece keeps. `metric` is what both compare.
+    Matching is over all image tokens and removes at most half of them: with a keep_rate
+    below .5 more tokens stay than ImagePiece keeps. `metric` is what both compare.
     """
 
     def prune_step(self, block):

@@ -112,10 +112,8 @@ class Fusion(Ranking):
     def affinity(self, x, inattention, smallness):
         """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
         score = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
-        for value, temperature in (
-            (inattention, self.attention),
-            (smallness, self.sizes),
-        ):
+        criteria = (inattention, self.attention), (smallness, self.sizes)
+        for value, temperature in criteria:
             value = value / jnp.max(value, axis=1, keepdims=True)
             score *= (value[:, :, None] * value[:, None, :]) ** (1 / temperature)
         return score

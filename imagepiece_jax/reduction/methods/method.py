@@ -73,7 +73,7 @@ class Method(CheckedFields):
     needs_teacher: ClassVar[bool] = False  # training compares with a frozen dense model
     # Fields with which it has steps in a model of three blocks and 25 tokens.
     small: ClassVar[Mapping[str, Any]] = {}
-    # Fields of the model that the method is meant for, unless a config says others.
+    # Its fields of the model, where a config has no others.
     model_fields: ClassVar[Mapping[str, Any]] = {}
     # (outputs, teacher_outputs, plan) -> {name: extra loss term}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
@@ -97,8 +97,7 @@ class Method(CheckedFields):
         super().__post_init__()
         if self.counts is None:
             return
-        if (self.macs is None) == isinstance(self.counts, str):
-            named = isinstance(self.counts, str)
+        if (self.macs is None) == (named := isinstance(self.counts, str)):
             lacks = "needs macs" if named else "says what it costs"
             allowed = "a schedule with macs, such as macs=0.5, and a list without"
             self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
@@ -160,14 +159,11 @@ class Method(CheckedFields):
         patches: image tokens of the first block
         Raises InputError for counts that the method or the model cannot have.
         """
-        steps = (
-            self.steps(depth) if self.counts is None else self._counted(depth, patches)
-        )
+        counted = self.counts is not None
+        steps = self._counted(depth, patches) if counted else self.steps(depth)
         if self.fate == "own":
             return steps
-        return [
-            dataclasses.replace(step, reducer=dropping(step.reducer)) for step in steps
-        ]
+        return [dataclasses.replace(k, reducer=dropping(k.reducer)) for k in steps]
 
     def _counted(self, depth, patches):
         """Steps to `counts`."""
@@ -228,8 +224,7 @@ class Method(CheckedFields):
         highest = max(counts, default=0)
         if highest > most:
             tokens = f"as the first block has {model.patches} image tokens"
-            allowed = f"{least} to {most}, {tokens}"
-            self.refuse(field, allowed, f"{verb} {highest}")
+            self.refuse(field, f"{least} to {most}, {tokens}", f"{verb} {highest}")
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields by name, without those that only training reads."""
@@ -237,17 +232,13 @@ class Method(CheckedFields):
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
         """The fields by name; `training`: those that only training reads, too."""
-        names = [
-            field.name
-            for field in dataclasses.fields(self)
-            if training or not field.metadata.get("training")
-        ]
         # Not those of all methods where they say nothing: former versions had none.
-        usual = {"macs": None, "counts": None, "fate": "own"}
+        usual = ("macs", None), ("counts", None), ("fate", "own")
         return {
-            name: getattr(self, name)
-            for name in names
-            if name not in usual or getattr(self, name) != usual[name]
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if (training or not field.metadata.get("training"))
+            and (field.name, getattr(self, field.name)) not in usual
         }
 
 

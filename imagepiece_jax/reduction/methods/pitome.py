@@ -60,12 +60,8 @@ class PiToMe(Method):
     metric: str = metric()  # after energies of keys
 
     def steps(self, depth):
-        half = math.ceil(depth / 2)
-        return tuple(
-            Step(
-                block,
-                ByEnergy((block >= half) != self.late_first, self.metric),
-                MergeTo(self.keep_rate),
-            )
-            for block in range(depth)
-        )
+        half, steps = math.ceil(depth / 2), []
+        for block in range(depth):
+            reducer = ByEnergy((block >= half) != self.late_first, self.metric)
+            steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
+        return tuple(steps)

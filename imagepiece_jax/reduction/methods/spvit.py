@@ -95,7 +95,7 @@ def package_weights(probability, dropped, norm):
     if norm == "none":
         return weight
     total = jnp.sum(weight, axis=1, keepdims=True)
-    # Not eps alone where nothing is dropped: the gradient would be a million.
+    # Not just eps where nothing is dropped: the gradient would be a million.
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
@@ -108,9 +108,7 @@ class SPViT(LearnedSelection):
 
     # Shares of the first tokens, at each of `blocks`.
     keep_rates: tuple[float, ...] = several(
-        (0.617, 0.369, 0.137),
-        rate(),
-        "numbers from 0 to 1, one for each of blocks",
+        (0.617, 0.369, 0.137), rate(), "numbers from 0 to 1, one for each of blocks"
     )
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     package_norm: str = choice("score", ("none", "score", "count"))  # of the package
@@ -143,10 +141,9 @@ class SPViT(LearnedSelection):
         return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, but the live share of the whole batch is held, not each
-        image's.
+        """DynamicViT's, with the live share of the batch in place of each image's.
 
-        An image may so keep more than another. The batch is this device's; packages do
+        So one image may keep more than another. The batch is this device's; packages do
         not count. `plan` is that of masked training.
         """
         masks = [result.keep for result in outputs.results]

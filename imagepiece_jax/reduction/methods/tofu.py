@@ -86,7 +86,6 @@ class ToFu(Method):
     def steps(self, depth):
         discard = Dropping(Bipartite(self.metric))
         fuse = Fuse(self.metric, self.rescale)
-        return tuple(
-            Step(b, discard if b <= depth // 2 else fuse, MergeAway(self.keep_rate))
-            for b in range(depth)
-        )
+        reducers = [discard if b <= depth // 2 else fuse for b in range(depth)]
+        rule = MergeAway(self.keep_rate)
+        return tuple(Step(block, each, rule) for block, each in enumerate(reducers))
