@@ -79,7 +79,7 @@ def weights(path):
     return f"{text}, random images"
 
 
-def peaks(matmul, copy):
+def peak_rates(matmul, copy):
     """The peak rates of a device in words, from FLOP/s and bytes/s."""
     rate = f"largest matmul rate {matmul / 1e12:.3f} TFLOP/s"
     return f"{rate}, copy {copy / 1e9:,.0f} GB/s"
@@ -102,7 +102,7 @@ def markdown(rows):
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "
             f"{one['seconds']:g} s or more after {one['warmup']} calls; "
-            f"{peaks(one['matmul_ceiling'], one['copy_ceiling'])}.\n"
+            f"{peak_rates(one['matmul_ceiling'], one['copy_ceiling'])}.\n"
         )
     return "\n".join(parts + break_even(rows))
 
@@ -140,10 +140,9 @@ def _compared(ratios, first):
     slower = [size for size in sizes if ratios[size] <= 1]
     faster = [size for size in sizes if not slower or size > slower[-1]]
     listed = ", ".join(f"{ratios[size]:.2f} at {size}" for size in sizes)
+    last = sizes[-1]
     if not faster:
-        text = (
-            f"not faster than {first} at batch size {sizes[-1]}, the largest measured"
-        )
+        text = f"not faster than {first} at batch size {last}, the largest measured"
     elif slower:
         text = f"faster than {first} from batch size {faster[0]} on"
     else:

@@ -128,7 +128,7 @@ def run_all(groups, rules, files, others=None):
     of = report.weights(_path(groups[0]))
     print(f"{device.name()}, {dtype}, {of}", flush=True)
     peaks = device.peak_rates(dtype, rules)
-    print(report.peaks(peaks.matmul, peaks.copy), flush=True)
+    print(report.peak_rates(peaks.matmul, peaks.copy), flush=True)
     for group in groups:
         rows = run(group, rules, peaks, others)
         print(f"\n{group.mode}\n{report.text(rows)}", flush=True)

@@ -51,12 +51,8 @@ def main(words):
     depth = len(models[0].model.plan)
     for block in blocks:
         if block >= depth:
-            found = {
-                "field": "--blocks",
-                "value": block,
-                "allowed": f"0 to {depth - 1}",
-            }
-            raise InputError(f"has {block}", **found)
+            found = {"value": block, "allowed": f"0 to {depth - 1}"}
+            raise InputError(f"has {block}", field="--blocks", **found)
     fields = {**weights.crop} | ({"resize": RESIZE.value} if RESIZE.value else {})
     preprocessing = Preprocessing.of(weights.config.image_size, fields)
     images, names = image_files.read_images(files, preprocessing)
