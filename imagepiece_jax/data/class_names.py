@@ -193,4 +193,4 @@ def check_classes(
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place
-    return f"classes are compared only by number: {unnamed} does not name them"
+    return f"classes are compared by number alone: {unnamed} does not name them"

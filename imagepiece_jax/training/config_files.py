@@ -248,10 +248,8 @@ def _raised(error, file):
     text = str(error.args[0]) if error.args else "no reason given"
     if match := OTHER_TYPE.search(text):
         field, value, of, allowed = match.groups()
-        problem = f"is {value}, of type {of}"
-        return InputError(
-            problem, field=field, place=place, value=value, allowed=allowed
-        )
+        found = {"field": field, "place": place, "value": value, "allowed": allowed}
+        return InputError(f"is {value}, of type {of}", **found)
     if match := NO_FIELD.search(text):
         field, similar = match.groups()
         hint = f"did you mean {similar}?" if similar else ""

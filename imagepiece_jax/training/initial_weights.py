@@ -50,8 +50,7 @@ class InitialWeights:
         starts or learns from, else those of the model's name, else ImageNet's. A
         teacher that may have others counts only where the run starts from no weights.
 
-        Returns both by name, and a line for each of these weights that does not say its
-        own.
+        Returns both by name, and a line for each of these weights without its own.
         Raises InputError where weights that a new run needs are not there.
         """
         model, sources = self._run.model, self._normalized_as(workdir)
@@ -175,9 +174,8 @@ class InitialWeights:
         """
         size, config = self._run.image_size, weights.partial_config
         facts = registry.facts(config.name)
-        theirs = facts | config.fields
-        if config.name or config.arch:
-            theirs |= vars(config.architecture)
+        named = config.name or config.arch
+        theirs = facts | config.fields | (vars(config.architecture) if named else {})
         places = Positions.of(model, size, theirs.get("image_size"))
         if "resize" in theirs:  # by the code that these positions were trained for
             places = dataclasses.replace(places, how=theirs["resize"])

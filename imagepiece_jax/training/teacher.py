@@ -82,15 +82,15 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
             allowed = "a weights file, a folder, the folder of a run or hf://OWNER/NAME"
             allowed += f" with config.distill.kind {distill.kind!r}"
             run.teacher.refuse("weights", allowed)
-        model, variables = _any(run, initial)
+        model, variables = _distilling(run, initial)
     if distill.unlabeled and dense.arch.dist_token:
         words = "numbers below 1 with a distillation token: a head learns from labels"
         distill.refuse("weight", words)
     return model, variables
 
 
-def _any(run, initial):
-    """(Teacher, its variables) of whatever model config.teacher names."""
+def _distilling(run, initial):
+    """(Teacher, its variables) of the model that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields)
     with of_teacher(), within("config.teacher"):
         weights = complete(initial.teacher, requested).analyzed(run.model.dtype)
@@ -104,7 +104,5 @@ def _any(run, initial):
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")
-    images = {
-        name: tuple(getattr(run.model, name) or IMAGENET[name]) for name in IMAGENET
-    }
-    return Teacher(model, config.image_size, **images), variables
+    images = (tuple(getattr(run.model, k) or IMAGENET[k]) for k in ("mean", "std"))
+    return Teacher(model, config.image_size, *images), variables

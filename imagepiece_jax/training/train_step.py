@@ -185,13 +185,11 @@ def train_step(
         part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
         image, targets = _prepare(part, positions, state.step, index, model, recipe)
+        purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
         keys = {
-            "drop_path": sample_keys(
-                recipe.seed, state.step, positions, Purpose.DROP_PATH
-            ),
-            "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
+            name: sample_keys(recipe.seed, state.step, positions, purpose)
+            for name, purpose in purposes.items()
         }
-
         teacher_outputs, distill = None, recipe.distill
         if teacher_model is not None:
             teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
@@ -207,9 +205,8 @@ def train_step(
             if distill is None:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
-                loss, own = distillation(
-                    distill, outputs, targets, teacher_outputs.logits
-                )
+                answers = teacher_outputs.logits
+                loss, own = distillation(distill, outputs, targets, answers)
             own |= loss_terms(outputs, teacher_outputs) if loss_terms else {}
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
@@ -304,14 +301,12 @@ def _prepare(part, positions, step, index, model, recipe):
     image = pipeline.device(
         part["image"], recipe.augment, model.mean, model.std, keys, part.get("extent")
     )
-    targets = mixup.soft_targets(
-        part["label"], recipe.num_classes, recipe.label_smoothing
-    )
+    smoothing = recipe.label_smoothing
+    targets = mixup.soft_targets(part["label"], recipe.num_classes, smoothing)
     key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
     drawn = mixup.draw(
         key,
-        image.shape[1],
-        image.shape[2],
+        *image.shape[1:3],
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
         prob=recipe.mixup_prob,

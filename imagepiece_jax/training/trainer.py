@@ -62,8 +62,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
             if parallel.is_main():
                 run_dir.record_end(run.workdir)
         if parallel.is_main():
-            parts = run.config, run.model, run.progress
-            say(report.final_table(run.workdir, *parts))
+            say(report.final_table(run.workdir, run.config, run.model, run.progress))
         return run.progress.last
 
 

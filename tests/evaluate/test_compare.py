@@ -360,7 +360,7 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     settings = [(line["method"], line["share"]) for line in report["settings"]]
     assert settings == [("tome", 0.8), ("tome", 0.6)]
     (absent,) = report["left_out"]
-    assert absent["method"] == "random" and "does not fit" in absent["reason"]
+    assert absent["method"] == "random" and "has a step at block" in absent["reason"]
     assert report["dense"]["images"] == 24
     right = decode_bits(report["dense"]["right"], 24)
     assert report["dense"]["acc1"][0] == 100 * right.mean()
