@@ -11,10 +11,8 @@ from imagepiece_jax import __main__ as entry
 from tests.command import sentence, start
 from tests.runs import ROOT
 
-COMMANDS = """
-benchmark compare describe doctor evaluate export predict train
-visualize
-""".split()
+COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
+COMMANDS += ["predict", "train", "visualize"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -24,9 +22,6 @@ def test_without_a_command_it_lists_them(words):
     first, *lines = ended.out.splitlines()
     assert first.startswith("python -m imagepiece_jax COMMAND")
     assert [line.split()[0] for line in lines] == COMMANDS
-    assert (
-        "  doctor         Versions, devices, the attention kernel in use" in ended.out
-    )
     assert all(len(line) <= 110 for line in lines)
 
 

@@ -22,15 +22,16 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import hub, layouts
+from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.training import config_files, run_dir
+from imagepiece_jax.training import config_files
 from imagepiece_jax.training.config import RunConfig
 from tests import markdown, test_cli
 from tests.models import tiny
 from tests.pretrained import test_towers
+from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -127,12 +128,11 @@ def test_every_command_and_file_that_a_page_names_exists(page):
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):
         if "NAME" not in name and "norm_merge" not in name:
             assert any((ROOT / folder / name).is_file() for folder in FOLDERS), name
-    for package, name in re.findall(
-        r"python -m (experiments|imagepiece_jax|tools)\.([\w.]+)", text
-    ):
-        path = f"{package}/{name.rstrip('.').replace('.', '/')}"
-        found = [f"{path}.py", f"{path}/__main__.py"]
-        assert any((ROOT / file).is_file() for file in found), name
+    modules = r"python -m ((?:experiments|imagepiece_jax|tools)\.[\w.]+)"
+    for name in re.findall(modules, text):
+        path = ROOT / name.rstrip(".").replace(".", "/")
+        found = [path.with_suffix(".py"), path / "__main__.py"]
+        assert any(file.is_file() for file in found), name
     for name in re.findall(r"python -m\s+imagepiece_jax ([\w-]+)", text):
         assert name in commands(), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
@@ -220,11 +220,9 @@ def test_answers_have_the_figures_of_tables():
         change = markdown.cell(settings, "", rows["pitome"], "points to ToMe")
         figures["change", share] = change.partition("]")[0] + "]"
     for share in ("0.6", "0.5"):
-        row, lost = (
-            {"share": share, "method": "`tome`"},
-            "points to dense, p if \\< .05",
-        )
-        figures["lost", share] = markdown.cell(settings, "", row, lost)[1:4]
+        row = {"share": share, "method": "`tome`"}
+        lost = markdown.cell(settings, "", row, "points to dense, p if \\< .05")
+        figures["lost", share] = lost[1:4]
         tokens = markdown.cell(settings, "", row, "tokens left, with class token")
         figures["tokens", share] = tokens
     row, page = {"setting": "tome r=8"}, "docs/tables/patch_features.md"
@@ -233,9 +231,8 @@ def test_answers_have_the_figures_of_tables():
 
 
 def test_answers_count_architectures_and_tokens_at_384_pixels():
-    config = config_files.load_config(
-        f"{ROOT / 'configs/deit_s_evit_finetune.py'}:deit_ti"
-    )
+    path = ROOT / "configs/deit_s_evit_finetune.py"
+    config = config_files.load_config(f"{path}:deit_ti")
     config.image_size = 384
     run = RunConfig.from_config(config)
     model = run.create_model()
@@ -255,9 +252,7 @@ def test_the_costs_of_trainings_add_up():
     text = markdown.section(page)
     rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"][2:]
     paths = re.findall(r"--config (\S+)", text[text.index("--trainings") :])
-    assert [row[0] for row in rows] == [
-        config_files.config_name(path) for path in paths
-    ]
+    assert [row[0] for row in rows] == [*map(config_files.config_name, paths)]
     for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
         run = RunConfig.from_config(config_files.load_config(ROOT / path))
         assert eflop == f"{run.training_flop(1281167) / 1e18:#.3g}"
@@ -270,31 +265,15 @@ def test_the_costs_of_trainings_add_up():
     cores = int(by_name["deit_s"][5].replace(",", "")) / 1962
     assert not markdown.lacking({"cores": f"{cores:.0f}"}, page)
     names = ("deit_ti", "deit_s", "deit_b", "deit_s_imagepiece")
-    figures = {
-        (name, hours): by_name[name][hours] for name in names for hours in (4, 6)
-    }
-    assert not markdown.lacking(figures, "docs/questions.md")
-
-
-def test_fields_that_may_change_are_named():
-    text = markdown.section("docs/training.md", "A run's folder")
-    assert {*run_dir.MAY_CHANGE} <= {*re.findall(r"`([\w.]+)`", text)}
+    hours = {(name, i): by_name[name][i] for name in names for i in (4, 6)}
+    assert not markdown.lacking(hours, "docs/questions.md")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, assets):
-    """Public weights in the folder where the reader stands.
-
-    Two of the twelve blocks are read: the rest is in models/test_public_weights.
-    """
+    """Two blocks of public weights in the folder where the reader stands."""
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    read = layouts.read_state_dict
-
-    def two_blocks(path, *rest):
-        left_out, tensors = re.compile(r"blocks\.([2-9]|1.)\."), read(path, *rest)
-        return {k: v for k, v in tensors.items() if not left_out.match(k)}
-
-    monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
+    deit_ti(monkeypatch, 2)
     (tmp_path / weights.name).symlink_to(weights)
     monkeypatch.chdir(tmp_path)
 
