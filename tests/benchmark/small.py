@@ -6,18 +6,17 @@ from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
 from tests.runs import ROOT
 
-TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
-TINY += ["--config.model.embed_dim=8", "--config.model.num_heads=2"]
-TINY += ["--config.reduction.merge_blocks=(0,)", "--config.reduction.prune_blocks=(1,)"]
+FIELDS = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
+FIELDS |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
+TINY = ["--config", f"{ROOT}/configs/quickstart.py"]
+TINY += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch_size=4"]
 
 
 def tiny_config():
     """The config of `TINY`."""
     config = quickstart.get_config()
-    size = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
-    blocks = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
-    config.update_from_flattened_dict(size | blocks)
+    config.update_from_flattened_dict(FIELDS)
     return config.lock()
 
 

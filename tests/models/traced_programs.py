@@ -18,6 +18,8 @@ REDUCED = {
     "token": tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False},
     "tome": {"name": "tome", "r_list": (2, 2, 4)},
     "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
+    "kmeans": {"name": "token_pooling", "algorithm": "kmeans", "score": "class"}
+    | METHODS["token_pooling"].small,
 }
 
 # Every method with the fields that it declares for a model of three blocks.

@@ -12,8 +12,8 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, merge_map
 from tests.models import tiny
+from tests.reduction.steps import FORMS, apply
 from tests.reduction.test_tokens import expected, make
-from tests.reduction.tokens_by_angle import FORMS, apply
 
 
 @pytest.mark.parametrize("form", FORMS)

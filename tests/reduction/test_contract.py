@@ -37,6 +37,7 @@ from imagepiece_jax.reduction.tokens import (
     slot_index,
 )
 from imagepiece_jax.training import trainer
+from tests.benchmark.small import TINY
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -214,23 +215,13 @@ def test_every_model_checks_what_needs_no_values(how, said):
         jax.eval_shape(model.apply, tiny.shapes(model), ones(1, 20, 20, 3))
 
 
-def test_describe_tries_each_kind_of_reducer(tmp_path):
-    path = tmp_path / "wrong.py"
-    path.write_text(
-        "from configs import base\n"
-        "def get_config():\n"
-        "    config = base.get_config()\n"
-        "    config.model.name = 'deit_ti'\n"
-        "    with config.unlocked():\n"
-        "        config.reduction = {'name': 'wrong', 'how': 'slot'}\n"
-        "    return config\n"
-    )
-    ended = call(describe.main, "--config", path)
-    said = ": image 0, slot 98 of 118 gets no token; allowed: one or more"
+def test_describe_tries_each_kind_of_reducer():
+    words = (*TINY[:2], "--config.reduction.name=wrong")
+    ended = call(describe.main, *words, "--config.reduction.how=slot")
+    said = ": image 0, slot 32 of 39 gets no token; allowed: one or more"
     assert sentence(ended) == WHERE + said
     # What is wrong in training alone is found by a dry run.
-    ended = call(describe.main, "--config", path, "--config.reduction.how=trained")
-    assert ended.status == 0
+    assert call(describe.main, *words, "--config.reduction.how=trained").status == 0
 
 
 def test_a_dry_run_checks_the_form_that_is_trained(tmp_path):

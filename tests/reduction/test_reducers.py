@@ -7,41 +7,23 @@ sides; metrics with ties are scaled unit vectors, whose products have one roundi
 import functools
 import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from imagepiece_jax.reduction import ops, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
-from imagepiece_jax.reduction.reducers import TopK, find_partners
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
+from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState, start
 from tests import oracles
 from tests.models import tiny
+from tests.reduction.steps import FORMS, apply, decide, vectors
 
-NAN = np.nan
-FORMS = ("gather", "one_hot")
 SWITCHES = [
     (order, parity) for order in ("descending", "ascending") for parity in (0, 1)
 ]
-
-
-@functools.partial(tiny.compiled, static_argnums=(0, 2))
-def decide(reducer, taps, counts):
-    return reducer(taps, counts)
-
-
-@functools.cache
-def called(reducer, counts):
-    """A function of taps alone, the same one every time: jit compiles it once."""
-    return functools.partial(reducer, counts=counts)
-
-
-apply = tiny.compiled(tokens.apply, static_argnames="form")
-start = tiny.compiled(tokens.start)
 
 
 @functools.partial(tiny.compiled, static_argnums=(0, 3))
@@ -72,7 +54,7 @@ def images(n, seed=0):
     rng = np.random.default_rng(seed)
     some = rng.random((3, n))
     few = rng.integers(3, size=(2, n)).astype(float)
-    nans = np.where(rng.random((2, n)) < 0.4, NAN, rng.random((2, n)))
+    nans = np.where(rng.random((2, n)) < 0.4, np.nan, rng.random((2, n)))
     scores = np.concatenate([some, few, nans, np.full((1, n), 0.25)])
     metric = rng.normal(size=(8, n, 6))
     axes = np.eye(6)[rng.integers(6, size=(8, n))] * rng.choice([-1, 1], (8, n, 1))
@@ -90,9 +72,8 @@ def filled(dest, n_out):
 
 # The hand-computed examples
 
-ANGLES = np.deg2rad([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
 ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
-CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
+(CIRCLE,) = vectors([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,37 +102,19 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
     np.testing.assert_array_equal(result.dest[0], dest)
 
 
-def test_the_similarities_of_the_example():
-    """Cosines of 8, 5 and 3 degrees; 12 degrees apart lose to 5."""
-    cosines = oracles.cosine(CIRCLE, CIRCLE, eps=0.0)
-    assert cosines[6, 8] == pytest.approx(0.990268, abs=5e-7)
-    assert cosines[5, 7] == pytest.approx(0.996195, abs=5e-7)
-    assert cosines[3, 1] == pytest.approx(0.998630, abs=5e-7)
-    assert cosines[7, 3] == pytest.approx(0.743145, abs=5e-7)
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_pruning_as_computed_by_hand(form):
-    scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
-    counts = Counts(n_in=5, n_out=3)
-    result = decide(TopK(), make_taps(scores, np.ones((1, 5, 1))), counts)
-    assert result.dest.tolist() == [[DROPPED, DROPPED, 0, 1, 2]]
+@pytest.mark.parametrize("fuse", [False, True])
+def test_evit_fuses_as_computed_by_hand(fuse, form):
+    """Or prunes."""
+    taps = make_taps([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
+    result = decide(TopK(fuse=fuse), taps, Counts(n_in=5, n_out=3 + fuse))
+    slot = 3 if fuse else DROPPED
+    assert result.dest.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
     got = apply(start(x), result, form=form)
-    assert got.x[0, :, 0].tolist() == [0, 3, 4, 5]
-    assert got.size[0].tolist() == [1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_evit_fuses_as_computed_by_hand(form):
-    scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
-    counts = Counts(n_in=5, n_out=4)
-    result = decide(TopK(fuse=True), make_taps(scores, np.ones((1, 5, 1))), counts)
-    x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]
-    got = apply(start(x), result, form=form)
-    np.testing.assert_allclose(got.x[0, :, 0], [0, 3, 4, 5, 0.2], rtol=1e-6)
-    assert got.size[0].tolist() == [1, 1, 1, 1, 2]
-    assert result.dest.tolist() == [[3, 3, 0, 1, 2]]
+    want = [0, 3, 4, 5] + [0.2] * fuse
+    np.testing.assert_allclose(got.x[0, :, 0], want, rtol=1e-6 if fuse else 0)
+    assert got.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
 
 
 # Agreement with the oracle, from one token up, full of ties
@@ -295,90 +258,46 @@ def test_fusing_passes_gradient_to_the_attention():
         np.testing.assert_allclose(slope[image], want, rtol=1e-5)
 
 
-def test_merging_decides_without_gradient():
-    """Indices and similarities only choose: neither score nor metric gets a slope."""
+@pytest.mark.parametrize("reducer, candidates", [(Retokenize(), 8), (Bipartite(), 0)])
+def test_merging_decides_without_gradient(reducer, candidates):
+    """No score and no metric has a slope; one of c in a mean moves the sum by 1 / c."""
     rng = np.random.default_rng(0)
     scores, metric = rng.random((2, 9), np.float32), rng.normal(size=(2, 9, 4))
-    state = jax.tree.map(jnp.asarray, start(np.float32(rng.normal(size=(2, 10, 4)))))
-    counts = Counts(n_in=9, n_out=6, candidates=8)
+    x = np.float32(rng.normal(size=(2, 10, 4)))
+    counts = Counts(n_in=9, n_out=6, candidates=candidates)
 
-    def loss(scores, metric):
-        result = Retokenize()(make_taps(scores, metric), counts)
-        return tokens.apply(state, result).x.sum()
+    def loss(scores, metric, x):
+        result = reducer(make_taps(scores, metric), counts)
+        return tokens.apply(start(x), result).x.sum(), result.dest
 
-    slopes = tiny.compiled(jax.grad(loss, argnums=(0, 1)))(scores, metric)
+    run = tiny.compiled(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (*slopes, of_x), dest = run(scores, metric, x)
     assert not any(slope.any() for slope in slopes)
+    for image in range(2):
+        want = 1 / np.bincount(dest[image])[dest[image]]
+        np.testing.assert_allclose(of_x[image, 1:].T, np.tile(want, (4, 1)), rtol=1e-6)
 
 
-# What may and may not change a decision
-
-REDUCERS = [
-    ("top_k", TopK(), Counts(n_in=12, n_out=7)),
-    ("fuse", TopK(fuse=True), Counts(n_in=12, n_out=8)),
-    *(
-        (switch[0], Retokenize(*switch), Counts(n_in=12, n_out=9, candidates=7))
-        for switch in (SWITCHES[0], SWITCHES[-1])
-    ),
-]
-
-
-def groups(dest, names):
-    """Sets of names that share a slot, and the set of those dropped."""
-    slots = {}
-    for slot, name in zip(dest.tolist(), names, strict=True):
-        slots.setdefault(slot, set()).add(name)
-    dropped = frozenset(slots.pop(DROPPED, ()))
-    return dropped, {frozenset(group) for group in slots.values()}
-
-
-class ReducersTest(chex.TestCase):
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*REDUCERS)
-    def test_a_permutation_permutes_the_groups_and_nothing_else(self, reducer, counts):
-        run = self.variant(called(reducer, counts))
-        rng = np.random.default_rng(0)
-        scores, metric = rng.random((4, 12)), rng.normal(size=(4, 12, 6))
-        order = rng.permutation(12)
-        plain = np.asarray(run(make_taps(scores, metric)).dest)
-        moved = np.asarray(run(make_taps(scores[:, order], metric[:, order])).dest)
-        assert not np.array_equal(plain, moved)
-        for a, b in zip(plain, moved, strict=True):
-            assert groups(a, range(12)) == groups(b, order.tolist())
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*REDUCERS)
-    def test_bad_numbers_still_fill_every_slot(self, reducer, counts):
-        """NaN scores count as minus infinity; NaN metrics lose no slot, either."""
-        run, (scores, metric) = self.variant(called(reducer, counts)), images(12)
-        for bad_scores, bad_metric in (
-            (np.full((8, 12), NAN), metric),
-            (scores, np.full_like(metric, NAN)),
-            (scores, np.zeros_like(metric)),
-            (np.full((8, 12), -np.inf), np.where(metric > 0, NAN, metric)),
-        ):
-            result = run(make_taps(bad_scores, bad_metric))
-            assert filled(np.asarray(result.dest), counts.n_out)
-
-    @chex.variants(with_pmap=True)
-    @parameterized.named_parameters(*REDUCERS)
-    def test_stacks_full_of_ties_are_decided_as_each_batch(self, reducer, counts):
-        taps = make_taps(*images(12))
-        stack, want = (
-            jax.tree.map(lambda a: np.stack([a, a[::-1]])[:, None], tree)
-            for tree in (taps, decide(reducer, taps, counts))
-        )
-        got = self.variant(jax.vmap(called(reducer, counts)), **tiny.ON_DEVICES)(stack)
-        chex.assert_trees_all_equal(got, want)
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*REDUCERS)
-    def test_needs_names_what_is_read(self, reducer, counts):
-        """A block computes only what `needs` asks for; the rest of the taps is None."""
-        taps = make_taps(*images(12))
-        unread = {"metric", "cls_attn"} - reducer.needs
-        bare = taps.replace(**dict.fromkeys(unread))
-        run = self.variant(called(reducer, counts))
-        chex.assert_trees_all_equal(run(bare), run(taps))
+@pytest.mark.parametrize(
+    "reducer, counts",
+    [
+        (TopK(), Counts(n_in=12, n_out=7)),
+        (TopK(fuse=True), Counts(n_in=12, n_out=8)),
+        (Retokenize(*SWITCHES[0]), Counts(n_in=12, n_out=9, candidates=7)),
+        (Retokenize(*SWITCHES[-1]), Counts(n_in=12, n_out=9, candidates=7)),
+    ],
+)
+def test_bad_numbers_still_fill_every_slot(reducer, counts):
+    """NaN scores count as minus infinity; NaN metrics lose no slot, either."""
+    scores, metric = images(12)
+    for bad_scores, bad_metric in (
+        (np.full((8, 12), np.nan), metric),
+        (scores, np.full_like(metric, np.nan)),
+        (scores, np.zeros_like(metric)),
+        (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
+    ):
+        result = decide(reducer, make_taps(bad_scores, bad_metric), counts)
+        assert filled(np.asarray(result.dest), counts.n_out)
 
 
 def test_partners_of_very_large_images():
@@ -388,18 +307,3 @@ def test_partners_of_very_large_images():
     arrays = jnp.asarray(similarity, jnp.float32), jnp.asarray(tokens, jnp.int32)
     _, partners = tiny.compiled(find_partners)(*arrays)
     assert partners.tolist() == [[60_007, 90_000]]
-
-
-def test_a_token_with_nan_score_goes_first():
-    scores = np.array([[0.1, NAN, 0.3, 0.2]])
-    taps = make_taps(scores, np.ones((1, 4, 2)))
-    kept = decide(TopK(), taps, Counts(n_in=4, n_out=3)).dest
-    assert kept.tolist() == [[0, DROPPED, 1, 2]]
-
-
-def test_equal_attention_makes_the_last_tokens_candidates():
-    """Candidates 6 7 8 9 in this order: 6 and 8 are A, both resemble 7 first."""
-    taps = make_taps(np.full((1, 10), 0.1), np.ones((1, 10, 3)))
-    counts = Counts(n_in=10, n_out=8, candidates=4)
-    result = decide(Retokenize(), taps, counts)
-    assert result.dest.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 6, 7]]

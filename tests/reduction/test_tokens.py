@@ -13,7 +13,7 @@ from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import FORMS, apply
+from tests.reduction.steps import FORMS, apply
 from tests.rounding import assert_close
 
 index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))

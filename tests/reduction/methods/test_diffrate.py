@@ -9,7 +9,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
-from tests.reduction.tokens_by_angle import apply, decide, vectors
+from tests.reduction.steps import apply, decide, vectors
 
 MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
 MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}

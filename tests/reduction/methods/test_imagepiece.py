@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Keep, Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
-from tests.reduction.tokens_by_angle import decide
+from tests.reduction.steps import decide
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
-from tests.reduction.tokens_by_angle import random_variables
+from tests.reduction.steps import random_variables
 
 FIELDS = {  # 25 image tokens; merged 23; pruned 14; merged 13
     "name": "imagepiece_dynamicvit",

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
+from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.tokens import Taps, TokenState, merge_map
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import apply, decide, vectors
+from tests.reduction.steps import apply, decide, vectors
 
 
 def test_a_fusion_by_hand():
@@ -75,36 +76,16 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     received = weights.mean(axis=(1, 2))[:, 1:]
     np.testing.assert_allclose(taps.attn_columns, received, rtol=1e-4)
     value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)
-    mixed = np.zeros((2, 19, tiny.WIDTH))
-    for image in range(2):
-        dest = np.asarray(result.dest[image])
-        groups = [[0]] + [list(1 + np.flatnonzero(dest == s)) for s in range(18)]
-        weight = np.concatenate([[1.0], np.asarray(result.weight[image], float)])
-        for head in range(tiny.HEADS):
-            a = weights[image, head]
-            merged = np.array(
-                [
-                    [
-                        (weight[g] * a[np.ix_(g, h)].sum(axis=1)).sum()
-                        / weight[g].sum()
-                        for h in groups
-                    ]
-                    for g in groups
-                ]
-            )
-            width = value.shape[-1]
-            columns = slice(head * width, (head + 1) * width)
-            mixed[image][:, columns] = merged @ value[image, :, head]
+    # Merged as tests/reduction/test_attention_sizes.py shows by loops.
+    merged = tiny.compiled(merge_map)(np.float32(weights), result, taps.size)
+    mixed = np.einsum("bhqk,bkhd->bqhd", merged, value).reshape(2, 19, -1)
     want = mixed @ params["attn"]["proj"]["kernel"] + params["attn"]["proj"]["bias"]
     got = np.asarray(attn["proj"]["__call__"][0]).reshape(want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 def test_a_step_before_the_next_block_would_read_what_is_gone():
-    steps = MCTF(blocks=(1,)).steps(4)
-    pooled = {"name": "token_pooling", "blocks": (2,)}
-    model = create_model("deit_ti", reduction=pooled)
-    both = (*steps, model.plan[2].step)
-    plan = build(4, 196, both)
+    pooling = TokenPooling(blocks=(2,), score="class")
+    plan = build(4, 196, (*MCTF(blocks=(1,)).steps(4), *pooling.steps(4)))
     with pytest.raises(InputError, match="block 2 .* in which tokens change"):
-        contract.check_plan(plan, model.arch, (14, 14))
+        contract.check_plan(plan, Architecture(), (14, 14))

@@ -10,8 +10,8 @@ from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weig
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, apply, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
+from tests.reduction.steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
-from tests.reduction.tokens_by_angle import apply_learned, random_variables
 
 FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
 BATCH, HEADS, D = 3, 3, 12

@@ -7,7 +7,7 @@ from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.tofu import Fuse, ToFu
 from imagepiece_jax.reduction.reducers import Bipartite, Dropping
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-from tests.reduction.tokens_by_angle import apply, decide, vectors
+from tests.reduction.steps import apply, decide, vectors
 
 
 def test_up_to_the_middle_block_it_drops():

@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles, oracles_tome
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import FORMS, apply, decide, vectors
+from tests.reduction.steps import FORMS, apply, decide, vectors
 
 
 @functools.partial(tiny.compiled, static_argnums=1)

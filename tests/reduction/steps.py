@@ -1,4 +1,4 @@
-"""Compiled steps, and tokens in the plane, for examples that are computed by hand."""
+"""Compiled steps of reductions, and tokens in the plane for examples by hand."""
 
 import functools
 
