@@ -1,6 +1,7 @@
 """The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line."""
 
 import ast
+import dataclasses
 import itertools
 
 from imagepiece_jax.errors import InputError, closest, within
@@ -43,10 +44,11 @@ def _parsed(text):
         raise InputError(f"has no method {name!r}", value=name, hint=hint)
     for reduction in reductions:
         fields, _ = split(reduction)
-        allowed = tuple(methods.create(name, **fields).inference_fields())
+        every = dataclasses.fields(methods.create(name, **fields))
+        allowed = [f.name for f in every if not f.metadata.get("training")]
         for field in fields:
             if field not in allowed:
-                listed = ", ".join(allowed + MODEL_FIELDS)
+                listed = ", ".join([*allowed, *MODEL_FIELDS])
                 problem = f"has {field}, which only training reads"
                 raise InputError(problem, value=field, allowed=listed)
     return [{"name": name, **reduction} for reduction in reductions]

@@ -25,6 +25,7 @@ def test_values_may_be_tuples_words_and_fields_of_the_model():
         "prop_attn": True,
     }
     assert parse_sweep("none") == [{"name": "none"}]
+    assert [each["macs"] for each in parse_sweep("tome:macs=None,.5")] == [None, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_values_may_be_tuples_words_and_fields_of_the_model():
         ("evot:keep_rate=.5", "has no method 'evot'", "did you mean evit?"),
         ("zebra", "", "the methods are"),
         ("evit:r=8", "is not a field of 'evit'", "keep_rate"),
-        ("evit:rate_warmup_epochs=3", "has rate_warmup_epochs, which", "keep_rate"),
+        ("evit:rate_warmup_epochs=3", "has rate_warmup_epochs, which", "macs"),
     ],
 )
 def test_what_cannot_be_read_is_named(text, problem, allowed):
