@@ -3,11 +3,10 @@
 import numpy as np
 
 from experiments import merges, published, render, tables
-from experiments.render import estimate
+from experiments.render import interval
 from experiments.rows import TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import split
 from imagepiece_jax.reduction.token_counts import floor
@@ -42,9 +41,9 @@ def reassess(context):
         [
             int(block) + 1,
             render.number(published.REASSESS.get(int(block))),
-            format_estimate(estimate(figures["own"])),
+            interval(figures["own"]),
             figures["rule"],
-            format_estimate(estimate(figures["candidates"])),
+            interval(figures["candidates"]),
         ]
         for block, figures in attentive_ratios(context, pretrained, reduction).items()
     ]
@@ -113,9 +112,10 @@ def similarity(context):
             lines.append([*line, *[render.BLANK] * 5])
             continue
         estimates = first_and_last(context, *models[0])
-        line += [format_estimate(estimate(estimates[f"lowest {at}"]), 4) for at in ENDS]
-        line += [format_difference(estimate(estimates["gap"]), 4)]
-        line += [format_estimate(estimate(estimates[f"all {at}"]), 4) for at in ENDS]
+        line += [interval(estimates[f"lowest {at}"], 4) for at in ENDS]
+        gap = statistics.Estimate(*estimates["gap"])
+        line += [statistics.format_difference(gap, 4)]
+        line += [interval(estimates[f"all {at}"], 4) for at in ENDS]
         lines.append(line)
     head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
@@ -187,7 +187,7 @@ def overlap(context):
         for kind in KINDS if models else ():
             shares = attended_shares(context, *models[0])
             figures = [shares[f"{kind} {k}"] for k in published.OVERLAP_K]
-            cells = [format_estimate(estimate(figure)) for figure in figures]
+            cells = [interval(figure) for figure in figures]
             lines.append([row.name, f"{kind} (measured)", *cells])
     lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
@@ -239,9 +239,7 @@ def lcb_similarity(context):
             lines.append([*line, "", *[render.BLANK] * len(STEM_FIGURES)])
         for pretrained, reduction in models:
             estimates = first_merge(context, pretrained, reduction)
-            cells = [
-                format_estimate(estimate(estimates[name]), 3) for name in STEM_FIGURES
-            ]
+            cells = [interval(estimates[name], 3) for name in STEM_FIGURES]
             lines.append([*line, pretrained.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     note = {"merge": "ImagePiece's first"}

@@ -59,7 +59,7 @@ def _point(context, models, rate, base):
     dense = [base[min(i, len(base) - 1)].right for i in range(len(rights)) if base]
     return {
         "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
-        "rights": rights,
+        "right": np.mean(rights, axis=0),  # [images], over seeds
         "acc1": statistics.accuracy(rights),
         "difference": statistics.paired_difference(rights, dense) if base else None,
         "gmacs": results[0]["gmacs"],
@@ -108,7 +108,7 @@ def _areas(curves, axis, name):
     lines = []
     for method, curve in curves.items():
         x = [point[axis] for point in curve]
-        rights = np.stack([np.mean(point["rights"], axis=0) for point in curve])
+        rights = np.stack([point["right"] for point in curve])
 
         def mean(index, x=x, rights=rights):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
@@ -140,8 +140,8 @@ def _at_published_speed(curves, base, timed):
                 lines.append([*line, "outside of its curve", ""])
                 continue
             order = np.argsort(x)
-            rights = np.stack([np.mean(point["rights"], axis=0) for point in curve])
-            rights, x = 100 * rights[order], x[order]
+            rights = 100 * np.stack([point["right"] for point in curve])[order]
+            x = x[order]
 
             def accuracy(index, x=x, rights=rights, place=place):
                 return float(np.interp(place, x, rights[:, index].mean(axis=1)))
@@ -161,7 +161,5 @@ def _printed():
     speed, base = published.HYPERSPEED["speed"], 79.83
     drops = published.HYPERSPEED["drop"].items()
     lines = [[name, f"-{drop:.2f}", f"{base - drop:.2f}"] for name, drop in drops]
-    head = ["DeiT-S", "to dense, points", "acc1, %"]
-    return f"{published.LABEL}, at {speed} times DeiT-S's speed:\n\n" + render.table(
-        head, lines
-    )
+    text = render.table(["DeiT-S", "to dense, points", "acc1, %"], lines)
+    return f"{published.LABEL}, at {speed} times DeiT-S's speed:\n\n{text}"

@@ -93,6 +93,6 @@ def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
     plotting.save_figure(figure, path)
 
 
-def estimate(values: list[float]) -> statistics.Estimate:
-    """A JSON list of three as an Estimate."""
-    return statistics.Estimate(*values)
+def interval(values: list[float], digits: int = 1) -> str:
+    """A JSON list, [value, low, high], as text."""
+    return statistics.format_estimate(statistics.Estimate(*values), digits)

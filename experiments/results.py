@@ -94,10 +94,6 @@ def _interval_of_difference(change):
     return f"{value} [{low}, {high}]"
 
 
-def _interval(values):
-    return statistics.format_estimate(render.estimate(values))
-
-
 def _change(row, to):
     change = (row.differences or {}).get(to)
     return "" if change is None else _interval_of_difference(change)
@@ -107,7 +103,7 @@ def adaptation_table(results: Results) -> str:
     """Distillation of a checkpoint to reductions, by folds."""
     rows = [
         [f"`{row.method}`", compare_tables.fields(row.setting), f"{row.gmacs:.3f}"]
-        + [_interval(row.acc1), _change(row, "unadapted")]
+        + [render.interval(row.acc1), _change(row, "unadapted")]
         + [" ".join(f"{part:+.1f}" for part in row.parts)]
         for row in results.of("adaptation")
     ]
@@ -121,7 +117,7 @@ def scratch_table(results: Results, study: str) -> str:
     rows = results.of(study)
     bases = sorted({base for row in rows for base in row.differences or ()})
     lines = [
-        [row.method, f"{row.gmacs:.5f}", row.tokens, _interval(row.acc1)]
+        [row.method, f"{row.gmacs:.5f}", row.tokens, render.interval(row.acc1)]
         + [" ".join(f"{part:.1f}" for part in row.parts)]
         + [_change(row, base) for base in bases]
         for row in rows

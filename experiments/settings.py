@@ -74,7 +74,8 @@ class Common(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.runs and self.small:
-            raise InputError("--runs and --small are both given", allowed="one")
+            problem, allowed = "is given with --small", "one of them"
+            raise InputError(problem, field="--runs", value=self.runs, allowed=allowed)
 
     @property
     def rules(self):

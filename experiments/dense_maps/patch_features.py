@@ -198,11 +198,8 @@ def patch_features(context):
 def _cells(row):
     """A row as text."""
     near = row.get("cosine", {})
-    estimates = [
-        render.estimate(row[name]) if name in row else None
-        for name in ("self_similarity", "probe", "agreement")
-    ]
     cells = [row["setting"], FILLED.get(row.get("fill")), row.get("tokens")]
     cells += [f"{row['gmacs']:.3f}" if "gmacs" in row else None]
-    cells += [statistics.format_estimate(estimate, 3) for estimate in estimates]
+    for name in ("self_similarity", "probe", "agreement"):
+        cells.append(render.interval(row[name], 3) if name in row else None)
     return cells + [f"{near[f]:.3f}" if f in near else None for f in FATES]

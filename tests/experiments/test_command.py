@@ -75,7 +75,7 @@ DIGITS = "--data=digits"
         (["saliency", DIGITS, "--small", "--weights=w.npz"], "--small has no form of"),
         (["saliency", "--shares=2"], "--shares is '2.0'"),
         (["table3", "--small"], "--small has no form of table3"),
-        (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
+        (["table1", "--small", "--runs=x"], "--runs is given with --small"),
     ],
 )
 def test_mistakes_in_flags(tmp_path, words, start):

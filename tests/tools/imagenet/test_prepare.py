@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from imagepiece_jax.common import progress
 from imagepiece_jax.data.registry import open_source
 from tests import tars
 from tests.command import call, sentence, start
@@ -85,15 +84,6 @@ def test_changes_to_images_are_printed(tmp_path):
         "re-encoded   1 images",
         "damaged      1 images left out: n01440764_8.JPEG",
     ]
-
-
-def test_progress_without_a_terminal(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "EVERY", 0)
-    ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
-    *found, first, last = ended.err.splitlines()
-    assert len(found) == 13 and found[4].startswith("finding images: 5 images")
-    assert re.match(r"writing:  69%.* 9/13 \[00:00<00:00, .* images/s\]", first)
-    assert last.startswith("writing: 100%")
 
 
 def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The written data set is TFDS's imagenet2012, and nothing unfinished passes for it."""
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -166,16 +165,6 @@ def test_an_unfinished_set_resumes_with_its_settings(small, unfinished):
     other = small[0] | {"train": small[0]["train"][1:]}
     refuses("has an unfinished set of other images", other, unfinished)
     assert writer.write(small[0], unfinished)["splits"]["train"][0] == 9
-
-
-def test_one_process_at_a_time(small, unfinished):
-    with open(unfinished / "imagenet2012" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refuses(
-            "imagenet2012 is in use by another process; allowed: another",
-            small[0],
-            unfinished,
-        )
 
 
 def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypatch):
