@@ -8,6 +8,7 @@ removes at most half of the tokens at a step) is for the caller to say.
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from imagepiece_jax.common.fields import is_integer
@@ -90,18 +91,18 @@ class Schedule:
     @classmethod
     def of(cls, text: str) -> "Schedule":
         """Raises ValueError for a text that names no schedule."""
-        name, *numbers = text.split("-")
-        read = float if name == "curve" else int
-        numbers = tuple(map(read, numbers))
-        most = MOST_NUMBERS.get(name, 0)
-        rising = name != "stages" or [*numbers] == sorted({*numbers})
-        if name == "curve" and numbers:
-            fits = 0 <= numbers[0] <= 1 and all(0 < n < math.inf for n in numbers[1:])
-        else:
-            fits = True
-        if name not in SHAPES or not rising or not fits:
+        name, *texts = text.split("-")
+        form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name == "curve" else "[0-9]+"
+        if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
             raise ValueError(text)
-        if most is not None and len(numbers) > most:
+        numbers = tuple(map(float if name == "curve" else int, texts))
+        most = MOST_NUMBERS.get(name, 0)
+        fits = most is None or len(numbers) <= most
+        if name == "stages":
+            fits = [*numbers] == sorted({*numbers})
+        elif name == "curve" and numbers:
+            fits = fits and numbers[0] <= 1 and all(each > 0 for each in numbers[1:])
+        if not fits:
             raise ValueError(text)
         return cls(name, numbers)
 

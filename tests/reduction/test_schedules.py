@@ -70,6 +70,7 @@ def test_a_stronger_schedule_leaves_no_more(text):
 @pytest.mark.parametrize(
     "value",
     ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve-.5-0"]
+    + ["stages-3_6", "stages- 3", "stages-+3", "curve-1_0", "constant-"]
     + ["diffrate-1", "curve-1-2-3", "curve-nan", "curve-.5-inf", "curve-1e9"]
     + [[], [3.5, 2], 12, {3: 4}],
 )
