@@ -85,7 +85,7 @@ def _short(count):
 
 
 def page(
-    measured: Sequence[Mapping[str, Any]], whole: Mapping[str, Mapping[str, Any]]
+    measured: Sequence[Mapping[str, Any]], largest: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The whole page, Markdown."""
     families, layouts = last(measured, "family"), last(measured, "layout")
@@ -108,15 +108,15 @@ def page(
         "## The largest member of each family",
         "Built from names and shapes alone: every tensor of timm's model has its "
         "place, and ours has as many parameters (tests/models/test_whole_size.py).",
-        "\n".join(of_largest(whole)),
+        "\n".join(of_largest(largest)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def main():
     lines = MEASURED.read_text("utf-8").splitlines()
-    whole = json.loads(WHOLE.read_text("utf-8"))
-    OUT.write_text(page([json.loads(line) for line in lines], whole), "utf-8")
+    largest = json.loads(WHOLE.read_text("utf-8"))
+    OUT.write_text(page([json.loads(line) for line in lines], largest), "utf-8")
     print(OUT)
 
 

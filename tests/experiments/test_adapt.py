@@ -65,15 +65,15 @@ def images_of(photographs):
 
 def context(photographs, out, **fields):
     images = images_of(photographs)
-    made = quickstart.get_config()
-    made.update_from_flattened_dict({f"model.{k}": v for k, v in SIZE.items()})
-    made.update_from_flattened_dict(
+    config = quickstart.get_config()
+    config.update_from_flattened_dict({f"model.{k}": v for k, v in SIZE.items()})
+    config.update_from_flattened_dict(
         {"epochs": 2, "batch_size": 8, "warmup_epochs": 0.0, "eval_batch_size": 8}
         | {"distill.kind": "soft", "distill.weight": 1.0, "lr": 0.05}
     )
-    made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
-    made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=0)
-    given = {"images": images, "config": made, "folds": FOLDS}
+    config.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
+    config.reduction.update(rate_warmup_start=0, rate_warmup_epochs=0)
+    given = {"images": images, "config": config, "folds": FOLDS}
     weights = read(photographs / "weights").analyzed()
     return tiny_context.context(
         out, kind=Adapt, models=OffTheShelf(weights), **(given | fields)
@@ -81,9 +81,9 @@ def context(photographs, out, **fields):
 
 
 def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
-    made = context(photographs, tmp_path)
-    labels, (part, *_) = adapt._labels(made.images), adapt.folds(COUNT, FOLDS)
-    text = adapt._table(made.images.source, labels, part, unlabeled=True)
+    ctx = context(photographs, tmp_path)
+    labels, (part, *_) = adapt._labels(ctx.images), adapt.folds(COUNT, FOLDS)
+    text = adapt._table(ctx.images.source, labels, part, unlabeled=True)
     (tmp_path / "fold.csv").write_text(text)
     rows = [*csv.DictReader(text.splitlines())]
     assert [row["split"] == "val" for row in rows] == [i in part for i in range(COUNT)]
@@ -93,7 +93,7 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     assert [file.rpartition("/")[2] for file in tested.files] == [
         f"{index}.png" for index in part
     ]
-    made.cache.close()
+    ctx.cache.close()
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
 )
 def test_mistakes(photographs, tmp_path, fields, field, value):
     fields = {k: v() if callable(v) else v for k, v in fields.items()}
-    made = context(photographs, tmp_path, **fields)
+    ctx = context(photographs, tmp_path, **fields)
     with pytest.raises(InputError) as error:
-        adapt.adapt(made)
+        adapt.adapt(ctx)
     assert (error.value.field, error.value.value) == (field, value)
-    made.cache.close()
+    ctx.cache.close()
 
 
 @pytest.fixture
@@ -126,18 +126,18 @@ def folders(monkeypatch):
     return found
 
 
-def stopped(made):
+def stopped(ctx):
     with pytest.raises(Stopped):
-        adapt.adapt(made)
-    made.cache.close()
+        adapt.adapt(ctx)
+    ctx.cache.close()
 
 
 def test_other_images_never_resume_a_run(photographs, tmp_path, folders):
     """As many others in the same folder; then one of the same name and size."""
     for index in (0, 1):
-        made = context(photographs, tmp_path)
-        half = made.images.subset(np.arange(index, COUNT, 2))
-        stopped(dataclasses.replace(made, images=half))
+        ctx = context(photographs, tmp_path)
+        half = ctx.images.subset(np.arange(index, COUNT, 2))
+        stopped(dataclasses.replace(ctx, images=half))
     assert folders[0] != folders[1]
     copy = tmp_path / "photographs"
     shutil.copytree(photographs, copy)
@@ -163,15 +163,15 @@ def test_folds_are_trained_once_and_joined(photographs, tmp_path, monkeypatch):
         return train(config, workdir)
 
     monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
-    made = context(photographs, tmp_path)
+    ctx = context(photographs, tmp_path)
     with pytest.raises(Stopped):
-        adapt.adapt(made)
+        adapt.adapt(ctx)
     assert not (tmp_path / "adapt.md").exists()
-    made.cache.close()
+    ctx.cache.close()
     for _ in range(2):
-        made = context(photographs, tmp_path)
-        adapt.adapt(made)
-        made.cache.close()
+        ctx = context(photographs, tmp_path)
+        adapt.adapt(ctx)
+        ctx.cache.close()
     assert trained[0].startswith("evit_") and trained[1] == "stopped"
     names = [name.rpartition("_")[0] for name in (trained[0], *trained[2:])]
     assert names == [names[0].removesuffix("0") + str(fold) for fold in range(FOLDS)]
@@ -196,8 +196,8 @@ def test_folds_are_trained_once_and_joined(photographs, tmp_path, monkeypatch):
     assert accuracy == pytest.approx(100 * after.mean(), abs=0.05)
     change = 100.0 * (after.astype(int) - before)
     by_fold = [change[part].mean() for part in parts]
-    shown = row["adapted - unadapted by fold"]
-    assert shown == " ".join(f"{value:+.1f}" for value in by_fold)
+    cell = row["adapted - unadapted by fold"]
+    assert cell == " ".join(f"{value:+.1f}" for value in by_fold)
     interval = stats.ttest_1samp(by_fold, 0).confidence_interval()
     assert markdown.interval(row["adapted - unadapted, points"]) == pytest.approx(
         (change.mean(), interval.low, interval.high), abs=0.05

@@ -28,9 +28,9 @@ MODEL = [
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
-    made = tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
+    weights = tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
     few = ("--limit", 20, "--eval_batch_size", 10, "--nospeed")
-    return [*MODEL, "--data", "digits", "--weights", made.path, *few]
+    return [*MODEL, "--data", "digits", "--weights", weights.path, *few]
 
 
 def test_all_are_those_that_the_flags_allow():
@@ -148,11 +148,11 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 
 def test_runs_of_different_data_sets_are_a_mistake():
-    made = [
+    models = [
         Weights(None, ModelConfig(num_classes=classes, image_size=16), {})
         for classes in (10, 11)
     ]
-    settings, runs = SimpleNamespace(runs="runs"), TrainedRuns(tuple(made))
+    settings, runs = SimpleNamespace(runs="runs"), TrainedRuns(tuple(models))
     with pytest.raises(InputError) as error:
         runner._images(settings, runs, ["table1"])
     assert (error.value.field, error.value.value) == ("--runs", "runs")

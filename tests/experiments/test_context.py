@@ -30,9 +30,9 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory, pretrained):
-    made = tiny_context.context(tmp_path_factory.mktemp("out"), pretrained)
-    yield made
-    made.cache.close()
+    ctx = tiny_context.context(tmp_path_factory.mktemp("out"), pretrained)
+    yield ctx
+    ctx.cache.close()
 
 
 def test_figures_are_those_of_plain_numpy(context, pretrained):
@@ -72,15 +72,15 @@ def test_a_line_has_the_whole_setting(context, pretrained):
 
 
 def test_a_subset_has_the_same_results(context, pretrained):
-    whole = context.evaluate(pretrained, settings.DENSE).right
+    every = context.evaluate(pretrained, settings.DENSE).right
     places = np.array([3, 4, 11, 23])
     part = context.images.subset(places)
     assert context.evaluate(pretrained, settings.DENSE, part).right.tolist() == (
-        whole[places].tolist()
+        every[places].tolist()
     )
 
 
-def slow_ratio(outputs, place, after, kept):
+def slow_ratio(outputs, place, after, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
     dest = np.asarray(outputs.results[place].dest)
@@ -88,7 +88,7 @@ def slow_ratio(outputs, place, after, kept):
     for slots, scores in zip(dest, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]
         order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))
-        shares.append(np.mean([order.index(s) < kept for s in merged]))
+        shares.append(np.mean([order.index(s) < count for s in merged]))
     return 100 * np.mean(shares)
 
 
@@ -118,8 +118,8 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
         own = here.counts.n_out if rule == "(b)" else upper
         figures = found[str(block)]
         assert figures["rule"].startswith(rule)
-        for name, kept in (("own", own), ("candidates", upper)):
-            slow = slow_ratio(outputs, before.place, here.place, kept)
+        for name, count in (("own", own), ("candidates", upper)):
+            slow = slow_ratio(outputs, before.place, here.place, count)
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_observing_changes_no_decision(context, pretrained, observed):
     model = pretrained.config.create({"name": "imagepiece"})
     variables = pretrained.variables(model)
     pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
-    plain = jax.jit(model.apply)(variables, pixels)
-    np.testing.assert_allclose(plain.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(plain.results, outputs.results, strict=True):
+    direct = jax.jit(model.apply)(variables, pixels)
+    np.testing.assert_allclose(direct.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(direct.results, outputs.results, strict=True):
         assert (ours.dest == theirs.dest[:12]).all()
 
 
@@ -213,16 +213,16 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_context.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
-    kept = settings.with_defaults(TOME)
-    reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
+    reduction = settings.with_defaults(TOME)
+    reduced = [dataclasses.replace(d, reduction=reduction) for d in dense]
     runs = TrainedRuns((*dense, *reduced))
     several = tiny_context.context(tmp_path / "out", models=runs)
     found = rows.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     several.cache.close()
     assert len(found.results) == len(found.bases) == 2
     text = rows.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
-    shown = " ".join(f"{result['acc1']:.1f}" for result in found.results)
-    assert "acc1 by seed" in text and f"| {shown} |" in text
+    accuracies = " ".join(f"{result['acc1']:.1f}" for result in found.results)
+    assert "acc1 by seed" in text and f"| {accuracies} |" in text
     means = [
         np.mean([r.right for r in results]) for results in (found.results, found.bases)
     ]

@@ -83,7 +83,7 @@ def test_verdicts_follow_from_the_runs(contrasts):
         scipy.stats.ttest_1samp(each, BOUNDS[name], alternative="greater").pvalue
         for name, each in contrasts.items()
     ]
-    for (name, each), alone, holm in zip(
+    for (name, each), single, holm in zip(
         contrasts.items(), p, corrected(p), strict=True
     ):
         interval = scipy.stats.ttest_1samp(each, 0.0).confidence_interval(0.95)
@@ -98,7 +98,7 @@ def test_verdicts_follow_from_the_runs(contrasts):
         (cells,) = rows_of("docs/imagepiece.md", name)
         assert cells[2] == student(each)
         assert cells[3] == f"at most {BOUNDS[name]}"
-        assert cells[4:] == [f"{alone:.3g}", f"{holm:.3g}", verdict]
+        assert cells[4:] == [f"{single:.3g}", f"{holm:.3g}", verdict]
 
 
 def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, runs):
@@ -139,9 +139,9 @@ def test_tables_of_the_systems_follow_from_the_runs(declared, title, stem):
     _, _, _, acc1, by_seed, *changes = found[7]
     assert acc1 == student(ours, 1)
     assert by_seed == " ".join(f"{each:.1f}" for each in ours)
-    for base, shown in zip(("dense", "dropping"), changes, strict=True):
+    for base, cell in zip(("dense", "dropping"), changes, strict=True):
         change = student(ours - declared(f"{base}_{stem}"), 1, "+")
-        assert shown == (change if base != title else "")
+        assert cell == (change if base != title else "")
     masks = ("0.8", "2", "3", "5", "7", "8", "16")
     assert found[8][1:] == [student(declared(name, count), 1) for count in masks]
     if title == "dense":
@@ -182,8 +182,8 @@ def test_rows_of_other_tables_follow_from_the_runs(declared, runs):
 
 
 def test_systems_are_in_the_file_of_results(declared):
-    kept = records.read_results(records.FILE.read_text("utf-8"))
-    rows = {row.method: row for row in kept.of("retokenization")}
+    stored = records.read_results(records.FILE.read_text("utf-8"))
+    rows = {row.method: row for row in stored.of("retokenization")}
     assert rows.keys() == set(retokenization.TITLES.values())
     for name, title in retokenization.TITLES.items():
         assert rows[title].parts == pytest.approx([*declared(name)])

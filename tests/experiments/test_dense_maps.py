@@ -142,8 +142,8 @@ def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
 
 @pytest.mark.slow
 def test_dense_maps_are_their_own(tmp_path, weights, head_file):
-    made = context(tmp_path, weights, head_file)
-    ours = maps.HeadMaps(made)
+    ctx = context(tmp_path, weights, head_file)
+    ours = maps.HeadMaps(ctx)
     _, drawn, dropped = ours.draw({"name": "none"}, "last")
     assert drawn.shape == (6, 16, 16) and not dropped.any()
     found = maps.figures(drawn, ours.dense)
@@ -152,14 +152,14 @@ def test_dense_maps_are_their_own(tmp_path, weights, head_file):
     half = {"name": "random", "keep_rate": 0.5, "blocks": (1,)}
     _, _, dropped = ours.draw(half, "zero")
     assert dropped == pytest.approx([0.5] * 6)
-    made.cache.close()
+    ctx.cache.close()
 
 
 @pytest.mark.slow
 def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
-    made = context(tmp_path, weights, head_file, images=tiny_context.images(2))
-    saliency.picture(made)
-    made.cache.close()
+    ctx = context(tmp_path, weights, head_file, images=tiny_context.images(2))
+    saliency.picture(ctx)
+    ctx.cache.close()
     with Image.open(tmp_path / "saliency-picture.png") as picture:
         assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
 

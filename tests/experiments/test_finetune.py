@@ -30,7 +30,7 @@ def config(monkeypatch):
     return config
 
 
-def made(tmp_path, config):
+def finetuner(tmp_path, config):
     given = tiny_context.pretrained(tmp_path, depth=config.model.depth)
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
@@ -43,7 +43,7 @@ def test_folders_are_named_by_their_reduction():
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
     tmp_path, config, monkeypatch
 ):
-    maker, calls = made(tmp_path, config), []
+    maker, calls = finetuner(tmp_path, config), []
     run = types.SimpleNamespace(reduction=None)
     monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
     maker.find(settings.DENSE, "patch", True, ("patch",))
@@ -65,7 +65,7 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
 
 
 def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
-    maker = made(tmp_path, config)
+    maker = finetuner(tmp_path, config)
     evit = {"name": "evit", "blocks": (7,)}
     assert maker.find(evit, "patch", True, ("patch",)) == []
     assert "left out: evit_blocks=7,\nreduction has" in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
 
 def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
-    maker, configs = made(tmp_path, config), {}
+    maker, configs = finetuner(tmp_path, config), {}
 
     def run(config, name):
         configs[name] = config
@@ -102,7 +102,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 def test_the_head_is_fresh_where_a_class_has_another_name(
     tmp_path, config, monkeypatch, last, fresh
 ):
-    maker, names = made(tmp_path, config), [*"012345678", last]
+    maker, names = finetuner(tmp_path, config), [*"012345678", last]
     maker.pretrained = dataclasses.replace(
         maker.pretrained,
         path=tmp_path,
@@ -120,7 +120,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
 @pytest.mark.slow
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     config.model.depth, evit = 1, EVIT | {"blocks": (0,)}
-    maker = made(tmp_path, config)
+    maker = finetuner(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)
     rows = (DENSE, TableRow("EViT", evit), TableRow("EViT, conv", evit, "conv"))

@@ -32,32 +32,32 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def context(tmp_path, weights):
     """Makes a context of settings; its results stay."""
-    opened = []
+    contexts = []
 
     def make(**fields):
-        for made in opened:
-            made.cache.close()
+        for ctx in contexts:
+            ctx.cache.close()
         images = tiny_context.images(10)
-        opened.append(
+        contexts.append(
             tiny_context.context(tmp_path, weights, kind=Int8, images=images, **fields)
         )
-        return opened[-1]
+        return contexts[-1]
 
     yield make
-    opened[-1].cache.close()
+    contexts[-1].cache.close()
 
 
 def test_answers_are_those_of_jax_and_nothing_runs_twice(
     tmp_path, weights, context, monkeypatch
 ):
-    made = context(sweep=SWEEP)
-    int8.int8(made)
+    ctx = context(sweep=SWEEP)
+    int8.int8(ctx)
     points = (tmp_path / "points.jsonl").read_text()
     lines = [json.loads(line) for line in points.splitlines()]
     kinds = [line["setting"]["kind"] for line in lines]
     assert kinds.count("int8") == len(kinds) - 2 >= 4
     assert kinds[-2:] == ["speed of int8"] * 2
-    right = made.evaluate(weights, DENSE).right[TESTED]
+    right = ctx.evaluate(weights, DENSE).right[TESTED]
     assert decode_bits(lines[0]["result"]["right"], 8).tolist() == right.tolist()
     assert decode_bits(lines[0]["result"]["same"], 8).all()
     page = (tmp_path / "int8.md").read_text()
@@ -74,11 +74,11 @@ def test_answers_are_those_of_jax_and_nothing_runs_twice(
 @pytest.mark.slow
 def test_maps_are_those_of_jax(tmp_path, context):
     np.savez(tmp_path / "head.npz", **random_head())
-    made = context(sweep=SWEEP, decoder=str(tmp_path / "head.npz"))
-    graphs = int8.Graphs(made, [DENSE], tmp_path)
-    wanted = maps.HeadMaps(made).dense[TESTED]
+    ctx = context(sweep=SWEEP, decoder=str(tmp_path / "head.npz"))
+    graphs = int8.Graphs(ctx, [DENSE], tmp_path)
+    wanted = maps.HeadMaps(ctx).dense[TESTED]
     np.testing.assert_allclose(graphs.floats(0), wanted, atol=1e-4)
-    int8.int8(made)
+    int8.int8(ctx)
     dense, quantized, evit, *_ = rows_of((tmp_path / "int8.md").read_text())
     assert dense["correlation to dense"] == "1.000 [1.000, 1.000]"
     same, dropped = quantized["correlation to float32"], evit["correlation to dense"]

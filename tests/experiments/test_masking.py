@@ -96,11 +96,11 @@ def test_all_methods_get_the_same_masks(tmp_path, monkeypatch):
         by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])
     assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}
-    assert all(shown == dense for shown in by_method.values())
+    assert all(masks == dense for masks in by_method.values())
     page = (tmp_path / "masking.md").read_text()
     assert "| DeiT | acc1, %, DeiT-S (ImageNet-1k, published) |  | 79.05 |" in page
-    whole = statistics.format_estimate(statistics.accuracy(np.arange(20) < 18))
-    assert f"| DeiT | acc1, % (measured) | {whole} |" not in page  # three mask seeds
+    accuracy = statistics.format_estimate(statistics.accuracy(np.arange(20) < 18))
+    assert f"| DeiT | acc1, % (measured) | {accuracy} |" not in page  # three mask seeds
     assert "| DeiT | acc1, % (measured) | 90.0 [" in page
     masked = np.mean([18 - count // 5 for count in MASKS]) / 20  # without 0 masks
     line = next(x for x in page.splitlines() if x.startswith("| DeiT | acc1, % (meas"))

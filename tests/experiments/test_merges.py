@@ -134,9 +134,9 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
         assert (dest[image][left[image]] == dest[image][partner[image]]).all()
         assert len({*left[image], *partner[image]}) > len(set(left[image]))
         assert len(set(left[image])) == counts.n_in - counts.n_out
-        held = np.bincount(dest[image], minlength=counts.n_out)
-        assert slots[image].tolist() == (held > 1).tolist()
-        assert members[True][image].tolist() == (held[dest[image]] > 1).tolist()
+        filled = np.bincount(dest[image], minlength=counts.n_out)
+        assert slots[image].tolist() == (filled > 1).tolist()
+        assert members[True][image].tolist() == (filled[dest[image]] > 1).tolist()
         gone = np.flatnonzero(members[False][image])
         assert gone.tolist() == sorted(left[image])
 

@@ -94,13 +94,13 @@ def test_table3_finds_the_least_tokens_within_two_points(context):
 def test_gains_are_the_combinations_over_their_methods(context):
     tables.combinations(context)
     gains = lines(context, "combos")
-    for alone, combined in tables.PAIRS[:3]:
-        gain = points(context, combined.reduction, alone.reduction)
+    for single, combined in tables.PAIRS[:3]:
+        gain = points(context, combined.reduction, single.reduction)
         costs = [
-            context.pretrained.config.gmacs(r.reduction) for r in (alone, combined)
+            context.pretrained.config.gmacs(r.reduction) for r in (single, combined)
         ]
-        assert gains[alone.name][:2] == [f"{cost:.3f}" for cost in costs]
-        assert gains[alone.name][2].startswith(f"{gain:+.1f} [")
+        assert gains[single.name][:2] == [f"{cost:.3f}" for cost in costs]
+        assert gains[single.name][2].startswith(f"{gain:+.1f} [")
 
 
 def test_ablation_compares_with_the_default(context):
@@ -160,8 +160,8 @@ def test_hyperspeed_compares_curves_where_all_have_points(context):
     there, points = curve_at(text, "ToMe", "1/2.51 of the dense MACs")
     cost = context.pretrained.config.gmacs() / 2.51
     assert there == pytest.approx(100 * (cost / 1.3) ** 0.25, abs=0.3)
-    whole = 100 * (context.pretrained.config.gmacs() / 1.3) ** 0.25
-    assert points == pytest.approx(there - whole, abs=0.3)
+    full = 100 * (context.pretrained.config.gmacs() / 1.3) ** 0.25
+    assert points == pytest.approx(there - full, abs=0.3)
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
     assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")

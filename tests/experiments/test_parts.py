@@ -54,11 +54,11 @@ def points():
 
 def test_the_page_has_the_tables_of_the_points(points):
     page, found = (FOLDER / "parts.md").read_text("utf-8"), parts.measured_cells(points)
-    made = [parts.grid(found, "merged", sized) for sized in (True, False)]
-    made += [parts.grid(found, "dropped", False)]
-    made += [parts.costs(found, parts.by_choice(found)[:35])]
+    grids = [parts.grid(found, "merged", sized) for sized in (True, False)]
+    grids += [parts.grid(found, "dropped", False)]
+    grids += [parts.costs(found, parts.by_choice(found)[:35])]
     families = [parts.contrasts(found), [parts.primary(points)]]
-    for table in (*made, *map(parts.tests_table, families)):
+    for table in (*grids, *map(parts.tests_table, families)):
         assert table in page
 
 

@@ -18,28 +18,28 @@ RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def kept():
+def stored():
     return records.read_results(records.FILE.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def report(kept):
-    return records.comparison_report(kept)
+def report(stored):
+    return records.comparison_report(stored)
 
 
-def test_the_file_is_read_back_as_it_was(kept):
+def test_the_file_is_read_back_as_it_was(stored):
     text = records.FILE.read_text("utf-8")
-    assert records.dump_results(kept) == text
-    assert len(text.splitlines()) > len(kept.rows)
+    assert records.dump_results(stored) == text
+    assert len(text.splitlines()) > len(stored.rows)
 
 
-def test_tables_of_the_pages_are_made_from_the_file(kept):
-    made, used = results.tables(kept), []
+def test_tables_of_the_pages_are_made_from_the_file(stored):
+    tables, used = results.tables(stored), []
     for name in results.PAGES:
         text = (results.ROOT / name).read_text("utf-8")
-        assert results.filled(text, made) == text, name
+        assert results.filled(text, tables) == text, name
         used += results.MARKED.findall(text)
-    assert {name for _, name, _ in used} == set(made)
+    assert {name for _, name, _ in used} == set(tables)
     assert records.PLOT.is_file()
 
 
@@ -60,7 +60,7 @@ def line(method, share, **more):
     return figures | {"right": encode_bits(right), "images": 1000} | more
 
 
-def made_up(**more):
+def comparison(**more):
     """A comparison of a tiny model, as `compare` writes it."""
     return {
         "weights": "tiny.pth",
@@ -77,20 +77,20 @@ def made_up(**more):
     } | more
 
 
-def test_a_comparison_replaces_older_rows_of_its_methods_alone(kept):
-    once = records.take_in(kept, made_up())
-    assert once.rows[: len(kept.rows)] == kept.rows
-    assert len(once.rows) == len(kept.rows) + 3
+def test_a_comparison_replaces_older_rows_of_its_methods_alone(stored):
+    once = records.take_in(stored, comparison())
+    assert once.rows[: len(stored.rows)] == stored.rows
+    assert len(once.rows) == len(stored.rows) + 3
     assert once.sources["comparison-0000000"].model == "tiny"
-    again = made_up(git="1" * 40, settings=[line("tome", 0.5, setting={"r": 4})])
+    again = comparison(git="1" * 40, settings=[line("tome", 0.5, setting={"r": 4})])
     twice = records.take_in(once, again)
     assert len(twice.rows) == len(once.rows)
     assert [row.source[-7:] for row in twice.rows[-3:]] == ["1" * 7, "1" * 7, "0" * 7]
     # The first model of the file is that of the tables, also when it is measured anew.
-    assert records.comparison_report(twice) == records.comparison_report(kept)
-    dense = next(row for row in kept.rows if row.method == "dense")
-    first = kept.sources[dense.source]
-    anew = made_up(
+    assert records.comparison_report(twice) == records.comparison_report(stored)
+    dense = next(row for row in stored.rows if row.method == "dense")
+    first = stored.sources[dense.source]
+    anew = comparison(
         fields={"name": first.model},
         images={"data": first.data, "resize": "none"},
         dense=line("dense", 0.99),
@@ -100,7 +100,7 @@ def test_a_comparison_replaces_older_rows_of_its_methods_alone(kept):
     assert measured["dense"]["source"] == "comparison-0000000"
     assert len(measured["settings"]) > 50
     with pytest.raises(InputError) as error:
-        records.take_in(kept, made_up(metric="ms"))
+        records.take_in(stored, comparison(metric="ms"))
     assert (error.value.field, error.value.value) == ("metric", "ms")
 
 
@@ -117,14 +117,14 @@ def test_only_tables_between_the_marks_are_written(tmp_path, monkeypatch):
     assert page.read_text("utf-8") == before + "99\n"
 
 
-def test_a_command_takes_a_comparison_in(tmp_path, monkeypatch, kept):
-    (tmp_path / "results.json").write_text(records.dump_results(kept))
-    (tmp_path / "new.json").write_text(json.dumps(made_up()))
+def test_a_command_takes_a_comparison_in(tmp_path, monkeypatch, stored):
+    (tmp_path / "results.json").write_text(records.dump_results(stored))
+    (tmp_path / "new.json").write_text(json.dumps(comparison()))
     monkeypatch.setattr(records, "FILE", tmp_path / "results.json")
     monkeypatch.setattr(records, "PLOT", tmp_path / "plot.png")
     records.main([str(tmp_path / "new.json")])
     found = records.read_results((tmp_path / "results.json").read_text("utf-8"))
-    assert len(found.rows) == len(kept.rows) + 3 and (tmp_path / "plot.png").is_file()
+    assert len(found.rows) == len(stored.rows) + 3 and (tmp_path / "plot.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -135,31 +135,33 @@ def test_a_command_takes_a_comparison_in(tmp_path, monkeypatch, kept):
         ({}, "a row"),  # twice
     ],
 )
-def test_a_wrong_row_is_refused(kept, changes, field):
-    wrong = dataclasses.replace(kept.rows[1], **changes)
+def test_a_wrong_row_is_refused(stored, changes, field):
+    wrong = dataclasses.replace(stored.rows[1], **changes)
     with pytest.raises(InputError) as error:
-        dataclasses.replace(kept, rows=(*kept.rows, wrong))
+        dataclasses.replace(stored, rows=(*stored.rows, wrong))
     assert error.value.field == field
 
 
-def test_intervals_of_adaptations_are_students_over_the_folds(kept):
-    for row in kept.of("adaptation"):
+def test_intervals_of_adaptations_are_students_over_the_folds(stored):
+    for row in stored.of("adaptation"):
         assert row.differences["unadapted"] == pytest.approx(
             statistics.student(row.parts)
         )
-    low = {row.method: row.differences["unadapted"][1] for row in kept.of("adaptation")}
+    low = {
+        row.method: row.differences["unadapted"][1] for row in stored.of("adaptation")
+    }
     assert low["evit"] > 0 > max(low["imagepiece"], low["tome"])
 
 
-def shown(estimate, sign=""):
+def worded(estimate, sign=""):
     """ "1.2 [0.1, 2.3]"; sign "+": with signs."""
     value, low, high = (f"{number:{sign}.1f}" for number in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def rights_of(kept, at):
+def rights_of(stored, at):
     """Which images ImagePiece, its controls, EViT and ToMe have right, by shares."""
-    rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
+    rights = {(r.method, r.share): r.bits(1000) for r in stored.of("comparison")}
     found = {kind: [at[s][kind].bits(1000) for s in at] for kind in results.KINDS}
     methods = ("evit", "tome", "imagepiece_tome", "imagepiece")
     return found | {f"own {n}": [rights[n, s] for s in at] for n in methods}
@@ -171,11 +173,11 @@ def both_sides(one, other):
     return 2 * min(p, 1 - p)
 
 
-def test_figures_of_the_comparison(kept, report):
+def test_figures_of_the_comparison(stored, report):
     """docs/tables/bundles.md, by method and share."""
     behind = compare_tables.comparison(report, "imagepiece", 0.6, "tome")["points"]
     value, high, low = (f"{-x:.1f}" for x in behind)
-    rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
+    rights = {(r.method, r.share): r.bits(1000) for r in stored.of("comparison")}
     lost = {
         each["method"]
         for each in report["comparisons"]
@@ -183,29 +185,29 @@ def test_figures_of_the_comparison(kept, report):
     }
     every = {each["method"] for each in report["settings"] if each["share"] == 0.75}
     p = cochran([rights[m, 0.75] for m in every - lost - set(compare.CONTROLS)])
-    right = rights_of(kept, results.path_of_controls(kept))
+    right = rights_of(stored, results.path_of_controls(stored))
     more = results.mean_points(right["own imagepiece_tome"], right["own imagepiece"])
-    fixed, pairs = results.fixed_controls(kept), []
-    for row in kept.of("controls"):
+    fixed, pairs = results.fixed_controls(stored), []
+    for row in stored.of("controls"):
         if row.method == "imagepiece_tome":
             merged = fixed[row.share]["merge"]
             pairs.append((row.bits(1000), merged.bits(1000)))
-    alone = [statistics.mcnemar(*pair) for pair in pairs]
-    corrected = compare_tables.p_value(statistics.holm(alone)[1])
+    p_values = [statistics.mcnemar(*pair) for pair in pairs]
+    corrected = compare_tables.p_value(statistics.holm(p_values)[1])
     figures = {
         "imagepiece behind tome at .6": f"{value} [{low}, {high}]",
         "cochran": compare_tables.p_value(p),
-        "imagepiece_tome ahead": shown(statistics.mean(more), "+"),
-        "imagepiece_tome at .5": shown(statistics.paired_difference(*pairs[1])),
-        "its p": compare_tables.p_value(alone[1]),
+        "imagepiece_tome ahead": worded(statistics.mean(more), "+"),
+        "imagepiece_tome at .5": worded(statistics.paired_difference(*pairs[1])),
+        "its p": compare_tables.p_value(p_values[1]),
         "its p, corrected": corrected.removeprefix("p = "),
     }
     assert not markdown.lacking(figures, "docs/tables/bundles.md")
 
 
-def test_figures_of_imagepiece(kept):
+def test_figures_of_imagepiece(stored):
     """docs/imagepiece.md: means over the shares, with their intervals."""
-    right = rights_of(kept, results.path_of_controls(kept))
+    right = rights_of(stored, results.path_of_controls(stored))
 
     def mean(one, other):
         return statistics.mean(results.mean_points(right[one], right[other]))
@@ -214,19 +216,19 @@ def test_figures_of_imagepiece(kept):
     by_drop, by_random, _ = map(compare_tables.p_value, statistics.holm(p))
     pairs = zip(right["merge"], right["drop"], strict=True)
     lowest = min(statistics.mcnemar(*pair) for pair in pairs)
-    fixed = rights_of(kept, results.fixed_controls(kept))
+    fixed = rights_of(stored, results.fixed_controls(stored))
     ahead = statistics.mean(results.mean_points(fixed["tome"], fixed["merge"]))
     figures = {
         "imagepiece - evit": f"{mean('merge', 'own evit').value:.1f}",
         "dropping - evit": f"{mean('drop', 'own evit').value:.1f}",
-        "imagepiece - dropping": shown(mean("merge", "drop")),
+        "imagepiece - dropping": worded(mean("merge", "drop")),
         "its p": compare_tables.p_value(p[0]),
         "its p, corrected": by_drop,
-        "imagepiece - random": shown(mean("merge", "random")),
+        "imagepiece - random": worded(mean("merge", "random")),
         "its p, corrected, of random": by_random,
         "least p of a share": f"{lowest:.3f}".removeprefix("0"),
-        "matching - imagepiece": shown(mean("tome", "merge")),
-        "tome - matching": shown(mean("own tome", "tome")),
-        "matching - imagepiece, merge ratio .08": shown(ahead),
+        "matching - imagepiece": worded(mean("tome", "merge")),
+        "tome - matching": worded(mean("own tome", "tome")),
+        "matching - imagepiece, merge ratio .08": worded(ahead),
     }
     assert not markdown.lacking(figures, "docs/imagepiece.md")

@@ -63,8 +63,8 @@ def some():
     def run(*words):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(systems, "systems", shorter)
-            kept = types.SimpleNamespace(clear_caches=lambda: None)
-            patch.setattr(runs, "jax", kept)
+            fake = types.SimpleNamespace(clear_caches=lambda: None)
+            patch.setattr(runs, "jax", fake)
             return call(command.main, "scratch", *WORDS, *FLAGS, named, *words)
 
     return run
@@ -186,10 +186,10 @@ def test_systems_differ_in_stem_and_reduction_alone():
 def test_a_run_has_the_recipe_of_its_options(tmp_path):
     options = tiny_options(peak_lr=3e-3)
     compared = systems.systems(options, 2, "float32")
-    made = {"epochs": 20, "images": [28, 18, 2]}
+    plan = {"epochs": 20, "images": [28, 18, 2]}
     for one in compared:
         config = systems.config(one, options, 2, "float32")
-        config = runs._of_run(config, one, made, tmp_path, 5)
+        config = runs._of_run(config, one, plan, tmp_path, 5)
         RunConfig.from_config(config).create_model()
         optim = OptimConfig.from_config(config)
         assert optim.peak_lr == pytest.approx(3e-3)
@@ -225,9 +225,9 @@ def test_options_are_checked(options):
 
 def test_the_command_leaves_a_json_for_each_run(done):
     folder = done / "scratch"
-    made = json.loads((folder / "plan.json").read_text())
-    assert [s["name"] for s in made["systems"]] == [*SOME][:3]
-    assert made["epochs"] == 2
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [s["name"] for s in plan["systems"]] == [*SOME][:3]
+    assert plan["epochs"] == 2
     for name in SOME:
         result = json.loads((folder / f"{name}_seed0.json").read_text())
         assert len(result["train_loss"]) == 2 and result["images"] == 18
@@ -276,16 +276,16 @@ def test_other_settings_are_refused(some, data, done):
 def test_other_data_are_refused(some, data, done, tmp_path):
     result = done / "scratch" / "dynamicvit_seed0.json"
     moved = result.rename(tmp_path / "moved.json")
-    made = json.loads((done / "scratch" / "plan.json").read_text())
+    plan = json.loads((done / "scratch" / "plan.json").read_text())
     path = tmp_path / "scratch" / "plan.json"
     path.parent.mkdir()
     for field, other in (
         ("images", [29, 18, 2]),
-        ("digest", ["0" * 16, made["digest"][1]]),
+        ("digest", ["0" * 16, plan["digest"][1]]),
     ):
-        path.write_text(json.dumps(made | {field: other}))
+        path.write_text(json.dumps(plan | {field: other}))
         text = sentence(some("--data", data, "--out", tmp_path))
-        assert f"plan.json: {field} was {other}, but now it is {made[field]}" in text
+        assert f"plan.json: {field} was {other}, but now it is {plan[field]}" in text
     moved.rename(result)
 
 

@@ -19,7 +19,7 @@ RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece_conv": 0.78}  # the other
 @pytest.fixture(scope="module")
 def plan():
     options = tiny_options()
-    made = systems.RECIPE | dataclasses.asdict(options) | {"dtype": "float32"}
+    settings = systems.RECIPE | dataclasses.asdict(options) | {"dtype": "float32"}
     facts = [
         {
             "name": each.name,
@@ -33,7 +33,7 @@ def plan():
         for each in systems.systems(options, 2, "float32")
     ]
     return {
-        "settings": made,
+        "settings": settings,
         "images": [1000, IMAGES, 2],
         "data": "folder:flowers",
         "epochs": 2,
@@ -103,8 +103,8 @@ def test_seeds_of_one_system_alone_are_not_compared(plan):
         for name in ("evit", "random")
     )
     change = page.difference(ours, base)
-    alone = 100.0 * ours[1].astype(float) - 100.0 * base[1]
-    assert change == statistics.hierarchical_bootstrap([alone])
+    single = 100.0 * ours[1].astype(float) - 100.0 * base[1]
+    assert change == statistics.hierarchical_bootstrap([single])
 
 
 def test_from_four_seeds_on_intervals_are_students(plan):

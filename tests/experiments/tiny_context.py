@@ -52,7 +52,7 @@ def context(folder, weights=None, *, config=None, **given):
     """
     shelf = None if weights is None else OffTheShelf(weights)
     models = given.pop("models", shelf)
-    shown = given.pop("images") if "images" in given else images()
+    used = given.pop("images") if "images" in given else images()
     quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
-    made = given.pop("kind", Common)(**quick | {"seconds": 0.0} | given)
-    return Context(ResultCache(folder), made, models, shown, config, PROGRAMS)
+    options = given.pop("kind", Common)(**quick | {"seconds": 0.0} | given)
+    return Context(ResultCache(folder), options, models, used, config, PROGRAMS)

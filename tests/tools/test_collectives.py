@@ -76,7 +76,7 @@ def texts(config):
     yield jax.jit(fn, donate_argnums=(0,)).lower(*args).compile().as_text()
 
 
-def held(text):
+def contents(text):
     """What each collective of a step on eight devices holds."""
     assert hlo.host_waits(text) == []
     found = hlo.collectives(text)
@@ -88,7 +88,7 @@ def check_cpus():
     """A CPU's compiler joins some gradients to the statistics of the last layer."""
     trained = list(texts(small()))
     for text in trained:
-        found = held(text)
+        found = contents(text)
         assert found.count(("forward batch statistics",)) == LAYERS
         assert sum("backward batch statistics" in kinds for kinds in found) == LAYERS
         assert sum("gradients" in kinds for kinds in found) <= 4
@@ -99,7 +99,7 @@ def check_cpus():
 def check_gpus():
     config = small()
     config.model.dtype = "bfloat16"
-    *statistics, last = held(compile_only.train_text(config, 8))
+    *statistics, last = contents(compile_only.train_text(config, 8))
     there, back = [("forward batch statistics",)], [("backward batch statistics",)]
     assert statistics == LAYERS * there + LAYERS * back
     assert last == ("gradients", "metrics")

@@ -28,10 +28,10 @@ COPY = "  %c = f32[1000,1000]{1,0} copy(%x)"
 
 
 def config(**model):
-    made = quickstart.get_config().unlock()
-    made.model.update(dtype="bfloat16", embed_dim=32, num_heads=2, depth=4, **model)
-    made.reduction.merge_blocks, made.reduction.prune_blocks = (0,), (2,)
-    return made
+    cfg = quickstart.get_config().unlock()
+    cfg.model.update(dtype="bfloat16", embed_dim=32, num_heads=2, depth=4, **model)
+    cfg.reduction.merge_blocks, cfg.reduction.prune_blocks = (0,), (2,)
+    return cfg
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def compiled(monkeypatch):
 
 
 def test_one_row_a_config_compared_with_the_first(compiled):
-    plain = config(stem="patch")
-    text = compile_only.report([("one", config()), ("two", plain)], 6)
+    patch_stem = config(stem="patch")
+    text = compile_only.report([("one", config()), ("two", patch_stem)], 6)
     note, title, table = text.split("\n\n")
     assert "not run" in note and "estimates" in note
     assert title.startswith("mode inference, batch size 6")
@@ -109,31 +109,31 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
     monkeypatch.setattr(h200, "devices", lambda: [gpu])
 
     def backend(**model):
-        made = config(**model)
-        plain = RunConfig.from_config(compile_only._unplaced(made)).create_model()
-        return compile_only._placed(plain, made).backend
+        cfg = config(**model)
+        unplaced = RunConfig.from_config(compile_only._unplaced(cfg)).create_model()
+        return compile_only._placed(unplaced, cfg).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    plain = RunConfig.from_config(compile_only._unplaced(wide)).create_model()
-    assert compile_only._placed(plain, wide).backend == "xla"
+    unplaced = RunConfig.from_config(compile_only._unplaced(wide)).create_model()
+    assert compile_only._placed(unplaced, wide).backend == "xla"
 
 
 def test_the_command_reports_every_size_and_mode(monkeypatch):
-    asked = []
+    calls = []
 
     def report(configs, batch_size, mode, kernels):
         dtypes = [(name, config.model.dtype) for name, config in configs]
-        asked.append((dtypes, batch_size, mode, kernels))
-        return f"table {len(asked)}"
+        calls.append((dtypes, batch_size, mode, kernels))
+        return f"table {len(calls)}"
 
     monkeypatch.setattr(compile_only, "report", report)
     words = [*TINY, "--kernels", "--batch_size=8,256", "--mode=inference,train"]
     ended = call(compile_only.main, *words)
     assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
-    assert asked == [
+    assert calls == [
         ([("quickstart", "bfloat16")], size, mode, True)
         for size in (256, 8)
         for mode in ("inference", "train")

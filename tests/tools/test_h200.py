@@ -25,8 +25,10 @@ ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
 
 
 def kernel(**fields):
-    plain = dict(name="k", op="", shape="", source="", kind="fusion", bytes=0, flops=0)
-    return hlo.GpuKernel(**plain | fields)
+    defaults = dict(
+        name="k", op="", shape="", source="", kind="fusion", bytes=0, flops=0
+    )
+    return hlo.GpuKernel(**defaults | fields)
 
 
 @pytest.mark.parametrize(

@@ -204,13 +204,15 @@ def test_a_collective_is_counted_at_its_start_and_is_no_kernel():
 
 def test_several_arrays_in_one_collective():
     """A tuple, and arrays that XLA has concatenated."""
-    made = '%m.1 = f32[2,5]{1,0} negate(%q.1), metadata={op_name="a/div"}'
+    negated = '%m.1 = f32[2,5]{1,0} negate(%q.1), metadata={op_name="a/div"}'
     view = "%v.1 = f32[10]{0} bitcast(%m.1)"
     both = "(f32[10]{0}, f32[8,30]{1,0})"
     joined = "%j.1 = f32[250]{0} concatenate(%v.1, %q.1), dimensions={0}"
-    (pair,) = collectives(made, view, f"%r = {both} all-reduce(%v.1, %q.1), {GROUPS}")
+    (pair,) = collectives(
+        negated, view, f"%r = {both} all-reduce(%v.1, %q.1), {GROUPS}"
+    )
     (one,) = collectives(
-        made, view, joined, f"%r = f32[250] all-reduce(%j.1), {GROUPS}"
+        negated, view, joined, f"%r = f32[250] all-reduce(%j.1), {GROUPS}"
     )
     assert pair.bytes == one.bytes == 4 * 250
     assert [part.shape for part in one.parts] == ["f32[2,5]{1,0}", "f32[8,30]{1,0}"]

@@ -64,17 +64,17 @@ def test_images_made_at_once_count_as_several(monkeypatch):
 def test_pipelines_make_images_of_the_sizes_they_say(data):
     path = data.removeprefix("csv:").replace("labels.csv", "4.jpg")
     rng = np.random.default_rng(0)
-    made = {
+    results = {
         way: make(path, rng)
         for way, (make, _) in input_speed.pipelines(32, 48, 3).items()
     }
-    assert made[input_speed.BASE].shape == made["Pillow: decode, crop"].shape
-    assert made["ours: decode, crop, flip"][0].shape == (32, 32, 3)
-    assert [image.shape for image in made["ours: decode; crop, flip 3 times"]] == [
+    assert results[input_speed.BASE].shape == results["Pillow: decode, crop"].shape
+    assert results["ours: decode, crop, flip"][0].shape == (32, 32, 3)
+    assert [image.shape for image in results["ours: decode; crop, flip 3 times"]] == [
         (32, 32, 3)
     ] * 3
-    assert made["ours: decode to a canvas of 48"][0].shape == (36, 48, 3)
-    np.testing.assert_array_equal(made["ours: decode"], made["Pillow: decode"])
+    assert results["ours: decode to a canvas of 48"][0].shape == (36, 48, 3)
+    np.testing.assert_array_equal(results["ours: decode"], results["Pillow: decode"])
 
 
 def test_images_that_cannot_be_read(tmp_path):

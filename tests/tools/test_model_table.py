@@ -8,9 +8,9 @@ from tools import model_table
 
 def test_the_page_is_that_of_the_stored_measurements():
     lines = model_table.MEASURED.read_text("utf-8").splitlines()
-    rows, whole = [*map(json.loads, lines)], json.loads(model_table.WHOLE.read_text())
+    rows, largest = [*map(json.loads, lines)], json.loads(model_table.WHOLE.read_text())
     page = ROOT / "docs" / "tables" / "parity.md"
-    assert page.read_text("utf-8") == model_table.page(rows, whole)
+    assert page.read_text("utf-8") == model_table.page(rows, largest)
     assert len(model_table.last(rows, "family")) > 15
     assert len(model_table.last(rows, "layout")) > 20
     # What README says of them.
@@ -22,8 +22,8 @@ def test_a_later_measurement_replaces_an_earlier_one():
     old |= {"logits": 3e-4, "tokens": 1e-4, "jax": "1", "timm": "2"}
     new = old | {"fields": {"depth": 2}, "logits": 1.24e-6, "timm": "3"}
     other = {"layout": "names", "logits": 2e-7, "jax": "1"}
-    whole = {"a": {"parameters": 6_716_035_072, "published": 6.716e9, "source": "S"}}
-    text = model_table.page([old, other, new], whole)
+    largest = {"a": {"parameters": 6_716_035_072, "published": 6.716e9, "source": "S"}}
+    text = model_table.page([old, other, new], largest)
     start = "| DeiT | `deit_ti`, depth 2 | class, received, energy, shift | "
     assert start + "5,000 | 1.2e-06 | 1.0e-04 |" in text
     assert "3.0e-04" not in text and "Versions: jax 1, timm 3." in text

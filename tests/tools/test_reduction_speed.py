@@ -33,16 +33,16 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["rule"] for row in rows] == ["retokenize", "prune", "bipartite"]
     # 12 tokens: 3 candidates and 1 merge; 0.7 of them kept; 6 merges at most
-    kept = {"retokenize": 11, "prune": 8, "bipartite": 6}
+    left = {"retokenize": 11, "prune": 8, "bipartite": 6}
     for row in rows:
         spread = [row[key] for key in ("median", "low", "high")]
         assert spread == pytest.approx([400.0, 200.0, 800.0])
         # keys and tokens of 13 rows read, those kept written; 64 floats each
-        bytes_moved = 2 * (13 + 13 + kept[row["rule"]] + 1) * 64 * 4
+        bytes_moved = 2 * (13 + 13 + left[row["rule"]] + 1) * 64 * 4
         assert row["floor"] == pytest.approx(1e3 * bytes_moved / 2e6)
         results = called[0][row["rule"], "plain"]
         assert len(results) == 2
-        assert {x.shape for x, _, _ in results} == {(2, kept[row["rule"]] + 1, 64)}
+        assert {x.shape for x, _, _ in results} == {(2, left[row["rule"]] + 1, 64)}
         first, second = (np.asarray(x) for x, _, _ in results)
         assert (first != second).any()
         assert row["rule"] in ended.out

@@ -109,8 +109,8 @@ def test_tasks_on_gpus_take_their_shares(tmp_path):
     assert [job.local_devices for job in jobs] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert [job.process_id for job in jobs] == [0, 1]
     assert jobs[0].coordinator == jobs[1].coordinator
-    (alone,) = stage.environments(1)
-    assert distributed.find_job(environment=alone) is None
+    (single,) = stage.environments(1)
+    assert distributed.find_job(environment=single) is None
 
 
 def test_a_promise_that_is_not_kept_ends_with_status_1(tmp_path, monkeypatch):

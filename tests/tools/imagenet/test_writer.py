@@ -114,8 +114,8 @@ def files_of(folder):
 
 
 def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    writer.write(small[0], whole)
+    full, parts = tmp_path / "whole", tmp_path / "parts"
+    writer.write(small[0], full)
     write_records, written = writer._write_records, []
 
     def second_stops(path, rows):
@@ -136,7 +136,7 @@ def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypat
     assert calls == [((9,), {"before": True}), ((4,), {})]
     splits = [name.split(".")[0].split("-")[1] for name in written]
     assert splits == ["train", "validation", "validation"]
-    assert files_of(parts) == files_of(whole)
+    assert files_of(parts) == files_of(full)
 
 
 @pytest.fixture
