@@ -243,3 +243,14 @@ def cls_attention(q, k, size=None, num_prefix=1):
         weights = np.exp(logits - logits.max())
         total += weights / weights.sum()
     return (total / heads)[num_prefix:]
+
+
+# Layers
+
+
+def layer_norm(x, params, eps=1e-6):
+    """[.., D] normalized, times params["scale"], plus params["bias"]."""
+    x = np.asarray(x, float)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)
+    return centered / deviation * params["scale"] + params["bias"]

@@ -22,7 +22,6 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny
@@ -58,14 +57,19 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def weights_file(model, tmp_path_factory):
+def variables(model):
+    return tiny.fill(tiny.shapes(model, 16))
+
+
+@pytest.fixture(scope="module")
+def weights_file(variables, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.npz"
-    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
+    np.savez(path, **convert.to_timm(variables))
     return path
 
 
 @pytest.mark.slow
-def test_it_runs_without_this_package(model, weights_file, tmp_path):
+def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     out, images_file = tmp_path / "model.jax", tmp_path / "images.npy"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
     ended = call(export.main, *words)
@@ -81,9 +85,6 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    variables = convert.from_timm(
-        load.read_metadata(weights_file).tensors, tiny.shapes(model, 16)
-    )
     want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
@@ -107,7 +108,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
+def test_onnx_of_pixels_and_a_fixed_batch(model, variables, weights_file, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}", "--format=onnx"]
@@ -122,9 +123,6 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {facts["input"]["name"]: pixels})
-    variables = convert.from_timm(
-        load.read_metadata(weights_file).tensors, tiny.shapes(model, 16)
-    )
     images = normalize(jnp.asarray(pixels), model.mean, model.std)
     want = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

@@ -9,14 +9,13 @@ from tests.models import tiny
 
 @pytest.fixture(scope="module")
 def trained():
-    model = tiny.model(depth=1)
-    return model, tiny.variables(model)
+    return tiny.pretrained(depth=1)
 
 
 @pytest.fixture(scope="module")
 def weights_file(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
-    np.savez(path, **convert.to_timm(trained[1]))
+    np.savez(path, **convert.to_timm(trained.variables))
     return path
 
 

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
-from imagepiece_jax.reduction import provenance, tokens
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
-from tests import oracles
 from tests.models import tiny
+from tests.refused import refused
 from tests.runs import ROOT
 from tests.shallow import deit_ti
 
@@ -59,9 +58,8 @@ def test_without_a_reduction_the_map_is_the_tokens():
 
 def test_merged_patches_share_the_mean_of_all_that_were_merged():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
-    outputs = outputs_of(
-        state_of(PATCHES), (slots(0, 1, 0, 2, 3, 4), 0), (slots(0, 1, 2, 0, 3), 0)
-    )
+    first, second = slots(0, 1, 0, 2, 3, 4), slots(0, 1, 2, 0, 3)
+    outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
     expected = [[3, 2, 3], [4, 3, 6]]
     assert first_channel(feature_map(outputs, GRID)) == expected
 
@@ -107,12 +105,8 @@ def test_of_equally_similar_tokens_the_first_is_the_nearest():
 
 def test_similarities_are_computed_only_where_they_are_asked_for():
     def program(fill, *steps):
-        outputs = outputs_of(state_of(PATCHES), *steps)
-        return str(
-            jax.make_jaxpr(lambda outputs: features.feature_map(outputs, GRID, fill))(
-                outputs
-            )
-        )
+        paint = jax.make_jaxpr(features.feature_map, static_argnums=(1, 2))
+        return str(paint(outputs_of(state_of(PATCHES), *steps), GRID, fill))
 
     drop = slots(0, -1, 1, 2, 3, 4), 0
     assert program("nearest") == program("last")
@@ -170,17 +164,14 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     outputs = outputs_of(state_of(PATCHES), (Mixing(matrix), 0))
     learned = jnp.asarray([[CLASS, [12.0, 1], [24.0, 2]]])
     outputs = outputs.replace(state=outputs.state.replace(x=learned))
-    features = feature_map(outputs, GRID)
-    np.testing.assert_allclose(
-        features[0, ..., 0], [[12, 18, 21], [24, 15, 0]], rtol=1e-6
-    )
+    got = feature_map(outputs, GRID)[0, ..., 0]
+    np.testing.assert_allclose(got, [[12, 18, 21], [24, 15, 0]], rtol=1e-6)
 
 
 def test_patches_dropped_before_tokens_were_learned_are_filled():
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
-    outputs = outputs_of(
-        state_of(PATCHES), (slots(0, -1, 1, 2, 3, 4), 0), (Mixing(matrix), 0)
-    )
+    drop, mix = slots(0, -1, 1, 2, 3, 4), Mixing(matrix)
+    outputs = outputs_of(state_of(PATCHES), (drop, 0), (mix, 0))
     got = first_channel(feature_map(outputs, GRID, "last"))
     low, high = 1 / 2 + 3 / 4 + 4 / 4, 5 / 2 + 6 / 2
     assert got == [[low, 2, low], [low, high, high]]
@@ -199,92 +190,43 @@ def test_a_token_fuser_makes_the_map_where_one_is_given():
 
     features = feature_map(outputs, GRID, "last", None, fuser)
     np.testing.assert_allclose(features[0].reshape(6, 2), PATCHES, rtol=1e-6)
-    shifted = feature_map(
-        outputs, GRID, "last", None, lambda s, x: fuser(s, x) + s[:, :1]
-    )
+
+    def shift(learned, before):
+        return fuser(learned, before) + learned[:, :1]
+
+    shifted = feature_map(outputs, GRID, "last", None, shift)
     means = np.mean(PATCHES, axis=0)
     np.testing.assert_allclose(shifted[0].reshape(6, 2), PATCHES + means, rtol=1e-6)
 
 
 def test_what_is_no_fuser_is_refused():
     outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
-    with pytest.raises(InputError) as error:
+    with refused("fuser", [1, 3, 2], "allowed: [1, 6, 2], a feature of each"):
         features.feature_map(outputs, GRID, fuser=lambda learned, tokens: learned)
-    assert (error.value.field, error.value.value) == ("fuser", [1, 3, 2])
-    assert error.value.allowed.startswith("[1, 6, 2], a feature of each")
-    model = tiny.model({"name": "token_learner", "num_tokens": 8, "block": 1})
-    vit = Pretrained(model, tiny.variables(model))
-    bound = TokenFuser().bind({"params": {}})
-    with pytest.raises(InputError, match="functions with a hash"):
-        features.features(vit, tiny.images(), fuser=bound)
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have it")
-def test_float16_is_refused_on_cpus():
-    model = tiny.model(None, dtype="float16")
-    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs"):
-        features.features(Pretrained(model, tiny.variables(model)), tiny.images())
-
-
-@pytest.fixture(scope="module")
-def imagepiece():
-    """Outputs of a model, each map, and what it should be."""
-    short = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-    vit = tiny.model(short, depth=2)
-    variables = tiny.variables(vit)
-
-    def run(images):
-        outputs, norm = (
-            vit.apply(variables, images),
-            features.final_norm(vit, variables),
-        )
-        steps = zip(outputs.results, outputs.taps, strict=True)
-        steps = [(norm(taps.x), result.dest) for result, taps in steps]
-        values, source = outputs.tokens[:, 1:], tiny.slots(outputs)
-        return (
-            source,
-            (values, steps),
-            {
-                "zero": provenance.unmerge(values, source),
-                "class": provenance.unmerge(values, source, fill=outputs.tokens[:, 0]),
-            },
-            {
-                fill: features.feature_map(outputs, (5, 5), fill, norm)
-                for fill in features.FILLS
-            },
-        )
-
-    return tiny.compiled(run)(tiny.images())
-
-
-@pytest.mark.parametrize("fill", ["last", "zero", "class"])
-def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill):
-    source, (values, steps), expected, features = imagepiece
-    if fill == "last":
-        of_image = [[(x[i], dest[i]) for x, dest in steps] for i in range(len(values))]
-        pairs = zip(np.asarray(values), of_image, strict=True)
-        expected = {"last": np.stack([oracles.last_values(*pair) for pair in pairs])}
-    dropped = np.asarray(source) == -1
-    assert dropped.any() and not dropped.all()
-    found = features[fill].reshape(expected[fill].shape)
-    np.testing.assert_allclose(found, expected[fill], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "grid, fill, change, field, allowed",
+    "grid, fill, change, field, value",
     [
-        (GRID, "mean", {}, "fill", "nearest, last, zero, class"),
-        ((2, 2), "last", {}, "grid", "grids of 6"),
-        (GRID, "class", {"num_prefix": 0}, "fill", "nearest, last, zero"),
-        (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs", "those of a model"),
+        (GRID, "mean", {}, "fill", "mean"),
+        ((2, 2), "last", {}, "grid", (2, 2)),
+        (GRID, "class", {"num_prefix": 0}, "fill", "class"),
+        (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs", None),
     ],
 )
-def test_impossible_maps_are_refused(grid, fill, change, field, allowed):
+def test_impossible_maps_are_refused(grid, fill, change, field, value):
     outputs = outputs_of(state_of(PATCHES))
     outputs = outputs.replace(state=outputs.state.replace(**change))
-    with pytest.raises(InputError) as error:
+    with refused(field, value):
         features.feature_map(outputs, grid, fill)
-    assert error.value.field == field and error.value.allowed.startswith(allowed)
+
+
+def test_a_masking_step_is_refused():
+    outputs = outputs_of(state_of(PATCHES))
+    taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+    result = Masking(jnp.ones((1, 6)))
+    with refused("outputs", None, "outputs are those of masked training"):
+        features.feature_map(outputs.replace(results=(result,), taps=(taps,)), GRID)
 
 
 @pytest.mark.parametrize("name", ["none", "evit", "imagepiece", "pitome"])
@@ -305,30 +247,6 @@ def test_features_compile_about_as_fast_as_the_forward_pass(name):
         return features.features(vit, images, layers=12, fill="nearest")
 
     assert instructions(everything) <= 1.5 * instructions(model.apply)
-
-
-@pytest.mark.parametrize("what", ["swapped", "params alone", "another model's"])
-def test_what_is_no_model_with_its_variables(what):
-    model = tiny.model(None)
-    variables = tiny.variables(model)
-    given, message = {
-        "swapped": ((variables, model), "are of types dict and ViT"),
-        "params alone": ((model, variables["params"]), 'a dict with "params"$'),
-        "another model's": (
-            (model, tiny.variables(tiny.model(None, embed_dim=24))),
-            r"variables: .* is \(24,\), in the model it is \(",
-        ),
-    }[what]
-    with pytest.raises(InputError, match=message):
-        features.features(Pretrained(*given), tiny.images())
-
-
-def test_a_masking_step_is_refused():
-    outputs = outputs_of(state_of(PATCHES))
-    taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-    result = Masking(jnp.ones((1, 6)))
-    with pytest.raises(InputError, match="outputs are those of masked training"):
-        features.feature_map(outputs.replace(results=(result,), taps=(taps,)), GRID)
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
+from tests.refused import refused
 from tests.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -23,10 +23,8 @@ EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
 
 
 def optimized(model, variables, **options):
-    return optimize.optimize(
-        Pretrained(model, variables),
-        **{"batch_size": 3, "compiler_options": QUICK} | options,
-    )
+    options = {"batch_size": 3, "compiler_options": QUICK} | options
+    return optimize.optimize(Pretrained(model, variables), **options)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +108,7 @@ def test_only_what_layers_cast_is_cast():
     assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
     assert params["pos_embed"].dtype == jnp.bfloat16
     for part in ("head", "norm", "reducer_1"):
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(params[part])} == {
-            "float32"
-        }
+        chex.assert_type(jax.tree.leaves(params[part]), jnp.float32)
     assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
 
 
@@ -153,59 +149,36 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "option, value",
     [
-        ({"batch_size": 0}, "batch_size is 0; allowed: whole numbers from 1"),
-        ({"batch_size": True}, "batch_size is True; allowed: whole numbers from 1"),
-        ({"batchsize": 8}, "batchsize is not an argument; did you mean batch_size?"),
-        (
-            {"image_size": 24},
-            "image_size is 24; allowed: 20x20, the model's; load the weights",
-        ),
-        ({"dtype": []}, "dtype is []; allowed: float32, bfloat16, float16"),
-        ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16, float16"),
-        (
-            {"dtype": "float16"},
-            "dtype is 'float16', in which CPUs compute no attention",
-        ),
-        ({"gelu": "relu"}, "gelu is 'relu'; allowed: 'exact', 'tanh', 'quick'"),
-        ({"attention": "flash"}, "attention is 'flash'; allowed:"),
-        ({"kernels": "quick"}, "kernels is 'quick'; allowed:"),
-        ({"kernels": []}, "kernels is []; allowed: 'plain', 'fused', 'auto'"),
-        ({"pixels": "no"}, "pixels is 'no'; allowed: True, False"),
-        ({"compiler_options": 3}, "compiler_options is 3; allowed: dicts of"),
-        ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
-        ({"device": ""}, "device is ''; allowed: a jax.Device, and the platforms"),
-        ({"device": "cuda:9"}, "device is 'cuda:9'; allowed: a jax.Device, and the"),
-        ({"device": "cpu:x"}, "device is 'cpu:x'; allowed: a jax.Device, and the p"),
-        ({"cache_dir": 3}, "cache_dir is 3; allowed: paths of a folder"),
-        ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
+        *(("batch_size", size) for size in (0, True, None)),
+        ("image_size", 24),
+        *(("dtype", dtype) for dtype in ([], "int8", "float16")),
+        ("gelu", "relu"),
+        ("attention", "flash"),
+        *(("kernels", kernels) for kernels in ("quick", [])),
+        ("pixels", "no"),
+        *(("compiler_options", options) for options in (3, {"xla_no": 1})),
+        *(("device", device) for device in ("", "cuda:9", "cpu:x")),
+        *(("cache_dir", folder) for folder in (3, "/dev/null/x")),
     ],
 )
-def test_impossible_options(trained, options, message):
-    with pytest.raises(InputError) as caught:
-        optimized(*trained, **options)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+def test_impossible_options(trained, option, value):
+    with refused(option, value) as caught:
+        optimized(*trained, **{option: value})
+    assert "\n" not in str(caught.value)
 
 
-def test_the_batch_size_is_asked_for(trained):
-    with pytest.raises(InputError, match="batch_size is missing; allowed: whole n"):
-        optimize.optimize(Pretrained(*trained), dtype="float32")
-
-
-def test_variables_of_another_stem(trained):
-    with pytest.raises(InputError, match="allowed: variables of this model") as bad:
+def test_options_and_variables_that_there_are_not(trained):
+    with refused("batchsize", None, "did you mean batch_size?"):
+        optimized(*trained, batchsize=8)
+    stem = "batch_stats/patch_embed/norm_0/mean"
+    with refused(stem, (15,), "in the model it is no such variable"):
         optimized(tiny.model(EVIT, depth=1), trained[1])
-    name = "batch_stats/patch_embed/norm_0/mean"
-    assert f"{name} is (15,), in the model it is no such variable" in str(bad.value)
-
-
-def test_variables_of_another_shape(trained):
-    with pytest.raises(InputError, match="variables: .*/.* is missing"):
+    with refused(stem, "missing"):
         optimized(trained[0], {"params": {}})
     larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
-    other = r"pos_embed is \(1, 26, 30\), in the model it is \(1, 37, 30\)"
-    with pytest.raises(InputError, match=other):
+    with refused("params/pos_embed", (1, 26, 30), "in the model it is (1, 37, 30)"):
         optimized(larger, trained[1])
 
 
@@ -220,32 +193,20 @@ def test_pixels_are_normalized(trained, program):
 
 
 @pytest.mark.parametrize(
-    "images, value, allowed",
+    "images, value",
     [
-        ([1, 2], "list", "an array of shape [1 .. 3, 20, 20, 3]"),
-        (np.zeros((3, 20, 24, 3)), "of shape (3, 20, 24, 3)", "an array of shape [1"),
-        (np.zeros((4, 20, 20, 3)), 4, "1 to 3, the batch_size of optimize()"),
-        (np.zeros((0, 20, 20, 3)), 0, "1 to 3, the batch_size of optimize()"),
-        (np.zeros((3, 20, 20, 3), int), "int64", "floats, normalized, or uint8"),
+        ([1, 2], "list"),
+        (np.zeros((3, 20, 24, 3)), "of shape (3, 20, 24, 3)"),
+        (np.zeros((4, 20, 20, 3)), 4),
+        (np.zeros((0, 20, 20, 3)), 0),
+        (np.zeros((3, 20, 20, 3), int), np.dtype("int64")),
     ],
 )
-def test_images_that_do_not_fit(program, images, value, allowed):
-    with pytest.raises(InputError) as error:
+def test_images_that_do_not_fit(program, images, value):
+    with refused("images", value):
         program(images)
-    assert (error.value.field, error.value.value) == ("images", value)
-    assert error.value.allowed.startswith(allowed)
 
 
 def test_a_program_for_pixels_refuses_floats(for_pixels):
-    with pytest.raises(InputError) as error:
+    with refused("images", np.dtype("float32"), "allowed: uint8, "):
         for_pixels[2](tiny.images())
-    assert error.value.value == "float32" and error.value.allowed.startswith("uint8, ")
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_no_model_or_no_variables(swapped):
-    vit = tiny.model(None)
-    given = ({}, vit) if swapped else (vit, None)
-    message = "types dict and ViT" if swapped else "types ViT and NoneType"
-    with pytest.raises(InputError, match=message):
-        optimize.optimize(Pretrained(*given), batch_size=1)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import layer_plan
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.reducers import Reducer
@@ -71,11 +70,4 @@ def without(model, masks):
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
     plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.arch.prefix)
-    return vit.ViT(
-        plan=plan,
-        embed_dim=model.embed_dim,
-        num_heads=model.num_heads,
-        patch_size=model.patch_size,
-        num_classes=model.num_classes,
-        arch=model.arch,
-    )
+    return model.clone(plan=plan)

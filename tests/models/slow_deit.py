@@ -15,47 +15,36 @@ _erf = np.vectorize(math.erf, otypes=[float])
 
 
 @dataclasses.dataclass
-class Move:
-    """What became of the image tokens in one block: dest [n], weight [n] or None."""
-
-    dest: np.ndarray
-    n_out: int
-    weight: np.ndarray | None = None
-    mean: bool = True
-
-
-@dataclasses.dataclass
 class Seen:
-    """One block's class row [H, N], and query, key and value, each [N, H, d]."""
+    """One block's class row, its keys, and its tokens after the attention residual."""
 
-    rows: np.ndarray
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    x: np.ndarray  # [N, D] after the attention residual
+    rows: np.ndarray  # [H, N]
+    key: np.ndarray  # [N, H, d]
+    x: np.ndarray  # [N, D]
 
 
 def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=None):
     """image [S, S, 3] -> (logits, tokens [N, D], size [N], one Seen a block).
 
-    `moves` {block: Move} happen between attention and MLP; `scale` [depth, 2] are the
-    factors of the residual branches.
+    `moves` {block: (dest [n], weight [n] or None, n_out, mean)} of image tokens happen
+    between attention and MLP; `scale` [depth, 2] are the factors of the residual
+    branches.
     """
     x, blocks = _embed(params, image, patch), []
     size = np.ones(len(x))
     for i in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{i}"]
         factors = (1.0, 1.0) if scale is None else scale[i]
-        normed = _norm(x, block["norm1"])
+        normed = oracles.layer_norm(x, block["norm1"])
         out, seen = _attention(normed, block["attn"], heads, size if prop_attn else 1.0)
         x = seen.x = x + factors[0] * out
         if moves and i in moves:
             x, size = _move(x, size, moves[i])
-        hidden = _linear(_norm(x, block["norm2"]), block["mlp"]["fc1"])
+        hidden = _linear(oracles.layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         hidden = hidden * (1 + _erf(hidden / math.sqrt(2))) / 2
         x = x + factors[1] * _linear(hidden, block["mlp"]["fc2"])
         blocks.append(seen)
-    tokens = _norm(x, params["norm"])
+    tokens = oracles.layer_norm(x, params["norm"])
     return _linear(tokens[0], params["head"]), tokens, size, blocks
 
 
@@ -79,20 +68,12 @@ def _attention(x, params, heads, size):
         outs.append(weights @ value[:, h])
         rows.append(weights[0])
     out = _linear(np.concatenate(outs, axis=1), params["proj"])
-    return out, Seen(np.stack(rows), query, key, value, x)
+    return out, Seen(np.stack(rows), key, x)
 
 
 def _move(x, size, move):
-    moved, sizes = oracles.apply_map(
-        x[1:], size[1:], move.dest, move.weight, move.n_out, move.mean
-    )
+    moved, sizes = oracles.apply_map(x[1:], size[1:], *move)
     return np.concatenate([x[:1], moved]), np.concatenate([size[:1], sizes])
-
-
-def _norm(x, params):
-    mean = x.mean(axis=-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + 1e-6) * params["scale"] + params["bias"]
 
 
 def _linear(x, params):

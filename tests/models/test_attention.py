@@ -3,26 +3,32 @@
 import functools
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import (
     Attention,
     attend,
+    attention_columns,
+    masked_attend,
     resolve_backend,
 )
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.ops import class_attention
+from tests import oracles_learned
 from tests.models import tiny
+from tests.refused import refused
 from tests.rounding import assert_close
 
 # One compile a shape instead of one an operation.
 attend_jit = tiny.compiled(attend)
 class_row = tiny.compiled(class_attention)
+columns = tiny.compiled(attention_columns)
+attend_masked = tiny.compiled(masked_attend)
 
 
 def random_qkv(length, heads=3, width=5, batch=2, seed=0):
@@ -47,7 +53,7 @@ def slow_attention(query, key, value, bias=None):
             logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(width)
             if bias is not None:
                 logits = logits + np.asarray(bias[b], float)[None]
-            powers = np.exp(logits)
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             weights[b, h] = powers / powers.sum(axis=1, keepdims=True)
             out[b, :, h] = weights[b, h] @ value[b, :, h]
     return out, weights
@@ -96,23 +102,22 @@ def test_the_class_row_of_bfloat16_is_computed_in_float32():
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
 
 
-def test_proportional_attention_by_hand():
-    """Two equal keys are one key of size 2: e / (2 e + 1), e = exp(1 / sqrt(2))."""
-    query = np.float32([1, 0])[None, None]
-    keys = np.float32([[1, 0], [1, 0], [0, 1]])[None, :, None]
-    apart = class_row(query, keys)
-    np.testing.assert_allclose(apart[0], [0.401112, 0.401112, 0.197776], atol=4e-6)
-    together = class_row(query, keys[:, 1:], np.log([[2.0, 1.0]], dtype=np.float32))
-    np.testing.assert_allclose(together[0], [0.802224, 0.197776], atol=4e-6)
+@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_columns_are_the_mean_of_the_weights_in_float32(length, biased, dtype):
+    query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
+    bias = random_bias(length) if biased else None
+    _, weights = slow_attention(query, key, key, bias)
+    got = columns(query, key, bias)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, weights.mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_a_token_of_size_three_is_three_copies_of_it():
-    qkv = random_qkv(6)
-    bias = np.log([[1, 1, 3, 1, 1, 1]] * 2).astype(np.float32)
-    want = attend_jit(*(a[:, [0, 1, 2, 2, 2, 3, 4, 5]] for a in qkv))
-    got = attend_jit(*qkv, bias)
-    assert_close(got[:, 2], want[:, 4])
-    assert_close(got, want[:, [0, 1, 2, 5, 6, 7]])
+def test_columns_of_logits_that_are_far_apart_stay_finite():
+    query, key, _ = (100 * a for a in random_qkv(6))
+    _, weights = slow_attention(query, key, key)
+    want = weights.mean(axis=(1, 2))
+    np.testing.assert_allclose(columns(query, key), want, rtol=1e-4, atol=1e-5)
 
 
 # The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
@@ -164,9 +169,8 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
         out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
         return jnp.sum(out[0] * probe), out
 
-    both = tiny.compiled(
-        jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="train"
-    )
+    slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    both = tiny.compiled(slope, static_argnames="train")
     got, want = both(variables, x, train=True), both(variables, x, train=False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
     [(called, _, masked), (plainly, _, _)] = cudnn_calls
@@ -176,9 +180,8 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
 
 def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
     qkv = [a.astype(jnp.bfloat16) for a in random_qkv(7)]
-    out = jax.eval_shape(
-        lambda *arrays: attend(*arrays, backend="cudnn"), *qkv, random_bias(7)
-    )
+    run = functools.partial(attend, backend="cudnn")
+    out = jax.eval_shape(run, *qkv, random_bias(7))
     assert cudnn_calls == [(7, jnp.bfloat16, False)]
     assert out.shape == (2, 7, 3, 5) and out.dtype == jnp.bfloat16
 
@@ -211,50 +214,33 @@ def device(platform, capability=None):
     return found
 
 
+GPU = "an NVIDIA GPU of compute capability 8.0"
+
+
 @pytest.mark.parametrize(
-    "found, dtype, head_dim, backend",
+    "found, dtype, head_dim, lacking",
     [
-        (device("gpu", "8.0"), "bfloat16", 64, "cudnn"),
-        (device("gpu", "10.0"), "float16", 8, "cudnn"),
-        (device("gpu", "9.0"), "float32", 64, "xla"),
-        (device("gpu", "7.5"), "bfloat16", 64, "xla"),
-        (device("gpu", "9.0"), "bfloat16", 12, "xla"),
-        (device("gpu", "9.0"), "bfloat16", 136, "xla"),
-        (device("gpu", "gfx942"), "bfloat16", 64, "xla"),
-        (device("tpu"), "bfloat16", 64, "xla"),
-        (device("cpu"), "bfloat16", 64, "xla"),
+        (device("gpu", "8.0"), "bfloat16", 64, ""),
+        (device("gpu", "10.0"), "float16", 8, ""),
+        (device("gpu", "9.0"), "float32", 64, "'bfloat16' or 'float16', not 'float32'"),
+        (device("gpu", "9.0"), "bfloat16", 12, "8, 16, .. 128, not 12"),
+        (device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
+        (device("gpu", "7.5"), "bfloat16", 64, GPU),
+        (device("gpu", "gfx942"), "bfloat16", 64, GPU),
+        (device("tpu"), "bfloat16", 64, GPU),
+        (device("cpu"), "bfloat16", 64, GPU),
     ],
 )
-def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, backend):
+def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lacking):
     monkeypatch.setattr(jax, "local_devices", lambda: [found])
+    backend = "xla" if lacking else "cudnn"
     assert resolve_backend("auto", dtype, head_dim) == backend
     assert resolve_backend("xla", dtype, head_dim) == "xla"
-    if backend == "cudnn":
+    if not lacking:
         assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
-    else:
-        with pytest.raises(InputError, match="attention is 'cudnn'"):
-            resolve_backend("cudnn", dtype, head_dim)
-
-
-@pytest.mark.parametrize(
-    "found, dtype, head_dim, needed",
-    [
-        (device("cpu"), "bfloat16", 64, "an NVIDIA GPU of compute capability 8.0"),
-        (device("gpu", "9.0"), "float32", 64, "'bfloat16' or 'float16', not 'float32'"),
-        (device("gpu", "9.0"), "bfloat16", 20, "8, 16, .. 128, not 20"),
-    ],
-)
-def test_cudnn_where_it_cannot_run_says_why(
-    monkeypatch, found, dtype, head_dim, needed
-):
-    monkeypatch.setattr(jax, "local_devices", lambda: [found])
-    with pytest.raises(InputError, match=needed):
+        return
+    with refused("attention", "cudnn", lacking):
         resolve_backend("cudnn", dtype, head_dim)
-
-
-def test_an_unknown_kernel_lists_the_known_ones():
-    with pytest.raises(InputError, match="is 'flash'; allowed: 'auto', 'xla', 'cu"):
-        resolve_backend("flash", "float32")
 
 
 # What is tapped?
@@ -290,3 +276,117 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
+    """The prefix reads as well; masked tokens neither read nor are read."""
+    module = Attention(12, num_heads=3)
+    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
+
+    @tiny.compiled
+    def tap(variables, x):
+        state = tokens.start(x, prefix)
+        if masked:
+            state = state.replace(mask=mask[:, prefix:])
+        _, scores = module.apply(variables, x, state, {"attn_columns"})
+        return scores["attn_columns"]
+
+    state = jax.eval_shape(lambda x: tokens.start(x, prefix), x)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    query, key = (
+        (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+        for layer in (variables["params"][name] for name in "qk")
+    )
+    _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
+    want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
+    got = tap(variables, x)
+    np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
+
+
+# Masked training, where a masked token attends to itself alone
+
+
+def shares(logits, mask, **options):
+    """Attention weights of one head whose logits are given. [N, N] -> [N, N]."""
+    n = len(logits)
+    query = np.float32(logits)[None, :, None] * np.float32(n**0.5)
+    each = np.eye(n, dtype=np.float32)[None, :, None]  # key and value j: unit vectors
+    return attend_masked(query, each, each, np.float32(mask)[None], **options)[0, :, 0]
+
+
+LOGITS = [[1, 2, 0], [0, 0, 0], [3, 1, 2]]
+
+
+def test_rows_by_hand():
+    """The middle token is masked: it still sees itself, and all others alike."""
+    first, second, third = shares(LOGITS, [1, 0, 1])
+    np.testing.assert_allclose(first[[0, 2]], [0.731058, 0.268942], atol=4e-6)
+    np.testing.assert_allclose(second, [1 / 3] * 3, rtol=4e-6)
+    np.testing.assert_allclose(third[[2, 0]], [0.268941, 0.731058], atol=4e-6)
+    # What eps / N leaves to the masked one: eps / 3 / 0.503215 and eps / 3 / 1.367879.
+    np.testing.assert_allclose([first[1], third[1]], [6.6e-7, 2.4e-7], rtol=2e-2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_masked_attention_equals_the_oracle(length):
+    """The last image has no live token."""
+    query, key, value = random_qkv(length, batch=3)
+    mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
+    mask[2] = 0
+    got = attend_masked(query, key, value, mask)
+    first = attend_masked(query[:, :1], key, value, mask)
+    for image in range(3):
+        arrays = (np.asarray(a[image], float) for a in (query, key, value))
+        want = oracles_learned.masked_attention(*arrays, mask[image])
+        np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_masked_is_plain_attention():
+    query, key, value = random_qkv(6)
+    got = attend_masked(query, key, value, np.ones((2, 6), np.float32))
+    want = tiny.compiled(jax.nn.dot_product_attention)(query, key, value)
+    assert_close(got, want)
+
+
+def test_a_size_counts_as_so_many_copies():
+    """Proportional attention: log 3 on a key is the key three times."""
+    thrice = np.float32([[np.log(3.0), 0.0, 0.0]])
+    row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
+    weights = np.array([3 * np.e, np.e**2, 1])
+    np.testing.assert_allclose(row, weights / weights.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_masked_and_far_apart_stays_finite(dtype):
+    """Logits of thousands, nothing live: values and all gradients are numbers."""
+    heads, mask = np.stack(random_qkv(5)) * 60, np.zeros((2, 5), np.float32)
+    heads = heads.astype(jnp.dtype(dtype))
+
+    def total(heads, mask):
+        out = masked_attend(*heads, mask)
+        assert out.dtype == dtype
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    run = tiny.compiled(jax.value_and_grad(total, argnums=(0, 1)))
+    chex.assert_tree_all_finite(run(heads, mask))
+
+
+def test_the_mask_has_a_gradient():
+    """A live token that more is seen of moves the output: by finite differences."""
+    query, key, value = random_qkv(4)
+    mask = np.float32([[1, 0.5, 1, 0], [1, 1, 0, 1]])
+
+    def total(mask):
+        return jnp.sum(jnp.sin(masked_attend(query, key, value, mask)))
+
+    run, slope = tiny.compiled(total), tiny.compiled(jax.grad(total))(mask)
+    for token in range(4):
+        step = np.zeros((2, 4), np.float32)
+        step[:, token] = 1e-2
+        wanted = (run(mask + step) - run(mask - step)) / 2e-2
+        np.testing.assert_allclose(slope[:, token].sum(), wanted, rtol=1e-3, atol=2e-3)
+    assert (np.abs(slope) > 1e-3).any(axis=1).all()

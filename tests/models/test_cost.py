@@ -1,13 +1,11 @@
 """Published costs of plans, integer for integer, and the table of a model's cost.
 
-`cost_vectors.json` holds, for every configuration, the tokens into attention and MLP
-of each block (class token included) and the MACs, computed apart from this code.
+`cost_vectors.json` holds, for every configuration, its reduction, the tokens into
+attention and MLP of each block (class token included) and the MACs, computed apart from
+this code.
 """
 
-import collections
 import json
-import pathlib
-import re
 
 import jax
 import numpy as np
@@ -17,8 +15,8 @@ from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, plan_macs
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.training import config_files
@@ -26,133 +24,16 @@ from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
 from tests.runs import ROOT
 
-VECTORS = json.loads(
-    pathlib.Path(__file__).with_name("cost_vectors.json").read_text("utf-8")
+VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"))
+# embed_dim and num_heads of models of depth 12, for 196 patches
+MODELS = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}
+
+
+@pytest.mark.parametrize(
+    "entry", VECTORS, ids=lambda entry: f"{entry['name']} {entry['model']}"
 )
-MODELS = {  # embed_dim, num_heads; depth 12, 196 patches
-    "Ti": (192, 3),
-    "S": (384, 6),
-    "B": (768, 12),
-}
-COVERED = {  # entries of each method
-    "none": 5,
-    "imagepiece": 29,
-    "evit": 18,
-    "tome": 13,
-    "imagepiece_tome": 1,
-    "token_learner": 4,
-    "token_pooling": 2,
-    "dynamicvit": 15,
-    "spvit": 2,
-    "imagepiece_dynamicvit": 1,
-}
-
-
-def _dense(match):
-    return "none", {}
-
-
-def _imagepiece(match):
-    return "imagepiece", {
-        "schedule": match["schedule"],
-        "keep_rate": float(match["keep"]),
-    }
-
-
-def _imagepiece_merge_only(match):
-    fields = {"merge_ratio": float(match["m"]), "prune_blocks": ()}
-    if match["last"]:
-        fields["merge_blocks"] = tuple(range(int(match["last"]) + 1))
-    return "imagepiece", fields
-
-
-def _imagepiece_default(match):
-    return "imagepiece", {}
-
-
-def _evit(match):
-    fuse_token = match["form"] == "fused"
-    return "evit", {"keep_rate": float(match["keep"]), "fuse_token": fuse_token}
-
-
-def _tome(match):
-    return "tome", {"r": int(match["r"]), "inflection": float(match["inflection"] or 0)}
-
-
-def _imagepiece_tome(match):
-    return "imagepiece_tome", {"keep_rate": float(match["keep"])}
-
-
-def _token_learner(match):
-    return "token_learner", {
-        "version": match["version"],
-        "num_tokens": int(match["tokens"]),
-        "block": int(match["block"]),
-    }
-
-
-def _token_pooling(match):
-    return "token_pooling", {"keep_rate": float(match["keep"])}
-
-
-def _dynamicvit(match):
-    return "dynamicvit", {"keep_rate": float(match["keep"])}
-
-
-def _spvit(match):
-    rates = tuple(float(rate) for rate in match["keep"].split("/"))
-    return "spvit", {"keep_rates": rates}
-
-
-def _imagepiece_dynamicvit(match):
-    return "imagepiece_dynamicvit", {}
-
-
-# How the name of an entry says which method it is, with which fields.
-NAMES = {
-    r"deit-\w+( conv-stem)?": _dense,
-    r"imagepiece (?P<schedule>[AB]) keep=(?P<keep>[\d.]+)( no-LCB)?": _imagepiece,
-    r"imagepiece merge-only (B|blocks 0-(?P<last>\d+)) m=(?P<m>[\d.]+)": (
-        _imagepiece_merge_only
-    ),
-    r"imagepiece\+evit B \(= imagepiece\)": _imagepiece_default,
-    r"evit keep=(?P<keep>[\d.]+) (?P<form>drop|fused)": _evit,
-    r"tome r=\(?(?P<r>\d+)(, (?P<inflection>-?[\d.]+)\))?": _tome,
-    r"imagepiece\+tome B r=n-ceil\((?P<keep>[\d.]+)n\)": _imagepiece_tome,
-    r"tokenlearner (?P<version>v[\d.]+) S=(?P<tokens>\d+) before block (?P<block>\d+)"
-    r" \(CLS kept\)": _token_learner,
-    r"tokenpooling rho=(?P<keep>[\d.]+)": _token_pooling,
-    r"dynamicvit rho=(?P<keep>[\d.]+) (blocks only|\+predictors)": _dynamicvit,
-    r"spvit (?P<keep>[\d./]+) \+selectors": _spvit,
-    r"imagepiece\+dynamicvit B \(\+predictors\)": _imagepiece_dynamicvit,
-}
-
-
-def parse(name):
-    """(method, its fields) of an entry's name, or None: not one of ours."""
-    for pattern, fields in NAMES.items():
-        if match := re.fullmatch(pattern, name):
-            return fields(match)
-    return None
-
-
-def cases():
-    known = ((entry, parse(entry["name"])) for entry in VECTORS)
-    return [
-        pytest.param(entry, *found, id=f"{entry['name']} {entry['model']}")
-        for entry, found in known
-        if found
-    ]
-
-
-def test_no_vector_is_left_out():
-    assert len(VECTORS) == 90
-    assert collections.Counter(case.values[1] for case in cases()) == COVERED
-
-
-@pytest.mark.parametrize("entry, method, fields", cases())
-def test_published_trace_and_macs(entry, method, fields):
-    plan = build(12, 196, METHODS[method](**fields).steps(12))
+def test_published_trace_and_macs(entry):
+    plan = build(12, 196, methods.create(**entry["reduction"]).steps(12))
     trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
@@ -171,7 +52,8 @@ def test_published_trace_and_macs(entry, method, fields):
 )
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
-    plan = build(12, 196, METHODS["evit"](keep_rate=rate, fuse_token=True).steps(12))
+    evit = methods.create("evit", keep_rate=rate, fuse_token=True)
+    plan = build(12, 196, evit.steps(12))
     total = stem_macs("patch", 384) + sum(plan_macs(plan, 384, 6)) + 384 * 1000
     assert round(total / 1e9, 1) == gmacs
 
@@ -192,12 +74,6 @@ def test_reducers_cost_in_the_steps_that_change_something():
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
     blocks = [block_macs(layer, 8) for layer in plan]
     assert sum(plan_macs(plan, 8, 2)) - sum(blocks) == 16082
-
-
-def config(**fields):
-    made = config_files.load_config(ROOT / "configs" / "quickstart.py")
-    made.update_from_flattened_dict(fields)
-    return made
 
 
 def test_a_step_that_changes_nothing_is_not_in_the_table():
@@ -222,24 +98,13 @@ def test_parts_add_up_to_the_model(name):
 
 def test_cost_table_of_a_model_counted_by_hand():
     """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
-    made = config(
-        image_size=4,
-        num_classes=3,
-        **{
-            "model.stem": "patch",
-            "model.depth": 2,
-            "model.embed_dim": 4,
-            "model.num_heads": 1,
-            "reduction.merge_blocks": (),
-            "reduction.prune_blocks": (0,),
-            "reduction.keep_rate": 0.5,
-        },
-    )
-    model = RunConfig.from_config(made).create_model()
-    table = cost.cost_table(model, RunConfig.from_config(made).create_dense(), 4).split(
-        "\n"
-    )
-    rows = [line.split() for line in table]
+    made = config_files.load_config(ROOT / "configs" / "quickstart.py")
+    made.image_size, made.num_classes = 4, 3
+    made.model.update(stem="patch", depth=2, embed_dim=4, num_heads=1)
+    made.reduction.update(merge_blocks=(), prune_blocks=(0,), keep_rate=0.5)
+    run = RunConfig.from_config(made)
+    model, dense = run.create_model(), run.create_dense()
+    rows = [line.split() for line in cost.cost_table(model, dense, 4).split("\n")]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
     assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
@@ -249,15 +114,11 @@ def test_cost_table_of_a_model_counted_by_hand():
     assert " ".join(rows[2][7:]) == "TopK: 4 - 2"
     # Stem 4 * 12 * 4, head 4 * 3. Block: 4 N D^2 + 2 N^2 D and 8 N D^2.
     macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
-    dense = 192 + 12 + 2 * (320 + 200 + 640)
-    assert (macs, dense) == (1756, 2524)
-    assert cost.cost_line(model, [RunConfig.from_config(made).create_dense()], 4) == (
-        "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
-        "many"
-    )
+    dense_macs = 192 + 12 + 2 * (320 + 200 + 640)
+    assert (macs, dense_macs) == (1756, 2524)
+    line = "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as"
+    assert cost.cost_line(model, [dense], 4) == f"{line} many"
     # Of block 1, two of three tokens: queries and proj, both products, MLP.
     assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
-    text = cost.describe(model, [RunConfig.from_config(made).create_dense()], 4)
-    assert text.endswith(
-        "\n3.680e-07 GMACs of the last block are not computed for logits"
-    )
+    text = cost.describe(model, [dense], 4)
+    assert text.splitlines()[-1].startswith("3.680e-07 GMACs of the last block are no")

@@ -10,32 +10,20 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.features import features
+from imagepiece_jax.inference.features import FILLS, features
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from tests import oracles
 from tests.models import tiny
+from tests.refused import refused
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
 TOME = {"name": "tome", "r": 4}  # 25 image tokens, 21, 17, 13
 # Drops 5 tokens of 25 at block 1; merges some at block 0.
 PIECE = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-
-
-def small(reduction=None, **options):
-    model = tiny.model(reduction, **options)
-    return model, tiny.variables(model)
-
-
-def slow_norm(x, params, eps=1e-6):
-    x = np.asarray(x, float)
-    centered = x - x.mean(axis=-1, keepdims=True)
-    scaled = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)
-    return scaled * params["scale"] + params["bias"]
 
 
 def close(got, want):
@@ -44,13 +32,12 @@ def close(got, want):
 
 def test_a_layer_is_what_a_shorter_model_ends_with():
     """One of a block, which is the first of two."""
-    model, variables = small(arch=DINOV2, depth=2)
-    images = tiny.images(2)
-    found = features(Pretrained(model, variables), images, layers=(1, 0))
+    vit, images = tiny.pretrained(arch=DINOV2, depth=2), tiny.images(2)
+    found = features(vit, images, layers=(1, 0))
     assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
         short = tiny.model(arch=DINOV2, depth=depth)
-        out = tiny.compiled(short.apply)(variables, images)
+        out = tiny.compiled(short.apply)(vit.variables, images)
         chex.assert_shape(layer.patches, (2, 5, 5, tiny.WIDTH))
         close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
         close(layer.prefix, out.tokens[:, :3])
@@ -60,37 +47,28 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
         close(one, other)
 
 
-@pytest.mark.parametrize("fill", ["nearest", "last", "class"])
+@pytest.mark.parametrize("fill", FILLS)
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     """By the map from patches to tokens."""
-    model, variables = small(PIECE, depth=2)
-    found = features(
-        Pretrained(model, variables), tiny.images(2), fill=fill, layers=[0, 1]
-    )
-    out = tiny.compiled(model.apply)(variables, tiny.images(2))
+    vit, images = tiny.pretrained(PIECE, depth=2), tiny.images(2)
+    found = features(vit, images, fill=fill, layers=[0, 1])
+    out = tiny.compiled(vit.model.apply)(vit.variables, images)
     source = np.asarray(tiny.slots(out))
-    dropped = source == -1
-    nearest = [
-        oracles.nearest_values(
-            out.tokens[image, 1:],
-            [
-                (taps.x[image], result.dest[image])
-                for taps, result in zip(out.taps, out.results, strict=True)
-            ],
-        )
-        for image in range(2)
-    ]
-    np.testing.assert_array_equal(found.dropped.reshape(2, 25), dropped)
-    assert 0 < dropped.sum() < dropped.size
-    patches = np.asarray(found.patches).reshape(2, 25, -1)
-    for image, patch in np.ndindex(2, 25):
-        slot = source[image, patch]
-        if slot >= 0:
-            close(patches[image, patch], out.tokens[image, 1 + slot])
-        elif fill == "class":
-            close(patches[image, patch], out.tokens[image, 0])
-        elif fill == "nearest":
-            close(patches[image, patch], nearest[image][patch])
+    assert 0 < (source == -1).sum() < source.size
+    np.testing.assert_array_equal(found.dropped.reshape(2, 25), source == -1)
+    pairs = [*zip(out.taps, out.results, strict=True)]
+    norm = vit.variables["params"]["norm"]
+    for image in range(2):
+        first, values = out.tokens[image, 0], out.tokens[image, 1:]
+        steps = [(taps.x[image], result.dest[image]) for taps, result in pairs]
+        normed = [(oracles.layer_norm(x, norm), dest) for x, dest in steps]
+        want = {
+            "nearest": oracles.nearest_values(values, steps),
+            "last": oracles.last_values(values, normed),
+            "zero": oracles.unmerge(values, source[image]),
+            "class": oracles.unmerge(values, source[image], first),
+        }
+        close(found.patches[image].reshape(25, -1), want[fill])
     early, late = found.layers
     assert not early.dropped.any()  # what is merged is not gone
     np.testing.assert_array_equal(late.dropped, found.dropped)
@@ -101,9 +79,8 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
 @pytest.mark.parametrize("name", ["none", "tome", "evit", "token_learner"])
 def test_as_many_tokens_as_asked_for(name):
     """By features, and by the program of `optimize`, which pads its images."""
-    reduction = {"name": name} | METHODS[name].small
     tokens = {"none": 25, "token_learner": 8}.get(name, 12)
-    vit = Pretrained(*small(reduction), reduction)
+    vit = tiny.pretrained({"name": name} | METHODS[name].small)
     found = jax.tree.map(np.asarray, features(vit, tiny.images(2), tokens=tokens))
     chex.assert_shape(found.tokens, (2, tokens, tiny.WIDTH))
     assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
@@ -127,7 +104,7 @@ def test_as_many_tokens_as_asked_for(name):
 def test_tokens_are_normed_as_patches_are():
     """In float32, where the model computes in bfloat16."""
     reduction = {"name": "evit", "blocks": (0,)}
-    vit = Pretrained(*small(reduction, depth=1, dtype="bfloat16"), reduction)
+    vit = tiny.pretrained(reduction, depth=1, dtype="bfloat16")
     found = features(vit, tiny.images(1), tokens=9)
     assert found.tokens.dtype == found.patches.dtype == np.float32
     kept = np.asarray(found.source[0]) >= 0
@@ -136,128 +113,116 @@ def test_tokens_are_normed_as_patches_are():
 
 
 def test_without_a_number_no_tokens_are_listed():
-    found = features(Pretrained(*small(depth=1)), tiny.images(1))
+    found = features(tiny.pretrained(depth=1), tiny.images(1))
     assert found.tokens is found.size is found.source is found.coordinates is None
 
 
-def test_learned_tokens_are_of_one_number():
-    reduction = {"name": "token_learner"} | METHODS["token_learner"].small
-    vit = Pretrained(*small(reduction), reduction)
-    with pytest.raises(InputError, match="tokens is 9, but 'token_learner' has"):
+def test_numbers_of_tokens_that_a_model_cannot_have_are_refused():
+    learned = {"name": "token_learner"} | METHODS["token_learner"].small
+    vit = tiny.pretrained(learned)
+    with refused("tokens", 9, "learned weights of another; allowed: 8"):
         features(vit, tiny.images(1), tokens=9)
-    vit = Pretrained(vit.model, {"params": {}}, reduction)  # which is of no number
-    with pytest.raises(InputError, match="^variables: params/.* is missing, in the mo"):
-        features(vit, tiny.images(1), tokens=9)
-
-
-def test_tokens_of_an_unknown_reduction_are_refused():
-    vit = Pretrained(tiny.model(TOME), {"params": {}})
-    with pytest.raises(InputError, match="tokens is 9, but the model has no record of"):
-        features(vit, tiny.images(1), tokens=9)
-    vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
-    for tokens, shown in ((0, "0"), (26, "26"), (True, "True"), ("9", "'9'")):
-        with pytest.raises(InputError, match=f"tokens is {shown}; .* from 1 to 25"):
-            features(vit, tiny.images(1), tokens=tokens)
+    unnamed = Pretrained(tiny.model(TOME), {"params": {}})
+    with refused("tokens", 9, "no record of its reduction"):
+        features(unnamed, tiny.images(1), tokens=9)
+    empty = Pretrained(vit.model, {"params": {}}, learned)
+    with refused("params/blocks_0/attn/k/bias", "missing"):
+        features(empty, tiny.images(1), tokens=9)
 
 
 def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
-    model, variables = small(TOME, arch=Architecture(norm_eps=0.5), depth=2)
-    options = {"layers": 1, "reshape": False, "norm": False}
-    found = features(Pretrained(model, variables), tiny.images(2), **options)
-    (plain,), params = found.layers, variables["params"]["norm"]
+    vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
+    found = features(vit, tiny.images(2), layers=1, reshape=False, norm=False)
+    (plain,), params = found.layers, vit.variables["params"]["norm"]
     for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
-        close(slow_norm(one, params, 0.5), other)
+        close(oracles.layer_norm(one, params, 0.5), other)
     chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))
     chex.assert_shape(found.dropped, (2, 25))
 
 
 def test_a_pooled_vector_is_what_the_head_reads():
     arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
-    model, variables = small(TOME, arch=arch, depth=1, image_size=(12, 20))
-    images = tiny.images(2, side=(12, 20))
-    prepared = Preprocessing((12, 20))
-    found = features(Pretrained(model, variables, None, prepared), images)
+    vit = tiny.pretrained(TOME, arch=arch, depth=1, image_size=(12, 20))
+    found = features(vit, tiny.images(2, side=(12, 20)))
     chex.assert_shape(found.patches, (2, 3, 5, tiny.WIDTH))
     chex.assert_shape(found.prefix, (2, 0, tiny.WIDTH))
     mean = np.asarray(found.patches, float).mean(axis=(1, 2))
-    close(found.pooled, slow_norm(mean, variables["params"]["fc_norm"]))
+    close(found.pooled, oracles.layer_norm(mean, vit.variables["params"]["fc_norm"]))
 
 
 def test_it_is_part_of_the_package_and_of_other_programs(
     monkeypatch, capsys, traced_once
 ):
-    model, variables = small(depth=1)
+    vit = tiny.pretrained(depth=1)
     assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
 
     @tiny.jit
     def norms(variables, images):
-        return (features(Pretrained(model, variables), images).patches ** 2).sum(
-            axis=-1
-        )
+        patches = features(Pretrained(vit.model, variables), images).patches
+        return (patches**2).sum(axis=-1)
 
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    found = features(Pretrained(model, variables), tiny.images(2))
+    found = features(vit, tiny.images(2))
     assert capsys.readouterr().err == "compiling the features ..\n"
-    close(norms(variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
+    close(norms(vit.variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
 
 
 def test_pixels_are_normalized():
-    model = tiny.model(TOME, depth=2)
-    variables = tiny.variables(model)
+    vit = tiny.pretrained(TOME, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
-    want = features(
-        Pretrained(model, variables), normalize(pixels, model.mean, model.std)
-    )
-    got = features(Pretrained(model, variables), pixels)
+    want = features(vit, normalize(pixels, vit.model.mean, vit.model.std))
+    got = features(vit, pixels)
     chex.assert_trees_all_close(got, want, rtol=1e-7, atol=1e-5)
     with pytest.warns(UserWarning, match="from 0 to 1, as pixels before normal"):
-        features(Pretrained(model, variables), np.float32(pixels) / 255)
+        features(vit, np.float32(pixels) / 255)
 
 
 @pytest.mark.parametrize(
-    "images, options, sentence",
+    "option, value",
     [
-        (
-            None,
-            {"layers": 4},
-            "layers is 4; allowed: 0 to 3 for the last blocks",
-        ),
-        (None, {"layers": -1}, "layers is -1; allowed: 0 to 3"),
-        (
-            None,
-            {"layers": [0, 3]},
-            r"layers is \[0, 3\]; .* or blocks from 0 to 2",
-        ),
-        (None, {"layers": True}, "layers is True; allowed:"),
-        (None, {"fill": "mean"}, "fill is 'mean'; allowed: nearest, last"),
-        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed: nearest"),
-        (None, {"norm": "x"}, "norm is 'x'; allowed: True, False"),
-        (None, {"reshape": 1}, "reshape is 1; allowed: True, False"),
-        (None, {"fuser": 1}, "fuser is 1; allowed: functions with a hash"),
-        (
-            np.zeros((1, 20, 20, 3), np.int32),
-            {},
-            "images is of type int32; allowed: floats, .*, or uint8",
-        ),
-        ("a.jpg", {}, "images is str; allowed: floats"),
-        (np.zeros((1, 20, 24, 3)), {}, r"shape \(1, 20, 24, 3\); allowed: .* of 20x20"),
-        (np.zeros((20, 20, 3)), {}, r"images is of shape \(20, 20, 3\); allowed:"),
-        (np.zeros((0, 20, 20, 3)), {}, "allowed: one or more images of 20x20"),
+        *(("layers", layers) for layers in (4, -1, [0, 3], True)),
+        *(("fill", fill) for fill in ("mean", ["x"])),
+        ("norm", "x"),
+        ("reshape", 1),
+        *(("fuser", fuser) for fuser in (1, TokenFuser().bind({"params": {}}))),
+        *(("tokens", tokens) for tokens in (0, 26, True, "9")),
     ],
 )
-def test_what_does_not_fit_is_refused(images, options, sentence):
-    model = tiny.model()
-    images = tiny.images(1) if images is None else images
-    with pytest.raises(InputError, match=sentence):
-        features(Pretrained(model, tiny.shapes(model)), images, **options)
+def test_options_that_do_not_fit_are_refused(option, value):
+    vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
+    with refused(option, value):
+        features(vit, tiny.images(1), **{option: value})
 
 
-def test_the_class_tokens_feature_is_not_there_for_models_without_one():
+@pytest.mark.parametrize(
+    "images, value",
+    [
+        ("a.jpg", "a.jpg"),
+        (np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
+        (np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
+        (np.zeros((20, 20, 3)), (20, 20, 3)),
+        (np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, value):
+    with refused("images", value):
+        features(Pretrained(tiny.model(), {"params": {}}), images)
+
+
+def test_variables_of_another_model_are_refused():
+    other = tiny.pretrained(embed_dim=24).variables
+    with refused("params/blocks_0/attn/k/bias", (24,)):
+        features(Pretrained(tiny.model(), other), tiny.images(1))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have it")
+def test_float16_is_refused_on_cpus():
+    with refused("dtype", "float16"):
+        features(tiny.pretrained(dtype="float16"), tiny.images())
+
+
+def test_models_without_a_class_token_fill_nothing_with_it():
     arch = Architecture(class_token=False, registers=1, pool="mean")
-    with pytest.raises(InputError, match="fill is 'class', but this model has no"):
-        features(
-            Pretrained(tiny.model(arch=arch), {"params": {}}),
-            tiny.images(1),
-            fill="class",
-        )
+    with refused("fill", "class"):
+        features(tiny.pretrained(arch=arch), tiny.images(1), fill="class")

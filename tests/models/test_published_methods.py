@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.models import tiny
 
 pytestmark = pytest.mark.slow
 
 CASES = {
+    "tome_r13": {"name": "tome", "r": 13},
     "diffrate_0.7": {"name": "diffrate", "target": 0.7},
     "pitome_0.925": {"name": "pitome", "keep_rate": 0.925},
     "tofu_0.925": {"name": "tofu", "keep_rate": 0.925},
@@ -37,16 +37,15 @@ CASES = {
 def given(assets):
     """(the authors' arrays, images, variables of the dense model)."""
     theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
+    theirs |= np.load(assets / "fixtures/deit_tiny_reduced.npz")
+    source = theirs["tome_r13_source_argmax"]  # the class token's first
+    np.testing.assert_array_equal(source[:, 0], 0)
+    theirs["tome_r13_source"] = source[:, 1:] - 1
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         theirs["dense"] = file["logits"][:2]
-    file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = create_model("deit_ti")
-    return (
-        theirs,
-        images,
-        convert.from_timm(load.read_metadata(file).tensors, tiny.shapes(dense, 224)),
-    )
+    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
+    return theirs, images, dense.variables
 
 
 def embedding(block):
@@ -57,24 +56,17 @@ def embedding(block):
     return {"kernel": np.float32(kernel.T), "bias": np.float32(bias)}
 
 
-def with_embeddings(variables, depth=12):
-    own = {f"reducer_{b}": {"embed": embedding(b)} for b in range(depth)}
-    return {"params": variables["params"] | own}
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request, given):
     """The authors' arrays of a case, among them its `method`; our model and Outputs."""
     theirs, images, variables = given
-    named = {
-        key.removeprefix(f"{request.param}_"): value
-        for key, value in theirs.items()
-        if key.startswith(f"{request.param}_")
-    }
+    mark = f"{request.param}_"
+    named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
     reduction = CASES[request.param]
     model = create_model("deit_ti", reduction=reduction, attention="xla")
     if reduction["name"] == "dtem":
-        variables = with_embeddings(variables)
+        own = {f"reducer_{block}": {"embed": embedding(block)} for block in range(12)}
+        variables = {"params": variables["params"] | own}
     outputs = jax.jit(model.apply)(variables, images)
     named |= {"dense": theirs["dense"], "method": reduction["name"]}
     return types.SimpleNamespace(**named), model, outputs
@@ -99,10 +91,14 @@ def test_logits_are_its_authors(case):
 
 
 def test_patches_are_together_where_its_authors_have_them(case):
+    """ToMe's slots stand in the order of its authors, too."""
     theirs, _, outputs = case
-    ours, theirs = np.asarray(tiny.slots(outputs, 196)), theirs.source
-    np.testing.assert_array_equal(ours == DROPPED, theirs == -1)
-    together = (source[:, :, None] == source[:, None] for source in (ours, theirs))
+    ours = np.asarray(tiny.slots(outputs, 196))
+    if theirs.method == "tome":
+        np.testing.assert_array_equal(ours, theirs.source)
+        np.testing.assert_array_equal(outputs.state.size, theirs.size)
+    np.testing.assert_array_equal(ours == DROPPED, theirs.source == -1)
+    together = (each[:, :, None] == each[:, None] for each in (ours, theirs.source))
     np.testing.assert_array_equal(*together)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import (
     ConvStem,
     FoldedConvStem,
@@ -19,6 +18,7 @@ from imagepiece_jax.models.stems import (
     stem_macs,
 )
 from tests.models import tiny
+from tests.refused import refused
 
 SLOT = 4  # images on each of the devices that share batch statistics
 
@@ -96,26 +96,28 @@ def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
-def test_sizes_of_the_conv_stem_of_deit_s():
-    """3-48-96-192-384, each halving the side, then 1x1: 1,021,488 parameters."""
-    stem = ConvStem(embed_dim=384, patch_size=16)
-    seen = layers(stem, 224)
-    assert [seen[f"conv_{i}"] for i in range(4)] == [
-        (112, 112, 48),
-        (56, 56, 96),
-        (28, 28, 192),
-        (14, 14, 384),
-    ]
-    assert seen["proj"] == (14, 14, 384)
-    assert tiny.count(tiny.shapes(stem, 224)["params"]) == 1_021_488
-
-
-@pytest.mark.parametrize("patch_size, widths", [(2, [64]), (8, [16, 32, 64])])
-def test_a_patch_of_two_to_the_k_takes_k_convolutions(patch_size, widths):
-    seen = layers(ConvStem(embed_dim=64, patch_size=patch_size), 16)
-    assert [seen[f"conv_{i}"][2] for i in range(len(widths))] == widths
+@pytest.mark.parametrize(
+    "embed_dim, patch_size, side, widths",
+    [
+        (384, 16, 224, (48, 96, 192, 384)),
+        (64, 2, 16, (64,)),
+        (64, 8, 16, (16, 32, 64)),
+    ],
+)
+def test_a_patch_of_two_to_the_k_takes_k_convolutions(
+    embed_dim, patch_size, side, widths
+):
+    """Each halves the side."""
+    seen = layers(ConvStem(embed_dim=embed_dim, patch_size=patch_size), side)
+    for i, width in enumerate(widths):
+        assert seen[f"conv_{i}"] == (side // 2 ** (i + 1),) * 2 + (width,)
     assert f"conv_{len(widths)}" not in seen
-    assert seen["proj"] == (16 // patch_size, 16 // patch_size, 64)
+    assert seen["proj"] == (side // patch_size, side // patch_size, embed_dim)
+
+
+def test_the_conv_stem_of_deit_s_has_1_021_488_parameters():
+    stem = ConvStem(embed_dim=384, patch_size=16)
+    assert tiny.count(tiny.shapes(stem, 224)["params"]) == 1_021_488
 
 
 def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
@@ -164,9 +166,8 @@ def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
 def test_statistics_of_bfloat16_are_float32():
     stem = ConvStem(embed_dim=6, patch_size=2, dtype=jnp.bfloat16)
     images = random_images(2, 8).astype(jnp.bfloat16)
-    out, new = jax.eval_shape(
-        functools.partial(train, stem), tiny.shapes(stem, 8), images
-    )
+    step = functools.partial(train, stem)
+    out, new = jax.eval_shape(step, tiny.shapes(stem, 8), images)
     assert out.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
@@ -191,10 +192,8 @@ def test_two_devices_normalize_by_the_whole_batch():
 
     both = jax.vmap(functools.partial(step, shared), axis_name="devices")
     gradients, (out, new) = tiny.jit(both)(split(images), split(probe))
-    want_gradients, (want, want_new) = tiny.jit(functools.partial(step, whole))(
-        images, probe
-    )
-
+    at_once = tiny.jit(functools.partial(step, whole))
+    want_gradients, (want, want_new) = at_once(images, probe)
     first, second = (jax.tree.map(lambda a, d=d: a[d], new) for d in range(2))
     summed = jax.tree.map(lambda a: a.sum(axis=0), gradients)
     got = out.reshape(want.shape), first, second, summed
@@ -222,12 +221,7 @@ def test_stem_macs(stem, embed_dim, expected):
     assert stem_macs(stem, embed_dim) == expected
 
 
-def test_conv_stem_of_another_patch_size():
-    """Patch 4 at 8 pixels, D = 6: 4^2 * 9 * 3 * 3, 2^2 * 9 * 3 * 6, then 2^2 * 6^2."""
-    assert stem_macs("conv", 6, image_size=8, patch_size=4) == 1296 + 648 + 144
-
-
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
 def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
-    with pytest.raises(InputError, match=f"patch_size {patch_size}.*{embed_dim}"):
+    with refused("stem", "conv", f"patch_size {patch_size} and embed_dim {embed_dim}"):
         conv_stem_widths(embed_dim, patch_size)

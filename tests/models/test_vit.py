@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import vit
 from tests import oracles
 from tests.models import slow_deit, tiny
+from tests.refused import refused
 from tests.rounding import assert_close
 
 # Merging in one block alone, for models of depth 1: they compile fast.
@@ -32,54 +32,35 @@ def close(got, want, units=128):
 # Values
 
 
-def slow_outputs(model, variables, images, results=(), **options):
+def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=False):
     """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
+    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
+    options = {"heads": tiny.HEADS, "patch": tiny.PATCH, "prop_attn": prop_attn}
     answers = []
-    for b, image in enumerate(np.asarray(images)):
-        moves = {
-            block: slow_deit.Move(
-                dest=np.asarray(result.dest[b]),
-                n_out=result.n_out,
-                weight=None if result.weight is None else np.asarray(result.weight[b]),
-                mean=result.mean,
-            )
-            for block, result in zip(steps, results, strict=True)
-        }
-        answers.append(
-            slow_deit.forward(
-                jax.tree.map(lambda a: np.asarray(a, float), variables["params"]),
-                np.asarray(image, float),
-                heads=tiny.HEADS,
-                patch=tiny.PATCH,
-                moves=moves,
-                **{k: v[b] if k == "scale" else v for k, v in options.items()},
-            )
-        )
+    for b, image in enumerate(np.asarray(images, float)):
+        moves = {}
+        for block, result in zip(steps, results, strict=True):
+            weight = None if result.weight is None else np.asarray(result.weight[b])
+            dest = np.asarray(result.dest[b])
+            moves[block] = dest, weight, result.n_out, result.mean
+        options["scale"] = None if scale is None else scale[b]
+        answers.append(slow_deit.forward(params, image, moves=moves, **options))
     logits, tokens, size, seen = zip(*answers, strict=True)
     return np.stack(logits), np.stack(tokens), np.stack(size), seen
-
-
-def test_dense_equals_a_slow_deit():
-    model, images = tiny.model(), tiny.images()
-    variables = tiny.variables(model)
-    out = forward(model)(variables, images)
-    logits, tokens, _, _ = slow_outputs(model, variables, images)
-    close(out.logits, logits)
-    close(out.tokens, tokens)
-    assert out.results == () and out.taps == ()
 
 
 @pytest.mark.parametrize(
     "reduction, prop_attn",
     [
+        ({"name": "none"}, False),
         (tiny.IMAGEPIECE, True),
         (tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False}, False),
         (tiny.FUSED, True),
     ],
-    ids=["key", "token", "fused"],
+    ids=["dense", "key", "token", "fused"],
 )
-def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
+def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     """Attention's bias, what reducers read, features, sizes, the patches' map."""
     model = tiny.model(reduction, prop_attn=prop_attn)
     variables, images = tiny.variables(model), tiny.images(2)
@@ -91,7 +72,8 @@ def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_at
     close(out.tokens, tokens)
     np.testing.assert_array_equal(out.state.size, size)
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
-    assert len(out.results) == len(out.taps) == len(steps) > 1
+    assert len(out.results) == len(out.taps) == len(steps)
+    assert len(steps) > 1 or reduction["name"] == "none"
     for b in range(2):
         source = np.arange(tiny.TOKENS)
         for block, taps, result in zip(steps, out.taps, out.results, strict=True):
@@ -122,9 +104,6 @@ def test_what_is_compared_decides_who_merges():
     decided = decide(tiny.variables(models["key"]), tiny.images())
     for one, other in itertools.combinations(decided, 2):
         assert (decided[one] != decided[other]).any(), (one, other)
-
-
-# The plan
 
 
 # Types
@@ -274,13 +253,6 @@ class FirstBlockTest(chex.TestCase):
         assert (jitted(*self.inputs).results[0].dest != other.results[0].dest).any()
 
 
-def test_what_a_model_says_of_itself():
-    model = tiny.model(FIRST_BLOCK, depth=2, image_size=(20, 24))
-    assert (model.depth, model.embed_dim) == (2, 30)
-    with pytest.raises(AttributeError, match="no attribute"):
-        _ = model.zebra
-
-
 # Parts that stand in an order, in models whose branches add a bias alone
 
 
@@ -296,9 +268,8 @@ def without_branches(model):
 
 def test_images_of_another_size_than_the_positions():
     model = tiny.model()
-    message = "images is of 20x24 pixels, 30 patches, but the model has positions for "
     images = jax.ShapeDtypeStruct((1, 20, 24, 3), jnp.float32)
-    with pytest.raises(InputError, match=message + "25"):
+    with refused("images", (20, 24), "but the model has positions for 25"):
         jax.eval_shape(model.apply, tiny.shapes(model), images)
 
 
@@ -327,3 +298,67 @@ def test_each_branch_has_a_layer_scale_of_its_own():
         layer["bias"] = np.zeros_like(layer["bias"])
     before = run(variables, tiny.images()).state.x
     close(x - before, np.broadcast_to(added, x.shape))
+
+
+# Random draws of reducers, which are functions of the image's key and the block
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """keys -> tokens kept in each of four images, [4, 25] bool, by block.
+
+    The images are two different ones and the same two again.
+    """
+    fields = {"name": "random", "keep_rate": 0.6}
+    models = [tiny.model(fields | {"blocks": (b,)}, depth=2) for b in (0, 1)]
+    variables, images = tiny.variables(models[0]), tiny.images(2)
+
+    @tiny.jit
+    def run(keys):
+        twice = jnp.concatenate([images, images])
+        outputs = [model.apply(variables, twice, keys=keys) for model in models]
+        return [out.results[0].dest >= 0 for out in outputs]
+
+    return lambda keys: np.asarray(run(keys))
+
+
+def keys_of(seed):
+    return {"reducer": sample_keys(4, seed)}
+
+
+def test_the_same_keys_draw_the_same(kept):
+    np.testing.assert_array_equal(kept(keys_of(0)), kept(keys_of(0)))
+    assert (kept(keys_of(0)) != kept(keys_of(1))).any(axis=2).all()
+
+
+def test_every_key_and_every_block_draws_its_own(kept):
+    draws = kept(keys_of(0))
+    assert (draws.sum(axis=2) == 15).all()
+    assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
+
+
+def test_the_draw_goes_with_the_key_not_with_the_place(kept):
+    turned = {"reducer": keys_of(0)["reducer"][::-1]}
+    np.testing.assert_array_equal(kept(turned), kept(keys_of(0))[:, ::-1])
+
+
+def test_without_keys_the_draws_are_fixed_and_differ_by_image(kept):
+    draws = kept(None)
+    np.testing.assert_array_equal(draws, kept(None))
+    assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
+
+
+# Rematerialization
+
+
+@pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])
+def test_only_training_computes_twice(train, count):
+    """Attention and MLP of each of the three blocks are marked, in training alone."""
+    model = tiny.model().clone(remat=True)
+
+    def loss(params):
+        return jnp.sum(model.apply({"params": params}, tiny.images(), train).logits)
+
+    traced = jax.make_jaxpr(jax.grad(loss))(tiny.shapes(model)["params"])
+    names = [equation.primitive.name for equation in traced.eqns]
+    assert sum(name in ("remat2", "checkpoint") for name in names) == count

@@ -13,23 +13,15 @@ from tests.models import tiny
 REDUCTIONS = {
     "dense": None,
     "tome": {"name": "tome", "r": 4},  # 25 image tokens, 21, 17, 13
-    "r=0": {"name": "tome", "r": 0},
     "random": {"name": "random", "keep_rate": 0.6, "blocks": (1,)},  # 25, 15
-    "grid": {
-        "name": "grid_pooling",
-        "grid_size": 2,
-        "block": 1,
-    },  # 25, 4: unequal cells
+    # 25, 4: unequal cells
+    "grid": {"name": "grid_pooling", "grid_size": 2, "block": 1},
 }
 
 
+@functools.cache
 def run(name, class_token=False, prop_attn=None):
     """(head's parameters, Outputs) of a tiny model for three images."""
-    return computed_once(name, class_token, prop_attn)
-
-
-@functools.cache
-def computed_once(name, class_token, prop_attn):
     options = {"class_token": class_token, "prop_attn": prop_attn}
     model = tiny.model(REDUCTIONS[name], **options)
     variables = tiny.variables(model)
@@ -46,10 +38,11 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "r=0"])
-def test_dense_it_is_the_plain_mean(name):
+@pytest.mark.parametrize("name, left", [("dense", tiny.TOKENS), ("random", 15)])
+def test_it_is_the_mean_of_the_tokens_that_are_left(name, left):
+    """It does not shrink with those that are dropped."""
     head, out = run(name)
-    chex.assert_shape(out.tokens, (3, tiny.TOKENS, tiny.WIDTH))
+    chex.assert_shape(out.tokens, (3, left, tiny.WIDTH))
     close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
 
 
@@ -67,13 +60,6 @@ def test_merged_tokens_count_by_their_patches(name):
     assert np.abs(out.logits - plain).max() > 0.01
 
 
-def test_dropped_patches_do_not_count():
-    """The mean is over those that are left: it does not shrink with them."""
-    head, out = run("random")
-    chex.assert_shape(out.tokens, (3, 15, tiny.WIDTH))
-    close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
-
-
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tome_splits_by_position_in_the_whole_sequence(class_token):
     """The class token moves every patch to the other side."""
@@ -88,13 +74,6 @@ def test_tome_splits_by_position_in_the_whole_sequence(class_token):
             groups = oracles_tome.bipartite(similarity, 4, prefix)
             want = oracles_tome.slots(groups, prefix)
             np.testing.assert_array_equal(result.dest[image], want)
-
-
-def test_tome_that_merges_nothing_is_dense_bit_for_bit():
-    """Its proportional attention of single patches too: log 1 is 0."""
-    _, dense = run("dense")
-    _, nothing = run("r=0")
-    chex.assert_trees_all_equal(nothing, dense)
 
 
 def test_proportional_attention_changes_what_merged_tokens_do():

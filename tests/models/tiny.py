@@ -10,7 +10,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
 
@@ -18,12 +20,8 @@ from imagepiece_jax.reduction.provenance import patch_slots
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
 
 # 25 image tokens, 23, 21, 17
-IMAGEPIECE = {
-    "name": "imagepiece",
-    "merge_ratio": 0.06,
-    "merge_blocks": (0, 1),
-    "prune_blocks": (2,),
-}
+IMAGEPIECE = {"name": "imagepiece", "merge_ratio": 0.06}
+IMAGEPIECE |= {"merge_blocks": (0, 1), "prune_blocks": (2,)}
 EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
 
@@ -104,6 +102,13 @@ def variables(vit, seed=0):
     side = math.isqrt(patches)
     grid = (side, side) if side**2 == patches else (1, patches)
     return fill(shapes(vit, tuple(vit.patch_size * n for n in grid)), seed)
+
+
+def pretrained(reduction=None, **options):
+    """The tiny ViT and its variables as one object; `options` are create_model's."""
+    made = model(reduction, **options)
+    prepared = Preprocessing(options.get("image_size", SIDE))
+    return Pretrained(made, variables(made), reduction, prepared)
 
 
 def pair(vit):

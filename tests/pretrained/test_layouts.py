@@ -85,6 +85,11 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
         config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
         assert (config.arch.gelu, config.num_heads) == (gelu, 3)
         assert config.mean == mean
+    # A layout says more than the name of its file.
+    name = "vit_base_patch16_224.augreg_in21k"
+    (tmp_path / "w.npz").rename(tmp_path / f"{name}.npz")
+    arch = load.read(tmp_path / f"{name}.npz").config.arch
+    assert (arch.gelu, arch.resize) == ("tanh", "linear")
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests import forked
@@ -38,10 +37,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def variables(assets, model):
-    return convert.from_timm(
-        load.read_metadata(assets / f"{WEIGHTS}.npz").tensors, tiny.shapes(model, 224)
-    )
+def variables(assets):
+    return imagepiece_jax.load(assets / f"{WEIGHTS}.npz").variables
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +67,8 @@ def passed(model, variables, images):
     return outputs, seen["intermediates"]
 
 
-def test_both_formats_hold_the_same_weights(assets, model, variables):
-    other = convert.from_timm(
-        load.read_metadata(assets / f"{WEIGHTS}.pth").tensors, tiny.shapes(model, 224)
-    )
+def test_both_formats_hold_the_same_weights(assets, variables):
+    other = imagepiece_jax.load(assets / f"{WEIGHTS}.pth").variables
     chex.assert_trees_all_equal(other, variables)
     assert tiny.count(variables) == 5_717_416
 

@@ -330,7 +330,7 @@ def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
     made.init.fresh, old = (), unnamed(run, tmp_path / "old")
     made.init.weights = str(old)
     assert lines(names) == [message.format(f"config.init.weights {old}")]
-    np.savez(tmp_path / "w.npz", **load.read_metadata(run).tensors)
+    np.savez(tmp_path / "w.npz", **load.read(run).tensors)
     made.init.weights = str(tmp_path / "w.npz")
     assert lines(None) == []
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import tiny
@@ -77,9 +76,7 @@ def test_a_training_step_is_its_authors(assets, block):
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = convert.from_timm(
-        load.read_metadata(file).tensors, tiny.shapes(create_model("deit_ti"), 224)
-    )
+    dense = imagepiece_jax.load(file).variables
     reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
     model = create_model("deit_ti", reduction=reduction, attention="xla", masked=True)
 
