@@ -51,11 +51,6 @@ def first_channel(features):
     return np.asarray(features[0, :, :, 0]).tolist()
 
 
-def test_without_a_reduction_the_map_is_the_tokens():
-    features = feature_map(outputs_of(state_of(PATCHES)), GRID)
-    assert features.tolist() == [[PATCHES[:3], PATCHES[3:]]]
-
-
 def test_merged_patches_share_the_mean_of_all_that_were_merged():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
     first, second = slots(0, 1, 0, 2, 3, 4), slots(0, 1, 2, 0, 3)
@@ -142,20 +137,6 @@ def test_fused_patches_get_the_fused_token():
     result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False)
     outputs = outputs_of(state_of(PATCHES), (result, 0))
     assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
-
-
-def test_tokens_are_listed_by_hand():
-    """Patches 0, 1, 4 and, of the next step, 2 are one token; 3 is gone.
-
-    1 2 3 at the top, 4 5 6 below: that token stands at row 1/4, column 1.
-    """
-    state = state_of(PATCHES)
-    outputs = outputs_of(state, (slots(2, 2, 1, -1, 2, 0), 0), (slots(1, 0, 0), 0))
-    listed = tiny.jit(features.token_list, static_argnums=1)(outputs, GRID)
-    assert listed.source.tolist() == [[[0, 0, 0], [-1, 0, 1]]]
-    assert listed.coordinates.tolist() == [[[0.25, 1], [1, 2]]]
-    assert listed.size.tolist() == [[4, 1]]
-    np.testing.assert_allclose(listed.tokens, [[[11 / 4, 110 / 4], [6, 60]]])
 
 
 def test_learned_tokens_are_spread_by_their_weights_of_each_patch():

@@ -107,13 +107,24 @@ def test_every_method_has_the_logits_of_jax(name):
     check(tiny.model({"name": name} | fields, depth=depth))
 
 
-@pytest.mark.parametrize("inattentive", ["drop", "tome"])
-def test_controls_of_imagepiece_have_the_logits_of_jax(inattentive):
-    check(tiny.model(IMAGEPIECE | {"inattentive": inattentive}, depth=2))
+# In the first two blocks it prunes and does not merge.
+PRUNING = {"name": "diffrate", "prune": (24, 20, 15), "merge": (24, 17, 15)}
 
 
-def test_a_shift_ranks_as_in_jax():
-    check(tiny.model(EVIT | {"score": "shift"}, depth=2), runtimes=(run,))
+@pytest.mark.parametrize(
+    "reduction, options, batch_size",
+    [
+        (IMAGEPIECE | {"inattentive": "drop"}, {}, None),
+        (IMAGEPIECE | {"inattentive": "tome"}, {}, None),
+        (EVIT | {"score": "shift"}, {}, None),
+        (EVIT, {"image_size": (12, 28)}, None),
+        (PRUNING, {"depth": 3}, None),
+        (PRUNING, {"depth": 3}, 2),
+    ],
+)
+def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
+    model = tiny.model(reduction, **{"depth": 2} | options)
+    check(model, options.get("image_size", tiny.SIDE), batch_size)
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
@@ -186,20 +197,17 @@ def test_rotary_positions_travel_with_tokens(name):
     check(small(name, IMAGEPIECE))
 
 
-def test_rotary_positions_of_merged_tokens_that_are_chosen_from():
-    """The last block attends to what a prune has left of merged tokens."""
-    blocks = {"merge_blocks": (0,), "prune_blocks": (1,)}
-    name = min(ROTARY.values())
-    check(small(name, tiny.IMAGEPIECE | blocks, depth=3), runtimes=[run])
+MERGED = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
+MEANS = {"name": "token_learner", "num_tokens": 8, "block": 0}
 
 
+@pytest.mark.parametrize("reduction, depth", [(MERGED, 3), (MEANS, 2)])
 @pytest.mark.parametrize("planes", ["neighbors", "halves"])
-def test_rotary_positions_are_those_of_means_of_tokens(planes):
-    """Whose coordinates, however they came about, turn heads as those of merges do."""
+def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, depth):
+    """The last block attends to what a prune has left of merged tokens, or to means."""
     names = sorted(ROTARY.values())
     name = next(n for n in names if ARCHITECTURES[n].rotary.planes == planes)
-    means = {"name": "token_learner", "num_tokens": 8, "block": 0}
-    check(small(name, means), runtimes=[run])
+    check(small(name, reduction, depth), runtimes=[run])
 
 
 def test_the_conv_stem():
@@ -207,16 +215,6 @@ def test_the_conv_stem():
     order = [node.op_type for node in graph.graph.node]
     first, last = order.index("Conv"), len(order) - order[::-1].index("Conv")
     assert order.count("Conv") > 2 and "Transpose" not in order[first:last]
-
-
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_a_block_that_prunes_and_does_not_merge(batch_size):
-    fields = {"name": "diffrate", "prune": (24, 20, 15), "merge": (24, 17, 15)}
-    check(tiny.model(fields), batch_size=batch_size)
-
-
-def test_images_that_are_not_square():
-    check(tiny.model(EVIT, image_size=(12, 28), depth=2), side=(12, 28))
 
 
 def test_a_fixed_batch_has_fixed_shapes():

@@ -91,17 +91,14 @@ def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
             np.testing.assert_allclose(got[image], shares(energy), atol=1e-6)
 
 
-def slow_probe(params, x, sizes, heads=tiny.HEADS):
-    """Attention of the probe to tokens of the last norm, mean over heads, float64."""
-    x = oracles.layer_norm(x, params["norm"])
-    pool = params["attn_pool"]
+def pool_weights(pool, x, sizes=1.0):
+    """The head's attention to tokens, each `sizes` times, float64. -> [3 heads, n]."""
     query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
-    key = x @ pool["k"]["kernel"] + pool["k"]["bias"]
-    rows = []
-    for q, k in zip(query.reshape(heads, -1), np.split(key, heads, 1), strict=True):
-        weights = np.exp(k @ q / np.sqrt(len(q))) * sizes
-        rows.append(weights / weights.sum())
-    return np.mean(rows, axis=0)
+    keys = x @ pool["k"]["kernel"] + pool["k"]["bias"]
+    query, keys = query.reshape(3, -1), keys.reshape(len(x), 3, -1)
+    logits = np.einsum("hd,nhd->hn", query, keys) / np.sqrt(query.shape[1])
+    weights = np.exp(logits) * sizes
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,9 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
         return
     for taps in out.taps:
         for image in range(2):
-            want = slow_probe(variables["params"], taps.x[image], taps.size[image])
+            x = oracles.layer_norm(taps.x[image], variables["params"]["norm"])
+            pool, sizes = variables["params"]["attn_pool"], taps.size[image]
+            want = pool_weights(pool, x, sizes).mean(axis=0)
             np.testing.assert_allclose(taps.probe[image], want, rtol=1e-4, atol=1e-6)
     assert out.taps[-1].size.max() > 1
 
@@ -315,12 +314,8 @@ def slow_pool(variables, x, sizes):
     def dense(name, x, of=params):
         return x @ of[name]["kernel"] + of[name]["bias"]
 
-    query = dense("q", params["latent"][0, 0]).reshape(3, 4)
-    key, value = (dense(name, x).reshape(-1, 3, 4) for name in "kv")
-    read = np.zeros((3, 4))
-    for head in range(3):
-        weights = np.exp(key[:, head] @ query[head] / 2)
-        read[head] = (weights / weights.sum()) @ value[:, head]
+    value = dense("v", x).reshape(-1, 3, 4)
+    read = np.einsum("hn,nhd->hd", pool_weights(params, x), value)
     read = dense("proj", read.reshape(12))
     hidden = dense("fc1", oracles.layer_norm(read, params["norm"]), params["mlp"])
     erf = np.array([math.erf(h / np.sqrt(2)) for h in hidden])
