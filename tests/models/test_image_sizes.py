@@ -1,5 +1,6 @@
 """Images that are no square, and images whose sides are no multiples of the patch."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
-from tests.models.test_published import HALF, STD, TIMM, folder
+from tests.models.test_published import HALF, STD, TIMM, folder, same
 from tests.refused import refused
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
@@ -105,7 +106,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
     loaded = imagepiece_jax.load(path)
     assert loaded.model == model and loaded.image_size == WIDE
-    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
+    assert same(loaded.variables, variables)
     with refused(f"folder {path}", WIDE):
         read_with_config(path, base.get_config(), Overrides())
 
@@ -150,12 +151,9 @@ def test_what_fills_no_patch_is_not_read(folded):
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
     cut, whole = (create_model(None, image_size=side, **size) for side in (23, 20))
     variables = tiny.fill(tiny.shapes(whole))
-    np.testing.assert_equal(
-        jax.tree.map(np.shape, variable_shapes(cut, 23)["params"]),
-        jax.tree.map(np.shape, variables["params"]),
-    )
-    images = tiny.images(2, side=23)
-    models = cut, whole
+    params = variable_shapes(cut, 23)["params"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
+    images, models = tiny.images(2, side=23), (cut, whole)
     if folded:
         fast = [optimize.prepare(m, variables, dtype="float32") for m in models]
         models, (variables, _) = zip(*fast, strict=True)
@@ -178,7 +176,7 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
     loaded = imagepiece_jax.load(tmp_path / "w.npz", image_size=kind(size), **given)
     assert loaded.model == model and loaded.image_size == size
-    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
+    assert same(loaded.variables, variables)
     if size == (12, 28):
         with refused("tensor pos_embed", 22, "image_size=(height, width)"):
             imagepiece_jax.load(tmp_path / "w.npz", **given)
@@ -194,9 +192,8 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     size = (112, 448)
     vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
-    model, found = tiny.pair(vit)
     old = variables["params"]["pos_embed"]
-    want = Positions.of(model, size, (224, 224)).fit(old)
-    np.testing.assert_array_equal(found["params"]["pos_embed"], want)
+    want = Positions.of(vit.model, size, (224, 224)).fit(old)
+    np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape and not np.array_equal(want, old)
