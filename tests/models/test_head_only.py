@@ -16,7 +16,7 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention, block, cost, layers, rotary, vit
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.training import config_files
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
@@ -27,14 +27,12 @@ from tests.runs import ROOT
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
 FUSED = tiny.FUSED | {"blocks": (0, 1)}
-PIECE = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
 TOME = {"name": "tome", "r_list": (0, 4)}
 MCTF = {"name": "mctf", "r": 7, "blocks": (1,)}
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36}),
     "dropped behind": (FUSED, {}),
     "fused inside": (MCTF, {"arch": {"dist_token": True}}),
-    "merged": (PIECE, {"prop_attn": True}),
 }
 
 
@@ -44,7 +42,7 @@ def in_float64():
     wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
-        for module in (attention, block, layers, ops, rotary, tokens, vit):
+        for module in (attention, block, layers, rotary, tokens, vit):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         # JAX's own has its softmax in float32.
         stack.enter_context(mock.patch.object(attention, "attend", attend))
