@@ -1,9 +1,12 @@
-"""What parity tests measured, for the table of docs/tables/parity.md."""
+"""How far ours and theirs are apart, and its record for docs/tables/parity.md."""
 
 import importlib.metadata
 import json
 import os
 import pathlib
+
+import jax
+import numpy as np
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
 
@@ -14,3 +17,21 @@ def record(**row):
         row |= {package: importlib.metadata.version(package) for package in PACKAGES}
         with pathlib.Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def noise(*shape, seed=0):
+    """Images of float32 noise."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def computed(model, variables, images):
+    """Outputs of a model, with products of the highest precision."""
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(model.apply)(variables, images)
+
+
+def apart(found, wanted):
+    """Largest difference, in parts of the largest absolute value."""
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

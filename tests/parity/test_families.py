@@ -7,7 +7,6 @@ magnitude. Float32, with products of the highest precision.
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,7 +14,7 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
-from tests.parity.record import record
+from tests.parity.record import apart, computed, noise, record
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -88,8 +87,7 @@ def compute(model, tensors, images):
     variables = convert.from_timm(
         tensors, variable_shapes(model, size), positions=places
     )
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(model.apply)(variables, images)
+    found = computed(model, variables, images)
     return np.asarray(found.logits), np.asarray(found.tokens)
 
 
@@ -105,26 +103,18 @@ def pair(request):
     theirs = randomized(
         timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
     )
-    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    images = images.astype(np.float32)
+    images = noise(2, side, side, 3)
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         outputs = theirs(pixels).numpy(), theirs.forward_features(pixels).numpy()
     return request.param, ours, canonical(theirs), images, outputs
 
 
-def distance(found, wanted):
-    """Largest difference, in parts of the largest absolute value."""
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
 def test_logits_and_tokens_are_timms(pair):
     family, model, tensors, images, outputs = pair
     found = compute(model, tensors, images)
-    apart = [
-        distance(ours, theirs) for ours, theirs in zip(found, outputs, strict=True)
-    ]
-    assert max(apart) < CLOSE
+    distances = [apart(*both) for both in zip(found, outputs, strict=True)]
+    assert max(distances) < CLOSE
     name, fields = FAMILIES[family]
     parameters = sum(np.size(tensor) for tensor in tensors.values())
     record(
@@ -132,8 +122,8 @@ def test_logits_and_tokens_are_timms(pair):
         name=name,
         fields=fields,
         parameters=int(parameters),
-        logits=apart[0],
-        tokens=apart[1],
+        logits=distances[0],
+        tokens=distances[1],
     )
 
 
@@ -162,13 +152,11 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
             swapped["pos_embed"] = tensors["pos_embed"].copy()
             swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
         faults["prefix tokens exchanged"] = of({**tensors, **swapped})
-    found = {fault: distance(outputs, logits) for fault, outputs in faults.items()}
+    found = {fault: apart(outputs, logits) for fault, outputs in faults.items()}
     rows, columns = (model.patch_size * n for n in (9, 11))
-    other_size = np.random.default_rng(1).normal(size=(1, rows, columns, 3))
-    other_size = other_size.astype(np.float32)
+    other_size = noise(1, rows, columns, 3, seed=1)
     right = of(images=other_size)
     for how in {"antialias", "bicubic", "offset"} - {arch.resize}:
-        found[f"positions by {how}"] = distance(
-            of(images=other_size, resize=how), right
-        )
+        resized = of(images=other_size, resize=how)
+        found[f"positions by {how}"] = apart(resized, right)
     assert min(found.values()) > FAR, found

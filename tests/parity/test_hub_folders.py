@@ -22,6 +22,7 @@ import transformers  # noqa: E402
 from timm.models import _hub  # noqa: E402
 
 from tests.models import tiny  # noqa: E402
+from tests.parity.record import apart, computed, noise  # noqa: E402
 from tools import originals  # noqa: E402
 from tools.originals import CLASSES, config  # noqa: E402
 
@@ -128,9 +129,8 @@ def test_transformers_folder(tmp_path, name):
     processor.save_pretrained(tmp_path)
     vit = imagepiece_jax.load(tmp_path)
     found, variables = tiny.pair(vit)
-    with jax.default_matmul_precision("highest"):
-        ours = jax.jit(found.apply)(variables, originals.images()).logits
-    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    ours = computed(found, variables, originals.images()).logits
+    assert apart(ours, theirs) < 1e-5
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
     read = hub_configs.read(tmp_path)
@@ -162,9 +162,7 @@ TIMM = {
 def saved_by_timm(path, name, **arguments):
     """(model, images, logits) of a random model of timm, which it saves for the hub."""
     model = originals.randomize(timm.create_model(name, **arguments))
-    height, width = model.patch_embed.img_size
-    images = np.random.default_rng(0).normal(size=(2, height, width, 3))
-    images = images.astype(np.float32)
+    images = noise(2, *model.patch_embed.img_size, 3)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     labels = [f"class {i}" for i in range(model.num_classes)]
@@ -175,10 +173,7 @@ def saved_by_timm(path, name, **arguments):
 def agrees(path, images, theirs, **fields):
     """The model that `load` makes, which computes the same."""
     vit = imagepiece_jax.load(path, **fields)
-    found, variables = tiny.pair(vit)
-    with jax.default_matmul_precision("highest"):
-        ours = jax.jit(found.apply)(variables, images).logits
-    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
     return vit
 
 
@@ -235,16 +230,19 @@ def test_timms_folder(tmp_path, name):
     assert found.class_names == names
 
 
+# What no tensor of a file of timm tells.
+UNTOLD = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+UNTOLD |= {"mean": originals.HALF, "std": originals.HALF}
+
+
 def test_a_model_with_norms_behind_its_branches_is_refused(tmp_path):
     """Its tensors are those of EVA's other models, and no name here says so."""
     name = "eva02_enormous_patch14_clip_224"
     saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
-    fields = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "mean": originals.HALF}
-    fields |= {"std": originals.HALF, "resize": "antialias"}
     with pytest.raises(InputError, match="rotary is in no tensor; .* say which model"):
-        imagepiece_jax.load(tmp_path / "model.safetensors", **fields)
+        imagepiece_jax.load(tmp_path / "model.safetensors", **UNTOLD)
 
 
 @pytest.mark.parametrize("grid", [(4, 16), (3, 5)])
@@ -253,8 +251,7 @@ def test_a_file_of_images_that_are_no_squares(tmp_path, grid):
     arguments = TINY | {"img_size": size}
     _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
     agrees(tmp_path, *expected)
-    fields = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "mean": originals.HALF}
-    fields |= {"std": originals.HALF, "resize": "antialias", "image_size": size}
+    fields = UNTOLD | {"image_size": size}
     agrees(tmp_path / "model.safetensors", *expected, **fields)
 
 

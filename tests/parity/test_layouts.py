@@ -4,14 +4,13 @@ Float32 with the highest precision of products; models of tools/originals, reduc
 width and depth. Skipped where torch, timm or transformers are absent.
 """
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.pretrained import layouts
-from tests.parity.record import record
+from tests.parity.record import apart, computed, record
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -35,14 +34,9 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
     path, images = tmp_path / "w.npz", originals.images()
     np.savez(path, **original.tensors)
     model, variables = tiny.pair(imagepiece_jax.load(path, **original.fields))
-    with jax.default_matmul_precision("highest"):
-        ours = jax.jit(model.apply)(variables, images)
-    theirs = original.outputs
-    assert ours.logits.shape == theirs.shape
-    apart = np.abs(ours.logits - theirs).max() / np.abs(theirs).max()
-    layout = request.node.callspec.params["original"]
-    record(layout=layout, logits=float(apart))
-    assert apart < 1e-4
+    distance = apart(computed(model, variables, images).logits, original.outputs)
+    record(layout=request.node.callspec.params["original"], logits=distance)
+    assert distance < 1e-4
 
 
 def test_other_names_of_the_same_checkpoint_give_the_same(original):

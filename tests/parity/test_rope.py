@@ -4,7 +4,6 @@ Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py);
 tests/models/test_rope_fixture.py shows that faults exceed what is allowed here tenfold.
 """
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts, transformers_config
 from imagepiece_jax.pretrained.infer import infer
-from tests.parity.record import record
+from tests.parity.record import apart, computed, noise, record
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -47,19 +46,6 @@ FAMILIES = {  # by a part of their names
 }
 
 
-def difference(got, want):
-    """In units of the largest value."""
-    got, want = np.asarray(got), want.detach().numpy()
-    assert got.shape == want.shape
-    return np.abs(got - want).max() / np.abs(want).max()
-
-
-def image(size, batch=2):
-    """(for JAX, for PyTorch)."""
-    pixels = np.random.default_rng(0).normal(size=(batch, *size, 3)).astype(np.float32)
-    return pixels, torch.from_numpy(pixels.transpose(0, 3, 1, 2))
-
-
 def arrays(model):
     return {k: v.numpy() for k, v in model.state_dict().items()}
 
@@ -69,8 +55,11 @@ def outputs(model, tensors, pixels):
     size = pixels.shape[1:3]
     like = variable_shapes(model, size)
     variables = convert.from_timm(tensors, like, positions=Positions.of(model, size))
-    with jax.default_matmul_precision("highest"):
-        return jax.jit(model.apply)(variables, pixels)
+    return computed(model, variables, pixels)
+
+
+def torched(pixels):
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -84,22 +73,22 @@ def test_logits_and_features_are_timms(name):
     ours, raw = create_model(name, image_size=size), arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
     size = size or (registry.facts(name)["image_size"],) * 2
-    pixels, pixels_of_torch = image(size)
+    pixels = noise(2, *size, 3)
     with torch.no_grad():
-        features = theirs.forward_features(pixels_of_torch)
+        features = theirs.forward_features(torched(pixels))
         logits = theirs.forward_head(features)
     out = outputs(ours, tensors, pixels)
-    apart = {
-        "logits": float(difference(out.logits, logits)),
-        "tokens": float(difference(out.tokens, features)),
+    distances = {
+        "logits": apart(out.logits, logits),
+        "tokens": apart(out.tokens, features),
     }
     record(
         family=next(family for part, family in FAMILIES.items() if part in name),
         name=name,
         parameters=sum(leaf.numel() for leaf in theirs.parameters()),
-        **apart,
+        **distances,
     )
-    assert max(apart.values()) < ALLOWED / 10
+    assert max(distances.values()) < ALLOWED / 10
     back = layouts.as_timm(tensors, ours.arch)
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
@@ -115,9 +104,10 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     fixtures.randomize(theirs.eval())
     tensors = layouts.to_timm(arrays(theirs)).tensors
     theirs.set_input_size(new)
-    pixels, pixels_of_torch = image(new)
+    pixels = noise(2, *new, 3)
     out = outputs(create_model(name, image_size=new), tensors, pixels)
-    assert difference(out.logits, theirs(pixels_of_torch)) < ALLOWED
+    with torch.no_grad():
+        assert apart(out.logits, theirs(torched(pixels))) < ALLOWED
 
 
 # Other layouts
@@ -208,12 +198,12 @@ def test_logits_and_features_are_those_of_transformers(fields):
     config = transformers.DINOv3ViTConfig(**HUGGING_FACE | fields)
     theirs = transformers.DINOv3ViTModel(config).eval()
     fixtures.randomize(theirs)
-    pixels, pixels_of_torch = image((48, 64))
+    pixels = noise(2, 48, 64, 3)
     with torch.no_grad():
-        want = theirs(pixels_of_torch)
+        want = theirs(torched(pixels))
     read = transformers_config.parse_transformers(config.to_dict())
     asked = ModelConfig(num_classes=0, image_size=(48, 64))
     ours = asked.over(read.config, ModelConfig.of(read.sizes)).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
-    assert difference(out.tokens, want.last_hidden_state) < ALLOWED / 10
-    assert difference(out.pooled, want.pooler_output) < ALLOWED / 10
+    assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
+    assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -12,6 +12,7 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.models import tiny
+from tests.parity.record import apart, computed, noise
 from tests.pretrained.test_save import MODELS, made
 
 for package in ("torch", "timm"):
@@ -30,17 +31,13 @@ def agrees(folder, vit):
     """Compare with what timm makes of a folder, of images of the model's size."""
     imagepiece_jax.save(folder, vit)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    size = sides(vit.image_size)
-    images = np.random.default_rng(0).normal(size=(2, *size, 3))
-    images = images.astype(np.float32)
+    images = noise(2, *sides(vit.image_size), 3)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {max(vit.model.arch.norm_eps, 1e-6)}
-    dense, values = tiny.pair(imagepiece_jax.load(folder, reduction={"name": "none"}))
-    with jax.default_matmul_precision("highest"):
-        found = tiny.jit(dense.apply)(values, images).logits
-    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    dense = tiny.pair(imagepiece_jax.load(folder, reduction={"name": "none"}))
+    assert apart(computed(*dense, images).logits, wanted) < 1e-5
     return theirs
 
 

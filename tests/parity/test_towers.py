@@ -21,6 +21,7 @@ import safetensors.numpy  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from tests.parity.record import apart  # noqa: E402
 from tools import originals  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
@@ -108,8 +109,7 @@ def compare(path, expected, **fields):
             tokens = np.concatenate([maps.prefix, tokens], axis=1)
         projected = np.asarray(jax.jit(vit.projector)(tokens))
     for ours, theirs in zip((tokens, projected), expected, strict=True):
-        assert ours.shape == theirs.shape
-        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+        assert apart(ours, theirs) < 1e-5
     return vit
 
 

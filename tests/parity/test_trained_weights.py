@@ -14,6 +14,8 @@ for package in ("torch", "transformers"):
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from tests.parity.record import apart  # noqa: E402
+
 CLOSE = 1e-4  # of the largest value
 SIDE, EDGE = 518, 592  # the family's crop, and the shortest edge that it is taken of
 
@@ -39,14 +41,18 @@ def theirs(folder):
     return model.eval()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(SIDE, SIDE), (280, 392)])
-def test_hidden_states_are_transformers(folder, photographs, theirs, size):
-    """Where the positions of 518 pixels fit, and where each resizes them."""
-    vit = imagepiece_jax.load(folder, image_size=size)
-    processor = transformers.BitImageProcessorPil.from_pretrained(
+@pytest.fixture(scope="module")
+def processor(folder):
+    return transformers.BitImageProcessorPil.from_pretrained(
         folder, size={"shortest_edge": EDGE}, crop_size={"height": SIDE, "width": SIDE}
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (280, 392)])
+def test_hidden_states_are_transformers(folder, photographs, processor, theirs, size):
+    """Where the positions of 518 pixels fit, and where each resizes them."""
+    vit = imagepiece_jax.load(folder, image_size=size)
     images = processor(photographs, return_tensors="np").pixel_values
     images = np.ascontiguousarray(images[:, :, : size[0], : size[1]])
     with torch.no_grad():
@@ -61,14 +67,13 @@ def test_hidden_states_are_transformers(folder, photographs, theirs, size):
     )
     for ours, wanted in pairs:
         tokens = np.concatenate([ours.prefix, ours.patches], axis=1)
-        assert np.abs(tokens - wanted).max() < CLOSE * np.abs(wanted).max()
+        assert apart(tokens, wanted) < CLOSE
 
 
-def test_photographs_are_resized_and_cropped_as_the_family_does(folder, photographs):
+def test_photographs_are_resized_and_cropped_as_the_family_does(
+    folder, photographs, processor
+):
     vit = imagepiece_jax.load(folder)
-    processor = transformers.BitImageProcessorPil.from_pretrained(
-        folder, size={"shortest_edge": EDGE}, crop_size={"height": SIDE, "width": SIDE}
-    )
     wanted = processor(photographs, return_tensors="np", do_normalize=False)
     wanted = 255 * wanted.pixel_values.transpose(0, 2, 3, 1)
     size, crop = vit.preprocessing.image_size, vit.preprocessing.crop
