@@ -26,6 +26,13 @@ def train(model):
     )
 
 
+def trained(fields):
+    """(training model, compiled (keys) -> Outputs for three images)."""
+    model = tiny.model(fields, masked=True)
+    variables, run = tiny.variables(model), train(model)
+    return model, lambda keys: run(variables, tiny.images(), keys)
+
+
 def lean(variables, to, spread=1.0):
     """Change all selectors: log odds of keeping are `to`, and so much `spread`."""
     for name, parameters in variables["params"].items():

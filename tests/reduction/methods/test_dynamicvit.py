@@ -14,18 +14,14 @@ FIELDS = {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 
 
 def student(blocks=(1, 2), **options):
-    """(evaluation model, training model, variables) of the tiny DynamicViT."""
-    fields = FIELDS | {"blocks": blocks}
-    model = tiny.model(fields, **options)
-    return model, tiny.model(fields, masked=True, **options), tiny.variables(model)
+    """(training model, variables) of the tiny DynamicViT."""
+    model = tiny.model(FIELDS | {"blocks": blocks}, masked=True, **options)
+    return model, tiny.variables(model)
 
 
 @pytest.fixture(scope="module")
 def training():
-    """(training model, compiled (keys) -> Outputs for three images)."""
-    _, model, variables = student()
-    run = masked.train(model)
-    return model, lambda keys: run(variables, tiny.images(), keys)
+    return masked.trained(FIELDS)
 
 
 # Evaluation
@@ -58,7 +54,7 @@ def test_masks_shrink_and_are_zero_or_one(training):
 @pytest.mark.parametrize("prefix", [1, 0])
 def test_to_mask_is_to_remove(prefix):
     """Logits and live tokens equal those of a model that never had the others."""
-    _, model, variables = student(class_token=bool(prefix))
+    model, variables = student(class_token=bool(prefix))
     variables, images = masked.lean(variables, 1.0), tiny.images(1)
     out = masked.train(model)(variables, images, masked.keys(1))
     masks = dict(zip((1, 2), (result.keep[0] for result in out.results), strict=True))
@@ -73,7 +69,7 @@ def test_to_mask_is_to_remove(prefix):
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "dtype": "bfloat16"}])
 def test_all_masked_is_finite_with_all_its_gradients(options):
     """A predictor that drops everything: the class token is left, if there is one."""
-    _, model, variables = student(blocks=(0, 1), depth=2, **options)
+    model, variables = student(blocks=(0, 1), depth=2, **options)
     variables = masked.lean(variables, -120.0)
     taught = masked.taught(tiny.model(depth=1, **options))
 

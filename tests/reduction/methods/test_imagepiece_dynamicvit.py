@@ -29,16 +29,9 @@ FIELDS = {  # 25 image tokens; merged 23; pruned 14; merged 13
 MASK, TOPK = FIELDS | {"mode": "mask"}, FIELDS | {"mode": "topk"}
 
 
-def trained(fields):
-    """(training model, compiled (keys) -> Outputs for three images)."""
-    model = tiny.model(fields, masked=True)
-    variables, run = tiny.variables(model), masked.train(model)
-    return model, lambda keys: run(variables, tiny.images(), keys)
-
-
 @pytest.fixture(scope="module")
 def with_masks():
-    return trained(MASK)
+    return masked.trained(MASK)
 
 
 def terms_of(model, out):
@@ -125,7 +118,7 @@ def test_targets_are_what_evaluation_keeps():
 
 
 def test_topk_removes_tokens_and_multiplies_by_one():
-    model, run = trained(TOPK)
+    model, run = masked.trained(TOPK)
     out = run(masked.keys())
     assert out.state.x.shape == (3, 1 + 13, tiny.WIDTH) and out.state.mask is None
     _, prune, _ = out.results
