@@ -29,25 +29,31 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     model = tiny.model(num_classes=0, class_token=False, depth=2)
     imagepiece_jax.save(folder / "weights", Pretrained(model, tiny.variables(model)))
-    rng = np.random.default_rng(0)
-    for name in range(4):
-        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
-        (folder / "images").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
-    rows = [f"images/{name}.png,{name}" for name in range(4)]
-    (folder / "set.csv").write_text("\n".join(["filename,label", *rows]))
+    (folder / "images").mkdir()
+    picture_set(folder, "images/")
     return folder
+
+
+def picture_set(folder, inside="", count=4, side=tiny.SIDE):
+    """Images of noise in a folder, with a label each in set.csv."""
+    rng, rows = np.random.default_rng(0), ["filename,label"]
+    for label in range(count):
+        values = rng.integers(0, 256, (side, side, 3), np.uint8)
+        rows.append(f"{inside}{label}.png,{label}")
+        Image.fromarray(values).save(folder / f"{inside}{label}.png")
+    (folder / "set.csv").write_text("\n".join(rows))
 
 
 def pooled(saved, reduction=None):
     """Pooled vectors of the four images by the plain model, [4, D]."""
-    model, variables = tiny.pair(
-        imagepiece_jax.load(saved / "weights", reduction=reduction)
-    )
+    vit = imagepiece_jax.load(saved / "weights", reduction=reduction)
+    images = normalize(pixels(saved), vit.model.mean, vit.model.std)
+    return np.asarray(jax.jit(vit.model.apply)(vit.variables, images).pooled)
+
+
+def pixels(saved):
     files = sorted((saved / "images").iterdir())
-    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-    images = normalize(pixels, model.mean, model.std)
-    return np.asarray(jax.jit(model.apply)(variables, images).pooled)
+    return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
 def done(main, saved, *words):
@@ -75,9 +81,8 @@ def test_predict_gives_pooled_vectors(saved, tmp_path):
 
 @pytest.mark.parametrize("words", [["--labels=imagenet"], ["--top=3"]])
 def test_predict_has_no_classes_to_name(saved, words):
-    ended = call(
-        predict.main, f"--weights={saved / 'weights'}", *words, saved / "images"
-    )
+    words = [f"--weights={saved / 'weights'}", *words, saved / "images"]
+    ended = call(predict.main, *words)
     assert "but the model has no classes, and gives features" in sentence(ended)
 
 
@@ -90,6 +95,16 @@ def test_a_predictor_of_an_encoder_gives_pooled_vectors(saved):
     np.testing.assert_allclose(np.stack(found), want, rtol=1e-4, atol=1e-5)
 
 
+def outputs(path, images, names=None):
+    """What an exported program gives, by the library of its form."""
+    if path.suffix == ".jax":
+        program = jax.export.deserialize(bytearray(path.read_bytes()))
+        return jax.tree.leaves(jax.jit(program.call)(images))
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(names, {"images": np.asarray(images)})
+
+
 @pytest.mark.parametrize("form", ["jax", "onnx"])
 def test_export_names_the_output(saved, tmp_path, form):
     out = tmp_path / f"model.{form}"
@@ -98,16 +113,7 @@ def test_export_names_the_output(saved, tmp_path, form):
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
     assert facts["output"] == output and facts["classes"] == 0
-    files = sorted((saved / "images").iterdir())
-    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-    if form == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime")
-        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-        assert [value.name for value in session.get_outputs()] == ["pooled"]
-        (found,) = session.run(None, {"images": pixels})
-    else:
-        program = jax.export.deserialize(bytearray(out.read_bytes()))
-        found = jax.jit(program.call)(pixels)
+    (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
 
 
@@ -125,20 +131,12 @@ def test_export_gives_tokens(saved, tmp_path, form):
         "coordinates": (2, 12, 2),
     }
     images = tiny.images(2)
-    if form == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime")
-        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-        found = session.run(None, {"images": np.asarray(images)})
-    else:
-        program = jax.export.deserialize(bytearray(out.read_bytes()))
-        found = jax.jit(program.call)(images)
-    kinds = [
-        (np.dtype(each["dtype"]), tuple(each["shape"])) for each in facts["output"]
+    found = outputs(out, images)
+    assert [(values.dtype.name, [*values.shape]) for values in found] == [
+        (each["dtype"], each["shape"]) for each in facts["output"]
     ]
-    assert [(values.dtype, values.shape) for values in found] == kinds
-    vit = imagepiece_jax.load(
-        saved / "weights", reduction={"name": "tome", "r": 5}, dtype="float32"
-    )
+    tome = {"name": "tome", "r": 5}
+    vit = imagepiece_jax.load(saved / "weights", reduction=tome, dtype="float32")
     want = imagepiece_jax.features(vit, images, tokens=12)
     np.testing.assert_allclose(found[0], want.tokens, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(found[2], want.source)
@@ -155,12 +153,8 @@ def test_evaluate_says_what_to_do(saved, more):
 
 def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
     """Without --config, as other commands take them; the weights' size is another."""
-    size, rows = 16, ["filename,label"]
-    for name in range(4):
-        pixels = np.random.default_rng(name).integers(0, 256, (size, size, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        rows.append(f"{name}.png,{name}")
-    (tmp_path / "set.csv").write_text("\n".join(rows))
+    size = 16
+    picture_set(tmp_path, side=size)
     words = [f"--config.image_size={size}", f"--out={tmp_path}"]
     words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
@@ -176,8 +170,7 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
 @pytest.mark.slow
 def test_saliency_takes_weights_without_classes(saved, tmp_path):
     """At another size than the weights', of images whose labels are nobody's."""
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "0.png")
+    picture_set(tmp_path, count=1, side=32)
     (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n")
     np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
     words = ["--weights", saved / "weights", "--config.image_size=32"]
@@ -197,12 +190,9 @@ def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):
 
 
 def test_experiments_compare_accuracies(saved, tmp_path):
-    words = [
-        "hyperspeed",
-        f"--weights={saved / 'weights'}",
-        f"--out={tmp_path / 'out'}",
-    ]
-    ended = call(experiments.main, *words, f"--data=csv:{saved / 'set.csv'}")
+    words = [f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
+    words += [f"--data=csv:{saved / 'set.csv'}"]
+    ended = call(experiments.main, "hyperspeed", *words)
     assert "--weights has no classes" in sentence(ended)
 
 
@@ -223,23 +213,15 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     model = tiny.model(tome)
     vit = Pretrained(model, tiny.variables(model), tome)
     imagepiece_jax.save(tmp_path / "tome", vit)
-    config, weights = read_with_config(
-        tmp_path / "tome", base.get_config(), Overrides()
-    )
-    assert (
-        weights.config.create(weights.reduction).plan == model.plan
-        and not weights.config.create(weights.reduction).prop_attn
-    )
-    assert RunConfig.from_config(config).create_model().plan == model.plan
-    assert not RunConfig.from_config(config).create_model().prop_attn
-    for words, plan in (
-        ([("reduction.r", "2")], tiny.model(tome | {"r": 2}).plan),
-        ([("reduction.name", "none")], tiny.model().plan),
+    for words, wanted in (
+        ([], model),
+        ([("reduction.r", "2")], tiny.model(tome | {"r": 2})),
+        ([("reduction.name", "none")], tiny.model()),
     ):
         given = tmp_path / "tome", base.get_config(), Overrides(words)
-        assert (
-            read_with_config(*given)[1]
-            .config.create(read_with_config(*given)[1].reduction)
-            .plan
-            == plan
-        )
+        config, weights = read_with_config(*given)
+        assert weights.config.create(weights.reduction).plan == wanted.plan
+        if not words:
+            assert not weights.config.create(weights.reduction).prop_attn
+            made = RunConfig.from_config(config).create_model()
+            assert made.plan == model.plan and not made.prop_attn

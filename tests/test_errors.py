@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart
-from imagepiece_jax.common import parallel
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.training.config import RunConfig
+from tests import runs
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -67,12 +66,6 @@ def table():
     return rows
 
 
-def tiny_config(**fields):
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(TINY | fields)
-    return config
-
-
 def image_files(*names):
     for file in map(pathlib.Path, names):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +79,8 @@ def fill(folder):
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
             pathlib.Path(f"mine/{name}.py").write_text(text)
-        variables = variable_shapes(
-            RunConfig.from_config(tiny_config()).create_model(), 16
-        )
+        model = RunConfig.from_config(runs.config(TINY)).create_model()
+        variables = variable_shapes(model, 16)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         np.savez("w.npz", **convert.to_timm(zeros))
         weights = pathlib.Path("w.npz").read_bytes()
@@ -97,7 +89,7 @@ def fill(folder):
         halves = {"model.mean": (0.5, 0.5, 0.5), "model.std": (0.5, 0.5, 0.5)}
         for name, fields in (("run", halves), ("other", {"lr": 0.5})):
             pathlib.Path(name).mkdir()
-            text = json.dumps(tiny_config(**fields).to_dict())
+            text = json.dumps(runs.config(TINY, **fields).to_dict())
             pathlib.Path(name, "config.json").write_text(text)
             line = json.dumps({"kind": "train", "step": 1})
             pathlib.Path(name, "metrics.jsonl").write_text(line + "\n")
@@ -143,7 +135,7 @@ def compiled():
 
 
 def test_a_compiled_model_would_be_seen(compiled):
-    model = RunConfig.from_config(tiny_config(**{"model.depth": 2})).create_model()
+    model = RunConfig.from_config(runs.config(TINY)).create_model()
     fresh_variables(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 
@@ -193,27 +185,11 @@ def test_sentence(folder, compiled, monkeypatch, heading, line, expected):
         assert not [n for n in compiled if re.search("init|step|logits", n)]
 
 
-def test_batch_size_for_several_devices(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices()[:1] * 3)
-    assert refused("train quickstart --config.batch_size=128").endswith("= 3 * 1")
-
-
-def test_imagenet_that_was_not_prepared(folder, monkeypatch):
-    """How to prepare it, and what runs without it."""
-    monkeypatch.chdir(folder)
-    words = "--config.data.name=imagenet2012 --config.num_classes=1000"
-    said = refused(f"train quickstart {words} --config.data.dir=nowhere")
-    assert "config.data.dir nowhere does not hold it" in said
-    assert "tools.prepare_imagenet --source" in said and "configs/quickstart.py" in said
-
-
 def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):
     """They differ; the file that is missing stops this start."""
     monkeypatch.chdir(tmp_path)
-    config = quickstart.get_config()
-    config.log_every_steps, config.data.workers = 7, 3
-    config.init.weights = "no.npz"
+    fields = {"log_every_steps": 7, "data.workers": 3, "init.weights": "no.npz"}
+    config = runs.config(fields)
     pathlib.Path("run").mkdir()
     pathlib.Path("run/config.json").write_text(json.dumps(config.to_dict()))
     pathlib.Path("run/run.json").write_text('{"starts": []}')

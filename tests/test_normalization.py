@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from configs import quickstart
 from imagepiece_jax.commands import evaluate, export, train, visualize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
@@ -22,6 +21,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
+from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -30,11 +30,10 @@ from tests.visualize.traces import read_traces
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
 FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
+MODEL_FLAGS = ["--config.model.mean=(.5,.5,.5)", "--config.model.std=.5,.5,.5"]
 NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
 # Some reduction, for runs.
 FIELDS = {
-    "image_size": 16,
-    "num_classes": 10,
     "model.stem": "patch",
     "model.patch_size": 8,
     "model.embed_dim": 64,
@@ -49,9 +48,7 @@ WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 
 
 def config(**fields):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(FIELDS | fields)
-    return made
+    return runs.config(FIELDS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +109,7 @@ def expected(model, variables, folder):
     [
         ("w.npz", WORDS, "imagenet", True),
         ("w.npz", [*WORDS, *FLAGS], "halves", False),
-        (
-            "w.npz",
-            [*WORDS, "--config.model.mean=(.5,.5,.5)", "--config.model.std=.5,.5,.5"],
-            "halves",
-            False,
-        ),
+        ("w.npz", [*WORDS, *MODEL_FLAGS], "halves", False),
         ("own.npz", WORDS, "halves", False),
         ("run", [], "halves", False),
         ("run", WORDS, "halves", False),
@@ -126,9 +118,8 @@ def expected(model, variables, folder):
 def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     out = tmp_path / "result.json"
     words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
-    ended = call(
-        evaluate.main, *words, f"--weights={folder / weights_of}", f"--json={out}"
-    )
+    words += [f"--weights={folder / weights_of}", f"--json={out}"]
+    ended = call(evaluate.main, *words)
     assert ended.status == 0, ended
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
@@ -147,11 +138,8 @@ def test_load_and_what_predicts_from_it(folder, expected):
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
     assert given.model == named.model and (run.mean, run.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
-    assert (
-        full.plan[0].mlp_tokens
-        == RunConfig.from_config(config()).create_model().plan[0].mlp_tokens
-        < 5
-    )
+    own = RunConfig.from_config(config()).create_model()
+    assert full.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
     predictor = imagepiece_jax.Predictor(
         imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
     )
@@ -162,9 +150,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
-    with pytest.raises(
-        InputError, match=r"^images is uint8 \[0, 16, 3\]; allowed: paths"
-    ):
+    with pytest.raises(InputError, match=r"^images is uint8 \[0, 16, 3\]; allowed: "):
         predictor(np.zeros((0, 16, 3), np.uint8))
     assert predictor([]) == []
 
@@ -175,11 +161,8 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
     facts = json.loads((tmp_path / "m.jax.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
-    assert facts["method"]["name"] == "imagepiece"
-    assert facts["method"]["prune_blocks"] == [0]
-    data = (tmp_path / "m.jax").read_bytes()
-    program = jax.export.deserialize(bytearray(data))
-    assert program.out_avals[0].shape[1] == 10
+    method = facts["method"]
+    assert (method["name"], method["prune_blocks"]) == ("imagepiece", [0])
 
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
@@ -207,9 +190,8 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     ended = call(evaluate.main, f"--weights={folder}/run", *words)
     assert ended.status == 0, ended
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
-    logits = tiny.jit(RunConfig.from_config(config()).create_dense().apply)(
-        variables, images
-    ).logits
+    dense = RunConfig.from_config(config()).create_dense()
+    logits = tiny.jit(dense.apply)(variables, images).logits
     losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
     found = json.loads(out.read_text())["loss"]
     assert found == pytest.approx(float(losses.mean()), rel=1e-4)
@@ -233,16 +215,8 @@ def initial(made):
         ({"init.weights": "own.npz"}, HALF, None),
         ({"init.weights": "run"}, HALF, None),
         ({"teacher.weights": "run"}, HALF, None),
-        (
-            {"init.weights": "own.npz", "teacher.weights": "w.npz"},
-            HALF,
-            "own.npz's",
-        ),
-        (
-            {"init.weights": "w.npz", "teacher.weights": "own.npz"},
-            HALF,
-            "own.npz's",
-        ),
+        ({"init.weights": "own.npz", "teacher.weights": "w.npz"}, HALF, "own.npz's"),
+        ({"init.weights": "w.npz", "teacher.weights": "own.npz"}, HALF, "own.npz's"),
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(
@@ -275,19 +249,18 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
 
 def test_weights_of_other_images_are_refused(folder, model):
     """As a start, as a teacher, and to be evaluated first."""
-    said = r"config.model.mean is \(0.485, .*own.npz .*; allowed: \(0.5, 0.5, 0.5\)"
     given = {"model.mean": MEAN, "model.std": STD}
-    for field in ("init.weights", "teacher.weights"):
+    for field, other, method in (
+        ("init.weights", given, InitialWeights.variables),
+        ("teacher.weights", given, InitialWeights.teacher_variables),
+        ("init.weights", {}, InitialWeights.dense_variables),
+    ):
         made = run_config(folder, **{field: "own.npz"})
-        made.update_from_flattened_dict(given)
-        with pytest.raises(InputError, match=said):
-            if field == "init.weights":
-                initial(made).variables(model)
-            else:
-                initial(made).teacher_variables(model)
-    made = run_config(folder, **{"init.weights": "own.npz"})
-    with pytest.raises(InputError, match=said):
-        initial(made).dense_variables(model)
+        made.update_from_flattened_dict(other)
+        with pytest.raises(InputError) as error:
+            method(initial(made), model)
+        assert (error.value.field, error.value.value) == ("config.model.mean", MEAN)
+        assert "own.npz" in str(error.value)
 
 
 def refused(tmp_path, *words):

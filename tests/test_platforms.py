@@ -81,9 +81,8 @@ def registered(monkeypatch):
 
 
 def test_compiling_for_a_described_gpu_asks_no_driver(registered):
-    assert fused.unsupported_reason("gpu", "8.9") is None and list(registered) == [
-        "CUDA"
-    ]
+    assert fused.unsupported_reason("gpu", "8.9") is None
+    assert list(registered) == ["CUDA"]
 
 
 @pytest.mark.parametrize("capability, fits", [("8.0", True), ("8.9", False)])
@@ -91,12 +90,10 @@ def test_shared_memory_is_that_of_the_card(registered, capability, fits):
     """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
     key = jax.ShapeDtypeStruct((1, 577, 6, 64), "bfloat16")
     x = jax.ShapeDtypeStruct((1, 577, 384), "bfloat16")
-    reason = fused.Kernel("prune").unsupported_reason(
-        key, x, platform="gpu", capability=capability
-    )
-    assert reason == (
-        None if fits else "at most 101376 bytes of shared memory an image, not 153600"
-    )
+    card = {"platform": "gpu", "capability": capability}
+    reason = fused.Kernel("prune").unsupported_reason(key, x, **card)
+    limit = "at most 101376 bytes of shared memory an image, not 153600"
+    assert reason == (None if fits else limit)
 
 
 @pytest.mark.parametrize(

@@ -348,9 +348,7 @@ def test_what_the_hub_does_not_have(online, name, lacking, message):
 
 def test_a_download_that_breaks_off_leaves_nothing_behind(online, cache, variables):
     online.cut = ("model.safetensors",)
-    with pytest.raises(
-        InputError, match="model.safetensors that cannot be fetched .*; t"
-    ):
+    with pytest.raises(InputError, match="safetensors that cannot be fetched .*; try"):
         imagepiece_jax.load("hf://org/name")
     left = [p for p in cache.rglob("*") if p.is_file() and ".locks" not in p.parts]
     assert {p.name for p in left if p.suffix == ".incomplete"} == set()

@@ -19,6 +19,7 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.infer import infer
+from tests.pretrained.test_files import check_same
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
@@ -107,12 +108,6 @@ def eva(tensors):
     """EVA-02's file, with the angles of the grid in every block."""
     angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
     return renamed(tensors, EVA) | angles
-
-
-def check_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
 
 
 FILES = {

@@ -1,7 +1,5 @@
 """One checkpoint under several reductions: models, variables, labels, costs."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -15,11 +13,14 @@ from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 from imagepiece_jax.training.config import RunConfig
+from tests import runs
 from tests.models import tiny
 from tests.models.test_published import same
+from tests.pretrained.test_load import run_folder
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}
+PROPORTIONAL = {"model.prop_attn": True}
 NARROW = {"embed_dim": 8, "num_heads": 2, "depth": 4, "mlp_ratio": 2.0}
 
 
@@ -57,7 +58,8 @@ def test_a_file_is_read_once(file, monkeypatch):
 
 
 def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variables):
-    reductions = [*parse_sweep("none"), *parse_sweep("tome:r=2,3")]
+    """None: its own, dense here."""
+    reductions = [None, *parse_sweep("tome:r=2,3")]
     found = [build(weights, reduction) for reduction in reductions]
     assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
@@ -67,12 +69,6 @@ def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variabl
     for vit in found:
         assert not vit.untrained
         assert same(vit.variables, variables)
-
-
-def test_without_a_reduction_the_model_is_its_own(weights):
-    vit = build(weights)
-    assert vit.label == "dense" and not vit.untrained
-    assert vit.model == weights.config.create(settings.DENSE)
 
 
 def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variables):
@@ -123,11 +119,9 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
     with pytest.raises(InputError, match="place its config.json beside it, or give"):
         read(path, checkpoint="latest").analyzed()
-    config = quickstart.get_config()
-    config.model.stem = "patch"
-    config.reduction.merge_blocks, config.reduction.prune_blocks = (0, 1), (2,)
-    for name, value in NARROW.items():
-        config.model[name] = value
+    blocks = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
+    narrow = {f"model.{name}": value for name, value in NARROW.items()}
+    config = runs.config(blocks, narrow, **{"model.stem": "patch"})
     found = read_with_config(path, config)[1].analyzed()
     assert found.config.create(settings.DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
@@ -135,14 +129,10 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
-    config, found = quickstart.get_config(), {}
-    config.seed = 7
-    for name, prop_attn in (("usual", None), ("other", True)):
-        config.model.prop_attn = prop_attn
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
-        found[name] = read(tmp_path / name, checkpoint="latest").analyzed()
-    usual, other = found["usual"], found["other"]
+    usual, other = (
+        read(run_folder(tmp_path / name, **fields), checkpoint="latest").analyzed()
+        for name, fields in (("usual", {"seed": 7}), ("other", PROPORTIONAL))
+    )
     assert usual.seed == 7
     own = RunConfig.from_config(quickstart.get_config()).create_model()
     assert usual.config.create(usual.reduction) == own
