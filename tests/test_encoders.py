@@ -86,15 +86,6 @@ def test_predict_has_no_classes_to_name(saved, words):
     assert "but the model has no classes, and gives features" in sentence(ended)
 
 
-def test_a_predictor_of_an_encoder_gives_pooled_vectors(saved):
-    vit = imagepiece_jax.load(saved / "weights")
-    predictor = imagepiece_jax.Predictor(vit, resize="none", batch_size=4)
-    files = sorted((saved / "images").iterdir())
-    found, want = predictor(files), pooled(saved)
-    assert predictor(files[0]).shape == (tiny.WIDTH,)
-    np.testing.assert_allclose(np.stack(found), want, rtol=1e-4, atol=1e-5)
-
-
 def outputs(path, images, names=None):
     """What an exported program gives, by the library of its form."""
     if path.suffix == ".jax":

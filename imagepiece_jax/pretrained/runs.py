@@ -211,5 +211,5 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
     model = {k: config["model"].get(k) for k in MODEL_FIELDS}
-    fields = {**config["reduction"], **model}.items()
+    fields = [*config["reduction"].items(), *model.items()]
     return {k: as_tuple(v) for k, v in fields if v is not None}
