@@ -181,7 +181,8 @@ def cosine_within(x, eps=1e-6):
     chex.assert_rank(x, 3)
     x = x.astype(jnp.float32)
     product = jnp.einsum("bnd,bmd->bnm", x, x, precision="highest")
-    flat = product.reshape(len(product), -1)
+    # The batch of an exported program is a symbol, which has no len().
+    flat = product.reshape(product.shape[0], -1)
     scale = jax.lax.rsqrt(flat[:, :: x.shape[1] + 1] + eps)  # of the diagonal
     return product * scale[:, :, None] * scale[:, None, :]
 
