@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
-# What defines a flag; any command may define it again.
+# Definitions of flags; any command may define them again.
 switch = functools.partial(flags.DEFINE_bool, allow_override=True)
 integer = functools.partial(flags.DEFINE_integer, allow_override=True)
 real = functools.partial(flags.DEFINE_float, allow_override=True)

@@ -63,7 +63,7 @@ class RunError(RuntimeError):
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by the signal `signum`, after its state is saved."""
+    """A run that the signal `signum` ended, after its state was saved."""
 
     def __init__(self, signum, step):
         super().__init__(f"stopped at step {step}; the same command resumes from there")

@@ -415,7 +415,7 @@ def _content(array):
 
 
 # JAX's primitives as ONNX operators: (graph, equation, its Values) -> the Value of its
-# output, or the Values of several. Constants alone come here by MOVES.
+# output, or the Values of several. Only constants come here by MOVES.
 PRIMITIVES = {}
 
 

@@ -109,7 +109,7 @@ class Predictor:
 
     @property
     def program(self):
-        """The Program of a whole batch."""
+        """The Program of a full batch."""
         return self._program(self.sizes[-1])
 
     def warm_up(self):
@@ -221,7 +221,7 @@ class Predictor:
 
 
 def _outcome(future):
-    """The result of a Future, or what it raised."""
+    """The result of a Future, or its error."""
     error = future.exception()
     return future.result() if error is None else Raised(error)
 

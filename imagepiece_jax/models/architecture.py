@@ -33,14 +33,15 @@ def _rotary(value):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture(CheckedFields):
-    """What a vision transformer computes; the defaults are DeiT's."""
+    """The parts of a vision transformer; the defaults are DeiT's."""
 
     class_token: bool = switch(True)  # in front of the patches, as the next two
     dist_token: bool = switch(False)  # DeiT's, with a head (Touvron et al. 2021)
     registers: int = count(0)  # tokens without a meaning (Darcet et al. 2024)
     positions: bool = switch(True)  # an embedding is added to the patches
     prefix_positions: bool = switch(True)  # and to the tokens in front of them
-    rotary: Rotary | None = optional(  # how queries and keys turn with coordinates
+    # how queries and keys turn with coordinates
+    rotary: Rotary | None = optional(
         checked(None, _rotary, f"None and a dict of {', '.join(ROTARY)}")
     )
     patch_bias: bool = switch(True)  # the projection of patches has a bias

@@ -60,7 +60,8 @@ class ModelConfig(CheckedFields):
     # in registry.MODELS, or timm's of a public model with or without its tag, such as
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
     name: str | None = None
-    image_size: int | tuple[int, int] | None = optional(  # or (height, width)
+    # pixels a side, or (height, width)
+    image_size: int | tuple[int, int] | None = optional(
         checked(None, settings.as_tuple, "numbers of pixels")
     )
     num_classes: int | None = optional(count())  # 0: no head
@@ -178,7 +179,7 @@ class ModelConfig(CheckedFields):
         return dataclasses.replace(self, **free | {"arch": arch})
 
     def create(self, reduction: Mapping[str, Any] | Method | None = None) -> ViT:
-        """The model, with a reduction. Raises InputError for what does not fit."""
+        """The model, with a reduction. Raises InputError for fields that do not fit."""
         named, arch = facts(self.name), self.architecture
         fields = USUAL | named | self.fields
         with within("arch"):
@@ -278,7 +279,7 @@ def named_fields(name: str | None) -> ModelConfig:
 
 
 def normalization(mean, std):
-    """(mean, std), ImageNet's where both are None. Raises InputError for one alone."""
+    """(mean, std), ImageNet's for two Nones. Raises InputError for one None."""
     if (mean is None) != (std is None):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
         problem = f"is given, {lacking} is not"

@@ -78,7 +78,7 @@ def model_variables(
     source: the place of the tensors, in words, such as "run runs/a"
     positions: the grid to which the position embedding is resized; None: the model's,
         from a square
-    fresh: parts to draw, whatever the tensors have, as `from_timm` names them; None:
+    fresh: parts to draw even if tensors have them, as `from_timm` names them; None:
         the selectors that they lack
     seed: of parts that are drawn
     exact: whether selectors that the model lacks are refused too, not left out

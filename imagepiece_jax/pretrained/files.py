@@ -204,7 +204,7 @@ def _read_npz(path, select):
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except ValueError as error:  # its text advises to run what is in the file
+        except ValueError as error:  # its text advises to run code of the file
             raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return select(archive)
@@ -329,8 +329,7 @@ def _read_torch(path, select):
         if f"{folder}byteorder" in names:
             order = archive.read(f"{folder}byteorder").decode()
             if order != "little":
-                found = {"field": "byte order", "value": order}
-                raise InputError(**found, allowed="'little'")
+                raise InputError(field="byte order", value=order, allowed="'little'")
         opcodes = archive.read(pickles[0])
         _check_opcodes(opcodes)
         content = _StateDictUnpickler(opcodes, archive, folder).load()

@@ -26,8 +26,8 @@ SCHEME = "hf://"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
-SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
-PROJECTOR = "projector.safetensors"  # and what leads to a language model
+SELECTORS = "selectors.safetensors"  # of a saved model, with learned selectors
+PROJECTOR = "projector.safetensors"  # of a vision tower to its language model
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
 # Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
@@ -269,7 +269,7 @@ class _Repository:
                 local_files_only=self._unreachable,
             )
         except errors.LocalEntryNotFoundError:
-            self._unreachable = True  # not asked again: each attempt takes seconds
+            self._unreachable = True  # no second request: each takes seconds
             return None
         except errors.EntryNotFoundError:
             return None

@@ -76,7 +76,7 @@ def _given_for_file(contents, partial, requested):
     """The config that caller, layout and name of a file make together."""
     name = requested.name or partial.name
     facts = {} if name in registry.MODELS else registry.facts(name)
-    if facts and requested.name:  # the function of that model, whatever the layout
+    if facts and requested.name:  # the function of that model, not the layout's
         heads = ModelConfig(num_heads=contents.config.num_heads)
         partial = contents.images.over(heads)
     size = _size_of_positions(requested.image_size, facts)
@@ -116,7 +116,7 @@ def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfi
         where they contradict `partial`, and where it lacks a field that they lack too.
     """
     if (partial.mean is None) != (partial.std is None):
-        normalization(partial.mean, partial.std)  # which refuses one alone
+        normalization(partial.mean, partial.std)  # which refuses only one
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial)
     parts, named = _parts(shapes, sizes), registry.facts(partial.name)
@@ -241,8 +241,7 @@ def _shape(shapes, name, rank):
     if shape is None or len(shape) != rank:
         problem = "is missing" if shape is None else f"is of {shape}"
         allowed = f"plain vision transformers, in which its rank is {rank}"
-        found = {"field": f"tensor {name}", "value": shape}
-        raise InputError(problem, **found, allowed=allowed)
+        raise InputError(problem, field=f"tensor {name}", value=shape, allowed=allowed)
     return shape
 
 

@@ -362,7 +362,7 @@ HOST_NAMES = (
 )
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
-# What people try instead, most special first.
+# Other files that people try, most special first.
 FOREIGN = (
     (r"(.*\.)?layer[1-4]\.0\.conv1\.", "a ResNet"),
     (
@@ -418,7 +418,7 @@ def read_weights(
 def read_folder(
     folder: pathlib.Path, averaged: bool = False, tower: Tower | None = None
 ) -> Contents:
-    """As `read_weights` for a folder, with what a saved reduction learned."""
+    """As `read_weights` for a folder, with the selectors of a saved reduction."""
     file = hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
@@ -797,7 +797,7 @@ def _add_positions(tensors):
     """Move the class token's position into it where registers have none, in place.
 
     DINOv2 puts registers between the class token and the patches after positions are
-    added; timm, and we, have positions of the patches alone then.
+    added; timm, and we, have only positions of the patches then.
     """
     registers = tensors.pop("register_tokens", np.zeros(0))
     positions, first = tensors.get("pos_embed"), tensors.get("cls_token")

@@ -38,7 +38,7 @@ def load(
     seed: int = 0,
     **changes: Any,
 ) -> Pretrained:
-    """A trained model, wherever its weights are.
+    """A trained model, from the path of its weights.
 
     path: a weights file (.npz, .safetensors, .pth); a folder with config.json and
         weights, as timm, transformers and `save` write it; the folder of a run; or an
@@ -51,7 +51,8 @@ def load(
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
     num_classes: another number than the weights' gives a new head, drawn from `seed`;
         0 leaves the head out
-    class_names, preprocessing: instead of the weights' own; such as {"crop": 0.9}
+    class_names: instead of the weights' own
+    preprocessing: fields instead of the weights' own, such as {"crop": 0.9}
     changes: fields of a ModelConfig that differ, such as image_size, to which positions
         are resized, gelu or dtype; and those that neither tensors nor a config nor the
         file's name show: name, or num_heads, gelu, norm_eps, resize, mean and std
@@ -89,7 +90,7 @@ def read(
 def read_metadata(
     path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
 ) -> Metadata:
-    """What names and configs at a path say, with arguments of `load`.
+    """Metadata by names and configs at a path, with arguments of `load`.
 
     No tensor is read. A file named after a known model, such as
     deit_tiny_patch16_224.pth, is one unless the caller names another.
@@ -172,7 +173,7 @@ def build(
 ) -> Pretrained:
     """The model and its variables with a reduction; None: with the weights' own.
 
-    fresh: parts to draw, whatever the weights have; None: the selectors that they lack
+    fresh: parts to draw, even if weights have them; None: selectors that they lack
     seed: of parts that are drawn; None: the training's
     """
     config, used = weights.config, weights.reduction if reduction is None else reduction

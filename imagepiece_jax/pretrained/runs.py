@@ -150,7 +150,7 @@ def read_checkpoint(
         raise InputError(problem, place=f"run {folder}", allowed=allowed)
 
     if not (folder / CHECKPOINTS).exists():
-        read_config(folder)  # which says what is wrong where this is not a run
+        read_config(folder)  # which raises the error for a folder that is no run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
         problem = f"is {checkpoint!r}, but run {folder} has saved none"

@@ -3,7 +3,7 @@
 It has the form of the Hugging Face hub:
 
 model.safetensors       the dense part, by timm's names
-selectors.safetensors   what a reduction learned
+selectors.safetensors   learned by a reduction
 projector.safetensors   of a vision tower
 config.json             timm's architecture, with arguments where the model differs, and
                         all that this package needs to make the same model again
@@ -37,7 +37,7 @@ FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
 
 @takes_pretrained
 def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
-    """Write a trained model to a folder, whole or not at all.
+    """Write a trained model to a folder, completely or not at all.
 
     `load(folder)` gives one with the same logits, bit for bit, its reduction with
     learned selectors, class names and preprocessing included. timm loads the dense part

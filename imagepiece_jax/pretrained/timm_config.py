@@ -136,10 +136,10 @@ def _arguments(arguments, name):
     usual = size_of(name).fields
     usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
-        # timm's counts packed layers twice, and is cut to whole widths: see tensors.
+        # timm's counts packed layers twice, and is rounded down to widths: see tensors.
         del usual["mlp_ratio"]
     sizes = usual | others
-    null = ("init_values", "fc_norm")  # where None is not what is left out
+    null = ("init_values", "fc_norm")  # where None differs from a missing argument
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not others and "mlp_ratio" not in arguments:

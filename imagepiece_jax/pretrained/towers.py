@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
 
 Fields = Mapping[str, Any]  # of a JSON file
-# transformers' activations by their names; those of one kind differ in rounding alone.
+# transformers' activations by their names; those of one kind differ only in rounding.
 GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
 GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
 GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")

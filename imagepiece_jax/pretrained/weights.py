@@ -55,7 +55,7 @@ class WeightsFiles:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Metadata:
-    """What a path says of trained weights; which model, `load.complete` finds out."""
+    """Trained weights by their path's names and configs, maybe without their model."""
 
     path: pathlib.Path  # on this machine
     config: ModelConfig  # as far as a name or a config.json says

@@ -1,6 +1,6 @@
 """A config merged with trained weights, as commands take both.
 
-Typed fields go over what the weights say, and that over configs/base.py.
+Typed fields go over those of the weights, and these over configs/base.py.
 """
 
 import copy
