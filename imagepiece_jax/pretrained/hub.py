@@ -37,7 +37,7 @@ ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence
-UNREACHABLE = "the hub cannot be reached, and its cache"
+UNREACHABLE = "cannot be reached, and its cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +223,9 @@ class _Repository:
         self._text, self._name, self._revision = text, name, revision
         self._unreachable, self.files = False, []
 
-    def _error(self, problem, allowed="", hint=""):
-        place = f"{self._text}:" if self._unreachable else self._text
-        return InputError(problem, place=place, allowed=allowed, hint=hint)
+    def _error(self, problem, **facts):
+        facts |= {"field": "the hub"} if self._unreachable else {}
+        return InputError(problem, place=self._text, **facts)
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
@@ -235,8 +235,9 @@ class _Repository:
         lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
         if self._unreachable:
             allowed = "ids that were loaded here before, or a network"
-            raise self._error(f"{UNREACHABLE} has {lacks}", allowed)
-        raise self._error(f"has {lacks}", f"repositories with {CONFIG} and weights")
+            raise self._error(f"{UNREACHABLE} has {lacks}", allowed=allowed)
+        allowed = f"repositories with {CONFIG} and weights"
+        raise self._error(f"has {lacks}", allowed=allowed)
 
     def optional(self, name, besides=""):
         """Fetch a file where the repository has it; InputError if nobody knows."""
@@ -248,10 +249,10 @@ class _Repository:
             self._name, name, revision=self._revision
         )
         if cached is None:  # another value says that the repository has no such file
-            problem = f"{UNREACHABLE} does not say whether there is a "
+            problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
             allowed = f"a network, or instead of the id its folder, {folder}{besides}"
-            raise self._error(problem + name, allowed)
+            raise self._error(problem, allowed=allowed)
 
     def _get(self, name):
         """The path of a file; None where there is none, or none in reach.
@@ -274,8 +275,8 @@ class _Repository:
         except errors.EntryNotFoundError:
             return None
         except errors.RevisionNotFoundError as error:
-            allowed = "its branches, tags and commits"
-            raise self._error("is no revision of the repository", allowed) from error
+            facts = {"allowed": "its branches, tags and commits"}
+            raise self._error("is no revision of the repository", **facts) from error
         except errors.GatedRepoError as error:
             hint = "accept them on its page, and log in by: hf auth login"
             problem = "is for those who accepted its terms"

@@ -79,7 +79,10 @@ def _given_for_file(contents, partial, requested):
     if facts and requested.name:  # the function of that model, not the layout's
         heads = ModelConfig(num_heads=contents.config.num_heads)
         partial = contents.images.over(heads)
-    size = _size_of_positions(requested.image_size, facts)
+    size, usual = requested.image_size, facts.get("image_size")
+    if size and usual:  # from which positions are resized, if it has as many patches
+        patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
+        size = usual if patches[0] == patches[1] else size
     given = dataclasses.replace(requested, image_size=size)
     named = ModelConfig(name=name)
     if not facts or requested.arch:
@@ -92,18 +95,6 @@ def _given_for_file(contents, partial, requested):
 
 def _without(config, fields):
     return dataclasses.replace(config, **dict.fromkeys(fields))
-
-
-def _size_of_positions(size, facts):
-    """The size that shows how the positions of a file lie, where a caller gives `size`.
-
-    The name's size where it has as many patches: positions are resized from it.
-    """
-    usual = facts.get("image_size")
-    if not size or not usual:
-        return size
-    patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
-    return usual if patches[0] == patches[1] else size
 
 
 def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfig:

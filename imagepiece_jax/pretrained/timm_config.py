@@ -18,6 +18,8 @@ from imagepiece_jax.pretrained.hub import HubConfig
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
+# Arguments that are fields of an Architecture.
+SAME = ("class_token", "qkv_bias", "pre_norm", "pool_include_prefix")
 EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Parts that only timm's class Eva has.
 EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
@@ -167,19 +169,18 @@ def _changed(arch: Architecture, arguments) -> Architecture:
 
 
 def _with_arguments(arch, arguments):
-    ours = {"class_token": "class_token", "reg_tokens": "registers"}
-    ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
-    ours |= {"pool_include_prefix": "pool_include_prefix"}
-    found = {ours[k]: v for k, v in arguments.items() if k in ours}
-    if "pre_norm" in found:
-        found["patch_bias"] = not found["pre_norm"]
+    fields = {k: v for k, v in arguments.items() if k in SAME}
+    if "reg_tokens" in arguments:
+        fields["registers"] = arguments["reg_tokens"]
+    if "pre_norm" in fields:
+        fields["patch_bias"] = not fields["pre_norm"]
     if "init_values" in arguments:
-        found["layer_scale"] = bool(arguments["init_values"])
+        fields["layer_scale"] = bool(arguments["init_values"])
     if "no_embed_class" in arguments:
-        found["prefix_positions"] = not arguments["no_embed_class"]
+        fields["prefix_positions"] = not arguments["no_embed_class"]
     if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
-        found |= _head(arch, arguments)
-    arch = dataclasses.replace(arch, **found)
+        fields |= _head(arch, arguments)
+    arch = dataclasses.replace(arch, **fields)
     return arch if arch.prefix else dataclasses.replace(arch, prefix_positions=True)
 
 
@@ -292,15 +293,12 @@ def _all_arguments(model: ViT) -> dict[str, Any]:
     pools = {ours: theirs for theirs, ours in POOLS.items()}
     return {
         **_size(model),
+        **{name: getattr(arch, name) for name in SAME},
         "mlp_ratio": ratio,
-        "qkv_bias": arch.qkv_bias,
         "init_values": 1e-5 if arch.layer_scale else None,
-        "class_token": arch.class_token,
         "reg_tokens": arch.registers,
         "no_embed_class": not arch.prefix_positions,
-        "pre_norm": arch.pre_norm,
         "global_pool": pools[arch.pool],
-        "pool_include_prefix": arch.pool_include_prefix,
         "final_norm": arch.final_norm or arch.fc_norm,
         "fc_norm": arch.fc_norm,
     }

@@ -18,6 +18,7 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data.normalize import channels
+from imagepiece_jax.errors import within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import Positions
@@ -117,11 +118,9 @@ class Metadata:
         """{"mean", "std"} of the images; {} where neither a file nor a name says."""
         config = self.partial_config
         values = registry.facts(config.name) | config.fields
-        return {
-            field: channels(f"{self.path}: {field}", values[field], field == "std")
-            for field in runs.IMAGENET
-            if field in values
-        }
+        fields = [field for field in runs.IMAGENET if field in values]
+        with within(place=self.path):
+            return {f: channels(f, values[f], positive=f == "std") for f in fields}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
