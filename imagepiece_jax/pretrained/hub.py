@@ -11,7 +11,7 @@ import importlib.util
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
@@ -40,18 +40,21 @@ MOST = 3  # ids in a sentence
 UNREACHABLE = "cannot be reached, and its cache"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class HubConfig:
-    """A published model's config files, as fields of `weights.Metadata`."""
+    """The config files of a folder."""
 
-    config: ModelConfig
-    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    path: pathlib.Path = pathlib.Path()  # on this machine
+    config: ModelConfig = ModelConfig()  # fields that no tensor shows
     reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
-    class_names: tuple[str | None, ...] | None = None
-    own: bool = False
-    untrained: bool = False
-    tower: Tower | None = None
+    # fields of a Preprocessing but the size
+    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str | None] | None = None  # by label
+    own: bool = False  # whether this package saved the folder
+    untrained: bool = False  # whether selectors were drawn, not learned
+    # sizes in a config.json, which tensors must have too
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tower: Tower | None = None  # how a language model reads its vision tower
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:

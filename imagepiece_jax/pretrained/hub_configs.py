@@ -70,7 +70,7 @@ def parse(
     if len(both) > 2 or not all(isinstance(one, int) and one > 0 for one in both):
         field, allowed = "the size of images", "one or two numbers of pixels"
         raise InputError(field=field, place=file, value=size, allowed=allowed)
-    return parsed
+    return dataclasses.replace(parsed, path=folder)
 
 
 def _guarded(

@@ -102,7 +102,7 @@ def read_metadata(
         name = registry.name_of_file(path)
         return Metadata(path, ModelConfig(name=name), averaged=averaged)
     if kind == "folder":
-        return Metadata(path, averaged=averaged, **vars(hub_configs.read(path)))
+        return Metadata(averaged=averaged, **vars(hub_configs.read(path)))
     run = runs.read_config(path)
     return Metadata(
         path,

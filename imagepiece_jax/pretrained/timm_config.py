@@ -73,7 +73,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     if not names and "." in full_name:  # else it may have learned other classes
         names = published_class_names(full_name, classes)
     model = ModelConfig(**values | {"image_size": size} | says)
-    return HubConfig(model, sizes, crop, class_names=names)
+    return HubConfig(config=model, sizes=sizes, crop=crop, class_names=names)
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:

@@ -119,7 +119,7 @@ def parse_transformers(config: Fields) -> HubConfig:
     tower = host and host.tower and host.tower(config, fields, model.inner)
     if tower and tower.depth:
         arch, sizes["depth"] = model.inner, tower.depth
-    model_config = ModelConfig(
+    said = ModelConfig(
         num_heads=fields["num_attention_heads"],
         gelu=one_of("hidden_act", fields["hidden_act"], acts),
         norm_eps=float(fields["layer_norm_eps"]),
@@ -128,7 +128,7 @@ def parse_transformers(config: Fields) -> HubConfig:
         arch=arch,
     )
     names = class_names.shortened(_names(labels))
-    return HubConfig(model_config, sizes, class_names=names, tower=tower)
+    return HubConfig(config=said, sizes=sizes, class_names=names, tower=tower)
 
 
 def processor(images: Fields, config: Fields) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,7 +27,7 @@ from imagepiece_jax.pretrained import hub, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import DENSE, with_defaults
+from imagepiece_jax.reduction.settings import with_defaults
 
 # Fields of training, device or method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
@@ -55,24 +55,13 @@ class WeightsFiles:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Metadata:
+class Metadata(hub.HubConfig):
     """Trained weights by their path's names and configs, maybe without their model."""
 
-    path: pathlib.Path  # on this machine
-    config: ModelConfig  # as far as a name or a config.json says
-    reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
-    # fields of a Preprocessing but the size
-    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    class_names: Sequence[str | None] | None = None  # by label
     run: Mapping[str, Any] | None = None  # a run's config
     checkpoint: str = "best"  # of a run, or "latest"
     averaged: bool = False  # whether the weights are averages over steps
     seed: int = 0  # of the training
-    own: bool = False  # whether this package saved the folder
-    untrained: bool = False  # whether selectors were drawn, not learned
-    # sizes in a config.json, which tensors must have too
-    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tower: Tower | None = None  # how a language model reads its vision tower
     # reads the tensors; None: those of the path
     files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
 
