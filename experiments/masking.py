@@ -54,8 +54,8 @@ def masking(context):
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
     title = "accuracy behind random masks"
     squares = f"{SIDE} pixels, mean, anywhere"
-    notes = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
-    text, facts = render.table(head, lines), render.facts(context, notes)
+    more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
+    text, facts = render.table(head, lines), render.facts(context, more)
     render.page(context, "masking", title, text, facts)
 
 

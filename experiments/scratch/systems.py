@@ -68,8 +68,8 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     def matched(name, title, reduction, start=None):
         fields = {**reduction, "macs": cost(reference) / cost(settings.DENSE)}
         system = System(name, title, "conv", fields, start)
-        made = config(system, options, num_classes, dtype)
-        found = RunConfig.from_config(made).resolved().to_dict(made.to_dict())
+        full = config(system, options, num_classes, dtype)
+        found = RunConfig.from_config(full).resolved().to_dict(full.to_dict())
         reduction = settings.changed(found["reduction"])
         return dataclasses.replace(system, reduction=reduction)
 
