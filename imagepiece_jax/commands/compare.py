@@ -21,10 +21,10 @@ SHARES = cli.listed(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "of the dense model's cost"
 )
 METHODS = cli.listed("methods", [], "these, tome and random; default: all")
-METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "what is cost")
+METRIC = cli.choice("metric", "gmacs", ["gmacs", "ms"], "the cost")
 SPEED_BATCH = cli.integer("speed_batch_size", 64, "images at once, if cost is time", 1)
 SWEEP = cli.sweep("these reductions instead of methods at equal cost")
-FLOORS = cli.switch("floors", False, "also smaller images, and the first blocks alone")
+FLOORS = cli.switch("floors", False, "also smaller images, and only the first blocks")
 TIMING = cli.timing()
 OUT = cli.text("out", None, "default: runs/compare")
 AGAIN = cli.switch("again", False, "measure again what was measured before")

@@ -1,4 +1,4 @@
-"""The config groups data and augment: their fields, and what is made of them.
+"""The config groups data and augment: their fields, and the objects made from them.
 
 Defaults and comments stand in configs/base.py.
 """

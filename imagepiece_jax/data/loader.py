@@ -352,8 +352,8 @@ class DataLoader:
 
     While the last batches of a turn are worked on, the first of the next are read.
 
-    turns: (BatchSequence, first step, steps) in the order in which they will be asked
-    for: some steps of training, an evaluation, the next steps of training
+    turns: (BatchSequence, first step, steps) in the order in which they will be
+    taken: some steps of training, an evaluation, the next steps of training
     workers, threads: as `Prefetch` has them
     """
 
@@ -389,7 +389,7 @@ class DataLoader:
         for _ in range(sequence.steps):
             turn, (batch, history) = next(self._joined)
             if turn is not sequence:
-                raise RuntimeError("a batch was asked for out of turn")
+                raise RuntimeError("a batch was taken out of turn")
             for errors, mask in history:
                 if errors:
                     in_a_row += errors

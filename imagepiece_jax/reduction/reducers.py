@@ -55,7 +55,7 @@ class Reducer:
     needs: ClassVar[frozenset[str]] = frozenset()
     # Whether its slots are clusters, none of whose tokens the others join.
     clusters: ClassVar[bool] = False
-    # What is compared, one of METRICS, where it needs a metric.
+    # The compared feature, one of METRICS, where it needs a metric.
     metric = None
 
     @property

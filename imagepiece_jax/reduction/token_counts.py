@@ -48,8 +48,8 @@ class Keep(Rule):
     fused: bool = False
 
     def n_out(self, n, n0, stage):
-        kept = max(1, ceil(self.rate * n))
-        return None if kept == n else kept + self.fused
+        count = max(1, ceil(self.rate * n))
+        return None if count == n else count + self.fused
 
     def fewest(self, n, stage):
         return 1 + self.fused
@@ -63,8 +63,8 @@ class KeepInitial(Rule):
     packages: bool = False
 
     def n_out(self, n, n0, stage):
-        kept = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
-        return None if kept >= n else kept
+        count = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
+        return None if count >= n else count
 
     def fewest(self, n, stage):
         return 1 + stage * self.packages
@@ -90,8 +90,8 @@ class MergeTo(Rule):
     merges: ClassVar[bool] = True
 
     def n_out(self, n, n0, stage):
-        kept = Keep(self.rate).n_out(n, n0, stage)
-        return None if kept is None else max(kept, n - n // 2)
+        count = Keep(self.rate).n_out(n, n0, stage)
+        return None if count is None else max(count, n - n // 2)
 
 
 @dataclasses.dataclass(frozen=True)

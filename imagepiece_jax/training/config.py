@@ -270,7 +270,7 @@ class RunConfig(RunFields):
         return model.clone(remat=self.remat)
 
     def resolved(self) -> "RunConfig":
-        """The same, with tokens in place of the cost that its reduction asks for."""
+        """The same, with tokens in place of the cost of its reduction."""
         from imagepiece_jax.models.config import in_config  # imports JAX
         from imagepiece_jax.models.reduce import at_cost
 

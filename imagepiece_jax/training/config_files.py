@@ -130,7 +130,7 @@ def _tuple(text):
 
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-# Type of a field: (its parser, what is allowed).
+# Type of a field: (its parser, the allowed values).
 PARSERS = {
     bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
     int: (int, "whole numbers"),

@@ -45,12 +45,12 @@ def soft_top(similarity, merges):
     logits = jnp.where(near, similarity, 0) / TEMPERATURE
 
     def draw(carry, _):
-        chosen, left = carry
-        share = jnp.where(near, logits + left[:, :, None], -jnp.inf)
+        chosen, rest = carry
+        share = jnp.where(near, logits + rest[:, :, None], -jnp.inf)
         share = jax.nn.softmax(share.reshape(len(share), -1)).reshape(share.shape)
         drawn = jnp.sum(share, axis=-1)
-        left = left + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
-        return (chosen + share, left), None
+        rest = rest + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
+        return (chosen + share, rest), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
@@ -74,17 +74,17 @@ def soft_merge(similarity, size, live, merges):
     a, b = size[:, 0:live:2], size[:, 1:live:2]
     moved = spread * a[:, :, None]
     grown = b + jnp.sum(moved, axis=1)
-    left = 1 - jnp.sum(spread, axis=-1)
-    clipped = left + jax.lax.stop_gradient(jnp.clip(left, 0, 1) - left)
+    own = 1 - jnp.sum(spread, axis=-1)
+    clipped = own + jax.lax.stop_gradient(jnp.clip(own, 0, 1) - own)
     # Rows of the tokens that grow, each between two that stay as they are.
     safe = jnp.maximum(grown, TINY)
     to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     rest = n - live
     ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
     matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
-    kept = alternate(jnp.ones_like(a), b / safe)
-    kept = jnp.pad(kept, ((0, 0), (0, rest)), constant_values=1.0)
-    matrix = matrix + kept[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
+    scale = alternate(jnp.ones_like(a), b / safe)
+    scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
+    matrix = matrix + scale[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = alternate(a * clipped, grown)
     order = rank(jax.lax.stop_gradient(sizes))
     order = invert(order, live)

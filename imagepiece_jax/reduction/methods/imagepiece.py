@@ -35,7 +35,7 @@ class Retokenize(Ranking):
 
     order: str = "descending"  # starts with the highest candidate
     parity: int = 0  # which of the first two candidates is on side A
-    metric: str = "key"  # what is compared: "key", "query", "value" or "token"
+    metric: str = "key"  # the compared feature: "key", "query", "value" or "token"
     size_weighting: bool = True  # a merged token is the mean over patches, not tokens
 
     @property

@@ -89,8 +89,8 @@ class Fusion(Ranking):
         first = merges // 2
         best, partner = find_partners(score, _places(score.shape[2]))
         order = rank(best)
-        leaving = invert(order, first)
-        joined = gather_rows(partner, leaving)
+        joining = invert(order, first)
+        joined = gather_rows(partner, joining)
         place = place_among(order >= first)
         staying = invert(place, order.shape[1] - first)
         # The others, by the same scores.
@@ -99,9 +99,9 @@ class Fusion(Ranking):
         order, second = rank(best), merges - first
         slot = jnp.where(order < second, partner, staying.shape[1] - second + order)
         others = invert(order, order.shape[1])
-        moving, kept = others[:, :second], others[:, second:]
-        keep = jnp.concatenate([even + 2 * staying, 1 - even + 2 * kept], axis=1)
-        absorbed = jnp.concatenate([even + 2 * leaving, 1 - even + 2 * moving], axis=1)
+        moving, staying_odd = others[:, :second], others[:, second:]
+        keep = jnp.concatenate([even + 2 * staying, 1 - even + 2 * staying_odd], axis=1)
+        absorbed = jnp.concatenate([even + 2 * joining, 1 - even + 2 * moving], axis=1)
         target = jnp.concatenate(
             [gather_rows(slot, joined), gather_rows(slot, moving)], axis=1
         )

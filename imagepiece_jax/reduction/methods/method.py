@@ -111,7 +111,7 @@ class Method(CheckedFields):
         raise NotImplementedError
 
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """The step that leaves `tokens` image tokens at `block`, where `counts` asks.
+        """The step that leaves `tokens` image tokens at `block`, of `counts`.
 
         The fewest tokens and the candidates of its rule count, not how many it leaves.
         Raises InputError for a block at which the method does nothing.
