@@ -8,8 +8,8 @@ import importlib.util
 import platform
 
 from imagepiece_jax import __version__, cli
+from imagepiece_jax.common.version import LIBRARIES
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # extra -> (a module that it installs, its purpose)
 EXTRAS = {
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
@@ -21,7 +21,7 @@ EXTRAS = {
 
 
 def lines():
-    """Yield the lines to print; without JAX those of versions alone, and a reason."""
+    """Yield the lines to print; without JAX only those of versions, and a reason."""
     yield f"imagepiece_jax {__version__}"
     yield f"python {platform.python_version()} on {platform.platform()}"
     for name in LIBRARIES:

@@ -4,6 +4,7 @@ A frozen dataclass whose base is `CheckedFields` names the kind of each of its f
 `keep_rate: float = rate(0.7)`. A field without a default must be given.
 """
 
+import ast
 import dataclasses
 import math
 import numbers
@@ -84,6 +85,15 @@ def is_number(value) -> bool:
 def is_integer(value) -> bool:
     """Whether it is a whole number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def literal(text: str) -> Any:
+    """A Python literal from a command line, true or false, or else the text itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False, "": None}.get(text.lower(), text)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def checked(default, convert, allowed, training=False):

@@ -44,6 +44,23 @@ def lock(file, flag):
         log.warning(text, file.name, error.strerror, folder)
 
 
+def open_locked(flag, path, mode, **options):
+    """Open a file that no other process can lock; its folder, of `flag`, is made.
+
+    Raises InputError where it cannot be written, or another process has locked it.
+    """
+    folder = pathlib.Path(path).parent
+    make_folder(flag, folder)
+    try:
+        file = open(path, mode, **options)
+    except OSError as error:
+        problem = f"{folder} cannot be written ({error.strerror})"
+        found = {"field": flag, "value": str(folder), "allowed": "another"}
+        raise InputError(problem, **found) from error
+    lock(file, flag)
+    return file
+
+
 def read_json(path):
     """The object in a JSON file, a dict. Raises InputError for anything else."""
     try:

@@ -1,3 +1,4 @@
-"""The version of the package: where setuptools, saved models and users read it."""
+"""The version of the package, and the libraries whose versions matter with it."""
 
-__version__ = "0.2.0"
+__version__ = "0.2.0"  # which setuptools, saved models and users read
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
+from imagepiece_jax.common.files import append_line, git_revision, open_locked
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
@@ -48,13 +48,7 @@ class ResultCache:
         versions: dict[str, Any] | None = None,
     ):
         path = pathlib.Path(folder) / FILE
-        make_folder("--out", folder)
-        try:
-            self._file = open(path, "ab+", buffering=0)
-        except OSError as error:
-            problem = f"{folder} cannot be written ({error.strerror})"
-            raise InputError(problem, field="--out", allowed="another") from error
-        lock(self._file, "--out")
+        self._file = open_locked("--out", path, "ab+", buffering=0)
         try:
             results = _read(self._file, path)  # also cuts off a torn last line
         except InputError:

@@ -16,6 +16,7 @@ from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
+from imagepiece_jax.reduction.settings import as_tuple
 
 NAMES = {
     "dense": "dense",
@@ -188,12 +189,7 @@ def p_value(p: float) -> str:
 
 def fields(setting: Mapping[str, Any]) -> str:
     """ "keep_rate=0.9, merge_ratio=0.08"."""
-    return ", ".join(f"{k}={_typed(v)}" for k, v in setting.items())
-
-
-def _typed(value):
-    """A value of a field as it is typed: JSON's lists as tuples."""
-    return tuple(value) if isinstance(value, list) else value
+    return ", ".join(f"{k}={as_tuple(v)}" for k, v in setting.items())
 
 
 def absent_table(report: Report) -> str:

@@ -1,14 +1,12 @@
 """The text of --sweep, METHOD:FIELD=V1,V2: reductions from a command line."""
 
-import ast
 import dataclasses
 import itertools
 
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, label, split, with_defaults
-
-SWITCHES = ("true", "false")
 
 
 def parse_sweep(text):
@@ -36,7 +34,7 @@ def _parsed(text):
             allowed = f"one list, such as {field}=V1,V2"
             raise InputError(f"has {field} twice", value=field, allowed=allowed)
         names.append(field)
-        choices.append([_literal(value) for value in _split_at_commas(values)])
+        choices.append([*map(literal, _split_at_commas(values))])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
@@ -83,10 +81,3 @@ def _split_at_commas(values):
         else:
             parts[-1] += letter
     return parts
-
-
-def _literal(text):
-    try:
-        return ast.literal_eval(text.capitalize() if text in SWITCHES else text)
-    except (ValueError, SyntaxError):
-        return text

@@ -15,6 +15,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.training.config import method_fields
 
@@ -103,15 +104,6 @@ class Overrides(tuple):
                 override(config, field, text)
 
 
-def _literal(text):
-    """A Python literal, true or false, or else the text itself; None: true."""
-    try:
-        value = ast.literal_eval("True" if text is None else text)
-    except (SyntaxError, ValueError):
-        return {"true": True, "false": False, "": None}.get(text.lower(), text)
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _number(text):
     if not math.isfinite(float(text)):
         raise ValueError(text)
@@ -154,7 +146,7 @@ def override(config: "ConfigDict", field: str, text: str | None):
     *groups, leaf = field.split(".")
     if groups == ["reduction"] and field != METHOD:
         with config.unlocked():
-            config.reduction[leaf] = _literal(text)
+            config.reduction[leaf] = True if text is None else literal(text)
         return
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)

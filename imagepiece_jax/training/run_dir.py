@@ -21,12 +21,13 @@ import time
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import (
     git_revision,
-    lock,
     make_folder,
+    open_locked,
     read_json,
     replace_file,
     write_json,
 )
+from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError, RunError, within
 from imagepiece_jax.pretrained.runs import (
     CHECKPOINTS,
@@ -46,7 +47,6 @@ MAY_CHANGE = (
 )
 OTHER = "another --workdir"
 PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def took_steps(workdir):
@@ -197,14 +197,7 @@ class RunLock(contextlib.AbstractContextManager):
         self._file = None
 
     def __enter__(self):
-        workdir = self._path.parent
-        make_folder("--workdir", workdir)
-        try:
-            self._file = open(self._path, "w", encoding="utf-8")
-        except OSError as error:
-            problem = f"{workdir} cannot be written ({error.strerror})"
-            raise InputError(problem, field="--workdir", allowed="another") from error
-        lock(self._file, "--workdir")
+        self._file = open_locked("--workdir", self._path, "w", encoding="utf-8")
         return self
 
     def probe(self):
