@@ -83,7 +83,7 @@ class Reducer:
 class MaskingReducer(Reducer):
     """Base of reducers that draw a mask where they remove nothing."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
+    needs = frozenset({"rng"})
 
     def draws(self, counts, train):
         return counts.n_out >= counts.n_in
@@ -164,7 +164,7 @@ class Bipartite(Reducer):
     """
 
     metric: str = "key"
-    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+    needs = frozenset({"metric"})
 
     def __call__(self, taps, counts, train=False):
         merges, prefix = counts.n_in - counts.n_out, taps.num_prefix

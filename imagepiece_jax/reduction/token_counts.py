@@ -75,7 +75,7 @@ class Remove(Rule):
     """`count` tokens fewer, at most half of all: those of one of two sides."""
 
     count: int
-    merges: ClassVar[bool] = True
+    merges = True
 
     def n_out(self, n, n0, stage):
         removed = min(self.count, n // 2)
@@ -87,7 +87,7 @@ class MergeTo(Rule):
     """As many tokens as `Keep(rate)`, but at most half of all are merged away."""
 
     rate: float
-    merges: ClassVar[bool] = True
+    merges = True
 
     def n_out(self, n, n0, stage):
         count = Keep(self.rate).n_out(n, n0, stage)
@@ -106,7 +106,7 @@ class Merge(Rule):
     merge_ratio: float
     candidate_ratio: float
     base: str = "all"
-    merges: ClassVar[bool] = True
+    merges = True
 
     def candidates(self, n):
         return floor(self.candidate_ratio * n)

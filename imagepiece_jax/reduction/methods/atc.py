@@ -5,7 +5,6 @@ leave, one after the other, each over one array of distances.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +69,12 @@ class Agglomeration(Reducer):
     the farthest) or "average" (mean over all pairs of this step's tokens).
     """
 
-    clusters: ClassVar[bool] = True
+    clusters = True
 
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True
-    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+    needs = frozenset({"metric"})
 
     def __call__(self, taps, counts, train=False):
         metric = jax.lax.stop_gradient(taps.metric)

@@ -4,7 +4,6 @@ As in the comparison of Haurum et al. 2023, "Which tokens to use?".
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def density_peaks(x, neighbors, n_out):
 class DensityPeaks(Reducer):
     """Cluster around density peaks; a cluster becomes the plain mean of its members."""
 
-    clusters: ClassVar[bool] = True
+    clusters = True
 
     neighbors: int = 5
 

@@ -6,7 +6,6 @@ choice has a gradient.
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +99,8 @@ class Embedding(nn.Module, Reducer):
     attention's input, which learns nothing from them.
     """
 
-    metric: ClassVar[str] = "input"
-    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+    metric = "input"
+    needs = frozenset({"metric"})
 
     @nn.compact
     def __call__(self, taps, counts, train=False):

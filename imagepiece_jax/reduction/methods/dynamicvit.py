@@ -6,7 +6,6 @@ starts from a trained model, which is also, frozen, its teacher.
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,7 +39,7 @@ class LearnedSelection(Method):
     The weights are those of loss terms; cross entropy has 1.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    needs_teacher = True
 
     # Share of live tokens against its target.
     ratio_weight: float = weight(2.0, training=True)

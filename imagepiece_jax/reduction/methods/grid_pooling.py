@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -24,7 +23,7 @@ class Cells(Reducer):
     cells differ by at most one row and column where the patches do not divide evenly.
     """
 
-    clusters: ClassVar[bool] = True
+    clusters = True
 
     size: int
 

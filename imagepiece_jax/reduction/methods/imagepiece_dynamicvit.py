@@ -6,7 +6,6 @@ faster. Merge steps merge in both. Parameters and evaluation are the same.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ class NoisyTopK(nn.Module, Reducer):
     keep probability: so the score learns.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
+    needs = frozenset({"rng"})
 
     @nn.compact
     def __call__(self, taps, counts, train=False):

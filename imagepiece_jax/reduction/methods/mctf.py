@@ -6,7 +6,6 @@ with a second pass at a random reduction is not part of this.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ class FuseAway(Rule):
     """`r` tokens fewer, or that share of them: at most half, and ten tokens stay."""
 
     r: float
-    merges: ClassVar[bool] = True
+    merges = True
 
     def n_out(self, n, n0, stage):
         r = min(self.r, n + 1 - FEWEST)
@@ -70,7 +69,7 @@ class Fusion(Ranking):
     attention: float = 20.0
     sizes: float = 40.0
     score: str = dataclasses.field(default="received", kw_only=True)
-    metric: ClassVar[str] = "token"
+    metric = "token"
 
     @property
     def needs(self):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import numpy as np
@@ -31,7 +30,7 @@ class ByEnergy(Reducer):
 
     protect: bool
     metric: str = "key"
-    needs: ClassVar[frozenset[str]] = frozenset({"key", "metric"})
+    needs = frozenset({"key", "metric"})
 
     def __call__(self, taps, counts, train=False):
         unlike = jax.lax.stop_gradient(unlike_others(taps, counts))

@@ -1,7 +1,6 @@
 """Random: keep tokens by chance, the floor that every other choice must beat."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 
@@ -19,7 +18,7 @@ class Draw(Reducer):
     The draw of an image is a function of its key: of seed, step (or image) and block.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
+    needs = frozenset({"rng"})
 
     def __call__(self, taps, counts, train=False):
         draws = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(taps.rng)

@@ -5,7 +5,6 @@ there, that code takes the middle.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ class MergeAway(Rule):
     """floor((1 - rate) (n + 1)) tokens fewer, at most half: the class token counts."""
 
     rate: float
-    merges: ClassVar[bool] = True
+    merges = True
 
     def n_out(self, n, n0, stage):
         removed = min(floor((1 - self.rate) * (n + 1)), n // 2)

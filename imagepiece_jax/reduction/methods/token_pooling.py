@@ -4,7 +4,6 @@ Distances are those of the tokens themselves; a token weighs what attention paid
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ class Clustering(Ranking):
     block before.
     """
 
-    clusters: ClassVar[bool] = True
+    clusters = True
 
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
