@@ -236,15 +236,6 @@ def test_a_command_without_a_config_says_so():
     assert said == "--config.lr is for commands with a config; see --help"
 
 
-def test_help_is_short_and_no_error():
-    ended = start("train.py", "--help")
-    assert (ended.status, ended.err) == (0, "")
-    assert "--config: a config file, such as configs/quickstart.py; --con" in ended.out
-    assert "--workdir: folder of the run" in ended.out
-    assert "repeat" not in ended.out  # by what absl says of --config
-    assert ended.out.count("\n") < 30
-
-
 KEEPS = """
 from imagepiece_jax import cli
 

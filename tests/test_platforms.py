@@ -47,17 +47,18 @@ def gpu(capability="9.0", **attributes):
 def test_auto_takes_fused_kernels_where_they_run(
     monkeypatch, here, of_device, of_shapes, kernels
 ):
-    asked = []
-    monkeypatch.setattr(
-        fused, "unsupported_reason", lambda *of: asked.append(of) or of_device
-    )
-    monkeypatch.setattr(
-        fused.Kernel, "unsupported_reason", lambda *_, **options: of_shapes
-    )
+    asked_about = []
+
+    def reason(*platform):
+        asked_about.append(platform)
+        return of_device
+
+    monkeypatch.setattr(fused, "unsupported_reason", reason)
+    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_, **__: of_shapes)
     model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
     assert resolve_kernels("auto", model, here) == kernels
     capability = getattr(here, "compute_capability", None)
-    assert asked == [(here.platform, capability)]
+    assert asked_about == [(here.platform, capability)]
     if of_device or of_shapes:
         with pytest.raises(InputError, match=f"needs {of_device or of_shapes}"):
             resolve_kernels("fused", model, here)

@@ -428,7 +428,7 @@ def test_indexes_of_something_else(tmp_path, part):
     assert error.value.value == part and "names of .safet" in error.value.allowed
 
 
-@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.bin"])
+@pytest.mark.parametrize("name", ["w.npz", "w.pth"])
 def test_an_archive_that_claims_a_hundred_times_its_size_is_refused(
     tmp_path, name, monkeypatch
 ):

@@ -116,6 +116,7 @@ RESNET, TEXT = "layer1.0.conv1.weight", "text_model.embeddings.token_embedding.w
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 SWIN, DETECTION = "swin.encoder.layers.0.attn.weight", "vit.embeddings.detection_tokens"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
+SAME = " and ".join(name.replace("/", ".") for name in NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"
 OF_VISION = ("vision_model.embeddings.patch_embedding.weight",)
 OF_VISION += ("vision_model.embeddings.class_embedding", "classifier.weight")
@@ -152,9 +153,7 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         ),
         (
             small("embedding/kernel", *NORMS),
-            "tensors {} and {} are the same part, blocks.0.norm2.scale".format(
-                *(name.replace("/", ".") for name in NORMS)
-            ),
+            f"tensors {SAME} are the same part, blocks.0.norm2.scale",
         ),
         (
             small(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
