@@ -66,11 +66,9 @@ def test_arrays_are_taken_as_pictures_of_their_pixels(predictor, mode):
 
 def close(found, wanted):
     """Whether predictions are the same but for rounding: of programs of other sizes."""
-    (labels, probabilities), (other_labels, others) = (
-        zip(*((one[:2], one.probability) for one in each), strict=True)
-        for each in (found, wanted)
-    )
-    return labels == other_labels and np.allclose(probabilities, others)
+    same = [one[:2] for one in found] == [other[:2] for other in wanted]
+    pairs = zip(found, wanted, strict=True)
+    return same and all(np.isclose(a.probability, b.probability) for a, b in pairs)
 
 
 def test_bytes_generators_and_arrays_of_several(predictor, pictures, tmp_path):

@@ -118,9 +118,8 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     assert kinds == {jnp.dtype("float32")}
 
     def loss(params):
-        out, _ = model.apply(
-            variables | {"params": params}, images, True, mutable=["batch_stats"]
-        )
+        given = variables | {"params": params}
+        out, _ = model.apply(given, images, True, mutable=["batch_stats"])
         return jnp.sum(out.logits**2), out
 
     gradients, out = tiny.compiled(jax.grad(loss, has_aux=True))(variables["params"])

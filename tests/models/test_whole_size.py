@@ -30,9 +30,8 @@ def tensors(row):
     for name, shape in row["block"].items():
         for index in range(row["depth"]):
             shapes[name.replace("blocks.0.", f"blocks.{index}.")] = shape
-    return {
-        name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()
-    }
+    zero = np.float32(0)
+    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
 
 
 def memory(field):
