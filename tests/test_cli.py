@@ -355,10 +355,10 @@ for name in sys.argv[1:]:
             raise
         continue  # a tool beside other people's packages, where they are not
     now = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
-    for flag, held in now.items():
-        if held is not before.get(flag):
-            kind = held.flag_type().removesuffix(" enum")
-            defined.setdefault(flag, []).append([name, kind, held.default])
+    for flag, definition in now.items():
+        if definition is not before.get(flag):
+            kind = definition.flag_type().removesuffix(" enum")
+            defined.setdefault(flag, []).append([name, kind, definition.default])
     before = now
 print(json.dumps(defined))
 """

@@ -31,7 +31,7 @@ from tests.runs import ROOT
 IMAGENET = 1281167  # training images
 FILES = sorted((ROOT / "configs").glob("*.py"))
 NAMES = [path.stem for path in FILES]
-# A command of a docstring, and the cost that is stated below it.
+# A command of a docstring, and the cost that stands below it.
 COMMAND = re.compile(r"^python train\.py ((?:.*\\\n)*.*)(?:\n    (\S.*))?", re.M)
 
 
@@ -139,19 +139,19 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
     gmacs = f"{model_macs(model, run.image_size) / 1e9:.2f}"
-    stated = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
+    wanted = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
-        stated += f", {run.training_flop(IMAGENET) / 1e18:#.3g} EFLOP"
-        assert re.match(rf"{stated}, (no )?published acc1", cost)
+        wanted += f", {run.training_flop(IMAGENET) / 1e18:#.3g} EFLOP"
+        assert re.match(rf"{wanted}, (no )?published acc1", cost)
     else:
-        assert cost == stated
+        assert cost == wanted
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("finetune")])
 def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
     """The trained weights are evaluated first, and then move a little."""
-    tuned, whole = configs[name], base.get_config()
-    assert tuned.lr < whole.lr / 10 and tuned.epochs <= whole.epochs / 10
+    tuned, recipe = configs[name], base.get_config()
+    assert tuned.lr < recipe.lr / 10 and tuned.epochs <= recipe.epochs / 10
     if "evit" not in name:
         assert tuned.init.evaluate and tuned.data.repeats == 1
         assert RunConfig.from_config(tuned).length(1000).steps_per_epoch > 1
@@ -307,12 +307,12 @@ def test_recipe_of_masked_training(size, method, changes):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
 def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
     """From scratch: DeiT's recipe, field by field."""
-    config, whole = configs[name], dict(fields(base.get_config()))
+    config, recipe = configs[name], dict(fields(base.get_config()))
     if config.init.fresh or "finetune" in name:
         return
     for field, value in fields(config):
         own = field.startswith("reduction.") or field in ("model.name", "model.stem")
-        assert own or value == whole[field], field
+        assert own or value == recipe[field], field
 
 
 TEXTS = {int: "977", float: "0.125", str: "text", tuple: "(0.5, 0.5)"}

@@ -463,7 +463,7 @@ def test_tensors_of_one_storage_that_are_more_than_the_file(tmp_path):
         read_state_dict(path)
 
 
-def beside(folder, name):
+def with_damaged(folder, name):
     """A file of a tensor and of one of 40 MB, which is damaged or not there at all."""
     small, large = np.arange(6, dtype=np.float32), np.zeros(10_000_000, np.float32)
     path, tensors = folder / name, {"small": small, "large": large}
@@ -490,7 +490,7 @@ def beside(folder, name):
 
 @pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.index.json", files.ORBAX])
 def test_what_is_not_chosen_is_not_read(tmp_path, monkeypatch, name):
-    path, small = beside(tmp_path, name)
+    path, small = with_damaged(tmp_path, name)
     monkeypatch.setattr(files, "memory_bytes", lambda: 1_000_000)
     read = read_state_dict(path, choose={"small", "params/small"}.intersection)
     assert [array.tolist() for array in read.values()] == [small.tolist()]

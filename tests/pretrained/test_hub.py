@@ -208,7 +208,7 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
 class Hub(http.server.BaseHTTPRequestHandler):
     """Serves `files` of org/name; a file in `cut` ends in the middle."""
 
-    files, cut, asked = {}, (), []
+    files, cut, requests = {}, (), []
 
     def do_HEAD(self):
         self._answer(False)
@@ -218,7 +218,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         *_, owner, name, _, revision, file = self.path.split("/")
-        self.asked.append((self.command, file, revision))
+        self.requests.append((self.command, file, revision))
         content = self.files.get(file)
         problem = "EntryNotFound" if content is None else None
         if revision not in ("main", COMMIT):
@@ -245,9 +245,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def online(cache, files, monkeypatch):
-    """A handler class whose `files` a hub serves; what it was asked is in `asked`."""
+    """A handler class whose `files` a hub serves, and its `requests`."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    handler = type("Own", (Hub,), {"files": dict(files), "asked": []})
+    handler = type("Own", (Hub,), {"files": dict(files), "requests": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -270,13 +270,14 @@ def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
     values = imagepiece_jax.load("hf://org/name").variables
     assert same(values, variables)
     assert cached(cache) == {"config.json", "model.safetensors"}
-    got = [file for method, file, _ in online.asked if method == "GET"]
+    got = [file for method, file, _ in online.requests if method == "GET"]
     assert got == ["config.json", "model.safetensors"]
     # The first file settles the commit, so that all are of one.
-    assert {rev for _, file, rev in online.asked if file != "config.json"} == {COMMIT}
-    asked = len(online.asked)
+    others = [rev for _, file, rev in online.requests if file != "config.json"]
+    assert {*others} == {COMMIT}
+    count = len(online.requests)
     imagepiece_jax.load("hf://org/name")
-    assert len(online.asked) == asked
+    assert len(online.requests) == count
 
 
 def test_transformers_models_come_with_their_processor(online, cache):
@@ -362,7 +363,7 @@ def test_a_command_takes_an_id(cache, files):
     """It is read before it is refused, and called by its id."""
     snapshot = lay_out(cache, files)
     words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
-    told = sentence(call(evaluate.main, *words))
-    assert told.startswith("config.model.depth is 3, but folder hf://org/name has 1")
+    said = sentence(call(evaluate.main, *words))
+    assert said.startswith("config.model.depth is 3, but folder hf://org/name has 1")
     assert load.read("hf://org/name").name == "org/name"
     assert load.read(snapshot).name == "org/name"

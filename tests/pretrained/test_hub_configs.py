@@ -115,7 +115,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
 @pytest.mark.parametrize("form", ["names", "lemmas", "synsets"])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
-    """Of timm and transformers; a map with one other class is that of other weights."""
+    """timm's and transformers'; with one other class it is that of other weights."""
     names = [*getattr(class_names, f"imagenet_{form}")()]
     if not same:
         names[388] = "my cat"

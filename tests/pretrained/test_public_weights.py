@@ -194,7 +194,7 @@ def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
 def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     """159 of 200 at .6 of the MACs.
 
-    Of all 1,000 they are 77.8 %, as by code of its own when the control was proposed.
+    77.8 % of all 1,000, as by code of its own when the control was proposed.
     """
     config = "--config=configs/deit_s_imagepiece.py:deit_ti"
     result = evaluated(

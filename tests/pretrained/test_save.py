@@ -143,8 +143,8 @@ def test_what_a_folder_holds(tmp_path):
 @pytest.mark.parametrize("counts", [None, "proportional"])
 def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
     """No later count of MACs, and no later schedule, changes a saved network."""
-    asked = {"name": "tome", "macs": 0.7} | ({"counts": counts} if counts else {})
-    vit = made().with_reduction(asked)
+    reduction = {"name": "tome", "macs": 0.7} | ({"counts": counts} if counts else {})
+    vit = made().with_reduction(reduction)
     path = imagepiece_jax.save(tmp_path / "m", vit)
     config = json.loads((path / "config.json").read_text())
     stored = config["imagepiece_jax"]["reduction"]

@@ -223,7 +223,7 @@ def llava(folder, lacking=(), change=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def full_clip(tmp_path_factory):
     """What the blocks of the whole CLIP give, without its last norm."""
     vit = imagepiece_jax.load(write(tmp_path_factory.mktemp("clip"), CLIP, clip()))
     assert vit.projector is None
@@ -231,13 +231,13 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("layer, block", [(-2, 0), (None, 0), (1, 0), (-1, 1), (2, 1)])
-def test_llava_ends_at_its_layer(tmp_path, whole, layer, block):
+def test_llava_ends_at_its_layer(tmp_path, full_clip, layer, block):
     changes = {} if layer is None else {"vision_feature_layer": layer}
     vit = imagepiece_jax.load(llava(tmp_path, **changes))
     assert vit.model.depth == block + 1
     maps = imagepiece_jax.features(vit, images())
-    np.testing.assert_allclose(maps.patches, whole.layers[block].patches, atol=1e-5)
-    other = whole.layers[1 - block].patches
+    np.testing.assert_allclose(maps.patches, full_clip.layers[block].patches, atol=1e-5)
+    other = full_clip.layers[1 - block].patches
     assert np.abs(maps.patches - other).max() > 0.1
 
 
