@@ -23,6 +23,7 @@ from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.pretrained.test_load import random_logits
+from tests.refused import refused
 from tests.runs import ROOT
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -257,16 +258,15 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     without = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
-    for other, field, value in (
+    for other, *facts in (
         (Pretrained(evit, variables), "reduction", None),
-        (Pretrained(*prepare(model, variables)), "model", None),
+        (Pretrained(*prepare(model, variables)), "model", None, "form of optimize"),
         (Pretrained(model, without), "params/norm/bias", "missing"),
         (Pretrained(made(num_classes=3).model, variables), "params/head/bias", (7,)),
         (Pretrained(model, spoilt), "tensor cls_token", None),
     ):
-        with pytest.raises(InputError) as error:
+        with refused(*facts) as error:
             imagepiece_jax.save(tmp_path / "m", other)
-        assert (error.value.field, error.value.value) == (field, value)
     assert "tensor cls_token holds a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
