@@ -46,7 +46,7 @@ NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Kernels are compiled where they are used; tables stand beside what reads them.
-SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt", ".gz")
+SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt", ".gz", ".css")
 
 
 def requirements(name):
