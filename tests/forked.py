@@ -96,6 +96,13 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def free_port():
+    """The number of a port that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 if sys.platform != "linux":
     Process = Popen  # elsewhere a fork may not use what was imported before
 

@@ -39,12 +39,12 @@ DENSE = SMALL | {
 }
 
 
-def config(*groups, **fields):
+def configured(*groups, **fields):
     """The quickstart's config with these fields, those of dicts first."""
-    made = quickstart.get_config()
+    config = quickstart.get_config()
     for group in (*groups, fields):
-        made.update_from_flattened_dict(group)
-    return made
+        config.update_from_flattened_dict(group)
+    return config
 
 
 def lines(workdir, kind):

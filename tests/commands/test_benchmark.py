@@ -82,10 +82,7 @@ def test_tables_plot_and_sentences(measured):
     "words, message",
     [
         (["--device=gpu"], "--device is gpu, which JAX does not find here"),
-        (
-            ["--batch_size=1000000000"],
-            "--batch_size is 1000000000, for which quickstart needs",
-        ),
+        (["--batch_size=1000000000"], "1000000000, for which quickstart needs"),
     ],
 )
 def test_mistakes_end_it_before_anything_is_measured(words, message, monkeypatch):
@@ -108,10 +105,10 @@ def test_an_unknown_baseline_and_missing_torch(monkeypatch):
 def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     """Their variables are compiled, and the dense model is measured first."""
     simplify(monkeypatch)
-    made, compiled = tiny.model(depth=2), []
-    variables = tiny.variables(made)
+    model, compiled = tiny.model(depth=2), []
+    variables = tiny.variables(model)
     folder = tmp_path / "trained"
-    imagepiece_jax.save(folder, Pretrained(made, variables))
+    imagepiece_jax.save(folder, Pretrained(model, variables))
     stand_in = optimize.optimize
 
     def seen(vit, **options):
@@ -127,9 +124,8 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
     assert found == [("dense", str(folder)), ("trained", str(folder))]
     assert [name for name, _ in compiled] == ["none", "tome"]
+    kernel = variables["params"]["head"]["kernel"]
     for _, each in compiled:
-        np.testing.assert_array_equal(
-            each["params"]["head"]["kernel"], variables["params"]["head"]["kernel"]
-        )
+        np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)
     ended = call(benchmark.main, *TINY, "--weights", folder, *SMALL)
     assert sentence(ended).startswith("config.model.embed_dim is 8, but folder ")

@@ -40,8 +40,7 @@ def folder(tmp_path_factory):
 
 def test_a_bad_image_is_named_and_the_others_answered(folder, tmp_path):
     out, images = tmp_path / "out.json", folder / "images"
-    weights = f"--weights={folder / 'w.npz'}"
-    words = [*WORDS, weights, "--top=2", f"--json={out}", images]
+    words = [*WORDS, f"--weights={folder}/w.npz", "--top=2", f"--json={out}", images]
     ended = call(predict.main, *words)
     assert ended.status == 1
     bad = images / "b.png"
@@ -67,9 +66,8 @@ def test_images_are_resized_unless_told_otherwise(tmp_path):
     outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
     assert "all 1 images have 40x40 pixels, the model's size" in outs[0]
     assert "40x40" not in outs[1]
-    (want,) = Predictor(Pretrained(model, tiny.variables(model)), resize="none", top=1)(
-        pixels
-    )
+    vit = Pretrained(model, tiny.variables(model))
+    (want,) = Predictor(vit, resize="none", top=1)(pixels)
     assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
 
 

@@ -76,14 +76,11 @@ def test_images_are_read_as_for_evaluation(folder):
     images, names = image_files.read_images(files, transform)
     with Image.open(folder / "a.png") as picture:
         np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
-    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == [
-        "a.png",
-        "l.png",
-    ]
+    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3)
+    assert names == ["a.png", "l.png"]
     assert image_files.sizes_note(files, transform) is None
-    assert "20x20 pixels, the model's size" in image_files.sizes_note(
-        files[:1], transform
-    )
+    note = image_files.sizes_note(files[:1], transform)
+    assert "20x20 pixels, the model's size" in note
     with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
         image_files.read_images(files, Preprocessing(tiny.SIDE))
 
@@ -92,17 +89,11 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
     tmp_path, weights, folder
 ):
     out = tmp_path / "out"
-    fields = {
-        "image_size": tiny.SIDE,
-        "num_classes": tiny.CLASSES,
-        "model.patch_size": tiny.PATCH,
-        "model.embed_dim": 64,
-        "model.num_heads": 1,
-        "model.depth": 1,
-        "model.stem": "patch",
-        "reduction.merge_blocks": (0,),
-        "reduction.prune_blocks": (),
-    }
+    model = {"patch_size": tiny.PATCH, "embed_dim": 64, "num_heads": 1, "depth": 1}
+    fields = {f"model.{name}": value for name, value in model.items()}
+    fields |= {"image_size": tiny.SIDE, "num_classes": tiny.CLASSES}
+    fields |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
+    fields |= {"model.stem": "patch"}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     image = folder / "a.png"
     ended = call(

@@ -8,6 +8,7 @@ import pathlib
 import re
 import socket
 import subprocess
+from unittest import mock
 
 import pytest
 
@@ -15,7 +16,6 @@ from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
     lock,
-    make_folder,
     replace_file,
     replacing,
     replacing_folder,
@@ -28,10 +28,7 @@ from tools.imagenet import writer
 
 
 def failing(code):
-    def flock(file, how):
-        raise OSError(code, os.strerror(code))
-
-    return flock
+    return mock.Mock(side_effect=OSError(code, os.strerror(code)))
 
 
 @pytest.fixture
@@ -72,10 +69,7 @@ def test_a_lock_that_is_held_is_another_process(holds, monkeypatch, code):
 def test_a_lock_that_is_refused_closes_the_file(tmp_path):
     with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
         lock(first, "--out")
-        with pytest.raises(
-            InputError,
-            match="^--out .* is in use by another process",
-        ):
+        with pytest.raises(InputError, match="^--out .* is in use by another process"):
             lock(second, "--out")
         assert second.closed and not first.closed
 
@@ -181,14 +175,15 @@ def put(folder, text):
         (new / "file").write_text(text)
 
 
-def held(folder):
+def texts(folder):
     """{file: text} below a folder, links to folders followed, hidden ones too."""
-    return {
-        os.path.relpath(os.path.join(top, name), folder): pathlib.Path(
-            top, name
-        ).read_text()
+    files = [
+        os.path.join(top, name)
         for top, _, names in os.walk(folder, followlinks=True)
         for name in names
+    ]
+    return {
+        os.path.relpath(file, folder): pathlib.Path(file).read_text() for file in files
     }
 
 
@@ -218,7 +213,7 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(raised):
         put(path, "new")
-    found = held(tmp_path)
+    found = texts(tmp_path)
     if failing == 2 and when == "after":  # it has taken its place
         assert found.pop("model/file") == "new"
         assert list(found.values()) == ["old"]
@@ -242,7 +237,7 @@ def test_a_folder_that_cannot_be_put_back_is_kept(tmp_path, monkeypatch, caplog)
     with pytest.raises(RunError, match="cannot be written .Directory not empty"):
         put(path, "new")
     (kept,) = re.findall(rf"was in {path} is now in {tmp_path}/(\S+):", caplog.text)
-    assert held(tmp_path) == {f"{kept}/file": "old", "model/theirs": "theirs"}
+    assert texts(tmp_path) == {f"{kept}/file": "old", "model/theirs": "theirs"}
 
 
 def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
@@ -254,7 +249,7 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
         (new / "file").write_text("new")
         path.mkdir()
         (path / "theirs").write_text("theirs")
-    assert held(tmp_path) == {"model/theirs": "theirs"}
+    assert texts(tmp_path) == {"model/theirs": "theirs"}
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -265,7 +260,7 @@ def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
         put(target, "old")
     link.symlink_to(target)
     put(link, "new")
-    assert link.is_symlink() and held(target) == {"file": "new"}
+    assert link.is_symlink() and texts(target) == {"file": "new"}
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     link.unlink()
     link.symlink_to(link)
@@ -281,19 +276,9 @@ def test_files_of_the_run_that_is_read_are_not_overwritten(tmp_path, name):
     check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
 
 
-def test_a_folder_below_a_file_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="--out .* cannot be made .Not a dir"):
-            make_folder("--out", path)
-
-
 def git(folder, *words):
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    done = subprocess.run(
-        [*command, *words], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    return subprocess.check_output([*command, *words], text=True).strip()
 
 
 def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):

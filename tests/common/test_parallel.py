@@ -1,10 +1,10 @@
 """Many devices behave as one: checked in processes that have eight, or two each."""
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
-import socket
 import sys
 import time
 import types
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart
 from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, RunError
@@ -25,12 +24,8 @@ from tests import compiling, forked, runs
 
 def start(devices, *arguments):
     """This file as a script in a process of its own, with that many CPU devices."""
-    flag = "--xla_force_host_platform_device_count"
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{compiling.QUICK} {flag}={devices}",
-    }
+    flags = f"{compiling.QUICK} --xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return forked.Process([sys.executable, __file__, *arguments], env=env)
 
 
@@ -41,9 +36,7 @@ def test_eight_devices():
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_two_processes_of_two_devices(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(forked.free_port())
     children = [start(2, "process", process, port, str(tmp_path)) for process in "01"]
     try:
         assert [child.wait(timeout=300) for child in children] == [0, 0]
@@ -82,9 +75,8 @@ def check_exchange(devices, first=0, local=None):
     assert at.dtype == jnp.int32
     np.testing.assert_array_equal(np.ravel(at), mine)
     np.testing.assert_array_equal(np.ravel(back["i"]), 3 * devices - 1 - mine)
-    np.testing.assert_array_equal(
-        np.reshape(back["x"], (-1, 2))[:, 1], -(back["i"].ravel())
-    )
+    other = np.reshape(back["x"], (-1, 2))[:, 1]
+    np.testing.assert_array_equal(other, -back["i"].ravel())
     # The sum of 0 .. 3 W - 1, over W devices.
     want = 3 * (3 * devices - 1) / 2
     np.testing.assert_allclose(mean["x"], [[want, -want]] * local)
@@ -101,11 +93,8 @@ def check_round_trip(devices, everywhere=None):
     there = parallel.replicate(state)
     assert there["w"].shape == (everywhere or devices, 1 << 18)
     assert parallel.local(there)["w"].shape == (devices, 1 << 18)
-    grow = parallel.pmap(
-        lambda tree: jax.tree.map(lambda x: x + 1, tree),
-        donate_argnums=0,
-        program="step",
-    )
+    plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
+    grow = parallel.pmap(plus_one, donate_argnums=0, program="step")
     later = grow(there)
     back = parallel.unreplicate(later)
     kept = {name: x.copy() for name, x in back.items()}
@@ -165,9 +154,15 @@ def check_highest(process):
     assert asked == [0, 0, 15, 15]
 
 
+def refused(message, call, *args, **options):
+    with pytest.raises(InputError, match=message):
+        call(*args, **options)
+
+
 def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
+    mine = [{"a": 5}, {}][process]
     model = types.SimpleNamespace(backend="xla", kernels=None)
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
@@ -176,43 +171,32 @@ def check_agreement(process, folder):
         distributed.check_same_settings(False, config, model, data)
 
     settings()
-    with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
-        settings(config | {"lr": process})
-    with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
-        parallel.check_same([{"a": 5}, {}][process])
-    with pytest.raises(InputError, match=r"images is \[6, 5\] on process 1, but \[7, "):
-        settings(images=(7 - process, 5))
-    with pytest.raises(InputError, match="checksum of the names of the classes is"):
-        settings(names=("ant", f"bee{process}"))
-
+    refused("config.lr is 1 on process 1, but 0 on", settings, config | {"lr": process})
+    refused("a is missing on process 1, but 5 on process", parallel.check_same, mine)
+    images = (7 - process, 5)
+    refused(r"images is \[6, 5\] on process 1, but \[7, ", settings, images=images)
+    names = ("ant", f"bee{process}")
+    refused("checksum of the names of the classes is", settings, names=names)
     model.backend = ("cudnn", "xla")[process]
-    with pytest.raises(
-        InputError, match="attention, .+ is xla on process 1, but cudnn"
-    ):
-        settings()
+    refused("attention, .+ is xla on process 1, but cudnn", settings)
     model.backend, model.kernels = "cudnn", ("9.0", None)[process]
-    with pytest.raises(
-        InputError,
-        match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
-    ):
-        settings()
+    refused("model.kernels, .+ is plain on process 1, but fused for 9.0 on", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     distributed.check_same_start(0, arrays)
-    with pytest.raises(InputError, match="step to resume from is 5 on process 1"):
-        distributed.check_same_start(4 + process, arrays)
+    same_start, step = distributed.check_same_start, 4 + process
+    refused("step to resume from is 5 on process 1", same_start, step, arrays)
     for differs in arrays:  # any of them, not just the last
         other = arrays | {differs: arrays[differs] + process}
-        with pytest.raises(InputError, match="checksum of the first weights is"):
-            distributed.check_same_start(4, other)
+        refused("checksum of the first weights is", same_start, 4, other)
 
     run_dir.PATIENCE = 0.3
     run_dir.check_workdir(folder)
     if process == 0:
         assert list(folder.iterdir()) == []
-    with pytest.raises(InputError, match=r"of process 1 \(.+\) is not the folder that"):
-        run_dir.check_workdir((folder, folder / "other")[process])
+    workdir = (folder, folder / "other")[process]
+    refused("of process 1 .+ is not the folder that", run_dir.check_workdir, workdir)
 
     with parallel.shared_errors():
         pass
@@ -226,16 +210,13 @@ def check_agreement(process, folder):
 
 def check_dry_run(process, workdir):
     """The last step's program is compiled for all devices, and nothing is written."""
-    config = quickstart.get_config()
-    fields = {"model.depth": 1, "model.stem": "patch"}
-    config.update_from_flattened_dict(runs.DENSE | fields)
+    config = runs.configured(runs.DENSE, **{"model.depth": 1, "model.stem": "patch"})
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
     printed = output.getvalue()
     assert ("memory on each of 4 devices: " in printed) == (process == 0)
-    message = "--dry_run is True on process 1, but False on process 0"
-    with pytest.raises(InputError, match=message):
-        trainer.train_and_evaluate(config, workdir, dry_run=process == 1)
+    train = functools.partial(trainer.train_and_evaluate, dry_run=process == 1)
+    refused("--dry_run is True on process 1, but False on", train, config, workdir)
     assert not workdir.exists()
 
 
@@ -312,12 +293,11 @@ def test_programs_leave_before_memory_maps_run_out(monkeypatch):
     assert grown > 20 and not parallel.are_crowded()
     limit = str(2 * memory_maps() - 10)
     real = open
-    monkeypatch.setattr(
-        parallel,
-        "open",
-        lambda path, *mode: io.StringIO(limit) if "vm" in path else real(path, *mode),
-        raising=False,
-    )
+
+    def open_limit(path, *mode):
+        return io.StringIO(limit) if "vm" in path else real(path, *mode)
+
+    monkeypatch.setattr(parallel, "open", open_limit, raising=False)
     assert parallel.are_crowded()
     compiled(4)
     assert memory_maps() < before + grown

@@ -41,8 +41,3 @@ def test_the_elapsed_time_on_a_terminal(said):
     assert "\rcompiling the step .. 00:00" in text
     assert "\rcompiling the step .. 00:01" in text
     assert text.split("\r")[-2].strip() == "" and "\n" not in text.strip()
-
-
-def test_it_ends_with_an_error(said):
-    with pytest.raises(ZeroDivisionError), progress.working("dividing"):
-        raise ZeroDivisionError

@@ -19,27 +19,21 @@ def data(keys):
 
 def test_purposes_keep_their_numbers():
     """Changing one would change every run that was ever started."""
+    names = "INIT AUGMENT MIX DROP_PATH DROPOUT REDUCER REDUCER_EVAL".split()
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
-        "INIT": 0,
-        "AUGMENT": 1,
-        "MIX": 2,
-        "DROP_PATH": 3,
-        "DROPOUT": 4,
-        "REDUCER": 5,
-        "REDUCER_EVAL": 6,
+        name: number for number, name in enumerate(names)
     }
 
 
 def test_draws_do_not_depend_on_how_positions_are_split():
-    whole = draws(sample_keys(3, 10, jnp.arange(8), Purpose.DROP_PATH))
+    def drawn(positions):
+        return draws(sample_keys(3, 10, positions, Purpose.DROP_PATH))
+
+    full = drawn(jnp.arange(8))
     for parts in (1, 2, 4, 8):
-        cut = [
-            draws(sample_keys(3, 10, part, Purpose.DROP_PATH))
-            for part in np.split(np.arange(8), parts)
-        ]
-        np.testing.assert_array_equal(np.concatenate(cut), whole)
-    backwards = draws(sample_keys(3, 10, jnp.arange(8)[::-1], Purpose.DROP_PATH))
-    np.testing.assert_array_equal(backwards, whole[::-1])
+        cut = [drawn(part) for part in np.split(np.arange(8), parts)]
+        np.testing.assert_array_equal(np.concatenate(cut), full)
+    np.testing.assert_array_equal(drawn(jnp.arange(8)[::-1]), full[::-1])
 
 
 def test_traced_arguments_give_the_same_keys():
@@ -56,9 +50,8 @@ def test_traced_arguments_give_the_same_keys():
 def test_no_two_draws_share_a_key():
     """1500 keys over seeds, steps (a long run's too), purposes and positions."""
     keys = []
-    for seed, step, purpose in itertools.product(
-        (0, 1, 5), (0, 1, 5, 400_000), Purpose
-    ):
+    steps = (0, 1, 5, 400_000)
+    for seed, step, purpose in itertools.product((0, 1, 5), steps, Purpose):
         keys += data(batch_key(seed, step, purpose))
         keys += data(sample_keys(seed, step, np.arange(17), purpose))
     assert len(keys) == 3 * 4 * len(Purpose) * 18

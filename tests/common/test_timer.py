@@ -1,5 +1,7 @@
 """The timer on a simulated device with a simulated clock."""
 
+from itertools import chain, repeat
+
 import pytest
 
 from imagepiece_jax.common import timer
@@ -41,11 +43,6 @@ class World:
         return self.time
 
 
-def forever(value):
-    while True:
-        yield value
-
-
 @pytest.fixture
 def world():
     return World()
@@ -53,7 +50,7 @@ def world():
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_calls_are_counted_and_waited_for(world, ahead):
-    device = Device(world, forever(0.25))
+    device = Device(world, repeat(0.25))
     rules = Rules(warmup=4, repeats=3, seconds=1.0)
     found = timer.measure({"a": device.job(ahead)}, rules, world.now)
     assert found == {"a": [0.25, 0.25, 0.25]}
@@ -68,7 +65,7 @@ def test_a_rest_before_each_turn_is_not_timed(world):
         world.time += 3.0
         world.log.append("rest")
 
-    a, b = Device(world, forever(0.5)), Device(world, forever(0.25))
+    a, b = Device(world, repeat(0.5)), Device(world, repeat(0.25))
     rules = Rules(warmup=2, repeats=2, seconds=0.5)
     found = timer.measure({"a": a.job(), "b": b.job()}, rules, world.now, rest)
     assert found == {"a": [0.5, 0.5], "b": [0.25, 0.25]}
@@ -76,41 +73,25 @@ def test_a_rest_before_each_turn_is_not_timed(world):
     assert world.log == [a, a, b, b, *turn, *turn]
 
 
-def test_slow_first_calls_are_not_timed(world):
-    def seconds():
-        yield 100.0  # compiles
-        yield 0.5
-        yield 0.5
-        yield from forever(0.25)
-
-    found = timer.measure(
-        {"a": Device(world, seconds()).job()}, Rules(3, 2, 1.0), world.now
-    )
-    assert found == {"a": [0.25, 0.25]}
-
-
-def test_a_turn_lasts_its_seconds_when_calls_become_faster(world):
-    def seconds():
-        yield from [4.0, 4.0]  # the estimate: one call fills a turn
-        yield from forever(1.0)
-
-    device = Device(world, seconds())
-    assert timer.measure({"a": device.job()}, Rules(2, 1, 4.0), world.now) == {
-        "a": [1.0]
-    }
-    assert len(device.numbers) == 2 + 4
-
-
-def test_a_call_longer_than_a_turn_is_a_turn(world):
-    device = Device(world, forever(5.0))
-    assert timer.measure({"a": device.job()}, Rules(2, 2, 1.0), world.now) == {
-        "a": [5.0, 5.0]
-    }
-    assert len(device.numbers) == 2 + 2
+@pytest.mark.parametrize(
+    "first, then, rules, timed",
+    [
+        ([100.0, 0.5, 0.5], 0.25, Rules(3, 2, 1.0), 8),  # the first one compiles
+        ([4.0, 4.0], 1.0, Rules(2, 1, 4.0), 4),  # the estimate: one call fills a turn
+        ([], 5.0, Rules(2, 2, 1.0), 2),  # a call longer than a turn is a turn
+    ],
+)
+def test_a_turn_lasts_its_seconds_whatever_the_first_calls_took(
+    world, first, then, rules, timed
+):
+    device = Device(world, chain(first, repeat(then)))
+    found = timer.measure({"a": device.job()}, rules, world.now)
+    assert found == {"a": [then] * rules.repeats}
+    assert len(device.numbers) == rules.warmup + timed
 
 
 def test_programs_take_turns_after_all_are_warm(world):
-    one, two = Device(world, forever(1.0)), Device(world, forever(0.5))
+    one, two = (Device(world, repeat(1.0)), Device(world, repeat(0.5)))
     jobs = {"one": one.job(), "two": two.job()}
     timer.measure(jobs, Rules(warmup=2, repeats=2, seconds=1.0), world.now)
     assert world.log == [one] * 2 + [two] * 2 + [one, two, two] * 2

@@ -64,7 +64,7 @@ def place(device, k, m, devices):
     return devices * half + device
 
 
-def whole(parts):
+def global_batches(parts):
     """Global batches from the batches of all processes, in order of position.
 
     Element [d, a, k] of the devices together is sample `place` of micro-batch a.

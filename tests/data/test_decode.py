@@ -71,9 +71,9 @@ def test_jpeg_pixels_are_pillow_s(mode, options):
 
 def test_bytes_after_the_end_of_a_jpeg_are_ignored():
     file = encoded(plain("RGB", (200, 30, 90)), "JPEG")
-    whole = decode(file, "x")
+    full = decode(file, "x")
     longer = io.BytesIO(file.getvalue() + b"and so on")
-    np.testing.assert_array_equal(decode(longer, "x"), whole)
+    np.testing.assert_array_equal(decode(longer, "x"), full)
 
 
 # Where each corner of an image, numbered row by row, is stored for an orientation.

@@ -14,7 +14,7 @@ from imagepiece_jax.data.loader import eval_batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.errors import InputError
-from tests.data.noise import Noise, same, train, train_batches, whole
+from tests.data.noise import Noise, global_batches, same, train, train_batches
 
 
 def evaluate(source, **options):
@@ -71,7 +71,7 @@ def test_devices_hosts_and_accumulation_do_not_matter(
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation)
         parts.append(train(Noise(350, bad), placement=placement, **options))
-    same(whole(parts), whole([train(Noise(350, bad), **options)]))
+    same(global_batches(parts), global_batches([train(Noise(350, bad), **options)]))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -44,9 +44,9 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     out = Preprocessing(30, 0.9, crop_mode, interpolation)(image)
     how = Image.Resampling[interpolation.upper()]
-    whole = np.asarray(Image.fromarray(image).resize(size, how))
+    full = np.asarray(Image.fromarray(image).resize(size, how))
     left = (size[0] - 30) // 2 + (size[0] == 33)
-    np.testing.assert_array_equal(out, whole[2:32, left : left + 30])
+    np.testing.assert_array_equal(out, full[2:32, left : left + 30])
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, up
     length = 20 * LONGEST + longer
     wave = 120 + 100 * np.sin(np.arange(length) / 5)
     image = np.repeat(wave.astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
-    whole = resize_exactly(image, 32, int(32 * length / 20))
-    left = round((whole.shape[1] - 28) / 2)
-    truth = whole[2:30, left : left + 28].astype(int)
+    full = resize_exactly(image, 32, int(32 * length / 20))
+    left = round((full.shape[1] - 28) / 2)
+    truth = full[2:30, left : left + 28].astype(int)
     out = DEIT(image.swapaxes(0, 1) if upright else image)
     out = out.swapaxes(0, 1) if upright else out
     # Half a pixel more or less: the wave has at most 20 gray levels a pixel.

@@ -55,14 +55,14 @@ def test_all_is_read_where_not_all_files_may_be_open(files, hard):
     """The soft limit is raised so that all stay open, where it may be."""
     ended = start("-c", READ_ALL, 32, hard, *files)
     assert ended.status == 0, ended.err
-    right, opened, soft = map(int, ended.out.split())
+    right, open_count, soft = map(int, ended.out.split())
     assert (right, soft) == (4 * FILES * EACH, hard)
-    assert 1 < opened < 20 if hard == 32 else opened == FILES
+    assert 1 < open_count < 20 if hard == 32 else open_count == FILES
 
 
 def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     """With room for one file, a thread that reads keeps its own open beside it."""
-    opened, go_on = threading.Event(), threading.Event()
+    reads, go_on = threading.Event(), threading.Event()
     make = records._reader
 
     class Slow:
@@ -70,7 +70,7 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
             self.reader = make(path)
 
         def read(self, positions):
-            opened.set()
+            reads.set()
             assert go_on.wait(30)
             return self.reader.read(positions)
 
@@ -82,7 +82,7 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     before = open_files(files)
     slow = threading.Thread(target=lambda: found.append(stored[1]))
     slow.start()
-    assert opened.wait(30)
+    assert reads.wait(30)
     assert [stored[EACH * k] for k in range(1, 9)] == [
         b"record %d" % (EACH * k) for k in range(1, 9)
     ]
@@ -132,12 +132,12 @@ def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
 
     unlimited = resource.RLIM_INFINITY
     wanted = records.WANTED
-    kept = int(records.SHARE * (wanted - 96))
-    assert kept > 1024 + 64
-    assert most(unlimited, unlimited) == (kept, unlimited, unlimited)
-    assert most(1024, unlimited) == (kept, wanted, unlimited)
-    assert most(1024, 10**6) == (kept, wanted, 10**6)
-    assert most(10**6, 10**6) == (kept, 10**6, 10**6)
+    limit = int(records.SHARE * (wanted - 96))
+    assert limit > 1024 + 64
+    assert most(unlimited, unlimited) == (limit, unlimited, unlimited)
+    assert most(1024, unlimited) == (limit, wanted, unlimited)
+    assert most(1024, 10**6) == (limit, wanted, 10**6)
+    assert most(10**6, 10**6) == (limit, 10**6, 10**6)
     assert most(256, 256)[0] == int(records.SHARE * 160)
     assert most(1024, 10**6, refuse=True)[0] == int(records.SHARE * 928)
     assert most(64, 64)[0] == 1
@@ -190,7 +190,7 @@ def test_integers_that_are_not_packed_are_read_without_tfds():
 
 
 def test_other_messages_are_refused():
-    whole = example(image=[b"abc"], label=[3])
-    for data in (whole[:-1], whole[:1], whole + b"\x80", b"\xff\xff"):
+    full = example(image=[b"abc"], label=[3])
+    for data in (full[:-1], full[:1], full + b"\x80", b"\xff\xff"):
         with pytest.raises(ValueError, match="it holds no tf.train.Example"):
             parse_example(data)

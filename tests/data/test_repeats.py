@@ -26,8 +26,8 @@ def sampler(order, workers):
     assigned = [index for index in order for _ in range(3)]
     total = math.ceil(len(order) * 3 / workers) * workers
     assigned += assigned[: total - len(assigned)]
-    kept = math.floor(math.floor(len(order) / 256) * 256 / workers)
-    return [assigned[worker::workers][:kept] for worker in range(workers)]
+    share = math.floor(math.floor(len(order) / 256) * 256 / workers)
+    return [assigned[worker::workers][:share] for worker in range(workers)]
 
 
 @pytest.mark.parametrize("workers", [1, 8])
@@ -107,8 +107,8 @@ def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     assert sorted(sum(slots, [])) == list(range(count))
     in_order = [positions[slot] for part in slots for slot in part]
     assert in_order == sorted(in_order)
-    kept = [{places[slot] for slot in part} for part in slots]
-    assert sum(map(len, kept)) == len(set(places))
+    distinct = [{places[slot] for slot in part} for part in slots]
+    assert sum(map(len, distinct)) == len(set(places))
 
 
 def test_an_unreadable_image_counts_once_however_many_copies_it_has():

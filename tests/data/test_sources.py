@@ -240,13 +240,6 @@ def test_images_as_they_are_stored(folder):
         digits.encoded(0)
 
 
-def test_the_thousand_photographs(assets):
-    path = assets / "data" / "nips2017_224_jpg" / "labels.csv"
-    source = open_source(f"csv:{path}", "val", num_classes=1000)
-    assert len(source) == 1000
-    assert source.read(999)[0].shape == (224, 224, 3)
-
-
 NAMES = ("mnist", "folder:", "csv", "digits:x", "")
 
 
@@ -391,13 +384,13 @@ def test_the_digest_tells_other_labels(table):
 
 
 def test_the_digest_of_a_part_is_of_its_images_alone(folder):
-    whole = open_source(f"folder:{folder}", "train")
-    part = Subset(Subset(whole, [5, 0, 1]), [1, 2])
-    assert part.digest == Subset(whole, [0, 1]).digest != whole.digest
+    full = open_source(f"folder:{folder}", "train")
+    part = Subset(Subset(full, [5, 0, 1]), [1, 2])
+    assert part.digest == Subset(full, [0, 1]).digest != full.digest
     longer(folder / "train" / "zebra" / "2.png")
     again = open_source(f"folder:{folder}", "train")
     assert Subset(again, [0, 1]).digest == part.digest
-    assert again.digest != whole.digest
+    assert again.digest != full.digest
 
 
 def test_the_digest_reads_few_files_of_a_large_set(folder, monkeypatch):
@@ -432,18 +425,18 @@ def test_the_digest_of_records(imagenet, tmp_path):
 
 def test_a_part_is_spread_over_the_source(folder):
     """Both classes are in it, as often; the first four would be 3 and 1."""
-    whole = open_source(f"folder:{folder}", "train")
-    part = whole.spread(4)
-    assert (len(whole), len(part)) == (6, 4)
-    assert part.num_classes == 2 and part.class_names == whole.class_names
+    full = open_source(f"folder:{folder}", "train")
+    part = full.spread(4)
+    assert (len(full), len(part)) == (6, 4)
+    assert part.num_classes == 2 and part.class_names == full.class_names
     for index, place in enumerate([0, 2, 3, 5]):
-        ours, theirs = part.read(index), whole.read(place)
+        ours, theirs = part.read(index), full.read(place)
         assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1]
-        assert part.name(index) == whole.name(place)
-        assert part.encoded(index) == whole.encoded(place)
-    assert whole.spread(6) is whole.spread(None) is whole
-    assert [whole.spread(1).name(0)] == [whole.name(0)]
-    assert Subset(whole, range(4)).part != part.part and whole.part == {}
+        assert part.name(index) == full.name(place)
+        assert part.encoded(index) == full.encoded(place)
+    assert full.spread(6) is full.spread(None) is full
+    assert [full.spread(1).name(0)] == [full.name(0)]
+    assert Subset(full, range(4)).part != part.part and full.part == {}
 
 
 def test_a_part_has_as_many_of_each_class(tmp_path):

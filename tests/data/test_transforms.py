@@ -15,13 +15,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_shrinking_averages_instead_of_skipping_pixels():
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 200
-    out = transforms.random_resized_crop(stripes, 16, rng(), area=(1.0, 1.0))
-    assert np.abs(out.astype(int) - 100).max() <= 12
-
-
 @pytest.mark.parametrize(
     "size, canvas, fitted",
     [

@@ -47,10 +47,7 @@ def workers():
 
 
 def shared_memory(pid="self"):
-    """Shared memory of a process, but for the semaphores of other packages.
-
-    It must have no name, so that nothing can stay.
-    """
+    """Nameless, so that nothing can stay; without semaphores of other packages."""
     maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
     found = set(re.findall(r"/dev/shm/(?!sem\.)\S+.*", maps))
     assert all(line.endswith(" (deleted)") for line in found)
@@ -70,7 +67,7 @@ def end(pids, seconds=10):
 @pytest.mark.slow
 def test_processes_do_not_matter_and_outlive_signals():
     """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step."""
-    source, alone = Noise(300, {7, 20}), Noise(300, {7, 20})
+    source, expected = Noise(300, {7, 20}), Noise(300, {7, 20})
     batches = train(source, 60, workers=2, threads=2)
     seen = [next(batches)]
     started = workers()
@@ -79,8 +76,8 @@ def test_processes_do_not_matter_and_outlive_signals():
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
     seen += batches
-    same(seen, list(train(alone, 60)))
-    assert list(source.unreadable.names) == list(alone.unreadable.names) != []
+    same(seen, list(train(expected, 60)))
+    assert list(source.unreadable.names) == list(expected.unreadable.names) != []
     assert not workers() and not shared_memory()
 
 
@@ -208,11 +205,11 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
     names = [list(source.unreadable.names) for source in sources]
     for source in sources:
         source.unreadable.names.clear()
-    alone = loader.train_batches(sources[0], CanvasTransform(24), **options)
-    same(trained, list(alone))
-    alone = list(loader.eval_batches(sources[1], Preprocessing(48), batch_size=40))
+    expected = loader.train_batches(sources[0], CanvasTransform(24), **options)
+    same(trained, list(expected))
+    expected = list(loader.eval_batches(sources[1], Preprocessing(48), batch_size=40))
     for one in evaluated:
-        same(one, alone)
+        same(one, expected)
     assert len(evaluated) == 3 and len(trained) == 11
     assert names == [list(source.unreadable.names) for source in sources] != [[], []]
 

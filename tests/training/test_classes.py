@@ -1,47 +1,47 @@
-"""A run knows its classes by name, and whoever uses it is message of other ones."""
+"""A run knows its classes by name, and whoever uses it is told of other ones."""
 
+import functools
 import json
 import re
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import imagepiece_jax
-from configs import quickstart
 from experiments import __main__ as experiments
 from experiments.finetune import Finetuner
-from imagepiece_jax.commands import evaluate, export, train
+from imagepiece_jax.commands import evaluate, train
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import load, runs
+from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
+from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
-from tests.runs import ROOT
 
 SIZE = {"depth": 1, "embed_dim": 8, "num_heads": 2}
 BLOCKS = {"merge_blocks": (), "prune_blocks": ()}
 SMALL = {f"model.{name}": value for name, value in SIZE.items()}
 SMALL |= {f"reduction.{name}": value for name, value in BLOCKS.items()}
-WORDS = ["--config", f"{ROOT}/configs/quickstart.py", "--config.num_classes=2"]
+WORDS = [f"--config={runs.ROOT}/configs/quickstart.py", "--config.num_classes=2"]
 WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
 SAME = "allowed: the same classes in the same order"
 
 
-def config(**fields):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(SMALL | {"num_classes": 2} | fields)
-    return made
+configured = functools.partial(runs.configured, SMALL, {"num_classes": 2})
 
 
-def initial(made):
-    return InitialWeights(RunConfig.from_config(made))
+def initial(config):
+    return InitialWeights(RunConfig.from_config(config))
 
 
 def folder(root, *names):
@@ -59,12 +59,11 @@ def folder(root, *names):
 def run(tmp_path_factory):
     """A run's folder as training leaves it, of the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
-    made = config()
-    run_dir.record_start(workdir, made.to_dict())
+    config = configured()
+    run_dir.record_start(workdir, config.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(
-        variable_shapes(RunConfig.from_config(made).create_model(), 16)
-    )
+    model = RunConfig.from_config(config).create_model()
+    variables = tiny.fill(variable_shapes(model, 16))
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(1, variables, {})
     checkpoints.save(1, variables, {})
@@ -76,26 +75,26 @@ def unnamed(run, path):
     """A run of an earlier version, which kept no names."""
     path.mkdir()
     for entry in run.iterdir():
-        if entry.name != runs.CLASSES:
+        if entry.name != CLASSES:
             (path / entry.name).symlink_to(entry)
     return path
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert runs.read_class_names(tmp_path, 3) is None
+    assert read_class_names(tmp_path, 3) is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
-    run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
+    run_dir.record_start(tmp_path, configured(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert runs.read_class_names(tmp_path, 3) == names
+    assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="of length 2, but the run has 3 classes"):
-        runs.read_class_names(tmp_path, 3)
+        read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is not a list of names"):
-        runs.read_class_names(tmp_path, 3)
+        read_class_names(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +111,6 @@ def test_names_are_kept_and_read(tmp_path):
 def test_the_first_class_of_another_name(run, names, other):
     weights = load.read_metadata(run).names_of_data
     assert class_names.other_class(weights, names) == other
-
-
-@pytest.mark.parametrize("more", [[], ["--optimized"]])
-def test_evaluate_refuses_other_classes(run, tmp_path, more):
-    data = folder(tmp_path / "set", "ant", "wasp")
-    words = [*WORDS, f"--weights={run}", f"--data=folder:{data}", *more]
-    assert sentence(call(evaluate.main, *words)) == (
-        f"{run}: class 1 is 'bee', but 'wasp' in folder:{data}; {SAME}"
-    )
 
 
 @pytest.mark.slow
@@ -150,19 +140,54 @@ def saved(run, tmp_path_factory):
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
     assert load.read_metadata(saved).names_of_data == ("ant", "bee")
-    data = folder(tmp_path / "set", "ant", "wasp")
-    words = [*WORDS, f"--weights={saved}", f"--data=folder:{data}"]
-    ended = call(evaluate.main, *words)
-    assert sentence(ended) == (
-        f"{saved}: class 1 is 'bee', but 'wasp' in folder:{data}; {SAME}"
-    )
-    made = config(**{"data.name": f"folder:{data}"})
     for field in ("init.weights", "teacher.weights"):
-        named = made.copy_and_resolve_references()
-        named.update_from_flattened_dict({field: str(saved)})
+        start = initial(configured(**{field: str(saved), "data.name": "folder:x"}))
         with pytest.raises(InputError, match=f"^config.{field} .*class 1 is 'bee'"):
-            initial(named).check_classes(tmp_path, ("ant", "wasp"))
-        initial(named).check_classes(tmp_path, ("ant", "bee"))
+            start.check_classes(tmp_path, ("ant", "wasp"))
+        start.check_classes(tmp_path, ("ant", "bee"))
+
+
+EVALUATE = evaluate.main, ["--data={data}", *WORDS]
+BATCHES = ["--config.batch_size=2", "--config.eval_batch_size=2"]
+RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
+TRAIN = train.main, RUN
+TABLE = experiments.main, ["table1", "--data={data}", "--nospeed", "--out={out}"]
+DATA = "config.data.name '{data}'; " + SAME
+HEAD = "; or a new head by config.init.fresh=('head',)"
+
+
+@pytest.mark.parametrize(
+    "main, words, more, weights, data",
+    [
+        (*EVALUATE, ["--weights={run}"], "{run}", "{data}; " + SAME),
+        (*EVALUATE, ["--weights={run}", "--optimized"], "{run}", "{data}; " + SAME),
+        (*EVALUATE, ["--weights={saved}"], "{saved}", "{data}; " + SAME),
+        (*TABLE, ["--weights={run}"], "{run}", "--data {data}"),
+        (
+            *TRAIN,
+            ["--config.init.weights={run}"],
+            "config.init.weights {run}",
+            DATA + HEAD,
+        ),
+        (
+            *TRAIN,
+            ["--config.teacher.weights={run}"],
+            "config.teacher.weights {run}",
+            DATA,
+        ),
+    ],
+    ids=["evaluate", "optimized", "saved", "table", "init", "teacher"],
+)
+def test_other_classes_are_refused(
+    run, saved, tmp_path, main, words, more, weights, data
+):
+    """The same number of classes, and so the same shapes."""
+    images = f"folder:{folder(tmp_path / 'set', 'ant', 'wasp')}"
+    places = {"run": run, "saved": saved, "data": images, "out": tmp_path / "out"}
+    ended = call(main, *(word.format(**places) for word in words + more))
+    message = f"{weights}: class 1 is 'bee', but 'wasp' in {data}"
+    assert sentence(ended).startswith(message.format(**places))
+    assert not (tmp_path / "out").exists() and "GMACs" not in ended.out  # the table
 
 
 @pytest.mark.parametrize("form", ["names", "lemmas"])
@@ -225,16 +250,14 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     assert source.num_classes == 3 and source.class_names == ("n01440764", None, "ant")
     assert source.labels.tolist() == [2, 2, 0, 0]
     line = class_names.mapped_classes(source.class_names, data, ("tench", "bee", "ant"))
-    assert line == (
-        f"the 2 folders of {data} are mapped by name to the model's 3 classes: "
-        "n01440764 is 0 (tench)"
-    )
-    with pytest.raises(
-        InputError, match="class 'ant', which is not one of the model's 3"
+    assert line.startswith(f"the 2 folders of {data} are mapped by name to the model's")
+    assert line.endswith(" 3 classes: n01440764 is 0 (tench)")
+    for labels, message in (
+        ({"n01440764": 0}, "class 'ant', which is not one of the model's 3"),
+        ({"bee": 0}, "num_classes is 3, but folder .* 2 classes"),
     ):
-        open_source(data, "val", num_classes=3, labels_by_name={"n01440764": 0})
-    with pytest.raises(InputError, match="num_classes is 3, but folder .* 2 classes"):
-        open_source(data, "val", num_classes=3, labels_by_name={"bee": 0})
+        with pytest.raises(InputError, match=message):
+            open_source(data, "val", num_classes=3, labels_by_name=labels)
     source = open_source(data, "val", num_classes=2, labels_by_name={"bee": 0})
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert class_names.mapped_classes(source.class_names, data, None) is None
@@ -269,107 +292,51 @@ def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
     assert found["trained"]["image_size"] == 16
 
 
-def test_experiments_refuse_other_classes(run, tmp_path):
-    data = folder(tmp_path / "set", "ant", "wasp")
-    words = ["table1", "--weights", run, "--data", f"folder:{data}", "--nospeed"]
-    message = sentence(call(experiments.main, *words, "--out", tmp_path / "out"))
-    assert message.startswith(f"{run}: class 1 is 'bee', but 'wasp' in --data folder:")
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (
-            ["--config.init.weights={run}"],
-            "config.init.weights {run}: class 0 is 'ant', but 'bee' in "
-            "config.data.name 'folder:{data}'; " + SAME + "; or a new head by "
-            "config.init.fresh=('head',)",
-        ),
-        (
-            ["--config.teacher.weights={run}"],
-            "config.teacher.weights {run}: class 0 is 'ant', but 'bee' in "
-            "config.data.name 'folder:{data}'; " + SAME,
-        ),
-    ],
-)
-def test_training_refuses_weights_of_other_classes(run, tmp_path, words, message):
-    """The same number of classes, and so the same shapes."""
-    places = {"run": run, "data": folder(tmp_path / "set", "bee", "cat")}
-    fields = ["data.name=folder:{data}", "batch_size=2", "eval_batch_size=2"]
-    words = [*words, *(f"--config.{field}" for field in fields)]
-    words = [word.format(**places) for word in words]
-    ended = call(train.main, *WORDS, *words, "--workdir", tmp_path / "run")
-    assert sentence(ended) == message.format(**places)
-    assert not (tmp_path / "run").exists() and "GMACs" not in ended.out  # the table
-
-
 def test_a_new_head_may_learn_other_classes(run, tmp_path):
-    made = config(**{"init.weights": str(run), "init.fresh": ("head",)})
-    initial(made).check_classes(tmp_path, ("bee", "cat"))
-    made.init.fresh = ()
-    initial(made).check_classes(tmp_path, ("ant", "bee"))
-    initial(made).check_classes(tmp_path, None)
+    config = configured(**{"init.weights": str(run), "init.fresh": ("head",)})
+    initial(config).check_classes(tmp_path, ("bee", "cat"))
+    config.init.fresh = ()
+    for names in (("ant", "bee"), None):
+        initial(config).check_classes(tmp_path, names)
     # A resumed run starts from its own weights.
-    initial(made).check_classes(tmp_path, ("bee", "cat"), resumed=True)
+    initial(config).check_classes(tmp_path, ("bee", "cat"), resumed=True)
     with pytest.raises(InputError, match="class 0 is 'ant'"):
-        initial(made).check_classes(tmp_path, ("bee", "cat"))
+        initial(config).check_classes(tmp_path, ("bee", "cat"))
 
 
 def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
-    made, names = config(**{"init.weights": str(run)}), ("ant", "bee")
+    config, names = configured(**{"init.weights": str(run)}), ("ant", "bee")
     message = "classes are compared by number alone: {} does not name them"
 
     def lines(names):
-        return initial(made).check_classes(tmp_path, names)
+        return initial(config).check_classes(tmp_path, names)
 
     assert lines(names) == []
     assert lines(None) == [message.format("config.data.name 'digits'")]
-    assert initial(made).check_classes(tmp_path, None, resumed=True) == []
-    made.init.fresh = ("head",)
+    assert initial(config).check_classes(tmp_path, None, resumed=True) == []
+    config.init.fresh = ("head",)
     assert lines(None) == []
-    made.init.fresh, old = (), unnamed(run, tmp_path / "old")
-    made.init.weights = str(old)
+    config.init.fresh, old = (), unnamed(run, tmp_path / "old")
+    config.init.weights = str(old)
     assert lines(names) == [message.format(f"config.init.weights {old}")]
     np.savez(tmp_path / "w.npz", **load.read(run).tensors)
-    made.init.weights = str(tmp_path / "w.npz")
+    config.init.weights = str(tmp_path / "w.npz")
     assert lines(None) == []
 
 
 def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     """--small starts from a run of as many classes, in another order."""
     starts = []
-    monkeypatch.setattr(
-        Finetuner,
-        "_run",
-        lambda self, config, name: starts.append(config) or self.pretrained,
-    )
+
+    def train(self, config, name):
+        starts.append(config)
+        return self.pretrained
+
+    monkeypatch.setattr(Finetuner, "_run", train)
     for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
-        monkeypatch.setattr(
-            "experiments.finetune.open_source",
-            lambda *_, names=names: _Named(names),
-        )
-        finetuner = Finetuner(config(), load.read(run), "folder:x", tmp_path, [0])
+        source = types.SimpleNamespace(class_names=names, num_classes=2)
+        opener = mock.Mock(return_value=source)
+        monkeypatch.setattr("experiments.finetune.open_source", opener)
+        finetuner = Finetuner(configured(), load.read(run), "folder:x", tmp_path, [0])
         finetuner._start("conv", 0)
         assert starts.pop().init.fresh == fresh
-
-
-class _Named:
-    def __init__(self, names):
-        self.class_names, self.num_classes = names, len(names)
-
-
-@pytest.mark.slow
-def test_an_exported_program_has_the_names_beside_it(run, tmp_path):
-    out = tmp_path / "model.jax"
-    ended = call(export.main, *WORDS, f"--weights={run}", f"--out={out}")
-    assert ended.status == 0, ended
-    beside = json.loads((tmp_path / "model.jax.json").read_text())
-    assert beside["class_names"] == ["ant", "bee"] and beside["classes"] == 2
-
-
-def test_digits_as_files_are_the_digits(tmp_path):
-    """Folders named 0 to 9 are the classes that a run on digits keeps."""
-    names = [str(digit) for digit in range(10)]
-    source = open_source(f"folder:{folder(tmp_path, *reversed(names))}", "val")
-    assert source.class_names == open_source("digits", "val").class_names
-    assert np.array_equal(source.labels, np.repeat(np.arange(10), 2))

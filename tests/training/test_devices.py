@@ -1,5 +1,6 @@
-"""Eight devices compute the same as one: batches, draws, statistics and gradients."""
+"""Eight devices compute the same as one, hosts agree, and cuDNN takes odd lengths."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,13 +46,9 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
-    """Dense: a near tie in a reduction may flip a rank once rounding differs.
-
-    The one device is this process's, and steps are mapped over it by `jax.shard_map`.
-    Both begin with weights of a file.
-    """
+    """Dense, as rounding may flip near ties of a reduction; one maps by shard_map."""
     monkeypatch.setattr(parallel, "FORM", "shard_map")
-    config, weights = runs.config(FIELDS), tmp_path / "weights.npz"
+    config, weights = runs.configured(FIELDS), tmp_path / "weights.npz"
     model = RunConfig.from_config(config).create_model()
     np.savez(weights, **convert.to_timm(runs.untrained(model, config.image_size, 0)))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
@@ -63,3 +60,41 @@ def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
     one, eight = (losses(tmp_path / name) for name in ("1", "8"))
     assert len(one) == 10
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_hosts_with_different_configs_are_refused(tmp_path):
+    """Both name the field, and leave no folder behind; see tools/test_rehearsal.py."""
+    run = tmp_path / "run"
+    processes = runs.start_two(run, runs.SMALL, tmp_path / "cache", lr=0.5)
+    try:
+        assert [process.wait(timeout=100) for process in processes] == [2, 2]
+    finally:
+        for process in processes:
+            process.kill()
+    for process in (0, 1):
+        output = run.with_name(f"run.{process}.log").read_text()
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("error: config.lr is 0.5 on process 1, but 0.016 on")
+    assert not run.exists()
+
+
+# 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.
+ODD = runs.SMALL | {"model.embed_dim": 64, "model.dtype": "bfloat16"}
+ODD |= {"batch_size": 719, "epochs": 1, "warmup_epochs": 0.0}
+
+
+@pytest.mark.gpu
+def test_cudnn_trains_on_odd_lengths(tmp_path):
+    """Its backward pass refuses them: losses are XLA's attention's up to bfloat16."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU here")
+    found = []
+    for attention in ("xla", "cudnn"):
+        config = runs.configured(ODD, **{"model.attention": attention})
+        plan = RunConfig.from_config(config).create_model().plan
+        assert any(layer.attn_tokens % 2 for layer in plan), plan
+        trainer.train_and_evaluate(config, tmp_path / attention)
+        found.append(losses(tmp_path / attention))
+    assert len(found[0]) == 2
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.02)

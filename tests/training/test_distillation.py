@@ -251,7 +251,7 @@ TINY = runs.DENSE | {"model.depth": 1, "model.stem": "patch", "batch_size": 256}
 TINY |= {"epochs": 2, "warmup_epochs": 0.0, "model.mean": MEAN, "model.std": STD}
 
 
-config = functools.partial(runs.config, TINY)
+configured = functools.partial(runs.configured, TINY)
 
 
 TOLD = {"teacher.name": "vit_mini", "teacher.num_heads": 2}
@@ -270,20 +270,20 @@ def weights(tmp_path_factory):
     return folder
 
 
-def teacher_of(made):
-    run = RunConfig.from_config(made)
+def teacher_of(config):
+    run = RunConfig.from_config(config)
     return teacher.of(run, run.create_dense(), InitialWeights(run))
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
     path = f"{weights}/ten.npz"
-    made = config(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
-    found, variables = teacher_of(made)
+    config = configured(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
+    found, variables = teacher_of(config)
     assert found.model.embed_dim == 12 and len(found.model.plan) == 2
     assert found.model.mean == HALF and found.mean == MEAN
     assert found.image_size == 16
-    made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
-    found, variables = teacher_of(made)
+    config.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
+    found, variables = teacher_of(config)
     chex.assert_shape(variables["params"]["pos_embed"], (1, 37, 12))
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
@@ -291,9 +291,9 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 
 def test_without_distillation_there_is_no_teacher():
-    made = config()
-    assert teacher_of(made) == (None, None)
-    assert not DistillConfig.from_config(made).active
+    config = configured()
+    assert teacher_of(config) == (None, None)
+    assert not DistillConfig.from_config(config).active
 
 
 SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
@@ -326,25 +326,25 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
 )
 def test_mistakes(weights, monkeypatch, fields, reduction, message):
     monkeypatch.chdir(weights)
-    made = config({"teacher.weights": "ten.npz"}, **fields).unlock()
+    config = configured({"teacher.weights": "ten.npz"}, **fields).unlock()
     if reduction == "dist_token":
-        made.model.arch.dist_token = True
+        config.model.arch.dist_token = True
     elif reduction:
-        made.reduction = reduction
+        config.reduction = reduction
     with pytest.raises(InputError, match=message):
-        teacher_of(made)
+        teacher_of(config)
 
 
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     """DynamicViT's terms stay, its own and that of distillation beside each other."""
-    made = config(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
-    with made.unlocked():
-        made.reduction = LEARNED | {"keep_rate": 0.5}
-    dense = RunConfig.from_config(made).create_dense()
+    config = configured(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
+    with config.unlocked():
+        config.reduction = LEARNED | {"keep_rate": 0.5}
+    dense = RunConfig.from_config(config).create_dense()
     tensors = convert.to_timm(fill(variable_shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
-    made.init.weights = made.teacher.weights = str(tmp_path / "dense.npz")
-    trainer.train_and_evaluate(made, tmp_path / "run")
+    config.init.weights = config.teacher.weights = str(tmp_path / "dense.npz")
+    trainer.train_and_evaluate(config, tmp_path / "run")
     first = read_metrics(tmp_path / "run")[0]
     assert {"ratio", "kl", "tokens", "distill"} <= set(first)
     # The same distance of the same logits, weighted .5 both, but for T = 3.
@@ -358,12 +358,12 @@ def test_a_run_resumes_to_the_same_bits(weights, tmp_path, monkeypatch):
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3, "mixup": 0.8}
     fields |= {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"}
     fields |= SOFT | TOLD
-    last = trainer.train_and_evaluate(config(**fields), tmp_path / "run")
+    last = trainer.train_and_evaluate(configured(**fields), tmp_path / "run")
     again = shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")
     for step in ("9", "10"):
         shutil.rmtree(again / "checkpoints" / "latest" / step)
-    assert trainer.train_and_evaluate(config(**fields), again) == last
+    assert trainer.train_and_evaluate(configured(**fields), again) == last
     lines = runs.computed(again)
     assert lines == runs.computed(tmp_path / "run")
     assert lines[0]["distill"] == lines[0]["loss"]

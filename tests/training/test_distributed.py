@@ -18,6 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import distributed
 from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find_job
 from tests import forked
+from tests.command import start
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -46,21 +47,15 @@ from imagepiece_jax.training import distributed
 
 def run(script, **variables):
     """`script` in a process of its own, whose environment has these variables too."""
-    return forked.run(
-        [sys.executable, "-c", HEAD + script],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
-    )
+    return start("-c", HEAD + script, imported=True, **variables)
 
 
 def scheduled(environment=SLURM, **variables):
     return find_job(environment=environment | variables)
 
 
-def test_alone_without_flags_or_scheduler():
-    assert find_job(environment={}) is None
-
-
 def test_flags_name_the_job():
+    assert find_job(environment={}) is None
     job = find_job("gpu1:1234", 3, 2, environment={})
     assert job == Job("gpu1:1234", 3, 2)
     assert find_job("gpu1:1234", 3, 2, environment=SLURM) == job
@@ -99,10 +94,9 @@ def test_a_single_task_and_a_batch_script_join_nothing():
 )
 def test_gpus_are_shared_by_the_tasks_of_a_host(tasks, number, visible, mine):
     environment = SLURM | {"SLURM_LOCALID": number, "SLURM_STEP_TASKS_PER_NODE": tasks}
-    del environment["CUDA_VISIBLE_DEVICES"]
-    if visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible
-    assert find_job(environment=environment).local_devices == mine
+    environment["CUDA_VISIBLE_DEVICES"] = visible
+    found = {name: value for name, value in environment.items() if value is not None}
+    assert find_job(environment=found).local_devices == mine
 
 
 def test_open_mpi_gives_number_and_count():
@@ -126,8 +120,8 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         "except distributed.InputError as error: print(error)",
         **version_5,
     )
-    assert done.stdout.startswith("--coordinator is missing, and process 0 of 2 not f")
-    assert "allowed: HOST:PORT of process 0, or --num_processes 1" in done.stdout
+    assert done.out.startswith("--coordinator is missing, and process 0 of 2 not f")
+    assert "allowed: HOST:PORT of process 0, or --num_processes 1" in done.out
 
 
 @pytest.mark.parametrize(
@@ -160,24 +154,20 @@ def test_a_process_that_is_alone_joins_nothing():
 @pytest.mark.parametrize("mine, visible", [((), "all"), ((4, 5), "4,5")])
 def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     """A job of one process that meets itself: its number, its GPUs and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    job = f"distributed.Job(None, 1, 0, {mine}, {forked.free_port()})"
     done = run(
-        "import jax\n"
-        f"distributed._initialize(distributed.Job(None, 1, 0, {mine}, {port}))\n"
+        f"import jax\ndistributed._initialize({job})\n"
         "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
         **SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": "3"},
     )
-    assert done.stdout.split() == ["1", visible], done.stderr
+    assert done.out.split() == ["1", visible], done.err
 
 
 def test_processes_with_unequal_devices_are_refused():
     devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
     distributed.check_devices(devices[:4])
-    with pytest.raises(
-        InputError, match="process 2 has 1 devices, but process 0 has 2"
-    ):
+    message = "process 2 has 1 devices, but process 0 has 2"
+    with pytest.raises(InputError, match=message):
         distributed.check_devices(devices)
 
 
@@ -191,10 +181,8 @@ def test_an_unknown_coordinator_is_named_at_once():
 def test_a_port_in_use_is_named(found_by_jax):
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        place = (
-            f"port {port} of the first host" if found_by_jax else f"localhost:{port}"
-        )
-        job = Job(None if found_by_jax else place, 2, 0, port=port)
+        job = Job(None if found_by_jax else f"localhost:{port}", 2, 0, port=port)
+        place = job.coordinator or f"port {port} of the first host"
         message = f"--coordinator is {place}, a port .* .Address already in use"
         with pytest.raises(InputError, match=message):
             with distributed.joined(job):
@@ -239,8 +227,7 @@ def test_an_abort_in_a_thread_ends_with_the_sentence():
         "print('begin', flush=True)\n"
         "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
     )
-    assert (done.returncode, done.stdout) == (distributed.LOST, "begin\n")
-    assert done.stderr == "error: gone\n"
+    assert done == (distributed.LOST, "begin\n", "error: gone\n")
 
 
 def test_a_process_that_fails_reports_only_its_own_error():
@@ -252,10 +239,7 @@ def test_a_process_that_fails_reports_only_its_own_error():
         "distributed._leave_quietly()\n"
         "raise SystemExit('error: disk is full')"
     )
-    assert (done.returncode, done.stderr) == (
-        distributed.LOST,
-        "error: disk is full\n",
-    )
+    assert (done.status, done.err) == (distributed.LOST, "error: disk is full\n")
 
 
 @pytest.mark.parametrize(

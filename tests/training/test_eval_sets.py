@@ -25,13 +25,13 @@ CLASSES = {"seven": 7, "two": 2}  # in another order than the digits
 COUNT = 12
 
 
-def config(sets, best_set=""):
+def configured(sets, best_set=""):
     """1,438 digits, 256 a step, 5 steps an epoch; one block."""
     fields = {"model.depth": 1, "model.stem": "patch", "warmup_epochs": 0.0}
     fields |= {"batch_size": 256, "epochs": 3, "eval_every_epochs": 1}
-    made = runs.config(runs.DENSE, **fields)
-    made.eval.sets, made.eval.best_set = sets, best_set
-    return made
+    config = runs.configured(runs.DENSE, **fields)
+    config.eval.sets, config.eval.best_set = sets, best_set
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,16 @@ def folder(tmp_path_factory):
 
 def two_sets(folder):
     own = {"data": f"folder:{folder}", "every_epochs": 2, "classes": CLASSES}
-    return config({"val": {}, "real": own}, best_set="real")
+    return configured({"val": {}, "real": own}, best_set="real")
 
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     """The folder of a run of two sets, and that of one stopped in their evaluation."""
-    whole, resumed = (tmp_path_factory.mktemp(name) for name in ("whole", "resumed"))
+    full, resumed = (tmp_path_factory.mktemp(name) for name in ("whole", "resumed"))
     with pytest.MonkeyPatch.context() as patch:
         runs.compile_once(patch)
-        last = trainer.train_and_evaluate(two_sets(folder), whole)
+        last = trainer.train_and_evaluate(two_sets(folder), full)
         passes, evaluated = accuracy.evaluate_each, []
 
         def stop_in_third(*args):
@@ -73,12 +73,12 @@ def finished(folder, tmp_path_factory):
         kinds = [line["kind"] for line in read_metrics(resumed)]
         assert kinds.count("eval/val") == 1 and "eval/real" not in kinds
         assert trainer.train_and_evaluate(two_sets(folder), resumed) == last
-    return whole, resumed, last
+    return full, resumed, last
 
 
 def test_each_set_is_evaluated_when_it_is_due(finished):
-    whole, _, last = finished
-    lines = [line for line in read_metrics(whole) if line["kind"] != "train"]
+    full, _, last = finished
+    lines = [line for line in read_metrics(full) if line["kind"] != "train"]
     found = [(line["kind"], line["step"], line["images"]) for line in lines]
     val = [("eval/val", step, 359) for step in (5, 10, 15)]
     real = [("eval/real", step, COUNT) for step in (10, 15)]
@@ -86,7 +86,7 @@ def test_each_set_is_evaluated_when_it_is_due(finished):
     assert {name: figures["acc1"] for name, figures in last.items()} == {
         line["kind"].removeprefix("eval/"): line["acc1"] for line in lines[-2:]
     }
-    tags = {value.tag for event in events(whole) for value in event.summary.value}
+    tags = {value.tag for event in events(full) for value in event.summary.value}
     assert {"eval/val/acc1", "eval/real/acc1", "eval/real/ema_acc1"} <= tags
 
 
@@ -96,14 +96,14 @@ def test_a_resumed_run_has_the_same_lines(finished):
 
 def test_the_named_set_chooses_the_best(finished, capsys, folder):
     """Its lines say which step; a step without it chooses nothing."""
-    whole, _, _ = finished
-    trainer.train_and_evaluate(two_sets(folder), whole)
+    full, _, _ = finished
+    trainer.train_and_evaluate(two_sets(folder), full)
     table = capsys.readouterr().out
-    real = {line["step"]: line["acc1"] for line in runs.lines(whole, "eval/real")}
+    real = {line["step"]: line["acc1"] for line in runs.lines(full, "eval/real")}
     step = max(real, key=lambda step: (real[step], -step))
     assert f"best         {real[step]:.2f} % at step {step} of real" in table
     assert f"of {COUNT} images" in table and "of 359 images" in table
-    assert (whole / "checkpoints" / "best" / str(step)).exists()
+    assert (full / "checkpoints" / "best" / str(step)).exists()
 
     progress = Progress([], []).with_evaluation(1, {"val": {"acc1": 9}}, "real", "acc1")
     assert progress.best["step"] == 0 and progress.last == {"val": {"acc1": 9}}
@@ -114,8 +114,8 @@ def test_the_named_set_chooses_the_best(finished, capsys, folder):
 
 def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
     """The newest checkpoint's figures of a run are those of its last evaluation."""
-    whole, _, last = finished
-    words = ["--weights", whole, "--checkpoint", "latest"]
+    full, _, last = finished
+    words = ["--weights", full, "--checkpoint", "latest"]
     words += ["--json", tmp_path / "a.json"]
     for name, data in (("val", "digits"), ("real", "folder:")):
         assert call(evaluate.main, *words, "--set", name).status == 0
@@ -145,7 +145,7 @@ def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
 )
 def test_a_mistake_is_named(sets, best, field, value):
     with pytest.raises(InputError) as error:
-        RunConfig.from_config(config(sets, best))
+        RunConfig.from_config(configured(sets, best))
     assert error.value.field == field and value in (None, error.value.value)
 
 
@@ -162,9 +162,9 @@ def test_a_mistake_is_named(sets, best, field, value):
 )
 def test_images_that_do_not_fit_are_a_mistake(folder, tmp_path, own, said):
     usual = {"data": f"folder:{folder}", "classes": CLASSES}
-    made = config({"val": {}, "real": usual | own}, "real")
+    config = configured({"val": {}, "real": usual | own}, "real")
     with pytest.raises(InputError, match=said) as error:
-        trainer.train_and_evaluate(made, tmp_path / "run")
+        trainer.train_and_evaluate(config, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
@@ -175,5 +175,5 @@ def test_other_class_names_are_a_mistake(tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
     said = re.escape("digits: class 0 is '0', but 'digit 0' in csv:")
     with pytest.raises(InputError, match=said):
-        made = config({"real": {"data": f"csv:{tmp_path / 'set.csv'}"}})
-        trainer.train_and_evaluate(made, tmp_path / "run")
+        config = configured({"real": {"data": f"csv:{tmp_path / 'set.csv'}"}})
+        trainer.train_and_evaluate(config, tmp_path / "run")

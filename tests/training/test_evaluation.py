@@ -6,7 +6,6 @@ import optax
 import pytest
 from PIL import Image
 
-from configs import quickstart
 from imagepiece_jax.common import plotting
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
@@ -17,12 +16,9 @@ from imagepiece_jax.training import evaluation
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import init_state
 from tests import oracles, runs
+from tests.runs import configured
 
-
-def config(**fields):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(fields)
-    return made
+SMALL = {"model.embed_dim": 8, "model.num_heads": 2, "pictures": 1}
 
 
 class Source:
@@ -75,24 +71,18 @@ def test_sheet(count, side, shape):
 
 
 def test_no_pictures_no_panels(tmp_path):
-    run, transform = (
-        RunConfig.from_config(config(pictures=0)),
-        Preprocessing(16, resize="none"),
-    )
-    none = evaluation.SampleImages(
-        run, tmp_path, run.create_model(), Source(), transform
-    )
-    assert none.augmented({}, 1) is None
-    assert none.tokens({}) is None
+    run = RunConfig.from_config(configured(pictures=0))
+    model, transform = run.create_model(), Preprocessing(16, resize="none")
+    none = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
+    assert none.augmented({}, 1) is None is none.tokens({})
     assert not list(tmp_path.iterdir())
 
 
 def test_tokens_of_a_state_without_batch_statistics(tmp_path):
     """The patch stem has none, but a state has a place for them."""
-    small = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
     steps = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
-    made = config(pictures=1, **{"model.stem": "patch"}, **small, **steps)
-    run = RunConfig.from_config(made)
+    config = configured(SMALL, steps, **{"model.stem": "patch", "model.depth": 1})
+    run = RunConfig.from_config(config)
     model, transform = run.create_model(), Preprocessing(16, resize="none")
     samples = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
     variables = runs.untrained(model, 16, seed=0)
@@ -102,22 +92,15 @@ def test_tokens_of_a_state_without_batch_statistics(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_images():
-    source = RunConfig.from_config(config()).source("val")
+    source = RunConfig.from_config(configured()).source("val")
     return np.stack([source.read(index)[0] for index in range(2)])
 
 
 def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_images):
     """The maps it draws are those of the results, by a slow loop."""
-    made = config(
-        **{
-            "model.depth": 3,
-            "model.embed_dim": 8,
-            "model.num_heads": 2,
-            "reduction.merge_blocks": (0, 1),
-            "reduction.prune_blocks": (2,),
-        }
-    )
-    model = RunConfig.from_config(made).create_model()
+    steps = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
+    config = configured(SMALL, steps, **{"model.depth": 3})
+    model = RunConfig.from_config(config).create_model()
     variables = runs.untrained(model, 16, seed=0)
     drawn = []
     page = plotting.token_page
@@ -127,9 +110,8 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         return page(path, images, stages, grid, titles)
 
     monkeypatch.setattr(plotting, "token_page", keep)
-    path = evaluation.save_token_picture(
-        tmp_path, model, variables, two_images, ["a", "b"]
-    )
+    rest = model, variables, two_images, ["a", "b"]
+    path = evaluation.save_token_picture(tmp_path, *rest)
     assert path == tmp_path / evaluation.PICTURE
     with Image.open(path) as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
@@ -147,13 +129,11 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         slots = [oracles.compose(*pair) for pair in pairs]
     np.testing.assert_array_equal(slots, [row[2][1] for row in stages])
     gone = tmp_path / "gone"
-    with pytest.raises(
-        RunError, match=rf"^{gone}/tokens.png cannot be written \(No such"
-    ):
-        evaluation.save_token_picture(gone, model, variables, two_images, ["a", "b"])
+    with pytest.raises(RunError, match=rf"^{gone}/tokens.png cannot be written \(No s"):
+        evaluation.save_token_picture(gone, *rest)
 
 
 def test_no_picture_of_a_dense_model(tmp_path, two_images):
-    model = RunConfig.from_config(config()).create_dense()
+    model = RunConfig.from_config(configured()).create_dense()
     assert evaluation.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
     assert not list(tmp_path.iterdir())

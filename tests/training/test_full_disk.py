@@ -5,7 +5,6 @@ import io
 import os
 import resource
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
-from tests import forked
+from tests.command import start
 from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 
@@ -48,10 +47,9 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
             else:
                 getattr(checkpoints, surfaces)()
     checkpoints.close()
-    assert_same(Checkpoints(tmp_path).restore(abstract(make_state()))[0], make_state(2))
-    assert_same(
-        Checkpoints(tmp_path).restore(abstract(make_state()), step=1)[0], make_state(1)
-    )
+    for step in (1, 2):
+        state, *_ = Checkpoints(tmp_path).restore(abstract(make_state()), step=step)
+        assert_same(state, make_state(step))
     saved(tmp_path, [3])  # there is room again
     assert folders(tmp_path) == ["2", "3"]
     assert "Traceback" not in capfd.readouterr().err
@@ -76,23 +74,23 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
 def test_room_for_all_checkpoints_is_asked_for_first(tmp_path, monkeypatch):
     """8 MB a state: 2 kept and 1 written, of 2 kinds; 3 more for good."""
     saved(tmp_path, [1])
-    held = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    used = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
     state = {"params": {"a": jax.ShapeDtypeStruct((2_000_000,), np.float32)}}
 
     def free(count):
         usage = shutil._ntuple_diskusage(10**9, 0, count)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
-    free(48_000_000 - held)
-    Checkpoints(tmp_path).check_room(state, steps=35)
-    free(72_000_000 - held)
-    Checkpoints(tmp_path, keep_every=10).check_room(state, steps=35)
-    free(48_000_000 - held - 1)
-    with pytest.raises(InputError, match="but 6 checkpoints of 8 MB need"):
-        Checkpoints(tmp_path).check_room(state, steps=35)
-    free(72_000_000 - held - 1)
-    with pytest.raises(InputError, match="0.072 GB of free disk, but 9 checkpoints"):
-        Checkpoints(tmp_path, keep_every=10).check_room(state, steps=35)
+    for options, room, message in (
+        ({}, 48_000_000, "0.048 GB of free disk, but 6 checkpoints of 8 MB need"),
+        ({"keep_every": 10}, 72_000_000, "0.072 GB of free disk, but 9 checkpoints"),
+    ):
+        checkpoints = Checkpoints(tmp_path, **options)
+        free(room - used)
+        checkpoints.check_room(state, steps=35)
+        free(room - used - 1)
+        with pytest.raises(InputError, match=message):
+            checkpoints.check_room(state, steps=35)
     free(0)
     with pytest.raises(InputError, match="allowed: more room"):
         Checkpoints(tmp_path / "not" / "there").check_room(state, steps=1)
@@ -103,9 +101,7 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path):
     with open(path, "ab", buffering=0) as file:
         append_line(file, "a" * 60)
         with full_disk(room=100):
-            with pytest.raises(
-                RunError, match=r"lines cannot be written \(File too la"
-            ):
+            with pytest.raises(RunError, match="lines cannot be written .File too la"):
                 append_line(file, "b" * 60)
             assert path.read_text() == "a" * 60 + "\n"
             append_line(file, "c" * 30)
@@ -155,12 +151,7 @@ finally:
 
 def test_tensorboards_file_on_a_full_disk_adds_nothing_to_the_sentence(tmp_path):
     """Neither its thread, nor what it does as the interpreter ends."""
-    read, write = os.pipe()
-    with open(read) as reader:
-        with open(write, "w") as output:
-            words = [sys.executable, "-c", FILL, tmp_path]
-            process = forked.Process(words, stdout=output, stderr=output)
-        text = reader.read()
-    assert process.wait(60) == 0 and text.count("\n") == 1
-    assert text.startswith(f"{tmp_path}/metrics.jsonl cannot be written (File too")
+    ended = start("-c", FILL, tmp_path, imported=True)
+    assert (ended.status, ended.err, ended.out.count("\n")) == (0, "", 1)
+    assert ended.out.startswith(f"{tmp_path}/metrics.jsonl cannot be written (File too")
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import deit_s_evit, quickstart
+from configs import deit_s_evit
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
@@ -48,15 +48,11 @@ def test_groups_scale_the_updates_of_the_optimizer():
     moved = []
     for _ in range(6):
         updates, state = tx.update(grads, state, PARAMS)
-        moved.append(
-            {
-                name: float(jax.tree.leaves(u)[0].ravel()[0])
-                for name, u in updates.items()
-            }
-        )
-    assert [m["reducer_3"] for m in moved] == [-0.5] * 6
-    assert [m["cls_token"] for m in moved] == [0.0] * 6
-    assert [m["head"] for m in moved] == [0.0] * 4 + [-0.25] * 2
+        first = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
+        moved.append([*map(float, first)])
+    head, reducer, token = np.transpose(moved)
+    assert (reducer == -0.5).all() and (token == 0.0).all()
+    assert head.tolist() == [0.0] * 4 + [-0.25] * 2
 
 
 def terms(outputs, teacher_outputs):
@@ -96,23 +92,24 @@ def test_a_teacher_is_evaluated_and_stays_frozen():
 
 def test_the_model_of_an_epoch_has_that_epochs_rate():
     config = deit_s_evit.get_config("deit_ti")
-    tokens = [
-        RunConfig.from_config(config).create_train_model(e).plan[-1].mlp_tokens
-        for e in (0, 60, 110)
-    ]
+
+    def last_tokens(epoch):
+        run = RunConfig.from_config(config)
+        return run.create_train_model(epoch).plan[-1].mlp_tokens
+
     # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
-    assert tokens == [197, 122, 69]
+    assert [last_tokens(epoch) for epoch in (0, 60, 110)] == [197, 122, 69]
     config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
-    assert RunConfig.from_config(config).create_train_model(0).plan[-1].mlp_tokens == 69
+    assert last_tokens(0) == 69
 
 
-def initial(made):
-    return InitialWeights(RunConfig.from_config(made))
+def initial(config):
+    return InitialWeights(RunConfig.from_config(config))
 
 
 def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
-    config = quickstart.get_config()
-    config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
+    size = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
+    config = runs.configured(size)
     dense = RunConfig.from_config(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is "):
         initial(config).teacher_variables(dense)

@@ -20,52 +20,54 @@ from tests import runs
 
 BLOCKS = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
-config = functools.partial(runs.config, {"model.stem": "patch"} | SIZE | BLOCKS)
+configured = functools.partial(runs.configured, {"model.stem": "patch"} | SIZE | BLOCKS)
 
 
-def drawn(made, seed=0):
-    return fresh_variables(model_of(made), made.image_size, seed)
+def drawn(config, seed=0):
+    return fresh_variables(model_of(config), config.image_size, seed)
 
 
-def model_of(made):
-    return RunConfig.from_config(made).create_model()
+def model_of(config):
+    return RunConfig.from_config(config).create_model()
 
 
-def initial(made):
-    return InitialWeights(RunConfig.from_config(made))
+def initial(config):
+    return InitialWeights(RunConfig.from_config(config))
 
 
-def started(made):
+def started(config):
     """The variables that the run of a config starts from."""
-    return initial(made).variables(model_of(made))
+    return initial(config).variables(model_of(config))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Weights of seed 1 as a file, and they themselves."""
     path = tmp_path_factory.mktemp("weights") / "one.npz"
-    variables = drawn(config(), seed=1)
+    variables = drawn(configured(), seed=1)
     np.savez(path, **convert.to_timm(variables))
     return path, variables
 
 
 def test_fresh_is_a_function_of_the_seed():
-    made = config()
-    first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
+    config = configured()
+    first, again, other = drawn(config), drawn(config), drawn(config, seed=1)
     chex.assert_trees_all_equal(first, again)
     kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
     assert not np.array_equal(*kernels)
-    shapes = variable_shapes(model_of(made), made.image_size)
+    shapes = variable_shapes(model_of(config), config.image_size)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, shapes)
 
 
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
-    made = config(**{"init.weights": str(path)})
-    chex.assert_trees_all_equal(started(made), variables)
+    config = configured(**{"init.weights": str(path)})
+    chex.assert_trees_all_equal(started(config), variables)
     # As given, of the dense model, although a reducer would be drawn.
-    made.init.fresh = ("reducer",)
-    given = initial(made).dense_variables(RunConfig.from_config(made).create_dense())
+    config.init.fresh = ("reducer",)
+    given = initial(config).dense_variables(
+        RunConfig.from_config(config).create_dense()
+    )
     chex.assert_trees_all_equal(given, variables)
 
 
@@ -73,27 +75,27 @@ def test_only_the_named_parts_are_new(saved):
     """Another number of classes: the head is drawn from the run's own seed."""
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
-    made = config(fields, **{"init.fresh": ("head",)})
-    head = {"head": drawn(made, seed=5)["params"]["head"]}
-    chex.assert_trees_all_equal(started(made)["params"], variables["params"] | head)
+    config = configured(fields, **{"init.fresh": ("head",)})
+    head = {"head": drawn(config, seed=5)["params"]["head"]}
+    chex.assert_trees_all_equal(started(config)["params"], variables["params"] | head)
 
 
 def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     """They are left out, as a model of `load` with another reduction leaves them."""
-    path, made = tmp_path / "w.npz", config(**{"model.depth": 2})
-    with made.unlocked():
-        made.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
-    variables = drawn(made, seed=1)
+    path, config = tmp_path / "w.npz", configured(**{"model.depth": 2})
+    with config.unlocked():
+        config.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
+    variables = drawn(config, seed=1)
     np.savez(path, **convert.to_timm(variables))
-    made = config(**{"model.depth": 2, "init.weights": str(path)})
+    config = configured(**{"model.depth": 2, "init.weights": str(path)})
     del variables["params"]["reducer_1"]
-    chex.assert_trees_all_equal(started(made), variables)
+    chex.assert_trees_all_equal(started(config), variables)
 
 
 @pytest.mark.parametrize("evaluate", [False, True])
 def test_a_head_of_another_shape_is_named_with_the_remedy(saved, evaluate):
     fields = {"init.weights": str(saved[0]), "num_classes": 5}
-    run = RunConfig.from_config(config(fields, **{"init.evaluate": evaluate}))
+    run = RunConfig.from_config(configured(fields, **{"init.evaluate": evaluate}))
     start = InitialWeights(run)
     read = start.dense_variables if evaluate else start.variables
     remedy = (
@@ -111,11 +113,11 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save_best(3, best, {})
     checkpoints.save(4, latest, {})
     checkpoints.close()
-    like = variable_shapes(model_of(config()), 16)
+    like = variable_shapes(model_of(configured()), 16)
     for which, expected in (("best", best), ("latest", latest)):
         loaded = convert.from_timm(read_checkpoint(tmp_path, which), like)
         chex.assert_trees_all_equal(loaded, expected)
-    like = variable_shapes(model_of(config(**{"model.embed_dim": 16})), 16)
+    like = variable_shapes(model_of(configured(**{"model.embed_dim": 16})), 16)
     with pytest.raises(InputError, match="^holds a model of"):
         convert.from_timm(read_checkpoint(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):
@@ -131,9 +133,9 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
 )
 def test_fresh_weights_are_not_evaluated(fields, lacks):
     usual = {"init.evaluate": True, "init.weights": "f.npz" * bool(fields)}
-    made = config(usual, **fields)
+    config = configured(usual, **fields)
     with pytest.raises(InputError, match=f"^config.init.evaluate is True with {lacks}"):
-        initial(made).dense_variables(RunConfig.from_config(made).create_dense())
+        initial(config).dense_variables(RunConfig.from_config(config).create_dense())
 
 
 @pytest.fixture(scope="module")
@@ -167,36 +169,36 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     """No tensor tells these: another value would only be seen in the accuracy."""
     path, fields = google
 
-    def begin(made):
-        model = RunConfig.from_config(made).create_dense()
+    def begin(config):
+        model = RunConfig.from_config(config).create_dense()
         if start == "teacher.weights":
-            return initial(made).teacher_variables(model)
-        return initial(made).variables(model)
+            return initial(config).teacher_variables(model)
+        return initial(config).variables(model)
 
-    made = runs.config().unlock()
-    made.update_from_flattened_dict(BLOCKS | fields | {start: str(path)})
-    begin(made)
-    made.model[field] = other
+    config = runs.configured().unlock()
+    config.update_from_flattened_dict(BLOCKS | fields | {start: str(path)})
+    begin(config)
+    config.model[field] = other
     with pytest.raises(InputError, match="w.npz was trained with another") as error:
-        begin(made)
+        begin(config)
     assert error.value.field == f"config.model.{field}"
     assert (error.value.value, error.value.allowed) == (other, repr(trained))
 
 
 def test_a_new_run_takes_the_images_that_the_layout_says(google):
-    made = config(**{"init.weights": str(google[0])})
-    with made.unlocked():
-        made.model.mean = made.model.std = None
+    config = configured(**{"init.weights": str(google[0])})
+    with config.unlocked():
+        config.model.mean = config.model.std = None
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert initial(made).normalization("no_such_run") == (half, [])
+    assert initial(config).normalization("no_such_run") == (half, [])
 
 
 def test_numbers_are_compared_as_float32_has_them(tmp_path):
     """NumPy's users write float32, whose .485 is not that of a config."""
-    variables = drawn(config(), seed=1)
+    variables = drawn(configured(), seed=1)
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
-    made = config(**{"init.weights": str(path)})
-    chex.assert_trees_all_equal(started(made), variables)
+    config = configured(**{"init.weights": str(path)})
+    chex.assert_trees_all_equal(started(config), variables)
     assert load.read_metadata(path).normalization["mean"] == (0.485, 0.456, 0.406)

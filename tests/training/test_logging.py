@@ -1,5 +1,6 @@
 """The output of a run: rates, a line or a bar, a trace, and the metrics on disk."""
 
+import functools
 import gzip
 import io
 import json
@@ -13,23 +14,20 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import logging
 from imagepiece_jax.training.config import Length, RunConfig
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
+from tests import runs
 
 
 def make(workdir, step=0, saved=None, steps=40, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
-    config = quickstart.get_config()
-    fields = {"progress": False, "log_every_steps": 2} | fields
-    config.update_from_flattened_dict(fields)
+    config = runs.configured({"progress": False, "log_every_steps": 2}, **fields)
     length = Length(steps_per_epoch=20, epochs=steps // 20, eval_every_epochs={"": 1})
-    return logging.RunLog(
-        workdir, RunConfig.from_config(config), length, step, lambda: saved
-    )
+    config = RunConfig.from_config(config)
+    return logging.RunLog(workdir, config, length, step, lambda: saved)
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
@@ -47,14 +45,42 @@ def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
     return parallel.replicate(as_arrays)
 
 
-def test_a_line_of_metrics_holds_the_means_of_its_window(tmp_path):
-    run = make(tmp_path)
+@pytest.fixture
+def begin(tmp_path):
+    """`make` in the folder of the test, which closes it."""
+    started = []
+
+    def begin(**options):
+        started.append(make(tmp_path, **options))
+        return started[-1]
+
+    yield begin
+    for run in started:
+        run.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def batches(clock, count, seconds):
+    """Numbers of batches that take so long to read."""
+    for number in range(count):
+        clock[0] += seconds
+        yield number
+
+
+def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
+    run = begin()
     run.record(1, numbers())
     run.record(2, numbers())
     assert read_metrics(tmp_path) == []  # one behind: the device is at work
     run.flush()
     (line,) = read_metrics(tmp_path)
-    run.close()
     assert line["step"] == 2 and line["epoch"] == pytest.approx(0.1)
     assert (line["loss"], line["acc1"], line["acc5"]) == (0.5, 25.0, 75.0)
     assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
@@ -62,18 +88,10 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(tmp_path):
     assert "device_memory" not in line  # a CPU does not count
 
 
-def test_rate_and_input_wait_by_the_clock(tmp_path, monkeypatch):
+def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
     """A batch takes four seconds to read, a step one: 64 images in five seconds."""
-    clock = [100.0]
-    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
-
-    def batches():
-        for number in range(6):
-            clock[0] += 4
-            yield number
-
-    run = make(tmp_path, log_every_steps=3)
-    for step, number in enumerate(run.timed(batches()), start=1):
+    run = begin(log_every_steps=3)
+    for step, number in enumerate(run.timed(batches(clock, 6, 4)), start=1):
         assert number == step - 1
         clock[0] += 1000 if step == 1 else 1  # the first is compiled
         run.record(step, numbers())
@@ -81,35 +99,22 @@ def test_rate_and_input_wait_by_the_clock(tmp_path, monkeypatch):
         if step == 3:  # an evaluation between the two windows
             clock[0] += 1000
             run.restart_clock()
-    run.close()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6]
     assert [line["input_wait"] for line in lines] == pytest.approx([0.8, 0.8])
     assert [line["throughput"] for line in lines] == pytest.approx([12.8, 12.8])
 
 
-def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
-    """Reading takes three seconds, a step one, and a thousand more where it compiles.
-
-    A resumed run logs its first step, and other programs begin inside of windows.
-    """
-    clock = [100.0]
-    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
-
-    def batches():
-        for number in range(7):
-            clock[0] += 3
-            yield number
-
-    run = make(tmp_path, step=2, log_every_steps=3)
-    for step, _ in enumerate(run.timed(batches()), start=3):
+def test_no_compile_is_in_a_rate(begin, tmp_path, clock):
+    """A resumed run logs its first step; other programs begin inside of windows."""
+    run = begin(step=2, log_every_steps=3)
+    for step, _ in enumerate(run.timed(batches(clock, 7, 3)), start=3):
         if step in (3, 5, 8):
             run.compiles(step)
             clock[0] += 1000
         clock[0] += 1
         run.record(step, numbers())
         run.flush()
-    run.close()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 9]
     # Nothing but a step that compiled; then two steps, and one more batch was read.
@@ -119,34 +124,35 @@ def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
     assert [line["input_wait"] for line in lines] == [None, wait, wait]
 
 
-def test_a_window_without_a_finite_step_has_no_loss(tmp_path):
-    run = make(tmp_path, log_every_steps=1)
+def test_a_window_without_a_finite_step_has_no_loss(begin, tmp_path):
+    run = begin(log_every_steps=1)
     run.record(1, numbers(loss=np.nan, skipped=1, samples=0.0))
     run.flush()
-    run.close()
     (line,) = read_metrics(tmp_path)
     assert line["skipped"] == 1 and line["loss"] is None and line["acc1"] is None
 
 
-@pytest.mark.parametrize("limit", [0, 3])
-def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, limit):
-    run = make(tmp_path, max_skipped_steps=limit, saved=8)
-    for count in range(limit + 1):
-        run.record(9 + count, numbers(loss=np.nan, skipped=count))
-    run.record(10 + limit, numbers(loss=np.nan, skipped=limit + 1))
-    row = f", as in {limit + 1} steps in a row" if limit else ""
-    message = rf"^loss is nan at step {10 + limit}{row}: .* checkpoint of step 8 is "
-    with pytest.raises(RunError, match=message + "kept in .* lower config.lr"):
+@pytest.mark.parametrize(
+    "limit, saved, metrics, message",
+    [
+        (
+            0,
+            8,
+            {"loss": np.nan},
+            "loss is nan at step 10: .* step 8 is kept in .*lr",
+        ),
+        (3, 8, {"loss": np.nan}, "loss is nan at step 13, as in 4 steps in a row: "),
+        (0, None, {"norm": np.inf}, "grad_norm is inf at step 10: .* none was"),
+    ],
+)
+def test_too_many_skipped_steps_in_a_row_stop_the_run(
+    begin, limit, saved, metrics, message
+):
+    run = begin(max_skipped_steps=limit, saved=saved)
+    for count in range(limit + 2):
+        run.record(9 + count, numbers(skipped=count, **metrics))
+    with pytest.raises(RunError, match=f"^{message}"):
         run.flush()
-    run.close()
-
-
-def test_the_value_that_is_not_finite_is_named(tmp_path):
-    run = make(tmp_path, max_skipped_steps=0)
-    run.record(1, numbers(norm=np.inf, skipped=1))
-    with pytest.raises(RunError, match="^grad_norm is inf at step 1: .* none was"):
-        run.flush()
-    run.close()
 
 
 def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
@@ -160,13 +166,12 @@ def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
     assert logging.device_memory() == {}
 
 
-def test_a_log_file_gets_a_line_with_the_time_left(tmp_path, capsys):
-    run = make(tmp_path, progress=True)
+def test_a_log_file_gets_a_line_with_the_time_left(begin, capsys):
+    run = begin(progress=True)
     for step in (1, 2, 3):
         run.record(step, numbers())
     run.flush()
     run.evaluation("eval", 3, {"acc1": 12.345, "loss": 2.0})
-    run.close()
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500 acc 25.0% ")
@@ -201,7 +206,7 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     run.evaluation("eval", 20, {"acc1": 1.0, "loss": 2.0})
     run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
     run.close()
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and read_metrics(tmp_path / "run") == []
     assert capsys.readouterr() == ("", "")
 
 
@@ -221,13 +226,12 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
 
 
-def test_a_short_run_is_traced_at_its_end(tmp_path):
-    run = make(tmp_path, step=39, profile=True)
+def test_a_short_run_is_traced_at_its_end(begin, tmp_path):
+    run = begin(step=39, profile=True)
     with run.dispatch(40):
         metrics = numbers()
     run.record(40, metrics)
     run.flush()
-    run.close()
     assert list((tmp_path / logging.TRACE).rglob("*.trace.json.gz"))
 
 
@@ -238,39 +242,25 @@ def write_run(workdir, steps, step=0):
     writer.close()
 
 
+def steps(workdir):
+    return [line["step"] for line in read_metrics(workdir)]
+
+
 def lines(workdir):
     return (workdir / "metrics.jsonl").read_text().splitlines()
 
 
 def test_one_json_object_a_line_at_once(tmp_path):
     writer = MetricWriter(tmp_path / "new" / "run")
-    writer.write_line(
-        "eval",
-        jnp.asarray(20),
-        epoch=2,
-        loss=np.float32(0.1),
-        acc1=jnp.asarray(97.5),
-        lr=math.nan,
-        throughput=np.inf,
-        note="x",
-        none=None,
-        ok=np.bool_(True),
-    )
+    python = {"epoch": 2, "note": "x", "none": None, "lr": math.nan}
+    arrays = {"loss": np.float32(0.1), "acc1": jnp.asarray(97.5), "ok": np.bool_(True)}
+    writer.write_line("eval", jnp.asarray(20), throughput=np.inf, **python, **arrays)
     (text,) = lines(tmp_path / "new" / "run")  # before the file is closed
     writer.close()
     writer.close()
-    assert json.loads(text, parse_constant=pytest.fail) == {
-        "kind": "eval",
-        "step": 20,
-        "epoch": 2,
-        "loss": float(np.float32(0.1)),
-        "acc1": 97.5,
-        "lr": None,
-        "throughput": None,
-        "note": "x",
-        "none": None,
-        "ok": True,
-    }
+    want = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
+    want |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
+    assert json.loads(text, parse_constant=pytest.fail) == want
 
 
 def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
@@ -278,35 +268,22 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     write_run(tmp_path / "killed", range(0, 50, 10))
     write_run(tmp_path / "killed", [30, 40, 50], step=20)
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    assert [line["step"] for line in read_metrics(tmp_path / "killed")] == [
-        *range(0, 60, 10)
-    ]
-
-
-def test_nothing_restored_starts_the_file_anew(tmp_path):
-    write_run(tmp_path, [0, 10, 20])
-    write_run(tmp_path, [0])
-    assert [line["step"] for line in read_metrics(tmp_path)] == [0]
+    assert steps(tmp_path / "killed") == [*range(0, 60, 10)]
+    write_run(tmp_path / "killed", [0])  # nothing was restored
+    assert steps(tmp_path / "killed") == [0]
 
 
 @pytest.mark.parametrize(
-    "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0"]
+    "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0", None]
 )
 def test_torn_last_line_is_dropped(tmp_path, torn):
-    write_run(tmp_path, [10])
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write(torn)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [10]
-    write_run(tmp_path, [20], step=10)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
-
-
-def test_last_line_that_lacks_only_its_end_is_kept(tmp_path):
+    """But for one that only lacks its end."""
     write_run(tmp_path, [10])
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text().rstrip("\n"))
+    path.write_text(path.read_text() + torn if torn else path.read_text().rstrip("\n"))
+    assert steps(tmp_path) == [10]
     write_run(tmp_path, [20], step=10)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
+    assert steps(tmp_path) == [10, 20]
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"loss": 1}'])
@@ -314,18 +291,9 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
     write_run(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_text(bad + "\n" + path.read_text())
-    with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
-        read_metrics(tmp_path)
-    with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
-        MetricWriter(tmp_path, 10)
-
-
-def test_the_writer_of_other_processes_writes_nothing(tmp_path):
-    writer = MetricWriter(tmp_path / "run", is_main=False)
-    writer.write_line("train", 1, loss=1.0)
-    writer.close()
-    assert not (tmp_path / "run").exists()
-    assert read_metrics(tmp_path / "run") == []
+    for read in (read_metrics, functools.partial(MetricWriter, step=10)):
+        with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
+            read(tmp_path)
 
 
 def events(workdir):

@@ -1,7 +1,6 @@
 """Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -17,9 +16,8 @@ from imagepiece_jax.training import trainer
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
 from tests import forked
+from tests.runs import ROOT
 from tools import fault_drill, tiny_runs
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_a_signal_is_noted_and_the_old_handlers_come_back():
@@ -79,11 +77,9 @@ if __name__ == "__main__":
     with StopRequest() as request, contextlib.ExitStack() as stack:
         if sys.argv[1] == "noted":
             signal.raise_signal(signal.SIGTERM)
+        print(flush=True)
         if sys.argv[1] != "steps":
-            print(flush=True)
             stack.enter_context(request.ending_at_once())
-        else:
-            print(flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
@@ -124,17 +120,6 @@ def test_a_second_ctrl_c_ends_at_once():
     assert err.startswith("stopped without saving; ")
 
 
-def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
-    with (
-        RunLock(tmp_path / "run"),
-        pytest.raises(InputError, match="run is in use by another process"),
-        RunLock(tmp_path / "run"),
-    ):
-        pass
-    with RunLock(tmp_path / "run"):
-        pass
-
-
 @pytest.mark.parametrize("path", ["run", "run/.lock"])
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
     if path == "run":
@@ -149,12 +134,13 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
         RunLock(tmp_path / "run").probe()
 
 
-def test_a_workdir_is_probed_and_left_as_it_was(tmp_path):
+def test_a_workdir_belongs_to_one_process_and_a_probe_leaves_it_as_it_was(tmp_path):
     workdir = tmp_path / "new" / "run"
     RunLock(workdir).probe()
     assert not [*tmp_path.iterdir()]
-    with RunLock(workdir), pytest.raises(InputError, match="in use by another process"):
-        RunLock(workdir).probe()
+    for enter in (RunLock.probe, RunLock.__enter__):
+        with RunLock(workdir), pytest.raises(InputError, match="run is in use by"):
+            enter(RunLock(workdir))
     RunLock(workdir).probe()
     assert [*workdir.iterdir()] == [workdir / ".lock"]
 

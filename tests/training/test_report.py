@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from configs import quickstart
 from imagepiece_jax.training import logging, report, run_dir
 from imagepiece_jax.training.checkpoint import Progress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
+from tests import runs
 from tests.training import test_logging
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
@@ -14,11 +14,18 @@ PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def rows(workdir, progress=PROGRESS, **fields):
-    config = quickstart.get_config()
-    config.update(fields)
-    run = RunConfig.from_config(config)
+    run = RunConfig.from_config(runs.configured(fields))
     table = report.final_table(workdir, run, run.create_model(), progress)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
+
+
+def write_rates(workdir, *rates):
+    """Lines of training of (step, images a second, steps skipped)."""
+    writer = MetricWriter(workdir)
+    for step, rate, skipped in rates:
+        writer.write_line("train", step, throughput=rate, skipped=skipped)
+        writer.write_line("eval", step, throughput=1.0)
+    writer.close()
 
 
 def test_results_and_cost(tmp_path):
@@ -45,11 +52,9 @@ def test_contents_of_the_folder_are_listed(tmp_path):
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
     """64 images a step: 10 steps at 64 img/s, 10 at 6.4 and 2 at 12.8: 120 s."""
-    writer = MetricWriter(tmp_path)
-    writer.write_line("init", 0, acc1=72.25)
-    for step, rate, skipped in ((10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1)):
-        writer.write_line("train", step, throughput=rate, skipped=skipped)
-        writer.write_line("eval", step, throughput=1.0)
+    write_rates(tmp_path, (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
+    writer = MetricWriter(tmp_path, step=22)
+    writer.write_line("init", 22, acc1=72.25)
     writer.close()
     table = rows(tmp_path)
     assert table["at the start"] == "72.25 %, the dense model as given"
@@ -63,24 +68,14 @@ def test_time_and_rate_are_those_of_the_log(tmp_path):
 
 def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
     """A first step that compiled was not timed: 1 step at the median of the others."""
-    writer = MetricWriter(tmp_path)
-    for step, rate in ((1, None), (11, 6.4), (21, 6.4)):
-        writer.write_line("train", step, throughput=rate, skipped=0)
-    writer.close()
+    write_rates(tmp_path, (1, None, 0), (11, 6.4, 0), (21, 6.4, 0))
     assert rows(tmp_path)["time"].startswith("03:30 of training")
-    (tmp_path / "metrics.jsonl").unlink()
-    writer = MetricWriter(tmp_path)
-    writer.write_line("train", 1, throughput=None, skipped=0)
-    writer.close()
+    write_rates(tmp_path, (1, None, 0))
     assert "time" not in rows(tmp_path)
 
 
 def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
-    """Ten steps of a second in 1,622 s, of which 1,100 compile and 500 nothing runs.
-
-    The run is killed after step 7 and goes on from the checkpoint of step 4, so that
-    steps 5 to 7 are taken twice.
-    """
+    """Killed after step 7, the run goes on from step 4: three steps are taken twice."""
     clock = [1.7e9]
     monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(run_dir.time, "time", lambda: clock[0])

@@ -22,20 +22,16 @@ SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 def short(**fields):
-    made = runs.config(SHORT, **fields)
-    made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
-    made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=1)
-    return made
+    config = runs.configured(SHORT, **fields)
+    config.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
+    config.reduction.update(rate_warmup_start=0, rate_warmup_epochs=1)
+    return config
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
-    """The last one, after a signal; also: which checkpoints are never removed.
-
-    From one of them, in the middle of the second epoch, the run ends the same, by the
-    program that was compiled for it before.
-    """
+    """The last one, after a signal; and the end is the same from a kept checkpoint."""
     runs.compile_once(monkeypatch)
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
     evaluate, epochs = accuracy.evaluate_each, []
@@ -56,8 +52,8 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
         trainer.train_and_evaluate(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
-    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
-    assert kept == [3, 6, 9, 10] and epochs == [0, 1]
+    stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
+    assert stored == [3, 6, 9, 10] and epochs == [0, 1]
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
     last = trainer.train_and_evaluate(short(**fields), tmp_path)
@@ -70,7 +66,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
 
     again = shutil.copytree(tmp_path, tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")
-    for step in kept[2:]:
+    for step in stored[2:]:
         shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
     assert trainer.train_and_evaluate(short(**fields), again) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
@@ -95,11 +91,7 @@ def _met(fault, run, *args):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
-    """One after the other in one run: the drill has a run for each.
-
-    The kill is in the first save, unless that was missed: nothing can be resumed, and
-    the run starts anew. Metrics go past the newest checkpoint when the folder vanishes.
-    """
+    """One after the other in one run: the drill has a run for each."""
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
     tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
     run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)

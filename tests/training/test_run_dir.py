@@ -102,35 +102,23 @@ NORMALIZED = {"depth": 2, "mean": MEAN, "std": STD}
 
 
 @pytest.mark.parametrize(
-    "old, now, field",
+    "group, old, now, field",
     [
-        ({"reduction": {"round_to": 0}}, {"reduction": {}}, None),
-        ({"model": {"depth": 2, "trace_source": True}}, {"model": NORMALIZED}, None),
-        ({"model": {"depth": 2}}, {"model": NORMALIZED}, None),
-        (
-            {"model": {"depth": 2}},
-            {"model": NORMALIZED | {"std": (0.5,) * 3}},
-            "model.std",
-        ),
-        (
-            {"augment": {"layers": 2, "where": "device"}},
-            {"augment": {"layers": 2}},
-            None,
-        ),
-        (
-            {"augment": {"layers": 2, "where": "host"}},
-            {"augment": {"layers": 2}},
-            "augment.where",
-        ),
+        ("reduction", {"round_to": 0}, {}, None),
+        ("model", {"depth": 2, "trace_source": True}, NORMALIZED, None),
+        ("model", {"depth": 2}, NORMALIZED, None),
+        ("model", {"depth": 2}, NORMALIZED | {"std": (0.5,) * 3}, "std"),
+        ("augment", {"layers": 2, "where": "device"}, {"layers": 2}, None),
+        ("augment", {"layers": 2, "where": "host"}, {"layers": 2}, "where"),
     ],
 )
-def test_a_run_of_an_earlier_version(tmp_path, old, now, field):
+def test_a_run_of_an_earlier_version(tmp_path, group, old, now, field):
     """Normalization was ImageNet's and no field, RandAugment could be on the host."""
-    started(tmp_path, changed(**old))
+    started(tmp_path, changed(**{group: old}))
     refused = pytest.raises(InputError) if field else contextlib.nullcontext()
     with refused as error:
-        check_config(tmp_path, changed(**now))
-    assert not field or error.value.field == f"config.{field}"
+        check_config(tmp_path, changed(**{group: now}))
+    assert not field or error.value.field == f"config.{group}.{field}"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """A whole run in this process: its programs, what it leaves, and how it stops."""
 
+import functools
 import gc
 import itertools
 import json
 import re
 import shutil
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from configs import quickstart
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
@@ -31,31 +30,23 @@ pytestmark = pytest.mark.usefixtures("quickly_begun")
 # 1,438 digits, 256 a step: 5 steps an epoch.
 PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
 NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
-FIELDS = runs.SMALL | {
-    "batch_size": 256,
-    "eval_batch_size": 359,
-    "epochs": 2,
-    "warmup_epochs": 0.0,
-}
+FIELDS = runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
+FIELDS |= {"epochs": 2, "warmup_epochs": 0.0}
 
 
-def config(**fields):
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(FIELDS | fields)
-    return made
+configured = functools.partial(runs.configured, FIELDS)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    last = trainer.train_and_evaluate(configured(pictures=2, profile=True), workdir)
     return workdir, last
 
 
 def test_metrics_have_every_step_and_both_evaluations(finished):
     workdir, last = finished
-    lines = read_metrics(workdir)
-    train = [line for line in lines if line["kind"] == "train"]
+    train = runs.lines(workdir, "train")
     assert [line["step"] for line in train] == list(range(1, 11))
     wanted = {"step", "epoch", "loss", "acc1", "acc5", "lr", "grad_norm", "skipped"}
     assert wanted | {"throughput", "input_wait"} <= set(train[0])
@@ -63,10 +54,9 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     assert first["throughput"] is None is first["input_wait"], "it compiles"
     assert all(line["throughput"] > 0 <= line["input_wait"] < 1 for line in rest)
     assert all(line["grad_norm"] > 0 == line["skipped"] for line in train)
-    evaluated = [line for line in lines if line["kind"] == "eval"]
-    assert [line["step"] for line in evaluated] == [10]
-    assert evaluated[0]["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
-    assert evaluated[0]["acc1"] == last["acc1"]
+    (evaluated,) = runs.lines(workdir, "eval")
+    assert (evaluated["step"], evaluated["acc1"]) == (10, last["acc1"])
+    assert evaluated["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
     np.testing.assert_allclose(train[-1]["epoch"], 2.0)
 
 
@@ -102,11 +92,7 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
     workdir, _ = finished
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
-    vit = imagepiece_jax.load(workdir)
-    assert vit.class_names == tuple(digits)
-    predict = imagepiece_jax.Predictor(vit, resize="none", top=1, batch_size=1)
-    (best,) = predict(np.zeros((16, 16, 3), np.uint8))
-    assert best.label == digits[best.index]
+    assert imagepiece_jax.load(workdir).class_names == tuple(digits)
 
 
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
@@ -116,16 +102,16 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
     with pytest.raises(InputError, match=message + ".*; choose another --workdir"):
-        trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+        trainer.train_and_evaluate(configured(pictures=2, profile=True), workdir)
     (workdir / "classes.json").unlink()  # as in a run of an earlier version
-    trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    trainer.train_and_evaluate(configured(pictures=2, profile=True), workdir)
     assert json.loads((workdir / "classes.json").read_text())[3] == "3"
 
 
 def test_a_finished_run_is_not_trained_again(finished, capsys):
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert trainer.train_and_evaluate(config(pictures=2), workdir) == last
+    assert trainer.train_and_evaluate(configured(pictures=2), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -150,12 +136,10 @@ def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
         "ema_decay": 0.9,
         "pictures": 0,
     }
-    made = quickstart.get_config()
-    made.update_from_flattened_dict(fields)
     before = read_metrics(run_of_0_2_0)
-    last = trainer.train_and_evaluate(made, run_of_0_2_0)
+    last = trainer.train_and_evaluate(runs.configured(fields), run_of_0_2_0)
     assert "this run is complete: 88 steps" in capsys.readouterr().out
-    evaluated = [line for line in before if line["kind"] == "eval"]
+    evaluated = runs.lines(run_of_0_2_0, "eval")
     assert last["acc1"] == evaluated[-1]["acc1"] and last["images"] == 359
     assert read_metrics(run_of_0_2_0) == before
 
@@ -163,30 +147,26 @@ def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
 def test_another_config_is_refused_and_changes_nothing(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    with pytest.raises(InputError, match="config.lr is 0.001, but 0.016 in the"):
-        trainer.train_and_evaluate(config(pictures=2, lr=0.001), workdir)
     longer = "config.epochs is 99, but 2 in .*; to train on, .*--config.init.weights="
     with pytest.raises(InputError, match=longer):
-        trainer.train_and_evaluate(config(pictures=2, epochs=99), workdir)
+        trainer.train_and_evaluate(configured(pictures=2, epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
-    made = config(**PLAIN, **NO_REDUCTION)
-    trainer.train_and_evaluate(made, tmp_path / "run", dry_run=True)
+    config = configured(**PLAIN, **NO_REDUCTION)
+    trainer.train_and_evaluate(config, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "GMACs" in printed
     # What takes so long is said before it does.
     _, said, memory = re.split("(compiling the .*describe --config.*\n)", printed)
     assert "minutes" in said and "MB of working space" in memory
-    macs = RunConfig.from_config(made).macs_by_epoch()[0]
+    macs = RunConfig.from_config(config).macs_by_epoch()[0]
     flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
     assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
-    assert (
-        "data: digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, "
-        "4, ...\n" in printed
-    )
-    lr, peak = config().lr, config().lr * 256 / 512
+    data = "digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, 4"
+    assert f"data: {data}, ...\n" in printed
+    lr, peak = configured().lr, configured().lr * 256 / 512
     assert f"learning rate: {peak:.4g} after the warm-up ({lr:.4g} x 256" in printed
     assert not (tmp_path / "run").exists()
 
@@ -207,7 +187,7 @@ def stopped(finished, tmp_path_factory):
         runs.compile_once(patch)
         for _ in range(2):  # the second time from where the first was stopped
             with pytest.raises(RunError) as error:
-                trainer.train_and_evaluate(config(**fields), workdir)
+                trainer.train_and_evaluate(configured(**fields), workdir)
             errors.append(str(error.value))
             lines.append(read_metrics(workdir))
     return workdir, errors, lines
@@ -220,7 +200,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
     assert errors[1] == errors[0]
     # The last step has no line and no checkpoint: what is kept is as good as before.
     assert Checkpoints(workdir).latest_step() == step - 1
-    steps = [line for line in lines[0] if line["kind"] == "train"]
+    steps = runs.lines(workdir, "train")
     assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
     assert [line["loss"] is None for line in steps] == [False] * (step - 3) + [True] * 2
     assert lines[1] == lines[0]
@@ -228,13 +208,11 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
 
 def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     """The cross-entropy of the digits, by hand; a reduced model has another."""
-    (line,) = [line for line in stopped[2][0] if line["kind"] == "init"]
+    (line,) = runs.lines(stopped[0], "init")
     saved = Checkpoints(finished[0]).restore_variables("best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
-    source, dense = (
-        RunConfig.from_config(config()).source("val"),
-        RunConfig.from_config(config()).create_dense(),
-    )
+    run = RunConfig.from_config(configured())
+    source, dense = run.source("val"), run.create_dense()
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
@@ -245,29 +223,19 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     assert line["loss"] != pytest.approx(finished[1]["loss"], rel=1e-6)
 
 
-def test_the_averages_of_a_run_are_loaded(finished):
-    averages = imagepiece_jax.load(finished[0], averaged=True).variables
-    last = imagepiece_jax.load(finished[0]).variables
-    saved = Checkpoints(finished[0]).restore_variables("best")["ema"]
-    chex.assert_trees_all_equal(averages["params"], saved["params"])
-    kernels = (found["params"]["head"]["kernel"] for found in (averages, last))
-    assert np.abs(np.subtract(*kernels)).max() > 1e-6
-
-
-@pytest.mark.parametrize("best_by, kept", [("weights", [1, 3]), ("averages", [1, 2])])
-def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, kept):
+@pytest.mark.parametrize("best_by, steps", [("weights", [1, 3]), ("averages", [1, 2])])
+def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, steps):
     progress, best = Progress([], []), []
     rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
     for step, accuracies in enumerate(rows, start=1):
         figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
-        progress = progress.with_evaluation(
-            step, {"": figures | {"throughput": 9}}, "", BEST_BY[best_by]
-        )
+        sets = {"": figures | {"throughput": 9}}
+        progress = progress.with_evaluation(step, sets, "", BEST_BY[best_by])
         assert (progress.evaluated, progress.last) == (step, figures)
         best.append(progress.best["step"])
-    assert sorted(set(best)) == kept
+    assert sorted(set(best)) == steps
     highest = {"weights": 55, "averages": 70}[best_by]
-    assert progress.best == {"acc1": highest, "step": kept[-1]}
+    assert progress.best == {"acc1": highest, "step": steps[-1]}
 
 
 def loaded():
@@ -275,14 +243,11 @@ def loaded():
 
 
 def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch):
-    """EViT's, from 65 to 45 tokens of the last blocks; those of evaluation stay too.
-
-    A checkpoint is there before another one is compiled: a signal then would end it.
-    """
+    """A checkpoint is there before another is compiled: a signal then would end it."""
     fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
-    made = config(**fields, **{"model.stem": "patch", "epochs": 6})
-    made.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
-    made.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
+    config = configured(**fields, **{"model.stem": "patch", "epochs": 6})
+    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
+    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
     counts, on_disk, record = [], [], trainer.RunLog.record
 
     def tiny(config, model, *rest):
@@ -303,9 +268,8 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer, "create_step", tiny)
     monkeypatch.setattr(trainer.RunLog, "record", counted)
     jax.clear_caches()  # else programs of other tests are counted
-    trainer.train_and_evaluate(made, tmp_path)
-    train = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
-    tokens = [line["loss"] for line in train]
+    trainer.train_and_evaluate(config, tmp_path)
+    tokens = [line["loss"] for line in runs.lines(tmp_path, "train")]
     assert tokens[:10] == [65] * 10 and tokens[-5:] == [46] * 5
     assert len(set(tokens)) == 5
     assert on_disk == [None, 10, 15, 20, 25]
@@ -318,22 +282,20 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
         path = tmp_path / "set" / split / name / f"{shade}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (shade,) * 3).save(path)
-    made = config(
-        **runs.DENSE | PLAIN,
-        **{"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1},
-    )
-    made.update_from_flattened_dict({"batch_size": 8, "eval_batch_size": 16})
+    fields = {"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1}
+    fields |= {"batch_size": 8, "eval_batch_size": 16}
+    config = configured(runs.DENSE, PLAIN, **fields)
     workdir = tmp_path / "run"
-    trainer.train_and_evaluate(made, workdir)
+    trainer.train_and_evaluate(config, workdir)
     shutil.copytree(tmp_path / "set", tmp_path / "copy")
     shutil.rmtree(tmp_path / "set")
     (tmp_path / "copy").rename(tmp_path / "set")  # brought anew
-    trainer.train_and_evaluate(made, workdir)
+    trainer.train_and_evaluate(config, workdir)
     val = tmp_path / "set" / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     message = r"folder:.*set has test digest \w{16}, but the run began with test digest"
     with pytest.raises(InputError, match=message):
-        trainer.train_and_evaluate(made, workdir)
+        trainer.train_and_evaluate(config, workdir)
     restore = Checkpoints.restore
 
     def older(*args):
@@ -341,11 +303,11 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
         return state, {k: v for k, v in meta.items() if k != "digest"}, step
 
     monkeypatch.setattr(Checkpoints, "restore", older)
-    trainer.train_and_evaluate(made, workdir)
+    trainer.train_and_evaluate(config, workdir)
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = Data(RunConfig.from_config(quickstart.get_config()), Placement())
+    data = Data(RunConfig.from_config(runs.configured()), Placement())
     now = Progress(data.images, ["01", "23"])
     assert now.resumed({"evaluated": 3}, data.names, tmp_path).evaluated == 3
     message = "config.data.name digits has 1438 training images, but the run began "
@@ -356,17 +318,17 @@ def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
 @pytest.mark.slow
 def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
     """Every tenth image is torn; processes read ahead while steps run and end."""
-    whole = tars.encoded(tars.photo(0, 16, 16))
+    full = tars.encoded(tars.photo(0, 16, 16))
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
             path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             torn = split == "train" and i % 10 == 0
-            path.write_bytes(whole[:200] if torn else whole)
-    fields = PLAIN | NO_REDUCTION | {"data.name": f"folder:{tmp_path}"}
-    fields |= {"data.workers": 2, "data.threads": 2, "num_classes": 2}
-    made = config(**fields, batch_size=16)
+            path.write_bytes(full[:200] if torn else full)
+    fields = {"data.name": f"folder:{tmp_path}", "batch_size": 16, "num_classes": 2}
+    fields |= {"data.workers": 2, "data.threads": 2}
+    config = configured(PLAIN, NO_REDUCTION, **fields)
     with pytest.raises(InputError, match="cannot be read .*: 5 of 400 images in"):
-        trainer.train_and_evaluate(made, tmp_path / "run")
+        trainer.train_and_evaluate(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run")  # of steps before
     assert not workers() and not shared_memory()

@@ -75,12 +75,12 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
 
 def test_one_program_serves_every_draw():
     chex.clear_trace_counter()
-    whole = Augment(erase_prob=0.5)
+    full = Augment(erase_prob=0.5)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.device(images, whole, *HALF, keys)
+        return pipeline.device(images, full, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))
