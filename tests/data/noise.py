@@ -18,16 +18,20 @@ def train_transform(image_size, **changes):
 
 
 class Noise(Source):
-    """`length` noise images of various sizes; label i belongs to image i."""
+    """`length` noise images of various sizes; label i belongs to image i.
+
+    reads: indices of the images that were read, in their order
+    """
 
     def __init__(self, length, bad=(), size=None):
         super().__init__(num_classes=length)
-        self.length, self.bad, self.size = length, set(bad), size
+        self.length, self.bad, self.size, self.reads = length, set(bad), size, []
 
     def __len__(self):
         return self.length
 
     def read(self, index):
+        self.reads.append(index)
         if index in self.bad:
             raise UnreadableImage(self.name(index), "torn")
         rng = np.random.default_rng(index)
@@ -49,6 +53,11 @@ def train_batches(source, stop=9, size=8, transform=None, **options):
 
 def train(*args, **options):
     return list(train_batches(*args, **options))
+
+
+def values(batches, field="label"):
+    """A field of all images of batches, one after the other."""
+    return np.concatenate([batch[field].ravel() for batch in batches]).tolist()
 
 
 def place(device, k, m, devices):

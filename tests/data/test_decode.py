@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.decode import UnreadableImage, decode, rgb
+from tests import tars
 
 
 def encoded(image, format, **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    file.seek(0)
-    return file
+    return io.BytesIO(tars.encoded(image, format, **options))
 
 
 def plain(mode, color):

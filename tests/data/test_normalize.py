@@ -70,10 +70,3 @@ def test_what_may_be_normalized_images():
         jax.jit(lambda x: warn_of_range(x, *IMAGENET))(np.float32(PIXELS))
         # Of pixels in [0, 1] as they are.
         warn_of_range(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
-
-
-def test_it_warns_once():
-    with warnings.catch_warnings(record=True, action="default") as caught:
-        for _ in range(3):
-            warn_of_range(WRONG["0 .. 1"], *IMAGENET)
-    assert len(caught) == 1

@@ -11,7 +11,7 @@ from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.transforms import CanvasTransform
 from tests.data import noise
-from tests.data.noise import Noise
+from tests.data.noise import Noise, values
 
 train = functools.partial(noise.train, repeats=3)
 
@@ -41,7 +41,7 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
         assert {len(share) // m for share in shares} == {steps}
         for step in range(steps):
             expected = [i for share in shares for i in share[step * m : (step + 1) * m]]
-            seen = batches[epoch * steps + step]["label"].ravel().tolist()
+            seen = values([batches[epoch * steps + step]])
             assert collections.Counter(seen) == collections.Counter(expected)
 
 
@@ -54,29 +54,27 @@ def test_copies_are_neighbors_with_draws_of_their_own():
 
 
 def test_copies_continue_in_the_next_step_and_end_with_the_epoch():
-    labels = [b["label"].ravel().tolist() for b in train(Noise(20), 3)]
+    labels = values(train(Noise(20), 3))
     one, two = (loader.epoch_order(3, epoch, 20) for epoch in (0, 1))
-    assert labels[0] + labels[1] == np.repeat(one, 3)[:16].tolist()
-    assert labels[2] == np.repeat(two, 3)[:8].tolist()
+    assert labels == [*np.repeat(one, 3)[:16], *np.repeat(two, 3)[:8]]
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
 def test_an_image_is_read_once_for_its_copies(processes, accumulation):
     for index in range(processes):
-        source, read = Noise(400), []
-        source.read = lambda i, read=read: (read.append(i), Noise(400).read(i))[1]
+        source = Noise(400)
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = train(source, 1, 192, placement=placement)
         # A process's part may be several runs of positions, but no chunk cuts one.
         assert batch["label"].size > loader.CHUNK_IMAGES
-        assert len(read) == len(set(read)) == len(np.unique(batch["label"]))
+        reads = source.reads
+        assert len(reads) == len(set(reads)) == len(np.unique(batch["label"]))
 
 
 def test_an_unreadable_image_is_reported_once_for_its_copies():
     order = loader.epoch_order(3, 0, 400).tolist()
     source = Noise(400, {order[1], order[2]})
-    labels = train(source, 1, 12)[0]["label"].ravel().tolist()
-    assert labels == [order[0]] * 3 + [order[3]] * 9
+    assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable.names) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
 
 

@@ -17,6 +17,7 @@ from imagepiece_jax.data.digits import read_digits
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource, Subset
 from imagepiece_jax.errors import InputError
+from tests import tars
 
 
 def save(path, color, size=(5, 4)):
@@ -49,27 +50,22 @@ def table(tmp_path):
 
 
 # digits: scikit-learn documents 178 182 177 183 181 182 181 179 174 180 per class
-VAL_PER_CLASS = [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
-TRAIN_PER_CLASS = [142, 146, 142, 146, 145, 146, 145, 143, 139, 144]
+COUNTS = {
+    "train": [142, 146, 142, 146, 145, 146, 145, 143, 139, 144],
+    "val": [36, 36, 35, 37, 36, 36, 36, 36, 35, 36],
+}
 
 
-@pytest.mark.parametrize(
-    "split, counts", [("train", TRAIN_PER_CLASS), ("val", VAL_PER_CLASS)]
-)
-def test_digits_split_is_stratified(split, counts):
-    source = open_source("digits", split, num_classes=10)
-    labels = [source.read(index)[1] for index in range(len(source))]
-    assert np.bincount(labels).tolist() == counts
-    assert all(isinstance(label, int) for label in labels)
-
-
-def test_digits_splits_are_disjoint_and_never_move():
-    train, val = (open_source("digits", s, num_classes=10) for s in ("train", "val"))
-    names = [[source.name(i) for i in range(len(source))] for source in (train, val)]
-    assert not set(names[0]) & set(names[1])
-    assert len(set(names[0]) | set(names[1])) == 1797
+def test_digits_splits_are_stratified_and_disjoint_and_never_move():
+    names = {}
+    for split, counts in COUNTS.items():
+        source = open_source("digits", split, num_classes=10)
+        labels = [source.read(index)[1] for index in range(len(source))]
+        assert np.bincount(labels).tolist() == counts and type(labels[0]) is int
+        names[split] = [source.name(i) for i in range(len(source))]
+    assert len({*names["train"], *names["val"]}) == 1797
     # Pinned: accuracies of different runs and versions compare only on one split.
-    assert zlib.crc32(" ".join(names[1]).encode()) == 2120015296
+    assert zlib.crc32(" ".join(names["val"]).encode()) == 2120015296
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -270,11 +266,10 @@ def imagenet(tmp_path_factory):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    def jpeg(index):
-        file = io.BytesIO()
-        Image.new("RGB", (24, 20 + index), (10 * index,) * 3).save(file, "JPEG")
-        file.seek(0)
-        return file
+    def example(index):
+        image = tars.encoded(Image.new("RGB", (24, 20 + index), (10 * index,) * 3))
+        image = io.BytesIO(image[:300] if index == 5 else image)
+        return {"image": image, "label": 100 * index, "file_name": f"n{index}.JPEG"}
 
     with registered.skip_registration():
 
@@ -282,27 +277,20 @@ def imagenet(tmp_path_factory):
             VERSION = tfds.core.Version("5.1.0")
 
             def _info(self):
-                image = tfds.features.Image(encoding_format="jpeg")
-                label = tfds.features.ClassLabel(num_classes=1000)
-                text = tfds.features.Text()
-                features = {"image": image, "label": label, "file_name": text}
-                return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
-                )
+                features = {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=1000),
+                    "file_name": tfds.features.Text(),
+                }
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features)
 
             def _split_generators(self, download_manager):
-                return {
-                    "train": self._generate_examples(6),
-                    "validation": self._generate_examples(3),
-                }
+                examples = self._generate_examples
+                return {"train": examples(6), "validation": examples(3)}
 
             def _generate_examples(self, count):
-                for index in range(count):
-                    record = {"image": jpeg(index), "label": 100 * index}
-                    record["file_name"] = f"n{index}.JPEG"
-                    if index == 5:
-                        record["image"] = io.BytesIO(jpeg(5).getvalue()[:300])
-                    yield str(index), record
+                return ((str(index), example(index)) for index in range(count))
 
     folder = tmp_path_factory.mktemp("tfds")
     tfds.disable_progress_bar()

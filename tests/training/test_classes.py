@@ -292,36 +292,29 @@ def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
     assert found["trained"]["image_size"] == 16
 
 
-def test_a_new_head_may_learn_other_classes(run, tmp_path):
-    config = configured(**{"init.weights": str(run), "init.fresh": ("head",)})
-    initial(config).check_classes(tmp_path, ("bee", "cat"))
-    config.init.fresh = ()
-    for names in (("ant", "bee"), None):
-        initial(config).check_classes(tmp_path, names)
-    # A resumed run starts from its own weights.
-    initial(config).check_classes(tmp_path, ("bee", "cat"), resumed=True)
-    with pytest.raises(InputError, match="class 0 is 'ant'"):
-        initial(config).check_classes(tmp_path, ("bee", "cat"))
-
-
-def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
-    config, names = configured(**{"init.weights": str(run)}), ("ant", "bee")
-    message = "classes are compared by number alone: {} does not name them"
-
-    def lines(names):
-        return initial(config).check_classes(tmp_path, names)
-
-    assert lines(names) == []
-    assert lines(None) == [message.format("config.data.name 'digits'")]
-    assert initial(config).check_classes(tmp_path, None, resumed=True) == []
-    config.init.fresh = ("head",)
-    assert lines(None) == []
-    config.init.fresh, old = (), unnamed(run, tmp_path / "old")
-    config.init.weights = str(old)
-    assert lines(names) == [message.format(f"config.init.weights {old}")]
-    np.savez(tmp_path / "w.npz", **load.read(run).tensors)
-    config.init.weights = str(tmp_path / "w.npz")
-    assert lines(None) == []
+@pytest.mark.parametrize(
+    "weights, fresh, names, resumed, nameless",
+    [
+        ("run", (), ("ant", "bee"), False, None),
+        ("run", (), ("bee", "cat"), True, None),  # it starts from its own weights
+        ("run", ("head",), ("bee", "cat"), False, None),
+        ("run", ("head",), None, False, None),
+        ("run", (), None, True, None),
+        ("run", (), None, False, "config.data.name 'digits'"),
+        ("old", (), ("ant", "bee"), False, "config.init.weights {old}"),
+        ("file", (), None, False, None),
+    ],
+)
+def test_a_start_says_where_names_cannot_be_compared(
+    run, tmp_path, weights, fresh, names, resumed, nameless
+):
+    places = {"run": run, "old": tmp_path / "old", "file": tmp_path / "w.npz"}
+    unnamed(run, places["old"])
+    np.savez(places["file"], **load.read(run).tensors)
+    config = configured(**{"init.weights": str(places[weights]), "init.fresh": fresh})
+    lines = initial(config).check_classes(tmp_path, names, resumed=resumed)
+    said = f"classes are compared by number alone: {nameless} does not name them"
+    assert lines == ([said.format(**places)] if nameless else [])
 
 
 def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):

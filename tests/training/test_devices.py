@@ -17,7 +17,6 @@ FIELDS = runs.DENSE | {
     "model.drop_path_rate": 0.2,
     "mixup": 0.8,
     "cutmix": 1.0,
-    "num_classes": 10,
     "batch_size": 64,
     "grad_accum_steps": 2,
     "epochs": 2,

@@ -1,23 +1,16 @@
-"""Hooks of a method in training: its loss, its teacher, its own rates."""
+"""Hooks of a method in training: its loss and its own rates."""
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from configs import deit_s_evit
-from imagepiece_jax.common import parallel
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.initial_weights import InitialWeights
-from tests import runs
 from tests.training.test_train_step import batch, make, run
 
 PARAMS = {
@@ -72,24 +65,6 @@ def test_own_terms_join_the_loss():
     assert plain[0]["terms"] == {}
 
 
-def test_a_teacher_is_evaluated_and_stays_frozen():
-    """A student that equals its teacher learns nothing from it."""
-    step, state = make()
-    model = step.keywords["model"].clone(axis_name=None)
-    frozen = parallel.unreplicate(state).variables
-
-    def distil(outputs, teacher_outputs):
-        return {"distil": jnp.mean((outputs.logits - teacher_outputs.logits) ** 2)}
-
-    step.keywords.update(loss_terms=distil, teacher_model=model)
-    compiled = parallel.pmap(step)
-    teacher = parallel.replicate(frozen)
-    state, first = compiled(state, batch(0), teacher)
-    state, second = compiled(state, batch(0), teacher)
-    assert float(first["terms"]["distil"][0]) < 1e-12
-    assert float(second["terms"]["distil"][0]) > 1e-9
-
-
 def test_the_model_of_an_epoch_has_that_epochs_rate():
     config = deit_s_evit.get_config("deit_ti")
 
@@ -101,23 +76,3 @@ def test_the_model_of_an_epoch_has_that_epochs_rate():
     assert [last_tokens(epoch) for epoch in (0, 60, 110)] == [197, 122, 69]
     config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
     assert last_tokens(0) == 69
-
-
-def initial(config):
-    return InitialWeights(RunConfig.from_config(config))
-
-
-def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
-    size = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
-    config = runs.configured(size)
-    dense = RunConfig.from_config(config).create_dense()
-    with pytest.raises(InputError, match="config.teacher.weights is "):
-        initial(config).teacher_variables(dense)
-    variables = runs.untrained(dense, 16, seed=0)
-    np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
-    config.teacher.weights = str(tmp_path / "teacher.npz")
-    loaded = initial(config).teacher_variables(dense)
-    chex.assert_trees_all_equal(loaded, variables)
-    config.model.embed_dim = 16
-    with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
-        initial(config).teacher_variables(RunConfig.from_config(config).create_dense())

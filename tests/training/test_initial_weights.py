@@ -71,6 +71,21 @@ def test_a_run_starts_from_its_file(saved):
     chex.assert_trees_all_equal(given, variables)
 
 
+def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
+    path, variables = saved
+
+    def read(**fields):
+        config = configured({"teacher.weights": str(path)}, **fields)
+        dense = RunConfig.from_config(config).create_dense()
+        return initial(config).teacher_variables(dense)
+
+    chex.assert_trees_all_equal(read(), variables)
+    with pytest.raises(InputError, match="config.teacher.weights is "):
+        read(**{"teacher.weights": ""})
+    with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
+        read(**{"model.embed_dim": 16})
+
+
 def test_only_the_named_parts_are_new(saved):
     """Another number of classes: the head is drawn from the run's own seed."""
     path, variables = saved

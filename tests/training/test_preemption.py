@@ -1,6 +1,7 @@
 """Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -103,35 +104,37 @@ def ended(where, *signals):
     return time.monotonic() - began, process.returncode, err
 
 
-@pytest.mark.parametrize("where", ["compile", "noted"])
-def test_nothing_to_save_ends_at_once(where):
-    """In a compile; and at the beginning of one, after a signal."""
-    seconds, status, err = ended(where, *[signal.SIGTERM] * (where == "compile"))
-    assert status == 143 and seconds < 5
-    assert err.startswith("stopped with nothing to save; the same")
-    assert err.count("\n") == 1
+@pytest.mark.parametrize(
+    "where, signals, status, said",
+    [
+        ("compile", [signal.SIGTERM], 143, "stopped with nothing to save; the same"),
+        ("noted", [], 143, "stopped with nothing to save; the same"),
+        # Two SIGTERMs, as where a shell forwards it, are one.
+        ("steps", [15, 15, signal.SIGINT], 130, "stopped without saving; "),
+    ],
+)
+def test_what_cannot_answer_ends_at_once(where, signals, status, said):
+    """In a compile; at the beginning of one, after a signal; at a second Ctrl-C."""
+    seconds, found, err = ended(where, *signals)
+    assert found == status and seconds < 8
+    assert err.startswith(said) and err.count("\n") == 1
 
 
-def test_a_second_ctrl_c_ends_at_once():
-    """Two SIGTERMs, as where a shell forwards it, are one."""
-    signals = signal.SIGTERM, signal.SIGTERM, signal.SIGINT
-    seconds, status, err = ended("steps", *signals)
-    assert status == 130 and seconds < 8
-    assert err.startswith("stopped without saving; ")
-
-
-@pytest.mark.parametrize("path", ["run", "run/.lock"])
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
-    if path == "run":
-        (tmp_path / "run").touch()
-        message = r"run cannot be made \(Not a directory\); choose another"
-    else:
-        (tmp_path / "run" / ".lock").mkdir(parents=True)
-        message = r"run cannot be written \(Is a directory\); allowed: another"
-    with pytest.raises(InputError, match=message), RunLock(tmp_path / "run"):
-        pass
-    with pytest.raises(InputError, match=message):
-        RunLock(tmp_path / "run").probe()
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (pathlib.Path.touch, r"made \(Not a directory\); choose another"),
+        (
+            lambda run: (run / ".lock").mkdir(parents=True),
+            r"written \(Is a directory\); allowed: another",
+        ),
+    ],
+)
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, spoil, message):
+    spoil(tmp_path / "run")
+    for enter in (RunLock.probe, RunLock.__enter__):
+        with pytest.raises(InputError, match=f"run cannot be {message}"):
+            enter(RunLock(tmp_path / "run"))
 
 
 def test_a_workdir_belongs_to_one_process_and_a_probe_leaves_it_as_it_was(tmp_path):

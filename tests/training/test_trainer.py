@@ -118,24 +118,11 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
 
 def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
     """Its config is that of the quickstart still, and its state can be restored."""
-    fields = {
-        "model.depth": 2,
-        "model.embed_dim": 6,
-        "model.num_heads": 2,
-        "model.mlp_ratio": 2.0,
-        "model.patch_size": 4,
-        "reduction.merge_blocks": (0,),
-        "reduction.prune_blocks": (1,),
-        "epochs": 4,
-        "eval_every_epochs": 1,
-        "warmup_epochs": 0.5,
-        "lr": 0.3,
-        "min_lr": 0.03,
-        "label_smoothing": 0.0,
-        "seed": 6,
-        "ema_decay": 0.9,
-        "pictures": 0,
-    }
+    model = dict(depth=2, embed_dim=6, num_heads=2, mlp_ratio=2.0, patch_size=4)
+    fields = {f"model.{name}": value for name, value in model.items()}
+    fields |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
+    fields |= dict(epochs=4, eval_every_epochs=1, warmup_epochs=0.5, lr=0.3, seed=6)
+    fields |= dict(min_lr=0.03, label_smoothing=0.0, ema_decay=0.9, pictures=0)
     before = read_metrics(run_of_0_2_0)
     last = trainer.train_and_evaluate(runs.configured(fields), run_of_0_2_0)
     assert "this run is complete: 88 steps" in capsys.readouterr().out
@@ -175,13 +162,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
 def stopped(finished, tmp_path_factory):
     """A run from the finished one's weights, whose first step throws them far off."""
     workdir = tmp_path_factory.mktemp("stopped")
-    fields = {
-        "lr": 1e30,
-        "checkpoint_every_steps": 1,
-        "max_skipped_steps": 2,
-        "init.weights": str(finished[0]),
-        "init.evaluate": True,
-    }
+    fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
+    fields |= {"init.weights": str(finished[0]), "init.evaluate": True}
     errors, lines = [], []
     with pytest.MonkeyPatch.context() as patch:
         runs.compile_once(patch)
