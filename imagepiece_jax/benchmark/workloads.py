@@ -289,7 +289,8 @@ def _source(config):
     """Its test images. InputError if they are missing, too few, or of another size."""
     run = RunConfig.from_config(config)
     source = run.source("val")
-    loader.steps_per_epoch(len(source), config.batch_size)
+    with run.optim.in_config():
+        loader.steps_per_epoch(len(source), config.batch_size)
     source.try_first(run.preprocessing())
     return source
 

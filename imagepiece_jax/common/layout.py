@@ -41,7 +41,7 @@ class Placement:
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             of = f"devices * accumulation steps = {devices} * {self.accumulation}"
-            found = {"field": "config.batch_size", "value": batch_size}
+            found = {"field": "batch_size", "value": batch_size}
             raise InputError(**found, allowed=f"positive multiples of {of}")
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices

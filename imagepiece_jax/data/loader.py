@@ -48,7 +48,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
-        found = {"field": "config.batch_size", "value": batch_size}
+        found = {"field": "batch_size", "value": batch_size}
         raise InputError(problem, **found, allowed=f"1..{length}")
     return length // batch_size
 
@@ -133,7 +133,7 @@ def train_sequence(
     Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
     if not 0 <= seed < 2**64:
-        raise InputError(field="config.seed", value=seed, allowed="0..2**64-1")
+        raise InputError(field="seed", value=seed, allowed="0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
     return _Training(

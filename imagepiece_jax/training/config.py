@@ -384,7 +384,8 @@ class RunConfig(RunFields):
 
     def length(self, images: int) -> "Length":
         """The run over `images` training images; a partial batch is left out."""
-        steps = loader.steps_per_epoch(images, self.optim.batch_size)
+        with self.optim.in_config():
+            steps = loader.steps_per_epoch(images, self.optim.batch_size)
         usual = self.eval_every_epochs
         intervals = {k: one.every_epochs or usual for k, one in self.eval.sets.items()}
         return Length(steps, self.optim.epochs, intervals)
@@ -400,7 +401,8 @@ class RunConfig(RunFields):
             words = "float32, bfloat16 in training, as small gradients would vanish"
             with within("config.model"):
                 raise InputError(field="dtype", value="float16", allowed=words)
-        placement.positions(self.optim.batch_size)
+        with self.optim.in_config():
+            placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps
         mixes = (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
         if mixes and micro % 2:

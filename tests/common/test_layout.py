@@ -32,5 +32,5 @@ def test_placement_splits_micro_batches_by_pairs():
 def test_batches_that_do_not_split_evenly_are_refused(batch_size):
     with pytest.raises(InputError) as error:
         Placement(0, 2, 2, 2).positions(batch_size)
-    assert (error.value.field, error.value.value) == ("config.batch_size", batch_size)
+    assert (error.value.field, error.value.value) == ("batch_size", batch_size)
     assert error.value.allowed.endswith("accumulation steps = 4 * 2")

@@ -237,11 +237,11 @@ def test_more_than_one_per_cent_stops_the_run():
 @pytest.mark.parametrize(
     "call, field, value",
     [
-        (lambda: train_batches(Noise(20), size=21), "config.batch_size", 21),
-        (lambda: train_batches(Noise(20), seed=-1), "config.seed", -1),
+        (lambda: train_batches(Noise(20), size=21), "batch_size", 21),
+        (lambda: train_batches(Noise(20), seed=-1), "seed", -1),
         (
             lambda: evaluate(Noise(20), batch_size=9, placement=Placement(0, 2)),
-            "config.batch_size",
+            "batch_size",
             9,
         ),
     ],
