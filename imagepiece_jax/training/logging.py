@@ -82,8 +82,8 @@ class MetricWriter:
         last_step = step or -1
         _cut(workdir / FILE, last_step)
         self._lines = open(workdir / FILE, "ab", buffering=0)
-        opened = {"open": _OptionalFile, "directory_check": lambda _: None}
-        files = types.SimpleNamespace(**opened)
+        hooks = {"open": _OptionalFile, "directory_check": lambda _: None}
+        files = types.SimpleNamespace(**hooks)
         record_writer.register_writer_factory(OPTIONAL, files)
         self._scalars = SummaryWriter(
             f"{OPTIONAL}:{workdir / 'tensorboard'}",
