@@ -229,3 +229,35 @@ def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
     # Where the ends lie among all outcomes: 2.5 % from either side.
     below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
     np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
+
+
+def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
+    found = statistics.hierarchical_bootstrap(values)
+    between = values.mean(axis=1).var(ddof=1) / 4
+    within = values.mean(axis=0).var() / 3000
+    expected = statistics.Z * np.sqrt(between + within)
+    assert found.half_width == pytest.approx(expected, rel=0.25)
+
+
+def test_seeds_that_agree_leave_the_images():
+    row = np.random.default_rng(1).normal(size=500)
+    alone = statistics.hierarchical_bootstrap([row])
+    thrice = statistics.hierarchical_bootstrap([row] * 3)
+    assert thrice.half_width == pytest.approx(alone.half_width, rel=0.1)
+    assert statistics.hierarchical_bootstrap([row]) == alone  # the same draws
+
+
+def test_the_interval_of_an_accuracy_is_that_of_scipy():
+    ours = statistics.accuracy(np.arange(77) < 60)
+    theirs = stats.binomtest(60, 77).proportion_ci(method="wilson")
+    np.testing.assert_allclose(ours[1:], [100 * theirs.low, 100 * theirs.high])
+
+
+def test_paired_difference_is_near_its_bootstrap():
+    right, base = pair(300, 60, 25, 115)
+    found = statistics.paired_difference(right, base)
+    each = 100 * (right.astype(float) - base)
+    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
+    np.testing.assert_allclose(found, brute, atol=0.35)

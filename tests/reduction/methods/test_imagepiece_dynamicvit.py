@@ -35,9 +35,9 @@ def with_masks():
 
 
 def terms_of(model, out):
-    """Those of the loss, with a dense teacher."""
+    """(terms of the loss, outputs of their dense teacher)."""
     taught, loss = masked.taught(tiny.model(depth=1)), ImagePieceDynamicViT().loss
-    return tiny.compiled(lambda *both: loss(*both, model.plan))(out, taught)
+    return tiny.compiled(lambda *both: loss(*both, model.plan))(out, taught), taught
 
 
 # Counts
@@ -94,14 +94,23 @@ def test_masked_tokens_are_never_merged(with_masks):
 
 
 def test_masked_training_has_terms_for_all(with_masks):
-    """The ratio's target is 14 of 23; the teacher's tokens are merged, too."""
+    """The ratio's target is 14 of 23; the teacher's tokens are merged alike."""
     model, run = with_masks
     out = run(masked.keys())
-    terms = terms_of(model, out)
+    terms, taught = terms_of(model, out)
     share = np.asarray(out.results[1].keep).mean(axis=1)
     ratio = 2 * np.mean((share - 14 / 23) ** 2)
-    assert float(terms["ratio"]) == pytest.approx(ratio, rel=1e-4)
-    assert min(terms["kl"], terms["tokens"]) > 0.01
+    gaps = []
+    for image in range(3):
+        rows, size = np.asarray(taught.tokens[image, 1:], float), np.ones(25)
+        for result in (out.results[0], out.results[2]):
+            rows, size = oracles.apply_map(rows, size, np.asarray(result.dest[image]))
+        live = np.asarray(out.state.mask[image]) > 0.5
+        gaps.append((np.asarray(out.tokens[image, 1:]) - rows)[live])
+    apart = 0.5 * np.mean(np.concatenate(gaps) ** 2)
+    kl = 0.5 * oracles_learned.kl(out.logits, taught.logits)
+    for name, wanted in {"ratio": ratio, "tokens": apart, "kl": kl}.items():
+        assert float(terms[name]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_targets_are_what_evaluation_keeps():
@@ -125,7 +134,7 @@ def test_topk_removes_tokens_and_multiplies_by_one():
     np.testing.assert_array_equal(prune.weight, np.ones((3, 23)))
     other = run(masked.keys(seed=1))
     assert (np.asarray(prune.dest) != np.asarray(other.results[1].dest)).any()
-    terms = terms_of(model, out)
+    terms, _ = terms_of(model, out)
     assert float(terms["ratio"]) == 0
     assert min(terms["kl"], terms["tokens"]) > 0.01
 

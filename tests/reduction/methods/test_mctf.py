@@ -76,9 +76,26 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     received = weights.mean(axis=(1, 2))[:, 1:]
     np.testing.assert_allclose(taps.attn_columns, received, rtol=1e-4)
     value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)
-    # Merged as tests/reduction/test_attention_sizes.py shows by loops.
-    merged = tiny.compiled(merge_map)(np.float32(weights), result, taps.size)
-    mixed = np.einsum("bhqk,bkhd->bqhd", merged, value).reshape(2, 19, -1)
+    mixed = np.zeros((2, 19, tiny.WIDTH))
+    for image in range(2):
+        dest = np.asarray(result.dest[image])
+        groups = [[0]] + [list(1 + np.flatnonzero(dest == s)) for s in range(18)]
+        weight = np.concatenate([[1.0], np.asarray(result.weight[image], float)])
+        for head in range(tiny.HEADS):
+            a = weights[image, head]
+            merged = np.array(
+                [
+                    [
+                        (weight[g] * a[np.ix_(g, h)].sum(axis=1)).sum()
+                        / weight[g].sum()
+                        for h in groups
+                    ]
+                    for g in groups
+                ]
+            )
+            width = value.shape[-1]
+            columns = slice(head * width, (head + 1) * width)
+            mixed[image][:, columns] = merged @ value[image, :, head]
     want = mixed @ params["attn"]["proj"]["kernel"] + params["attn"]["proj"]["bias"]
     got = np.asarray(attn["proj"]["__call__"][0]).reshape(want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
