@@ -35,11 +35,13 @@ def patch_grid(image_size, patch_size, cut=False):
     Raises InputError where it is not.
     """
     both = sides(image_size)
-    right = len(both) == 2 and all(isinstance(s, numbers.Integral) for s in both)
-    right = right and min(both) >= patch_size
+    whole = len(both) == 2 and all(isinstance(s, numbers.Integral) for s in both)
+    right = whole and min(both) >= patch_size
     if right and not cut:
         right = not any(side % patch_size for side in both)
     if not right:
         allowed = f"multiples of patch_size, {patch_size}"
+        if not whole:
+            allowed = f"one whole number or (height, width), {allowed}"
         raise InputError(field="image_size", value=image_size, allowed=allowed)
     return both[0] // patch_size, both[1] // patch_size

@@ -77,7 +77,7 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
 MOST_NUMBERS = {"constant": 1, "proportional": 1, "stages": None, "curve": 2}
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
-    "stages-3-6-9 and curve-.5-8, or a count for each block"
+    "stages-3-6-9 and curve-.5-8, or a list of whole numbers, one for each block"
 )
 
 

@@ -6,6 +6,7 @@ mistake in a file or a field is an InputError.
 
 import ast
 import functools
+import inspect
 import math
 import os
 import pathlib
@@ -57,6 +58,9 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     try:
         with within(place=f"config file {path}"):
             get_config = runpy.run_path(str(file)).get("get_config")
+            if get_config and argument and not inspect.signature(get_config).parameters:
+                allowed = "none, as get_config() of this file takes none"
+                raise InputError(field="argument", value=argument, allowed=allowed)
             config = get_config(*[argument] * bool(argument)) if get_config else None
     except InputError:
         raise

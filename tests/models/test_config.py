@@ -44,7 +44,7 @@ def test_fields_override_what_the_name_stands_for():
         ("num_heads", 0),
         ("num_heads", 5),
         ("num_classes", -1),
-        *(("image_size", size) for size in (220, 0, -16)),
+        *(("image_size", size) for size in (220, 0, -16, "224")),
         *(("mlp_ratio", ratio) for ratio in (0.0, float("nan"), 1e-4)),
         *(("drop_path_rate", rate) for rate in (1.0, -0.1, float("nan"))),
         ("prop_attn", "no"),
