@@ -31,7 +31,7 @@ AVERAGED = 10  # more, in the averages
 def run(tmp_path_factory):
     """A run in which every weight is the number of the step it was saved at."""
     path = tmp_path_factory.mktemp("run")
-    config = runs.config(runs.SMALL, **{"model.embed_dim": 8})
+    config = runs.configured(runs.SMALL, **{"model.embed_dim": 8})
     (path / "config.json").write_text(json.dumps(config.to_dict()))
     model = RunConfig.from_config(config).create_model()
     shapes = variable_shapes(model, config.image_size)

@@ -79,7 +79,7 @@ def fill(folder):
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
             pathlib.Path(f"mine/{name}.py").write_text(text)
-        model = RunConfig.from_config(runs.config(TINY)).create_model()
+        model = RunConfig.from_config(runs.configured(TINY)).create_model()
         variables = variable_shapes(model, 16)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         np.savez("w.npz", **convert.to_timm(zeros))
@@ -89,7 +89,7 @@ def fill(folder):
         halves = {"model.mean": (0.5, 0.5, 0.5), "model.std": (0.5, 0.5, 0.5)}
         for name, fields in (("run", halves), ("other", {"lr": 0.5})):
             pathlib.Path(name).mkdir()
-            text = json.dumps(runs.config(TINY, **fields).to_dict())
+            text = json.dumps(runs.configured(TINY, **fields).to_dict())
             pathlib.Path(name, "config.json").write_text(text)
             line = json.dumps({"kind": "train", "step": 1})
             pathlib.Path(name, "metrics.jsonl").write_text(line + "\n")
@@ -135,7 +135,7 @@ def compiled():
 
 
 def test_a_compiled_model_would_be_seen(compiled):
-    model = RunConfig.from_config(runs.config(TINY)).create_model()
+    model = RunConfig.from_config(runs.configured(TINY)).create_model()
     fresh_variables(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 
@@ -189,7 +189,7 @@ def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):
     """They differ; the file that is missing stops this start."""
     monkeypatch.chdir(tmp_path)
     fields = {"log_every_steps": 7, "data.workers": 3, "init.weights": "no.npz"}
-    config = runs.config(fields)
+    config = runs.configured(fields)
     pathlib.Path("run").mkdir()
     pathlib.Path("run/config.json").write_text(json.dumps(config.to_dict()))
     pathlib.Path("run/run.json").write_text('{"starts": []}')

@@ -48,7 +48,7 @@ WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
 
 
 def config(**fields):
-    return runs.config(FIELDS, **fields)
+    return runs.configured(FIELDS, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def written(path, tensors, normalization):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    text = json.dumps(runs.config(fields).to_dict())
+    text = json.dumps(runs.configured(fields).to_dict())
     (path / "config.json").write_text(text)
     return path
 
@@ -149,7 +149,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
 )
 def test_a_config_that_contradicts_a_run(tmp_path, field, value, own):
     both = {"model.std": HALF} if field == "model.mean" else {}
-    other = runs.config(both, **{field: value})
+    other = runs.configured(both, **{field: value})
     run = run_folder(tmp_path / "run")
     said = re.escape(f"config.{field} is {value!r}, but run {run} has {own}")
     with pytest.raises(InputError, match=f"^{said}.*; allowed: .+ or no --config$"):
@@ -160,7 +160,7 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     path = run_folder(tmp_path / "run")
-    _, found = read_with_config(path, runs.config(changes))
+    _, found = read_with_config(path, runs.configured(changes))
     assert found.config.dtype == "bfloat16" and found.seed == 3
     own = load.read(path).reduction
     assert settings.with_defaults(found.reduction) == settings.with_defaults(own)

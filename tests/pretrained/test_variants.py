@@ -121,7 +121,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
         read(path, checkpoint="latest").analyzed()
     blocks = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
     narrow = {f"model.{name}": value for name, value in NARROW.items()}
-    config = runs.config(blocks, narrow, **{"model.stem": "patch"})
+    config = runs.configured(blocks, narrow, **{"model.stem": "patch"})
     found = read_with_config(path, config)[1].analyzed()
     assert found.config.create(settings.DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
