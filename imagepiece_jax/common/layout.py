@@ -41,8 +41,8 @@ class Placement:
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             of = f"devices * accumulation steps = {devices} * {self.accumulation}"
-            found = {"field": "batch_size", "value": batch_size}
-            raise InputError(**found, allowed=f"positive multiples of {of}")
+            allowed = f"positive multiples of {of}"
+            raise InputError(field="batch_size", value=batch_size, allowed=allowed)
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices
         mine = device_samples(micro, devices)[first : first + self.local_devices]

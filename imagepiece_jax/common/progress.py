@@ -18,8 +18,9 @@ def progress(label, total=None):
     Yields a function that takes numbers of images; those of an earlier run come with
     `before=True` and do not count for the speed.
     """
-    style = {"unit": " images", "dynamic_ncols": True, "disable": None}
-    bar = tqdm(desc=label, total=total, **style)
+    bar = tqdm(
+        desc=label, total=total, unit=" images", dynamic_ncols=True, disable=None
+    )
     start = printed = time.monotonic()
     done = initial = 0
 

@@ -48,8 +48,9 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
-        found = {"field": "batch_size", "value": batch_size}
-        raise InputError(problem, **found, allowed=f"1..{length}")
+        raise InputError(
+            problem, field="batch_size", value=batch_size, allowed=f"1..{length}"
+        )
     return length // batch_size
 
 

@@ -339,7 +339,8 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
         names = REFERENCES[:1] if method in REFERENCES else REFERENCES
         names = () if share is None else names
-        names += (CONTROLLED,) * (method in CONTROLS)
+        if method in CONTROLS:
+            names += (CONTROLLED,)
         others = {"dense": dense} | {
             name: rights[name, share]
             for name in names

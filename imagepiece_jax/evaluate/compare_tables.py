@@ -121,9 +121,10 @@ def order(report: Report) -> list[str]:
     """Methods by how far they are behind the highest accuracy, on average."""
     behind = collections.defaultdict(list)
     for share in reached(report):
-        best, *_ = lines = _at(report, share)
+        lines = _at(report, share)
+        best = lines[0]["acc1"][0]
         for line in lines:
-            behind[line["method"]].append(best["acc1"][0] - line["acc1"][0])
+            behind[line["method"]].append(best - line["acc1"][0])
     return sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
 
 
@@ -200,7 +201,10 @@ def absent_table(report: Report) -> str:
     absent = report["left_out"]
     if not absent:
         return ""
-    rows = [[f"`{k['method']}`", k["share"] or "all", k["reason"]] for k in absent]
+    rows = [
+        [f"`{line['method']}`", line["share"] or "all", line["reason"]]
+        for line in absent
+    ]
     return _table(["not compared", "share", "why"], rows)
 
 

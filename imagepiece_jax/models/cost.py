@@ -25,7 +25,9 @@ def describe(model, others, image_size):
     if macs := dead_macs(model) / 1e9:
         dead = f"\n{macs:#.4g} GMACs of the last block are not computed for logits"
     others = [other for other in dict.fromkeys(others) if other != model]
-    fused = f"\nreductions in fused kernels, for {model.kernels}" * bool(model.kernels)
+    fused = ""
+    if model.kernels:
+        fused = f"\nreductions in fused kernels, for {model.kernels}"
     return f"{table}\n{cost_line(model, others, image_size)}{dead}{fused}"
 
 

@@ -145,8 +145,9 @@ def check_form(result, counts):
             problem = f"leaves {tokens} tokens"
             raise InputError(problem, field="keep", value=tokens, allowed=str(n_out))
     else:
-        problem, allowed = type(result).__name__, "Assignment, Mixing, Masking"
-        raise InputError(f"returns {problem}", value=result, allowed=allowed)
+        problem = f"returns {type(result).__name__}"
+        allowed = "Assignment, Mixing, Masking"
+        raise InputError(problem, value=result, allowed=allowed)
 
 
 def check(result, counts):

@@ -198,7 +198,9 @@ class Checkpoints:
                 stack.callback(writer.close)
 
     def _save(self, kind, step, state, meta):
-        arrays = {k: np.asarray(leaf) for k, leaf in _leaves_by_name(state).items()}
+        arrays = {
+            name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()
+        }
         content = checksums.described(arrays, meta)
         self._check_lock()
         with self._reported(kind):
@@ -321,7 +323,8 @@ def _fitting(wanted, folder, table):
 def _leaves_by_name(tree):
     """Leaves by path: {"params/head/bias": array, "opt_state/0/mu/...": ...}."""
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {keystr(k): leaf for k, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {keystr(path): leaf for path, leaf in leaves}
 
 
 def _reason(error):

@@ -81,8 +81,9 @@ def _read_backward(run, shapes):
         keys = jax.random.split(jax.random.key(0), TRACED)
 
         def logits(params):
-            taken = {**variables, "params": params}
-            return _applied(model, taken, images, keys)[0].logits
+            full = {**variables, "params": params}
+            outputs, _ = _applied(model, full, images, keys)
+            return outputs.logits
 
         return jax.vjp(logits, variables["params"])[1]
 

@@ -97,7 +97,8 @@ class Method(CheckedFields):
         super().__post_init__()
         if self.counts is None:
             return
-        if (self.macs is None) == (named := isinstance(self.counts, str)):
+        named = isinstance(self.counts, str)
+        if (self.macs is None) == named:
             lacks = "needs macs" if named else "says what it costs"
             allowed = "a schedule with macs, such as macs=0.5, and a list without"
             self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
@@ -163,7 +164,9 @@ class Method(CheckedFields):
         steps = self._counted(depth, patches) if counted else self.steps(depth)
         if self.fate == "own":
             return steps
-        return [dataclasses.replace(k, reducer=dropping(k.reducer)) for k in steps]
+        return [
+            dataclasses.replace(step, reducer=dropping(step.reducer)) for step in steps
+        ]
 
     def _counted(self, depth, patches):
         """Steps to `counts`."""
