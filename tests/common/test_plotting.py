@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from imagepiece_jax.common import plotting
+from imagepiece_jax.errors import RunError
 
 DROPPED = -1
 
@@ -194,6 +196,20 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
                 if (page[y, x : x + 224] == panel[0]).all()
             )
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
+
+
+def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
+    def full_disk(figure, file, **_):
+        file.write_bytes(b"half a")
+        raise OSError("no space left on device")
+
+    path = tmp_path / "page.png"
+    path.write_bytes(b"the page of an earlier run")
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    with pytest.raises(RunError, match="no space left"):
+        example_page(path, 16)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
+    assert path.read_bytes() == b"the page of an earlier run"
 
 
 def test_a_page_of_few_colors_looks_the_same(tmp_path):

@@ -1,6 +1,7 @@
 """Applying a reduction, and the map from patches to tokens, against slow loops."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction import provenance, tokens
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
 from tests import oracles
 from tests.models import tiny
@@ -109,6 +110,27 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
     np.testing.assert_array_equal(got.size, size)
     front = slice(state.num_prefix)
     np.testing.assert_array_equal(got.x[:, front], state.x[:, front])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stack_of_reductions_holds_means_of_patches(form):
+    """Sizes are counts of patches, and every slot has one."""
+    rng, steps = np.random.default_rng(3), []
+    state = start(rng.normal(size=(3, 25, 4)).astype(np.float32))
+    patches, source = state.x[:, 1:], np.tile(np.arange(24), (3, 1))
+    for n, n_out in itertools.pairwise((24, 15, 15, 8, 3, 1)):
+        steps.append(Assignment(dest=random_maps(rng, 3, n, n_out), n_out=n_out))
+        state = apply(state, steps[-1], form=form)
+        slots = provenance.patch_slots(steps, 3, 24)[-1]
+        for image in range(3):
+            source[image] = oracles.compose(steps[-1].dest[image], source[image])
+            means, counts = oracles.apply_map(
+                patches[image], np.ones(24), source[image], n_out=n_out
+            )
+            np.testing.assert_array_equal(state.size[image, 1:], counts)
+            np.testing.assert_allclose(state.x[image, 1:], means, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(slots, source)
+        assert counts.min() >= 1
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from configs import base
 from imagepiece_jax.training.config import OptimConfig
@@ -18,6 +19,7 @@ from imagepiece_jax.training.optimizer import (
     global_norm,
     learning_rate,
 )
+from tests.models import tiny
 from tests.rounding import assert_close
 
 STEPS = 1251  # 1281167 images // 1024
@@ -68,18 +70,15 @@ def test_rate_moves_within_an_epoch_and_stays_at_the_minimum():
 
 
 def test_decay_mask():
-    two, one = np.zeros((2, 2)), np.zeros(2)
-    tokens = ("cls_token", "dist_token", "reg_token", "pos_embed")
-    params = dict.fromkeys(tokens, np.zeros((1, 5, 4))) | {
-        "patch_embed": {"kernel": np.zeros((4, 4, 3, 8)), "bias": one},
-        "blocks_0": {"norm1": {"scale": one, "bias": one}, "attn": {"bias": two}},
-        "head": {"kernel": two, "bias": one, "temperature": np.zeros(())},
-    }
-    assert decay_mask(params) == dict.fromkeys(tokens, False) | {
-        "patch_embed": {"kernel": True, "bias": False},
-        "blocks_0": {"norm1": {"scale": False, "bias": False}, "attn": {"bias": False}},
-        "head": {"kernel": True, "bias": False, "temperature": False},
-    }
+    """Kernels of a model decay; no 2-D bias does, and no parameter of one number."""
+    arch = {"dist_token": True, "registers": 4, "layer_scale": True}
+    reduction = {"name": "spvit", "blocks": (1,), "keep_rates": (0.6,)}
+    model = tiny.model(reduction, stem="conv", arch=arch, depth=2)
+    params = tiny.shapes(model)["params"]
+    params |= {"attn": {"bias": np.zeros((2, 2))}, "temperature": np.zeros(())}
+    mask = traverse_util.flatten_dict(decay_mask(params), sep="/")
+    assert {"cls_token", "dist_token", "reg_token", "pos_embed"} <= mask.keys()
+    assert mask == {path: path.endswith("/kernel") for path in mask}
 
 
 def slow_adamw(params, gradients, rates, optim):

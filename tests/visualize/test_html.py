@@ -1,13 +1,17 @@
 """The page: self-contained, valid, and described in words."""
 
 import html.parser
+import pathlib
 import re
 
+import numpy as np
 import pytest
 
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import html as html_page
 from imagepiece_jax.visualize.html import page
+from tests.models import tiny
 from tests.visualize import traces
 
 VOID = {"meta", "input", "img", "br", "link"}
@@ -51,6 +55,26 @@ def test_the_likeliest_class_has_its_name():
     assert text.count("&lt;cat&gt;, 25 % sure") == 3
     assert text.count("class 4, 50 % sure") == 3
     assert "<cat>" not in text
+
+
+def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
+    """On a full disk: half of it is written."""
+    write_bytes = pathlib.Path.write_bytes
+
+    def full_disk(path, data):
+        if data.startswith(b"<!doctype"):
+            write_bytes(path, data[:9])
+            raise OSError("no space left on device")
+        write_bytes(path, data)
+
+    (tmp_path / "index.html").write_text("of an earlier run")
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full_disk)
+    vit, images = tiny.pretrained(depth=1), np.zeros((1, 20, 20, 3), np.uint8)
+    with pytest.raises(RunError, match=r"index.html .*no space left"):
+        list(html_page.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
+    assert (tmp_path / "index.html").read_text() == "of an earlier run"
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"index.html", "figures", "provenance.json", "provenance.npz"}
 
 
 @pytest.fixture(scope="module")
