@@ -4,8 +4,8 @@ python -m experiments.results
 
 A table stands between the lines "<!-- table NAME -->" and "<!-- /table -->". Most are
 made from the rows of docs/tables/results.json (`experiments.records`), the others from
-the points of the experiments that are over (`parts`, `retokenization`) and from
-published figures (`schedule`).
+the points of the experiments that are over (`parts`, `retokenization`,
+`trained_schedules`) and from published figures (`schedule`).
 """
 
 import re
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments import parts, records, render, retokenization, schedule
+from experiments import trained_schedules as trained
 from experiments.records import MethodResult, Results
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
@@ -23,6 +24,7 @@ PAGES = (
     *("README.md", "docs/comparison.md", "docs/imagepiece.md"),
     *("docs/tables/bundles.md", "docs/tables/settings.md", "docs/tables/imagepiece.md"),
     *("docs/tables/retokenization/README.md", "docs/tables/parts/parts.md"),
+    "docs/tables/trained_schedules/README.md",
 )
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -132,6 +134,7 @@ def tables(results: Results) -> dict[str, str]:
     accuracies = retokenization.Accuracies(runs)
     points = parts.read_points()
     crossed = parts.measured_cells(points)
+    acc1 = trained.read_accuracies()
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -159,6 +162,9 @@ def tables(results: Results) -> dict[str, str]:
         "parts-shares": parts.shares_table(crossed),
         "parts-contrasts": parts.tests_table(parts.contrasts(crossed)),
         "parts-chosen": parts.tests_table([parts.primary(points)]),
+        "trained": trained.systems_table(acc1),
+        "trained-contrasts": trained.contrasts_table(acc1),
+        "trained-rounding": trained.rounding_table(acc1),
     }
 
 

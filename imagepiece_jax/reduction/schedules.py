@@ -77,7 +77,8 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
 MOST_NUMBERS = {"constant": 1, "proportional": 1, "stages": None, "curve": 2}
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
-    "stages-3-6-9 and curve-.5-8, or a list of whole numbers, one for each block"
+    "stages-3-6-9 (blocks that rise) and curve-.5-8 (where, from 0 to 1, and how "
+    "steep), or a list of whole numbers, one for each block"
 )
 
 
