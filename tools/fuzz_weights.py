@@ -48,7 +48,11 @@ def arrays(rng):
 
 def valid_files(rng):
     """{ending: bytes} of files that can be read."""
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        hint = "pip install torch"
+        raise InputError("is not installed", field="torch", hint=hint) from error
 
     tensors, files = arrays(rng), {}
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}

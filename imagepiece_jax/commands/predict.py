@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
 RESIZE = cli.resize()
-TOP = cli.integer("top", 5, "classes of each image", 1)
+TOP = cli.integer("top", None, "classes of each image; default: 5, or all of fewer", 1)
 LABELS = cli.choice(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
 )
@@ -47,11 +47,10 @@ def main(words):
     classes = vit.model.num_classes
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
-    top = TOP.value if TOP.present else None
     predict = Predictor(
         vit,
         labels=LABELS.value,
-        top=min(TOP.value, classes) if classes else top,
+        top=TOP.value,
         attention=config.model.attention,
         kernels=config.model.kernels,
     )

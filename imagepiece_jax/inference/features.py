@@ -93,9 +93,8 @@ def features(
     if not all(is_integer(block) and 0 <= block < depth for block in blocks):
         allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
         raise InputError(field="layers", value=layers, allowed=allowed)
-    for name, value in (("norm", norm), ("reshape", reshape)):
-        if not isinstance(value, bool):
-            raise InputError(field=name, value=value, allowed="True, False")
+    one_of("norm", norm, [True, False])
+    one_of("reshape", reshape, [True, False])
     _check_fill(fill, model.arch.class_token)
     if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
         allowed = "functions with a hash, such as one that calls TokenFuser().apply"

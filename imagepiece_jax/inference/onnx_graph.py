@@ -9,6 +9,7 @@ until something needs all of an array.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -60,17 +61,17 @@ class Value:
 class Graph:
     """Nodes and constants of one ONNX graph under construction.
 
-    batch: the open number of images, a dimension of jax.export; None where it is fixed
-    images: the input, whose first side it is
+    images: the input, whose first side may be open, a dimension of jax.export
 
     Nodes that repeat another are that one.
     """
 
-    def __init__(self, batch, images: Value):
-        self.batch, self.images = batch, images
+    def __init__(self, images: Value):
+        self.images = images
         self.nodes, self.constants = [], {}
         self._cache, self._count = {}, {}
-        self._reshaped, self._transposed, self._truths = {}, {}, {}
+        # {name of a Value: (kind of its node, operands, attributes)}
+        self._made = collections.defaultdict(lambda: (None, (), {}))
         # {name of a Value: (kind, facts ..)} for later nodes
         self.notes = collections.defaultdict(lambda: (None,))
 
@@ -97,6 +98,7 @@ class Graph:
             helper.make_node(kind, names, outputs, outputs[0], **attributes)
         )
         self._cache[key] = values
+        self._made[outputs[0]] = kind, inputs, attributes
         return values
 
     def name_of(self, value: Value) -> str:
@@ -140,44 +142,36 @@ class Graph:
 
     # Shapes
 
-    def times(self, side) -> int | None:
-        """How many times the open batch a side is; None: it is a number."""
-        if isinstance(side, int | np.integer):
-            return None
-        return int(side // self.batch)
-
-    def is_open(self, shape):
-        """Whether some side is a multiple of the open batch."""
-        return any(self.times(side) is not None for side in shape)
-
     def reshape(self, value, shape):
         """`value` as an array of `shape`, one of whose sides at most is open."""
         shape = tuple(shape)
-        while value.name in self._reshaped:  # of two in a row the second is enough
-            value = self._reshaped[value.name]
+        kind, operands, _ = self._made[value.name]
+        if kind == "Reshape":  # of two in a row the second is enough
+            value = operands[0]
         if value.shape == shape:
             return value
         if value.array is not None:
             return Value.of(value.array.reshape(shape))
-        sides = [-1 if self.times(side) is not None else int(side) for side in shape]
+        sides = [-1 if is_open(side) else int(side) for side in shape]
         target = Value.of(sides, np.int64)
-        out = self.op("Reshape", [value, target], shape, value.dtype)
-        self._reshaped[out.name] = value
-        return out
+        return self.op("Reshape", [value, target], shape, value.dtype)
 
     def transpose(self, value, order):
-        order = tuple(map(int, order))
-        if value.name in self._transposed:  # of two in a row one is enough, or none
-            value, before = self._transposed[value.name]
-            order = tuple(before[i] for i in order)
+        value, before = self.untransposed(value)
+        order = tuple(before[i] for i in order)  # of two in a row one is enough
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
             return Value.of(value.array.transpose(order))
         shape = tuple(value.shape[i] for i in order)
-        out = self.op("Transpose", [value], shape, value.dtype, perm=order)
-        self._transposed[out.name] = value, order
-        return out
+        return self.op("Transpose", [value], shape, value.dtype, perm=order)
+
+    def untransposed(self, value):
+        """(what `value` is a transpose of, the order of its axes)."""
+        kind, operands, attributes = self._made[value.name]
+        if kind != "Transpose":
+            return value, tuple(range(value.ndim))
+        return operands[0], attributes["perm"]
 
     def slice(self, value, starts, limits, strides=None):
         """value[starts[0]:limits[0]:strides[0], ..]."""
@@ -203,7 +197,7 @@ class Graph:
         shape = tuple(shape)
         if value.shape == shape:
             return value
-        if value.array is not None and not self.is_open(shape):
+        if value.array is not None and not any(map(is_open, shape)):
             return Value.of(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
@@ -216,24 +210,15 @@ class Graph:
 
     def expanded(self, equation, values):
         """The first operands of an equation, as JAX has them. See `expand`."""
-        shapes = [atom.aval.shape for atom in equation.invars]
+        shapes = _shapes(equation.invars)
         return [self.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
     def _sides(self, shape):
-        """`shape` as int64 tensor."""
-        if not self.is_open(shape):
+        """`shape` as int64 tensor, in which open sides are the batch."""
+        if not any(map(is_open, shape)):
             return Value.of(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
-        parts = []
-        for side in shape:
-            times = self.times(side)
-            if times is None:
-                parts.append(Value.of([side], np.int64))
-            elif times == 1:
-                parts.append(batch)
-            else:
-                factor = Value.of([times], np.int64)
-                parts.append(self.op("Mul", [batch, factor], (1,), np.int64))
+        parts = [batch if is_open(side) else Value.of([side]) for side in shape]
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, inputs, dtype=None, **attributes):
@@ -247,9 +232,9 @@ class Graph:
         shape = broadcast(*(value.shape for value in inputs))
         dtype = inputs[0].dtype if dtype is None else dtype
         (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
-        source, order = self._transposed.get(value.name, (value, None))
+        source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)
-        if order and constant and source.ndim == len(shape):
+        if source is not value and constant and source.ndim == len(shape):
             back = np.argsort(order)
             inputs = [source if v is value else _permuted(v, back) for v in inputs]
             out = self.elementwise(kind, inputs, dtype, **attributes)
@@ -264,12 +249,11 @@ class Graph:
             return value
         if value.array is not None:
             return Value.of(value.array.astype(dtype))
-        value = self._truths.get(value.name, value)  # of two in a row one is enough
+        before, operands, _ = self._made[value.name]
+        if before == "Cast" and operands[0].dtype.kind == "b":  # one is enough
+            value = operands[0]
         kind = helper.np_dtype_to_tensor_dtype(dtype)
-        out = self.op("Cast", [value], value.shape, dtype, to=kind)
-        if value.dtype.kind == "b":
-            self._truths[out.name] = value
-        return out
+        return self.op("Cast", [value], value.shape, dtype, to=kind)
 
     def reduce(self, kind, value, axes, keep=False):
         """ReduceSum and its like over `axes`; of truth values those of 0 and 1.
@@ -324,13 +308,11 @@ class Graph:
             values = self.expanded(equation, values)
             args, options = nodes.rebuilt(params["arguments"], values)
             return _listed(translate(self, *args, **options))
-        for inner in ("call_jaxpr", "jaxpr"):
-            if _calls(equation, params.get(inner)):
-                return self.walk(params[inner], values)
-        shapes = [atom.aval.shape for atom in (*equation.invars, *equation.outvars)]
-        if all(v.array is not None for v in values) and not any(
-            map(self.is_open, shapes)
-        ):
+        if name in CALLS:
+            return self.walk(params[CALLS[name]], values)
+        shapes = _shapes([*equation.invars, *equation.outvars])
+        fixed = not any(map(is_open, itertools.chain(*shapes)))
+        if fixed and all(v.array is not None for v in values):
             return self._folded(equation, values)
         if name not in PRIMITIVES:
             raise unknown(name)
@@ -360,13 +342,8 @@ def _listed(results):
     return results if isinstance(results, list | tuple) else [results]
 
 
-def _calls(equation, inner):
-    """Whether `inner`, a jaxpr or None, has the operands and results of an equation."""
-    inner = getattr(inner, "jaxpr", inner)
-    if inner is None or equation.primitive.name == "scan":
-        return False
-    pairs = (inner.invars, equation.invars), (inner.outvars, equation.outvars)
-    return all([v.aval.shape for v in a] == [v.aval.shape for v in b] for a, b in pairs)
+def _shapes(atoms):
+    return [atom.aval.shape for atom in atoms]
 
 
 def _needed(jaxpr):
@@ -386,20 +363,22 @@ def unknown(name):
     return InputError(problem, place="the model", value=name, allowed=allowed)
 
 
+def is_open(side):
+    """Whether a side is the open batch, or a multiple of it."""
+    return not isinstance(side, int | np.integer)
+
+
 def is_number(side, number):
     """Whether a side is this number, and not open."""
-    return isinstance(side, int | np.integer) and side == number
+    return not is_open(side) and side == number
 
 
 def broadcast(*shapes):
     """The shape of arrays of these shapes together; sides may be open."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
-    sides = []
-    for each in zip(*padded, strict=True):
-        others = [side for side in each if not is_number(side, 1)]
-        sides.append(others[0] if others else 1)
-    return tuple(sides)
+    sides = zip(*padded, strict=True)
+    return tuple(next((s for s in each if not is_number(s, 1)), 1) for each in sides)
 
 
 def _permuted(constant, order):
@@ -414,6 +393,9 @@ def _content(array):
     return array.dtype.str, array.shape, hashlib.sha256(array).digest()
 
 
+# Equations that call a function, by their parameter with its jaxpr.
+CALLS = dict.fromkeys(("jit", "closed_call"), "jaxpr")
+CALLS |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
 # JAX's primitives as ONNX operators: (graph, equation, its Values) -> the Value of its
 # output, or the Values of several. Only constants come here by MOVES.
 PRIMITIVES = {}
@@ -454,9 +436,6 @@ MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota
 BY_NUMPY = {
     "add": np.add,
     "eq": np.equal,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "le": np.less_equal,
     "lt": np.less,
     "mul": np.multiply,
     "ne": np.not_equal,
@@ -483,10 +462,7 @@ def _unary(graph, equation, x):
 @primitive(*BINARY)
 def _binary(graph, equation, *values):
     name = equation.primitive.name
-    truths = values[0].dtype.kind == "b"
-    if name in ("and", "or") and not truths:
-        raise unknown(f"{name} of integers")
-    if truths:
+    if values[0].dtype.kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     return graph.elementwise(BINARY[name], values)
 
@@ -595,31 +571,22 @@ def _pad(graph, equation, x, value):
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise unknown("padding between or negative")
     pads = Value.of([*low, *high], np.int64)
-    dtype = x.dtype
-    if dtype.kind == "b":  # which not every runtime pads
-        x, value = graph.cast(x, np.int32), graph.cast(value, np.int32)
-    out = graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
-    return graph.cast(out, dtype)
+    return graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
 
 
 @primitive("iota")
 def _iota(graph, equation):
     shape, axis = equation.params["shape"], equation.params["dimension"]
-    if graph.times(shape[axis]) is not None:
+    if is_open(shape[axis]):
         raise unknown("the number of each image of an open batch")
-    sides = [1] * len(shape)
-    sides[axis] = shape[axis]
-    return Value.of(
-        np.arange(shape[axis], dtype=equation.params["dtype"]).reshape(sides)
-    )
+    row = np.arange(shape[axis], dtype=equation.params["dtype"])
+    return Value.of(np.expand_dims(row, [i for i in range(len(shape)) if i != axis]))
 
 
 @primitive("slice", expand=True)
 def _slice(graph, equation, x):
-    params = equation.params
-    return graph.slice(
-        x, params["start_indices"], params["limit_indices"], params["strides"]
-    )
+    names = ("start_indices", "limit_indices", "strides")
+    return graph.slice(x, *(equation.params[name] for name in names))
 
 
 @primitive("split", expand=True)
@@ -633,8 +600,6 @@ def _split(graph, equation, x):
 def _rev(graph, equation, x):
     """By constant indices: not every runtime takes slices backward."""
     for axis in map(int, equation.params["dimensions"]):
-        if graph.times(x.shape[axis]) is not None:
-            raise unknown("the reverse of an open batch")
         backward = Value.of(np.arange(x.shape[axis])[::-1].astype(np.int64))
         x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
     return x
@@ -651,7 +616,7 @@ def _gather(graph, equation, x, index):
         raise unknown("a gather by computed indices")
     places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
     last = [x.shape[axis] - sizes[axis] for axis in axes]
-    if any(map(graph.is_open, [last])) or (places < 0).any() or (places > last).any():
+    if any(map(is_open, last)) or (places < 0).any() or (places > last).any():
         raise unknown("a gather beyond its array")
     if places.ndim == 1:
         starts = [0] * x.ndim
@@ -729,24 +694,19 @@ def _dot_general(graph, equation, a, b):
 def _conv(graph, equation, x, kernel):
     (out,), params = equation.outvars, equation.params
     numbers, groups = params["dimension_numbers"], params["batch_group_count"]
-    if any(side != 1 for side in params["lhs_dilation"]) or groups != 1:
-        raise unknown("a transposed convolution")
-    if any(min(pair) < 0 for pair in params["padding"]):
-        raise unknown("a convolution with negative padding")
+    low, high = zip(*params["padding"], strict=True)
+    if {*params["lhs_dilation"], groups} != {1} or min(low + high) < 0:
+        raise unknown("a transposed convolution, or one with negative padding")
     x = graph.transpose(x, numbers.lhs_spec)
     kernel = graph.transpose(kernel, numbers.rhs_spec)
-    low, high = zip(*params["padding"], strict=True)
+    options = {
+        "strides": tuple(params["window_strides"]),
+        "pads": (*low, *high),
+        "dilations": tuple(params["rhs_dilation"]),
+        "group": params["feature_group_count"],
+    }
     shape = [out.aval.shape[i] for i in numbers.out_spec]
-    convolved = graph.op(
-        "Conv",
-        [x, kernel],
-        shape,
-        out.aval.dtype,
-        strides=tuple(params["window_strides"]),
-        pads=(*low, *high),
-        dilations=tuple(params["rhs_dilation"]),
-        group=params["feature_group_count"],
-    )
+    convolved = graph.op("Conv", [x, kernel], shape, out.aval.dtype, **options)
     return graph.transpose(convolved, np.argsort(numbers.out_spec))
 
 
@@ -756,38 +716,14 @@ def _conv(graph, equation, x, kernel):
 @primitive("scan", expand=True)
 def _scan(graph, equation, *values):
     """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
-    params = equation.params
-    body, each = params["jaxpr"], []
-    # The last values, taken apart or stacked, have a side more outside.
-    carried = _alike(equation.outvars, body.jaxpr.outvars)
-    full = _alike(equation.invars, body.jaxpr.invars)
-    fixed, carry = values[: full - carried], values[full - carried : full]
-    if params["reverse"]:
-        raise unknown("a backward scan")
-    for step in range(params["length"]):
-        parts = [_at(graph, x, step) for x in values[full:]]
-        results = graph.walk(body, [*fixed, *carry, *parts])
-        carry = results[:carried]
-        each.append(results[carried:])
-    stacked = []
-    outputs = equation.outvars[carried:]
-    for column, out in zip(zip(*each, strict=True), outputs, strict=True):
-        shape = out.aval.shape
-        rows = [graph.reshape(v, (1, *shape[1:])) for v in column]
-        stacked.append(graph.op("Concat", rows, shape, out.aval.dtype, axis=0))
-    return [*carry, *stacked]
-
-
-def _alike(outside, inside):
-    """How many have the same shape outside of a loop and in its body."""
-    pairs = zip(outside, inside, strict=True)
-    return sum(one.aval.shape == other.aval.shape for one, other in pairs)
-
-
-def _at(graph, x, step):
-    starts = (step, *(0 for _ in x.shape[1:]))
-    limits = (step + 1, *x.shape[1:])
-    return graph.reshape(graph.slice(x, starts, limits), x.shape[1:])
+    body, carried = equation.params["jaxpr"], len(equation.outvars)
+    outside = _shapes([*equation.invars, *equation.outvars])
+    if outside != _shapes([*body.jaxpr.invars, *body.jaxpr.outvars]):
+        raise unknown("a loop over the parts of an array")
+    fixed, carry = values[:-carried], values[-carried:]
+    for _ in range(equation.params["length"]):
+        carry = graph.walk(body, [*fixed, *carry])
+    return carry
 
 
 # Functions that are marked as one node, by their names: each takes the graph and the
@@ -806,12 +742,9 @@ def stands(fn):
 
 @stands
 def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
-    x = graph.cast(x, np.float32)
-    out = graph.op(
-        *("LayerNormalization", [x, scale, bias], x.shape, np.float32),
-        axis=-1,
-        epsilon=float(eps),
-    )
+    x, options = graph.cast(x, np.float32), {"axis": -1, "epsilon": float(eps)}
+    operands = [x, scale, bias]
+    out = graph.op("LayerNormalization", operands, x.shape, x.dtype, **options)
     return graph.cast(out, dtype)
 
 
@@ -890,15 +823,10 @@ def unit(graph, x, eps=1e-6):
 
 def _top(graph, x, count, largest):
     """(values, int64 places) of the first `count` of each row in order."""
-    shape = (*x.shape[:-1], count)
-    return graph.ops(
-        "TopK",
-        [x, Value.of([count], np.int64)],
-        [(shape, x.dtype), (shape, np.int64)],
-        axis=-1,
-        largest=int(largest),
-        sorted=1,
-    )
+    operands, shape = [x, Value.of([count], np.int64)], (*x.shape[:-1], count)
+    results = [(shape, x.dtype), (shape, np.int64)]
+    options = {"axis": -1, "largest": int(largest), "sorted": 1}
+    return graph.ops("TopK", operands, results, **options)
 
 
 @stands
@@ -984,12 +912,6 @@ def _kept_tokens(graph, keep, length):
 @stands
 def sums(graph, values, axis):
     return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
-
-
-@stands
-def last_and_any(graph, values, flags):
-    last = graph.reduce("ReduceMax", values, (-1,))
-    return [last, graph.reduce("ReduceMax", flags, (-1,))]
 
 
 @stands

@@ -45,21 +45,16 @@ def onnx_model(
         run = optimize.forward(fast, tokens is not None)
         traced = jax.make_jaxpr(run)(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
-    batch = images.shape[0] if batch_size is None else None
-    graph = Graph(batch, entry)
+    graph = Graph(entry)
     values = [
-        graph.weight(_name(path), leaf)
+        graph.weight(".".join(str(key.key) for key in path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
-    results = [
-        graph.output(value, shape.shape)
-        for value, shape in zip(
-            graph.walk(traced, [*values, entry]), traced.out_avals, strict=True
-        )
-    ]
-    names = [jax_export.output_name(vit.model)]
-    if tokens is not None:
-        names = TokenList._fields
+    results = graph.walk(traced, [*values, entry])
+    shapes = (each.shape for each in traced.out_avals)
+    results = map(graph.output, results, shapes)
+    single = [jax_export.output_name(vit.model)]
+    names = single if tokens is None else TokenList._fields
     return finished(graph, dict(zip(names, results, strict=True)))
 
 
@@ -89,8 +84,3 @@ def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-
-
-def _name(path):
-    """A weight's name, from the keys that lead to it."""
-    return ".".join(str(key.key) for key in path)

@@ -33,8 +33,13 @@ from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.data.normalize import (
+    as_normalized,
+    check_images,
+    normalize,
+    warn_of_range,
+)
+from imagepiece_jax.errors import InputError, check_names
 from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
@@ -97,26 +102,17 @@ class Program:
         return jax.tree.map(lambda a: a[:-missing], results) if missing else results
 
     def _check(self, images):
-        takes, shape = self.images, getattr(images, "shape", None)
-        if shape is None or len(shape) != 4 or shape[1:] != takes.shape[1:]:
-            kind = type(images).__name__ if shape is None else f"of shape {shape}"
-            sides = ", ".join(map(str, takes.shape[1:]))
-            allowed = f"an array of shape [1 .. {self.batch_size}, {sides}]"
-            raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
-        count, dtype = shape[0], images.dtype
-        if not 1 <= count <= self.batch_size:
-            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
+        check_images(images, self.images.shape[1:3], pixels=True)
+        count, dtype = images.shape[0], images.dtype
+        if count > self.batch_size:
             problem = f"has {count} images"
+            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
             raise InputError(problem, field="images", value=count, allowed=allowed)
-        floats = jnp.issubdtype(dtype, jnp.floating)
-        if dtype != jnp.uint8 and (takes.dtype == jnp.uint8 or not floats):
-            allowed = "floats, normalized, or uint8"
-            if takes.dtype == jnp.uint8:
-                allowed = "uint8, because the program was made with pixels=True"
+        if self.images.dtype == jnp.uint8 and dtype != jnp.uint8:
             problem = f"is of type {dtype}"
+            allowed = "uint8, because the program was made with pixels=True"
             raise InputError(problem, field="images", value=dtype, allowed=allowed)
-        if floats:
-            warn_of_range(images, self.model.mean, self.model.std)
+        warn_of_range(images, self.model.mean, self.model.std)
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"
@@ -210,12 +206,7 @@ class CompileOptions(CheckedFields):
         others: names of the caller's own arguments, for a suggestion
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        names = [name for name in names if name not in given]
-        unknown = next((name for name in options if name not in names), None)
-        if unknown is not None:
-            arguments = [*others, *names]
-            hint = suggestion(unknown, arguments, f"allowed: {', '.join(arguments)}")
-            raise InputError("is not an argument", field=unknown, hint=hint)
+        check_names(options, [*others, *(name for name in names if name not in given)])
         given = {**options, **given}
         if "batch_size" not in given:
             allowed = "whole numbers from 1"

@@ -33,12 +33,6 @@ class Prediction(NamedTuple):
     probability: float  # from 0 to 1
 
 
-class Raised(NamedTuple):
-    """The error that ended the images, in the place of the next one."""
-
-    error: BaseException
-
-
 class Predictor:
     """A compiled classifier: called with images, it returns the most probable classes.
 
@@ -75,6 +69,9 @@ class Predictor:
             allowed = "None, or models with a head, such as load(num_classes=..) makes"
             raise InputError(problem, field=field, value=value, allowed=allowed)
         self._labels = vit.class_names if labels is None else _names(labels, classes)
+        self._top = min(5, classes) if top is None else top
+        if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
+            raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
         if classes and self._labels is None and not biased:
             warnings.warn(
@@ -84,9 +81,6 @@ class Predictor:
                 "vit.model.apply(vit.variables, images).logits",
                 stacklevel=3,  # a wrapper
             )
-        self._top = min(5, classes) if top is None else top
-        if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
-            raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
         if not is_integer(threads) or threads < 1:
             raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
@@ -144,13 +138,13 @@ class Predictor:
         `images` may go on forever. An error of it is raised after the results for the
         images before.
         """
-        pixels = self._decoded([images] if _is_one(images) else images)
-        while part := list(itertools.islice(pixels, self.sizes[-1])):
-            good = [each for each in part if isinstance(each, np.ndarray)]
+        decoded = self._decoded([images] if _is_one(images) else images)
+        while part := list(itertools.islice(decoded, self.sizes[-1])):
+            pixels = [each.result() for each in part if not each.exception()]
+            good = [each for each in pixels if isinstance(each, np.ndarray)]
             rows = iter(self._logits(good) if good else ())
-            for each in part:
-                if isinstance(each, Raised):
-                    raise each.error
+            for future in part:
+                each = future.result()  # or an error of `images`
                 yield each if isinstance(each, InputError) else self._answer(next(rows))
 
     def _program(self, size):
@@ -165,47 +159,48 @@ class Predictor:
         return np.asarray(self._program(size)(np.stack(pixels)))
 
     def _decoded(self, images):
-        """Yield pixels, an InputError or Raised for each image; threads read ahead."""
+        """Yield a Future of the pixels of each image; threads read ahead."""
         waiting, images = collections.deque(), iter(images)
         try:
             while (future := self._submitted(images)) is not None:
                 waiting.append(future)
                 if len(waiting) > self.sizes[-1]:
-                    yield _outcome(waiting.popleft())
+                    yield waiting.popleft()
             while waiting:
-                yield _outcome(waiting.popleft())
+                yield waiting.popleft()
         finally:
             for future in waiting:
                 future.cancel()
 
     def _submitted(self, images):
         """The Future of the next image's pixels, or of `images`'s error; or None."""
+        failed = concurrent.futures.Future()
         try:
             image = next(images)
         except StopIteration:
             return None
         except Exception as error:
-            future = concurrent.futures.Future()
-            future.set_exception(error)
-            return future
-        if not isinstance(image, FILES):
-            # Now: its owner may change or close it before a thread looks.
-            image = _read(image)
+            failed.set_exception(error)
+            return failed
+        try:
+            if not isinstance(image, FILES):
+                # Now: its owner may change or close it before a thread looks.
+                image = _rgb(image)
+        except InputError as error:
+            failed.set_result(error)
+            return failed
         return self._threads.submit(self._pixels, image)
 
     def _pixels(self, image):
         """[H, W, 3] uint8 as the programs take them, or the error of this image.
 
-        `image` is a file, its bytes, or a result of `_read`.
+        `image` is a file, its bytes, or a result of `_rgb`.
         """
         name = image if isinstance(image, str | pathlib.Path) else ""
-        if isinstance(image, FILES):
-            image = _read(image)
-        if isinstance(image, InputError):
-            return image
         try:
             with within(place=name):
-                return self._preprocessing(image)
+                pixels = _rgb(image) if isinstance(image, FILES) else image
+                return self._preprocessing(pixels)
         except InputError as error:
             return error
 
@@ -220,18 +215,12 @@ class Predictor:
         ]
 
 
-def _outcome(future):
-    """The result of a Future, or its error."""
-    error = future.exception()
-    return future.result() if error is None else Raised(error)
-
-
 def _names(labels, classes):
     """The name of each class, by the requested labels."""
     if isinstance(labels, str) and labels == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        allowed = "'imagenet', and a list of names"
+        allowed = "'imagenet', or a list of names"
         raise InputError(field="labels", value=labels, allowed=allowed)
     if len(labels) != classes:
         problem, allowed = f"has length {len(labels)}", f"{classes}, one a class"
@@ -245,14 +234,6 @@ def _is_one(images):
     one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
     one |= getattr(images, "ndim", None) in (2, 3)
     return one or not hasattr(images, "__iter__")
-
-
-def _read(image):
-    """Pixels of an image, the reader's own copy, or the error of this image."""
-    try:
-        return _rgb(image)
-    except InputError as error:
-        return error
 
 
 def _rgb(image):
@@ -270,8 +251,7 @@ def _rgb(image):
         return decode.decode(file, name, upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
-            size = "{}x{}".format(*image.size)
-            problem = f"is a PIL image of {size} pixels, which is empty"
+            problem = f"is an empty PIL image, of size {image.size}"
             raise InputError(problem, field="images", value=image.size)
         try:
             with LOADING:

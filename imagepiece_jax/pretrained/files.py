@@ -83,15 +83,14 @@ def read_state_dict(
         """The tensors of a file's content to read."""
         unread = _named_tensors(_chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
-        unread = {name: unread[name] for name in names}
-        _check_size(path, sum(tensor.size for tensor in unread.values()))
+        unread, memory = {name: unread[name] for name in names}, memory_bytes()
+        size = sum(tensor.size for tensor in unread.values())
+        if zipfile.is_zipfile(path):
+            _check_ratio(path, size)
+        _check_size(size, memory, f"this machine's memory, {memory / 1e6:.1f} MB")
         return unread
 
-    readers = {
-        ending: functools.partial(reader, select=select)
-        for ending, reader in _READERS.items()
-    }
-    tensors = _guarded(path, readers)
+    tensors = _guarded(path, _READERS, select)
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
             with within(place=f"weights file {path}"):
@@ -115,7 +114,7 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     return values
 
 
-def _guarded(path, readers):
+def _guarded(path, readers, *options):
     """The result of the reader for a file's ending, whose failures are InputErrors."""
     with within(place=f"weights file {path}"):
         reader = readers.get(path.suffix.lower() or path.name)
@@ -132,7 +131,7 @@ def _guarded(path, readers):
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     _check_ratio(path, sum(p.file_size for p in archive.infolist()))
-            return reader(path)
+            return reader(path, *options)
         except InputError:
             raise
         except OSError as error:
@@ -146,23 +145,15 @@ def _guarded(path, readers):
 
 def _check_ratio(path, unpacked):
     """InputError for an archive of more bytes than weights can have."""
-    if unpacked > UNPACKED * path.stat().st_size:
-        limit = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
-        raise _too_large(unpacked, limit)
+    size = path.stat().st_size
+    limit = f"a hundred times its own {size / 1e6:.3f} MB"
+    _check_size(unpacked, UNPACKED * size, limit)
 
 
-def _check_size(path, unpacked):
-    """InputError for tensors of more bytes than an archive, or the memory, can hold."""
-    if zipfile.is_zipfile(path):
-        _check_ratio(path, unpacked)
-    if unpacked > memory_bytes():
-        limit = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
-        raise _too_large(unpacked, limit)
-
-
-def _too_large(unpacked, limit):
-    problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
-    return InputError(problem, value=unpacked)
+def _check_size(unpacked, most, limit):
+    if unpacked > most:
+        problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
+        raise InputError(problem, value=unpacked)
 
 
 def _chosen(path, content, averaged):
@@ -271,8 +262,9 @@ def parts(path: pathlib.Path) -> dict[str, str]:
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix != ".safetensors":
-            found = {"value": part, "allowed": "names of .safetensors files beside it"}
-            raise InputError(f"names the part {part!r}", place=place, **found)
+            problem = f"names the part {part!r}"
+            allowed = "names of .safetensors files beside it"
+            raise InputError(problem, place=place, value=part, allowed=allowed)
     return places
 
 
@@ -287,8 +279,7 @@ def _read_parts(path, select):
     for part in sorted({places[name] for name in chosen}):
         if not (path.parent / part).is_file():
             raise InputError(f"lacks its part {part} beside it", value=part)
-        reader = functools.partial(_read_part, select=of_part)
-        tensors |= _guarded(path.parent / part, {".safetensors": reader})
+        tensors |= _guarded(path.parent / part, {".safetensors": _read_part}, of_part)
     lacking = next((name for name in chosen if name not in tensors), None)
     if lacking is not None:
         part = f"its part {places[lacking]}"
@@ -387,17 +378,8 @@ class _Storage(NamedTuple):
     size: int
 
 
-class _StateDict(dict):
-    """PyTorch's OrderedDict, without the attributes that it may have."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state):
-        pass
-
-
-class _Arguments:
-    """An argparse.Namespace of a training script, without its content."""
+class _WithoutAttributes(dict):
+    """An OrderedDict, or the argparse.Namespace of a training script."""
 
     __slots__ = ()
 
@@ -419,16 +401,16 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
-        if (module, name) == ("collections", "OrderedDict"):
-            return _StateDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._parameter
+        allowed = {
+            ("collections", "OrderedDict"): _WithoutAttributes,
+            ("argparse", "Namespace"): _WithoutAttributes,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+        }
+        if (module, name) in allowed:
+            return allowed[module, name]
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
-        if (module, name) == ("argparse", "Namespace"):  # of training scripts
-            return _Arguments
         # The third version builds tensors of types that have no storage class.
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):

@@ -66,7 +66,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     """
     field = "the path of weights"
     if not isinstance(path, str | os.PathLike):
-        raise InputError(field=field, value=path, allowed="a string and a pathlib.Path")
+        raise InputError(field=field, value=path, allowed="a string or a pathlib.Path")
     text = os.fspath(path)
     if not text:
         raise InputError("is empty", field=field, allowed="files and folders")
@@ -78,12 +78,10 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
-    if not exists(path):
-        place, facts = f"weights {path}:", _meant(os.fspath(path))
-        raise InputError(
-            "no such file or folder", place=place, value=str(path), **facts
-        )
-    return local(path)
+    if exists(path):
+        return local(path)
+    problem, facts = "no such file or folder", _meant(os.fspath(path))
+    raise InputError(problem, place=f"weights {path}:", value=str(path), **facts)
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -119,10 +117,8 @@ def described(path: pathlib.Path) -> str:
 def _meant(text):
     """Facts of an InputError for a missing path that looks like an id."""
     if text.startswith("hf:/"):  # an id that was made a Path
-        hint = (
-            f'an id of the hub is a string, such as "{SCHEME}{text[4:]}", never a Path'
-        )
-        return {"hint": hint}
+        hint = f'an id of the hub is a string, such as "{SCHEME}{text[4:]}"'
+        return {"hint": f"{hint}, never a Path"}
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return {"hint": f"did you mean {SCHEME}{address[1]}?"}
     if re.match(r"\w+:/", text):
@@ -174,8 +170,8 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     if len(candidates) == 1:
         return candidates[0]
     names = ", ".join(file.name for file in candidates) or "none"
-    facts = {"place": folder, "value": names, "allowed": f"one, such as {WEIGHTS[0]}"}
-    raise InputError(f"has a {CONFIG}, and weights files {names}", **facts)
+    problem, allowed = f"has weights files {names}", f"one, such as {WEIGHTS[0]}"
+    raise InputError(problem, place=folder, value=names, allowed=allowed)
 
 
 def fetched(text):
@@ -232,15 +228,14 @@ class _Repository:
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
-        file = next(filter(None, map(self._get, names)), None)
-        if file is not None:
+        if file := next(filter(None, map(self._get, names)), None):
             return file
         lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
+        problem, allowed = f"has {lacks}", f"repositories with {CONFIG} and weights"
         if self._unreachable:
+            problem = f"{UNREACHABLE} {problem}"
             allowed = "ids that were loaded here before, or a network"
-            raise self._error(f"{UNREACHABLE} has {lacks}", allowed=allowed)
-        allowed = f"repositories with {CONFIG} and weights"
-        raise self._error(f"has {lacks}", allowed=allowed)
+        raise self._error(problem, allowed=allowed)
 
     def optional(self, name, besides=""):
         """Fetch a file where the repository has it; InputError if nobody knows."""
@@ -278,8 +273,8 @@ class _Repository:
         except errors.EntryNotFoundError:
             return None
         except errors.RevisionNotFoundError as error:
-            facts = {"allowed": "its branches, tags and commits"}
-            raise self._error("is no revision of the repository", **facts) from error
+            problem, allowed = "is no revision of the repository", "its branches, tags"
+            raise self._error(problem, allowed=f"{allowed} and commits") from error
         except errors.GatedRepoError as error:
             hint = "accept them on its page, and log in by: hf auth login"
             problem = "is for those who accepted its terms"

@@ -24,6 +24,7 @@ from imagepiece_jax.pretrained.hub import (
     HubConfig,
 )
 from imagepiece_jax.pretrained.towers import Tower
+from imagepiece_jax.reduction.settings import as_tuple
 
 T = TypeVar("T")
 
@@ -95,10 +96,10 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
     With another architecture than OURS timm makes its dense part.
     """
-    model = vit.model
-    projector = {}
+    model, optional = vit.model, {"untrained": True} if vit.untrained else {}
     if vit.projector:
         projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
+        optional["projector"] = projector
     ours = {
         "version": __version__,
         "model": {
@@ -112,8 +113,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         "preprocessing": vit.preprocessing.options,
         "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
-        **({"untrained": True} if vit.untrained else {}),
-        **({"projector": projector} if projector else {}),
+        **optional,
     }
     return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: ours}
 
@@ -123,7 +123,7 @@ def _parse_ours(config):
     ours, classes = config[OURS], config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
-    fields = {k: _as_tuples(v) for k, v in ours["model"].items()}
+    fields = {k: as_tuple(v) for k, v in ours["model"].items()}
     names = timm_config.labels(config, classes)
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
@@ -131,13 +131,9 @@ def _parse_ours(config):
         config=ModelConfig(dtype=ours["dtype"], **fields),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
-        reduction={k: _as_tuples(v) for k, v in ours["reduction"].items()},
+        reduction={k: as_tuple(v) for k, v in ours["reduction"].items()},
         class_names=names,
         own=True,
         untrained=bool(ours.get("untrained", False)),
         tower=Tower(**ours["projector"]) if "projector" in ours else None,
     )
-
-
-def _as_tuples(value):
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

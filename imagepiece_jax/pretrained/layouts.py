@@ -40,13 +40,12 @@ class Layout:
     title: str  # its name in sentences
     mark: str  # the tensor that shows it
     blocks: str  # a pattern for the start of a block's names, with its number
-    inner: Mapping[str, str]  # {module or tensor of a block: timm's}
+    # {module or tensor of a block, a pattern in which a dot is a dot: timm's}
+    inner: Mapping[str, str]
     outer: Mapping[str, str]  # the same for the rest of the tower
     # the same for parts without the tower's prefix
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: str = r"(?!)"  # a pattern for the start of names that no model needs
-    # {module: its description} of parts that no model has
-    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     strict: bool = True  # names in no table are errors, not timm's
     # fields of a ModelConfig that the tensors, by their names here, show
     says: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
@@ -55,39 +54,29 @@ class Layout:
         """timm's name of a tensor, "" for one left out, None where it has no place.
 
         Some names are not timm's yet: see `_canonical`.
-        Raises InputError for a part without an equivalent.
         """
-        inside = name.removeprefix(prefix) if name.startswith(prefix) else None
-        if inside is not None:
-            if re.match(self.left_out, inside):
-                return ""
-            number = re.match(self.blocks, inside)
-            if number:
-                renamed = _renamed(inside[number.end() :], self.inner, self.strict)
-                return renamed and f"blocks.{number[1]}.{renamed}"
-            refused = self.refused.get(inside.rpartition(".")[0])
-            if refused:
-                raise InputError(f"is {refused}", field=f"tensor {name}")
-            renamed = _renamed(inside, self.outer)
-            if renamed is not None:
-                return renamed
-        renamed = _renamed(name, self.outside)
-        if renamed is not None:
-            return renamed
-        if inside is not None and not self.strict:
-            return inside
-        ignored = prefix and inside is None and re.match(IGNORED, name)
-        return "" if ignored else None
+        if not name.startswith(prefix):
+            ignored = "" if re.match(IGNORED, name) else None
+            return _renamed(name, self.outside, ignored)
+        inside = name.removeprefix(prefix)
+        if re.match(self.left_out, inside):
+            return ""
+        if number := re.match(self.blocks, inside):
+            of_block = inside[number.end() :]
+            otherwise = None if self.strict else of_block
+            renamed = _renamed(of_block, self.inner, otherwise)
+            return renamed and f"blocks.{number[1]}.{renamed}"
+        outside = _renamed(name, self.outside, None if self.strict else inside)
+        return _renamed(inside, self.outer, outside)
 
 
-def _renamed(name, table, strict=True):
-    """The name by a table of tensors and modules; itself or None if in neither."""
-    module, _, leaf = name.rpartition(".")
-    if name in table:
-        return table[name]
-    if module in table:
-        return f"{table[module]}.{leaf}"
-    return None if strict else name
+def _renamed(name, table, otherwise=None):
+    """The name by a table of tensors and modules, `otherwise` if in neither."""
+    for pattern, ours in table.items():
+        pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours) + (match["leaf"] or "")
+    return otherwise
 
 
 # Names without the tower's prefix that are left out: the text tower of CLIP and SigLIP
@@ -124,24 +113,8 @@ def _openai_says(tensors):
     return fixed | CLIP_IMAGES
 
 
-def _attention(theirs, names="query key value out", ours="attn"):
-    """{projection of their module: timm's}."""
-    parts = zip(names.split(), ("q", "k", "v", "proj"), strict=True)
-    return {f"{theirs}.{name}": f"{ours}.{part}" for name, part in parts}
-
-
-def _mlp(first, second, ours="mlp"):
-    """{layer of their MLP: timm's}."""
-    return {first: f"{ours}.fc1", second: f"{ours}.fc2"}
-
-
-def _same(*names):
-    """{name: itself}, for names that are timm's."""
-    return dict(zip(names, names, strict=True))
-
-
-_GATED = {"mlp.gate_proj": "mlp.fc1_g", "mlp.down_proj": "mlp.fc2"}
-_SCALES = {f"layer_scale{i}.lambda1": f"ls{i}.gamma" for i in (1, 2)}
+QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
+FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
 LAYOUTS = (
     Layout(
         # Files from before Flax's linen number all modules of a block together, others
@@ -151,33 +124,24 @@ LAYOUTS = (
         blocks=r"Transformer\.encoderblock_(\d+)\.",
         inner={
             "LayerNorm_0": "norm1",
-            **_attention("MultiHeadDotProductAttention_0"),
-            **_attention("MultiHeadDotProductAttention_1"),
-            "LayerNorm_1": "norm2",
-            "LayerNorm_2": "norm2",
-            **_mlp("MlpBlock_0.Dense_0", "MlpBlock_0.Dense_1"),
-            **_mlp("MlpBlock_3.Dense_0", "MlpBlock_3.Dense_1"),
+            "LayerNorm_[12]": "norm2",
+            f"{FLAX_ATTENTION}.{QKV}": r"attn.\1",
+            f"{FLAX_ATTENTION}.out": "attn.proj",
+            "MlpBlock_[03].Dense_0": "mlp.fc1",
+            "MlpBlock_[03].Dense_1": "mlp.fc2",
         },
         outer={
             "embedding": "patch_embed.proj",
             "cls": "cls_token",
-            "pos_embedding": "pos_embed",
-            "Transformer.pos_embedding": "pos_embed",
-            "Transformer.posembed_input.pos_embedding": "pos_embed",
+            "(?:Transformer.)?(?:posembed_input.)?pos_embedding": "pos_embed",
             "Transformer.encoder_norm": "norm",
             "head": "head",
             "MAPHead_0.probe": "attn_pool.latent",
-            **_attention("MAPHead_0.MultiHeadDotProductAttention_0", ours="attn_pool"),
+            f"MAPHead_0.{FLAX_ATTENTION}.{QKV}": r"attn_pool.\1",
+            f"MAPHead_0.{FLAX_ATTENTION}.out": "attn_pool.proj",
             "MAPHead_0.LayerNorm_0": "attn_pool.norm",
-            **_mlp(
-                "MAPHead_0.MlpBlock_0.Dense_0",
-                "MAPHead_0.MlpBlock_0.Dense_1",
-                "attn_pool.mlp",
-            ),
-        },
-        refused={
-            "pre_logits": "of a tanh layer in front of the head, which no model here "
-            "has; allowed: files without pre_logits"
+            "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
+            "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
         says=_google_says,
     ),
@@ -188,32 +152,24 @@ LAYOUTS = (
         mark="embeddings.patch_embeddings.projection.weight",
         blocks=r"(?:encoder\.layer|layers)\.(\d+)\.",
         inner={
-            **_attention(
-                "attention",
-                "attention.query attention.key attention.value output.dense",
-            ),
-            **_attention("attention", "q_proj k_proj v_proj o_proj"),
-            "layernorm_before": "norm1",
-            "layernorm_after": "norm2",
-            **_same("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
-            **_mlp("intermediate.dense", "output.dense"),
-            **_mlp("mlp.weights_in", "mlp.weights_out"),
-            **_GATED | _SCALES,
+            f"attention.(?:attention.)?{QKV}": r"attn.\1",
+            "attention.(?:output.dense|o_proj)": "attn.proj",
+            "layernorm_before|norm1": "norm1",
+            "layernorm_after|norm2": "norm2",
+            "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
+            "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
+            "mlp.gate_proj": "mlp.fc1_g",
             "mlp.up_proj": "mlp.fc1_x",
+            "layer_scale([12]).lambda1": r"ls\1.gamma",
         },
         outer={
             "embeddings.patch_embeddings.projection": "patch_embed.proj",
             "embeddings.position_embeddings": "pos_embed",
-            "embeddings.cls_token": "cls_token",
+            "embeddings.(cls_token|register_tokens)": r"\1",
             "embeddings.distillation_token": "dist_token",
-            "embeddings.register_tokens": "register_tokens",
             "layernorm": "norm",
         },
-        outside={
-            "classifier": "head",
-            "cls_classifier": "head",
-            "distillation_classifier": "head_dist",
-        },
+        outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
         left_out=r"embeddings\.mask_token$|pooler\.",
     ),
     Layout(
@@ -222,9 +178,13 @@ LAYOUTS = (
         mark="embeddings.patch_embeddings.weight",
         blocks=r"(?:model\.)?layer\.(\d+)\.",
         inner={
-            **_attention("attention", "q_proj k_proj v_proj o_proj"),
-            **_same("norm1", "norm2") | _GATED | _SCALES,
+            f"attention.{QKV}": r"attn.\1",
+            "attention.o_proj": "attn.proj",
+            "(norm[12])": r"\1",
+            "mlp.gate_proj": "mlp.fc1_g",
             "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
+            "mlp.down_proj": "mlp.fc2",
+            "layer_scale([12]).lambda1": r"ls\1.gamma",
         },
         outer={
             "embeddings.patch_embeddings": "patch_embed.proj",
@@ -239,10 +199,10 @@ LAYOUTS = (
         mark="embeddings.patch_embedding.weight",
         blocks=r"encoder\.layers\.(\d+)\.",
         inner={
-            **_attention("self_attn", "q_proj k_proj v_proj out_proj"),
-            "layer_norm1": "norm1",
-            "layer_norm2": "norm2",
-            **_same("mlp.fc1", "mlp.fc2"),
+            f"self_attn.{QKV}": r"attn.\1",
+            "self_attn.out_proj": "attn.proj",
+            "layer_(norm[12])": r"\1",
+            "(mlp.fc[12])": r"\1",
         },
         outer={
             "embeddings.patch_embedding": "patch_embed.proj",
@@ -251,11 +211,10 @@ LAYOUTS = (
             "pre_layrnorm": "norm_pre",  # as it is spelled there
             "post_layernorm": "norm",
             "head.probe": "attn_pool.latent",
-            "head.attention.in_proj_weight": "attn_pool.qkv.weight",
-            "head.attention.in_proj_bias": "attn_pool.qkv.bias",
+            "head.attention.in_proj_(weight|bias)": r"attn_pool.qkv.\1",
             "head.attention.out_proj": "attn_pool.proj",
             "head.layernorm": "attn_pool.norm",
-            **_mlp("head.mlp.fc1", "head.mlp.fc2", "attn_pool.mlp"),
+            "head.(mlp.fc[12])": r"attn_pool.\1",
         },
         outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
@@ -265,12 +224,11 @@ LAYOUTS = (
         mark="class_embedding",
         blocks=r"transformer\.resblocks\.(\d+)\.",
         inner={
-            "ln_1": "norm1",
-            "attn.in_proj_weight": "attn.qkv.weight",
-            "attn.in_proj_bias": "attn.qkv.bias",
+            "ln_([12])": r"norm\1",
+            "attn.in_proj_(weight|bias)": r"attn.qkv.\1",
             "attn.out_proj": "attn.proj",
-            "ln_2": "norm2",
-            **_mlp("mlp.c_fc", "mlp.c_proj"),
+            "mlp.c_fc": "mlp.fc1",
+            "mlp.c_proj": "mlp.fc2",
         },
         outer={
             "conv1": "patch_embed.proj",
@@ -306,9 +264,8 @@ LAYOUTS = (
         mark="patch_embed.proj.weight",
         blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
         inner={
-            "gamma_1": "ls1.gamma",
-            "gamma_2": "ls2.gamma",
-            **_attention("attn", "q_proj k_proj v_proj proj"),
+            "gamma_([12])": r"ls\1.gamma",
+            f"attn.{QKV}": r"attn.\1",
             "attn.inner_attn_ln": "attn.norm",
             "mlp.w1": "mlp.fc1_g",
             "mlp.w2": "mlp.fc1_x",
@@ -337,11 +294,11 @@ class HostNames:
     def place(self, name: str, start: str) -> str | None:
         """As `Layout.place` for names outside the tower; `start`: the host's prefix."""
         inside = name.removeprefix(start)
-        renamed = _renamed(inside, self.projector)
-        if renamed and not renamed.endswith((".weight", ".kernel", ".bias")):
-            return None
-        modules = [layer.partition(".")[0] for layer in self.projector]
-        return renamed or ("" if inside.partition(".")[0] not in modules else None)
+        modules = {layer.partition(".")[0] for layer in self.projector}
+        if inside.partition(".")[0] not in modules:
+            return ""
+        is_layer = inside.endswith((".weight", ".kernel", ".bias"))
+        return _renamed(inside, self.projector) if is_layer else None
 
 
 HOST_NAMES = (
@@ -349,8 +306,7 @@ HOST_NAMES = (
         tower=r"((?:.*\.)?)vision_tower\.(?:vision_model\.)?",
         marks=("multi_modal_projector.", "language_model."),
         projector={
-            "multi_modal_projector.linear": "projector.0",
-            "multi_modal_projector.linear_1": "projector.0",
+            "multi_modal_projector.linear(?:_1)?": "projector.0",
             "multi_modal_projector.linear_2": "projector.1",
         },
     ),
@@ -380,6 +336,12 @@ _VALUE = ".value"  # behind all names where Flax NNX saved its state
 SCAN = "Transformer.encoderblock."
 # Parts behind the blocks, by the names of `Layout.place`.
 BEHIND = r"(norm|fc_norm|attn_pool|head|mean_head|projection)\."
+
+
+def misshapen(name, shape, allowed):
+    """The InputError for a tensor of another shape."""
+    field = f"tensor {name}"
+    return InputError(f"is of {shape}", field=field, value=shape, allowed=allowed)
 
 
 class Contents(NamedTuple):
@@ -518,12 +480,12 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     dotted, start = _dotted_names(names), f"{SCAN[:-1]}_0."
     first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
     places = _Places.of([*first.values()], tower)
-    if tower and tower.blocks:
-        count = len({places.block(name) for name in first.values()} - {None})
-        if count != tower.blocks:
-            problem = f"is {tower.blocks} in {CONFIG}, but the tensors have {count}"
-            found = {"field": "depth", "value": tower.blocks}
-            raise InputError(problem, **found, allowed="files of one model")
+    count = len({*map(places.block, first.values())} - {None})
+    depth = tower and tower.blocks
+    if depth and count != depth:
+        problem = f"is {depth} in {CONFIG}, but the tensors have {count}"
+        allowed = "files of one model"
+        raise InputError(problem, field="depth", value=depth, allowed=allowed)
     return [name for name in names if places.place(first[name]) != ""]
 
 
@@ -563,9 +525,7 @@ class _Places:
 
     def block(self, name):
         """The number of the block that a tensor of the tower belongs to, or None."""
-        match = name.startswith(self.prefix) and re.match(
-            self.layout.blocks, name.removeprefix(self.prefix)
-        )
+        match = re.match(re.escape(self.prefix) + self.layout.blocks, name)
         return int(match[1]) if match else None
 
 
@@ -654,8 +614,7 @@ def _unscanned(tensors):
             out[name] = tensor
             continue
         if tensor.ndim == 0:
-            field, allowed = f"tensor {name}", "an array whose first axis is the blocks"
-            raise InputError("is one number", field=field, allowed=allowed)
+            raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
         start = f"{before}{SCAN[:-1]}_"
         out |= {f"{start}{i}.{after}": part for i, part in enumerate(tensor)}
     return out
@@ -746,9 +705,8 @@ def _mask_keys(tensors):
         module, bias = name.removesuffix(".masked.bias"), tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.mask", np.ones_like(bias))
         if mask.shape != bias.shape:
-            problem, allowed = f"is of {mask.shape}", f"{bias.shape}, as qkv.bias"
-            found = {"field": f"tensor {module}.qkv.bias_mask", "value": mask.shape}
-            raise InputError(problem, **found, allowed=allowed)
+            allowed = f"{bias.shape}, as qkv.bias"
+            raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
         bias = bias * mask.astype(bias.dtype)
         thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
     keyless = all(((k == 0) | np.isnan(k)).all() for _, k, _ in thirds.values())
@@ -762,9 +720,7 @@ def _mask_keys(tensors):
 def _parts(name, tensor, count):
     """Equal parts of a tensor."""
     if tensor.ndim == 0 or len(tensor) % count:
-        found = {"field": f"tensor {name}", "value": tensor.shape}
-        problem, allowed = f"is of {tensor.shape}", f"{count} equal parts"
-        raise InputError(problem, **found, allowed=allowed)
+        raise misshapen(name, tensor.shape, f"{count} equal parts")
     return np.split(tensor, count)
 
 

@@ -51,15 +51,16 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config of the run in `folder`, as dicts. Raises InputError without one."""
-    if (folder / ADAPTER).exists():
-        raise _of_adapter(folder)
-    if not (folder / RUN_CONFIG).exists():
+    path = folder / RUN_CONFIG
+    config = read_json(path) if path.exists() else {}
+    if (folder / ADAPTER).exists() or "peft_type" in config:
+        problem = "holds an adapter of peft, which is only what it changes in a model"
+        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
+        raise InputError(problem, place=folder, allowed=allowed)
+    if not path.exists():
         raise _without_config(folder)
-    config = read_json(folder / RUN_CONFIG)
     if not config:
-        raise InputError("is empty", place=folder / RUN_CONFIG, allowed=ALLOWED)
-    if "peft_type" in config:
-        raise _of_adapter(folder)
+        raise InputError("is empty", place=path, allowed=ALLOWED)
     try:
         model_fields(config), reduction_of(config)
         config = with_current_fields(config)
@@ -75,14 +76,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     except (TypeError, AttributeError, ValueError):
         reason = "it is no config"
     problem = f"is neither that of a run ({reason}) nor of published weights"
-    raise InputError(problem, place=folder / RUN_CONFIG, allowed=ALLOWED)
-
-
-def _of_adapter(folder):
-    """The InputError for a folder of the peft library."""
-    problem = "holds an adapter of peft, which is only what it changes in a model"
-    allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
-    return InputError(problem, place=folder, allowed=allowed)
+    raise InputError(problem, place=path, allowed=ALLOWED)
 
 
 def _without_config(folder):

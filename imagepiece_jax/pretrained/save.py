@@ -83,7 +83,7 @@ def _write(file, tensors):
 def _checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
     if not isinstance(folder, str | os.PathLike):
-        allowed = "a string and a pathlib.Path, before the model"
+        allowed = "a string or a pathlib.Path, before the model"
         problem = f"is a {type(folder).__name__}"
         raise InputError(problem, field="folder", value=folder, allowed=allowed)
     if hub.is_id(folder):

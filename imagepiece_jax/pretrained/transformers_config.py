@@ -33,7 +33,6 @@ class ModelType:
     fields: Fields  # the defaults of its configuration class
     resize: str  # how its code interpolates positions
     resample: int  # its image processor's own
-    parts: Callable[[Fields], dict[str, float]]  # sizes that tensors show too
     square: bool = True  # whether one number as a size means both sides
     # all parts, for a type whose tensors do not show them, nor an image size
     arch: Callable[[Fields], Architecture] | None = None
@@ -41,14 +40,11 @@ class ModelType:
 
 
 def _hidden(fields):
-    return {"mlp_ratio": fields["intermediate_size"] / fields["hidden_size"]}
-
-
-def _dinov2(fields):
+    """Width of the hidden layer of an MLP."""
+    if "intermediate_size" in fields:
+        return fields["intermediate_size"]
     hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
-    if fields["use_swiglu_ffn"]:
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-    return {"mlp_ratio": hidden / fields["hidden_size"]}
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if fields["use_swiglu_ffn"] else hidden
 
 
 def _dinov3(fields):
@@ -71,27 +67,20 @@ _DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
 _DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False)
 _CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 _SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-_DINOV3 = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
-_DINOV3 |= dict(image_size=224, patch_size=16, num_channels=3, intermediate_size=1536)
+_DINOV3 = _BASE | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
 _DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
 _DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
 _DINOV3 |= dict(key_bias=False)
-_CLIP_INNER = Architecture(patch_bias=False, pre_norm=True, final_norm=False)
-_SIGLIP_INNER = Architecture(class_token=False, pool="mean", final_norm=False)
+_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True, final_norm=False)
+_SIGLIP_ARCH = Architecture(class_token=False, pool="mean", final_norm=False)
 MODEL_TYPES = {
-    "vit": ModelType(_VIT, "bicubic", 2, _hidden),
-    "deit": ModelType(_VIT, "bicubic", 3, _hidden),
-    "dinov2": ModelType(
-        _DINOV2 | {"patch_size": 14}, "bicubic", 3, _dinov2, square=False
-    ),
-    "dinov2_with_registers": ModelType(_DINOV2, "antialias", 3, _dinov2, square=False),
-    "clip_vision_model": ModelType(
-        _CLIP, "bicubic", 3, _hidden, square=False, inner=_CLIP_INNER
-    ),
-    "siglip_vision_model": ModelType(
-        _SIGLIP, "bicubic", 3, _hidden, inner=_SIGLIP_INNER
-    ),
-    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, _hidden, arch=_dinov3),
+    "vit": ModelType(_VIT, "bicubic", 2),
+    "deit": ModelType(_VIT, "bicubic", 3),
+    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", 3, square=False),
+    "dinov2_with_registers": ModelType(_DINOV2, "antialias", 3, square=False),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, inner=_CLIP_ARCH),
+    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, inner=_SIGLIP_ARCH),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, arch=_dinov3),
 }
 
 
@@ -110,8 +99,9 @@ def parse_transformers(config: Fields) -> HubConfig:
     size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
     labels = config.get("id2label") if classify else None
-    sizes = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
-    sizes |= {"patch_size": patch} | model.parts(fields)
+    width = fields["hidden_size"]
+    sizes = {"embed_dim": width, "depth": fields["num_hidden_layers"]}
+    sizes |= {"patch_size": patch, "mlp_ratio": _hidden(fields) / width}
     sizes |= {"num_classes": len(labels)} if labels else {}
     sizes |= {} if model.arch else {"image_size": size}
     acts = SILUS if fields.get("use_gated_mlp") else GELUS

@@ -147,9 +147,9 @@ def _check_run(weights, config):
     for field in {**ours, **trained}:
         value, allowed = ours.get(field), trained.get(field)
         if value != allowed:
-            found = {"field": f"config.{field}", "value": value}
             problem = f"is {value!r}, but {weights} has {allowed!r}"
-            raise Contradiction(problem, **found, allowed=repr(allowed))
+            field, allowed = f"config.{field}", repr(allowed)
+            raise Contradiction(problem, field=field, value=value, allowed=allowed)
 
 
 def _decided(model, reduction):

@@ -468,7 +468,6 @@ def _group_rows(x, weight, total, index, prefix):
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
-@node
 def last_and_any(values, flags):
     """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
 

@@ -128,7 +128,7 @@ def _tuple(text):
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 # Type of a field: (its parser, the allowed values).
 PARSERS = {
-    bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
+    bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
     int: (int, "whole numbers"),
     float: (_number, "finite numbers"),
     str: (str, "strings"),
@@ -199,7 +199,9 @@ def _no_such_file(file, argument):
     stem, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
     default = size and file.stem.replace(size[0], "deit_s", 1)
     if stem != file.stem and default in stems:  # the size is an argument
-        stem, argument = default, size[0]
+        from imagepiece_jax.models.registry import MODELS  # which imports JAX
+
+        stem, argument = default, closest(size[0], MODELS)
     hint = f"{folder} has {', '.join(stems)}" if stems else ""
     if stem:
         path = f"{folder / stem}.py" + f":{argument}" * bool(argument)

@@ -326,7 +326,7 @@ def outputs(fn, *shapes):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
-    graph = onnx_graph.Graph(None, entry)
+    graph = onnx_graph.Graph(entry)
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
@@ -372,7 +372,7 @@ def reversed_padding(x):
     [
         (jnp.sort, "sort"),
         (custom_sum, "reduce"),
-        (reversed_padding, "a convolution with negative padding"),
+        (reversed_padding, "a transposed convolution, or one with negative padding"),
         (lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0), BEYOND),
     ],
 )

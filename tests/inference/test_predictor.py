@@ -267,8 +267,8 @@ def test_what_is_no_image(predictor, image, subject, value):
         ("device", "tpu", "tpu"),
         ("compiler_options", {"xla_no": 1}, {"xla_no": 1}),
         ("cache_dir", "/dev/null/x", "/dev/null/x"),
-        ("batchsize", 8, None),
-        ("name", "deit_tiny_patch16_224", None),
+        ("batchsize", 8, "batchsize"),
+        ("name", "deit_tiny_patch16_224", "name"),
     ],
 )
 def test_impossible_predictors(trained, option, given, value):

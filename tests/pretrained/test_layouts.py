@@ -149,7 +149,7 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
-            "tensor pre_logits.kernel is of a tanh layer in front of the head",
+            "tensor pre_logits.kernel has no place in Google's Flax files",
         ),
         (
             small("embedding/kernel", *NORMS),

@@ -358,7 +358,7 @@ BLOCK_BIAS = "img/Transformer/encoderblock/LayerNorm_0/bias"
 @pytest.mark.parametrize(
     "name, value, field, problem",
     [
-        (BLOCK_BIAS, np.float32(1), f"tensor {BLOCK_BIAS}", "is one number"),
+        (BLOCK_BIAS, np.float32(1), f"tensor {BLOCK_BIAS}", "is of ()"),
         ("img/head/bias", None, BIASED, "has no bias"),
     ],
 )
