@@ -34,7 +34,8 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.provenance import patch_slots, unmerge
+from imagepiece_jax.reduction.provenance import patch_slots, rows_of
+from imagepiece_jax.reduction.tokens import DROPPED
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
 FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
@@ -132,8 +133,8 @@ class Reference(FeatureMaps):
             *_, slots = patch_slots(outputs.results, len(state.x), shape[1])
             if slots is None:
                 return flat | {"behind": jnp.full(shape, 2.0)}
-            size = state.size[:, state.num_prefix :, None]
-            return flat | {"behind": unmerge(size, slots)[..., 0]}
+            size = rows_of(state.size[:, state.num_prefix :], slots)
+            return flat | {"behind": jnp.where(slots == DROPPED, 0, size)}
 
         _, each = self.run(reduction, read)
         behind = each["behind"]  # patches in the token of each, 0 where it is gone

@@ -105,31 +105,18 @@ class Ranking(Reducer):
 
     @property
     def needs(self):
-        return frozenset({SCORES[self.score]})
+        compared = {"metric"} if self.metric else set()
+        return frozenset({SCORES[self.score], *compared})
 
     def scores(self, taps, counts):
         """Scores, [B, n] float32: masked tokens are never among the lowest."""
-        if self.score == "energy":
-            score = unlike_others(taps, counts)
-        else:
-            score = getattr(taps, SCORES[self.score])
+        score = getattr(taps, SCORES[self.score])
+        if self.score == "energy":  # its margin falls from 3/4 by the depth
+            live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
+            score = uniqueness(score, 0.75 * (1 - counts.progress), live)
         if taps.mask is None:
             return score
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
-
-
-def unlike_others(taps, counts):
-    """Shares of 1 - PiToMe's energy of the keys: high for rare tokens.
-
-    Its margin falls from 3/4 by the depth.
-
-    taps: `Taps` with keys
-    counts: `Counts` of the step, whose `progress` is the depth
-    Returns [B, n] float32.
-    Source: Tran et al. 2024, section 3.2.
-    """
-    live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
-    return uniqueness(taps.key, 0.75 * (1 - counts.progress), live)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,27 +179,16 @@ class Bipartite(Reducer):
         sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
         absorbed, partner, target = pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
-        return Assignment(
-            dest=alternate(*(sides[::-1] if first else sides)),
-            index=SlotIndex(
-                keep=keep,
-                absorbed=absorbed,
-                target=target,
-                groups=target,
-                group_keep=partner,
-            ),
-            n_out=counts.n_out,
-        )
+        index = SlotIndex.joining(keep, absorbed, target, partner)
+        dest = alternate(*(sides[::-1] if first else sides))
+        return Assignment(dest, index=index, n_out=counts.n_out)
 
 
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest of scores [B, n], in spatial order."""
     place = place_among(rank(score) < n_out)
-    return Assignment(
-        dest=jnp.maximum(place, DROPPED),
-        index=SlotIndex.one_each(invert(place, n_out)),
-        n_out=n_out,
-    )
+    index = SlotIndex.one_each(invert(place, n_out))
+    return Assignment(jnp.maximum(place, DROPPED), index=index, n_out=n_out)
 
 
 def keep_and_sum(keep, weight, n_out):
@@ -220,15 +196,9 @@ def keep_and_sum(keep, weight, n_out):
 
     The last slot is the sum of all others, by `weight` [B, n].
     """
-    last = n_out - 1
-    dest = jnp.where(keep, count_before(keep), last)
-    return Assignment(
-        dest=dest,
-        weight=jnp.where(keep, 1.0, weight),
-        index=slot_index(dest, n_out, groups=1),
-        n_out=n_out,
-        mean=False,
-    )
+    dest = jnp.where(keep, count_before(keep), n_out - 1)
+    weight, index = jnp.where(keep, 1.0, weight), slot_index(dest, n_out, groups=1)
+    return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +206,19 @@ class Dropping(Reducer):
     """What `reducer` would merge is dropped: every slot keeps one token, as it is.
 
     That is the token that others would join; of a cluster without such a token the one
-    that is nearest to its mean, the first of equally near ones.
+    that is nearest to its mean, the first of equally near ones. Raises InputError for a
+    reducer that learns, or sums.
     """
 
     reducer: Reducer
+
+    def __post_init__(self):
+        learns = isinstance(self.reducer, nn.Module)
+        if learns or getattr(self.reducer, "fuse", False):
+            name = type(self.reducer).__name__
+            problem = f"is 'drop', but {name} learns or adds a token"
+            allowed = "'own', or a method that merges without either"
+            raise InputError(problem, field="fate", value="drop", allowed=allowed)
 
     @property
     def needs(self):
@@ -260,24 +239,9 @@ class Dropping(Reducer):
             keep = merged.index.keep
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
-        return Assignment(
-            dest=jnp.where(stays, merged.dest, DROPPED),
-            index=SlotIndex.one_each(keep),
-            n_out=counts.n_out,
-        )
-
-
-def dropping(reducer):
-    """`Dropping` of a reducer. Raises InputError for one that learns, or sums."""
-    learns = isinstance(reducer, nn.Module)
-    if learns or getattr(reducer, "fuse", False):
-        raise InputError(
-            f"is 'drop', but {type(reducer).__name__} learns or adds a token",
-            field="fate",
-            value="drop",
-            allowed="'own', or a method that merges without either",
-        )
-    return Dropping(reducer)
+        dest = jnp.where(stays, merged.dest, DROPPED)
+        index = SlotIndex.one_each(keep)
+        return Assignment(dest, index=index, n_out=counts.n_out)
 
 
 def nearest_to_means(x, size, result):
@@ -334,17 +298,9 @@ def merge_in_place(absorbed, partners, counts):
     place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = followed[:, None, :] <= place[:, :, None]
     keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    return Assignment(
-        dest=jnp.where(joined == DROPPED, stays, joined),
-        index=SlotIndex(
-            keep=keep,
-            absorbed=absorbed,
-            target=target,
-            groups=target,
-            group_keep=partners,
-        ),
-        n_out=counts.n_out,
-    )
+    dest = jnp.where(joined == DROPPED, stays, joined)
+    index = SlotIndex.joining(keep, absorbed, target, partners)
+    return Assignment(dest, index=index, n_out=counts.n_out)
 
 
 def keep_and_join(keep, absorbed, target, n):
@@ -361,17 +317,9 @@ def keep_and_join(keep, absorbed, target, n):
         jnp.concatenate(pair, axis=1) for pair in ((keep, absorbed), (slots, target))
     )
     holds = tokens[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
-    return Assignment(
-        dest=jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1),
-        index=SlotIndex(
-            keep=keep,
-            absorbed=absorbed,
-            target=target,
-            groups=target,
-            group_keep=gather_rows(keep, target),
-        ),
-        n_out=n_out,
-    )
+    dest = jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1)
+    index = SlotIndex.joining(keep, absorbed, target, gather_rows(keep, target))
+    return Assignment(dest, index=index, n_out=n_out)
 
 
 def join_most_similar(metric, sources, targets, joining=None):

@@ -6,6 +6,7 @@ removes at most half of the tokens at a step) is for the caller to say.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -39,16 +40,6 @@ def stages(depth, strength, *blocks):
     return [(1 - strength) ** count for count in passed]
 
 
-def imagepiece(depth, strength):
-    """ImagePiece's counts, as shares of the first count, to a power."""
-    return _powered(IMAGEPIECE, depth, strength)
-
-
-def diffrate(depth, strength):
-    """DiffRate's counts for DeiT-Ti, as shares of the first count, to a power."""
-    return _powered(DIFFRATE, depth, strength)
-
-
 def curve(depth, strength, middle=0.5, slope=8.0):
     """An S-curve over the depth, from 1 down to 1 - strength.
 
@@ -65,13 +56,33 @@ def curve(depth, strength, middle=0.5, slope=8.0):
     return [1 - strength * share / (high - low) for share in fallen]
 
 
+def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
+    """`shares` to a power that is 0 at strength 0, 1 at a half, and infinite at 1."""
+    if strength >= 1:
+        return [float(share == 1) for share in shares]
+    power = strength / (1 - strength)
+    return [share**power for share in shares]
+
+
+def stretched(counts, depth, strength):
+    """`counts` of 12 blocks stretched to `depth`, as shares, to a power."""
+    points, shares = [196, *counts], []
+    for block in range(depth):
+        place = (block + 1) * len(counts) / depth
+        below = min(math.floor(place), len(counts) - 1)
+        part = place - below
+        count = points[below] * (1 - part) + points[below + 1] * part
+        shares.append(count / points[0])
+    return powered_shares(shares, strength)
+
+
 # Each: (depth, strength, *numbers) -> shares of the first count after each block.
 SHAPES: dict[str, Callable[..., list[float]]] = {
     "constant": constant,
     "proportional": proportional,
     "stages": stages,
-    "imagepiece": imagepiece,
-    "diffrate": diffrate,
+    "imagepiece": functools.partial(stretched, IMAGEPIECE),
+    "diffrate": functools.partial(stretched, DIFFRATE),
     "curve": curve,
 }
 MOST_NUMBERS = {"constant": 1, "proportional": 1, "stages": None, "curve": 2}
@@ -123,9 +134,9 @@ class Schedule:
             return
         for block in self.numbers:
             if block >= depth:
+                problem, field = f"names block {block}", "counts"
                 allowed = f"the model's blocks 0 to {depth - 1}"
-                facts = {"field": "counts", "value": block, "allowed": allowed}
-                raise InputError(f"names block {block}", **facts)
+                raise InputError(problem, field=field, value=block, allowed=allowed)
 
 
 def rounded(number: float) -> int:
@@ -169,23 +180,3 @@ def scaled_removals(
         total += number * unit
         counts.append(max(1, rounded(patches - total)))
     return tuple(counts)
-
-
-def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
-    """`shares` to a power that is 0 at strength 0, 1 at a half, and infinite at 1."""
-    if strength >= 1:
-        return [float(share == 1) for share in shares]
-    power = strength / (1 - strength)
-    return [share**power for share in shares]
-
-
-def _powered(counts, depth, strength):
-    """Shares after each block, of a list for 12 blocks stretched to `depth`."""
-    points, shares = [196, *counts], []
-    for block in range(depth):
-        place = (block + 1) * len(counts) / depth
-        below = min(math.floor(place), len(counts) - 1)
-        part = place - below
-        count = points[below] * (1 - part) + points[below + 1] * part
-        shares.append(count / points[0])
-    return powered_shares(shares, strength)

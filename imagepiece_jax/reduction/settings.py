@@ -24,7 +24,7 @@ def with_defaults(reduction):
     method = methods.create(**fields)
     defaults = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
     name = fields.get("name", DENSE["name"])
-    return {"name": name, **defaults, **of_model, **method.inference_fields()}
+    return {"name": name, **defaults, **of_model, **method.named_fields(training=False)}
 
 
 def changed(reduction, base=None):
@@ -97,6 +97,6 @@ def split_reduction(reduction, prop_attn=None):
         prop_attn = inside.get("prop_attn")
     if inside.get("prop_attn", prop_attn) != prop_attn:
         problem = f"is {prop_attn!r}, in reduction {inside['prop_attn']!r}"
-        found = {"field": "prop_attn", "value": prop_attn, "allowed": "one of them"}
-        raise InputError(problem, **found)
+        field, allowed = "prop_attn", "one of them"
+        raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
     return reduction, prop_attn

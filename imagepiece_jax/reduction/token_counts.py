@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import ClassVar
 
 
 def ceil(x):
@@ -16,12 +15,7 @@ def floor(x):
 
 
 class Rule:
-    """Base of the counting rules, which are frozen dataclasses.
-
-    merges: whether the step matches pairs, so that at most one of two sides can leave.
-    """
-
-    merges: ClassVar[bool] = False
+    """Base of the counting rules, which are frozen dataclasses."""
 
     def n_out(self, n: int, n0: int, stage: int) -> int | None:
         """Image tokens after the step; None where it changes nothing.
@@ -33,11 +27,31 @@ class Rule:
 
     def fewest(self, n: int, stage: int) -> int:
         """Fewest of `n` tokens that the step could leave, with the same reducer."""
-        return n - n // 2 if self.merges else 1
+        return 1
 
     def candidates(self, n: int) -> int | None:
-        """Tokens among which a merge looks for pairs; None for other rules."""
+        """Tokens among which a merge looks for pairs; None: all, or it merges none."""
         return None
+
+
+class Matching(Rule):
+    """Base of rules of merges in pairs, of which at most one of two sides can leave."""
+
+    def removed(self, n: int) -> int:
+        """How many of `n` tokens are to leave, where so many can."""
+        raise NotImplementedError
+
+    def n_out(self, n, n0, stage):
+        removed = min(self.removed(n), self.half(n))
+        return None if removed <= 0 else n - removed
+
+    def fewest(self, n, stage):
+        return n - self.half(n)
+
+    def half(self, n):
+        """Tokens of the smaller side."""
+        candidates = self.candidates(n)
+        return (n if candidates is None else candidates) // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,31 +85,27 @@ class KeepInitial(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Remove(Rule):
-    """`count` tokens fewer, at most half of all: those of one of two sides."""
+class Remove(Matching):
+    """`count` tokens fewer, at most half of all."""
 
     count: int
-    merges = True
 
-    def n_out(self, n, n0, stage):
-        removed = min(self.count, n // 2)
-        return None if removed == 0 else n - removed
+    def removed(self, n):
+        return self.count
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeTo(Rule):
+class MergeTo(Matching):
     """As many tokens as `Keep(rate)`, but at most half of all are merged away."""
 
     rate: float
-    merges = True
 
-    def n_out(self, n, n0, stage):
-        count = Keep(self.rate).n_out(n, n0, stage)
-        return None if count is None else max(count, n - n // 2)
+    def removed(self, n):
+        return n - max(1, ceil(self.rate * n))
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge(Rule):
+class Merge(Matching):
     """ImagePiece's merges, among the floor(candidate_ratio * n) least attended tokens.
 
     ceil(merge_ratio * (n + 1)) of them: the class token counts in the published
@@ -106,19 +116,13 @@ class Merge(Rule):
     merge_ratio: float
     candidate_ratio: float
     base: str = "all"
-    merges = True
 
     def candidates(self, n):
         return floor(self.candidate_ratio * n)
 
-    def n_out(self, n, n0, stage):
-        candidates = self.candidates(n)
-        base = candidates if self.base == "candidates" else n + 1
-        merged = min(ceil(self.merge_ratio * base), candidates // 2)
-        return None if merged == 0 else n - merged
-
-    def fewest(self, n, stage):
-        return n - self.candidates(n) // 2
+    def removed(self, n):
+        base = self.candidates(n) if self.base == "candidates" else n + 1
+        return ceil(self.merge_ratio * base)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,10 +98,15 @@ class SlotIndex:
     group_keep: Array  # [B, m]: the tokens that the groups keep
 
     @classmethod
+    def joining(cls, keep, absorbed, target, group_keep):
+        """Every absorbed token, [B, e], names its slot and what that keeps."""
+        return cls(keep, absorbed, target, groups=target, group_keep=group_keep)
+
+    @classmethod
     def one_each(cls, keep):
         """Every slot has one token. [B, n_out] -> SlotIndex."""
         none = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls(keep, absorbed=none, target=none, groups=none, group_keep=none)
+        return cls.joining(keep, none, none, none)
 
 
 @struct.dataclass

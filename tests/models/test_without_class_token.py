@@ -3,10 +3,11 @@
 import functools
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.provenance import unmerge
+from imagepiece_jax.reduction.provenance import rows_of
 from tests import oracles, oracles_tome
 from tests.models import tiny
 
@@ -54,7 +55,7 @@ def test_merged_tokens_count_by_their_patches(name):
     assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
     pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
     close(out.logits, read(head, pooled))
-    spread = unmerge(out.tokens, tiny.slots(out))
+    spread = rows_of(jnp.asarray(out.tokens), tiny.slots(out))
     close(out.logits, read(head, np.asarray(spread).mean(axis=1)))
     plain = read(head, tokens.mean(axis=1))
     assert np.abs(out.logits - plain).max() > 0.01

@@ -79,8 +79,3 @@ def test_shares_of_the_first_tokens():
     assert KeepInitial(0.0).n_out(122, 196, 2) == 1
     assert KeepInitial(0.7).n_out(137, 196, 2) is None  # as many as there are
     assert KeepInitial(0.7).n_out(100, 196, 2) is None  # fewer are there
-
-
-def test_rules_that_match_pairs():
-    rules = (Keep(0.7), KeepInitial(0.7), Fixed(16), Merge(0.08, 0.3), Remove(13))
-    assert [rule.merges for rule in (*rules, MergeTo(0.7))] == [0, 0, 0, 1, 1, 1]

@@ -108,7 +108,7 @@ class Kernel:
         count.restype = ctypes.c_int64
         parity = 0
         if self.rule == "bipartite":
-            candidates, parity = _bipartite_sides(length - num_prefix, num_prefix)
+            candidates, parity = length - num_prefix, num_prefix % 2
         sizes = (length, num_prefix, heads, width, candidates, parity)
         bytes_needed = count(*map(ctypes.c_int64, (RULES[self.rule], *sizes)))
         limit = 1024 * SHARED_KIB.get(capability, 99)
@@ -125,56 +125,33 @@ class Kernel:
         counts: `Counts` of the step
         Returns (TokenState, Assignment).
         """
-        prefix, parity = state.num_prefix, self.parity
+        kernel, prefix = self, state.num_prefix
         candidates = counts.candidates or 0
         if self.rule == "bipartite":
-            candidates, parity = _bipartite_sides(counts.n_in, prefix)
+            candidates, parity = counts.n_in, prefix % 2  # all; even positions leave
+            kernel = dataclasses.replace(self, parity=parity)
             query = key  # which it does not read
-        call = _Call(self, counts.n_out, prefix, candidates, parity)
         # Decisions carry no gradient: that of query and key is none.
         query, key = jax.lax.stop_gradient((query, key))
-        x, size, dest = _reduce(call, query, key, state.x, state.size)
-        result = Assignment(
-            dest=dest,
-            weight=None if self.by_size else jnp.ones(dest.shape, jnp.float32),
-            n_out=counts.n_out,
-        )
-        state = TokenState(
-            x=x,
-            size=size,
-            coordinates=tokens.mean_coordinates(state, result),
-            num_prefix=prefix,
-        )
-        return state, result
+        numbers = counts.n_out, prefix, candidates
+        x, size, dest = _reduce(kernel, *numbers, query, key, state.x, state.size)
+        weight = None if self.by_size else jnp.ones(dest.shape, jnp.float32)
+        result = Assignment(dest, weight, n_out=counts.n_out)
+        coordinates = tokens.mean_coordinates(state, result)
+        return TokenState(x, size, coordinates=coordinates, num_prefix=prefix), result
 
 
-def _bipartite_sides(n, num_prefix):
-    """(tokens that are split into two sides, which of the first two leaves)."""
-    return n, num_prefix % 2  # all; of all positions the even ones leave
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """What stays the same from image to image; the handlers' attributes."""
-
-    kernel: Kernel
-    n_out: int
-    num_prefix: int
-    candidates: int
-    parity: int
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _reduce(call, query, key, x, size):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _reduce(kernel, n_out, num_prefix, candidates, query, key, x, size):
     """x [B, prefix + n_out, D], size [B, prefix + n_out], dest [B, n] int32."""
     batch, length, width = x.shape
-    total, kernel = call.num_prefix + call.n_out, call.kernel
+    total = num_prefix + n_out
     run = jax.ffi.ffi_call(
         TARGET,
         (
             jax.ShapeDtypeStruct((batch, total, width), x.dtype),
             jax.ShapeDtypeStruct((batch, total), jnp.float32),
-            jax.ShapeDtypeStruct((batch, length - call.num_prefix), jnp.int32),
+            jax.ShapeDtypeStruct((batch, length - num_prefix), jnp.int32),
         ),
         vmap_method="sequential",
     )
@@ -184,34 +161,30 @@ def _reduce(call, query, key, x, size):
         x,
         size,
         rule=np.int64(RULES[kernel.rule]),
-        num_prefix=np.int64(call.num_prefix),
-        candidates=np.int64(call.candidates),
-        parity=np.int64(call.parity),
+        num_prefix=np.int64(num_prefix),
+        candidates=np.int64(candidates),
+        parity=np.int64(kernel.parity),
         ascending=kernel.ascending,
         by_size=kernel.by_size,
         prop_attn=kernel.prop_attn,
     )
 
 
-def _forward(call, query, key, x, size):
-    out = _reduce(call, query, key, x, size)
+def _forward(kernel, n_out, num_prefix, candidates, query, key, x, size):
+    out = _reduce(kernel, n_out, num_prefix, candidates, query, key, x, size)
     return out, (x, size, out[2])
 
 
-def _backward(call, saved, gradients):
+def _backward(kernel, n_out, num_prefix, candidates, saved, gradients):
     """The plain version's rule: `dest` is known, each token reads its slot's row."""
     x, size, dest = saved
 
     def plain(x, size):
-        prefix = call.num_prefix
-        state = TokenState(x=x, size=size, num_prefix=prefix)
-        groups = 0 if call.kernel.rule == "prune" else dest.shape[1] - call.n_out
-        result = Assignment(
-            dest=dest,
-            weight=None if call.kernel.by_size else jnp.ones_like(size[:, prefix:]),
-            index=tokens.slot_index(dest, call.n_out, groups),
-            n_out=call.n_out,
-        )
+        state = TokenState(x, size, num_prefix=num_prefix)
+        weight = None if kernel.by_size else jnp.ones_like(size[:, num_prefix:])
+        groups = 0 if kernel.rule == "prune" else dest.shape[1] - n_out
+        index = tokens.slot_index(dest, n_out, groups)
+        result = Assignment(dest, weight, index=index, n_out=n_out)
         state = tokens.apply(state, result)
         return state.x, state.size
 

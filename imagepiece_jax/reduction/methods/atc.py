@@ -82,12 +82,9 @@ class Agglomeration(Reducer):
         first = agglomerate(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         dest = gather_rows(count_before(stays), first)
-        return Assignment(
-            dest=dest,
-            weight=None if self.size_weighting else jnp.ones_like(taps.size),
-            index=slot_index(dest, counts.n_out),
-            n_out=counts.n_out,
-        )
+        weight = None if self.size_weighting else jnp.ones_like(taps.size)
+        index = slot_index(dest, counts.n_out)
+        return Assignment(dest, weight, index=index, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,15 +79,13 @@ def published(model):
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneThenMerge(Rule):
-    """At most `pruned` image tokens stay, then at most `merged` of them."""
+class AtMost(Rule):
+    """At most `tokens` image tokens stay."""
 
-    pruned: int
-    merged: int
+    tokens: int
 
     def n_out(self, n, n0, stage):
-        n_out = min(self.pruned, self.merged, n)
-        return None if n_out == n else n_out
+        return None if self.tokens >= n else self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +105,9 @@ class PruneAndMerge(Ranking):
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
         if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
-            return Assignment(
-                dest=jnp.where(order < n_out, order, DROPPED),
-                index=SlotIndex.one_each(tokens),
-                n_out=n_out,
-                attn_size=taps.attn_size,
-            )
+            dest = jnp.where(order < n_out, order, DROPPED)
+            index, sizes = SlotIndex.one_each(tokens), taps.attn_size
+            return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
         keep, joining = tokens[:, :n_out], tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         _, target = find_partners(alike, jnp.arange(n_out, dtype=jnp.int32)[None])
@@ -194,7 +189,7 @@ class DiffRate(Method):
 
     def step_at(self, block, depth, tokens):
         """None is dropped: all that leave join the most attended."""
-        return Step(block, PruneAndMerge(ALL, score=self.score), PruneThenMerge(0, 0))
+        return Step(block, PruneAndMerge(ALL, score=self.score), AtMost(0))
 
     def steps(self, depth):
         if self.prune is None:
@@ -206,5 +201,5 @@ class DiffRate(Method):
         lists, steps = zip(self.prune, self.merge, strict=True), []
         for block, (pruned, merged) in enumerate(lists):
             reducer = PruneAndMerge(pruned - 1, score=self.score)
-            steps.append(Step(block, reducer, PruneThenMerge(pruned - 1, merged - 1)))
+            steps.append(Step(block, reducer, AtMost(merged - 1)))
         return tuple(steps)

@@ -29,14 +29,15 @@ class Cells(Reducer):
 
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of patches is there and as large."""
-        found = {"field": "grid_size", "value": self.size}
         if grid is None:
             problem = "needs the grid of patches, but the tokens are reduced before"
-            raise InputError(problem, **found, allowed="pooling before any other step")
-        if self.size > min(grid):
+            allowed = "pooling before any other step"
+        elif self.size > min(grid):
             problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
             allowed = f"whole numbers from 1 to {min(grid)}"
-            raise InputError(problem, **found, allowed=allowed)
+        else:
+            return
+        raise InputError(problem, field="grid_size", value=self.size, allowed=allowed)
 
     def __call__(self, taps, counts, train=False):
         self.check_grid(taps.grid)

@@ -38,10 +38,6 @@ class Retokenize(Ranking):
     metric: str = "key"  # the compared feature: "key", "query", "value" or "token"
     size_weighting: bool = True  # a merged token is the mean over patches, not tokens
 
-    @property
-    def needs(self):
-        return super().needs | {"metric"}
-
     def __call__(self, taps, counts, train=False):
         n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps, counts))

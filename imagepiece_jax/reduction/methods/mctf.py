@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Removal, score
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
-from imagepiece_jax.reduction.token_counts import Rule, floor
+from imagepiece_jax.reduction.token_counts import Matching, floor
 
 FEWEST = 10  # tokens, class token included, that always stay
 
@@ -37,19 +37,17 @@ def _removed(value):
 
 
 @dataclasses.dataclass(frozen=True)
-class FuseAway(Rule):
+class FuseAway(Matching):
     """`r` tokens fewer, or that share of them: at most half, and ten tokens stay."""
 
     r: float
-    merges = True
 
-    def n_out(self, n, n0, stage):
+    def removed(self, n):
         r = min(self.r, n + 1 - FEWEST)
-        removed = min(floor(n * r) if r < 1 else r, n // 2)
-        return None if removed <= 0 else n - removed
+        return floor(n * r) if r < 1 else r
 
     def fewest(self, n, stage):
-        return max(n - n // 2, min(n, FEWEST - 1))
+        return max(super().fewest(n, stage), min(n, FEWEST - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +68,6 @@ class Fusion(Ranking):
     sizes: float = 40.0
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
-
-    @property
-    def needs(self):
-        return super().needs | {"metric"}
 
     def __call__(self, taps, counts, train=False):
         n, merges = counts.n_in, counts.n_in - counts.n_out

@@ -15,7 +15,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
-from imagepiece_jax.reduction.reducers import METRICS, SCORES, dropping
+from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
 from imagepiece_jax.reduction.token_counts import KeepInitial
 
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
@@ -165,7 +165,7 @@ class Method(CheckedFields):
         if self.fate == "own":
             return steps
         return [
-            dataclasses.replace(step, reducer=dropping(step.reducer)) for step in steps
+            dataclasses.replace(step, reducer=Dropping(step.reducer)) for step in steps
         ]
 
     def _counted(self, depth, patches):
@@ -228,10 +228,6 @@ class Method(CheckedFields):
         if highest > most:
             tokens = f"as the first block has {model.patches} image tokens"
             self.refuse(field, f"{least} to {most}, {tokens}", f"{verb} {highest}")
-
-    def inference_fields(self) -> dict[str, Any]:
-        """The fields by name, without those that only training reads."""
-        return self.named_fields(training=False)
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
         """The fields by name; `training`: those that only training reads, too."""

@@ -10,17 +10,12 @@ from imagepiece_jax.common.fields import rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import invert, rank
-from imagepiece_jax.reduction.reducers import (
-    Reducer,
-    join_most_similar,
-    merge_in_place,
-    unlike_others,
-)
+from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
 from imagepiece_jax.reduction.token_counts import MergeTo
 
 
 @dataclasses.dataclass(frozen=True)
-class ByEnergy(Reducer):
+class ByEnergy(Ranking):
     """Tokens of high energy, which are like many others, merge in pairs.
 
     Ordered by falling energy they alternate between two sides. protect: only as many of
@@ -30,10 +25,10 @@ class ByEnergy(Reducer):
 
     protect: bool
     metric: str = "key"
-    needs = frozenset({"key", "metric"})
+    score: str = dataclasses.field(default="energy", kw_only=True)
 
     def __call__(self, taps, counts, train=False):
-        unlike = jax.lax.stop_gradient(unlike_others(taps, counts))
+        unlike = jax.lax.stop_gradient(self.scores(taps, counts))
         metric = jax.lax.stop_gradient(taps.metric)
         merges = counts.n_in - counts.n_out
         order = rank(-unlike)

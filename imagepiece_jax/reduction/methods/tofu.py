@@ -14,19 +14,17 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric
 from imagepiece_jax.reduction.ops import lengths
 from imagepiece_jax.reduction.reducers import Bipartite, Dropping
-from imagepiece_jax.reduction.token_counts import Rule, floor
+from imagepiece_jax.reduction.token_counts import Matching, floor
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeAway(Rule):
+class MergeAway(Matching):
     """floor((1 - rate) (n + 1)) tokens fewer, at most half: the class token counts."""
 
     rate: float
-    merges = True
 
-    def n_out(self, n, n0, stage):
-        removed = min(floor((1 - self.rate) * (n + 1)), n // 2)
-        return None if removed == 0 else n - removed
+    def removed(self, n):
+        return floor((1 - self.rate) * (n + 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,8 +79,7 @@ class ConvLearner(nn.Module, Reducer):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
             problem = "is 'v1.0', which needs a grid, but tokens are reduced before"
-            facts = {"field": "version", "value": "v1.0", "allowed": "'v1.1'"}
-            raise InputError(problem, **facts)
+            raise InputError(problem, field="version", value="v1.0", allowed="'v1.1'")
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -103,7 +102,7 @@ class ConvLearner(nn.Module, Reducer):
 
 
 class TokenFuser(nn.Module):
-    """Add to every token its share of the learned ones: a soft `unmerge`.
+    """Add to every token its share of the learned ones.
 
     learned [B, S, D], original [B, n, D] -> [B, n, D]. The learned tokens are
     normalized, mixed among each other and normalized again; a token takes of each by

@@ -36,12 +36,8 @@ class Clustering(Ranking):
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
         dest, share = self.cluster(squared_distances(x), weight, first, counts.n_out)
-        return Assignment(
-            dest=dest,
-            weight=share,
-            index=slot_index(dest, counts.n_out),
-            n_out=counts.n_out,
-        )
+        index = slot_index(dest, counts.n_out)
+        return Assignment(dest, share, index=index, n_out=counts.n_out)
 
 
 class KMedoids(Clustering):

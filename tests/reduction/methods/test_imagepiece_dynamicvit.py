@@ -196,6 +196,6 @@ def test_it_has_the_fields_of_both():
     """And is trained as DynamicViT is."""
     assert ImagePieceDynamicViT.needs_teacher
     assert issubclass(ImagePieceDynamicViT, LearnedSelection)
-    inference = ImagePieceDynamicViT().inference_fields()
+    inference = ImagePieceDynamicViT().named_fields(training=False)
     assert {"mode", "merge_ratio"} <= set(inference)
     assert not {"ratio_weight", "backbone_lr"} & set(inference)

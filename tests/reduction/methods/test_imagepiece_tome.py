@@ -54,4 +54,4 @@ def test_one_step_merges_at_most_half(rate):
 
 
 def test_its_fields_are_imagepieces():
-    assert ImagePieceToMe().inference_fields() == ImagePiece().inference_fields()
+    assert ImagePieceToMe().named_fields() == ImagePiece().named_fields()

@@ -94,7 +94,7 @@ def test_evaluation_keeps_the_best_scores_of_what_is_left(reduction):
 def learning(name):
     """(model, optimizer, compiled step of the selectors only)."""
     method = SELECTIONS[name]
-    model = tiny.model({"name": name} | method.inference_fields(), masked=True)
+    model = tiny.model({"name": name} | method.named_fields(False), masked=True)
     params, optimizer = tiny.variables(model)["params"], optax.adam(0.02)
     taught = tiny.jit(tiny.model(depth=1).apply)({"params": params}, tiny.images())
 

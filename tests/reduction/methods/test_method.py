@@ -238,9 +238,9 @@ def test_fields_that_training_alone_reads_are_apart():
         own_weight: float = weight(0.5, training=True)
 
     method = Own(tokens=4)
-    assert method.inference_fields() == {"tokens": 4}
+    assert method.named_fields(training=False) == {"tokens": 4}
     assert (method.loss, method.rate_at, method.param_groups) == (None,) * 3
     assert not method.needs_teacher and method.model_fields == {}
-    evit = create("evit", rate_warmup_epochs=3).inference_fields()
+    evit = create("evit", rate_warmup_epochs=3).named_fields(training=False)
     own = {"keep_rate": 0.7, "blocks": (3, 6, 9), "fuse_token": False, "score": "auto"}
     assert evit == own
