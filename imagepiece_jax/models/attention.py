@@ -25,19 +25,15 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
 
     requested: in BACKENDS; "auto" takes cuDNN's fused attention where it runs
     device: a jax.Device; None: the first
-    Raises InputError for an unknown name, and for "cudnn" where it does not run.
+    Raises InputError for "cudnn" where it does not run.
     """
-    field = "attention"
-    if requested not in BACKENDS:
-        allowed = ", ".join(map(repr, BACKENDS))
-        raise InputError(field=field, value=requested, allowed=allowed)
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
         problem, allowed = f"is 'cudnn', which needs {reason}", "'xla' and 'auto'"
-        raise InputError(problem, field=field, value=requested, allowed=allowed)
+        raise InputError(problem, field="attention", value=requested, allowed=allowed)
     return "xla" if reason else "cudnn"
 
 
@@ -86,14 +82,6 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     )
 
 
-def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
-    """Attention in which only a masked token itself attends to it.
-
-    It builds the N x N matrix; arguments are those of `attend` and `attention_map`.
-    """
-    return read_by(attention_map(query, key, key_bias, mask, eps), value)
-
-
 def read_by(weights, value):
     """weights [B, H, N, M], value [B, M, H, d] -> [B, N, H, d]."""
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
@@ -102,8 +90,9 @@ def read_by(weights, value):
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     """Attention of the first Q tokens to every token.
 
-    With a mask, of exponentials P and the mask's columns W, 1 on the diagonal, it is
-    (P W + eps / N) / (sum P W + eps): finite when everything is masked.
+    With a mask only a masked token itself attends to it: of exponentials P and the
+    mask's columns W, 1 on the diagonal, the map is (P W + eps / N) / (sum P W + eps),
+    finite when everything is masked.
 
     query: [B, Q, H, d]
     key: [B, N, H, d]
@@ -298,7 +287,7 @@ class Attention(nn.Module):
         """Attention of each query to the first `length` tokens. -> [B, Q, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
-            return masked_attend(query, key, value, mask, bias)
+            return read_by(attention_map(query, key, bias, mask), value)
         bias = None if bias is None else _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
         backend = self.backend if query.shape == key.shape else "xla"

@@ -184,8 +184,11 @@ class Block(nn.Module):
         return _add(x, out, factor)
 
     def _outgoing(self, state):
-        """`state` with only the tokens that leave the block."""
-        return tokens.first(state, self.queries) if self.queries else state
+        """`state` with only the tokens that leave the block, all of the prefix."""
+        if not self.queries:
+            return state
+        x, size = state.x[:, : self.queries], state.size[:, : self.queries]
+        return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):
         return self.norm1(_rows(x)).reshape(x.shape)

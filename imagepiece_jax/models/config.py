@@ -23,7 +23,7 @@ from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
-from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.reduce import MISS, reduced, resolved
 from imagepiece_jax.models.registry import MODELS, facts
@@ -71,19 +71,17 @@ class ModelConfig(CheckedFields):
     num_heads: int | None = optional(count(least=1))
     mlp_ratio: float | None = optional(number(above=0))
     stem: str | None = optional(choice(allowed=tuple(STEMS)))
-    arch: Architecture | None = optional(
-        checked(None, _arch, "its fields")
-    )  # or a dict
-    gelu: str | None = optional(
-        choice(allowed=GELUS)
-    )  # this and the next three: of arch
+    # or a dict
+    arch: Architecture | None = optional(checked(None, _arch, "its fields"))
+    # this and the next three: of arch
+    gelu: str | None = optional(choice(allowed=GELUS))
     norm_eps: float | None = optional(number(above=0, below=1))
     resize: str | None = optional(choice(allowed=RESIZES))
     class_token: bool | None = optional(switch())  # False: the head reads a mean
     mean: tuple[float, float, float] | None = None  # of the images' pixels in [0, 1]
     std: tuple[float, float, float] | None = None
     dtype: str | None = optional(xla_options.layer_dtype())
-    attention: str | None = None
+    attention: str | None = optional(choice(allowed=BACKENDS))
     kernels: str | None = optional(choice(allowed=fused_kernels.CHOICES))
     drop_path_rate: float | None = optional(number(least=0, below=1))
     # None: the reduction's default, such as True for ToMe; False for MAE's weights

@@ -225,25 +225,21 @@ def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _places(leaves):
     """{path with its collection: its _Place} of the leaves of a variables tree."""
-    places = {key: _place(key, leaf.shape) for key, leaf in leaves.items()}
-    for key, place in places.items():
-        if place.part is None or not key.endswith("/bias"):
-            continue
-        module, part, _ = key.rsplit("/", 2)
-        if f"{module}/k/bias" not in leaves:
-            name = place.name.replace("qkv.bias", f"{part}_bias")
-            places[key] = _Place(place.path, name, None, 1, tuple(leaves[key].shape))
-    return places
+    return {key: _place(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
-def _place(key, shape):
+def _place(key, shape, leaves):
     """`key` is the path of a leaf with its collection: params/blocks_3/mlp/fc1/bias."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     part, stack = None, _STACKED.get(modules[-2] if modules[1:] else None, "")
     if modules and modules[-1] in tuple(stack):
-        part = stack.index(modules[-1])
-        modules[-1] = stack
+        projection = modules.pop()
+        if leaf == "bias" and f"{key.rsplit('/', 2)[0]}/k/bias" not in leaves:
+            leaf = f"{projection}_bias"
+        else:
+            part = stack.index(projection)
+            modules.append(stack)
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):

@@ -21,14 +21,14 @@ def describe(model, others, image_size):
 
     `others` have no reduction; the model itself is left out of them.
     """
-    table, dead = cost_table(model, others[0], image_size), ""
-    if macs := dead_macs(model) / 1e9:
-        dead = f"\n{macs:#.4g} GMACs of the last block are not computed for logits"
+    table = cost_table(model, others[0], image_size)
     others = [other for other in dict.fromkeys(others) if other != model]
-    fused = ""
+    lines = [table, cost_line(model, others, image_size)]
+    if macs := dead_macs(model) / 1e9:
+        lines.append(f"{macs:#.4g} GMACs of the last block are not computed for logits")
     if model.kernels:
-        fused = f"\nreductions in fused kernels, for {model.kernels}"
-    return f"{table}\n{cost_line(model, others, image_size)}{dead}{fused}"
+        lines.append(f"reductions in fused kernels, for {model.kernels}")
+    return "\n".join(lines)
 
 
 def cost_table(model, dense, image_size):
@@ -42,8 +42,7 @@ def cost_table(model, dense, image_size):
         cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{parameters:,}")
         if layer is None:
             return (name, "", "", *cost, "")
-        tokens = (layer.attn_tokens, layer.mlp_tokens)
-        return (name, *tokens, *cost, action(layer))
+        return (name, layer.attn_tokens, layer.mlp_tokens, *cost, action(layer))
 
     blocks = [f"block {i}" for i in range(len(model.plan))]
     columns = (

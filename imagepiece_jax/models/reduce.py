@@ -82,10 +82,7 @@ def at_cost(method, dense, grid, name=None, allowed=MISS):
     with within("reduction"):
         method = method.resolved(_facts_of(dense, grid, name))
         found = _at_cost(method, model, grid, allowed)
-    counts = [
-        layer.mlp_tokens - model.arch.prefix for layer in _plan(found, model, grid)
-    ]
-    name = methods.name_of(method)
+    counts, name = _counts(found, model, grid), methods.name_of(method)
     logging.info("%s at %g of the MACs: %s", name, method.macs, counts)
     return found
 
@@ -105,6 +102,12 @@ def _plan(method, dense, grid, masked=False):
     steps = method.planned_steps(dense.depth, math.prod(grid))
     prefix = dense.arch.prefix
     return layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+
+
+def _counts(method, dense, grid):
+    """Image tokens after each block."""
+    plan = _plan(method, dense, grid)
+    return [layer.mlp_tokens - dense.arch.prefix for layer in plan]
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,12 +161,9 @@ def _with_tokens(method, tokens, model, grid):
         raise InputError(field="tokens", value=tokens, allowed=allowed)
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
-    def counts(found):
-        plan = _plan(found, model, grid)
-        return [layer.mlp_tokens - model.arch.prefix for layer in plan]
-
     def at(strength):
-        return counts(method.at_strength(strength, model.depth, patches))
+        found = method.at_strength(strength, model.depth, patches)
+        return _counts(found, model, grid)
 
     def enough(strength):
         try:
@@ -172,7 +172,7 @@ def _with_tokens(method, tokens, model, grid):
             return True
 
     if at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
-        own = counts(dataclasses.replace(method, macs=None))
+        own = _counts(dataclasses.replace(method, macs=None), model, grid)
         cut = [count if count > own[-1] else tokens for count in own]
     else:
         cut = [max(tokens, count) for count in at(_weakest(enough))]

@@ -163,12 +163,6 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
     )
 
 
-def first(state, count):
-    """The TokenState of the first `count` tokens, all of the prefix."""
-    x, size = state.x[:, :count], state.size[:, :count]
-    return TokenState(x=x, size=size, num_prefix=count)
-
-
 def apply(state, result, form=None):
     """The TokenState after a reduction.
 

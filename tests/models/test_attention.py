@@ -14,7 +14,8 @@ from imagepiece_jax.models.attention import (
     Attention,
     attend,
     attention_columns,
-    masked_attend,
+    attention_map,
+    read_by,
     resolve_backend,
 )
 from imagepiece_jax.reduction import tokens
@@ -28,6 +29,12 @@ from tests.rounding import assert_close
 attend_jit = tiny.compiled(attend)
 class_row = tiny.compiled(class_attention)
 columns = tiny.compiled(attention_columns)
+
+
+def masked_attend(query, key, value, mask, **options):
+    return read_by(attention_map(query, key, mask=mask, **options), value)
+
+
 attend_masked = tiny.compiled(masked_attend)
 
 
