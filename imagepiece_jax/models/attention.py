@@ -59,14 +59,13 @@ def padded_length(length, backend):
 
 @node
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
-    """softmax(q k^T / sqrt(d) + key_bias) v.
+    """softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
 
     query: [B, Q, H, d]; Q is N for cuDNN and where keys are padded
     key, value: [B, N, H, d]
     key_bias: [B, N] float32, proportional attention's log sizes
     length: keys from here on are padding, which no token attends to and whose gradient
         is zero; as queries they are like any other, so that all outputs are finite
-    Returns [B, Q, H, d].
     """
     batch, padded = key.shape[:2]
     bias = None if key_bias is None else key_bias[:, None, None, :]
@@ -88,18 +87,15 @@ def read_by(weights, value):
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
-    """Attention of the first Q tokens to every token.
+    """Attention of the first Q tokens to every token. -> [B, H, Q, N] float32.
 
     With a mask only a masked token itself attends to it: of exponentials P and the
     mask's columns W, 1 on the diagonal, the map is (P W + eps / N) / (sum P W + eps),
-    finite when everything is masked.
+    finite when everything is masked (Rao et al. 2021, DynamicViT).
 
-    query: [B, Q, H, d]
-    key: [B, N, H, d]
+    query, key: [B, Q, H, d] and [B, N, H, d]
     key_bias: [B, N], added to the logits
     mask: [B, N], 1 for live tokens and 0 for masked ones, differentiable
-    Returns [B, H, Q, N] float32.
-    Source: Rao et al. 2021 (DynamicViT), for the mask.
     """
     length, width = key.shape[1], query.shape[-1]
     logits = jnp.einsum(
@@ -122,8 +118,7 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
     """Attention of one query to the tokens that are not masked, [B, H, d] float32.
 
     query: [1, 1, H, d]
-    key, value: [B, N, H, d]
-    mask, key_bias, eps: as for `attention_map`
+    key, value, mask, key_bias, eps: as for `attend` and `attention_map`
     """
     logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
     logits = logits * query.shape[-1] ** -0.5
@@ -139,12 +134,10 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 def attention_columns(query, key, key_bias=None, live=None):
     """Attention that each token receives, mean over heads and queries, [B, N] float32.
 
-    It builds the N x N matrix.
+    It builds the N x N matrix (Marin et al. 2023, Token Pooling).
 
-    query, key: [B, N, H, d]
-    key_bias: [B, N], added to the logits
+    query, key, key_bias: as for `attention_map`
     live: [B, N], 1 for the queries that count and 0 for others; None: all count
-    Source: Marin et al. 2023 (Token Pooling).
     """
     weights = attention_map(query, key, key_bias)
     if live is None:

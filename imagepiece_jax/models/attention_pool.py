@@ -61,8 +61,7 @@ class AttentionPool(nn.Module):
         """The probe's attention to image tokens, mean over heads. -> [B, n] float32.
 
         x [B, N, D], the normed tokens of `state`. The query is moved into the key's
-        projection, whose bias adds the same to all logits: a product with [D, H]
-        instead of [D, D].
+        projection, whose bias adds the same to all logits: a product with [D, H].
         """
         x, size, mask = pooled_tokens(x, state, self.arch)
         if self.is_initializing():

@@ -144,10 +144,7 @@ class Block(nn.Module):
         return state, scores, record
 
     def attend(self, state, factor, reads, train):
-        """(x + attention(norm(x)), [B, N, D], and its scores, `reads`).
-
-        `factor` [B] is drop path's.
-        """
+        """(x + attention(norm(x)) [B, N, D], its scores); `factor`: drop path's."""
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
@@ -160,8 +157,7 @@ class Block(nn.Module):
     def attend_reduced(self, state, reduction, factor, train):
         """As `attend`, with the reduction between attention's scores and its values.
 
-        Residual and values are those of the reduced tokens, and the map is merged
-        likewise. -> (state, scores, record), see `__call__`.
+        Residual and values are those of the reduced tokens. -> (state, scores, record).
         """
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
@@ -198,11 +194,7 @@ class Block(nn.Module):
 
 
 def _rows(x):
-    """All tokens as one matrix, [B, N, D] -> [B N, D].
-
-    With three dimensions XLA may choose layouts with the batch innermost, and then
-    transposes whole arrays in the backward pass.
-    """
+    """All tokens as one matrix, whose layout XLA leaves. [B, N, D] -> [B N, D]."""
     return x.reshape(-1, x.shape[-1])
 
 

@@ -1,10 +1,9 @@
 """Conversion between this model's variables and timm's state dicts, checked strictly.
 
 A parameter's path here and its name there follow one rule: `blocks_3/attn/proj/kernel`
-is `blocks.3.attn.proj.weight`. Two things differ in layout. PyTorch keeps outputs
-before inputs (linear [out, in], convolution OIHW; Flax [in, out] and HWIO), and timm
-stores the projections q, k and v stacked, in this order, as one `attn.qkv`; where keys
-have no bias the others are `attn.q_bias` and `attn.v_bias`.
+is `blocks.3.attn.proj.weight`. PyTorch has outputs before inputs (linear [out, in],
+convolution OIHW), and timm stores q, k and v stacked, in this order, as one `attn.qkv`;
+where keys have no bias the others are `attn.q_bias` and `attn.v_bias`.
 """
 
 import re
@@ -125,11 +124,7 @@ def model_variables(
 
 
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
-    """Names of the selectors of a model that tensors lack, or have in other shapes.
-
-    tensors: by timm's names
-    like: the model's variables, or their shapes
-    """
+    """Selectors of `like` that tensors lack, or have in other shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     selectors = _selectors(like)
     needed = timm_shapes({"params": selectors})
@@ -144,8 +139,7 @@ def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> li
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
     """Raise InputError for the first name of a `field` that no variable has.
 
-    names: as `fresh` of `from_timm`
-    like: the variables, or their shapes
+    names, like: as `fresh` and `like` of `from_timm`
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]
@@ -330,10 +324,7 @@ def _remedy(wrong, places, fresh):
 
 
 def _fit_pos_embed(state_dict, needed, positions):
-    """Resize the position embedding to the grid of `positions`, if only that differs.
-
-    Any other stays as it is, for the check of shapes to report.
-    """
+    """Resize the position embedding to the grid of `positions`, if that will do."""
     place = next((place for place in needed if place.path == "pos_embed"), None)
     embedding = None if place is None else state_dict.get(place.name)
     if embedding is None or positions is None:

@@ -34,8 +34,7 @@ def describe(model, others, image_size):
 def cost_table(model, dense, image_size):
     """Tokens, MMACs next to those of `dense`, and parameters of every part, as text.
 
-    Prefix tokens and positions count to the stem, the last norm and the pooling to the
-    head, a selector to its block.
+    Prefix and positions count to the stem, last norm and pooling to the head.
     """
 
     def row(name, layer, ours, theirs, parameters):
@@ -86,10 +85,7 @@ def model_macs(model, image_size):
 
 
 def dead_macs(model):
-    """MACs of one image that `ViT.head_only` saves: an int.
-
-    `model_macs` counts them, as published figures do.
-    """
+    """MACs of one image that `ViT.head_only` saves: an int."""
     layer, queries = model.plan[-1], model.arch.head_tokens
     if queries is None:
         return 0

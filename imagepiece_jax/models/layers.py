@@ -86,8 +86,7 @@ padded_from.defvjp(lambda x, length: (x, None), _padded_backward)
 def token_major(x):
     """x [B, N, D], whose gradient stays in this order too.
 
-    Parameters of all images sum it over the batch, for which XLA would put the batch
-    innermost, and transpose an array of all tokens before every product.
+    For parameters of all images XLA would put the batch innermost, and transpose it.
     """
     return x
 
@@ -117,10 +116,7 @@ def gelu(x, form="exact"):
 
 
 def _share_below(x):
-    """Phi(x), by erf as PyTorch has it: erfc, which JAX takes, is much more work.
-
-    The difference is below 1e-6 everywhere.
-    """
+    """Phi(x), by erf as PyTorch has it: erfc, which JAX takes, is much more work."""
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -151,15 +147,13 @@ gelu = node(gelu)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(x, scale, bias, dtype, eps=1e-6):
-    """(x - mean) / deviation * scale + bias over the last axis.
+    """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
     The backward pass needs x, which exists anyway, and two numbers a token.
 
-    x: [..., D]
-    scale, bias: [D]
+    x, scale, bias: [..., D], [D] and [D]
     dtype: of the result; statistics are float32
     eps: added to the variance
-    Source: Ba et al. 2016.
     """
     return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
 
@@ -167,8 +161,7 @@ def layer_norm(x, scale, bias, dtype, eps=1e-6):
 def _statistics(x, eps):
     """Mean and 1 / deviation, [..., 1] float32.
 
-    The variance is the mean of squared distances: in inference XLA makes one kernel of
-    it all, and nothing cancels.
+    By squared distances: in inference XLA makes one kernel of it, and nothing cancels.
     """
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)

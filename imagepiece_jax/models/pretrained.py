@@ -32,8 +32,7 @@ class Pretrained:
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
 
-    Raises InputError if model or variables have the wrong type, and for metadata that
-    do not fit the model.
+    Raises InputError for wrong types, and for metadata that do not fit the model.
     """
 
     model: ViT  # the network
@@ -87,10 +86,7 @@ class Pretrained:
         )
 
     def _checked_reduction(self):
-        """The reduction, with prop_attn where the model has another than usual.
-
-        InputError where the model was made with another reduction.
-        """
+        """The reduction, with an unusual prop_attn; InputError for another plan."""
         model = self.model
         reduction, prop_attn = split_reduction(self.reduction)
         if prop_attn not in (None, model.prop_attn):
@@ -173,9 +169,8 @@ class Pretrained:
     def model_with_tokens(self, tokens: int | None) -> ViT:
         """The model with exactly `tokens` image tokens in the end, and its parameters.
 
-        Its schedule has the strength that leaves the next more, and its last step then
-        leaves `tokens`. Where no strength leaves as many, the steps of the nearest one
-        stop there.
+        Its schedule has the strength that leaves the next more, and its last step, or
+        else those of the nearest strength, stops at `tokens`.
 
         tokens: from 1 to the patches of an image; None: the model as it is
         Raises InputError for a number that the reduction cannot leave.

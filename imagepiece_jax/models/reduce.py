@@ -112,10 +112,7 @@ def _counts(method, dense, grid):
 
 @functools.lru_cache(maxsize=256)
 def _at_cost(method, model, grid, allowed=MISS):
-    """`method` at the strength whose MACs are nearest to `macs` of the dense model.
-
-    Raises InputError where the nearest are off by more than `allowed`.
-    """
+    """`method` at the strength nearest to `macs`, off by at most `allowed`."""
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
     tried, beyond = [], None
@@ -151,10 +148,7 @@ def _at_cost(method, model, grid, allowed=MISS):
 
 
 def _with_tokens(method, tokens, model, grid):
-    """`method` with exactly `tokens` at the end, where its schedule is cut off.
-
-    The schedule is the weakest that leaves so few, or fewer.
-    """
+    """`method` with `tokens` at the end of its weakest schedule that leaves so few."""
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
         allowed = f"whole numbers from 1 to {patches}, the patches of an image"

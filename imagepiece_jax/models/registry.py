@@ -1,8 +1,6 @@
-"""Models by name.
+"""Models by name: MODELS, which are trained here, and timm's public ones.
 
-MODELS are trained here. Public models have timm's names, of an architecture or of
-weights: "vit_small_patch16_224.augreg_in1k". Their table is public_models.json, which
-tools/public_models.py writes from timm.
+public_models.json is written from timm by tools/public_models.py.
 """
 
 import difflib
@@ -148,10 +146,7 @@ def timm_name(file: str) -> str:
 
 
 def _similar(name: str) -> str | None:
-    """The shortest name of a model with all words of `name`, or None.
-
-    Sizes may be short, as DeiT's authors write them: "deit_s_patch16".
-    """
+    """The shortest name of a model with all words of `name`, short sizes too."""
     words = [SHORT_SIZES.get(word, word) for word in _words(name)]
     fitting = [one for one in public_models() if {*words} <= {*one.split("_")}]
     begun = [one for one in fitting if one.startswith(words[0])]

@@ -1,10 +1,9 @@
 """Rotary positions: queries and keys turned by the coordinates of their patches.
 
 Neighboring channels of a head are the two parts of a plane, which turns by the token's
-coordinate times a frequency of its own (Su et al. 2021, "RoFormer"). In images half of
-the planes turn with one coordinate and half with the other (Fang et al. 2023, "EVA-02";
-Simeoni et al. 2025, "DINOv3"). A coordinate is a number, not a row of a table, so
-merged tokens have one, too.
+coordinate times a frequency (Su et al. 2021, "RoFormer"), half of the planes with one
+coordinate and half with the other (Fang et al. 2023, "EVA-02"; Simeoni et al. 2025,
+"DINOv3"). Merged tokens have coordinates, too.
 """
 
 import dataclasses

@@ -27,8 +27,8 @@ def bias_init(fan_in):
 def conv_stem_widths(embed_dim, patch_size):
     """Widths of the stride-2 convolutions, doubling up to D: a patch of 2**k has k.
 
-    Raises InputError for a patch size that is no power of two, and for a width that
-    cannot be halved so often.
+    Raises InputError for another patch size, and for a width that cannot be halved so
+    often.
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
@@ -42,8 +42,7 @@ def conv_stem_widths(embed_dim, patch_size):
 class PatchStem(nn.Module):
     """One linear projection a patch: [B, H, W, 3] -> [B, H/p, W/p, D].
 
-    The usual convolution of kernel and stride p, as the equal matrix product: its
-    gradient is one too, and on CPUs twice as fast as the convolution's.
+    As a matrix product, whose gradient is on CPUs twice as fast as a convolution's.
     """
 
     embed_dim: int
@@ -117,9 +116,8 @@ class ConvStem(nn.Module):
 class FoldedPatchStem(nn.Module):
     """`PatchStem` as inference computes it, its variables from `fold`.
 
-    Pixels of a row that belong to one patch lie side by side in memory, so the image is
-    [B, H, W/p, 3 p] for nothing, and a convolution over p rows reads it in place: a GPU
-    needs no copy with the patches in order.
+    An image is [B, H, W/p, 3 p] for nothing, and a convolution over p rows reads it in
+    place: a GPU needs no copy with the patches in order.
     """
 
     embed_dim: int
@@ -137,8 +135,7 @@ class FoldedPatchStem(nn.Module):
 class FoldedConvStem(nn.Module):
     """`ConvStem` as inference computes it, its variables from `fold`.
 
-    Bias and ReLU end each convolution, which a GPU does in one kernel; the batch norms
-    are in the weights.
+    Bias and ReLU end each convolution, which a GPU does in one kernel.
     """
 
     embed_dim: int
@@ -203,8 +200,7 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 def fold(stem, params, stats):
     """Parameters of the class of FOLDED_STEMS, float32, for a trained stem.
 
-    A norm in evaluation is a product and a sum a channel, which move into the kernel
-    and the bias of the convolution before it.
+    Batch norms move into the kernel and the bias of the convolution before them.
 
     stem: a name of STEMS
     params, stats: of the trained stem; stats are the batch norms' means and variances

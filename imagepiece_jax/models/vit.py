@@ -29,8 +29,7 @@ STD = (0.229, 0.224, 0.225)
 class Outputs:
     """Results of a forward pass; jit leaves out those that the caller does not use.
 
-    A `head_only` model has only the tokens that the head reads, and no results of a
-    step behind the last attention.
+    A `head_only` model has only tokens that the head reads, and no last "mid" step.
     """
 
     logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
@@ -46,11 +45,8 @@ class Outputs:
 def drop_path_scale(keys, depth, rate):
     """Factor of each residual branch, [B, depth, 2] float32: 0, or 1 / (1 - p) (DeiT).
 
-    p grows linearly over the blocks; both branches of a block have it, and independent
-    draws.
-
-    keys: [B]
-    rate: p of the last block
+    p grows linearly over the blocks to `rate`; both branches of a block draw by `keys`
+    [B].
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -149,10 +145,7 @@ class ViT(nn.Module):
         return {"dim": self.embed_dim} | {name: getattr(self, name) for name in names}
 
     def _reduction(self, index, keys, probe):
-        """The Reduction of a block, its reducer bound; None: it changes no tokens.
-
-        A reducer that learns has parameters even then.
-        """
+        """The Reduction of a block, its reducer bound; None: it changes no tokens."""
         layer = self.plan[index]
         if layer.step is None:
             return None
@@ -290,8 +283,8 @@ def final_norm(
 ) -> Callable[[jax.Array], jax.Array]:
     """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
 
-    In a model without one, such as those whose pooled vector is normed, it changes
-    nothing.
+    In a model without one, such as those whose pooled vector is normed, it is the
+    identity.
     """
     if not model.arch.final_norm:
         return lambda x: x

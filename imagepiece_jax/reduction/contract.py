@@ -1,10 +1,8 @@
 """The contract of reducers, checked: every token has a place, every slot a token.
 
 A reduction that breaks it still gives logits, of other tokens than it says. What steps
-ask for is checked once, when a model gets its plan (`check_plan`). What a reducer reads
-(`Declared`) and the shapes of what it returns (`check_form`) are checked wherever a
-step is traced. Values exist only once a program runs: `check` looks at them, called by
-whoever writes a method, by `describe`, by dry runs and by the tests of all methods.
+ask for (`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever
+a model is made or traced; values (`check`) only where a program has run.
 """
 
 import functools
@@ -28,8 +26,7 @@ COMPARED = (*METRICS, "input")  # what the tap "metric" may be
 class Declared:
     """`Taps` as their reducer may read them: InputError for what it did not ask for.
 
-    Such a tap is None in one model, and there in another, where a neighboring block
-    asks for it.
+    Such a tap is there in models in which a neighboring block asks for it.
     """
 
     def __init__(self, taps, needs):
@@ -52,10 +49,8 @@ class Declared:
 
 
 def check_plan(plan, arch, grid):
-    """Check that attention, model and grid have what the steps of a plan ask for.
+    """Check that attention, model and grid (height, width) have what steps ask for.
 
-    arch: an `Architecture`
-    grid: (height, width) of the patches
     Raises InputError, which names the block, for the first step that asks for more.
     """
     lacking = lacking_scores(arch)
@@ -119,8 +114,7 @@ def _check_needs(reducer):
 def check_form(result, counts):
     """Check shapes and types of a reducer's result, which may be traced arrays.
 
-    result: an Assignment, a Mixing or a Masking
-    counts: `layer_plan.Counts` that the reducer was called with
+    result, counts: what a reducer returned, and the `layer_plan.Counts` that it got
     Raises InputError where the two contradict each other.
     """
     n_in, n_out = counts.n_in, counts.n_out
@@ -154,9 +148,8 @@ def check(result, counts):
     """Check the values of a reducer's result: not to be called in `jax.jit`.
 
     Every token has a slot or is dropped, every slot has a token, `index` is the map of
-    `dest`, weights are finite.
+    `dest`, weights are finite. Arguments are those of `check_form`.
 
-    result: what a reducer returned for `counts`
     Raises InputError, which names image, slot and token, where that does not hold.
     """
     check_form(result, counts)
@@ -176,9 +169,8 @@ def check(result, counts):
 
 
 def check_results(plan, results):
-    """`check` what each step of `plan` decided.
+    """`check` what each step of `plan` decided, such as `Outputs.results`.
 
-    results: one for each step that changes something, such as `Outputs.results`
     Raises InputError, which names the step, for one that breaks the contract.
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
@@ -189,9 +181,6 @@ def check_results(plan, results):
 
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     """Check the first step of each kind of reducer on random tokens, without a model.
-
-    It takes a second for a kind; `check_results` sees all steps, of a model that has
-    run.
 
     grid: (height, width) of the patches
     Raises InputError, which names the step, for one that breaks the contract.

@@ -66,12 +66,7 @@ class LayerPlan:
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """Counts of one step.
-
-    n, n0: image tokens before it, and before any step
-    stage: its number among the steps that change something, from 1
-    Returns None where the step changes nothing.
-    """
+    """Counts of the `stage`-th step that changes something; None: none changes."""
     n_out = step.n_out(n, n0, stage)
     if n_out is None:
         return None
@@ -92,7 +87,6 @@ def build(
     steps: in any order, at most one a block
     num_prefix: class, distillation and register tokens, which no step touches
     masked: the plan of masked training, where a step with `when_masked` removes nothing
-    Returns `depth` LayerPlans.
     Raises InputError for a step outside the model and for two steps at one block.
     """
     at = {}

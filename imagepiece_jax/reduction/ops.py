@@ -1,8 +1,7 @@
 """Array code that all reductions share: ordering by counting, choosing, comparing.
 
-Nothing here sorts, scatters or accumulates along an axis: positions are counted with
-comparisons, which XLA fuses into one kernel. What is written as one pass is one kernel
-on a GPU, where each costs more to start than these small arrays cost to read.
+Nothing here sorts, scatters or accumulates along an axis: comparisons are counted, in
+one kernel. One pass is one kernel on a GPU, where starting them costs most.
 """
 
 import chex
@@ -13,10 +12,9 @@ from imagepiece_jax.common.nodes import node
 
 
 def order_key(score):
-    """int32 keys in the order of a float `score`, equal where it is equal.
+    """int32 keys in the order of a float `score`, equal where it is; a NaN comes last.
 
-    A NaN comes last. Integers compare in one operation where floats with ties and NaN
-    take several.
+    Integers compare in one operation where floats with ties and NaN take several.
     """
     bits = jax.lax.bitcast_convert_type(score.astype(jnp.float32), jnp.int32)
     infinity, magnitude = 0x7F800000, bits & 0x7FFFFFFF
@@ -27,10 +25,9 @@ def order_key(score):
 
 @node
 def rank(score):
-    """Position of each token by falling score, ties to the lower index.
+    """Place of each token by falling score, ties to the lower index. -> [B, n] int32.
 
     score: [B, n] float, where a NaN counts as minus infinity, or keys of `order_key`
-    Returns [B, n] int32, 0 for the highest score.
     """
     chex.assert_rank(score, 2)
     key = score if jnp.issubdtype(score.dtype, jnp.integer) else order_key(score)
@@ -48,10 +45,7 @@ def _indices(values):
 
 @node
 def place_among(keep):
-    """Place of each kept token among the kept, a negative number for the others.
-
-    [B, n] bool -> [B, n] int32.
-    """
+    """Place of each kept token among the kept, negative for others. [B, n] -> int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     # Its own term makes the sum of a token that is not kept negative: one pass.
@@ -70,12 +64,11 @@ def count_before(keep):
 
 @node
 def invert(position, wanted):
-    """The index that holds each wanted position.
+    """The index that holds each wanted position. -> [B, m] int32.
 
     position: [B, n] int, distinct where they are wanted: a position that no index holds
     gives 0, one that several hold their sum
     wanted: a length, for the positions 0..length-1, or [m] positions
-    Returns [B, m] int32.
     """
     chex.assert_rank(position, 2)
     wanted = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
@@ -86,11 +79,9 @@ def invert(position, wanted):
 
 @node
 def pick(position, length, *values):
-    """The values at `invert(position, length)`, in one pass.
+    """The values, [B, n] int32 each, at `invert(position, length)`, in one pass.
 
     position: [B, n] int, as for `invert`
-    values: [B, n] int32 each
-    Returns [B, length] int32 for each of the values.
     """
     # Else XLA works out all positions again for every one that is wanted.
     position = jax.lax.optimization_barrier(position)
@@ -111,11 +102,9 @@ def sums(values, axis):
 
 
 def largest(key, order, payload):
-    """Largest key of each row, and what it carries, in one pass instead of two.
+    """Largest key of each row, its order and its payload, in one pass instead of two.
 
-    key, order, payload: [..., n] int32; of equal keys that with the smallest order
-    counts
-    Returns key, order and payload, [...] each.
+    key, order, payload: [..., n] int32; of equal keys the smallest order counts
     """
 
     def better(a, b):
@@ -142,9 +131,9 @@ def smallest(values, k):
 def squared_distances(x):
     """Squared distances of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
 
-    Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
-    for tokens that are nearly equal. XLA builds no array of the differences, as long as
-    they are used once. What float32 cannot hold counts as its largest number.
+    Summed from differences: |a|^2 + |b|^2 - 2 a.b is noise for nearly equal tokens. XLA
+    builds no array of the differences, as long as they are used once. What float32
+    cannot hold counts as its largest number.
     """
     squares = jnp.sum((x[:, :, None] - x[:, None]) ** 2, axis=-1)
     most = jnp.finfo(jnp.float32).max
@@ -207,11 +196,10 @@ def lengths(x):
 
 
 def shift_shares(change, live=None):
-    """How far a layer moves each token, as shares of the live ones.
+    """How far a layer moves each token, as shares of the live ones. -> [B, n] float32.
 
     change: [B, n, D], what the layer adds to them
     live: [B, n], 1 for the tokens that count and 0 for others; None: all count
-    Returns [B, n] float32.
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = lengths(change)
@@ -268,14 +256,13 @@ log_sum_exp = node(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):
-    """Shares of 1 - E, where E is PiToMe's energy of a token.
+    """Shares of 1 - E, where E is PiToMe's energy of a token. -> [B, n] float32.
 
     E is the mean over all tokens, itself included, of ELU(cosine - margin): high, and
     at most 1, for one of many that are alike.
 
     key: [B, n, d], means over heads
     live: [B, n], 1 for the tokens that count and 0 for others; None: all count
-    Returns [B, n] float32.
     Source: Tran et al. 2024, section 3.2.
     """
     alike = jax.nn.elu(cosine(key, key) - margin)

@@ -27,8 +27,7 @@ def patch_slots(results, batch: int, patches: int) -> list:
 class Path(NamedTuple):
     """Which token each patch is in after some steps, and what it reads there.
 
-    Followed from the first step on, so that the maps of all blocks share it. After a
-    Mixing a path starts anew, from the tokens that it made.
+    After a Mixing a path starts anew, from the tokens that it made.
     """
 
     slot: jax.Array | None = None  # [B, n], or DROPPED; None before the first step

@@ -1,8 +1,7 @@
 """Reducers that several methods use, and what they make assignments of.
 
-A reducer chooses tokens, as many as it is given counts for: it reads `Taps` and returns
-an `Assignment` (or a `Mixing`, or in masked training a `Masking`): who stays, who joins
-whom, who is dropped.
+A reducer reads `Taps` and chooses as many tokens as it is given counts for, by an
+`Assignment` (or a `Mixing`, or in masked training a `Masking`).
 """
 
 import dataclasses
@@ -46,10 +45,7 @@ SCORES = {
 
 
 class Reducer:
-    """Base of all reducers: frozen dataclasses, or Flax modules where they learn.
-
-    Called as reducer(taps, counts, train).
-    """
+    """Base of all reducers: frozen dataclasses, or Flax modules where they learn."""
 
     # The fields of Taps that it reads, of those of `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -74,10 +70,7 @@ class Reducer:
         return "rng" in self.needs
 
     def check_grid(self, grid: tuple[int, int] | None):
-        """Raise InputError for a grid (height, width) of patches that does not suit it.
-
-        grid: None where a reduction before it left no grid
-        """
+        """Raise InputError for a grid (height, width), or None, of another kind."""
 
 
 class MaskingReducer(Reducer):
@@ -93,12 +86,11 @@ class MaskingReducer(Reducer):
 class Ranking(Reducer):
     """Base of reducers that rank tokens by a score, one of SCORES.
 
-    "class": the class token's attention; "received": the attention that a token
-    receives, mean over queries; "energy": how little it is like the others (PiToMe,
-    Tran et al. 2024); "shift": how far attention moves it (Representation Shift, Choi
-    et al. 2025); "probe": attention of the probe of the model's head to the tokens
-    as they are at the step. All are shares, positive and at most 1 in sum, of which
-    important tokens have more.
+    "class": the class token's attention; "received": attention that a token receives,
+    mean over queries; "energy": how little it is like the others (PiToMe, Tran et al.
+    2024); "shift": how far attention moves it (Representation Shift, Choi et al. 2025);
+    "probe": attention of the probe of the model's head. All are shares, positive and at
+    most 1 in sum, of which important tokens have more.
     """
 
     score: str = dataclasses.field(default="auto", kw_only=True)
@@ -247,8 +239,8 @@ class Dropping(Reducer):
 def nearest_to_means(x, size, result):
     """The token of each slot that is nearest to the slot's mean. -> [B, n_out] int32.
 
-    The mean squared distance to the members is that to their mean and their variance;
-    so two tokens that weigh the same are equally near, whatever rounding does.
+    By the mean squared distance to the members: so two tokens that weigh the same are
+    equally near, whatever rounding does.
 
     x: [B, n, D]
     size: [B, n], weights of the means where the result has none
@@ -268,10 +260,8 @@ def nearest_to_means(x, size, result):
 def find_partners(similarity, tokens):
     """The most similar token of each row, of equally similar ones the first.
 
-    similarity: [B, a, t] to the tokens
-    tokens: [B or 1, t] int32
-    Returns (best, partner), [B, a] int32 each: the similarity as a key
-    (`ops.order_key`), and the token.
+    similarity: [B, a, t] to the tokens, [B or 1, t] int32
+    Returns (best, partner), [B, a] int32 each, best by `ops.order_key`.
     """
     order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
@@ -307,8 +297,7 @@ def keep_and_join(keep, absorbed, target, n):
     """Assignment whose slots keep one token each and absorb others; the rest drops.
 
     keep: [B, n_out] int32, tokens in the order of the slots
-    absorbed: [B, e] int32, other tokens, all distinct
-    target: [B, e] int32, the slots that they join
+    absorbed, target: [B, e] int32, other tokens, all distinct, and the slots they join
     n: tokens in all
     """
     n_out = keep.shape[1]
@@ -327,8 +316,7 @@ def join_most_similar(metric, sources, targets, joining=None):
 
     metric: [B, n, d], compared
     sources, targets: [B, a] and [B, t] int32, tokens
-    joining: how many sources join, those most similar to their partner; None: all, in
-    the order of `sources`
+    joining: how many sources join, the most similar ones; None: all, in their order
     Returns (joining tokens, their partners), [B, r] int32 each.
     """
     sides = (gather_rows(metric, tokens) for tokens in (sources, targets))

@@ -1,8 +1,7 @@
 """Schedules: how many image tokens each block leaves, in plain Python.
 
 A schedule has a shape, and one strength by which its cost is set: 0 is the dense model,
-1 leaves as few tokens as the shape can. Whether a reduction can follow it (matching
-removes at most half of the tokens at a step) is for the caller to say.
+1 leaves as few tokens as the shape can.
 """
 
 import dataclasses
@@ -43,8 +42,8 @@ def stages(depth, strength, *blocks):
 def curve(depth, strength, middle=0.5, slope=8.0):
     """An S-curve over the depth, from 1 down to 1 - strength.
 
-    middle: share of the depth at which it is steepest, from 0 to 1; slope: how steep,
-    above 0; near 0 it is a straight line, from 700 (where exp ends) a step
+    middle: share of the depth at which it is steepest, from 0 to 1
+    slope: above 0; near 0 it is a straight line, from 700 (where exp ends) a step
     """
     slope = min(max(slope, 1e-4), 700)
 
@@ -119,12 +118,7 @@ class Schedule:
         return cls(name, numbers)
 
     def counts(self, depth: int, patches: int, strength: float) -> tuple[int, ...]:
-        """Image tokens after each block, at least one.
-
-        depth: blocks of the model
-        patches: image tokens of the first block
-        strength: from 0, where all stay, to 1
-        """
+        """Image tokens after each block, at least one, of `patches` at first."""
         shares = SHAPES[self.name](depth, strength, *self.numbers)
         return tuple(max(1, rounded(share * patches)) for share in shares)
 

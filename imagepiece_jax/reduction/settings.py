@@ -16,10 +16,7 @@ ADDED = ("score", "inattentive")  # fields whose default is what methods did bef
 
 
 def with_defaults(reduction):
-    """A reduction with all fields that decide what it computes.
-
-    reduction: a dict of a name and fields; None or empty: the dense model
-    """
+    """A reduction (None: dense) with all fields that decide what it computes."""
     fields, of_model = split(reduction or DENSE)
     method = methods.create(**fields)
     defaults = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
@@ -28,10 +25,7 @@ def with_defaults(reduction):
 
 
 def changed(reduction, base=None):
-    """`reduction` with only those fields that differ from those of another.
-
-    base: the other reduction; None: the method with its defaults
-    """
+    """The fields of `reduction` that differ from `base`, or the method's defaults."""
     base = with_defaults(base or {"name": reduction["name"]})
     fields = with_defaults(reduction)
     return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
@@ -81,8 +75,8 @@ def read_reduction(reduction, prop_attn=None):
 def split_reduction(reduction, prop_attn=None):
     """(fields of the method, prop_attn) of a reduction that may name both.
 
-    prop_attn: of the model's config
-    Raises InputError where it is no such dict, and where the two differ in prop_attn.
+    Raises InputError where it is no such dict, and for another prop_attn than the
+    config's.
     """
     mapping = reduction is None or isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):

@@ -10,11 +10,10 @@ from imagepiece_jax.reduction.settings import MODEL_FIELDS, label, split, with_d
 
 
 def parse_sweep(text):
-    """Reductions of a --sweep, one for each combination of values.
+    """Reductions of a --sweep, dicts of a name and fields, one for each combination.
 
     text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
     without quotes; a method without fields is one reduction
-    Returns dicts of a name and fields.
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """

@@ -110,7 +110,7 @@ class Merge(Matching):
 
     ceil(merge_ratio * (n + 1)) of them: the class token counts in the published
     arithmetic, 197 tokens merge by 16; with base="candidates" the same share of the
-    candidates. At most half of the candidates, which merge into the other half.
+    candidates.
     """
 
     merge_ratio: float

@@ -1,8 +1,7 @@
 """Learned token selection: keep scores, mask draws and losses.
 
 In training nothing is removed: a mask is drawn from the scores, attention reads it, and
-its gradient is that of the probabilities. Losses hold the share of live tokens to a
-target, and logits and tokens to those of a frozen dense teacher.
+its gradient is that of the probabilities.
 """
 
 import jax
@@ -65,14 +64,13 @@ def straight_through(value, slope):
 
 
 def draw_mask(scores, mask, rng):
-    """Tokens that stay live in a random draw.
+    """Tokens that stay live in a random draw. -> [B, n] float32, exactly 0 or 1.
 
     The gradient is that of the softmax over scores and Gumbel noise, temperature 1.
 
     scores: [B, n, 2], log probabilities of being kept and dropped
     mask: [B, n], 1 for tokens that are still live; None: all are
     rng: [B] keys
-    Returns [B, n] float32, exactly 0 or 1.
     """
     noisy = scores + gumbel(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
@@ -81,11 +79,10 @@ def draw_mask(scores, mask, rng):
 
 
 def ratio_loss(shares, targets):
-    """Squared distance of live shares from their targets, mean over stages.
+    """Squared distance of live shares from their targets, mean over stages; 0 without.
 
     shares: an array per stage, of any shape: the mean of its squared distances counts
     targets: a number per stage
-    Returns a number, 0 without stages.
     """
     pairs = zip(shares, targets, strict=True)
     errors = [jnp.mean((share - target) ** 2) for share, target in pairs]
@@ -93,10 +90,8 @@ def ratio_loss(shares, targets):
 
 
 def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """Distance of the student from its teacher, weighted.
+    """Weighted distance from the teacher: "kl" of the logits, "tokens" of the tokens.
 
-    outputs, teacher_outputs: `vit.Outputs` of both
-    Returns {"kl": of the logits, "tokens": of the tokens}.
     Raises InputError for a teacher of other tokens, width or classes.
     """
     _check_teacher(outputs, teacher_outputs)
@@ -115,11 +110,10 @@ def logit_loss(logits, teacher_logits):
 
 
 def token_loss(outputs, teacher_outputs):
-    """Mean squared distance of live tokens from the teacher's, over tokens, channels.
+    """Mean squared distance of live tokens from the teacher's, 0 where there are none.
 
     Both are after the final norm. Where the student merged or dropped tokens, so are
     the teacher's; tokens that it appended have no counterpart and count for nothing.
-    The mean is over the live tokens of this batch, 0 where there are none.
     """
     state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:

@@ -1,7 +1,6 @@
 """Token states, what reducers read and return, and how tokens move.
 
-A result of a reducer is applied to the tokens by `apply`. Tokens are moved only by
-gathers, forward and backward: nothing here scatters.
+Tokens are moved only by gathers, forward and backward: nothing here scatters.
 """
 
 import functools
@@ -145,9 +144,8 @@ class Masking:
 
 
 def start(x, num_prefix=1, grid=None, coordinates=None):
-    """The TokenState before any reduction, where every token is one patch.
+    """The TokenState of x [B, prefix + n, D], where every token is one patch.
 
-    x: [B, prefix + n, D]
     grid: (height, width) of the patches
     coordinates: [n, 2], those of the patches; None: the model does not use them
     """
@@ -164,14 +162,12 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
 
 
 def apply(state, result, form=None):
-    """The TokenState after a reduction.
+    """The TokenState after a reduction, an Assignment, a Mixing or a Masking.
 
     The prefix stays in front. An Assignment moves tokens to the slots that it names:
     features are the weighted mean (or sum) of a slot's tokens, sizes add up,
     coordinates are the mean of a slot's patches.
 
-    state: the TokenState before
-    result: an Assignment, a Mixing or a Masking
     form: how an Assignment moves features: "gather"; "one_hot", a batched product for
     every map, which is the oracle; None: gather where the result has an index
     """
@@ -214,7 +210,6 @@ def merge_map(weights, result, size):
     Rows are the means of a slot's tokens, weighted as features are; columns add up.
 
     weights: [B, H, N, N], of all tokens before the merge, or only rows of the prefix
-    result: an Assignment
     size: [B, n], of image tokens before the merge
     Returns [B, H, N_out, N_out], or as many rows as there were of the prefix.
     Source: Lee et al. 2024, section 3.3.
@@ -234,12 +229,7 @@ def merge_map(weights, result, size):
 
 
 def mean_coordinates(state, result, index=None):
-    """Coordinates of each slot of an Assignment: means over its patches.
-
-    result: the Assignment
-    index: the SlotIndex of its map, if there is one
-    Returns [B, n_out, 2], or None where the state has no coordinates.
-    """
+    """Means over the patches of each slot of an Assignment, [B, n_out, 2], or None."""
     if state.coordinates is None:
         return None
     size = state.size[:, state.num_prefix :]
@@ -302,10 +292,7 @@ def mean_by(weight, coordinates):
 
 
 def _apply_masking(state, result):
-    """Shapes stay, or grow by the appended token; where patches are is not traced.
-
-    That token stands where those stood that are masked now.
-    """
+    """Shapes stay, or grow by a token, placed where those were that are masked now."""
     before, coordinates = state.mask, state.coordinates
     state = state.replace(mask=result.keep, grid=None)
     if result.append is None:
@@ -333,8 +320,7 @@ def slot_index(dest, n_out, groups=None):
     """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
 
     dest: [B, n] int in [0, n_out), or DROPPED
-    groups: how many slots can have several tokens, from callers whose map is built so;
-    None: as many as any map can have
+    groups: how many slots can have several tokens; None: as many as any map can have
     """
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
@@ -385,10 +371,7 @@ def _live(mask, result):
 
 
 def _shares(result, size, index=None):
-    """Factor of each token within its slot, [B, n] float32; None where all are 1.
-
-    A token that is alone in its slot of a mean has exactly 1 (w / w).
-    """
+    """Factor of each token within its slot, [B, n] float32; None where all are 1."""
     single = index is not None and not index.groups.shape[1]
     if result.weight is None and single and result.mean:
         return None
@@ -442,9 +425,8 @@ def _move_by_index(x, weight, total, index, dest, mean):
 def _group_rows(x, weight, total, index, prefix):
     """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
 
-    Few absorbed tokens are summed: a product would want its operand gathered, converted
-    and padded first. Many are multiplied, whose cost grows with their number and not
-    with its square.
+    Few absorbed tokens are summed, without the copies that a product wants; many are
+    multiplied, whose cost does not grow with the square of their number.
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:
@@ -512,10 +494,7 @@ def to_nearest_slot(x, result):
     """Slot of every token, where a dropped one has that of the kept one most like it.
 
     By cosine; of equally similar ones the first. A token that merges counts as kept.
-
-    x: [B, n, D], the tokens before the step
-    result: an Assignment of them
-    Returns [B, n] int in [0, n_out).
+    x [B, n, D] are the tokens before the Assignment `result`. -> [B, n] int.
     """
     dropped, most = result.dest == DROPPED, result.dest.shape[1] - result.n_out
     if not most:

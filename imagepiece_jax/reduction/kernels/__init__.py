@@ -1,8 +1,7 @@
 """Reductions as one fused kernel: which reducers have one, and where it runs.
 
-The model asks `find` for each step of its plan, and whoever makes a model asks
-`resolve_kernels`; nothing else knows of kernels. To add one: a line in `KERNELS`. They
-are off by default on GPUs until one has measured them.
+The model asks `find` for each step, and whoever makes a model `resolve_kernels`. To add
+one: a line in `KERNELS`. They are off by default on GPUs until one has measured them.
 """
 
 import jax
@@ -46,12 +45,10 @@ KERNELS = {TopK: _of_top_k, Retokenize: _of_retokenize, Bipartite: _of_bipartite
 
 
 def find(step, model, device):
-    """The Kernel that does a step of a model; None: plain JAX does it.
+    """The Kernel that does a `Step` of a model; None: plain JAX does it.
 
     Kernels stand between attention and MLP, and read keys of that attention.
-
-    step: a `layer_plan.Step`
-    device: what `resolve_kernels` returned, which the model holds as `kernels`
+    device: what `resolve_kernels` returned
     """
     kernel_of = KERNELS.get(type(step.reducer))
     if device is None or kernel_of is None or step.site != "mid":
@@ -60,10 +57,9 @@ def find(step, model, device):
 
 
 def unsupported_reason(model, device):
-    """What the kernels lack to do the reductions of a model, in words.
+    """What the kernels lack to do the reductions of a model on a jax.Device, in words.
 
-    device: a jax.Device
-    Returns None where they run, and where no reduction of the model has a kernel.
+    None where they run, and where no reduction of the model has a kernel.
     """
     layers = _with_kernel(model, device)
     capability = getattr(device, "compute_capability", None)
@@ -88,12 +84,11 @@ def unsupported_reason(model, device):
 
 
 def resolve_kernels(requested, model, device=None):
-    """The device whose kernels do the reductions of a model.
+    """The device whose kernels do the reductions of a model, which is its `kernels`.
 
     requested: in CHOICES; "auto" is "fused" where they run, else "plain"
     device: a jax.Device; None: the first
-    Returns "cpu", or a GPU's compute capability such as "9.0"; None: plain JAX does
-    them. Reductions that have no kernel are always plain.
+    Returns "cpu", a GPU's compute capability such as "9.0", or None: plain JAX.
     Raises InputError for "fused" where kernels do not run.
     """
     device = device or jax.local_devices()[0]

@@ -1,8 +1,7 @@
 """Compiled kernel libraries, found in a cache or built at first use.
 
-The sources lie beside this file. A library's name is a hash of all that goes into it,
-so that another JAX, compiler or processor builds its own; processes may build the same
-one at once. Where none can be built, `library` returns the reason in words.
+A library's name is a hash of all that goes into it, so that another JAX, compiler or
+processor builds its own; processes may build the same one at once.
 """
 
 import ctypes
@@ -27,9 +26,8 @@ TIME_LIMIT = 600  # seconds that a compiler may take
 
 @functools.cache
 def library(device, capability=None):
-    """The compiled kernels of a device; the first call may compile for ten seconds.
+    """Compiled kernels of "cpu" or "cuda"; the first call may compile for ten seconds.
 
-    device: "cpu" or "cuda"
     capability: of the GPU, such as "9.0"
     Returns a ctypes.CDLL, or, as a str, what is missing.
     """

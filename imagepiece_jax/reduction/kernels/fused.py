@@ -1,10 +1,8 @@
 """Whole reductions in one kernel: keys and x are read once, decided on, and moved.
 
 A `Kernel` does what class attention, a reducer and `tokens.apply` do together, with
-the same decisions from the same scores, ties included. Where it runs
-(`unsupported_reason`) it replaces a chain of small kernels; gradients are the plain
-version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
-a platform once `unsupported_reason` has been called for it.
+the same decisions, ties included; gradients are the plain version's. The code is the
+same for CPU and GPU: reduce.h.
 """
 
 import ctypes
@@ -30,11 +28,11 @@ SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
 def unsupported_reason(platform, capability=None):
     """What kernels lack on a platform, in words; None where they run.
 
-    The first call builds the library, which takes some seconds.
+    The first call builds the library, which takes some seconds; programs find its
+    kernels from then on.
 
     platform: as JAX names it: "cpu", "gpu" or "cuda" (NVIDIA), "tpu"
-    capability: of the GPU that programs are compiled for, such as "9.0"; None: of this
-    machine's first one
+    capability: of the GPU, such as "9.0"; None: of this machine's first one
     """
     if platform == "cpu":
         return _register("cpu", None)
@@ -85,11 +83,9 @@ class Kernel:
     ):
         """Why arrays of these shapes and types cannot be reduced so; None if they can.
 
-        To be called where the platform's reason is None.
-
         key, x: [B, N, H, d] and [B, N, D], arrays or what has their shape and dtype
         candidates: `Counts.candidates`
-        platform, capability: as for the function of this name
+        platform, capability: as for the function of this name, whose reason is None
         """
         dtypes = sorted({jnp.dtype(key.dtype).name, jnp.dtype(x.dtype).name})
         if len(dtypes) > 1 or dtypes[0] not in DTYPES:
@@ -119,11 +115,9 @@ class Kernel:
         return None
 
     def __call__(self, query, key, state, counts):
-        """Reduce a TokenState.
+        """(TokenState, Assignment) after the step of `counts`.
 
-        query, key: [B, N, H, d], of all its tokens; of the query only row 0 is read
-        counts: `Counts` of the step
-        Returns (TokenState, Assignment).
+        query, key: [B, N, H, d], of all tokens; of the query only row 0 is read
         """
         kernel, prefix = self, state.num_prefix
         candidates = counts.candidates or 0

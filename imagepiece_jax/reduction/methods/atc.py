@@ -1,7 +1,6 @@
 """ATC: merge the two most similar clusters, again and again (Haurum et al., ECCV 2024).
 
-Agglomerative clustering with a fixed number of clusters: as many merges as tokens that
-leave, one after the other, each over one array of distances.
+Agglomerative clustering: as many merges as tokens that leave, one after the other.
 """
 
 import dataclasses
@@ -63,14 +62,12 @@ def agglomerate(distance, merges, linkage):
 
 @dataclasses.dataclass(frozen=True)
 class Agglomeration(Reducer):
-    """Clusters by cosine distance, each the mean of its patches, or of its tokens.
-
-    linkage: distance of two clusters, "single" (of the nearest members), "complete" (of
-    the farthest) or "average" (mean over all pairs of this step's tokens).
-    """
+    """Clusters by cosine distance, each the mean of its patches, or of its tokens."""
 
     clusters = True
 
+    # of two clusters, "single" (the nearest members), "complete" (the farthest) or
+    # "average" (the mean over all pairs of this step's tokens)
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True

@@ -90,11 +90,10 @@ class AtMost(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class PruneAndMerge(Ranking):
-    """The `kept` highest scores stay (more where more are left); the last join others.
+    """The `kept` highest scores stay, of which the last join the most similar others.
 
-    They join the most similar ones; all other tokens are dropped. Features are plain
-    means; a token that joins adds to the attention size only as much as it is like its
-    partner (cosine of the tokens).
+    All other tokens are dropped. Features are plain means; a token that joins adds to
+    the attention size only as much as it is like its partner (cosine of the tokens).
     """
 
     kept: int

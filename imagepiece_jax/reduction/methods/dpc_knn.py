@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 
 def density_peaks(x, neighbors, n_out):
-    """Slot of each token, slots in the order of their centers.
+    """Slot of each token, slots in the order of their centers. -> [B, n] int32.
 
     Density is exp of minus the mean squared distance to the nearest tokens; centers are
     the `n_out` tokens with the highest products of density and distance to the next
@@ -31,7 +31,6 @@ def density_peaks(x, neighbors, n_out):
 
     x: [B, n, D] float32
     neighbors: how many tokens are the nearest, the token itself among them
-    Returns [B, n] int32.
     """
     squares = squared_distances(x) / x.shape[-1]
     near = smallest(squares, neighbors)

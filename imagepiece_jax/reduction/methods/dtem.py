@@ -1,7 +1,6 @@
 """DTEM: merge by a learned embedding (Lee & Hong, NeurIPS 2024).
 
-Only the embedding is trained. Training merges softly and removes nothing, so that the
-choice has a gradient.
+Training merges softly and removes nothing, so that the choice has a gradient.
 """
 
 import dataclasses
@@ -65,8 +64,7 @@ def soft_merge(similarity, size, live, merges):
 
     similarity: [B, a, b], of those at even places to the others
     size: [B, n], attention sizes
-    live: tokens that evaluation would have left here
-    merges: tokens that evaluation would merge
+    live, merges: tokens that evaluation would have here, and would merge
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]

@@ -39,8 +39,7 @@ class EViT(InStages):
         """Keep rate of an epoch: 1 until the start, then by a cosine to keep_rate.
 
         EViT's authors change it every iteration (start 10, 100 epochs); by epoch there
-        are fewer programs to compile: at most one an epoch. Without
-        `rate_warmup_epochs` it is keep_rate from the first.
+        are fewer programs to compile.
         """
         start, length = self.rate_warmup_start, self.rate_warmup_epochs
         if length == 0 or epoch >= start + length:

@@ -19,8 +19,7 @@ from imagepiece_jax.reduction.tokens import Assignment
 class Cells(Reducer):
     """Average the tokens of each cell of a `size` x `size` grid, row by row.
 
-    Row i of `height` goes to row i * size // height of the cells, columns likewise: the
-    cells differ by at most one row and column where the patches do not divide evenly.
+    Cells differ by at most one row and column where the patches do not divide evenly.
     """
 
     clusters = True

@@ -27,8 +27,8 @@ INATTENTIVE = ("merge", "drop", "random", "tome")
 class Retokenize(Ranking):
     """Merge unimportant tokens with their most similar partners (ImagePiece, step II).
 
-    The `candidates` tokens of the lowest scores, ordered by score (the paper's is class
-    attention), alternate between two sides; the tokens of side A whose best partner on
+    The `candidates` tokens of the lowest scores (the paper's is class attention),
+    ordered by score, alternate between two sides; those of side A whose best partner on
     side B is most similar are merged into it, at its place. All other tokens keep their
     order.
     """
@@ -77,9 +77,8 @@ class ImagePiece(Method):
     """Merge steps over the least attended tokens, then prune steps by class attention.
 
     `inattentive` says what becomes of the least attended tokens; "merge" is ImagePiece.
-    The others are controls with the same token counts in every block: "drop" drops as
-    many at merge steps, "random" merges random pairs of candidates, "tome" is ToMe's
-    matching of all tokens at merge and prune steps. See `Retokenize` for the rest.
+    Controls of the same token counts are "drop", which drops them, "random", which
+    merges random pairs of them, and "tome", ToMe's matching of all tokens at all steps.
     """
 
     amounts = ("keep_rate", "merge_ratio")
@@ -107,10 +106,7 @@ class ImagePiece(Method):
     inattentive: str = choice("merge", INATTENTIVE)
 
     def scaled(self, strength, depth, patches):
-        """Both rates together, from 1 and 0 through its own to the end of one.
-
-        Where it does not prune, only the merge ratio.
-        """
+        """Both rates together, from 1 and 0 to the end of one; without pruning one."""
         drop, merge = 1 - self.keep_rate, self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))
@@ -161,8 +157,8 @@ class ImagePiece(Method):
         """(merge blocks, prune blocks) of the schedule: merge, merge, prune, repeated.
 
         "B" counts the paper's layer numbers from one, "A" takes them as block indices;
-        "B" agrees with the reported speeds. Both leave out the last blocks: depth // 4
-        - 1 full cycles after the first, three in all at depth 12.
+        "B" agrees with the reported speeds. Both leave out the last blocks: there are
+        depth // 4 cycles.
         """
         cycles = depth // 4
         if cycles == 0:

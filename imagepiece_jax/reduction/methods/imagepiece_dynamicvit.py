@@ -1,8 +1,7 @@
 """ImagePiece + DynamicViT: retokenize, and where it prunes a learned score decides.
 
-Two ways to train: "mask" removes nothing at the prune steps and draws masks, as
-DynamicViT does; "topk" removes what evaluation would, by scores with noise, and is
-faster. Merge steps merge in both. Parameters and evaluation are the same.
+Training by "mask" removes nothing at the prune steps and draws masks, as DynamicViT
+does; by "topk" it removes what evaluation would, by scores with noise, and is faster.
 """
 
 import dataclasses
@@ -24,8 +23,7 @@ from imagepiece_jax.reduction.tokens import Masking
 class NoisyTopK(nn.Module, Reducer):
     """Keep what a learned score ranks highest, in training after Gumbel noise.
 
-    There a kept token is multiplied by a factor that is 1 and has the gradient of its
-    keep probability: so the score learns.
+    There a kept token's factor is 1 with the gradient of its keep probability.
     """
 
     needs = frozenset({"rng"})
@@ -90,10 +88,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
 
 def target_shares(plan, n0):
-    """Share of its tokens that evaluation keeps up to each masking step of `plan`.
-
-    The products of n_out / n_in over the prune steps; merge steps do not count.
-    """
+    """Share of tokens that evaluation keeps up to each masking step, merges aside."""
     steps = [layer.step for layer in plan if layer.step]
     shares, share = [], 1.0
     for layer in build(len(plan), n0, steps):

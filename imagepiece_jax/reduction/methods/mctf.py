@@ -1,8 +1,7 @@
 """MCTF: fuse by several criteria, one step ahead (Lee et al., CVPR 2024).
 
-Tokens are matched by similarity, the attention they receive, and size, in both
-directions, once a block's attention is scored and before it reads values. The training
-with a second pass at a random reduction is not part of this.
+Once a block's attention is scored and before it reads values. The training with a
+second pass at a random reduction is not part of this.
 """
 
 import dataclasses
@@ -57,10 +56,9 @@ class Fusion(Ranking):
     Half of those that leave are tokens at even positions, prefix included, which join
     the best of the others; then so many of the others, with what has joined them, join
     the best of the even ones that are left. The best is by similarity of the tokens
-    times attention received and size, inverse, each to the power of 1 over its
-    temperature. The slots are the even ones, then the others by falling score of their
-    best. Features and rows of the map are weighted by attention received times size.
-    Another `score` may stand for the attention received.
+    times score and size, inverse, each to the power of 1 over its temperature. The
+    slots are the even ones, then the others by falling score of their best. Features
+    and rows of the map are weighted by score times size.
     """
 
     similarity: float = 1.0

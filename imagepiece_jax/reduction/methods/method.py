@@ -62,10 +62,8 @@ class ModelFacts:
 class Method(CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
-    Each field has a default and a check (`common.fields`), made when a method is
-    created. The three fields of all methods may say how many tokens stay in place of
-    the method's own, and what becomes of the others. A method that trains in its own
-    way overrides some of the class's attributes, with a function or a value.
+    Each field has a default and a check (`common.fields`). A method that trains in its
+    own way overrides some of the class's attributes, with a function or a value.
     """
 
     # Its own fields that say how many tokens stay, and at which blocks.
@@ -112,10 +110,9 @@ class Method(CheckedFields):
         raise NotImplementedError
 
     def step_at(self, block: int, depth: int, tokens: int) -> Step:
-        """The step that leaves `tokens` image tokens at `block`, of `counts`.
+        """The step of `counts` that leaves `tokens` image tokens at `block`.
 
-        The fewest tokens and the candidates of its rule count, not how many it leaves.
-        Raises InputError for a block at which the method does nothing.
+        Its rule says how few are allowed. InputError where the method does nothing.
         """
         fields = {"blocks": (block,)} if hasattr(self, "blocks") else {}
         own = dataclasses.replace(self, counts=None, macs=None, **fields)
@@ -126,10 +123,7 @@ class Method(CheckedFields):
         return steps[0]
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method with its own schedule at another strength.
-
-        strength: 0 leaves all tokens, 1 as few as the schedule can
-        """
+        """The method at a strength: 0 leaves all tokens, 1 as few as it can."""
         if hasattr(self, "keep_rate"):
             return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
         return self._powered(strength, depth, patches)
@@ -155,9 +149,8 @@ class Method(CheckedFields):
         return self.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The steps in a model, by its own fields or by `counts`.
+        """The steps in a model of so many `patches`, by its own fields or by `counts`.
 
-        patches: image tokens of the first block
         Raises InputError for counts that the method or the model cannot have.
         """
         counted = self.counts is not None
@@ -214,11 +207,9 @@ class Method(CheckedFields):
         return dataclasses.replace(self, score=score)
 
     def check_most(self, field: str, model: ModelFacts, most: int, least: int = 0):
-        """Check that a count, or each of several, is allowed for a model.
+        """Raise InputError for a `field`, a count or several, of more than `most`.
 
-        field: the field that has them
-        most, least: the allowed range
-        Raises InputError for more than `most`.
+        least, most: the allowed range
         """
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
@@ -252,10 +243,7 @@ class InStages(Method):
     blocks: tuple[int, ...] = blocks(3, 6, 9)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
-        """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`.
-
-        where: fields of a Step, `site` and `when_masked`
-        """
+        """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`."""
         return tuple(
             Step(block, reducer, KeepInitial(self.keep_rate**stage), **where)
             for stage, block in enumerate(sorted(self.blocks), start=1)
@@ -272,10 +260,7 @@ class Removal(Method):
         raise NotImplementedError
 
     def resolved(self, model):
-        """The method for a model. Raises InputError for more than half of its tokens.
-
-        A later block than the first has fewer, and loses at most half of those.
-        """
+        """The method for a model. InputError for more than half of its tokens."""
         name = "r" if getattr(self, "r_list", None) is None else "r_list"
         self.check_most(name, model, model.patches // 2)
         return super().resolved(model)

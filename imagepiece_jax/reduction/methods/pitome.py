@@ -19,7 +19,7 @@ class ByEnergy(Ranking):
     """Tokens of high energy, which are like many others, merge in pairs.
 
     Ordered by falling energy they alternate between two sides. protect: only as many of
-    the first as merge are looked at, and each of side A merges into the most similar of
+    the first as merge are looked at, and all of side A merge into the most similar of
     side B; else all are, and those of A merge that are most similar to theirs.
     """
 

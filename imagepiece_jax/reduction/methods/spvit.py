@@ -1,7 +1,7 @@
 """SPViT: heads vote which tokens stay, the others travel in a package (ECCV 2022).
 
-Trained as DynamicViT is; every step leaves one more token, the package: the mean of
-what it drops, weighted by keep probability. Packages are never dropped (Kong et al.).
+Every step leaves one more token, the package, which is never dropped: the mean of what
+it drops, weighted by keep probability (Kong et al.).
 """
 
 import dataclasses
@@ -82,13 +82,12 @@ class Selector(nn.Module, MaskingReducer):
 
 
 def package_weights(probability, dropped, norm):
-    """Weight of each token in the package of those that are dropped.
+    """Weight of each token in the package, [B, n] float32, zero if nothing is dropped.
 
     probability: [B, n], of being kept
     dropped: [B, n], 1 or True for those that are dropped
     norm: "none" sums them by keep probability, "score" makes that a weighted mean,
     "count" is the plain mean
-    Returns [B, n] float32, all zero where nothing is dropped.
     """
     dropped = dropped.astype(jnp.float32)
     weight = dropped if norm == "count" else probability * dropped
@@ -143,8 +142,7 @@ class SPViT(LearnedSelection):
     def loss(self, outputs, teacher_outputs, plan):
         """DynamicViT's, with the live share of the batch in place of each image's.
 
-        So one image may keep more than another. The batch is this device's; packages do
-        not count. `plan` is that of masked training.
+        So one image may keep more than another. Packages do not count.
         """
         masks = [result.keep for result in outputs.results]
         patches = masks[0].shape[1] if masks else 0

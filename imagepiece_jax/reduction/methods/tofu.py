@@ -1,7 +1,6 @@
 """ToFu: prune first, fuse later, matched as in ToMe (Kim et al., WACV 2024).
 
-By PiToMe's public code; the paper chooses where pruning ends by how linear the model is
-there, that code takes the middle.
+By PiToMe's public code, in which pruning ends in the middle of the model.
 """
 
 import dataclasses
@@ -58,10 +57,7 @@ class Fuse(Bipartite):
 
 
 def _in_range(x):
-    """x [B, n, D], or where its squares would overflow an image's in other units.
-
-    Lengths are only divided by each other.
-    """
+    """x [B, n, D] in units whose squares fit: lengths are only divided."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=(1, 2), keepdims=True)
     return x / jnp.where(largest > 2.0**56, largest, 1.0)

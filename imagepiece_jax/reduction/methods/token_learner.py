@@ -1,7 +1,6 @@
 """TokenLearner: a few learned summaries take the place of all tokens.
 
-Ryoo et al., NeurIPS 2021. `TokenFuser`, the way back, is not used by the method: it is
-for tasks that need a value for every patch.
+Ryoo et al., NeurIPS 2021. `TokenFuser`, the way back, is for dense tasks.
 """
 
 import dataclasses
@@ -45,10 +44,7 @@ class Scores(nn.Module):
 
 
 class MlpLearner(nn.Module, Reducer):
-    """Version 1.1: each new token is a weighted mean of all, wherever they stand.
-
-    Its weights are the softmax, over the tokens, of its scores.
-    """
+    """Version 1.1: each new token is a mean of all, by the softmax of its scores."""
 
     num_tokens: int
     bottleneck_dim: int = 64
@@ -66,14 +62,10 @@ class MlpLearner(nn.Module, Reducer):
 
 
 class ConvLearner(nn.Module, Reducer):
-    """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid.
-
-    pooling: new tokens are weighted sums ("sum") of the tokens, or these divided by the
-    number of tokens ("mean").
-    """
+    """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid."""
 
     num_tokens: int
-    pooling: str = "sum"
+    pooling: str = "sum"  # of the tokens; "mean": divided by their number
 
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of tokens is there."""
@@ -102,12 +94,11 @@ class ConvLearner(nn.Module, Reducer):
 
 
 class TokenFuser(nn.Module):
-    """Add to every token its share of the learned ones.
+    """Add to every token its share of the learned ones; at first it changes nothing.
 
     learned [B, S, D], original [B, n, D] -> [B, n, D]. The learned tokens are
     normalized, mixed among each other and normalized again; a token takes of each by
-    the sigmoid of its score. At first it changes nothing: the mixture
-    starts from zero.
+    the sigmoid of its score.
     """
 
     bottleneck_dim: int = 64

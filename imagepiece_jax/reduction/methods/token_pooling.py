@@ -1,6 +1,6 @@
 """Token Pooling: cluster the tokens, keep one a cluster (Marin et al., WACV 2023).
 
-Distances are those of the tokens themselves; a token weighs what attention paid to it.
+Distances are those of the tokens themselves.
 """
 
 import dataclasses
@@ -17,11 +17,7 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
 
 @dataclasses.dataclass(frozen=True)
 class Clustering(Ranking):
-    """What both algorithms share: they start from the most significant tokens.
-
-    Their significance is the score, by default the attention that they receive in the
-    block before.
-    """
+    """What both algorithms share: they start from the tokens of the highest scores."""
 
     clusters = True
 
@@ -66,8 +62,8 @@ class KMedoids(Clustering):
 class KMeans(Clustering):
     """A cluster becomes the mean of its members, by their significance.
 
-    Slots are in the order of the tokens that the centers started from; each of them
-    stays in its cluster.
+    Slots are in the order of the tokens that the centers started from, which stay in
+    them.
     """
 
     def cluster(self, squares, weight, first, n_out):

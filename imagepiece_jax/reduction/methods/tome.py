@@ -23,10 +23,7 @@ class ToMe(Removal):
     metric: str = metric()
 
     def removed(self, depth):
-        """Tokens that each block is to merge away, a tuple of `depth` ints.
-
-        Raises InputError for an `r_list` of more blocks.
-        """
+        """Tokens that each block is to merge away; InputError for a longer `r_list`."""
         if self.r_list is not None:
             if len(self.r_list) > depth:
                 allowed = f"at most {depth}, one for each block"
