@@ -14,21 +14,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.ops import (
-    alternate,
-    cosine,
-    count_before,
-    gather_rows,
-    invert,
-    largest,
-    order_key,
-    pick,
-    place_among,
-    rank,
-    squared_distances,
-    sums,
-    uniqueness,
-)
+from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
@@ -105,7 +91,7 @@ class Ranking(Reducer):
         score = getattr(taps, SCORES[self.score])
         if self.score == "energy":  # its margin falls from 3/4 by the depth
             live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
-            score = uniqueness(score, 0.75 * (1 - counts.progress), live)
+            score = ops.uniqueness(score, 0.75 * (1 - counts.progress), live)
         if taps.mask is None:
             return score
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
@@ -126,7 +112,7 @@ class TopK(Ranking):
         score = self.scores(taps, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
-        keep = rank(score) < counts.n_out - 1
+        keep = ops.rank(score) < counts.n_out - 1
         return keep_and_sum(keep, score, counts.n_out)
 
 
@@ -151,17 +137,17 @@ class Bipartite(Reducer):
         first = prefix % 2  # the first image token at an even position
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        similarity = cosine(metric[:, first::2], metric[:, 1 - first :: 2])
+        similarity = ops.cosine(metric[:, first::2], metric[:, 1 - first :: 2])
         best, partner = find_partners(similarity, targets)
-        order = rank(best)  # [B, |A|]
+        order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
         rest = sources.shape[1] - merges
         if prefix:
-            place = place_among(~leaves)
-            staying = invert(place, rest)
+            place = ops.place_among(~leaves)
+            staying = ops.invert(place, rest)
         else:  # the rest of A stands by falling similarity
             place = order - merges
-            staying = invert(order, merges + np.arange(rest))
+            staying = ops.invert(order, merges + np.arange(rest))
         # The place of a token on side B is half its index; `//` is nine operations.
         slot_of = rest + jax.lax.div(partner, jnp.int32(2))
         sources, targets = (
@@ -169,17 +155,17 @@ class Bipartite(Reducer):
             for side in (sources, targets)
         )
         sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
-        absorbed, partner, target = pick(order, merges, sources, partner, slot_of)
+        absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         index = SlotIndex.joining(keep, absorbed, target, partner)
-        dest = alternate(*(sides[::-1] if first else sides))
+        dest = ops.alternate(*(sides[::-1] if first else sides))
         return Assignment(dest, index=index, n_out=counts.n_out)
 
 
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest of scores [B, n], in spatial order."""
-    place = place_among(rank(score) < n_out)
-    index = SlotIndex.one_each(invert(place, n_out))
+    place = ops.place_among(ops.rank(score) < n_out)
+    index = SlotIndex.one_each(ops.invert(place, n_out))
     return Assignment(jnp.maximum(place, DROPPED), index=index, n_out=n_out)
 
 
@@ -188,8 +174,9 @@ def keep_and_sum(keep, weight, n_out):
 
     The last slot is the sum of all others, by `weight` [B, n].
     """
-    dest = jnp.where(keep, count_before(keep), n_out - 1)
-    weight, index = jnp.where(keep, 1.0, weight), slot_index(dest, n_out, groups=1)
+    dest = jnp.where(keep, ops.count_before(keep), n_out - 1)
+    weight = jnp.where(keep, 1.0, weight)
+    index = slot_index(dest, n_out, groups=1)
     return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -246,7 +233,7 @@ def nearest_to_means(x, size, result):
     size: [B, n], weights of the means where the result has none
     result: an Assignment whose slots are means
     """
-    squares = squared_distances(jax.lax.stop_gradient(x).astype(jnp.float32))
+    squares = ops.squared_distances(jax.lax.stop_gradient(x).astype(jnp.float32))
     weight = jax.lax.stop_gradient(size if result.weight is None else result.weight)
     together = result.dest[:, :, None] == result.dest[:, None, :]
     cost = jnp.sum(jnp.where(together, weight[:, None, :] * squares, 0), axis=-1)
@@ -265,7 +252,7 @@ def find_partners(similarity, tokens):
     """
     order = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
-    best, _, partner = largest(order_key(similarity), order, tokens)
+    best, _, partner = ops.largest(ops.order_key(similarity), order, tokens)
     return best, partner
 
 
@@ -280,7 +267,7 @@ def merge_in_place(absorbed, partners, counts):
     def before(tokens):  # which of the absorbed stand before each of them
         return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
 
-    behind, ahead = sums((before(partners), before(absorbed)), axis=2)
+    behind, ahead = ops.sums((before(partners), before(absorbed)), axis=2)
     target, followed = partners - behind, absorbed - ahead
     leaves = absorbed[:, None, :] == index[:, :, None]
     joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
@@ -307,7 +294,7 @@ def keep_and_join(keep, absorbed, target, n):
     )
     holds = tokens[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
     dest = jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1)
-    index = SlotIndex.joining(keep, absorbed, target, gather_rows(keep, target))
+    index = SlotIndex.joining(keep, absorbed, target, ops.gather_rows(keep, target))
     return Assignment(dest, index=index, n_out=n_out)
 
 
@@ -319,8 +306,8 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: how many sources join, the most similar ones; None: all, in their order
     Returns (joining tokens, their partners), [B, r] int32 each.
     """
-    sides = (gather_rows(metric, tokens) for tokens in (sources, targets))
-    best, partners = find_partners(cosine(*sides), targets)
+    sides = (ops.gather_rows(metric, tokens) for tokens in (sources, targets))
+    best, partners = find_partners(ops.cosine(*sides), targets)
     if joining is None:
         return sources, partners
-    return pick(rank(best), joining, sources, partners)
+    return ops.pick(ops.rank(best), joining, sources, partners)

@@ -10,14 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.fields import count, switch
+from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.methods.method import InStages
-from imagepiece_jax.reduction.ops import (
-    count_before,
-    gather_rows,
-    rank,
-    smallest,
-    squared_distances,
-)
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
@@ -32,20 +26,20 @@ def density_peaks(x, neighbors, n_out):
     x: [B, n, D] float32
     neighbors: how many tokens are the nearest, the token itself among them
     """
-    squares = squared_distances(x) / x.shape[-1]
-    near = smallest(squares, neighbors)
+    squares = ops.squared_distances(x) / x.shape[-1]
+    near = ops.smallest(squares, neighbors)
     # Its logarithm: far apart, all densities would be 0.
     density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
     farthest = jnp.max(distance, axis=(1, 2))
     apart = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
-    center = rank(density + jnp.log(apart)) < n_out
+    center = ops.rank(density + jnp.log(apart)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
     itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     owner = jnp.where(center, itself, nearest)
-    return gather_rows(count_before(center), owner)
+    return ops.gather_rows(ops.count_before(center), owner)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,16 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.common.fields import count, counts, optional
+from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
-from imagepiece_jax.reduction.ops import (
-    alternate,
-    cosine,
-    gather_rows,
-    invert,
-    rank,
-    smallest,
-)
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
@@ -39,7 +32,7 @@ def soft_top(similarity, merges):
 
     Source: Lee & Hong 2024, section 3.2.
     """
-    near = smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
+    near = ops.smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
     logits = jnp.where(near, similarity, 0) / TEMPERATURE
 
     def draw(carry, _):
@@ -79,14 +72,14 @@ def soft_merge(similarity, size, live, merges):
     rest = n - live
     ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
     matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
-    scale = alternate(jnp.ones_like(a), b / safe)
+    scale = ops.alternate(jnp.ones_like(a), b / safe)
     scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
     matrix = matrix + scale[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = alternate(a * clipped, grown)
-    order = rank(jax.lax.stop_gradient(sizes))
-    order = invert(order, live)
-    sizes = jnp.concatenate([gather_rows(sizes, order), size[:, live:]], axis=1)
-    matrix = jnp.concatenate([gather_rows(matrix, order), matrix[:, live:]], axis=1)
+    sizes = ops.alternate(a * clipped, grown)
+    order = ops.rank(jax.lax.stop_gradient(sizes))
+    order = ops.invert(order, live)
+    sizes = jnp.concatenate([ops.gather_rows(sizes, order), size[:, live:]], axis=1)
+    matrix = jnp.concatenate([ops.gather_rows(matrix, order), matrix[:, live:]], axis=1)
     return Mixing(matrix, attn_size=sizes + TINY)
 
 
@@ -110,7 +103,7 @@ class Embedding(nn.Module, Reducer):
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
         f = f[:, :live]
-        similarity = cosine(f[:, 0::2], f[:, 1::2], eps=1e-12)
+        similarity = ops.cosine(f[:, 0::2], f[:, 1::2], eps=1e-12)
         return soft_merge(similarity, taps.attn_size, live, merges)
 
     @nn.nowrap

@@ -4,15 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    blocks,
-    checked,
-    choice,
-    number,
-    optional,
-    rate,
-)
+from imagepiece_jax.common import fields
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
@@ -29,12 +21,12 @@ def score(default: str = "auto"):
     "class", "received", "energy", "shift" or "probe", see `Ranking`; "auto": "class"
     where there is a class token.
     """
-    return choice(default, tuple(SCORES))
+    return fields.choice(default, tuple(SCORES))
 
 
 def metric():
     """The field for the compared feature."""
-    return choice("key", METRICS)
+    return fields.choice("key", METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +51,7 @@ class ModelFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(CheckedFields):
+class Method(fields.CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
     Each field has a default and a check (`common.fields`). A method that trains in its
@@ -83,13 +75,13 @@ class Method(CheckedFields):
     _: dataclasses.KW_ONLY
     # Share of the dense model's MACs: `models.config` finds the strength of `counts`,
     # or of the method's own schedule, whose cost is nearest.
-    macs: float | None = optional(number(above=0, most=1))
+    macs: float | None = fields.optional(fields.number(above=0, most=1))
     # Image tokens after each block, or the name of a schedule, which needs `macs`.
-    counts: str | tuple[int, ...] | None = optional(
-        checked(None, schedules.parse, schedules.ALLOWED)
+    counts: str | tuple[int, ...] | None = fields.optional(
+        fields.checked(None, schedules.parse, schedules.ALLOWED)
     )
     # "drop": tokens that the method would merge are dropped.
-    fate: str = choice("own", ("own", "drop"))
+    fate: str = fields.choice("own", ("own", "drop"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -114,8 +106,8 @@ class Method(CheckedFields):
 
         Its rule says how few are allowed. InputError where the method does nothing.
         """
-        fields = {"blocks": (block,)} if hasattr(self, "blocks") else {}
-        own = dataclasses.replace(self, counts=None, macs=None, **fields)
+        at = {"blocks": (block,)} if hasattr(self, "blocks") else {}
+        own = dataclasses.replace(self, counts=None, macs=None, **at)
         steps = [step for step in own.steps(depth) if step.block == block]
         if not steps:
             problem = f"changes at block {block}, at which this method does nothing"
@@ -193,8 +185,8 @@ class Method(CheckedFields):
             stage += tokens < n
             n = min(n, tokens)
             reached.append(n)
-        fields = {name: getattr(type(self), name) for name in self.amounts}
-        return dataclasses.replace(self, macs=None, counts=tuple(reached), **fields)
+        usual = {name: getattr(type(self), name) for name in self.amounts}
+        return dataclasses.replace(self, macs=None, counts=tuple(reached), **usual)
 
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
@@ -239,8 +231,8 @@ class InStages(Method):
     amounts = ("keep_rate", "blocks")
     small = {"blocks": (1, 2)}
 
-    keep_rate: float = rate(0.7)
-    blocks: tuple[int, ...] = blocks(3, 6, 9)
+    keep_rate: float = fields.rate(0.7)
+    blocks: tuple[int, ...] = fields.blocks(3, 6, 9)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
         """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`."""
