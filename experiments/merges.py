@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.layer_plan import with_reducers
+from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import ceil
@@ -49,10 +49,15 @@ def observed(model):
         allowed = "weights of a model with one"
         raise InputError(problem, field="the model", allowed=allowed)
 
-    def wrap(reducer):
-        return reducer if isinstance(reducer, nn.Module) else Observed(reducer)
-
-    return model.clone(plan=with_reducers(model.plan, wrap), kernels=None)
+    steps = [layer.step for layer in model.plan if layer.step]
+    for place, step in enumerate(steps):
+        if not isinstance(step.reducer, nn.Module):
+            steps[place] = dataclasses.replace(step, reducer=Observed(step.reducer))
+    prefix = model.arch.prefix
+    patches = model.plan[0].attn_tokens - prefix
+    patches = next((each.counts.n_in for each in model.plan if each.counts), patches)
+    plan = build(model.depth, patches, steps, prefix)
+    return model.clone(plan=plan, kernels=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,9 @@ class Pretrained:
         if not isinstance(model, ViT) or not params:
             types = type(model).__name__, type(variables).__name__
             problem = f"are of types {types[0]} and {types[1]}"
+            field = "model and variables"
             allowed = 'a ViT, as create_model makes it, and a dict with "params"'
-            found = {"field": "model and variables", "value": types}
-            raise InputError(problem, **found, allowed=allowed)
+            raise InputError(problem, field=field, value=types, allowed=allowed)
         put = functools.partial(object.__setattr__, self)
         put("class_names", _checked_names(self.class_names, model.num_classes))
         if self.projector and self.projector.width != model.embed_dim:
@@ -91,9 +91,9 @@ class Pretrained:
         reduction, prop_attn = split_reduction(self.reduction)
         if prop_attn not in (None, model.prop_attn):
             problem = f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}"
-            found = {"field": "prop_attn of reduction", "value": prop_attn}
+            field = "prop_attn of reduction"
             allowed = "the reduction that create_model got"
-            raise InputError(problem, **found, allowed=allowed)
+            raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
         reduction = resolved(reduction, model, self._grid, self.name)
         usual = reduced(model, reduction, self._grid, self.name)
         if usual.plan != model.plan:
@@ -240,8 +240,8 @@ def _checked_names(names, classes):
     if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
         raise InputError(field="class_names", value=names, allowed=allowed)
     if len(names) != classes:
-        facts = {"field": "class_names", "value": len(names), "allowed": allowed}
-        raise InputError(f"has length {len(names)}", **facts)
+        problem, value = f"has length {len(names)}", len(names)
+        raise InputError(problem, field="class_names", value=value, allowed=allowed)
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
             problem, allowed = f"has {name!r} for class {label}", "strings, and None"
@@ -251,10 +251,8 @@ def _checked_names(names, classes):
 
 def _square(model):
     """Pixels a side of a model's square images; InputError for others."""
-    first = model.plan[0]
-    patches = first.attn_tokens - model.arch.prefix
-    if first.counts and first.step.site == "pre":
-        patches = first.counts.n_in
+    patches = model.plan[0].attn_tokens - model.arch.prefix
+    patches = next((each.counts.n_in for each in model.plan if each.counts), patches)
     side = math.isqrt(patches)
     if side * side != patches:
         problem = f"is missing, and the model's {patches} patches are no square"

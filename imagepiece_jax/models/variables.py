@@ -55,12 +55,14 @@ def check_variables(model, variables, image_size):
     """Raise InputError for the first variable that does not fit a model."""
     present, needed = _by_name(variables), _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):
-        shape = present.get(name, "missing")
+        got = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
-        if shape != expected:
-            problem = f"is {shape}, in the model it is {expected}"
-            facts = {"value": shape, "allowed": "variables of this model"}
-            raise InputError(problem, place="variables", field=name, **facts)
+        if got != expected:
+            problem = f"is {got}, in the model it is {expected}"
+            place, allowed = "variables", "variables of this model"
+            raise InputError(
+                problem, place=place, field=name, value=got, allowed=allowed
+            )
 
 
 @functools.lru_cache(maxsize=4)

@@ -100,7 +100,7 @@ def build(
             allowed = "one a block, whose reducer may drop and merge"
             raise InputError(problem, value=step.block, allowed=allowed)
         at[step.block] = step
-    plan, stage = [], 1
+    plan, reads, stage = [], [frozenset()] * depth, 1
     n, present = n0, n0  # tokens in evaluation, tokens present in this plan
     for block in range(depth):
         step = at.get(block)
@@ -110,30 +110,12 @@ def build(
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
             counts = _masked_counts(step, counts, present) if masked else counts
+            if step.attention_block >= 0:
+                reads[step.attention_block] |= step.reducer.reads
         after = counts.n_out if counts else present
         before = after if step and step.site == "pre" else present
         plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
         present = after
-    return _with_reads(plan)
-
-
-def with_reducers(plan, change) -> tuple[LayerPlan, ...]:
-    """`plan` with `change(reducer)` in place of the reducer of each step."""
-    layers = []
-    for layer in plan:
-        if step := layer.step:
-            step = dataclasses.replace(step, reducer=change(step.reducer))
-        layers.append(dataclasses.replace(layer, step=step))
-    return _with_reads(layers)
-
-
-def _with_reads(plan):
-    """`plan` with what each block's attention computes for reducers."""
-    reads = [frozenset() for _ in plan]
-    for layer in plan:
-        if layer.counts and layer.step.attention_block >= 0:
-            block = layer.step.attention_block
-            reads[block] = reads[block] | layer.step.reducer.reads
     pairs = zip(plan, reads, strict=True)
     return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
 

@@ -4,6 +4,8 @@ The search of the rates is not part of this: its published results are.
 """
 
 import dataclasses
+import json
+import pathlib
 import sys
 
 import jax
@@ -18,49 +20,10 @@ from imagepiece_jax.reduction.schedules import powered_shares, rounded
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
-# The published schedules of models of 197 tokens: a model, GMACs, and the tokens that
-# each block keeps after pruning; below them those after merging, class token included.
+# The published schedules of models of 197 tokens: {model: {GMACs: the tokens that each
+# block keeps after pruning, and after merging, class token included}}.
 # Source: compression_rate.json of the authors' code, OpenGVLab/DiffRate.
-PUBLISHED = """\
-deit_ti  0.6  197 196 180 157 130 107 86 73 63 51 40 3
-              197 187 167 139 114 90 76 66 57 45 37 3
-deit_ti  0.7  197 196 194 180 150 123 98 82 68 60 52 3
-              197 196 192 158 133 103 88 72 64 58 49 3
-deit_ti  0.8  197 197 196 186 166 147 117 103 92 80 74 3
-              197 196 190 172 154 125 107 96 84 78 70 3
-deit_ti  0.9  197 197 196 190 182 166 141 125 113 105 99 3
-              197 196 194 188 172 147 129 115 107 103 96 3
-deit_ti  1.0  197 197 196 194 188 184 178 164 156 137 129 21
-              197 197 196 190 186 154 148 156 145 135 125 21
-deit_s   2.3  197 192 168 143 121 105 92 74 62 45 33 3
-              197 180 156 127 109 98 80 66 52 37 31 3
-deit_s   2.5  197 192 174 156 131 115 111 99 76 50 39 3
-              197 186 160 133 119 107 96 82 66 43 37 3
-deit_s   2.7  197 196 182 160 141 127 115 105 88 66 49 3
-              197 188 170 147 131 119 109 96 76 54 45 3
-deit_s   2.9  197 196 190 168 150 139 129 117 99 78 58 3
-              197 194 176 156 141 133 121 107 88 64 56 3
-deit_s   3.1  197 197 194 180 160 147 137 129 115 92 76 3
-              197 196 186 164 150 141 133 121 103 78 68 3
-deit_b   8.7  197 192 172 156 131 107 90 72 56 33 17 3
-              197 178 162 141 115 96 78 60 47 21 13 3
-deit_b  10.0  197 194 182 168 148 129 113 101 82 49 25 3
-              197 186 174 156 137 117 105 90 66 31 19 3
-deit_b  10.4  197 196 188 174 156 141 121 103 90 58 25 3
-              197 190 184 164 145 131 107 94 74 31 21 3
-deit_b  11.5  197 197 197 188 170 154 139 123 107 72 43 3
-              197 197 192 178 158 145 127 111 94 50 35 3
-deit_b  12.5  197 197 196 192 184 170 154 139 129 94 58 3
-              197 196 194 190 176 160 145 131 115 68 47 3
-mae_b    8.7  197 192 166 143 119 103 86 72 54 43 37 23
-              197 176 150 127 107 92 76 58 47 41 23 23
-mae_b   10.0  197 194 173 154 135 120 108 92 76 64 52 40
-              197 181 160 141 122 116 95 80 67 60 40 40
-mae_b   10.4  197 195 179 159 140 122 105 100 89 71 56 45
-              197 187 166 145 125 109 102 97 75 64 45 45
-mae_b   11.5  197 196 182 172 162 147 131 109 101 94 70 49
-              197 192 178 164 150 133 115 101 96 82 49 49
-"""
+TABLE = pathlib.Path(__file__).with_suffix(".json")
 ALL = sys.maxsize  # tokens stay after pruning: none is dropped
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
 # The target whose accuracies the authors report; for DeiT-Ti the one of the same share.
@@ -69,13 +32,8 @@ DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 def published(model):
     """The schedules of a model: {GMACs: (tokens after pruning, after merging)}."""
-    found, lines = {}, PUBLISHED.splitlines()
-    for first, merge in zip(lines[::2], lines[1::2], strict=True):
-        name, gmacs, *prune = first.split()
-        if name == model:
-            lists = (tuple(map(int, words)) for words in (prune, merge.split()))
-            found[float(gmacs)] = tuple(lists)
-    return found
+    lists = json.loads(TABLE.read_text("utf-8"))[model]
+    return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
 @dataclasses.dataclass(frozen=True)
