@@ -18,8 +18,6 @@ from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
-
-
 ROTARY = [field.name for field in dataclasses.fields(Rotary)]
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.layers import INIT, LayerNorm, padded_from
+from imagepiece_jax.models.layers import LayerNorm, dense, padded_from
 from imagepiece_jax.reduction.ops import class_attention
 
 BACKENDS = ("auto", "xla", "cudnn")
@@ -180,15 +180,10 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        def dense(use_bias=True):
-            return nn.Dense(
-                self.dim, kernel_init=INIT, dtype=self.dtype, use_bias=use_bias
-            )
-
-        arch = self.arch
-        self.q, self.v = dense(arch.qkv_bias), dense(arch.qkv_bias)
-        self.k = dense(arch.qkv_bias and arch.key_bias)
-        self.proj = dense()
+        arch, width = self.arch, (self.dim, self.dtype)
+        self.q, self.v = (dense(*width, use_bias=arch.qkv_bias) for _ in range(2))
+        self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
+        self.proj = dense(*width)
         if arch.attn_norm:
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 

@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import attend, masked_read
-from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
+from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
 from imagepiece_jax.reduction.ops import attention_row
 
 
@@ -35,11 +35,9 @@ class AttentionPool(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        def dense():
-            return nn.Dense(self.dim, kernel_init=INIT, dtype=self.dtype)
-
         self.latent = self.param("latent", INIT, (1, 1, self.dim))
-        self.q, self.k, self.v, self.proj = (dense() for _ in range(4))
+        layers = (dense(self.dim, self.dtype) for _ in range(4))
+        self.q, self.k, self.v, self.proj = layers
         self.norm = LayerNorm(self.dtype, self.arch.norm_eps)
         hidden = round(self.dim * self.mlp_ratio)
         self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)

@@ -18,6 +18,11 @@ INIT = nn.initializers.normal(0.02, jnp.float32)
 QUICK = 1.702  # of QuickGELU
 
 
+def dense(width, dtype=jnp.float32, **options):
+    """`nn.Dense` with the initializer of ViTs."""
+    return nn.Dense(width, dtype=dtype, kernel_init=INIT, **options)
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
 
@@ -53,17 +58,15 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        def dense(name, width):
-            return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
-
-        dim, hidden = x.shape[-1], self.hidden_dim
+        dim, hidden = x.shape[-1], (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
-            x = nn.silu(dense("fc1_g", hidden)(x)) * dense("fc1_x", hidden)(x)
+            gate = nn.silu(dense(*hidden, name="fc1_g")(x))
+            x = gate * dense(*hidden, name="fc1_x")(x)
         else:
-            x = gelu(dense("fc1", hidden)(x), self.gelu)
+            x = gelu(dense(*hidden, name="fc1")(x), self.gelu)
         if self.norm_eps is not None:
             x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
-        return dense("fc2", dim)(x)
+        return dense(dim, self.dtype, name="fc2")(x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

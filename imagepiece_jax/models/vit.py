@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
-from imagepiece_jax.models.layers import INIT, LayerNorm, token_major
+from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
 from imagepiece_jax.models.stems import FOLDED_STEMS, ConvStem, PatchStem
 from imagepiece_jax.reduction import contract, kernels, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
@@ -186,10 +186,11 @@ class ViT(nn.Module):
             pooled = self._norm("fc_norm")(pooled)
         logits, head_logits = pooled.astype(jnp.float32), ()
         if self.num_classes:
-            logits = self._head("head")(pooled)
+            logits = dense(self.num_classes, name="head")(pooled)
         if arch.dist_token:
             if self.num_classes:
-                head_logits = logits, self._head("head_dist")(read[:, 1])
+                head = dense(self.num_classes, name="head_dist")
+                head_logits = logits, head(read[:, 1])
                 logits = (head_logits[0] + head_logits[1]) / 2
             pooled = jnp.mean(read, axis=1)
             logits = logits if self.num_classes else pooled.astype(jnp.float32)
@@ -205,10 +206,6 @@ class ViT(nn.Module):
 
     def _norm(self, name):
         return LayerNorm(self.dtype, self.arch.norm_eps, name=name)
-
-    def _head(self, name):
-        classes = self.num_classes
-        return nn.Dense(classes, kernel_init=INIT, dtype=jnp.float32, name=name)
 
     def _mean(self, x, state):
         """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""

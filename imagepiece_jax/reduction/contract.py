@@ -59,7 +59,13 @@ def check_plan(plan, arch, grid):
             continue
         reducer, site = layer.step.reducer, layer.step.site
         with naming(reducer, block):
-            _check_needs(reducer)
+            for name in sorted(reducer.needs - {*ON_REQUEST}):
+                allowed = ", ".join(ON_REQUEST)
+                raise InputError(f"needs {name!r}", value=name, allowed=allowed)
+            metric = reducer.metric
+            if "metric" in reducer.needs and metric not in COMPARED:
+                allowed = ", ".join(map(repr, COMPARED))
+                raise InputError(f"compares {metric!r}", value=metric, allowed=allowed)
         for score in lacking:
             if SCORES[score] in reducer.needs:
                 _refuse_score(score, reducer, block, lacking)
@@ -99,16 +105,6 @@ def _refuse_score(score, reducer, block, lacking):
     if hasattr(reducer, "score"):
         field, allowed = "score", ", ".join(k for k in SCORES if k not in lacking)
     raise InputError(problem, field=field, value=score, allowed=allowed)
-
-
-def _check_needs(reducer):
-    """Raise InputError for an unknown tap."""
-    for name in sorted(reducer.needs - {*ON_REQUEST}):
-        raise InputError(f"needs {name!r}", value=name, allowed=", ".join(ON_REQUEST))
-    metric = reducer.metric
-    if "metric" in reducer.needs and metric not in COMPARED:
-        allowed = ", ".join(map(repr, COMPARED))
-        raise InputError(f"compares {metric!r}", value=metric, allowed=allowed)
 
 
 def check_form(result, counts):

@@ -165,8 +165,9 @@ class Bipartite(Reducer):
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest of scores [B, n], in spatial order."""
     place = ops.place_among(ops.rank(score) < n_out)
+    dest = jnp.maximum(place, DROPPED)
     index = SlotIndex.one_each(ops.invert(place, n_out))
-    return Assignment(jnp.maximum(place, DROPPED), index=index, n_out=n_out)
+    return Assignment(dest, index=index, n_out=n_out)
 
 
 def keep_and_sum(keep, weight, n_out):

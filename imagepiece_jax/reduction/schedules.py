@@ -146,9 +146,8 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     if isinstance(value, str):
         Schedule.of(value)
         return value
-    if not isinstance(value, tuple | list) or not value:
-        raise ValueError(value)
-    if not all(map(is_integer, value)):
+    listed = isinstance(value, tuple | list) and value
+    if not listed or not all(map(is_integer, value)):
         raise ValueError(value)
     counts = tuple(map(int, value))
     if min(counts) < 1:

@@ -56,33 +56,6 @@ def find(step, model, device):
     return kernel_of(step.reducer, model.prop_attn)
 
 
-def unsupported_reason(model, device):
-    """What the kernels lack to do the reductions of a model on a jax.Device, in words.
-
-    None where they run, and where no reduction of the model has a kernel.
-    """
-    layers = _with_kernel(model, device)
-    capability = getattr(device, "compute_capability", None)
-    if layers and (reason := fused.unsupported_reason(device.platform, capability)):
-        return reason
-    for layer, kernel in layers:
-        if model.arch.rotary is not None and kernel.rule == "retokenize":
-            return "positions that are not rotary: these turn the keys that it compares"
-        tokens = layer.counts.n_in + model.arch.prefix
-        heads = (model.num_heads, model.embed_dim // model.num_heads)
-        reason = kernel.unsupported_reason(
-            jax.ShapeDtypeStruct((1, tokens, *heads), model.dtype),
-            jax.ShapeDtypeStruct((1, tokens, model.embed_dim), model.dtype),
-            candidates=layer.counts.candidates or 0,
-            num_prefix=model.arch.prefix,
-            platform=device.platform,
-            capability=capability,
-        )
-        if reason:
-            return reason
-    return None
-
-
 def resolve_kernels(requested, model, device=None):
     """The device whose kernels do the reductions of a model, which is its `kernels`.
 
@@ -92,9 +65,12 @@ def resolve_kernels(requested, model, device=None):
     Raises InputError for "fused" where kernels do not run.
     """
     device = device or jax.local_devices()[0]
-    if requested == "plain" or not _with_kernel(model, device):
+    layers = [layer for layer in model.plan if layer.counts]
+    pairs = [(layer.counts, find(layer.step, model, device)) for layer in layers]
+    pairs = [(counts, kernel) for counts, kernel in pairs if kernel]
+    if requested == "plain" or not pairs:
         return None
-    reason = unsupported_reason(model, device)
+    reason = _unsupported_reason(pairs, model, device)
     if reason is None:
         return "cpu" if device.platform == "cpu" else str(device.compute_capability)
     if requested == "auto":
@@ -103,8 +79,24 @@ def resolve_kernels(requested, model, device=None):
     raise InputError(problem, field="kernels", value=requested, allowed=allowed)
 
 
-def _with_kernel(model, device):
-    """[(layer, Kernel)] of the steps that change something and have one."""
-    layers = [layer for layer in model.plan if layer.counts]
-    pairs = [(layer, find(layer.step, model, device)) for layer in layers]
-    return [(layer, kernel) for layer, kernel in pairs if kernel]
+def _unsupported_reason(pairs, model, device):
+    """What kernels lack to do steps of a model, in words; None where they run."""
+    capability, prefix = getattr(device, "compute_capability", None), model.arch.prefix
+    if reason := fused.unsupported_reason(device.platform, capability):
+        return reason
+    for counts, kernel in pairs:
+        if model.arch.rotary is not None and kernel.rule == "retokenize":
+            return "positions that are not rotary: these turn the keys that it compares"
+        shape, width = (1, counts.n_in + prefix), model.embed_dim
+        heads = (model.num_heads, width // model.num_heads)
+        reason = kernel.unsupported_reason(
+            jax.ShapeDtypeStruct(shape + heads, model.dtype),
+            jax.ShapeDtypeStruct((*shape, width), model.dtype),
+            candidates=counts.candidates or 0,
+            num_prefix=prefix,
+            platform=device.platform,
+            capability=capability,
+        )
+        if reason:
+            return reason
+    return None

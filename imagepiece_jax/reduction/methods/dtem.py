@@ -126,10 +126,6 @@ class DTEM(Removal):
     r: int = count(16)  # tokens that a block merges away
     r_list: tuple[int, ...] | None = optional(counts())  # by block; then none
 
-    def removed(self, depth):
-        """Tokens that each block is to merge away."""
-        return (self.r,) * depth if self.r_list is None else self.r_list
-
     def steps(self, depth):
         return tuple(
             Step(block, Embedding(), Remove(r), when_masked=0)

@@ -51,12 +51,8 @@ class NoisyTopK(nn.Module, Reducer):
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps; those that prune keep as many, by a learned score."""
 
-    small = {
-        "merge_ratio": 0.06,
-        "merge_blocks": (0,),
-        "prune_blocks": (1,),
-        "keep_rate": 0.7,
-    }
+    small = ImagePiece.small | {"merge_blocks": (0,), "prune_blocks": (1,)}
+    small |= {"keep_rate": 0.7}
 
     mode: str = choice("mask", ("mask", "topk"))  # training masks or removes tokens
     # The score reads tokens before the MLP, or before the block.

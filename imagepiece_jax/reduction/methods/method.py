@@ -249,7 +249,7 @@ class Removal(Method):
 
     def removed(self, depth: int) -> Sequence[int]:
         """Tokens that each block is to lose."""
-        raise NotImplementedError
+        return (self.r,) * depth if self.r_list is None else self.r_list
 
     def resolved(self, model):
         """The method for a model. InputError for more than half of its tokens."""
