@@ -113,44 +113,33 @@ class ConvStem(nn.Module):
         )(x)
 
 
-class FoldedPatchStem(nn.Module):
-    """`PatchStem` as inference computes it, its variables from `fold`.
+class FoldedStem(nn.Module):
+    """A stem of STEMS as inference computes it, its variables from `fold`.
 
-    An image is [B, H, W/p, 3 p] for nothing, and a convolution over p rows reads it in
-    place: a GPU needs no copy with the patches in order.
+    Images of a patch stem are [B, H, W/p, 3 p] for nothing, and a convolution over p
+    rows reads them in place: a GPU needs no copy with the patches in order. Bias and
+    ReLU end the others, which a GPU does in one kernel.
     """
 
+    stem: str
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, train=False):
-        p, (batch, height, width, channels) = self.patch_size, images.shape
-        rows = images.reshape(batch, height, width // p, channels * p)
-        shape = (self.embed_dim, p, 1, channels * p)
-        return _Convolution(shape, (p, 1), 0, self.dtype, name="proj")(rows)
+        x, p, dim = images, self.patch_size, self.embed_dim
+        if self.stem == "patch":
+            batch, height, width, channels = images.shape
+            x = images.reshape(batch, height, width // p, channels * p)
+            return self._convolved("proj", x, dim, (p, 1), (p, 1))
+        for i, width in enumerate(conv_stem_widths(dim, p)):
+            x = nn.relu(self._convolved(f"conv_{i}", x, width, (3, 3), (2, 2), 1))
+        return self._convolved("proj", x, dim, (1, 1), (1, 1))
 
-
-class FoldedConvStem(nn.Module):
-    """`ConvStem` as inference computes it, its variables from `fold`.
-
-    Bias and ReLU end each convolution, which a GPU does in one kernel.
-    """
-
-    embed_dim: int
-    patch_size: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = images
-        for i, width in enumerate(conv_stem_widths(self.embed_dim, self.patch_size)):
-            shape = (width, 3, 3, x.shape[-1])
-            x = _Convolution(shape, (2, 2), 1, self.dtype, name=f"conv_{i}")(x)
-            x = nn.relu(x)
-        shape = (self.embed_dim, 1, 1, x.shape[-1])
-        return _Convolution(shape, (1, 1), 0, self.dtype, name="proj")(x)
+    def _convolved(self, name, x, width, size, strides, padding=0):
+        shape = (width, *size, x.shape[-1])
+        return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
 
 
 class _Convolution(nn.Module):
@@ -177,7 +166,6 @@ class _Convolution(nn.Module):
 
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}
-FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
@@ -198,7 +186,7 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
 
 def fold(stem, params, stats):
-    """Parameters of the class of FOLDED_STEMS, float32, for a trained stem.
+    """Parameters of a FoldedStem, float32, from a trained stem.
 
     Batch norms move into the kernel and the bias of the convolution before them.
 

@@ -16,7 +16,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, dense, token_major
-from imagepiece_jax.models.stems import FOLDED_STEMS, ConvStem, PatchStem
+from imagepiece_jax.models.stems import ConvStem, FoldedStem, PatchStem
 from imagepiece_jax.reduction import contract, kernels, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -251,7 +251,7 @@ class ViT(nn.Module):
     def _stem(self):
         sizes, name = (self.embed_dim, self.patch_size, self.dtype), "patch_embed"
         if self.folded:
-            return FOLDED_STEMS[self.stem](*sizes, name=name)
+            return FoldedStem(self.stem, *sizes, name=name)
         if self.stem == "conv":
             return ConvStem(*sizes, axis_name=self.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.arch.patch_bias, name=name)

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from imagepiece_jax.models.stems import (
     ConvStem,
-    FoldedConvStem,
+    FoldedStem,
     PatchStem,
     conv_stem_widths,
     fold,
@@ -92,7 +92,7 @@ def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
     running["var"] = np.full_like(running["var"], 1e-5)
     want = tiny.jit(stem.apply)(variables, images)
     params = fold("conv", variables["params"], variables["batch_stats"])
-    got = tiny.jit(FoldedConvStem(8, 4).apply)({"params": params}, images)
+    got = tiny.jit(FoldedStem("conv", 8, 4).apply)({"params": params}, images)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
