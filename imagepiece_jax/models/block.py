@@ -155,10 +155,7 @@ class Block(nn.Module):
         return _add(self._outgoing(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """As `attend`, with the reduction between attention's scores and its values.
-
-        Residual and values are those of the reduced tokens. -> (state, scores, record).
-        """
+        """As `attend`, with the reduction between scores and values; and its record."""
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
         if self.queries:

@@ -1,7 +1,4 @@
-"""Models by name: MODELS, which are trained here, and timm's public ones.
-
-public_models.json is written from timm by tools/public_models.py.
-"""
+"""Models by name: our own MODELS, and timm's, by tools/public_models.py."""
 
 import difflib
 import functools
@@ -45,10 +42,7 @@ SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge
 
 
 def facts(name):
-    """Fields of a ModelConfig by name; {} for None.
-
-    Raises InputError for an unknown name.
-    """
+    """Fields of a ModelConfig by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
     fields = None
@@ -118,10 +112,7 @@ def timm_functions(name: str) -> dict[str, str]:
 
 
 def published_crop(name: str | None) -> dict[str, Any]:
-    """crop (share of the side), crop_mode and interpolation of the weights `name`.
-
-    {} for an architecture, and for other names.
-    """
+    """crop, crop_mode and interpolation of weights by name; {} for other names."""
     base, dot, tag = (name or "").partition(".")
     if not dot:
         return {}

@@ -27,8 +27,7 @@ def bias_init(fan_in):
 def conv_stem_widths(embed_dim, patch_size):
     """Widths of the stride-2 convolutions, doubling up to D: a patch of 2**k has k.
 
-    Raises InputError for another patch size, and for a width that cannot be halved so
-    often.
+    Raises InputError for another patch size, or a width that cannot be halved so far.
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
@@ -169,11 +168,7 @@ STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an RGB image, cut to full patches, into tokens.
-
-    stem: a name of STEMS
-    image_size: pixels a side, or (height, width)
-    """
+    """MACs that turn an image, cut to full patches, into tokens, by a name of STEMS."""
     tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim

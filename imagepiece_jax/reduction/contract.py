@@ -49,10 +49,7 @@ class Declared:
 
 
 def check_plan(plan, arch, grid):
-    """Check that attention, model and grid (height, width) have what steps ask for.
-
-    Raises InputError, which names the block, for the first step that asks for more.
-    """
+    """Raise InputError for the first step of a plan that model or grid do not allow."""
     lacking = lacking_scores(arch)
     for block, layer in enumerate(plan):
         if layer.step is None:
@@ -165,10 +162,7 @@ def check(result, counts):
 
 
 def check_results(plan, results):
-    """`check` what each step of `plan` decided, such as `Outputs.results`.
-
-    Raises InputError, which names the step, for one that breaks the contract.
-    """
+    """`check` what the steps of a plan decided; an InputError names the step."""
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
         with naming(layer.step.reducer, block):

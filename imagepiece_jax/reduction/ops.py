@@ -79,10 +79,7 @@ def invert(position, wanted):
 
 @node
 def pick(position, length, *values):
-    """The values, [B, n] int32 each, at `invert(position, length)`, in one pass.
-
-    position: [B, n] int, as for `invert`
-    """
+    """Values [B, n] int32 at `invert(position, length)`, all of them in one pass."""
     # Else XLA works out all positions again for every one that is wanted.
     position = jax.lax.optimization_barrier(position)
     wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]
@@ -116,10 +113,7 @@ def largest(key, order, payload):
 
 
 def smallest(values, k):
-    """Mark the k smallest of each row, ties to the lower index. [..., n] -> bool.
-
-    By k passes, without a sort: for small k.
-    """
+    """Mark the k smallest of each row, by k passes, ties to the lower index."""
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):

@@ -75,8 +75,7 @@ def read_reduction(reduction, prop_attn=None):
 def split_reduction(reduction, prop_attn=None):
     """(fields of the method, prop_attn) of a reduction that may name both.
 
-    Raises InputError where it is no such dict, and for another prop_attn than the
-    config's.
+    Raises InputError where it is no such dict, and for two values of prop_attn.
     """
     mapping = reduction is None or isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):

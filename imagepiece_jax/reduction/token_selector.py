@@ -90,10 +90,7 @@ def ratio_loss(shares, targets):
 
 
 def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """Weighted distance from the teacher: "kl" of the logits, "tokens" of the tokens.
-
-    Raises InputError for a teacher of other tokens, width or classes.
-    """
+    """Weighted distances from a teacher of the same size: {"kl": .., "tokens": ..}."""
     _check_teacher(outputs, teacher_outputs)
     return {
         "kl": kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),

@@ -50,28 +50,19 @@ def unsupported_reason(platform, capability=None):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One reduction as a kernel.
+    """One reduction as a kernel; partners are compared by the mean key over heads."""
 
-    rule: "prune" keeps the tokens that the class token attends to most (TopK),
-    "retokenize" merges the least attended ones (Retokenize), "bipartite" merges the
-    most similar pairs (Bipartite). ascending, parity, by_size: Retokenize's order,
-    parity and size_weighting. prop_attn: log(size) is added to the logits. Partners are
-    compared by the mean key over heads.
-    """
-
+    # "prune" keeps the tokens that the class token attends to most (TopK), "retokenize"
+    # merges the least attended (Retokenize), "bipartite" the most similar (Bipartite)
     rule: str
-    ascending: bool = False
+    ascending: bool = False  # Retokenize's order, parity and size_weighting
     parity: int = 0
     by_size: bool = True
-    prop_attn: bool = False
+    prop_attn: bool = False  # log(size) is added to the logits
 
     @property
     def reads(self) -> str:
-        """The queries and keys that it is called with, as attention names them.
-
-        "heads", as they are multiplied, for class attention; "projected", as they were
-        before rotary positions turned them, where they are only compared.
-        """
+        """Its queries and keys: "heads" of attention, or "projected", not rotated."""
         return "projected" if self.rule == "bipartite" else "heads"
 
     def supports(self, state):
@@ -199,10 +190,7 @@ def _capability_here():
 
 @functools.cache
 def _register(device, capability):
-    """Makes the library known to XLA, once; what is missing, in words, or None.
-
-    Its kernels are loaded on every GPU of this process, so that no step has to.
-    """
+    """Makes a library known to XLA and all GPUs, once; what is missing, or None."""
     library = build.library(device, capability)
     if isinstance(library, str):
         return library

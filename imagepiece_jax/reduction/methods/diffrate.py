@@ -1,7 +1,4 @@
-"""DiffRate: prune and merge in one step, by searched rates (Chen et al., ICCV 2023).
-
-The search of the rates is not part of this: its published results are.
-"""
+"""DiffRate: prune and merge in one step, by searched rates (Chen et al., ICCV 2023)."""
 
 import dataclasses
 import json
@@ -81,8 +78,7 @@ class PruneAndMerge(Ranking):
 class DiffRate(Method):
     """Each block keeps so many tokens after pruning, and so many after merging.
 
-    The published schedules of MAE-B hold for models with its name, or whose head reads
-    the mean.
+    The schedules of MAE-B hold for models with its name, or whose head reads the mean.
     """
 
     model_fields = {"prop_attn": True}

@@ -14,8 +14,7 @@ from imagepiece_jax.reduction.token_counts import Keep
 class EViT(InStages):
     """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
 
-    The fused token is the attention-weighted sum of the dropped ones. ImagePiece's
-    paper compares with the form without it.
+    The fused token is the attention-weighted sum of the dropped ones.
     """
 
     fuse_token: bool = switch(False)  # the dropped ones become one more token

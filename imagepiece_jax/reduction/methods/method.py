@@ -141,10 +141,7 @@ class Method(fields.CheckedFields):
         return self.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The steps in a model of so many `patches`, by its own fields or by `counts`.
-
-        Raises InputError for counts that the method or the model cannot have.
-        """
+        """The steps by its own fields, or by `counts`, if the model can have these."""
         counted = self.counts is not None
         steps = self._counted(depth, patches) if counted else self.steps(depth)
         if self.fate == "own":
@@ -189,20 +186,14 @@ class Method(fields.CheckedFields):
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **usual)
 
     def resolved(self, model: ModelFacts) -> "Method":
-        """The method for a model: no score is "auto", no default that of another size.
-
-        Raises InputError for counts of tokens that the model does not have.
-        """
+        """The method for a model, without "auto"; InputError for counts too high."""
         if getattr(self, "score", None) != "auto":
             return self
         score = "class" if model.class_token else WITHOUT_CLASS_TOKEN
         return dataclasses.replace(self, score=score)
 
     def check_most(self, field: str, model: ModelFacts, most: int, least: int = 0):
-        """Raise InputError for a `field`, a count or several, of more than `most`.
-
-        least, most: the allowed range
-        """
+        """Raise InputError for a `field`, a count or several, of more than `most`."""
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
         value = getattr(self, field)

@@ -43,8 +43,7 @@ class ByEnergy(Ranking):
 class PiToMe(Method):
     """Every block keeps ceil(keep_rate * n) of its n image tokens, at least half.
 
-    The first half of the blocks matches all tokens, the second protects those of low
-    energy.
+    The first half of the blocks matches all tokens, the second protects low energies.
     """
 
     small = {"keep_rate": 0.95}

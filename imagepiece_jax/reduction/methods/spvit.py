@@ -140,10 +140,7 @@ class SPViT(LearnedSelection):
         return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, with the live share of the batch in place of each image's.
-
-        So one image may keep more than another. Packages do not count.
-        """
+        """DynamicViT's, by the live share of the batch: images may keep more or less."""
         masks = [result.keep for result in outputs.results]
         patches = masks[0].shape[1] if masks else 0
         shares = [jnp.mean(mask[:, :patches]) for mask in masks]

@@ -65,9 +65,9 @@ def _in_range(x):
 
 @dataclasses.dataclass(frozen=True)
 class ToFu(Method):
-    """Every block loses floor((1 - keep_rate) N) of its N tokens, at most half.
+    """Blocks lose floor((1 - keep_rate) N) of their N tokens, at most half.
 
-    Blocks up to the middle one drop them, the others fuse.
+    Up to the middle one they drop them, then they fuse.
     """
 
     small = {"keep_rate": 0.92}

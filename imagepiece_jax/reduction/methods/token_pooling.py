@@ -37,10 +37,7 @@ class Clustering(Ranking):
 
 
 class KMedoids(Clustering):
-    """A cluster becomes the member with the least weighted distance to the others.
-
-    Slots are in the order of these tokens, which come through as they are.
-    """
+    """A cluster becomes the member nearest to the others; slots are in their order."""
 
     def cluster(self, squares, weight, is_medoid, n_out):
         distance, index = jnp.sqrt(squares), jnp.arange(squares.shape[1])
@@ -62,8 +59,7 @@ class KMedoids(Clustering):
 class KMeans(Clustering):
     """A cluster becomes the mean of its members, by their significance.
 
-    Slots are in the order of the tokens that the centers started from, which stay in
-    them.
+    Slots are in the order of the tokens that the centers started from.
     """
 
     def cluster(self, squares, weight, first, n_out):
