@@ -65,9 +65,8 @@ class AttentionPool(nn.Module):
         kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
         kernel = kernel.reshape(self.dim, *query.shape)
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
-        logits = jnp.einsum(
-            "bnx,xh->bnh", x.astype(jnp.float32), read, precision="highest"
-        )
+        x = x.astype(jnp.float32)
+        logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)

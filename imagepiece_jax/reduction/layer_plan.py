@@ -1,7 +1,6 @@
 """Token counts of every block, in plain Python, before anything is traced.
 
-A method names `Step`s; `build` turns them into one `LayerPlan` a block. The model, its
-cost (models/cost.py), the benchmark, the visualizer and the tests all read this plan.
+A method names `Step`s; `build` turns them into a `LayerPlan` a block, which all read.
 """
 
 import dataclasses
@@ -122,8 +121,8 @@ def build(
 
 def _masked_counts(step, counts, present):
     """`counts` of evaluation -> those of masked training, of `present` tokens."""
-    if step.when_masked is None:
-        change = counts.n_out - counts.n_in
-        return dataclasses.replace(counts, n_in=present, n_out=present + change)
-    after = present + step.when_masked
-    return dataclasses.replace(counts, n_in=present, n_out=after, evaluation=counts)
+    change, own = counts.n_out - counts.n_in, None
+    if step.when_masked is not None:
+        change, own = step.when_masked, counts
+    after = present + change
+    return dataclasses.replace(counts, n_in=present, n_out=after, evaluation=own)

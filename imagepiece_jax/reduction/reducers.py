@@ -120,12 +120,10 @@ class TopK(Ranking):
 class Bipartite(Reducer):
     """Merge the most similar pairs between every other token and the rest (ToMe).
 
-    The tokens at even positions, prefix included, are side A, the others side
-    B; the tokens of A whose best partner in B is most similar are merged into it. The
-    prefix takes no part. The slots are the rest of A, then B: the next split by
-    position so mixes the two (Bolya et al. 2023, section 3).
-
-    metric: the compared feature ("key", "query", "value", "token").
+    The tokens at even positions, prefix included, are side A, the others side B; the
+    tokens of A whose best partner in B is most similar are merged into it. The prefix
+    takes no part. The slots are the rest of A, then B: the next split by position so
+    mixes the two (Bolya et al. 2023, section 3).
     """
 
     metric: str = "key"

@@ -1,7 +1,6 @@
 """Schedules: how many image tokens each block leaves, in plain Python.
 
-A schedule has a shape, and one strength by which its cost is set: 0 is the dense model,
-1 leaves as few tokens as the shape can.
+A schedule has a shape and a strength: 0 is dense, 1 leaves as few tokens as it can.
 """
 
 import dataclasses

@@ -58,8 +58,7 @@ def as_tuple(value):
 def label(reduction):
     """A reduction in a few words: "evit keep_rate=0.7"."""
     fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
-    name = reduction["name"]
-    name = "dense" if name == DENSE["name"] else name
+    name = "dense" if reduction["name"] == DENSE["name"] else reduction["name"]
     return " ".join([name, *fields])
 
 

@@ -1,7 +1,6 @@
 """Learned token selection: keep scores, mask draws and losses.
 
-In training nothing is removed: a mask is drawn from the scores, attention reads it, and
-its gradient is that of the probabilities.
+In training nothing is removed: attention reads a mask drawn from the scores.
 """
 
 import jax

@@ -259,17 +259,13 @@ def _attn_sizes(state, result, index):
 
 def _apply_mixing(state, result):
     """Rows overlap: every token counts as one, and every patch is in all tokens."""
-    prefix = state.num_prefix
-    mixed = jnp.einsum(
-        "bon,bnd->bod",
-        result.matrix.astype(jnp.float32),
-        state.x[:, prefix:].astype(jnp.float32),
-        precision="highest",
-    )
+    matrix, prefix = result.matrix.astype(jnp.float32), state.num_prefix
+    image = state.x[:, prefix:].astype(jnp.float32)
+    mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
     x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
     coordinates = state.coordinates
     if coordinates is not None:
-        coordinates = mean_by(result.matrix.astype(jnp.float32), coordinates)
+        coordinates = mean_by(matrix, coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
         both = [state.effective_size[:, :prefix], attn_size]
@@ -388,9 +384,8 @@ def _move_by_product(x, share, dest, n_out):
     share = jnp.ones(dest.shape, jnp.float32) if share is None else share
     matrix = jnp.where(_belongs(dest, n_out), share[:, None, :], 0)
     prefix = x.shape[1] - dest.shape[1]
-    moved = jnp.einsum(
-        "bon,bnd->bod", matrix, x[:, prefix:].astype(jnp.float32), precision="highest"
-    )
+    image = x[:, prefix:].astype(jnp.float32)
+    moved = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
     return jnp.concatenate([x[:, :prefix], moved.astype(x.dtype)], axis=1)
 
 

@@ -16,12 +16,12 @@ CHOICES = ("plain", "fused", "auto")
 
 
 def _of_top_k(reducer, prop_attn):
-    if _by_class(reducer) and not reducer.fuse:
+    if SCORES[reducer.score] == "cls_attn" and not reducer.fuse:
         return Kernel("prune", prop_attn=prop_attn)
 
 
 def _of_retokenize(reducer, prop_attn):
-    if _by_class(reducer) and reducer.metric == "key":
+    if SCORES[reducer.score] == "cls_attn" and reducer.metric == "key":
         return Kernel(
             "retokenize",
             ascending=reducer.order == "ascending",
@@ -36,10 +36,6 @@ def _of_bipartite(reducer, prop_attn):
         return Kernel("bipartite")
 
 
-def _by_class(reducer):
-    return SCORES[reducer.score] == "cls_attn"
-
-
 # The kernel that decides as a reducer of exactly this type, None for some settings.
 KERNELS = {TopK: _of_top_k, Retokenize: _of_retokenize, Bipartite: _of_bipartite}
 
@@ -48,7 +44,6 @@ def find(step, model, device):
     """The Kernel that does a `Step` of a model; None: plain JAX does it.
 
     Kernels stand between attention and MLP, and read keys of that attention.
-    device: what `resolve_kernels` returned
     """
     kernel_of = KERNELS.get(type(step.reducer))
     if device is None or kernel_of is None or step.site != "mid":

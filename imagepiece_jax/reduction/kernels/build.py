@@ -1,7 +1,6 @@
 """Compiled kernel libraries, found in a cache or built at first use.
 
-A library's name is a hash of all that goes into it, so that another JAX, compiler or
-processor builds its own; processes may build the same one at once.
+A library's name is a hash of all that goes into it; processes may build one at once.
 """
 
 import ctypes

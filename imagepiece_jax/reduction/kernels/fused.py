@@ -1,8 +1,7 @@
 """Whole reductions in one kernel: keys and x are read once, decided on, and moved.
 
-A `Kernel` does what class attention, a reducer and `tokens.apply` do together, with
-the same decisions, ties included; gradients are the plain version's. The code is the
-same for CPU and GPU: reduce.h.
+The decisions are the reducer's, ties included; gradients are the plain version's. The
+code is the same for CPU and GPU: reduce.h.
 """
 
 import ctypes

@@ -131,13 +131,12 @@ class DiffRate(Method):
 
     def scaled(self, strength, depth, patches):
         """Both lists, as shares of all tokens, to a power."""
-        prune, merge = (
-            tuple(
-                max(2, 1 + rounded(patches * share))
-                for share in powered_shares([(n - 1) / patches for n in kept], strength)
-            )
-            for kept in (self.prune, self.merge)
-        )
+
+        def powered(kept):
+            shares = powered_shares([(n - 1) / patches for n in kept], strength)
+            return tuple(max(2, 1 + rounded(patches * share)) for share in shares)
+
+        prune, merge = powered(self.prune), powered(self.merge)
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def step_at(self, block, depth, tokens):

@@ -1,7 +1,6 @@
 """DynamicViT: a small network learns which tokens to keep (Rao et al., NeurIPS 2021).
 
-Training draws masks and removes nothing; evaluation keeps the highest scores. Training
-starts from a trained model, which is also, frozen, its teacher.
+Training draws masks; it starts from a trained model, which is also its teacher.
 """
 
 import dataclasses

@@ -12,8 +12,7 @@ from imagepiece_jax.reduction.token_counts import MergeTo
 class ImagePieceToMe(ImagePiece):
     """ImagePiece's steps; those that prune merge to the same count, as ToMe does.
 
-    Matching is over all image tokens and removes at most half of them: with a keep_rate
-    below .5 more tokens stay than ImagePiece keeps. `metric` is what both compare.
+    Matching removes at most half of the tokens. `metric` is what both compare.
     """
 
     def prune_step(self, block):

@@ -1,7 +1,6 @@
 """MCTF: fuse by several criteria, one step ahead (Lee et al., CVPR 2024).
 
-Once a block's attention is scored and before it reads values. The training with a
-second pass at a random reduction is not part of this.
+The training with a second pass at a random reduction is not part of this.
 """
 
 import dataclasses

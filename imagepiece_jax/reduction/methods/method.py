@@ -10,16 +10,11 @@ from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
 from imagepiece_jax.reduction.token_counts import KeepInitial
 
-# What score="auto" is where no class token says which tokens matter: docs/models.md has
-# the accuracies of all scores.
-WITHOUT_CLASS_TOKEN = "received"
-
 
 def score(default: str = "auto"):
     """The field for the score that ranks tokens: docs/models.md compares them.
 
-    "class", "received", "energy", "shift" or "probe", see `Ranking`; "auto": "class"
-    where there is a class token.
+    One of `Ranking`, or "auto": "class" where there is a class token, else "received".
     """
     return fields.choice(default, tuple(SCORES))
 
@@ -189,7 +184,7 @@ class Method(fields.CheckedFields):
         """The method for a model, without "auto"; InputError for counts too high."""
         if getattr(self, "score", None) != "auto":
             return self
-        score = "class" if model.class_token else WITHOUT_CLASS_TOKEN
+        score = "class" if model.class_token else "received"
         return dataclasses.replace(self, score=score)
 
     def check_most(self, field: str, model: ModelFacts, most: int, least: int = 0):

@@ -49,9 +49,8 @@ class Selector(nn.Module, MaskingReducer):
         keep = jnp.where(is_package, 1.0, keep)
         before = jnp.ones_like(keep) if taps.mask is None else taps.mask
         weight = package_weights(probability, before - keep, self.package_norm)
-        package = jnp.einsum(
-            "bn,bnd->bd", weight, taps.x.astype(jnp.float32), precision="highest"
-        )
+        x = taps.x.astype(jnp.float32)
+        package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
         return Masking(keep, append=package)
 
     def _scores(self, heads, mask):
@@ -140,7 +139,7 @@ class SPViT(LearnedSelection):
         return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, by the live share of the batch: images may keep more or less."""
+        """DynamicViT's, by the live share of the batch: one image may keep more."""
         masks = [result.keep for result in outputs.results]
         patches = masks[0].shape[1] if masks else 0
         shares = [jnp.mean(mask[:, :patches]) for mask in masks]

@@ -1,7 +1,4 @@
-"""TokenLearner: a few learned summaries take the place of all tokens.
-
-Ryoo et al., NeurIPS 2021. `TokenFuser`, the way back, is for dense tasks.
-"""
+"""TokenLearner: learned summaries replace all tokens (Ryoo et al., NeurIPS 2021)."""
 
 import dataclasses
 import functools
@@ -110,10 +107,8 @@ class TokenFuser(nn.Module):
         among = nn.Dense(num_tokens, kernel_init=nn.initializers.zeros, name="among")
         learned = jnp.swapaxes(among(jnp.swapaxes(learned, 1, 2)), 1, 2)
         learned = layer_norm("norm2")(learned)
-        gates = nn.sigmoid(
-            Scores(num_tokens, self.bottleneck_dim, name="scores")(original)
-        )
-        share = jnp.einsum("bns,bsd->bnd", gates, learned)
+        scores = Scores(num_tokens, self.bottleneck_dim, name="scores")(original)
+        share = jnp.einsum("bns,bsd->bnd", nn.sigmoid(scores), learned)
         return (original + share).astype(original.dtype)
 
 
