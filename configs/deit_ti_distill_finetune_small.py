@@ -5,8 +5,7 @@ python train.py --config configs/deit_ti_distill_finetune_small.py \\
         --config.data.name=folder:PATH
     0.65 GMACs, 61 final tokens
 
-`python -m experiments adapt` trains every fold so, with each of the
-reductions of configs/deit_ti_distill_finetune.py: minutes each on two CPU cores.
+Minutes on two CPU cores, with any reduction of configs/deit_ti_distill_finetune.py.
 """
 
 from configs import deit_ti_distill_finetune

@@ -3,7 +3,6 @@
 python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
-python -m experiments adapt --data ... --weights FILE
 python -m experiments saliency --data ... --weights FILE --decoder FILE
 python -m experiments patch_features --data ... --weights FILE --sweep tome:r=8
 python -m experiments scratch --data folder:PATH --epochs 20
@@ -14,18 +13,15 @@ of them, a few epochs and seeds. Results are cached: the same command resumes wh
 was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation, tome-offtheshelf, evit-table; all of them; adapt;
-saliency, saliency-picture; patch_features; fixed_tokens; int8; or scratch, which trains
-from random weights.
+lcb-similarity, combos, ablation; all of them; saliency, saliency-picture;
+patch_features; fixed_tokens; int8; or scratch, which trains from random weights.
 """
 
 from experiments import registry, settings
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
-cli.define_config(
-    "a config file: of --weights that lack a config, of --small's runs, of adapt's"
-)
+cli.define_config("a config file: of --weights that lack a config, of --small's runs")
 WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
 cli.resize()

@@ -37,31 +37,23 @@ def reassess(context):
     rows = (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
     models = [model for row in rows for model in find(context, row)]
     pretrained, reduction = models[0] if models else (context.pretrained, REDUCTION)
-    lines = [
-        [
-            int(block) + 1,
-            render.number(published.REASSESS.get(int(block))),
-            interval(figures["own"]),
-            figures["rule"],
-            interval(figures["candidates"]),
-        ]
-        for block, figures in attentive_ratios(context, pretrained, reduction).items()
-    ]
+    lines = []
+    for block, figures in attentive_ratios(context, pretrained, reduction).items():
+        line = [int(block) + 1, render.number(published.REASSESS.get(int(block)))]
+        line += [interval(figures["own"]), figures["rule"]]
+        lines.append([*line, interval(figures["candidates"])])
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
-    text = render.table(
-        [*head, "counts as attentive if", "%, by (a) everywhere"], lines
-    )
-    title = "merged tokens judged again"
+    head += ["counts as attentive if", "%, by (a) everywhere"]
+    text, title = render.table(head, lines), "merged tokens judged again"
     facts = render.facts(context, {"stem": pretrained.config.stem})
     render.page(context, "reassess", title, text, facts)
 
 
 def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
-    model = merges.observed(pretrained.config.create(reduction))
     fields, _ = split(reduction)
     share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
-    steps = merges.sites(model)
+    steps = merges.sites(pretrained.config.create(reduction))
     after = [
         (before, here)
         for before, here in zip(steps, steps[1:], strict=False)
@@ -91,10 +83,7 @@ def attentive_ratios(context, pretrained, reduction):
             for _, here in after
         }
 
-    ratios = context.analyze(
-        "reassess", pretrained, reduction, measure, model, summarize
-    )
-    return {block: figures for block, figures in ratios.items() if block != "images"}
+    return context.analyze("reassess", pretrained, reduction, measure, summarize)
 
 
 def similarity(context):
@@ -129,8 +118,7 @@ def similarity(context):
 
 def first_and_last(context, pretrained, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
-    model = merges.observed(pretrained.config.create(reduction))
-    merging = [site for site in merges.sites(model) if site.merges]
+    merging = _merging(pretrained, reduction)
     ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
 
     def measure(outputs, batch):
@@ -149,14 +137,16 @@ def first_and_last(context, pretrained, reduction):
         estimates = {"gap": gap}
         for at, values in (("first", first), ("last", last)):
             estimates[f"all {at}"] = statistics.mean(values)
-            estimates[f"lowest {at}"] = statistics.bootstrap(
-                lambda index, values=values: lowest(values[index]), len(values)
-            )
+            estimates[f"lowest {at}"] = lowest_mean(values)
         return estimates
 
-    return context.analyze(
-        "similarity", pretrained, reduction, measure, model, summarize
-    )
+    return context.analyze("similarity", pretrained, reduction, measure, summarize)
+
+
+def _merging(pretrained, reduction):
+    """The Sites that merge."""
+    steps = merges.sites(pretrained.config.create(reduction))
+    return [site for site in steps if site.merges]
 
 
 def lowest_count(images: int) -> int:
@@ -167,6 +157,11 @@ def lowest_count(images: int) -> int:
 def lowest(values: np.ndarray) -> float:
     """Mean of the lowest 1 % of values [images]."""
     return float(np.sort(values)[: lowest_count(len(values))].mean())
+
+
+def lowest_mean(values: np.ndarray) -> statistics.Estimate:
+    """`lowest` of values [images], by bootstrap."""
+    return statistics.bootstrap(lambda index: lowest(values[index]), len(values))
 
 
 def overlap(context):
@@ -202,8 +197,7 @@ def overlap(context):
 
 def attended_shares(context, pretrained, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
-    model = merges.observed(pretrained.config.create(reduction))
-    site = next(site for site in merges.sites(model) if site.merges)
+    site = _merging(pretrained, reduction)[0]
 
     def measure(outputs, batch):
         result = outputs.results[site.place]
@@ -222,7 +216,7 @@ def attended_shares(context, pretrained, reduction):
         names = [name for name in arrays if name != "index"]
         return {name: statistics.mean(arrays[name]) for name in names}
 
-    return context.analyze("overlap", pretrained, reduction, measure, model, summarize)
+    return context.analyze("overlap", pretrained, reduction, measure, summarize)
 
 
 def lcb_similarity(context):
@@ -234,7 +228,7 @@ def lcb_similarity(context):
     lines = []
     for stem, row in STEMS.items():
         line = [row.name, render.number(published.LCB_SIMILARITY[stem], 4)]
-        models = find(context, row, matched=False, stems=tuple(STEMS))
+        models = find(context, row, by_stem=True)
         if not models:
             lines.append([*line, "", *[render.BLANK] * len(STEM_FIGURES)])
         for pretrained, reduction in models:
@@ -252,9 +246,9 @@ def lcb_similarity(context):
 
 def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
-    model = merges.observed(pretrained.config.create(reduction))
-    width = sides(pretrained.config.image_size)[1] // model.patch_size
-    site = next(site for site in merges.sites(model) if site.merges)
+    site = _merging(pretrained, reduction)[0]
+    patch = pretrained.config.create(reduction).patch_size
+    width = sides(pretrained.config.image_size)[1] // patch
 
     def measure(outputs, batch):
         result, taps = outputs.results[site.place], outputs.taps[site.place]
@@ -268,11 +262,6 @@ def first_merge(context, pretrained, reduction):
         pairs = arrays["pairs"].astype(np.float64)
         means = ("pairs", "candidates", "distance")
         estimates = {name: statistics.mean(arrays[name]) for name in means}
-        estimates["lowest"] = statistics.bootstrap(
-            lambda i: lowest(pairs[i]), len(pairs)
-        )
-        return estimates
+        return estimates | {"lowest": lowest_mean(pairs)}
 
-    return context.analyze(
-        "lcb-similarity", pretrained, reduction, measure, model, summarize
-    )
+    return context.analyze("lcb-similarity", pretrained, reduction, measure, summarize)

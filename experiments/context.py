@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from experiments import merges
 from experiments.images import Images
 from experiments.settings import Common
 from imagepiece_jax.benchmark.workloads import Clock
@@ -32,17 +33,15 @@ class Models:
 
     trains: bool  # whether models are made here
     note: str  # a sentence on how the models came to be
-    weights: tuple[
-        Weights, ...
-    ]  # those that are there, whose classes must be the data's
+    weights: tuple[Weights, ...]  # that are there: their classes must be the data's
 
     def find(
-        self, reduction: Mapping, stem: str, matched: bool, stems: tuple[str, ...]
+        self, reduction: Mapping, stem: str, by_stem: bool
     ) -> list[tuple[Weights, Mapping]]:
         """(weights, reduction) pairs of one row, one a seed; [] where there is none.
 
-        matched, stems: for models that are made here, whether at equal GMACs, and with
-        which stems.
+        by_stem: models that are made here have either stem, each at its own cost; else
+            the patch stem, all at equal GMACs
         """
 
     def sizes(self) -> set[tuple[int, int]]:
@@ -66,7 +65,7 @@ class OffTheShelf(Models):
     def weights(self):
         return (self.pretrained,)
 
-    def find(self, reduction, stem, matched, stems):
+    def find(self, reduction, stem, by_stem):
         same = self.pretrained.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
@@ -79,7 +78,7 @@ class TrainedRuns(Models):
     trains = False
     note = "Trained models, each with the reduction it was trained with."
 
-    def find(self, reduction, stem, matched, stems):
+    def find(self, reduction, stem, by_stem):
         wanted = reductions.with_defaults(reduction)
         return [
             (run, run.reduction)
@@ -124,7 +123,6 @@ class Context:
     settings: Common
     models: Models | None = None  # None: `scratch`, which trains them
     images: Images | None = None
-    config: "ConfigDict | None" = None  # of --config
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -164,31 +162,29 @@ class Context:
             tokens=tokens,
         )
 
-    def evaluate(
-        self, pretrained, reduction, images: Images | None = None, **altered
-    ) -> "Answers":
-        """Answers of `pretrained` with `reduction` on all images, or on these.
+    def evaluate(self, pretrained, reduction, **altered) -> "Answers":
+        """Answers of `pretrained` with `reduction` on all images.
 
         altered: how images are changed, as `MeasuredWeights.evaluate` takes it
         """
-        checkpoint = self.checkpoint(pretrained, images)
-        return Answers(checkpoint.evaluate(reduction, **altered))
+        return Answers(self.checkpoint(pretrained).evaluate(reduction, **altered))
 
-    def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
-        """Figures inside of `model`: summarize({name: [images, ...]}), JSON values.
+    def analyze(self, kind, pretrained, reduction, measure, summarize) -> dict:
+        """Figures inside of a model: summarize({name: [images, ...]}), JSON values.
 
-        kind: the name of the analysis in the setting; measure(outputs, batch): {name:
-        [m, ...]} of the images of a batch.
+        kind: the name of the analysis in the setting
+        measure: (outputs of the `merges.observed` model, batch) -> {name: [m, ...]}
         """
 
         def analyzed():
-            variables = build(pretrained, reduction).variables
-            arrays = self.measure(model, variables, measure)
-            return summarize(arrays) | {"images": len(arrays["index"])}
+            vit = build(pretrained, reduction)
+            model = merges.observed(vit.model)
+            return summarize(self.measure(model, vit.variables, measure))
 
         setting = self.checkpoint(pretrained).setting(kind, reduction)
         what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
-        return self.cache.result(setting, analyzed, what)
+        found = self.cache.result(setting, analyzed, what)
+        return {name: figure for name, figure in found.items() if name != "images"}
 
     def measure(self, model, variables, measure, images: Images | None = None) -> dict:
         """measure(outputs, batch) on all images, or on these: {name: [images, ..]}.

@@ -37,8 +37,10 @@ LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 class Finetuner(Models):
     """`context.Models` that are short runs in `folder`, trained when they are needed.
 
-    config: how they are trained; pretrained: the weights that they start from; data: a
-    set with a train split; seeds: of the runs, one run each.
+    config: how they are trained
+    pretrained: the weights that they start from
+    data: a set with a train split
+    seeds: of the runs, one run each
     """
 
     trains, weights = True, ()
@@ -64,14 +66,11 @@ class Finetuner(Models):
             f"each reduction, seeds {seeds}."
         )
 
-    def find(self, reduction, stem, matched, stems):
-        """(run, reduction) of each seed; `matched`: at the GMACs of ImagePiece's
-        default. [] for a stem outside of `stems`, and for a method that fits this model
-        at no rate.
-        """
-        if stem not in stems:
+    def find(self, reduction, stem, by_stem):
+        """As Models, at the GMACs of REFERENCE; [] also for what has no such rate."""
+        if stem != "patch" and not by_stem:
             return []
-        if matched and reduction not in (settings.DENSE, REFERENCE):
+        if not by_stem and reduction not in (settings.DENSE, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -141,28 +140,22 @@ class Finetuner(Models):
 
     def _run(self, config, name):
         print(f"training {name}", flush=True)
-        train_and_evaluate(config, self.folder / name)
-        jax.clear_caches()  # its programs would stay, and no other run uses them
-        return read(self.folder / name, checkpoint="latest").analyzed(None)
+        return train_run(config, self.folder / name)
 
 
-def finetuning_config(
-    config: "ConfigDict",
-    pretrained: Weights,
-    dtype: str,
-    resize: str | None,
-    workers: int,
-    typed: bool,
-) -> "ConfigDict":
-    """`config` completed for a Finetuner: as the command's flags and the weights say.
+def train_run(config: "ConfigDict", workdir: pathlib.Path) -> Weights:
+    """Train a run to its end, or resume it: its last weights."""
+    train_and_evaluate(config, workdir)
+    jax.clear_caches()  # its programs would stay, and no other run uses them
+    return read(workdir, checkpoint="latest").analyzed(config.model.dtype)
+
+
+def of_weights(config: "ConfigDict", pretrained: Weights, typed: bool):
+    """Set the fields of a Finetuner's config that the weights decide.
 
     typed: whether it is the user's; then InputError where its stem, class token or
     normalization are not those of the weights.
     """
-    config.model.dtype = dtype
-    config.data.resize = resize or config.data.resize
-    config.data.workers = workers
-    config.data.threads = 2 if workers else 0
     trained = pretrained.config
     for name, ours in (
         ("stem", trained.stem),
@@ -176,7 +169,6 @@ def finetuning_config(
         elif ours not in (None, value):
             allowed = f"{ours!r}, as the weights have it"
             raise InputError(field=f"config.model.{name}", value=value, allowed=allowed)
-    return config
 
 
 def label(reduction) -> str:

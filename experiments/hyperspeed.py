@@ -45,7 +45,6 @@ def hyperspeed(context):
         path = context.out / "hyperspeed_speed.png"
         render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
         parts.append(_areas(curves, "ratio", "times as fast as dense"))
-    parts.append(_at_published_speed(curves, base, context.settings.speed))
     parts += [_printed(), render.facts(context, {"trained for these rates": "none"})]
     render.page(context, "hyperspeed", "accuracy against speed", *parts)
 
@@ -117,43 +116,6 @@ def _areas(curves, axis, name):
         lines.append([method, format_estimate(mean_accuracy)])
     head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
     return render.table(head, lines)
-
-
-def _at_published_speed(curves, base, timed):
-    """Table of accuracy, and points to dense, where a curve is at the paper's speed.
-
-    Straight lines between points, by bootstrap over images; dense at equal seeds' mean.
-    """
-    if not base:
-        return ""
-    ratio = published.HYPERSPEED["speed"]
-    axes = {f"1/{ratio} of the dense MACs": ("gmacs", base[0]["gmacs"] / ratio)}
-    if timed:
-        axes[f"{ratio} times dense's measured speed"] = ("ratio", ratio)
-    dense = 100 * np.mean([each.right for each in base], axis=0)
-    lines = []
-    for where, (axis, place) in axes.items():
-        for method, curve in curves.items():
-            x = np.array([point[axis] for point in curve])
-            line = [method, where]
-            if not x.min() <= place <= x.max():
-                lines.append([*line, "outside of its curve", ""])
-                continue
-            order = np.argsort(x)
-            rights = 100 * np.stack([point["right"] for point in curve])[order]
-            x = x[order]
-
-            def accuracy(index, x=x, rights=rights, place=place):
-                return float(np.interp(place, x, rights[:, index].mean(axis=1)))
-
-            def gap(index, accuracy=accuracy):
-                return accuracy(index) - float(dense[index].mean())
-
-            there = statistics.bootstrap(accuracy, len(dense))
-            behind = statistics.bootstrap(gap, len(dense))
-            line += [format_estimate(there), format_difference(behind)]
-            lines.append(line)
-    return render.table(["method", "at", "acc1, %", "to dense, points"], lines)
 
 
 def _printed():

@@ -99,22 +99,22 @@ def _rights(context, model, count):
     ]
 
 
-def with_corners(batch, count, seed, square=SIDE, most=MAX_MASKS):
+def with_corners(batch, count, seed):
     """`batch` with "corners", as `cover` reads them, of `count` squares an image.
 
-    There are `most` for any count, so that one program serves all: the rest lies
+    There are MAX_MASKS for any count, so that one program serves all: the rest lies
     outside of the image.
     """
     side = batch["image"].shape[-2]
-    corners = corners_of(batch["index"], count, seed, side, square)
-    spare = [(0, 0)] * (corners.ndim - 2) + [(0, most - count), (0, 0)]
-    return batch | {"corners": np.pad(corners, spare, constant_values=-square)}
+    corners = corners_of(batch["index"], count, seed, side)
+    spare = [(0, 0)] * (corners.ndim - 2) + [(0, MAX_MASKS - count), (0, 0)]
+    return batch | {"corners": np.pad(corners, spare, constant_values=-SIDE)}
 
 
-def corners_of(index, count: int, seed: int, side: int, square=SIDE) -> np.ndarray:
+def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
-    (row, column) from 0 to side - square, only by (seed, index): the first corners of a
+    (row, column) from 0 to side - SIDE, only by (seed, index): the first corners of a
     larger `count` are those of a smaller one.
     """
     flat = np.ravel(index)
@@ -122,15 +122,15 @@ def corners_of(index, count: int, seed: int, side: int, square=SIDE) -> np.ndarr
     for place, image in enumerate(flat):
         key = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, int(image)])
         draw = np.random.Generator(key)
-        corners[place] = draw.integers(0, side - square + 1, (count, 2))
+        corners[place] = draw.integers(0, side - SIDE + 1, (count, 2))
     return corners.reshape(*np.shape(index), count, 2)
 
 
-def cover(images: jax.Array, batch: dict, model, square: int = SIDE) -> jax.Array:
+def cover(images: jax.Array, batch: dict, model) -> jax.Array:
     """Normalized images [m, S, S, 3], 0 in the squares of batch["corners"]."""
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
-    within = (place >= corner) & (place < corner + square)
+    within = (place >= corner) & (place < corner + SIDE)
     rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
     return jnp.where(covered, 0.0, images)

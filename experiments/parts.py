@@ -15,6 +15,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,7 +44,7 @@ DROPPING = {"evit": "class attention", "random": "random"} | {
     name: selector for name, selector in MERGING.items() if name != "diffrate"
 }
 SELECTORS = {"merged": MERGING, "dropped": DROPPING}
-COST, OTHER_COSTS = 0.5, (0.75, 0.6, 0.4)
+COST, COSTS = 0.5, (0.75, 0.6, 0.5, 0.4)  # of choice and tests; all
 PUBLISHED, PUBLISHED_COST = {"name": "diffrate", "target": 0.6}, 0.522
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
@@ -80,8 +81,7 @@ class Cell:
         return f"{selector}, {self.fate}, {self.schedule}{sized}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """KL divergences [images] of a cell, and which images were right, bool [images]."""
 
     kl: np.ndarray
@@ -96,10 +96,10 @@ def cells() -> Iterable[Cell]:
         yield Cell(method, "dropped", schedule, False)
 
 
-def read_points(path: pathlib.Path = FOLDER / "points.jsonl") -> dict[str, Measured]:
+def read_points() -> dict[str, Measured]:
     """Everything that points.jsonl has, by `reduction_key`."""
     points = {}
-    for point in read_lines(path):
+    for point in read_lines("points.jsonl"):
         result = point["result"]
         right = decode_bits(result["right"], len(result["kl"]))
         key = reduction_key(point["setting"]["reduction"])
@@ -108,8 +108,8 @@ def read_points(path: pathlib.Path = FOLDER / "points.jsonl") -> dict[str, Measu
 
 
 def measured_cells(points: Mapping[str, Measured]) -> dict[Cell, Measured]:
-    """The measured cells, those of `COST` first."""
-    every = [cell.at(cost) for cost in (COST, *OTHER_COSTS) for cell in cells()]
+    """The measured cells."""
+    every = [cell.at(cost) for cost in COSTS for cell in cells()]
     keys = {cell: reduction_key(cell.reduction) for cell in every}
     return {cell: points[key] for cell, key in keys.items() if key in points}
 
@@ -119,8 +119,8 @@ def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
     return json.dumps([settings.with_defaults(reduction), side], sort_keys=True)
 
 
-def read_lines(path: pathlib.Path) -> Iterable[dict]:
-    return map(json.loads, path.read_text("utf-8").splitlines())
+def read_lines(name: str) -> Iterable[dict]:
+    return map(json.loads, (FOLDER / name).read_text("utf-8").splitlines())
 
 
 def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
@@ -129,21 +129,20 @@ def by_choice(found: Mapping[Cell, Measured]) -> list[Cell]:
     return sorted(ours, key=lambda cell: found[cell].kl[EVEN].mean())
 
 
-def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
-    """A PNG of the mean KL on odd rows at `COST`: selectors by schedules, in color.
+def of_schedules(method: str, fate: str, prop_attn: bool | None = None) -> list[Cell]:
+    """A cell for each schedule; proportional attention where tokens are merged."""
+    sized = fate == "merged" if prop_attn is None else prop_attn
+    return [Cell(method, fate, schedule, sized) for schedule in SCHEDULES]
 
-    Where tokens are merged with proportional attention, above where they are dropped.
-    """
-    rows = [
-        [Cell(method, fate, schedule, fate == "merged") for schedule in SCHEDULES]
-        for fate, methods in SELECTORS.items()
-        for method in methods
-    ]
 
-    def kl(cell):
-        return found[cell].kl[ODD].mean() if cell in found else np.nan
-
-    values = np.array([[kl(cell) for cell in row] for row in rows])
+def draw():
+    """docs/parts.png, the mean KL on odd rows at `COST`: selectors by schedules."""
+    found = measured_cells(read_points())
+    methods = [(method, fate) for fate in SELECTORS for method in SELECTORS[fate]]
+    values = np.full((len(methods), len(SCHEDULES)), np.nan)
+    for (row, column), _ in np.ndenumerate(values):
+        if measured := found.get(of_schedules(*methods[row])[column]):
+            values[row, column] = measured.kl[ODD].mean()
     figure = plotting.new_figure(9.5, 5.5, layout="constrained")
     axes = figure.add_subplot()
     scale = {"cmap": "viridis_r", "vmin": -1.1, "vmax": 0.3}
@@ -153,13 +152,13 @@ def draw(path: str | pathlib.Path, found: Mapping[Cell, Measured]):
         style = {"color": "white" if light else "black", "fontsize": 8}
         text = f"{value:.2f}" if np.isfinite(value) else ""
         axes.text(column, row, text, ha="center", va="center", **style)
-    names = [f"{SELECTORS[row[0].fate][row[0].method]}, {row[0].fate}" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    names = [f"{SELECTORS[fate][method]}, {fate}" for method, fate in methods]
+    axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
     bar = figure.colorbar(drawn, label="KL divergence from the dense model")
     ticks = (0.1, 0.2, 0.5, 1, 2)
     bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
-    plotting.save_figure(figure, path)
+    plotting.save_figure(figure, PLOT)
 
 
 # Tables of cells
@@ -169,7 +168,7 @@ def grid(found, fate, prop_attn) -> str:
     """Mean KL and accuracy on odd rows at `COST`, selectors by schedules."""
     lines = []
     for method, selector in SELECTORS[fate].items():
-        row = [Cell(method, fate, schedule, prop_attn) for schedule in SCHEDULES]
+        row = of_schedules(method, fate, prop_attn)
         lines.append([selector, *(_figures(found.get(cell)) for cell in row)])
     title = f"{fate}, {'with' if prop_attn else 'without'} proportional attention"
     return render.table([f"KL / acc1 at {COST}: {title}", *SCHEDULES], lines)
@@ -177,12 +176,11 @@ def grid(found, fate, prop_attn) -> str:
 
 def costs(found, chosen) -> str:
     """The same figures of the best cells, at all costs."""
-    every = sorted((COST, *OTHER_COSTS), reverse=True)
     lines = [
-        [str(cell), *(_figures(found.get(cell.at(cost))) for cost in every)]
+        [str(cell), *(_figures(found.get(cell.at(cost))) for cost in COSTS)]
         for cell in chosen
     ]
-    return render.table(["set", *map(str, every)], lines)
+    return render.table(["set", *map(str, COSTS)], lines)
 
 
 def _figures(measured):
@@ -209,13 +207,10 @@ def shares(table) -> np.ndarray:
 
 def balanced(found, fate, methods) -> tuple[list[str], np.ndarray]:
     """Schedules that all methods reach, and log KL [selectors, schedules, images]."""
-    table = {
-        schedule: [Cell(name, fate, schedule, fate == "merged") for name in methods]
-        for schedule in SCHEDULES
-    }
-    reached = [name for name, group in table.items() if all(c in found for c in group)]
-    rows = zip(*(table[name] for name in reached), strict=True)
-    return reached, np.array([[_log_kl(found[cell]) for cell in row] for row in rows])
+    columns = zip(*(of_schedules(name, fate) for name in methods), strict=True)
+    reached = [column for column in columns if all(cell in found for cell in column)]
+    values = [[_log_kl(found[cell]) for cell in column] for column in reached]
+    return [column[0].schedule for column in reached], np.swapaxes(values, 0, 1)
 
 
 def _log_kl(measured):
@@ -261,22 +256,20 @@ def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
 def contrasts(found) -> list[tuple]:
     """The three declared contrasts at `COST`."""
 
-    def over(one, other, schedules=SCHEDULES):
-        pairs = [
-            [Cell(*each, schedule, each[1] == "merged") for each in (one, other)]
-            for schedule in schedules
-        ]
+    def over(one, other):
+        pairs = zip(of_schedules(*one), of_schedules(*other), strict=True)
         pairs = [pair for pair in pairs if all(cell in found for cell in pair)]
         logs = [[_log_kl(found[cell]) for cell in pair] for pair in pairs]
         return np.mean(logs, axis=0)
 
-    same = ("tome", "merged")
-    both = (over(same, same, [name])[0] for name in ("proportional", "constant"))
-    energy, dropped = ("pitome", "merged"), ("tome", "dropped")
+    def tome(schedule):
+        return _log_kl(found[Cell("tome", "merged", schedule, True)])
+
+    both, same = (tome("proportional"), tome("constant")), ("tome", "merged")
     return [
         paired("B1 ToMe's matching: proportional - constant", *both),
-        paired("B2 energy - similar keys, merged", *over(energy, same)),
-        paired("B3 similar keys: dropped - merged", *over(dropped, same)),
+        paired("B2 energy - similar keys, merged", *over(("pitome", "merged"), same)),
+        paired("B3 similar keys: dropped - merged", *over(("tome", "dropped"), same)),
     ]
 
 
@@ -313,14 +306,14 @@ TIMED = {  # (runtime, batch size): heading
 }
 
 
-def clock(left_out: tuple[str, ...] = (), folder: pathlib.Path = FOLDER) -> str:
+def clock(left_out: tuple[str, ...] = ()) -> str:
     """Every timed setting, the dense model first.
 
     left_out: words of settings and columns that are not in the table, which then has
         no intervals of times either
     """
-    speeds = list(read_lines(folder / "clock.jsonl"))
-    photographs, imagenette = rights(folder)
+    speeds = list(read_lines("clock.jsonl"))
+    photographs, imagenette = rights()
     dense = reduction_key(settings.DENSE)
     rows = []
     for name in dict.fromkeys(speed["model"] for speed in speeds):
@@ -345,11 +338,10 @@ def clock(left_out: tuple[str, ...] = (), folder: pathlib.Path = FOLDER) -> str:
     return render.table(list(itertools.compress(head, columns)), rows)
 
 
-def rights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
+def rights() -> tuple[dict[str, np.ndarray], ...]:
     """{key: bool [images]} of odd photographs, and of all of imagenette."""
     photographs, imagenette = {}, {}
-    files = (folder / name for name in ("points.jsonl", "elsewhere.jsonl"))
-    for point in itertools.chain.from_iterable(map(read_lines, files)):
+    for point in (*read_lines("points.jsonl"), *read_lines("elsewhere.jsonl")):
         setting, result, name = point["setting"], point["result"], point["experiment"]
         if name not in ("parts", "level", "carried") or "damage" in setting:
             continue
@@ -371,4 +363,4 @@ def _ratio(ratio, spread):
 
 
 if __name__ == "__main__":
-    draw(PLOT, measured_cells(read_points()))
+    draw()

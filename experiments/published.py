@@ -76,38 +76,3 @@ OVERLAP = {
 
 # Table 8, DeiT-S: similarity at the first merge by stem.
 LCB_SIMILARITY = {"patch": 0.5293, "conv": 0.8091}
-
-# EViT (Liang et al., ICLR 2022), DeiT-S: keep rate -> acc1 with the fused token, and
-# without.
-EVIT = {
-    0.9: (79.8, 79.9),
-    0.8: (79.8, 79.7),
-    0.7: (79.5, 79.4),
-    0.6: (78.9, 79.1),
-    0.5: (78.5, 78.4),
-}
-
-# ToMe (Bolya et al., ICLR 2023), V100: model, kind, (embed_dim, depth, patch size,
-# pixels), r, acc1 and img/s of the dense model, acc1 and img/s with r. Some models
-# share their shapes with others. "MAE, public": without proportional attention.
-_SHELF, _TRAINED = "off-the-shelf", "trained"
-TOME = (
-    ("ViT-S/16 (AugReg)", _SHELF, (384, 12, 16, 224), 13, 81.41, 953, 79.30, 1564),
-    ("ViT-B/16 (AugReg)", _SHELF, (768, 12, 16, 224), 13, 84.57, 309, 82.60, 511),
-    ("ViT-L/16 (AugReg)", _SHELF, (1024, 24, 16, 224), 7, 85.82, 95, 84.26, 167),
-    ("ViT-L/16 @384", _SHELF, (1024, 24, 16, 384), 23, 86.92, 28, 86.14, 56),
-    ("ViT-B/16 @384 (SWAG)", _SHELF, (768, 12, 16, 384), 45, 85.30, 85.7, 84.59, 167.7),
-    ("ViT-L/16 @512 (SWAG)", _SHELF, (1024, 24, 16, 512), 40, 88.06, 12.8, 87.80, 26.3),
-    ("ViT-H/14 @518 (SWAG)", _SHELF, (1280, 32, 14, 518), 40, 88.55, 4.7, 88.25, 9.8),
-    ("ViT-L/16 (MAE, public)", _SHELF, (1024, 24, 16, 224), 8, 85.96, 93, 84.22, 183),
-    ("ViT-B/16 (MAE)", _TRAINED, (768, 12, 16, 224), 16, 83.62, 309, 81.91, 603),
-    ("ViT-L/16 (MAE)", _TRAINED, (1024, 24, 16, 224), 8, 85.66, 93, 85.09, 183),
-    ("ViT-H/14 (MAE)", _TRAINED, (1280, 32, 14, 224), 7, 86.88, 35, 86.46, 63),
-    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 13, 79.8, 930, 79.36, 1550),
-    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 8, 79.8, 930, 79.7, None),
-    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 16, 79.8, 930, 79.1, None),
-    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 13, 71.8, 2558, 71.27, 3980),
-    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 8, 71.8, 2558, 71.7, None),
-    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 12, 71.8, 2558, 71.4, None),
-    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 16, 71.8, 2558, 70.7, None),
-)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from experiments import settings
 from experiments.scratch.options import Options
 from experiments.settings import Common
-from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.errors import InputError, one_of
 
 
 class Experiment(NamedTuple):
@@ -18,7 +18,7 @@ class Experiment(NamedTuple):
     classes: bool | None = True  # of the images; None: only if the model has some
 
 
-def _further(function, settings, classes=True):
+def _further(function, settings, classes=False):
     """An experiment that is not of the paper."""
     return Experiment(function, settings, paper=False, small=False, classes=classes)
 
@@ -35,13 +35,10 @@ EXPERIMENTS = {
     "lcb-similarity": Experiment("analysis:lcb_similarity"),
     "combos": Experiment("tables:combinations"),
     "ablation": Experiment("tables:ablation"),
-    "tome-offtheshelf": Experiment("tables:tome_offtheshelf", small=False),
-    "evit-table": Experiment("tables:evit_table"),
-    "adapt": _further("adapt:adapt", settings.Adapt),
-    "saliency": _further("dense_maps.saliency:saliency", settings.Saliency, False),
-    "saliency-picture": _further("dense_maps.saliency:picture", settings.Maps, False),
+    "saliency": _further("dense_maps.saliency:saliency", settings.Saliency),
+    "saliency-picture": _further("dense_maps.saliency:picture", settings.Maps),
     "patch_features": _further(
-        "dense_maps.patch_features:patch_features", settings.Sweep, False
+        "dense_maps.patch_features:patch_features", settings.Sweep
     ),
     "fixed_tokens": _further(
         "dense_maps.fixed_tokens:fixed_tokens", settings.FixedTokens, None
@@ -59,14 +56,7 @@ def select(words: list[str], common: Common) -> list[str]:
     InputError for anything but one name that there is, and for settings that it cannot
     have.
     """
-    allowed = (*EXPERIMENTS, SCRATCH, ALL)
-    if len(words) != 1 or words[0] not in allowed:
-        problem, name = "" if words else "is missing", " ".join(words)
-        if len(words) == 1 and (hint := suggestion(name, allowed, "")):
-            raise InputError(field="NAME", value=name, hint=hint)
-        every = f"one of {', '.join(allowed)}"
-        raise InputError(problem, field="NAME", value=name, allowed=every)
-    (name,) = words
+    name = one_of("NAME", " ".join(words), (*EXPERIMENTS, SCRATCH, ALL))
     small = [other for other, each in EXPERIMENTS.items() if each.small]
     if common.small and name in EXPERIMENTS and name not in small:
         problem, allowed = f"has no form of {name}", ", ".join(small)

@@ -19,6 +19,11 @@ def table(head: list[str], rows: Iterable[list]) -> str:
     return "\n".join(markdown_table(head, rows))
 
 
+def rows(rows: list[dict]) -> str:
+    """A table of {heading: cell}, all with the headings of the first."""
+    return table([*rows[0]], [[*row.values()] for row in rows])
+
+
 def page(context, name: str, title: str, *parts: str):
     """Write OUT/name.md from parts of Markdown, and print it."""
     text = "\n\n".join([f"## `{name}`: {title}", *filter(None, parts)]) + "\n"

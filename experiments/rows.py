@@ -64,29 +64,24 @@ class Measured:
         return self.results[0].figures
 
 
-def find(context: Context, row: TableRow, matched=True, stems=("patch",)) -> list:
-    """(weights, reduction) pairs of a TableRow, one a seed; [] where there is no model.
-
-    matched, stems: of models that are trained here, whether at equal GMACs, and with
-    which stems.
-    """
+def find(context: Context, row: TableRow, by_stem: bool = False) -> list:
+    """(weights, reduction) pairs of a TableRow, as `Models.find` has them."""
     trained = row.reduction if row.trained is None else row.trained
-    models = context.models.find(trained, row.stem, matched, stems)
+    models = context.models.find(trained, row.stem, by_stem)
     if row.trained is None:
         return models
     return [(pretrained, row.reduction) for pretrained, _ in models]
 
 
 def measure(
-    context: Context, rows: tuple[TableRow, ...], matched=True, stems=("patch",)
+    context: Context, rows: tuple[TableRow, ...], by_stem: bool = False
 ) -> dict[str, Measured | None]:
     """Measured of each row by its name, the dense model too; None without a model.
 
-    matched, stems: as `find` takes them. InputError where there is not one model.
+    InputError where there is not one model.
     """
-    models = {
-        row: find(context, row, matched, stems) for row in dict.fromkeys((DENSE, *rows))
-    }
+    every = dict.fromkeys((DENSE, *rows))
+    models = {row: find(context, row, by_stem) for row in every}
     for pretrained, reduction in itertools.chain(*models.values()):
         pretrained.config.create(reduction)  # fail before anything is measured
     bases = {
@@ -191,8 +186,7 @@ def present(
     title: str,
     rows: tuple[TableRow, ...],
     *,
-    matched: bool = True,
-    stems: tuple[str, ...] = ("patch",),
+    by_stem: bool = False,
     more: tuple[Callable[[dict], str], ...] = (),
     sizes: tuple[str, ...] = ("deit_s",),
 ):
@@ -201,7 +195,7 @@ def present(
     more: further parts of the page, functions of the results of `measure`
     sizes: see `printed_for`
     """
-    results = measure(context, rows, matched, stems)
+    results = measure(context, rows, by_stem)
     parts = [part(results) for part in more]
     text = table(rows, results, *printed_for(results, sizes))
     render.page(context, name, title, text, facts(context, results), *parts)

@@ -14,7 +14,7 @@ from experiments.context import (
     package_config,
     runs_in,
 )
-from experiments.finetune import Finetuner, finetuning_config
+from experiments.finetune import Finetuner, of_weights
 from experiments.images import Images
 from experiments.registry import EXPERIMENTS
 from experiments.settings import Common
@@ -46,19 +46,17 @@ def run(
     `read_with_config` takes them
     """
     names, common = [*settings], next(iter(settings.values()))
-    training = common.small or names == ["adapt"]  # as their config says
-    if overrides and (common.runs or training):
+    if overrides and (common.runs or common.small):
         allowed = "without it, --config.FIELD=VALUE of --weights as they are"
         raise InputError("is missing", field="--config", allowed=allowed)
     if normalization and common.runs:
         raise InputError("has its own --mean and --std", field="--runs")
     out = pathlib.Path(common.out)
-    weights_config = None if training else config
-    models = _models(common, config, weights_config, normalization or {}, overrides)
+    models = _models(common, config, normalization or {}, overrides)
     images = _images(common, models, names)
     cache = ResultCache(out, common.again, device.versions())
     with contextlib.closing(cache):
-        context = Context(cache, common, models, images, config)
+        context = Context(cache, common, models, images)
         for name, own in settings.items():
             cache.experiment = name
             module, _, function = EXPERIMENTS[name].function.partition(":")
@@ -76,26 +74,24 @@ def run(
         print(f"all pages: {out}/results.md")
 
 
-def _models(settings, config, weights_config, normalization, overrides):
+def _models(settings, config, normalization, overrides):
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
+    own = None if settings.small else config
     _, pretrained = read_with_config(
-        settings.weights, weights_config, overrides, normalization, "latest"
+        settings.weights, own, overrides, normalization, "latest"
     )
     pretrained = pretrained.analyzed(dtype)
     if not settings.small:
         return OffTheShelf(pretrained)
     recipe = config or package_config(FINETUNING)
-    recipe = finetuning_config(
-        recipe,
-        pretrained,
-        dtype,
-        settings.resize,
-        settings.readers,
-        typed=config is not None,
-    )
+    recipe.model.dtype = dtype
+    recipe.data.resize = settings.resize or recipe.data.resize
+    recipe.data.workers = settings.readers
+    recipe.data.threads = 2 if settings.readers else 0
+    of_weights(recipe, pretrained, typed=config is not None)
     folder = pathlib.Path(settings.out) / "small"
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
@@ -135,9 +131,9 @@ def _images(settings, models, names):
         crop=one and one.crop,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
-    for path in [weights.path for weights in models.weights] if labeled else ():
-        weights_names = read_metadata(path).names_of_data
-        class_names.check_classes(weights_names, str(path), names, data)
+    for weights in models.weights if labeled else ():
+        of_weights = read_metadata(weights.path).names_of_data
+        class_names.check_classes(of_weights, str(weights.path), names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_weights):
         print(f"note: {line}", flush=True)
     return images

@@ -1,18 +1,19 @@
 """Settings of experiments: a dataclass each, of which the command makes its flags."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
-from typing import get_type_hints
 
 from absl import flags
 
+from imagepiece_jax import cli
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import count, number, optional, several, text
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
 SEED = count(0, most=2**32 - 1)
+# What defines the flag of a field, by the type of its default; else it is a text.
+DEFINE = {bool: cli.switch, int: cli.integer, float: cli.real, tuple: cli.listed}
 flags.disclaim_key_flags()  # of the command that defines them
 
 
@@ -86,11 +87,6 @@ class Common(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapt(Common):
-    folds: int = flag(count(5), "parts of the data, each tested on once")
-
-
-@dataclasses.dataclass(frozen=True)
 class Sweep(Common):
     sweep: tuple[str, ...] = ()
 
@@ -157,30 +153,27 @@ def own_fields(cls: type[Settings]) -> set[str]:
 def define_flags(settings: Mapping[str, type[Settings]]):
     """Define the flags of experiments, by their names."""
     for cls in dict.fromkeys(settings.values()):
-        hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             if "help" not in field.metadata or field.name in flags.FLAGS:
                 continue
-            define, _ = _kind(hints[field.name])
-            default = field.default
-            if define is flags.DEFINE_list:
-                default = [*map(str, default)]
-            help_text = field.metadata["help"]
+            default, help_text = field.default, field.metadata["help"]
             if field.name in own_fields(cls):
                 users = [n for n, c in settings.items() if field.name in own_fields(c)]
                 help_text = f"{', '.join(users)}: {help_text}"
-            define(field.name, default, help_text, allow_override=True)
+            define = DEFINE.get(type(default), cli.text)
+            texts = [*map(str, default)] if define is cli.listed else default
+            define(field.name, texts, help_text)
 
 
 def read_flags(cls: type[Settings]) -> Settings:
     """The settings that are typed."""
-    hints, values = get_type_hints(cls), {}
+    values = {}
     for field in dataclasses.fields(cls):
         # Where another module defines a flag of that name, its default is not ours.
-        if "help" in field.metadata and not flags.FLAGS[field.name].present:
-            continue
-        _, convert = _kind(hints[field.name])
-        values[field.name] = convert(flags.FLAGS[field.name].value)
+        if "help" not in field.metadata or flags.FLAGS[field.name].present:
+            value = flags.FLAGS[field.name].value
+            is_list = isinstance(value, list)
+            values[field.name] = tuple(map(fields.literal, value)) if is_list else value
     return cls(**values)
 
 
@@ -195,26 +188,3 @@ def check_flags(classes: Iterable[type[Settings]], every: Iterable[type[Settings
             problem = "is a flag of other experiments"
             allowed = "flags whose line of --help names this one, or no experiment"
             raise InputError(problem, field=f"--{name}", allowed=allowed)
-
-
-def _kind(hint):
-    """(what defines the flag of a field of this type, from its value to the field's)"""
-    for kind, define in (
-        (bool, flags.DEFINE_bool),
-        (int, flags.DEFINE_integer),
-        (float, flags.DEFINE_float),
-        (str, flags.DEFINE_string),
-    ):
-        if hint in (kind, kind | None):
-            return define, lambda value: value
-        if hint == tuple[kind, ...]:
-            return flags.DEFINE_list, functools.partial(_entries, kind)
-    raise TypeError(f"no flag is of type {hint}")
-
-
-def _entries(kind, texts):
-    """Texts as numbers; one that is none stays text, and is refused as that."""
-    try:
-        return tuple(map(kind, texts))
-    except ValueError:
-        return tuple(texts)

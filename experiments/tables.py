@@ -1,4 +1,4 @@
-"""Tables of accuracy and speed: the paper's 1, 2, 3, 9, its ablation, EViT's, ToMe's.
+"""Tables of accuracy and speed: the paper's 1, 2, 3, 9, and its ablation.
 
 The paper's ImagePiece has a convolutional stem and its baselines have not, so each stem
 has its own dense model here.
@@ -7,9 +7,7 @@ has its own dense model here.
 import functools
 
 from experiments import published, render
-from experiments.context import OffTheShelf
-from experiments.rows import DENSE, TableRow, facts, measure, present, table
-from imagepiece_jax.errors import InputError
+from experiments.rows import DENSE, TableRow, present
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 
@@ -50,8 +48,6 @@ TABLE3 = (
     TableRow("ImagePiece, keep .6", FAST, "conv", trained=IMAGEPIECE.reduction),
     TableRow("ImagePiece, keep .6, patch stem", FAST, trained=IMAGEPIECE.reduction),
 )
-MAX_LOSS = 2.0  # points of accuracy that table 3's search may lose
-BISECTIONS = 5  # of a hundred shares: to about three of them
 
 
 def table1(context):
@@ -96,10 +92,9 @@ def _clustering(context, measured):
 
 
 def table3(context):
-    """Tokens left at similar accuracy: the published rows, and for one checkpoint the
-    strongest reduction of each method within MAX_LOSS points of dense; table3.md."""
-    more = (printed_tokens, functools.partial(_strongest, context))
-    present(context, "table3", "tokens left at similar accuracy", TABLE3, more=more)
+    """Tokens left at similar accuracy, as table3.md."""
+    title = "tokens left at similar accuracy"
+    present(context, "table3", title, TABLE3, more=(printed_tokens,))
 
 
 def printed_tokens(_):
@@ -116,59 +111,6 @@ def plan_tokens(row):
     """Tokens of DeiT-S after the last block, class token included."""
     model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model.plan[-1].mlp_tokens
-
-
-def _strongest(context, measured):
-    """Table of the settings that the search finds, where there is one checkpoint."""
-    if not isinstance(context.models, OffTheShelf) or measured[DENSE.name] is None:
-        return ""
-    pretrained, lines = context.pretrained, []
-    base = context.evaluate(pretrained, DENSE.reduction)
-    for row in (EVIT, TOME, IMAGEPIECE_PATCH):
-        best = fewest_tokens(context, pretrained, row.reduction)
-        if best is None:
-            lines.append([row.name, "none found", "", "", ""])
-            continue
-        setting, result = best
-        change = statistics.paired_difference(result.right, base.right)
-        fields = (f"{k}={v}" for k, v in setting.items() if k != "name")
-        line = [row.name, ", ".join(fields), result["tokens"]]
-        line += [f"{result['gmacs']:.3f}", statistics.format_difference(change)]
-        lines.append(line)
-    head = ["method", "strongest setting", render.TOKENS_LEFT, "GMACs"]
-    return (
-        f"Strongest setting of one checkpoint within {MAX_LOSS:g} points of its dense "
-        "accuracy, by bisection over each method's rate (chosen on the images shown, "
-        "so a little too good):\n\n" + render.table([*head, "to dense, points"], lines)
-    )
-
-
-def fewest_tokens(context, pretrained, reduction):
-    """(reduction, Answers) of the least cost within MAX_LOSS of dense, or None.
-
-    Bisection over its share of the MACs, which takes accuracy to fall with it; shares
-    that it does not reach count as lost.
-    """
-    base = context.evaluate(pretrained, DENSE.reduction)
-    best, low, high = None, 0, 99  # percent of the MACs that are saved
-    for _ in range(BISECTIONS):
-        if low > high:
-            break
-        middle = (low + high) // 2
-        try:
-            setting = pretrained.config.resolved(
-                {**reduction, "macs": 1 - middle / 100}
-            )
-        except InputError:
-            high = middle - 1
-            continue
-        result = context.evaluate(pretrained, setting)
-        loss = -statistics.paired_difference(result.right, base.right).value
-        if loss <= MAX_LOSS:
-            best, low = (setting, result), middle + 1
-        else:
-            high = middle - 1
-    return best
 
 
 # Table 9: the paper's combinations have the convolutional stem and what they are
@@ -261,15 +203,8 @@ def ablation(context):
     """
     trains = context.models.trains
     rows = (*STEMS, switched("patch")[0]) if trains else ABLATION
-    present(
-        context,
-        "ablation",
-        "local coherence bias and switches",
-        rows,
-        matched=False,
-        stems=("patch", "conv"),
-        more=(_to_default,),
-    )
+    title = "local coherence bias and switches"
+    present(context, "ablation", title, rows, by_stem=True, more=(_to_default,))
 
 
 def _to_default(results):
@@ -289,78 +224,3 @@ def _to_default(results):
     if not lines:
         return ""
     return render.table(["changed", "to the default, points (paired)", "GMACs"], lines)
-
-
-EVIT_KINDS = (("fused", True), ("dropped", False))
-
-
-def evit_row(rate, kind, fuse):
-    """A TableRow of EViT's own table: a keep rate, with the fused token or without."""
-    reduction = {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
-    return TableRow(f"keep {rate}, {kind}", reduction)
-
-
-EVIT_TABLE = (
-    DENSE,
-    *(evit_row(rate, *kind) for rate in published.EVIT for kind in EVIT_KINDS),
-)
-
-
-def evit_table(context):
-    """EViT by keep rate, as evit-table.md."""
-    printed = {
-        evit_row(rate, *kind).name: (acc1, None)
-        for rate, both in published.EVIT.items()
-        for kind, acc1 in zip(EVIT_KINDS, both, strict=True)
-    }
-    measured = measure(context, EVIT_TABLE, matched=False)
-    text = table(EVIT_TABLE, measured, printed, "DeiT-S, EViT's authors")
-    title = "EViT by keep rate"
-    render.page(context, "evit-table", title, text, facts(context, measured))
-
-
-TOME_RATES = (0, 4, 8, 10, 13, 16, 20, 25)
-
-
-def tome_offtheshelf(context):
-    """ToMe's own table, of a model that never merged in training, by r.
-
-    As tome-offtheshelf.md, beside what ToMe's authors print for models of its shape.
-    """
-    pretrained, lines, curve = context.pretrained, [], []
-    base = context.evaluate(pretrained, tome_by(0))
-    for r in TOME_RATES:
-        result = context.evaluate(pretrained, tome_by(r))
-        speed = context.speed(pretrained, tome_by(r))
-        change = statistics.paired_difference(result.right, base.right)
-        curve.append((result["gmacs"], result.accuracy))
-        line = [r, result["tokens"], f"{result['gmacs']:.3f}"]
-        line += [statistics.format_estimate(result.accuracy)]
-        line += [statistics.format_difference(change) if r else ""]
-        lines.append([*line, render.speed_cell(speed)])
-    head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
-    text = render.table([*head, "x dense, measured"], lines)
-    printed = _printed_by_tome(pretrained)
-    path = context.out / "tome-offtheshelf.png"
-    render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
-    title = "ToMe without training, by r"
-    facts = render.facts(context)
-    render.page(context, "tome-offtheshelf", title, text, printed, facts)
-
-
-def tome_by(r: int) -> dict:
-    """ToMe merging r tokens a block, with proportional attention."""
-    return {"name": "tome", "r": r}
-
-
-def _printed_by_tome(pretrained):
-    """Table of the figures of ToMe's authors for models of this shape."""
-    model = pretrained.config.create(tome_by(0))
-    shape = model.embed_dim, len(model.plan), model.patch_size
-    shape += (pretrained.config.image_size,)
-    rows = [row for row in published.TOME if row[2] == shape]
-    if not rows:
-        return ""
-    head = ["ImageNet-1k, published, V100", "kind", "r", "acc1, dense", "img/s, dense"]
-    lines = [[name, kind, *figures] for name, kind, _, *figures in rows]
-    return render.table([*head, "acc1, %", "img/s"], lines)

@@ -20,6 +20,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import replace_file, write_json
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from tools import tiny_runs
 from tools.tiny_runs import EPOCH, equal
@@ -58,7 +59,7 @@ def main():
         runs = tiny_runs.TinyRuns(folder)
         for row in drill(runs, rng, KILLS.value, SAVES.value):
             rows.append(dataclasses.asdict(row))
-            print(line(rows[-1]), flush=True)
+            print(*cells(rows[-1]), sep=" | ", flush=True)
             write_json(f"{out}.json", rows)
             replace_file(f"{out}.md", table(rows))
     return 0 if all(row["passed"] for row in rows) else 1
@@ -136,20 +137,18 @@ def other_devices(runs, step, before, after):
     return row
 
 
-def line(row):
-    """One row of the table."""
-    cells = ("-" if row[name] in (None, "") else str(row[name]) for name in HEADINGS)
-    return "| " + " | ".join(cells) + " |"
+def cells(row):
+    """Cells of one row of the table."""
+    return ["-" if row[name] in (None, "") else row[name] for name in HEADINGS]
 
 
 def table(rows):
     """Markdown: how many runs of each fault ended as they should, then all rows."""
     tried = collections.Counter(row["fault"] for row in rows)
     passed = collections.Counter(row["fault"] for row in rows if row["passed"])
-    counts = [f"| {fault} | {tried[fault]} | {passed[fault]} |" for fault in tried]
-    parts = ["| fault | tried | as it should be |", "|---|---|---|", *counts]
-    heads = "| " + " | ".join(HEADINGS.values()) + " |"
-    parts += ["", heads, "|---" * len(HEADINGS) + "|", *map(line, rows)]
+    counts = [[fault, tried[fault], passed[fault]] for fault in tried]
+    parts = markdown_table(["fault", "tried", "as it should be"], counts)
+    parts += ["", *markdown_table([*HEADINGS.values()], map(cells, rows))]
     return "\n".join(parts) + "\n"
 
 

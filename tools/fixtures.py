@@ -23,36 +23,6 @@ import torch
 from tools import originals
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
-ORIGINALS = {
-    make.__name__: make
-    for make in (
-        originals.transformers_vit,
-        originals.transformers_vit_features,
-        originals.transformers_deit,
-        originals.transformers_dinov2,
-        originals.transformers_dinov2_swiglu,
-        originals.transformers_dinov2_registers,
-        originals.transformers_clip,
-        originals.transformers_clip_projection,
-        originals.transformers_clip_vision,
-        originals.transformers_siglip,
-        originals.transformers_siglip_classifier,
-        originals.timm_swiglu,
-        originals.deit3,
-        originals.mae,
-        originals.mae_finetuned,
-        originals.dino,
-        originals.dinov2,
-        originals.dinov2_registers,
-        originals.openai_clip,
-        originals.openclip,
-        originals.openclip_trunk,
-        originals.vit_jax,
-        originals.big_vision_siglip,
-        originals.big_vision_mean,
-        originals.big_vision_token,
-    )
-}
 # One of each table and of each part that it changes; the others are in tests/parity.
 STORED = (
     *("transformers_vit", "transformers_deit", "transformers_dinov2_swiglu"),
@@ -91,7 +61,7 @@ def write_layouts():
     folder = FIXTURES / "layouts"
     folder.mkdir(parents=True, exist_ok=True)
     for name in STORED:
-        original = ORIGINALS[name]()
+        original = originals.ORIGINALS[name]()
         tensors = {k: np.asarray(v, np.float16) for k, v in original.tensors.items()}
         path = folder / f"{name}.npz"
         np.savez_compressed(

@@ -32,7 +32,6 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import config_files
-from tools.input_speed import process_tree, proportional_memory
 
 cli.define_config("a config file; default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
@@ -228,10 +227,22 @@ def _batches(config, source, step):
 
 def _resources(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
+    text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
     counts = {
         of: len(os.listdir(f"/proc/{pid}/{of}")) for of in RESOURCES if of != "pss"
     }
-    return {"pss": proportional_memory(pid)} | counts
+    return {"pss": int(line.split()[1]) / 1e3} | counts
+
+
+def process_tree():
+    """Numbers of this process, first, and of all below it; OSError but on Linux."""
+    pids = [os.getpid()]
+    for pid in pids:
+        tasks = pathlib.Path(f"/proc/{pid}/task")
+        for task in tasks.iterdir():
+            pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def measure(folder):

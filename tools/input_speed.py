@@ -1,4 +1,4 @@
-"""Benchmark of the input: images a second of one core, and of the loader.
+"""Benchmark of the input: images a second of one core.
 
 python -m tools.input_speed --data folder:PATH
 
@@ -8,8 +8,6 @@ They are what PyTorch users have (Pillow: decode, random resized crop, flip; tim
 code with RandAugment too where it is installed) and ours, which leaves RandAugment to
 the device. The files are the data set's and a temporary copy at short
 side 256, as `python -m tools.prepare_imagenet --short_side 256` makes it.
-
-Then the loader reads with all its processes: images/s of the clock, and memory.
 """
 
 import contextlib
@@ -26,10 +24,9 @@ from PIL import Image
 from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.data import loader, registry, transforms
+from imagepiece_jax.data import registry, transforms
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
-from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
 from tools.imagenet import writer
 
@@ -42,17 +39,12 @@ ROUNDS = flags.DEFINE_integer(
 SIZE = flags.DEFINE_integer("image_size", 224, "pixels a side of a crop", 1)
 CANVAS = flags.DEFINE_integer("canvas", 384, "pixels a side for crops on the device", 1)
 COPIES = flags.DEFINE_integer("copies", 3, "of an image, for repeated augmentation", 1)
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes of the loader", 0)
-THREADS = flags.DEFINE_integer("threads", 2, "in each of them", 0)
-SECONDS = flags.DEFINE_float("duration", 10, "of the loader each time; 0: leave out", 0)
 JSON = flags.DEFINE_string("json", None, "also write the results to this file")
 SHORT_SIDE = 256
 BASE = "Pillow: decode, crop, flip"
-BATCH = 128  # images a step of the loader
 
 
 def main():
-    cli.finite(SECONDS)
     data = cli.required(DATA)
     if JSON.value:
         check_writable("--json", JSON.value, registry.own_files(data))
@@ -67,18 +59,7 @@ def main():
             "as they are": paths,
             f"short side {SHORT_SIDE}": shrink(paths, small, SHORT_SIDE),
         }
-        size, canvas, copies = SIZE.value, CANVAS.value, COPIES.value
-        rows = compare(sets, size, canvas, copies, ROUNDS.value)
-        if SECONDS.value:
-            rows += compare_loader(
-                sets,
-                size,
-                canvas,
-                copies,
-                WORKERS.value,
-                THREADS.value,
-                SECONDS.value,
-            )
+        rows = compare(sets, SIZE.value, CANVAS.value, COPIES.value, ROUNDS.value)
     if JSON.value:
         write_json(JSON.value, rows)
 
@@ -107,32 +88,6 @@ def compare(sets, size, canvas, copies, rounds):
                 f"{row['highest']:8,.0f}  {row['ratio']:.2f}"
             )
     print(f"ratio: to {BASE!r} on the files as they are, round by round")
-    return rows
-
-
-def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
-    """Print and return images/s and memory of the loader with all its processes."""
-    rows = []
-    print(f"\nloader with {workers} processes of {threads} threads")
-    for files, paths in sets.items():
-        for transform, repeats in (
-            (_crop(size), 1),
-            (_crop(size), copies),
-            (transforms.CanvasTransform(canvas), copies),
-        ):
-            rate, memory = read_all(
-                paths,
-                transform,
-                repeats=repeats,
-                workers=workers,
-                threads=threads,
-                seconds=seconds,
-            )
-            kind = type(transform).__name__
-            row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
-            rows.append(row | {"images_per_s": rate, "memory_mb": memory})
-            most = "" if None in memory else f", {max(memory):,.0f} MB at most"
-            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{most}")
     return rows
 
 
@@ -276,63 +231,6 @@ def _readable(source, index):
     except UnreadableImage:
         return None
     return data
-
-
-def read_all(paths, transform, *, repeats, workers, threads, seconds):
-    """The loader over these files for so long: (images/s of the clock, memory).
-
-    Memory [MB] of this process and its workers, where the system reports it: a list
-    over the time. The start of the processes does not count.
-    """
-    source = FileSource("", paths, [0] * len(paths), 1)
-    size = min(BATCH, len(paths))
-    batches = loader.train_batches(
-        source,
-        transform,
-        batch_size=size,
-        seed=0,
-        start_step=0,
-        stop_step=10**9,
-        repeats=repeats,
-        workers=workers,
-        threads=threads,
-    )
-    with contextlib.closing(batches):
-        for _ in range(8):  # what was read ahead while the processes started
-            next(batches)
-        sizes, steps, passed = [memory()], 0, 0.0
-        began = time.perf_counter()
-        while passed < seconds:
-            next(batches)
-            steps, passed = steps + 1, time.perf_counter() - began
-            if passed > len(sizes) * seconds / 10:
-                sizes.append(memory())
-    return steps * size / passed, sizes
-
-
-def memory():
-    """MB of this process and its children, shared pages counted once; or None."""
-    try:
-        return sum(map(proportional_memory, process_tree()))
-    except OSError:
-        return None
-
-
-def process_tree():
-    """Numbers of this process, first, and of all below it; OSError but on Linux."""
-    pids = [os.getpid()]
-    for pid in pids:
-        tasks = pathlib.Path(f"/proc/{pid}/task")
-        for task in tasks.iterdir():
-            pids += map(int, (task / "children").read_text().split())
-    return pids
-
-
-def proportional_memory(pid):
-    """MB of a process, a page shared by n processes counted as 1/n; OSError."""
-    text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
-    (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
-    return int(line.split()[1]) / 1e3
 
 
 if __name__ == "__main__":

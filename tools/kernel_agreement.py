@@ -191,9 +191,9 @@ class Comparison:
 
 
 def reductions(n):
-    """Return a PlainAndFused of each rule, for `n` image tokens."""
+    """What EViT keeps, ImagePiece merges and ToMe merges of `n` image tokens."""
     candidates = int(0.3 * n)
-    merges = candidates // 3
+    merges = min(round(0.08 * (n + 1)), candidates // 2)
     return (
         PlainAndFused("prune", int(0.7 * n)),
         PlainAndFused("retokenize", n - merges, candidates),

@@ -1,6 +1,6 @@
 """Single faults, tried one by one: does a test catch each of them?
 
-    python -m tools.mutations [--ids rank-ties no-fsync] [-j 2] [--record] [--moved]
+    python -m tools.mutations [--ids rank-ties no-fsync] [-j 2] [--record]
 
 mutations.json lists what a person could get wrong in moving code: in `file` the text
 `old` becomes `new`, which `breaks` something, and one of `tests` fails. Each is applied
@@ -43,11 +43,6 @@ def read_list(path=LIST):
     return json.loads(pathlib.Path(path).read_text("utf-8"))
 
 
-def write_list(mutations, path=LIST):
-    text = json.dumps(mutations, indent=1, ensure_ascii=False)
-    pathlib.Path(path).write_text(text + "\n", "utf-8")
-
-
 def places(mutation, root=ROOT):
     """{file: how often it has the old text} of a fault, files without it left out.
 
@@ -73,25 +68,8 @@ def stale_reason(mutation, root=ROOT):
     if mutation["file"] in counts:
         return f"{mutation['file']} has its text {counts[mutation['file']]} times"
     if counts:
-        return f"its text is in {', '.join(counts)} now (--moved)"
+        return f"its text is in {', '.join(counts)} now"
     return f"{mutation['file']} does not have its text, nor has another file"
-
-
-def follow(mutations, root=ROOT):
-    """Enter the new files of texts and of tests that have moved.
-
-    Returns the ids of these faults.
-    """
-    moved = []
-    for mutation in mutations:
-        before = mutation["file"], mutation["tests"]
-        counts = places(mutation, root)
-        if mutation["file"] not in counts and [*counts.values()] == [1]:
-            (mutation["file"],) = counts
-        mutation["tests"] = [_followed(test, root) for test in mutation["tests"]]
-        if before != (mutation["file"], mutation["tests"]):
-            moved.append(mutation["id"])
-    return moved
 
 
 def is_there(test, root=ROOT):
@@ -100,16 +78,6 @@ def is_there(test, root=ROOT):
     if not name:
         return (root / file).exists()
     return (root / file).is_file() and f"def {name}(" in (root / file).read_text()
-
-
-def _followed(test, root):
-    """The test, of the file that alone has one of its name where its own does not."""
-    if is_there(test, root) or "::" not in test:
-        return test
-    name = test.partition("::")[2]
-    files = [str(file.relative_to(root)) for file in (root / "tests").rglob("*.py")]
-    files = [file for file in files if is_there(f"{file}::{name}", root)]
-    return f"{files[0]}::{name}" if len(files) == 1 else test
 
 
 def copy_tree(folder, root=ROOT):
@@ -219,15 +187,8 @@ def main(argv=None):
     parser.add_argument(
         "--record", action="store_true", help="enter the test that caught each"
     )
-    parser.add_argument(
-        "--moved", action="store_true", help="enter new files of texts, and try none"
-    )
     flags = parser.parse_args(argv)
     every = read_list()
-    if flags.moved:
-        print(f"moved: {', '.join(follow(every)) or 'none'}")
-        write_list(every)
-        return 0
     by_id = {mutation["id"]: mutation for mutation in every}
     if unknown := [name for name in flags.ids or () if name not in by_id]:
         parser.error(f"no fault is called {', '.join(unknown)}")
@@ -242,7 +203,8 @@ def main(argv=None):
         for name, result in results.items():
             if result.verdict == CAUGHT:
                 by_id[name]["tests"] = [result.by]
-        write_list(every)
+        text = json.dumps(every, indent=1, ensure_ascii=False)
+        LIST.write_text(text + "\n", "utf-8")
     return int(any(result.verdict != CAUGHT for result in results.values()))
 
 

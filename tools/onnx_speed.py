@@ -28,34 +28,25 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 
-MODELS = {
-    "dense": ({"name": "none"}, "patch"),
-    "dense, conv stem": ({"name": "none"}, "conv"),
-    "ImagePiece": ({"name": "imagepiece"}, "patch"),
-    "ImagePiece, conv stem": ({"name": "imagepiece"}, "conv"),
-    "ToMe r=13": ({"name": "tome", "r": 13}, "patch"),
-    "EViT .7": ({"name": "evit", "keep_rate": 0.7}, "patch"),
-}
-# Those of docs/comparison.md at half the MACs; a smaller dense image beside them.
+DENSE, STAGES = {"name": "none"}, {"counts": "stages-3-6-9"}
 HALF = {"macs": 0.5, "counts": "diffrate"}
-MODELS |= {
-    "ToMe .5": ({"name": "tome", "macs": 0.5}, "patch"),
-    "fusion .5": ({"name": "mctf", **HALF}, "patch"),
-    "fusion by class attention .5": (
-        {"name": "mctf", "score": "class", **HALF},
-        "patch",
-    ),
-    "most attended .5": ({"name": "diffrate", **HALF}, "patch"),
-    "most attended in 3 blocks .5": (
-        {"name": "diffrate", "macs": 0.5, "counts": "stages-3-6-9"},
-        "patch",
-    ),
-    "most attended in 3 blocks .6": (
-        {"name": "diffrate", "macs": 0.6, "counts": "stages-3-6-9"},
-        "patch",
-    ),
-    "dense at 192 pixels": ({"name": "none"}, "patch"),
-    "dense at 160 pixels": ({"name": "none"}, "patch"),
+# The first with either stem; then those of docs/comparison.md at half the MACs, and
+# smaller dense images beside them.
+MODELS = {
+    "dense": DENSE,
+    "dense, conv stem": DENSE,
+    "ImagePiece": {"name": "imagepiece"},
+    "ImagePiece, conv stem": {"name": "imagepiece"},
+    "ToMe r=13": {"name": "tome", "r": 13},
+    "EViT .7": {"name": "evit", "keep_rate": 0.7},
+    "ToMe .5": {"name": "tome", "macs": 0.5},
+    "fusion .5": {"name": "mctf", **HALF},
+    "fusion by class attention .5": {"name": "mctf", "score": "class", **HALF},
+    "most attended .5": {"name": "diffrate", **HALF},
+    "most attended in 3 blocks .5": {"name": "diffrate", "macs": 0.5, **STAGES},
+    "most attended in 3 blocks .6": {"name": "diffrate", "macs": 0.6, **STAGES},
+    "dense at 192 pixels": DENSE,
+    "dense at 160 pixels": DENSE,
 }
 SIDES = {"dense at 192 pixels": 192, "dense at 160 pixels": 160}
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
@@ -86,7 +77,8 @@ def measure(size, batch):
     """Rows of all programs of a batch size."""
     jobs, macs = {}, {}
     for name in CHOSEN.value or MODELS:
-        (reduction, stem), side = MODELS[name], SIDES.get(name, SIDE)
+        reduction, side = MODELS[name], SIDES.get(name, SIDE)
+        stem = "conv" if name.endswith("conv stem") else "patch"
         images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
         images = images.astype(np.float32)
         model = create_model(
@@ -113,7 +105,7 @@ def measure(size, batch):
         ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
         row |= {"rate": rates, "ratio": timer.spread(ratios)}
-        row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name][0]}
+        row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name]}
         rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows
 

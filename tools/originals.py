@@ -582,3 +582,18 @@ def big_vision_token():
     old = dict(original.tensors)
     old["Transformer/pos_embedding"] = old.pop("pos_embedding")
     return dataclasses.replace(original, also=(old,))
+
+
+ORIGINALS = {
+    make.__name__: make
+    for make in (
+        *(transformers_vit, transformers_vit_features, transformers_deit),
+        *(transformers_dinov2, transformers_dinov2_swiglu),
+        *(transformers_dinov2_registers, transformers_clip),
+        *(transformers_clip_projection, transformers_clip_vision),
+        *(transformers_siglip, transformers_siglip_classifier),
+        *(timm_swiglu, deit3, mae, mae_finetuned, dino, dinov2, dinov2_registers),
+        *(openai_clip, openclip, openclip_trunk),
+        *(vit_jax, big_vision_siglip, big_vision_mean, big_vision_token),
+    )
+}

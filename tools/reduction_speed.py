@@ -20,7 +20,7 @@ from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.reduction.kernels import fused
-from tools.kernel_agreement import PlainAndFused, random_inputs
+from tools import kernel_agreement as agreement
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 PATCHES = flags.DEFINE_integer("patches", 196, "of an image, before the step", 8)
@@ -74,11 +74,11 @@ def workloads(batch, tokens, heads, dtype):
     """Return the compiled ReductionWorkloads of every rule and available version."""
     width = heads * HEAD_WIDTH
     inputs = [
-        random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
+        agreement.random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
         for seed in range(CHAIN)
     ]
     compiled = []
-    for reduction in reductions(tokens):
+    for reduction in agreement.reductions(tokens):
         # Keys and tokens read and tokens written, each once.
         rows = 2 * (tokens + 1) + reduction.n_out + 1
         moved = batch * rows * width * jnp.dtype(dtype).itemsize
@@ -88,17 +88,6 @@ def workloads(batch, tokens, heads, dtype):
             job = timer.job(lambda number, program=program: program(inputs))
             compiled.append(ReductionWorkload(reduction.rule, version, job, moved))
     return compiled
-
-
-def reductions(tokens):
-    """Return what ImagePiece merges, EViT keeps and ToMe merges of `tokens` tokens."""
-    candidates = int(0.3 * tokens)
-    merged = min(round(0.08 * (tokens + 1)), candidates // 2)
-    return (
-        PlainAndFused("retokenize", tokens - merged, candidates),
-        PlainAndFused("prune", round(0.7 * tokens)),
-        PlainAndFused("bipartite", tokens - min(13, tokens // 2)),
-    )
 
 
 def versions(dtype):

@@ -16,7 +16,6 @@ from experiments import render
 from experiments.context import Answers
 from experiments.dense_maps.maps import HEAD, FeatureMaps, HeadMaps, cells
 from experiments.images import Images
-from imagepiece_jax.data.registry import short_name
 from imagepiece_jax.errors import within
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits
@@ -61,35 +60,26 @@ def fixed_tokens(context):
             votes = _neighbors(context, reduction, tokens, *sets)
             row["neighbors, %"] = statistics.format_estimate(votes.accuracy)
         rows.append(row)
-    render.page(
-        context,
-        "fixed_tokens",
-        "exactly so many tokens",
-        render.table([*rows[0]], [[*row.values()] for row in rows]),
-        render.note(context),
-        given.speed and f"Speeds: {render.timing(given)}.",
-        sets
-        and f"Neighbors: {len(sets[1])} images of {short_name(given.neighbors)} by "
-        f"their {NEAREST} nearest of {len(sets[0])}.",
-    )
+    parts = [render.rows(rows), render.note(context)]
+    if given.speed:
+        parts.append(f"Speeds: {render.timing(given)}.")
+    if sets:
+        memory, queries = sets
+        text = f"Neighbors: {queries.text} by their {NEAREST} nearest of {len(memory)}."
+        parts.append(text)
+    render.page(context, "fixed_tokens", "exactly so many tokens", *parts)
 
 
 def _sets(context):
     """Images of --neighbors, as the model takes them: its memory, and the queries."""
     weights, given = context.pretrained, context.settings
-    return [
-        Images.open(
-            given.neighbors,
-            None,
-            weights.config.image_size,
-            split=split,
-            limit=count,
-            batch_size=given.eval_batch_size,
-            workers=given.readers,
-            crop=weights.crop,
-        )
-        for split, count in (("train", given.memory), ("val", given.queries))
-    ]
+    name, side = given.neighbors, weights.config.image_size
+    fields = {"batch_size": given.eval_batch_size, "workers": given.readers}
+    fields["crop"] = weights.crop
+    return (
+        Images.open(name, None, side, split="train", limit=given.memory, **fields),
+        Images.open(name, None, side, split="val", limit=given.queries, **fields),
+    )
 
 
 def _neighbors(context, reduction, tokens, memory, queries):
@@ -109,16 +99,9 @@ def _neighbors(context, reduction, tokens, memory, queries):
         right = nearest == own["label"]
         return {"right": encode_bits(right), "images": len(right)}
 
-    return Answers(
-        maps.result(
-            "neighbors",
-            reduction,
-            measured,
-            tokens=tokens,
-            images=queries,
-            memory=memory.setting,
-        )
-    )
+    sets = {"images": queries, "memory": memory.setting}
+    found = maps.result("neighbors", reduction, measured, tokens=tokens, **sets)
+    return Answers(found)
 
 
 def nearest_classes(memory, labels, queries):

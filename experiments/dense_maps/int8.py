@@ -66,7 +66,7 @@ def int8(context):
         context,
         "int8",
         "reductions and int8",
-        render.table([*rows[0]], [[*row.values()] for row in rows]),
+        render.rows(rows),
         render.note(context),
         f"{sum(graphs.calibrates)} of the images calibrate, the others test. Images "
         "for each second that one thread computes; in brackets, times the first row of "

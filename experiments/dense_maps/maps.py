@@ -116,9 +116,8 @@ class HeadMaps(FeatureMaps):
     def floor(self):
         """Figures of the mean of all other images' dense maps, as if it were a map."""
         if len(self.context.images) < 2:
-            raise InputError(
-                "has 1 image", field="--data", value=1, allowed="2 or more"
-            )
+            allowed = "2 or more"
+            raise InputError("has 1 image", field="--data", value=1, allowed=allowed)
 
         def measured():
             dense = self.dense
@@ -147,14 +146,8 @@ class HeadMaps(FeatureMaps):
         return self._saliency(reduction, fill, measured, tokens)
 
     def _saliency(self, reduction, fill, measured, tokens=None):
-        return self.result(
-            "saliency",
-            reduction,
-            measured,
-            tokens=tokens,
-            decoder=self.digest,
-            fill=fill,
-        )
+        more = {"decoder": self.digest, "fill": fill}
+        return self.result("saliency", reduction, measured, tokens=tokens, **more)
 
 
 def figures(ours, theirs) -> dict:

@@ -24,9 +24,7 @@ class Options(Settings):
     width: int = flag(count(128, least=1), "of a token")
     # ImagePiece's schedule needs four blocks.
     depth: int = flag(count(6, least=4), "blocks")
-    heads: int | None = flag(
-        optional(count(least=1)), "of attention; default: one for 64 channels"
-    )
+    heads: int = flag(count(0), "of attention; 0: one for 64 channels")
     keep_rate: float = flag(
         number(0.8, above=0, most=1), "of ImagePiece, whose cost the others have"
     )

@@ -6,7 +6,6 @@ from experiments import render
 from experiments.scratch.systems import DENSE, RANDOM
 from imagepiece_jax.evaluate import statistics
 
-REFERENCE = "imagepiece_conv"
 STUDENT = 4  # seeds from which on intervals are Student's
 NOTES = f"""\
 Brackets are 95 % intervals, differences are paired by seed. From {STUDENT} seeds on
@@ -24,7 +23,7 @@ def text(results: list[dict], plan: dict) -> str:
     parts = [
         "# Trained from scratch, at equal cost, over seeds",
         _settings_table(results, plan),
-        _table(systems, rights, results),
+        _table(systems, rights),
         NOTES.replace("\n", " "),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -76,23 +75,15 @@ def _settings_table(results, plan):
     return render.table(["setting", "value"], rows.items())
 
 
-def _table(systems, rights, results):
-    empty = {"gmacs": np.nan}
-    dense = systems.get(DENSE, empty)["gmacs"]
-    reference = systems.get(REFERENCE, empty)["gmacs"]
-    head = ["system", "GMACs", "of dense", "to ImagePiece's cost", render.TOKENS_LEFT]
-    head += ["starts from", "acc1, %", "by seed", "to dense, conv stem, points"]
-    head += ["to random tokens, points", "s an epoch"]
+def _table(systems, rights):
+    head = ["system", "GMACs", render.TOKENS_LEFT, "starts from", "acc1, %", "by seed"]
+    head += ["to dense, conv stem, points", "to random tokens, points"]
     lines = []
     for name, system in systems.items():
         line = [system["title"], f"{system['gmacs']:.4g}"]
-        line.append(f"{100 * system['gmacs'] / dense:.0f} %" if dense > 0 else "")
-        equal = system["reduction"]["name"] != "none" and name != REFERENCE
-        equal = equal and reference > 0
-        line.append(f"{100 * system['gmacs'] / reference - 100:+.1f} %" * equal)
         line += [system["tokens"], system["start"]]
         if not rights[name]:
-            lines.append([*line, render.BLANK, "", "", "", ""])
+            lines.append([*line, render.BLANK, "", "", ""])
             continue
         each = [rights[name][seed] for seed in sorted(rights[name])]
         line.append(statistics.format_estimate(interval(100.0 * np.array(each))))
@@ -101,6 +92,5 @@ def _table(systems, rights, results):
             change = difference(rights[name], rights.get(base, {}))
             change = None if name == base else change
             line.append(statistics.format_difference(change))
-        seconds = [s for r in results if r["system"] == name for s in r["seconds"]]
-        lines.append([*line, f"{np.median(seconds):.1f}" if seconds else ""])
+        lines.append(line)
     return render.table(head, lines)

@@ -42,12 +42,10 @@ class System:
     stem: str
     reduction: dict
     start: str | None = None  # whose weights of the same seed its runs start from
-    harsher: tuple[float, ...] = ()  # keep rates of evaluations without training
 
 
 DENSE = "dense_conv"  # the first: others start from it, all are compared with it
 RANDOM = "random"
-HARSHER = (0.8, 0.6, 0.4, 0.3)  # keep rates, of those the ones below the trained one
 
 
 def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
@@ -73,10 +71,8 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         reduction = settings.changed(found["reduction"])
         return dataclasses.replace(system, reduction=reduction)
 
-    harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
-
     def nine_steps(name, title, stem, **control):
-        return System(name, title, stem, reference | control, harsher=harsher)
+        return System(name, title, stem, reference | control)
 
     drop = {"inattentive": "drop"}
     compared = [

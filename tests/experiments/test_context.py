@@ -71,15 +71,6 @@ def test_a_line_has_the_whole_setting(context, pretrained):
     assert result["tokens"] == 49
 
 
-def test_a_subset_has_the_same_results(context, pretrained):
-    every = context.evaluate(pretrained, settings.DENSE).right
-    places = np.array([3, 4, 11, 23])
-    part = context.images.subset(places)
-    assert context.evaluate(pretrained, settings.DENSE, part).right.tolist() == (
-        every[places].tolist()
-    )
-
-
 def slow_ratio(outputs, place, after, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
@@ -143,6 +134,16 @@ def test_overlap_of_a_model(context, pretrained):
     assert values == sorted(values) and 0 < values[-1] <= 100
     ours = analysis.attended_shares(context, pretrained, {"name": "imagepiece"})
     assert [ours[f"{kind} 70"][:3] for kind in analysis.KINDS] == [[0, 0, 0]] * 2
+
+
+@pytest.mark.slow
+def test_similarity_is_one_of_both_tables(context, pretrained):
+    reduction = {"name": "imagepiece"}
+    ends = analysis.first_and_last(context, pretrained, reduction)
+    first, low, high = ends["lowest first"]
+    assert -1 <= low <= first <= high <= 1
+    merge = analysis.first_merge(context, pretrained, reduction)
+    assert merge["pairs"] == ends["all first"] and merge["distance"][0] >= 1
 
 
 def test_lowest_one_percent():

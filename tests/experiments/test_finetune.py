@@ -46,28 +46,25 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     maker, calls = finetuner(tmp_path, config), []
     run = types.SimpleNamespace(reduction=None)
     monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
-    maker.find(settings.DENSE, "patch", True, ("patch",))
-    maker.find(finetune.REFERENCE, "patch", True, ("patch",))
-    maker.find(EVIT, "patch", False, ("patch",))
-    assert [given[0] for given in calls[::2]] == [
-        settings.DENSE,
-        finetune.REFERENCE,
-        EVIT,
-    ]
-    assert maker.find(EVIT, "conv", True, ("patch",)) == []
-    maker.find(EVIT, "conv", True, ("patch", "conv"))
+    unmatched = (settings.DENSE, finetune.REFERENCE)
+    for reduction in unmatched:
+        maker.find(reduction, "patch", False)
+    maker.find(EVIT, "conv", True)
+    assert [given[0] for given in calls[::2]] == [*unmatched, EVIT]
+    assert [given[1:] for given in calls[-2:]] == [("conv", 0), ("conv", 1)]
+    assert maker.find(EVIT, "conv", False) == []
+    maker.find(EVIT, "patch", False)
     fitted = calls[-1][0]
     assert fitted != EVIT and fitted["blocks"] == (1,)
     cost = maker._dense.gmacs
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
     assert abs(cost(fitted) - cost(finetune.REFERENCE)) <= step
-    assert [given[1:] for given in calls[-2:]] == [("conv", 0), ("conv", 1)]
 
 
 def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
     maker = finetuner(tmp_path, config)
     evit = {"name": "evit", "blocks": (7,)}
-    assert maker.find(evit, "patch", True, ("patch",)) == []
+    assert maker.find(evit, "patch", False) == []
     assert "left out: evit_blocks=7,\nreduction has" in capsys.readouterr().out
     assert not (tmp_path / "small").exists()
 
@@ -123,9 +120,9 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)
-    rows = (DENSE, TableRow("EViT", evit), TableRow("EViT, conv", evit, "conv"))
-    found = measure(context, rows, matched=False)
-    assert found["EViT, conv"] is None and len(found["EViT"].results) == 1
+    rows = (DENSE, TableRow("EViT", evit))
+    found = measure(context, rows, by_stem=True)
+    assert len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["dense_patch_seed1", f"{label(evit)}_patch_seed1"] + [
         "start_patch_seed1"
@@ -135,7 +132,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     assert "| EViT |  | as trained |" in table(rows, found, {}, "")
     assert "1 epochs dense, then as many" in maker.note
     capfd.readouterr()
-    ((again, _),) = maker.find(evit, "patch", False, ("patch",))
+    ((again, _),) = maker.find(evit, "patch", True)
     assert capfd.readouterr().out.count("this run is complete") == 2
     assert again.digest == found["EViT"].pretrained.digest
     context.cache.close()

@@ -109,7 +109,7 @@ SETS[STAGES] = SETS["most attended"] | {"counts": "stages-3-6-9"}
 
 def test_level_is_that_of_the_images():
     """Every row of elsewhere.md: accuracy, and the paired difference to dense."""
-    _, found = parts.rights(FOLDER)
+    _, found = parts.rights()
     dense = parts.reduction_key(settings.DENSE)
     table, (faster,) = markdown.tables(
         markdown.section("docs/tables/parts/elsewhere.md", "`level`")
@@ -174,9 +174,9 @@ def test_figures_of_pages_are_those_of_the_points(points):
 def test_a_row_has_the_accuracy_and_the_times_of_its_setting():
     (rows,) = markdown.tables(parts.clock())
     rows = {row["setting"]: row for row in rows}
-    photographs, imagenette = parts.rights(FOLDER)
+    photographs, imagenette = parts.rights()
     assert {len(right) for right in photographs.values()} == {500}
-    for speed in parts.read_lines(FOLDER / "clock.jsonl"):
+    for speed in parts.read_lines("clock.jsonl"):
         row = rows[speed["model"]]
         if column := parts.TIMED.get((speed["runtime"], speed["batch"])):
             assert row[column].startswith(f"{speed['ratio'][0]:.2f}")

@@ -45,7 +45,7 @@ def images(count=24):
     return Images.open("digits", 10, 16, limit=count, **options)
 
 
-def context(folder, weights=None, *, config=None, **given):
+def context(folder, weights=None, **given):
     """A Context of the tiny model `weights`, without speeds.
 
     given: `models`, `images`, `kind` (the class of its settings), and their fields.
@@ -55,4 +55,4 @@ def context(folder, weights=None, *, config=None, **given):
     used = given.pop("images") if "images" in given else images()
     quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
     options = given.pop("kind", Common)(**quick | {"seconds": 0.0} | given)
-    return Context(ResultCache(folder), options, models, used, config, PROGRAMS)
+    return Context(ResultCache(folder), options, models, used, PROGRAMS)

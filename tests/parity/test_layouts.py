@@ -22,12 +22,12 @@ from tools import fixtures, originals  # noqa: E402
 
 # Of transformers and its own packages, when it is imported and when it saves.
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = tuple(fixtures.ORIGINALS)
+NAMES = tuple(originals.ORIGINALS)
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def original(request):
-    return fixtures.ORIGINALS[request.param]()
+    return originals.ORIGINALS[request.param]()
 
 
 def test_the_same_numbers_come_out(original, tmp_path, request):
@@ -75,7 +75,7 @@ def test_what_torch_saves_is_read(wrapper, tmp_path):
 def test_stored_fixtures_are_these_checkpoints():
     for name in fixtures.STORED:
         with np.load(fixtures.FIXTURES / "layouts" / f"{name}.npz") as stored:
-            found = fixtures.ORIGINALS[name]()
+            found = originals.ORIGINALS[name]()
             np.testing.assert_allclose(stored["outputs"], found.outputs, atol=1e-5)
             for key, tensor in found.tensors.items():
                 np.testing.assert_array_equal(stored[key], tensor, err_msg=key)

@@ -26,27 +26,23 @@ def data(tmp_path_factory):
     return f"csv:{folder}/labels.csv"
 
 
-SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--workers=0", "--threads=1"]
+SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--subset=9", "--copies=2"]
 
 
 def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     out = tmp_path / "out.json"
-    words = [*SHORT, "--subset=9", "--duration=0.05", f"--json={out}", "--copies=2"]
-    ended = call(input_speed.main, "--data", data, *words)
+    ended = call(input_speed.main, "--data", data, *SHORT, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
-    core = [row for row in rows if "ratio" in row]
     names = list(input_speed.pipelines(32, 48, 2))
-    assert [(row["files"], row["way"]) for row in core] == [
+    assert [(row["files"], row["way"]) for row in rows] == [
         (files, name) for files in ("as they are", "short side 256") for name in names
     ]
-    for row in core:
+    for row in rows:
         assert 0 < row["lowest"] <= row["median"] <= row["highest"]
         assert row["way"] in ended.out
-    base = {r["files"]: r["ratio"] for r in core if r["way"] == input_speed.BASE}
+    base = {r["files"]: r["ratio"] for r in rows if r["way"] == input_speed.BASE}
     assert base["as they are"] == 1
-    loader = [row for row in rows if "images_per_s" in row]
-    assert len(loader) == 6 and all(row["images_per_s"] > 0 for row in loader)
     assert "4 of" in ended.out  # the torn one is left out
 
 

@@ -12,7 +12,7 @@ FAULTS = mutations.read_list()
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["id"])
 def test_a_fault_still_applies(fault):
-    """Its text stands once in its file; `--moved` follows a text to another file."""
+    """Its text stands once in its file."""
     assert mutations.stale_reason(fault) is None
     assert fault["old"] != fault["new"] and fault["breaks"]
 
@@ -78,15 +78,8 @@ def test_faults_are_caught_or_not_and_leave_the_tree_as_it_was(tree):
     assert (tree / "package/room.py").read_text() == CODE
 
 
-def test_a_text_and_a_test_that_moved_are_followed(tree):
-    (tree / "package" / "hall.py").write_text(CODE)
-    (tree / "package" / "room.py").unlink()
-    (tree / "tests/test_room.py").rename(tree / "tests/test_hall.py")
-    test = "tests/test_room.py::test_half"
-    faults = [fault("x / 2", "x / 3", test), fault("x + 2", "x + 3")]
-    assert "is in package/hall.py now" in mutations.stale_reason(faults[0], tree)
-    assert mutations.follow(faults, tree) == ["x / 2"]
-    assert faults[0]["file"] == "package/hall.py"
-    assert faults[0]["tests"] == ["tests/test_hall.py::test_half"]
-    assert mutations.stale_reason(faults[0], tree) is None
-    assert "nor has another file" in mutations.stale_reason(faults[1], tree)
+def test_the_file_that_a_text_has_moved_to_is_named(tree):
+    (tree / "package" / "room.py").rename(tree / "package" / "hall.py")
+    moved, gone = fault("x / 2", "x / 3"), fault("x + 2", "x + 3")
+    assert "is in package/hall.py now" in mutations.stale_reason(moved, tree)
+    assert "nor has another file" in mutations.stale_reason(gone, tree)
