@@ -18,6 +18,7 @@ from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
+from imagepiece_jax.reduction.sweep_text import parse_sweeps
 from imagepiece_jax.training import config_files
 
 if TYPE_CHECKING:
@@ -143,10 +144,14 @@ class Context:
 
         Early: what is found at its turn has cost the time of all before it.
         """
-        reductions = self.settings.reductions
-        for reduction in reductions:
+        if not self.settings.sweep:
+            allowed = "methods, such as tome:r=8"
+            raise InputError("is missing", field="--sweep", allowed=allowed)
+        swept = parse_sweeps(self.settings.sweep)
+        swept = [each for each in swept if each["name"] != reductions.DENSE["name"]]
+        for reduction in swept:
             self.pretrained.config.create(reduction)
-        return reductions
+        return swept
 
     def checkpoint(
         self, pretrained, images: Images | None = None, tokens: int | None = None

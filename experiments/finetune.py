@@ -45,14 +45,7 @@ class Finetuner(Models):
 
     trains, weights = True, ()
 
-    def __init__(
-        self,
-        config: "ConfigDict",
-        pretrained: Weights,
-        data: str,
-        folder: pathlib.Path,
-        seeds: list[int],
-    ):
+    def __init__(self, config, pretrained, data, folder, seeds):
         self.config, self.pretrained = config, pretrained
         self.data, self.folder, self.seeds = data, folder, seeds
         source = open_source(data, "train")

@@ -29,11 +29,11 @@ ROWS = (
 
 def masking(context):
     """Measure every model at every number of squares; masking.md and a plot."""
-    models = {row: model for row in ROWS for model in find(context, row)[:1]}
     models = {
-        row: (pretrained, reduction)
-        for row, (pretrained, reduction) in models.items()
-        if not lacks_selectors(pretrained, reduction)  # says nothing of the method
+        row: model
+        for row in ROWS
+        for model in find(context, row)[:1]
+        if not lacks_selectors(*model)  # says nothing of the method
     }
     counts = (0, *published.MASKS)
     by_row = {

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
-from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
+from imagepiece_jax.reduction.ops import cosine, gather_rows, rank, unit
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import ceil
 
@@ -89,7 +89,7 @@ def pair_similarity(taps, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
     a, b = gather_rows(taps.metric, left), gather_rows(taps.metric, partner)
-    return jnp.mean(_cosine_of_rows(a, b), axis=1)
+    return jnp.mean(jnp.sum(unit(a) * unit(b), axis=-1), axis=1)
 
 
 def candidate_similarity(taps, counts) -> jax.Array:
@@ -97,10 +97,8 @@ def candidate_similarity(taps, counts) -> jax.Array:
 
     The candidates are its least attended tokens, split into two sides by attention.
     """
-    order = jnp.argsort(rank(taps.cls_attn), axis=1)[
-        :, counts.n_in - counts.candidates :
-    ]
-    rows = gather_rows(taps.metric, order)
+    order = jnp.argsort(rank(taps.cls_attn), axis=1)
+    rows = gather_rows(taps.metric, order[:, counts.n_in - counts.candidates :])
     return jnp.mean(cosine(rows[:, 0::2], rows[:, 1::2]), axis=(1, 2))
 
 
@@ -137,9 +135,8 @@ def taking_part(result, n: int, both: bool) -> jax.Array:
 
 def percent_attended(members, cls_attn, percent: int) -> jax.Array:
     """Percent of the `members` [B, n] among the `percent` % most attended. [B]."""
-    return 100 * attentive_share(
-        members, cls_attn, top_count(cls_attn.shape[1], percent)
-    )
+    count = top_count(cls_attn.shape[1], percent)
+    return 100 * attentive_share(members, cls_attn, count)
 
 
 def top_count(n: int, percent: int) -> int:
@@ -148,10 +145,3 @@ def top_count(n: int, percent: int) -> int:
     Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
     """
     return ceil(percent / 100 * n)
-
-
-def _cosine_of_rows(a, b, eps=1e-6):
-    """Cosine of each row of `a` and the one of `b`. [B, r, d] -> [B, r] float32."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    norms = jnp.sum(a * a, axis=-1) + eps, jnp.sum(b * b, axis=-1) + eps
-    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms[0]) * jax.lax.rsqrt(norms[1])

@@ -205,12 +205,12 @@ def shares(table) -> np.ndarray:
     return squares / squares.sum()
 
 
-def balanced(found, fate, methods) -> tuple[list[str], np.ndarray]:
-    """Schedules that all methods reach, and log KL [selectors, schedules, images]."""
+def balanced(found, fate, methods) -> np.ndarray:
+    """Log KL [selectors, schedules, images] of the schedules that all methods reach."""
     columns = zip(*(of_schedules(name, fate) for name in methods), strict=True)
     reached = [column for column in columns if all(cell in found for cell in column)]
     values = [[_log_kl(found[cell]) for cell in column] for column in reached]
-    return [column[0].schedule for column in reached], np.swapaxes(values, 0, 1)
+    return np.swapaxes(values, 0, 1)
 
 
 def _log_kl(measured):
@@ -224,21 +224,17 @@ def shares_table(found) -> str:
     block, so that the last one attends the two tokens with which DiffRate's shape ends.
     """
     lines = []
-    for left_out, (fate, methods) in itertools.product(
-        ("", "dpc_knn"), SELECTORS.items()
-    ):
-        methods = [name for name in methods if name != left_out]
-        schedules, values = balanced(found, fate, methods)
+    for left_out, fate in itertools.product(("", "dpc_knn"), SELECTORS):
+        methods = [name for name in SELECTORS[fate] if name != left_out]
+        values = balanced(found, fate, methods)
+        label = f"{fate}, without density peaks" if left_out else fate
         for place, name in enumerate(("schedule", "selector", "interaction")):
-            estimate = statistics.bootstrap(
-                lambda index, values=values, place=place: (
-                    100.0 * shares(values[:, :, index].mean(axis=2))[place]
-                ),
-                values.shape[2],
-                REPEATS,
-            )
-            label = f"{fate}, without density peaks" if left_out else fate
-            line = [label, f"{len(methods)} x {len(schedules)}", name]
+
+            def share(index, values=values, place=place):
+                return 100.0 * shares(values[:, :, index].mean(axis=2))[place]
+
+            estimate = statistics.bootstrap(share, values.shape[2], REPEATS)
+            line = [label, f"{values.shape[0]} x {values.shape[1]}", name]
             lines.append([*line, statistics.format_estimate(estimate)])
     return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
 

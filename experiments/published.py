@@ -16,7 +16,7 @@ ACCURACY_SPEED = {
         "DeiT": (72.13, 6429.2),
         "DynamicViT": (71.20, 9351.0),
         "SPViT": (72.09, 9245.2),
-        "SPViT, keep .7, .49, .343": (72.09, 9245.2),  # the same row: see tables._spvit
+        "SPViT, keep .7, .49, .343": (72.09, 9245.2),  # the same row
         "EViT": (71.70, 9432.9),
         "ImagePiece": (72.61, 9450.2),
     },

@@ -48,10 +48,6 @@ class Measured:
         return np.stack([each.right for each in self.results])
 
     @property
-    def accuracy(self) -> statistics.Estimate:
-        return statistics.accuracy(self.rights)
-
-    @property
     def difference(self) -> statistics.Estimate | None:
         """To the dense model of the same seed, None where there is none."""
         if not self.bases:
@@ -159,7 +155,7 @@ def _cells(measured, dense, several):
     use = measured.pretrained.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
-    cells = [use, statistics.format_estimate(measured.accuracy)]
+    cells = [use, statistics.format_estimate(statistics.accuracy(measured.rights))]
     itself = measured.row == DENSE
     cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:

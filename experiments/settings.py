@@ -90,17 +90,6 @@ class Common(Settings):
 class Sweep(Common):
     sweep: tuple[str, ...] = ()
 
-    @property
-    def reductions(self):
-        """The reductions of --sweep but the dense model."""
-        from imagepiece_jax.reduction.settings import DENSE
-        from imagepiece_jax.reduction.sweep_text import parse_sweeps
-
-        if not self.sweep:
-            allowed = "methods, such as tome:r=8"
-            raise InputError("is missing", field="--sweep", allowed=allowed)
-        return [r for r in parse_sweeps(self.sweep) if r["name"] != DENSE["name"]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Decoder(Common):

@@ -4,8 +4,6 @@ The paper's ImagePiece has a convolutional stem and its baselines have not, so e
 has its own dense model here.
 """
 
-import functools
-
 from experiments import published, render
 from experiments.rows import DENSE, TableRow, present
 from imagepiece_jax.evaluate import statistics
@@ -13,7 +11,7 @@ from imagepiece_jax.models.config import create_model
 
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
-# What its published speed fits, see `_spvit`.
+# What its published speed fits: see `schedule.efficiency_table`.
 SPVIT_BY_SPEED = TableRow(
     "SPViT, keep .7, .49, .343", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}
 )
@@ -53,42 +51,12 @@ TABLE3 = (
 def table1(context):
     """Methods that prune: every row that there is a model for, as table1.md."""
     title = "comparison with pruning methods"
-    sizes = ("deit_s", "deit_ti")
-    present(context, "table1", title, TABLE1, sizes=sizes, more=(_spvit,))
-
-
-def _spvit(_):
-    """A sentence on SPViT's two rows."""
-    return (
-        "SPViT's published speed contradicts the keep rates of its first row, 2.463 "
-        "GMACs with DeiT-S: by MACs it would be .79 as efficient as DeiT, where other "
-        "rows are .88 to .98. Those of the second, 2.930 GMACs, fit (.94); which the "
-        "paper's model has is unknown."
-    )
+    present(context, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
 
 
 def table2(context):
     """Methods that merge: every row that there is a model for, as table2.md."""
-    clustering = functools.partial(_clustering, context)
-    title = "comparison with merging methods"
-    present(context, "table2", title, TABLE2, more=(clustering,))
-
-
-def _clustering(context, measured):
-    """Table of the time of Token Pooling's loop, which MACs do not count.
-
-    It is timed beside DynamicViT, whose blocks have the same token counts, and whose
-    selectors are small.
-    """
-    pooling = measured[POOLING.name]
-    if pooling is None or pooling.speed is None:
-        return ""
-    same = {"name": "dynamicvit", "keep_rate": pooling.reduction["keep_rate"]}
-    other = context.speed(pooling.pretrained, same)
-    times = pooling.speed["ms"], other["ms"], pooling.speed["ms"] - other["ms"]
-    head = ["ms a batch at equal counts", "Token Pooling", "DynamicViT", "clustering"]
-    row = [f"keep {same['keep_rate']}", *(f"{ms:.1f}" for ms in times)]
-    return render.table(head, [row])
+    present(context, "table2", "comparison with merging methods", TABLE2)
 
 
 def table3(context):
@@ -172,23 +140,17 @@ SWITCHES = {
     "parity": (1,),
     "metric": ("query", "value", "token"),
     "size_weighting": (False,),
+    "inattentive": ("drop", "random", "tome"),  # controls at the same counts
 }
-CONTROLS = ("drop", "random", "tome")  # values of `inattentive`, at the same counts
 
 
 def switched(stem):
-    """A TableRow for each value of each switch, and of each control, with this stem."""
+    """A TableRow for each value of each switch, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
-    switches = tuple(
+    return tuple(
         TableRow(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
         for field, values in SWITCHES.items()
         for value in values
-    )
-    return switches + tuple(
-        TableRow(
-            f"control: {kind}{end}", {"name": "imagepiece", "inattentive": kind}, stem
-        )
-        for kind in CONTROLS
     )
 
 

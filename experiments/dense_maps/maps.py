@@ -63,14 +63,11 @@ class FeatureMaps:
 
     def result(self, kind, reduction, measured, *, tokens=None, images=None, **more):
         """The cached result of measured(); `more`: what else decides it."""
-        setting = self.setting(kind, reduction, tokens, images) | more
+        checkpoint = self.context.checkpoint(self.weights, images, tokens)
+        setting = checkpoint.setting(kind, reduction) | more
         what = f"{kind} of {settings.label(reduction)}"
         what = f"{what}, {len(self.context.images)} images"
         return self.context.cache.result(setting, measured, what)
-
-    def setting(self, kind, reduction, tokens=None, images=None):
-        checkpoint = self.context.checkpoint(self.weights, images, tokens)
-        return checkpoint.setting(kind, reduction)
 
 
 class HeadMaps(FeatureMaps):
@@ -128,7 +125,7 @@ class HeadMaps(FeatureMaps):
 
     def is_measured(self, reduction, fill):
         """Whether `compare` has its result already."""
-        setting = self.setting("saliency", reduction)
+        setting = self.context.checkpoint(self.weights).setting("saliency", reduction)
         setting |= {"decoder": self.digest, "fill": fill}
         return setting in self.context.cache
 

@@ -104,8 +104,6 @@ def test_table1_has_both_counts_of_spvit(context):
     ours, other = rows["SPViT"], rows["SPViT, keep .7, .49, .343"]
     assert ours[:2] == other[:2]  # one published row
     assert float(ours[-3]) < float(other[-3])  # GMACs
-    text = (context.out / "table1.md").read_text()
-    assert "SPViT's published speed contradicts the keep rates of its first row" in text
 
 
 def test_a_row_without_retraining_is_of_the_model_as_trained():
