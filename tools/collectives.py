@@ -35,15 +35,7 @@ from tools.imagenet.scan import SPLITS
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images_per_gpu", ["128"], "of a step: one or more")
 HOSTS = flags.DEFINE_list("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
-NVLINK = flags.DEFINE_float(
-    "nvlink", 900, "GB/s of a GPU, both directions together", lower_bound=1
-)
-NETWORK = flags.DEFINE_float(
-    "network", 50, "GB/s between hosts, a host and direction", lower_bound=1
-)
-TRAININGS = flags.DEFINE_boolean(
-    "trainings", False, "the cost of whole trainings instead"
-)
+TRAININGS = cli.switch("trainings", False, "the cost of whole trainings instead")
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 
 HEAD = """# Collectives of a training step
@@ -205,19 +197,17 @@ def main():
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)
-    links = Links(nvlink=NVLINK.value * 1e9 / 2, network=NETWORK.value * 1e9)
+    links = Links()
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     if TRAININGS.value:
-        parts = []
-        for line in run_costs(configs, images[0], hosts, links, KILOBYTES):
-            print(line, flush=True)
-            parts.append(line)
+        parts = list(run_costs(configs, images[0], hosts, links, KILOBYTES))
+        print("\n".join(parts))
         _write(parts)
         return
     head = HEAD.format(
-        nvlink=NVLINK.value,
-        network=NETWORK.value,
+        nvlink=2 * links.nvlink / 1e9,
+        network=links.network / 1e9,
         latency=1e6 * links.latency_s,
         farther=1e6 * links.network_latency_s,
     )

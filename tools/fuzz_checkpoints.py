@@ -113,9 +113,12 @@ def of_transformers(draw, folder):
     sizes |= {"num_hidden_layers": draw.randint(1, 3), "num_attention_heads": heads}
     sizes |= {"image_size": side, "intermediate_size": draw.choice((20, 48))}
     kind = draw.choice([*KINDS])
-    of_config, of_model, forward, of_processor, choices = KINDS[kind]
+    family, processor, end, forward, choices = KINDS[kind]
+    of_config = getattr(transformers, f"{family}Config")
+    of_model = getattr(transformers, f"{family}{end}")
+    of_processor = getattr(transformers, f"{processor}ImageProcessor")
     fields = {k: draw.choice(v) for k, v in choices.items() if draw.random() < 0.5}
-    if "Dinov2" in of_config.__name__:
+    if "Dinov2" in family:
         sizes["mlp_ratio"] = 2
         del sizes["intermediate_size"]
     what = f"{kind} {sizes | fields}"
@@ -132,51 +135,27 @@ COMMON = {
     "hidden_act": ("gelu", "gelu_new", "quick_gelu", "gelu_pytorch_tanh", "relu"),
     "layer_norm_eps": (1e-12, 1e-6, 1e-5, 0.03),
 }
-BIAS = {"qkv_bias": (True, False)}
-SCALED = (
-    COMMON | BIAS | {"layerscale_value": (1.0, 0.1), "use_swiglu_ffn": (True, False)}
-)
+SCALED = COMMON | {"qkv_bias": (True, False), "layerscale_value": (1.0, 0.1)}
+SCALED |= {"use_swiglu_ffn": (True, False)}
+HEADED = COMMON | {"qkv_bias": (True, False), "num_labels": (1, 5)}
+REGISTERS = SCALED | {"num_register_tokens": (0, 1, 4)}
+ROTARY = COMMON | {"num_register_tokens": (0, 2), "use_gated_mlp": (True, False)}
+ROTARY |= {"rope_theta": (100.0, 50.0), "key_bias": (True, False)}
+CLASSIFIER, TEACHER = "ForImageClassification", "ForImageClassificationWithTeacher"
+# Starts of the names of a config and a processor; the model's end, what it gives of
+# images; fields of the config.
 KINDS = {
-    "vit": (
-        *(transformers.ViTConfig, transformers.ViTForImageClassification),
-        *(originals.logits, transformers.ViTImageProcessor),
-        COMMON | BIAS | {"num_labels": (1, 5)},
-    ),
-    "deit": (
-        *(transformers.DeiTConfig, transformers.DeiTForImageClassificationWithTeacher),
-        *(originals.logits, transformers.DeiTImageProcessor),
-        COMMON | BIAS | {"num_labels": (1, 5)},
-    ),
-    "dinov2": (
-        *(transformers.Dinov2Config, transformers.Dinov2Model),
-        *(originals.pooler, transformers.BitImageProcessor),
-        SCALED,
-    ),
+    "vit": ("ViT", "ViT", CLASSIFIER, originals.logits, HEADED),
+    "deit": ("DeiT", "DeiT", TEACHER, originals.logits, HEADED),
+    "dinov2": ("Dinov2", "Bit", "Model", originals.pooler, SCALED),
     "dinov2_with_registers": (
-        *(
-            transformers.Dinov2WithRegistersConfig,
-            transformers.Dinov2WithRegistersModel,
-        ),
-        *(originals.pooler, transformers.BitImageProcessor),
-        SCALED | {"num_register_tokens": (0, 1, 4)},
+        *("Dinov2WithRegisters", "Bit", "Model", originals.pooler, REGISTERS),
     ),
-    "clip_vision_model": (
-        *(transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
-        *(originals.pooler, transformers.CLIPImageProcessor),
-        COMMON,
-    ),
+    "clip_vision_model": ("CLIPVision", "CLIP", "Model", originals.pooler, COMMON),
     "siglip_vision_model": (
-        *(transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
-        *(originals.pooler, transformers.SiglipImageProcessor),
-        COMMON,
+        *("SiglipVision", "Siglip", "Model", originals.pooler, COMMON),
     ),
-    "dinov3_vit": (
-        *(transformers.DINOv3ViTConfig, transformers.DINOv3ViTModel),
-        *(originals.pooler, transformers.DINOv3ViTImageProcessor),
-        COMMON
-        | {"num_register_tokens": (0, 2), "use_gated_mlp": (True, False)}
-        | {"rope_theta": (100.0, 50.0), "key_bias": (True, False)},
-    ),
+    "dinov3_vit": ("DINOv3ViT", "DINOv3ViT", "Model", originals.pooler, ROTARY),
 }
 
 

@@ -8,6 +8,7 @@ big_vision. Needs torch, timm and transformers.
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -113,12 +114,10 @@ def config(kind, **fields):
     return kind(**sizes | fields)
 
 
-def of_transformers(kind, config, name, pooled, **options):
+def of_transformers(kind, config, name, pooled):
     model = randomize(kind(config))
     outputs = run(lambda x: pooled(model, x))
-    return Original(
-        saved(model), outputs, fields_like(name, **options), also=(memory(model),)
-    )
+    return Original(saved(model), outputs, fields_like(name), also=(memory(model),))
 
 
 def logits(model, x):
@@ -129,41 +128,43 @@ def pooler(model, x):
     return model(x).pooler_output
 
 
-def transformers_vit():
-    sizes = config(transformers.ViTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
-    kind = transformers.ViTForImageClassification
-    return of_transformers(kind, sizes, "deit_s", logits)
+def first_token(model, x):
+    return model(x).last_hidden_state[:, 0]
 
 
-def transformers_vit_features():
-    """With a pooler, which we leave out, and without a classifier."""
-    sizes = config(transformers.ViTConfig, layer_norm_eps=1e-6)
-    first = lambda model, x: model(x).last_hidden_state[:, 0]  # noqa: E731
-    return of_transformers(transformers.ViTModel, sizes, "deit_s", first)
+def embeds(model, x):
+    return model(x).image_embeds
 
 
-def transformers_deit():
-    sizes = config(transformers.DeiTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
-    kind = transformers.DeiTForImageClassificationWithTeacher
-    return of_transformers(kind, sizes, "deit_small_distilled_patch16_224", logits)
+NORM = {"layer_norm_eps": 1e-6}
+HEADED = NORM | {"num_labels": CLASSES}
+CLASSIFIER, TEACHER = "ForImageClassification", "ForImageClassificationWithTeacher"
+# Start and end of a model's name, its config, timm's name, and what it gives of images.
+TRANSFORMERS = {
+    "vit": ("ViT", CLASSIFIER, HEADED, "deit_s", logits),
+    # With a pooler, which we leave out, and without a classifier.
+    "vit_features": ("ViT", "Model", NORM, "deit_s", first_token),
+    "deit": ("DeiT", TEACHER, HEADED, "deit_small_distilled_patch16_224", logits),
+    "dinov2": ("Dinov2", "Model", {}, "vit_small_patch14_dinov2", pooler),
+    "dinov2_swiglu": (
+        *("Dinov2", "Model", {"use_swiglu_ffn": True}),
+        *("vit_giant_patch14_dinov2", pooler),
+    ),
+    "dinov2_registers": (
+        *("Dinov2WithRegisters", "Model", {"num_register_tokens": 4}),
+        *("vit_small_patch14_reg4_dinov2", pooler),
+    ),
+    "clip_projection": (
+        *("CLIPVision", "ModelWithProjection", {"projection_dim": CLASSES}),
+        *("vit_base_patch32_clip_224.openai", embeds),
+    ),
+}
 
 
-def transformers_dinov2():
-    sizes = config(transformers.Dinov2Config)
-    name = "vit_small_patch14_dinov2"
-    return of_transformers(transformers.Dinov2Model, sizes, name, pooler)
-
-
-def transformers_dinov2_swiglu():
-    sizes = config(transformers.Dinov2Config, use_swiglu_ffn=True)
-    name = "vit_giant_patch14_dinov2"
-    return of_transformers(transformers.Dinov2Model, sizes, name, pooler)
-
-
-def transformers_dinov2_registers():
-    sizes = config(transformers.Dinov2WithRegistersConfig, num_register_tokens=4)
-    kind, name = transformers.Dinov2WithRegistersModel, "vit_small_patch14_reg4_dinov2"
-    return of_transformers(kind, sizes, name, pooler)
+def named_in_transformers(key):
+    start, end, fields, name, pooled = TRANSFORMERS[key]
+    sizes = config(getattr(transformers, f"{start}Config"), **fields)
+    return of_transformers(getattr(transformers, start + end), sizes, name, pooled)
 
 
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -187,12 +188,6 @@ def transformers_clip():
 
     name = "vit_base_patch32_clip_224.laion2b"
     return of_transformers(transformers.CLIPModel, sizes, name, embedding)
-
-
-def transformers_clip_projection():
-    sizes, kind = clip_config(), transformers.CLIPVisionModelWithProjection
-    name = "vit_base_patch32_clip_224.openai"
-    return of_transformers(kind, sizes, name, lambda model, x: model(x).image_embeds)
 
 
 def transformers_clip_vision():
@@ -317,7 +312,7 @@ def as_dinov2(tensors):
 
 def dinov2():
     """The giant's layers, and as its training saves them, in chunks of blocks."""
-    original = transformers_dinov2_swiglu()
+    original = named_in_transformers("dinov2_swiglu")
     tensors = as_dinov2(original.also[0])
     chunks = {k.replace("blocks.", "blocks.0."): v for k, v in tensors.items()}
     return dataclasses.replace(original, tensors=tensors, also=(chunks,))
@@ -325,7 +320,7 @@ def dinov2():
 
 def dinov2_registers():
     """And as a teacher of training is saved."""
-    original = transformers_dinov2_registers()
+    original = named_in_transformers("dinov2_registers")
     tensors = as_dinov2(original.also[0])
     teacher = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     heads = {
@@ -585,12 +580,13 @@ def big_vision_token():
 
 
 ORIGINALS = {
+    f"transformers_{key}": functools.partial(named_in_transformers, key)
+    for key in TRANSFORMERS
+}
+ORIGINALS |= {
     make.__name__: make
     for make in (
-        *(transformers_vit, transformers_vit_features, transformers_deit),
-        *(transformers_dinov2, transformers_dinov2_swiglu),
-        *(transformers_dinov2_registers, transformers_clip),
-        *(transformers_clip_projection, transformers_clip_vision),
+        *(transformers_clip, transformers_clip_vision),
         *(transformers_siglip, transformers_siglip_classifier),
         *(timm_swiglu, deit3, mae, mae_finetuned, dino, dinov2, dinov2_registers),
         *(openai_clip, openclip, openclip_trunk),

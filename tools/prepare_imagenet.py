@@ -31,27 +31,21 @@ SHORT_SIDE = cli.integer(
     "shrink larger images to this short side, in pixels, which decode several times as "
     "fast; 0: keep the files as they are",
 )
-PROCESSES = cli.integer(
-    "processes", None, "that write; 0: only this one; default: one per core"
-)
-PARTIAL = cli.switch(
-    "partial", False, "accept one split alone, or fewer images than ImageNet has"
-)
+OF_PROCESSES = "that write; 0: only this one; default: one per core"
+PROCESSES = cli.integer("processes", None, OF_PROCESSES, 0)
+OF_PARTIAL = "accept one split alone, or fewer images than ImageNet has"
+PARTIAL = cli.switch("partial", False, OF_PARTIAL)
 
 
 def main():
     source, data_dir = cli.required(SOURCE), cli.required(DIR)
     short_side, workers = SHORT_SIDE.value, PROCESSES.value
-    if short_side and not SHORT_SIDES[0] <= short_side <= SHORT_SIDES[1]:
-        low, high = SHORT_SIDES
-        raise InputError(
-            field="--short_side", value=short_side, allowed=f"0, {low} to {high} pixels"
-        )
+    low, high = SHORT_SIDES
+    if short_side and not low <= short_side <= high:
+        allowed = f"0, {low} to {high} pixels"
+        raise InputError(field="--short_side", value=short_side, allowed=allowed)
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    if workers < 0:
-        allowed = "whole numbers from 0"
-        raise InputError(field="--processes", value=workers, allowed=allowed)
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images
@@ -64,11 +58,9 @@ def main():
             print(scan.RESUMES, file=sys.stderr)
             raise
     elif note["short_side"] != short_side:
-        problem = (
-            f"{data_dir} has a complete set with --short_side {note['short_side']}"
-        )
+        problem = f"has a complete set with --short_side {note['short_side']}"
         allowed = f"another folder for --short_side {short_side}"
-        raise InputError(problem, field="--dir", value=data_dir, allowed=allowed)
+        raise writer.refused(data_dir, problem, allowed)
     print(writer.summary(data_dir, note))
 
 

@@ -66,10 +66,7 @@ DIGITS = "--data=digits"
         (["scratch", DIGITS, "--config=configs/quickstart.py"], "--config is not read"),
         (["scratch", DIGITS, "--mean=.5"], "--mean is given without"),
         (["scratch", DIGITS, "--config.image_size=8"], "--config is not read"),
-        (
-            ["table1", DIGITS, "--runs=x", "--config.image_size=8"],
-            "--config is missing",
-        ),
+        (["table1", "--runs=x", DIGITS, "--config.mixup=0"], "--config is missing"),
         (["saliency", DIGITS], "--weights is missing"),
         (["saliency", DIGITS, "--small", "--weights=w.npz"], "--small has no form of"),
         (["saliency", "--shares=2"], "--shares is '2'"),
@@ -90,11 +87,7 @@ def test_mistakes_in_flags(tmp_path, words, start):
         ("patch_features", [], "--sweep is missing"),
         ("patch_features", ["--sweep=tome:r=1", "--limit=3"], "--data has 3 images"),
         ("patch_features", ["--sweep=tome", "--data=digit"], "config.data.name is 'd"),
-        (
-            "patch_features",
-            ["--sweep=tome", "--fill=zero"],
-            "--fill is a flag of other",
-        ),
+        ("patch_features", ["--sweep=tome", "--fill=zero"], "--fill is a flag of oth"),
         ("patch_features", ["--sweep=tome", "--epochs=1"], "--epochs is a flag of oth"),
         (
             "patch_features",

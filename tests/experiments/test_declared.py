@@ -24,19 +24,26 @@ def declared(runs):
     found = {}
     for run in runs:
         by_rate = {rate: each["acc1"] for rate, each in run["harsher"].items()}
-        by_rate |= {"0.8": run["acc1"]} | {
-            m: e["acc1"] for m, e in run["masked"].items()
-        }
+        by_rate |= {count: each["acc1"] for count, each in run["masked"].items()}
+        by_rate["0.8"] = run["acc1"]
         found[run["system"], run["seed"]] = by_rate
     assert len(found) == 36
 
     def accuracy(system, *rates):
-        rates = rates or ("0.8",)
-        return np.array(
-            [np.mean([found[system, s][r] for r in rates]) for s in range(SEEDS)]
-        )
+        by_seed = [found[system, seed] for seed in range(SEEDS)]
+        return np.mean([[each[r] for each in by_seed] for r in rates or ("0.8",)], 0)
 
     return accuracy
+
+
+@pytest.fixture(scope="module")
+def to_dense(declared):
+    """Points that ImagePiece and dropping have more than dense [seeds], by stem."""
+    return {
+        (name, stem): declared(f"{name}_{stem}") - declared(f"dense_{stem}")
+        for name in ("imagepiece", "dropping")
+        for stem in ("patch", "conv")
+    }
 
 
 def student(points, digits=2, sign=""):
@@ -48,16 +55,13 @@ def student(points, digits=2, sign=""):
 
 
 @pytest.fixture(scope="module")
-def contrasts(declared):
+def contrasts(declared, to_dense):
     """Points of P1, P2 and P3 [seeds], as declared.md words them."""
     merging = [
         declared(f"imagepiece_{stem}", *RATES) - declared(f"dropping_{stem}", *RATES)
         for stem in ("conv", "patch")
     ]
-    conv, patch = (
-        declared(f"imagepiece_{stem}") - declared(f"dense_{stem}")
-        for stem in ("conv", "patch")
-    )
+    conv, patch = to_dense["imagepiece", "conv"], to_dense["imagepiece", "patch"]
     return {"P1": np.mean(merging, axis=0), "P2": conv - patch, "P3": conv}
 
 
@@ -87,12 +91,9 @@ def test_verdicts_follow_from_the_runs(contrasts):
         contrasts.items(), p, corrected(p), strict=True
     ):
         interval = scipy.stats.ttest_1samp(each, 0.0).confidence_interval(0.95)
-        refuted_at = {
-            "P1": interval.high < 1,
-            "P2": interval.high <= 0,
-            "P3": interval.high <= -1,
-        }
-        verdict = "refuted" if refuted_at[name] else "open"
+        high = interval.high
+        refuted = {"P1": high < 1, "P2": high <= 0, "P3": high <= -1}[name]
+        verdict = "refuted" if refuted else "open"
         if interval.low > BOUNDS[name] and holm < 0.05:
             verdict = "supported"
         (cells,) = rows_of("docs/imagepiece.md", name)
@@ -101,15 +102,10 @@ def test_verdicts_follow_from_the_runs(contrasts):
         assert cells[4:] == [f"{single:.3g}", f"{holm:.3g}", verdict]
 
 
-def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, runs):
+def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, to_dense, runs):
     """docs/imagepiece.md."""
-    lost = {
-        f"dense - {name}, {stem}": declared(f"dense_{stem}")
-        - declared(f"{name}_{stem}")
-        for name in ("imagepiece", "dropping")
-        for stem in ("patch", "conv")
-    }
-    by_stem = lost["dense - dropping, patch"] - lost["dense - dropping, conv"]
+    lost = {f"dense - {', '.join(key)}": -points for key, points in to_dense.items()}
+    by_stem = to_dense["dropping", "conv"] - to_dense["dropping", "patch"]
     paper = declared("imagepiece_conv") - declared("dense_patch")
     stem = declared("dense_conv") - declared("dense_patch")
     points = {"P1": contrasts["P1"], "P2 - that of dropping": contrasts["P2"] - by_stem}
@@ -151,31 +147,21 @@ def test_tables_of_the_systems_follow_from_the_runs(declared, title, stem):
         assert found[5][1:] == [student(declared(name, rate), 1) for rate in rates]
 
 
-def test_rows_of_other_tables_follow_from_the_runs(declared, runs):
+def test_rows_of_other_tables_follow_from_the_runs(declared, to_dense, runs):
     page = "docs/tables/retokenization/README.md"
-    change = {
-        (name, stem): declared(f"{name}_{stem}") - declared(f"dense_{stem}")
-        for name in ("imagepiece", "dropping")
-        for stem in ("conv", "patch")
-    }
     own, dropping = (
-        change[name, "conv"] - change[name, "patch"]
+        to_dense[name, "conv"] - to_dense[name, "patch"]
         for name in ("imagepiece", "dropping")
     )
     lead = [declared(f"{name}_conv", *RATES) for name in ("imagepiece", "dropping")]
-    layer = [
-        run["merges"]["reassess"]["1"]["own"][0]
-        for run in runs
-        if run["system"] == "imagepiece_patch"
-    ]
+    layer = "merged tokens that count as attentive in layer 2, %"
+    ours = [run["merges"] for run in runs if run["system"] == "imagepiece_patch"]
+    attentive = np.array([each["reassess"]["1"]["own"][0] for each in ours])
     for label, cell, points, digits in (
-        ("dropping - dense, patch stem", 1, change["dropping", "patch"], 2),
+        ("dropping - dense, patch stem", 1, to_dense["dropping", "patch"], 2),
         ("P2 - P2 of dropping", 1, own - dropping, 2),
         ("ImagePiece - dropping, conv stem, P1's rates", 1, lead[0] - lead[1], 2),
-        (
-            "merged tokens that count as attentive in layer 2, %",
-            *(4, np.array(layer), 1),
-        ),
+        (layer, 4, attentive, 1),
     ):
         (row,) = rows_of(page, label)
         assert row[cell] == student(points, digits), label

@@ -54,11 +54,9 @@ def _run(reducer, counts, tokens):
         "slots": merges.merged_slots(result),
         "members": members,
         "attended": {
-            both: {
-                percent: merges.percent_attended(taking, tokens.cls_attn, percent)
-                for percent in PERCENTS
-            }
+            (both, percent): merges.percent_attended(taking, tokens.cls_attn, percent)
             for both, taking in members.items()
+            for percent in PERCENTS
         },
         "rank": rank(tokens.cls_attn),
     }
@@ -165,7 +163,7 @@ def test_overlap_is_that_of_sorted_lists(percent, both):
     merged = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)
     pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
     expected = [slow_overlap(*pair, percent) for pair in pairs]
-    assert_close(merged["attended"][both][percent], np.asarray(expected))
+    assert_close(merged["attended"][both, percent], np.asarray(expected))
 
 
 @pytest.mark.parametrize("n, candidates", [(19, 5), (196, 58)])
@@ -173,7 +171,7 @@ def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
     tokens = drawn(n, batch=2)
     counts = Counts(n_in=n, n_out=n - candidates // 2, candidates=candidates)
     merged = run(Retokenize(), counts, tokens)
-    assert merged["attended"][True][70].tolist() == [0, 0]
+    assert merged["attended"][True, 70].tolist() == [0, 0]
     lowest = merged["rank"] >= n - candidates
     assert (merged["members"][True] <= lowest).all()
 

@@ -13,18 +13,10 @@ def test_published_speeds_support_schedule_b():
     assert found.prune == pytest.approx(0.0022, abs=5e-5)
     assert found.merge == pytest.approx(0.0026, abs=6e-5)
     assert found.predicted == pytest.approx(0.0543, abs=5e-5)
-    implied = {
-        (s, rate): schedule.implied(s, rate) for s in "BA" for rate in (0.8, 0.6)
-    }
-    assert implied == pytest.approx(
-        {
-            ("B", 0.8): 0.0503,
-            ("B", 0.6): 0.0513,
-            ("A", 0.8): 0.0273,
-            ("A", 0.6): 0.0228,
-        },
-        abs=5e-5,
-    )
+    by_rate = {"B": (0.0503, 0.0513), "A": (0.0273, 0.0228)}
+    for name, expected in by_rate.items():
+        implied = [schedule.implied(name, rate) for rate in (0.8, 0.6)]
+        assert implied == pytest.approx(expected, abs=5e-5)
     more = schedule.milliseconds("ImagePiece + ToMe")
     more -= schedule.milliseconds("ImagePiece")
     assert more == pytest.approx(0.0010, abs=5e-5)
@@ -36,9 +28,8 @@ def test_the_speed_of_spvit_contradicts_its_default_counts():
     found = {name: schedule.efficiency(row) for name, row in schedule.ROWS.items()}
     assert round(found.pop("SPViT"), 2) == 0.79 and found.pop("DeiT") == 1
     assert all(0.875 < efficiency < 0.985 for efficiency in found.values())
-    assert set(schedule.SPEEDS) - set(found) == {
-        *("DeiT", "SPViT", "ImagePiece, patch stem")
-    }
+    without = {"DeiT", "SPViT", "ImagePiece, patch stem"}
+    assert set(schedule.SPEEDS) - set(found) == without
     assert round(found["SPViT, keep .7, .49, .343"], 2) == 0.94
     # By schedule A ImagePiece would be more efficient than the dense model.
     assert all(schedule.efficiency(row) > 1 for row in schedule.OTHERS)

@@ -108,28 +108,19 @@ def model_of(system, options, classes=10):
     ).create_model()
 
 
-def declared_options(**fields):
-    """The size of docs/tables/retokenization."""
-    return systems.Options(
-        image_size=64, patch=8, width=96, depth=12, heads=3, keep_rate=0.8, **fields
-    )
-
-
 def test_the_declared_size_has_three_cycles():
-    options = declared_options(systems=",".join(retokenization.TITLES))
+    """That of docs/tables/retokenization."""
+    size = {"image_size": 64, "patch": 8, "width": 96, "depth": 12, "heads": 3}
+    options = systems.Options(**size, systems=",".join(retokenization.TITLES))
     compared = {s.name: s for s in systems.systems(options, 10, "float32")}
     assert compared.keys() == set(retokenization.TITLES)
-    plans = {
-        name: [
-            (layer.attn_tokens, layer.mlp_tokens)
-            for layer in model_of(each, options).plan
-        ]
-        for name, each in compared.items()
-    }
+    plans = {}
+    for name, each in compared.items():
+        plan = model_of(each, options).plan
+        plans[name] = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     ours = plans.pop("imagepiece_conv")
-    assert [before - after for before, after in ours] == [
-        *(6, 5, 10, 4, 4, 7, 3, 3, 4, 0, 0, 0),
-    ]
+    gone = [6, 5, 10, 4, 4, 7, 3, 3, 4, 0, 0, 0]
+    assert [before - after for before, after in ours] == gone
     assert (ours[0][0], ours[-1][1]) == (65, 19)
     for name, theirs in plans.items():
         assert theirs == ([(65, 65)] * 12 if name.startswith("dense") else ours)
@@ -144,22 +135,16 @@ def test_systems_of_a_seed_share_first_weights():
 
     @jax.jit  # what several have in common is compiled once
     def draw():
-        return {
-            each.name: fresh_variables(model_of(each, options, 2), 16, 7, parts)[
-                "params"
-            ]
-            for each in systems.systems(options, 2, "float32")
-        }
+        compared = systems.systems(options, 2, "float32")
+        models = {each.name: model_of(each, options, 2) for each in compared}
+        return {k: fresh_variables(m, 16, 7, parts) for k, m in models.items()}
 
-    first = draw()
+    first = {name: variables["params"] for name, variables in draw().items()}
     for stem in ("conv", "patch"):
         dense = first[f"dense_{stem}"]
         for name in ("imagepiece", "dropping"):
             chex.assert_trees_all_equal(first[f"{name}_{stem}"], dense)
-    shared = [
-        {name: value for name, value in first[f"dense_{stem}"].items()}
-        for stem in ("conv", "patch")
-    ]
+    shared = [dict(first[f"dense_{stem}"]) for stem in ("conv", "patch")]
     for params in shared:
         del params["patch_embed"]
     assert len(shared[0]) > 5
@@ -199,20 +184,15 @@ def test_a_run_has_the_recipe_of_its_options(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "name, value",
     [
-        {"depth": 3},
-        {"epochs": 0},
-        {"keep_rate": 1.5},
-        {"canvas": 32},
-        {"systems": "tomme"},
-        {"systems": "dynamicvit"},
+        *(("depth", 3), ("epochs", 0), ("keep_rate", 1.5), ("canvas", 32)),
+        *(("systems", "tomme"), ("systems", "dynamicvit")),
     ],
 )
-def test_options_are_checked(options):
+def test_options_are_checked(name, value):
     with pytest.raises(InputError) as error:
-        systems.Options(**options)
-    ((name, value),) = options.items()
+        systems.Options(**{name: value})
     assert (error.value.field, error.value.value) == (f"--{name}", value)
 
 

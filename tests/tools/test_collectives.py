@@ -56,7 +56,7 @@ def texts(config):
     batch = batch_shapes(run, (8, 1, 2))
     step = create_step(RunConfig.from_config(config), model, optimizer, rate)
 
-    of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)
+    of_all = jax.tree.map(lambda x: x.update(shape=(8, *x.shape)), state)
     for form in parallel.FORMS:
         parallel.FORM = form
         trained = parallel.pmap(step, donate_argnums=(0,), program="step")
@@ -65,12 +65,7 @@ def texts(config):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (parallel.AXIS,))
     fn, places = compile_only.mapped(step, mesh)
     args = [
-        jax.tree.map(
-            lambda x, place=place: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=place
-            ),
-            arg,
-        )
+        jax.tree.map(lambda x, place=place: x.update(sharding=place), arg)
         for arg, place in zip((state, batch, None), places, strict=True)
     ]
     yield jax.jit(fn, donate_argnums=(0,)).lower(*args).compile().as_text()

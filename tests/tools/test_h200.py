@@ -1,5 +1,6 @@
 """Estimated times of kernels, and compilation for a described GPU."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -24,11 +25,7 @@ ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
 """
 
 
-def kernel(**fields):
-    defaults = dict(
-        name="k", op="", shape="", source="", kind="fusion", bytes=0, flops=0
-    )
-    return hlo.GpuKernel(**defaults | fields)
+KERNEL = hlo.GpuKernel("k", "fusion", op="", shape="", bytes=0, flops=0, source="")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +39,8 @@ def kernel(**fields):
     ],
 )
 def test_a_kernel_takes_its_launch_and_its_bytes_or_products(fields, microseconds):
-    assert h200.estimate(kernel(**fields)) == pytest.approx(1e-6 * microseconds)
+    kernel = dataclasses.replace(KERNEL, **fields)
+    assert h200.estimate(kernel) == pytest.approx(1e-6 * microseconds)
 
 
 def test_summary_adds_up_by_kind():

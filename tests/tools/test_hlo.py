@@ -67,14 +67,13 @@ LINES
 LIBRARY = 'custom_call_target="__cu%s", metadata={op_name="jit(f)/ViT/fc1/dot"}'
 
 
+def program(*lines):
+    """A program whose entry has these lines."""
+    return TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines))
+
+
 def kernels(*lines):
-    """Those of a program whose entry has these lines."""
-    return hlo.kernels(TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines)))
-
-
-def only(line):
-    (kernel,) = kernels(line)
-    return kernel
+    return hlo.kernels(program(*lines))
 
 
 def test_views_are_no_kernels():
@@ -108,12 +107,11 @@ def test_views_are_no_kernels():
     ],
 )
 def test_bytes_are_those_that_are_read_and_written(line, kind, size):
-    kernel = only(line)
-    assert (kernel.kind, kernel.bytes) == (kind, size)
+    assert [(one.kind, one.bytes) for one in kernels(line)] == [(kind, size)]
 
 
 def test_a_product_counts_its_operands_without_workspace():
-    product = only(
+    (product,) = kernels(
         "%g = (f32[40,8]{1,0}, s8[4194304]{0}) custom-call(%x.1, %q.1), "
         + LIBRARY % "blas$lt$matmul"
     )
@@ -136,7 +134,7 @@ def test_a_batch_of_products():
 @pytest.mark.parametrize("end, passes", [("Softmax", 1), ("SoftmaxBackward", 2.5)])
 def test_attention_counts_whole_tiles(end, passes):
     """65 tokens are computed as 128; two products of 2 * 128 * 128 * 64 a head."""
-    attention = only(
+    (attention,) = kernels(
         "%f = (bf16[2,3,65,64]{3,1,2,0}, u8[16]{0}) custom-call(%x.1), "
         + LIBRARY % f"dnn$fmha{end}"
     )
@@ -188,7 +186,7 @@ SOURCE = ', metadata={op_name="jit(f)/ViT/norm_0/psum"}'
 
 
 def collectives(*lines):
-    return hlo.collectives(TEXT.replace("LINES", "\n".join(f"  {x}" for x in lines)))
+    return hlo.collectives(program(*lines))
 
 
 def test_a_collective_is_counted_at_its_start_and_is_no_kernel():
@@ -246,8 +244,7 @@ def test_host_waits():
         "%b = f32[8,30]{1,0} conditional(%x.1, %q.1, %q.1), branch_computations={%add}",
         "%k = f32[8,30]{1,0} copy(%q.1)",
     )
-    text = TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines))
-    assert hlo.host_waits(text) == [
+    assert hlo.host_waits(program(*lines)) == [
         "while w.1",
         "infeed i",
         "custom-call c.1 jit(f)/ViT/norm_0/psum",

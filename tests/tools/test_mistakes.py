@@ -36,7 +36,7 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
         (PREPARE, ["--source=.", "--dir=x"], "--source . has neither"),
         (PREPARE, [*FLAGS, "--short_side=63"], "--short_side is 63"),
         (PREPARE, [*FLAGS, "--short_side=1025"], "--short_side is 1025"),
-        (PREPARE, [*FLAGS, "--processes=-1"], "--processes is -1"),
+        (PREPARE, [*FLAGS, "--processes=-1"], "flag --processes=-1"),
         (PREPARE, [*FLAGS, "--dir=file"], "--dir file cannot be written"),
         (PREPARE, ["--short_site=64"], "--short_site is not a flag"),
     ],

@@ -73,8 +73,7 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     """
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
-        problem, allowed = f"{source} is no folder", _accepted()
-        raise InputError(problem, field="--source", value=source, allowed=allowed)
+        raise _refused(source, "is no folder", _accepted())
     splits, files = {}, tfrecords.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
@@ -87,26 +86,23 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
             _check_complete(split, path, splits[split], partial)
         elif split in files:
             if importlib.util.find_spec("google_crc32c") is None:
-                needs = "TFRECORD files, whose checksums need google-crc32c"
-                hint = "pip install google-crc32c"
-                raise InputError(
-                    f"{source} has {needs}", field="--source", value=source, hint=hint
-                )
+                problem = "has TFRECORD files, whose checksums need google-crc32c"
+                raise _refused(source, problem, hint="pip install google-crc32c")
             splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
             _check_complete(split, f"{split} in {path}", splits[split], partial)
         elif not partial:
-            problem = f"{source} has neither {tar} nor a folder {folder}"
-            allowed = "both splits, or one with --partial"
-            raise InputError(problem, field="--source", value=source, allowed=allowed)
+            problem = f"has neither {tar} nor a folder {folder}"
+            raise _refused(source, problem, "both splits, or one with --partial")
     if not splits:
-        raise InputError(
-            f"{source} has no ImageNet",
-            field="--source",
-            value=source,
-            allowed=_accepted(),
-        )
+        raise _refused(source, "has no ImageNet", _accepted())
     return splits
+
+
+def _refused(source, problem, allowed="", hint=""):
+    """The InputError about --source."""
+    problem, field = f"{source} {problem}", "--source"
+    return InputError(problem, field=field, value=source, allowed=allowed, hint=hint)
 
 
 def _accepted():
@@ -189,10 +185,8 @@ def _train_tar(path):
                 for image in _members(inner):
                     name = os.path.basename(image.name)
                     if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
-                        place = f"{path}, {member.name}"
-                        raise _other(
-                            place, image.name, f"images named as {wnid}_1.JPEG"
-                        )
+                        place, allowed = f"{path}, {member.name}", f"{wnid}_1.JPEG"
+                        raise _other(place, image.name, f"images named as {allowed}")
                     start = member.offset_data + image.offset_data
                     yield Entry(name, labels[wnid], path, start, image.size)
 

@@ -76,8 +76,7 @@ def summary(data_dir, note):
         names = ", ".join(note["left_out"])
         rows["damaged"] = f"{len(note['left_out'])} images left out: {names}"
     missing = [name for name in ("train", "validation") if name not in rows]
-    for name in missing:
-        rows[name] = "missing: nothing can be trained on this set"
+    rows |= dict.fromkeys(missing, "missing: nothing can be trained on this set")
     if not missing:
         words = f"--config.data.name=imagenet2012 --config.data.dir={data_dir}"
         rows["train with"] = words
@@ -91,16 +90,18 @@ def _builder(data_dir):
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
         if tfrecords.find_tfrecords(data_dir, NAME):
-            problem = f"{data_dir} has {NAME} in TFRECORD files"
             hint = f"--source {data_dir} with another --dir converts them"
-            raise InputError(
-                problem, field="--dir", value=data_dir, hint=hint
-            ) from error
-        problem = f"{data_dir} has a damaged {NAME}, or one in another format"
+            problem = f"has {NAME} in TFRECORD files"
+            raise refused(data_dir, problem, hint=hint) from error
+        problem = f"has a damaged {NAME}, or one in another format"
         allowed = "array_record, or another folder"
-        raise InputError(
-            problem, field="--dir", value=data_dir, allowed=allowed
-        ) from error
+        raise refused(data_dir, problem, allowed) from error
+
+
+def refused(data_dir, problem, allowed="", hint=""):
+    """The InputError about --dir."""
+    value, problem = str(data_dir), f"{data_dir} {problem}"
+    return InputError(problem, field="--dir", value=value, allowed=allowed, hint=hint)
 
 
 def write(
@@ -195,13 +196,8 @@ def make_folder(path):
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})"
-        raise InputError(
-            problem,
-            field="--dir",
-            value=str(path),
-            allowed="a folder with room for the data set",
-        ) from error
+        problem = f"cannot be written ({error.strerror})"
+        raise refused(path, problem, "a folder with room for the data set") from error
 
 
 def _fingerprint(contents):

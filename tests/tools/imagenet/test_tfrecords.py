@@ -81,24 +81,19 @@ def test_training_on_tfrecords_names_the_command(prepared, tmp_path):
     )
 
 
-def cut(data):
-    return data[:-30]
-
-
-def cut_in_the_head(data):
-    return data + data[:7]
-
-
 def flip(data, place):
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+ENDS = "the file ends in the middle of it"
 
 
 @pytest.mark.parametrize(
     "damage, place, reason, processes",
     [
-        (cut, "second", "the file ends in the middle of it", 0),
-        (cut, "second", "the file ends in the middle of it", 2),
-        (cut_in_the_head, "end", "the file ends in the middle of it", 0),
+        (lambda data: data[:-30], "second", ENDS, 0),
+        (lambda data: data[:-30], "second", ENDS, 2),
+        (lambda data: data + data[:7], "end", ENDS, 0),
         (lambda data: flip(data, 3), 0, "the checksum of its length is wrong", 0),
         (lambda data: flip(data, 500), 0, "the checksum of its data is wrong", 0),
         (lambda data: flip(data, -2), "second", "the checksum of its data is wrong", 0),
@@ -130,14 +125,10 @@ def test_missing_files_and_two_versions(prepared, tmp_path):
     older.mkdir()
     for name in ("00000-of-00002", "00001-of-00002"):
         (older / f"imagenet2012-train.tfrecord-{name}").write_bytes(b"")
-    message = sentence(
-        convert(folder / "imagenet2012", tmp_path / "new", "--processes", 0)
-    )
-    assert (
-        "allowed: the folder of one" in message
-        and "5.0.0" in message
-        and "5.1.0" in message
-    )
+    ended = convert(folder / "imagenet2012", tmp_path / "new", "--processes", 0)
+    message = sentence(ended)
+    assert "allowed: the folder of one" in message
+    assert "5.0.0" in message and "5.1.0" in message
 
 
 @pytest.mark.parametrize(
@@ -153,8 +144,7 @@ def test_missing_files_and_two_versions(prepared, tmp_path):
 def test_other_records_are_refused(prepared, tmp_path, data, message):
     folder, paths, _ = prepared
     next(iter(paths.values())).write_bytes(tfrecords.record(data))
-    words = ["--processes", 0]
-    assert message in sentence(convert(folder, tmp_path / "new", *words))
+    assert message in sentence(convert(folder, tmp_path / "new", "--processes", 0))
 
 
 def test_records_are_byte_for_byte_those_of_tfds():
