@@ -11,7 +11,6 @@ failed does so without the fault, too.
 """
 
 import argparse
-import collections
 import concurrent.futures
 import importlib.util
 import json
@@ -164,22 +163,6 @@ def attempt_all(mutations, jobs=1, root=ROOT, report=print):
     return results
 
 
-def room(mutation):
-    """Where the fault stands: the folder below the package."""
-    return mutation["file"].split("/")[1].removesuffix(".py")
-
-
-def summary(mutations, results):
-    """A line a room: how many of its faults were tried, and caught."""
-    rooms = collections.defaultdict(list)
-    for mutation in mutations:
-        rooms[room(mutation)].append(results[mutation["id"]].verdict)
-    return [
-        f"{name}: {verdicts.count(CAUGHT)} of {len(verdicts)} caught"
-        for name, verdicts in (*rooms.items(), ("all", sum(rooms.values(), [])))
-    ]
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ids", nargs="+", help="these faults alone")
@@ -198,14 +181,15 @@ def main(argv=None):
         print(line, flush=True)
 
     results = attempt_all(chosen, flags.jobs, report=report)
-    print(*summary(chosen, results), sep="\n")
+    verdicts = [result.verdict for result in results.values()]
+    print(f"{verdicts.count(CAUGHT)} of {len(verdicts)} caught")
     if flags.record:
         for name, result in results.items():
             if result.verdict == CAUGHT:
                 by_id[name]["tests"] = [result.by]
         text = json.dumps(every, indent=1, ensure_ascii=False)
         LIST.write_text(text + "\n", "utf-8")
-    return int(any(result.verdict != CAUGHT for result in results.values()))
+    return int(set(verdicts) != {CAUGHT})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from PIL import Image
 from experiments import __main__ as experiments
 from experiments.dense_maps import fixed_tokens
 from imagepiece_jax.models import convert
+from tests import markdown
 from tests.command import call
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
@@ -54,10 +55,9 @@ def test_the_page_has_every_number_of_tokens(tmp_path, words):
     assert results[1]["correlation"] == pytest.approx([1] * 6)
     assert max(results[5]["correlation"]) < 1
     page = (tmp_path / "fixed_tokens.md").read_text()
-    head, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
-    rows = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    (rows,) = markdown.tables(page)
     assert [row["tokens"] for row in rows] == ["25", "20", "15"]
-    assert all(row["neighbors, % |"].startswith("100.0 [") for row in rows)
+    assert all(row["neighbors, %"].startswith("100.0 [") for row in rows)
     assert rows[0]["to dense, points"].startswith("+0.0 [")
     assert rows[0]["correlation"] == "1.000 [1.000, 1.000]"
 

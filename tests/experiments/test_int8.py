@@ -10,16 +10,12 @@ from experiments.settings import Int8
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction.settings import DENSE
+from tests import markdown
 from tests.experiments import tiny_context
 from tests.experiments.test_dense_maps import random_head
 
 TESTED = np.arange(10) % 5 > 0
 SWEEP = ("evit:blocks=(1,):keep_rate=.5",)
-
-
-def rows_of(page):
-    head, _, *rows = [line for line in page.splitlines() if line.startswith("|")]
-    return [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +57,9 @@ def test_answers_are_those_of_jax_and_nothing_runs_twice(
     assert decode_bits(lines[0]["result"]["right"], 8).tolist() == right.tolist()
     assert decode_bits(lines[0]["result"]["same"], 8).all()
     page = (tmp_path / "int8.md").read_text()
-    rows = rows_of(page)
+    (rows,) = markdown.tables(page)
     assert [row["weights"] for row in rows[:2]] == ["float32", "int8"]
-    assert rows[-1]["| method"] == "| `evit blocks=(1,) keep_rate=0.5`"
+    assert rows[-1]["method"] == "`evit blocks=(1,) keep_rate=0.5`"
     assert rows[0]["batch 1"].replace(".", "").isdigit() and "[" in rows[1]["batch 8"]
     assert "2 of the images calibrate" in page
     monkeypatch.setattr(int8, "onnx_model", None)
@@ -79,7 +75,8 @@ def test_maps_are_those_of_jax(tmp_path, context):
     wanted = maps.HeadMaps(ctx).dense[TESTED]
     np.testing.assert_allclose(graphs.floats(0), wanted, atol=1e-4)
     int8.int8(ctx)
-    dense, quantized, evit, *_ = rows_of((tmp_path / "int8.md").read_text())
+    (rows,) = markdown.tables((tmp_path / "int8.md").read_text())
+    dense, quantized, evit, *_ = rows
     assert dense["correlation to dense"] == "1.000 [1.000, 1.000]"
     same, dropped = quantized["correlation to float32"], evit["correlation to dense"]
     assert float(same.split()[0]) > 0.9 and float(dropped.split()[0]) < 1

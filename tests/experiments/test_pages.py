@@ -15,6 +15,7 @@ from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
+from tests import markdown
 
 IMAGES = 1000
 
@@ -63,8 +64,8 @@ def context(tmp_path):
 def lines(context, page):
     """{first cells: the other cells} of all table lines of a page."""
     text = (context.out / f"{page}.md").read_text()
-    cells = [line[2:-2].split(" | ") for line in text.splitlines() if line[:1] == "|"]
-    return {row[0]: row[1:] for row in cells}
+    rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
 
 
 def points(context, reduction, base):

@@ -24,7 +24,7 @@ def test_the_tests_that_catch_the_faults_are_there():
 
 def test_there_are_a_hundred_of_all_rooms():
     assert len({fault["id"] for fault in FAULTS}) == len(FAULTS) == 100
-    rooms = collections.Counter(map(mutations.room, FAULTS))
+    rooms = collections.Counter(fault["file"].split("/")[1] for fault in FAULTS)
     wanted = {"reduction": 29, "training": 20, "data": 10, "evaluate": 5}
     assert wanted.items() <= rooms.items()
 
@@ -74,7 +74,6 @@ def test_faults_are_caught_or_not_and_leave_the_tree_as_it_was(tree):
     said = "tests/test_room.py::test_half fails without the fault, too"
     assert result == ("broken", said)
     assert sorted(lines)[0] == "NOT caught x * 2"
-    assert mutations.summary(faults, results)[0] == "room: 1 of 5 caught"
     assert (tree / "package/room.py").read_text() == CODE
 
 
