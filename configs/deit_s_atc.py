@@ -13,6 +13,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Complete linkage and proportional attention, by DeiT's recipe."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "atc"
-    return config
+    return deit_s.get_config(size, "atc")

@@ -16,6 +16,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """The schedule of its size that the authors report, trained by DeiT's recipe."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "diffrate"
-    return config
+    return deit_s.get_config(size, "diffrate")

@@ -13,6 +13,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """As compared by Haurum et al. 2023, with plain means, by DeiT's recipe."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "dpc_knn"
-    return config
+    return deit_s.get_config(size, "dpc_knn")

@@ -14,8 +14,7 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """30 epochs in which the embeddings alone learn, merging softly."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "dtem"
+    config = deit_s.get_config(size, "dtem")
     config.epochs = 30
     config.lr = 5e-5  # 1e-4 at 1,024 images
     config.min_lr = 1e-6

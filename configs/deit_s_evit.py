@@ -13,8 +13,7 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """ImagePiece's baseline: the unattended tokens are dropped, not fused."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "evit"
+    config = deit_s.get_config(size, "evit")
     config.reduction.rate_warmup_start = 10  # epochs that keep everything
     config.reduction.rate_warmup_epochs = 100  # then so many to get to keep_rate
     return config

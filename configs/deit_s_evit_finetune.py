@@ -4,12 +4,12 @@ python train.py --config configs/deit_s_evit_finetune.py --config.init.weights=F
     3.03 GMACs, 72 final tokens, 0.699 EFLOP, no published acc1
 """
 
-from configs import deit_s_evit
+from configs import deit_s
 
 
 def get_config(size="deit_s"):
     """The short variant of EViT's authors: small rates, all tokens gone at once."""
-    config = deit_s_evit.get_config(size)
+    config = deit_s.get_config(size, "evit")
     config.reduction.fuse_token = True
     config.epochs = 30
     config.lr = 2e-5
@@ -17,6 +17,4 @@ def get_config(size="deit_s"):
     config.warmup_epochs = 0.0
     config.weight_decay = 1e-6
     config.model.drop_path_rate = 0.0
-    config.reduction.rate_warmup_start = 0
-    config.reduction.rate_warmup_epochs = 0
     return config

@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Average neighbors, whatever they show."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "grid_pooling"
-    return config
+    return deit_s.get_config(size, "grid_pooling")

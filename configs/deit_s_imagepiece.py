@@ -25,7 +25,6 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Conv stem; merge, merge, prune three times."""
-    config = deit_s.get_config(size)
+    config = deit_s.get_config(size, "imagepiece")
     config.model.stem = "conv"
-    config.reduction.name = "imagepiece"
     return config

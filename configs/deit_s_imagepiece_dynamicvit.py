@@ -17,5 +17,5 @@ def get_config(size="deit_s"):
     """ImagePiece's schedule, DynamicViT's predictors and training."""
     config = deit_s_imagepiece.get_config(size)
     config.reduction.name = "imagepiece_dynamicvit"
-    config.update(deit_s_dynamicvit.fine_tuning(size))
+    deit_s_dynamicvit.fine_tuning(config, size)
     return config

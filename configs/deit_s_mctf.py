@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Its published setting, by DeiT's recipe: its consistency loss is not built."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "mctf"
-    return config
+    return deit_s.get_config(size, "mctf")

@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Its authors' keep rate; they use trained weights as they are, or fine-tune."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "pitome"
-    return config
+    return deit_s.get_config(size, "pitome")

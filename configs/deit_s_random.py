@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Draw what is kept at random, in training and evaluation."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "random"
-    return config
+    return deit_s.get_config(size, "random")

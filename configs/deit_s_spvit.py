@@ -24,9 +24,8 @@ from configs import deit_s, deit_s_dynamicvit
 
 def get_config(size="deit_s"):
     """DynamicViT's training, without warm-up and with a higher last rate."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "spvit"
-    config.update(deit_s_dynamicvit.fine_tuning(size))
+    config = deit_s.get_config(size, "spvit")
+    deit_s_dynamicvit.fine_tuning(config, size)
     config.min_lr = 1e-5
     config.warmup_epochs = 0.0
     return config

@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """As in PiToMe's public code."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "tofu"
-    return config
+    return deit_s.get_config(size, "tofu")

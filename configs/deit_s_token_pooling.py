@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """K-Medoids, weighted by the attention that a token receives."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "token_pooling"
-    return config
+    return deit_s.get_config(size, "token_pooling")

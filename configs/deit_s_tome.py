@@ -11,6 +11,4 @@ from configs import deit_s
 
 def get_config(size="deit_s"):
     """Every block merges, with proportional attention, trained as by its authors."""
-    config = deit_s.get_config(size)
-    config.reduction.name = "tome"
-    return config
+    return deit_s.get_config(size, "tome")

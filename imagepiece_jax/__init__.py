@@ -13,7 +13,7 @@ from imagepiece_jax.common.version import __version__ as __version__
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.data.preprocessing import Preprocessing
-    from imagepiece_jax.errors import InputError
+    from imagepiece_jax.errors import InputError, RunError
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
@@ -22,14 +22,15 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.save import save
 
-__all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "create_model"]
-__all__ += ["features", "load", "normalize", "optimize", "save"]
+__all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
+__all__ += ["create_model", "features", "load", "normalize", "optimize", "save"]
 
 _HOMES = {
     "InputError": "errors",
     "Predictor": "inference.predictor",
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
+    "RunError": "errors",
     "create_model": "models.config",
     "features": "inference.features",
     "load": "pretrained.load",
@@ -47,4 +48,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return ["__version__", *__all__]

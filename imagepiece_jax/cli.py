@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from imagepiece_jax.common import cache_dirs, process
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, one_of, within
 from imagepiece_jax.training.config_files import (
     BASE,
@@ -32,20 +33,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
-# Definitions of flags; any command may define them again.
 switch = functools.partial(flags.DEFINE_bool, allow_override=True)
 integer = functools.partial(flags.DEFINE_integer, allow_override=True)
 real = functools.partial(flags.DEFINE_float, allow_override=True)
 text = functools.partial(flags.DEFINE_string, allow_override=True)
 choice = functools.partial(flags.DEFINE_enum, allow_override=True)
 listed = functools.partial(flags.DEFINE_list, allow_override=True)
-
-
-def repeated(name, help_text):
-    """Define a flag that may be repeated; absl would say so in its own words."""
-    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
-    flags.FLAGS[name].help = help_text
-    return holder
+repeated = functools.partial(flags.DEFINE_multi_string, allow_override=True)
 
 
 def required(holder):
@@ -66,7 +60,8 @@ def finite(holder):
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
     """Define --config; `config`, `configs` or `config_or_base` reads it."""
-    return repeated("config", f"{help_text}; --config.FIELD=VALUE changes a field")
+    help_text += "; --config.FIELD=VALUE changes a field"
+    return repeated("config", [], help_text)
 
 
 def weights():
@@ -92,7 +87,7 @@ def normalization():
             field = f"--{next(iter(typed))}"
             allowed = "both --mean and --std, or neither"
             raise InputError("is given without the other", field=field, allowed=allowed)
-        return {name: _numbers(value) for name, value in typed.items()}
+        return {name: literal(value) for name, value in typed.items()}
 
     return read
 
@@ -167,14 +162,13 @@ def evaluated_images():
 
 def sweep(help_text):
     """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated."""
-    return repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}; may be repeated")
+    return repeated("sweep", [], f"METHOD:FIELD=V1,V2: {help_text}")
 
 
 def dtype(of):
     """Define --dtype; None stands for the device's fast one."""
-    return choice(
-        "dtype", None, DTYPES, f"{of}; default: bfloat16, and float32 on CPUs"
-    )
+    help_text = f"{of}; default: bfloat16, and float32 on CPUs"
+    return choice("dtype", None, DTYPES, help_text)
 
 
 def timing():
@@ -191,13 +185,13 @@ def timing():
 def run(main, *, compiles=True):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    A `main` with a parameter gets the words that belong to no flag. InputError exits
-    with 2, RunError with 1, a signal with 128 and its number (Ctrl-C: 130, SIGTERM:
-    143), each with one line on stderr.
+    A `main` with the parameter `words` gets those that belong to no flag. InputError
+    exits with 2, RunError with 1, a signal with 128 and its number (Ctrl-C: 130,
+    SIGTERM: 143), each with one line on stderr.
 
     compiles: whether programs that JAX compiles are cached for the next process
     """
-    takes_words = bool(inspect.signature(main).parameters)
+    takes_words = "words" in inspect.signature(main).parameters
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -229,18 +223,12 @@ def _keep_programs():
         return
     folder, is_new = cache_dirs.keep_programs()
     if is_new:
-        print(
-            f"compiled programs are kept in {folder} "
-            "(set JAX_COMPILATION_CACHE_DIR= to keep none)",
-            file=sys.stderr,
-        )
+        way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
+        print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)
 
 
 def _parse(argv, anywhere):
-    """The words of `argv` after flags and overrides; exits at a mistake.
-
-    anywhere: whether flags are also read after the first other word
-    """
+    """The words of `argv` after flags, which may be `anywhere`; exits at a mistake."""
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
         return flags.FLAGS(_take_overrides([*map(_expand_home, argv)]))
@@ -262,14 +250,6 @@ def _expand_home(word):
     return parts[1] + os.path.expanduser(parts[2])
 
 
-def _numbers(text):
-    """ "1,2" as a tuple of floats, any other text as it is."""
-    try:
-        return tuple(map(float, text.strip("() ").split(",")))
-    except ValueError:
-        return text
-
-
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
@@ -286,10 +266,8 @@ def _unknown(name):
 
 def _unexpected(word):
     """The InputError for a word that belongs to no flag."""
-    facts = {"allowed": "flags, see --help"}
-    if ".py" in word:
-        facts = {"hint": f"did you mean --config {word}?"}
-    return InputError("belongs to no flag", field=repr(word), value=word, **facts)
+    hint = f"did you mean --config {word}?" if ".py" in word else "see --help"
+    return InputError("belongs to no flag", field=repr(word), value=word, hint=hint)
 
 
 # The config of a command line
@@ -355,10 +333,9 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     return by_name
 
 
-def config(required=True) -> "ConfigDict | None":
-    """The only --config; None where it is missing and not required."""
-    missing = not (flags.FLAGS["config"].value or _overrides or required)
-    return None if missing else [*configs(1).values()][0]
+def config() -> "ConfigDict":
+    """The only --config."""
+    return [*configs(1).values()][0]
 
 
 def config_or_base() -> tuple["ConfigDict", Overrides | None]:

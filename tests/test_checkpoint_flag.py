@@ -37,12 +37,12 @@ def run(tmp_path_factory):
     shapes = variable_shapes(model, config.image_size)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(path)
-    for save, step in ((checkpoints.save_best, BEST), (checkpoints.save, LATEST)):
+    for kind, step in (("best", BEST), ("latest", LATEST)):
         state, ema = (
             jax.tree.map(lambda zero, value=value: zero + value, zeros)
             for value in (step, step + AVERAGED)
         )
-        save(step, state | {"ema": ema}, {})
+        checkpoints.save(step, state | {"ema": ema}, {}, kind)
     checkpoints.close()
     return path
 
@@ -115,7 +115,7 @@ def test_weights_without_averages_are_refused(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ema_decay": 0.0}))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_best(1, {"params": {"head": {"bias": np.zeros(10)}}}, {})
+    checkpoints.save(1, {"params": {"head": {"bias": np.zeros(10)}}}, {}, "best")
     checkpoints.close()
     with pytest.raises(InputError, match=f"run {tmp_path} has no averaged weights, as"):
         imagepiece_jax.load(tmp_path, averaged=True)

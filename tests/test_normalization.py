@@ -73,7 +73,7 @@ def folder(variables, tmp_path_factory):
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(json.dumps(settled.to_dict()))
     checkpoints = Checkpoints(folder / "run")
-    checkpoints.save_best(1, variables, {})
+    checkpoints.save(1, variables, {}, "best")
     checkpoints.save(1, variables, {})
     checkpoints.close()
     rng, rows = np.random.default_rng(0), ["filename,label"]
@@ -123,7 +123,7 @@ def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     assert ended.status == 0, ended
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
-    assert ended.out.count(NOTE) == noted == ended.out.startswith("note: ")
+    assert ended.out.count(NOTE) == noted
 
 
 def test_load_and_what_predicts_from_it(folder, expected):
@@ -220,13 +220,16 @@ def initial(made):
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(
-    tmp_path, folder, fields, mean, taken
+    tmp_path, folder, capsys, fields, mean, taken
 ):
     made = run_config(folder, **fields)
-    images, notes = initial(made).normalization(tmp_path)
+    images = initial(made).normalization(tmp_path)
+    notes = capsys.readouterr().out.splitlines()
     assert len(notes) == (taken is not None)
     for line in notes:
-        assert line.startswith(f"{folder / 'w.npz'} does not say how its images were")
+        assert line.startswith(
+            f"note: {folder / 'w.npz'} does not say how its images were"
+        )
         assert f"{taken} mean and standard deviation are taken; config.mo" in line
     assert images["mean"] == mean and (images["std"] == HALF) == (mean == HALF)
     made.model.update(images)
@@ -235,7 +238,8 @@ def test_a_new_run_settles_on_what_it_starts_from(
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
-    assert initial(again).normalization(tmp_path) == (images, [])
+    assert initial(again).normalization(tmp_path) == images
+    assert capsys.readouterr().out == ""
 
 
 def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
@@ -244,7 +248,7 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
     for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
         made = run_config(folder, **chosen)
         made.distill.kind = "hard"
-        assert initial(made).normalization(tmp_path)[0]["mean"] == mean
+        assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
 def test_weights_of_other_images_are_refused(folder, model):

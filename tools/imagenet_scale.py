@@ -31,7 +31,6 @@ from tqdm import tqdm
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import config_files
 
 cli.define_config("a config file; default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
@@ -123,7 +122,9 @@ def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
-    config = cli.config(required=False) or config_files.load_config(config_files.BASE)
+    config, overrides = cli.config_or_base()
+    if overrides is not None:
+        overrides(config)
     config.data.name = "imagenet2012"
     config.data.dir = str(folder)
     return config
@@ -211,9 +212,10 @@ def _batches(config, source, step):
     from imagepiece_jax.data import loader
     from imagepiece_jax.training.config import RunConfig
 
+    run = RunConfig.from_config(config)
     return loader.train_batches(
         source,
-        RunConfig.from_config(config).train_transform(),
+        run.data.train_transform(run.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,

@@ -15,7 +15,9 @@ import sys
 import time
 
 import jax
+from flax import traverse_util
 
+from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
@@ -52,6 +54,13 @@ def cached(folder):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+def stored(workdir, kind):
+    """All arrays of the newest undamaged "latest" or "best", as nested dicts."""
+    folder = pathlib.Path(workdir, "checkpoints", kind)
+    arrays, _, _ = checksums.newest(folder, lambda _, table: table)
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 class TinyRuns:
@@ -183,7 +192,7 @@ class TinyRun:
 
     def arrays(self, kind="latest"):
         """All arrays of the newest undamaged checkpoint, as nested dicts."""
-        return Checkpoints(self.workdir).restore_variables(kind, optimizer=True)
+        return stored(self.workdir, kind)
 
     def outcome(self):
         """The `Outcome` of the run so far."""

@@ -17,9 +17,7 @@ from imagepiece_jax import cli
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()
-BATCH_SIZE = flags.DEFINE_multi_string(
-    "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
-)
+BATCH_SIZE = cli.repeated("batch_size", ["256"], "one or more, such as 1,8,256")
 DTYPE = cli.dtype("of weights and layers")
 MODE = cli.listed(
     "mode", ["inference"], "one or more of inference,copy,end_to_end,train"

@@ -14,6 +14,7 @@ A run determines its model, a file its sizes: see `evaluate`.
 import functools
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.fields import is_number, literal
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
@@ -32,14 +33,14 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 
 def main():
     typed, timing = MODEL(), TIMING()
-    shares = [share(text) for text in SHARES.value]
+    shares = [*map(literal, SHARES.value)]
     for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
         if flag.present:
             problem = f"is given with --{flag.name}"
             raise InputError(problem, field="--sweep", allowed="one of the two")
-    if not shares:
-        allowed = "one or more, such as 0.9,0.5"
-        raise InputError("is empty", field="--shares", allowed=allowed)
+    if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
+        allowed = "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
+        raise InputError(field="--shares", value=SHARES.value, allowed=allowed)
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
@@ -57,9 +58,7 @@ def main():
     config, weights = read_with_config(**typed)
     compare.check_fit(weights, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
-    source, notes = run.test_images(weights, limit)
-    for note in notes:
-        print(note, flush=True)
+    source = run.test_images(weights, limit)
     images = Split(
         {
             "data": short_name(config.data.name),
@@ -87,18 +86,6 @@ def main():
     finally:
         cache.close()
     print(compare_tables.write(out, report), flush=True)
-
-
-def share(text):
-    """A share of a cost; InputError for anything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        allowed = "shares of the dense model's cost, between 0 and 1, such as 0.5"
-        raise InputError(field="--shares", value=text, allowed=allowed)
-    return value
 
 
 if __name__ == "__main__":

@@ -20,29 +20,29 @@ EXTRAS = {
 }
 
 
-def lines():
-    """Yield the lines to print; without JAX only those of versions, and a reason."""
-    yield f"imagepiece_jax {__version__}"
-    yield f"python {platform.python_version()} on {platform.platform()}"
+def main():
+    """Print it all; where JAX cannot be imported only versions, and the reason."""
+    print(f"imagepiece_jax {__version__}")
+    print(f"python {platform.python_version()} on {platform.platform()}")
     for name in LIBRARIES:
-        yield f"{name} {version(name)}"
+        print(f"{name} {version(name)}")
     try:
         import jax
     except ImportError as error:
-        yield f"JAX cannot be imported: {error}"
+        print(f"JAX cannot be imported: {error}")
         return
     from imagepiece_jax.models.attention import resolve_backend
 
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    yield f"devices: {len(devices)} x {devices[0].platform} ({kinds})"
+    print(f"devices: {len(devices)} x {devices[0].platform} ({kinds})")
     for dtype in ("bfloat16", "float32"):
-        yield f"attention in {dtype}: {resolve_backend('auto', dtype)}"
+        print(f"attention in {dtype}: {resolve_backend('auto', dtype)}")
     for extra, (module, purpose) in EXTRAS.items():
         state = f'missing: pip install ".[{extra}]" in a clone'
         if importlib.util.find_spec(module) is not None:
             state = "installed"
-        yield f"extra {extra} ({purpose}): {state}"
+        print(f"extra {extra} ({purpose}): {state}")
 
 
 def version(name):
@@ -51,11 +51,6 @@ def version(name):
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "is missing: pip install . in a clone"
-
-
-def main():
-    for line in lines():
-        print(line)
 
 
 if __name__ == "__main__":

@@ -50,25 +50,9 @@ def main():
         read = (*runs.own_files(typed["path"]), *registry.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
     run = RunConfig.from_config(config)
-    source, notes = run.test_images(weights, limit)
-    for note in notes:
-        print(note, flush=True)
+    source = run.test_images(weights, limit)
     placement, transform = parallel.placement(), run.preprocessing()
     batches = functools.partial(run.eval_batches, source, placement=placement)
-    facts = {
-        "preprocessing": transform.facts,
-        "weights": typed["path"],
-        "checkpoint": None if weights.run is None else weights.checkpoint,
-        "averaged": weights.averaged,
-        "data": config.data.name,
-        "limit": limit,
-        **source.part,
-        "dtype": model.dtype.name,
-        "trained": {
-            "reduction": weights.trained_reduction,
-            "image_size": weights.trained.config.image_size,
-        },
-    }
     how = [
         *["averaged weights"] * weights.averaged,
         transform.text,
@@ -106,14 +90,22 @@ def main():
     if unreadable := source.unreadable.count:
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
-        result = {
-            **result,
-            **facts,
+        size = weights.trained.config.image_size
+        facts = {
+            "preprocessing": transform.facts,
+            "weights": typed["path"],
+            "checkpoint": None if weights.run is None else weights.checkpoint,
+            "averaged": weights.averaged,
+            "data": config.data.name,
+            "limit": limit,
+            **source.part,
+            "dtype": model.dtype.name,
+            "trained": {"reduction": weights.trained_reduction, "image_size": size},
             "reduction": dict(vit.reduction),
             "gmacs": gmacs,
             "unreadable": unreadable,
         }
-        write_json(JSON.value, result)
+        write_json(JSON.value, result | facts)
 
 
 if __name__ == "__main__":

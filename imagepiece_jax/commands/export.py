@@ -13,11 +13,7 @@ their sizes, the token of each patch and where tokens stand
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
 holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
 running it needs JAX and flatbuffers, and neither this package nor Flax. JAX promises to
-read it for six months; ONNX lasts longer.
-
-    with open("model.jax", "rb") as file:
-        program = jax.export.deserialize(bytearray(file.read()))
-    logits = jax.jit(program.call)(images)
+read it for six months; ONNX lasts longer. docs/inference.md has code that runs it.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ cannot be read is named on stderr, the others are shown, and the exit status is 
 import pathlib
 
 from imagepiece_jax import cli
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import one_of
 
 MODEL = cli.trained_model(checkpoint=False)
 RESIZE = cli.resize()
@@ -41,18 +41,15 @@ def main(words):
 
     files = image_files.find_images(words)
     out = pathlib.Path(OUT.value or "runs/visualize")
-    blocks, reductions = block_numbers(BLOCKS.value), parse_sweeps(SWEEP.value)
+    reductions = parse_sweeps(SWEEP.value)
     weights = read_with_config(**typed)[1].analyzed()
     models = []
     for reduction in reductions or [None]:
         with naming(reduction):
             weights.config.create(reduction or weights.reduction)
             models.append(build(weights, reduction))
-    depth = len(models[0].model.plan)
-    for block in blocks:
-        if block >= depth:
-            found = {"value": block, "allowed": f"0 to {depth - 1}"}
-            raise InputError(f"has {block}", field="--blocks", **found)
+    numbers = [str(block) for block in range(len(models[0].model.plan))]
+    blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]
     fields = {**weights.crop} | ({"resize": RESIZE.value} if RESIZE.value else {})
     preprocessing = Preprocessing.of(weights.config.image_size, fields)
     images, names = image_files.read_images(files, preprocessing)
@@ -62,15 +59,6 @@ def main(words):
     for line in html.write_folder(out, models, images, names, source, blocks):
         print(line, flush=True)
     return int(len(names) < len(files))
-
-
-def block_numbers(texts):
-    """["1", "4"] -> [1, 4]; InputError for anything but numbers."""
-    for text in texts:
-        if not text.isdecimal():
-            problem, allowed = f"has {text!r}", "numbers of blocks"
-            raise InputError(problem, field="--blocks", value=text, allowed=allowed)
-    return [int(text) for text in texts]
 
 
 if __name__ == "__main__":

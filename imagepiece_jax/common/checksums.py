@@ -38,7 +38,8 @@ def newest(folder, choose, among=None, reader=None):
     folder, reader = pathlib.Path(folder), reader or read
     among = steps(folder) if among is None else among
     if not among:
-        raise InputError("holds no checkpoint", place=folder)
+        hint = "the command that trained the run resumes it and saves one"
+        raise InputError("holds no checkpoint", place=folder, hint=hint)
     for step in reversed(among):
         try:
             arrays, content = reader(folder / str(step), choose)
@@ -48,8 +49,6 @@ def newest(folder, choose, among=None, reader=None):
             continue
         return arrays, json.loads(content)["meta"], step
     hint = "remove the folder to start again, or choose another --workdir"
-    if untried := [step for step in steps(folder) if step not in among]:
-        hint = f"others that are there are {untried}"
     problem = f"has only damaged checkpoints among those tried (steps {among})"
     raise InputError(problem, place=folder, value=among, hint=hint)
 

@@ -19,13 +19,12 @@ import shutil
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.errors import InputError, RunError, one_of, within
+from imagepiece_jax.errors import InputError, RunError, within
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
-from imagepiece_jax.training.run_dir import becomes_true
+from imagepiece_jax.training.run_dir import RunLock, becomes_true
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 SAME = "the same, or another --workdir"
@@ -82,17 +81,17 @@ class Checkpoints:
     several processes, every process makes the same calls with the same values, on a
     file system that all of them see; process 0 decides which steps are there.
 
-    keep_every: multiples of so many steps are never removed; 0: only the newest two are
-        kept
+    keep_every: multiples of so many steps are never removed; 0: none
     save_every: see `due`
-    lock: the RunLock of the workdir
+    lock: the RunLock of the workdir; None: it is not locked
     Raises RunError where writing fails: from `save` itself, or, as writing continues in
         the background, from the next `save`, `wait` or `close`.
     """
 
     def __init__(self, workdir, keep_every=0, save_every=0, lock=None):
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
-        self._keep_every, self._save_every, self._lock = keep_every, save_every, lock
+        self._keep_every, self._save_every = keep_every, save_every
+        self._lock = lock or RunLock(workdir)
         self._writers = {}
         self._while_writing = contextlib.ExitStack()
 
@@ -111,28 +110,34 @@ class Checkpoints:
         every = (self._save_every, self._keep_every)
         return any(steps and step % steps == 0 for steps in every)
 
-    def save(self, step, state, meta):
-        """Start saving `state` as the latest; returns when it may be changed again.
+    def save(self, step, state, meta, kind="latest"):
+        """Start saving `state`; returns when it may be changed again.
 
         Steps from `step` on are removed: they are damaged, or were abandoned when the
         run resumed from an earlier one. A step that is already there, complete and
         equal, is left alone. The first save also removes what killed runs left
         unfinished (not earlier: another process may be reading).
-        """
-        self._save("latest", step, state, meta)
 
-    def save_best(self, step, state, meta):
-        """As `save`, for the best state so far."""
-        self._save("best", step, state, meta)
+        kind: "latest", or "best"
+        """
+        leaves = _leaves_by_name(state)
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        content = checksums.described(arrays, meta)
+        self._lock.check()
+        with self._reported(kind):
+            writer = self._writer(kind)
+            writer.wait()
+            if parallel.from_main(lambda: self._holds(kind, step, content)):
+                return
+            for later in [s for s in writer.steps() if s >= step]:
+                writer.remove(later)
+            writer.save(step, arrays, checksums.sealed(content))
 
     def check_room(self, state, steps):
         """Raise InputError where the disk cannot hold a run's checkpoints.
 
         Counted are the newest of each kind and one more being written, and those that
-        are never removed.
-
-        state: any tree with its shapes and dtypes
-        steps: of the whole run
+        are never removed in so many steps.
         """
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         count = len(KINDS) * (KEEP + 1)
@@ -152,36 +157,23 @@ class Checkpoints:
         self.wait()
         return max(self._steps("latest"), default=None)
 
-    def restore(self, abstract_state, step=None):
-        """(state, meta, step) of the newest undamaged step, or of exactly `step`.
+    def restore(self, abstract_state):
+        """(state, meta, step) of the newest undamaged step.
 
         abstract_state: the state's structure, whose leaves have `shape` and `dtype`
         Raises InputError for a step that does not fit it, and where there is none.
         """
+        self.wait()
         wanted = _leaves_by_name(abstract_state)
-        choose = functools.partial(_fitting, wanted)
-
-        arrays, meta, step = self._read_newest("latest", choose, step)
+        arrays, meta, step = checksums.newest(
+            self._root / "latest",
+            functools.partial(_fitting, wanted),
+            parallel.from_main(lambda: self._steps("latest")),
+            _read_together,
+        )
         leaves = [arrays[name] for name in wanted]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return state, meta, step
-
-    def restore_variables(self, which="best", optimizer=False):
-        """The newest undamaged step, whatever its structure.
-
-        which: "best" or "latest"
-        optimizer: also read the optimizer's state ("opt_state")
-        Returns nested dicts of NumPy arrays by the state's field names ("params",
-            "batch_stats", "step", ...).
-        Raises InputError where there is none.
-        """
-        one_of("checkpoint", which, KINDS)
-
-        def choose(folder, table):
-            return [n for n in table if optimizer or n.split("/")[0] != "opt_state"]
-
-        arrays, _, _ = self._read_newest(which, choose)
-        return traverse_util.unflatten_dict(arrays, sep="/")
 
     def wait(self):
         """Return when everything is on disk."""
@@ -197,21 +189,6 @@ class Checkpoints:
                 stack.enter_context(self._reported(kind))
                 stack.callback(writer.close)
 
-    def _save(self, kind, step, state, meta):
-        arrays = {
-            name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()
-        }
-        content = checksums.described(arrays, meta)
-        self._check_lock()
-        with self._reported(kind):
-            writer = self._writer(kind)
-            writer.wait()
-            if parallel.from_main(lambda: self._holds(kind, step, content)):
-                return
-            for later in [s for s in writer.steps() if s >= step]:
-                writer.remove(later)
-            writer.save(step, arrays, checksums.sealed(content))
-
     @contextlib.contextmanager
     def _reported(self, kind):
         """Raise any error of Orbax and TensorStore while writing as one RunError."""
@@ -220,27 +197,22 @@ class Checkpoints:
         except (MemoryError, InputError, RunError):
             raise
         except Exception as error:
-            self._check_lock()
+            self._lock.check()  # a workdir that has vanished explains any other one
             complete = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
-                complete = sorted(self._steps(kind))
+                complete = self._steps(kind)
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written ("
                 f"{_reason(error)}); complete ones there: {complete or 'none'}; fix "
                 "this, and the same command resumes from the newest"
             ) from error
 
-    def _check_lock(self):
-        """Raise RunError if the workdir has vanished, which explains any other one."""
-        if self._lock is not None:
-            self._lock.check()
-
     def _holds(self, kind, step, content):
         """Whether exactly this is already on disk, and undamaged."""
         if step not in self._steps(kind):
             return False
         try:
-            folder = self._folder(kind, step)
+            folder = self._root / kind / str(step)
             if checksums.read_content(folder) != content:
                 return False  # without having read an array
             checksums.read(folder, lambda _, table: table)
@@ -248,21 +220,8 @@ class Checkpoints:
         except checksums.DamagedError:
             return False
 
-    def _read_newest(self, kind, choose, step=None):
-        """Arrays by name, meta, step: of the newest undamaged step, or of `step`."""
-        self.wait()
-        steps = parallel.from_main(lambda: sorted(self._steps(kind)))
-        if step is not None and step not in steps:
-            place, there = self._root / kind, ", ".join(map(str, steps)) or "none"
-            raise InputError(field="step", place=place, value=step, allowed=there)
-        among = steps if step is None else [step]
-        return checksums.newest(self._root / kind, choose, among, _read_together)
-
-    def _folder(self, kind, step):
-        return self._root / kind / str(step)
-
     def _steps(self, kind):
-        return set(checksums.steps(self._root / kind))
+        return checksums.steps(self._root / kind)
 
     def _writer(self, kind):
         # Made by the first save: making one writes, and removes unfinished steps.

@@ -33,7 +33,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.errors import InputError, one_of, within
+from imagepiece_jax.errors import InputError, check_names, within
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.config import ModelConfig
@@ -158,8 +158,7 @@ class EvalSet(CheckedFields):
                 words = "names of letters, digits, - and _"
                 raise InputError(value=name, allowed=words)
             with within(name):
-                for field in _as_dict(fields):
-                    one_of(field, field, names)
+                check_names(_as_dict(fields), names)
                 sets[name] = cls(**fields)
         return sets or {"": cls()}
 
@@ -178,7 +177,8 @@ class EvalConfig(CheckedFields):
         if not self.best_set and len(self.sets) == 1:
             object.__setattr__(self, "best_set", next(iter(self.sets)))
         if self.best_set not in self.sets:
-            self.refuse("best_set", ", ".join(self.sets) or "''")
+            names = ", ".join(self.sets) or "'', as config.eval.sets is empty"
+            self.refuse("best_set", names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,10 +327,8 @@ class RunConfig(RunFields):
             source.class_names = names
         return source
 
-    def test_images(
-        self, weights: "Weights", limit: int | None = None
-    ) -> tuple[Source, list[str]]:
-        """The images to evaluate weights on, and notes on both, to print.
+    def test_images(self, weights: "Weights", limit: int | None = None) -> Source:
+        """The images to evaluate weights on; prints notes on both.
 
         limit: so many images, evenly spaced over the set
         Raises InputError for weights without classes, and for images of other classes.
@@ -343,15 +341,17 @@ class RunConfig(RunFields):
         every = self.eval_source(self.eval.best_set, names)
         source, theirs = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)
-        notes = [class_names.mapped_classes(theirs, data, names)]
+        notes = [unnamed if weights.run else None]
+        notes += [class_names.mapped_classes(theirs, data, names)]
         if source.part:
             notes += [f"{len(source)} of {len(every)} images are taken, evenly spaced"]
         if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
             # Where they count from 1 the accuracy would be 0.
             notes += [f"no label of {data} is 0, the lowest is 1; labels count from 0"]
         notes += [self.preprocessing().note(source.some_sizes(), len(source))]
-        notes = [f"note: {note}" for note in notes if note]
-        return source, [unnamed, *notes] if unnamed and weights.run else notes
+        for note in filter(None, notes):
+            print(f"note: {note}", flush=True)
+        return source
 
     def macs_by_epoch(self) -> list[int]:
         """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
@@ -398,9 +398,9 @@ class RunConfig(RunFields):
         if not self.num_classes:
             self.refuse("num_classes", "1 or more in training")
         if self.model.dtype == "float16":
+            field = "config.model.dtype"
             words = "float32, bfloat16 in training, as small gradients would vanish"
-            with within("config.model"):
-                raise InputError(field="dtype", value="float16", allowed=words)
+            raise InputError(field=field, value="float16", allowed=words)
         with self.optim.in_config():
             placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps
@@ -427,10 +427,6 @@ class RunConfig(RunFields):
             threads=self.data.threads,
         )
 
-    def train_transform(self):
-        """The host's transform of a training image."""
-        return self.data.train_transform(self.image_size)
-
     def preprocessing(self):
         """Evaluation's resize and crop."""
         return self.data.preprocessing(self.image_size)
@@ -440,8 +436,7 @@ def method_fields(name: str) -> list[str]:
     """The fields of the method `name`; [] for an unknown one."""
     from imagepiece_jax.reduction.methods import METHODS  # imports JAX
 
-    method = METHODS.get(name)
-    return [field.name for field in dataclasses.fields(method)] if method else []
+    return [*METHODS[name].__dataclass_fields__] if name in METHODS else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -480,7 +475,8 @@ class Data:
 
     def __init__(self, run: RunConfig, placement: Placement):
         run.check_training(placement)
-        train_transform, preprocessing = run.train_transform(), run.preprocessing()
+        train_transform = run.data.train_transform(run.image_size)
+        preprocessing = run.preprocessing()
         self.train = run.source("train")
         names = self.train.class_names
         self.eval_sets = {name: run.eval_source(name, names) for name in run.eval.sets}

@@ -4,10 +4,8 @@ A config file is Python with a function `get_config()` that returns a ConfigDict
 mistake in a file or a field is an InputError.
 """
 
-import ast
 import functools
 import inspect
-import math
 import os
 import pathlib
 import re
@@ -28,12 +26,7 @@ _, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
-# What ml_collections says of a field that gets a value of another type, and of one that
-# does not exist.
-OTHER_TYPE = re.compile(
-    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(.*?)'> "
-    r"and cannot be casted to type <class '(?:.*\.)?(\w+)'>"
-)
+# What ml_collections says of a field that does not exist.
 NO_FIELD = re.compile(r'Key "(\w+)" does not exist.*?(?:Did you mean "(\w+)"|$)', re.S)
 
 
@@ -58,24 +51,22 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     try:
         with within(place=f"config file {path}"):
             get_config = runpy.run_path(str(file)).get("get_config")
-            if get_config and argument and not inspect.signature(get_config).parameters:
+            if not get_config:
+                hint = "see configs/deit_s.py for what a config file is"
+                raise InputError("has no function get_config()", hint=hint)
+            if argument and not inspect.signature(get_config).parameters:
                 allowed = "none, as get_config() of this file takes none"
                 raise InputError(field="argument", value=argument, allowed=allowed)
-            config = get_config(*[argument] * bool(argument)) if get_config else None
+            config = get_config(argument) if argument else get_config()
+            if not isinstance(config, ConfigDict):
+                problem = f"returns {type(config).__name__}"
+                raise InputError(problem, field="get_config()", allowed="a ConfigDict")
     except InputError:
         raise
     except Exception as error:  # a config file is a program: it can raise anything
         raise _raised(error, file) from error
     finally:
         sys.path.remove(str(file.parent.parent))
-    place = f"config file {file}"
-    if not get_config:
-        hint = "see configs/deit_s.py for what a config file is"
-        raise InputError("has no function get_config()", place=place, hint=hint)
-    if not isinstance(config, ConfigDict):
-        kind = type(config).__name__
-        problem, allowed = f"returns {kind}", "a ConfigDict"
-        raise InputError(problem, field="get_config()", place=place, allowed=allowed)
     config.lock()
     if isinstance(config.get("reduction"), ConfigDict):
         config.reduction.unlock()  # each method has fields of its own
@@ -108,21 +99,14 @@ class Overrides(tuple):
                 override(config, field, text)
 
 
-def _number(text):
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return float(text)
-
-
 def _tuple(text):
     """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = [word.strip() for word in text.split(",")]
+    value = literal(text)
+    if value == text:  # which is no literal
+        value = tuple(word.strip() for word in text.split(","))
         if not all(word.isidentifier() for word in value):
-            raise ValueError(text) from None
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            raise ValueError(text)
+    return value if isinstance(value, tuple) else (value,)
 
 
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -130,7 +114,7 @@ BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 PARSERS = {
     bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
     int: (int, "whole numbers"),
-    float: (_number, "finite numbers"),
+    float: (float, "numbers"),
     str: (str, "strings"),
     tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
 }
@@ -158,14 +142,12 @@ def override(config: "ConfigDict", field: str, text: str | None):
     except (AttributeError, KeyError, TypeError):
         raise _no_such_field(config, field) from None
     path = f"config.{field}"
-    if kind is type(config):
-        names = ", ".join(group[leaf])
-        hint = f"set one of them: {names}" if names else "a config file sets them"
-        raise InputError("is a group of fields", field=path, hint=hint)
     if kind not in PARSERS:
-        allowed = ", ".join(parsed.__name__ for parsed in PARSERS)
-        problem = f"is of type {kind.__name__}, which no command line sets"
-        raise InputError(problem, field=path, value=kind, allowed=allowed)
+        is_group = kind is type(config)
+        problem = "is a group of fields" if is_group else f"is of type {kind.__name__}"
+        names = ", ".join(group[leaf]) if is_group else ""
+        hint = f"set one of them: {names}" if names else "a config file sets it"
+        raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
         group[leaf] = None
@@ -196,14 +178,11 @@ def _no_such_file(file, argument):
     if file.is_dir():
         problem, folder = "is a folder", file
     stems = sorted(path.stem for path in folder.glob("*.py"))
-    stem, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
-    default = size and file.stem.replace(size[0], "deit_s", 1)
-    if stem != file.stem and default in stems:  # the size is an argument
-        from imagepiece_jax.models.registry import MODELS  # which imports JAX
-
-        stem, argument = default, closest(size[0], MODELS)
+    stem, size = closest(file.stem, stems), re.match("deit_(ti|b)(?=_|$)", file.stem)
+    if size and stem != file.stem:  # the size is an argument
+        stem, argument = file.stem.replace(size[0], "deit_s", 1), size[0]
     hint = f"{folder} has {', '.join(stems)}" if stems else ""
-    if stem:
+    if stem in stems:
         path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
         hint = f"did you mean {path}?"
     return InputError(problem, place=f"config file {file}", hint=hint)
@@ -211,24 +190,21 @@ def _no_such_file(file, argument):
 
 def _no_such_field(config, field):
     """The InputError for a field that no config has, with a suggestion."""
-    names, (group, _, leaf) = [*dotted_fields(config)], field.rpartition(".")
-    names += [f"reduction.{name}" for name in method_fields(config.reduction.name)]
-    names = [*dict.fromkeys(names)]
-    siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
-    owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
-    leaves = {name.rpartition(".")[2] for name in names}
+    own = (f"reduction.{name}" for name in method_fields(config.reduction.name))
+    names = {*dotted_fields(config), *own}
+    owner, _, leaf = field.rpartition(".")
+    pairs = [name.rpartition(".")[::2] for name in sorted(names)]
+    siblings = [name for group, name in pairs if group == owner]
     # A field of this name in another group is likelier than a similar sibling.
-    if leaf not in leaves:
-        begun = next((name for name in siblings if name.startswith(leaf)), None)
-        elsewhere = () if group in config else leaves
-        leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
-    candidates = [name for name in names if f".{name}".endswith(f".{leaf}")]
-    if f"{group}.{leaf}" in names:
-        candidates = [f"{group}.{leaf}"]
-    hint = f"{owner} has {', '.join(siblings)}"
-    if candidates:
-        either = " or ".join(f"config.{name}" for name in candidates)
-        hint = f"did you mean {either}?"
+    found = sorted(name for name in names if f".{name}".endswith(f".{leaf}"))
+    if not found and (similar := closest(leaf, siblings)):
+        found = [f"{owner}.{similar}".removeprefix(".")]
+    if found:
+        hint = f"did you mean {' or '.join(f'config.{name}' for name in found)}?"
+    elif owner and siblings:
+        hint = f"config.{owner} has {', '.join(siblings)}"
+    else:
+        hint = f"config has {', '.join(config)}"
     return InputError("is not a field", field=f"config.{field}", hint=hint)
 
 
@@ -244,10 +220,6 @@ def _raised(error, file):
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
-    if match := OTHER_TYPE.search(text):
-        field, value, of, allowed = match.groups()
-        found = {"field": field, "place": place, "value": value, "allowed": allowed}
-        return InputError(f"is {value}, of type {of}", **found)
     if match := NO_FIELD.search(text):
         field, similar = match.groups()
         hint = f"did you mean {similar}?" if similar else ""

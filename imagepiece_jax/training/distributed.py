@@ -85,24 +85,25 @@ def find_job(
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
         also give the two numbers where they are None
     num_processes: only 1 makes it a run of its own under any scheduler
-    process_id: from 0
     Raises InputError for flags that contradict each other.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
     named = coordinator not in (None, "auto")
-    if not named and (num_processes is not None or process_id is not None):
-        found = f"--num_processes {num_processes} and --process_id {process_id}"
-        problem = f"is {coordinator or 'missing'} with {found}"
+    numbers = {"--num_processes": num_processes, "--process_id": process_id}
+    typed = [f"{flag} {n}" for flag, n in numbers.items() if n is not None]
+    if typed and not named:
+        problem = f"is {coordinator or 'missing'} with {' and '.join(typed)}"
         raise InputError(problem, field=FLAG, value=coordinator, allowed=ADDRESS)
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         allowed = f"{ADDRESS}, and auto under SLURM and Open MPI"
         raise InputError(field=FLAG, value=coordinator, allowed=allowed)
-    if num_processes is None and process_id is None:
-        for tasks in (_open_mpi(environment), _slurm(environment)):
-            if tasks is not None:
-                return tasks.job(coordinator if named else None, environment)
+    if not typed:
+        job = _open_mpi(environment) or _slurm(environment)
+        if job is not None:
+            job = dataclasses.replace(job, coordinator=coordinator) if named else job
+            return job if job.num_processes > 1 else None
     if coordinator == "auto":
         problem = "is auto, but neither SLURM nor Open MPI is found"
         allowed = f"{ADDRESS}, with --num_processes and --process_id"
@@ -110,50 +111,33 @@ def find_job(
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
-        problem = f"is {process_id} and --num_processes {num_processes}"
-        found = {"field": "--process_id", "value": process_id}
+        problem = "is missing" if process_id is None else f"is {process_id}"
+        if num_processes is not None:
+            problem += f" with --num_processes {num_processes}"
         allowed = f"0 to --num_processes - 1, both with {FLAG} {coordinator}"
-        raise InputError(problem, **found, allowed=allowed)
+        flag = "--process_id"
+        raise InputError(problem, field=flag, value=process_id, allowed=allowed)
     return Job(coordinator, num_processes, process_id)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tasks:
-    """The tasks that a scheduler started together, and which of them this one is."""
+def _job(environment, count, number, count_here, number_here, step, host=None):
+    """The `Job` of task `number` of `count`, which a scheduler started together.
 
-    count: int
-    number: int
-    count_here: int  # on this host
-    number_here: int
-    name: str  # of the step: the port follows from it
-    coordinator: str | None = None
-
-    def job(self, coordinator, environment):
-        """The `Job` that these tasks are; None for a single one."""
-        if self.count == 1:
-            return None
-        port = FIRST_PORT + zlib.crc32(self.name.encode()) % PORTS
-        if coordinator is None and self.coordinator is not None:
-            coordinator = f"{self.coordinator}:{port}"
-        devices = self._share_of_devices(environment.get("CUDA_VISIBLE_DEVICES"))
-        return Job(coordinator, self.count, self.number, devices, port)
-
-    def _share_of_devices(self, visible):
-        """This task's share of the GPUs in `visible`, CUDA_VISIBLE_DEVICES.
-
-        Without a list every task has one. A list with fewer GPUs than the host has
-        tasks was split by the scheduler: all that the task sees is its own.
-        """
-        if self.count_here == 1:
-            return ()
-        if visible is None:
-            return (self.number_here,)
-        share = len(visible.split(",")) // self.count_here
-        return tuple(range(self.number_here * share, (self.number_here + 1) * share))
+    Without a list of visible GPUs every task of a host has one. A list with fewer GPUs
+    than the host has tasks was split by the scheduler. The port follows from `step`.
+    """
+    visible, devices = environment.get("CUDA_VISIBLE_DEVICES"), ()
+    if count_here > 1 and visible is None:
+        devices = (number_here,)
+    elif count_here > 1:
+        share = len(visible.split(",")) // count_here
+        devices = tuple(range(number_here * share, (number_here + 1) * share))
+    port = FIRST_PORT + zlib.crc32(step.encode()) % PORTS
+    return Job(host and f"{host}:{port}", count, number, devices, port)
 
 
 def _slurm(environment):
-    """The tasks of this `srun`, or None outside one.
+    """The `Job` of this `srun`, or None outside one.
 
     A batch script and an interactive shell have variables of the job, but only what
     `srun` starts has those of a step.
@@ -165,17 +149,18 @@ def _slurm(environment):
         count, _, times = part.rstrip(")").partition("(x")  # "2(x3),1": 2 2 2 1
         per_node += [int(count)] * int(times or 1)
     node = int(environment.get("SLURM_NODEID", 0))
-    return _Tasks(
+    return _job(
+        environment,
         count=int(environment["SLURM_STEP_NUM_TASKS"]),
         number=int(environment["SLURM_PROCID"]),
         count_here=per_node[min(node, len(per_node) - 1)],
         number_here=int(environment.get("SLURM_LOCALID", 0)),
-        name=f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}",
+        step=f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}",
     )
 
 
 def _open_mpi(environment):
-    """The processes of this `mpirun`, or None outside one.
+    """The `Job` of this `mpirun`, or None outside one.
 
     On one host they meet there: Open MPI 5 does not say where process 0 is.
     """
@@ -184,13 +169,14 @@ def _open_mpi(environment):
     count = int(environment["OMPI_COMM_WORLD_SIZE"])
     count_here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # of version 4
-    return _Tasks(
+    return _job(
+        environment,
         count=count,
         number=int(environment["OMPI_COMM_WORLD_RANK"]),
         count_here=count_here,
         number_here=int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0)),
-        name=environment.get("PMIX_NAMESPACE", uri.split(";")[0]),
-        coordinator="127.0.0.1" if count_here == count else None,
+        step=environment.get("PMIX_NAMESPACE", uri.split(";")[0]),
+        host="127.0.0.1" if count_here == count else None,
     )
 
 
@@ -269,23 +255,20 @@ def _check_address(job):
 
     JAX would wait for the host, and crash at the port.
     """
-    if job.coordinator is None:
-        port = job.port
-    else:
-        host, _, port = job.coordinator.rpartition(":")
-        try:
+    host, _, port = (job.coordinator or f":{job.port}").rpartition(":")
+    try:
+        if host:
             socket.getaddrinfo(host.strip("[]"), None)
-        except OSError as error:
-            problem = f"is {job.coordinator}, a host not found ({error.strerror})"
-            found = {"field": FLAG, "value": host, "allowed": ADDRESS}
-            raise InputError(problem, **found) from error
+    except OSError as error:
+        problem = f"is {job.coordinator}, a host not found ({error.strerror})"
+        raise InputError(problem, field=FLAG, value=host, allowed=ADDRESS) from error
     try:
         if job.process_id == 0:
             socket.create_server(("", int(port))).close()
     except OSError as error:
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
-        found = {"field": FLAG, "value": port, "allowed": "another"}
-        raise InputError(f"is {job.address}, {reason}", **found) from error
+        problem = f"is {job.address}, {reason}"
+        raise InputError(problem, field=FLAG, value=port, allowed="another") from error
 
 
 def check_devices(devices):
@@ -294,8 +277,8 @@ def check_devices(devices):
     for process, count in counts.items():
         if count != counts[0]:
             problem = f"has {count} devices, but process 0 has {counts[0]}"
-            found = {"field": f"process {process}", "value": count}
-            raise InputError(problem, **found, allowed="equally many")
+            field, allowed = f"process {process}", "equally many"
+            raise InputError(problem, field=field, value=count, allowed=allowed)
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
@@ -303,7 +286,6 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
     model: whose attention and kernels depend on the devices where they are "auto"
-    data: `config.Data`
     """
     fields = traverse_util.flatten_dict(config, sep=".")
     names = json.dumps(data.train.class_names)
@@ -312,9 +294,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
             "--dry_run": dry_run,
             **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
             "config.model.attention, resolved for the devices there,": model.backend,
-            "config.model.kernels, resolved for the devices there,": (
-                "plain" if model.kernels is None else f"fused for {model.kernels}"
-            ),
+            "config.model.kernels, for the devices there,": model.kernels or "plain",
             "the count of training and test images": data.images,
             "the checksum of the names of the classes": zlib.crc32(names.encode()),
         }
@@ -368,12 +348,9 @@ def _leave_quietly():
     While it ends, the others are stopped, and JAX reports on them at length.
     """
     _end_at_abort("")
-    atexit.register(_silence)  # runs before JAX's own: the last one comes first
-
-
-def _silence():
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # The last one comes first: both before JAX's own.
+    atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+    atexit.register(sys.stderr.flush)
 
 
 def _end(text):

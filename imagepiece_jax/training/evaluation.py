@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import pathlib
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.preemption import Interrupted
-from imagepiece_jax.training.train_step import Recipe, prepared_images
+from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
 AUGMENTED = 8  # images of an augmented batch
@@ -26,15 +25,7 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps.
-
-    Its program is compiled at once, before there is anything to save; that of a batch
-    of training images, with the first of them.
-
-    reader: the DataLoader of the run
-    log: its RunLog
-    request: its StopRequest
-    """
+    """Evaluates a `Run` between its steps; compiled before anything is to be saved."""
 
     def __init__(self, run, reader, log, request):
         self._run, self._reader, self._log, self._request = run, reader, log, request
@@ -109,17 +100,12 @@ class SampleImages:
     def __init__(self, config, workdir, model, source, transform):
         self._workdir, self._count = workdir, config.pictures
         self._model = model.clone(axis_name=None)
-        self._prepared = parallel.pmap(
-            functools.partial(
-                prepared_images,
-                model=self._model,
-                recipe=Recipe.of(config, self._model),
-                count=AUGMENTED,
-            )
-        )
+        prepare = functools.partial(prepared_images, run=config, model=self._model)
+        self._prepared = parallel.pmap(functools.partial(prepare, count=AUGMENTED))
         self._images, self._titles = examples(source, transform, config.pictures)
+        self._blocks = [i for i, layer in enumerate(model.plan) if layer.counts]
         self._decide = None
-        if self._titles and reducing_blocks(model) and parallel.is_main():
+        if self._titles and self._blocks and parallel.is_main():
             # A state has both collections, although a patch stem has no statistics.
             shapes = {"batch_stats": {}} | variable_shapes(model, config.image_size)
             # Held, because caches are emptied when the program of a step changes.
@@ -140,15 +126,23 @@ class SampleImages:
     def tokens(self, variables):
         """Tokens of some test images after each reduction, uint8 [H, W, 3], or None.
 
-        The full picture is written to the run's folder; a smaller one is returned. Only
-        this process's first device is used.
+        The full picture is written to the run's folder; a smaller one is returned.
+        Blocks after a soft reduction, whose tokens hold a share of every patch, are
+        left out. Only this process's first device is used.
+
+        Raises RunError where it cannot be written.
         """
-        if self._decide is None:
+        slots = self._decide(variables, self._images) if self._decide else []
+        if not slots:
             return None
-        seen = self._images, self._titles, self._decide
-        path = save_token_picture(self._workdir, self._model, variables, *seen)
-        if path is None:
-            return None
+        images, grid = cut_to_patches(self._images, self._model.patch_size)
+        stages = [*zip(self._blocks, map(np.asarray, slots), strict=False)]
+        maps = [
+            [(f"block {block}", slot[i]) for block, slot in stages]
+            for i in range(len(images))
+        ]
+        path = self._workdir / PICTURE
+        plotting.token_page(path, images, maps, grid, self._titles)
         with Image.open(path) as picture:
             picture = picture.convert("RGB")
             picture.thumbnail((WIDEST, 16 * WIDEST))
@@ -185,37 +179,6 @@ def examples(source, transform, count):
         name = source.class_names and source.class_names[label]
         titles.append(name or f"label {label}")
     return np.array(images), titles
-
-
-def reducing_blocks(model):
-    """Numbers of the blocks of `model` that reduce tokens."""
-    return [i for i, layer in enumerate(model.plan) if layer.counts]
-
-
-def save_token_picture(workdir, model, variables, images, titles, decide=None):
-    """Write a PNG of the tokens of some test images.
-
-    Blocks after a soft reduction, whose tokens hold a share of every patch, are left
-    out.
-
-    images: uint8 [B, H, W, 3]
-    titles: one for each image
-    decide: `_decide`, if compiled already
-    Returns its path; None, and writes no file, where no block remains.
-    Raises RunError where it cannot be written.
-    """
-    blocks = reducing_blocks(model)
-    decide = decide or functools.partial(_decide, model=model)
-    slots = decide(variables, images) if blocks else []
-    if not slots:
-        return None
-
-    images, grid = cut_to_patches(images, model.patch_size)
-    stages = [*zip(blocks, map(np.asarray, slots), strict=False)]
-    path = pathlib.Path(workdir) / PICTURE
-    maps = [[(f"block {k}", slot[i]) for k, slot in stages] for i in range(len(images))]
-    plotting.token_page(path, images, maps, grid, titles)
-    return path
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -17,9 +17,9 @@ from imagepiece_jax.pretrained.infer import INVISIBLE
 from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.pretrained.weights import Metadata
-from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.logging import say
 
 
 class InitialWeights:
@@ -43,19 +43,19 @@ class InitialWeights:
         path = self._run.teacher.weights
         return read_metadata(path) if path else None
 
-    def normalization(self, workdir) -> tuple[dict[str, Any], list[str]]:
+    def normalization(self, workdir) -> dict[str, Any]:
         """The config.model.mean and std of a run; {} where it has either.
 
         A run in `workdir` has its own. A new one takes those of the weights that it
         starts or learns from, else those of the model's name, else ImageNet's. A
         teacher that may have others counts only where the run starts from no weights.
 
-        Returns both by name, and a line for each of these weights without its own.
+        Returns both by name; notes for which of these weights they are a guess.
         Raises InputError where weights that a new run needs are not there.
         """
         model, sources = self._run.model, self._normalized_as(workdir)
         if model.mean is not None or model.std is not None:
-            return {}, []  # only one of them is refused with the rest of the model
+            return {}  # only one of them is refused with the rest of the model
         name, taken, values, unknown = model.name, "ImageNet's", IMAGENET, []
         named = registry.facts(name)
         if name not in registry.MODELS and "mean" in named:
@@ -66,8 +66,9 @@ class InitialWeights:
             else:
                 unknown.insert(0, path)
         fields = "config.model.mean and config.model.std"
-        notes = [unknown_normalization(path, fields, taken) for path in unknown]
-        return {field: values[field] for field in IMAGENET}, notes
+        for path in unknown:
+            say(f"note: {unknown_normalization(path, fields, taken)}")
+        return {field: values[field] for field in IMAGENET}
 
     def _normalized_as(self, workdir):
         """(path, Metadata) pairs, whose normalization a run may have."""
@@ -81,32 +82,32 @@ class InitialWeights:
             sources.append((run.teacher.weights, teacher))
         return sources
 
-    def check_classes(self, workdir, names, resumed: bool = False) -> list[str]:
+    def check_classes(self, workdir, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
 
         These are the resumed run in `workdir`, the teacher, and the initial weights if
         their head stays.
 
+        Notes initial weights whose classes cannot be compared.
+
         names: of the classes of `config.data`
-        Returns a line on initial weights whose classes cannot be compared.
         Raises InputError where a class is another, by name.
         """
         run, data = self._run, f"config.data.name {self._run.data.name!r}"
         if run_dir.took_steps(workdir) and runs.is_run(workdir):
-            other = "choose another --workdir, or the data that it was trained on"
             before = read_metadata(workdir).names_of_data
-            with within(hint=other):
+            with within(hint="choose another --workdir, or the data of its training"):
                 check_classes(before, str(workdir), names, data)
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.names_of_data, source, names, data)
-        path = run.init.weights
-        if not path or resumed or "head" in run.init.fresh:
-            return []
-        names_of_start, source = self.start.names_of_data, f"config.init.weights {path}"
+        if not run.init.weights or resumed or "head" in run.init.fresh:
+            return
+        before, source = self.start, f"config.init.weights {run.init.weights}"
         with within(hint="or a new head by config.init.fresh=('head',)"):
-            line = check_classes(names_of_start, source, names, data)
-        return [line] if line and self.start.run is not None else []
+            line = check_classes(before.names_of_data, source, names, data)
+        if line and before.run is not None:
+            say(f"note: {line}")
 
     def variables(self, model):
         """Variables that training starts from: `config.init.weights`, else fresh ones.
@@ -131,24 +132,15 @@ class InitialWeights:
 
         Raises InputError where parts are fresh: such a model only guesses.
         """
-        init, lacks = self._run.init, "no config.init.weights"
-        drawn = _drawn(init.fresh)
-        if drawn:
-            lacks = f"{drawn[0]!r} in config.init.fresh: such a model only guesses"
-        if drawn or not init.weights:
+        init = self._run.init
+        if _drawn(init.fresh) or not init.weights:
+            found = f"weights {init.weights!r} and config.init.fresh {init.fresh}"
             allowed = "False, or all parts from config.init.weights"
-            init.refuse("evaluate", allowed, f"is True with {lacks}")
+            init.refuse("evaluate", allowed, f"is True with config.init.{found}")
         return self._started(dense)
 
     def teacher_variables(self, model):
-        """The frozen variables of the method's teacher, a dense `model`.
-
-        Raises InputError where config.teacher.weights is empty or does not fit.
-        """
-        teacher, name = self._run.teacher, name_of(self._run.reduction)
-        if not teacher.weights:
-            problem = f"is empty, but {name!r} learns from a dense model"
-            teacher.refuse("weights", "a weights file or the folder of a run", problem)
+        """The variables of the teacher, a dense `model`; InputError for a misfit."""
         with of_teacher():
             return self._fitted(self.teacher, model)
 

@@ -12,7 +12,6 @@ of TensorBoard may lack the last ten seconds before the kill.
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -34,33 +33,27 @@ OPTIONAL = "optional"  # what paths of an _OptionalFile begin with in tensorboar
 
 
 class _OptionalFile:
-    """A file that writes nothing more once the disk is full.
+    """A file without a buffer that writes nothing more once the disk is full.
 
     An OSError would end tensorboardX's thread with a traceback, and its clean-up at the
     interpreter's end with another; metrics.jsonl has the same figures, and a sentence.
     """
 
     def __init__(self, path):
-        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb")
+        self._file = open(path.removeprefix(f"{OPTIONAL}:"), "wb", buffering=0)
 
     def write(self, data):
-        self._attempt(self._file.write, data)
+        try:
+            if not self._file.closed:
+                self._file.write(data)
+        except OSError:
+            self._file.close()
 
     def flush(self):
-        self._attempt(self._file.flush)
-        self._attempt(lambda: os.fsync(self._file.fileno()))
+        """Do nothing."""
 
     def close(self):
-        self._attempt(self._file.close)
-
-    def _attempt(self, action, *args):
-        if self._file.closed:
-            return
-        try:
-            action(*args)
-        except OSError:
-            with contextlib.suppress(OSError):  # it flushes
-                self._file.close()
+        self._file.close()
 
 
 class MetricWriter:
@@ -80,10 +73,13 @@ class MetricWriter:
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         last_step = step or -1
-        _cut(workdir / FILE, last_step)
+        if (workdir / FILE).exists():
+            lines = read_metrics(workdir)
+            before = [line for line in lines if line["step"] <= last_step]
+            text = "".join(json.dumps(line) + "\n" for line in before)
+            replace_file(workdir / FILE, text)
         self._lines = open(workdir / FILE, "ab", buffering=0)
-        hooks = {"open": _OptionalFile, "directory_check": lambda _: None}
-        files = types.SimpleNamespace(**hooks)
+        files = types.SimpleNamespace(open=_OptionalFile, directory_check=str)  # made
         record_writer.register_writer_factory(OPTIONAL, files)
         self._scalars = SummaryWriter(
             f"{OPTIONAL}:{workdir / 'tensorboard'}",
@@ -98,9 +94,7 @@ class MetricWriter:
         The line is on disk when this returns: write a step's lines before saving its
         checkpoint, else a kill between the two loses them.
 
-        kind: "train", "eval", ...
-        values: strings, None, or numbers (0-d arrays too); NaN and infinities become
-            null
+        values: numbers, 0-d arrays too; NaN and infinities become null
         Raises RunError where the line cannot be written.
         """
         if self._lines is None:
@@ -131,22 +125,11 @@ def read_metrics(workdir):
     An unfinished last line is left out.
     Raises InputError for any other line that is no JSON object with a step.
     """
-    return [line for _, line in _parse(pathlib.Path(workdir) / FILE)]
-
-
-def _cut(path, last_step):
-    """Remove lines past step `last_step`, and a torn last one, all at once."""
-    if path.exists():
-        lines = [text for text, line in _parse(path) if line["step"] <= last_step]
-        replace_file(path, "".join(text + "\n" for text in lines))
-
-
-def _parse(path):
-    """Pairs (text, dict) of a file's complete lines."""
+    path = pathlib.Path(workdir) / FILE
     if not path.exists():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = []
+    lines = []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
@@ -154,21 +137,15 @@ def _parse(path):
         except json.JSONDecodeError:
             valid = False
         if valid:
-            pairs.append((text, line))
+            lines.append(line)
         elif number < len(texts):
-            raise InputError(
-                field=f"line {number}",
-                place=path,
-                value=text[:40],
-                allowed="JSON objects with a whole step",
-                hint="fix or remove the line",
-            )
-    return pairs
+            field, start = f"line {number}", text[:40]
+            allowed = "JSON objects with a whole step; fix or remove the line"
+            raise InputError(field=field, place=path, value=start, allowed=allowed)
+    return lines
 
 
 def _scalar(value):
-    if value is None or isinstance(value, str):
-        return value
     value = np.asarray(value).item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
@@ -190,8 +167,6 @@ class RunLog:
     With `config.progress` there is a bar with the time left where the output is a
     terminal; without a bar, a line whenever metrics are logged.
 
-    config: the RunConfig
-    length: the run's Length
     step: the one that it resumes from, 0 where it starts
     last_saved: returns the step of the newest checkpoint, or None, for the message of a
         run that cannot continue
@@ -202,6 +177,7 @@ class RunLog:
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = MetricWriter(workdir, step, main)
+        self.image = self._writer.write_image
         wanted = config.progress and main
         self._bar = tqdm(
             total=length.steps,
@@ -213,35 +189,20 @@ class RunLog:
         self._lines = main and self._bar.disable
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
-        self._trace = _Trace(workdir / TRACE, first, last, config.profile and main)
+        self._traced = (first, last) if config.profile and main else (None, None)
+        self._trace = contextlib.ExitStack()
         self._waiting = None
+        self._untimed = step + 1
         self.restart_clock()
-        self._pause(step + 1)
 
     def restart_clock(self):
-        """Count img/s from here on: evaluation and checkpoints are not training."""
+        """Count img/s from here on: evaluation and compiles are not training."""
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
-        self._before = 0.0, 0.0
 
     def compiles(self, step):
         """Do not time the next step, `step`: it is the first of its program."""
         self.flush()
-        self._pause(step)
-
-    def _pause(self, step):
-        """Stop the clock until the metrics of `step` are there."""
-        spent = self._before[0] + time.perf_counter() - self._began
-        self._before = (spent, self._waited) if self._images else (0.0, 0.0)
         self._untimed = step
-
-    def _clock(self, step):
-        """(images, seconds, seconds of input wait) since the clock started."""
-        if step == self._untimed:
-            self._began, self._waited = time.perf_counter(), self._before[1]
-        else:
-            self._images += self._config.optim.batch_size
-        seconds = self._before[0] + time.perf_counter() - self._began
-        return self._images, seconds, self._waited
 
     def timed(self, batches):
         """The same batches; the time until each is there counts as input wait.
@@ -257,7 +218,8 @@ class RunLog:
 
     def dispatch(self, step):
         """A context for dispatching `step`, which a trace shows by its number."""
-        self._trace.start_before(step)
+        if step == self._traced[0]:
+            self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def record(self, step, metrics):
@@ -274,11 +236,18 @@ class RunLog:
             return
         (step, metrics), self._waiting = self._waiting, None
         metrics = parallel.unreplicate(metrics)
-        self._trace.stop_after(step)
+        if step == self._traced[1]:
+            self._trace.close()
+            steps = "steps {} to {}".format(*self._traced)
+            say(f"trace of {steps}: {self._workdir / TRACE} (TensorBoard, Perfetto)")
         if metrics["skipped"] > self._config.max_skipped_steps:
             self._stop(step, metrics)
-        images, seconds, waited = self._clock(step)
-        timed = images > 0  # a window may hold nothing but the first step of a program
+        if step == self._untimed:
+            self.restart_clock()
+        else:
+            self._images += self._config.optim.batch_size
+        seconds = time.perf_counter() - self._began
+        timed = self._images > 0  # else a program's first step is all since then
         window = metrics["window"]
         samples = window["samples"] or math.nan  # none where all steps were skipped
         values = {
@@ -289,8 +258,8 @@ class RunLog:
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             "skipped": int(window["skipped"]),
-            "throughput": images / seconds if timed else math.nan,
-            "input_wait": waited / seconds if timed else math.nan,
+            "throughput": self._images / seconds if timed else math.nan,
+            "input_wait": self._waited / seconds if timed else math.nan,
             **device_memory(),
             **metrics["terms"],
         }
@@ -304,20 +273,12 @@ class RunLog:
             self.restart_clock()
 
     def evaluation(self, kind, step, result, name="", who=""):
-        """Write and print an evaluation after `step`.
-
-        kind: "eval" or "init"; that of a named set is "eval/NAME"
-        who: the first words about the accuracy
-        """
+        """Write and print an evaluation after `step`, of kind "eval" or "init"."""
         epoch = step / self._length.steps_per_epoch
         kind = f"{kind}/{name}" if name else kind
         self._writer.write_line(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} accuracy"
         say(f"{text} {result['acc1']:.2f} %, loss {result['loss']:.3f}")
-
-    def image(self, name, step, pixels):
-        """An image for TensorBoard, uint8 [H, W, 3]."""
-        self._writer.write_image(name, step, pixels)
 
     def close(self):
         """Close files, bar and trace."""
@@ -362,27 +323,3 @@ def _in_short(values):
     if values["skipped"]:
         text += f" skipped {values['skipped']}"
     return text
-
-
-class _Trace:
-    """A profiler trace of the steps `first` to `last`, if `wanted`."""
-
-    def __init__(self, folder, first, last, wanted):
-        self._folder, self._first, self._last = folder, first, last
-        self._wanted, self._running = wanted, False
-
-    def start_before(self, step):
-        if self._wanted and step == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def stop_after(self, step):
-        if self._running and step >= self._last:
-            self.close()
-            steps = f"steps {self._first} to {self._last}"
-            say(f"trace of {steps}: {self._folder} (TensorBoard, Perfetto)")
-
-    def close(self):
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()

@@ -181,12 +181,7 @@ def _check_reductions(run):
 
 
 def final_table(workdir, config, model, progress):
-    """Results of a run: accuracy, tokens, cost, time, and where everything is.
-
-    config: the RunConfig
-    model: as it is evaluated
-    progress: the run's Progress
-    """
+    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
     best = progress.best
     macs = model_macs(model, config.image_size) / 1e9
     dense = model_macs(config.create_dense(), config.image_size) / 1e9
@@ -227,24 +222,13 @@ def _history(workdir, batch_size):
     text = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{text}; {rate:,.0f} images a second (median)"
     if wall := wall_seconds(workdir):
-        share, span = productive_share(seconds, wall), tqdm.format_interval(wall)
+        # Compiling, evaluations, checkpoints and stops count against it, and so do the
+        # steps that a stop repeats; waiting for images does not.
+        share, span = min(1.0, seconds / wall), tqdm.format_interval(wall)
         yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:
         yield "skipped", f"{skipped} of {before} steps, which were not finite"
-
-
-def productive_share(step_seconds: float, wall_seconds: float) -> float:
-    """Share of a run's wall clock that its steps took; 1 would be nothing but steps.
-
-    Compiling, evaluations and checkpoints count against it, and after a stop the
-    repeated steps and the time until the next start. Waiting for images does not:
-    `input_wait` of the log has it.
-
-    step_seconds: of each step of the run once, without the compilation before it
-    wall_seconds: from the run's first start to its end
-    """
-    return min(1.0, step_seconds / wall_seconds)
 
 
 def _accuracy(last):

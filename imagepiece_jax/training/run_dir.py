@@ -18,23 +18,13 @@ import socket
 import sys
 import time
 
-from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import (
-    git_revision,
-    make_folder,
-    open_locked,
-    read_json,
-    replace_file,
-    write_json,
-)
+from flax import traverse_util
+
+from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError, RunError, within
-from imagepiece_jax.pretrained.runs import (
-    CHECKPOINTS,
-    CLASSES,
-    RUN_CONFIG,
-    with_current_fields,
-)
+from imagepiece_jax.pretrained import runs
+from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.training.logging import read_metrics
 
 RUN, LOCK = "run.json", ".lock"
@@ -54,7 +44,7 @@ def took_steps(workdir):
 
     A start that was stopped before has left nothing that another config could spoil.
     """
-    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
+    checkpoints = (pathlib.Path(workdir) / runs.CHECKPOINTS).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
     return any(line["step"] > 0 for line in read_metrics(workdir))
@@ -79,17 +69,17 @@ def check_config(workdir, config: dict):
         raise InputError(problem, place=workdir, allowed=f"{OTHER}, or put it back")
     if not begun:
         return
-    old = _flat(with_current_fields(_read(path)))
-    new = _flat(with_current_fields(json.loads(json.dumps(config))))
+    old = _flat(_read(path))
+    new = _flat(json.loads(json.dumps(config)))
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and name not in MAY_CHANGE:
             problem, hint = f"is {now}, but {before} in the run there", ""
             if name == "epochs":  # the rates of all steps follow from it
                 hint = f"to train on, with it --config.init.weights={workdir}"
-            found, ways = {"place": workdir, "value": now}, f"{before}, or {OTHER}"
-            with within("config"):
-                raise InputError(problem, field=name, **found, allowed=ways, hint=hint)
+            way = f"{before}, or {OTHER}"
+            with within("config", workdir):
+                raise InputError(problem, field=name, value=now, allowed=way, hint=hint)
 
 
 def record_start(workdir, config: dict):
@@ -103,7 +93,7 @@ def record_start(workdir, config: dict):
     starts = _starts(workdir)
     starts.append(
         {
-            "git": git_revision(),
+            "git": files.git_revision(),
             "time": _now(),
             "command": sys.argv,
             "python": platform.python_version(),
@@ -111,16 +101,16 @@ def record_start(workdir, config: dict):
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
     )
-    make_folder("--workdir", workdir)
-    write_json(workdir / RUN, {"starts": starts})
-    write_json(workdir / RUN_CONFIG, config)
+    files.make_folder("--workdir", workdir)
+    files.write_json(workdir / RUN, {"starts": starts})
+    files.write_json(workdir / RUN_CONFIG, config)
 
 
 def record_end(workdir):
     """Add to the newest start in `run.json` that it took the run's last step."""
     starts = _starts(workdir)
     starts[-1]["end"] = _now()
-    write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
+    files.write_json(pathlib.Path(workdir) / RUN, {"starts": starts})
 
 
 def wall_seconds(workdir) -> float | None:
@@ -148,7 +138,7 @@ def record_classes(workdir, names):
     """Write the names of the classes that a run is trained on; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
-        replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
+        files.replace_file(pathlib.Path(workdir) / runs.CLASSES, text + "\n")
 
 
 def check_workdir(workdir):
@@ -188,6 +178,7 @@ def becomes_true(condition):
 class RunLock(contextlib.AbstractContextManager):
     """While entered, keeps other processes out of `workdir`.
 
+    What entering makes is removed at the end, if nothing else was written there.
     Raises InputError, when entered, where one is training there, or the folder cannot
     be made or written.
     """
@@ -197,21 +188,10 @@ class RunLock(contextlib.AbstractContextManager):
         self._file = None
 
     def __enter__(self):
-        self._file = open_locked("--workdir", self._path, "w", encoding="utf-8")
-        return self
-
-    def probe(self):
-        """Raise the InputError that entering would raise, and leave nothing behind."""
         paths = (self._path, *self._path.parents)
-        file, *folders = [path if not os.path.exists(path) else None for path in paths]
-        try:
-            with self:
-                if file:  # while it is locked: no other process can have it
-                    file.unlink()
-        finally:
-            for folder in filter(None, folders):
-                with contextlib.suppress(OSError):  # another process may use it
-                    folder.rmdir()
+        self._made = [path for path in paths if not os.path.exists(path)]
+        self._file = files.open_locked("--workdir", self._path, "w", encoding="utf-8")
+        return self
 
     def check(self):
         """Raise RunError if the locked folder is no longer where it was.
@@ -233,21 +213,23 @@ class RunLock(contextlib.AbstractContextManager):
             )
 
     def __exit__(self, *error):
+        with contextlib.suppress(OSError, RunError):
+            self.check()
+            for path in self._made:
+                if path.is_dir():
+                    path.rmdir()  # fails where a run has written
+                else:
+                    path.unlink()  # while it is locked: no other process can have it
         self._file.close()
         self._file = None
 
 
-def _flat(tree, prefix=""):
-    """{"a": {"b": 1}} -> {"a.b": "1"}: JSON text, so that 1, 1.0 and true differ."""
-    fields = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            fields |= _flat(value, f"{prefix}{key}.")
-        else:
-            fields[prefix + key] = json.dumps(value)
-    return fields
+def _flat(config):
+    """Fields of a config as {"a.b": "1"}: JSON text, so that 1, 1.0 and true differ."""
+    fields = traverse_util.flatten_dict(runs.with_current_fields(config), sep=".")
+    return {name: json.dumps(value) for name, value in fields.items()}
 
 
 def _read(path):
     with within(hint=f"fix it, or choose {OTHER}"):
-        return read_json(path)
+        return files.read_json(path)

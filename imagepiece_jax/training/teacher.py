@@ -59,29 +59,25 @@ class Teacher:
 def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(the teacher's model, its variables); None twice where there is none.
 
-    dense: the trained model without reduction
-    initial: has the weights
     Raises InputError where the config needs a teacher and has none, has one and does
         not need it, or has one that does not fit.
     """
-    path, distill, reduction = run.teacher.weights, run.distill, name_of(run.reduction)
+    teacher, distill, method = run.teacher, run.distill, name_of(run.reduction)
+    needed = run.reduction.needs_teacher or distill.active
+    if needed != bool(teacher.weights):
+        allowed = "a weights file, a folder, the folder of a run or hf://OWNER/NAME"
+        allowed = allowed if needed else "''"
+        kinds = f"config.distill.kind is {distill.kind!r} and config.reduction.name"
+        teacher.refuse("weights", f"{allowed} where {kinds} {method!r}")
+    if not needed:
+        return None, None
     if run.reduction.needs_teacher:
-        for field in run.teacher.fields:
-            allowed = f"an empty field: {reduction!r} learns from a model like its own"
-            run.teacher.refuse(field, allowed)
+        for field in teacher.fields:
+            allowed = f"an empty field: {method!r} learns from a model like its own"
+            teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
         variables = initial.teacher_variables(model)
-    elif not distill.active:
-        if path:
-            kind = f"config.distill.kind is 'none', config.reduction.name {reduction!r}"
-            other = "or config.distill.kind soft or hard"
-            run.teacher.refuse("weights", f"'' where nothing learns ({kind}), {other}")
-        return None, None
     else:
-        if not path:
-            allowed = "a weights file, a folder, the folder of a run or hf://OWNER/NAME"
-            allowed += f" with config.distill.kind {distill.kind!r}"
-            run.teacher.refuse("weights", allowed)
         model, variables = _distilling(run, initial)
     if distill.unlabeled and dense.arch.dist_token:
         words = "numbers below 1 with a distillation token: a head learns from labels"

@@ -6,7 +6,6 @@ with a distillation token has a head for the labels and one for the teacher; oth
 learn both with one.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -19,7 +18,6 @@ from flax import struct
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
-from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
@@ -46,36 +44,6 @@ class TrainState:
 
 
 WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A training step apart from the model and the optimizer.
-
-    Its fields are those of a run, whose defaults stand in configs/base.py.
-    """
-
-    seed: int
-    num_classes: int
-    label_smoothing: float
-    mixup: float
-    cutmix: float
-    mixup_prob: float
-    mixup_switch_prob: float
-    ema_decay: float
-    log_every_steps: int
-    augment: Augment
-    distill: DistillConfig | None
-
-    @classmethod
-    def of(cls, run: RunConfig, model: ViT) -> "Recipe":
-        """The recipe of a run, for `model`."""
-        *same, _, _ = (field.name for field in dataclasses.fields(cls))
-        return cls(
-            **{name: getattr(run, name) for name in same},
-            augment=run.augment.create(run.data, run.image_size, model.mean),
-            distill=run.distill if run.distill.active else None,
-        )
 
 
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
@@ -108,10 +76,6 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
     """`train_step` of a run: a function of (state, batch, teacher's variables).
 
     Without a loss of the method's, which may read tokens, the model is `head_only`.
-
-    model: of an epoch, see `RunConfig.create_train_model`
-    optimizer, rate: of `optimizer.create`
-    teacher_model: of `teacher.of`, or None
     """
     loss = run.reduction.loss
     return functools.partial(
@@ -119,18 +83,14 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
         model=model.clone(head_only=loss is None),
         optimizer=optimizer,
         rate=rate,
-        recipe=Recipe.of(run, model),
+        run=run,
         loss_terms=loss and functools.partial(loss, plan=model.plan),
         teacher_model=teacher_model,
     )
 
 
 def init_state(variables, optimizer, with_ema):
-    """State of step 0 from the model's variables.
-
-    optimizer: an optax transformation
-    with_ema: whether the run averages its weights
-    """
+    """State of step 0 from the model's variables; with_ema: with averages."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats}
@@ -150,10 +110,10 @@ def train_step(
     batch,
     teacher=None,
     *,
+    run,
     model,
     optimizer,
     rate,
-    recipe,
     loss_terms=None,
     teacher_model=None,
 ):
@@ -162,13 +122,11 @@ def train_step(
     A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
     averages and the optimizer's moments stay, the step and the schedules advance.
 
-    state: a TrainState
     batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
         micro-batches whose gradients are averaged
     teacher: the frozen variables of `teacher_model`, None where there is none; it sees
         the images as the student does, augmented and mixed
     optimizer, rate: of `optimizer.create`
-    recipe: a Recipe
     loss_terms: from (outputs, teacher_outputs) to a method's own terms by name, which
         are added to the loss
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
@@ -184,13 +142,13 @@ def train_step(
         batch_stats, grads, sums = carry
         part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
-        image, targets = _prepare(part, positions, state.step, index, model, recipe)
+        image, targets = _prepare(part, positions, state.step, index, run, model)
         purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
         keys = {
-            name: sample_keys(recipe.seed, state.step, positions, purpose)
+            name: sample_keys(run.seed, state.step, positions, purpose)
             for name, purpose in purposes.items()
         }
-        teacher_outputs, distill = None, recipe.distill
+        teacher_outputs, distill = None, run.distill
         if teacher_model is not None:
             teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
@@ -202,7 +160,7 @@ def train_step(
                 keys=keys,
                 mutable=["batch_stats"],
             )
-            if distill is None:
+            if not distill.active:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
                 answers = teacher_outputs.logits
@@ -214,8 +172,7 @@ def train_step(
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (logits, batch_stats, own)), grad = gradient(state.params)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
-        unlabeled = distill is not None and distill.unlabeled
-        answers = teacher_outputs.logits if unlabeled else targets
+        answers = teacher_outputs.logits if distill.unlabeled else targets
         sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
         return (batch_stats, grads, sums), own
 
@@ -237,13 +194,13 @@ def train_step(
     average = state.ema
     if average is not None:
         new = {"params": params, "batch_stats": batch_stats}
-        average = ema(average, new, recipe.ema_decay)
+        average = ema(average, new, run.ema_decay)
 
     loss, grad_norm = sums["loss"] / sums["samples"], global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = _where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
-    fresh = state.step % recipe.log_every_steps == 0
+    fresh = state.step % run.log_every_steps == 0
     window = jax.tree.map(
         lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
     )
@@ -271,23 +228,22 @@ def _where(condition, new, old):
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
-def prepared_images(batch, step, *, model, recipe, count):
+def prepared_images(batch, step, *, run, model, count):
     """The first `count` images of this device as `model` sees them, uint8.
 
     Inside `pmap`. Values that no pixel can show (noise of random erasing) are clipped.
 
     batch: as `train_step` takes it
     step: of the state that takes it, from 0
-    recipe: a Recipe
     Returns [count, S, S, 3].
     """
     part = jax.tree.map(lambda x: x[0], batch)
     positions = parallel.positions(part["label"].shape[0])
-    image, _ = _prepare(part, positions, step, jnp.int32(0), model, recipe)
+    image, _ = _prepare(part, positions, step, jnp.int32(0), run, model)
     return to_pixels(image[:count], model.mean, model.std)
 
 
-def _prepare(part, positions, step, index, model, recipe):
+def _prepare(part, positions, step, index, run, model):
     """A micro-batch as it was read -> normalized, mixed images and soft targets.
 
     part: image uint8 [m, S, S, 3] and label int32 [m]; canvases, to be cropped, also
@@ -295,22 +251,23 @@ def _prepare(part, positions, step, index, model, recipe):
     positions: places in the global batch, [m]
     index: the micro-batch's
     """
+    augment = run.augment.create(run.data, run.image_size, model.mean)
     keys = None
-    if recipe.augment.draws:
-        keys = sample_keys(recipe.seed, step, positions, Purpose.AUGMENT)
+    if augment.draws:
+        keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
     image = pipeline.device(
-        part["image"], recipe.augment, model.mean, model.std, keys, part.get("extent")
+        part["image"], augment, model.mean, model.std, keys, part.get("extent")
     )
-    smoothing = recipe.label_smoothing
-    targets = mixup.soft_targets(part["label"], recipe.num_classes, smoothing)
-    key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
+    smoothing = run.label_smoothing
+    targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
+    key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
     drawn = mixup.draw(
         key,
         *image.shape[1:3],
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
+        mixup=run.mixup,
+        cutmix=run.cutmix,
+        prob=run.mixup_prob,
+        switch_prob=run.mixup_switch_prob,
     )
     if drawn is None:
         return image, targets

@@ -8,11 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import optax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
@@ -20,7 +17,6 @@ from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.config import Data, RunConfig
@@ -28,12 +24,7 @@ from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.train_step import (
-    TrainState,
-    create_step,
-    init_state,
-    token_counts,
-)
+from imagepiece_jax.training.train_step import create_step, init_state, token_counts
 
 
 def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
@@ -48,7 +39,8 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
     Raises InputError for a config or file that does not fit, RunError where training
         cannot continue, Stopped after a signal.
     """
-    with Run.open(config, workdir, dry_run) as run:
+    with contextlib.ExitStack() as stack:
+        run = Run(config, workdir, stack, dry_run)
         steps = run.data.length.steps
         if dry_run:
             say(report.dry_run(run))
@@ -66,111 +58,78 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
         return run.progress.last
 
 
-@dataclasses.dataclass(eq=False)
 class Run:
-    """One run and its parts, from `open`."""
+    """One run and its parts, ready for its next step.
 
-    config: RunConfig
-    workdir: pathlib.Path
-    checkpoints: Checkpoints
-    data: Data
-    model: ViT  # as it is evaluated
-    teacher_model: ViT | teacher.Teacher | None  # evaluates the frozen teacher
-    teacher: Any  # its variables on all devices, or None
-    # Variables of the model without reduction, evaluated first; None: it is not.
-    dense_variables: Any
-    rate: Callable  # the learning rate by step
-    optimizer: optax.GradientTransformation
-    state: TrainState  # on all devices, after `step` steps
-    step: int
-    progress: Progress
+    Mistakes are found before anything is written, and leave no folder behind; an error
+    of one process is raised in all.
 
-    @classmethod
-    @contextlib.contextmanager
-    def open(cls, config, workdir, dry_run: bool = False):
-        """The run of `config` in `workdir`, which is locked while this is entered.
+    config: as `train_and_evaluate` takes it
+    stack: an ExitStack, which gets the lock of `workdir`
+    dry_run: neither write nor lock
+    Raises InputError for a config, a file or a workdir that does not fit.
+    """
 
-        Mistakes are found before anything is written, and leave no folder behind; an
-        error of one process is raised in all.
-
-        config: as `train_and_evaluate` takes it
-        dry_run: neither write nor lock
-        Raises InputError for a config, a file or a workdir that does not fit.
-        """
-        workdir = pathlib.Path(workdir)
-        with contextlib.ExitStack() as stack:
-            with parallel.shared_errors():
-                run = RunConfig.from_config(config)
-                initial = InitialWeights(run)
-                with in_config():
-                    images, notes = initial.normalization(workdir)
-                for note in notes:
-                    say(f"note: {note}")
-                normalized = dataclasses.replace(run.model, **images)
-                run = dataclasses.replace(run, model=normalized).resolved()
-                model, dense = run.create_model(parallel.AXIS), run.create_dense()
-                data = Data(run, parallel.placement(run.grad_accum_steps))
-                steps, groups = data.length.steps_per_epoch, run.reduction.param_groups
-                rate, transformation = optimizer.create(run.optim, steps, groups)
-                fields = run.to_dict(config.to_dict())
-                distributed.check_same_settings(dry_run, fields, model, data)
-
-                lock = run_dir.RunLock(workdir)
-                checkpoints = Checkpoints(
-                    workdir, run.keep_every_steps, run.checkpoint_every_steps, lock
-                )
-                run_dir.check_config(workdir, fields)
-                if parallel.is_main() and not dry_run:
-                    lock.probe()
-                resumed = parallel.from_main(checkpoints.latest_step) is not None
-                names = data.train.class_names
-                for note in initial.check_classes(workdir, names, resumed):
-                    say(f"note: {note}")
-                teacher_model, frozen = teacher.of(run, dense, initial)
-                dense_variables = None
-                if run.init.evaluate and not resumed:
-                    dense_variables = initial.dense_variables(dense)
-                new_state = functools.partial(
-                    init_state, optimizer=transformation, with_ema=run.ema_decay > 0
-                )
-                if resumed:  # the checkpoint has the values: shapes are enough
-                    shapes = variable_shapes(model, run.image_size)
-                    state = jax.eval_shape(new_state, shapes)
-                else:
-                    state = jax.jit(new_state)(initial.variables(model))
-                del initial  # which holds the tensors of its files
-                say(cost.describe(model, [dense], run.image_size))
-
-                if not dry_run:  # nothing has been written so far
-                    if parallel.is_main():
-                        stack.enter_context(lock)
-                        checkpoints.check_room(state, data.length.steps)
-                        run_dir.record_start(workdir, fields)
-                        run_dir.record_classes(workdir, names)
-                    run_dir.check_workdir(workdir)
-                digest = parallel.from_main(data.digest)
-                step, progress = 0, Progress(data.images, digest)
-                if resumed:
-                    state, saved, step = checkpoints.restore(state)
-                    progress = progress.resumed(saved, data.names, workdir)
-                distributed.check_same_start(step, (state, frozen, dense_variables))
-            # Under the same names, so that copies on one device or the host are freed.
-            state, frozen = parallel.replicate(state), parallel.replicate(frozen)
-            yield cls(
-                config=run,
-                workdir=workdir,
-                checkpoints=checkpoints,
-                data=data,
-                model=model,
-                teacher_model=teacher_model,
-                teacher=frozen,
-                dense_variables=dense_variables,
-                rate=rate,
-                optimizer=transformation,
-                state=state,
-                step=step,
-                progress=progress,
+    def __init__(self, config, workdir, stack, dry_run: bool = False):
+        self.workdir = workdir = pathlib.Path(workdir)
+        with parallel.shared_errors():
+            run = RunConfig.from_config(config)
+            initial = InitialWeights(run)
+            with in_config():
+                images = initial.normalization(workdir)
+            normalized = dataclasses.replace(run.model, **images)
+            self.config = run = dataclasses.replace(run, model=normalized).resolved()
+            self.model = run.create_model(parallel.AXIS)  # as it is evaluated
+            dense = run.create_dense()
+            self.data = Data(run, parallel.placement(run.grad_accum_steps))
+            length, names = self.data.length, self.data.train.class_names
+            # The learning rate by step, and an optax transformation.
+            self.rate, self.optimizer = optimizer.create(
+                run.optim, length.steps_per_epoch, run.reduction.param_groups
             )
+            fields = run.to_dict(config.to_dict())
+            distributed.check_same_settings(dry_run, fields, self.model, self.data)
+
+            lock = run_dir.RunLock(workdir)
+            self.checkpoints = Checkpoints(
+                workdir, run.keep_every_steps, run.checkpoint_every_steps, lock
+            )
+            run_dir.check_config(workdir, fields)
+            if parallel.is_main() and not dry_run:
+                stack.enter_context(lock)
+            resumed = parallel.from_main(self.checkpoints.latest_step) is not None
+            initial.check_classes(workdir, names, resumed)
+            # A ViT, a Teacher or None, and its frozen variables.
+            self.teacher_model, frozen = teacher.of(run, dense, initial)
+            # Of the model without reduction, evaluated first; None: it is not.
+            self.dense_variables = None
+            if run.init.evaluate and not resumed:
+                self.dense_variables = initial.dense_variables(dense)
+            new_state = functools.partial(
+                init_state, optimizer=self.optimizer, with_ema=run.ema_decay > 0
+            )
+            if resumed:  # the checkpoint has the values: shapes are enough
+                shapes = variable_shapes(self.model, run.image_size)
+                state = jax.eval_shape(new_state, shapes)
+            else:
+                state = jax.jit(new_state)(initial.variables(self.model))
+            del initial  # which holds the tensors of its files
+            say(cost.describe(self.model, [dense], run.image_size))
+
+            if not dry_run:  # nothing has been written so far
+                if parallel.is_main():
+                    self.checkpoints.check_room(state, length.steps)
+                    run_dir.record_start(workdir, fields)
+                    run_dir.record_classes(workdir, names)
+                run_dir.check_workdir(workdir)
+            digest = parallel.from_main(self.data.digest)
+            self.step, self.progress = 0, Progress(self.data.images, digest)
+            if resumed:
+                state, saved, self.step = self.checkpoints.restore(state)
+                self.progress = self.progress.resumed(saved, self.data.names, workdir)
+            started = state, frozen, self.dense_variables
+            distributed.check_same_start(self.step, started)
+        self.state, self.teacher = parallel.replicate((state, frozen))  # on all devices
 
     @property
     def complete(self):
@@ -200,7 +159,7 @@ class Run:
                 state = parallel.unreplicate(self.state)
                 meta = dataclasses.asdict(self.progress)
                 if self.progress.best["step"] == self.step:
-                    checkpoints.save_best(self.step, state, meta)
+                    checkpoints.save(self.step, state, meta, "best")
                 checkpoints.save(self.step, state, meta)
 
             def stop_at(signum):

@@ -180,7 +180,7 @@ def check_agreement(process, folder):
     model.backend = ("cudnn", "xla")[process]
     refused("attention, .+ is xla on process 1, but cudnn", settings)
     model.backend, model.kernels = "cudnn", ("9.0", None)[process]
-    refused("model.kernels, .+ is plain on process 1, but fused for 9.0 on", settings)
+    refused("model.kernels, .+ is plain on process 1, but 9.0 on", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}

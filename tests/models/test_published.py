@@ -146,7 +146,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
     config.init.weights = str(path)
     run = RunConfig.from_config(config)
-    assert InitialWeights(run).normalization(tmp_path / "no") == ({}, [])
+    assert InitialWeights(run).normalization(tmp_path / "no") == {}
     started = InitialWeights(run).variables(run.create_model())
     assert same(started, variables)
     tuned = Overrides([("reduction.name", "random")])

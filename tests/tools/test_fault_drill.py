@@ -23,7 +23,7 @@ def run(tmp_path):
     for step in (1, 2):
         writer.write_line("train", step, loss=1 / step, throughput=7.0 * step)
         checkpoints.save(step, make_state(step), {})
-        checkpoints.save_best(step, make_state(step), {})
+        checkpoints.save(step, make_state(step), {}, "best")
     writer.close()
     checkpoints.close()
     return tiny_runs.TinyRun(workdir, tmp_path / "cache", {})
@@ -52,8 +52,7 @@ def test_one_other_bit_makes_another_outcome(run, kind):
     state = jax.tree.map(np.array, make_state(2))
     state.opt_state[1][0].mu["head"]["kernel"].view(np.uint32)[3, 5] ^= 1
     checkpoints = Checkpoints(copy.workdir)
-    save = checkpoints.save if kind == "latest" else checkpoints.save_best
-    save(2, state, {})
+    checkpoints.save(2, state, {}, kind)
     checkpoints.close()
     assert run.outcome() != copy.outcome()
 

@@ -58,8 +58,8 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
     writer.write_line("eval", 3, images=images, **found)
     writer.close()
     checkpoints = Checkpoints(run.workdir)
-    for save in (checkpoints.save, checkpoints.save_best):
-        save(3, {"w": np.float32([weight, 0])}, {})
+    for kind in ("latest", "best"):
+        checkpoints.save(3, {"w": np.float32([weight, 0])}, {}, kind)
     checkpoints.close()
     return run
 

@@ -16,6 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests import forked
 from tests.training.states import abstract, assert_same, folders, make_state, saved
+from tools.tiny_runs import stored
 
 
 def data_files(workdir, step):
@@ -63,29 +64,12 @@ def test_newest_two_and_every_nth_are_kept(tmp_path):
 
 def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_best(1, make_state(1), {"acc1": 90.0})
+    checkpoints.save(1, make_state(1), {"acc1": 90.0}, "best")
     for step in (2, 3, 4):
         checkpoints.save(step, make_state(step), {})
-    best = checkpoints.restore_variables("best")
-    assert_same(best["params"], make_state(1).params)
+    checkpoints.close()
+    assert_same(stored(tmp_path, "best")["params"], make_state(1).params)
     assert folders(tmp_path) == ["3", "4"]
-    checkpoints.close()
-
-
-def test_variables_without_the_optimizer(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, make_state(3), {})
-    checkpoints.save_best(2, make_state(2), {})
-    for which, seed in [("best", 2), ("latest", 3)]:
-        got, want = checkpoints.restore_variables(which), make_state(seed)
-        assert set(got) == {"step", "params", "batch_stats", "ema_params"}
-        assert_same(got["params"], want.params)
-        assert_same(got["batch_stats"], want.batch_stats)
-        everything = checkpoints.restore_variables(which, optimizer=True)
-        assert set(everything) == {*got, "opt_state"}
-    checkpoints.close()
-    with pytest.raises(InputError, match="checkpoint is 'newest'; allowed"):
-        checkpoints.restore_variables("newest")
 
 
 def test_reading_changes_nothing_on_disk(tmp_path):
@@ -96,9 +80,9 @@ def test_reading_changes_nothing_on_disk(tmp_path):
     assert reader.restore(abstract(make_state()))[2] == 2
     reader.close()
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(InputError, match="best holds no checkpoint"):
-        reader.restore_variables("best")
-    assert not (tmp_path / "checkpoints" / "best").exists()
+    with pytest.raises(InputError, match="latest holds no checkpoint; the command"):
+        Checkpoints(tmp_path / "none").restore(abstract(make_state()))
+    assert not (tmp_path / "none").exists()
 
 
 def test_unfinished_steps_of_killed_runs_are_removed_by_the_first_save(tmp_path):
@@ -161,11 +145,11 @@ def test_step_without_orbax_metadata_is_read_by_our_own_table(tmp_path):
 
 def test_orbaxs_v1_reads_what_is_written_today(tmp_path):
     """Its API is the only one from version 1.0.0 on."""
-    everything = saved(tmp_path, [1, 2]).restore_variables("latest", optimizer=True)
+    saved(tmp_path, [1, 2])
     with v1.training.Checkpointer(tmp_path / "checkpoints" / "latest") as steps:
         assert [found.step for found in steps.checkpoints] == [1, 2]
         items = steps.load_checkpointables(2)
-    assert_same(items["state"], everything)
+    assert_same(items["state"], stored(tmp_path, "latest"))
     assert_same(items["state"]["params"], make_state(2).params)
     assert json.loads(items["meta"]["content"])["meta"] == {"epoch": 1.0}
 
@@ -193,17 +177,11 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     assert noticed > 5  # some 16; how many bytes hold arrays differs between runs
 
 
-def test_one_step_can_be_requested_and_damage_is_named(tmp_path):
-    checkpoints, like = saved(tmp_path, [1, 2]), abstract(make_state())
-    assert_same(checkpoints.restore(like, step=1)[0], make_state(1))
-    with pytest.raises(InputError, match="latest: step is 5; allowed: 1, 2"):
-        checkpoints.restore(like, step=5)
+def test_only_damaged_steps_are_named(tmp_path):
+    checkpoints = saved(tmp_path, [2])
     truncate(tmp_path)
-    with pytest.raises(InputError, match=r"\[2\]\); others that are there are \[1"):
-        checkpoints.restore(like, step=2)
-    shutil.rmtree(tmp_path / "checkpoints" / "latest" / "1")
     with pytest.raises(InputError, match=r"latest has only damaged .* \(steps \[2"):
-        checkpoints.restore(like)
+        checkpoints.restore(abstract(make_state()))
 
 
 def test_a_step_that_is_there_and_equal_is_left_alone(tmp_path):
@@ -286,11 +264,11 @@ def save_together(workdir, port, process):
     with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
         if process == "1":  # its view of the folder is an old one
-            Checkpoints._steps = lambda self, kind: {1}
+            Checkpoints._steps = lambda self, kind: [1]
             Checkpoints._holds = lambda self, *step: False
         checkpoints = Checkpoints(workdir)
         for step in (1, 2, 3):
-            checkpoints.save_best(step, numbers(step), {"step": step})
+            checkpoints.save(step, numbers(step), {"step": step}, "best")
             checkpoints.save(step, numbers(step), {"step": step})
         checkpoints.save(3, numbers(3), {"step": 3})
         assert parallel.from_main(checkpoints.latest_step) == 3
@@ -328,9 +306,8 @@ def test_two_processes_save_together_and_one_reads(tmp_path):
         for child in children:
             child.kill()
     assert folders(tmp_path) == ["2"]
-    got = Checkpoints(tmp_path).restore_variables("latest")
-    assert_same(got, numbers(5))
-    assert_same(Checkpoints(tmp_path).restore_variables("best"), numbers(3))
+    assert_same(stored(tmp_path, "latest"), numbers(5))
+    assert_same(stored(tmp_path, "best"), numbers(3))
 
 
 if __name__ == "__main__":

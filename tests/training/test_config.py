@@ -164,7 +164,7 @@ def test_shapes_of_a_batch_are_what_the_loader_gives():
     config = base.get_config()
     config.image_size, config.data.canvas = 16, 20
     run = RunConfig.from_config(config)
-    assert run.train_transform().shape == (20, 20)
+    assert run.data.train_transform(16).shape == (20, 20)
     batch = batch_shapes(run, (3, 2))
     shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
     assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
@@ -199,7 +199,7 @@ def test_models_of_a_config():
 
 
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
-def test_labels_that_may_count_from_one_are_noted(tmp_path, labels, is_noted):
+def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
     rows = ["filename,label"]
     for label in labels:
         Image.new("RGB", (16, 16)).save(tmp_path / f"{label}.png")
@@ -209,7 +209,8 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, labels, is_noted):
     config.data.name = data
     unknown = dict(class_names=None, names_of_data=None, run=None)
     weights = types.SimpleNamespace(path="w.npz", **unknown)
-    source, notes = RunConfig.from_config(config).test_images(weights, limit=1)
+    source = RunConfig.from_config(config).test_images(weights, limit=1)
+    notes = capsys.readouterr().out.splitlines()
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
     taken = "note: 1 of 2 images are taken, evenly spaced"
     assert len(source) == 1 and notes == [taken, *[note] * is_noted]

@@ -90,17 +90,15 @@ def test_tokens_of_a_state_without_batch_statistics(tmp_path):
     assert samples.tokens(state.variables).ndim == 3
 
 
-@pytest.fixture(scope="module")
-def two_images():
-    source = RunConfig.from_config(configured()).source("val")
-    return np.stack([source.read(index)[0] for index in range(2)])
-
-
-def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_images):
+def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     """The maps it draws are those of the results, by a slow loop."""
     steps = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
-    config = configured(SMALL, steps, **{"model.depth": 3})
-    model = RunConfig.from_config(config).create_model()
+    config = configured(SMALL, steps, **{"model.depth": 3, "pictures": 2})
+    run = RunConfig.from_config(config)
+    model, source = run.create_model(), run.source("val")
+    transform = Preprocessing(16, resize="none")
+    samples = evaluation.SampleImages(run, tmp_path, model, source, transform)
+    two_images, _ = evaluation.examples(source, transform, 2)
     variables = runs.untrained(model, 16, seed=0)
     drawn = []
     page = plotting.token_page
@@ -110,10 +108,8 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         return page(path, images, stages, grid, titles)
 
     monkeypatch.setattr(plotting, "token_page", keep)
-    rest = model, variables, two_images, ["a", "b"]
-    path = evaluation.save_token_picture(tmp_path, *rest)
-    assert path == tmp_path / evaluation.PICTURE
-    with Image.open(path) as picture:
+    assert samples.tokens(variables).shape[2] == 3
+    with Image.open(tmp_path / evaluation.PICTURE) as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
     ((stages, grid),) = drawn
     assert grid == (8, 8)
@@ -128,12 +124,16 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         pairs = zip(np.asarray(result.dest), slots, strict=True)
         slots = [oracles.compose(*pair) for pair in pairs]
     np.testing.assert_array_equal(slots, [row[2][1] for row in stages])
-    gone = tmp_path / "gone"
+    gone = samples._workdir = tmp_path / "gone"
     with pytest.raises(RunError, match=rf"^{gone}/tokens.png cannot be written \(No s"):
-        evaluation.save_token_picture(gone, *rest)
+        samples.tokens(variables)
 
 
-def test_no_picture_of_a_dense_model(tmp_path, two_images):
-    model = RunConfig.from_config(configured()).create_dense()
-    assert evaluation.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
+def test_no_picture_of_a_dense_model(tmp_path):
+    run, transform = (
+        RunConfig.from_config(configured()),
+        Preprocessing(16, resize="none"),
+    )
+    rest = run.create_dense(), Source(), transform
+    assert evaluation.SampleImages(run, tmp_path, *rest).tokens({}) is None
     assert not list(tmp_path.iterdir())

@@ -80,8 +80,6 @@ def test_a_teacher_has_the_weights_of_its_file_which_must_fit(saved):
         return initial(config).teacher_variables(dense)
 
     chex.assert_trees_all_equal(read(), variables)
-    with pytest.raises(InputError, match="config.teacher.weights is "):
-        read(**{"teacher.weights": ""})
     with pytest.raises(InputError, match="config.teacher.weights.*depth 1 and"):
         read(**{"model.embed_dim": 16})
 
@@ -125,7 +123,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     _, best = saved
     latest = jax.tree.map(lambda x: np.asarray(x) + 1, best)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_best(3, best, {})
+    checkpoints.save(3, best, {}, "best")
     checkpoints.save(4, latest, {})
     checkpoints.close()
     like = variable_shapes(model_of(configured()), 16)
@@ -142,8 +140,8 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
 @pytest.mark.parametrize(
     "fields, lacks",
     [
-        ({}, "no config.init.weights"),
-        ({"init.fresh": ("reducer", "head")}, "'head' in config.init.fresh"),
+        ({}, "config.init.weights ''"),
+        ({"init.fresh": ("reducer", "head")}, ".*config.init.fresh .*, 'head'"),
     ],
 )
 def test_fresh_weights_are_not_evaluated(fields, lacks):
@@ -205,7 +203,7 @@ def test_a_new_run_takes_the_images_that_the_layout_says(google):
     with config.unlocked():
         config.model.mean = config.model.std = None
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert initial(config).normalization("no_such_run") == (half, [])
+    assert initial(config).normalization("no_such_run") == half
 
 
 def test_numbers_are_compared_as_float32_has_them(tmp_path):

@@ -132,23 +132,21 @@ def test_what_cannot_answer_ends_at_once(where, signals, status, said):
 )
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, spoil, message):
     spoil(tmp_path / "run")
-    for enter in (RunLock.probe, RunLock.__enter__):
-        with pytest.raises(InputError, match=f"run cannot be {message}"):
-            enter(RunLock(tmp_path / "run"))
+    with pytest.raises(InputError, match=f"run cannot be {message}"):
+        RunLock(tmp_path / "run").__enter__()
 
 
-def test_a_workdir_belongs_to_one_process_and_a_probe_leaves_it_as_it_was(tmp_path):
+def test_a_workdir_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
     workdir = tmp_path / "new" / "run"
-    RunLock(workdir).probe()
+    with RunLock(workdir), pytest.raises(InputError, match="run is in use by"):
+        RunLock(workdir).__enter__()
     assert not [*tmp_path.iterdir()]
-    for enter in (RunLock.probe, RunLock.__enter__):
-        with RunLock(workdir), pytest.raises(InputError, match="run is in use by"):
-            enter(RunLock(workdir))
-    RunLock(workdir).probe()
-    assert [*workdir.iterdir()] == [workdir / ".lock"]
+    with RunLock(workdir):
+        (workdir / "run.json").touch()
+    assert [*workdir.iterdir()] == [workdir / "run.json"]
 
 
-def test_a_workdir_is_probed_before_the_plan_is_printed(tmp_path, capsys):
+def test_a_workdir_is_locked_before_the_plan_is_printed(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/run cannot be made"):
         trainer.train_and_evaluate(quickstart.get_config(), tmp_path / "file" / "run")
@@ -162,7 +160,7 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
         with pytest.raises(RunError, match="run has vanished, or is not the folder"):
             lock.check()
         with RunLock(tmp_path / "run"):
-            pass
+            (tmp_path / "run" / "run.json").touch()
         with pytest.raises(RunError, match="run has vanished, or is not the folder"):
             lock.check()
         shutil.rmtree(tmp_path / "run")

@@ -101,4 +101,3 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     clock[0] += 9999  # to print the table again is no training
     run_dir.record_start(tmp_path, {})
     assert rows(tmp_path)["productive"] == share
-    assert report.productive_share(10, wall) == 10 / wall

@@ -10,7 +10,6 @@ import pytest
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import trainer
-from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import read_metrics
 from tests import forked, runs
 from tools import fault_drill, tiny_runs
@@ -62,7 +61,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
     assert trainer.train_and_evaluate(short(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
+    assert tiny_runs.stored(tmp_path, "best")["step"] == 10
 
     again = shutil.copytree(tmp_path, tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "best")

@@ -15,12 +15,12 @@ import pytest
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
+from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.config import OptimConfig, RunConfig
 from imagepiece_jax.training.optimizer import adamw, create
 from imagepiece_jax.training.train_step import (
-    Recipe,
     _prepare,
     init_state,
     prepared_images,
@@ -33,18 +33,19 @@ from tests.models import traced_programs
 SIZE, CLASSES, BATCH = 8, 10, 8
 HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_heads=2)
-PLAIN = Recipe(
-    seed=0,
-    num_classes=CLASSES,
-    label_smoothing=0.1,
-    mixup=0.0,
-    cutmix=0.0,
-    mixup_prob=1.0,
-    mixup_switch_prob=0.5,
-    ema_decay=0.0,
-    log_every_steps=50,
-    augment=Augment(),
-    distill=None,
+
+
+def configured(**fields):
+    """The RunConfig of configs/base.py with these fields."""
+    config = base.get_config()
+    config.update_from_flattened_dict(fields)
+    return RunConfig.from_config(config)
+
+
+PLAIN = configured(
+    **{"model.name": "vit_mini", "image_size": SIZE, "num_classes": CLASSES},
+    **{"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
+    **{"augment.layers": 0, "augment.erase_prob": 0.0},
 )
 
 
@@ -61,7 +62,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     variables = runs.untrained(model, SIZE, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
+        train_step, model=model, optimizer=optimizer, rate=rate, run=recipe
     )
     return step, parallel.replicate(state)
 
@@ -267,7 +268,7 @@ def test_prepared_images_are_the_pixels_of_a_batch():
     seen = []
     for mixup in (0.0, 1.0):
         recipe = dataclasses.replace(PLAIN, mixup=mixup)
-        show = functools.partial(prepared_images, model=model, recipe=recipe, count=3)
+        show = functools.partial(prepared_images, model=model, run=recipe, count=3)
         shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
         seen.append(parallel.unreplicate(shown))
     np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
@@ -304,16 +305,19 @@ def test_reduced_model_trains_with_finite_gradients(monkeypatch):
     chex.assert_trees_all_equal(again, (after, metrics))
 
 
-IMAGENET = (124, 116, 104)  # its mean as a pixel
-POLICY = Policy(1, 1.0, magnitude=9.0, magnitude_std=0.5, fill=IMAGENET)
-AUGMENT = Augment(Crop(SIZE, (0.08, 1.0), True), POLICY, erase_prob=0.5)
+AUGMENT = {
+    "augment": AugmentConfig(
+        layers=1, prob=1.0, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5
+    ),
+    "data": dataclasses.replace(PLAIN.data, canvas=12),
+}
 
 
 def test_draws_belong_to_a_place_in_the_global_batch():
     """Whatever device, micro-batch or neighbor is there; another step, other draws."""
     model = types.SimpleNamespace(mean=HALF, std=HALF)
-    recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
-    prepare = functools.partial(_prepare, model=model, recipe=recipe)
+    recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
+    prepare = functools.partial(_prepare, model=model, run=recipe)
     program, draw = parallel.pmap(prepare), np.random.default_rng(0)
     images = draw.integers(0, 256, (BATCH, 12, 12, 3), np.uint8)
     extent = draw.integers(SIZE, 13, (BATCH, 2), np.int32)
@@ -339,26 +343,25 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     assert (later != copies).any((1, 2, 3)).all()
 
 
-def recipe_of(**fields):
-    config = base.get_config()
-    config.update_from_flattened_dict(fields)
-    run = RunConfig.from_config(config)
-    return Recipe.of(run, run.create_model())
-
-
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
-    deit = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=IMAGENET)
-    assert recipe_of().augment == Augment(None, deit, 0.25)
+
+    def augment(**fields):
+        run = configured(**fields)
+        return run.augment.create(run.data, run.image_size, MEAN)
+
+    imagenet = (124, 116, 104)  # its mean as a pixel
+    deit = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=imagenet)
+    assert augment() == Augment(None, deit, 0.25)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     other |= {"data.flip": False, "data.area": (0.3, 0.9)}
     crop = Crop(224, (0.3, 0.9), False)
-    assert recipe_of(**other).augment == Augment(crop, None, 0.0)
+    assert augment(**other) == Augment(crop, None, 0.0)
 
 
 def test_64_bit_numbers_of_jax_change_no_type():
     """Under this flag of users; what the optimizer computes is optax's."""
-    recipe = dataclasses.replace(PLAIN, augment=AUGMENT, mixup=0.8, cutmix=1.0)
+    recipe = dataclasses.replace(PLAIN, mixup=0.8, cutmix=1.0, **AUGMENT)
     step, state = make(recipe, depth=2, drop_path_rate=0.5)
     schedule, _ = create(OptimConfig.from_config(base.get_config()), 10)
     step.keywords.update(rate=schedule)

@@ -24,6 +24,7 @@ from imagepiece_jax.training.logging import read_metrics
 from tests import runs, tars
 from tests.data.test_worker_pool import shared_memory, workers
 from tests.training.test_logging import events
+from tools.tiny_runs import stored
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
 
@@ -191,7 +192,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
 def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     """The cross-entropy of the digits, by hand; a reduced model has another."""
     (line,) = runs.lines(stopped[0], "init")
-    saved = Checkpoints(finished[0]).restore_variables("best")
+    saved = stored(finished[0], "best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     run = RunConfig.from_config(configured())
     source, dense = run.source("val"), run.create_dense()
