@@ -29,8 +29,6 @@ from imagepiece_jax.training.config_files import (
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 switch = functools.partial(flags.DEFINE_bool, allow_override=True)
@@ -168,7 +166,7 @@ def sweep(help_text):
 def dtype(of):
     """Define --dtype; None stands for the device's fast one."""
     help_text = f"{of}; default: bfloat16, and float32 on CPUs"
-    return choice("dtype", None, DTYPES, help_text)
+    return choice("dtype", None, ["float32", "bfloat16", "float16"], help_text)
 
 
 def timing():
