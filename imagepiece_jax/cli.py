@@ -43,7 +43,7 @@ repeated = functools.partial(flags.DEFINE_multi_string, allow_override=True)
 def required(holder):
     """The value of a flag, a holder or a Flag. Raises InputError if it is missing."""
     if not holder.value:
-        allowed = flags.FLAGS[holder.name].help
+        allowed, _, _ = flags.FLAGS[holder.name].help.partition(";\n")  # absl's own
         raise InputError("is missing", field=f"--{holder.name}", allowed=allowed)
     return holder.value
 
