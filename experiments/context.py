@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """Where the models of a table's rows come from.
-
-    OffTheShelf: one checkpoint for all; TrainedRuns: a folder of runs;
-    finetune.Finetuner: short runs that are made when they are needed.
-    """
+    """Where a table's models come from: OffTheShelf, TrainedRuns, finetune.Finetuner."""
 
     trains: bool  # whether models are made here
     note: str  # a sentence on how the models came to be

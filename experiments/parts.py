@@ -6,8 +6,6 @@ in docs/tables/parts/declared.md; the experiment is over. `points.jsonl` there h
 KL divergence from the dense model and the right answers of every image by cell,
 `elsewhere.jsonl` those of the chosen sets on other images, and `clock.jsonl` times by
 `tools.onnx_speed` and `tools.compile_only`. Even rows chose, odd rows test.
-
-python -m experiments.parts draws docs/parts.png
 """
 
 import dataclasses
@@ -20,13 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import render
-from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "parts"
-PLOT = FOLDER.parent.parent / "parts.png"
 SCHEDULES = (
     *("constant", "proportional", "proportional-1", "stages-3-6-9"),
     *("stages-1-2-7-11", "stages-1-2-3-6", "imagepiece", "diffrate", "curve"),
@@ -133,32 +129,6 @@ def of_schedules(method: str, fate: str, prop_attn: bool | None = None) -> list[
     """A cell for each schedule; proportional attention where tokens are merged."""
     sized = fate == "merged" if prop_attn is None else prop_attn
     return [Cell(method, fate, schedule, sized) for schedule in SCHEDULES]
-
-
-def draw():
-    """docs/parts.png, the mean KL on odd rows at `COST`: selectors by schedules."""
-    found = measured_cells(read_points())
-    methods = [(method, fate) for fate in SELECTORS for method in SELECTORS[fate]]
-    values = np.full((len(methods), len(SCHEDULES)), np.nan)
-    for (row, column), _ in np.ndenumerate(values):
-        if measured := found.get(of_schedules(*methods[row])[column]):
-            values[row, column] = measured.kl[ODD].mean()
-    figure = plotting.new_figure(9.5, 5.5, layout="constrained")
-    axes = figure.add_subplot()
-    scale = {"cmap": "viridis_r", "vmin": -1.1, "vmax": 0.3}
-    drawn = axes.imshow(np.log10(values), aspect="auto", **scale)
-    for (row, column), value in np.ndenumerate(values):
-        light = np.log10(value) > -0.6
-        style = {"color": "white" if light else "black", "fontsize": 8}
-        text = f"{value:.2f}" if np.isfinite(value) else ""
-        axes.text(column, row, text, ha="center", va="center", **style)
-    names = [f"{SELECTORS[fate][method]}, {fate}" for method, fate in methods]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xticks(range(len(SCHEDULES)), SCHEDULES, rotation=30, ha="right")
-    bar = figure.colorbar(drawn, label="KL divergence from the dense model")
-    ticks = (0.1, 0.2, 0.5, 1, 2)
-    bar.set_ticks(np.log10(ticks), labels=[f"{tick:g}" for tick in ticks])
-    plotting.save_figure(figure, PLOT)
 
 
 # Tables of cells
@@ -356,7 +326,3 @@ def _ratio(ratio, spread):
     value, *ends = ratio
     spread = spread and ends and ends != [value, value]
     return f"{value:.2f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if spread else "")
-
-
-if __name__ == "__main__":
-    draw()

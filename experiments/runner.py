@@ -20,7 +20,6 @@ from experiments.registry import EXPERIMENTS
 from experiments.settings import Common
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import ResultCache
@@ -39,7 +38,7 @@ def run(
     normalization: dict | None = None,
     overrides: Callable | None = None,
 ):
-    """Run the experiments; join the pages of several in results.md.
+    """Run the experiments.
 
     settings: of each, by name; config: of --config; normalization: of --mean and --std;
     overrides: fields of the weights' config that are typed without --config, as
@@ -67,11 +66,6 @@ def run(
                 if len(settings) == 1:
                     raise
                 print(f"left out: {name}", error, "", sep="\n", flush=True)
-    if len(names) > 1:
-        pages = [out / f"{name}.md" for name in names]
-        text = "\n".join(page.read_text() for page in pages if page.exists())
-        replace_file(out / "results.md", text)
-        print(f"all pages: {out}/results.md")
 
 
 def _models(settings, config, normalization, overrides):

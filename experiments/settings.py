@@ -93,9 +93,7 @@ class Sweep(Common):
 
 @dataclasses.dataclass(frozen=True)
 class Decoder(Common):
-    decoder: str | None = flag(
-        optional(text()), "the weights file of the head that draws maps"
-    )
+    decoder: str | None = flag(optional(text()), "a weights file: the maps' head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +119,7 @@ class FixedTokens(Sweep, Maps):
     counts: tuple[int, ...] = flag(
         one_or_more((128, 64, 32), count(1, least=1)), "how many tokens"
     )
-    neighbors: str | None = flag(
-        optional(text()), "another data set, for nearest neighbors"
-    )
+    neighbors: str | None = flag(optional(text()), "a data set, for nearest neighbors")
     memory: int = flag(count(1000, least=20), "images of its train split, evenly")
     queries: int = flag(count(500, least=2), "images of its val split, evenly")
 

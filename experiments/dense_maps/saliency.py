@@ -44,7 +44,8 @@ def saliency(context):
     maps, shares = HeadMaps(context, len(FILLS)), sorted(given.shares, reverse=True)
     checkpoint = context.checkpoint(context.pretrained)
     entries, left_out = compare.match(checkpoint, shares, given.methods)
-    floor = maps.floor()
+    floor, dense = maps.floor(), context.pretrained.config.gmacs(settings.DENSE)
+    without = floor["iou"].count(None)
     rows = _measured(maps, entries, given.fill)
     plot, curves = context.out / "saliency.png", _curves(rows)
     if curves:
@@ -53,7 +54,9 @@ def saliency(context):
         context,
         "saliency",
         "which reduction keeps a map",
-        _facts(checkpoint, floor),
+        f"{render.note(context)} The dense model has {dense:.3f} GMACs, without the "
+        f"head, and {without} of its maps no pixel above {THRESHOLD:g}. The table has "
+        "correlation / IoU with the dense maps.",
         _by_share(rows, shares),
         f"![IoU by share of the dense MACs]({plot.name})" * bool(curves),
         _settings(rows, floor),
@@ -104,20 +107,6 @@ def _order(rows):
         lost = best[entry.share] - _mean(result, "iou")
         behind.setdefault(_label(entry, fill), []).append(lost)
     return sorted(behind, key=lambda label: np.mean(behind[label]))
-
-
-def _facts(checkpoint, floor):
-    """Table of the measurement, and the line that says how to read the others."""
-    images, weights = checkpoint.images, checkpoint.weights
-    without = floor["iou"].count(None)
-    head = ["weights", "images", "pixels a side", "dense GMACs, without head"]
-    row = [f"`{weights.name}`", images.text, images.image_size]
-    row += [f"{weights.config.gmacs(settings.DENSE):.3f}"]
-    head += [f"dense maps without a pixel above {THRESHOLD:g}"]
-    return (
-        f"{render.table(head, [[*row, without]])}\n\nCorrelation / IoU with the dense "
-        "maps; brackets are 95 % intervals by bootstrap over images."
-    )
 
 
 def _by_share(rows, shares):

@@ -124,7 +124,6 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     page = (tmp_path / "overlap.md").read_text()
     assert page in first.out and page in second.out
     assert "0.0 [0.0, 0.0] | 0.0 [0.0, 0.0]" in page  # ImagePiece's
-    assert page in (tmp_path / "results.md").read_text()
     kinds = [json.loads(line)["experiment"] for line in before.splitlines()]
     assert kinds.count("overlap") == 2
     again = call(command.main, "overlap", *words, "--out", tmp_path, "--again")
