@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """Where a table's models come from: OffTheShelf, TrainedRuns, finetune.Finetuner."""
+    """Where models of a table come from: OffTheShelf, TrainedRuns, a Finetuner."""
 
     trains: bool  # whether models are made here
     note: str  # a sentence on how the models came to be
