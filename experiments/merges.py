@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank, unit
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.token_counts import ceil
+from imagepiece_jax.reduction.token_counts import Matching, ceil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
     changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
     return [
-        Site(block, place, layer.step.rule.merges, layer.counts)
+        Site(block, place, isinstance(layer.step.rule, Matching), layer.counts)
         for place, (block, layer) in enumerate(changing)
     ]
 

@@ -4,12 +4,12 @@ XLA can compile for a GPU that is only described: fusions, cuBLASLt and cuDNN ca
 those of the real one; nothing is run or timed. It needs JAX's CUDA wheels, no driver.
 """
 
-import contextlib
 import functools
 import importlib.util
 import os
 
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from imagepiece_jax.errors import InputError, RunError
 from tools import hlo
@@ -115,14 +115,9 @@ def _lowered(traced):
 
 
 def _described_device():
-    """Context in which Pallas kernels of newer JAX find the device to lower for."""
-    try:
-        from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-
-        gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-        return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu))
-    except (ImportError, TypeError):  # older JAX does not ask
-        return contextlib.nullcontext()
+    """Context in which Pallas kernels find the device to lower for."""
+    gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu))
 
 
 def estimate(kernel):
