@@ -161,33 +161,25 @@ def start(x, num_prefix=1, grid=None, coordinates=None):
     )
 
 
-def apply(state, result, form=None):
+def apply(state, result):
     """The TokenState after a reduction, an Assignment, a Mixing or a Masking.
 
     The prefix stays in front. An Assignment moves tokens to the slots that it names:
     features are the weighted mean (or sum) of a slot's tokens, sizes add up,
-    coordinates are the mean of a slot's patches.
-
-    form: how an Assignment moves features: "gather"; "one_hot", a batched product for
-    every map, which is the oracle; None: gather where the result has an index
+    coordinates are the mean of a slot's patches. Without an index it is a product.
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
         return _apply_masking(state, result)
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
-    n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
-    chex.assert_shape(state.x, (None, prefix + n_in, None))
-    if form not in (None, "gather", "one_hot"):
-        raise ValueError(f"form is {form!r}; allowed: None, 'gather', 'one_hot'")
-    index = None if form == "one_hot" else result.index
-    if form == "gather" and index is None:
-        index = slot_index(result.dest, n_out)
+    index, prefix = result.index, state.num_prefix
+    chex.assert_shape(state.x, (None, prefix + result.dest.shape[1], None))
     image_size = state.size[:, prefix:]
     size = _totals(image_size, result, index)
     if index is None:
         share = _shares(result, image_size)
-        x = _move_by_product(state.x, share, result.dest, n_out)
+        x = _move_by_product(state.x, share, result.dest, result.n_out)
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
             share, total = image_size, size

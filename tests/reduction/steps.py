@@ -10,7 +10,18 @@ from tests.models import tiny
 
 FORMS = ("gather", "one_hot")
 
-apply = tiny.compiled(tokens.apply, static_argnames="form")
+
+def move(state, result, form=None):
+    """`tokens.apply`, by indices ("gather") or a product ("one_hot"), its oracle."""
+    if form == "one_hot":
+        result = result.replace(index=None)
+    elif form == "gather" and result.index is None:
+        index = tokens.slot_index(result.dest, result.n_out)
+        result = result.replace(index=index)
+    return tokens.apply(state, result)
+
+
+apply = tiny.compiled(move, static_argnames="form")
 decide = tiny.compiled(
     lambda reducer, taps, counts: reducer(taps, counts), static_argnums=(0, 2)
 )

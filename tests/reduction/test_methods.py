@@ -157,7 +157,7 @@ def decide(reducer, taps, counts):
 _parameters = {}
 
 
-def walk(plan, x, form=None, keys=None):
+def walk(plan, x, keys=None):
     """(states, results) of each step. x [B, 1 + n0, D]; the blocks do nothing.
 
     The first state is that before any step. Scores and metric are functions of the
@@ -169,7 +169,7 @@ def walk(plan, x, form=None, keys=None):
         if layer.counts:
             taps = taps_of(layer, states[-1], keys_of(keys, block), grid)
             results.append(decide(layer.step.reducer, taps, layer.counts))
-            states.append(tokens.apply(states[-1], results[-1], form))
+            states.append(tokens.apply(states[-1], results[-1]))
             grid = None
     return states, results
 

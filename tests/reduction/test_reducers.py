@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.reducers import Bipartite, TopK, find_partners
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState, start
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.steps import FORMS, apply, decide, vectors
+from tests.reduction.steps import FORMS, apply, decide, move, vectors
 
 SWITCHES = [
     (order, parity) for order in ("descending", "ascending") for parity in (0, 1)
@@ -30,7 +30,7 @@ SWITCHES = [
 def reduced(reducer, state, taps, counts):
     """(result of a reducer, state after it by each form of the move)."""
     result = reducer(taps, counts)
-    return result, [tokens.apply(state, result, form) for form in FORMS]
+    return result, [move(state, result, form) for form in FORMS]
 
 
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):

@@ -14,7 +14,7 @@ from imagepiece_jax.reduction import provenance, tokens
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
 from tests import oracles
 from tests.models import tiny
-from tests.reduction.steps import FORMS, apply
+from tests.reduction.steps import FORMS, apply, move
 from tests.rounding import assert_close
 
 index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
@@ -162,17 +162,17 @@ def test_groups_are_only_an_upper_bound(n, n_out):
     state, assignment = make(n, n_out)
 
     @tiny.compiled
-    def move(state, assignment):
+    def by_indexes(state, assignment):
         indexes = [
             tokens.slot_index(assignment.dest, n_out, groups)
             for groups in (busiest(dest), None, n)
         ]
-        return tokens.apply(state, assignment, "one_hot"), [
-            tokens.apply(state, assignment.replace(index=index)) for index in indexes
+        return move(state, assignment, "one_hot"), [
+            move(state, assignment.replace(index=index)) for index in indexes
         ]
 
     dest = assignment.dest
-    want, moved = move(state, assignment)
+    want, moved = by_indexes(state, assignment)
     for got in moved:
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
@@ -187,17 +187,6 @@ def test_a_token_alone_in_its_slot_keeps_its_bits(form):
     got = apply(state, Assignment(dest=dest, n_out=5), form=form)
     assert np.isfinite(got.x).all()
     np.testing.assert_array_equal(got.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
-
-
-def test_without_form_apply_gathers_where_it_can():
-    state, assignment = make(7, 3)
-    unknown = assignment.replace(index=None)
-    for given, form in ((assignment, "gather"), (unknown, "one_hot")):
-        default, named = (
-            str(jax.make_jaxpr(tokens.apply, static_argnums=2)(state, given, chosen))
-            for chosen in (None, form)
-        )
-        assert default == named
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -223,8 +212,8 @@ class MovesTest(chex.TestCase):
         pair = make(7, 3, weighted=True)
         both = pair, apply(*pair, form=form)
         stack, want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[:, None], both)
-        move = functools.partial(tokens.apply, form=form)
-        got = self.variant(jax.vmap(move), **tiny.ON_DEVICES)(*stack)
+        each = functools.partial(move, form=form)
+        got = self.variant(jax.vmap(each), **tiny.ON_DEVICES)(*stack)
         chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
@@ -236,9 +225,7 @@ def gradients(state, assignment, probe, form):
     """Gradients of sum(tokens * probe): of x and, where there is one, of weight."""
 
     def loss(x, weight):
-        moved = tokens.apply(
-            state.replace(x=x), assignment.replace(weight=weight), form
-        )
+        moved = move(state.replace(x=x), assignment.replace(weight=weight), form)
         return jnp.sum(moved.x.astype(jnp.float32) * probe)
 
     return jax.grad(loss, argnums=(0, 1))(state.x, assignment.weight)

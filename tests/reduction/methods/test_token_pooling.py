@@ -19,6 +19,7 @@ from imagepiece_jax.reduction.ops import squared_distances
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
 from tests.models import tiny
+from tests.reduction.steps import FORMS, move
 from tests.rounding import assert_close
 
 
@@ -30,7 +31,7 @@ def run(reducer, x, weight, n_out, prefix=0):
     taps = Taps(x=image, size=size, attn_columns=weight)
     result = reducer(taps, Counts(image.shape[1], n_out))
     before = start(x, prefix)
-    return result.dest, [tokens.apply(before, result, f) for f in ("gather", "one_hot")]
+    return result.dest, [move(before, result, form) for form in FORMS]
 
 
 def pool(reducer, x, weight, n_out):
