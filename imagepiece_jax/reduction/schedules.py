@@ -117,19 +117,17 @@ class Schedule:
         return cls(name, numbers)
 
     def counts(self, depth: int, patches: int, strength: float) -> tuple[int, ...]:
-        """Image tokens after each block, at least one, of `patches` at first."""
-        shares = SHAPES[self.name](depth, strength, *self.numbers)
-        return tuple(max(1, rounded(share * patches)) for share in shares)
+        """Image tokens after each block, at least one, of `patches` at first.
 
-    def check_depth(self, depth: int):
-        """Raise InputError for a block that a model of `depth` blocks has not."""
-        if self.name == "curve":
-            return
-        for block in self.numbers:
+        Raises InputError for a block that a model of `depth` blocks has not.
+        """
+        for block in () if self.name == "curve" else self.numbers:
             if block >= depth:
                 problem, field = f"names block {block}", "counts"
                 allowed = f"the model's blocks 0 to {depth - 1}"
                 raise InputError(problem, field=field, value=block, allowed=allowed)
+        shares = SHAPES[self.name](depth, strength, *self.numbers)
+        return tuple(max(1, rounded(share * patches)) for share in shares)
 
 
 def rounded(number: float) -> int:

@@ -123,7 +123,6 @@ class Method(fields.CheckedFields):
         if not isinstance(self.counts, str):
             return self._powered(strength, depth, patches)
         schedule = schedules.Schedule.of(self.counts)
-        schedule.check_depth(depth)
         counts = schedule.counts(depth, patches, strength)
         return free.within_reach(counts, depth, patches)
 
