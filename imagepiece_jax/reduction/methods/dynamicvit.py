@@ -59,7 +59,7 @@ class LearnedSelection(Method):
         return self.backbone_lr * lr
 
     def param_groups(self, path):
-        """Selectors follow the schedule, the backbone later a share, prefixes never."""
+        """Selectors follow the schedule, the backbone a share, later; prefixes stay."""
         name = path.split("/")[0]
         if name.startswith("reducer_"):
             return ParamGroup()

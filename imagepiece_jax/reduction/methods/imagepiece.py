@@ -102,7 +102,7 @@ class ImagePiece(Method):
     inattentive: str = choice("merge", INATTENTIVE)
 
     def scaled(self, strength, depth, patches):
-        """Both rates together, from 1 and 0 to the end of one; without pruning one."""
+        """Both rates together until one ends; without pruning, the merge ratio."""
         drop, merge = 1 - self.keep_rate, self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))
