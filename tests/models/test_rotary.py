@@ -22,6 +22,7 @@ from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import few
 from tests.models.traced_programs import equations, program
+from tests.reduction.steps import apply
 from tests.refused import refused
 from tests.rounding import assert_close
 
@@ -153,7 +154,6 @@ def test_half_precision_is_turned_in_full():
 
 
 begin = tiny.compiled(lambda x, places: tokens.start(x, 2, coordinates=places))
-move = tiny.compiled(tokens.apply, static_argnums=2)
 
 
 def state_at(places, size=None):
@@ -170,14 +170,14 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     dest = np.int32([[0, 1, 0, -1]])
     # What weighs the features does not move the token.
     result = Assignment(dest, weight=np.float32([[1, 1, 9, 1]]), n_out=2)
-    after = move(state, result, form)
+    after = apply(state, result, form=form)
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
 def test_a_soft_token_stands_where_its_weights_are():
     """Weights that do not add up to one; without any, in the middle of all."""
     matrix = np.float32([[[1, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
-    after = move(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
+    after = apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
 
 
@@ -186,9 +186,9 @@ def test_a_package_stands_where_stood_what_is_masked_now():
     state = state.replace(mask=np.float32([[1, 1, 1, 0]]))
     appended = np.ones((1, 3), np.float32)
     result = Masking(np.float32([[1, 0, 0, 0]]), append=appended)
-    after = move(state, result)
+    after = apply(state, result)
     assert after.coordinates.tolist() == [[[0, 0], [2, 6], [4, 8], [9, 9], [3, 7]]]
-    unchanged = move(state, dataclasses.replace(result, append=None))
+    unchanged = apply(state, dataclasses.replace(result, append=None))
     assert unchanged.coordinates.tolist() == state.coordinates.tolist()
 
 
