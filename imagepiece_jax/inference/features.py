@@ -93,8 +93,9 @@ def features(
     if not all(is_integer(block) and 0 <= block < depth for block in blocks):
         allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
         raise InputError(field="layers", value=layers, allowed=allowed)
-    one_of("norm", norm, [True, False])
-    one_of("reshape", reshape, [True, False])
+    for name, value in (("norm", norm), ("reshape", reshape)):
+        if not isinstance(value, bool):  # 1 == True
+            raise InputError(field=name, value=value, allowed="True, False")
     _check_fill(fill, model.arch.class_token)
     if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
         allowed = "functions with a hash, such as one that calls TokenFuser().apply"
