@@ -336,7 +336,7 @@ class RunConfig(RunFields):
         path, data, names = str(weights.path), self.data.name, weights.class_names
         if not self.num_classes:
             allowed = "weights with a head (train.py --config.init.weights trains one)"
-            hint = "or take vectors: predict --json, or experiments patch_features"
+            hint = "or take its vectors by the command predict with --json"
             raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
         every = self.eval_source(self.eval.best_set, names)
         source, theirs = every.spread(limit), every.class_names
