@@ -191,9 +191,8 @@ class InitialWeights:
         for field, value in here.items():
             if field in theirs and not _equal(theirs[field], value):
                 problem = f"is {value!r}, but {weights} was trained with another"
-                allowed = repr(theirs[field])
-                with within("config.model"):
-                    raise InputError(problem, field=field, value=value, allowed=allowed)
+                path, allowed = f"config.model.{field}", repr(theirs[field])
+                raise InputError(problem, field=path, value=value, allowed=allowed)
         return variables
 
 
