@@ -63,8 +63,8 @@ class Progress:
         """
         before = Progress(**(dataclasses.asdict(self) | saved))
         for fact, text in (("images", "{} {} images"), ("digest", "{1} digest {0}")):
-            pairs = zip(getattr(self, fact), getattr(before, fact), strict=True)
-            for (field, name, split), (now, then) in zip(names, pairs, strict=True):
+            rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
+            for (field, name, split), now, then in rows:
                 if now != then:
                     ours, theirs = text.format(now, split), text.format(then, split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
