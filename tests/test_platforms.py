@@ -30,9 +30,6 @@ def gpu(capability="9.0", **attributes):
     return types.SimpleNamespace(**found | attributes)
 
 
-# Another platform
-
-
 @pytest.mark.parametrize(
     "here, of_device, of_shapes, kernels",
     [
@@ -157,9 +154,6 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     torch.set_num_threads(threads)
 
 
-# More devices and processes
-
-
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
     case = workloads.Case(quickstart.get_config(), 64, "float32")
     case.check("train")
@@ -176,9 +170,6 @@ def test_experiments_read_batches_that_all_devices_share(monkeypatch):
     batches = list(images.batches())
     assert {batch["image"].shape[:2] for batch in batches} == {(8, 13)}
     assert sum(batch["mask"].sum() for batch in batches) == len(images) == 359
-
-
-# Small limits
 
 
 def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):

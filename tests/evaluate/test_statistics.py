@@ -198,9 +198,6 @@ def test_format_of_figures():
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
 
 
-# The bootstrap over seeds and images
-
-
 def nested_outcomes(values):
     """Every equally likely mean of redrawn seeds and images, by enumeration."""
     seeds, images = len(values), len(values[0])

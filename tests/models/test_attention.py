@@ -66,9 +66,6 @@ def slow_attention(query, key, value, bias=None):
     return out, weights
 
 
-# Values
-
-
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 def test_attend_and_the_class_row_equal_slow_attention(length, biased):
     query, key, value = random_qkv(length)
@@ -211,9 +208,6 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
         trace(jax.grad(loss), 7)
 
 
-# Which kernel?
-
-
 def device(platform, capability=None):
     found = types.SimpleNamespace(platform=platform)
     if capability is not None:
@@ -248,9 +242,6 @@ def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lac
         return
     with refused("attention", "cudnn", lacking):
         resolve_backend("cudnn", dtype, head_dim)
-
-
-# What is tapped?
 
 
 def test_only_what_is_needed_is_tapped():
@@ -311,9 +302,6 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
     got = tap(variables, x)
     np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
-
-
-# Masked training, where a masked token attends to itself alone
 
 
 def shares(logits, mask, **options):

@@ -105,9 +105,6 @@ def test_steps_that_nothing_reads_have_parameters():
     assert "reducer_1" in made["params"]
 
 
-# What is left out
-
-
 @pytest.mark.parametrize("reduction", [None, TOME, MCTF], ids=["dense", "tome", "mctf"])
 def test_the_compiled_program_has_fewer_operations(reduction):
     """By two a MAC, and those of norms, softmax and GELU."""

@@ -128,9 +128,6 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
         assert np.abs(seen - 2 * at)[2:-2].max() <= 1
 
 
-# Sides that are no multiples of the patch
-
-
 def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"

@@ -28,9 +28,6 @@ def pulled_back(fn, *arguments):
     return tiny.compiled(both)(*arguments)
 
 
-# GELU
-
-
 @pytest.mark.parametrize("form", ["exact", "tanh", "quick"])
 def test_slope_of_gelu_is_that_of_its_differences(form):
     """Central differences of the definitions, in float64."""
@@ -66,9 +63,6 @@ def test_gelu_keeps_its_input_alone_and_its_type(form):
     # Phi(x) + x phi(x): -0.0005 at -4, 0.5 at 0, 1.0119 at 3; flat far away.
     want = [0, -0.0005, 0.5, 1.012, 1]
     np.testing.assert_allclose(slope.astype(np.float32), want, atol=0.005)
-
-
-# Layer norm
 
 
 @pytest.mark.parametrize("shape, eps", [((7, 12), 1e-6), ((2, 3, 12), 0.1)])
@@ -134,9 +128,6 @@ def test_layer_norm_of_bfloat16_works_in_float32():
     for got, want in zip((out, *slopes), exact, strict=True):
         got = np.asarray(got, np.float32)
         np.testing.assert_allclose(got, want, rtol=2**-8, atol=2e-5)
-
-
-# Padding and order
 
 
 def test_what_comes_back_to_padding_is_dropped():

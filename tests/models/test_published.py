@@ -283,9 +283,6 @@ def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     assert not {"head", "head_dist"} & {*found["params"]}
 
 
-# What a name, given or in a config, stands for
-
-
 VIT = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 IMAGES = {"tag": "augreg_in21k_ft_in1k", "mean": HALF, "std": HALF}
 IMAGES |= {"input_size": [3, 32, 32]}

@@ -58,9 +58,6 @@ def model(family, reduction=None, **options):
     return tiny.model(reduction, arch=ARCHS[family], **size | options)
 
 
-# Coordinates
-
-
 def test_centers_reach_from_minus_one_to_one():
     """DINOv3's patches, of 2 x 4: centers of halves and of quarters."""
     y, x = Rotary("center").coordinates((2, 4)).T
@@ -75,9 +72,6 @@ def test_a_larger_grid_is_scaled_to_that_of_the_training():
     assert places[[0, 1, 31, 32, -1]].tolist() == want
     from_one = Rotary(start=1.0).coordinates((2, 2))
     assert from_one.tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
-
-
-# Turning
 
 
 def angle(family, plane, place):
@@ -150,9 +144,6 @@ def test_half_precision_is_turned_in_full():
     np.testing.assert_array_equal(got, want)
 
 
-# Coordinates travel
-
-
 begin = tiny.compiled(lambda x, places: tokens.start(x, 2, coordinates=places))
 
 
@@ -213,9 +204,6 @@ def test_models_without_rotary_positions_carry_none():
     made = tiny.model(tiny.EVIT)
     out = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2))
     assert out.state.coordinates is None
-
-
-# The network
 
 
 TOME = {"name": "tome", "r_list": (3, 2, 2)}
@@ -319,9 +307,6 @@ def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     assert [sine.outvars[0].aval.shape for sine in sines] == [(2, 18, 1, 4)]
 
 
-# Kernels and checks
-
-
 @needs_compiler
 @pytest.mark.parametrize(
     "reduction", [tiny.EVIT | {"blocks": (0, 1)}, {"name": "tome", "r": 4}]
@@ -350,9 +335,6 @@ def test_a_kernel_that_does_both_is_refused():
 def test_heads_without_whole_planes_are_named():
     with refused("num_heads", 3):
         tiny.model(arch=DINOV3)
-
-
-# Published models
 
 
 @pytest.mark.parametrize(

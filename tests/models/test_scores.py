@@ -234,9 +234,6 @@ def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
         tiny.model(tiny.EVIT | {"score": score}, arch=arch)
 
 
-# Masked training
-
-
 def init_of(module):
     """Function of tokens, two of them a prefix, that returns a module's variables."""
     return lambda x: module.init(jax.random.key(0), x, tokens.start(x, 2))
@@ -298,9 +295,6 @@ def test_the_mask_learns_through_the_probe():
 
     slope = tiny.compiled(jax.grad(loss))(np.float32([[1, 0, 1, 0, 1]] * 2))
     assert np.isfinite(slope).all() and (np.abs(slope) > 1e-3).all()
-
-
-# Sizes in the head
 
 
 def slow_pool(variables, x, sizes):

@@ -132,9 +132,6 @@ def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
     assert set(conv["conv_0"]) == {"kernel"}  # batch norm has the bias
 
 
-# Batch norm
-
-
 def train(stem, variables, images):
     """(output, new statistics) of a training pass."""
     out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
@@ -196,9 +193,6 @@ def test_two_devices_normalize_by_the_whole_batch():
     chex.assert_trees_all_close(got, want_all, rtol=1e-4, atol=2e-5)
     alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
     assert np.abs(alone - want[:SLOT]).max() > 0.01
-
-
-# Cost
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,6 @@ def without_core(monkeypatch):
     replace_core(monkeypatch)
 
 
-# Nothing to reduce
-
-
 DINOV3, EVA02 = ({"arch": arch, "embed_dim": 24} for arch in ARCHS.values())
 IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
 
@@ -76,9 +73,6 @@ def test_training_alone_changes_the_conv_stem_alone():
 def text(jaxpr):
     """The jaxpr in words, without the addresses of functions."""
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
-
-
-# What it is made of
 
 
 # Mixtures of all tokens, and pools: no slot map whose merged slots are counted.

@@ -29,9 +29,6 @@ def close(got, want, units=128):
     assert_close(got, want, units)
 
 
-# Values
-
-
 def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=False):
     """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
@@ -106,9 +103,6 @@ def test_what_is_compared_decides_who_merges():
         assert (decided[one] != decided[other]).any(), (one, other)
 
 
-# Types
-
-
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     fused = tiny.FUSED | {"blocks": (0,)}
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
@@ -131,9 +125,6 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     for path, leaf in traverse_util.flatten_dict(gradients, sep="/").items():
         # What a key bias adds to a row of logits, softmax takes away.
         assert np.asarray(leaf).any() or path.endswith("attn/k/bias"), path
-
-
-# Where it starts
 
 
 def test_weights_start_from_an_untruncated_normal_of_std_002():
@@ -162,8 +153,6 @@ def test_weights_start_from_an_untruncated_normal_of_std_002():
         if name.endswith("scale"):
             assert (np.asarray(leaf) == 1).all(), name
 
-
-# Drop path
 
 RATE, BLOCKS = 0.4, 5
 path_scale = tiny.compiled(vit.drop_path_scale, static_argnums=(1, 2))
@@ -213,9 +202,6 @@ def test_drop_path_is_for_training():
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
     never = tiny.model(drop_path_rate=0.0).apply
     assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
-
-
-# However it is run
 
 
 @chex.assert_max_traces(n=1)
@@ -346,9 +332,6 @@ def test_without_keys_the_draws_are_fixed_and_differ_by_image(kept):
     draws = kept(None)
     np.testing.assert_array_equal(draws, kept(None))
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
-
-
-# Rematerialization
 
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])

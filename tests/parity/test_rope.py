@@ -110,9 +110,6 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
         assert apart(out.logits, theirs(torched(pixels))) < ALLOWED
 
 
-# Other layouts
-
-
 def meta_names(tensors):
     """A small DINOv3 by the names of its own code, read from timm's converter."""
     found = {"mask_token": np.zeros((1, 1), np.float32)}

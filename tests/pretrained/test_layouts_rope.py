@@ -192,9 +192,6 @@ def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
         np.testing.assert_array_equal(found[f"blocks.{block}.attn.qkv.bias"], bias)
 
 
-# Files that are cut or of other shapes
-
-
 def zeros(*shape):
     return np.zeros(shape, np.float32)
 

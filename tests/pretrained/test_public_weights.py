@@ -115,9 +115,6 @@ def test_logits(passed, reference):
     np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
 
 
-# EViT
-
-
 @pytest.fixture(scope="module")
 def evit(assets, variables, images):
     """(the authors' arrays by name, our plan, our Outputs) for two images."""
@@ -154,9 +151,6 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
         yours = [yours[i] for i in kept] + [frozenset.union(*fused)]
         assert len(mine) == len(yours) and set(mine) == set(yours)
         assert mine[-1] == yours[-1]  # the fused token is last in both
-
-
-# Accuracy
 
 
 def evaluated(assets, out, *words):

@@ -10,9 +10,6 @@ from tests import oracles
 NAN, INF = np.nan, np.inf
 
 
-# Order
-
-
 @pytest.mark.parametrize(
     "scores",
     [
@@ -43,9 +40,6 @@ def test_count_before_counts_the_kept_tokens_to_the_left():
     got = np.asarray(ops.count_before(jnp.asarray(keep)))
     for row, counted in zip(keep, got, strict=True):
         assert counted.tolist() == [int(row[:i].sum()) for i in range(21)]
-
-
-# Similarity
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -70,8 +70,6 @@ def filled(dest, n_out):
     return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
 
 
-# The hand-computed examples
-
 ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
 (CIRCLE,) = vectors([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
 
@@ -116,8 +114,6 @@ def test_evit_fuses_as_computed_by_hand(fuse, form):
     np.testing.assert_allclose(got.x[0, :, 0], want, rtol=1e-6 if fuse else 0)
     assert got.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
 
-
-# Agreement with the oracle, from one token up, full of ties
 
 RATES = ("0", "0.7", "1")
 MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]

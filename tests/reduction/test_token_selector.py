@@ -24,9 +24,6 @@ def image_keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-# Scores
-
-
 def network(*shape):
     """(parameters of random values, compiled (parameters, x, mask) -> scores)."""
     net = token_selector.KeepScores()
@@ -55,9 +52,6 @@ def test_scores_are_log_probabilities_in_bfloat16_too():
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(jnp.exp(half).sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(half, full, atol=0.1)
-
-
-# Draws
 
 
 draw_mask = jax.jit(token_selector.draw_mask)
@@ -107,9 +101,6 @@ def test_the_noise_of_an_image_is_its_own():
     part = draw_mask(scores[:2], None, image_keys(4)[2:])
     np.testing.assert_array_equal(part, whole[2:])
     assert (np.asarray(draw(scores, seed=1)) != whole).any()
-
-
-# Losses
 
 
 def test_ratio_by_hand():

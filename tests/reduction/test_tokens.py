@@ -202,9 +202,6 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 
-# Transforms
-
-
 class MovesTest(chex.TestCase):
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters((form, form) for form in FORMS)
@@ -215,9 +212,6 @@ class MovesTest(chex.TestCase):
         each = functools.partial(move, form=form)
         got = self.variant(jax.vmap(each), **tiny.ON_DEVICES)(*stack)
         chex.assert_trees_all_close(got, want, rtol=1e-6)
-
-
-# Gradients
 
 
 @functools.partial(tiny.compiled, static_argnames="form")

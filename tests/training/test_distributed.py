@@ -143,9 +143,6 @@ def test_flags_that_do_not_fit_together_are_named(arguments, flag, value):
     assert (error.value.field, error.value.value) == (f"--{flag}", value)
 
 
-# Joining
-
-
 def test_a_process_that_is_alone_joins_nothing():
     with distributed.joined(None):
         assert not jax.distributed.is_initialized()
@@ -216,9 +213,6 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
     assert status == 128 + signum
     assert err.startswith("stopped with nothing to save; the same command")
     assert err.count("\n") == 1
-
-
-# The loss of another process
 
 
 def test_an_abort_in_a_thread_ends_with_the_sentence():

@@ -174,9 +174,6 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, tmp_path, monke
     assert all(c.images == 24 and c.agrees for c in found.values()), found
 
 
-# As part of a program
-
-
 @pytest.mark.parametrize(
     "reduction",
     [*ALL, dataclasses.replace(RETOKENIZE, size_weighting=False)],
@@ -219,9 +216,6 @@ def test_many_calls_at_once_give_the_same():
     for other in others:
         for a, b in zip(first, other, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-# What does not fit
 
 
 def shapes(n=19, heads=2, width=8, dim=16, key="float32", x="float32"):

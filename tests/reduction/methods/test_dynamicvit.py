@@ -28,9 +28,6 @@ def training():
     return masked.trained(FIELDS)
 
 
-# Evaluation
-
-
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
     model = tiny.model(FIELDS | {"keep_rate": 1.0}, masked=is_masked)
@@ -39,9 +36,6 @@ def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
     got = tiny.compiled(model.apply)(variables, images)
     want = tiny.compiled(tiny.model().apply)(variables, images)
     np.testing.assert_array_equal(got.logits, want.logits)
-
-
-# Masks
 
 
 def test_masks_shrink_and_are_zero_or_one(training):
@@ -89,9 +83,6 @@ def test_all_masked_is_finite_with_all_its_gradients(options):
     assert not np.asarray(mask).any()
     assert float(terms["tokens"]) == 0
     assert float(terms["ratio"]) == pytest.approx(0.6**2 + 0.36**2)
-
-
-# Loss
 
 
 def test_terms_of_the_loss(training):

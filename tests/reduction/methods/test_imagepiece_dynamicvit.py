@@ -40,9 +40,6 @@ def terms_of(model, out):
     return tiny.compiled(lambda *both: loss(*both, model.plan))(out, taught), taught
 
 
-# Counts
-
-
 def test_merges_look_at_as_many_candidates_as_in_evaluation():
     steps = ImagePieceDynamicViT().steps(12)
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
@@ -60,9 +57,6 @@ def test_the_score_is_read_where_the_field_says():
     assert sum(plan_macs(pre, 384, 6)) < sum(plan_macs(mid, 384, 6))
 
 
-# Evaluation
-
-
 def test_both_modes_are_one_model_in_evaluation():
     models = [tiny.model(fields) for fields in (MASK, TOPK)]
     variables = [tiny.shapes(model) for model in models]
@@ -71,9 +65,6 @@ def test_both_modes_are_one_model_in_evaluation():
         str(jax.make_jaxpr(m.apply)(variables[0], tiny.images())) for m in models
     ]
     assert programs[0] == programs[1]
-
-
-# Training with masks
 
 
 def test_masked_tokens_are_never_merged(with_masks):
@@ -121,9 +112,6 @@ def test_targets_are_what_evaluation_keeps():
     np.testing.assert_allclose(target_shares(plan, 196), wanted)
     steps = ImagePieceDynamicViT(keep_rate=1.0).steps(12)
     assert target_shares(build(12, 196, steps, masked=True), 196) == []
-
-
-# Training by noisy top-k
 
 
 def test_topk_removes_tokens_and_multiplies_by_one():
@@ -187,9 +175,6 @@ def test_the_score_learns_from_the_kept_tokens():
                 wanted += x[token] @ weight[image, slot] * p * (1 - p)
     bias = slopes["params"]["scores"]["score"]["bias"]
     np.testing.assert_allclose(bias, [wanted, -wanted], rtol=1e-4)
-
-
-# Fields
 
 
 def test_it_has_the_fields_of_both():

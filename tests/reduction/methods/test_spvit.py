@@ -26,9 +26,6 @@ def run(selector, counts, x, mask=None):
     return variables["params"], apply_learned(selector, variables, taps, counts)
 
 
-# Package
-
-
 @pytest.mark.parametrize("norm", ["none", "score", "count"])
 def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
     probability, before = np.full((1, 4), 0.5, np.float32), np.ones((1, 4), np.float32)
@@ -41,9 +38,6 @@ def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
     value, slopes = run(probability, before)
     assert float(value) == 0
     assert max(np.abs(slope).max() for slope in slopes) <= 4
-
-
-# Selector
 
 
 @pytest.mark.parametrize(
@@ -131,9 +125,6 @@ def test_few_tokens(n):
         assert set(row) == set(range(n))
 
 
-# In the model
-
-
 def test_packages_travel_at_the_end():
     """Evaluation removes tokens; training keeps all and grows by the packages."""
     model, trained = (tiny.model(FIELDS, masked=m) for m in (False, True))
@@ -148,9 +139,6 @@ def test_packages_travel_at_the_end():
     np.testing.assert_array_equal(second.keep[:, tiny.TOKENS :], 1)
     np.testing.assert_array_equal(out.state.mask[:, :-1], second.keep)
     np.testing.assert_array_equal(out.state.mask[:, -1], 1)
-
-
-# Loss
 
 
 def test_the_ratio_is_of_the_whole_batch_without_packages():

@@ -82,9 +82,6 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-# Version 1.1
-
-
 # one token; fewer tokens than are learned; as many; more
 @pytest.mark.parametrize("n", [1, 3, 5, 11])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,9 +107,6 @@ def test_parameters_and_where_they_start():
         limit = np.sqrt(6 / sum(kernel.shape))  # Xavier, uniform
         assert 0.9 * limit < np.abs(kernel).max() <= limit
         assert not params["scores"][name]["bias"].any()
-
-
-# Version 1.0
 
 
 @pytest.mark.parametrize(
@@ -147,9 +141,6 @@ def test_macs_by_hand():
     assert macs == 5 * (9 * (6 + 4 + 4 + 4) * 4 + 4 * 6)
 
 
-# Both
-
-
 @pytest.mark.parametrize(
     "version, class_token", [("v1.1", True), ("v1.1", False), ("v1.0", True)]
 )
@@ -177,9 +168,6 @@ def test_images_need_not_be_square(version):
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     chex.assert_shape(out.tokens, (1, 1 + 16, tiny.WIDTH))
-
-
-# The fuser
 
 
 def test_the_fuser_changes_nothing_at_first():

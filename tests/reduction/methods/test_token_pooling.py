@@ -109,8 +109,6 @@ def random_tokens(n, width=5, batch=3, seed=0):
     return x, rng.uniform(0.1, 3, size=(batch, n)).astype(np.float32)
 
 
-# By hand
-
 LINE = np.float32([0, 1, 2, 10, 11])[None, :, None]
 WEIGHT = np.float32([[1, 5, 1, 1, 2]])
 
@@ -124,9 +122,6 @@ def test_by_hand(reducer, second, rtol, iterations):
     dest, rows, sizes = pool(reducer(iterations=iterations), LINE, WEIGHT, 2)
     assert (dest.tolist(), sizes.tolist()) == ([[0, 0, 0, 1, 1]], [[3, 2]])
     np.testing.assert_allclose(rows[..., 0], [[1, second]], rtol)
-
-
-# Against the slow truth
 
 
 @pytest.mark.parametrize("reducer", [KMedoids, KMeans])
@@ -175,9 +170,6 @@ def test_a_common_factor_of_the_weights_changes_nothing():
     x, weight = random_tokens(20)
     both = (pool(KMedoids(), x, factor * weight, 6) for factor in (1, 2.0**-90))
     chex.assert_trees_all_equal(*both)
-
-
-# What can go wrong with numbers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -229,9 +221,6 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean(reducer, want, rtol):
     to_x, to_weight = tiny.compiled(jax.grad(loss, (0, 1)))(LINE, WEIGHT)
     np.testing.assert_allclose(to_x[0, :, 0], want, rtol)
     assert not to_weight.any()
-
-
-# In a model
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,6 @@ def test_seven_tokens(r, values, sizes, form):
     assert got.size[0].tolist() == sizes
 
 
-# The slow truth
-
-
 def metrics(n, seed=0):
     """[6, n, 5]: three images without ties, three full of them."""
     rng = np.random.default_rng(seed)
@@ -139,9 +136,6 @@ def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
         decide(Bipartite(), taps_of(metric, num_prefix), counts).dest
     ):
         assert set(dest.tolist()) == set(range(counts.n_out))
-
-
-# How many, block by block
 
 
 @pytest.mark.parametrize(
