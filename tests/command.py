@@ -24,6 +24,16 @@ class Ended(NamedTuple):
     out: str
     err: str
 
+    def ok(self):
+        """Itself, of a command that ended well."""
+        assert self.status == 0, self
+        return self
+
+    def quiet(self):
+        """Itself, of a command that ended well and wrote nothing to stderr."""
+        assert (self.status, self.err) == (0, ""), self
+        return self
+
 
 def call(main, *words):
     """Run the command `main` with these words in this process."""

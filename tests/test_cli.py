@@ -28,8 +28,7 @@ def in_root(monkeypatch):
 def parsed(*words, config=IMAGEPIECE):
     """The config that a command gets to see."""
     seen = []
-    ended = call(lambda: seen.append(cli.config()), "--config", config, *words)
-    assert ended.status == 0, ended
+    call(lambda: seen.append(cli.config()), "--config", config, *words).ok()
     return seen[0]
 
 
@@ -151,9 +150,6 @@ def test_status_and_sentence_of_an_end(error, status, said):
 
     ended = call(main)
     assert (ended.status, ended.err) == (status, f"{said}\n")
-
-
-def test_status_of_main_is_that_of_the_command():
     assert call(lambda: 7).status == 7
 
 
@@ -198,6 +194,7 @@ def test_name_of_a_config(path, name):
 
 
 def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatch):
+    """Those of the package are found from anywhere."""
     path = tmp_path / "configs" / "mine.py"
     path.parent.mkdir()
     path.write_text(
@@ -211,24 +208,17 @@ def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatc
     assert config_files.load_config(path).text == "none"
     config = config_files.load_config(f"{path}:a:b")
     assert (config.text, config.number, config.is_locked) == ("a:b", 5, True)
-
-
-def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     config = config_files.load_config("configs/deit_s_evit.py:deit_ti")
     assert (config.model.name, config.reduction.name) == ("deit_ti", "evit")
 
 
-def test_train_in_a_process_of_its_own():
-    """Its flags, all of them, and none of other commands that a test has imported."""
+def test_flags_in_a_process_of_its_own():
+    """All of a command's, and none of others that a test has imported."""
     said = sentence(start("train.py", "--config=configs/quickstart.py", "--zebra"))
     assert said == (
         "--zebra is not a flag; allowed: --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
-
-
-def test_a_command_without_a_config_says_so():
     said = sentence(start("-m", "imagepiece_jax", "doctor", "--config.lr=1"))
     assert said == "--config.lr is for commands with a config; see --help"
 
@@ -362,16 +352,12 @@ print(json.dumps(defined))
 
 
 def test_a_flag_is_of_one_kind_and_default_in_every_program():
-    """Programs can be imported side by side, and the last definition is that of all.
-
-    Experiments read defaults of their own wherever a flag is from.
-    """
+    """Imported side by side, the last definition is that of all programs."""
     experiments = "experiments.__main__"
     paths = [*ROOT.glob("imagepiece_jax/commands/*.py"), *ROOT.glob("tools/*.py")]
     paths = [path for path in paths if re.search(r"DEFINE_|cli\.", path.read_text())]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    ended = start("-c", DEFINITIONS, experiments, *sorted(names))
-    assert ended.status == 0, ended.err
+    ended = start("-c", DEFINITIONS, experiments, *sorted(names)).ok()
     defined = json.loads(ended.out)
     assert {"sweep", "counts", "workdir", "kills"} <= set(defined)
     for flag, definitions in defined.items():

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import call, sentence, start
+from tests.models import tiny
 from tests.runs import ROOT
 
 TABLE = ROOT / "tests" / "errors.txt"
@@ -82,7 +82,7 @@ def fill(folder):
         model = RunConfig.from_config(runs.configured(TINY)).create_model()
         variables = variable_shapes(model, 16)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
-        np.savez("w.npz", **convert.to_timm(zeros))
+        tiny.write("w.npz", zeros)
         weights = pathlib.Path("w.npz").read_bytes()
         pathlib.Path("half.npz").write_bytes(weights[: len(weights) // 2])
         pathlib.Path("w.txt").touch()

@@ -283,7 +283,4 @@ def test_devices_processes_and_orbax_are_known_by_one_file_each():
         f"{PACKAGE}.common.parallel": {"jax.pmap", "jax.shard_map"},
         f"{PACKAGE}.training.distributed": {"jax.distributed"},
     }
-
-
-def test_four_files_stand_at_the_top():
     assert {path.stem for path in (ROOT / PACKAGE).glob("*.py")} == TOP

@@ -17,8 +17,7 @@ COMMANDS += ["predict", "train", "visualize"]
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_without_a_command_it_lists_them(words):
-    ended = start("-m", "imagepiece_jax", *words)
-    assert (ended.status, ended.err) == (0, "")
+    ended = start("-m", "imagepiece_jax", *words).quiet()
     first, *lines = ended.out.splitlines()
     assert first.startswith("python -m imagepiece_jax COMMAND")
     assert [line.split()[0] for line in lines] == COMMANDS
@@ -48,8 +47,7 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_its_own_command_alone(command):
     """And names no flag of another."""
-    ended = start("-c", LOADED, command, "--help")
-    assert (ended.status, ended.err) == (0, "")
+    ended = start("-c", LOADED, command, "--help").quiet()
     *lines, modules = ended.out.splitlines()
     modules = json.loads(modules)
     assert not {"jax", "flax", "ml_collections"} & {*modules}

@@ -119,8 +119,7 @@ def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     out = tmp_path / "result.json"
     words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
     words += [f"--weights={folder / weights_of}", f"--json={out}"]
-    ended = call(evaluate.main, *words)
-    assert ended.status == 0, ended
+    ended = call(evaluate.main, *words).ok()
     found = json.loads(out.read_text())
     assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
     assert ended.out.count(NOTE) == noted
@@ -156,8 +155,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
 
 
 def test_export_takes_the_model_of_the_run(tmp_path, folder):
-    ended = call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax")
-    assert (ended.status, ended.err) == (0, "")
+    call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax").quiet()
     facts = json.loads((tmp_path / "m.jax.json").read_text())
     assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
@@ -187,8 +185,7 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     """Without --config its reduction may be another: all tokens are kept here."""
     out = tmp_path / "result.json"
     words = ["--config.reduction.keep_rate=1.0", "--resize=none", f"--json={out}"]
-    ended = call(evaluate.main, f"--weights={folder}/run", *words)
-    assert ended.status == 0, ended
+    call(evaluate.main, f"--weights={folder}/run", *words).ok()
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
     dense = RunConfig.from_config(config()).create_dense()
     logits = tiny.jit(dense.apply)(variables, images).logits

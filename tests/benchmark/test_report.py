@@ -73,6 +73,7 @@ def test_tables_leave_unknown_cells_blank(rows):
     assert table[5].endswith("|  | 1.2 |")
     assert "abacus, float32" in table[7] and "8.000 TFLOP/s" in table[7]
     assert len({line.count("|") for line in table[2:6]}) == 1
+    assert report.break_even(list(ratios(b8=2.0))) == []
 
 
 def ratios(**of_batch):
@@ -102,7 +103,3 @@ def test_break_even(of_batch, said, ratios_said):
     verb = "is not faster" if of_batch["b8"] < 1 else "is faster"
     said = f"inference: other {verb} than first {said} (times as fast: {ratios_said}"
     assert sentence.startswith(said)
-
-
-def test_one_batch_size_has_no_break_even():
-    assert report.break_even(list(ratios(b8=2.0))) == []

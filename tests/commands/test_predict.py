@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """Weights and two photographs, between them a file that is none."""
     folder = tmp_path_factory.mktemp("predict")
     variables = tiny.variables(tiny.model())
-    np.savez(folder / "w.npz", **convert.to_timm(variables))
+    tiny.write(folder / "w.npz", variables)
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for name in ("a.png", "c.png"):
@@ -59,7 +59,7 @@ def test_a_bad_image_is_named_and_the_others_answered(folder, tmp_path):
 
 def test_images_are_resized_unless_told_otherwise(tmp_path):
     model = tiny.model(image_size=40)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(model)))
+    tiny.write(tmp_path / "w.npz", tiny.variables(model))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]

@@ -10,7 +10,6 @@ from imagepiece_jax.commands import visualize
 from imagepiece_jax.data import image_files
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
 from tests.command import call
 from tests.models import tiny
 from tests.visualize.traces import read_traces
@@ -19,9 +18,8 @@ from tests.visualize.traces import read_traces
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     model = tiny.model(embed_dim=64, num_heads=4, depth=1)
-    path = tmp_path_factory.mktemp("weights") / "vit_mini.npz"
-    np.savez(path, **convert.to_timm(tiny.variables(model)))
-    return path
+    folder = tmp_path_factory.mktemp("weights")
+    return tiny.write(folder / "vit_mini.npz", tiny.variables(model))
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
+    """A link that leads nowhere or around is refused."""
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "target", tmp_path / "link"
     if exists:
@@ -87,17 +88,14 @@ def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
     replace_file(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "target", "there"]
-
-
-def test_a_link_that_leads_nowhere_or_around_is_refused(tmp_path):
-    (tmp_path / "nowhere").symlink_to(tmp_path / "no" / "such")
-    (tmp_path / "around").symlink_to(tmp_path / "around")
-    for name in ("nowhere", "around"):
+    for goal in (tmp_path / "no" / "such", link):
+        link.unlink()
+        link.symlink_to(goal)
         with pytest.raises(InputError, match="cannot be written"):
-            check_writable("--out", tmp_path / name)
+            check_writable("--out", link)
         with pytest.raises(RunError, match="cannot be written"):
-            replace_file(tmp_path / name, b"data")
-        assert (tmp_path / name).is_symlink()
+            replace_file(link, b"data")
+        assert link.is_symlink()
 
 
 def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
@@ -238,14 +236,6 @@ def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
         put(link, "new")
 
 
-@pytest.mark.parametrize("name", ["config.json", "classes.json", "run.json"])
-def test_files_of_the_run_that_is_read_are_not_overwritten(tmp_path, name):
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=f"--json .*{name} is read here"):
-        check_writable("--json", tmp_path / name, own_files(tmp_path))
-    check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
-
-
 def git(folder, *words):
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     return subprocess.check_output([*command, *words], text=True).strip()
@@ -272,7 +262,7 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
 
 
 def test_photographs_and_weights_are_not_replaced(tmp_path):
-    """But by what writes such a file itself; a new one may have any name."""
+    """But by what writes such a file itself; nor are files of the run that is read."""
     for name in ("panda.jpg", "WEIGHTS.PTH", "new.png"):
         path = tmp_path / name
         check_writable("--out", path)
@@ -280,3 +270,8 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
         with pytest.raises(InputError, match=f"--out {path} exists, and this"):
             check_writable("--out", path)
     check_writable("--plot", path, writes=[".png"])
+    for name in ("config.json", "classes.json", "run.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(InputError, match=f"--json .*{name} is read here"):
+            check_writable("--json", tmp_path / name, own_files(tmp_path))
+    check_writable("--json", tmp_path / "result.json", own_files(tmp_path))

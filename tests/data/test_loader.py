@@ -38,9 +38,6 @@ def test_an_epoch_shows_every_image_at_most_once():
     assert loader.steps_per_epoch(35, 8) == 4
     order = loader.epoch_order(3, 1, 35)
     assert values(batches[4:5]) == order[:8].tolist()
-
-
-def test_shapes_and_dtypes():
     batch = train(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
     assert batch["image"].dtype == np.uint8
@@ -81,7 +78,7 @@ def test_threads_do_not_matter(threads):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("start", [1, 4, 8])
+@pytest.mark.parametrize("start", [1, 4, 8, 9])
 def test_a_restart_at_any_step_does_not_matter(start, repeats):
     again = train(Noise(20), start_step=start, repeats=repeats)
     same(again, train(Noise(20), repeats=repeats)[start:])
@@ -143,10 +140,6 @@ def test_reading_ahead_is_bounded():
     assert 4 <= len(source.reads) <= 4 * (4 + worker_pool.GROUPS_AHEAD)
 
 
-def test_no_steps_left_is_an_empty_iterator():
-    assert train(Noise(20), 9, start_step=9) == []
-
-
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 19])
 @pytest.mark.parametrize("processes, devices", [(1, 1), (1, 4), (2, 2)])
 def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
@@ -172,15 +165,13 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
 
 
 def test_training_puts_the_next_readable_image_in_place():
+    """From the start of the order where it ends."""
     order = loader.epoch_order(3, 0, 400).tolist()
     expected = order[:16]
     expected[2] = expected[3] = order[4]
     expected[9] = order[10]
     bad = {order[2], order[3], order[9]}
     assert values(train(Noise(400, bad), stop=2)) == expected
-
-
-def test_training_wraps_round_at_the_end_of_the_order():
     order = loader.epoch_order(3, 0, 104).tolist()
     last = train(Noise(104, {order[103]}), stop=13)[-1:]
     assert values(last) == order[96:103] + [order[0]]
@@ -194,6 +185,9 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     assert values(batches, "index") == list(range(400))
     assert source.unreadable.count == 3
     assert list(source.unreadable.names) == ["5.jpg", "6.jpg", "399.jpg"]
+    assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
+    with pytest.raises(InputError, match=r"^1\.jpg .*torn.*: 4 of 300 images"):
+        evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
 def test_unreadable_images_are_named_once_in_the_log(caplog):
@@ -212,6 +206,7 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():
+    """Rows do not run on from one evaluation to the next."""
     order = loader.epoch_order(3, 0, 4000).tolist()
     assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
     message = rf"^{order[10]}\.jpg .*, as the first of 20 images in a row"
@@ -220,18 +215,9 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
     with pytest.raises(InputError, match=r"^10\.jpg .* first of 20 images in a row"):
         evaluate(Noise(4000, range(10, 30), size=8))
-
-
-def test_rows_do_not_run_on_from_one_evaluation_to_the_next():
     source = Noise(4000, [*range(10), *range(3990, 4000)], size=8)
     for _ in range(2):
         assert sum(batch["mask"].sum() for batch in evaluate(source)) == 3980
-
-
-def test_more_than_one_per_cent_stops_the_run():
-    assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
-    with pytest.raises(InputError, match=r"^1\.jpg .*torn.*: 4 of 300 images"):
-        evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,7 @@ train = functools.partial(noise.train, repeats=3)
 
 
 def sampler(order, workers):
-    """What each of `workers` devices sees in an epoch: DeiT's sampler.
-
-    Indices are repeated three times in a row and assigned in turn, filled up from the
-    start so that all get the same number; each keeps floor(length / 256) * 256 /
-    workers.
-    """
+    """What each of `workers` devices sees in an epoch: DeiT's sampler."""
     assigned = [index for index in order for _ in range(3)]
     total = math.ceil(len(order) * 3 / workers) * workers
     assigned += assigned[: total - len(assigned)]
@@ -46,16 +41,13 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
 
 
 def test_copies_are_neighbors_with_draws_of_their_own():
+    """They continue in the next step and end with the epoch."""
     batch = train(Noise(20), 1, 12)[0]
     labels, images = batch["label"][0, 0], batch["image"][0, 0]
-    order = loader.epoch_order(3, 0, 20)
-    np.testing.assert_array_equal(labels, np.repeat(order[:4], 3))
-    assert len({image.tobytes() for image in images}) == 12
-
-
-def test_copies_continue_in_the_next_step_and_end_with_the_epoch():
-    labels = values(train(Noise(20), 3))
     one, two = (loader.epoch_order(3, epoch, 20) for epoch in (0, 1))
+    np.testing.assert_array_equal(labels, np.repeat(one[:4], 3))
+    assert len({image.tobytes() for image in images}) == 12
+    labels = values(train(Noise(20), 3))
     assert labels == [*np.repeat(one, 3)[:16], *np.repeat(two, 3)[:8]]
 
 
@@ -76,6 +68,14 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     source = Noise(400, {order[1], order[2]})
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable.names) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
+    # 20 in a row end a run: seven with three copies each do not.
+    requests = [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
+    allocate = functools.partial(np.empty, dtype=np.uint8)
+    transform = CanvasTransform(32)
+    chunk = loader.read_chunk(Noise(9, {4}), transform, requests, allocate=allocate)
+    names = [[error.place for error in errors] for errors in chunk.errors]
+    assert names == [["4.jpg"], [], []]
+    assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])
 
 
 def test_canvases_hold_the_image_and_say_where():
@@ -107,14 +107,3 @@ def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     assert in_order == sorted(in_order)
     distinct = [{places[slot] for slot in part} for part in slots]
     assert sum(map(len, distinct)) == len(set(places))
-
-
-def test_an_unreadable_image_counts_once_however_many_copies_it_has():
-    """20 in a row end a run: seven with three copies each do not."""
-    requests = [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
-    allocate = functools.partial(np.empty, dtype=np.uint8)
-    transform = CanvasTransform(32)
-    chunk = loader.read_chunk(Noise(9, {4}), transform, requests, allocate=allocate)
-    names = [[error.place for error in errors] for errors in chunk.errors]
-    assert names == [["4.jpg"], [], []]
-    assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])

@@ -67,7 +67,17 @@ def test_results_without_a_digest_count_for_the_data_that_ask_first(tmp_path):
 
 
 def test_again_measures_anew_and_the_last_line_counts(tmp_path):
+    """A kill while it measures leaves what was there."""
+
+    def killed():
+        raise KeyboardInterrupt
+
     measured(tmp_path, SETTING)
+    cache = ResultCache(tmp_path, again=True)
+    with pytest.raises(KeyboardInterrupt):
+        cache.result(SETTING, killed)
+    cache.close()
+    assert measured(tmp_path, SETTING)[1] == 0
     (_, newest), calls = measured(tmp_path, SETTING | {"x": 1}, SETTING, again=True)
     assert calls == 2 and newest == {"acc1": 82.0}
     assert measured(tmp_path, SETTING) == ([newest], 0)
@@ -94,18 +104,6 @@ def test_a_torn_last_line_is_cut_and_measured_anew(tmp_path, again):
     assert calls == 1 + again
     lines = file.read_text().splitlines()
     assert all(json.loads(line)["setting"] for line in lines)
-
-
-def test_a_kill_while_measuring_leaves_what_was_there(tmp_path):
-    def killed():
-        raise KeyboardInterrupt
-
-    cache = ResultCache(tmp_path)
-    cache.result(SETTING, Count())
-    with pytest.raises(KeyboardInterrupt):
-        cache.result(SETTING | {"x": 1}, killed)
-    cache.close()
-    assert measured(tmp_path, SETTING)[1] == 0
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):

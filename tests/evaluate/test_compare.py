@@ -188,6 +188,9 @@ def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
     assert lines.startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, about 1 min")
     compare.compare(made, SHARES, ["evit"])
     assert not capsys.readouterr().err
+    with pytest.raises(InputError) as error:
+        compare.compare(Guessing(), (0.01,), ["evit"])
+    assert (error.value.field, error.value.value) == ("--shares", [0.01])
 
 
 def test_minutes_left_fall(monkeypatch, capsys):
@@ -206,12 +209,6 @@ def test_minutes_left_fall(monkeypatch, capsys):
     assert compare.measure_all(reductions, lambda _: False, measure) == reductions
     left = re.findall(r"about (\d+) min left", capsys.readouterr().err)
     assert left == ["10", "5", "4", "3", "2", "1"]
-
-
-def test_shares_that_nothing_reaches_are_a_mistake():
-    with pytest.raises(InputError) as error:
-        compare.compare(Guessing(), (0.01,), ["evit"])
-    assert (error.value.field, error.value.value) == ("--shares", [0.01])
 
 
 def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
@@ -330,10 +327,7 @@ def test_the_json_is_read_back_as_it_was(report):
 
 @pytest.mark.slow
 def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
-    """A tiny model on digits, stopped at its third setting.
-
-    Of four blocks, which random tokens, dropped at blocks 3, 6 and 9, do not fit.
-    """
+    """At its third setting; random tokens, dropped at blocks 3, 6 and 9, do not fit."""
     weights = tiny_context.pretrained(tmp_path)
     images = tiny_context.images()
 

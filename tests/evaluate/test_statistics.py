@@ -48,9 +48,6 @@ def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():
     found = statistics.paired_difference(*pair(0, 1, 0, 0))
     assert found.value == found.high == 100 and -52 < found.low < -50
     assert statistics.paired_difference(*pair(0, 0, 1, 0)).low == -100
-
-
-def test_pairs_must_be_of_the_same_images():
     with pytest.raises(ValueError, match="are not paired"):
         statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))
 
@@ -151,14 +148,9 @@ def test_seeds_and_images_add_up():
     seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
     assert found.value == 75
     assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
-
-
-def test_accuracies_of_seeds_stay_inside_what_they_can_be():
+    # One seed is the image interval.
     found = statistics.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
     assert found.value == 87.5 and found.high == 100 and found.low == 0
-
-
-def test_one_seed_is_the_image_interval():
     right, base = pair(30, 6, 2, 2)
     assert statistics.accuracy([right]) == statistics.accuracy(right)
     alone = statistics.paired_difference(right, base)
@@ -175,26 +167,30 @@ def test_differences_of_seeds_are_paired_by_seed_and_image():
     assert found.half_width == pytest.approx(half)
 
 
-def test_bootstrap_of_a_mean_is_its_normal_interval():
+def test_intervals_are_near_their_bootstrap():
     values = np.random.default_rng(3).normal(size=400)
     brute = statistics.bootstrap(lambda index: values[index].mean(), 400)
     np.testing.assert_allclose(brute, statistics.mean(values), atol=0.02)
+    right, base = pair(300, 60, 25, 115)
+    found = statistics.paired_difference(right, base)
+    each = 100 * (right.astype(float) - base)
+    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
+    np.testing.assert_allclose(found, brute, atol=0.35)
 
 
 @pytest.mark.parametrize(
-    "estimate, noise", [((1, -1, 3), True), ((-2, -3, -1), False), ((1, 0.1, 2), False)]
+    "estimate, noise, written",
+    [
+        ((1, -1, 3), True, "+1.0 [-1.0, +3.0], within noise"),
+        ((-2, -3, -1), False, "-2.0 [-3.0, -1.0]"),
+        ((1, 0.1, 2), False, "+1.0 [+0.1, +2.0]"),
+    ],
 )
-def test_a_difference_within_noise_is_labeled(estimate, noise):
-    estimate = Estimate(*estimate)
-    assert statistics.is_noise(estimate) is noise
-    assert statistics.format_difference(estimate).endswith("within noise") is noise
-
-
-def test_format_of_figures():
-    written = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
-    assert written == "84.9 [82.5, 87.0]"
-    written = statistics.format_difference(Estimate(-2.0, -3.0, -1.0))
-    assert written == "-2.0 [-3.0, -1.0]"
+def test_format_of_figures(estimate, noise, written):
+    assert statistics.is_noise(Estimate(*estimate)) is noise
+    assert statistics.format_difference(Estimate(*estimate)) == written
+    figure = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
+    assert figure == "84.9 [82.5, 87.0]"
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
 
 
@@ -236,9 +232,6 @@ def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
     within = values.mean(axis=0).var() / 3000
     expected = statistics.Z * np.sqrt(between + within)
     assert found.half_width == pytest.approx(expected, rel=0.25)
-
-
-def test_seeds_that_agree_leave_the_images():
     row = np.random.default_rng(1).normal(size=500)
     alone = statistics.hierarchical_bootstrap([row])
     thrice = statistics.hierarchical_bootstrap([row] * 3)
@@ -250,11 +243,3 @@ def test_the_interval_of_an_accuracy_is_that_of_scipy():
     ours = statistics.accuracy(np.arange(77) < 60)
     theirs = stats.binomtest(60, 77).proportion_ci(method="wilson")
     np.testing.assert_allclose(ours[1:], [100 * theirs.low, 100 * theirs.high])
-
-
-def test_paired_difference_is_near_its_bootstrap():
-    right, base = pair(300, 60, 25, 115)
-    found = statistics.paired_difference(right, base)
-    each = 100 * (right.astype(float) - base)
-    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
-    np.testing.assert_allclose(found, brute, atol=0.35)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert
 from tests.models import tiny
 
 
@@ -14,9 +13,8 @@ def trained():
 
 @pytest.fixture(scope="module")
 def weights_file(trained, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
-    np.savez(path, **convert.to_timm(trained.variables))
-    return path
+    folder = tmp_path_factory.mktemp("weights")
+    return tiny.write(folder / "tiny.npz", trained.variables)
 
 
 @pytest.fixture(scope="module")

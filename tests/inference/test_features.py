@@ -51,12 +51,17 @@ def first_channel(features):
     return np.asarray(features[0, :, :, 0]).tolist()
 
 
-def test_merged_patches_share_the_mean_of_all_that_were_merged():
+def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
     first, second = slots(0, 1, 0, 2, 3, 4), slots(0, 1, 2, 0, 3)
     outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
     expected = [[3, 2, 3], [4, 3, 6]]
     assert first_channel(feature_map(outputs, GRID)) == expected
+    # EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6.
+    weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
+    result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False)
+    outputs = outputs_of(state_of(PATCHES), (result, 0))
+    assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,7 @@ def test_dropped_patches_are_filled(fill, lost):
 
 
 def test_a_dropped_patch_follows_the_token_nearest_to_it():
-    """Patch 0 is most like 1, which the second step drops; 3 is most like it there.
-
-    Patch 5 is most like 4, which is merged with 2 in the same step.
-    """
+    """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
     degrees = np.radians([0, 10, 90, 30, 160, 155])
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
     first, second = slots(-1, 0, 1, 2, 1, -1), slots(-1, 0, 1)
@@ -89,9 +91,6 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it():
     merged, kept = (patches[2] + patches[4]) / 2, patches[3]
     expected = [kept, kept, merged, kept, merged, merged]
     np.testing.assert_allclose(features, expected, rtol=1e-6)
-
-
-def test_of_equally_similar_tokens_the_first_is_the_nearest():
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
     outputs = outputs_of(state_of(patches), (slots(0, 1, 2, 3, -1, -1), 0))
     features = feature_map(outputs, GRID, "nearest")[0].reshape(6, 2)
@@ -131,14 +130,6 @@ def test_a_map_keeps_the_dtype_and_passes_gradients(fill, before, after):
     assert slopes[1][0, :, 0].tolist() == [0, *after]
 
 
-def test_fused_patches_get_the_fused_token():
-    """EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6."""
-    weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
-    result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False)
-    outputs = outputs_of(state_of(PATCHES), (result, 0))
-    assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
-
-
 def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     """Tokens of 12 and 24; shares of a patch are 1:0, 1:1, 1:3, 0:1, 3:1, and none."""
     matrix = jnp.asarray([[[0.2, 0.1, 0.1, 0, 0.6, 0], [0, 0.1, 0.3, 0.4, 0.2, 0]]])
@@ -147,9 +138,6 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     outputs = outputs.replace(state=outputs.state.replace(x=learned))
     got = feature_map(outputs, GRID)[0, ..., 0]
     np.testing.assert_allclose(got, [[12, 18, 21], [24, 15, 0]], rtol=1e-6)
-
-
-def test_patches_dropped_before_tokens_were_learned_are_filled():
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
     drop, mix = slots(0, -1, 1, 2, 3, 4), Mixing(matrix)
     outputs = outputs_of(state_of(PATCHES), (drop, 0), (mix, 0))
@@ -169,8 +157,8 @@ def test_a_token_fuser_makes_the_map_where_one_is_given():
     def fuser(learned, before):
         return module.apply(variables, learned, before)
 
-    features = feature_map(outputs, GRID, "last", None, fuser)
-    np.testing.assert_allclose(features[0].reshape(6, 2), PATCHES, rtol=1e-6)
+    found = feature_map(outputs, GRID, "last", None, fuser)
+    np.testing.assert_allclose(found[0].reshape(6, 2), PATCHES, rtol=1e-6)
 
     def shift(learned, before):
         return fuser(learned, before) + learned[:, :1]
@@ -178,44 +166,36 @@ def test_a_token_fuser_makes_the_map_where_one_is_given():
     shifted = feature_map(outputs, GRID, "last", None, shift)
     means = np.mean(PATCHES, axis=0)
     np.testing.assert_allclose(shifted[0].reshape(6, 2), PATCHES + means, rtol=1e-6)
-
-
-def test_what_is_no_fuser_is_refused():
     outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
     with refused("fuser", [1, 3, 2], "allowed: [1, 6, 2], a feature of each"):
         features.feature_map(outputs, GRID, fuser=lambda learned, tokens: learned)
 
 
 @pytest.mark.parametrize(
-    "grid, fill, change, field, value",
+    "options, state, steps, field, value",
     [
-        (GRID, "mean", {}, "fill", "mean"),
-        ((2, 2), "last", {}, "grid", (2, 2)),
-        (GRID, "class", {"num_prefix": 0}, "fill", "class"),
-        (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs", None),
+        ({"fill": "mean"}, {}, {}, "fill", "mean"),
+        ({"grid": (2, 2)}, {}, {}, "grid", (2, 2)),
+        ({"fill": "class"}, {"num_prefix": 0}, {}, "fill", "class"),
+        ({}, {"mask": jnp.ones((1, 6))}, {}, "outputs", None),
+        ({}, {}, {"results": (Masking(np.ones((1, 6))),)}, "outputs", None),
     ],
 )
-def test_impossible_maps_are_refused(grid, fill, change, field, value):
+def test_impossible_maps_are_refused(options, state, steps, field, value):
+    """Such as those of masked training."""
     outputs = outputs_of(state_of(PATCHES))
-    outputs = outputs.replace(state=outputs.state.replace(**change))
-    with refused(field, value):
-        features.feature_map(outputs, grid, fill)
-
-
-def test_a_masking_step_is_refused():
-    outputs = outputs_of(state_of(PATCHES))
-    taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
-    result = Masking(jnp.ones((1, 6)))
-    with refused("outputs", None, "outputs are those of masked training"):
-        features.feature_map(outputs.replace(results=(result,), taps=(taps,)), GRID)
+    if steps:
+        taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+        outputs = outputs.replace(taps=(taps,), **steps)
+    outputs = outputs.replace(state=outputs.state.replace(**state))
+    text = "outputs are those of masked training" if steps else ""
+    with refused(field, value, text):
+        features.feature_map(outputs, **{"grid": GRID} | options)
 
 
 @pytest.mark.parametrize("name", ["none", "evit", "imagepiece", "pitome"])
 def test_features_compile_about_as_fast_as_the_forward_pass(name):
-    """At most 1.5 times the instructions before XLA, in the most that can be asked for.
-
-    Instructions and not seconds, which depend on what else the machine does.
-    """
+    """At most 1.5 times the instructions before XLA, whatever is requested."""
     model = tiny.model({"name": name}, depth=12)
     variables = tiny.shapes(model)
     images = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.float32)

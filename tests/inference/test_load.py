@@ -31,9 +31,6 @@ def test_the_package_imports_nothing_until_it_is_used():
     )
     ended = start("-c", code, PYTHONPATH=str(ROOT))
     assert (ended.out, ended.err) == ("True False False\n", "")
-
-
-def test_an_unknown_name_is_an_attribute_error():
     assert imagepiece_jax.Predictor is api.Predictor
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = imagepiece_jax.lode
@@ -43,9 +40,6 @@ def test_load_infers_the_model_from_its_tensors(trained, weights_file):
     model, variables = tiny.pair(imagepiece_jax.load(weights_file, **GIVEN))
     assert model == trained.model
     chex.assert_trees_all_equal(variables, trained.variables)
-
-
-def test_load_takes_a_reduction_and_another_size(weights_file):
     reduction = {"name": "tome", "r": 4}
     changes = {"image_size": 32, "gelu": "tanh", "dtype": jnp.bfloat16}
     vit = imagepiece_jax.load(weights_file, reduction=reduction, **changes, **GIVEN)

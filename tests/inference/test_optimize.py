@@ -60,13 +60,11 @@ def logits(trained):
 
 
 def test_folded_norms_change_nothing(program, logits):
-    np.testing.assert_allclose(program(tiny.images()), logits, atol=2e-5)
+    images = tiny.images()
+    first = np.asarray(program(images))
+    np.testing.assert_allclose(first, logits, atol=2e-5)
+    np.testing.assert_array_equal(program(images), first)  # they can be used again
     assert "batch_stats" not in program.variables
-
-
-def test_the_default_is_the_fast_dtype_of_the_device(trained, program, cache):
-    assert optimized(*trained, cache_dir=cache).model.dtype == jnp.float32
-    assert program.model.dtype == jnp.float32
 
 
 def test_a_smaller_batch_gives_its_own_logits(program, logits):
@@ -76,16 +74,11 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
         np.testing.assert_allclose(out, logits[:2], atol=2e-5)
 
 
-def test_a_device_by_its_platform(trained, cache):
+def test_a_device_by_its_platform_and_its_fast_dtype(trained, program, cache):
     for name in ("cpu", "cpu:0"):
-        fast = optimized(*trained, dtype="float32", device=name, cache_dir=cache)
+        fast = optimized(*trained, device=name, cache_dir=cache)
         assert fast.device == jax.devices("cpu")[0]
-
-
-def test_images_can_be_used_again(program):
-    images = tiny.images()
-    first = np.asarray(program(images))
-    np.testing.assert_array_equal(program(images), first)
+        assert fast.model.dtype == program.model.dtype == jnp.float32
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
@@ -102,8 +95,12 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
 
 
 def test_only_what_layers_cast_is_cast():
+    """Shapes can be prepared without weights."""
     model = tiny.model({"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1,)})
-    _, variables = optimize.prepare(model, tiny.variables(model))
+    variables = tiny.variables(model)
+    shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
+    _, variables = optimize.prepare(model, variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
     params = variables["params"]
     assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
     assert params["pos_embed"].dtype == jnp.bfloat16
@@ -112,14 +109,7 @@ def test_only_what_layers_cast_is_cast():
     assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
 
 
-def test_shapes_can_be_prepared_without_weights(trained):
-    model, variables = trained
-    made = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
-    real = optimize.prepare(model, variables)[1]
-    chex.assert_trees_all_equal_shapes_and_dtypes(real, made)
-
-
-def test_description(program):
+def test_a_program_is_described_and_kept_where_requested(program, cache):
     text = program.describe()
     assert "3 images of 20x20, float32" in text
     assert "26 to 16 tokens, 0.000 GMACs an image" in text
@@ -127,6 +117,10 @@ def test_description(program):
     assert "compiler options: xla_backend_optimization_level=0" in text
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+    kept = sorted(cache.iterdir())
+    assert kept and jax.config.jax_compilation_cache_dir != str(cache)
+    jax.jit(lambda x: x * 3)(jnp.ones(5))
+    assert sorted(cache.iterdir()) == kept
 
 
 def test_reductions_are_fused_on_cpus(monkeypatch):
@@ -139,13 +133,6 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     assert optimize.placed(model, cpu, kernels="auto").kernels == "cpu"
     assert optimize.default_kernels(model, gpu) == "plain"
     assert optimize.default_kernels(model.clone(kernels="9.0"), gpu) == "fused"
-
-
-def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
-    kept = sorted(cache.iterdir())
-    assert kept and jax.config.jax_compilation_cache_dir != str(cache)
-    jax.jit(lambda x: x * 3)(jnp.ones(5))
-    assert sorted(cache.iterdir()) == kept
 
 
 @pytest.mark.parametrize(
@@ -182,7 +169,7 @@ def test_options_and_variables_that_there_are_not(trained):
         optimized(larger, trained[1])
 
 
-def test_pixels_are_normalized(trained, program):
+def test_pixels_are_normalized(trained, program, for_pixels):
     """As they are where nobody asked for a program of pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(pixels, MEAN, STD)
@@ -190,6 +177,8 @@ def test_pixels_are_normalized(trained, program):
         assert_close(program(each), program(images))
     with pytest.warns(UserWarning, match="images are far from 0, as pixels of 0 .. 25"):
         program(np.float32(pixels))
+    with refused("images", np.dtype("float32"), "allowed: uint8, "):
+        for_pixels[2](tiny.images())
 
 
 @pytest.mark.parametrize(
@@ -205,8 +194,3 @@ def test_pixels_are_normalized(trained, program):
 def test_images_that_do_not_fit(program, images, value):
     with refused("images", value):
         program(images)
-
-
-def test_a_program_for_pixels_refuses_floats(for_pixels):
-    with refused("images", np.dtype("float32"), "allowed: uint8, "):
-        for_pixels[2](tiny.images())

@@ -128,7 +128,7 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
         assert all(close(each, want[0]) for each in found)
 
 
-def test_a_bad_image_loses_no_other(predictor, pictures):
+def test_a_bad_image_loses_no_other(predictor, pictures, trained, tmp_path):
     want = predictor(pictures)
     bad = ["no.png", b"no image", Image.new("RGB", (0, 4)), 3]
     found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], *bad[2:]])
@@ -136,6 +136,11 @@ def test_a_bad_image_loses_no_other(predictor, pictures):
     assert all(map(close, found[:5:2], want))
     assert str(found[1]).startswith("no.png cannot be read (")
     assert str(found[3]) == "the image cannot be read (no known image format)"
+    predict = imagepiece_jax.Predictor(trained, resize="none", dtype="float32")
+    file = tmp_path / "small.png"
+    Image.new("RGB", (7, 5)).save(file)
+    (found,) = predict([file])
+    assert isinstance(found, InputError) and str(found).startswith(f"{file}: ")
 
 
 def test_files_that_are_no_images(predictor, tmp_path):
@@ -150,14 +155,6 @@ def test_files_that_are_no_images(predictor, tmp_path):
     image.close()
     with refused("images", None, "a PIL image that cannot be read: "):
         predictor(image)
-
-
-def test_an_error_of_the_size_names_the_file(trained, tmp_path):
-    predict = imagepiece_jax.Predictor(trained, resize="none", dtype="float32")
-    file = tmp_path / "small.png"
-    Image.new("RGB", (7, 5)).save(file)
-    (found,) = predict([file])
-    assert isinstance(found, InputError) and str(found).startswith(f"{file}: ")
 
 
 def test_many_calls_at_once(predictor, pictures):
@@ -212,10 +209,16 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
         unresized(pixels)
 
 
-def test_a_model_of_few_classes_predicts_all_of_them(pictures):
+def test_models_of_few_classes_and_of_none(pictures, predictor):
     vit = tiny.pretrained(depth=1, num_classes=3)
     predict = imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
     assert sorted(found.index for found in predict(pictures[0])) == [0, 1, 2]
+    # tests/test_encoders.py has the vectors that such a model gives.
+    assert predictor(pictures) == predictor([*pictures])
+    vit = tiny.pretrained(depth=1, num_classes=0)
+    for option, value in (("top", 1), ("labels", ())):
+        with refused(option, value):
+            api.Predictor(vit, **{option: value})
 
 
 def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predictor):
@@ -274,15 +277,6 @@ def test_what_is_no_image(predictor, image, subject, value):
 def test_impossible_predictors(trained, option, given, value):
     with refused(option, value):
         imagepiece_jax.Predictor(trained, **{option: given})
-
-
-def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
-    """tests/test_encoders.py has the vectors that such a model gives."""
-    assert predictor(pictures) == predictor([*pictures])
-    vit = tiny.pretrained(depth=1, num_classes=0)
-    for option, value in (("top", 1), ("labels", ())):
-        with refused(option, value):
-            api.Predictor(vit, **{option: value})
 
 
 def test_a_projection_is_no_classifier(trained):

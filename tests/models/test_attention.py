@@ -97,24 +97,17 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
-def test_the_class_row_of_bfloat16_is_computed_in_float32():
-    query, key, _ = (a.astype(jnp.bfloat16) for a in random_qkv(40, width=64))
-    row = class_row(query[:, 0], key)
-    _, weights = slow_attention(query, key, key)
-    assert row.dtype == jnp.float32
-    # bfloat16 logits would be wrong by some 2**-8 of a weight.
-    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
-
-
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_columns_are_the_mean_of_the_weights_in_float32(length, biased, dtype):
+def test_columns_and_the_class_row_are_float32(length, biased, dtype):
+    """Logits of bfloat16 would be wrong by some 2**-8 of a weight."""
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
-    got = columns(query, key, bias)
-    assert got.dtype == jnp.float32
+    got, row = columns(query, key, bias), class_row(query[:, 0], key, bias)
+    assert got.dtype == row.dtype == jnp.float32
     np.testing.assert_allclose(got, weights.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
 
 
 def test_columns_of_logits_that_are_far_apart_stay_finite():
@@ -323,14 +316,19 @@ def test_rows_by_hand():
     np.testing.assert_allclose(third[[2, 0]], [0.268941, 0.731058], atol=4e-6)
     # What eps / N leaves to the masked one: eps / 3 / 0.503215 and eps / 3 / 1.367879.
     np.testing.assert_allclose([first[1], third[1]], [6.6e-7, 2.4e-7], rtol=2e-2)
+    # Proportional attention: log 3 on a key is the key three times.
+    thrice = np.float32([[np.log(3.0), 0.0, 0.0]])
+    row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
+    weights = np.array([3 * np.e, np.e**2, 1])
+    np.testing.assert_allclose(row, weights / weights.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_masked_attention_equals_the_oracle(length):
-    """The last image has no live token."""
+    """In the second image all are live, in the last none."""
     query, key, value = random_qkv(length, batch=3)
     mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
-    mask[2] = 0
+    mask[1:] = np.float32([[1], [0]])
     got = attend_masked(query, key, value, mask)
     first = attend_masked(query[:, :1], key, value, mask)
     for image in range(3):
@@ -338,21 +336,6 @@ def test_masked_attention_equals_the_oracle(length):
         want = oracles_learned.masked_attention(*arrays, mask[image])
         np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
-
-
-def test_nothing_masked_is_plain_attention():
-    query, key, value = random_qkv(6)
-    got = attend_masked(query, key, value, np.ones((2, 6), np.float32))
-    want = tiny.compiled(jax.nn.dot_product_attention)(query, key, value)
-    assert_close(got, want)
-
-
-def test_a_size_counts_as_so_many_copies():
-    """Proportional attention: log 3 on a key is the key three times."""
-    thrice = np.float32([[np.log(3.0), 0.0, 0.0]])
-    row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
-    weights = np.array([3 * np.e, np.e**2, 1])
-    np.testing.assert_allclose(row, weights / weights.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -33,43 +33,50 @@ def test_fields_override_what_the_name_stands_for():
     assert (named.embed_dim, len(named.plan), named.mlp_ratio) == (384, 12, 4.0)
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("patch_size", 0),
-        ("embed_dim", -384),
-        ("embed_dim", "384"),
-        ("depth", 0),
-        ("depth", 1.5),
-        ("num_heads", 0),
-        ("num_heads", 5),
-        ("num_classes", -1),
-        *(("image_size", size) for size in (220, 0, -16, "224")),
-        *(("mlp_ratio", ratio) for ratio in (0.0, float("nan"), 1e-4)),
-        *(("drop_path_rate", rate) for rate in (1.0, -0.1, float("nan"))),
-        ("prop_attn", "no"),
-        ("class_token", 0),
-        ("stem", "convolution"),
-        ("axis_name", 3),
-        ("dtype", "float8"),
-        ("attention", "flash"),
-        ("norm_eps", 5),
-        ("resize", "nearest"),
-        ("arch", {"rope": 1}),
-        ("arch", "vit"),
-        ("reduction", "tome"),
-        ("reduction", False),
-        ("reduction", {"name": "evit", 3: 4}),
-    ],
-)
-def test_a_wrong_field_is_named_with_its_value(field, value):
-    with refused(field, value):
-        create_model("deit_s", **{field: value})
+WRONG = [
+    ("patch_size", 0),
+    ("embed_dim", -384),
+    ("embed_dim", "384"),
+    ("depth", 0),
+    ("depth", 1.5),
+    ("num_heads", 0),
+    ("num_heads", 5),
+    ("num_classes", -1),
+    *(("image_size", size) for size in (220, 0, -16, "224")),
+    *(("mlp_ratio", ratio) for ratio in (0.0, float("nan"), 1e-4)),
+    *(("drop_path_rate", rate) for rate in (1.0, -0.1, float("nan"))),
+    ("prop_attn", "no"),
+    ("class_token", 0),
+    ("stem", "convolution"),
+    ("axis_name", 3),
+    ("dtype", "float8"),
+    ("attention", "flash"),
+    ("norm_eps", 5),
+    ("resize", "nearest"),
+    ("arch", {"rope": 1}),
+    ("arch", "vit"),
+    ("reduction", "tome"),
+    ("reduction", False),
+    ("reduction", {"name": "evit", 3: 4}),
+]
+# (name of a reduction, its fields, the field that is named, its value)
+REDUCTIONS = [
+    ("tomee", {}, "reduction.name", "tomee"),
+    (["evit"], {}, "reduction.name", ["evit"]),
+    ("evit", {"r": 13}, "reduction.r", "r"),
+    ("none", {"keep_rate": 0.7}, "reduction.keep_rate", "keep_rate"),
+    ("evit", {"blocks": (3, 12)}, "reduction", 12),
+    ("imagepiece", {"merge_blocks": (-1,)}, "reduction", -1),
+    ("imagepiece", {"prune_blocks": (0,)}, "reduction", 0),
+    ("imagepiece", {"keep_rate": 1.2}, "reduction.keep_rate", 1.2),
+]
 
 
 @pytest.mark.parametrize(
     "fields, field, value",
     [
+        *(({field: value}, field, value) for field, value in WRONG),
+        *(({"reduction": {"name": n} | own}, *rest) for n, own, *rest in REDUCTIONS),
         ({"hidden_size": 384}, "hidden_size", "hidden_size"),
         ({"stem": "conv", "patch_size": 14}, "stem", "conv"),
         ({"stem": "conv", "arch": {"patch_bias": False}}, "stem", "conv"),
@@ -83,27 +90,9 @@ def test_a_wrong_field_is_named_with_its_value(field, value):
         ({"arch": {"rotary": {"reference": 5}}}, "arch.rotary.reference", 5),
     ],
 )
-def test_fields_that_do_not_fit_are_named(fields, field, value):
+def test_a_wrong_field_is_named_with_its_value(fields, field, value):
     with refused(field, value):
         create_model("deit_s", **fields)
-
-
-@pytest.mark.parametrize(
-    "name, fields, field, value",
-    [
-        ("tomee", {}, "reduction.name", "tomee"),
-        (["evit"], {}, "reduction.name", ["evit"]),
-        ("evit", {"r": 13}, "reduction.r", "r"),
-        ("none", {"keep_rate": 0.7}, "reduction.keep_rate", "keep_rate"),
-        ("evit", {"blocks": (3, 12)}, "reduction", 12),
-        ("imagepiece", {"merge_blocks": (-1,)}, "reduction", -1),
-        ("imagepiece", {"prune_blocks": (0,)}, "reduction", 0),
-        ("imagepiece", {"keep_rate": 1.2}, "reduction.keep_rate", 1.2),
-    ],
-)
-def test_a_reduction_that_does_not_fit_is_named(name, fields, field, value):
-    with refused(field, value):
-        create_model("deit_s", reduction={"name": name} | fields)
 
 
 @pytest.mark.parametrize("name", imagepiece_jax.__all__)

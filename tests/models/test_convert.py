@@ -211,7 +211,7 @@ def test_models_of_other_sizes_and_parts_are_named():
 
 def test_load_names_the_file(tmp_path):
     path, model = tmp_path / "a.npz", tiny.model()
-    np.savez(path, **convert.to_timm(tiny.variables(model)))
+    tiny.write(path, tiny.variables(model))
     weights = load.read(path, ModelConfig(name="vit_mini", num_heads=tiny.HEADS))
     chex.assert_trees_all_equal(weights.variables(model), tiny.variables(model))
     with refused("tensor head.bias", None, f"weights file {path}: "):

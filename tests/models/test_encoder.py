@@ -110,24 +110,28 @@ def test_tokens_are_normed_as_patches_are():
     kept = np.asarray(found.source[0]) >= 0
     of_patches = found.tokens[0][found.source[0][kept]]
     np.testing.assert_array_equal(of_patches, found.patches[0][kept])
-
-
-def test_without_a_number_no_tokens_are_listed():
     found = features(tiny.pretrained(depth=1), tiny.images(1))
     assert found.tokens is found.size is found.source is found.coordinates is None
 
 
-def test_numbers_of_tokens_that_a_model_cannot_have_are_refused():
+def test_what_a_model_cannot_have_is_refused():
     learned = {"name": "token_learner"} | METHODS["token_learner"].small
-    vit = tiny.pretrained(learned)
+    vit, images = tiny.pretrained(learned), tiny.images(1)
     with refused("tokens", 9, "learned weights of another; allowed: 8"):
-        features(vit, tiny.images(1), tokens=9)
+        features(vit, images, tokens=9)
     unnamed = Pretrained(tiny.model(TOME), {"params": {}})
     with refused("tokens", 9, "no record of its reduction"):
-        features(unnamed, tiny.images(1), tokens=9)
+        features(unnamed, images, tokens=9)
     empty = Pretrained(vit.model, {"params": {}}, learned)
     with refused("params/blocks_0/attn/k/bias", "missing"):
-        features(empty, tiny.images(1), tokens=9)
+        features(empty, images, tokens=9)
+    with refused("params/blocks_0/attn/k/bias", (24,)):
+        features(
+            Pretrained(tiny.model(), tiny.pretrained(embed_dim=24).variables), images
+        )
+    arch = Architecture(class_token=False, registers=1, pool="mean")
+    with refused("fill", "class"):
+        features(tiny.pretrained(arch=arch), images, fill="class")
 
 
 def test_layers_without_norm_are_the_residual_stream():
@@ -179,50 +183,28 @@ def test_pixels_are_normalized():
 
 
 @pytest.mark.parametrize(
-    "option, value",
+    "option, value, found",
     [
-        *(("layers", layers) for layers in (4, -1, [0, 3], True)),
-        *(("fill", fill) for fill in ("mean", ["x"])),
-        ("norm", "x"),
-        ("reshape", 1),
-        *(("fuser", fuser) for fuser in (1, TokenFuser().bind({"params": {}}))),
-        *(("tokens", tokens) for tokens in (0, 26, True, "9")),
+        *(("layers", layers, layers) for layers in (4, -1, [0, 3], True)),
+        *(("fill", fill, fill) for fill in ("mean", ["x"])),
+        ("norm", "x", "x"),
+        ("reshape", 1, 1),
+        *(("fuser", each, each) for each in (1, TokenFuser().bind({"params": {}}))),
+        *(("tokens", tokens, tokens) for tokens in (0, 26, True, "9")),
+        ("images", "a.jpg", "a.jpg"),
+        ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
+        ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
+        ("images", np.zeros((20, 20, 3)), (20, 20, 3)),
+        ("images", np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
     ],
 )
-def test_options_that_do_not_fit_are_refused(option, value):
+def test_what_does_not_fit_is_refused(option, value, found):
     vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
-    with refused(option, value):
-        features(vit, tiny.images(1), **{option: value})
-
-
-@pytest.mark.parametrize(
-    "images, value",
-    [
-        ("a.jpg", "a.jpg"),
-        (np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
-        (np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
-        (np.zeros((20, 20, 3)), (20, 20, 3)),
-        (np.zeros((0, 20, 20, 3)), (0, 20, 20, 3)),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(images, value):
-    with refused("images", value):
-        features(Pretrained(tiny.model(), {"params": {}}), images)
-
-
-def test_variables_of_another_model_are_refused():
-    other = tiny.pretrained(embed_dim=24).variables
-    with refused("params/blocks_0/attn/k/bias", (24,)):
-        features(Pretrained(tiny.model(), other), tiny.images(1))
+    with refused(option, found):
+        features(vit, **{"images": tiny.images(1), option: value})
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have it")
 def test_float16_is_refused_on_cpus():
     with refused("dtype", "float16"):
         features(tiny.pretrained(dtype="float16"), tiny.images())
-
-
-def test_models_without_a_class_token_fill_nothing_with_it():
-    arch = Architecture(class_token=False, registers=1, pool="mean")
-    with refused("fill", "class"):
-        features(tiny.pretrained(arch=arch), tiny.images(1), fill="class")

@@ -20,7 +20,6 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
 from tests.models import masked, tiny
-from tests.models.traced_programs import program
 
 FAMILIES = {
     "deit": Architecture(),
@@ -159,15 +158,6 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
         counted = oracles.count_sources(source[image], size.shape[1])
         np.testing.assert_array_equal(size[image], counted)
         assert size[image].sum() + (source[image] < 0).sum() == tiny.TOKENS
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_reduced_is_the_dense_program(family):
-    """Of one method; tests/reduction/test_methods.py has the plans of all."""
-    evit = model_of("evit", family, {"keep_rate": 1.0})
-    dense = tiny.model(arch=FAMILIES[family], depth=1)
-    reduced, want = (program(m, train=False, backward=False) for m in (evit, dense))
-    assert str(reduced) == str(want)
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,7 @@ def attend(query, key, value, key_bias=None, **_):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients_are_those_of_the_full_model(case):
-    """Drop path's draws too; what nothing reads has a gradient of zero, as before.
-
-    Rematerialization, which is on with it, changes no number either.
-    """
+    """With drop path, rematerialized; what nothing reads has a gradient of zero."""
     reduction, options = CASES[case]
     full = tiny.model(reduction, depth=2, drop_path_rate=0.5, **options)
     variables = tiny.variables(full)
@@ -133,14 +130,11 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
 ALL, HEAD = [52, 52, 52], [52, 52, 2]  # two images of 26 tokens
 
 
-def test_inference_leaves_it_out_where_logits_are_wanted():
+def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     model, images = tiny.model(), tiny.images(2)
     for listed, rows in ((False, HEAD), (True, ALL)):
         run = optimize.forward(model, listed)
         assert mlp_rows(run, tiny.shapes(model), images) == rows
-
-
-def test_an_evaluation_leaves_it_out_unless_it_measures():
     model = tiny.model()
     batch = {
         "image": np.zeros((2, tiny.SIDE, tiny.SIDE, 3), np.uint8),

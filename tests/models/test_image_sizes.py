@@ -169,7 +169,7 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     """2 x 8 patches, which could be 4 x 4, and 3 x 7, which could be nothing else."""
     model = tiny.model(image_size=size, depth=1, mean=HALF, std=STD)
     variables = tiny.variables(model)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
+    tiny.write(tmp_path / "w.npz", variables)
     given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
     loaded = imagepiece_jax.load(tmp_path / "w.npz", image_size=kind(size), **given)
     assert loaded.model == model and loaded.image_size == size
@@ -186,7 +186,7 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     name = "vit_tiny_patch16_224.augreg_in21k"
     model = create_model(name, depth=1, num_classes=3)
     variables = tiny.variables(model)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
+    tiny.write(tmp_path / "w.npz", variables)
     size = (112, 448)
     vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
     old = variables["params"]["pos_embed"]

@@ -4,12 +4,10 @@ import dataclasses
 import pickle
 
 import jax
-import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
-from imagepiece_jax.models import convert
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.refused import refused
@@ -27,9 +25,7 @@ def dense():
 
 @pytest.fixture(scope="module")
 def file(dense, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "w.npz"
-    np.savez(path, **convert.to_timm(dense.variables))
-    return path
+    return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", dense.variables)
 
 
 def test_a_model_that_someone_made_has_defaults(dense):
@@ -100,7 +96,7 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
     assert not fresh.with_reduction(TOME).untrained
     learned = tiny.pretrained(DYNAMICVIT)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(learned.variables))
+    tiny.write(tmp_path / "w.npz", learned.variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     for vit in (learned, loaded):
         slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
@@ -133,7 +129,7 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
     with refused("the model", None, "has no reducer_1, a selector that"):
         fresh.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
     learned = tiny.pretrained(DYNAMICVIT)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(learned.variables))
+    tiny.write(tmp_path / "w.npz", learned.variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
     vit = dataclasses.replace(loaded, variables=trained)
@@ -147,10 +143,9 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
 
 
 def test_a_pair_is_no_longer_what_load_returns(dense):
-    with refused("", None, "one object, not a pair; write vit = load"):
-        _model, _variables = dense
-    with refused("", None, "one object, not a pair; write vit = load"):
-        dense[0]
+    for pair_of in (tuple, lambda vit: vit[0]):
+        with refused("", None, "one object, not a pair; write vit = load"):
+            pair_of(dense)
 
 
 @pytest.mark.parametrize(

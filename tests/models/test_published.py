@@ -217,7 +217,7 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
 def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
     values = tiny.fill(variable_shapes(create_model("test_vit"), 160))
     path = tmp_path / f"{file}.npz"
-    np.savez(path, **convert.to_timm(values))
+    tiny.write(path, values)
     found = imagepiece_jax.load(path, **fields)
     assert found.class_names == class_names.imagenet_names()
     assert imagepiece_jax.load(path, num_classes=3, **fields).class_names is None
@@ -274,7 +274,7 @@ def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     arch = {"dist_token": True}
     distilled = create_model(None, arch=arch, image_size=8, num_classes=7, **SIZE)
     values = tiny.fill(variable_shapes(distilled, 8))
-    np.savez(tmp_path / "w.npz", **convert.to_timm(values))
+    tiny.write(tmp_path / "w.npz", values)
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
     found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields).variables
     for head in ("head", "head_dist"):

@@ -63,10 +63,7 @@ def test_centers_reach_from_minus_one_to_one():
     y, x = Rotary("center").coordinates((2, 4)).T
     assert y.tolist() == [-0.5] * 4 + [0.5] * 4
     assert x.tolist() == [-0.75, -0.25, 0.25, 0.75] * 2
-
-
-def test_a_larger_grid_is_scaled_to_that_of_the_training():
-    """EVA02's patches: 4 rows of 32 columns of a model that was trained on 16 x 16."""
+    # EVA02's patches: 4 rows of 32 columns of a model that was trained on 16 x 16.
     places = Rotary(reference=(16, 16)).coordinates((4, 32))
     want = [[0, 0], [0, 0.5], [0, 15.5], [4, 0], [12, 15.5]]
     assert places[[0, 1, 31, 32, -1]].tolist() == want
@@ -165,14 +162,11 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
-def test_a_soft_token_stands_where_its_weights_are():
+def test_soft_tokens_and_packages_stand_where_their_weights_are():
     """Weights that do not add up to one; without any, in the middle of all."""
     matrix = np.float32([[[1, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
     after = apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
-
-
-def test_a_package_stands_where_stood_what_is_masked_now():
     state = state_at([[0, 0], [2, 6], [4, 8], [9, 9]])
     state = state.replace(mask=np.float32([[1, 1, 1, 0]]))
     appended = np.ones((1, 3), np.float32)
@@ -198,12 +192,7 @@ def test_every_token_has_coordinates(name, masked):
     made = model("dinov3", fields, masked=masked, depth=max(depth, 2))
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
-
-
-def test_models_without_rotary_positions_carry_none():
-    made = tiny.model(tiny.EVIT)
-    out = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2))
-    assert out.state.coordinates is None
+    assert tokens.start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
 TOME = {"name": "tome", "r_list": (3, 2, 2)}

@@ -138,11 +138,7 @@ def slow_stem(params, images, prefix):
     "arch", [Architecture(registers=2, layer_scale=True), SIGLIP], ids=["class", "none"]
 )
 def test_the_shift_is_how_far_attention_moves_a_token(arch):
-    """At the first block, and at the next one, where some are merged.
-
-    The tokens after attention are those that the steps read; those before it are what
-    the stem makes of the images, and what the block before leaves.
-    """
+    """From what the stem or the block before leaves; some are merged at the second."""
     model, variables, out = run(arch, SHORT | {"score": "shift"})
     (first, second), images = out.taps, tiny.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
@@ -298,10 +294,7 @@ def test_the_mask_learns_through_the_probe():
 
 
 def slow_pool(variables, x, sizes):
-    """The head's attention and MLP of one image in float64, each token `sizes` times.
-
-    GELU by its definition, with the error function.
-    """
+    """The head's attention and MLP of an image in float64, each token `sizes` times."""
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     x = np.repeat(np.asarray(x, float), sizes, axis=0)
 

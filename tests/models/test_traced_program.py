@@ -15,6 +15,7 @@ import pytest
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
+from tests.models.test_families import FAMILIES
 from tests.models.test_rotary import ARCHS
 from tests.models.traced_programs import (
     REDUCED,
@@ -43,8 +44,8 @@ IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
         (IDENTITY, {}),
         (IDENTITY, {"stem": "conv", "dtype": "bfloat16"}),
         (IDENTITY, EVA02),
-        (tiny.EVIT | {"keep_rate": 1.0}, {}),
         (tiny.EVIT | {"keep_rate": 1.0}, DINOV3),
+        *((tiny.EVIT | {"keep_rate": 1.0}, {"arch": a}) for a in FAMILIES.values()),
         (tiny.FUSED | {"keep_rate": 1.0}, {}),
         (SMALL["random"] | {"keep_rate": 1.0}, {}),
         ({"name": "tome", "r": 0}, {}),
@@ -93,12 +94,7 @@ BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvi
     ],
 )
 def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name, train):
-    """Each is a chain of kernels, or an array far larger than what it decides.
-
-    Where training does not mask, and no option asks for columns of the weights.
-
-    Tokens move by a product with the map where the merged slots are not counted alone.
-    """
+    """Where training does not mask, and no option asks for columns of the weights."""
     model = tiny.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
     found = unwanted(model, train=train)
@@ -133,35 +129,30 @@ def test_64_bit_numbers_of_jax_change_no_type(name):
     assert found_in_64_bits(traced) == []
 
 
-def test_the_search_finds_a_one_hot_product(without_core, monkeypatch):
+def test_the_search_finds_what_there_must_not_be(without_core, monkeypatch):
+    """A product with a one-hot map, a sort, and an attention matrix."""
     apply = tokens.apply
 
     def one_hot(state, result):
         return apply(state, result.replace(index=None))
 
-    monkeypatch.setattr(tokens, "apply", one_hot)
-    found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
-    assert any("product" in line for line in found)
-
-
-def test_the_search_finds_an_attention_matrix():
-    found = unwanted(tiny.model(tiny.FUSED), backward=False)
-    assert any("weights" in line for line in found)
-
-
-def test_the_search_finds_sorts_and_scatters(without_core, monkeypatch):
     def sorted_rows(x, index):
         return jnp.sort(x)[:, index[0]]
 
-    monkeypatch.setattr(tokens, "gather_rows", sorted_rows)
-    found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
-    assert any(line.startswith("sort") for line in found)
+    for name, stand_in, word in (
+        ("gather_rows", sorted_rows, "sort"),
+        ("apply", one_hot, "product"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(tokens, name, stand_in)
+            found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
+        assert any(line.startswith(word) for line in found)
+    monkeypatch.undo()
+    found = unwanted(tiny.model(tiny.FUSED), backward=False)
+    assert any(line.startswith("attention weights") for line in found)
 
 
-# Its size for the compiler: a pass is an operation that ends a fusion, and on a GPU
-# a kernel of its own, or nearly so
-
-
+# A pass is an operation that ends a fusion, on a GPU a kernel of its own, or nearly so.
 # kind -> (fields, passes, operations) of one step, class attention and move included.
 # Passes are today's; of operations there may be a tenth more, since releases of JAX
 # differ a little. Lower both where a step has become smaller.

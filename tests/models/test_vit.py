@@ -174,9 +174,6 @@ def test_drop_path_drops_linearly_more_with_depth():
         np.testing.assert_allclose(alive.mean(0), 1 - rate, atol=4 * deviation + 1e-9)
         both = alive.all(axis=1).mean()  # the two branches are drawn apart
         np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
-
-
-def test_drop_path_of_a_sample_depends_on_its_key_alone():
     keys = sample_keys(6)
     whole = path_scale(keys, BLOCKS, RATE)
     part = path_scale(keys[np.array([4, 1])], BLOCKS, RATE)
@@ -193,9 +190,6 @@ def test_training_scales_both_branches_of_every_block():
     assert (scale == 0).any()
     logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
     close(out.logits, logits)
-
-
-def test_drop_path_is_for_training():
     model, images = tiny.model(drop_path_rate=0.5), tiny.images()
     shapes, keys = tiny.shapes(model), {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
@@ -311,27 +305,23 @@ def keys_of(seed):
     return {"reducer": sample_keys(4, seed)}
 
 
-def test_the_same_keys_draw_the_same(kept):
-    np.testing.assert_array_equal(kept(keys_of(0)), kept(keys_of(0)))
-    assert (kept(keys_of(0)) != kept(keys_of(1))).any(axis=2).all()
-
-
 def test_every_key_and_every_block_draws_its_own(kept):
     draws = kept(keys_of(0))
     assert (draws.sum(axis=2) == 15).all()
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
-
-
-def test_the_draw_goes_with_the_key_not_with_the_place(kept):
-    """A rotation, which no order in the batch mirrors."""
-    turned = {"reducer": jnp.roll(keys_of(0)["reducer"], 1)}
-    np.testing.assert_array_equal(kept(turned), np.roll(kept(keys_of(0)), 1, axis=1))
-
-
-def test_without_keys_the_draws_are_fixed_and_differ_by_image(kept):
     draws = kept(None)
     np.testing.assert_array_equal(draws, kept(None))
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
+
+
+def test_the_same_keys_draw_the_same_wherever_they_are(kept):
+    """A rotation, which no order in the batch mirrors."""
+    draws, keys = kept(keys_of(0)), keys_of(0)["reducer"]
+    np.testing.assert_array_equal(kept(keys_of(0)), draws)
+    np.testing.assert_array_equal(
+        kept({"reducer": jnp.roll(keys, 1)}), np.roll(draws, 1, axis=1)
+    )
+    assert (draws != kept(keys_of(1))).any(axis=2).all()
 
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny.DEPTH), (False, 0)])

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
@@ -109,6 +110,12 @@ def pretrained(reduction=None, **options):
     made = model(reduction, **options)
     prepared = Preprocessing(options.get("image_size", SIDE))
     return Pretrained(made, variables(made), reduction, prepared)
+
+
+def write(path, variables):
+    """The path of a file that is written, .npz of timm's names."""
+    np.savez(path, **convert.to_timm(variables))
+    return path
 
 
 def pair(vit):

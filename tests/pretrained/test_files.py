@@ -393,10 +393,7 @@ def test_parts_are_read_together(tmp_path):
     assert (read["b.1"] == 1).all() and read["b.1"].dtype == np.float32
     only = (tmp_path / PARTS[1]).rename(tmp_path / "model-00001-of-00001.safetensors")
     assert sorted(read_state_dict(only)) == ["b.0", "b.1"]
-
-
-def test_the_index_says_which_part_a_tensor_is_of(tmp_path):
-    """Parts of another saving can hold the same names, and names of their own."""
+    # Parts of another saving can hold the same names, and names of their own.
     path = in_parts(tmp_path)
     values = {"b.0": 7, "b.1": 8, "a.0": 9, "c": 1}
     other = {name: np.full(500, i, np.float32) for name, i in values.items()}

@@ -172,10 +172,7 @@ def test_indexes_of_something_else(cache, files, index, value):
 def test_a_cache_that_does_not_say_whether_there_is_a_file(
     cache, files, variables, config, file, given
 ):
-    """The cache marks what the hub was asked for and has not; downloads of all do not.
-
-    Then the folder loads, with what the file would say.
-    """
+    """It marks what the hub was asked for and lacks; the folder loads all the same."""
     files = {**files, "config.json": json.dumps(config).encode()}
     snapshot = lay_out(cache, files)
     with pytest.raises(InputError) as error:

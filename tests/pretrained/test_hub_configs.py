@@ -47,6 +47,7 @@ def timm(**fields):
 
 
 def test_timms_form():
+    """And as it was before its fields were grouped."""
     found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     assert found.config.fields == IMAGENET | {"name": name, "image_size": 518}
@@ -55,13 +56,9 @@ def test_timms_form():
     crop = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     assert found.crop == crop
     assert found.class_names is None and not found.own
-
-
-def test_timms_form_before_its_fields_were_grouped():
     config = timm()
     flat = config.pop("pretrained_cfg") | config
-    read = [vars(hub_configs.parse(config, {})) for config in (flat, timm())]
-    assert read[0] == read[1]
+    assert vars(hub_configs.parse(flat, {})) == vars(found)
 
 
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
@@ -92,12 +89,6 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
     assert said.architecture.gelu == ("quick" if tag else "exact")
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
     assert hub_configs.parse(config, {}).config.architecture.gelu == "tanh"
-
-
-@pytest.mark.parametrize("value, there", [(None, False), (0, False), (1e-4, True)])
-def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
-    config = timm(model_args={"init_values": value})
-    assert hub_configs.parse(config, {}).config.arch.layer_scale is there
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
@@ -169,7 +160,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
 DEIT, GAP = "deit_tiny_patch16_224", {"global_pool": "avg"}
 TOKENS = {"reg_tokens": 2, "no_embed_class": True, "init_values": 1e-5}
 MAP, PREFIX = {"global_pool": "map"}, {"pool_include_prefix": True}
-EVA = "eva02_tiny_patch14_224"
+EVA, REG4 = "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2"
 
 
 # (architecture, arguments, fields of Architecture that they change)
@@ -191,6 +182,7 @@ EVA = "eva02_tiny_patch14_224"
         # A class whose map always reads the prefix.
         (EVA, MAP, {"pool": "map", "final_norm": True, "fc_norm": False} | PREFIX),
         (DEIT, {"final_norm": False}, {"final_norm": False}),
+        *((REG4, {"init_values": v}, {"layer_scale": bool(v)}) for v in (None, 0, 0.1)),
         (
             DEIT,
             {"pre_norm": True, "qkv_bias": False},
@@ -214,19 +206,16 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
 
 
-def test_a_gated_mlp_has_no_gelu():
-    """timm would put another function into the gate: there is none here."""
-    config = timm(architecture="vit_giant_patch14_dinov2")
-    for silu in ("silu", "swish"):
-        found = hub_configs.parse(config | {"model_args": {"act_layer": silu}}, {})
-        assert found.config.architecture.gelu == "exact"
-
-
-def test_a_norm_that_timm_makes_and_does_not_compute():
-    """Its class for a distillation token has another head."""
-    config = timm(architecture="deit_tiny_distilled_patch16_224")
-    found = hub_configs.parse(config | {"model_args": {"fc_norm": False}}, {})
-    assert found.config.architecture.final_norm
+def test_arguments_that_timm_takes_and_does_not_compute_with():
+    """It would put another function into a gate, and has another head to distill."""
+    for name, changed in (
+        ("vit_giant_patch14_dinov2", {"act_layer": "silu"}),
+        ("vit_giant_patch14_dinov2", {"act_layer": "swish"}),
+        ("deit_tiny_distilled_patch16_224", {"fc_norm": False}),
+    ):
+        config = timm(architecture=name, model_args=changed)
+        arch = hub_configs.parse(config, {}).config.architecture
+        assert arch.gelu == "exact" and arch.final_norm
 
 
 def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
@@ -396,14 +385,11 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
     assert found == wanted
 
 
-def test_what_a_processor_leaves_out_is_not_known():
+def test_what_a_processor_leaves_out_and_placeholders_are_not_known():
     found = hub_configs.parse({"model_type": "vit"}, {})
     assert found.config.mean is found.config.std is None and found.crop == {}
     found = hub_configs.parse({"model_type": "vit"}, {"do_normalize": False})
     assert (found.config.mean, found.config.std) == ((0.0,) * 3, (1.0,) * 3)
-
-
-def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_configs.parse(config | labels, {})
@@ -481,18 +467,15 @@ def test_a_config_without_a_field_or_with_another_type(config, problem):
         hub_configs.parse(config, {})
 
 
-def test_a_name_that_is_nearly_one_of_timm_is_proposed():
-    with pytest.raises(InputError) as error:
-        hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})
-    assert "vit_small_patch16_224" in error.value.hint
-
-
-def test_a_file_is_named(tmp_path):
+def test_a_file_is_named_and_a_name_that_is_nearly_one_of_timm_proposed(tmp_path):
     """test_load has files that are no JSON."""
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(InputError) as error:
         hub_configs.read(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: model_type is ")
+    with pytest.raises(InputError) as error:
+        hub_configs.parse(timm(architecture="vit_smal_patch16_224"), {})
+    assert "vit_small_patch16_224" in error.value.hint
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():

@@ -181,10 +181,7 @@ def test_a_file_is_named_in_the_sentence(tmp_path):
     np.savez(tmp_path / "resnet50.npz", **small("layer1.0.conv1.weight"))
     with pytest.raises(InputError, match="weights file .*resnet50.npz holds a Res"):
         imagepiece_jax.load(tmp_path / "resnet50.npz")
-
-
-def test_a_classifier_of_one_of_two_tokens_lacks_the_other(tmp_path):
-    """DeiTForImageClassification has no head for the distillation token."""
+    # DeiTForImageClassification has no head for the distillation token.
     tensors, about = stored("transformers_deit")
     for leaf in ("weight", "bias"):
         tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")

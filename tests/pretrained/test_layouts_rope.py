@@ -137,18 +137,14 @@ def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
     check_same(layouts.to_timm(tensors).tensors, wanted)
 
 
-def test_a_plain_mlp_has_no_gate(fixture):
+def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
     tensors = transformers(fixture[DINOV3])
+    tensors["embeddings.register_tokens"] = np.zeros((1, 0, WIDTH), np.float32)
     plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
     found = layouts.to_timm(plain).tensors
     up = tensors["layer.1.mlp.up_proj.weight"]
     np.testing.assert_array_equal(found["blocks.1.mlp.fc1.weight"], up)
     assert not [name for name in found if "fc1_" in name]
-
-
-def test_no_registers_are_no_tensor(fixture):
-    none = {"embeddings.register_tokens": np.zeros((1, 0, WIDTH), np.float32)}
-    found = layouts.to_timm(transformers(fixture[DINOV3]) | none).tensors
     assert "reg_token" not in found and "cls_token" in found
 
 

@@ -131,6 +131,13 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     assert weights.trained.config.image_size == tiny.SIDE
     assert weights.config.arch.gelu == "tanh" and weights.config.name == "vit_mini"
     assert (weights.config.mean, weights.config.std) == ((0.0, 0.0, 0.0), HALF)
+    changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
+    changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
+    path = run_folder(tmp_path / "run")
+    _, found = read_with_config(path, runs.configured(changes))
+    assert found.config.dtype == "bfloat16" and found.seed == 3
+    own = load.read(path).reduction
+    assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +161,6 @@ def test_a_config_that_contradicts_a_run(tmp_path, field, value, own):
     said = re.escape(f"config.{field} is {value!r}, but run {run} has {own}")
     with pytest.raises(InputError, match=f"^{said}.*; allowed: .+ or no --config$"):
         read_with_config(run, other)
-
-
-def test_what_training_alone_reads_may_differ(tmp_path):
-    changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
-    changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
-    path = run_folder(tmp_path / "run")
-    _, found = read_with_config(path, runs.configured(changes))
-    assert found.config.dtype == "bfloat16" and found.seed == 3
-    own = load.read(path).reduction
-    assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
 
 
 NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
@@ -195,28 +192,22 @@ def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
     assert error.value.place == str(tmp_path / place)
 
 
-def test_a_file_has_no_latest_checkpoint(tensors, tmp_path):
+def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
     np.savez(tmp_path / "w.npz", **tensors)
     with pytest.raises(InputError, match="'latest', but .*w.npz is no run; allowed:"):
         imagepiece_jax.load(tmp_path / "w.npz", **OF, checkpoint="latest")
-
-
-def test_a_file_of_an_adapter_is_named(tmp_path):
     names = [f"base_model.model.encoder.layer.0.query.lora_{x}.weight" for x in "AB"]
     np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones((2, 2))))
     with pytest.raises(InputError, match="holds an adapter of peft, as tensor base_"):
         imagepiece_jax.load(tmp_path / "a.npz")
 
 
-def test_a_folder_of_weights_alone(tmp_path):
+def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:
         load.read(tmp_path)
     assert error.value.problem == "has weights, b.pth, but no config.json"
     assert error.value.allowed == f"the file itself, {tmp_path}/b.pth"
-
-
-def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
     run = run_folder(tmp_path / "run")
     for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
         (run / part).mkdir(parents=True)
@@ -281,10 +272,7 @@ def random_logits(model, variables):
 def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
     run_of_0_2_0, checkpoint, averaged
 ):
-    """ImagePiece on the digits, evaluated on random images by that version.
-
-    Its best weights are of step 66, its latest of 88.
-    """
+    """Evaluated on random images by that version; the best are of step 66 of 88."""
     vit = imagepiece_jax.load(run_of_0_2_0, checkpoint=checkpoint, averaged=averaged)
     model, variables = tiny.pair(vit)
     assert vit.class_names == tuple(map(str, range(10)))
@@ -331,7 +319,7 @@ def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     name, small = "vit_small_patch16_224.augreg_in1k", {"depth": 1, "image_size": 32}
     model = create_model(name, num_classes=5, **small)
     path = tmp_path / f"{called}.npz"
-    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 32))))
+    tiny.write(path, tiny.fill(tiny.shapes(model, 32)))
     found = load.read(path, ModelConfig(name=None if called == name else name))
     assert found.crop["crop"] == 0.9 and found.config.mean == HALF
     assert found.normalized

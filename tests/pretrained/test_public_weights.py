@@ -73,7 +73,7 @@ def test_both_formats_hold_the_same_weights(assets, variables):
     assert tiny.count(variables) == 5_717_416
 
 
-def test_patch_projection_and_embeddings(passed, reference, variables):
+def test_patch_projection_embeddings_and_logits(passed, reference, variables):
     _, seen = passed
     (patches,) = seen["patch_embed"]["__call__"]
     patches = patches.reshape(4, 196, 192)
@@ -81,6 +81,9 @@ def test_patch_projection_and_embeddings(passed, reference, variables):
     (state,) = seen["_embed"]
     assert state.grid == (14, 14)
     np.testing.assert_allclose(state.x[:2], reference.embeddings, atol=1e-4)
+    outputs, _ = passed
+    np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
+    np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -107,12 +110,6 @@ def test_class_rows_of_every_head(passed, reference, block):
         one = slice(head, head + 1)
         row = class_row(query[:, 0, one], key[:, :, one])
         np.testing.assert_allclose(row, want[:, head], atol=1e-4)
-
-
-def test_logits(passed, reference):
-    outputs, _ = passed
-    np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
-    np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +169,7 @@ def evaluated(assets, out, *words):
 
 
 def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
-    """To the image.
-
-    In timm 168 are right, and 193 among five; of all 1,000 it has 84.9 and 97.3 %. No
-    logit is nearer than .016 to one that would make another image right, or wrong.
-    """
+    """168 and, among five, 193; no logit is nearer than .016 to another answer."""
     config = "--config=configs/deit_s.py:deit_ti"
     result = evaluated(assets, tmp_path / "out.json", config)
     assert result["images"] == 200
@@ -186,10 +179,7 @@ def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
 
 
 def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
-    """159 of 200 at .6 of the MACs.
-
-    77.8 % of all 1,000, as by code of its own when the control was proposed.
-    """
+    """159 of 200 at .6 of the MACs, as by code of its own: 77.8 % of all 1,000."""
     config = "--config=configs/deit_s_imagepiece.py:deit_ti"
     result = evaluated(
         *(assets, tmp_path / "out.json", config, "--config.model.stem=patch"),

@@ -199,13 +199,30 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert not dense.prop_attn
     fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.num_classes == 3 and "reducer_1" in values["params"]
+    # A reduction that is given has its own.
+    tome = {"name": "tome", "r": 3}
+    imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
+    for fields, own in (({}, False), ({"reduction": tome}, True)):
+        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
 
 
-def test_a_name_that_contradicts_a_saved_model(tmp_path):
+def test_what_load_refuses_of_a_saved_folder(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
-    said = "embed_dim of 'deit_ti' is 192, but folder .* has 32; al"
-    with pytest.raises(InputError, match=said):
-        imagepiece_jax.load(path, name="deit_ti")
+    for given, options, said in (
+        (
+            path,
+            {"name": "deit_ti"},
+            "embed_dim of 'deit_ti' is 192, but folder .* has 3",
+        ),
+        (path, {"reduction": DYNAMICVIT}, "has no reducer_"),
+        (
+            path / "model.safetensors",
+            {},
+            f"its folder, {path}, which has a config.json",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            imagepiece_jax.load(given, **options)
 
 
 def test_imagenets_names_travel(tmp_path):
@@ -271,13 +288,6 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_the_file_of_a_folder_is_answered_with_the_folder(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", made())
-    with pytest.raises(InputError) as caught:
-        imagepiece_jax.load(path / "model.safetensors")
-    assert f"name its folder, {path}, which has a config.json" in str(caught.value)
-
-
 def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     vit = made().with_reduction(DYNAMICVIT, seed=1)
     loaded = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))
@@ -317,14 +327,6 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     assert found.prop_attn
 
 
-def test_the_attention_of_a_reduction_stays_as_it_is(tmp_path):
-    """A reduction that is given has its own."""
-    tome = {"name": "tome", "r": 3}
-    imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
-    for fields, own in (({}, False), ({"reduction": tome}, True)):
-        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
-
-
 def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
     vit = made(image_size=(16, 36))
     path = imagepiece_jax.save(tmp_path / "m", vit)
@@ -336,12 +338,6 @@ def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
     assert apart < 0.5
     want = jax.image.resize(old, (8, 9, 32), "cubic")
     np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)
-
-
-def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", made())
-    with pytest.raises(InputError, match="has no reducer_"):
-        imagepiece_jax.load(path, reduction=DYNAMICVIT)
 
 
 def test_what_is_no_folder_to_save_in():

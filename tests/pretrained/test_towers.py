@@ -385,12 +385,9 @@ def test_orbax_without_its_data_is_one_sentence(tmp_path):
 
 
 def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):
-    path = llava(tmp_path) / "model.safetensors"
+    path = llava(tmp_path / "llava") / "model.safetensors"
     with pytest.raises(InputError, match="as LLaVA's, which reads a layer that config"):
         imagepiece_jax.load(path, name="vit_base_patch32_clip_224.laion2b")
-
-
-def test_parameters_without_a_tower_are_refused(tmp_path):
     tree = {"params": {"PaliGemma": {"llm": {"embedder": noise(3, 4)}}}}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save((tmp_path / "params").absolute(), tree)

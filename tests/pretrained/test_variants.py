@@ -5,7 +5,6 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.load import build, lacks_selectors, read
@@ -33,9 +32,7 @@ def variables():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, variables):
     """Those as a weights file."""
-    path = tmp_path_factory.mktemp("weights") / "vit_mini.npz"
-    np.savez(path, **convert.to_timm(variables))
-    return path
+    return tiny.write(tmp_path_factory.mktemp("weights") / "vit_mini.npz", variables)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +81,7 @@ def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variabl
 def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     """Under another reduction they are left out, or fresh where they differ."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
-    np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
+    tiny.write(tmp_path / "vit_mini.npz", learned)
     weights = read(tmp_path / "vit_mini.npz", checkpoint="latest").analyzed()
     own = build(weights, DYNAMICVIT)
     assert not own.untrained
@@ -98,14 +95,11 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
 def test_other_weights_have_another_digest(tmp_path, weights):
     other = tiny.variables(tiny.model(**SIZE), seed=1)
     path = tmp_path / "vit_mini.npz"
-    np.savez(path, **convert.to_timm(other))
+    tiny.write(path, other)
     digest = read(path, checkpoint="latest").analyzed().digest
     assert digest != weights.digest and len(digest) == 16
     np.savez(path, **weights.tensors)
     assert read(path, checkpoint="latest").analyzed().digest == weights.digest
-
-
-def test_weights_of_another_stem_are_a_mistake(weights):
     conv = tiny.model(stem="conv", **SIZE)
     with pytest.raises(InputError, match="npz: tensor patch_embed.* is missing"):
         weights.variables(conv)
@@ -116,7 +110,7 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     fields = {"patch_size": 2, "num_classes": 10, "image_size": 16} | NARROW
     model = create_model("vit_mini", **fields)
     path = tmp_path / "w.npz"
-    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
+    tiny.write(path, tiny.fill(tiny.shapes(model, 16)))
     with pytest.raises(InputError, match="place its config.json beside it, or give"):
         read(path, checkpoint="latest").analyzed()
     blocks = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}

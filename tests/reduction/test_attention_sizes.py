@@ -18,10 +18,7 @@ from tests.reduction.test_tokens import expected, make
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_sizes_add_up_beside_the_sizes(form):
-    """Those that a reducer gives, then each token's own; a slot's stay positive.
-
-    Features go by size, and sizes stay the numbers of patches.
-    """
+    """Those that a reducer gives, then each token's own; a slot's stay positive."""
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
@@ -38,16 +35,10 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     np.testing.assert_allclose(got.x, x, rtol=1e-5)
     np.testing.assert_array_equal(got.size, size)
     one = Assignment(dest=np.zeros((3, 3), np.int32), n_out=1)
+    assert apply(state, assignment).attn_size is None  # one array: that of the sizes
     again = apply(got, one, form=form)
     np.testing.assert_allclose(again.effective_size[:, 1], want.sum(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
-
-
-def test_without_other_attention_sizes_there_is_one_array():
-    state, assignment = make(7, 3)
-    got = apply(state, assignment)
-    assert got.attn_size is None
-    np.testing.assert_array_equal(got.effective_size, got.size)
 
 
 @pytest.mark.parametrize("weighted", [True, False])

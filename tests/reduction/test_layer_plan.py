@@ -14,13 +14,11 @@ def step(rule, block=0, site="mid"):
 
 
 def test_build_puts_mid_steps_between_attention_and_mlp():
-    steps = [step(Keep(0.7), block=6), step(Keep(0.7), block=3)]
-    plan = build(depth=8, n0=196, steps=steps)
+    steps = [step(Keep(0.7), block=4), step(Keep(0.7), block=1)]
+    plan = build(depth=6, n0=196, steps=steps)
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
-    assert tokens == [(197, 197)] * 3 + [(197, 139)] + [(139, 139)] * 2 + [
-        (139, 98),
-        (98, 98),
-    ]
+    later = [(139, 139)] * 2 + [(139, 98), (98, 98)]
+    assert tokens == [(197, 197), (197, 139), *later]
     assert [layer.step for layer in plan if layer.step] == steps[::-1]
 
 
@@ -29,23 +27,12 @@ def test_build_puts_pre_steps_before_the_block():
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert tokens == [(197, 197), (139, 139), (139, 139)]
     assert plan[1].counts.n_in == 196
-
-
-def test_prefix_is_added_and_never_counted():
-    """A distillation token changes no count: N is n + 1 whatever the prefix is."""
+    # A distillation token changes no count: N is n + 1 whatever the prefix is.
     steps = [step(Merge(0.08, 0.3), block=0), step(Keep(0.8), block=1)]
     one, two = (build(2, 196, steps, num_prefix=prefix) for prefix in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert a.counts == b.counts
         assert (a.attn_tokens, a.mlp_tokens) == (b.attn_tokens - 1, b.mlp_tokens - 1)
-
-
-def test_a_step_that_changes_nothing_stays_without_counts():
-    steps = [step(Keep(1.0), block=0), step(Merge(0.0, 0.3), block=1)]
-    plan = build(depth=2, n0=16, steps=steps)
-    assert [layer.step for layer in plan] == steps
-    assert [layer.counts for layer in plan] == [None, None]
-    assert plan[-1].mlp_tokens == 17
 
 
 def test_plans_are_frozen():
@@ -66,5 +53,7 @@ def test_masked_training_keeps_what_evaluation_would_remove():
 
 def test_stages_count_the_steps_that_change_something():
     steps = [step(Keep(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
-    plan = build(depth=3, n0=20, steps=steps)
-    assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2]
+    plan = build(depth=4, n0=20, steps=[*steps, step(Merge(0.0, 0.3), block=3)])
+    assert [layer.step for layer in plan][:3] == steps
+    assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
+    assert plan[1].mlp_tokens == plan[0].mlp_tokens

@@ -66,8 +66,5 @@ def test_cosines_within_are_those_of_all_pairs():
         np.testing.assert_allclose(
             got[image][rows, rows.T], want[rows, rows.T], atol=2e-6
         )
-
-
-def test_cosine_has_its_epsilon_inside_the_root():
     tiny = jnp.asarray([[[1e-3, 0.0]]])  # |v|^2 = eps: half of the true cosine
     assert float(ops.cosine(tiny, tiny)[0, 0, 0]) == pytest.approx(0.5, rel=1e-5)

@@ -36,10 +36,7 @@ def test_counts_by_hand(text, strength, want):
 
 
 def test_published_counts_are_reached_at_one_half():
-    """ImagePiece's are those of its own steps, DiffRate's those that its list leaves.
-
-    To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9.
-    """
+    """To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
     plan = build(12, 196, METHODS["imagepiece"]().steps(12))
     own = tuple(layer.mlp_tokens - 1 for layer in plan)
     assert counts("imagepiece", 12, 196, 0.5) == own

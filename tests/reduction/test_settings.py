@@ -12,16 +12,13 @@ def test_fields_are_completed_by_the_defaults_of_the_method():
     assert settings.with_defaults(None) == {"name": "none", "prop_attn": False}
 
 
-def test_only_fields_that_differ_are_changed():
+def test_fields_that_differ_are_changed_and_name_a_reduction():
     given = {"name": "evit", "keep_rate": 0.7, "blocks": [1]}
     assert settings.changed(given) == {"name": "evit", "blocks": (1,)}
     changed = settings.changed(given, given | {"keep_rate": 0.5})
     assert changed == {"name": "evit", "keep_rate": 0.7}
-
-
-def test_labels():
     assert settings.label({"name": "none"}) == "dense"
-    assert settings.label({"name": "evit", "keep_rate": 0.7}) == "evit keep_rate=0.7"
+    assert settings.label(changed) == "evit keep_rate=0.7"
 
 
 def test_what_former_versions_saved_is_in_fields_and_values_of_this_one():

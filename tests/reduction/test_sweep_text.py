@@ -8,22 +8,15 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.sweep_text import parse_sweep
 
 
-def test_lists_of_several_fields_are_combined():
+def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
     assert parse_sweep("evit:keep_rate=.9,.5:fuse_token=True,False") == [
         {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
         for rate in (0.9, 0.5)
         for fuse in (True, False)
     ]
-
-
-def test_values_may_be_tuples_words_and_fields_of_the_model():
     (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
-    assert found == {
-        "name": "imagepiece",
-        "prune_blocks": (2, 5),
-        "schedule": "A",
-        "prop_attn": True,
-    }
+    fields = {"prune_blocks": (2, 5), "schedule": "A", "prop_attn": True}
+    assert found == {"name": "imagepiece"} | fields
     assert parse_sweep("none") == [{"name": "none"}]
     assert [each["macs"] for each in parse_sweep("tome:macs=None,.5")] == [None, 0.5]
 

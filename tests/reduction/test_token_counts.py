@@ -72,7 +72,7 @@ def test_published_and_hand_computed_counts(rule, n, expected):
     assert rule.n_out(n, 196, 1) == expected
 
 
-def test_shares_of_the_first_tokens():
+def test_shares_of_the_first_tokens_and_rules_that_match_pairs():
     """SPViT's second step on 196 patches, with one package a step."""
     assert KeepInitial(0.369).n_out(122, 196, 2) == 72
     assert KeepInitial(0.369, packages=True).n_out(122, 196, 2) == 74

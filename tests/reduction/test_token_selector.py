@@ -166,15 +166,13 @@ def test_token_loss_is_over_live_tokens(prefix, teacher_prefix):
 
 
 def test_token_loss_of_nothing_live_is_zero():
-    teacher = outputs(numbers(2, 5, 3, seed=1), numbers(2, 5))
-
     def total(x):
         student = outputs(x, numbers(2, 5), mask=jnp.zeros((2, 4)))
+        teacher = outputs(numbers(2, 5, 3, seed=1), numbers(2, 5))
         return token_selector.token_loss(student, teacher)
 
     value, slope = jax.value_and_grad(total)(numbers(2, 5, 3))
-    assert float(value) == 0
-    np.testing.assert_array_equal(slope, np.zeros((2, 5, 3)))
+    assert float(value) == 0 and not slope.any()
 
 
 def test_an_appended_token_has_no_counterpart():

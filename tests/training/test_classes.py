@@ -121,8 +121,9 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
     table, old = f"csv:{tmp_path}/set.csv", unnamed(run, tmp_path / "old")
     outputs = {}
     for weights_path, name in ((run, data), (run, table), (old, data)):
-        ended = call(evaluate.main, *words, f"--weights={weights_path}", "--data", name)
-        assert ended.status == 0, ended
+        ended = call(
+            evaluate.main, *words, f"--weights={weights_path}", "--data", name
+        ).ok()
         outputs[weights_path, name] = ended.out.splitlines()
     message = "note: classes are compared by number alone: {} does not name them"
     assert len(outputs[run, data]) == 1
@@ -213,10 +214,7 @@ def test_short_names_of_imagenet_tell_its_classes_apart():
     pairs = zip(names, lemmas, strict=True)
     coined = [label for label, (name, all_) in enumerate(pairs) if name not in all_]
     assert coined == [134, 517]  # both are "crane" and nothing else
-
-
-def test_short_names_of_imagenet_are_torchvisions():
-    """But for those of two classes, and for a comma that it leaves out."""
+    # But for those of two classes, and for a comma that it leaves out.
     meta = pytest.importorskip("torchvision.models._meta")
     pairs = zip(class_names.imagenet_names(), meta._IMAGENET_CATEGORIES, strict=True)
     assert {pair for pair in pairs if len({*pair}) > 1} == {
@@ -267,8 +265,7 @@ def test_evaluate_maps_folders_to_imagenets_classes(assets):
     """Ten classes of ImageNet's, as folders of WordNet IDs."""
     words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=20"]
     words += [f"--data=folder:{assets}/data/imagenette_mini", "--config.data.workers=0"]
-    ended = call(evaluate.main, *words, "--config.model.dtype=float32")
-    assert ended.status == 0, ended
+    ended = call(evaluate.main, *words, "--config.model.dtype=float32").ok()
     assert "by name to the model's 1000 classes: n01440764 is 0 (tench)\n" in ended.out
     assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 50
 
@@ -282,8 +279,7 @@ def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
     for file in data.rglob("*.png"):
         Image.new("RGB", (32, 32)).save(file)
     words += ["--config.image_size=32", "--config.reduction.name=tome"]
-    ended = call(evaluate.main, *words, "--config.reduction.r=2")
-    assert ended.status == 0, ended
+    ended = call(evaluate.main, *words, "--config.reduction.r=2").ok()
     changes = "reduction tome r=2 (trained with imagepiece merge_blocks=() prune_blocks"
     assert changes in ended.out.splitlines()[-1]
     assert "  size 32x32 (trained with 16x16)  " in ended.out.splitlines()[-1]

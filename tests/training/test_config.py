@@ -53,46 +53,35 @@ def test_numbers_out_of_range(field, allowed):
 
 
 @pytest.mark.parametrize(
-    "field, value, allowed",
+    "changes, field, allowed",
     [
-        ("init.fresh", "head", "names of parts"),
+        ({"init.fresh": "head"}, "init.fresh", "names of parts"),
+        ({"init.fresh": (3,)}, "init.fresh", "names of parts"),
         *(
-            ("betas", value, "two numbers from 0 to below 1")
+            ({"betas": value}, "betas", "two numbers from 0 to below 1")
             for value in ((0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ())
         ),
-        ("best_by", "ema", "'weights', 'averages'"),
+        ({"best_by": "ema"}, "best_by", "'weights', 'averages'"),
         *(
-            ("data.area", value, "lower one first")
+            ({"data.area": value}, "data.area", "lower one first")
             for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,))
         ),
-        ("init.fresh", (3,), "names of parts"),
+        # Fields that do not go together: a canvas holds what is cropped from it.
+        ({"best_by": "averages", "ema_decay": 0.0}, "best_by", ""),
+        ({"data.crop": "random_resized", "data.canvas": 15}, "data.canvas", ""),
+        ({"data.canvas": 16, "data.crop": "shift"}, "data.crop", ""),
     ],
 )
-def test_a_value_that_is_not_allowed_is_named(field, value, allowed):
-    group, _, name = field.rpartition(".")
+def test_a_value_that_is_not_allowed_is_named(changes, field, allowed):
     config = configured().to_dict()
-    (config[group] if group else config)[name] = value
+    for name, value in changes.items():
+        group, _, name = name.rpartition(".")
+        (config[group] if group else config)[name] = value
     with pytest.raises(InputError) as caught:
         RunConfig.from_config(config)
-    error = caught.value
+    error, value = caught.value, changes[field]
     assert (error.field, repr(error.value)) == (f"config.{field}", repr(value))
     assert allowed in error.allowed
-
-
-@pytest.mark.parametrize(
-    "fields, field",
-    [
-        ({"best_by": "averages", "ema_decay": 0.0}, "best_by"),
-        ({"data.crop": "random_resized", "data.canvas": 15}, "data.canvas"),
-        ({"data.canvas": 16, "data.crop": "shift"}, "data.crop"),
-    ],
-)
-def test_fields_that_do_not_go_together(fields, field):
-    """A canvas holds what is cropped from it, 16 pixels."""
-    with pytest.raises(InputError) as caught:
-        RunConfig.from_config(configured(fields))
-    found = (caught.value.field, caught.value.value)
-    assert found == (f"config.{field}", fields[field])
 
 
 @pytest.mark.parametrize(
@@ -133,16 +122,12 @@ def test_evaluation_batch_is_rounded_up(images, count, size):
     assert run.rounded_eval_batch(Placement(local_devices=count), images) == size
 
 
-def test_length():
-    """1281167 // 1024 = 1251 steps an epoch."""
-    length = RunConfig.from_config(base.get_config()).length(1281167)
-    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
-
-
 def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     """DeiT-S by hand; a rate that warms up; a teacher, which only looks at images."""
     images = 1281167
     deit = RunConfig.from_config(base.get_config())
+    length = deit.length(images)
+    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
     assert deit.training_flop(images) == pytest.approx(by_hand, rel=1e-3)
     config = configured(epochs=4)

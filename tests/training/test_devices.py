@@ -7,10 +7,10 @@ from PIL import Image
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import registry
-from imagepiece_jax.models import convert
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
+from tests.models import tiny
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
 FIELDS = runs.DENSE | {
@@ -49,7 +49,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
     monkeypatch.setattr(parallel, "FORM", "shard_map")
     config, weights = runs.configured(FIELDS), tmp_path / "weights.npz"
     model = RunConfig.from_config(config).create_model()
-    np.savez(weights, **convert.to_timm(runs.untrained(model, config.image_size, 0)))
+    tiny.write(weights, runs.untrained(model, config.image_size, 0))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
     cache = tmp_path / "cache"
     running = runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)

@@ -86,17 +86,13 @@ def test_soft_is_the_formula_of_torch(temperature):
     np.testing.assert_allclose(oracle, KL_DIV[temperature], rtol=1e-6)
 
 
-def test_hard_is_cross_entropy_with_the_teachers_class():
-    found = teacher_distance(hard(0.5), jnp.float32(STUDENT), jnp.float32(TEACHER))
-    np.testing.assert_allclose(found, HARD, rtol=1e-5)
-
-
-def test_high_temperatures_compare_centered_logits():
+def test_high_temperatures_compare_centered_logits_and_hard_takes_classes():
     """T to infinity: half the mean square of centered differences (Hinton et al.)."""
-    found = teacher_distance(soft(100.0), *map(jnp.float32, (STUDENT, TEACHER)))
+    both = jnp.float32(STUDENT), jnp.float32(TEACHER)
     centered = [z - z.mean(1, keepdims=True) for z in (STUDENT, TEACHER)]
     wanted = 0.5 * ((centered[0] - centered[1]) ** 2).mean(1)
-    np.testing.assert_allclose(found, wanted, rtol=0.05)
+    np.testing.assert_allclose(teacher_distance(soft(100.0), *both), wanted, rtol=0.05)
+    np.testing.assert_allclose(teacher_distance(hard(0.5), *both), HARD, rtol=1e-5)
 
 
 def outputs(logits, heads=()):
@@ -276,7 +272,9 @@ def teacher_of(config):
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
-    path = f"{weights}/ten.npz"
+    path, plain = f"{weights}/ten.npz", configured()
+    assert teacher_of(plain) == (None, None)
+    assert not DistillConfig.from_config(plain).active
     config = configured(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
     found, variables = teacher_of(config)
     assert found.model.embed_dim == 12 and len(found.model.plan) == 2
@@ -288,12 +286,6 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
-
-
-def test_without_distillation_there_is_no_teacher():
-    config = configured()
-    assert teacher_of(config) == (None, None)
-    assert not DistillConfig.from_config(config).active
 
 
 SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}

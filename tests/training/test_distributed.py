@@ -56,6 +56,8 @@ def scheduled(environment=SLURM, **variables):
 
 def test_flags_name_the_job():
     assert find_job(environment={}) is None
+    with distributed.joined(None):
+        assert not jax.distributed.is_initialized()
     job = find_job("gpu1:1234", 3, 2, environment={})
     assert job == Job("gpu1:1234", 3, 2)
     assert find_job("gpu1:1234", 3, 2, environment=SLURM) == job
@@ -71,9 +73,6 @@ def test_slurm_gives_number_count_and_port():
     # The other tasks of the step meet at the same port, those of another step do not.
     assert scheduled(SLURM_PROCID="0", SLURM_NODEID="0").port == job.port
     assert scheduled(SLURM_STEP_ID="1").port != job.port
-
-
-def test_a_single_task_and_a_batch_script_join_nothing():
     assert scheduled(SLURM_STEP_NUM_TASKS="1") is None
     script = {k: v for k, v in SLURM.items() if "STEP" not in k} | {"SLURM_NTASKS": "4"}
     assert find_job(environment=script) is None
@@ -143,11 +142,6 @@ def test_flags_that_do_not_fit_together_are_named(arguments, flag, value):
     assert (error.value.field, error.value.value) == (f"--{flag}", value)
 
 
-def test_a_process_that_is_alone_joins_nothing():
-    with distributed.joined(None):
-        assert not jax.distributed.is_initialized()
-
-
 @pytest.mark.parametrize("mine, visible", [((), "all"), ((4, 5), "4,5")])
 def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     """A job of one process that meets itself: its number, its GPUs and its port."""
@@ -160,15 +154,12 @@ def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     assert done.out.split() == ["1", visible], done.err
 
 
-def test_processes_with_unequal_devices_are_refused():
+def test_unequal_devices_and_an_unknown_coordinator_are_refused():
     devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
     distributed.check_devices(devices[:4])
     message = "process 2 has 1 devices, but process 0 has 2"
     with pytest.raises(InputError, match=message):
         distributed.check_devices(devices)
-
-
-def test_an_unknown_coordinator_is_named_at_once():
     with pytest.raises(InputError, match="no-such-host.invalid:61500, a host not"):
         with distributed.joined(Job("no-such-host.invalid:61500", 2, 1)):
             pass

@@ -86,12 +86,9 @@ def test_each_set_is_evaluated_when_it_is_due(finished):
     assert {name: figures["acc1"] for name, figures in last.items()} == {
         line["kind"].removeprefix("eval/"): line["acc1"] for line in lines[-2:]
     }
+    assert runs.computed(finished[1]) == runs.computed(full)  # the resumed one
     tags = {value.tag for event in events(full) for value in event.summary.value}
     assert {"eval/val/acc1", "eval/real/acc1", "eval/real/ema_acc1"} <= tags
-
-
-def test_a_resumed_run_has_the_same_lines(finished):
-    assert runs.computed(finished[0]) == runs.computed(finished[1])
 
 
 def test_the_named_set_chooses_the_best(finished, capsys, folder):

@@ -70,11 +70,14 @@ def test_sheet(count, side, shape):
         assert (corner == (place if place < count else 255)).all()
 
 
-def test_no_pictures_no_panels(tmp_path):
+def test_no_pictures_no_panels_and_none_of_a_dense_model(tmp_path):
     run = RunConfig.from_config(configured(pictures=0))
     model, transform = run.create_model(), Preprocessing(16, resize="none")
     none = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
     assert none.augmented({}, 1) is None is none.tokens({})
+    run = RunConfig.from_config(configured())
+    rest = run.create_dense(), Source(), transform
+    assert evaluation.SampleImages(run, tmp_path, *rest).tokens({}) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -127,13 +130,3 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     gone = samples._workdir = tmp_path / "gone"
     with pytest.raises(RunError, match=rf"^{gone}/tokens.png cannot be written \(No s"):
         samples.tokens(variables)
-
-
-def test_no_picture_of_a_dense_model(tmp_path):
-    run, transform = (
-        RunConfig.from_config(configured()),
-        Preprocessing(16, resize="none"),
-    )
-    rest = run.create_dense(), Source(), transform
-    assert evaluation.SampleImages(run, tmp_path, *rest).tokens({}) is None
-    assert not list(tmp_path.iterdir())

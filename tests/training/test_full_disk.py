@@ -57,16 +57,13 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
 
 
 def test_both_kinds_are_closed_although_one_fails(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path / "run")
     with full_disk():
         checkpoints.save(1, make_state(1), {}, "best")
         checkpoints.save(1, make_state(1), {})
         with pytest.raises(RunError, match=r"could not be written .*complete .*: none"):
             checkpoints.close()
     checkpoints.close()
-
-
-def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(RunError, match=r"could not be written \(Not a directory\)"):
         Checkpoints(tmp_path).save(1, make_state(1), {})

@@ -17,6 +17,7 @@ from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
+from tests.models import tiny
 
 BLOCKS = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 SIZE = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
@@ -45,7 +46,7 @@ def saved(tmp_path_factory):
     """Weights of seed 1 as a file, and they themselves."""
     path = tmp_path_factory.mktemp("weights") / "one.npz"
     variables = drawn(configured(), seed=1)
-    np.savez(path, **convert.to_timm(variables))
+    tiny.write(path, variables)
     return path, variables
 
 
@@ -99,7 +100,7 @@ def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     with config.unlocked():
         config.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
     variables = drawn(config, seed=1)
-    np.savez(path, **convert.to_timm(variables))
+    tiny.write(path, variables)
     config = configured(**{"model.depth": 2, "init.weights": str(path)})
     del variables["params"]["reducer_1"]
     chex.assert_trees_all_equal(started(config), variables)
@@ -198,15 +199,7 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     assert (error.value.value, error.value.allowed) == (other, repr(trained))
 
 
-def test_a_new_run_takes_the_images_that_the_layout_says(google):
-    config = configured(**{"init.weights": str(google[0])})
-    with config.unlocked():
-        config.model.mean = config.model.std = None
-    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert initial(config).normalization("no_such_run") == half
-
-
-def test_numbers_are_compared_as_float32_has_them(tmp_path):
+def test_numbers_are_compared_as_float32_has_them(tmp_path, google):
     """NumPy's users write float32, whose .485 is not that of a config."""
     variables = drawn(configured(), seed=1)
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
@@ -215,3 +208,9 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
     assert load.read_metadata(path).normalization["mean"] == (0.485, 0.456, 0.406)
+    # A layout says them, too: a new run takes those.
+    config.init.weights = str(google[0])
+    with config.unlocked():
+        config.model.mean = config.model.std = None
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert initial(config).normalization("no_such_run") == half

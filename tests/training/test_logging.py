@@ -122,14 +122,6 @@ def test_no_compile_is_in_a_rate(begin, tmp_path, clock):
     assert [line["input_wait"] for line in lines] == [None, 3 / 4, 3 / 4]
 
 
-def test_a_window_without_a_finite_step_has_no_loss(begin, tmp_path):
-    run = begin(log_every_steps=1)
-    run.record(1, numbers(loss=np.nan, skipped=1, samples=0.0))
-    run.flush()
-    (line,) = read_metrics(tmp_path)
-    assert line["skipped"] == 1 and line["loss"] is None and line["acc1"] is None
-
-
 @pytest.mark.parametrize(
     "limit, saved, metrics, message",
     [

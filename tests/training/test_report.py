@@ -28,7 +28,7 @@ def write_rates(workdir, *rates):
     writer.close()
 
 
-def test_results_and_cost(tmp_path):
+def test_results_cost_and_contents_of_the_folder(tmp_path):
     table = rows(tmp_path)
     assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
     assert table["best"] == "98.12 % at step 352"
@@ -38,9 +38,6 @@ def test_results_and_cost(tmp_path):
     assert best == "98.12 % at step 352, of averaged weights"
     averaged = dataclasses.replace(PROGRESS, last=LAST | {"ema_acc1": 96.25})
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
-
-
-def test_contents_of_the_folder_are_listed(tmp_path):
     assert len(rows(tmp_path)) == 4
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "tokens.png").touch()

@@ -61,7 +61,7 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     np.testing.assert_allclose(train[-1]["epoch"], 2.0)
 
 
-def test_run_leaves_config_versions_checkpoints_and_picture(finished):
+def test_run_leaves_config_versions_classes_checkpoints_and_picture(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["model"]["mean"] == list(MEAN)
@@ -72,6 +72,9 @@ def test_run_leaves_config_versions_checkpoints_and_picture(finished):
     with Image.open(workdir / "tokens.png") as picture:
         assert picture.width > 500
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
+    digits = [str(digit) for digit in range(10)]
+    assert json.loads((workdir / "classes.json").read_text()) == digits
+    assert imagepiece_jax.load(workdir).class_names == tuple(digits)
 
 
 def test_tensorboard_has_the_panels(finished):
@@ -88,14 +91,6 @@ def test_tensorboard_has_the_panels(finished):
     assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
 
 
-def test_a_run_keeps_the_names_of_its_classes(finished):
-    """They are in its folder, and come with its model."""
-    workdir, _ = finished
-    digits = [str(digit) for digit in range(10)]
-    assert json.loads((workdir / "classes.json").read_text()) == digits
-    assert imagepiece_jax.load(workdir).class_names == tuple(digits)
-
-
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = json.loads((workdir / "classes.json").read_text())
@@ -109,12 +104,18 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     assert json.loads((workdir / "classes.json").read_text())[3] == "3"
 
 
-def test_a_finished_run_is_not_trained_again(finished, capsys):
+def test_a_finished_run_stays_as_it_is(finished, capsys):
+    """It is not trained again, and another config is refused."""
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     assert trainer.train_and_evaluate(configured(pictures=2), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
+    times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    longer = "config.epochs is 99, but 2 in .*; to train on, .*--config.init.weights="
+    with pytest.raises(InputError, match=longer):
+        trainer.train_and_evaluate(configured(pictures=2, epochs=99), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
 def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
@@ -130,15 +131,6 @@ def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
     evaluated = runs.lines(run_of_0_2_0, "eval")
     assert last["acc1"] == evaluated[-1]["acc1"] and last["images"] == 359
     assert read_metrics(run_of_0_2_0) == before
-
-
-def test_another_config_is_refused_and_changes_nothing(finished):
-    workdir, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    longer = "config.epochs is 99, but 2 in .*; to train on, .*--config.init.weights="
-    with pytest.raises(InputError, match=longer):
-        trainer.train_and_evaluate(configured(pictures=2, epochs=99), workdir)
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
@@ -185,7 +177,8 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
     assert Checkpoints(workdir).latest_step() == step - 1
     steps = runs.lines(workdir, "train")
     assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
-    assert [line["loss"] is None for line in steps] == [False] * (step - 3) + [True] * 2
+    nothing = [line["loss"] is None is line["acc1"] for line in steps]
+    assert nothing == [False] * (step - 3) + [True] * 2
     assert lines[1] == lines[0]
 
 

@@ -111,13 +111,10 @@ def test_every_picture_is_described(parsed):
 LEARNER = "learner (untrained selectors)"
 
 
-def test_names_are_escaped(parsed):
+def test_names_are_escaped_and_controls_labeled(parsed):
     assert len(parsed.all("b")) == len(parsed.all("figcaption"))
     shown = "".join(parsed.text)
     assert NAMES[1] in shown and "class 4, 50 % sure" in shown
-
-
-def test_every_control_has_a_label_and_one_is_selected(parsed):
     inputs = parsed.all("input")
     assert [attrs["id"] for attrs in inputs] == [
         f"show-{kind}" for kind in figure.KINDS

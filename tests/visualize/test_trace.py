@@ -52,16 +52,13 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
 
 
 def test_attention_is_what_the_reducers_received(imagepiece):
+    """And predictions are those of the logits."""
     traced, outputs = imagepiece
     before = np.tile(np.arange(25), (3, 1))
     for stage, taps in zip(traced.stages, outputs.taps, strict=True):
         np.testing.assert_allclose(stage.attention, taps.cls_attn, rtol=1e-4)
         np.testing.assert_array_equal(stage.attended, before)
         before = stage.source
-
-
-def test_predictions_are_those_of_the_logits(imagepiece):
-    traced, outputs = imagepiece
     shares = np.exp(np.asarray(outputs.logits, float))
     shares /= shares.sum(axis=1, keepdims=True)
     np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
@@ -103,25 +100,19 @@ def flat(trace):
 
 
 def test_traces_are_restored(tmp_path):
-    methods, saved = traces.methods()
-    write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, saved)
+    """JSON alone holds the slot of every patch."""
+    methods, written = traces.methods()
+    write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, written)
     names, described, loaded = traces.read_traces(tmp_path)
     assert names == ["a.jpg", "b.jpg"] and described == methods
-    assert [flat(trace) for trace in loaded] == [flat(trace) for trace in saved]
+    assert [flat(trace) for trace in loaded] == [flat(trace) for trace in written]
     assert loaded[0].stages[0].source.dtype == np.int32
     assert loaded[0].grid == traces.GRID
-
-
-def test_json_alone_holds_the_slot_of_every_patch(tmp_path):
-    write_traces(tmp_path, ["a.jpg", "b.jpg"], *traces.methods())
     saved = json.loads((tmp_path / "provenance.json").read_text())
     imagepiece, learner, dense = saved["methods"]
     sources = [stage["source"] for stage in imagepiece["stages"]]
     assert sources == [[traces.MERGED.tolist()] * 2, [traces.PRUNED.tolist()] * 2]
     assert [stage["source"] for stage in learner["stages"]] == [None]
     assert dense["stages"] == [] and dense["tokens"] == 6
-
-
-def test_files_that_cannot_be_written(tmp_path):
     with pytest.raises(RunError, match=r"provenance.npz cannot be written \(No such"):
         write_traces(tmp_path / "gone", ["a", "b"], *traces.methods())

@@ -34,6 +34,11 @@ def test_soft_targets_of_ten_classes():
     np.testing.assert_allclose(out, expected, atol=1e-7)
     assert out.dtype == jnp.float32
     assert soft_targets(np.array([1]), 3, 0.0).tolist() == [[0, 1, 0]]
+    images, targets, *partner = batch(jnp.bfloat16)
+    drawn = mixup.draw(jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0})
+    assert drawn is None
+    out = mixup.apply(drawn, images, targets, *partner)
+    assert out[0] is images and out[1] is targets
 
 
 def test_cutmix_box_of_the_recipe():
@@ -91,12 +96,6 @@ def test_beta_has_the_distribution_of_scipy(alpha):
         assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 20000)
 
 
-def test_a_draw_is_no_loop():
-    """A GPU waits for the host at each turn of a loop of unknown length."""
-    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, **BOTH))
-    assert "while" not in str(program(jax.random.key(0)))
-
-
 def test_shares_of_mixed_batches_and_of_cutmix():
     out = draws(mixup=0.3, cutmix=1.0, prob=0.6, switch_prob=0.2)
     assert abs(out.cut.mean() - 0.2) < 0.026  # 4 standard deviations
@@ -148,15 +147,8 @@ def test_cutmix_pastes_the_partner_s_box_exactly(dtype):
     np.testing.assert_allclose(mixed_targets[1, 1], expected, rtol=1e-6)
 
 
-def test_both_switched_off_is_no_operation_at_all():
-    images, targets, *partner = batch(jnp.bfloat16)
-    drawn = mixup.draw(jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0})
-    assert drawn is None
-    out = mixup.apply(drawn, images, targets, *partner)
-    assert out[0] is images and out[1] is targets
-
-
-def test_one_program_serves_every_draw():
+def test_one_program_without_a_loop_serves_every_draw():
+    """A GPU waits for the host at each turn of a loop of unknown length."""
     chex.clear_trace_counter()
 
     @jax.jit
@@ -170,3 +162,5 @@ def test_one_program_serves_every_draw():
     assert np.isfinite(outs).all()
     assert not np.array_equal(outs[0], outs[1])
     np.testing.assert_array_equal(mixed(jax.random.key(2), *arrays)[0], outs[2])
+    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, **BOTH))
+    assert "while" not in str(program(jax.random.key(0)))

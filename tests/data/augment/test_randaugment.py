@@ -170,12 +170,7 @@ def test_arguments_at_the_ends(name, magnitude, expected):
     np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], wanted)
 
 
-def test_what_is_not_applied_changes_nothing():
-    drawn = draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
-    np.testing.assert_array_equal(apply(images(), drawn), images())
-
-
-def test_an_image_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch_nor_on_what_is_not_applied():
     order = np.random.default_rng(0).permutation(30)
 
     @jax.jit
@@ -183,6 +178,8 @@ def test_an_image_does_not_depend_on_its_batch():
         keys = jax.random.split(jax.random.key(0), 30)
         return randaugment.draw(keys[order], POLICY)
 
+    skipped = draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
+    np.testing.assert_array_equal(apply(images(), skipped), images())
     out = np.asarray(apply(images(), drawn_in(np.arange(30))))
     assert (out != images()).any((1, 2, 3)).mean() > 0.5
     other = apply(images()[order], drawn_in(order))

@@ -17,11 +17,6 @@ from tests.models import tiny
 from tests.models.test_published_methods import embedding
 
 
-def test_embeddings_are_as_wide_as_a_head_or_two():
-    assert dtem.embedding_width(384, 6) == 64
-    assert dtem.embedding_width(1024, 16) == 128
-
-
 @pytest.fixture(scope="module")
 def unit(assets):
     """One soft merge as its authors' code computes it: 7 of 9 tokens live, 2 merge."""
@@ -116,7 +111,9 @@ def test_the_whole_is_chosen_and_no_token_twice():
     assert ((np.asarray(chosen) > 0).sum(axis=2) <= 3).all()
 
 
-def test_embeddings_alone_are_trained():
+def test_embeddings_are_as_wide_as_a_head_or_two_and_trained_alone():
+    assert dtem.embedding_width(384, 6) == 64
+    assert dtem.embedding_width(1024, 16) == 128
     groups = dtem.DTEM().param_groups
     assert groups("reducer_3/embed/kernel").frozen_epochs == 0
     assert groups("blocks_3/attn/q/kernel").frozen_epochs == math.inf

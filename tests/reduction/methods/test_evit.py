@@ -14,24 +14,18 @@ from imagepiece_jax.training.train_step import count_programs
     + [(110, 0.7), (299, 0.7)],
 )
 def test_rate_by_epoch(epoch, rate):
-    """1 for 10 epochs, then half a cosine of 100 epochs down to 0.7."""
+    """1 for 10 epochs, then half a cosine of 100 epochs down to 0.7, or at once."""
     method = EViT(rate_warmup_start=10, rate_warmup_epochs=100)
     assert abs(method.rate_at(epoch) - rate) < 5e-6
-
-
-def test_without_warm_up_the_rate_is_there_from_the_start():
-    assert EViT().rate_at(0) == 0.7
-    assert EViT(rate_warmup_start=10, rate_warmup_epochs=0).rate_at(0) == 0.7
+    for options in ({}, {"rate_warmup_start": 10, "rate_warmup_epochs": 0}):
+        assert EViT(**options).rate_at(epoch) == 0.7
 
 
 @pytest.mark.parametrize(
     "fuse_token, traces, programs", [(True, 74, 75), (False, 76, 76)]
 )
 def test_programs_of_a_warm_up(fuse_token, traces, programs):
-    """Over DeiT-S's 300 epochs, one an epoch at most.
-
-    Fused, one set of counts is both dense and a token dropped for the one added.
-    """
+    """Fused, a set of counts is both dense and a token dropped for the one added."""
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
     run = RunConfig.from_config(config)

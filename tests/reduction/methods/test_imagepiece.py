@@ -45,6 +45,8 @@ def test_named_blocks_override_the_schedule():
         (1, Merge(0.15, 0.3, "all")),
         (2, Keep(0.6)),
     ]
+    found = ImagePiece(inattentive="tome").steps(12)
+    assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
 
 
 @pytest.mark.parametrize(
@@ -155,11 +157,6 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     assert set(place) == {(a, b) for a in (0, 2, 4) for b in (1, 3, 5)}
     expected = images * (n - counts.n_out) / 9
     assert all(abs(times / expected - 1) < 0.15 for times in place.values())
-
-
-def test_a_control_by_tome_matches_all_tokens_at_all_nine_steps():
-    found = ImagePiece(inattentive="tome").steps(12)
-    assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
 
 
 def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():

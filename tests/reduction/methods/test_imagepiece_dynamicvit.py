@@ -8,7 +8,6 @@ import pytest
 from imagepiece_jax.models.cost import plan_macs
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts, build
-from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
@@ -45,9 +44,6 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
     assert small == large and small[3] == 39  # floor(.3 * 132)
-
-
-def test_the_score_is_read_where_the_field_says():
     mid, pre = (
         build(12, 196, ImagePieceDynamicViT(predictor_pos=pos).steps(12))
         for pos in ("mid", "pre")
@@ -175,12 +171,3 @@ def test_the_score_learns_from_the_kept_tokens():
                 wanted += x[token] @ weight[image, slot] * p * (1 - p)
     bias = slopes["params"]["scores"]["score"]["bias"]
     np.testing.assert_allclose(bias, [wanted, -wanted], rtol=1e-4)
-
-
-def test_it_has_the_fields_of_both():
-    """And is trained as DynamicViT is."""
-    assert ImagePieceDynamicViT.needs_teacher
-    assert issubclass(ImagePieceDynamicViT, LearnedSelection)
-    inference = ImagePieceDynamicViT().named_fields(training=False)
-    assert {"mode", "merge_ratio"} <= set(inference)
-    assert not {"ratio_weight", "backbone_lr"} & set(inference)

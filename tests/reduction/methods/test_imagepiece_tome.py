@@ -51,7 +51,3 @@ def test_one_step_merges_at_most_half(rate):
         plan = build(1, n, ImagePieceToMe(**fields).steps(1))
         kept = max(oracles.keep_count(rate, n), n - n // 2)
         assert plan[0].mlp_tokens == 1 + kept
-
-
-def test_its_fields_are_imagepieces():
-    assert ImagePieceToMe().named_fields() == ImagePiece().named_fields()

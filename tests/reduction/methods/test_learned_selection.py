@@ -11,6 +11,9 @@ import pytest
 
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
+from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
+    ImagePieceDynamicViT,
+)
 from imagepiece_jax.reduction.methods.spvit import SPViT
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
@@ -46,7 +49,11 @@ def test_parameters_of_a_selector(name, reduction, each):
 
 @pytest.mark.parametrize(
     "method, rates, half",
-    [(DynamicViT, (5e-6, 2e-8), 1e-4), (SPViT, (1e-5, 2e-6), 2e-4)],
+    [
+        (DynamicViT, (5e-6, 2e-8), 1e-4),
+        (ImagePieceDynamicViT, (5e-6, 2e-8), 1e-4),
+        (SPViT, (1e-5, 2e-6), 2e-4),
+    ],
 )
 def test_groups_of_parameters(method, rates, half):
     """SPViT's backbone is slow until the schedule is slower."""
@@ -64,6 +71,7 @@ def test_groups_of_parameters(method, rates, half):
     other = method(backbone_lr=0.5, frozen_epochs=0).param_groups("norm/scale")
     assert float(other.lr(2e-4, 1e-3)) == pytest.approx(half)
     assert other.frozen_epochs == 0 and method.needs_teacher
+    assert not {"ratio_weight", "backbone_lr"} & set(method().inference_fields())
 
 
 @pytest.mark.parametrize(

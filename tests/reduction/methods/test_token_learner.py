@@ -127,16 +127,13 @@ def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
         assert_close(matrix[image], want)
 
 
-def test_tokens_without_a_grid_are_refused():
+def test_convolutions_need_a_grid_and_cost_what_they_read():
     learner = ConvLearner(num_tokens=4)
     with pytest.raises(InputError) as error:
         parameters(learner, tokens(6), None)
     assert (error.value.field, error.value.allowed) == ("version", "'v1.1'")
     parameters(MlpLearner(num_tokens=4), tokens(6), None)
-
-
-def test_macs_by_hand():
-    """5 tokens of width 6, 4 learned: the convolutions read 6, 4, 4 and 4 channels."""
+    # 5 tokens of width 6, 4 learned: the convolutions read 6, 4, 4 and 4 channels.
     macs = ConvLearner(num_tokens=4).extra_macs(5, 6, 2)
     assert macs == 5 * (9 * (6 + 4 + 4 + 4) * 4 + 4 * 6)
 

@@ -11,10 +11,7 @@ import pytest
 
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.token_pooling import (
-    KMeans,
-    KMedoids,
-)
+from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
 from imagepiece_jax.reduction.ops import squared_distances
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
@@ -164,9 +161,6 @@ def test_small_differences_beside_a_large_offset_are_seen():
     near = tiny.compiled(squared_distances)(x)
     want = [[distance(a, b) ** 2 for b in x[0]] for a in x[0]]
     np.testing.assert_allclose(near[0], want, rtol=1e-5)
-
-
-def test_a_common_factor_of_the_weights_changes_nothing():
     x, weight = random_tokens(20)
     both = (pool(KMedoids(), x, factor * weight, 6) for factor in (1, 2.0**-90))
     chex.assert_trees_all_equal(*both)

@@ -168,11 +168,8 @@ def test_schedules_equal_the_slow_truth(inflection):
 def test_a_list_overrides_and_is_filled_with_zeros():
     assert ToMe(inflection=-1.0, r_list=(5, 5)).removed(12) == (5, 5) + (0,) * 10
     assert ToMe(r_list=(1, 2, 3)).removed(3) == (1, 2, 3)
-    steps = ToMe(r_list=(0, 3)).steps(4)
-    assert [layer.mlp_tokens for layer in build(4, 16, steps)] == [17, 14, 14, 14]
-    assert [layer.counts is None for layer in build(4, 16, steps)] == [1, 0, 1, 1]
-
-
-def test_it_is_meant_for_proportional_attention():
+    plan = build(4, 16, ToMe(r_list=(0, 3)).steps(4))
+    assert [layer.mlp_tokens for layer in plan] == [17, 14, 14, 14]
+    assert [layer.counts is None for layer in plan] == [1, 0, 1, 1]
     assert ToMe.model_fields == {"prop_attn": True}
     assert Bipartite.needs == {"metric"}  # no class token, and no row of attention
