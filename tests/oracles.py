@@ -13,9 +13,6 @@ import numpy as np
 DROPPED = -1
 
 
-# How many tokens?
-
-
 def keep_count(rate, n):
     """Tokens kept of `n`: ceil(rate * n), at least 1; `rate` is a decimal."""
     return max(1, math.ceil(Fraction(str(rate)) * n))
@@ -31,9 +28,6 @@ def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
     counted = n + 1 if base == "all" else candidates
     wanted = math.ceil(Fraction(str(merge_ratio)) * counted)
     return candidates, min(wanted, candidates // 2)
-
-
-# Which tokens?
 
 
 def by_score(scores):
@@ -70,8 +64,7 @@ def evit_fuse(x, scores, k):
             dest[token] = kept.index(token)
         else:
             fused += float(scores[token]) * np.asarray(x[token], float)
-    rows = [np.asarray(x[token], float) for token in kept]
-    return np.stack([*rows, fused]), dest
+    return np.stack([*np.asarray(x, float)[kept], fused]), dest
 
 
 def cosine(a, b, eps=1e-6):
@@ -84,14 +77,7 @@ def cosine(a, b, eps=1e-6):
     return out
 
 
-def retokenize(
-    scores,
-    similarity,
-    candidates,
-    merges,
-    order="descending",
-    parity=0,
-):
+def retokenize(scores, similarity, candidates, merges, order="descending", parity=0):
     """ImagePiece's merge. scores [n], similarity [n, n] -> dest [n], slots in order.
 
     The last `candidates` tokens by score stand in a line, most attentive first
@@ -113,9 +99,6 @@ def retokenize(
     return np.array([survivors.index(into.get(token, token)) for token in range(n)])
 
 
-# What do they hold?
-
-
 def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     """Move tokens to their slots. x [n, D], size [n], dest [n] -> [n_out, D], [n_out].
 
@@ -125,11 +108,7 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     x, size = np.asarray(x, float), np.asarray(size, float)
     weight = size if weight is None else np.asarray(weight, float)
     n_out = max(dest) + 1 if n_out is None else n_out
-    total, share, sizes = (
-        np.zeros((n_out, x.shape[1])),
-        np.zeros(n_out),
-        np.zeros(n_out),
-    )
+    total, share, sizes = np.zeros((n_out, x.shape[1])), *np.zeros((2, n_out))
     for token, slot in enumerate(dest):
         if slot != DROPPED:
             total[slot] += weight[token] * x[token]
@@ -240,12 +219,8 @@ def cls_attention(q, k, size=None, num_prefix=1):
         logits = logits / math.sqrt(d)
         if size is not None:
             logits = logits + np.log(np.asarray(size, float))
-        weights = np.exp(logits - logits.max())
-        total += weights / weights.sum()
+        total += softmax(logits)
     return (total / heads)[num_prefix:]
-
-
-# Layers
 
 
 def layer_norm(x, params, eps=1e-6):
@@ -254,3 +229,32 @@ def layer_norm(x, params, eps=1e-6):
     centered = x - x.mean(axis=-1, keepdims=True)
     deviation = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)
     return centered / deviation * params["scale"] + params["bias"]
+
+
+def dense(x, params):
+    """One linear layer. [.., D] -> [.., D']."""
+    return x @ np.asarray(params["kernel"], float) + params["bias"]
+
+
+def softmax(logits):
+    """Over the last axis, which is that of classes or keys."""
+    powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, float)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x, form="exact"):
+    """x times the normal distribution function of x, or one of its approximations."""
+    if form == "quick":
+        return x * sigmoid(1.702 * x)
+    if form == "tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))

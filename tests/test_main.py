@@ -17,8 +17,7 @@ COMMANDS += ["predict", "train", "visualize"]
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_without_a_command_it_lists_them(words):
-    ended = start("-m", "imagepiece_jax", *words).quiet()
-    first, *lines = ended.out.splitlines()
+    first, *lines = start("-m", "imagepiece_jax", *words).quiet().out.splitlines()
     assert first.startswith("python -m imagepiece_jax COMMAND")
     assert [line.split()[0] for line in lines] == COMMANDS
     assert all(len(line) <= 110 for line in lines)

@@ -215,8 +215,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     model = create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
-    variables = tiny.fill(variable_shapes(model, 16), 0)
-    tiny.write(folder / "vit_mini.npz", variables)
+    tiny.write(folder / "vit_mini.npz", tiny.fill(variable_shapes(model, 16), 0))
 
     words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--limit=16"]
     words += ["--config=configs/deit_s.py:vit_mini", "--config.image_size=16"]

@@ -55,8 +55,7 @@ FULL = {("HIGHEST", "HIGHEST")}
 def test_what_visualize_and_patch_features_show(tmp_path, weights, lowered):
     analyzed = read(weights).analyzed()
     variant = build(analyzed, SETTING)
-    images = np.zeros((2, 16, 16, 3), np.uint8)
-    trace(variant.model, variant.variables, images)
+    trace(variant.model, variant.variables, np.zeros((2, 16, 16, 3), np.uint8))
     context = tiny_context.context(tmp_path, analyzed, images=tiny_context.images(2))
     patch_features.Reference(context).maps(SETTING)
     context.cache.close()
@@ -77,9 +76,7 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
 
 
 @pytest.mark.parametrize(
-    "reduction",
-    agreement.reductions(12),
-    ids=lambda reduction: reduction.rule,
+    "reduction", agreement.reductions(12), ids=lambda reduction: reduction.rule
 )
 def test_what_kernels_are_compared_with(reduction):
     arrays = agreement.random_inputs(0, 2, 12, 2, 8, "float32")

@@ -103,8 +103,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "methods.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
-    ones = np.ones((3, 10), np.float32)
-    taps = tokens.Taps(x=x, size=ones, cls_attn=x[..., 0])
+    taps = tokens.Taps(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
     decide = tiny.compiled(lambda taps: space["PruneAndMerge"](keep=7)(taps, counts))
     for dest, tokens_of in zip(decide(taps).dest, x, strict=True):

@@ -20,16 +20,14 @@ def refused(*words):
 
 
 @pytest.mark.parametrize(
-    "texts, sizes",
-    [(["256"], [256]), (["1,8", "32"], [32, 8, 1]), (["8,8"], [8])],
+    "texts, sizes", [(["256"], [256]), (["1,8", "32"], [32, 8, 1]), (["8,8"], [8])]
 )
 def test_batch_sizes_fall(texts, sizes):
     assert suite.batch_sizes(texts) == sizes
 
 
 @pytest.mark.parametrize(
-    "error",
-    [RuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes"), MemoryError()],
+    "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes"), MemoryError()]
 )
 def test_a_full_memory_is_one_sentence(simple, monkeypatch, error):
     def fail(*_):

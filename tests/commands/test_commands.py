@@ -265,8 +265,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
     size |= {"model.stem": "patch"}
     model = RunConfig.from_config(configured(SIZE, size)).create_model()
-    variables = tiny.fill(tiny.shapes(model, 48))
-    tiny.write(tmp_path / "w.npz", variables)
+    tiny.write(tmp_path / "w.npz", tiny.fill(tiny.shapes(model, 48)))
     words = [f"--config.{name}={value}" for name, value in size.items()]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
     words += ["--config.eval_batch_size=4"]
@@ -288,8 +287,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
 
 
 def test_doctor_says_each_thing_in_one_line():
-    ended = call(doctor.main).quiet()
-    lines = ended.out.splitlines()
+    lines = call(doctor.main).quiet().out.splitlines()
     assert lines[0] == f"imagepiece_jax {imagepiece_jax.__version__}"
     assert lines[1].startswith("python 3.")
     assert f"jax {jax.__version__}" in lines

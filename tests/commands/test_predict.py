@@ -27,8 +27,7 @@ WORDS = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
 def folder(tmp_path_factory):
     """Weights and two photographs, between them a file that is none."""
     folder = tmp_path_factory.mktemp("predict")
-    variables = tiny.variables(tiny.model())
-    tiny.write(folder / "w.npz", variables)
+    tiny.write(folder / "w.npz", tiny.variables(tiny.model()))
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for name in ("a.png", "c.png"):

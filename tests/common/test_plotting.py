@@ -100,8 +100,7 @@ def test_outline_of_a_group_has_one_color_that_stays():
 
 def test_single_patches_keep_their_color_and_an_outline_that_shows():
     colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
-    image = plain(colors, 6)
-    drawn = plotting.draw_groups(image, np.arange(4), (2, 2)).astype(int)
+    drawn = plotting.draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
     assert (drawn[:5, :5] == 0).all() and (drawn[7:, :5] == [200, 10, 10]).all()
     assert (drawn[:5, 5] > 40).all() and (drawn[:5, 6] < 215).all()
 

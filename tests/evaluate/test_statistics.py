@@ -142,8 +142,7 @@ def test_mean_by_hand_leaves_missing_values_out():
 
 def test_seeds_and_images_add_up():
     """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
-    rights = np.array([[0, 1, 1, 0], [1, 1, 1, 1]])
-    found = statistics.mean_over_seeds(100 * rights)
+    found = statistics.mean_over_seeds(100 * np.array([[0, 1, 1, 0], [1, 1, 1, 1]]))
     images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
     seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
     assert found.value == 75

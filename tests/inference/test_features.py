@@ -25,8 +25,7 @@ PATCHES = [[1.0, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
 
 
 def state_of(patches):
-    rows = jnp.asarray([[CLASS, *patches]], jnp.float32)
-    return tokens.start(rows)
+    return tokens.start(jnp.asarray([[CLASS, *patches]], jnp.float32))
 
 
 @tiny.jit
@@ -55,8 +54,7 @@ def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
     first, second = slots(0, 1, 0, 2, 3, 4), slots(0, 1, 2, 0, 3)
     outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
-    expected = [[3, 2, 3], [4, 3, 6]]
-    assert first_channel(feature_map(outputs, GRID)) == expected
+    assert first_channel(feature_map(outputs, GRID)) == [[3, 2, 3], [4, 3, 6]]
     # EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6.
     weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
     result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False)
@@ -148,8 +146,7 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
 
 def test_a_token_fuser_makes_the_map_where_one_is_given():
     """At first a TokenFuser changes nothing: the map is that of the patches."""
-    matrix = jnp.full((1, 3, 6), 1 / 6)
-    outputs = outputs_of(state_of(PATCHES), (Mixing(matrix), 0))
+    outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
     module = TokenFuser(bottleneck_dim=4)
     learned, before = outputs.state.x[:, 1:], outputs.taps[0].x
     variables = tiny.jit(module.init)(jax.random.key(0), learned, before)

@@ -10,8 +10,7 @@ import math
 import numpy as np
 
 from tests import oracles
-
-_erf = np.vectorize(math.erf, otypes=[float])
+from tests.oracles import dense, gelu, layer_norm, softmax
 
 
 @dataclasses.dataclass
@@ -35,17 +34,16 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
     for i in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{i}"]
         factors = (1.0, 1.0) if scale is None else scale[i]
-        normed = oracles.layer_norm(x, block["norm1"])
+        normed = layer_norm(x, block["norm1"])
         out, seen = _attention(normed, block["attn"], heads, size if prop_attn else 1.0)
         x = seen.x = x + factors[0] * out
         if moves and i in moves:
             x, size = _move(x, size, moves[i])
-        hidden = _linear(oracles.layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
-        hidden = hidden * (1 + _erf(hidden / math.sqrt(2))) / 2
-        x = x + factors[1] * _linear(hidden, block["mlp"]["fc2"])
+        hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
+        x = x + factors[1] * dense(gelu(hidden), block["mlp"]["fc2"])
         blocks.append(seen)
-    tokens = oracles.layer_norm(x, params["norm"])
-    return _linear(tokens[0], params["head"]), tokens, size, blocks
+    tokens = layer_norm(x, params["norm"])
+    return dense(tokens[0], params["head"]), tokens, size, blocks
 
 
 def _embed(params, image, patch):
@@ -59,22 +57,17 @@ def _embed(params, image, patch):
 
 def _attention(x, params, heads, size):
     shape = len(x), heads, x.shape[1] // heads
-    query, key, value = (_linear(x, params[name]).reshape(shape) for name in "qkv")
+    query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
     outs, rows = [], []
     for h in range(heads):
         logits = query[:, h] @ key[:, h].T / math.sqrt(shape[2]) + np.log(size)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
+        weights = softmax(logits)
         outs.append(weights @ value[:, h])
         rows.append(weights[0])
-    out = _linear(np.concatenate(outs, axis=1), params["proj"])
+    out = dense(np.concatenate(outs, axis=1), params["proj"])
     return out, Seen(np.stack(rows), key, x)
 
 
 def _move(x, size, move):
     moved, sizes = oracles.apply_map(x[1:], size[1:], *move)
     return np.concatenate([x[:1], moved]), np.concatenate([size[:1], sizes])
-
-
-def _linear(x, params):
-    return x @ params["kernel"] + params["bias"]

@@ -94,8 +94,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
 )
 def test_mistakes(fields, field, text):
     with refused(f"reduction.{field}", fields[field], text):
-        found = resolved({"name": "tome", **fields}, dense(), (14, 14))
-        dense(reduction=found)
+        dense(reduction=resolved({"name": "tome", **fields}, dense(), (14, 14)))
 
 
 def test_a_schedule_that_names_no_block_of_the_model():

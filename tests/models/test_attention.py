@@ -20,7 +20,7 @@ from imagepiece_jax.models.attention import (
 )
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.ops import class_attention
-from tests import oracles_learned
+from tests import oracles, oracles_learned
 from tests.models import tiny
 from tests.refused import refused
 from tests.rounding import assert_close
@@ -60,8 +60,7 @@ def slow_attention(query, key, value, bias=None):
             logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(width)
             if bias is not None:
                 logits = logits + np.asarray(bias[b], float)[None]
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            weights[b, h] = powers / powers.sum(axis=1, keepdims=True)
+            weights[b, h] = oracles.softmax(logits)
             out[b, :, h] = weights[b, h] @ value[b, :, h]
     return out, weights
 

@@ -44,14 +44,15 @@ def in_float64():
         stack.enter_context(jax.enable_x64(True))
         for module in (attention, block, layers, rotary, tokens, vit):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
+        wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
+        stack.enter_context(wide_head)
         # JAX's own has its softmax in float32.
         stack.enter_context(mock.patch.object(attention, "attend", attend))
         yield
 
 
 def attend(query, key, value, key_bias=None, **_):
-    weights = attention.attention_map(query, key, key_bias)
-    return attention.read_by(weights, value)
+    return attention.read_by(attention.attention_map(query, key, key_bias), value)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -113,8 +113,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
 
 # int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can
 @pytest.mark.parametrize(
-    "size, resized",
-    [((40, 80), (32, 64)), ((40, 100), (32, 80)), ((60, 80), (48, 64))],
+    "size, resized", [((40, 80), (32, 64)), ((40, 100), (32, 80)), ((60, 80), (48, 64))]
 )
 def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
     image = np.full((*size, 3), 7, np.uint8)
@@ -161,9 +160,6 @@ def test_what_fills_no_patch_is_not_read(folded):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# Weights files, which do not say the size of their images
-
-
 @pytest.mark.parametrize("size, kind", [((8, 32), tuple), ((12, 28), list)])
 def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     """2 x 8 patches, which could be 4 x 4, and 3 x 7, which could be nothing else."""
@@ -184,8 +180,7 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    model = create_model(name, depth=1, num_classes=3)
-    variables = tiny.variables(model)
+    variables = tiny.variables(create_model(name, depth=1, num_classes=3))
     tiny.write(tmp_path / "w.npz", variables)
     size = (112, 448)
     vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)

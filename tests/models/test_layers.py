@@ -1,6 +1,6 @@
 """Hand-written backward passes against the derivatives of the forward passes."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from imagepiece_jax.models import layers
+from tests import oracles
 from tests.models import tiny
 from tests.rounding import assert_close
 
@@ -30,15 +31,7 @@ def pulled_back(fn, *arguments):
 @pytest.mark.parametrize("form", ["exact", "tanh", "quick"])
 def test_slope_of_gelu_is_that_of_its_differences(form):
     """Central differences of the definitions, in float64."""
-    x = np.linspace(-6, 6, 241)
-
-    def slow(x):
-        if form == "quick":
-            return x / (1 + np.exp(-1.702 * x))
-        if form == "tanh":
-            return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-        return np.array([0.5 * v * (1 + math.erf(v / np.sqrt(2))) for v in x])
-
+    x, slow = np.linspace(-6, 6, 241), functools.partial(oracles.gelu, form=form)
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
     both = jax.vmap(jax.value_and_grad(lambda v: layers.gelu(v, form)))
     value, slope = tiny.compiled(both)(x.astype(np.float32))

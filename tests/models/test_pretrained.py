@@ -128,8 +128,7 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
     with refused("the model", None, "has no reducer_1, a selector that"):
         fresh.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
-    learned = tiny.pretrained(DYNAMICVIT)
-    tiny.write(tmp_path / "w.npz", learned.variables)
+    tiny.write(tmp_path / "w.npz", tiny.pretrained(DYNAMICVIT).variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
     vit = dataclasses.replace(loaded, variables=trained)

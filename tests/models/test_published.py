@@ -126,8 +126,7 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
     with refused("mean", ["mean", "std"], f"folder {path}: mean and std are in no "):
         imagepiece_jax.load(path)
-    found = imagepiece_jax.load(path, mean=HALF, std=STD).model
-    assert found.std == STD
+    assert imagepiece_jax.load(path, mean=HALF, std=STD).model.std == STD
 
 
 def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
@@ -147,8 +146,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     config.init.weights = str(path)
     run = RunConfig.from_config(config)
     assert InitialWeights(run).normalization(tmp_path / "no") == {}
-    started = InitialWeights(run).variables(run.create_model())
-    assert same(started, variables)
+    assert same(InitialWeights(run).variables(run.create_model()), variables)
     tuned = Overrides([("reduction.name", "random")])
     tuned, _ = read_with_config(path, base.get_config(), tuned)
     assert tuned.reduction.name == "random"
@@ -273,8 +271,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     arch = {"dist_token": True}
     distilled = create_model(None, arch=arch, image_size=8, num_classes=7, **SIZE)
-    values = tiny.fill(variable_shapes(distilled, 8))
-    tiny.write(tmp_path / "w.npz", values)
+    tiny.write(tmp_path / "w.npz", tiny.fill(variable_shapes(distilled, 8)))
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
     found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields).variables
     for head in ("head", "head_dist"):

@@ -35,8 +35,7 @@ def test_parameters_are_as_many_as_published(name, stem, parameters):
     ],
 )
 def test_macs_of_known_models(name, options, gmacs):
-    model = create_model(name, **options)
-    assert round(model_macs(model, 224) / 1e9, 3) == gmacs
+    assert round(model_macs(create_model(name, **options), 224) / 1e9, 3) == gmacs
 
 
 SIZES = "deit_ti, deit_s, deit_b, vit_mini"
@@ -63,8 +62,7 @@ def test_an_unknown_model_is_named_with_the_most_similar(name, hint):
 
 
 @pytest.mark.parametrize(
-    "name, include",
-    [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)],
+    "name, include", [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)]
 )
 def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
     arch = registry.facts(name)["arch"]

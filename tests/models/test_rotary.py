@@ -158,8 +158,8 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     dest = np.int32([[0, 1, 0, -1]])
     # What weighs the features does not move the token.
     result = Assignment(dest, weight=np.float32([[1, 1, 9, 1]]), n_out=2)
-    after = apply(state, result, form=form)
-    assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
+    moved = apply(state, result, form=form)
+    assert moved.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
 def test_soft_tokens_and_packages_stand_where_their_weights_are():
@@ -169,8 +169,7 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
     state = state_at([[0, 0], [2, 6], [4, 8], [9, 9]])
     state = state.replace(mask=np.float32([[1, 1, 1, 0]]))
-    appended = np.ones((1, 3), np.float32)
-    result = Masking(np.float32([[1, 0, 0, 0]]), append=appended)
+    result = Masking(np.float32([[1, 0, 0, 0]]), append=np.ones((1, 3), np.float32))
     after = apply(state, result)
     assert after.coordinates.tolist() == [[[0, 0], [2, 6], [4, 8], [9, 9], [3, 7]]]
     unchanged = apply(state, dataclasses.replace(result, append=None))
@@ -214,16 +213,6 @@ def captured(made, variables, images):
     return out, seen["intermediates"]
 
 
-def places_of(groups, grid):
-    """Mean of the patches of each group, the truth on where a token stands."""
-    return np.array([np.mean([grid[p] for p in group], axis=0) for group in groups])
-
-
-def softmax(x):
-    x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return x / x.sum(axis=-1, keepdims=True)
-
-
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     """Attention, its class row and similarity, in NumPy from the projections."""
@@ -250,7 +239,7 @@ def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
         logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(8)
         if made.prop_attn:
             logits += np.log([1] * prefix + [len(g) for g in groups])
-        weights = softmax(logits)
+        weights = oracles.softmax(logits)
         mixed = np.einsum("hqk,khd->qhd", weights, value).reshape(-1, WIDTH)
         params = variables["params"][f"blocks_{block}"]["attn"]
         want = project(mixed, params)
@@ -273,7 +262,7 @@ def project(x, params):
     """What the heads gave, normed where there is a norm, projected."""
     if "norm" in params:
         x = oracles.layer_norm(x, params["norm"])
-    return x @ params["proj"]["kernel"] + params["proj"]["bias"]
+    return oracles.dense(x, params["proj"])
 
 
 def after(result, taps, groups, places, grid):
@@ -285,7 +274,8 @@ def after(result, taps, groups, places, grid):
     for group, slot in zip(groups, result.dest[0], strict=True):
         if slot >= 0:
             joined[slot] += group
-    return joined, places_of(joined, grid)
+    # A token stands at the mean of its patches.
+    return joined, np.array([np.mean(grid[group], axis=0) for group in joined])
 
 
 def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():

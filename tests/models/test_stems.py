@@ -98,11 +98,7 @@ def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
 
 @pytest.mark.parametrize(
     "embed_dim, patch_size, side, widths",
-    [
-        (384, 16, 224, (48, 96, 192, 384)),
-        (64, 2, 16, (64,)),
-        (64, 8, 16, (16, 32, 64)),
-    ],
+    [(384, 16, 224, (48, 96, 192, 384)), (64, 2, 16, (64,)), (64, 8, 16, (16, 32, 64))],
 )
 def test_a_patch_of_two_to_the_k_takes_k_convolutions(
     embed_dim, patch_size, side, widths

@@ -232,9 +232,6 @@ class FirstBlockTest(chex.TestCase):
         assert (jitted(*self.inputs).results[0].dest != other.results[0].dest).any()
 
 
-# Parts that stand in an order, in models whose branches add a bias alone
-
-
 def without_branches(model):
     """Variables of which no branch reads its tokens: it adds its last bias."""
     variables = tiny.variables(model)
@@ -253,8 +250,7 @@ def test_images_of_another_size_than_the_positions():
 
 
 def test_registers_stand_behind_the_class_token():
-    arch = {"registers": 2, "prefix_positions": False}
-    model = tiny.model(arch=arch, depth=1)
+    model = tiny.model(arch={"registers": 2, "prefix_positions": False}, depth=1)
     variables = without_branches(model)
     params = variables["params"]
     block = params["blocks_0"]
@@ -277,9 +273,6 @@ def test_each_branch_has_a_layer_scale_of_its_own():
         layer["bias"] = np.zeros_like(layer["bias"])
     before = run(variables, tiny.images()).state.x
     close(x - before, np.broadcast_to(added, x.shape))
-
-
-# Random draws of reducers, which are functions of the image's key and the block
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import files
 from imagepiece_jax.pretrained.files import read_state_dict
 
+ORDERED = b"ccollections\nOrderedDict\n)R"
+
 
 def text(value):
     raw = value.encode()
@@ -40,13 +42,12 @@ def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
     kind = b"ctorch\n" + storage.encode() + b"\n"
     where = text("storage") + kind + text(key) + text("cpu") + integer(count)
     view = b"(" + where + b"tQ" + integer(offset) + ints(shape) + ints(strides)
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + hooks + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + ORDERED + b"tR"
 
 
 def parameter(value):
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_parameter\n(" + value + b"\x88" + hooks + b"tR"
+    start = b"ctorch._utils\n_rebuild_parameter\n("
+    return start + value + b"\x88" + ORDERED + b"tR"
 
 
 def mapping(**items):
@@ -65,6 +66,7 @@ def write_pth(path, content, storages=None, compression=zipfile.ZIP_STORED, **ex
 
 
 NAMESPACE = b"cargparse\nNamespace\n)\x81"
+ITEMS = mapping(items=b"cargparse\nNamespace\n")
 FLOAT8 = "float8, complex64 or another such type"
 
 
@@ -122,7 +124,7 @@ def test_pth_views_of_one_storage(tmp_path):
 def test_training_checkpoint_is_unwrapped(tmp_path, key):
     """An OrderedDict with attributes, beside the script's argparse.Namespace."""
     item = text("w") + tensor("0", 2, (2,), (1,))
-    inner = b"ccollections\nOrderedDict\n)R(" + item + b"u"
+    inner = ORDERED + b"(" + item + b"u"
     inner += mapping(_metadata=b"}") + b"b"
     arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
     content = mapping(epoch=integer(3), args=arguments, **{key: inner})
@@ -232,13 +234,7 @@ def test_pth_with_impossible_tensors(tmp_path, name):
         (mapping(a=b"ccollections\ndeque\n)R"), "asks for collections.deque", None),
         (b"}r\xff\xff\xff\x7f", "is damaged", None),  # a memo of 34 GB
         (b"})" + b"\x85" * 300 + b"Ns", "is damaged", None),  # tuples in each other
-        (
-            b"ccollections\nOrderedDict\n)R"
-            + mapping(items=b"cargparse\nNamespace\n")
-            + b"b",
-            "is not a state dict: it has none",
-            "none",
-        ),
+        (ORDERED + ITEMS + b"b", "is not a state dict: it has none", "none"),
         (integer(3), "is not a state dict: it has int", "int"),
         (mapping(), "is not a state dict: it has none", "none"),
         (mapping(a=integer(3)), "is not a state dict: 'a' is of type int", "a"),

@@ -23,6 +23,7 @@ from tests.pretrained import hub_stand_in, test_towers
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 INDEX = "model.safetensors.index.json"
+OUTSIDE = '{"weight_map": {"a": "../../x"}}'
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +148,7 @@ def test_what_is_neither_an_id_nor_a_path(path, said, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "index, value",
-    [
-        ("{", None),
-        ("[]", "list"),
-        ("{}", None),
-        ('{"weight_map": {"a": "../../x"}}', "../../x"),
-    ],
+    [("{", None), ("[]", "list"), ("{}", None), (OUTSIDE, "../../x")],
 )
 def test_indexes_of_something_else(cache, files, index, value):
     snapshot = lay_out(cache, files | {INDEX: index.encode()})
@@ -197,9 +193,6 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
     assert error.value.problem == "needs huggingface_hub, which is not installed"
     assert 'pip install ".[hub]"' in error.value.hint
-
-
-# A hub on this machine
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -264,8 +257,7 @@ def cached(cache):
 
 def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
     online.files["pytorch_model.bin"] = b"not this one"
-    values = imagepiece_jax.load("hf://org/name").variables
-    assert same(values, variables)
+    assert same(imagepiece_jax.load("hf://org/name").variables, variables)
     assert cached(cache) == {"config.json", "model.safetensors"}
     got = [file for method, file, _ in online.requests if method == "GET"]
     assert got == ["config.json", "model.safetensors"]

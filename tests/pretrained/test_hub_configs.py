@@ -135,8 +135,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     ],
 )
 def test_labels_of_timms_form(fields, names):
-    config = timm(num_classes=3, **fields)
-    assert hub_configs.parse(config, {}).class_names == names
+    assert hub_configs.parse(timm(num_classes=3, **fields), {}).class_names == names
 
 
 @pytest.mark.parametrize(
@@ -159,6 +158,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
 
 DEIT, GAP = "deit_tiny_patch16_224", {"global_pool": "avg"}
 TOKENS = {"reg_tokens": 2, "no_embed_class": True, "init_values": 1e-5}
+REGISTERS = {"registers": 2, "prefix_positions": False}
 MAP, PREFIX = {"global_pool": "map"}, {"pool_include_prefix": True}
 EVA, REG4 = "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2"
 
@@ -169,11 +169,7 @@ EVA, REG4 = "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2"
     [
         (DEIT, {"depth": 3}, {}),
         (DEIT, {"embed_dim": 36, "init_values": None}, {}),
-        (
-            DEIT,
-            TOKENS,
-            {"registers": 2, "prefix_positions": False, "layer_scale": True},
-        ),
+        (DEIT, TOKENS, REGISTERS | {"layer_scale": True}),
         (DEIT, GAP, {"pool": "mean", "final_norm": False, "fc_norm": True}),
         (DEIT, GAP | {"fc_norm": False}, {"pool": "mean"}),
         (DEIT, MAP | {"class_token": False}, {"class_token": False, "pool": "map"}),
@@ -199,8 +195,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     facts = registry.facts(name)
     assert found.config.name == name
     assert found.config.num_heads == facts["num_heads"]
-    changed = dataclasses.replace(facts["arch"], **wanted)
-    assert found.config.arch == changed
+    assert found.config.arch == dataclasses.replace(facts["arch"], **wanted)
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
     own = size_of(name).fields | sizes
     assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
@@ -366,8 +361,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     }
     found = hub_configs.parse(config, {})
     public = registry.facts(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
-    wanted = dataclasses.replace(public, pool="token")
-    assert found.config.architecture == wanted
+    assert found.config.architecture == dataclasses.replace(public, pool="token")
     assert found.config.image_size == 224 and "image_size" not in found.sizes
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
     arch = hub_configs.parse(config | other, {}).config.architecture
@@ -395,8 +389,6 @@ def test_what_a_processor_leaves_out_and_placeholders_are_not_known():
     found = hub_configs.parse(config | labels, {})
     assert found.class_names is None and found.sizes["num_classes"] == 2
 
-
-# What no model here has: one sentence, which names the field
 
 VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
 DINOV3, SILU = {"model_type": "dinov3_vit"}, {"hidden_act": "silu"}

@@ -187,8 +187,7 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled(pool):
 
 def test_names_that_are_listed_settle_everything():
     """vit_base_patch16_224's tags differ in mean and std: those are named."""
-    model = create_model("vit_base_patch16_224", image_size=64)
-    found = named_shapes(model, 64)
+    found = named_shapes(create_model("vit_base_patch16_224", image_size=64), 64)
     with pytest.raises(InputError) as caught:
         infer(found, ModelConfig())
     listed = re.search(r"name=.. \((.*?)( and \d+ others)?\)", str(caught.value))

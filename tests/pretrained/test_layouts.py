@@ -58,8 +58,7 @@ GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 @pytest.mark.parametrize(
-    "name, says",
-    [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})],
+    "name, says", [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})]
 )
 def test_what_a_layout_says_of_the_model(name, says):
     assert layouts.to_timm(stored(name)[0]).config.fields == says

@@ -148,9 +148,6 @@ def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
     assert "reg_token" not in found and "cls_token" in found
 
 
-# With rotary positions a bias of the keys changes what a model computes.
-
-
 def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     tensors = own(fixture[DINOV3], mask=None)
     found = layouts.to_timm(tensors).tensors
@@ -170,8 +167,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys, mask",
-    [(0.0, None), (np.nan, None), (np.nan, (1, 0, 1)), (0.0, (1, 1, 1))],
+    "keys, mask", [(0.0, None), (np.nan, None), (np.nan, (1, 0, 1)), (0.0, (1, 1, 1))]
 )
 def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
     found = layouts.to_timm(own(fixture[DINOV3], keys, mask)).tensors
@@ -194,7 +190,8 @@ def zeros(*shape):
 
 QKV = "blocks.1.attn.qkv.bias"
 TENSORS = "tensors " + ", ".join(f"blocks.1.attn.{part}.weight" for part in "qkv")
-QUERY, ROUTER = "layer.1.attention.q_proj", "layer.1.mlp.router.weight"
+QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
+VALUE, ROUTER = "blocks.1.attn.v_proj.weight", "layer.1.mlp.router.weight"
 FULL = (24, 24)
 
 
@@ -203,26 +200,16 @@ FULL = (24, 24)
     [
         ("DINOv3", {QKV: zeros(71), f"{QKV}_mask": None}, f"tensor {QKV}", (71,)),
         ("DINOv3", {f"{QKV}_mask": zeros(3)}, f"tensor {QKV}_mask", (3,)),
+        ("transformers", {KEY: None}, "", "blocks.1.attn.k.weight"),
         (
             "transformers",
-            {"layer.1.attention.k_proj.weight": None},
+            {QUERY.replace("weight", "bias"): None},
             "",
-            "blocks.1.attn.k.weight",
+            "blocks.1.attn.q.bias",
         ),
-        ("transformers", {f"{QUERY}.bias": None}, "", "blocks.1.attn.q.bias"),
-        (
-            "transformers",
-            {f"{QUERY}.weight": zeros(24, 23)},
-            TENSORS,
-            [(24, 23), FULL, FULL],
-        ),
+        ("transformers", {QUERY: zeros(24, 23)}, TENSORS, [(24, 23), FULL, FULL]),
         ("transformers", {ROUTER: zeros(*FULL)}, f"tensor {ROUTER}", None),
-        (
-            "timm's EVA-02",
-            {"blocks.1.attn.v_proj.weight": zeros()},
-            TENSORS,
-            [FULL, FULL, ()],
-        ),
+        ("timm's EVA-02", {VALUE: zeros()}, TENSORS, [FULL, FULL, ()]),
     ],
 )
 def test_a_tensor_that_is_wrong_is_named(fixture, file, change, field, value):

@@ -54,8 +54,7 @@ def written(path, tensors, normalization):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    text = json.dumps(runs.configured(fields).to_dict())
-    (path / "config.json").write_text(text)
+    (path / "config.json").write_text(json.dumps(runs.configured(fields).to_dict()))
     return path
 
 

@@ -123,8 +123,7 @@ def test_what_a_folder_holds(tmp_path):
     learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
     assert not any("reducer" in name for name in dense)
     assert all(name.startswith("reducer.1.") for name in learned) and learned
-    together = convert.to_timm(vit.variables)
-    assert {**dense, **learned}.keys() == together.keys()
+    assert {**dense, **learned}.keys() == convert.to_timm(vit.variables).keys()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architecture"] == "vit_base_patch16_224"
     assert config["model_args"]["embed_dim"] == 32 and config["num_classes"] == 7
@@ -209,17 +208,9 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
 def test_what_load_refuses_of_a_saved_folder(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
     for given, options, said in (
-        (
-            path,
-            {"name": "deit_ti"},
-            "embed_dim of 'deit_ti' is 192, but folder .* has 3",
-        ),
+        (path, {"name": "deit_ti"}, "of 'deit_ti' is 192, but folder .* has 3"),
         (path, {"reduction": DYNAMICVIT}, "has no reducer_"),
-        (
-            path / "model.safetensors",
-            {},
-            f"its folder, {path}, which has a config.json",
-        ),
+        (path / "model.safetensors", {}, f"folder, {path}, which has a config.json"),
     ):
         with pytest.raises(InputError, match=said):
             imagepiece_jax.load(given, **options)
@@ -269,8 +260,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path, file):
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
-    vit = made()
-    model, variables = tiny.pair(vit)
+    model, variables = tiny.pair(made())
     evit = made(reduction={"name": "evit", "blocks": (1,)}).model
     without = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)

@@ -19,6 +19,7 @@ from flax import traverse_util
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import load
+from tests import oracles
 from tests.models import tiny
 from tests.pretrained.test_layouts import stored
 
@@ -78,9 +79,8 @@ def forward(params, x):
     block, attention = "Transformer/encoderblock/", "MultiHeadDotProductAttention_0"
 
     def norm(name, x, index=...):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-        return x * p[f"{name}/scale"][index] + p[f"{name}/bias"][index]
+        params = {part: p[f"{name}/{part}"][index] for part in ("scale", "bias")}
+        return oracles.layer_norm(x, params)
 
     side = SIDE // PATCH
     x = x.reshape(len(x), side, PATCH, side, PATCH, 3).astype(np.float64)
@@ -93,8 +93,8 @@ def forward(params, x):
             + p[f"{block}{attention}/{name}/bias"][i][:, None]
             for name in ("query", "key", "value")
         )
-        scores = np.exp(q @ k.swapaxes(2, 3) / math.sqrt(WIDTH // HEADS))
-        y = scores / scores.sum(-1, keepdims=True) @ v
+        scores = q @ k.swapaxes(2, 3) / math.sqrt(WIDTH // HEADS)
+        y = oracles.softmax(scores) @ v
         y = np.einsum("bhne,hed->bnd", y, p[f"{block}{attention}/out/kernel"][i])
         x = x + y + p[f"{block}{attention}/out/bias"][i]
         y = norm(f"{block}LayerNorm_1", x, i)
@@ -102,8 +102,7 @@ def forward(params, x):
             y = y @ p[f"{block}MlpBlock_0/{name}/kernel"][i]
             y = y + p[f"{block}MlpBlock_0/{name}/bias"][i]
             if name == "Dense_0":
-                cubic = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
-                y = 0.5 * y * (1 + np.tanh(cubic))
+                y = oracles.gelu(y, "tanh")
         x = x + y
     x = norm("Transformer/encoder_norm", x)
     return x, x @ p["head/kernel"] + p["head/bias"]
@@ -237,17 +236,15 @@ def test_llava_ends_at_its_layer(tmp_path, full_clip, layer, block):
     assert vit.model.depth == block + 1
     maps = imagepiece_jax.features(vit, images())
     np.testing.assert_allclose(maps.patches, full_clip.layers[block].patches, atol=1e-5)
-    other = full_clip.layers[1 - block].patches
-    assert np.abs(maps.patches - other).max() > 0.1
+    assert np.abs(maps.patches - full_clip.layers[1 - block].patches).max() > 0.1
 
 
 def test_the_projector_is_two_layers_with_a_gelu_between(tmp_path):
     vit = imagepiece_jax.load(llava(tmp_path, projector_hidden_act="quick_gelu"))
     (first, bias), (last, end) = vit.projector.layers
-    x = noise(5, 24)
-    hidden = x @ projector()["multi_modal_projector.linear_1.weight"].T + bias
-    hidden = hidden / (1 + np.exp(-1.702 * hidden))
-    expected = hidden @ projector()["multi_modal_projector.linear_2.weight"].T + end
+    x, tensors = noise(5, 24), projector()
+    hidden = oracles.gelu(x @ tensors[f"{FIRST}.weight"].T + bias, "quick")
+    expected = hidden @ tensors[f"{LAST}.weight"].T + end
     np.testing.assert_allclose(vit.projector(x), expected, atol=1e-5)
     assert first.shape == (24, OUT) and last.shape == (OUT, OUT)
     assert imagepiece_jax.load(llava(tmp_path)).projector.gelu == "exact"
@@ -280,10 +277,10 @@ def test_a_saved_tower_is_the_same_and_reduces(tmp_path):
 
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
 BIASED = "layer 0 of its projector"
-
-
 LAYER, STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
-PROJECTOR, FIRST = "multi_modal_projector", "multi_modal_projector.linear_1"
+FIRST, LAST = (f"multi_modal_projector.linear_{number}" for number in (1, 2))
+NINE = "layer 1 of its projector", [(OUT, 9), (OUT,)]
+POOL = "multi_modal_projector.pool.weight"
 OTHER = {**CLIP, "model_type": "pixtral"}
 EMBEDDING = "language_model.model.embed_tokens.weight"
 NO_TOWER = {"lacking": ["vision"], "change": {EMBEDDING: noise(3, 8)}}
@@ -304,27 +301,12 @@ NO_PROJECTOR = "is a vision tower in a language model, without its projector"
         ({"lacking": ["multi_modal"]}, "", None, NO_PROJECTOR),
         ({"lacking": ["multi_modal", "language"]}, "", None, NO_PROJECTOR),
         ({"change": {f"{FIRST}.weight": noise(OUT, 25)}}, "projector", 25, "takes tok"),
-        (
-            {"change": {f"{PROJECTOR}.linear_2.weight": noise(OUT, 9)}},
-            "layer 1 of its projector",
-            [(OUT, 9), (OUT,)],
-            "has tensors of",
-        ),
-        (
-            {"lacking": [f"{PROJECTOR}.linear_2"]},
-            "its projector",
-            None,
-            "lacks layer 1",
-        ),
+        ({"change": {f"{LAST}.weight": noise(OUT, 9)}}, *NINE, "has tensors of"),
+        ({"lacking": [LAST]}, "its projector", None, "lacks layer 1"),
         ({"lacking": [f"{FIRST}.bias"]}, BIASED, None, "has no bias"),
         ({"multimodal_projector_bias": False}, BIASED, None, "has a bias"),
         ({"change": {f"{FIRST}.SCB": noise(3)}}, f"tensor {FIRST}.SCB", None, "has no"),
-        (
-            {"change": {f"{PROJECTOR}.pool.weight": noise(3)}},
-            f"tensor {PROJECTOR}.pool.weight",
-            None,
-            "has no place in",
-        ),
+        ({"change": {POOL: noise(3)}}, f"tensor {POOL}", None, "has no place in"),
     ],
 )
 def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, field, value, problem):
@@ -341,8 +323,7 @@ def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(path)
     fields = {"mean": HALF, "std": HALF}
-    vit = imagepiece_jax.load(path, **fields)
-    imagepiece_jax.save(tmp_path / "ours", vit)
+    imagepiece_jax.save(tmp_path / "ours", imagepiece_jax.load(path, **fields))
     file = tmp_path / "ours" / "projector.safetensors"
     safetensors.numpy.save_file({"weight": noise(3)}, file)
     with pytest.raises(InputError, match="projector.safetensors: tensor weight has no"):

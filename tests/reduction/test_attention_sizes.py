@@ -22,8 +22,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
-    with_sizes = assignment.replace(attn_size=given)
-    got = apply(state, with_sizes, form=form)
+    got = apply(state, assignment.replace(attn_size=given), form=form)
     x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
     for image in range(3):

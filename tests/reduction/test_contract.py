@@ -144,8 +144,7 @@ def test_what_keeps_the_contract_passes():
     contract.check(highest(np.float32([range(6)]), 4), COUNTS)
     contract.check(merged([1, 3], [0, 5])(), COUNTS)
     contract.check(Mixing(ones(1, 4, 6)), COUNTS)
-    masked = Masking(ones(1, 6), ones(1, 8))
-    contract.check(masked, Counts(n_in=6, n_out=7))
+    contract.check(Masking(ones(1, 6), ones(1, 8)), Counts(n_in=6, n_out=7))
 
 
 @pytest.mark.parametrize(

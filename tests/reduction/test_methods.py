@@ -224,8 +224,7 @@ def filled(states, results):
 
 def random_tokens(dtype="float32", seed=0):
     """Three images of N0 tokens behind a class token. -> [3, 1 + N0, D]."""
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(3, 1 + N0, D)).astype(dtype)
+    return np.random.default_rng(seed).normal(size=(3, 1 + N0, D)).astype(dtype)
 
 
 @functools.cache
@@ -346,8 +345,7 @@ class MethodsTest(chex.TestCase):
             i for i, rule in enumerate(rules, 1) if not isinstance(rule, Merge)
         )
         a = slots_of(self.walk(name, fields)[1])[first][:, ORDER]
-        moved = self.walk(name, fields, permuted(random_tokens()))
-        b = slots_of(moved[1])[first]
+        b = slots_of(self.walk(name, fields, permuted(random_tokens()))[1])[first]
         assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()
 
     @chex.variants(with_jit=True)

@@ -225,8 +225,7 @@ def test_fused_tokens_equal_the_oracle(n, kept, dtype):
     state = TokenState(x=x, size=np.ones((3, n + 1), np.float32))
     scores = rng.dirichlet(np.ones(n), size=3).astype(np.float32)
     taps = make_taps(scores, state.x[:, 1:], dtype=dtype)
-    counts = Counts(n_in=n, n_out=kept + 1)
-    _, both = reduced(TopK(fuse=True), state, taps, counts)
+    _, both = reduced(TopK(fuse=True), state, taps, Counts(n_in=n, n_out=kept + 1))
     tolerance = 1e-5 if dtype == "float32" else 2**-8
     for got, image in itertools.product(both, range(3)):
         patches = np.asarray(state.x[image, 1:], float)

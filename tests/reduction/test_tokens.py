@@ -34,8 +34,7 @@ def test_at_first_a_token_is_a_patch_and_the_prefix_no_array():
     state = start(np.zeros((2, 6, 3), np.float32), num_prefix=2)
     assert state.size.dtype == jnp.float32 and (state.size == 1).all()
     assert len(jax.tree.leaves(state)) == 2
-    again = jax.eval_shape(lambda given: given, state)
-    assert again.num_prefix == 2
+    assert jax.eval_shape(lambda given: given, state).num_prefix == 2
 
 
 def busiest(dest):

@@ -50,8 +50,7 @@ def folder(root, *names):
         for name in names:
             (root / split / name).mkdir(parents=True)
             for i in range(2):
-                path = root / split / name / f"{i}.png"
-                Image.new("RGB", (16, 16)).save(path)
+                Image.new("RGB", (16, 16)).save(root / split / name / f"{i}.png")
     return root
 
 
@@ -154,7 +153,8 @@ RUN = ["--config.data.name={data}", "--workdir={out}", *BATCHES, *WORDS]
 TRAIN = train.main, RUN
 TABLE = experiments.main, ["table1", "--data={data}", "--nospeed", "--out={out}"]
 DATA = "config.data.name '{data}'; " + SAME
-HEAD = "; or a new head by config.init.fresh=('head',)"
+FRESH = DATA + "; or a new head by config.init.fresh=('head',)"
+TEACHER = "config.teacher.weights {run}"
 
 
 @pytest.mark.parametrize(
@@ -164,18 +164,8 @@ HEAD = "; or a new head by config.init.fresh=('head',)"
         (*EVALUATE, ["--weights={run}", "--optimized"], "{run}", "{data}; " + SAME),
         (*EVALUATE, ["--weights={saved}"], "{saved}", "{data}; " + SAME),
         (*TABLE, ["--weights={run}"], "{run}", "--data {data}"),
-        (
-            *TRAIN,
-            ["--config.init.weights={run}"],
-            "config.init.weights {run}",
-            DATA + HEAD,
-        ),
-        (
-            *TRAIN,
-            ["--config.teacher.weights={run}"],
-            "config.teacher.weights {run}",
-            DATA,
-        ),
+        (*TRAIN, ["--config.init.weights={run}"], "config.init.weights {run}", FRESH),
+        (*TRAIN, ["--config.teacher.weights={run}"], TEACHER, DATA),
     ],
     ids=["evaluate", "optimized", "saved", "table", "init", "teacher"],
 )

@@ -125,12 +125,7 @@ def test_no_compile_is_in_a_rate(begin, tmp_path, clock):
 @pytest.mark.parametrize(
     "limit, saved, metrics, message",
     [
-        (
-            0,
-            8,
-            {"loss": np.nan},
-            "loss is nan at step 10: .* step 8 is kept in .*lr",
-        ),
+        (0, 8, {"loss": np.nan}, "loss is nan at step 10: .* step 8 is kept in .*lr"),
         (3, 8, {"loss": np.nan}, "loss is nan at step 13, as in 4 steps in a row: "),
         (0, None, {"norm": np.inf}, "grad_norm is inf at step 10: .* none was"),
     ],
@@ -304,5 +299,4 @@ def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     got = events(tmp_path)
     scalars = [(e.step, v.tag, v.simple_value) for e in got for v in e.summary.value]
     assert scalars == [(30, "train/loss", 0.5)]
-    starts = [e.step for e in got if e.HasField("session_log")]
-    assert starts == [21]
+    assert [e.step for e in got if e.HasField("session_log")] == [21]

@@ -45,10 +45,6 @@ def test_rate_at_the_start_of_an_epoch(epoch, lr):
     got = rate(epoch * STEPS)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, lr, rtol=PRINTED)
-
-
-@pytest.mark.parametrize("epoch, lr", TABLE)
-def test_offset_of_one_holds_an_epochs_rate_one_epoch_later(epoch, lr):
     step = (epoch + 1) * STEPS
     for within in (0, 1, STEPS - 1):
         got = rate(step + within, lr_offset=1)

@@ -91,8 +91,7 @@ def run(step, state, batches):
 def test_the_window_starts_anew_after_each_logged_step():
     step, state = make()
     _, metrics = run(step, state, [batch(i) for i in range(5)])
-    seen = [m["window"]["samples"] for m in metrics]
-    assert seen == [8, 16, 24, 8, 16]
+    assert [m["window"]["samples"] for m in metrics] == [8, 16, 24, 8, 16]
     losses = [m["loss"] for m in metrics]
     sums = [m["window"]["loss"] / BATCH for m in metrics]
     np.testing.assert_allclose(sums[2], sum(losses[:3]), rtol=1e-6)
@@ -146,8 +145,7 @@ def test_gradients_are_exchanged_when_the_backward_pass_is_over():
 
 
 def test_average_is_a_moving_one_over_weights_and_statistics(form):
-    recipe = dataclasses.replace(PLAIN, ema_decay=0.75)
-    step, state = make(recipe, stem="conv")
+    step, state = make(dataclasses.replace(PLAIN, ema_decay=0.75), stem="conv")
     first = parallel.unreplicate(state)
     one, _ = run(step, state, [batch(0)])
     for name, tree in (("params", one.params), ("batch_stats", one.batch_stats)):
@@ -166,8 +164,7 @@ def test_mixup_pairs_an_image_with_its_mirror_in_the_batch(form):
     same["label"][:] = 3
     losses, different = [], []
     for mixup in (1.0, 0.0):
-        recipe = dataclasses.replace(PLAIN, mixup=mixup)
-        step, state = make(recipe, optax.sgd(0.0))
+        step, state = make(dataclasses.replace(PLAIN, mixup=mixup), optax.sgd(0.0))
         equal, other = run(step, state, [same, batch(0)])[1]
         losses.append(equal["loss"])
         different.append(other["grad_norm"])
@@ -339,8 +336,7 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     copies = prepared(same, range(BATCH))
     assert len({image.tobytes() for image in copies}) == BATCH
     np.testing.assert_array_equal(copies[0], first[0])
-    later = prepared(same, range(BATCH), step=6)
-    assert (later != copies).any((1, 2, 3)).all()
+    assert (prepared(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
 
 
 def test_what_the_config_leaves_to_the_device():

@@ -15,8 +15,7 @@ PRUNED = np.array([0, 0, 1, 2, 3, -1], np.int32)
 
 
 def images():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 
 
 def twice(row):

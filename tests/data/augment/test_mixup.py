@@ -114,8 +114,7 @@ def test_shares_of_mixed_batches_and_of_cutmix():
 
 
 def batch(dtype):
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(4, 6, 8, 3)).astype(dtype)
+    images = np.random.default_rng(0).normal(size=(4, 6, 8, 3)).astype(dtype)
     targets = np.asarray(soft_targets(np.arange(4), 5, 0.1))
     return images, targets, images[::-1], targets[::-1]
 

@@ -30,8 +30,7 @@ def merged(metric, unit):
     live, r = int(unit["n"]) - 1, int(unit["r"])
     metric = metric[:, :live]
     similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
-    size = jnp.asarray(unit["size"][:, 1:])
-    mixing = dtem.soft_merge(similarity, size, live, r)
+    mixing = dtem.soft_merge(similarity, jnp.asarray(unit["size"][:, 1:]), live, r)
     x = mixing.matrix @ jnp.asarray(unit["x"][:, 1:])
     return similarity, dtem.soft_top(similarity, r), x, mixing.attn_size
 

@@ -11,9 +11,7 @@ import pytest
 
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
-from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
-    ImagePieceDynamicViT,
-)
+from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
@@ -71,7 +69,8 @@ def test_groups_of_parameters(method, rates, half):
     other = method(backbone_lr=0.5, frozen_epochs=0).param_groups("norm/scale")
     assert float(other.lr(2e-4, 1e-3)) == pytest.approx(half)
     assert other.frozen_epochs == 0 and method.needs_teacher
-    assert not {"ratio_weight", "backbone_lr"} & set(method().inference_fields())
+    inference = method().named_fields(training=False)
+    assert not {"ratio_weight", "backbone_lr"} & set(inference)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,13 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("name, field", FIELDS)
-def test_every_field_is_checked(name, field):
+def test_every_field_is_checked_and_its_default_allowed(name, field):
     with pytest.raises(InputError, match=rf"^{field} is {{}}; allo"):
         create(name, **{field: {}})
+    value = getattr(create(name), field)
+    again = create(name, **{field: value})
+    assert again == create(name)
+    assert type(getattr(again, field)) is type(value)
 
 
 NAN = float("nan")
@@ -150,14 +154,6 @@ def test_names_that_there_are_not_have_a_hint(name, fields, field, hint):
         create(name, **fields)
     assert error.value.field == field and hint in error.value.hint
     assert error.value.value == (field if fields else name)
-
-
-@pytest.mark.parametrize("name, field", FIELDS)
-def test_every_default_is_allowed_and_stays_as_it_is(name, field):
-    value = getattr(create(name), field)
-    again = create(name, **{field: value})
-    assert again == create(name)
-    assert type(getattr(again, field)) is type(value)
 
 
 @pytest.mark.parametrize("name", METHODS)

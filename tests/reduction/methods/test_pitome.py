@@ -12,10 +12,7 @@ from tests.rounding import assert_close
 
 @pytest.mark.parametrize(
     "protect, progress, together",
-    [
-        (False, 0, [{2, 3}, {4, 5}]),
-        (True, 2 / 3, [{1, 2, 3}]),
-    ],
+    [(False, 0, [{2, 3}, {4, 5}]), (True, 2 / 3, [{1, 2, 3}])],
 )
 def test_the_halves_by_hand(protect, progress, together):
     """With margins of 3/4 and 1/4."""

@@ -122,8 +122,7 @@ def test_counts_and_costs_are_their_authors(name, text, tokens, macs):
 )
 def test_tokens_by_hand(text, site, tokens):
     """A step before a block changes what its attention reads, another what its MLP."""
-    fields = parse_sweep(text)[0]
-    plan = build(12, 196, create(**fields).steps(12))
+    plan = build(12, 196, create(**parse_sweep(text)[0]).steps(12))
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     arriving = [197, *numbers(tokens)[:-1]]
     wanted = numbers(tokens) if site == "pre" else arriving
@@ -142,7 +141,6 @@ def test_tokens_by_hand(text, site, tokens):
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
-    method = create(**parse_sweep(text)[0])
-    plan = build(12, 196, method.steps(12), masked=True)
+    plan = build(12, 196, create(**parse_sweep(text)[0]).steps(12), masked=True)
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     assert any(layer.counts for layer in plan)

@@ -16,6 +16,7 @@ from imagepiece_jax.reduction.methods.token_learner import (
     TokenFuser,
 )
 from imagepiece_jax.reduction.tokens import Taps
+from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply_learned, random_variables
 from tests.rounding import assert_close
@@ -43,26 +44,10 @@ def tokens(n, width=6, batch=2, seed=0):
     return values.astype(np.float32)
 
 
-# Slow truths: one image at a time, in float64
-
-
-def slow_norm(x, params):
-    out = np.zeros(x.shape)
-    for i, row in enumerate(np.asarray(x, float)):
-        centred = row - row.sum() / len(row)
-        out[i] = centred / np.sqrt((centred**2).sum() / len(row) + 1e-6)
-    return out * np.asarray(params["scale"], float) + np.asarray(params["bias"], float)
-
-
-def slow_gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
 def slow_scores(x, params):
     """[n, D] -> [n, S]."""
-    hidden = slow_norm(x, params["norm"]) @ params["fc1"]["kernel"].astype(float)
-    hidden = slow_gelu(hidden + params["fc1"]["bias"])
-    return hidden @ params["fc2"]["kernel"].astype(float) + params["fc2"]["bias"]
+    hidden = oracles.dense(oracles.layer_norm(x, params["norm"]), params["fc1"])
+    return oracles.dense(oracles.gelu(hidden, "tanh"), params["fc2"])
 
 
 def slow_convolution(x, kernel):
@@ -78,10 +63,6 @@ def slow_convolution(x, kernel):
     return out
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 # one token; fewer tokens than are learned; as many; more
 @pytest.mark.parametrize("n", [1, 3, 5, 11])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -92,8 +73,8 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
     matrix = weigh(learner, params, x)
     assert matrix.shape == (2, 5, n) and matrix.dtype == jnp.float32
     for image in range(2):
-        powers = np.exp(slow_scores(np.asarray(x[image], float), params["scores"])).T
-        want = powers / powers.sum(axis=1, keepdims=True)
+        scores = slow_scores(np.asarray(x[image], float), params["scores"])
+        want = oracles.softmax(scores.T)
         np.testing.assert_allclose(matrix[image], want, atol=2e-6)
 
 
@@ -119,11 +100,11 @@ def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
     assert tiny.count(params) == 2 * 6 + 9 * 6 * 4 + 3 * 9 * 4 * 4
     matrix = weigh(learner, params, x, shape)
     for image in range(2):
-        grid = slow_norm(x[image], params["norm"]).reshape(*shape, 6)
+        grid = oracles.layer_norm(x[image], params["norm"]).reshape(*shape, 6)
         for i in (1, 2, 3, 4):
-            grid = slow_gelu(grid) if i > 1 else grid
+            grid = oracles.gelu(grid, "tanh") if i > 1 else grid
             grid = slow_convolution(grid, params[f"conv{i}"]["kernel"].astype(float))
-        want = share * sigmoid(grid).reshape(n, 4).T
+        want = share * oracles.sigmoid(grid).reshape(n, 4).T
         assert_close(matrix[image], want)
 
 
@@ -185,13 +166,13 @@ def test_the_fuser_adds_to_each_token_what_its_gates_let_through(n, dtype, rtol)
     out = tiny.compiled(fuser.apply)({"params": params}, learned, original)
     assert out.shape == original.shape and out.dtype == original.dtype
     for image in range(2):
-        new = slow_norm(np.asarray(learned[image], float), params["norm1"])
+        new = oracles.layer_norm(np.asarray(learned[image], float), params["norm1"])
         among = params["among"]
         mixed = np.zeros((4, 6))
         for channel in range(6):
             mixed[:, channel] = new[:, channel] @ among["kernel"] + among["bias"]
-        mixed = slow_norm(mixed, params["norm2"])
+        mixed = oracles.layer_norm(mixed, params["norm2"])
         before = np.asarray(original[image], float)
-        want = before + sigmoid(slow_scores(before, params["scores"])) @ mixed
+        want = before + oracles.sigmoid(slow_scores(before, params["scores"])) @ mixed
         got = np.asarray(out[image], float)
         np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol)

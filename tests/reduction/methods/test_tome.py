@@ -35,9 +35,6 @@ def removing(r, n):
     return count(Step(0, Bipartite(), Remove(r)), n=n, n0=n)
 
 
-# Examples computed by hand; position 0 is the class token
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "r, values, sizes",
