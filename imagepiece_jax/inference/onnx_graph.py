@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 from jax.extend import core
+from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
@@ -94,18 +95,15 @@ class Graph:
             for shape, dtype in results
         ]
         outputs = [value.name for value in values]
-        self.nodes.append(
-            helper.make_node(kind, names, outputs, outputs[0], **attributes)
-        )
+        node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
+        self.nodes.append(node)
         self._cache[key] = values
         self._made[outputs[0]] = kind, inputs, attributes
         return values
 
     def name_of(self, value: Value) -> str:
         """Name of a Value; a constant becomes an initializer."""
-        if value.name is not None:
-            return value.name
-        return self._initializer(value.array)
+        return value.name or self._initializer(value.array)
 
     def weight(self, name, array) -> Value:
         """A constant with a name of its own."""
@@ -179,7 +177,7 @@ class Graph:
         chosen, shape = [], list(value.shape)
         each = zip(starts, limits, strides, strict=True)
         for axis, (start, limit, stride) in enumerate(each):
-            if is_number(start, 0) and limit == shape[axis] and stride == 1:
+            if (start, limit, stride) == (0, shape[axis], 1):
                 continue
             shape[axis] = math.ceil((limit - start) / stride)
             chosen.append((start, limit, axis, stride))
@@ -229,7 +227,7 @@ class Graph:
         """
         like = next(each.dtype for each in inputs if isinstance(each, Value))
         inputs = [v if isinstance(v, Value) else Value.of(v, like) for v in inputs]
-        shape = broadcast(*(value.shape for value in inputs))
+        shape = broadcast_shapes(*(value.shape for value in inputs))
         dtype = inputs[0].dtype if dtype is None else dtype
         (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
@@ -368,19 +366,6 @@ def is_open(side):
     return not isinstance(side, int | np.integer)
 
 
-def is_number(side, number):
-    """Whether a side is this number, and not open."""
-    return not is_open(side) and side == number
-
-
-def broadcast(*shapes):
-    """The shape of arrays of these shapes together; sides may be open."""
-    rank = max(map(len, shapes))
-    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
-    sides = zip(*padded, strict=True)
-    return tuple(next((s for s in each if not is_number(s, 1)), 1) for each in sides)
-
-
 def _permuted(constant, order):
     """A constant that broadcasts with what has been transposed by `order`."""
     array = constant.array
@@ -512,8 +497,8 @@ def _integer_pow(graph, equation, x):
 def _select(graph, equation, which, *cases):
     if len(cases) != 2 or which.dtype.kind != "b":
         raise unknown("a choice among more than two")
-    shape = broadcast(*(value.shape for value in (which, *cases)))
     no, yes = cases
+    shape = broadcast_shapes(which.shape, no.shape, yes.shape)
     return graph.op("Where", [which, yes, no], shape, yes.dtype)
 
 
@@ -622,20 +607,14 @@ def _gather(graph, equation, x, index):
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
             starts[axis] = int(start)
-        limits = [
-            s if is_number(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)
-        ]
+        limits = [a + s for a, s in zip(starts, sizes, strict=True)]
         return graph.reshape(graph.slice(x, starts, limits), out.aval.shape)
     first, last = axes[0], axes[-1] + 1
-    rest = (i for i in range(x.ndim) if i not in axes)
-    many = places.ndim - 1
-    if (
-        tuple(axes) != tuple(range(first, last))
-        or tuple(numbers.collapsed_slice_dims) != tuple(axes)
-        or any(sizes[i] != x.shape[i] for i in rest)
-        or tuple(numbers.offset_dims)
-        != (*range(first), *range(first + many, out.aval.ndim))
-    ):
+    chosen, behind = tuple(range(first, last)), first + places.ndim - 1
+    rows = tuple(1 if i in chosen else side for i, side in enumerate(x.shape))
+    offsets = (*range(first), *range(behind, out.aval.ndim))
+    found = axes, numbers.collapsed_slice_dims, sizes, numbers.offset_dims
+    if tuple(map(tuple, found)) != (chosen, chosen, rows, offsets):
         raise unknown("a gather of parts of rows")
     sides = x.shape[first:last]
     taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
