@@ -66,9 +66,9 @@ def infer_weights(
         error.hint = f"{file}, or {error.hint}"
         raise
     if heads not in (None, config.num_heads):
-        problem = f"is {config.num_heads!r}, but its tensors are those of {heads} heads"
-        found = {"field": "num_heads", "value": config.num_heads}
-        raise InputError(problem, **found, allowed=f"{heads}")
+        value, allowed = config.num_heads, f"{heads}"
+        problem = f"is {value!r}, but its tensors are those of {heads} heads"
+        raise InputError(problem, field="num_heads", value=value, allowed=allowed)
     return config
 
 
@@ -111,14 +111,11 @@ def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfi
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial)
     parts, named = _parts(shapes, sizes), registry.facts(partial.name)
-    fields = partial.fields
+    usual = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
-        fields = {"num_heads": named["num_heads"]} | fields
-    if {"mean", "std"} <= {*named}:
-        fields = {"mean": named["mean"], "std": named["std"]} | fields
-    if sizes["image_size"] is None:
-        fields = {k: v for k, v in named.items() if k == "image_size"} | fields
-        sizes["image_size"] = fields.get("image_size")
+        usual.append("num_heads")
+    fields = {k: v for k, v in named.items() if k in usual} | partial.fields
+    sizes["image_size"] = sizes["image_size"] or fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
     lacking += ["image_size"] if sizes["image_size"] is None else []
     if named or partial.arch:
@@ -143,18 +140,15 @@ def _sizes(shapes, partial):
     image_size is that of `partial` or of the name, where it makes this grid: it need be
     no square, and no multiple of the patch size. None: there are no positions.
     """
+    stem, patch_size = _stem(shapes)
     if "pos_embed" in shapes:
-        width = _shape(shapes, "pos_embed", 3)[2]
+        _, rows, width = _shape(shapes, "pos_embed", 3)
+        image_size = _image_size(rows, _prefix(shapes), patch_size, partial)
     else:
-        width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
+        width, image_size = _shape(shapes, "blocks.0.norm1.weight", 1)[0], None
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
     hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
-    stem, patch_size = _stem(shapes)
-    image_size = None
-    if "pos_embed" in shapes:
-        rows = shapes["pos_embed"][1]
-        image_size = _image_size(rows, _prefix(shapes), patch_size, partial)
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
         "image_size": image_size,
@@ -180,10 +174,10 @@ def _image_size(rows, prefix, patch_size, partial):
         side = math.isqrt(max(0, count))
         if side and side * side == count:
             return side * patch_size
+    problem, field = f"has {rows} rows", "tensor pos_embed"
     allowed = "a square number, and one for each token before the patches or none"
     hint = "give the size of other images, image_size=(height, width)"
-    found = {"field": "tensor pos_embed", "value": rows}
-    raise InputError(f"has {rows} rows", **found, allowed=allowed, hint=hint)
+    raise InputError(problem, field=field, value=rows, allowed=allowed, hint=hint)
 
 
 def _patches(image_size, patch_size):
@@ -293,16 +287,15 @@ def _unknown(lacking, partial, sizes, parts):
         return InputError(problem, field="name", value=name, hint=hint)
     first, *rest = lacking
     problem = f"and {', '.join(rest)} are in no tensor" if rest else "is in no tensor"
-    found = {"field": first, "value": lacking}
     if name or partial.arch:
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
         problem += f", nor does {repr(name) if name else 'arch'} say"
-        return InputError(problem, **found, hint=f"{say}{give}")
+        return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give] if {*lacking} <= {*NAMELESS} else []
     if candidates or not ways:
         ways.insert(0, f"say which model it is, name=..{candidates}")
-    return Unnamed(problem, **found, hint=", or ".join(ways))
+    return Unnamed(problem, field=first, value=lacking, hint=", or ".join(ways))
 
 
 def _candidates(sizes, parts, normalized):

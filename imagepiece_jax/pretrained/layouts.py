@@ -687,10 +687,10 @@ def _stack(tensors):
             raise InputError(f"has tensor {name}, but not {missing}", value=missing)
         stack = [tensors.pop(part) for part in parts.values()]
         if len({part.shape for part in stack}) > 1:
-            shapes, names = [part.shape for part in stack], ", ".join(parts.values())
+            shapes = [part.shape for part in stack]
+            field = f"tensors {', '.join(parts.values())}"
             problem = f"are of {', '.join(map(str, shapes))}"
-            found = {"field": f"tensors {names}", "value": shapes}
-            raise InputError(problem, **found, allowed="one shape")
+            raise InputError(problem, field=field, value=shapes, allowed="one shape")
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
@@ -793,8 +793,8 @@ def _name_head(tensors):
     width = len(tensors.get("blocks.0.norm1.weight", norm))  # that norm may be wrong
     if width == head.shape[1]:
         return
-    problem = f"reads {head.shape[1]} numbers an image, the tokens have {width}"
+    field, read = "tensor head.weight", head.shape[1]
+    problem = f"reads {read} numbers an image, the tokens have {width}"
     problem += " (DINOv2's classifiers read the mean of the patches too)"
     allowed = "heads that read one vector of that width, or none"
-    found = {"field": "tensor head.weight", "value": head.shape[1]}
-    raise InputError(problem, **found, allowed=allowed)
+    raise InputError(problem, field=field, value=read, allowed=allowed)

@@ -63,18 +63,15 @@ def load(
     requested, fresh = ModelConfig(**changes), ()
     weights = read(path, requested, checkpoint, averaged)
     if weights.run is None and checkpoint != "best":
-        problem = f"is {checkpoint!r}, but {weights} is no run"
-        facts = {"field": "checkpoint", "value": checkpoint}
-        raise InputError(problem, **facts, allowed="'best'")
+        field, problem = "checkpoint", f"is {checkpoint!r}, but {weights} is no run"
+        raise InputError(problem, field=field, value=checkpoint, allowed="'best'")
     if num_classes not in (None, weights.config.num_classes):
         config = dataclasses.replace(weights.config, num_classes=num_classes)
         weights = dataclasses.replace(weights, config=config, class_names=None)
         fresh = HEADS
-    if class_names is not None:
-        weights = dataclasses.replace(weights, class_names=class_names)
-    if preprocessing is not None:
-        weights = dataclasses.replace(weights, crop=preprocessing)
-    return build(weights, reduction, fresh, seed)
+    given = {"class_names": class_names, "crop": preprocessing}
+    given = {name: value for name, value in given.items() if value is not None}
+    return build(dataclasses.replace(weights, **given), reduction, fresh, seed)
 
 
 def read(
@@ -148,8 +145,10 @@ def _inferred(metadata, requested):
     for field, value in metadata.sizes.items():
         if getattr(config, field) != value:
             problem = f"is {value!r}, but its tensors have {getattr(config, field)!r}"
-            facts = {"field": field, "place": f"{place}, {CONFIG}", "value": value}
-            raise InputError(problem, **facts, allowed="files of one model")
+            path, allowed = f"{place}, {CONFIG}", "files of one model"
+            raise InputError(
+                problem, field=field, place=path, value=value, allowed=allowed
+            )
     if metadata.path.is_dir():
         config = dataclasses.replace(config, dtype=metadata.config.dtype)
         crop = metadata.crop or registry.published_crop(config.name)

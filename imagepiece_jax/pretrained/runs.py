@@ -148,8 +148,8 @@ def read_checkpoint(
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
         problem = f"is {checkpoint!r}, but run {folder} has saved none"
-        found = {"field": "checkpoint", "value": checkpoint}
-        raise InputError(problem, **found, allowed=repr(written[0]))
+        field, allowed = "checkpoint", repr(written[0])
+        raise InputError(problem, field=field, value=checkpoint, allowed=allowed)
     arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))

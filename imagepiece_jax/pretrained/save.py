@@ -127,9 +127,9 @@ def _check_way_back(model, tensors, config):
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
             value, loaded = getattr(model, field), getattr(again, field)
-            found = {"field": f"model.{field}", "value": value}
             problem = f"is {value!r}, and would be loaded as {loaded!r}"
-            raise InputError(problem, **found, allowed="models of create_model")
+            field, allowed = f"model.{field}", "models of create_model"
+            raise InputError(problem, field=field, value=value, allowed=allowed)
 
 
 def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
