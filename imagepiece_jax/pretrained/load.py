@@ -142,13 +142,12 @@ def _inferred(metadata, requested):
         config = infer_weights(
             metadata.files.contents, partial, requested, metadata.path
         )
-    for field, value in metadata.sizes.items():
-        if getattr(config, field) != value:
-            problem = f"is {value!r}, but its tensors have {getattr(config, field)!r}"
-            path, allowed = f"{place}, {CONFIG}", "files of one model"
-            raise InputError(
-                problem, field=field, place=path, value=value, allowed=allowed
-            )
+    with within(place=f"{place}, {CONFIG}"):
+        for field, value in metadata.sizes.items():
+            if value != (theirs := getattr(config, field)):
+                problem = f"is {value!r}, but its tensors have {theirs!r}"
+                allowed = "files of one model"
+                raise InputError(problem, field=field, value=value, allowed=allowed)
     if metadata.path.is_dir():
         config = dataclasses.replace(config, dtype=metadata.config.dtype)
         crop = metadata.crop or registry.published_crop(config.name)
