@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -118,21 +118,18 @@ class Graph:
             self.constants[key] = name or self._fresh("constant"), array
         return self.constants[key][0]
 
-    def prune(self, outputs: Iterable[Value]):
-        """Leave out nodes and constants that no output depends on."""
-        live, needed = {output.name for output in outputs}, []
+    def finish(self, outputs: Mapping[str, Value]):
+        """Rename `outputs`, and leave out nodes and constants that none depends on."""
+        names = {value.name: name for name, value in outputs.items()}
+        live, needed = {*names}, []
         for node in reversed(self.nodes):
-            if live & set(node.output):
+            if live & {*node.output}:
                 needed.append(node)
-                live |= set(node.input)
+                live |= {*node.input}
+                for field in (node.input, node.output):
+                    field[:] = [names.get(name, name) for name in field]
         self.nodes = needed[::-1]
         self.constants = {k: v for k, v in self.constants.items() if v[0] in live}
-
-    def rename(self, value: Value, name):
-        """Call the output of a node `name`, as an output of the graph."""
-        for node in self.nodes:
-            for field in (node.input, node.output):
-                field[:] = [name if old == value.name else old for old in field]
 
     def _fresh(self, kind):
         number = self._count[kind] = self._count.get(kind, -1) + 1

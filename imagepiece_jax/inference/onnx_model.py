@@ -67,9 +67,7 @@ def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
         sides = [side if isinstance(side, int) else str(side) for side in value.shape]
         return helper.make_tensor_value_info(name, kind, sides)
 
-    graph.prune(outputs.values())
-    for name, output in outputs.items():
-        graph.rename(output, name)
+    graph.finish(outputs)
     constants = graph.constants.values()
     named = helper.make_graph(
         graph.nodes,

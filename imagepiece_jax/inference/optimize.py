@@ -215,16 +215,9 @@ class CompileOptions(CheckedFields):
 
 
 @takes_pretrained
-def optimize(
-    vit: Pretrained,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    tokens: int | None = None,
-    **options: Any,
-) -> Program:
-    """A trained model, compiled for one device.
+def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> Program:
+    """A trained model, compiled for one device and images of the model's size.
 
-    image_size: the model's, any other is refused; None: not checked
     tokens: number of image tokens that the program gives, a `TokenList`, in place of
         logits; see `Pretrained.model_with_tokens`
     options: batch_size, which must be there, and the other fields of `CompileOptions`:
@@ -232,15 +225,7 @@ def optimize(
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
-    expected = sides(vit.image_size)
-    if image_size is not None and sides(image_size) != expected:
-        raise InputError(
-            field="image_size",
-            value=image_size,
-            allowed=f"{described(expected)}, the model's",
-            hint="load the weights for another size, which resizes positions",
-        )
-    options = CompileOptions.of(options, ["image_size", "tokens"])
+    options = CompileOptions.of(options, ["tokens"])
     return compiler(vit, options, tokens)(options.batch_size)
 
 

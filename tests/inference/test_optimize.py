@@ -139,7 +139,6 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     "option, value",
     [
         *(("batch_size", size) for size in (0, True, None)),
-        ("image_size", 24),
         *(("dtype", dtype) for dtype in ([], "int8", "float16")),
         ("gelu", "relu"),
         ("attention", "flash"),

@@ -73,8 +73,6 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     assert best == np.argmax(out.logits, axis=1).tolist()
     with refused("the image", (20, 12), "allowed: 12x20"):
         predictor(pixels[0].swapaxes(0, 1))
-    with refused("image_size", 12, "allowed: 12x20, the"):
-        optimize.optimize(vit, batch_size=2, image_size=12)
     seen = trace(model, variables, pixels)
     assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)
 
