@@ -139,9 +139,7 @@ def _inferred(metadata, requested):
     """Fields of Weights that tensors, names and the caller say together."""
     partial, place = metadata.partial_config, str(metadata)
     with within(place=place):
-        config = infer_weights(
-            metadata.files.contents, partial, requested, metadata.path
-        )
+        config = infer_weights(metadata.contents, partial, requested, metadata.path)
     with within(place=f"{place}, {CONFIG}"):
         for field, value in metadata.sizes.items():
             if value != (theirs := getattr(config, field)):
@@ -195,7 +193,7 @@ def build(
         name=None if config.name in registry.MODELS else config.name,
         origin=weights,
         selectors={} if weights.untrained else learned,
-        projector=weights.files.contents.projector,
+        projector=weights.contents.projector,
         untrained=any(weights.untrained or part in drawn for part in selectors),
     )
 

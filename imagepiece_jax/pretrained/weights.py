@@ -7,9 +7,7 @@ Pretrained, which has the model.
 import dataclasses
 import functools
 import hashlib
-import pathlib
 import re
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,33 +23,12 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import hub, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import with_defaults
 
 # Fields of training, device or method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "kernels", "prop_attn")
 NOTHING = ModelConfig()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WeightsFiles:
-    """Tensors of a path on this machine, read once for all records that share them."""
-
-    path: pathlib.Path
-    checkpoint: str = "best"  # of a run
-    averaged: bool = False
-    tower: Tower | None = None  # of a folder that holds a vision tower
-
-    @functools.cached_property
-    def contents(self) -> Contents:
-        kind = hub.kind(self.path)
-        if kind == "run":
-            state_dict = runs.read_checkpoint(self.path, self.checkpoint, self.averaged)
-            return Contents(state_dict, NOTHING)
-        if kind == "folder":
-            return layouts.read_folder(self.path, self.averaged, self.tower)
-        return layouts.read_weights(self.path, self.averaged)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,13 +39,8 @@ class Metadata(hub.HubConfig):
     checkpoint: str = "best"  # of a run, or "latest"
     averaged: bool = False  # whether the weights are averages over steps
     seed: int = 0  # of the training
-    # reads the tensors; None: those of the path
-    files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
-
-    def __post_init__(self):
-        if self.files is None:
-            path = self.path, self.checkpoint, self.averaged, self.tower
-            object.__setattr__(self, "files", WeightsFiles(*path))
+    # {"contents": those of the path} once they are read; records share it
+    cache: dict[str, Contents] = dataclasses.field(default_factory=dict, repr=False)
 
     def __str__(self):
         """As sentences call it: "run runs/a"."""
@@ -90,17 +62,33 @@ class Metadata(hub.HubConfig):
         return self.class_names if self.run or self.own else None
 
     @property
+    def contents(self) -> Contents:
+        """What the files at the path hold, read at first use."""
+        if "contents" not in self.cache:
+            self.cache["contents"] = self._read()
+        return self.cache["contents"]
+
+    def _read(self):
+        kind = hub.kind(self.path)
+        if kind == "run":
+            state_dict = runs.read_checkpoint(self.path, self.checkpoint, self.averaged)
+            return Contents(state_dict, NOTHING)
+        if kind == "folder":
+            return layouts.read_folder(self.path, self.averaged, self.tower)
+        return layouts.read_weights(self.path, self.averaged)
+
+    @property
     def tensors(self) -> Mapping[str, np.ndarray]:
         """By timm's names."""
-        return self.files.contents.tensors
+        return self.contents.tensors
 
     @property
     def partial_config(self) -> ModelConfig:
         """The config by name, layout and config.json, without the sizes of tensors."""
         if self.path.is_dir():
             return self.config
-        contents = self.files.contents
-        return contents.images.over(contents.config, self.config)
+        images, said = self.contents.images, self.contents.config
+        return images.over(said, self.config)
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
@@ -143,9 +131,8 @@ class Weights(Metadata):
             for name, number in numbers.items()
             if number is None or int(number[1]) < fields["depth"]
         }
-        contents = self.files.contents._replace(tensors=tensors)
-        files = types.SimpleNamespace(contents=contents)
-        return dataclasses.replace(self, config=config, files=files)
+        cache = {"contents": self.contents._replace(tensors=tensors)}
+        return dataclasses.replace(self, config=config, cache=cache)
 
     def variables(self, model: ViT) -> dict[str, Any]:
         """Variables for `model` and images of the config's size.

@@ -59,7 +59,7 @@ class Guessing:
             pathlib.Path("tiny.pth"),
             ModelConfig(**fields),
             settings.DENSE,
-            files=types.SimpleNamespace(contents=Contents(tensors, ModelConfig())),
+            cache={"contents": Contents(tensors, ModelConfig())},
         )
         vars(self.weights)["digest"] = "0"
         self.dense = self.weights.config.gmacs(self.weights.reduction)
@@ -238,8 +238,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     model = create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(variable_shapes(model, 16), 0))
     fields = ModelConfig(**tiny_context.FIELDS)
-    files = types.SimpleNamespace(contents=Contents(tensors, ModelConfig()))
-    pretrained = Weights(tmp_path, fields, own, files=files)
+    cache = {"contents": Contents(tensors, ModelConfig())}
+    pretrained = Weights(tmp_path, fields, own, cache=cache)
     made = Guessing()
     made.weights = pretrained
     (one, other), _ = compare._entries(made, "dynamicvit", (0.65, 0.9), "gmacs")
