@@ -33,12 +33,7 @@ from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.data.normalize import (
-    as_normalized,
-    check_images,
-    normalize,
-    warn_of_range,
-)
+from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, check_names
 from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
@@ -53,7 +48,7 @@ from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 # Parts that compute in float32 for every dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 CONFIG = threading.Lock()  # of JAX, whose settings all threads share
-_normalized = jax.jit(normalize, static_argnames=("mean", "std"))
+_normalized = jax.jit(as_normalized, static_argnames=("mean", "std"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -5,8 +5,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
@@ -15,21 +15,13 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained import timm_config, transformers_config
-from imagepiece_jax.pretrained.hub import (
-    CONFIG,
-    OURS,
-    PREPROCESSOR,
-    PROCESSOR,
-    HubConfig,
-)
+from imagepiece_jax.pretrained import hub, timm_config, transformers_config
+from imagepiece_jax.pretrained.hub import CONFIG, OURS, PREPROCESSOR, PROCESSOR
 from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import as_tuple
 
-T = TypeVar("T")
 
-
-def read(folder: pathlib.Path) -> HubConfig:
+def read(folder: pathlib.Path) -> hub.HubConfig:
     """The HubConfig of a folder's config.json and, if any, its image processor's file.
 
     Raises InputError, which names the file that cannot be read or understood.
@@ -54,7 +46,7 @@ def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
-) -> HubConfig:
+) -> hub.HubConfig:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file, ours = folder / CONFIG, OURS in config
     if ours or "architecture" in config:
@@ -74,9 +66,7 @@ def parse(
     return dataclasses.replace(parsed, path=folder)
 
 
-def _guarded(
-    file: pathlib.Path, call: Callable[..., T], *content: Mapping[str, Any]
-) -> T:
+def _guarded(file, call, *content):
     """The result of `call`, whose errors name the file with this content."""
     with within(place=file):
         try:
@@ -127,7 +117,7 @@ def _parse_ours(config):
     names = timm_config.labels(config, classes)
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
-    return HubConfig(
+    return hub.HubConfig(
         config=ModelConfig(dtype=ours["dtype"], **fields),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
