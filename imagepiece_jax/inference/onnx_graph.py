@@ -418,6 +418,8 @@ MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota
 BY_NUMPY = {
     "add": np.add,
     "eq": np.equal,
+    "ge": np.greater_equal,
+    "gt": np.greater,
     "lt": np.less,
     "mul": np.multiply,
     "ne": np.not_equal,
