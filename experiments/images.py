@@ -85,7 +85,7 @@ class Images:
         }
 
     def batches(self):
-        """Batches as `loader.eval_batches` gives them; small sets are kept."""
+        """Batches as `loader.EvalBatches` gives them; small sets are kept."""
         pixels = len(self) * math.prod(sides(self.image_size)) * 3
         return self._cached if pixels <= MAX_CACHED_BYTES else self._read()
 
@@ -94,11 +94,10 @@ class Images:
         return list(self._read())
 
     def _read(self):
-        return loader.eval_batches(
+        sequence = loader.EvalBatches(
             self.source,
             Preprocessing(self.image_size, **self._preprocessing),
             batch_size=self.batch_size,
             placement=parallel.placement(),
-            workers=self.workers,
-            threads=2 if self.workers else 0,
         )
+        return sequence.batches(self.workers, 2 if self.workers else 0)

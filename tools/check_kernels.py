@@ -97,7 +97,7 @@ def real_inputs(config, weights, data, dtype):
         images = normalize(images, model.mean, model.std)
         return agreement.model_inputs(model, variables, images)
 
-    for batch in loader.eval_batches(source, transform, batch_size=64):
+    for batch in loader.EvalBatches(source, transform, batch_size=64).batches():
         real = batch["mask"][0] > 0
         for arrays in inputs(variables, batch["image"][0]):
             yield tuple(array[real] for array in arrays)

@@ -213,7 +213,7 @@ def _batches(config, source, step):
     from imagepiece_jax.training.config import RunConfig
 
     run = RunConfig.from_config(config)
-    return loader.train_batches(
+    sequence = loader.TrainBatches(
         source,
         run.data.train_transform(run.image_size),
         batch_size=config.batch_size,
@@ -222,9 +222,8 @@ def _batches(config, source, step):
         stop_step=step + 10**6,
         placement=parallel.placement(config.grad_accum_steps),
         repeats=config.data.repeats,
-        workers=config.data.workers,
-        threads=config.data.threads,
     )
+    return sequence.batches(config.data.workers, config.data.threads)
 
 
 def _resources(pid):

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import memory_bytes
+from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError
 
-LIBRARIES = ("jax", "jaxlib", "flax")
 # Sides of the square products tried (the fastest counts), and bytes of the copied
 # array: more than any cache holds.
-SIDES = {"cpu": (1024, 2048)}
-OTHER_SIDES = (4096, 8192, 16384)
-COPIED = {"cpu": 2**27}
-OTHER_COPIED = 2**30
+TRIED = {"cpu": ((1024, 2048), 2**27)}
+TRIED_ELSEWHERE = ((4096, 8192, 16384), 2**30)
 INPUTS = 4  # different ones, in rotation
 
 
@@ -86,10 +84,9 @@ def needed(compiled):
 
 
 def versions(libraries=()) -> dict[str, str]:
-    """Versions of Python, JAX with its backend, and further `libraries`."""
-    installed = {
-        name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)
-    }
+    """Versions of Python, LIBRARIES, further `libraries`, and JAX's backend."""
+    names = *LIBRARIES, *libraries
+    installed = {name: importlib.metadata.version(name) for name in names}
     backend = " ".join(jax.devices()[0].client.platform_version.split())
     return {"python": host.python_version(), **installed, "backend": backend}
 
@@ -101,39 +98,30 @@ class PeakRates(NamedTuple):
     copy: float
 
 
-def peak_rates(dtype: str, rules: timer.Rules, sides=None, copied=None) -> PeakRates:
+def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
     """The highest rates of the default device, on random arrays.
 
     A model's share of the matmul rate says how much of the device it uses. Datasheets
     state rates that no program reaches, so both are measured, before anything else.
 
     dtype: of the factors
-    sides: of the square products, instead of the platform's
-    copied: bytes, instead of the platform's
     """
-    sides = sides or SIDES.get(platform(), OTHER_SIDES)
-    copied = copied or COPIED.get(platform(), OTHER_COPIED)
-    rates = [2 * side**3 / _matmul(side, dtype, rules) for side in sides]
-    return PeakRates(max(rates), 2 * copied / _copy(copied, rules))
+    sides, copied = TRIED.get(platform(), TRIED_ELSEWHERE)
+    rates = []
+    for side in sides:
+        factor, *inputs = _normal((side, side), dtype, INPUTS + 1)
+        rates.append(2 * side**3 / _seconds(jnp.dot, inputs, rules, factor))
+    numbers = _normal((copied // 4,), "float32", 2)
+    return PeakRates(max(rates), 2 * copied / _seconds(jnp.negative, numbers, rules))
 
 
-def _matmul(side, dtype, rules):
-    """The median seconds of a product of two square matrices."""
-    inputs = [_normal(i, (side, side), dtype) for i in range(INPUTS + 1)]
-    product = jax.jit(jnp.dot)
-    return _seconds(lambda i: product(inputs[i % INPUTS], inputs[-1]), rules)
+def _normal(shape, dtype, count):
+    keys = map(jax.random.key, range(count))
+    return [jax.random.normal(key, shape, dtype) for key in keys]
 
 
-def _copy(size, rules):
-    """The median seconds of reading `size` bytes and writing as many."""
-    inputs = [_normal(i, (size // 4,), "float32") for i in range(2)]
-    negative = jax.jit(jnp.negative)
-    return _seconds(lambda i: negative(inputs[i % 2]), rules)
-
-
-def _normal(seed, shape, dtype):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
-def _seconds(call, rules):
-    return statistics.median(timer.measure({"": timer.job(call)}, rules)[""])
+def _seconds(function, inputs, rules, *more):
+    """The median seconds of function(one of the inputs, *more)."""
+    compiled = jax.jit(function)
+    job = timer.job(lambda number: compiled(inputs[number % len(inputs)], *more))
+    return statistics.median(timer.measure({"": job}, rules)[""])

@@ -1,12 +1,13 @@
 """Results of a benchmark: rows, tables, break-even points, a plot, and their files."""
 
+import collections
 import json
 import os
 
 import numpy as np
 
 from imagepiece_jax.common import plotting, timer
-from imagepiece_jax.common.files import append_line, check_writable, replace_file
+from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.tables import markdown_table, text_table
 from imagepiece_jax.errors import InputError
 
@@ -26,14 +27,14 @@ COLUMNS = (
     ("GB", lambda r: _or_blank(r["peak_memory"], 1e9)),
     ("compile, s", lambda r: _or_blank(r["compile_s"], 1.0)),
 )
+TITLES = [title for title, _ in COLUMNS]
 
 
 def rows(programs, readings, peaks, setting):
     """A dict of JSON values for each program.
 
-    `ratio` is the speed relative to the first program, round by round; `mac_ratio` the
-    ratio that the MACs predict; `ceiling_share` the model's share of the measured
-    matmul rate.
+    Ratios are to the first program; `mac_ratio` is what the MACs predict;
+    `ceiling_share` the model's share of the measured matmul rate.
 
     programs: Workloads by name
     readings: seconds per call by name, from `timer.measure`
@@ -43,18 +44,11 @@ def rows(programs, readings, peaks, setting):
     first = next(iter(programs))
 
     def row(name, work):
-        seconds = timer.spread(readings[name])
-        ratio = timer.spread(timer.speedups(readings[first], readings[name]))
-        speed = work.macs / seconds.median
+        figures = timer.figures(readings[first], readings[name], work.images)
+        speed = work.macs / (figures["ms"] / 1e3)
         return {
             "config": name,
-            "throughput": work.images / seconds.median,
-            "throughput_min": work.images / seconds.high,
-            "throughput_max": work.images / seconds.low,
-            "ms": 1e3 * seconds.median,
-            "ratio": ratio.median,
-            "ratio_min": ratio.low,
-            "ratio_max": ratio.high,
+            **figures,
             "mac_ratio": programs[first].macs / work.macs,
             "gmacs": work.macs / work.images / 1e9,
             "macs_per_s": speed,
@@ -87,17 +81,16 @@ def peak_rates(matmul, copy):
 
 def text(rows):
     """The rows as aligned columns for a terminal."""
-    return text_table([_titles(), *(_cells(row) for row in rows)])
+    return text_table([TITLES, *map(_cells, rows)])
 
 
 def markdown(rows):
     """A table for each mode, followed by its setting and device."""
     parts = []
-    for mode in _in_order(row["mode"] for row in rows):
-        group = [row for row in rows if row["mode"] == mode]
+    for mode, group in _grouped(rows, "mode").items():
         one = group[0]
         parts.append(f"### {mode}\n")
-        parts += markdown_table(_titles(), map(_cells, group))
+        parts += markdown_table(TITLES, map(_cells, group))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "
@@ -107,16 +100,16 @@ def markdown(rows):
     return "\n".join(parts + break_even(rows))
 
 
-def _titles():
-    return [title for title, _ in COLUMNS]
-
-
 def _cells(row):
     return [cell(row) for _, cell in COLUMNS]
 
 
-def _in_order(values):
-    return list(dict.fromkeys(values))
+def _grouped(rows, field):
+    """The rows by their values of a field, in order."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row[field]].append(row)
+    return groups
 
 
 def break_even(rows):
@@ -125,11 +118,10 @@ def break_even(rows):
     Only for modes that were measured at several batch sizes.
     """
     sentences = []
-    for mode in _in_order(row["mode"] for row in rows):
-        group = [row for row in rows if row["mode"] == mode]
+    for mode, group in _grouped(rows, "mode").items():
         first = group[0]["config"]
-        for name in _in_order(row["config"] for row in group):
-            ratios = {r["batch_size"]: r["ratio"] for r in group if r["config"] == name}
+        for name, own in _grouped(group, "config").items():
+            ratios = {row["batch_size"]: row["ratio"] for row in own}
             if name != first and len(ratios) > 1:
                 sentences.append(f"{mode}: {name} is {_compared(ratios, first)}")
     return sentences
@@ -152,20 +144,19 @@ def _compared(ratios, first):
 
 def plot(path, rows):
     """Write img/s over batch size as a PNG, a panel per mode; bars from low to high."""
-    modes = _in_order(row["mode"] for row in rows)
+    modes = _grouped(rows, "mode")
     figure = plotting.new_figure(7, 4.5 * len(modes), layout="constrained")
     columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
-    for axes, mode in zip(panels, modes, strict=True):
-        group = [row for row in rows if row["mode"] == mode]
-        for name in _in_order(row["config"] for row in group):
-            line = sorted([r[c] for c in columns] for r in group if r["config"] == name)
+    for axes, (mode, group) in zip(panels, modes.items(), strict=True):
+        for name, own in _grouped(group, "config").items():
+            line = sorted([row[column] for column in columns] for row in own)
             sizes, middle, low, high = np.transpose(line)
             errors = [middle - low, high - middle]
             axes.errorbar(sizes, middle, errors, marker="o", capsize=3, label=name)
         axes.set_xscale("log", base=2)
-        sizes = _in_order(row["batch_size"] for row in group)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
+        sizes = list(_grouped(group, "batch_size"))
+        axes.set_xticks(sizes, map(str, sizes))
         axes.set_yscale("log")
         axes.set_xlabel("batch size")
         axes.set_ylabel("images/s")
@@ -185,9 +176,8 @@ class Files:
     """
 
     def __init__(self, json=None, markdown=None, plot=None):
-        self.rows, self._lines = [], None
+        self.rows, flags = [], {}
         self._json, self._markdown, self._plot = json, markdown, plot
-        flags = {}
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if path:
                 check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
@@ -196,21 +186,12 @@ class Files:
                     problem = f"{path} is the file of --{first}"
                     raise InputError(problem, field=f"--{flag}", allowed="another")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._lines is not None:
-            self._lines.close()
-
     def add(self, rows):
-        """Append rows to the lines, and write the tables anew."""
+        """Write the lines and the tables with further rows."""
         self.rows += rows
         if self._json:
-            if self._lines is None:
-                self._lines = open(self._json, "wb", buffering=0)
-            for row in rows:
-                append_line(self._lines, json.dumps(row))
+            lines = (json.dumps(row) + "\n" for row in self.rows)
+            replace_file(self._json, "".join(lines))
         if self._markdown:
             replace_file(self._markdown, markdown(self.rows) + "\n")
 

@@ -80,7 +80,7 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
     return configs, {name: weights for name, (_, weights) in pairs.items()}
 
 
-def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[Group]:
+def groups(configs: dict, batch_sizes, dtype: str, modes, weights) -> list[Group]:
     """All Groups, in the order of the batch sizes.
 
     weights: by config, as from `trained`
@@ -89,7 +89,7 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
     listed = []
     for batch_size in batch_sizes:
         for mode in modes:
-            group = Group(configs, batch_size, mode, dtype, weights or {})
+            group = Group(configs, batch_size, mode, dtype, weights)
             for name, case in group.cases().items():
                 with within(place=name):
                     case.check(mode)
@@ -108,7 +108,7 @@ def run(group: Group, rules, peaks, others=None) -> list[dict]:
     Raises InputError if they do not fit in memory.
     """
     programs = {}
-    with contextlib.closing(InputStreams()) as streams, _memory_errors(group):
+    with InputStreams() as streams, _memory_errors(group):
         cases = group.cases(streams)
         for name, case in cases.items():
             programs[name] = case.workload(group.mode)

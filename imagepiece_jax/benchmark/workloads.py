@@ -166,11 +166,7 @@ class Clock:
         return setting | dataclasses.asdict(self.rules) | limit
 
     def __call__(self, weights: Weights, reduction: Mapping) -> dict[str, float]:
-        """Figures of a speed.
-
-        Returns ratio (to the dense model) and throughput (images a second), both with
-        _min and _max, and the milliseconds of a batch, ms and dense_ms.
-        """
+        """`timer.figures` relative to the dense model, whose `ms` is `dense_ms`."""
         jobs = {}
         for name, taken in (("dense", DENSE), ("reduced", reduction)):
             vit = build(weights, taken)
@@ -183,18 +179,8 @@ class Clock:
             )
             jobs[name] = timer.job(on_noise(fast))
         times = timer.measure(jobs, self.rules)
-        ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
-        reduced = timer.spread(times["reduced"])
-        return {
-            "ratio": ratio.median,
-            "ratio_min": ratio.low,
-            "ratio_max": ratio.high,
-            "throughput": self.batch_size / reduced.median,
-            "throughput_min": self.batch_size / reduced.high,
-            "throughput_max": self.batch_size / reduced.low,
-            "ms": 1e3 * reduced.median,
-            "dense_ms": 1e3 * timer.spread(times["dense"]).median,
-        }
+        figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
+        return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
 
 
 def training_step(config, place=lambda model: model):
@@ -262,27 +248,24 @@ def _labelled(config, seed):
     return batch
 
 
-class InputStreams:
+class InputStreams(contextlib.ExitStack):
     """Endless batches of configs' validation images, read by the project's own loader.
 
     Programs that use the same images share one loader: with a loader each, a program
-    would start its turn with batches that were read during another's. close() ends the
-    reading.
+    would start its turn with batches that were read during another's.
     """
 
     def __init__(self):
-        self._open, self._streams = contextlib.ExitStack(), {}
+        super().__init__()
+        self._streams = {}
 
     def batches(self, config):
         """Iterator over uint8 [config.batch_size, S, S, 3], decoded and cropped."""
         key = (config.image_size, config.batch_size, config.data.to_json())
         if key not in self._streams:
-            self._streams[key] = _read(config)
-            self._open.callback(self._streams[key].close)
+            stream = contextlib.closing(_read(config))
+            self._streams[key] = self.enter_context(stream)
         return self._streams[key]
-
-    def close(self):
-        self._open.close()
 
 
 def _source(config):
@@ -296,16 +279,15 @@ def _source(config):
 
 
 def _read(config):
-    batches = loader.train_batches(
+    sequence = loader.TrainBatches(
         _source(config),
         RunConfig.from_config(config).preprocessing(),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=0,
         stop_step=10**9,
-        workers=config.data.workers,
-        threads=config.data.threads,
     )
+    batches = sequence.batches(config.data.workers, config.data.threads)
     with contextlib.closing(batches):
         for batch in batches:
             yield batch["image"][0, 0]  # one device, one micro-batch

@@ -41,15 +41,15 @@ def main(others=None):
 
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
-    with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
-        device.use(DEVICE.value)
-        dtype = DTYPE.value or xla_options.fast_dtype()
-        weights = {}
-        if path is not None:
-            configs, weights = suite.trained(path, configs, base)
-        note(rules, timer.Rules())
-        groups = suite.groups(configs, sizes, dtype, modes, weights)
-        suite.run_all(groups, rules, files, others)
+    files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
+    device.use(DEVICE.value)
+    dtype = DTYPE.value or xla_options.fast_dtype()
+    weights = {}
+    if path is not None:
+        configs, weights = suite.trained(path, configs, base)
+    note(rules, timer.Rules())
+    groups = suite.groups(configs, sizes, dtype, modes, weights)
+    suite.run_all(groups, rules, files, others)
 
 
 def note(rules, published):

@@ -92,6 +92,25 @@ def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
     return [b / o for b, o in zip(base, other, strict=True)]
 
 
+def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
+    """Figures of a program by name, from its readings and those of `base`.
+
+    images: of a call
+    Returns throughput (images a second) and ratio (the speed relative to `base`, round
+    by round), both with _min and _max, and the milliseconds of a call, ms.
+    """
+    seconds, ratio = spread(own), spread(speedups(base, own))
+    return {
+        "throughput": images / seconds.median,
+        "throughput_min": images / seconds.high,
+        "throughput_max": images / seconds.low,
+        "ms": 1e3 * seconds.median,
+        "ratio": ratio.median,
+        "ratio_min": ratio.low,
+        "ratio_max": ratio.high,
+    }
+
+
 class _Runner:
     """A job that counts its calls, so that inputs rotate across turns."""
 

@@ -12,30 +12,16 @@ from imagepiece_jax.errors import InputError, one_of
 NEEDED, OPTIONAL = ("filename", "label"), ("split", "class")
 
 
-def open_csv(path, split, num_classes, labeled):
-    table = read_csv(path, split, num_classes, labeled)
-    return FileSource(os.path.dirname(path), *table)
-
-
-class Table(NamedTuple):
-    """One split."""
-
-    files: list[str]
-    labels: list[int]
-    num_classes: int
-    class_names: tuple[str | None, ...] | None  # by label; None without names
-
-
 class _Row(NamedTuple):
     line: int
     label: int
     split: str
 
 
-def read_csv(
+def open_csv(
     path: str, split: str, num_classes: int | None = None, labeled: bool = True
-) -> Table:
-    """The rows of one split of a CSV file in UTF-8.
+) -> FileSource:
+    """The images of one split of a CSV file in UTF-8.
 
     Its columns are `filename`, relative to the file's folder; `label`, a whole number
     from 0; optionally `split`, train or val; and optionally `class`, the name of the
@@ -92,8 +78,9 @@ def read_csv(
         problem = f"has no training image with label {min(absent)}"
         hint = f"each of the {num_classes} classes needs some"
         raise InputError(problem, place=path, hint=hint)
-    by_label = (names.get(label, (None, 0))[0] for label in range(num_classes))
-    return Table(files, labels, num_classes, tuple(by_label) if names else None)
+    by_label = tuple(names.get(label, (None, 0))[0] for label in range(num_classes))
+    named = by_label if names else None
+    return FileSource(os.path.dirname(path), files, labels, num_classes, named)
 
 
 class _Repeats:

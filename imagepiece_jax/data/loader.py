@@ -48,9 +48,8 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
-        raise InputError(
-            problem, field="batch_size", value=batch_size, allowed=f"1..{length}"
-        )
+        allowed = f"1..{length}"
+        raise InputError(problem, field="batch_size", value=batch_size, allowed=allowed)
     return length // batch_size
 
 
@@ -69,146 +68,44 @@ def _stream(seed, purpose, step, position):
     )
 
 
-def train_batches(
-    source: Source, transform, *, workers: int = 0, threads: int = 0, **options
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of the batches of a training.
-
-    workers, threads: processes, and threads of each, that read ahead (see `Prefetch`)
-    options: of `train_sequence`
-    Returns an iterator; its close() ends processes and threads.
-    Raises InputError as `train_sequence`, and for images that do not fit the transform
-    or too many that cannot be read; RunError where a worker process has died.
-    """
-    return _one_sequence(train_sequence(source, transform, **options), workers, threads)
-
-
-def eval_batches(
-    source: Source, transform, *, workers: int = 0, threads: int = 0, **options
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of the batches of an evaluation, else as `train_batches`.
-
-    options: of `eval_sequence`
-    """
-    return _one_sequence(eval_sequence(source, transform, **options), workers, threads)
-
-
-def _one_sequence(sequence, workers, threads):
-    # Outside the generator: the caller gets the mistakes of the sequence at once.
-    loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
-
-    def batches():
-        with contextlib.closing(loader):
-            yield from loader.batches(sequence)
-
-    return batches()
-
-
-def train_sequence(
-    source: Source,
-    transform,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    stop_step: int,
-    placement: Placement = ONE_DEVICE,
-    repeats: int = 1,
-) -> "BatchSequence":
-    """This process's part of the batches start_step..stop_step-1.
-
-    A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
-    devices and A accumulation steps; with a `CanvasTransform` also extent int32
-    [L, A, m, 2]. An image that cannot be read is replaced by the next readable one of
-    the epoch's order and recorded in `source.unreadable`.
-
-    transform: called as (image, rng)
-    batch_size: of all processes together
-    seed: of order, crops and flips, 0..2**64-1
-    placement: of the samples of a batch on devices
-    repeats: every image of an epoch comes so many times in a row, each time with other
-    draws; an epoch has as many steps as without. A step then has just the images that
-    DeiT's sampler gives to its devices, however many these are, as long as batches
-    split evenly.
-    Raises InputError for a batch that cannot be split or filled, and for another seed.
-    Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
-    """
-    if not 0 <= seed < 2**64:
-        raise InputError(field="seed", value=seed, allowed="0..2**64-1")
-    positions = placement.positions(batch_size)
-    steps_per_epoch(len(source), batch_size)
-    return _Training(
-        source,
-        transform,
-        positions.ravel(),
-        positions.shape,
-        batch_size,
-        steps=max(0, stop_step - start_step),
-        fields=(*transform.fields, "label"),
-        repeats=repeats,
-        seed=seed,
-        start_step=start_step,
-    )
-
-
-def eval_sequence(
-    source: Source, transform, *, batch_size: int, placement: Placement = ONE_DEVICE
-) -> "BatchSequence":
-    """This process's part of all images of the source, in its order.
-
-    A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
-    [L, m]). Every image comes exactly once over all processes, and every process gets
-    the same number of batches. The mask is 0 for an image that cannot be read
-    (recorded in `source.unreadable`) and for the padding of the last batch, whose
-    indices lie beyond the source.
-
-    transform: called as (image)
-    batch_size, placement: as for `train_sequence`
-    Raises InputError for a batch that cannot be split.
-    """
-    placement = dataclasses.replace(placement, accumulation=1)
-    positions = placement.positions(batch_size)[:, 0]
-    return _Evaluation(
-        source,
-        transform,
-        positions.ravel(),
-        positions.shape,
-        batch_size,
-        steps=math.ceil(len(source) / batch_size),
-        fields=(*transform.fields, "label", "mask", "index"),
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class BatchSequence(abc.ABC):
-    """Batches in one order, of which workers read one chunk after the other."""
+    """Batches in one order, this process's part of each; workers read them in chunks.
+
+    `grid` has the positions of its samples in the global batch [local devices, ..],
+    `steps` is the number of batches.
+    """
 
     source: Source
     transform: Any
-    positions: np.ndarray  # [slots] in the global batch
-    shape: tuple[int, ...]  # of the samples of a batch: [local devices, ..]
-    batch_size: int
-    steps: int
-    fields: tuple[str, ...]
+    _: dataclasses.KW_ONLY
+    batch_size: int  # of all processes together
+    placement: Placement = ONE_DEVICE  # of the samples of a batch on devices
     repeats: int = 1
 
+    more_fields: ClassVar[tuple[str, ...]]  # of a batch, besides the transform's
     consequence: ClassVar[str]  # of an image that cannot be read, for the log
 
     @abc.abstractmethod
     def read(self, number, allocate) -> "Chunk":
         """Chunk `number` of all batches; `allocate` as in `Prefetch`."""
 
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """`grid` as one axis, the slots of a batch."""
+        return self.grid.ravel()
+
     @property
     def chunks(self) -> int:
         """Number of chunks that a batch is read in."""
-        return num_chunks(len(self.positions))
+        return math.ceil(self.grid.size / CHUNK_IMAGES)
 
     def empty(self) -> dict[str, np.ndarray]:
         """A new batch of this process, not filled: its arrays by name."""
         kinds = {"image": (np.uint8, (*self.transform.shape, 3))} | FIELDS
         return {
-            name: np.empty((*self.shape, *kinds[name][1]), kinds[name][0])
-            for name in self.fields
+            name: np.empty((*self.grid.shape, *kinds[name][1]), kinds[name][0])
+            for name in (*self.transform.fields, *self.more_fields)
         }
 
     @property
@@ -222,19 +119,58 @@ class BatchSequence(abc.ABC):
                 rows = max(rows, len(images))
         return rows * math.prod(self.transform.shape) * 3
 
+    def batches(
+        self, workers: int = 0, threads: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Iterator over the batches; its close() ends processes and threads.
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Training(BatchSequence):
+        workers, threads: processes, and threads of each, that read ahead (see
+            `Prefetch`)
+        Raises InputError for images that do not fit the transform or too many that
+        cannot be read; RunError where a worker process has died.
+        """
+        loader = DataLoader([(self, 0, self.steps)], workers, threads)
+        with contextlib.closing(loader):
+            yield from loader.batches(self)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class TrainBatches(BatchSequence):
+    """The batches start_step..stop_step-1 of a training.
+
+    A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
+    devices and A accumulation steps; with a `CanvasTransform` also extent int32
+    [L, A, m, 2]. An image that cannot be read is replaced by the next readable one of
+    the epoch's order and recorded in `source.unreadable`.
+
+    transform: called as (image, rng)
+    seed: of order, crops and flips, 0..2**64-1
+    repeats: every image of an epoch comes so many times in a row, each time with other
+        draws; an epoch has as many steps as without. A step then has just the images
+        that DeiT's sampler gives to its devices, however many these are, as long as
+        batches split evenly.
+    Raises InputError for a batch that cannot be split or filled, and for another seed.
+    Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
+    """
+
     seed: int
     start_step: int
+    stop_step: int
 
+    more_fields = ("label",)
     consequence = "the next readable image of the epoch takes its place"
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**64:
+            raise InputError(field="seed", value=self.seed, allowed="0..2**64-1")
+        self.grid = self.placement.positions(self.batch_size)
+        self.steps = max(0, self.stop_step - self.start_step)
+        self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
 
     def read(self, number, allocate):
         step, chunk = divmod(number, self.chunks)
         step += self.start_step
-        epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
-        epoch, step_in_epoch = divmod(step, epoch_steps)
+        epoch, step_in_epoch = divmod(step, self._epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
 
@@ -251,8 +187,27 @@ class _Training(BatchSequence):
         return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
 
 
-class _Evaluation(BatchSequence):
+@dataclasses.dataclass(eq=False, kw_only=True)
+class EvalBatches(BatchSequence):
+    """The batches of an evaluation: all images of the source, in its order.
+
+    A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
+    [L, m]). Every image comes exactly once over all processes, and every process gets
+    the same number of batches. The mask is 0 for an image that cannot be read
+    (recorded in `source.unreadable`) and for the padding of the last batch, whose
+    indices lie beyond the source.
+
+    transform: called as (image)
+    Raises InputError for a batch that cannot be split.
+    """
+
+    more_fields = ("label", "mask", "index")
     consequence = "it is left out of the evaluation"
+
+    def __post_init__(self):
+        placement = dataclasses.replace(self.placement, accumulation=1)
+        self.grid = placement.positions(self.batch_size)[:, 0]
+        self.steps = math.ceil(len(self.source) / self.batch_size)
 
     def read(self, number, allocate):
         batch, chunk = divmod(number, self.chunks)
@@ -337,15 +292,10 @@ def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
     """
     order = np.argsort(positions)
     places = places[order]
-    count = num_chunks(len(order))
+    count = math.ceil(len(order) / CHUNK_IMAGES)
     cuts = np.arange(1, count) * len(order) // count
     cuts = np.searchsorted(places, places[cuts])  # to the first of its copies
     return [slots.tolist() for slots in np.split(order, cuts)]
-
-
-def num_chunks(samples: int) -> int:
-    """Number of chunks that so many samples are read in."""
-    return math.ceil(samples / CHUNK_IMAGES)
 
 
 class DataLoader:
@@ -361,9 +311,8 @@ class DataLoader:
     def __init__(self, turns: list, workers: int = 0, threads: int = 0):
         turns = [turn for turn in turns if turn[2]]
         groups = [(steps, sequence.chunks) for sequence, _, steps in turns]
-        starts = itertools.accumulate(
-            (times * size for times, size in groups), initial=0
-        )
+        counts = (steps * chunks for steps, chunks in groups)
+        starts = itertools.accumulate(counts, initial=0)
         order = (itertools.repeat(sequence, steps) for sequence, _, steps in turns)
         order = itertools.chain.from_iterable(order)
 
@@ -372,7 +321,7 @@ class DataLoader:
             return sequence, _join(chunks, sequence)
 
         self._joined = worker_pool.Prefetch(
-            _ReadTurns(turns, [*starts][:-1]),
+            _ReadTurns(turns, [*starts]),
             groups,
             join=join,
             max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
@@ -414,7 +363,7 @@ def _join(chunks, sequence):
     batch, history = sequence.empty(), []
     for name, array in batch.items():
         # The axes of devices and micro-batches as one: a view.
-        flat = array.reshape(-1, *array.shape[len(sequence.shape) :])
+        flat = array.reshape(-1, *array.shape[sequence.grid.ndim :])
         for chunk in chunks:
             if name == "image":
                 for slot, row in zip(chunk.slots, chunk.rows, strict=True):
@@ -431,7 +380,7 @@ class _ReadTurns:
     """Makes chunk 0, 1, ... of all turns of a `DataLoader`."""
 
     turns: list
-    starts: list  # of each turn: its first number here
+    starts: list  # of each turn: its first number here; and the end
 
     def __call__(self, number, allocate):
         turn = bisect.bisect(self.starts, number) - 1

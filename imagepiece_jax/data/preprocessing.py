@@ -137,18 +137,10 @@ class Preprocessing(CheckedFields):
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
             return None
-        pixels = f"{described(self.shape)} pixels, the model's size, and yet"
-        if total == 1:
-            return (
-                f"the image has {pixels} is enlarged and cropped ({self.text}): "
-                "--resize none takes it as it is"
-            )
-        which = f"all {total} images"
-        if len(sizes) < total:
-            which = f"all of {len(sizes)} images that were read"
         return (
-            f"{which} have {pixels} are enlarged and cropped ({self.text}): "
-            "--resize none takes them as they are"
+            f"each image read ({len(sizes)} of {total}) has {described(self.shape)} "
+            "pixels, the model's size, and is enlarged and cropped nevertheless "
+            f"({self.text}): --resize none takes it as it is"
         )
 
     def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:

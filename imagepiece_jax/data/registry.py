@@ -29,7 +29,7 @@ def open_source(
                     `python -m tools.prepare_imagenet` writes
     digits          1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
-    csv:FILE        see `read_csv`; paths relative to FILE
+    csv:FILE        see `open_csv`; paths relative to FILE
 
     name: one of these
     split: "train" or "val"

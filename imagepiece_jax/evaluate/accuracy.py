@@ -154,7 +154,7 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
 
     step: from `model_step` or `program_step`
     variables: of the model, replicated
-    batches: as `loader.eval_batches` gives them
+    batches: as `loader.EvalBatches` gives them
     """
     return evaluate_each(step, [variables], batches)[0]
 

@@ -418,14 +418,10 @@ class RunConfig(RunFields):
         self, source: Source, placement: Placement, batch_size: int | None = None
     ) -> Iterator:
         """The batches of one pass over `source` in this process."""
-        return loader.eval_batches(
-            source,
-            self.preprocessing(),
-            batch_size=batch_size or self.rounded_eval_batch(placement, len(source)),
-            placement=placement,
-            workers=self.data.workers,
-            threads=self.data.threads,
-        )
+        size = batch_size or self.rounded_eval_batch(placement, len(source))
+        options = {"batch_size": size, "placement": placement}
+        sequence = loader.EvalBatches(source, self.preprocessing(), **options)
+        return sequence.batches(self.data.workers, self.data.threads)
 
     def preprocessing(self):
         """Evaluation's resize and crop."""
@@ -495,7 +491,7 @@ class Data:
             source.try_first(preprocessing)
         self.length = run.length(len(self.train))
         self.training = functools.partial(
-            loader.train_sequence,
+            loader.TrainBatches,
             self.train,
             train_transform,
             batch_size=run.optim.batch_size,
@@ -505,7 +501,7 @@ class Data:
         )
         options = {"batch_size": eval_batch_size, "placement": placement}
         self.evaluations = {
-            name: loader.eval_sequence(source, preprocessing, **options)
+            name: loader.EvalBatches(source, preprocessing, **options)
             for name, source in self.eval_sets.items()
         }
 

@@ -51,13 +51,13 @@ def test_rows(rows):
 
 
 def test_files_keep_every_row(rows, tmp_path):
-    with report.Files(tmp_path / "a.json", tmp_path / "a.md") as files:
-        for row in rows:
-            files.add([row])
-            lines = (tmp_path / "a.json").read_text().splitlines()
-            assert json.loads(lines[-1]) == row
-            assert row["config"] in (tmp_path / "a.md").read_text()
-        files.plot()  # none was asked for
+    files = report.Files(tmp_path / "a.json", tmp_path / "a.md")
+    for row in rows:
+        files.add([row])
+        lines = (tmp_path / "a.json").read_text().splitlines()
+        assert json.loads(lines[-1]) == row
+        assert row["config"] in (tmp_path / "a.md").read_text()
+    files.plot()  # none was asked for
     assert len(lines) == 2 and len(list(tmp_path.iterdir())) == 2
 
 

@@ -1,7 +1,5 @@
 """What the programs of a benchmark compute, and the MACs that they count."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
@@ -32,7 +30,7 @@ def test_inputs_differ_and_rotate(mode, monkeypatch):
 
 def test_end_to_end_reads_files_through_the_loader(monkeypatch):
     simplify(monkeypatch)
-    with contextlib.closing(workloads.InputStreams()) as streams:
+    with workloads.InputStreams() as streams:
         case = workloads.Case(tiny_config(), 3, "float32", streams)
         case.check("end_to_end")
         job = case.workload("end_to_end").job
@@ -44,7 +42,7 @@ def test_end_to_end_reads_files_through_the_loader(monkeypatch):
 def test_cases_with_the_same_images_share_a_loader():
     config, other = tiny_config(), tiny_config()
     config.batch_size, other.batch_size = 5, 6
-    with contextlib.closing(workloads.InputStreams()) as streams:
+    with workloads.InputStreams() as streams:
         first = streams.batches(config)
         assert streams.batches(config) is first is not streams.batches(other)
         batches = [next(first) for _ in range(2)]

@@ -42,13 +42,16 @@ class Noise(Source):
         return f"{index}.jpg"
 
 
-def train_batches(source, stop=9, size=8, transform=None, **options):
+def train_batches(
+    source, stop=9, size=8, transform=None, workers=0, threads=0, **options
+):
     """Iterator over the first `stop` batches of `size` images."""
-    return loader.train_batches(
+    sequence = loader.TrainBatches(
         source,
         transform or train_transform(8),
         **dict(batch_size=size, seed=3, start_step=0, stop_step=stop) | options,
     )
+    return sequence.batches(workers, threads)
 
 
 def train(*args, **options):

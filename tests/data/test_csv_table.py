@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.csv_table import read_csv
+from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 
@@ -37,7 +37,7 @@ def levels(path, split):
 
 def refused(path, message, split="val", num_classes=None, **options):
     with pytest.raises(InputError, match=message) as caught:
-        read_csv(path, split, num_classes, **options)
+        open_csv(path, split, num_classes, **options)
     assert "\n" not in str(caught.value) and caught.value.place.startswith(str(path))
     return caught.value
 
@@ -134,11 +134,12 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     )
     path = images / "set.csv"
     path.write_bytes(text.encode())
-    table = read_csv(path, "val")
-    assert table == (["images/b.png", "images/c.png"], [0, 1], 2, ("ant", "big cat"))
+    table = open_csv(path, "val")
+    assert table.files.tolist() == [b"images/b.png", b"images/c.png"]
+    assert (table.labels.tolist(), table.class_names) == ([0, 1], ("ant", "big cat"))
     # ImageNet's cranes are a bird and a machine.
     path = written(images, "a,0,crane b,1,crane", NAMED)
-    assert read_csv(path, "val").class_names == ("crane", "crane")
+    assert open_csv(path, "val").class_names == ("crane", "crane")
 
 
 def test_labels_that_are_not_read(images):
@@ -149,10 +150,11 @@ def test_labels_that_are_not_read(images):
         "filename,label,split,class",
     )
     refused(path, "line 2: label is ''")
-    table = read_csv(path, "train", num_classes=3, labeled=False)
-    assert table.labels == [-1] * 4 and table.num_classes == 3
-    tested = read_csv(path, "val", labeled=False)
-    assert tested.labels == [1, 0] and tested.class_names == ("ant", "bee")
+    table = open_csv(path, "train", num_classes=3, labeled=False)
+    assert table.labels.tolist() == [-1] * 4 and table.num_classes == 3
+    tested = open_csv(path, "val", labeled=False)
+    assert tested.labels.tolist() == [1, 0]
+    assert tested.class_names == ("ant", "bee")
     path = written(images, "a,,train b,,val")
     refused(path, "line 3: label is ''", "train", labeled=False)
     path = written(images, "a,,train a,1,val")

@@ -10,7 +10,6 @@ import pytest
 
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data import loader, worker_pool
-from imagepiece_jax.data.loader import eval_batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.errors import InputError
@@ -18,9 +17,9 @@ from tests.data.noise import Noise, global_batches, same, train, train_batches, 
 from tests.refused import refused
 
 
-def evaluate(source, **options):
-    transform = Preprocessing(8, resize="none")
-    return list(eval_batches(source, transform, **dict(batch_size=8) | options))
+def evaluate(source, threads=0, **options):
+    transform, options = Preprocessing(8, resize="none"), {"batch_size": 8} | options
+    return list(loader.EvalBatches(source, transform, **options).batches(0, threads))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():

@@ -124,9 +124,8 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
     transform = Preprocessing(16, resize="none")
     message = "0.jpg: the image has 8x8 pixels and is used unresized; allowed: 16x16"
     for count in (0, 2):
-        batches = loader.eval_batches(
-            Noise(100, size=8), transform, batch_size=40, workers=count
-        )
+        sequence = loader.EvalBatches(Noise(100, size=8), transform, batch_size=40)
+        batches = sequence.batches(count)
         with pytest.raises(InputError) as caught:
             next(batches)
         assert str(caught.value).startswith(message)
@@ -186,8 +185,8 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
     """Training on canvases of 24 and evaluation of 16: images of two sizes."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
-    training = loader.train_sequence(sources[0], CanvasTransform(24), **options)
-    evaluation = loader.eval_sequence(sources[1], Preprocessing(48), batch_size=40)
+    training = loader.TrainBatches(sources[0], CanvasTransform(24), **options)
+    evaluation = loader.EvalBatches(sources[1], Preprocessing(48), batch_size=40)
     done, turns = 0, []
     for steps, evaluates in TURNS:
         turns.append((evaluation, 0, 3) if evaluates else (training, done, steps))
@@ -205,9 +204,8 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
     names = [list(source.unreadable.names) for source in sources]
     for source in sources:
         source.unreadable.names.clear()
-    expected = loader.train_batches(sources[0], CanvasTransform(24), **options)
-    same(trained, list(expected))
-    expected = list(loader.eval_batches(sources[1], Preprocessing(48), batch_size=40))
+    same(trained, list(training.batches()))
+    expected = list(evaluation.batches())
     for one in evaluated:
         same(one, expected)
     assert len(evaluated) == 3 and len(trained) == 11
@@ -215,10 +213,10 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
 
 
 def test_batches_out_of_turn_are_a_mistake():
-    training = loader.train_sequence(
+    training = loader.TrainBatches(
         Noise(9), train_transform(8), batch_size=3, seed=0, start_step=0, stop_step=2
     )
-    evaluation = loader.eval_sequence(Noise(9), Preprocessing(48), batch_size=3)
+    evaluation = loader.EvalBatches(Noise(9), Preprocessing(48), batch_size=3)
     reader = loader.DataLoader([(training, 0, 2), (evaluation, 0, 3)])
     with pytest.raises(RuntimeError, match="out of turn"):
         next(reader.batches(evaluation))

@@ -153,12 +153,12 @@ def test_random_images_are_decided_as_in_the_plain_version(
 @pytest.mark.slow
 def test_photographs_are_decided_as_in_the_plain_version(assets, tmp_path, monkeypatch):
     """Of twelve photographs, in a batch of twelve instead of sixty-four."""
-    batches = loader.eval_batches
+    batches = loader.EvalBatches
 
     def of_twelve(*given, batch_size):
         return batches(*given, batch_size=12)
 
-    monkeypatch.setattr(loader, "eval_batches", of_twelve)
+    monkeypatch.setattr(loader, "EvalBatches", of_twelve)
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
