@@ -13,9 +13,9 @@ import os
 import sys
 
 from imagepiece_jax import cli
-from imagepiece_jax.common.progress import progress
 from imagepiece_jax.errors import InputError
 from tools.imagenet import scan, writer
+from tools.imagenet.progress import progress
 
 SHORT_SIDES = (64, 1024)
 

@@ -29,7 +29,7 @@ class _ReportedError(InputError):
 
 def gather(text):
     """The texts of all processes, in their order; every process calls it."""
-    if process_count() == 1:
+    if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(data.size))
@@ -96,7 +96,7 @@ def max_over_processes():
     Several get the highest of the previous call (at first 0): that answer has arrived
     by now, and the device need not wait for the host.
     """
-    if process_count() == 1:
+    if jax.process_count() == 1:
         return int
     exchange = pmap(lambda number: jax.lax.pmax(number, AXIS))
     before = None
@@ -107,16 +107,6 @@ def max_over_processes():
         return 0 if last is None else int(unreplicate(last))
 
     return highest
-
-
-def process_index():
-    """Number of this process, 0 .. process_count() - 1."""
-    return jax.process_index()
-
-
-def process_count():
-    """Number of processes (hosts)."""
-    return jax.process_count()
 
 
 def is_main():
@@ -137,7 +127,7 @@ def device_count():
 def placement(accumulation=1):
     """This process's share of batches of so many micro-batches."""
     count = len(local_devices())
-    return Placement(process_index(), process_count(), count, accumulation)
+    return Placement(jax.process_index(), jax.process_count(), count, accumulation)
 
 
 def pmap(fn, *, donate_argnums=(), program=None):
@@ -345,7 +335,7 @@ def _shape_of_all(x):
     """Shape and type of `_of_all(x)`, without copying anything."""
     shape = x.shape
     if isinstance(x, np.ndarray):
-        shape = (len(x) * process_count(), *shape[1:])
+        shape = (len(x) * jax.process_count(), *shape[1:])
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
@@ -358,6 +348,8 @@ def _of_all(x):
 
 def _sharding():
     """A leading axis of all devices, one row each, in the order of `jax.pmap`."""
-    devices = [d for process in range(process_count()) for d in local_devices(process)]
+    devices = [
+        d for process in range(jax.process_count()) for d in local_devices(process)
+    ]
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))

@@ -49,7 +49,6 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndar
     Returns uint8 [H * scale, W * scale, 3].
     """
     image, source = np.asarray(image), np.asarray(source)
-    _check(image, source, grid)
     slots = _to_pixels(source.reshape(grid), image, scale)
     hues = _to_pixels(_hues(source).reshape(*grid, 3), image, scale)
     means = _to_pixels(mean_colors(image, source, grid), image, scale)
@@ -105,7 +104,6 @@ def draw_values(image, values, grid, colormap="inferno", scale=1):
     values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
     """
     image, values = np.asarray(image), np.asarray(values)
-    _check(image, values, grid)
     painted = _to_pixels(value_colors(values, colormap).reshape(*grid, 4), image, scale)
     dropped = _to_pixels(np.isnan(values).reshape(grid), image, scale)[..., None]
     pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
@@ -281,14 +279,3 @@ def _border(slots, width):
         border[:, step:] |= right
         border[:, :-step] |= right
     return border
-
-
-def _check(image, source, grid):
-    height, width = image.shape[:2]
-    if image.shape != (height, width, 3) or image.dtype != np.uint8:
-        raise ValueError(f"image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
-    if height % grid[0] or width % grid[1] or source.shape != (grid[0] * grid[1],):
-        raise ValueError(
-            f"source {source.shape} and image {height}x{width} do not fit a grid of "
-            f"{grid[0]}x{grid[1]} patches"
-        )

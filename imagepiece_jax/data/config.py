@@ -25,7 +25,6 @@ from imagepiece_jax.data.augment.policy import (
     MAX_MAGNITUDE,
     Augment,
     Crop,
-    Policy,
     fill_color,
 )
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -107,10 +106,5 @@ class AugmentConfig(CheckedFields):
 
     def create(self, data: DataConfig, image_size: int, mean) -> Augment:
         """The augmentation on the device; mean: the model's, colors bare pixels."""
-        crop = policy = None
-        if data.canvas:
-            crop = Crop(image_size, data.area, data.flip)
-        if self.layers:
-            drawn = self.layers, self.prob, self.magnitude, self.magnitude_std
-            policy = Policy(*drawn, fill_color(mean))
-        return Augment(crop, policy, self.erase_prob)
+        crop = Crop(image_size, data.area, data.flip) if data.canvas else None
+        return Augment(**vars(self), fill=fill_color(mean), crop=crop)

@@ -304,7 +304,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 def check_same_start(step: int, arrays):
     """Raise InputError where they start from other steps, or other trees of arrays."""
     checksum = 0
-    if parallel.process_count() > 1:
+    if jax.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):
             content = np.ascontiguousarray(leaf).view(np.uint8).data
             checksum = zlib.crc32(content, checksum)

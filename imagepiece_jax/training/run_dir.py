@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 
+import jax
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
@@ -147,7 +148,7 @@ def check_workdir(workdir):
     The folder exists on process 0's host. A shared file system may take a while to show
     it to the others.
     """
-    if parallel.process_count() == 1:
+    if jax.process_count() == 1:
         return
     token = parallel.exchange(secrets.token_hex(8))[0]
     path = pathlib.Path(workdir) / f".seen-{token}"

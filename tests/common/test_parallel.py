@@ -48,7 +48,7 @@ def test_two_processes_of_two_devices(tmp_path):
 def test_one_device_is_a_special_case_of_many(form):
     check_exchange(devices=1)
     check_round_trip(devices=1)
-    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+    assert (jax.process_index(), jax.process_count()) == (0, 1)
     assert parallel.is_main() and parallel.gather("alone") == ["alone"]
     highest = parallel.max_over_processes()
     assert [highest(number) for number in (0, 15, 0)] == [0, 15, 0]
@@ -129,7 +129,7 @@ def check_process(process, port, folder):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
     with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, process)):
-        assert (parallel.process_index(), parallel.process_count()) == (process, 2)
+        assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
         for form in reversed(parallel.FORMS):

@@ -152,20 +152,6 @@ def test_values_are_painted_over_the_gray_image():
     assert (np.diff(lightness.astype(int)) > 0).all()
 
 
-@pytest.mark.parametrize(
-    "image, patches, message",
-    [
-        (random_image(9, 8), 4, r"image 9x8 do not fit a grid of 2x2"),
-        (random_image(8, 8), 5, r"source \(5,\) and image 8x8 do not fit"),
-        (random_image(8, 8)[..., :1], 4, r"uint8 \(8, 8, 1\), not uint8 \[H, W, 3\]"),
-        (random_image(8, 8) / 255, 4, r"image is float64 .* not uint8"),
-    ],
-)
-def test_shapes_that_do_not_fit(image, patches, message):
-    with pytest.raises(ValueError, match=message):
-        plotting.draw_groups(image, np.zeros(patches, int), (2, 2))
-
-
 def example_page(path, side, steps=2, rows=2):
     images = [random_image(side, side, seed) for seed in range(rows)]
     sources = [

@@ -14,7 +14,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
+from imagepiece_jax.data.augment.policy import Augment, Crop
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
@@ -347,12 +347,13 @@ def test_what_the_config_leaves_to_the_device():
         return run.augment.create(run.data, run.image_size, MEAN)
 
     imagenet = (124, 116, 104)  # its mean as a pixel
-    deit = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=imagenet)
-    assert augment() == Augment(None, deit, 0.25)
+    deit = Augment(2, 0.5, 9.0, 0.5, fill=imagenet, erase_prob=0.25)
+    assert augment() == deit
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     other |= {"data.flip": False, "data.area": (0.3, 0.9)}
+    without = dataclasses.replace(deit, layers=0, erase_prob=0.0)
     crop = Crop(224, (0.3, 0.9), False)
-    assert augment(**other) == Augment(crop, None, 0.0)
+    assert augment(**other) == dataclasses.replace(without, crop=crop)
 
 
 def test_64_bit_numbers_of_jax_change_no_type():

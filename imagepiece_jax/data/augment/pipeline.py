@@ -39,8 +39,8 @@ def device(images, augment, mean, std, keys=None, extent=None):
         images = random_resized_crop(images, extent, crop_keys, crop.size, crop.area)
         if crop.flip:
             images = flip(images, flip_keys)
-    if augment.policy is not None:
-        images = randaugment(images, op_keys, augment.policy)
+    if augment.layers:
+        images = randaugment(images, op_keys, augment)
     images = normalize(images, mean, std)
     if augment.erase_prob > 0:
         images = random_erasing(images, erase_keys, augment.erase_prob)

@@ -15,22 +15,6 @@ OPS = (
 MAX_MAGNITUDE = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """How RandAugment draws: `layers` operations, with replacement, for each image.
-
-    Each is applied with probability `prob`, with a magnitude from the normal
-    distribution around `magnitude` with deviation `magnitude_std`. What a moved image
-    leaves bare gets the color `fill`.
-    """
-
-    layers: int
-    prob: float
-    magnitude: float
-    magnitude_std: float
-    fill: tuple[int, int, int]
-
-
 def fill_color(mean):
     """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
     return tuple(min(255, round(255 * x)) for x in mean)
@@ -47,13 +31,22 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Augmentation on the device; the defaults do nothing."""
+    """Augmentation on the device; the defaults do nothing.
 
-    crop: Crop | None = None  # for batches of canvases, which come with their extents
-    policy: Policy | None = None  # RandAugment
+    RandAugment draws `layers` operations, with replacement, for each image. Each is
+    applied with probability `prob`, with a magnitude from the normal distribution
+    around `magnitude` with deviation `magnitude_std`.
+    """
+
+    layers: int = 0
+    prob: float = 0.0
+    magnitude: float = 0.0
+    magnitude_std: float = 0.0
+    fill: tuple[int, int, int] = (0, 0, 0)  # the color of what a moved image leaves
     erase_prob: float = 0.0  # of random erasing
+    crop: Crop | None = None  # for batches of canvases, which come with their extents
 
     @property
     def draws(self):
         """Whether anything is random, so that keys are needed."""
-        return self != Augment()
+        return self.layers > 0 or self.erase_prob > 0 or self.crop is not None

@@ -39,22 +39,25 @@ class Draws(NamedTuple):
     sign: jax.Array  # 1 or -1: the direction of operations that have two
 
 
-def randaugment(images, keys, policy):
-    """Draw and apply `policy`. uint8 [B, H, W, 3], keys [B] -> uint8 [B, H, W, 3]."""
-    return apply(images, draw(keys, policy), policy.fill)
+def randaugment(images, keys, augment):
+    """Draw and apply operations. uint8 [B, H, W, 3], keys [B] -> uint8 [B, H, W, 3].
+
+    augment: an `Augment`
+    """
+    return apply(images, draw(keys, augment), augment.fill)
 
 
-def draw(keys, policy):
+def draw(keys, augment):
     """`Draws` [B, layers], those of an image from its own key of `keys` [B]."""
 
     def one(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
-        shape = (policy.layers,)
-        noise = policy.magnitude_std * normal(magnitude, shape)
+        shape = (augment.layers,)
+        noise = augment.magnitude_std * normal(magnitude, shape)
         return Draws(
             op=integers(op, shape, 0, len(OPS)),
-            applied=uniform(applied, shape) < policy.prob,
-            magnitude=jnp.clip(policy.magnitude + noise, 0.0, MAX_MAGNITUDE),
+            applied=uniform(applied, shape) < augment.prob,
+            magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
             sign=jnp.where(uniform(sign, shape) < 0.5, jnp.float32(1), -1),
         )
 

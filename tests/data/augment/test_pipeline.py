@@ -1,5 +1,6 @@
 """Order and randomness of augmentation in the step; random erasing and flips."""
 
+import dataclasses
 import functools
 
 import chex
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
+from imagepiece_jax.data.augment.policy import Augment, Crop
 from imagepiece_jax.data.normalize import normalize
 from tests.oracles_augment import erased_boxes, photographs
 
 COUNT, SIDE = 6, 24
 HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
 AREA = (0.2, 0.5)
-POLICY = Policy(1, 0.5, magnitude=9.0, magnitude_std=0.5, fill=(124, 116, 104))
+POLICY = Augment(1, 0.5, magnitude=9.0, magnitude_std=0.5, fill=(124, 116, 104))
 
 
 def keys(count, seed=0):
@@ -35,7 +36,7 @@ def test_nothing_asked_for_is_the_program_of_normalizing():
     off = jax.make_jaxpr(lambda x: pipeline.device(x, Augment(), *HALF))(images)
     assert str(off) == str(plain)
     assert not Augment().draws
-    assert Augment(policy=POLICY).draws and Augment(erase_prob=0.1).draws
+    assert POLICY.draws and Augment(erase_prob=0.1).draws
     assert Augment(crop=Crop(8, AREA, True)).draws
 
 
@@ -56,19 +57,21 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
     watch(pipeline, "random_erasing", 0)
-    crop, policy = Crop(SIDE, AREA, True), POLICY
+    full = dataclasses.replace(POLICY, crop=Crop(SIDE, AREA, True), erase_prob=0.5)
     images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
-    out = pipeline.device(images, Augment(crop, policy, 0.5), *HALF, keys(2), extent)
+    out = pipeline.device(images, full, *HALF, keys(2), extent)
     assert (out == 5).all()
     names, used, rest = zip(*seen, strict=True)
     order = "random_resized_crop flip randaugment normalize random_erasing"
     assert names == tuple(order.split())
     assert rest[0][0] is extent and rest[0][2:] == (SIDE, AREA)
-    assert rest[2][1] == policy and rest[3] == HALF and rest[4][1] == 0.5
+    assert rest[2][1] == full and rest[3] == HALF and rest[4][1] == 0.5
     own = [tuple(key) for step in used if step for key in step]
     assert len(own) == 8 == len(set(own)), "four steps, two images"
     seen.clear()
-    pipeline.device(images, Augment(Crop(SIDE, AREA, False)), *HALF, keys(2), extent)
+    pipeline.device(
+        images, Augment(crop=Crop(SIDE, AREA, False)), *HALF, keys(2), extent
+    )
     assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
     assert seen[0][1] == used[0], "whatever else is done"
 
