@@ -184,25 +184,6 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
     save_figure(figure, pathlib.Path(path), colors)
 
 
-def accuracy_plot(path: str | os.PathLike, points):
-    """Write one PNG: accuracy against cost, a curve per method, bars for the intervals.
-
-    points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order
-    """
-    figure = new_figure(7, 5, layout="constrained")
-    axes = figure.add_subplot()
-    for i, method in enumerate(dict.fromkeys(point[0] for point in points)):
-        rows = sorted(point[1:] for point in points if point[0] == method)
-        gmacs, accuracy, error = zip(*rows, strict=True)
-        style = dict(marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2)
-        axes.errorbar(gmacs, accuracy, yerr=error, linewidth=1.2, label=method, **style)
-    axes.set_xlabel("GMACs an image")
-    axes.set_ylabel("accuracy, % (bars: 95 % interval)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
-
-
 def new_figure(width: float, height: float, layout: str | None = None):
     """A matplotlib figure without a display; width and height in inches of 100 dots."""
     # Imported here: it takes a third of a second, and most processes draw nothing.

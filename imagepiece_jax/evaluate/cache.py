@@ -2,8 +2,7 @@
 
 A result is identified by its full setting, and measured once for each. A line is on
 disk before the next measurement starts, so a command that was stopped resumes where it
-was. Lines of former versions have no digest of the data: they count for the data that
-first ask for them, and for no others then.
+was.
 """
 
 import base64
@@ -14,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class ResultCache:
 
     def __contains__(self, setting: dict) -> bool:
         """Whether `result` of `setting` needs no measurement."""
-        return _key(setting) in self._results or _older(setting) in self._results
+        return _key(setting) in self._results
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -74,21 +73,16 @@ class ResultCache:
         measure: returns a dict of JSON values
         what: the subject of the measurement, for stderr
         """
-        key, older = _key(setting), _older(setting)
-        if key not in self._results and older in self._results:
-            self._add(setting, self._results.pop(older))
-        if key not in self._results:
-            began = time.monotonic()
-            print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
-            try:
-                result = measure()
-            finally:
-                seconds = time.monotonic() - began
-                print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
-            self._add(setting, result)
-        return self._results[key]
-
-    def _add(self, setting, result):
+        key = _key(setting)
+        if key in self._results:
+            return self._results[key]
+        began = time.monotonic()
+        print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
+        try:
+            result = measure()
+        finally:
+            seconds = time.monotonic() - began
+            print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
         line = {
             "experiment": self.experiment,
             "setting": setting,
@@ -98,7 +92,7 @@ class ResultCache:
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
         append_line(self._file, json.dumps(line))
-        self._results[_key(setting)] = json.loads(json.dumps(result))
+        return self._results.setdefault(key, json.loads(json.dumps(result)))
 
 
 def _key(setting):
@@ -106,11 +100,6 @@ def _key(setting):
     names = [k for k in ("reduction", "trained_as") if k in setting]
     now = {k: settings.current(setting[k]) for k in names}
     return json.dumps(setting | now, sort_keys=True)
-
-
-def _older(setting):
-    """The key of a setting in a line of former versions, without a digest."""
-    return _key({k: v for k, v in setting.items() if k != "digest"})
 
 
 def _read(file, path):
@@ -121,13 +110,11 @@ def _read(file, path):
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
-            if "digest" in entry["setting"]:
-                results.pop(_older(entry["setting"]), None)
             results[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
-            found = {"field": f"line {number}", "place": path}
-            problem, hint = f"is not a measured point ({error!r})", "fix or remove it"
-            raise InputError(problem, **found, hint=hint) from error
+            problem, field = f"is not a measured point ({error!r})", f"line {number}"
+            hint = "fix or remove it"
+            raise InputError(problem, field=field, place=path, hint=hint) from error
         size += len(line) + 1
     os.ftruncate(file.fileno(), size)
     return results
@@ -140,17 +127,6 @@ class Split(NamedTuple):
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes those of a pass
 
 
-class Clock(Protocol):
-    """Times a reduction, as `benchmark.workloads.Clock` does."""
-
-    setting: dict[str, Any]  # decides its figures, as JSON values
-
-    def __call__(
-        self, weights: Weights, reduction: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Figures of a speed; `ratio` is to the dense model."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
     """Weights under any reduction: figures on images, and speed, each measured once."""
@@ -158,7 +134,7 @@ class MeasuredWeights:
     weights: Weights
     images: Split  # or an object with its two fields
     cache: ResultCache  # of the results
-    clock: Clock | None = None  # measures speeds
+    clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
     seed: int | None = None  # of reducers that draw; None: that of the weights
     # Compiled evaluation steps, which several weights of one model may share.
     programs: dict = dataclasses.field(default_factory=dict)

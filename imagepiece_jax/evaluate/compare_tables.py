@@ -8,8 +8,10 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
@@ -98,13 +100,13 @@ def comparison(report: Report, method: str, share: float, to: str) -> dict | Non
     return None
 
 
-def table(report: Report, methods: list[str] | None = None) -> str:
-    """acc1 and points to dense: `methods` (default: all, by `order`) by shares."""
+def table(report: Report) -> str:
+    """acc1 and points to dense of the methods, by `order`, at each share."""
     shares = report["shares"]
     lines = {(line["method"], line["share"]): line for line in report["settings"]}
     rows = [
         [f"`{method}`", *(_cell(report, lines.get((method, s))) for s in shares)]
-        for method in methods or order(report)
+        for method in order(report)
     ]
     head = [f"share of the dense {COSTS[report['metric']]}"]
     return _table([*head, *(f"{share:g}" for share in shares)], rows)
@@ -213,35 +215,27 @@ def _table(head, rows):
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share, a line per method, the best on average first.
+    """Write a PNG: accuracy by share of the cost, a line per method, the best first.
 
     Bars are intervals of the paired difference to dense. Methods stand side by side at
-    their share, so that bars do not hide each other.
+    their share, so that bars do not hide each other. A sweep is drawn by GMACs.
     """
-    if not report["shares"]:
-        points = []
-        for line in ({"method": "dense"} | report["dense"], *report["settings"]):
-            acc1, name = Estimate(*line["acc1"]), line["method"].split()[0]
-            points.append((name, line["gmacs"], acc1.value, acc1.half_width))
-        return plotting.accuracy_plot(path, points)
     from matplotlib import colormaps
 
     figure = plotting.new_figure(9, 5.5, layout="constrained")
     axes = figure.add_subplot()
-    names, shares = order(report), reached(report)
+    curves, shares = _curves(report), reached(report)
     palette = colormaps["tab20"].colors
     palette = [*palette[:14], *palette[16:]]  # gray is the random tokens'
     palette = [*palette[::2], *palette[1::2]]  # the strong ones first
     gap = min((a - b for a, b in itertools.pairwise(shares)), default=0.1)
-    for place, name in enumerate(names):
-        lines = [line for line in report["settings"] if line["method"] == name]
-        shift = 0.4 * gap * (place / max(len(names) - 1, 1) - 0.5)
-        changes = [comparison(report, name, s["share"], "dense") for s in lines]
+    for place, (name, lines) in enumerate(curves.items()):
+        shift = 0.4 * gap * (place / max(len(curves) - 1, 1) - 0.5)
         strong = name in NAMES
         axes.errorbar(
-            [line["share"] + shift for line in lines],
+            [line["share"] + shift if shares else line["gmacs"] for line in lines],
             [line["acc1"][0] for line in lines],
-            yerr=_bars(changes),
+            yerr=np.transpose([_bar(report, line) for line in lines]),
             color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
             linestyle="--" if name == "random" else "-",
             linewidth=2 if strong else 1.2,
@@ -254,15 +248,27 @@ def draw_plot(path: str | os.PathLike, report: Report):
         )
     dense = report["dense"]["acc1"][0]
     axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
-    axes.set_xticks(shares)
-    axes.set_xlabel(f"share of the dense model's {COSTS[report['metric']]}")
+    if shares:
+        axes.set_xticks(shares)
+    cost = f"share of the dense model's {COSTS[report['metric']]}"
+    axes.set_xlabel(cost if shares else "GMACs an image")
     axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     plotting.save_figure(figure, path)
 
 
-def _bars(changes: Sequence[dict]):
-    """[below, above] of the intervals' ends."""
-    ends = [change["points"] for change in changes]
-    return [[v - low for v, low, _ in ends], [high - v for v, _, high in ends]]
+def _curves(report):
+    """The settings of each method, by `order`, or as a sweep names them."""
+    curves = {name: [] for name in order(report)}
+    for line in sorted(report["settings"], key=lambda line: line["gmacs"]):
+        name = line["method"] if report["shares"] else line["method"].split()[0]
+        curves.setdefault(name, []).append(line)
+    return curves
+
+
+def _bar(report, line):
+    """Points from the interval's low end to the difference, and on to the high end."""
+    change = comparison(report, line["method"], line["share"], "dense")
+    value, low, high = change["points"]
+    return value - low, high - value

@@ -51,21 +51,6 @@ def test_results_of_former_versions_still_count(tmp_path):
     assert calls == 1
 
 
-def test_results_without_a_digest_count_for_the_data_that_ask_first(tmp_path):
-    """Of former versions; from then on other data are measured."""
-    measured(tmp_path, SETTING)
-    old, new = SETTING | {"digest": "0123"}, SETTING | {"digest": "4567"}
-    assert measured(tmp_path, old, old) == ([{"acc1": 81.0}] * 2, 0)
-    assert measured(tmp_path, old) == ([{"acc1": 81.0}], 0)
-    assert measured(tmp_path, new)[1] == 1
-    lines = (tmp_path / FILE).read_text().splitlines()
-    found = [json.loads(line)["setting"].get("digest") for line in lines]
-    assert found == [None, "0123", "4567"]
-    cache = ResultCache(tmp_path)
-    assert old in cache and SETTING | {"digest": "89"} not in cache
-    cache.close()
-
-
 def test_again_measures_anew_and_the_last_line_counts(tmp_path):
     """A kill while it measures leaves what was there."""
 
