@@ -1,7 +1,6 @@
 """The evaluation pass: accuracy and loss over a split, and of every image."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -61,30 +60,6 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return (ahead < k) & ~jnp.isnan(mine[:, 0])
 
 
-def eval_step(
-    variables, batch, *, model, seed=0, precision=None, measure=None, alter=None
-):
-    """Evaluate one device's batch.
-
-    batch: image uint8 [m, S, S, 3]; label, mask and index (of the image in its set) [m]
-    seed: of reducers that draw, by (seed, index): the same in every pass
-    precision: "highest" keeps all of float32 in products, of which GPUs otherwise round
-        the factors (TF32)
-    measure: (outputs, batch) -> more arrays of each image, by name
-    alter: (images, batch, model) -> the normalized images that the model sees
-    Returns sums over all devices, and arrays [m, ..] of each image, by name.
-    """
-    keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-    images = normalize(batch["image"], model.mean, model.std)
-    images = images if alter is None else alter(images, batch, model)
-    precision = precision or jax.config.jax_default_matmul_precision
-    with jax.default_matmul_precision(precision):
-        outputs = model.apply(variables, images, keys=keys)
-    each = _score(outputs.logits, batch["label"])
-    sums = parallel.total(_sums(each, batch["mask"]))
-    return sums, each if measure is None else each | measure(outputs, batch)
-
-
 def _score(logits, label):
     """Arrays [m] of each image, by name."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -113,16 +88,33 @@ def model_step(
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
 ):
-    """`eval_step` on all devices, as a function of (replicated variables, batch).
+    """The evaluation of a batch on all devices: (replicated variables, batch).
 
-    seed, precision, measure, alter: as for `eval_step`; without a measure, which may
-    read tokens, the model is `head_only`
+    Of each device's image uint8 [m, S, S, 3], label, mask and index (in its set) [m], it
+    returns sums over all devices, and arrays [m, ..] of each image, by name.
+
+    model: `head_only` without a measure, which may read tokens
+    seed: of reducers that draw, by (seed, index): the same in every pass
+    precision: "highest" keeps all of float32 in products, of which GPUs otherwise round
+        the factors (TF32)
+    measure: (outputs, batch) -> more arrays of each image, by name
+    alter: (images, batch, model) -> the normalized images that the model sees
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
     model = model.clone(head_only=measure is None)
-    options = {"seed": seed, "precision": precision, "measure": measure, "alter": alter}
-    step = functools.partial(eval_step, model=model, **options)
+
+    def step(variables, batch):
+        keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
+        images = normalize(batch["image"], model.mean, model.std)
+        images = images if alter is None else alter(images, batch, model)
+        products = precision or jax.config.jax_default_matmul_precision
+        with jax.default_matmul_precision(products):
+            outputs = model.apply(variables, images, keys=keys)
+        each = _score(outputs.logits, batch["label"])
+        sums = parallel.total(_sums(each, batch["mask"]))
+        return sums, each if measure is None else each | measure(outputs, batch)
+
     return parallel.pmap(step, program="evaluation")
 
 

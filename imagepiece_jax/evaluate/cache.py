@@ -150,7 +150,7 @@ class MeasuredWeights:
 
         reduction: of the model that is evaluated
         alteration: what `alter` does, as part of the setting
-        alter: changes the images (accuracy.eval_step); the same one is compiled once
+        alter: changes the images (accuracy.model_step); the same one is compiled once
             for a model
         prepare: returns a batch with what `alter` reads
         """

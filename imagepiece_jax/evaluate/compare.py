@@ -251,7 +251,7 @@ def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
     """The nearest Floor of each kind at each share, with its figures."""
     dense = checkpoint.weights.config.gmacs(settings.DENSE)
     pairs = []
-    for listed, share in itertools.product(floors(checkpoint), shares):
+    for listed, share in itertools.product(filter(None, floors(checkpoint)), shares):
         floor = min(listed, key=lambda each: abs(each.gmacs / dense - share))
         entry = MatchedMethod(
             floor.method, share, settings.DENSE, floor.setting, floor.gmacs / dense
@@ -292,7 +292,7 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
 
 
 def smaller_images(images, batch, model, size):
-    """`images` [B, H, W, 3] at `size`, as `accuracy.eval_step` alters them."""
+    """`images` [B, H, W, 3] at `size`, as `accuracy.model_step` alters them."""
     shape = (images.shape[0], *size, images.shape[3])
     return jax.image.resize(images, shape, "cubic", antialias=True)
 

@@ -83,13 +83,14 @@ def page(images, names, methods, traces, weights, class_names=None):
         f".photo-{i} {{ background-image: url({_jpeg(_gray(image))}); }}"
         for i, image in enumerate(images)
     )
+    style = pathlib.Path(__file__).with_name("page.css").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What the tokens became</title>
-<style>{_style()}{photos}
+<style>{style}{photos}
 </style>
 </head>
 <body>
@@ -296,26 +297,3 @@ def _inlined(pixels, kind, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-# {name: (light, dark)}; pairs of text and ground have a contrast of 4.5 or more
-COLORS = {
-    "ground": ("#ffffff", "#101418"),
-    "raised": ("#f3f5f7", "#1a2027"),
-    "text": ("#1b1f24", "#e7ebef"),
-    "quiet": ("#525c67", "#a3afbb"),
-    "line": ("#c9d0d7", "#3a444e"),
-    "accent": ("#0b57b0", "#86bdff"),
-}
-
-
-def _style():
-    """The style sheet, with the colors as variables."""
-    light, dark = (
-        " ".join(f"--{name}: {pair[column]};" for name, pair in COLORS.items())
-        for column in (0, 1)
-    )
-    return f"""
-:root {{ color-scheme: light dark; {light} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
-{pathlib.Path(__file__).with_name("page.css").read_text("utf-8")}"""
