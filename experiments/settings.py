@@ -39,7 +39,7 @@ def flag(kind, help_text: str):
 
 def one_or_more(default: tuple, of):
     """A kind of field: values of the kind `of`, each once."""
-    entry, allowed = of.metadata["kind"]
+    entry, allowed = of.metadata["convert"], of.metadata["allowed"]
 
     def convert(values):
         if not values:

@@ -166,8 +166,8 @@ def _check_memory(name, batch_size, needed):
 
 def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
-    found = {"field": "--batch_size", "value": batch_size, "allowed": "smaller ones"}
-    return InputError(f"is {batch_size}, for which {reason}", **found)
+    problem, field = f"is {batch_size}, for which {reason}", "--batch_size"
+    return InputError(problem, field=field, value=batch_size, allowed="smaller ones")
 
 
 @contextlib.contextmanager

@@ -8,19 +8,12 @@ import ast
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from imagepiece_jax.errors import InputError, within
 
 REQUIRED = dataclasses.MISSING
-
-
-class Kind(NamedTuple):
-    """Allowed values of a field."""
-
-    convert: Callable[[Any], Any]  # to plain Python; ValueError for other values
-    allowed: str  # in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +28,14 @@ class CheckedFields:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if kind := field.metadata.get("kind"):
+            if convert := field.metadata.get("convert"):
                 try:
                     with self.in_config(), within(field.name):  # about a part of it
-                        value = kind.convert(getattr(self, field.name))
+                        value = convert(getattr(self, field.name))
                 except InputError:
                     raise
                 except ValueError:
-                    self.refuse(field.name, kind.allowed)
+                    self.refuse(field.name, field.metadata["allowed"])
                 object.__setattr__(self, field.name, value)
 
     @classmethod
@@ -103,7 +96,7 @@ def checked(default, convert, allowed, training=False):
     allowed: the allowed values, in words
     training: whether only training reads the field
     """
-    metadata = {"kind": Kind(convert, allowed), "training": training}
+    metadata = {"convert": convert, "allowed": allowed, "training": training}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -172,11 +165,11 @@ def several(default, of, allowed, length=None):
 
     allowed: the allowed values, in words
     """
-    one = of.metadata["kind"].convert
 
     def convert(value):
         value = _listed(value)
-        return tuple(map(one, _require(length in (None, len(value)), value)))
+        values = _require(length in (None, len(value)), value)
+        return tuple(map(of.metadata["convert"], values))
 
     return checked(default, convert, allowed)
 
@@ -211,12 +204,12 @@ def text(default=REQUIRED):
 
 def optional(field):
     """A field that is None, its default, or what `field` allows."""
-    own, allowed = field.metadata["kind"]
+    own = field.metadata
 
     def convert(value):
-        return None if value is None else own(value)
+        return None if value is None else own["convert"](value)
 
-    return checked(None, convert, allowed, field.metadata["training"])
+    return checked(None, convert, own["allowed"], own["training"])
 
 
 def _require(fits, value):

@@ -36,8 +36,9 @@ def lock(file, flag):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        found = {"field": flag, "value": folder, "allowed": "another, or wait for it"}
-        raise InputError(f"{folder} is in use by another process", **found) from error
+        problem = f"{folder} is in use by another process"
+        allowed = "another, or wait for it"
+        raise InputError(problem, field=flag, value=folder, allowed=allowed) from error
     except OSError as error:
         text = "%s cannot be locked (%s): two processes that write into %s would not "
         text += "notice each other"
@@ -49,14 +50,13 @@ def open_locked(flag, path, mode, **options):
 
     Raises InputError where it cannot be written, or another process has locked it.
     """
-    folder = pathlib.Path(path).parent
+    folder = str(pathlib.Path(path).parent)
     make_folder(flag, folder)
     try:
         file = open(path, mode, **options)
     except OSError as error:
-        problem = f"{folder} cannot be written ({error.strerror})"
-        found = {"field": flag, "value": str(folder), "allowed": "another"}
-        raise InputError(problem, **found) from error
+        problem, other = f"{folder} cannot be written ({error.strerror})", "another"
+        raise InputError(problem, field=flag, value=folder, allowed=other) from error
     lock(file, flag)
     return file
 

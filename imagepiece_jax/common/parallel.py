@@ -284,14 +284,14 @@ def shard(tree):
 
     Raises InputError where n is no multiple of the local devices.
     """
-    count = len(local_devices())
+    count, field = len(local_devices()), "batch_size"
 
     def put(x):
-        if x.shape[0] % count:
-            problem = f"{x.shape[0]} cannot be split over {count} local devices"
-            found = {"field": "batch_size", "value": x.shape[0]}
-            raise InputError(problem, **found, allowed=f"multiples of {count}")
-        return _of_all(x.reshape(count, x.shape[0] // count, *x.shape[1:]))
+        size, allowed = len(x), f"multiples of {count}"
+        if size % count:
+            problem = f"{size} cannot be split over {count} local devices"
+            raise InputError(problem, field=field, value=size, allowed=allowed)
+        return _of_all(x.reshape(count, size // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)
 

@@ -22,24 +22,19 @@ Names = Sequence[str | None]
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """The names of ImageNet-1k's classes by label: one lemma each, no two alike."""
-    rows = _rows()
+    rows = imagenet_rows()
     return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
 
 
 @functools.cache
 def imagenet_lemmas() -> tuple[str, ...]:
     """All lemmas of ImageNet-1k's classes by label: "tench, Tinca tinca"."""
-    return tuple(words for _, words in _rows())
+    return tuple(words for _, words in imagenet_rows())
 
 
 @functools.cache
-def imagenet_synsets() -> tuple[str, ...]:
-    """The WordNet IDs of ImageNet-1k's classes by label."""
-    return tuple(synset for synset, _ in _rows())
-
-
-@functools.cache
-def _rows():
+def imagenet_rows() -> list[tuple[str, str]]:
+    """The WordNet ID and all lemmas of each class of ImageNet-1k, by label."""
     lines = TABLE.read_text("utf-8").splitlines()
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
@@ -48,7 +43,7 @@ def _rows():
 def _labels() -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """Labels by WordNet ID or all lemmas of a synset, and by each of its names too."""
     by_synset, by_lemma = collections.defaultdict(set), collections.defaultdict(set)
-    for label, (synset, words) in enumerate(_rows()):
+    for label, (synset, words) in enumerate(imagenet_rows()):
         for name in (synset, words):
             by_synset[name].add(label)
         for name in _forms(label):
@@ -114,7 +109,7 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
 
 def _forms(label):
     """All names of a class of ImageNet."""
-    synset, words = _rows()[label]
+    synset, words = imagenet_rows()[label]
     return {synset, words, *words.split(", "), imagenet_names()[label]}
 
 
@@ -186,10 +181,9 @@ def check_classes(
     """
     if other := other_class(weights, names):
         label, theirs, ours = other
-        problem = f"is {theirs!r}, but {ours!r} in {data}"
-        allowed = "the same classes in the same order"
-        found = {"field": f"class {label}", "place": place, "value": theirs}
-        raise InputError(problem, **found, allowed=allowed)
+        problem, field = f"is {theirs!r}, but {ours!r} in {data}", f"class {label}"
+        same = "the same classes in the same order"
+        raise InputError(problem, field=field, place=place, value=theirs, allowed=same)
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place

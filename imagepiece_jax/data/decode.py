@@ -169,13 +169,15 @@ class Unreadable:
                 self.names[error.place] = error.value
                 log.warning("%s: %s", error, consequence)
         if len(row) >= MAX_IN_A_ROW:
-            count, first = len(row), row[0]
-            problem = f"{first.problem}, as the first of {count} images in a row"
-            found = {"place": first.place, "value": count}
-            raise InputError(problem, **found, allowed=f"fewer than {MAX_IN_A_ROW}")
+            count, place = len(row), row[0].place
+            problem = f"{row[0].problem}, as the first of {count} images in a row"
+            allowed = f"fewer than {MAX_IN_A_ROW}"
+            raise InputError(problem, place=place, value=count, allowed=allowed)
         if self.count > MAX_SHARE * total:
-            file, reason = next(iter(self.names.items()))
-            share = f"{self.count} of {total} images in all"
+            place, reason = next(iter(self.names.items()))
+            share, allowed = (
+                f"{self.count} of {total} images in all",
+                f"{MAX_SHARE:.0%}",
+            )
             problem = f"cannot be read ({reason}): {share} cannot"
-            found = {"place": file, "value": self.count, "allowed": f"{MAX_SHARE:.0%}"}
-            raise InputError(problem, **found)
+            raise InputError(problem, place=place, value=self.count, allowed=allowed)

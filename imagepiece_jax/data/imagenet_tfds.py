@@ -32,15 +32,15 @@ def open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        problem = f"is 'imagenet2012', but config.data.dir {where} does not hold it as "
+        field, value = "config.data.name", "imagenet2012"
+        problem = f"is {value!r}, but config.data.dir {where} does not hold it as "
         problem += "complete array_record files"
         hint = (
             f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in a "
             "clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
             "`python train.py --config configs/quickstart.py` runs without it"
         )
-        found = {"field": "config.data.name", "value": "imagenet2012"}
-        raise InputError(problem, **found, hint=hint) from error
+        raise InputError(problem, field=field, value=value, hint=hint) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])

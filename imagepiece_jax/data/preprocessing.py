@@ -209,7 +209,9 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     if actual != sides(size):
         why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
         problem = f"has {described(actual)} pixels and is used unresized{why}"
-        found = {"field": "the image", "value": actual}
-        found["allowed"] = f"{described(size)}, config.image_size={size}"
-        raise InputError(problem, **found, hint="scale it to that first")
+        right = f"{described(size)}, config.image_size={size}"
+        fix = "scale it to that first"
+        raise InputError(
+            problem, field="the image", value=actual, allowed=right, hint=fix
+        )
     return image

@@ -55,9 +55,9 @@ def open_source(
         return open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
     kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
-    found = {"field": "config.data.name", "value": name}
     hint = f"did you mean {kind}{name}?" if kind else ""
-    raise InputError(**found, allowed=", ".join(NAMES), hint=hint)
+    field, allowed = "config.data.name", ", ".join(NAMES)
+    raise InputError(field=field, value=name, allowed=allowed, hint=hint)
 
 
 def own_files(name: str) -> list[str]:

@@ -88,10 +88,11 @@ def model_step(
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
 ):
-    """The evaluation of a batch on all devices: (replicated variables, batch).
+    """The evaluation of a batch on all devices: step(replicated variables, batch).
 
-    Of each device's image uint8 [m, S, S, 3], label, mask and index (in its set) [m], it
-    returns sums over all devices, and arrays [m, ..] of each image, by name.
+    A device's batch is image uint8 [m, S, S, 3]; label, mask and index (of the image in
+    its set) [m]. The step returns sums over all devices, and arrays [m, ..] of each
+    image, both by name.
 
     model: `head_only` without a measure, which may read tokens
     seed: of reducers that draw, by (seed, index): the same in every pass

@@ -224,10 +224,10 @@ def test_imagenets_names_travel(tmp_path):
     assert config["label_names"][388] == "giant panda"
     assert hub_configs.parse(config, {}).class_names == found.class_names
     # An earlier version saved all lemmas; IDs are those of a run's data.
-    for names in (class_names.imagenet_lemmas(), class_names.imagenet_synsets()):
+    ids, lemmas = zip(*class_names.imagenet_rows(), strict=True)
+    for names, expected in ((lemmas, found.class_names), (ids, ids)):
         old = hub_configs.parse(config | {"label_names": [*names]}, {})
-        ids = names == class_names.imagenet_synsets()
-        assert old.class_names == (names if ids else found.class_names)
+        assert old.class_names == expected
     del config["label_names"]
     assert hub_configs.parse(config, {}).class_names is None
 

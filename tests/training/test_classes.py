@@ -184,7 +184,7 @@ def test_other_classes_are_refused(
 @pytest.mark.parametrize("form", ["names", "lemmas"])
 def test_a_synset_and_its_lemmas_are_the_same_class(form):
     words = getattr(class_names, f"imagenet_{form}")()
-    names = list(class_names.imagenet_synsets())
+    names = [synset for synset, _ in class_names.imagenet_rows()]
     assert class_names.other_class(words, names) is None
     assert class_names.other_class(words, class_names.imagenet_names()) is None
     assert class_names.other_class(words, ["Tinca tinca"]) is None
@@ -216,7 +216,7 @@ def test_short_names_of_imagenet_tell_its_classes_apart():
 
 
 def test_labels_by_the_names_of_a_models_classes():
-    words, synsets = class_names.imagenet_lemmas(), class_names.imagenet_synsets()
+    synsets, words = zip(*class_names.imagenet_rows(), strict=True)
     found = class_names.labels_by_name(words, 1000)
     short = class_names.imagenet_names()
     assert [found[name] for name in short] == [*range(1000)]
