@@ -57,20 +57,23 @@ class MatchedMethod:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Floor:
-    """Cheaper dense weights by name, and how they are measured."""
+    """Cheaper dense weights: of another depth, or for smaller images."""
 
     method: str
-    setting: dict
+    setting: dict  # their depth or image_size
     checkpoint: MeasuredWeights
-    alteration: dict = dataclasses.field(default_factory=dict)
-    alter: Callable | None = None
 
     @property
     def gmacs(self) -> float:
         return self.checkpoint.weights.config.gmacs(settings.DENSE)
 
     def evaluate(self) -> dict:
-        return self.checkpoint.evaluate(settings.DENSE, self.alteration, self.alter)
+        """Figures as `MeasuredWeights.evaluate` gives them, on smaller images if so."""
+        if "image_size" not in self.setting:
+            return self.checkpoint.evaluate(settings.DENSE)
+        size = self.setting["image_size"]
+        alter = functools.partial(smaller_images, size=size)
+        return self.checkpoint.evaluate(settings.DENSE, {"smaller": size}, alter)
 
 
 def compare(
@@ -270,25 +273,21 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
     model = weights.config.create(settings.DENSE)
     both = sides(weights.config.image_size)
     patches = min(both) // model.patch_size
-    smaller = [
+    sizes = [
         tuple(side - count * model.patch_size for side in both)
         for count in range(1, patches - 1)
     ]
+    kinds = {
+        "smaller images": [{"image_size": size} for size in sizes],
+        "first blocks": [{"depth": depth} for depth in range(1, model.depth)],
+    }
 
-    def floor(kind, setting, **alteration):
+    def floor(kind, setting):
         sized = weights.with_sizes(**setting)
         cheaper = dataclasses.replace(checkpoint, weights=sized, programs={})
-        return Floor(kind, setting, cheaper, **alteration)
+        return Floor(kind, setting, cheaper)
 
-    def of_size(size):
-        alter = functools.partial(smaller_images, size=size)
-        altered = {"alteration": {"smaller": size}, "alter": alter}
-        return floor("smaller images", {"image_size": size}, **altered)
-
-    def of_depth(depth):
-        return floor("first blocks", {"depth": depth})
-
-    return [[*map(of_size, smaller)], [*map(of_depth, range(1, model.depth))]]
+    return [[floor(kind, each) for each in kinds[kind]] for kind in kinds]
 
 
 def smaller_images(images, batch, model, size):
