@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
-from collections.abc import Mapping
 
 from imagepiece_jax.benchmark import device, report
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case, InputStreams
@@ -12,7 +12,6 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, one_of, within
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction.settings import DENSE
 
@@ -41,26 +40,22 @@ def batch_sizes(texts: list[str]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Configs at one batch size, in one mode."""
+    """Cases at one batch size, in one mode."""
 
-    configs: dict
+    cases: dict[str, Case]  # by name
     batch_size: int
     mode: str
     dtype: str
-    weights: Mapping[str, Weights]  # by config; of others they are random
 
-    def cases(self, streams=None):
-        """{name: Case}; those that read files share `streams`."""
-        cases = {}
-        for name, config in self.configs.items():
-            own = streams, self.weights.get(name)
-            with within(place=name):
-                cases[name] = Case(config, self.batch_size, self.dtype, *own)
-        return cases
+    @property
+    def path(self) -> str | None:
+        """The path of the trained weights, the same for all cases; None: random."""
+        weights = (case.weights for case in self.cases.values())
+        return next((str(each.path) for each in weights if each), None)
 
 
-def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
-    """Configs of the weights at `path`, and the Weights of each, by name.
+def trained(path, configs: dict, base=None) -> dict:
+    """(config, Weights) of the weights at `path` under each config, by name.
 
     configs: by name, which must agree with the weights
     base: without any configs, what `cli.config_or_base` gives: the weights' own model
@@ -76,26 +71,25 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
                 dense.reduction = dict(DENSE)
             pairs["dense"] = dense, weights
         pairs[pathlib.Path(path).name] = config, weights
-    configs = {name: config for name, (config, _) in pairs.items()}
-    return configs, {name: weights for name, (_, weights) in pairs.items()}
+    return pairs
 
 
-def groups(configs: dict, batch_sizes, dtype: str, modes, weights) -> list[Group]:
+def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
     """All Groups, in the order of the batch sizes.
 
-    weights: by config, as from `trained`
+    pairs: (config, its Weights or None: random ones), by name
     Raises InputError for mistakes that show without compiling.
     """
     listed = []
-    for batch_size in batch_sizes:
-        for mode in modes:
-            group = Group(configs, batch_size, mode, dtype, weights)
-            for name, case in group.cases().items():
-                with within(place=name):
-                    case.check(mode)
-                pixels = 4 * INPUTS * batch_size * case.config.image_size**2 * 3
-                _check_memory(name, batch_size, pixels)
-            listed.append(group)
+    for batch_size, mode in itertools.product(batch_sizes, modes):
+        cases = {}
+        for name, (config, weights) in pairs.items():
+            with within(place=name):
+                cases[name] = Case(config, batch_size, dtype, weights)
+                cases[name].check(mode)
+            pixels = 4 * INPUTS * batch_size * config.image_size**2 * 3
+            _check_memory(name, batch_size, pixels)
+        listed.append(Group(cases, batch_size, mode, dtype))
     return listed
 
 
@@ -109,13 +103,12 @@ def run(group: Group, rules, peaks, others=None) -> list[dict]:
     """
     programs = {}
     with InputStreams() as streams, _memory_errors(group):
-        cases = group.cases(streams)
-        for name, case in cases.items():
-            programs[name] = case.workload(group.mode)
+        for name, case in group.cases.items():
+            programs[name] = case.workload(group.mode, streams)
             memory = programs[name].facts["peak_memory"]
             _check_memory(name, group.batch_size, memory or 0)
         if others:
-            programs.update(others([*cases.values()], group.mode))
+            programs.update(others([*group.cases.values()], group.mode))
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):
             readings = timer.measure(jobs, rules)
@@ -125,7 +118,7 @@ def run(group: Group, rules, peaks, others=None) -> list[dict]:
 def run_all(groups, rules, files, others=None):
     """Measure and print every group, writing `files` (report.Files) after each."""
     dtype = groups[0].dtype
-    of = report.weights(_path(groups[0]))
+    of = report.weights(groups[0].path)
     print(f"{device.name()}, {dtype}, {of}", flush=True)
     peaks = device.peak_rates(dtype, rules)
     print(report.peak_rates(peaks.matmul, peaks.copy), flush=True)
@@ -138,18 +131,13 @@ def run_all(groups, rules, files, others=None):
     files.plot()
 
 
-def _path(group):
-    """The path of the trained weights, the same for all configs of a group; or None."""
-    return next((str(each.path) for each in group.weights.values()), None)
-
-
 def _setting(group, rules):
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
         "mode": group.mode,
         "batch_size": group.batch_size,
         "dtype": group.dtype,
-        "weights": _path(group),
+        "weights": group.path,
         "device": device.name(),
         "versions": device.versions(libraries),
         "git": git_revision(),

@@ -54,22 +54,21 @@ class Workload:
 class Case:
     """A config at one batch size and dtype.
 
-    streams: InputStreams that read its files
     weights: trained ones; None stands for random ones
     """
 
-    def __init__(self, config, batch_size, dtype, streams=None, weights=None):
+    def __init__(self, config, batch_size, dtype, weights=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
-        self.batch_size, self.streams = batch_size, streams
-        self.weights = weights
-        self.model = RunConfig.from_config(self.config).create_model()
+        self.run = RunConfig.from_config(self.config)
+        self.model = self.run.create_model()
+        self.batch_size, self.weights = batch_size, weights
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
         """Raise InputError for mistakes that would otherwise show while measuring."""
-        run = RunConfig.from_config(self.config)
+        run = self.run
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))
             if (count := parallel.device_count()) > 1:
@@ -77,13 +76,32 @@ class Case:
                 problem = f"is train on {count} devices"
                 raise InputError(problem, field="--mode", value=mode, allowed=allowed)
         if mode == "end_to_end":
-            _source(self.config)
+            _source(run)
 
-    def workload(self, mode: str) -> Workload:
-        """The compiled Workload of a mode."""
-        return getattr(self, f"_{mode}")()
+    def workload(self, mode: str, streams: "InputStreams | None" = None) -> Workload:
+        """The compiled Workload of a mode; `streams` read images for end_to_end."""
+        if mode == "train":
+            return self._train()
+        fast = self._compiled(pixels=mode != "inference")
+        if mode == "inference":
+            call = on_noise(fast)
+        elif mode == "copy":
+            rng = np.random.default_rng(0)
+            images = [_pixels(rng, self.shape) for _ in range(INPUTS)]
 
-    def _compiled(self, pixels=False):
+            def call(number):
+                return fast(images[number % INPUTS])
+        else:
+            batches = streams.batches(self.run)
+
+            def call(number):
+                return fast(next(batches))
+
+        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
+        macs = self.batch_size * model_macs(self.model, self.config.image_size)
+        return Workload(timer.job(call), self.batch_size, macs, facts)
+
+    def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
         reduction, size = self.config.reduction.to_dict(), self.config.image_size
         if self.weights is None:
@@ -101,24 +119,6 @@ class Case:
             kernels=self.config.model.kernels,
             pixels=pixels,
         )
-
-    def _inference(self):
-        fast = self._compiled()
-        return self._forward(fast, on_noise(fast))
-
-    def _copy(self):
-        fast, rng = self._compiled(pixels=True), np.random.default_rng(0)
-        images = [_pixels(rng, self.shape) for _ in range(INPUTS)]
-        return self._forward(fast, lambda number: fast(images[number % INPUTS]))
-
-    def _end_to_end(self):
-        fast, batches = self._compiled(pixels=True), self.streams.batches(self.config)
-        return self._forward(fast, lambda number: fast(next(batches)))
-
-    def _forward(self, fast, call):
-        facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
-        macs = self.batch_size * model_macs(self.model, self.config.image_size)
-        return Workload(timer.job(call), self.batch_size, macs, facts)
 
     def _train(self):
         config = self.config
@@ -249,7 +249,7 @@ def _labelled(config, seed):
 
 
 class InputStreams(contextlib.ExitStack):
-    """Endless batches of configs' validation images, read by the project's own loader.
+    """Endless batches of runs' validation images, read by the project's own loader.
 
     Programs that use the same images share one loader: with a loader each, a program
     would start its turn with batches that were read during another's.
@@ -259,35 +259,33 @@ class InputStreams(contextlib.ExitStack):
         super().__init__()
         self._streams = {}
 
-    def batches(self, config):
-        """Iterator over uint8 [config.batch_size, S, S, 3], decoded and cropped."""
-        key = (config.image_size, config.batch_size, config.data.to_json())
+    def batches(self, run):
+        """Iterator over uint8 [batch size, S, S, 3], decoded and cropped."""
+        key = (run.image_size, run.optim.batch_size, run.data)
         if key not in self._streams:
-            stream = contextlib.closing(_read(config))
-            self._streams[key] = self.enter_context(stream)
+            self._streams[key] = self.enter_context(contextlib.closing(_read(run)))
         return self._streams[key]
 
 
-def _source(config):
+def _source(run):
     """Its test images. InputError if they are missing, too few, or of another size."""
-    run = RunConfig.from_config(config)
     source = run.source("val")
     with run.optim.in_config():
-        loader.steps_per_epoch(len(source), config.batch_size)
+        loader.steps_per_epoch(len(source), run.optim.batch_size)
     source.try_first(run.preprocessing())
     return source
 
 
-def _read(config):
+def _read(run):
     sequence = loader.TrainBatches(
-        _source(config),
-        RunConfig.from_config(config).preprocessing(),
-        batch_size=config.batch_size,
-        seed=config.seed,
+        _source(run),
+        run.preprocessing(),
+        batch_size=run.optim.batch_size,
+        seed=run.seed,
         start_step=0,
         stop_step=10**9,
     )
-    batches = sequence.batches(config.data.workers, config.data.threads)
+    batches = sequence.batches(run.data.workers, run.data.threads)
     with contextlib.closing(batches):
         for batch in batches:
             yield batch["image"][0, 0]  # one device, one micro-batch

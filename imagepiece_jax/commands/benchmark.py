@@ -44,11 +44,12 @@ def main(others=None):
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
     device.use(DEVICE.value)
     dtype = DTYPE.value or xla_options.fast_dtype()
-    weights = {}
-    if path is not None:
-        configs, weights = suite.trained(path, configs, base)
+    if path is None:
+        pairs = {name: (config, None) for name, config in configs.items()}
+    else:
+        pairs = suite.trained(path, configs, base)
     note(rules, timer.Rules())
-    groups = suite.groups(configs, sizes, dtype, modes, weights)
+    groups = suite.groups(pairs, sizes, dtype, modes)
     suite.run_all(groups, rules, files, others)
 
 

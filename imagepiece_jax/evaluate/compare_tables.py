@@ -180,9 +180,8 @@ def swept_table(report: Report) -> str:
 
 def difference(line: Mapping[str, Any]) -> str:
     """ "-1.8 [-3.0, -0.6], p = .023", of a comparison; p is left out from .05 on."""
-    value, low, high = (f"{number:+.1f}" for number in line["points"])
     p = f", {p_value(line['holm'])}" if line["holm"] < SIGNIFICANT else ""
-    return f"{value} [{low}, {high}]{p}"
+    return statistics.format_estimate(Estimate(*line["points"]), signs=True) + p
 
 
 def p_value(p: float) -> str:

@@ -187,23 +187,20 @@ def hierarchical_bootstrap(values: ArrayLike, repeats: int = 4000) -> Estimate:
     return Estimate(values.mean(), float(low), float(high))
 
 
-def is_noise(difference: Estimate) -> bool:
-    """Whether a difference of zero lies in the interval."""
-    return difference.low <= 0 <= difference.high
-
-
-def format_estimate(estimate: Estimate | None, digits: int = 1) -> str:
-    """ "84.9 [82.5, 87.0]"; blank for None and NaN."""
+def format_estimate(
+    estimate: Estimate | None, digits: int = 1, signs: bool = False
+) -> str:
+    """ "84.9 [82.5, 87.0]", or all with `signs`; blank for None and NaN."""
     if estimate is None or math.isnan(estimate.value):
         return ""
-    value, low, high = (f"{number:.{digits}f}" for number in estimate)
+    form = f"+.{digits}f" if signs else f".{digits}f"
+    value, low, high = (format(number, form) for number in estimate)
     return f"{value} [{low}, {high}]"
 
 
 def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
     """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word where it is noise."""
-    if estimate is None or math.isnan(estimate.value):
-        return ""
-    value, low, high = (f"{number:+.{digits}f}" for number in estimate)
-    verdict = f", {NOISE}" if is_noise(estimate) else ""
-    return f"{value} [{low}, {high}]{verdict}"
+    text = format_estimate(estimate, digits, signs=True)
+    if text and estimate.low <= 0 <= estimate.high:
+        return f"{text}, {NOISE}"
+    return text

@@ -95,16 +95,11 @@ def save(path, image, name, trace, index):
     plotting.panel_page(path, rows, " ".join(captions))
 
 
-def save_all(folder, images, names, label, trace):
-    """Write a figure for each of `images`, uint8 [B, S, S, 3], to `folder`.
-
-    label: the method's, part of each file's name
-    trace: the Trace of these images
-    """
+def file_name(index, name, label):
+    """The name of a figure's file; label: the method's."""
+    stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
     method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
-    for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
-        save(folder / f"{i:03d}_{stem}_{method}.png", image, name, trace, i)
+    return f"{index:03d}_{stem}_{method}.png"
 
 
 def _name(stage):

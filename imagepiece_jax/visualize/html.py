@@ -56,7 +56,9 @@ def write_folder(
         methods.append({"label": vit.label, "setting": vit.reduction} | facts)
         stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
         drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
-        figure.save_all(figures, images_of_patches, names, vit.label, drawn)
+        for i, (image, name) in enumerate(zip(images_of_patches, names, strict=True)):
+            path = figures / figure.file_name(i, name, vit.label)
+            figure.save(path, image, name, drawn, i)
         patches, tokens = math.prod(drawn.grid), drawn.tokens
         yield f"{vit.label}: {patches} patches, {tokens} tokens at the end"
     tracing.write_traces(out, names, methods, traces)

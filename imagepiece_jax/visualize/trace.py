@@ -26,8 +26,6 @@ from imagepiece_jax.reduction.tokens import DROPPED, Mixing
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
 JSON, NPZ = "provenance.json", "provenance.npz"
-_OF_STAGE = ("source", "sizes", "weights", "attention", "attended")
-_OF_TRACE = ("top", "confidence", "attention", "attended")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +165,11 @@ def write_traces(folder, names, methods, traces):
     for m, (method, trace) in enumerate(zip(methods, traces, strict=True)):
         stages = []
         for s, stage in enumerate(trace.stages):
-            arrays |= _arrays(f"method{m}_stage{s}", stage, _OF_STAGE)
+            arrays |= _arrays(f"method{m}_stage{s}", stage)
             source = None if stage.source is None else stage.source.tolist()
             facts = {"block": stage.block, "site": stage.site, "tokens": stage.tokens}
             stages.append(facts | {"source": source})
-        arrays |= _arrays(f"method{m}", trace, _OF_TRACE)
+        arrays |= _arrays(f"method{m}", trace)
         facts = {"grid": trace.grid, "depth": trace.depth, "tokens": trace.tokens}
         described.append(method | facts | {"stages": stages})
     archive = io.BytesIO()
@@ -182,7 +180,7 @@ def write_traces(folder, names, methods, traces):
     replace_file(folder / JSON, text)
 
 
-def _arrays(prefix, of, fields):
+def _arrays(prefix, of):
     """Arrays of a Stage or Trace by their names in the archive."""
-    arrays = {f"{prefix}_{field}": getattr(of, field) for field in fields}
-    return {name: array for name, array in arrays.items() if array is not None}
+    fields = vars(of).items()
+    return {f"{prefix}_{k}": v for k, v in fields if isinstance(v, np.ndarray)}

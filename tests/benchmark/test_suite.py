@@ -43,10 +43,10 @@ def test_results_are_kept_when_the_next_group_fails(simple, monkeypatch, tmp_pat
     out = tmp_path / "a.json"
     workload = workloads.Case.workload
 
-    def only_four(self, mode):
+    def only_four(self, *args):
         if self.batch_size != 4:
             raise MemoryError
-        return workload(self, mode)
+        return workload(self, *args)
 
     monkeypatch.setattr(workloads.Case, "workload", only_four)
     message = refused(*TINY, *SMALL, "--batch_size=2", f"--json={out}")

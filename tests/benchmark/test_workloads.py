@@ -31,20 +31,21 @@ def test_inputs_differ_and_rotate(mode, monkeypatch):
 def test_end_to_end_reads_files_through_the_loader(monkeypatch):
     simplify(monkeypatch)
     with workloads.InputStreams() as streams:
-        case = workloads.Case(tiny_config(), 3, "float32", streams)
+        case = workloads.Case(tiny_config(), 3, "float32")
         case.check("end_to_end")
-        job = case.workload("end_to_end").job
+        job = case.workload("end_to_end", streams).job
         colors = [np.asarray(job.call(number)) for number in range(2)]
     assert colors[0].shape == (3, 3) and (colors[0] != colors[1]).any()
     assert all((0 < c).all() and (c < 255).all() for c in colors)  # of pixels
 
 
 def test_cases_with_the_same_images_share_a_loader():
-    config, other = tiny_config(), tiny_config()
-    config.batch_size, other.batch_size = 5, 6
+    case, same, other = (
+        workloads.Case(tiny_config(), size, "float32") for size in (5, 5, 6)
+    )
     with workloads.InputStreams() as streams:
-        first = streams.batches(config)
-        assert streams.batches(config) is first is not streams.batches(other)
+        first = streams.batches(case.run)
+        assert streams.batches(same.run) is first is not streams.batches(other.run)
         batches = [next(first) for _ in range(2)]
         assert [(b.shape, b.dtype) for b in batches] == [((5, 16, 16, 3), "uint8")] * 2
         assert (batches[0] != batches[1]).any()

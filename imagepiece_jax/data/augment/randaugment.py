@@ -76,13 +76,14 @@ def apply(images, draws, fill):
 
 def _layer(images, op, magnitude, sign, fill):
     """Apply one operation to each image, none where `op` is -1."""
-    table = tables(images, op, magnitude, sign)
+    table = tables(images, op, magnitude, sign).reshape(-1)
+    looked_up = table.at[_bins(images)].get(mode="promise_in_bounds")
     matrix = matrices(op, magnitude, sign, *images.shape[1:3])
     moves = jnp.isin(op, jnp.array(_AFFINE))[:, None, None, None]
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     moved = affine(images, matrix, fill)
     enhanced = _enhanced(images, op, factor(magnitude, sign))
-    return jnp.where(moves, moved, jnp.where(blends, enhanced, look_up(images, table)))
+    return jnp.where(moves, moved, jnp.where(blends, enhanced, looked_up))
 
 
 def _enhanced(images, op, share):
@@ -167,16 +168,6 @@ def tables(images, op, magnitude, sign):
         "kb,kbcv->bcv", takes.astype(jnp.float32), choices.astype(jnp.float32)
     )
     return table.astype(jnp.uint8)
-
-
-def look_up(images, table):
-    """Replace every value by the one in its image's and channel's table.
-
-    images: uint8 [B, H, W, 3]
-    table: uint8 [B, 3, 256]
-    Returns uint8 [B, H, W, 3].
-    """
-    return table.reshape(-1).at[_bins(images)].get(mode="promise_in_bounds")
 
 
 def _bins(images):
