@@ -4,29 +4,12 @@ Defaults and comments stand in configs/base.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import ClassVar
 
-from imagepiece_jax.common.fields import (
-    REQUIRED,
-    CheckedFields,
-    choice,
-    count,
-    number,
-    optional,
-    rate,
-    several,
-    switch,
-    text,
-    weight,
-)
+from imagepiece_jax.common import fields
+from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.data import preprocessing, registry, transforms
-from imagepiece_jax.data.augment.policy import (
-    MAX_MAGNITUDE,
-    Augment,
-    Crop,
-    fill_color,
-)
+from imagepiece_jax.data.augment import policy
 from imagepiece_jax.data.preprocessing import Preprocessing
 
 AREA = "two shares of the image above 0 and up to 1, the lower one first"
@@ -38,44 +21,32 @@ class DataConfig(CheckedFields):
 
     group: ClassVar[str] = "data"
 
-    name: str = text()
-    dir: str = text()
-    crop: str = choice(allowed=transforms.CROPS)
-    area: tuple[float, float] = several(
-        REQUIRED, number(above=0, most=1), AREA, length=2
+    name: str = fields.text()
+    dir: str = fields.text()
+    crop: str = fields.choice(allowed=transforms.CROPS)
+    area: tuple[float, float] = fields.several(
+        fields.REQUIRED, fields.number(above=0, most=1), AREA, length=2
     )
-    shift: int = count()
-    flip: bool = switch()
-    resize: str = choice(allowed=preprocessing.RESIZES)
-    eval_crop: float | None = optional(number(above=0, most=1))
-    eval_crop_mode: str = choice(allowed=preprocessing.CROP_MODES)
-    eval_interpolation: str = choice(allowed=preprocessing.INTERPOLATIONS)
-    canvas: int = count()
-    repeats: int = count(least=1)
-    workers: int = count()
-    threads: int = count()
+    shift: int = fields.count()
+    flip: bool = fields.switch()
+    resize: str = fields.choice(allowed=preprocessing.RESIZES)
+    eval_crop: float | None = fields.optional(fields.number(above=0, most=1))
+    eval_crop_mode: str = fields.choice(allowed=preprocessing.CROP_MODES)
+    eval_interpolation: str = fields.choice(allowed=preprocessing.INTERPOLATIONS)
+    canvas: int = fields.count()
+    repeats: int = fields.count(least=1)
+    workers: int = fields.count()
+    threads: int = fields.count()
 
     def __post_init__(self):
         super().__post_init__()
         if self.area[0] > self.area[1]:
             self.refuse("area", AREA)
 
-    def source(
-        self,
-        split: str,
-        num_classes: int | None,
-        labeled: bool = True,
-        labels_by_name: Mapping[str, int] | None = None,
-    ) -> registry.Source:
-        """The images of `split`, "train" or "val"; for the rest see `open_source`."""
-        return registry.open_source(
-            self.name,
-            split,
-            num_classes=num_classes,
-            data_dir=self.dir or None,
-            labeled=labeled,
-            labels_by_name=labels_by_name,
-        )
+    def source(self, split: str, **options) -> registry.Source:
+        """The images of `split`, "train" or "val"; options: of `open_source`."""
+        folder = self.dir or None
+        return registry.open_source(self.name, split, data_dir=folder, **options)
 
     def train_transform(
         self, image_size: int
@@ -98,13 +69,13 @@ class AugmentConfig(CheckedFields):
 
     group: ClassVar[str] = "augment"
 
-    layers: int = count()
-    prob: float = rate()
-    magnitude: float = number(least=0, most=int(MAX_MAGNITUDE))
-    magnitude_std: float = weight()
-    erase_prob: float = rate()
+    layers: int = fields.count()
+    prob: float = fields.rate()
+    magnitude: float = fields.number(least=0, most=int(policy.MAX_MAGNITUDE))
+    magnitude_std: float = fields.weight()
+    erase_prob: float = fields.rate()
 
-    def create(self, data: DataConfig, image_size: int, mean) -> Augment:
+    def create(self, data: DataConfig, image_size: int, mean) -> policy.Augment:
         """The augmentation on the device; mean: the model's, colors bare pixels."""
-        crop = Crop(image_size, data.area, data.flip) if data.canvas else None
-        return Augment(**vars(self), fill=fill_color(mean), crop=crop)
+        crop = policy.Crop(image_size, data.area, data.flip) if data.canvas else None
+        return policy.Augment(**vars(self), fill=policy.fill_color(mean), crop=crop)

@@ -305,7 +305,8 @@ class RunConfig(RunFields):
 
         Raises InputError where they cannot be opened or do not fit the config.
         """
-        return self.data.source(split, self.num_classes, not self.distill.unlabeled)
+        labeled, classes = not self.distill.unlabeled, self.num_classes
+        return self.data.source(split, num_classes=classes, labeled=labeled)
 
     def eval_source(self, name: str, names: class_names.Names | None) -> Source:
         """The images of an evaluation, labeled by the `names` of the model's classes.
@@ -317,8 +318,8 @@ class RunConfig(RunFields):
         labels = own.classes or class_names.labels_by_name(names, self.num_classes)
         with within(place=place):
             # A table may have no labels of training images: `labeled` is of these.
-            labeled = not self.distill.unlabeled
-            source = data.source("val", self.num_classes, labeled, labels)
+            options = {"num_classes": self.num_classes, "labels_by_name": labels}
+            source = data.source("val", **options, labeled=not self.distill.unlabeled)
         if own.classes is not None:
             found = {k: i for i, k in enumerate(source.class_names or ()) if k}
             if found != own.classes:
