@@ -269,7 +269,9 @@ def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
     Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
     """
-    weights = checkpoint.weights
+    # Counts of a reduction fit neither a smaller image nor fewer blocks.
+    usual = settings.with_defaults(settings.DENSE)
+    weights = dataclasses.replace(checkpoint.weights, reduction=usual)
     model = weights.config.create(settings.DENSE)
     both = sides(weights.config.image_size)
     patches = min(both) // model.patch_size

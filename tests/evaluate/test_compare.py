@@ -398,7 +398,10 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
 
 
 def test_floors_are_compared_as_methods_are(tmp_path):
+    """Counts of the model's own reduction fit neither fewer patches nor fewer blocks."""
+    counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_context.pretrained(tmp_path, depth=3)
+    weights = dataclasses.replace(weights, reduction=counts)
     context = tiny_context.context(tmp_path / "out", weights)
     found = compare.compare(context.checkpoint(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]
@@ -407,4 +410,11 @@ def test_floors_are_compared_as_methods_are(tmp_path):
     assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
     page = compare_tables.page(found, plot="p.png")
     assert "| image_size=(" in page.replace("`", "") and "depth=2" in page
+    context.cache.close()
+
+
+def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path):
+    weights = tiny_context.pretrained(tmp_path, depth=1, patch_size=8)
+    context = tiny_context.context(tmp_path / "out", weights)
+    assert compare.measured_floors(context.checkpoint(weights), (0.6,)) == []
     context.cache.close()
