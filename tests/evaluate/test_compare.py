@@ -398,7 +398,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
 
 
 def test_floors_are_compared_as_methods_are(tmp_path):
-    """Counts of the model's own reduction fit neither fewer patches nor fewer blocks."""
+    """The model's own counts fit neither fewer patches nor fewer blocks."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_context.pretrained(tmp_path, depth=3)
     weights = dataclasses.replace(weights, reduction=counts)
