@@ -55,7 +55,8 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndar
     pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
     present = (slots >= 0)[..., None]
     drawn = np.where(present, _blend(pixels, means, _MEAN), _fade(pixels))
-    merged = _to_pixels(_is_merged(source).reshape(grid), image, scale)[..., None]
+    merged = (_same_token(source).sum(axis=1) > 1).reshape(grid)
+    merged = _to_pixels(merged, image, scale)[..., None]
     pale = present & ~merged & _border(slots, 1)[..., None]
     contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
     drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
@@ -70,15 +71,10 @@ def mean_colors(image, source, grid):
     """
     (height, width), (h, w) = image.shape[:2], grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
-    colors = patches.mean(axis=(1, 3)).reshape(-1, 3)
-    present = source >= 0
-    _, group, counts = np.unique(
-        source[present], return_inverse=True, return_counts=True
-    )
-    sums = np.zeros((len(counts), 3))
-    np.add.at(sums, group, colors[present])
-    colors[present] = (sums / counts[:, None])[group]
-    return colors.reshape(h, w, 3).astype(np.float32)
+    same = _same_token(source)
+    sums = same @ patches.mean(axis=(1, 3)).reshape(-1, 3)
+    means = sums / same.sum(axis=1, keepdims=True)
+    return means.reshape(h, w, 3).astype(np.float32)
 
 
 def value_colors(values, colormap="inferno"):
@@ -213,9 +209,10 @@ def save_figure(figure, path: str | os.PathLike, colors: int | None = None):
         page.save(new, "PNG", optimize=True)
 
 
-def _is_merged(source):
-    """Whether each patch shares its slot with another one. [n0] -> bool [n0]."""
-    return (source[:, None] == source[None, :]).sum(axis=1) > 1
+def _same_token(source):
+    """Whether two patches are in one token, dropped ones in none. -> bool [n0, n0]."""
+    kept = (source[:, None] == source) & (source >= 0)
+    return kept | np.eye(len(source), dtype=bool)
 
 
 def _blend(below, above, share):
@@ -237,7 +234,7 @@ def _hues(source):
     """
     from matplotlib import colors
 
-    first = (source[:, None] == source[None, :]).argmax(axis=1)
+    first = _same_token(source).argmax(axis=1)
     hue = first * 3**0.5 % 1.0
     hsv = np.stack([hue, np.full_like(hue, 0.85), np.ones_like(hue)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
