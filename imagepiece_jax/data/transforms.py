@@ -140,18 +140,6 @@ def _cubic(x, a):
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def fit(image, side):
-    """Shrink the image, its aspect kept, to at most side x side pixels; never enlarge.
-
-    [H, W, 3] -> [h, w, 3].
-    """
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    return resize_fast(
-        image, max(1, round(scale * height)), max(1, round(scale * width))
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
     """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8."""
@@ -199,4 +187,7 @@ class CanvasTransform:
         return sides(self.canvas)
 
     def __call__(self, image, rng=None):
-        return fit(image, self.canvas)
+        size = image.shape[:2]
+        scale = min(1.0, self.canvas / max(size))
+        height, width = (max(1, round(scale * side)) for side in size)
+        return resize_fast(image, height, width)

@@ -50,17 +50,13 @@ def boxes(extent, uniforms, area):
     first = jnp.argmax(fits, axis=1)[:, None, None]
     chosen = jnp.take_along_axis(tried, first, axis=1)[:, 0]
     some_fit = fits.any(axis=1)[:, None]
-    centered = _centered(height[:, 0], width[:, 0])
-    return jnp.where(some_fit, chosen, centered).astype(jnp.int32)
-
-
-def _centered(height, width):
-    """The fallback of `boxes`. [B], [B] -> float32 [B, 4]"""
+    height, width = height[:, 0], width[:, 0]  # of the centered box, where none fits
     ratio = jnp.clip(width / height, *ASPECT)
     wide = jnp.minimum(width, jnp.round(height * ratio))
     tall = jnp.minimum(height, jnp.round(width / ratio))
     top, left = jnp.floor((height - tall) / 2), jnp.floor((width - wide) / 2)
-    return jnp.stack([top, left, tall, wide], axis=-1)
+    centered = jnp.stack([top, left, tall, wide], axis=-1)
+    return jnp.where(some_fit, chosen, centered).astype(jnp.int32)
 
 
 def resize(canvas, box, size):
