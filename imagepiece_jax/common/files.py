@@ -46,10 +46,7 @@ def lock(file, flag):
 
 
 def open_locked(flag, path, mode, **options):
-    """Open a file that no other process can lock; its folder, of `flag`, is made.
-
-    Raises InputError where it cannot be written, or another process has locked it.
-    """
+    """Open a file in the folder of `flag` and `lock` it; InputError where it fails."""
     folder = str(pathlib.Path(path).parent)
     make_folder(flag, folder)
     try:

@@ -84,10 +84,7 @@ def open_csv(
 
 
 class _Repeats:
-    """Find images that are named again, but for training images of one label.
-
-    Training may see an image more often than others.
-    """
+    """Finds images that are named again, but for training images of one label."""
 
     def __init__(self, root):
         self._root, self._folders, self._seen = root, {}, {}

@@ -11,10 +11,7 @@ from imagepiece_jax.errors import InputError, within
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:
-    """The files that `words` name; a folder stands for its images, in order of name.
-
-    Raises InputError where there is none.
-    """
+    """The files that `words` name, folders by their images; InputError without any."""
     if not words:
         raise InputError("no image is named", allowed="image files and folders")
     files = []
@@ -30,10 +27,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
-    """`transform.note` of the readable images among `files`, upright as they are shown.
-
-    Sizes are those that are stored, so images on their side have another.
-    """
+    """`transform.note` on the sizes, as they are stored, of the readable `files`."""
     return transform.note(filter(None, map(decode.size, files)), len(files))
 
 

@@ -42,10 +42,7 @@ _ORDER, _TRANSFORM = 0, 1
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Whole batches in `length` images; the remainder is left out.
-
-    Raises InputError where there is none.
-    """
+    """Whole batches in `length` images; InputError where there is none."""
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
         allowed = f"1..{length}"
@@ -241,10 +238,7 @@ class Request(NamedTuple):
 
 
 def read_chunk(source, transform, requests, allocate) -> Chunk:
-    """The `Chunk` of all `requests`, its pixels in an array allocate(shape).
-
-    Raises InputError for an image that does not fit the transform.
-    """
+    """The `Chunk` of all `requests`, its pixels in an array allocate(shape)."""
     images, samples = [], []
     for candidates, calls, index in requests:
         image, label, mask, errors = None, 0, 0.0, []

@@ -182,19 +182,13 @@ def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def resize_exactly(
     image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3].
-
-    interpolation: "bicubic" or "bilinear"
-    """
+    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3]."""
     how = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), how))
 
 
 def _middle(image):
-    """The image without what its long side has beyond LONGEST short sides.
-
-    The rest is cut away anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
-    """
+    """The image cut to LONGEST short sides: thin ones would be large once resized."""
     most = LONGEST * min(image.shape[:2])
     top, left = (max(0, side - most) // 2 for side in image.shape[:2])
     return image[top : top + most, left : left + most]

@@ -101,10 +101,7 @@ def holm(p: ArrayLike) -> list[float]:
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """Mean of one value per image, by its standard error. [images].
-
-    NaN is left out; where all are NaN, so is the result.
-    """
+    """Mean of one value per image [images], NaN left out, by its standard error."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
@@ -128,10 +125,7 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
 
 
 def student(values: ArrayLike) -> Estimate:
-    """Mean of one figure per training, by Student's t. [trainings], two or more.
-
-    It covers all that trainings differ in, also images where each is tested on others.
-    """
+    """Mean of one figure per training [trainings], two or more, by Student's t."""
     values = np.asarray(values, np.float64)
     t = special.stdtrit(len(values) - 1, 0.975)
     half = float(t * values.std(ddof=1) / math.sqrt(len(values)))

@@ -13,10 +13,7 @@ TRIES = 8  # of which one at least is accepted, but for 1 draw in 10^10
 
 
 def soft_targets(labels, num_classes, smoothing):
-    """Smoothed one-hot rows, float32. [...] int -> [..., num_classes].
-
-    Off is smoothing / num_classes, on is 1 - smoothing more, so a row sums to 1.
-    """
+    """Smoothed one-hot rows that sum to 1, float32. [...] int -> [..., num_classes]."""
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
 

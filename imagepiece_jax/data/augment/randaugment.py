@@ -40,10 +40,7 @@ class Draws(NamedTuple):
 
 
 def randaugment(images, keys, augment):
-    """Draw and apply operations. uint8 [B, H, W, 3], keys [B] -> uint8 [B, H, W, 3].
-
-    augment: an `Augment`
-    """
+    """Draw and apply an `Augment`'s operations to uint8 [B, H, W, 3] by keys [B]."""
     return apply(images, draw(keys, augment), augment.fill)
 
 
@@ -116,18 +113,12 @@ def luminance(images):
 
 
 def factor(magnitude, sign):
-    """Strength of a blend with a degenerate image: 1 is the image itself. float32.
-
-    Color, contrast, brightness and sharpness have 1.81 or .19 at magnitude 9.
-    """
+    """Strength of a blend, float32: 1 is the image, 1.81 or .19 are of magnitude 9."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
 def blend(degenerate, image, share):
-    """degenerate + share * (image - degenerate), cut off to a level as Pillow does.
-
-    Integer arrays and a float32 share that broadcast; int32 0 .. 255.
-    """
+    """degenerate + share * (image - degenerate), cut off to int32 as by Pillow."""
     start = degenerate.astype(jnp.float32)
     value = start + share * (image.astype(jnp.float32) - start)
     return jnp.clip(value, 0, 255).astype(jnp.int32)
@@ -178,10 +169,7 @@ def _bins(images):
 
 
 def _mean(images):
-    """Rounded mean gray level of each image. -> int32 [B].
-
-    Integers throughout: exact up to 2,000 x 2,000 pixels.
-    """
+    """Rounded mean gray level, int32 [B]; exact up to 2,000 x 2,000 pixels."""
     pixels = images.shape[1] * images.shape[2]
     return (2 * luminance(images).sum((1, 2)) + pixels) // (2 * pixels)
 
