@@ -113,10 +113,7 @@ def _grouped(rows, field):
 
 
 def break_even(rows):
-    """Sentences: the batch size from which each program beats the first.
-
-    Only for modes that were measured at several batch sizes.
-    """
+    """Sentences: from which of several batch sizes on each program beats the first."""
     sentences = []
     for mode, group in _grouped(rows, "mode").items():
         first = group[0]["config"]

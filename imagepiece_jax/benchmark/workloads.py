@@ -52,10 +52,7 @@ class Workload:
 
 
 class Case:
-    """A config at one batch size and dtype.
-
-    weights: trained ones; None stands for random ones
-    """
+    """A config at one batch size and dtype; weights: trained, None: random ones."""
 
     def __init__(self, config, batch_size, dtype, weights=None):
         self.config = config.copy_and_resolve_references()

@@ -121,12 +121,9 @@ def check_writable(flag, path, read=(), writes=()):
 
 
 def replace_file(path, content):
-    """Write a whole file of text or bytes, or nothing.
-
-    Text is written as UTF-8, with backslash escapes for file names that are not UTF-8.
-    Raises RunError where it cannot be written.
-    """
+    """Write a whole file of text or bytes, or nothing; RunError where it fails."""
     text = isinstance(content, str)
+    # Escapes stand for what is not UTF-8 in the names of files.
     data = content.encode(errors="backslashreplace") if text else content
     with replacing(path) as new:
         new.write_bytes(data)

@@ -53,10 +53,7 @@ class StepWriter:
         self._manager.delete(step)
 
     def save(self, step, arrays, meta):
-        """Start writing; returns when `arrays` may be changed again.
-
-        arrays: by name; "/" separates the keys of nested dicts
-        """
+        """Start writing arrays by "/"-joined keys; returns when they may be changed."""
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
             meta=ocp.args.JsonSave(meta),

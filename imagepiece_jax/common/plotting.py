@@ -65,10 +65,7 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndar
 
 
 def mean_colors(image, source, grid):
-    """Mean color of the pixels of each patch's group: [H, W, 3], [h * w] -> [h, w, 3].
-
-    Dropped patches form no group: each has its own mean.
-    """
+    """Mean color of each patch's token, [H, W, 3], [h * w] -> float32 [h, w, 3]."""
     (height, width), (h, w) = image.shape[:2], grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
     same = _same_token(source)

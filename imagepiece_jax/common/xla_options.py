@@ -45,10 +45,7 @@ def layer_dtype():
 
 
 def check_dtype(dtype: str, platform: str | None = None):
-    """Raise InputError for a dtype of layers that a platform cannot compute in.
-
-    platform: None is that of the first device
-    """
+    """Raise InputError for a dtype that a platform (None: here) cannot compute in."""
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
         problem = "is 'float16', in which CPUs compute no attention"

@@ -105,11 +105,7 @@ def compare(
 def sweep(
     checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Compare these reductions with the dense model, whatever they cost.
-
-    reductions: that fit (`check_fit`)
-    Returns a report as `compare` does, without shares.
-    """
+    """A report as of `compare`, without shares, of reductions that `check_fit`."""
     weights, usual = checkpoint.weights, settings.with_defaults(settings.DENSE)
     dense, entries = weights.config.gmacs(settings.DENSE), []
     for reduction in reductions:
@@ -184,11 +180,7 @@ def match(
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """Methods to compare: these and the references; all where none is named.
-
-    ImagePiece is followed by its controls.
-    Raises InputError for another name.
-    """
+    """These methods and the references, or all, and controls; or InputError."""
     every = [name for name in METHODS if name != settings.DENSE["name"]]
     for name in names:
         if name not in every:

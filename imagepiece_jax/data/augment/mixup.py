@@ -33,8 +33,6 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
     mixup, cutmix: the alphas of Beta(alpha, alpha), 0 switches one off
     prob: whether the batch is mixed at all
     switch_prob: the share of cutmix where both are on
-    Their defaults stand in configs/base.py: mixup, cutmix, mixup_prob and
-    mixup_switch_prob of a run.
     """
     if mixup <= 0 and cutmix <= 0:
         return None
