@@ -100,8 +100,6 @@ def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
 
     A model's share of the matmul rate says how much of the device it uses. Datasheets
     state rates that no program reaches, so both are measured, before anything else.
-
-    dtype: of the factors
     """
     sides, copied = TRIED.get(platform(), TRIED_ELSEWHERE)
     rates = []

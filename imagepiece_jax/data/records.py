@@ -73,19 +73,14 @@ def _open_readers():
 
 def most_open():
     """How many files this process may keep open, once it has raised its soft limit."""
-    limit = _raise_limit()
-    return max(1, int(SHARE * (limit - len(os.listdir("/dev/fd")))))
-
-
-def _raise_limit():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return WANTED
-    most = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
-    if soft < most:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    infinite = resource.RLIM_INFINITY
+    soft, hard = (WANTED if x == infinite else min(WANTED, x) for x in limits)
+    if soft < hard:
         with contextlib.suppress(OSError, ValueError):  # a system's own limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return min(WANTED, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, limits[1]))
+            soft = hard
+    return max(1, int(SHARE * (soft - len(os.listdir("/dev/fd")))))
 
 
 def _reader(path):

@@ -17,8 +17,6 @@ from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
 
-FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalResult:
@@ -37,7 +35,7 @@ class EvalResult:
     @property
     def figures(self) -> dict[str, float]:
         """The numbers over the split, by name."""
-        return {name: getattr(self, name) for name in FIGURES}
+        return {k: value for k, value in vars(self).items() if k != "each"}
 
 
 def line(figures: Mapping[str, float], *more: str) -> str:

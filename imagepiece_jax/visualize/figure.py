@@ -72,9 +72,7 @@ def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
 def save(path, image, name, trace, index):
     """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
 
-    Rows: the input, titled `name`, and its tokens after each stage; the class attention
-    before each stage, and the last block's; the sizes; and, for a soft reduction, a map
-    per token. Rows without a picture are left out.
+    Rows: the input, titled `name`, and its tokens; then each other kind of view.
     """
     scale = plotting.enlargement(image)
     by_kind = views(trace, index)

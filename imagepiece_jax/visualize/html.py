@@ -69,14 +69,7 @@ def write_folder(
 
 
 def page(images, names, methods, traces, weights, class_names=None):
-    """The page as text.
-
-    images: uint8 [B, H, W, 3], with a name each in `names`
-    methods: a dict of label, gmacs and untrained for each
-    traces: the Trace of these images under each method
-    weights: their name
-    class_names: a name or None for each class; None: there are no names
-    """
+    """The page as text; arguments as `write_folder` makes them."""
     sections = [
         _section(i, image, name, methods, traces, class_names or ())
         for i, (image, name) in enumerate(zip(images, names, strict=True))
