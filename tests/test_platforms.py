@@ -135,10 +135,11 @@ def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
 ):
     tried = []
     monkeypatch.setattr(device, "platform", lambda: platform)
-    monkeypatch.setattr(device, "_matmul", lambda side, *_: tried.append(side) or 1)
-    monkeypatch.setattr(device, "_copy", lambda size, _: tried.append(size) or 1)
+    arrays = lambda shape, _, count: tried.append(shape) or [None] * count  # noqa: E731
+    monkeypatch.setattr(device, "_normal", arrays)
+    monkeypatch.setattr(device, "_seconds", lambda *_: 1)
     device.peak_rates("bfloat16", None)
-    assert tried == [*sides, copied]
+    assert tried == [*((side, side) for side in sides), (copied // 4,)]
 
 
 def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
