@@ -278,7 +278,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     for i in range(4):
         Image.new("RGB", (48, 48)).save(tmp_path / f"{i}.png")
     ended, _ = evaluated(tmp_path, *words, "--resize=deit")
-    assert "note: each image read (4 of 4) has 48x48 pixels, the model's size" in ended.out
+    assert "note: each image read (4 of 4) has 48x48 pixels" in ended.out
     ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3")
     assert "  images as they are, 48x48  " in ended.out and "pixels" not in ended.out
     assert result["preprocessing"] == {"image_size": [48, 48], "resize": "none"}

@@ -63,7 +63,7 @@ def test_images_are_resized_unless_told_otherwise(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]
     outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
-    assert "the image has 40x40 pixels, the model's size" in outs[0]
+    assert "each image read (1 of 1) has 40x40 pixels" in outs[0]
     assert "40x40" not in outs[1]
     vit = Pretrained(model, tiny.variables(model))
     (want,) = Predictor(vit, resize="none", top=1)(pixels)
