@@ -22,21 +22,21 @@ import pathlib
 import sys
 
 import jax
-from absl import flags
 from ml_collections import config_dict
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 from tools import compile_only, h200, hlo
 from tools.imagenet.scan import SPLITS
 
 cli.define_config("a config file; several are listed one after the other")
-IMAGES = flags.DEFINE_list("images_per_gpu", ["128"], "of a step: one or more")
-HOSTS = flags.DEFINE_list("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
+IMAGES = cli.listed("images_per_gpu", ["128"], "of a step: one or more")
+HOSTS = cli.listed("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
 TRAININGS = cli.switch("trainings", False, "the cost of whole trainings instead")
-MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
+MARKDOWN = cli.text("markdown", None, "a file for the tables")
 
 HEAD = """# Collectives of a training step
 
@@ -103,17 +103,13 @@ def inventory(text):
     rows = collections.defaultdict(list)
     for collective in hlo.collectives(text):
         rows[collective.op, kinds(collective)].append(collective)
-    lines = [
-        "| what | collective | number | arrays | bytes each |",
-        "|---|---|---|---|---|",
-    ]
+    lines = []
     for (op, contents), group in rows.items():
         arrays = sum(len(collective.parts) for collective in group)
         sizes = ", ".join(f"{collective.bytes:,}" for collective in group)
-        lines.append(
-            f"| {', '.join(contents)} | {op} | {len(group)} | {arrays} | {sizes} |"
-        )
-    return "\n".join(lines)
+        lines.append([", ".join(contents), op, len(group), arrays, sizes])
+    head = ["what", "collective", "number", "arrays", "bytes each"]
+    return "\n".join(markdown_table(head, lines))
 
 
 def step_seconds(text):
@@ -121,39 +117,35 @@ def step_seconds(text):
     return sum(map(h200.estimate, hlo.kernels(text)))
 
 
-PLAN_HEADING = (
-    "| config | images a GPU | hosts of 8 | images a step | step, ms | collectives, ms "
-    "| share | images/s | times one host |\n|---|---|---|---|---|---|---|---|---|"
-)
+PLAN_HEADING = ["config", "images a GPU", "hosts of 8", "images a step", "step, ms"]
+PLAN_HEADING += ["collectives, ms", "share", "images/s", "times one host"]
 
 
 def plan(name, text, images, hosts, links):
-    """Return Markdown rows, one for each of `hosts`, for `images` images per GPU."""
+    """Return rows of cells, one for each of `hosts`, for `images` images per GPU."""
     compute, rows = step_seconds(text), []
     exchanged = {n: _exchange(text, n, links) for n in {1, *hosts}}
     one_host = GPUS * images / (compute + exchanged[1])
     for count in hosts:
         total, batch = compute + exchanged[count], count * GPUS * images
-        rows.append(
-            f"| {name} | {images} | {count} | {batch:,} | {1e3 * compute:.2f} "
-            f"| {1e3 * exchanged[count]:.2f} | {exchanged[count] / total:.0%} "
-            f"| {batch / total:,.0f} | {batch / total / one_host:.2f} |"
-        )
-    return "\n".join(rows)
+        row = [name, images, count, f"{batch:,}", f"{1e3 * compute:.2f}"]
+        row += [f"{1e3 * exchanged[count]:.2f}", f"{exchanged[count] / total:.0%}"]
+        rows.append([*row, f"{batch / total:,.0f}", f"{batch / total / one_host:.2f}"])
+    return rows
 
 
 COSTS_HEADING = ["config", "EFLOP", "GB read", "1 H200: images/s", "hours"]
 
 
 def run_costs(configs, images, hosts, links, kilobytes):
-    """Yield the lines of a Markdown table: what trainings on ImageNet cost, calculated.
+    """Return lines of a Markdown table: what trainings on ImageNet cost, calculated.
 
     configs: [(name, config)]
     images: per GPU, on hosts of eight; one GPU takes the config's batch
     hosts: numbers of them
     kilobytes: of an image file
     """
-    heading, programs = list(COSTS_HEADING), {}
+    heading, programs, rows = list(COSTS_HEADING), {}, []
     for count in hosts:
         where = f"{count} x {GPUS}" if count > 1 else f"{GPUS} H200"
         heading += [f"{where}: images/s", "hours"]
@@ -166,7 +158,6 @@ def run_costs(configs, images, hosts, links, kilobytes):
             programs[key] = compile_only.train_text(config, gpus)
         return step_seconds(programs[key]) + _exchange(programs[key], count, links)
 
-    yield f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}"
     for name, config in configs:
         run = RunConfig.from_config(config)
         macs, length = run.macs_by_epoch(), run.length(TRAINING_IMAGES)
@@ -185,7 +176,8 @@ def run_costs(configs, images, hosts, links, kilobytes):
             rate = count * batch / step
             hours = seen / rate / 3600
             cells += [f"{rate:,.0f}", f"{hours:.{1 if hours >= 1 else 2}f}"]
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    return markdown_table(heading, rows)
 
 
 def _exchange(text, hosts, links):
@@ -201,7 +193,7 @@ def main():
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     if TRAININGS.value:
-        parts = list(run_costs(configs, images[0], hosts, links, KILOBYTES))
+        parts = run_costs(configs, images[0], hosts, links, KILOBYTES)
         print("\n".join(parts))
         _write(parts)
         return
@@ -211,16 +203,16 @@ def main():
         latency=1e6 * links.latency_s,
         farther=1e6 * links.network_latency_s,
     )
-    parts, rows = [head], [PLAN_HEADING]
+    parts, rows = [head], []
     for name, config in configs:
         for count in images:
             config.batch_size = GPUS * count
             text = compile_only.train_text(config, GPUS)
-            rows.append(plan(name, text, count, hosts, links))
+            rows += plan(name, text, count, hosts, links)
             if count == images[0]:
                 parts.append(_section(name, count, text))
             print(f"{name}, {count} images a GPU: compiled", file=sys.stderr)
-    parts.append("## Hosts\n\n" + "\n".join(rows))
+    parts.append("## Hosts\n\n" + "\n".join(markdown_table(PLAN_HEADING, rows)))
     print("\n".join(parts))
     _write(parts)
 

@@ -33,12 +33,10 @@ cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
 )
-MODE = flags.DEFINE_list(
-    "mode", ["inference"], "inference, train, or both", allow_override=True
-)
+MODE = cli.listed("mode", ["inference"], "inference, train, or both")
 DTYPE = cli.dtype("of weights and layers")
-KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
-UNPADDED = flags.DEFINE_boolean(
+KERNELS = cli.switch("kernels", False, "list every kernel of every program")
+UNPADDED = cli.switch(
     "unpadded", False, "train cuDNN's attention with odd lengths, which JAX refuses"
 )
 

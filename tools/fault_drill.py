@@ -16,7 +16,6 @@ import time
 
 import jax
 import numpy as np
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import replace_file, write_json
@@ -26,9 +25,9 @@ from tools import tiny_runs
 from tools.tiny_runs import EPOCH, equal
 
 OUT = cli.text("out", None, "files to write, without .json and .md")
-KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs at random moments", 1)
-SAVES = flags.DEFINE_integer("saves", 4, "how many of them during a save", 0)
-SEED = flags.DEFINE_integer("seed", 0, "of the random moments", 0)
+KILLS = cli.integer("kills", 20, "SIGKILLs at random moments", 1)
+SAVES = cli.integer("saves", 4, "how many of them during a save", 0)
+SEED = cli.integer("seed", 0, "of the random moments", 0)
 BITS = 200  # flipped, one at a time
 LOSSES_APART = 0.05  # on other devices: sums in another order, over 60 steps
 HEADINGS = {

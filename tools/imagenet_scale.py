@@ -24,25 +24,25 @@ import sys
 import time
 
 import numpy as np
-from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError, RunError
 
 cli.define_config("a config file; default: configs/base.py")
-TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
-VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
-LIMITS = flags.DEFINE_list(
+TRAIN = cli.listed("train", ["1281167", "1024"], "write: images, files")
+VAL = cli.listed("val", ["50000", "64"], "write: images, files")
+LIMITS = cli.listed(
     "fd_limits", ["1024:4096", "256:256"], "soft:hard limits of descriptors"
 )
-READERS = flags.DEFINE_list("reader_counts", ["2", "4", "8"], "processes, for images/s")
-RESUME = flags.DEFINE_integer("resume", 300_000, "step to resume at", 1)
-SECONDS = flags.DEFINE_float("rate_seconds", 20, "of reading for each images/s", 0)
-BATCHES = flags.DEFINE_integer("batches", 20_000, "of 64 images, for growth", 10)
-PART = flags.DEFINE_list("part", [], "measure: one part only, as JSON; internal")
+READERS = cli.listed("reader_counts", ["2", "4", "8"], "processes, for images/s")
+RESUME = cli.integer("resume", 300_000, "step to resume at", 1)
+SECONDS = cli.real("rate_seconds", 20, "of reading for each images/s", 0)
+BATCHES = cli.integer("batches", 20_000, "of 64 images, for growth", 10)
+PART = cli.listed("part", [], "measure: one part only, as JSON; internal")
 
 PICTURES = 100  # distinct ones, which all records share
 SMALL_BATCH = 64
@@ -72,9 +72,8 @@ def _pair(holder, text=None):
     text = text or ",".join(holder.value)
     pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
     if not pair or not all(map(int, pair.groups())):
-        raise InputError(
-            field=f"--{holder.name}", value=text, allowed="two numbers from 1"
-        )
+        field, allowed = f"--{holder.name}", "two numbers from 1"
+        raise InputError(field=field, value=text, allowed=allowed)
     return tuple(map(int, pair.groups()))
 
 
@@ -230,9 +229,7 @@ def _resources(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
     text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
-    counts = {
-        of: len(os.listdir(f"/proc/{pid}/{of}")) for of in RESOURCES if of != "pss"
-    }
+    counts = {of: len(os.listdir(f"/proc/{pid}/{of}")) for of in ("fd", "task")}
     return {"pss": int(line.split()[1]) / 1e3} | counts
 
 
@@ -260,14 +257,13 @@ def measure(folder):
         }
     print(f"{os.cpu_count()} cores, config.data.workers={_config(folder).data.workers}")
     heads = ["", "goal", *(f"`ulimit -n` {limits}" for limits in columns)]
-    rows, met = [heads, ["---"] * len(heads)], True
+    rows, met = [], True
     for key, name, text, goal in _lines():
         values = [column[key] for column in columns.values()]
         met &= goal is None or max(values) <= goal
         wanted = "" if goal is None else f"≤ {text.format(goal)}"
         rows.append([name, wanted, *map(text.format, values)])
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print(*markdown_table(heads, rows), sep="\n")
     return 0 if met else RunError.status
 
 

@@ -18,7 +18,6 @@ import tempfile
 import time
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from configs import base
@@ -31,15 +30,13 @@ from imagepiece_jax.errors import InputError
 from tools.imagenet import writer
 
 DATA = cli.data()
-DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
+DIR = cli.text("data_dir", None, "where imagenet2012 is prepared")
 SUBSET = cli.integer("subset", None, "images of the data, evenly; default: 200", 1)
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "turns of every pipeline: their median counts", 1
-)
-SIZE = flags.DEFINE_integer("image_size", 224, "pixels a side of a crop", 1)
-CANVAS = flags.DEFINE_integer("canvas", 384, "pixels a side for crops on the device", 1)
-COPIES = flags.DEFINE_integer("copies", 3, "of an image, for repeated augmentation", 1)
-JSON = flags.DEFINE_string("json", None, "also write the results to this file")
+ROUNDS = cli.integer("rounds", 5, "turns of every pipeline: their median counts", 1)
+SIZE = cli.integer("image_size", 224, "pixels a side of a crop", 1)
+CANVAS = cli.integer("canvas", 384, "pixels a side for crops on the device", 1)
+COPIES = cli.integer("copies", 3, "of an image, for repeated augmentation", 1)
+JSON = cli.text("json", None, "also write the results to this file")
 SHORT_SIDE = 256
 BASE = "Pillow: decode, crop, flip"
 

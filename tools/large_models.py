@@ -56,13 +56,8 @@ def compared(name, size):
     """A row for the dense model and each reduction."""
 
     def model(reduction):
-        return create_model(
-            name,
-            reduction=reduction,
-            image_size=size,
-            dtype="bfloat16",
-            attention="xla",
-        )
+        fields = {"dtype": "bfloat16", "attention": "xla", "image_size": size}
+        return create_model(name, reduction=reduction, **fields)
 
     def cost(reduction):
         return model_macs(model(reduction), size)

@@ -15,7 +15,6 @@ import pathlib
 import time
 
 import numpy as np
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
@@ -53,11 +52,11 @@ TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
-SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
-BATCH = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "one or more")
-THREADS = flags.DEFINE_integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
-CHOSEN = flags.DEFINE_list("models", None, "names of the table; default: all")
-TIMES = flags.DEFINE_string("times", None, "a file of one line per program")
+SIZE = cli.choice("size", "deit_s", list(TIMM), "of the models")
+BATCH = cli.listed("batch_sizes", ["1", "8", "32"], "one or more")
+THREADS = cli.integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
+CHOSEN = cli.listed("models", None, "names of the table; default: all")
+TIMES = cli.text("times", None, "a file of one line per program")
 
 
 def main():

@@ -12,7 +12,6 @@ import json
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
@@ -22,12 +21,12 @@ from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.reduction.kernels import fused
 from tools import kernel_agreement as agreement
 
-BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
-PATCHES = flags.DEFINE_integer("patches", 196, "of an image, before the step", 8)
-HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
+BATCH = cli.integer("images", 256, "reduced at once", 1)
+PATCHES = cli.integer("patches", 196, "of an image, before the step", 8)
+HEADS = cli.integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of tokens")
 TIMING = cli.timing()
-JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
+JSON = cli.text("json", None, "a line each")
 CHAIN = 8  # reductions per program
 HEAD_WIDTH = 64
 

@@ -23,7 +23,6 @@ import uuid
 
 import jax
 import numpy as np
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
@@ -32,10 +31,10 @@ from imagepiece_jax.training.checkpoint import KINDS
 from tools import tiny_runs
 from tools.rehearsal_config import EPOCH
 
-SHORT = flags.DEFINE_bool("short", False, "one scenario, without its slow parts")
-FOLDER = flags.DEFINE_string("folder", None, "keep the runs and their output there")
-PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what the runs use")
-DEVICES = flags.DEFINE_integer("devices", 8, "of all processes together", 2)
+SHORT = cli.switch("short", False, "one scenario, without its slow parts")
+FOLDER = cli.text("folder", None, "keep the runs and their output there")
+PLATFORM = cli.choice("platform", "cpu", ["cpu", "gpu"], "what the runs use")
+DEVICES = cli.integer("devices", 8, "of all processes together", 2)
 
 LOSSES = 5e-4  # largest difference between two layouts
 # The same of arrays: the learning rate. Where a gradient is nearly zero, its rounding

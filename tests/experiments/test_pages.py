@@ -35,16 +35,13 @@ class Monotone:
     images, settings = Photographs(), Common(speed=False)
 
     def __init__(self, out):
-        self.out, self.evaluated = out, []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-        fields = size | {"stem": "patch"}
-        self.pretrained = Weights(
-            pathlib.Path("none"), ModelConfig(**fields), settings.DENSE
-        )
+        config = ModelConfig(**size, stem="patch")
+        self.out = out
+        self.pretrained = Weights(pathlib.Path("none"), config, settings.DENSE)
         self.models = OffTheShelf(self.pretrained)
 
     def evaluate(self, pretrained, reduction):
-        self.evaluated.append(reduction)
         result = Answers.__new__(Answers)
         model = pretrained.config.create(reduction)
         result.figures = plan_facts(model, 224) | {"untrained_selectors": False}

@@ -77,8 +77,8 @@ def test_changes_to_images_are_printed(tmp_path):
     train["n01440764"]["n01440764_8.JPEG"] = b"torn"
     val["ILSVRC2012_val_00000002.JPEG"] = tars.encoded(tars.photo(0, 90, 70), "PNG")
     source = tars.write_tars(tmp_path / "tars", train, val)
-    words = flags(source, tmp_path, "--processes", 0, "--short_side", 64)
-    ended = call(prepare.main, *words)
+    words = ("--processes", 0, "--short_side", 64)
+    ended = call(prepare.main, *flags(source, tmp_path, *words))
     assert ended.out.splitlines()[3:6] == [
         "short side   at most 64 pixels, JPEG quality 92",
         "re-encoded   1 images",
