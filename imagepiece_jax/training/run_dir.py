@@ -189,8 +189,8 @@ class RunLock(contextlib.AbstractContextManager):
         self._file = None
 
     def __enter__(self):
-        paths = (self._path, *self._path.parents)
-        self._made = [path for path in paths if not os.path.exists(path)]
+        folders = [path for path in self._path.parents if not os.path.exists(path)]
+        self._made = [self._path, *folders]  # a killed run's lock is left there
         self._file = files.open_locked("--workdir", self._path, "w", encoding="utf-8")
         return self
 
