@@ -159,7 +159,7 @@ DATA, ANSWERS = (
     "--data=csv:{0}/set.csv",
     ["{0}/weights has no classes; allowed: weights"],
 )
-ANSWERS += ["train.py --config.init.weights", "predict --json", "patch_features"]
+ANSWERS += ["train.py --config.init.weights", "predict with --json"]
 DEEPER = ["--config.model.depth=3", "{0}/images/0.png", "--out={1}"]
 
 
