@@ -88,7 +88,7 @@ def outputs(path, images, names=None):
 
 
 @pytest.mark.parametrize("form", ["jax", "onnx"])
-def test_export_names_the_output(saved, tmp_path, form):
+def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
     out = tmp_path / f"model.{form}"
     words = [f"--format={form}", f"--out={out}", FLOAT]
     done(export.main, saved, *words, "--pixels")
@@ -97,12 +97,7 @@ def test_export_names_the_output(saved, tmp_path, form):
     assert facts["output"] == output and facts["classes"] == 0
     (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["jax", "onnx"])
-def test_export_gives_tokens(saved, tmp_path, form):
-    out, tome = tmp_path / f"model.{form}", ["--config.reduction.name=tome", FLOAT]
-    words = [f"--format={form}", f"--out={out}", "--tokens=12", *tome]
+    words += ["--tokens=12", "--config.reduction.name=tome"]
     done(export.main, saved, *words, "--config.reduction.r=5", "--batch=2")
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}

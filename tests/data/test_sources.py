@@ -388,7 +388,7 @@ def test_the_digest_of_records(imagenet, tmp_path):
     assert source.spread(2).digest not in (source.digest, source.spread(3).digest)
 
 
-def test_a_part_is_spread_over_the_source(folder):
+def test_a_part_is_spread_over_the_source(folder, tmp_path):
     """Both classes are in it, as often; the first four would be 3 and 1."""
     full = open_source(f"folder:{folder}", "train")
     part = full.spread(4)
@@ -402,9 +402,6 @@ def test_a_part_is_spread_over_the_source(folder):
     assert full.spread(6) is full.spread(None) is full
     assert [full.spread(1).name(0)] == [full.name(0)]
     assert Subset(full, range(4)).part != part.part and full.part == {}
-
-
-def test_a_part_has_as_many_of_each_class(tmp_path):
     files = [f"{label}/{place}" for label in range(10) for place in range(37)]
     source = FileSource(tmp_path, files, np.arange(370) // 37, 10)
     for count in (10, 40, 100):
