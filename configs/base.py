@@ -24,8 +24,8 @@ def get_config():
     config.model.norm_eps = placeholder(float)  # added to variances in layer norms
     config.model.resize = placeholder(str)  # of positions: models/positions.py
     config.model.arch = ConfigDict()  # differs from DeiT's: models/architecture.py
-    # Of the images, in [0, 1], by channel; empty: those of the weights that a run
-    # starts from, else the name's, else ImageNet's.
+    # Images in [0, 1], by channel; empty: as the weights say that a run starts from,
+    # else the name, else as ImageNet's.
     config.model.mean = placeholder(tuple)
     config.model.std = placeholder(tuple)
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first

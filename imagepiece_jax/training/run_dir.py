@@ -179,7 +179,7 @@ def becomes_true(condition):
 class RunLock(contextlib.AbstractContextManager):
     """While entered, keeps other processes out of `workdir`.
 
-    What entering makes is removed at the end, if nothing else was written there.
+    Its file, and the empty ones of the folders that it creates, are removed at the end.
     Raises InputError, when entered, where one is training there, or the folder cannot
     be made or written.
     """
@@ -190,7 +190,7 @@ class RunLock(contextlib.AbstractContextManager):
 
     def __enter__(self):
         folders = [path for path in self._path.parents if not os.path.exists(path)]
-        self._made = [self._path, *folders]  # a killed run's lock is left there
+        self._temporary = [self._path, *folders]  # a killed run leaves its own
         self._file = files.open_locked("--workdir", self._path, "w", encoding="utf-8")
         return self
 
@@ -216,9 +216,9 @@ class RunLock(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         with contextlib.suppress(OSError, RunError):
             self.check()
-            for path in self._made:
+            for path in self._temporary:
                 if path.is_dir():
-                    path.rmdir()  # fails where a run has written
+                    path.rmdir()  # fails, and ends the loop, where a run has written
                 else:
                     path.unlink()  # while it is locked: no other process can have it
         self._file.close()

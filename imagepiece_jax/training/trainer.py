@@ -101,7 +101,7 @@ class Run:
             initial.check_classes(workdir, names, resumed)
             # A ViT, a Teacher or None, and its frozen variables.
             self.teacher_model, frozen = teacher.of(run, dense, initial)
-            # Of the model without reduction, evaluated first; None: it is not.
+            # Variables of the dense model, if it is evaluated before the first step.
             self.dense_variables = None
             if run.init.evaluate and not resumed:
                 self.dense_variables = initial.dense_variables(dense)
