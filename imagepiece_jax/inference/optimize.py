@@ -142,7 +142,7 @@ def _device(value):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
-    allowed = f"a jax.Device, and the platforms of this process: {', '.join(here)}"
+    allowed = f"a jax.Device, or a platform of this process: {', '.join(here)}"
     raise InputError(value=value, allowed=allowed)
 
 
