@@ -9,13 +9,15 @@ is TFDS's imagenet2012 in array_record files, which training reads with
 run that was stopped resumes.
 """
 
+import contextlib
 import os
 import sys
+
+from tqdm import tqdm
 
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from tools.imagenet import scan, writer
-from tools.imagenet.progress import progress
 
 SHORT_SIDES = (64, 1024)
 
@@ -62,6 +64,21 @@ def main():
         allowed = f"another folder for --short_side {short_side}"
         raise writer.refused(data_dir, problem, allowed)
     print(writer.summary(data_dir, note))
+
+
+@contextlib.contextmanager
+def progress(label, total=None):
+    """A bar, in a log every 30 seconds; yields `advance` as `writer.write` takes it."""
+    every = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(
+        desc=label, total=total, unit=" images", mininterval=every, delay=every
+    ) as bar:
+
+        def advance(images, before=False):
+            bar.initial += images * before  # they do not count for the speed
+            bar.update(images)
+
+        yield advance
 
 
 if __name__ == "__main__":
