@@ -43,8 +43,8 @@ repeated = functools.partial(flags.DEFINE_multi_string, allow_override=True)
 def required(holder):
     """The value of a flag, a holder or a Flag. Raises InputError if it is missing."""
     if not holder.value:
-        allowed, _, _ = flags.FLAGS[holder.name].help.partition(";\n")  # absl's own
-        raise InputError("is missing", field=f"--{holder.name}", allowed=allowed)
+        hint = f"give {flags.FLAGS[holder.name].help.partition(';')[0]}"
+        raise InputError("is missing", field=f"--{holder.name}", hint=hint)
     return holder.value
 
 
@@ -82,9 +82,9 @@ def normalization():
     def read():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
-            field = f"--{next(iter(typed))}"
-            allowed = "both --mean and --std, or neither"
-            raise InputError("is given without the other", field=field, allowed=allowed)
+            given, lacking = ("mean", "std") if "mean" in typed else ("std", "mean")
+            problem, allowed = f"is given without --{lacking}", "both or neither"
+            raise InputError(problem, field=f"--{given}", allowed=allowed)
         return {name: literal(value) for name, value in typed.items()}
 
     return read
@@ -147,7 +147,7 @@ def evaluated_images():
     def read(config):
         sets = config.eval.sets.to_dict()
         if chosen.value and name.value:
-            raise InputError("is given with --data", field="--set", allowed="one")
+            raise InputError("is given with --data", field="--set", hint="drop one")
         own = one_of("--set", chosen.value, sets) if chosen.value else {}
         only = {chosen.value: own} if chosen.value else {}
         config.eval = {"sets": only, "best_set": ""}
@@ -264,7 +264,7 @@ def _unknown(name):
 
 def _unexpected(word):
     """The InputError for a word that belongs to no flag."""
-    hint = f"did you mean --config {word}?" if ".py" in word else "see --help"
+    hint = f"did you mean --config {word}?" if ".py" in word else "see --help for flags"
     return InputError("belongs to no flag", field=repr(word), value=word, hint=hint)
 
 
@@ -277,7 +277,7 @@ def _take_overrides(words):
     """Store the overrides among the words of a command line, and return the rest.
 
     An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
-    --config.FIELD (its text is None) or --noconfig.FIELD.
+    --config.FIELD (True, not a text) or --noconfig.FIELD (False).
     """
     global _overrides
     rest, overrides = [], []
@@ -288,10 +288,9 @@ def _take_overrides(words):
             rest.append(word)
             continue
         negated, field, text = match.groups()
-        if negated and text is None:
-            text = "false"
-        elif text is None and words and not re.match(r"--?[a-z]", words[0]):
-            text = words.pop(0)
+        if text is None:
+            follows = words and not re.match(r"--?[a-z]", words[0])
+            text = words.pop(0) if follows and not negated else not negated
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
         field = f"--config.{overrides[0][0]}"
@@ -306,8 +305,8 @@ def is_typed(field: str) -> bool:
     return any(name == field for name, _ in _overrides)
 
 
-def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
-    """{name: config} of every --config, at most `most`, with overrides.
+def configs(single: bool = False) -> dict[str, "ConfigDict"]:
+    """{name: config} of every --config, or of a `single` one, with overrides.
 
     Raises InputError for a mistake in a config, but not in its model or reduction,
     whose checks import JAX.
@@ -315,14 +314,14 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
     from imagepiece_jax.training.config import RunFields
 
     paths, by_name = required(flags.FLAGS["config"]), {}
-    if most is not None and len(paths) > most:
+    if single and len(paths) > 1:
         problem = f"is given {len(paths)} times"
-        raise InputError(problem, field="--config", value=paths, allowed=f"{most}")
+        raise InputError(problem, field="--config", value=paths, allowed="once")
     for path in paths:
         name = config_name(path)
         if name in by_name:
-            problem = f"has two configs named {name}, the second is {path}"
-            allowed = "files of different names"
+            problem = f"{path} is the second config named {name}"
+            allowed = "files with different names"
             raise InputError(problem, field="--config", value=path, allowed=allowed)
         by_name[name] = load_config(path)
         with within(place=path if paths[1:] else ""):
@@ -333,7 +332,7 @@ def configs(most: int | None = None) -> dict[str, "ConfigDict"]:
 
 def config() -> "ConfigDict":
     """The only --config."""
-    return [*configs(1).values()][0]
+    return [*configs(single=True).values()][0]
 
 
 def config_or_base() -> tuple["ConfigDict", Overrides | None]:

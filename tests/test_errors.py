@@ -87,7 +87,7 @@ def fill(folder):
         pathlib.Path("half.npz").write_bytes(weights[: len(weights) // 2])
         pathlib.Path("w.txt").touch()
         halves = {"model.mean": (0.5, 0.5, 0.5), "model.std": (0.5, 0.5, 0.5)}
-        for name, fields in (("run", halves), ("other", {"lr": 0.5})):
+        for name, fields in (("trained", halves), ("other", {"lr": 0.5})):
             pathlib.Path(name).mkdir()
             text = json.dumps(runs.configured(TINY, **fields).to_dict())
             pathlib.Path(name, "config.json").write_text(text)
@@ -205,7 +205,7 @@ def test_in_a_process_of_its_own(tmp_path):
         imported=True,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
-    assert sentence(ended).endswith("devices * accumulation steps = 8 * 1")
+    assert sentence(ended).endswith("devices * accumulation steps (8 * 1)")
     assert list(tmp_path.iterdir()) == []
 
 

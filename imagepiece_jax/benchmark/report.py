@@ -180,8 +180,9 @@ class Files:
                 check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
-                    problem = f"{path} is the file of --{first}"
-                    raise InputError(problem, field=f"--{flag}", allowed="another")
+                    problem = f"{path} is also the file of --{first}"
+                    hint = "choose another file"
+                    raise InputError(problem, field=f"--{flag}", hint=hint)
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

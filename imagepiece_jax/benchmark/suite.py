@@ -30,7 +30,7 @@ def batch_sizes(texts: list[str]) -> list[int]:
     words = [word for text in texts for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:
-            allowed = "whole numbers from 1, such as 256 or 1,8,64"
+            allowed = "whole numbers of at least 1, such as 256 or 1,8,64"
             raise InputError(field="--batch_size", value=word, allowed=allowed)
     return sorted(set(map(int, words)), reverse=True)
 
@@ -81,7 +81,7 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
     for batch_size, mode in itertools.product(batch_sizes, modes):
         cases = {}
         for name, (config, weights) in pairs.items():
-            with within(place=name):
+            with within(place=f"config {name}" if len(pairs) > 1 else ""):
                 cases[name] = Case(config, batch_size, dtype, weights)
                 cases[name].check(mode)
             pixels = 4 * INPUTS * batch_size * config.image_size**2 * 3

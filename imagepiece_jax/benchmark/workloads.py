@@ -267,8 +267,11 @@ class InputStreams(contextlib.ExitStack):
 def _source(run):
     """Its test images. InputError if they are missing, too few, or of another size."""
     source = run.source("val")
-    with run.optim.in_config():
-        loader.steps_per_epoch(len(source), run.optim.batch_size)
+    length, size = len(source), run.optim.batch_size
+    if length < size:
+        problem = f"is {size}, but the test data has only {length} images"
+        allowed = f"1 to {length}"
+        raise InputError(problem, field="--batch_size", value=size, allowed=allowed)
     source.try_first(run.preprocessing())
     return source
 

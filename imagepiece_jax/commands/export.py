@@ -26,7 +26,7 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
 MODEL = cli.trained_model()
-OUT = cli.text("out", None, "the file to write, replaced if it exists")
+OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
 FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")

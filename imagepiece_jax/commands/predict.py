@@ -47,13 +47,18 @@ def main(words):
     classes = vit.model.num_classes
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
-    predict = Predictor(
-        vit,
-        labels=LABELS.value,
-        top=TOP.value,
-        attention=config.model.attention,
-        kernels=config.model.kernels,
-    )
+    try:
+        predict = Predictor(
+            vit,
+            labels=LABELS.value,
+            top=TOP.value,
+            attention=config.model.attention,
+            kernels=config.model.kernels,
+        )
+    except InputError as error:
+        flag = f"--{error.field}"
+        error.field = flag if flag in ("--labels", "--top") else error.field
+        raise
     answers, damaged = {}, 0
     for file, predictions in zip(files, predict.stream(files), strict=True):
         if isinstance(predictions, InputError):

@@ -29,7 +29,7 @@ PROCESS_ID = cli.integer("process_id", None, "number of this host, from 0")
 
 
 def main():
-    ((name, config),) = cli.configs(1).items()
+    ((name, config),) = cli.configs(single=True).items()
     # Imports JAX: after the flags.
     from imagepiece_jax.training import distributed, trainer
     from imagepiece_jax.training.config import RunConfig

@@ -43,11 +43,11 @@ class CheckedFields:
         """InputErrors raised inside name these fields by their paths in a config."""
         return within("" if cls.group is None else f"config.{cls.group}".strip("."))
 
-    def refuse(self, field: str, allowed: str, problem: str = ""):
+    def refuse(self, field: str, allowed: str = "", problem: str = "", hint: str = ""):
         """Raise InputError for the value of a field."""
-        value = getattr(self, field)
+        facts = {"value": getattr(self, field), "allowed": allowed, "hint": hint}
         with self.in_config():
-            raise InputError(problem, field=field, value=value, allowed=allowed)
+            raise InputError(problem, field=field, **facts)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -156,7 +156,7 @@ def counts(default=REQUIRED, least=0):
     def convert(value):
         return tuple(_require(entry >= least, entry) for entry in _wholes(value))
 
-    allowed = f"whole numbers from {least}, such as (13, 13, 8)"
+    allowed = f"whole numbers of at least {least}, such as (13, 13, 8)"
     return checked(default, convert, allowed)
 
 
@@ -227,14 +227,9 @@ def _wholes(value):
 
 
 def _bounds(least=None, most=None, above=None, below=None):
-    """In words: " from 0 to 1", " above 0 and below 1"."""
-    words = []
-    if least is not None:
-        words = ["from", least]
-    if above is not None:
-        words = ["above", above, "and"]
-    if most is not None:
-        words += ["up"] * (above is not None) + ["to", most]
-    if below is not None:
-        words += ["to"] * (least is not None) + ["below", below]
-    return " ".join(["", *map(str, words)]).removesuffix(" and")
+    """In words: " from 0 to 1", " of at least 0 and below 1"."""
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    bounds = {"of at least": least, "above": above, "up to": most, "below": below}
+    words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+    return f" {' and '.join(words)}".rstrip()

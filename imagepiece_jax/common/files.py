@@ -36,9 +36,8 @@ def lock(file, flag):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        problem = f"{folder} is in use by another process"
-        allowed = "another, or wait for it"
-        raise InputError(problem, field=flag, value=folder, allowed=allowed) from error
+        problem, hint = f"{folder} is in use by another process", "choose another, or wait"
+        raise InputError(problem, field=flag, value=folder, hint=hint) from error
     except OSError as error:
         text = "%s cannot be locked (%s): two processes that write into %s would not "
         text += "notice each other"
@@ -52,8 +51,8 @@ def open_locked(flag, path, mode, **options):
     try:
         file = open(path, mode, **options)
     except OSError as error:
-        problem, other = f"{folder} cannot be written ({error.strerror})", "another"
-        raise InputError(problem, field=flag, value=folder, allowed=other) from error
+        problem, hint = f"{folder} cannot be written ({error.strerror})", "choose another"
+        raise InputError(problem, field=flag, value=folder, hint=hint) from error
     lock(file, flag)
     return file
 
@@ -104,19 +103,19 @@ def check_writable(flag, path, read=(), writes=()):
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
-            problem, allowed = f"{path} is read here", "another file"
-            raise InputError(problem, field=flag, value=path, allowed=allowed)
+            problem, hint = f"{path} is read by this command", "choose another file"
+            raise InputError(problem, field=flag, value=path, hint=hint)
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in PROTECTED and suffix not in writes:
         problem = f"{path} exists, and this command writes no {suffix}"
-        raise InputError(problem, field=flag, value=path, allowed="another name")
+        raise InputError(problem, field=flag, value=path, hint="choose another name")
     try:
         new = _temporary(_target(path))
         new.touch()
         new.unlink()
     except OSError as error:
         problem = f"{path} cannot be written ({error.strerror})"
-        allowed = "a file in a folder that exists"
+        allowed = "a regular file in a folder that exists"
         raise InputError(problem, field=flag, value=path, allowed=allowed) from error
 
 
@@ -250,7 +249,7 @@ def _target(path):
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "It is a device or a pipe")
+        raise OSError(errno.EINVAL, "Is a device or a pipe")
     return _followed(path)
 
 

@@ -37,7 +37,7 @@ def patch_grid(image_size, patch_size, cut=False):
     if right and not cut:
         right = not any(side % patch_size for side in both)
     if not right:
-        allowed = f"multiples of patch_size, {patch_size}"
+        allowed = f"multiples of the model's patch_size, which is {patch_size}"
         if not whole:
             allowed = f"one whole number or (height, width), {allowed}"
         raise InputError(field="image_size", value=image_size, allowed=allowed)

@@ -37,8 +37,8 @@ class Placement:
         """Positions in a batch, int64 [local_devices, accumulation, m]; InputError."""
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
-            of = f"devices * accumulation steps = {devices} * {self.accumulation}"
-            allowed = f"positive multiples of {of}"
+            allowed = f"positive multiples of {devices * self.accumulation}, which is "
+            allowed += f"devices * accumulation steps ({devices} * {self.accumulation})"
             raise InputError(field="batch_size", value=batch_size, allowed=allowed)
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices

@@ -12,7 +12,7 @@ from imagepiece_jax.data import preprocessing, registry, transforms
 from imagepiece_jax.data.augment import policy
 from imagepiece_jax.data.preprocessing import Preprocessing
 
-AREA = "two shares of the image above 0 and up to 1, the lower one first"
+AREA = "two shares of the image above 0 and up to 1, the smaller one first"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

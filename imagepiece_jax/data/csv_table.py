@@ -132,9 +132,10 @@ def _label(text, num_classes):
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
     if label < 0 or (num_classes and label >= num_classes):
-        allowed = "the whole numbers from 0"
+        allowed = "whole numbers of at least 0"
         if num_classes:
-            allowed += f" to {num_classes - 1} (config.num_classes is {num_classes})"
+            of = f"(config.num_classes is {num_classes})"
+            allowed = f"the whole numbers from 0 to {num_classes - 1} {of}"
         raise InputError(field="label", value=text, allowed=allowed)
     return label
 
@@ -142,7 +143,7 @@ def _label(text, num_classes):
 def _check_file(name, path):
     if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
         problem = f"is {name!r}, which is not a file"
-        allowed = f"paths relative to {path}"
+        allowed = f"paths relative to the folder of {path}"
         raise InputError(problem, field="filename", value=name, allowed=allowed)
 
 

@@ -23,10 +23,10 @@ MAX_PIXELS = 89_478_485
 log = logging.getLogger("imagepiece_jax.data")
 
 
-def no_image(folder, where="") -> InputError:
+def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
-    allowed = ", ".join(EXTENSIONS) + where
-    return InputError("holds no image", place=f"folder {folder}", allowed=allowed)
+    allowed = f"names that end in {', '.join(EXTENSIONS)}"
+    return InputError("holds no images", place=f"folder {folder}", allowed=allowed)
 
 
 class UnreadableImage(InputError):
@@ -167,10 +167,8 @@ class Unreadable:
             allowed = f"fewer than {MAX_IN_A_ROW}"
             raise InputError(problem, place=place, value=count, allowed=allowed)
         if self.count > MAX_SHARE * total:
-            place, reason = next(iter(self.names.items()))
-            share, allowed = (
-                f"{self.count} of {total} images in all",
-                f"{MAX_SHARE:.0%}",
-            )
-            problem = f"cannot be read ({reason}): {share} cannot"
-            raise InputError(problem, place=place, value=self.count, allowed=allowed)
+            file, reason = next(iter(self.names.items()))
+            problem = f"{self.count} of {total} images cannot be read, the first is "
+            problem += f"{file} ({reason})"
+            allowed = f"at most {MAX_SHARE:.0%}"
+            raise InputError(problem, value=self.count, allowed=allowed)

@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError, within
 def find_images(words: list[str]) -> list[pathlib.Path]:
     """The files that `words` name, folders by their images; InputError without any."""
     if not words:
-        raise InputError("no image is named", allowed="image files and folders")
+        raise InputError("no images are named", hint="name image files or folders")
     files = []
     for path in map(pathlib.Path, words):
         if not path.is_dir():
@@ -21,7 +21,7 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
             continue
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
-            raise decode.no_image(path, " in the folder itself")
+            raise decode.no_image(f"{path} itself")
         files += inside
     return files
 

@@ -33,12 +33,12 @@ def open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         field, value = "config.data.name", "imagenet2012"
-        problem = f"is {value!r}, but config.data.dir {where} does not hold it as "
-        problem += "complete array_record files"
+        problem = f"is {value!r}, but config.data.dir {str(where)!r} has no "
+        problem += "complete array_record files of it"
         hint = (
-            f"`python -m tools.prepare_imagenet --source FOLDER --dir {where}` in a "
-            "clone makes them from the ILSVRC2012 tars or TFRECORD files in FOLDER; "
-            "`python train.py --config configs/quickstart.py` runs without it"
+            "make them in a clone from the ILSVRC2012 tars or TFRECORD files in FOLDER "
+            f"by `python -m tools.prepare_imagenet --source FOLDER --dir {where}`, or "
+            "try `python train.py --config configs/quickstart.py`, which needs no files"
         )
         raise InputError(problem, field=field, value=value, hint=hint) from error
     note = dict(builder.info.metadata.items())

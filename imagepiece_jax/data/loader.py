@@ -45,7 +45,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     """Whole batches in `length` images; InputError where there is none."""
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
-        allowed = f"1..{length}"
+        allowed = f"1 to {length}"
         raise InputError(problem, field="batch_size", value=batch_size, allowed=allowed)
     return length // batch_size
 

@@ -126,7 +126,7 @@ def channels(field: str, values, positive: bool = False) -> tuple[float, float, 
     if len(triple) != 3 or not right or (positive and min(triple) == 0):
         bounds = "above 0 and up to 1" if positive else "from 0 to 1"
         allowed = (
-            f"three numbers {bounds}, of pixels in [0, 1], such as (0.5, 0.5, 0.5)"
+            f"three numbers {bounds}, for pixels in [0, 1], such as (0.5, 0.5, 0.5)"
         )
         raise InputError(field=field, value=values, allowed=allowed)
     return tuple(map(float, triple))

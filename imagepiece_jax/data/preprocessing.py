@@ -197,15 +197,12 @@ def _middle(image):
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     """The image itself. Raises InputError where it does not have this size.
 
-    small: it is not resized because evaluation resizes no image of this size
+    small: it is not resized because evaluation resizes no image for this size
     """
     actual = image.shape[:2]
     if actual != sides(size):
-        why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
-        problem = f"has {described(actual)} pixels and is used unresized{why}"
-        right = f"{described(size)}, config.image_size={size}"
-        fix = "scale it to that first"
-        raise InputError(
-            problem, field="the image", value=actual, allowed=right, hint=fix
-        )
+        why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image" * small
+        problem = f"has {described(actual)} pixels and is not resized{why}"
+        hint = f"scale it to the model's image_size first, {described(size)}"
+        raise InputError(problem, field="the image", value=actual, hint=hint)
     return image

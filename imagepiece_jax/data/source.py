@@ -235,4 +235,5 @@ def check_num_classes(num_classes, classes, data):
     """Raise InputError where config.num_classes is not what `data` has."""
     if num_classes not in (None, classes):
         problem = f"is {num_classes}, but {data} has {classes} classes"
-        raise InputError(problem, field="config.num_classes", value=num_classes)
+        found = {"field": "config.num_classes", "value": num_classes}
+        raise InputError(problem, **found, allowed=f"{classes}")

@@ -204,7 +204,7 @@ class CompileOptions(CheckedFields):
         check_names(options, [*others, *(name for name in names if name not in given)])
         given = {**options, **given}
         if "batch_size" not in given:
-            allowed = "whole numbers from 1"
+            allowed = "whole numbers of at least 1"
             raise InputError("is missing", field="batch_size", allowed=allowed)
         return cls(**given)
 

@@ -290,7 +290,7 @@ def _check_size(size, stem, arch):
     """InputError for sizes and parts that do not go together."""
     width, heads = size["embed_dim"], size["num_heads"]
     if width % heads:
-        allowed = f"divisors of embed_dim, {width}"
+        allowed = f"divisors of embed_dim, which is {width}"
         raise InputError(field="num_heads", value=heads, allowed=allowed)
     if width * size["mlp_ratio"] < 1:
         allowed = f"at least 1 / {width}, for an MLP of a width of 1 or more"

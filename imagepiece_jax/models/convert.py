@@ -190,7 +190,7 @@ def check_fit(state_dict, like, fresh=(), positions=None):
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
     state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
     if problem := _size_differs(state_dict, needed.values()):
-        raise Misfit(problem)
+        raise Misfit(problem, allowed="weights of this model's size")
     _check_tensors(state_dict, places.values(), needed.values(), fresh)
     return state_dict, needed
 
@@ -307,7 +307,7 @@ def _size_differs(state_dict, needed):
     if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
-        f"holds a model of depth {found[0]} and width {found[-1]}, this one has "
+        f"holds a model of depth {found[0]} and width {found[-1]}, but this model has "
         f"depth {wanted[0]} and width {wanted[-1]}"
     )
 

@@ -139,7 +139,7 @@ def _guarded(path, readers, *options):
         except Exception as error:  # a damaged pickle or header can raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
             reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
-            problem = f"is damaged, truncated or no {path.suffix or path.name} file"
+            problem = f"is damaged, truncated or not a {path.suffix or path.name} file"
             raise InputError(f"{problem}: {reason}") from error
 
 

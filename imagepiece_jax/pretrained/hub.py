@@ -80,7 +80,7 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if exists(path):
         return local(path)
-    problem, facts = "no such file or folder", _meant(os.fspath(path))
+    problem, facts = "no such file or folder", _meant(path)
     raise InputError(problem, place=f"weights {path}:", value=str(path), **facts)
 
 
@@ -114,15 +114,16 @@ def described(path: pathlib.Path) -> str:
     return str(path) if name == path.name else f"{SCHEME}{name}"
 
 
-def _meant(text):
+def _meant(path):
     """Facts of an InputError for a missing path that looks like an id."""
+    text = os.fspath(path)
     if text.startswith("hf:/"):  # an id that was made a Path
-        hint = f'an id of the hub is a string, such as "{SCHEME}{text[4:]}"'
-        return {"hint": f"{hint}, never a Path"}
+        string = "" if isinstance(path, str) else ", a string, as a Path drops a slash"
+        return {"hint": f"did you mean {SCHEME}{text[4:]}{string}?"}
     if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return {"hint": f"did you mean {SCHEME}{address[1]}?"}
     if re.match(r"\w+:/", text):
-        return {"allowed": f"paths of this machine, and ids, {SCHEME}OWNER/NAME"}
+        return {"allowed": f"paths on this machine, and {SCHEME}OWNER/NAME"}
     owner, _, name = text.rpartition("/")
     if owner in ("", "timm") and registry.public_facts(name):
         base, _, tag = name.partition(".")
@@ -132,7 +133,7 @@ def _meant(text):
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
     if file or not _ID.fullmatch(text):
         return {}
-    return {"hint": f"as an id of the hub it is {SCHEME}{text}"}
+    return {"hint": f"did you mean {SCHEME}{text}?"}
 
 
 def is_published(folder: str | os.PathLike) -> bool:

@@ -258,8 +258,8 @@ def _check_parts(partial, arch, parts, shapes):
         ours, theirs = getattr(_visible(arch), field), getattr(_visible(parts), field)
         if ours != theirs:
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
-            allowed = "the name of a model that has what they have"
-            raise InputError(problem, field=field, value=ours, allowed=allowed)
+            hint = f"name a model whose {field} is {theirs!r}"
+            raise InputError(problem, field=field, value=ours, hint=hint)
 
 
 def _open_parts(parts):
@@ -277,25 +277,28 @@ def _open_parts(parts):
 def _unknown(lacking, partial, sizes, parts):
     """The InputError for lacking fields, with ways to say them."""
     name, width = partial.name, sizes["embed_dim"]
+    first, *rest = lacking
     names = " ".join(f"{field}=.." for field in lacking)
-    give = f"give {names}, in commands as fields of --config"
+    give = f"give {names} (in commands: fields such as --config.model.{first}=..)"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.facts(name).get("embed_dim", width)
     if named_width != width:
-        problem = f"is {name!r}, {named_width} wide, and these tensors are {width}"
-        hint = f"name a model of that width{candidates}, or {give}"
+        problem = f"is {name!r}, whose width is {named_width}, but these tensors have "
+        problem += f"width {width}"
+        hint = f"name a model of width {width}{candidates}, or {give}"
         return InputError(problem, field="name", value=name, hint=hint)
-    first, *rest = lacking
-    problem = f"and {', '.join(rest)} are in no tensor" if rest else "is in no tensor"
+    problem = "is in no tensor"
+    others = f" (the same holds for {', '.join(rest)})" if rest else ""
     if name or partial.arch:
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        problem += f", nor does {repr(name) if name else 'arch'} say"
+        problem += f", nor set by {repr(name) if name else 'arch'}{others}"
         return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give] if {*lacking} <= {*NAMELESS} else []
     if candidates or not ways:
         ways.insert(0, f"say which model it is, name=..{candidates}")
-    return Unnamed(problem, field=first, value=lacking, hint=", or ".join(ways))
+    hint = ", or ".join(ways)
+    return Unnamed(problem + others, field=first, value=lacking, hint=hint)
 
 
 def _candidates(sizes, parts, normalized):

@@ -24,8 +24,8 @@ CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 ALLOWED = (
-    f"a weights file, a folder with {RUN_CONFIG} and weights as timm, "
-    "transformers and save write it, and the folder of a run"
+    f"a weights file, a folder with {RUN_CONFIG} and weights as timm, transformers "
+    f"or save writes them, the folder of a run, or {hub.SCHEME}OWNER/NAME"
 )
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
@@ -88,11 +88,11 @@ def _without_config(folder):
             return InputError(f"is in the run {run}", place=folder, allowed=allowed)
     if files := hub.weights_files(folder):
         names = ", ".join(file.name for file in files)
-        which = "one of them, such as" if len(files) > 1 else "the file itself,"
-        problem = f"has weights, {names}, but no {RUN_CONFIG}"
-        return InputError(problem, place=folder, allowed=f"{which} {files[0]}")
-    problem = f"is a folder without {RUN_CONFIG}"
-    return InputError(problem, place=folder, allowed=ALLOWED)
+        problem = f"has weights ({names}), but no {RUN_CONFIG}"
+        hint = f"name the file that you mean, such as {files[0]}"
+        return InputError(problem, place=f"folder {folder}", hint=hint)
+    problem = f"has no {RUN_CONFIG}"
+    return InputError(problem, place=f"folder {folder}", allowed=ALLOWED)
 
 
 def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:

@@ -92,11 +92,11 @@ def build(
     for step in steps:
         if not is_integer(step.block) or not 0 <= step.block < depth:
             problem = f"has a step at block {step.block}"
-            allowed = f"the model's blocks 0 to {depth - 1}"
+            allowed = f"blocks 0 to {depth - 1} of the model"
             raise InputError(problem, value=step.block, allowed=allowed)
         if step.block in at:
             problem = f"has two steps at block {step.block}"
-            allowed = "one a block, whose reducer may drop and merge"
+            allowed = "one step per block (its reducer may both drop and merge)"
             raise InputError(problem, value=step.block, allowed=allowed)
         at[step.block] = step
     plan, reads, stage = [], [frozenset()] * depth, 1

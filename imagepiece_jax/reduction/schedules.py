@@ -124,7 +124,7 @@ class Schedule:
         for block in () if self.name == "curve" else self.numbers:
             if block >= depth:
                 problem, field = f"names block {block}", "counts"
-                allowed = f"the model's blocks 0 to {depth - 1}"
+                allowed = f"blocks 0 to {depth - 1} of the model"
                 raise InputError(problem, field=field, value=block, allowed=allowed)
         shares = SHAPES[self.name](depth, strength, *self.numbers)
         return tuple(max(1, rounded(share * patches)) for share in shares)
@@ -153,7 +153,7 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
         if after > before:
             problem = f"rises at block {block}, from {before} to {after} tokens"
-            raise InputError(problem, value=counts, allowed="counts that do not")
+            raise InputError(problem, value=counts, allowed="counts that do not rise")
     return counts
 
 

@@ -57,9 +57,9 @@ def parse_sweeps(texts):
     for text in texts:
         for reduction in parse_sweep(text):
             if str(with_defaults(reduction)) in seen:
-                problem, allowed = "is there already", "every reduction once"
+                problem, hint = "is there already", "name each reduction only once"
                 place, field = f"--sweep {text}", label(reduction)
-                raise InputError(problem, place=place, field=field, allowed=allowed)
+                raise InputError(problem, place=place, field=field, hint=hint)
             seen.add(str(with_defaults(reduction)))
             reductions.append(reduction)
     return reductions
@@ -67,7 +67,10 @@ def parse_sweeps(texts):
 
 def naming(reduction):
     """InputErrors raised inside name a reduction of --sweep; None: none of it."""
-    return within(place="" if reduction is None else f"--sweep {label(reduction)}")
+    if reduction is None:
+        return within()
+    fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
+    return within(place=f"--sweep {':'.join([reduction['name'], *fields])}")
 
 
 def _split_at_commas(values):

@@ -61,7 +61,7 @@ class OptimConfig(CheckedFields):
     lr_offset: int = choice(allowed=(0, 1))
     weight_decay: float = weight()
     betas: tuple[float, float] = several(
-        REQUIRED, number(least=0, below=1), "two numbers from 0 to below 1", length=2
+        REQUIRED, number(least=0, below=1), "two numbers of at least 0 and below 1", 2
     )
     eps: float = weight()
     clip_grad_norm: float = weight()
@@ -399,9 +399,9 @@ class RunConfig(RunFields):
         if not self.num_classes:
             self.refuse("num_classes", "1 or more in training")
         if self.model.dtype == "float16":
-            field = "config.model.dtype"
-            words = "float32, bfloat16 in training, as small gradients would vanish"
-            raise InputError(field=field, value="float16", allowed=words)
+            problem = "is 'float16', in which small gradients vanish in training"
+            found = {"field": "config.model.dtype", "value": "float16"}
+            raise InputError(problem, **found, allowed="float32, bfloat16")
         with self.optim.in_config():
             placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps

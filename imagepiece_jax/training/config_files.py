@@ -52,14 +52,14 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         with within(place=f"config file {path}"):
             get_config = runpy.run_path(str(file)).get("get_config")
             if not get_config:
-                hint = "see configs/deit_s.py for what a config file is"
+                hint = "see configs/deit_s.py for an example"
                 raise InputError("has no function get_config()", hint=hint)
             if argument and not inspect.signature(get_config).parameters:
                 allowed = "none, as get_config() of this file takes none"
                 raise InputError(field="argument", value=argument, allowed=allowed)
             config = get_config(argument) if argument else get_config()
             if not isinstance(config, ConfigDict):
-                problem = f"returns {type(config).__name__}"
+                problem = f"returns a value of type {type(config).__name__}"
                 raise InputError(problem, field="get_config()", allowed="a ConfigDict")
     except InputError:
         raise
@@ -92,7 +92,7 @@ class Overrides(tuple):
 
     def __call__(self, config):
         for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
-            if field == METHOD and text and text != config.reduction.name:
+            if field == METHOD and text not in ("", True, False, config.reduction.name):
                 with config.unlocked():
                     config.reduction = type(config)({"name": text})
             else:
@@ -120,13 +120,13 @@ PARSERS = {
 }
 
 
-def override(config: "ConfigDict", field: str, text: str | None):
+def override(config: "ConfigDict", field: str, text: str | bool):
     """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
 
     The value gets the type of the field; a method's own fields are checked by it.
 
-    text: None means true, only for a bool; "" and "None" empty a field that may be
-        empty, a placeholder of configs/base.py
+    text: --config.FIELD is True and --noconfig.FIELD False, for a switch; "" and "None"
+        empty a field that may be empty, a placeholder of configs/base.py
     Raises InputError for an unknown field, and for a value of another type.
     """
     from ml_collections import FieldReference
@@ -134,7 +134,7 @@ def override(config: "ConfigDict", field: str, text: str | None):
     *groups, leaf = field.split(".")
     if groups == ["reduction"] and field != METHOD:
         with config.unlocked():
-            config.reduction[leaf] = True if text is None else literal(text)
+            config.reduction[leaf] = literal(text) if isinstance(text, str) else text
         return
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)
@@ -146,17 +146,17 @@ def override(config: "ConfigDict", field: str, text: str | None):
         is_group = kind is type(config)
         problem = "is a group of fields" if is_group else f"is of type {kind.__name__}"
         names = ", ".join(group[leaf]) if is_group else ""
-        hint = f"set one of them: {names}" if names else "a config file sets it"
+        hint = f"set one of them: {names}" if names else "set it in a config file"
         raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
         group[leaf] = None
         return
     parse, allowed = PARSERS[kind]
-    if text is None and kind is not bool:
+    if isinstance(text, bool) and kind is not bool:
         raise InputError("has no value", field=path, allowed=allowed)
     try:
-        group[leaf] = parse("true" if text is None else text)
+        group[leaf] = parse(str(text))
     except (ValueError, KeyError):
         raise InputError(field=path, value=text, allowed=allowed) from None
 
@@ -176,12 +176,12 @@ def _no_such_file(file, argument):
     folders = (file.parent, pathlib.Path("configs"), CONFIGS)
     folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
     if file.is_dir():
-        problem, folder = "is a folder", file
+        problem, folder = "is a folder, not a file", file
     stems = sorted(path.stem for path in folder.glob("*.py"))
     stem, size = closest(file.stem, stems), re.match("deit_(ti|b)(?=_|$)", file.stem)
     if size and stem != file.stem:  # the size is an argument
         stem, argument = file.stem.replace(size[0], "deit_s", 1), size[0]
-    hint = f"{folder} has {', '.join(stems)}" if stems else ""
+    hint = f"name a file of {folder}: {'.py, '.join(stems)}.py" if stems else ""
     if stem in stems:
         path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
         hint = f"did you mean {path}?"
@@ -224,4 +224,6 @@ def _raised(error, file):
         field, similar = match.groups()
         hint = f"did you mean {similar}?" if similar else ""
         return InputError("is not a field", field=field, place=place, hint=hint)
-    return InputError(f"raises {kind}: {text.partition(chr(10))[0]}", place=place)
+    hint = "" if lines or kind != "TypeError" else f"add the argument: {file}:ARGUMENT"
+    problem = f"raises {kind}: {text.partition(chr(10))[0]}"
+    return InputError(problem, place=place, hint=hint)

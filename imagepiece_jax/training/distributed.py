@@ -91,9 +91,9 @@ def find_job(
         return None
     named = coordinator not in (None, "auto")
     numbers = {"--num_processes": num_processes, "--process_id": process_id}
-    typed = [f"{flag} {n}" for flag, n in numbers.items() if n is not None]
+    typed = [f"{flag} is {n}" for flag, n in numbers.items() if n is not None]
     if typed and not named:
-        problem = f"is {coordinator or 'missing'} with {' and '.join(typed)}"
+        problem = f"is {coordinator or 'missing'}, but {' and '.join(typed)}"
         raise InputError(problem, field=FLAG, value=coordinator, allowed=ADDRESS)
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):

@@ -119,8 +119,9 @@ class InitialWeights:
         run, fresh = self._run, self._run.init.fresh
         if fresh and not run.init.weights:
             problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
-            allowed = "(), or config.init.weights: a weights file or a run's folder"
-            run.init.refuse("fresh", allowed, problem)
+            hint = "name a weights file or the folder of a run there, or set "
+            hint += "config.init.fresh=() to train everything anew"
+            run.init.refuse("fresh", problem=problem, hint=hint)
         if self.start is None:
             return fresh_variables(model, run.image_size, run.seed)
         like = variable_shapes(model, run.image_size)

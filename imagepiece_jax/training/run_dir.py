@@ -36,7 +36,7 @@ MAY_CHANGE = (
     *("keep_every_steps", "log_every_steps", "max_skipped_steps"),
     *("progress", "pictures", "profile"),
 )
-OTHER = "another --workdir"
+OTHER = "choose another --workdir"
 PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
 
 
@@ -64,23 +64,23 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / RUN_CONFIG
     begun = took_steps(workdir)
     if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError("is not of a run", place=path, allowed=OTHER)
+        raise InputError("is not of a run", place=path, hint=OTHER)
     if begun and not path.exists():
         problem = f"holds a run without {RUN_CONFIG}"
-        raise InputError(problem, place=workdir, allowed=f"{OTHER}, or put it back")
+        raise InputError(problem, place=workdir, hint=f"{OTHER}, or put it back")
     if not begun:
         return
     old = _flat(_read(path))
     new = _flat(json.loads(json.dumps(config)))
     for name in [*new, *(name for name in old if name not in new)]:
-        before, now = old.get(name, "no such field"), new.get(name, "no such field")
+        before, now = old.get(name, "not a field"), new.get(name, "not a field")
         if before != now and name not in MAY_CHANGE:
-            problem, hint = f"is {now}, but {before} in the run there", ""
+            problem = f"is {now}, but {before} in the run there"
+            hint = f"change it back, or {OTHER}"
             if name == "epochs":  # the rates of all steps follow from it
-                hint = f"to train on, with it --config.init.weights={workdir}"
-            way = f"{before}, or {OTHER}"
-            with within("config", workdir):
-                raise InputError(problem, field=name, value=now, allowed=way, hint=hint)
+                hint += f", with --config.init.weights={workdir} to train on"
+            with within("config", f"--workdir {workdir}"):
+                raise InputError(problem, field=name, value=now, hint=hint)
 
 
 def record_start(workdir, config: dict):
@@ -232,5 +232,5 @@ def _flat(config):
 
 
 def _read(path):
-    with within(hint=f"fix it, or choose {OTHER}"):
+    with within(hint=f"fix it, or {OTHER}"):
         return files.read_json(path)

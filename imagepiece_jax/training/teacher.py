@@ -16,7 +16,7 @@ from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
-from imagepiece_jax.pretrained.runs import IMAGENET
+from imagepiece_jax.pretrained.runs import ALLOWED, IMAGENET
 from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
@@ -65,10 +65,13 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     teacher, distill, method = run.teacher, run.distill, name_of(run.reduction)
     needed = run.reduction.needs_teacher or distill.active
     if needed != bool(teacher.weights):
-        allowed = "a weights file, a folder, the folder of a run or hf://OWNER/NAME"
-        allowed = allowed if needed else "''"
-        kinds = f"config.distill.kind is {distill.kind!r} and config.reduction.name"
-        teacher.refuse("weights", f"{allowed} where {kinds} {method!r}")
+        kinds = f"config.distill.kind is {distill.kind!r} and config.reduction.name is "
+        kinds += repr(method)
+        if needed:
+            teacher.refuse("weights", ALLOWED, f"is empty, but {kinds}")
+        problem = f"is {teacher.weights!r}, but nothing learns from it, as {kinds}"
+        hint = "leave it empty, or set config.distill.kind to soft or hard"
+        teacher.refuse("weights", problem=problem, hint=hint)
     if not needed:
         return None, None
     if run.reduction.needs_teacher:

@@ -20,15 +20,16 @@ def value_of(value, x):
 
 
 NAN, INF = float("nan"), float("inf")
+LEAST = "numbers of at least"
 
 
 @pytest.mark.parametrize(
     "kind, allowed, right, wrong",
     [
         (fields.rate(), "numbers from 0 to 1", [0, 1], [-0.1, 1.1, NAN, "0.5", True]),
-        (fields.weight(), "numbers from 0", [0, 1e9], [-1, NAN, INF, "1", True, None]),
+        (fields.weight(), f"{LEAST} 0", [0, 1e9], [-1, NAN, INF, "1", True, None]),
         (fields.positive(3), "numbers above 0", [1e-9], [0, INF, None]),
-        (fields.count(least=3), "whole numbers from 3", [3], [2, 3.0, "3", True, None]),
+        (fields.count(least=3), f"whole {LEAST} 3", [3], [2, 3.0, "3", True, None]),
         (
             fields.blocks(),
             "whole numbers, such as (3, 6, 9)",
@@ -36,8 +37,8 @@ NAN, INF = float("nan"), float("inf")
             [3, ("a", 3), (1.5,), (True,), "36", None],
         ),
         (fields.choice(0, (0, 1)), "0, 1", [0, 1], [2, True, "0", None, 0.0]),
-        (fields.optional(fields.count()), "whole numbers from 0", [None, 3], [-1]),
-        (fields.number(least=0, below=1), "numbers from 0 to below 1", [0], [1, -1]),
+        (fields.optional(fields.count()), f"whole {LEAST} 0", [None, 3], [-1]),
+        (fields.number(least=0, below=1), f"{LEAST} 0 and below 1", [0], [1, -1]),
         (fields.number(above=0, most=1), "numbers above 0 and up to 1", [1], [0, 1.1]),
         (fields.number(above=0, below=1), "numbers above 0 and below 1", [0.1], [0, 1]),
         (fields.number(least=-1, most=1), "numbers from -1 to 1", [-1, 1], [-1.1, 1.1]),

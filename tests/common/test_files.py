@@ -66,7 +66,7 @@ KINDS = ("folder", "fifo", "socket", "device", "link to a device")
 def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
     path = special(tmp_path, kind)
     before, there = path.lstat(), sorted(tmp_path.iterdir())
-    reason = "Is a directory" if kind == "folder" else "It is a device or a pipe"
+    reason = "Is a directory" if kind == "folder" else "Is a device or a pipe"
     with pytest.raises(InputError, match=rf"--out .* cannot be written \({reason}\)"):
         check_writable("--out", path)
     with pytest.raises(RunError, match=rf"cannot be written \({reason}\)"):

@@ -32,4 +32,4 @@ def test_placement_splits_micro_batches_by_pairs():
 def test_batches_that_do_not_split_evenly_are_refused(batch_size):
     with refused("batch_size", batch_size) as error:
         Placement(0, 2, 2, 2).positions(batch_size)
-    assert error.value.allowed.endswith("accumulation steps = 4 * 2")
+    assert error.value.allowed.endswith("accumulation steps (4 * 2)")

@@ -194,9 +194,9 @@ def test_remedy_names_every_part_that_differs():
 
 def test_models_of_other_sizes_and_parts_are_named():
     deeper = changed("blocks.10.norm1.weight", np.zeros(6))
-    with refused("", None, "depth 3 and width 6, this one has depth 2 and width 6"):
+    with refused("", None, "width 6, but this model has depth 2 and width 6"):
         convert.from_timm(deeper, variables())
-    with refused("", None, "depth 2 and width 8, this one has depth 2 and width 6"):
+    with refused("", None, "width 8, but this model has depth 2 and width 6"):
         convert.from_timm(convert.to_timm(variables(width=8)), variables())
     conv = variables(stem="conv")
     with refused("tensor patch_embed.norm.0.running_mean", None, "is missing"):

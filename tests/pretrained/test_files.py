@@ -314,7 +314,12 @@ OBJECTS = np.array([collections.OrderedDict()], dtype=object)
     [
         ("a.npz", npz_of_two_names, "has two members named 'x'", "x"),
         ("a.npz", npz_of_one_array, "is not a state dict: it has ndarray", "ndarray"),
-        ("a.npz", npz_of_a_huge_array, "is damaged, truncated or no .npz file", None),
+        (
+            "a.npz",
+            npz_of_a_huge_array,
+            "is damaged, truncated or not a .npz file",
+            None,
+        ),
         ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty", "<U1"),
         ("a.npz", lambda path: np.savez(path, a=OBJECTS), "is damaged", None),
         ("a.safetensors", safetensors_of_float8, "is of type", "F8_E4M3"),
@@ -353,7 +358,7 @@ def test_damaged_files(tmp_path, name):
     damaged = [good[:length] for length in (0, 5, 100, len(good) // 2, len(good) - 10)]
     for content in (*damaged, b"these are no weights" * 100):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{name} is damaged, truncated or no"):
+        with pytest.raises(InputError, match=f"{name} is damaged, truncated or not a"):
             read_state_dict(path)
     if name != "a.safetensors":
         flip_bit(path, good)
@@ -403,7 +408,7 @@ def test_parts_that_lack_something(tmp_path):
     with pytest.raises(InputError, match="00002-of-00002.* is one of 2 parts; allowed"):
         read_state_dict(part)
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged, truncated or no"):
+    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged, truncated or not a"):
         read_state_dict(path)
     part.unlink()
     with pytest.raises(InputError, match=f"index.json lacks its part {PARTS[1]} besid"):

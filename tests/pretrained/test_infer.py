@@ -87,7 +87,7 @@ def test_nothing_is_guessed(name, meant):
     "given, field, value, ours",
     [
         ({}, "num_heads", ["num_heads", "mean", "std", *ALWAYS], "give num_heads=.."),
-        ({"name": "deit_s"}, "name", "deit_s", "384 wide, and these tensors are 128"),
+        ({"name": "deit_s"}, "name", "deit_s", "384, but these tensors have width 128"),
         ({"name": "deit3_small_patch16_224"}, "prefix_positions", False, "but True"),
         ({"name": "deit_s", "class_token": False}, "class_token", False, "but True"),
     ],

@@ -177,7 +177,7 @@ ADAPTER = "holds an adapter of peft, which is only what it changes in a model"
         ("config.json", b"{}", "config.json", "is empty"),
         ("config.json", b'{"peft_type": "LORA"}', "", ADAPTER),
         ("adapter_config.json", b"{}", "", ADAPTER),
-        ("notes.txt", b"", "", "is a folder without config.json"),
+        ("notes.txt", b"", "", "has no config.json"),
     ],
 )
 def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
@@ -188,7 +188,7 @@ def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
     with pytest.raises(InputError) as error:
         load.read(tmp_path)
     assert error.value.problem.startswith(problem)
-    assert error.value.place == str(tmp_path / place)
+    assert error.value.place.removeprefix("folder ") == str(tmp_path / place)
 
 
 def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
@@ -205,8 +205,8 @@ def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:
         load.read(tmp_path)
-    assert error.value.problem == "has weights, b.pth, but no config.json"
-    assert error.value.allowed == f"the file itself, {tmp_path}/b.pth"
+    assert error.value.problem == "has weights (b.pth), but no config.json"
+    assert error.value.hint.endswith(f"such as {tmp_path}/b.pth")
     run = run_folder(tmp_path / "run")
     for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
         (run / part).mkdir(parents=True)

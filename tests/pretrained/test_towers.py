@@ -319,7 +319,7 @@ def test_what_is_no_tower_of_ours_is_refused(tmp_path, changes, field, value, pr
 def test_a_lacking_file_beside_a_tower_is_named(tmp_path):
     path = llava(tmp_path)
     (path / "preprocessor_config.json").unlink()
-    message = "mean and std are in no tensor, nor does arch say; give mean"
+    message = "mean is in no tensor, nor set by arch .* std.; give mean"
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(path)
     fields = {"mean": HALF, "std": HALF}
@@ -360,7 +360,7 @@ def test_orbax_without_its_data_is_one_sentence(tmp_path):
     for part in path.iterdir():
         if part.name != "_METADATA":
             shutil.rmtree(part) if part.is_dir() else part.unlink()
-    with pytest.raises(InputError, match="truncated or no _METADATA file: ") as error:
+    with pytest.raises(InputError, match="or not a _METADATA file: ") as error:
         imagepiece_jax.load(path)
     assert "spec" not in str(error.value) and "\n" not in str(error.value)
 

@@ -77,7 +77,7 @@ def test_what_is_no_schedule_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    "value, allowed", [((4, 5), "counts that do not"), ((4, 0), "1 or more")]
+    "value, allowed", [((4, 5), "counts that do not rise"), ((4, 0), "1 or more")]
 )
 def test_lists_do_not_rise_and_leave_a_token(value, allowed):
     assert parse([4, 4, 2]) == (4, 4, 2)

@@ -29,7 +29,7 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
         ("tome:r=1:r=2", "has r twice", "one list"),
         ("evot:keep_rate=.5", "has no method 'evot'", "did you mean evit?"),
         ("zebra", "", "the methods are"),
-        ("evit:r=8", "is not a field of 'evit'", "keep_rate"),
+        ("evit:r=8", "is not a field of reduction 'evit'", "keep_rate"),
         ("evit:rate_warmup_epochs=3", "has rate_warmup_epochs, which", "macs"),
     ],
 )

@@ -26,13 +26,13 @@ NUMBERS = """augment.magnitude_std lr min_lr warmup_lr warmup_epochs weight_deca
 SHARES = """augment.prob augment.erase_prob label_smoothing mixup_prob
     mixup_switch_prob ema_decay distill.weight"""
 RANGES = {
-    "whole numbers from 0": COUNTS,
-    "whole numbers from 1": POSITIVE,
+    "whole numbers of at least 0": COUNTS,
+    "whole numbers of at least 1": POSITIVE,
     "whole numbers from 0 to 4294967295": "seed",
-    "numbers from 0": NUMBERS,
+    "numbers of at least 0": NUMBERS,
     "numbers from 0 to 1": SHARES,
     "numbers from 0 to 10": "augment.magnitude",
-    "numbers from 0.01": "distill.temperature",
+    "numbers of at least 0.01": "distill.temperature",
 }
 
 
@@ -57,12 +57,12 @@ def test_numbers_out_of_range(field, allowed):
         ({"init.fresh": "head"}, "init.fresh", "names of parts"),
         ({"init.fresh": (3,)}, "init.fresh", "names of parts"),
         *(
-            ({"betas": value}, "betas", "two numbers from 0 to below 1")
+            ({"betas": value}, "betas", "two numbers of at least 0 and below 1")
             for value in ((0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ())
         ),
         ({"best_by": "ema"}, "best_by", "'weights', 'averages'"),
         *(
-            ({"data.area": value}, "data.area", "lower one first")
+            ({"data.area": value}, "data.area", "smaller one first")
             for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,))
         ),
         # Fields that do not go together: a canvas holds what is cropped from it.

@@ -71,7 +71,7 @@ def create(name: str = "none", **fields) -> Method:
     allowed = [field.name for field in allowed]
     for field in fields:
         if field not in allowed:
-            problem, listed = f"is not a field of {name!r}", ", ".join(allowed)
-            hint = suggestion(field, allowed, f"allowed: {listed}")
+            problem = f"is not a field of reduction {name!r}"
+            hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
             raise InputError(problem, field=field, value=field, hint=hint)
     return METHODS[name](**fields)

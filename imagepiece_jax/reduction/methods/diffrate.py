@@ -110,7 +110,8 @@ class DiffRate(Method):
         if self.counts is not None:
             return method
         if self.prune is not None:
-            self.check_most("prune", model, model.patches + 1, least=2)
+            allowed = f"2 to {model.patches + 1}, one more than image tokens"
+            self.check_most("prune", model.patches + 1, allowed)
             return method
         name = BY_WIDTH.get(model.embed_dim)
         mae = model.pool == "mean" or ".mae" in (model.name or "")

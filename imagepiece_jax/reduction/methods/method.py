@@ -186,7 +186,7 @@ class Method(fields.CheckedFields):
         score = "class" if model.class_token else "received"
         return dataclasses.replace(self, score=score)
 
-    def check_most(self, field: str, model: ModelFacts, most: int, least: int = 0):
+    def check_most(self, field: str, most: int, allowed: str):
         """Raise InputError for a `field`, a count or several, of more than `most`."""
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
@@ -194,8 +194,7 @@ class Method(fields.CheckedFields):
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
         highest = max(counts, default=0)
         if highest > most:
-            tokens = f"as the first block has {model.patches} image tokens"
-            self.refuse(field, f"{least} to {most}, {tokens}", f"{verb} {highest}")
+            self.refuse(field, allowed, f"{verb} {highest}")
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
         """The fields by name; `training`: those that only training reads, too."""
@@ -239,7 +238,8 @@ class Removal(Method):
     def resolved(self, model):
         """The method for a model. InputError for more than half of its tokens."""
         name = "r" if getattr(self, "r_list", None) is None else "r_list"
-        self.check_most(name, model, model.patches // 2)
+        half, tokens = model.patches // 2, f"{model.patches} image tokens"
+        self.check_most(name, half, f"0 to {half}, half of the first block's {tokens}")
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):

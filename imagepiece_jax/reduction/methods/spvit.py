@@ -118,7 +118,7 @@ class SPViT(LearnedSelection):
         if len(rates) != len(blocks):
             self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
-            allowed = "rising blocks with rates, all of the first tokens, that do not"
+            allowed = "blocks that rise, and shares of the first tokens that do not"
             self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
 
     def scaled(self, strength, depth, patches):

@@ -126,7 +126,8 @@ class TokenLearner(Method):
     pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
     def resolved(self, model):
-        self.check_most("num_tokens", model, model.patches, least=1)
+        allowed = f"1 to {model.patches}, the first block's image tokens"
+        self.check_most("num_tokens", model.patches, allowed)
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):

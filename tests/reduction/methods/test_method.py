@@ -32,13 +32,13 @@ def test_every_field_is_checked_and_its_default_allowed(name, field):
 
 NAN = float("nan")
 KINDS = [  # (method, field, values that it refuses, what it allows)
-    ("dynamicvit", "ratio_weight", (-1.0,), "from 0"),
-    ("dynamicvit", "kl_weight", (NAN,), "from 0"),
-    ("dynamicvit", "token_weight", ("1",), "from 0"),
+    ("dynamicvit", "ratio_weight", (-1.0,), "least 0"),
+    ("dynamicvit", "kl_weight", (NAN,), "least 0"),
+    ("dynamicvit", "token_weight", ("1",), "least 0"),
     ("dynamicvit", "backbone_lr", (1.5,), "from 0 to 1"),
-    ("dynamicvit", "frozen_epochs", (-1,), "from 0"),
-    ("grid_pooling", "grid_size", (0, -1, 2.0, True, "7"), "numbers from 1"),
-    ("grid_pooling", "block", (-1,), "numbers from 0"),
+    ("dynamicvit", "frozen_epochs", (-1,), "least 0"),
+    ("grid_pooling", "grid_size", (0, -1, 2.0, True, "7"), "least 1"),
+    ("grid_pooling", "block", (-1,), "least 0"),
     ("grid_pooling", "counts", ((50,) * DEPTH,), "such as 49 and 64"),
     ("imagepiece", "schedule", ("C",), "'A', 'B'"),
     ("imagepiece", "merge_base", ("some",), "'all', 'candidates'"),
@@ -59,31 +59,31 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("imagepiece_dynamicvit", "inattentive", ("tome",), "mode 'topk'"),
     ("spvit", "keep_rates", ((0.5,), 0.5), "one for each of blocks"),
     ("spvit", "keep_rates", ((0.5, 1.5, 0.2),), "from 0 to 1"),
-    ("spvit", "keep_rates", ((0.2, 0.5, 0.7),), "rising blocks with"),
+    ("spvit", "keep_rates", ((0.2, 0.5, 0.7),), "blocks that rise"),
     ("spvit", "package_norm", ("mean",), "'none', 'score', 'count'"),
     ("spvit", "share_heads", (2,), "True, False"),
-    ("token_learner", "num_tokens", (0, 2.0), "from 1"),
+    ("token_learner", "num_tokens", (0, 2.0), "least 1"),
     ("token_learner", "num_tokens", (197,), "1 to 196"),
-    ("token_learner", "block", (-1, "7"), "from 0"),
-    ("token_learner", "bottleneck_dim", (-1,), "from 1"),
+    ("token_learner", "block", (-1, "7"), "least 0"),
+    ("token_learner", "bottleneck_dim", (-1,), "least 1"),
     ("token_learner", "version", ("v2",), "'v1.1', 'v1.0'"),
     ("token_learner", "pooling", ("max",), "'sum', 'mean'"),
     ("token_pooling", "keep_rate", (1.5,), "0 to 1"),
     ("token_pooling", "blocks", ((3, 6.5), 3), "whole numbers"),
     ("token_pooling", "algorithm", ("dbscan",), "'kmedoids', 'kmeans'"),
     ("token_pooling", "score", ("rows",), "'auto', 'class', 'received'"),
-    ("token_pooling", "iterations", (0,), "from 1"),
-    ("tome", "r", (-1, 2.5, True), "whole numbers from 0"),
-    ("tome", "r", (99,), "0 to 98, as the first block has 196 image tokens"),
+    ("token_pooling", "iterations", (0,), "least 1"),
+    ("tome", "r", (-1, 2.5, True), "whole numbers of at least 0"),
+    ("tome", "r", (99,), "0 to 98, half of the first block's 196 image tokens"),
     ("tome", "inflection", (1.5, "0", NAN), "from -1 to 1"),
     ("tome", "r_list", ((1,) * 13,), f"at most {DEPTH}"),
     ("tome", "r_list", ((0.5, 1), 5, (4, -4)), "whole numbers"),
     ("tome", "r_list", ((0, 0, 500),), "0 to 98"),
     ("tome", "metric", ("keys",), "'key', 'query', 'value', 'token'"),
-    ("dtem", "r", (200,), "0 to 98, as the first block has 196"),
+    ("dtem", "r", (200,), "0 to 98, half of"),
     ("dtem", "r_list", ((99,),), "0 to 98"),
     ("mctf", "r", (-1, 1.5, "16", True, None), "shares"),
-    ("mctf", "r", (99,), "0 to 98, as the first block has 196"),
+    ("mctf", "r", (99,), "0 to 98, half of"),
     ("mctf", "similarity", (0, -1, float("inf")), "above 0"),
     ("mctf", "attention", (0, -1, float("inf")), "above 0"),
     ("mctf", "sizes", (0, -1, float("inf")), "above 0"),
@@ -100,10 +100,10 @@ REFUSED = [  # (method, its fields, the one that is refused, what is allowed)
         for value in values
     ],
     ("imagepiece", {"inattentive": "tome", "keep_rate": 0.4}, "keep_rate", "from 0.5"),
-    ("spvit", {"blocks": (6, 3, 9)}, "keep_rates", "rising blocks with"),
+    ("spvit", {"blocks": (6, 3, 9)}, "keep_rates", "blocks that rise"),
     ("diffrate", {"prune": (9, 8), "merge": (9, 8)}, "prune", f"{DEPTH}, one for each"),
-    ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "numbers from 2"),
-    ("diffrate", {"prune": (577,) * 10, "merge": (9,) * 10}, "prune", "2 to 197, as"),
+    ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "least 2"),
+    ("diffrate", {"prune": (577,) * 10, "merge": (9,) * 10}, "prune", "2 to 197, one"),
     ("evit", {"counts": (9,) * 12, "rate_warmup_epochs": 5}, "rate_warmup_epochs", "0"),
     ("evit", {"fuse_token": True, "fate": "drop"}, "fate", "a method that merges"),
     ("dpc_knn", {"learned_weights": True, "fate": "drop"}, "fate", "a method that"),
@@ -185,7 +185,7 @@ def test_blocks_that_do_not_fit_are_refused(name, fields):
     with pytest.raises(InputError) as error:
         build(DEPTH, 196, create(name, **fields).steps(DEPTH))
     assert error.value.value in np.atleast_1d(blocks)
-    assert "one a block" in error.value.allowed or "0 to 9" in error.value.allowed
+    assert "one step per" in error.value.allowed or "0 to 9" in error.value.allowed
 
 
 @pytest.mark.parametrize(
