@@ -314,12 +314,7 @@ OBJECTS = np.array([collections.OrderedDict()], dtype=object)
     [
         ("a.npz", npz_of_two_names, "has two members named 'x'", "x"),
         ("a.npz", npz_of_one_array, "is not a state dict: it has ndarray", "ndarray"),
-        (
-            "a.npz",
-            npz_of_a_huge_array,
-            "is damaged, truncated or not a .npz file",
-            None,
-        ),
+        ("a.npz", npz_of_a_huge_array, "is damaged, truncated or not a .npz", None),
         ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty", "<U1"),
         ("a.npz", lambda path: np.savez(path, a=OBJECTS), "is damaged", None),
         ("a.safetensors", safetensors_of_float8, "is of type", "F8_E4M3"),

@@ -120,10 +120,7 @@ def test_a_run_of_an_earlier_version(tmp_path, group, old, now, field):
 
 @pytest.mark.parametrize(
     "text, message",
-    [
-        (None, "a run without config.json; choose"),
-        ("{", "config.json is not JSON"),
-    ],
+    [(None, "a run without config.json; choose"), ("{", "config.json is not JSON")],
 )
 def test_a_run_without_its_config_is_refused(tmp_path, text, message):
     started(tmp_path)

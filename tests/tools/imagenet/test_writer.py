@@ -122,7 +122,7 @@ def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         writer.write(small[0], parts)
     assert writer.existing(parts) is None
-    with pytest.raises(InputError, match="does not hold it as complete"):
+    with pytest.raises(InputError, match="has no complete array_record"):
         open_source("imagenet2012", "train", num_classes=1000, data_dir=parts)
     calls = []
     writer.write(small[0], parts, advance=lambda *args, **of: calls.append((args, of)))
