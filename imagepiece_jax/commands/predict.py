@@ -56,8 +56,8 @@ def main(words):
             kernels=config.model.kernels,
         )
     except InputError as error:
-        flag = f"--{error.field}"
-        error.field = flag if flag in ("--labels", "--top") else error.field
+        if error.field in ("labels", "top"):
+            error.field = f"--{error.field}"
         raise
     answers, damaged = {}, 0
     for file, predictions in zip(files, predict.stream(files), strict=True):

@@ -67,10 +67,9 @@ def parse_sweeps(texts):
 
 def naming(reduction):
     """InputErrors raised inside name a reduction of --sweep; None: none of it."""
-    if reduction is None:
-        return within()
-    fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
-    return within(place=f"--sweep {':'.join([reduction['name'], *fields])}")
+    fields = (reduction or {}).items()
+    parts = [str(v) if k == "name" else f"{k}={v}" for k, v in fields]
+    return within(place=f"--sweep {':'.join(parts)}" if parts else "")
 
 
 def _split_at_commas(values):

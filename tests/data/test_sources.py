@@ -310,7 +310,9 @@ def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
     for shard in torn.glob("imagenet2012/*/*train*"):
         shard.write_bytes(b"torn")
     for folder in (empty, torn):
-        message = f"config.data.dir {folder} does not hold it.*prepare.* --dir {folder}"
+        message = (
+            f"config.data.dir '{folder}' has no complete.*prepare.* --dir {folder}"
+        )
         with pytest.raises(InputError, match=f"(?s){message}.*configs/quickstart"):
             open_source("imagenet2012", "train", data_dir=folder)
 

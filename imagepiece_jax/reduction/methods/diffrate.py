@@ -110,7 +110,7 @@ class DiffRate(Method):
         if self.counts is not None:
             return method
         if self.prune is not None:
-            allowed = f"2 to {model.patches + 1}, one more than image tokens"
+            allowed = f"2 to {model.patches + 1}, one more than the image tokens"
             self.check_most("prune", model.patches + 1, allowed)
             return method
         name = BY_WIDTH.get(model.embed_dim)

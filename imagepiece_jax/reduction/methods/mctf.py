@@ -125,7 +125,7 @@ class MCTF(Removal):
     small = {"r": 7}
 
     # Tokens that a block loses; below 1 their share.
-    r: float = checked(16, _removed, "whole numbers, and shares below 1")
+    r: float = checked(16, _removed, "integers, and shares of at least 0 and below 1")
     blocks: tuple[int, ...] | None = optional(blocks())
     similarity: float = positive(1.0)  # temperature of the similarity
     attention: float = positive(20.0)  # of the attention received: little is better
