@@ -181,8 +181,7 @@ class Files:
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
                     problem = f"{path} is also the file of --{first}"
-                    hint = "choose another file"
-                    raise InputError(problem, field=f"--{flag}", hint=hint)
+                    raise InputError(problem, field=f"--{flag}", hint="choose another")
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

@@ -132,10 +132,9 @@ def _label(text, num_classes):
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
     if label < 0 or (num_classes and label >= num_classes):
-        allowed = "whole numbers of at least 0"
+        allowed = "the whole numbers from 0"
         if num_classes:
-            of = f"(config.num_classes is {num_classes})"
-            allowed = f"the whole numbers from 0 to {num_classes - 1} {of}"
+            allowed += f" to {num_classes - 1} (config.num_classes is {num_classes})"
         raise InputError(field="label", value=text, allowed=allowed)
     return label
 
