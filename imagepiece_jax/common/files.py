@@ -36,7 +36,8 @@ def lock(file, flag):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        problem, hint = f"{folder} is in use by another process", "choose another, or wait"
+        problem = f"{folder} is in use by another process"
+        hint = "choose another, or wait for it"
         raise InputError(problem, field=flag, value=folder, hint=hint) from error
     except OSError as error:
         text = "%s cannot be locked (%s): two processes that write into %s would not "
@@ -51,7 +52,8 @@ def open_locked(flag, path, mode, **options):
     try:
         file = open(path, mode, **options)
     except OSError as error:
-        problem, hint = f"{folder} cannot be written ({error.strerror})", "choose another"
+        problem = f"{folder} cannot be written ({error.strerror})"
+        hint = "choose another"
         raise InputError(problem, field=flag, value=folder, hint=hint) from error
     lock(file, flag)
     return file

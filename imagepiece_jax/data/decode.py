@@ -170,5 +170,6 @@ class Unreadable:
             file, reason = next(iter(self.names.items()))
             problem = f"{self.count} of {total} images cannot be read, the first is "
             problem += f"{file} ({reason})"
-            allowed = f"at most {MAX_SHARE:.0%}"
-            raise InputError(problem, value=self.count, allowed=allowed)
+            raise InputError(
+                problem, value=self.count, allowed=f"at most {MAX_SHARE:.0%}"
+            )

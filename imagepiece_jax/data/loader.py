@@ -159,7 +159,7 @@ class TrainBatches(BatchSequence):
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**64:
-            raise InputError(field="seed", value=self.seed, allowed="0..2**64-1")
+            raise InputError(field="seed", value=self.seed, allowed="0 to 2**64 - 1")
         self.grid = self.placement.positions(self.batch_size)
         self.steps = max(0, self.stop_step - self.start_step)
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)

@@ -288,17 +288,16 @@ def _unknown(lacking, partial, sizes, parts):
         hint = f"name a model of width {width}{candidates}, or {give}"
         return InputError(problem, field="name", value=name, hint=hint)
     problem = "is in no tensor"
-    others = f" (the same holds for {', '.join(rest)})" if rest else ""
+    also = f" (the same holds for {', '.join(rest)})" if rest else ""
     if name or partial.arch:
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        problem += f", nor set by {repr(name) if name else 'arch'}{others}"
+        problem += f", nor set by {repr(name) if name else 'arch'}{also}"
         return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give] if {*lacking} <= {*NAMELESS} else []
     if candidates or not ways:
         ways.insert(0, f"say which model it is, name=..{candidates}")
-    hint = ", or ".join(ways)
-    return Unnamed(problem + others, field=first, value=lacking, hint=hint)
+    return Unnamed(problem + also, field=first, value=lacking, hint=", or ".join(ways))
 
 
 def _candidates(sizes, parts, normalized):

@@ -67,8 +67,7 @@ def parse_sweeps(texts):
 
 def naming(reduction):
     """InputErrors raised inside name a reduction of --sweep; None: none of it."""
-    fields = (reduction or {}).items()
-    parts = [str(v) if k == "name" else f"{k}={v}" for k, v in fields]
+    parts = [v if k == "name" else f"{k}={v}" for k, v in (reduction or {}).items()]
     return within(place=f"--sweep {':'.join(parts)}" if parts else "")
 
 

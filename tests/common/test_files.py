@@ -272,6 +272,6 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
     check_writable("--plot", path, writes=[".png"])
     for name in ("config.json", "classes.json", "run.json"):
         (tmp_path / name).write_text("{}")
-        with pytest.raises(InputError, match=f"--json .*{name} is read here"):
+        with pytest.raises(InputError, match=f"--json .*{name} is read by this"):
             check_writable("--json", tmp_path / name, own_files(tmp_path))
     check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
