@@ -170,6 +170,5 @@ class Unreadable:
             file, reason = next(iter(self.names.items()))
             problem = f"{self.count} of {total} images cannot be read, the first is "
             problem += f"{file} ({reason})"
-            raise InputError(
-                problem, value=self.count, allowed=f"at most {MAX_SHARE:.0%}"
-            )
+            allowed = f"at most {MAX_SHARE:.0%}"
+            raise InputError(problem, value=self.count, allowed=allowed)
