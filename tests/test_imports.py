@@ -172,6 +172,7 @@ BAD = """
 ~.training.trainer | from ~.benchmark import device
 ~.benchmark.device | from ~.commands import benchmark
 experiments.rows | from ~.evaluate.accuracy import _sums
+experiments.rows | from tools import h200
 ~.visualize.html | from ~.benchmark import device
 ~.commands.describe | import configs.base
 ~.commands.describe | from tests import oracles
