@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from configs import base
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models.cost import model_macs

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.layout import Placement, device_samples
+from imagepiece_jax.common.placement import Placement, device_samples
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, RunError
 

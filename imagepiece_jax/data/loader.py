@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common.layout import ONE_DEVICE, Placement
+from imagepiece_jax.common.placement import ONE_DEVICE, Placement
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
 from imagepiece_jax.data.source import Source

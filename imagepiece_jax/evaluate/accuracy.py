@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.common.layout import ONE_DEVICE
+from imagepiece_jax.common.placement import ONE_DEVICE
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics

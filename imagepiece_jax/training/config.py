@@ -28,7 +28,7 @@ from imagepiece_jax.common.fields import (
     weight,
 )
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common import parallel, progress, xla_options
-from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import distributed, run_dir, trainer
 from tests import compiling, forked, runs

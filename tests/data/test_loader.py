@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.transforms import CanvasTransform

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.transforms import CanvasTransform
 from tests.data import noise

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import base, deit_s_evit
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training.config import RunConfig

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer

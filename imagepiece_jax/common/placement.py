@@ -1,4 +1,4 @@
-"""Layout of a batch over devices."""
+"""Placement of a batch over devices and hosts."""
 
 import dataclasses
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax.common.layout import Placement, device_samples
+from imagepiece_jax.common.placement import Placement, device_samples
 from tests.refused import refused
 
 
