@@ -23,7 +23,10 @@ INPUTS = 4  # different ones, in rotation
 
 
 def use(name: str):
-    """Select "cpu", "gpu" or JAX's "default" device; InputError if it is missing."""
+    """Select "cpu", "gpu" or JAX's "default" device, before anything is computed.
+
+    Raises InputError if it is missing.
+    """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:

@@ -26,7 +26,10 @@ def modes(values: list[str]) -> list[str]:
 
 
 def batch_sizes(texts: list[str]) -> list[int]:
-    """["8,1", "2"] -> [8, 2, 1]: each once, the largest first; or InputError."""
+    """["8,1", "2"] -> [8, 2, 1]: each once, the largest first.
+
+    Raises InputError for anything but whole numbers from 1.
+    """
     words = [word for text in texts for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:

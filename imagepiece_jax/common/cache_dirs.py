@@ -23,7 +23,10 @@ def folder(kind: str) -> pathlib.Path:
 
 
 def check_owner(*paths: pathlib.Path) -> None:
-    """PermissionError for a path of another user than root: its code would be run."""
+    """Raise PermissionError for a path that another user made: its code would be run.
+
+    Root's paths pass: root can do anything anyway.
+    """
     for path in paths:
         if path.exists() and owner(path) not in (os.geteuid(), 0):
             reason = f"belongs to another user ({owner(path)}), whose code is not run"

@@ -46,7 +46,10 @@ def lock(file, flag):
 
 
 def open_locked(flag, path, mode, **options):
-    """Open a file in the folder of `flag` and `lock` it; InputError where it fails."""
+    """Open a file that no other process can lock; its folder, of `flag`, is made.
+
+    Raises InputError where it cannot be written, or another process has locked it.
+    """
     folder = str(pathlib.Path(path).parent)
     make_folder(flag, folder)
     try:
@@ -122,7 +125,11 @@ def check_writable(flag, path, read=(), writes=()):
 
 
 def replace_file(path, content):
-    """Write a whole file of text or bytes, or nothing; RunError where it fails."""
+    """Write a whole file of text or bytes, or nothing.
+
+    Text is written as UTF-8, with backslash escapes for file names that are not UTF-8.
+    Raises RunError where it cannot be written.
+    """
     text = isinstance(content, str)
     # Escapes stand for what is not UTF-8 in the names of files.
     data = content.encode(errors="backslashreplace") if text else content

@@ -18,7 +18,10 @@ def described(image_size) -> str:
 
 
 def cut_to_patches(images, patch_size):
-    """Images [B, H, W, 3] cut to whole patches, and the (rows, columns) of these."""
+    """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
+
+    A model cuts off the rest at the bottom and on the right.
+    """
     grid = tuple(side // patch_size for side in images.shape[1:3])
     height, width = (patch_size * count for count in grid)
     return images[:, :height, :width], grid

@@ -53,7 +53,10 @@ class StepWriter:
         self._manager.delete(step)
 
     def save(self, step, arrays, meta):
-        """Start writing arrays by "/"-joined keys; returns when they may be changed."""
+        """Start writing; returns when `arrays` may be changed again.
+
+        arrays: by name; "/" separates the keys of nested dicts
+        """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
             meta=ocp.args.JsonSave(meta),

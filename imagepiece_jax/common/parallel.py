@@ -40,7 +40,10 @@ def gather(text):
 
 
 def exchange(value):
-    """The JSON `value` of every process, tuples as lists; or the InputError of one."""
+    """The JSON `value` of every process, in their order; tuples come back as lists.
+
+    Raises InputError if one of them reports an error.
+    """
     texts = gather(json.dumps({"value": value}))
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
@@ -240,7 +243,11 @@ def are_crowded() -> bool:
 
 
 def forget_programs():
-    """Unload programs without a reference, which `jax.pmap` itself never frees."""
+    """Unload the programs of mapped functions without a reference.
+
+    `jax.pmap` never frees its caches. Mapped functions with a reference keep their
+    programs; other functions compile again when they are called.
+    """
     jax.clear_caches()
 
 
@@ -273,7 +280,10 @@ def unreplicate(tree):
 
 
 def shard(tree):
-    """This process's samples, split: [n, ...] -> [devices, n / local devices, ...]."""
+    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...].
+
+    Raises InputError where n is no multiple of the local devices.
+    """
     count, field = len(local_devices()), "batch_size"
 
     def put(x):
@@ -304,7 +314,10 @@ def positions(micro_batch_size):
 
 
 def reverse(tree):
-    """Inside `pmap`: sample i of the global batch becomes sample B - 1 - i."""
+    """Inside `pmap`: sample i of the global batch becomes sample B - 1 - i.
+
+    Partners are on one device, but for the middle one of an odd number.
+    """
     count = jax.lax.axis_size(AXIS)
     partners = [(device, count - 1 - device) for device in range(count)]
 

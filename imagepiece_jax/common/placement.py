@@ -34,7 +34,10 @@ class Placement:
     accumulation: int = 1
 
     def positions(self, batch_size: int) -> np.ndarray:
-        """Positions in a batch, int64 [local_devices, accumulation, m]; InputError."""
+        """Positions in the global batch, int64 [local_devices, accumulation, m].
+
+        Raises InputError where the batch cannot be split evenly.
+        """
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
             allowed = f"positive multiples of {devices * self.accumulation}, which is "

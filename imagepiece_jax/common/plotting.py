@@ -108,8 +108,12 @@ def draw_values(image, values, grid, colormap="inferno", scale=1):
 def token_page(path, images, sources, grid, titles):
     """Write one PNG with a row per image: the input, then its tokens after each step.
 
-    images: uint8 [H, W, 3], all of one size; each has a title
+    The number of tokens is written under each title.
+
+    images: uint8 [H, W, 3], all of one size
     sources: for each image a list of (title, source), such as ("after block 3", source)
+    grid: as for `draw_groups`
+    titles: one for each image
     """
     scale = enlargement(images[0])
     rows = []

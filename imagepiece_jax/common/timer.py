@@ -35,7 +35,10 @@ class TimedCall:
 
 
 def job(call: Callable[[int], Any]) -> TimedCall:
-    """The TimedCall of `call(number)` -> JAX arrays; a CPU runs one call at a time."""
+    """The TimedCall of `call(number)`, which returns JAX arrays.
+
+    On a CPU one call runs at a time, as in PyTorch.
+    """
     ahead = 0 if jax.devices()[0].platform == "cpu" else AHEAD
     return TimedCall(call, jax.block_until_ready, ahead)
 

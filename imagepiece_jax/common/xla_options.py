@@ -45,7 +45,10 @@ def layer_dtype():
 
 
 def check_dtype(dtype: str, platform: str | None = None):
-    """Raise InputError for a dtype that a platform (None: here) cannot compute in."""
+    """Raise InputError for a dtype of layers that a platform cannot compute in.
+
+    platform: None is that of the first device
+    """
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
         problem = "is 'float16', in which CPUs compute no attention"

@@ -61,7 +61,10 @@ def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
 
 
 def shortened(names: Names | None) -> Names | None:
-    """The names of a label map, `imagenet_names` where all are ImageNet's classes."""
+    """The names of a label map, `imagenet_names` where it is one of ImageNet-1k.
+
+    Each class then has its WordNet ID or some of its lemmas for a name.
+    """
     if names is None or len(names) != len(imagenet_names()):
         return names
     for label, name in enumerate(names):

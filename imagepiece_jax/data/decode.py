@@ -68,7 +68,10 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
 
 
 def size(file) -> tuple[int, int] | None:
-    """(height, width) of an image as stored, by its header; None if unreadable."""
+    """(height, width) of an image as it is stored, by its header; None if unreadable.
+
+    file: a path, or an open binary file
+    """
     try:
         with Image.open(file) as image:
             return image.height, image.width
@@ -140,7 +143,11 @@ def _eight_bits(values, mode):
 
 
 class Unreadable:
-    """The damaged files of a source: each is logged once, too many stop the run."""
+    """The damaged files of one source: each is logged once, and too many stop the run.
+
+    `names` maps the files met so far to the reason, in the order in which they were
+    met; `count` is their number.
+    """
 
     def __init__(self):
         self.names = {}  # of the files met so far, in order: the reason

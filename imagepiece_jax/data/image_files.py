@@ -11,7 +11,10 @@ from imagepiece_jax.errors import InputError, within
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:
-    """The files that `words` name, folders by their images; InputError without any."""
+    """The files that `words` name; a folder stands for its images, in order of name.
+
+    Raises InputError where there is none.
+    """
     if not words:
         raise InputError("no images are named", hint="name image files or folders")
     files = []
@@ -27,7 +30,10 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
 
 
 def sizes_note(files: list[pathlib.Path], transform) -> str | None:
-    """`transform.note` on the sizes, as they are stored, of the readable `files`."""
+    """`transform.note` of the readable images among `files`, upright as they are shown.
+
+    Sizes are those that are stored, so images on their side have another.
+    """
     return transform.note(filter(None, map(decode.size, files)), len(files))
 
 

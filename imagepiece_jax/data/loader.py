@@ -42,7 +42,10 @@ _ORDER, _TRANSFORM = 0, 1
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Whole batches in `length` images; InputError where there is none."""
+    """Whole batches in `length` images; the remainder is left out.
+
+    Raises InputError where there is none.
+    """
     if length < batch_size:
         problem = f"is {batch_size}, but the training data has only {length} images"
         allowed = f"1 to {length}"

@@ -182,7 +182,10 @@ def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def resize_exactly(
     image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3]."""
+    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3].
+
+    interpolation: "bicubic" or "bilinear"
+    """
     how = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), how))
 

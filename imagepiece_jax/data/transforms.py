@@ -68,7 +68,11 @@ def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
 
 
 def shift(image, rng, pixels):
-    """Move the image by up to `pixels`, zeros behind it, as DeiT moves small images."""
+    """Move the image by up to `pixels` in either direction, padding with zeros.
+
+    The result has the same shape. DeiT does so with small images, by padding and a
+    random crop.
+    """
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))

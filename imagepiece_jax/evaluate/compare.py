@@ -180,7 +180,11 @@ def match(
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """These methods and the references, or all, and controls; or InputError."""
+    """Methods to compare: these and the references; all where none is named.
+
+    ImagePiece is followed by its controls.
+    Raises InputError for another name.
+    """
     every = [name for name in METHODS if name != settings.DENSE["name"]]
     for name in names:
         if name not in every:

@@ -195,7 +195,10 @@ def fields(setting: Mapping[str, Any]) -> str:
 
 
 def absent_table(report: Report) -> str:
-    """Table of `left_out`, methods without a setting at a share or any; or ""."""
+    """Table of methods without a setting at a share, or at any: `left_out`.
+
+    Empty where everything has one.
+    """
     absent = report["left_out"]
     if not absent:
         return ""

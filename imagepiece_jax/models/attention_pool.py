@@ -10,7 +10,10 @@ from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):
-    """Tokens x [B, N, D], sizes and mask (or None), as pooling by mean or map reads."""
+    """Tokens x, sizes and mask (or None) that pooling by mean or map reads.
+
+    x: [B, N, D], all tokens of `state`
+    """
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
     front = state.num_prefix

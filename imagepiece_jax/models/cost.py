@@ -82,7 +82,10 @@ def model_macs(model, image_size):
 
 
 def dead_macs(model):
-    """MACs of one image that `ViT.head_only` saves: an int."""
+    """MACs of one image that `ViT.head_only` saves: an int.
+
+    `model_macs` counts them, as published figures do.
+    """
     layer, queries = model.plan[-1], model.arch.head_tokens
     if queries is None:
         return 0

@@ -168,7 +168,11 @@ STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an image, cut to full patches, into tokens, by a name of STEMS."""
+    """MACs that turn an RGB image, cut to full patches, into tokens.
+
+    stem: a name of STEMS
+    image_size: pixels a side, or (height, width)
+    """
     tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim

@@ -33,7 +33,10 @@ def variable_shapes(model, image_size):
 
 
 def fresh_variables(model, image_size, seed, parts=None):
-    """Variables of `model` drawn from `seed`: `parts` by name; None: all."""
+    """Variables of `model` drawn from `seed`.
+
+    parts: names of those to draw; None: all
+    """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.

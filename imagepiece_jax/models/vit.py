@@ -45,7 +45,11 @@ class Outputs:
 def drop_path_scale(keys, depth, rate):
     """Factor of each residual branch, [B, depth, 2] float32: 0, or 1 / (1 - p) (DeiT).
 
-    p grows linearly over the blocks to `rate`; both branches draw by `keys` [B].
+    p grows linearly over the blocks; both branches of a block have it, and independent
+    draws.
+
+    keys: [B]
+    rate: p of the last block
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -277,7 +281,11 @@ class ViT(nn.Module):
 def final_norm(
     model: ViT, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The norm of all tokens [.., D] before the head; identity if there is none."""
+    """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
+
+    In a model without one, such as those whose pooled vector is normed, it changes
+    nothing.
+    """
     if not model.arch.final_norm:
         return lambda x: x
     norm = LayerNorm(jnp.float32, model.arch.norm_eps)

@@ -49,7 +49,12 @@ class Declared:
 
 
 def check_plan(plan, arch, grid):
-    """Raise InputError for the first step of a plan that model or grid do not allow."""
+    """Check that attention, model and grid have what the steps of a plan ask for.
+
+    arch: an `Architecture`
+    grid: (height, width) of the patches
+    Raises InputError, which names the block, for the first step that asks for more.
+    """
     lacking = lacking_scores(arch)
     for block, layer in enumerate(plan):
         if layer.step is None:
@@ -162,7 +167,11 @@ def check(result, counts):
 
 
 def check_results(plan, results):
-    """`check` what the steps of a plan decided; an InputError names the step."""
+    """`check` what each step of `plan` decided.
+
+    results: one for each step that changes something, such as `Outputs.results`
+    Raises InputError, which names the step, for one that breaks the contract.
+    """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
         with naming(layer.step.reducer, block):
@@ -171,6 +180,9 @@ def check_results(plan, results):
 
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     """Check the first step of each kind of reducer on random tokens, without a model.
+
+    It takes a second for a kind; `check_results` sees all steps, of a model that has
+    run.
 
     grid: (height, width) of the patches
     Raises InputError, which names the step, for one that breaks the contract.

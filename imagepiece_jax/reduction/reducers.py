@@ -31,7 +31,10 @@ SCORES = {
 
 
 class Reducer:
-    """Base of all reducers: frozen dataclasses, or Flax modules where they learn."""
+    """Base of all reducers: frozen dataclasses, or Flax modules where they learn.
+
+    Called as reducer(taps, counts, train).
+    """
 
     # The fields of Taps that it reads, of those of `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -56,7 +59,10 @@ class Reducer:
         return "rng" in self.needs
 
     def check_grid(self, grid: tuple[int, int] | None):
-        """Raise InputError for a grid (height, width), or None, of another kind."""
+        """Raise InputError for a grid (height, width) of patches that does not suit it.
+
+        grid: None where a reduction before it left no grid
+        """
 
 
 class MaskingReducer(Reducer):

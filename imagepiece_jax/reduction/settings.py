@@ -16,7 +16,10 @@ ADDED = ("score", "inattentive")  # fields whose default is what methods did bef
 
 
 def with_defaults(reduction):
-    """A reduction (None: dense) with all fields that decide what it computes."""
+    """A reduction with all fields that decide what it computes.
+
+    reduction: a dict of a name and fields; None or empty: the dense model
+    """
     fields, of_model = split(reduction or DENSE)
     method = methods.create(**fields)
     defaults = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}

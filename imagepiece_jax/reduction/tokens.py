@@ -221,7 +221,12 @@ def merge_map(weights, result, size):
 
 
 def mean_coordinates(state, result, index=None):
-    """Means over the patches of each slot of an Assignment, [B, n_out, 2], or None."""
+    """Coordinates of each slot of an Assignment: means over its patches.
+
+    result: the Assignment
+    index: the SlotIndex of its map, if there is one
+    Returns [B, n_out, 2], or None where the state has no coordinates.
+    """
     if state.coordinates is None:
         return None
     size = state.size[:, state.num_prefix :]

@@ -137,7 +137,10 @@ class Checkpoints:
         """Raise InputError where the disk cannot hold a run's checkpoints.
 
         Counted are the newest of each kind and one more being written, and those that
-        are never removed in so many steps.
+        are never removed.
+
+        state: any tree with its shapes and dtypes
+        steps: of the whole run
         """
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         count = len(KINDS) * (KEEP + 1)

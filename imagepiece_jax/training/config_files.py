@@ -26,7 +26,11 @@ _, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
-# What ml_collections says of a field that does not exist.
+# What ml_collections says of a value of another type, and of a field that is none.
+OTHER_TYPE = re.compile(
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type .*"
+    r" cannot be casted to type <class '(?:.*\.)?(\w+)'>"
+)
 NO_FIELD = re.compile(r'Key "(\w+)" does not exist.*?(?:Did you mean "(\w+)"|$)', re.S)
 
 
@@ -220,6 +224,9 @@ def _raised(error, file):
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
+    if match := OTHER_TYPE.search(text):
+        field, value, allowed = match.groups()
+        return InputError(field=field, place=place, value=value, allowed=allowed)
     if match := NO_FIELD.search(text):
         field, similar = match.groups()
         hint = f"did you mean {similar}?" if similar else ""

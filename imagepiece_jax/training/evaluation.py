@@ -25,7 +25,15 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps; compiled before anything is to be saved."""
+    """Evaluates a `Run` between its steps.
+
+    Its program is compiled at once, before there is anything to save; that of a batch
+    of training images, with the first of them.
+
+    reader: the DataLoader of the run
+    log: its RunLog
+    request: its StopRequest
+    """
 
     def __init__(self, run, reader, log, request):
         self._run, self._reader, self._log, self._request = run, reader, log, request

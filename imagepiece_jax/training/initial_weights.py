@@ -141,7 +141,10 @@ class InitialWeights:
         return self._started(dense)
 
     def teacher_variables(self, model):
-        """The variables of the teacher, a dense `model`; InputError for a misfit."""
+        """The frozen variables of the method's teacher, a dense `model`.
+
+        Raises InputError where config.teacher.weights is empty or does not fit.
+        """
         with of_teacher():
             return self._fitted(self.teacher, model)
 

@@ -96,7 +96,9 @@ class MetricWriter:
         The line is on disk when this returns: write a step's lines before saving its
         checkpoint, else a kill between the two loses them.
 
-        values: numbers, 0-d arrays too; NaN and infinities become null
+        kind: "train", "eval", ...
+        values: strings, None, or numbers (0-d arrays too); NaN and infinities become
+            null
         Raises RunError where the line cannot be written.
         """
         if self._lines is None:
@@ -275,7 +277,11 @@ class RunLog:
             self.restart_clock()
 
     def evaluation(self, kind, step, result, name="", who=""):
-        """Write and print an evaluation after `step`, of kind "eval" or "init"."""
+        """Write and print an evaluation after `step`.
+
+        kind: "eval" or "init"; that of a named set is "eval/NAME"
+        who: the first words about the accuracy
+        """
         epoch = step / self._length.steps_per_epoch
         kind = f"{kind}/{name}" if name else kind
         self._writer.write_line(kind, step, epoch=epoch, **result)

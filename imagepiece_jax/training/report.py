@@ -181,7 +181,12 @@ def _check_reductions(run):
 
 
 def final_table(workdir, config, model, progress):
-    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
+    """Results of a run: accuracy, tokens, cost, time, and where everything is.
+
+    config: the RunConfig
+    model: as it is evaluated
+    progress: the run's Progress
+    """
     best = progress.best
     macs = model_macs(model, config.image_size) / 1e9
     dense = model_macs(config.create_dense(), config.image_size) / 1e9

@@ -59,6 +59,8 @@ class Teacher:
 def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(the teacher's model, its variables); None twice where there is none.
 
+    dense: the trained model without reduction
+    initial: has the weights
     Raises InputError where the config needs a teacher and has none, has one and does
         not need it, or has one that does not fit.
     """

@@ -76,6 +76,10 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
     """`train_step` of a run: a function of (state, batch, teacher's variables).
 
     Without a loss of the method's, which may read tokens, the model is `head_only`.
+
+    model: of an epoch, see `RunConfig.create_train_model`
+    optimizer, rate: of `optimizer.create`
+    teacher_model: of `teacher.of`, or None
     """
     loss = run.reduction.loss
     return functools.partial(
@@ -90,7 +94,11 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
 
 
 def init_state(variables, optimizer, with_ema):
-    """State of step 0 from the model's variables; with_ema: with averages."""
+    """State of step 0 from the model's variables.
+
+    optimizer: an optax transformation
+    with_ema: whether the run averages its weights
+    """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats}

@@ -56,6 +56,8 @@ def flip(images, keys):
 def random_erasing(images, keys, prob):
     """Fill a box of each image with standard normal noise, with probability `prob`.
 
+    The noise is drawn for each pixel and channel.
+
     images: float [B, H, W, 3], normalized
     keys: [B]
     Source: Zhong et al., 2020, as DeiT has it.

@@ -33,7 +33,10 @@ class KeepPredictor(nn.Module, MaskingReducer):
 
 @dataclasses.dataclass(frozen=True)
 class LearnedSelection(Method):
-    """What methods with a learned selector share; cross entropy has the weight 1."""
+    """What methods with a learned selector share: losses, a teacher, learning rates.
+
+    The weights are those of loss terms; cross entropy has 1.
+    """
 
     needs_teacher = True
 
@@ -59,7 +62,10 @@ class LearnedSelection(Method):
         return self.backbone_lr * lr
 
     def param_groups(self, path):
-        """Selectors follow the schedule, the backbone a share, later; prefixes stay."""
+        """Selectors follow the schedule, the backbone a share of it, later.
+
+        Prefix tokens and positions stay as they are.
+        """
         name = path.split("/")[0]
         if name.startswith("reducer_"):
             return ParamGroup()
@@ -89,7 +95,10 @@ class DynamicViT(InStages, LearnedSelection):
         return self.stages(KeepPredictor(), site="pre", when_masked=0)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """Each image's live share to its target, logits and tokens to the teacher's."""
+        """Each image's live share to its target, logits and tokens to the teacher's.
+
+        The means are over this device's images; `plan` is that of masked training.
+        """
         shares = [jnp.mean(result.keep, axis=1) for result in outputs.results]
         targets = target_shares(plan)
         return self.loss_terms(outputs, teacher_outputs, shares, targets)

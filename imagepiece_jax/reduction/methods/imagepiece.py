@@ -102,7 +102,10 @@ class ImagePiece(Method):
     inattentive: str = choice("merge", INATTENTIVE)
 
     def scaled(self, strength, depth, patches):
-        """Both rates together until one ends; without pruning, the merge ratio."""
+        """Both rates together, from 1 and 0 through its own to the end of one.
+
+        Where it does not prune, only the merge ratio.
+        """
         drop, merge = 1 - self.keep_rate, self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))

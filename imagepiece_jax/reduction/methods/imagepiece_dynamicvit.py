@@ -72,7 +72,10 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, reducer, rule, self.predictor_pos, when_masked)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, with the teacher's tokens merged alike; "topk" has no ratio."""
+        """DynamicViT's; targets are the counts of evaluation, "topk" has none.
+
+        Where the student merged tokens the teacher's are merged alike, then compared.
+        """
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
         shares = [jnp.mean(mask, axis=1) for mask in masks]
         n0 = outputs.taps[0].x.shape[1] if masks else 0

@@ -110,7 +110,10 @@ class Method(fields.CheckedFields):
         return steps[0]
 
     def scaled(self, strength: float, depth: int, patches: int) -> "Method":
-        """The method at a strength: 0 leaves all tokens, 1 as few as it can."""
+        """The method with its own schedule at another strength.
+
+        strength: 0 leaves all tokens, 1 as few as the schedule can
+        """
         if hasattr(self, "keep_rate"):
             return dataclasses.replace(self, keep_rate=round(1 - strength, 6))
         return self._powered(strength, depth, patches)
@@ -135,7 +138,11 @@ class Method(fields.CheckedFields):
         return self.within_reach(counts, depth, patches)
 
     def planned_steps(self, depth: int, patches: int) -> Sequence[Step]:
-        """The steps by its own fields, or by `counts`, if the model can have these."""
+        """The steps in a model, by its own fields or by `counts`.
+
+        patches: image tokens of the first block
+        Raises InputError for counts that the method or the model cannot have.
+        """
         counted = self.counts is not None
         steps = self._counted(depth, patches) if counted else self.steps(depth)
         if self.fate == "own":
@@ -180,14 +187,22 @@ class Method(fields.CheckedFields):
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **usual)
 
     def resolved(self, model: ModelFacts) -> "Method":
-        """The method for a model, without "auto"; InputError for counts too high."""
+        """The method for a model: no score is "auto", no default that of another size.
+
+        Raises InputError for counts of tokens that the model does not have.
+        """
         if getattr(self, "score", None) != "auto":
             return self
         score = "class" if model.class_token else "received"
         return dataclasses.replace(self, score=score)
 
     def check_most(self, field: str, most: int, allowed: str):
-        """Raise InputError for a `field`, a count or several, of more than `most`."""
+        """Check that a count, or each of several, is allowed for a model.
+
+        field: the field that has them
+        allowed: the range up to `most`, in words
+        Raises InputError for more than `most`.
+        """
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
         value = getattr(self, field)
@@ -236,7 +251,10 @@ class Removal(Method):
         return (self.r,) * depth if self.r_list is None else self.r_list
 
     def resolved(self, model):
-        """The method for a model. InputError for more than half of its tokens."""
+        """The method for a model. Raises InputError for more than half of its tokens.
+
+        A later block than the first has fewer, and loses at most half of those.
+        """
         name = "r" if getattr(self, "r_list", None) is None else "r_list"
         half, tokens = model.patches // 2, f"{model.patches} image tokens"
         self.check_most(name, half, f"0 to {half}, half of the first block's {tokens}")

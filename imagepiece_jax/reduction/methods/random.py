@@ -13,7 +13,10 @@ from imagepiece_jax.reduction.token_counts import Keep
 
 @dataclasses.dataclass(frozen=True)
 class Draw(Reducer):
-    """Keep `n_out` tokens drawn uniformly by an image's key, in spatial order."""
+    """Keep `n_out` tokens drawn uniformly without replacement, in spatial order.
+
+    The draw of an image is a function of its key: of seed, step (or image) and block.
+    """
 
     needs = frozenset({"rng"})
 

@@ -139,7 +139,11 @@ class SPViT(LearnedSelection):
         return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
     def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, by the live share of the batch: one image may keep more."""
+        """DynamicViT's, with the live share of the batch in place of each image's.
+
+        So one image may keep more than another. The batch is this device's; packages do
+        not count. `plan` is that of masked training.
+        """
         masks = [result.keep for result in outputs.results]
         patches = masks[0].shape[1] if masks else 0
         shares = [jnp.mean(mask[:, :patches]) for mask in masks]

@@ -41,7 +41,10 @@ class Scores(nn.Module):
 
 
 class MlpLearner(nn.Module, Reducer):
-    """Version 1.1: each new token is a mean of all, by the softmax of its scores."""
+    """Version 1.1: each new token is a weighted mean of all, wherever they stand.
+
+    Its weights are the softmax, over the tokens, of its scores.
+    """
 
     num_tokens: int
     bottleneck_dim: int = 64

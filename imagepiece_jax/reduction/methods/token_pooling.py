@@ -17,7 +17,11 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
 
 @dataclasses.dataclass(frozen=True)
 class Clustering(Ranking):
-    """What both algorithms share: they start from the tokens of the highest scores."""
+    """What both algorithms share: they start from the most significant tokens.
+
+    Their significance is the score, by default the attention that they receive in the
+    block before.
+    """
 
     clusters = True
 
@@ -37,7 +41,10 @@ class Clustering(Ranking):
 
 
 class KMedoids(Clustering):
-    """A cluster becomes the member nearest to the others; slots are in their order."""
+    """A cluster becomes the member with the least weighted distance to the others.
+
+    Slots are in the order of these tokens, which come through as they are.
+    """
 
     def cluster(self, squares, weight, is_medoid, n_out):
         distance, index = jnp.sqrt(squares), jnp.arange(squares.shape[1])

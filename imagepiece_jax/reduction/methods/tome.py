@@ -23,7 +23,10 @@ class ToMe(Removal):
     metric: str = metric()
 
     def removed(self, depth):
-        """Tokens that each block is to merge away; InputError for a longer `r_list`."""
+        """Tokens that each block is to merge away, a tuple of `depth` ints.
+
+        Raises InputError for an `r_list` of more blocks.
+        """
         if self.r_list is not None:
             if len(self.r_list) > depth:
                 allowed = f"at most {depth}, one for each block"
