@@ -37,7 +37,13 @@ real = functools.partial(flags.DEFINE_float, allow_override=True)
 text = functools.partial(flags.DEFINE_string, allow_override=True)
 choice = functools.partial(flags.DEFINE_enum, allow_override=True)
 listed = functools.partial(flags.DEFINE_list, allow_override=True)
-repeated = functools.partial(flags.DEFINE_multi_string, allow_override=True)
+
+
+def repeated(name, default, help_text):
+    """Define a flag that may be repeated; absl would say so in its own words."""
+    holder = flags.DEFINE_multi_string(name, default, help_text, allow_override=True)
+    flags.FLAGS[name].help = help_text
+    return holder
 
 
 def required(holder):

@@ -292,5 +292,5 @@ def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
     assert said_of(tmp_path, *words)[1] == "weights no.npz: no such file or folder"
     words += [f"--config.model.{word[2:]}" for word in FLAGS]
     assert said_of(tmp_path, *words)[1].startswith(
-        f"{tmp_path}/run: config.model.mean is "
+        f"--workdir {tmp_path}/run: config.model.mean is "
     )

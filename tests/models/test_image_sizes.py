@@ -71,7 +71,7 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     out = tiny.jit(model.apply)(variables, images)
     best = [found[0].index for found in predictor([*pixels])]
     assert best == np.argmax(out.logits, axis=1).tolist()
-    with refused("the image", (20, 12), "allowed: 12x20"):
+    with refused("the image", (20, 12), "image_size first, 12x20"):
         predictor(pixels[0].swapaxes(0, 1))
     seen = trace(model, variables, pixels)
     assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)

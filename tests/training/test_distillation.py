@@ -293,7 +293,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
     "fields, reduction, message",
     [
         (NINE | SOFT | TOLD, None, "teacher.weights has 9 classes; allowed: the 10 of"),
-        (SOFT, None, "teacher.weights: .* config.teacher.num_heads and .* give"),
+        (SOFT, None, "teacher.weights: .* config.teacher.num_heads .* give"),
         (SIDE, LEARNED, "teacher.image_size is 32; allowed: an empty field: 'dynamicv"),
         (ONE | SOFT | TOLD, "dist_token", "distill.weight is 1.0; .* with a distill"),
     ],

@@ -122,7 +122,7 @@ def test_evaluate_knows_the_set_by_its_name(finished, tmp_path):
     said = sentence(call(evaluate.main, *words, "--set", "v2"))
     assert said == "--set is 'v2'; allowed: real, val"
     both = call(evaluate.main, *words, "--set", "val", "--data", "digits")
-    assert sentence(both) == "--set is given with --data; allowed: one"
+    assert sentence(both) == "--set is given with --data; drop one"
 
 
 @pytest.mark.parametrize(

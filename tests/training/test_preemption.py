@@ -126,7 +126,7 @@ def test_what_cannot_answer_ends_at_once(where, signals, status, said):
         (pathlib.Path.touch, r"made \(Not a directory\); choose another"),
         (
             lambda run: (run / ".lock").mkdir(parents=True),
-            r"written \(Is a directory\); allowed: another",
+            r"written \(Is a directory\); choose another",
         ),
     ],
 )
