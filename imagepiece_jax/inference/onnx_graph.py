@@ -209,11 +209,17 @@ class Graph:
         return [self.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
     def _sides(self, shape):
-        """`shape` as int64 tensor, in which open sides are the batch."""
+        """`shape` as int64 tensor; open sides are the batch, or that many times it."""
         if not any(map(is_open, shape)):
             return Value.of(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
-        parts = [batch if is_open(side) else Value.of([side]) for side in shape]
+        parts = []
+        for side in shape:
+            part = batch if is_open(side) else Value.of([side], np.int64)
+            if is_open(side) and side != self.images.shape[0]:
+                times = Value.of([int(side // self.images.shape[0])], np.int64)
+                part = self.op("Mul", [batch, times], (1,), np.int64)
+            parts.append(part)
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, inputs, dtype=None, **attributes):
@@ -445,9 +451,11 @@ def _unary(graph, equation, x):
 
 @primitive(*BINARY)
 def _binary(graph, equation, *values):
-    name = equation.primitive.name
-    if values[0].dtype.kind == "b":
+    name, truths = equation.primitive.name, values[0].dtype.kind == "b"
+    if truths:
         name = {"max": "or", "min": "and"}.get(name, name)
+    elif name in ("and", "or"):
+        raise unknown(f"{name} of integers")
     return graph.elementwise(BINARY[name], values)
 
 
@@ -584,6 +592,8 @@ def _split(graph, equation, x):
 def _rev(graph, equation, x):
     """By constant indices: not every runtime takes slices backward."""
     for axis in map(int, equation.params["dimensions"]):
+        if is_open(x.shape[axis]):
+            raise unknown("the reverse of an open batch")
         backward = Value.of(np.arange(x.shape[axis])[::-1].astype(np.int64))
         x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
     return x

@@ -341,6 +341,21 @@ def test_rewritten_nodes_give_the_same(fn, shapes):
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_side_may_be_a_multiple_of_an_open_batch():
+    def with_ones(x):
+        rows = x.reshape(-1, 2)
+        return jnp.concatenate([rows, jnp.ones((rows.shape[0], 1))], axis=1)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    graph = onnx_graph.Graph(entry)
+    (out,) = graph.walk(jax.make_jaxpr(with_ones)(images), [entry])
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    for each in run(finished(graph, {"logits": out}), x):
+        np.testing.assert_array_equal(each, with_ones(x))
+
+
 BEYOND = "a gather beyond its array"
 
 
@@ -357,6 +372,7 @@ def reversed_padding(x):
     "fn, value",
     [
         (jnp.sort, "sort"),
+        (lambda x: jnp.int32(x) & 1, "and of integers"),
         (custom_sum, "reduce"),
         (reversed_padding, "a transposed convolution, or one with negative padding"),
         (lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0), BEYOND),
