@@ -154,6 +154,10 @@ def evaluated_images():
         sets = config.eval.sets.to_dict()
         if chosen.value and name.value:
             raise InputError("is given with --data", field="--set", hint="drop one")
+        if chosen.value and not sets:
+            problem = f"is {chosen.value!r}, but config.eval.sets is empty"
+            hint = "drop it, or name images by --data"
+            raise InputError(problem, field="--set", value=chosen.value, hint=hint)
         own = one_of("--set", chosen.value, sets) if chosen.value else {}
         only = {chosen.value: own} if chosen.value else {}
         config.eval = {"sets": only, "best_set": ""}

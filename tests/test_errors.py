@@ -50,6 +50,7 @@ CONFIG_FILES = {
     "wrong_field": f"{BASE}    config.bach_size = 3\n    return config\n",
     "wrong_group": f"{BASE}    config.reduction = 'tome'\n    return config\n",
     "wrong_type": f"{BASE}    config.batch_size = 'x'\n    return config\n",
+    "wrong_number": f"{BASE}    config.batch_size = 1.5\n    return config\n",
 }
 
 

@@ -28,8 +28,8 @@ BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
 # What ml_collections says of a value of another type, and of a field that is none.
 OTHER_TYPE = re.compile(
-    r"Could not override field '(\w+)'.*?\. (.*) is of original type .*"
-    r" cannot be casted to type <class '(?:.*\.)?(\w+)'>"
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'>"
+    r".* cannot be casted to type <class '(?:.*\.)?(\w+)'>"
 )
 NO_FIELD = re.compile(r'Key "(\w+)" does not exist.*?(?:Did you mean "(\w+)"|$)', re.S)
 
@@ -225,8 +225,10 @@ def _raised(error, file):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
     if match := OTHER_TYPE.search(text):
-        field, value, allowed = match.groups()
-        return InputError(field=field, place=place, value=value, allowed=allowed)
+        field, value, found, allowed = match.groups()
+        problem = f"is {value!r}" if found == "str" else f"is {value}"
+        facts = {"field": field, "place": place, "value": value, "allowed": allowed}
+        return InputError(problem, **facts)
     if match := NO_FIELD.search(text):
         field, similar = match.groups()
         hint = f"did you mean {similar}?" if similar else ""

@@ -47,13 +47,14 @@ class _OptionalFile:
             if not self._file.closed:
                 self._file.write(data)
         except OSError:
-            self._file.close()
+            self.close()
 
     def flush(self):
         """Do nothing."""
 
     def close(self):
-        self._file.close()
+        with contextlib.suppress(OSError):  # NFS says of a full disk only here
+            self._file.close()
 
 
 class MetricWriter:

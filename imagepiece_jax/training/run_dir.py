@@ -227,8 +227,9 @@ class RunLock(contextlib.AbstractContextManager):
 
 def _flat(config):
     """Fields of a config as {"a.b": "1"}: JSON text, so that 1, 1.0 and true differ."""
-    fields = traverse_util.flatten_dict(runs.with_current_fields(config), sep=".")
-    return {name: json.dumps(value) for name, value in fields.items()}
+    config, empty = runs.with_current_fields(config), traverse_util.empty_node
+    fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
+    return {k: json.dumps({} if v is empty else v) for k, v in fields.items()}
 
 
 def _read(path):

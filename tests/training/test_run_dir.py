@@ -65,6 +65,7 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
         (changed(new=1), "new", "1", "not a field"),
         (changed(data={"workers": 4}), "data.name", "not a field", '"digits"'),
         (changed(empty={"a": 1}), "empty.a", "1", "not a field"),
+        (changed(empty={"a": {}}), "empty.a", "{}", "not a field"),
     ],
 )
 def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, before):
