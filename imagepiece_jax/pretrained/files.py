@@ -378,13 +378,19 @@ class _Storage(NamedTuple):
     size: int
 
 
-class _WithoutAttributes(dict):
-    """An OrderedDict, or the argparse.Namespace of a training script."""
+class _WithoutAttributes:
+    """The argparse.Namespace of a training script: no dict, so never the weights."""
 
     __slots__ = ()
 
     def __setstate__(self, state):
         pass
+
+
+class _OrderedDict(_WithoutAttributes, dict):
+    """PyTorch's, without the attributes that it may have."""
+
+    __slots__ = ()
 
 
 class _StateDictUnpickler(pickle.Unpickler):
@@ -402,7 +408,7 @@ class _StateDictUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
         allowed = {
-            ("collections", "OrderedDict"): _WithoutAttributes,
+            ("collections", "OrderedDict"): _OrderedDict,
             ("argparse", "Namespace"): _WithoutAttributes,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,

@@ -133,6 +133,16 @@ def test_training_checkpoint_is_unwrapped(tmp_path, key):
     check_same(read_state_dict(path), {"w": stored})
 
 
+def test_arguments_under_the_key_of_weights_are_none(tmp_path):
+    """A script may call its argparse.Namespace "model"."""
+    arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
+    weights = mapping(w=tensor("0", 2, (2,), (1,)))
+    content = mapping(model=arguments, state_dict=weights)
+    stored = np.array([4, 5], "<f4")
+    path = write_pth(tmp_path / "last.pth", content, {"0": stored})
+    check_same(read_state_dict(path), {"w": stored})
+
+
 @pytest.mark.parametrize(
     "key, name", [("model", "model_ema"), ("state_dict", "state_dict_ema")]
 )
