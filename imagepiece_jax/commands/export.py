@@ -65,7 +65,11 @@ def main():
         "tokens": TOKENS.value,
     }
     config.model.attention, config.model.kernels = "xla", "plain"
-    facts = jax_export.facts(vit, config, **options)
+    try:
+        facts = jax_export.facts(vit, config, **options)
+    except InputError as error:
+        error.field = "--tokens" if error.field == "tokens" else error.field
+        raise
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             data = onnx_model(vit, **options).SerializeToString()
