@@ -17,7 +17,10 @@ HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
 
 def describe(model, others, image_size):
-    """A table of `model` and the first of `others`, all dense, and a line on them."""
+    """The cost table of `model` against the first of `others`, and a line on all.
+
+    `others` have no reduction; the model itself is left out of them.
+    """
     table = cost_table(model, others[0], image_size)
     others = [other for other in dict.fromkeys(others) if other != model]
     lines = [table, cost_line(model, others, image_size)]

@@ -79,7 +79,12 @@ def invert(position, wanted):
 
 @node
 def pick(position, length, *values):
-    """Values [B, n] int32 at `invert(position, length)`, all of them in one pass."""
+    """The values at `invert(position, length)`, in one pass.
+
+    position: [B, n] int, as for `invert`
+    values: [B, n] int32 each
+    Returns [B, length] int32 for each of the values.
+    """
     # Else XLA works out all positions again for every one that is wanted.
     position = jax.lax.optimization_barrier(position)
     wanted = jnp.arange(length, dtype=jnp.int32)[None, :, None]

@@ -118,8 +118,11 @@ class Schedule:
         return cls(name, numbers)
 
     def counts(self, depth: int, patches: int, strength: float) -> tuple[int, ...]:
-        """Image tokens after each block, at least one, of `patches` at first.
+        """Image tokens after each block, at least one.
 
+        depth: blocks of the model
+        patches: image tokens of the first block
+        strength: from 0, where all stay, to 1
         Raises InputError for a block that a model of `depth` blocks has not.
         """
         for block in () if self.name == "curve" else self.numbers:

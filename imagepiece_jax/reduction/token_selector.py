@@ -89,7 +89,12 @@ def ratio_loss(shares, targets):
 
 
 def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """Weighted distances from a teacher of the same size: {"kl": .., "tokens": ..}."""
+    """Distance of the student from its teacher, weighted.
+
+    outputs, teacher_outputs: `vit.Outputs` of both
+    Returns {"kl": of the logits, "tokens": of the tokens}.
+    Raises InputError for a teacher of other tokens, width or classes.
+    """
     _check_teacher(outputs, teacher_outputs)
     return {
         "kl": kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
