@@ -56,6 +56,17 @@ def within(group="", place="", hint=""):
         raise
 
 
+@contextlib.contextmanager
+def naming_flags(*fields):
+    """InputErrors raised inside about these fields name the flags of these names."""
+    try:
+        yield
+    except InputError as error:
+        if error.field in fields:
+            error.field = f"--{error.field}"
+        raise
+
+
 class RunError(RuntimeError):
     """A failure during a run that no flag caused, such as a loss that is not finite."""
 

@@ -23,7 +23,7 @@ import pathlib
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, naming_flags
 
 MODEL = cli.trained_model()
 OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
@@ -65,11 +65,8 @@ def main():
         "tokens": TOKENS.value,
     }
     config.model.attention, config.model.kernels = "xla", "plain"
-    try:
+    with naming_flags("tokens"):
         facts = jax_export.facts(vit, config, **options)
-    except InputError as error:
-        error.field = "--tokens" if error.field == "tokens" else error.field
-        raise
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             data = onnx_model(vit, **options).SerializeToString()

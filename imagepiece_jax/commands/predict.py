@@ -15,7 +15,7 @@ import sys
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, naming_flags
 
 MODEL = cli.trained_model()
 RESIZE = cli.resize()
@@ -47,7 +47,7 @@ def main(words):
     classes = vit.model.num_classes
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
-    try:
+    with naming_flags("labels", "top"):
         predict = Predictor(
             vit,
             labels=LABELS.value,
@@ -55,10 +55,6 @@ def main(words):
             attention=config.model.attention,
             kernels=config.model.kernels,
         )
-    except InputError as error:
-        if error.field in ("labels", "top"):
-            error.field = f"--{error.field}"
-        raise
     answers, damaged = {}, 0
     for file, predictions in zip(files, predict.stream(files), strict=True):
         if isinstance(predictions, InputError):

@@ -1,6 +1,7 @@
 """DiffRate: prune and merge in one step, by searched rates (Chen et al., ICCV 2023)."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -27,6 +28,7 @@ BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
 DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
+@functools.cache
 def published(model):
     """The schedules of a model: {GMACs: (tokens after pruning, after merging)}."""
     lists = json.loads(TABLE.read_text("utf-8"))[model]
