@@ -174,6 +174,9 @@ def test_drop_path_drops_linearly_more_with_depth():
         np.testing.assert_allclose(alive.mean(0), 1 - rate, atol=4 * deviation + 1e-9)
         both = alive.all(axis=1).mean()  # the two branches are drawn apart
         np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
+
+
+def test_drop_path_of_a_sample_depends_on_its_key_alone():
     keys = sample_keys(6)
     whole = path_scale(keys, BLOCKS, RATE)
     part = path_scale(keys[np.array([4, 1])], BLOCKS, RATE)
@@ -190,6 +193,9 @@ def test_training_scales_both_branches_of_every_block():
     assert (scale == 0).any()
     logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
     close(out.logits, logits)
+
+
+def test_drop_path_is_for_training():
     model, images = tiny.model(drop_path_rate=0.5), tiny.images()
     shapes, keys = tiny.shapes(model), {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
