@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
-from imagepiece_jax.reduction.methods.method import ModelFacts, NoReduction
+from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.settings import read_reduction, split_reduction
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
@@ -114,7 +114,7 @@ def _counts(method, dense, grid):
 def _at_cost(method, model, grid, allowed=MISS):
     """`method` at the strength nearest to `macs`, off by at most `allowed`."""
     size = tuple(side * model.patch_size for side in grid)
-    dense = model_macs(model.clone(plan=_plan(NoReduction(), model, grid)), size)
+    dense = model_macs(model.clone(plan=_plan(methods.create(), model, grid)), size)
     tried, beyond = [], None
 
     def share(strength):

@@ -1,54 +1,54 @@
 """The methods by name: a new one is a file in this folder and a line in `METHODS`."""
 
+import collections
 import dataclasses
+import importlib
 
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.reduction.methods.atc import ATC
-from imagepiece_jax.reduction.methods.diffrate import DiffRate
-from imagepiece_jax.reduction.methods.dpc_knn import DpcKnn
-from imagepiece_jax.reduction.methods.dtem import DTEM
-from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
-from imagepiece_jax.reduction.methods.evit import EViT
-from imagepiece_jax.reduction.methods.grid_pooling import GridPooling
-from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
-from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
-from imagepiece_jax.reduction.methods.mctf import MCTF
-from imagepiece_jax.reduction.methods.method import Method, NoReduction
-from imagepiece_jax.reduction.methods.pitome import PiToMe
-from imagepiece_jax.reduction.methods.random import Random
-from imagepiece_jax.reduction.methods.spvit import SPViT
-from imagepiece_jax.reduction.methods.tofu import ToFu
-from imagepiece_jax.reduction.methods.token_learner import TokenLearner
-from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
-from imagepiece_jax.reduction.methods.tome import ToMe
+from imagepiece_jax.reduction.methods.method import Method
 
-METHODS: dict[str, type[Method]] = {
-    "none": NoReduction,
-    "imagepiece": ImagePiece,
-    "evit": EViT,
-    "dynamicvit": DynamicViT,
-    "spvit": SPViT,
-    "tome": ToMe,
-    "token_learner": TokenLearner,
-    "token_pooling": TokenPooling,
-    "diffrate": DiffRate,
-    "pitome": PiToMe,
-    "tofu": ToFu,
-    "mctf": MCTF,
-    "dtem": DTEM,
-    "dpc_knn": DpcKnn,
-    "atc": ATC,
-    "random": Random,
-    "grid_pooling": GridPooling,
-    "imagepiece_tome": ImagePieceToMe,
-    "imagepiece_dynamicvit": ImagePieceDynamicViT,
-}
+
+class _Methods(collections.UserDict):
+    """Each value is its class's name in the file with the key's name.
+
+    The class is imported by its first use: a program depends on its own method alone.
+    """
+
+    def __getitem__(self, name) -> type[Method]:
+        value = self.data[name]
+        if isinstance(value, str):
+            value = getattr(importlib.import_module(f"{__name__}.{name}"), value)
+            self.data[name] = value
+        return value
+
+
+METHODS = _Methods(
+    none="NoReduction",
+    imagepiece="ImagePiece",
+    evit="EViT",
+    dynamicvit="DynamicViT",
+    spvit="SPViT",
+    tome="ToMe",
+    token_learner="TokenLearner",
+    token_pooling="TokenPooling",
+    diffrate="DiffRate",
+    pitome="PiToMe",
+    tofu="ToFu",
+    mctf="MCTF",
+    dtem="DTEM",
+    dpc_knn="DpcKnn",
+    atc="ATC",
+    random="Random",
+    grid_pooling="GridPooling",
+    imagepiece_tome="ImagePieceToMe",
+    imagepiece_dynamicvit="ImagePieceDynamicViT",
+)
 
 
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
-    return next((k for k, v in METHODS.items() if v is type(method)), "none")
+    name = type(method).__module__.rpartition(".")[2]
+    return name if METHODS.get(name) is type(method) else "none"
 
 
 def create(name: str = "none", **fields) -> Method:

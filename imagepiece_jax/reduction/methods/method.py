@@ -266,13 +266,3 @@ class Removal(Method):
         removed = removed if any(removed) else (1,) * depth
         counts = schedules.scaled_removals(removed, patches, strength)
         return self.within_reach(counts, depth, patches)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoReduction(Method):
-    """No steps: the dense model."""
-
-    amounts = ()
-
-    def steps(self, depth):
-        return ()
