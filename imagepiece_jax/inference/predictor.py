@@ -223,7 +223,7 @@ def _names(labels, classes):
         allowed = "'imagenet', or a list of names"
         raise InputError(field="labels", value=labels, allowed=allowed)
     if len(labels) != classes:
-        problem, allowed = f"has length {len(labels)}", f"{classes}, one per class"
+        problem, allowed = f"has {len(labels)} names", f"{classes}, one per class"
         raise InputError(problem, field="labels", value=len(labels), allowed=allowed)
     return labels
 
