@@ -88,20 +88,6 @@ def ratio_loss(shares, targets):
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
-def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """Distance of the student from its teacher, weighted.
-
-    outputs, teacher_outputs: `vit.Outputs` of both
-    Returns {"kl": of the logits, "tokens": of the tokens}.
-    Raises InputError for a teacher of other tokens, width or classes.
-    """
-    _check_teacher(outputs, teacher_outputs)
-    return {
-        "kl": kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
-        "tokens": token_weight * token_loss(outputs, teacher_outputs),
-    }
-
-
 def logit_loss(logits, teacher_logits):
     """KL(teacher || student), mean over images. [B, C] twice -> []."""
     student = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -129,7 +115,7 @@ def token_loss(outputs, teacher_outputs):
     return jnp.sum(jnp.where(live, error, 0)) / jnp.maximum(1, jnp.sum(live))
 
 
-def _check_teacher(outputs, teacher_outputs):
+def check_teacher(outputs, teacher_outputs):
     """InputError unless the teacher saw the same patches in the same width."""
 
     def described(outputs):

@@ -142,8 +142,9 @@ def test_the_teacher_has_no_gradient():
 
     def total(tokens, logits):
         student = outputs(numbers(2, 4, 3, seed=1), numbers(2, 5, seed=1))
-        terms = token_selector.distillation(student, outputs(tokens, logits), 0.5, 0.5)
-        return sum(terms.values())
+        teacher = outputs(tokens, logits)
+        kl = token_selector.logit_loss(student.logits, teacher.logits)
+        return kl + token_selector.token_loss(student, teacher)
 
     assert float(total(x, logits)) > 0
     for slope in tiny.jit(jax.grad(total, argnums=(0, 1)))(x, logits):
@@ -219,5 +220,5 @@ def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
     found = f"{tokens - 1} patches, width {width} and {classes} classes"
     with refused("teacher", found) as error:
-        token_selector.distillation(student, teacher, 0.5, 0.5)
+        token_selector.check_teacher(student, teacher)
     assert error.value.allowed == "4 patches, width 3 and 5 classes"

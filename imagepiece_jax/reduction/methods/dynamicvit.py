@@ -13,6 +13,7 @@ from imagepiece_jax.common.fields import rate, weight
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.method import InStages, Method, ParamGroup
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
+from imagepiece_jax.reduction.token_selector import logit_loss, ratio_loss, token_loss
 from imagepiece_jax.reduction.tokens import Masking
 
 
@@ -50,12 +51,36 @@ class LearnedSelection(Method):
     # First epochs in which only the selectors learn.
     frozen_epochs: float = weight(5.0, training=True)
 
-    def loss_terms(self, outputs, teacher_outputs, shares, targets):
-        """The three terms: ratio (one share and one target a stage), kl and tokens."""
-        ratio = self.ratio_weight * token_selector.ratio_loss(shares, targets)
-        return {"ratio": ratio} | token_selector.distillation(
-            outputs, teacher_outputs, self.kl_weight, self.token_weight
-        )
+    def loss(self, outputs, teacher_outputs, plan):
+        """Live shares to their targets, logits and tokens to the teacher's.
+
+        The means are over this device's images; `plan` is that of masked training.
+        Raises InputError for a teacher of other tokens, width or classes.
+        """
+        token_selector.check_teacher(outputs, teacher_outputs)
+        masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
+        shares, targets = self.live_shares(masks), self.target_shares(plan)
+        return {
+            "ratio": self.ratio_weight * ratio_loss(shares, targets),
+            "kl": self.kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
+            "tokens": self.token_weight * token_loss(outputs, teacher_outputs),
+        }
+
+    def live_shares(self, masks):
+        """Share of live tokens in each image, at each masking step. -> [B] each."""
+        return [jnp.mean(mask, axis=1) for mask in masks]
+
+    def target_shares(self, plan):
+        """Share of the first tokens that evaluation keeps at each masking step."""
+        layers, shares = [layer for layer in plan if layer.counts], []
+        for layer in layers:
+            step, stage = layer.step, layer.counts.stage
+            if step.tokens is None:
+                shares.append(step.rule.rate)
+            else:  # packages are no tokens that stay
+                tokens = step.tokens - stage * step.rule.packages
+                shares.append(tokens / layers[0].counts.n_in)
+        return shares
 
     def backbone_rate(self, lr, peak):
         """Learning rate of the backbone under the schedule's `lr`."""
@@ -74,31 +99,9 @@ class LearnedSelection(Method):
         return ParamGroup(self.backbone_rate, self.frozen_epochs)
 
 
-def target_shares(plan):
-    """Share of the first tokens that evaluation keeps at each step of a masked plan."""
-    layers, shares = [layer for layer in plan if layer.counts], []
-    for layer in layers:
-        step, stage = layer.step, layer.counts.stage
-        if step.tokens is None:
-            shares.append(step.rule.rate)
-        else:  # packages are no tokens that stay
-            tokens = step.tokens - stage * step.rule.packages
-            shares.append(tokens / layers[0].counts.n_in)
-    return shares
-
-
 @dataclasses.dataclass(frozen=True)
 class DynamicViT(InStages, LearnedSelection):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
 
     def steps(self, depth):
         return self.stages(KeepPredictor(), site="pre", when_masked=0)
-
-    def loss(self, outputs, teacher_outputs, plan):
-        """Each image's live share to its target, logits and tokens to the teacher's.
-
-        The means are over this device's images; `plan` is that of masked training.
-        """
-        shares = [jnp.mean(result.keep, axis=1) for result in outputs.results]
-        targets = target_shares(plan)
-        return self.loss_terms(outputs, teacher_outputs, shares, targets)

@@ -5,6 +5,8 @@ does; by "topk" it removes what evaluation would, by scores with noise, and is f
 """
 
 import dataclasses
+import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,11 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import choice
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import Step, build
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.token_counts import Keep
-from imagepiece_jax.reduction.tokens import Masking
 
 
 class NoisyTopK(nn.Module, Reducer):
@@ -71,24 +72,8 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         rule = Keep(self.keep_rate)
         return Step(block, reducer, rule, self.predictor_pos, when_masked)
 
-    def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's; targets are the counts of evaluation, "topk" has none.
-
-        Where the student merged tokens the teacher's are merged alike, then compared.
-        """
-        masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
-        shares = [jnp.mean(mask, axis=1) for mask in masks]
-        n0 = outputs.taps[0].x.shape[1] if masks else 0
-        targets = target_shares(plan, n0) if masks else []
-        return self.loss_terms(outputs, teacher_outputs, shares, targets)
-
-
-def target_shares(plan, n0):
-    """Share of tokens that evaluation keeps up to each masking step, merges aside."""
-    steps = [layer.step for layer in plan if layer.step]
-    shares, share = [], 1.0
-    for layer in build(len(plan), n0, steps):
-        if layer.counts and layer.step.when_masked is not None:
-            share *= layer.counts.n_out / layer.counts.n_in
-            shares.append(share)
-    return shares
+    def target_shares(self, plan):
+        """Share that evaluation keeps up to each masking step, merges aside."""
+        kept = [layer.counts.evaluation for layer in plan if layer.counts]
+        shares = (each.n_out / each.n_in for each in kept if each)
+        return [*itertools.accumulate(shares, operator.mul)]

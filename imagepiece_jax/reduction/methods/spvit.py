@@ -14,7 +14,7 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection, target_shares
+from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.token_counts import KeepInitial
@@ -138,17 +138,12 @@ class SPViT(LearnedSelection):
         selector = Selector(self.share_heads, self.package_norm)
         return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
 
-    def loss(self, outputs, teacher_outputs, plan):
-        """DynamicViT's, with the live share of the batch in place of each image's.
+    def live_shares(self, masks):
+        """Of the batch, in place of each image: one may keep more than another.
 
-        So one image may keep more than another. The batch is this device's; packages do
-        not count. `plan` is that of masked training.
+        The batch is this device's; packages do not count.
         """
-        masks = [result.keep for result in outputs.results]
-        patches = masks[0].shape[1] if masks else 0
-        shares = [jnp.mean(mask[:, :patches]) for mask in masks]
-        targets = target_shares(plan)
-        return self.loss_terms(outputs, teacher_outputs, shares, targets)
+        return [jnp.mean(mask[:, : masks[0].shape[1]]) for mask in masks]
 
     def backbone_rate(self, lr, peak):
         """`backbone_lr` times the peak, or the schedule's rate where that is less."""

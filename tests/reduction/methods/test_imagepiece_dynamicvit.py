@@ -11,7 +11,6 @@ from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
-    target_shares,
 )
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
@@ -107,9 +106,10 @@ def test_targets_are_what_evaluation_keeps():
     plan = build(12, 196, ImagePieceDynamicViT().steps(12), masked=True)
     one, two, three = 132 / 165, 89 / 111, 60 / 74
     wanted = [one, one * two, one * two * three]
-    np.testing.assert_allclose(target_shares(plan, 196), wanted)
+    method = ImagePieceDynamicViT()
+    np.testing.assert_allclose(method.target_shares(plan), wanted)
     steps = ImagePieceDynamicViT(keep_rate=1.0).steps(12)
-    assert target_shares(build(12, 196, steps, masked=True), 196) == []
+    assert method.target_shares(build(12, 196, steps, masked=True)) == []
 
 
 def test_topk_removes_tokens_and_multiplies_by_one():
