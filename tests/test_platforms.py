@@ -16,6 +16,7 @@ from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
+from imagepiece_jax.reduction.layer_plan import Counts
 from tests.command import call
 from tests.models import tiny
 from tools import fault_drill, reduction_speed, tiny_runs, torch_baselines
@@ -86,10 +87,9 @@ def test_compiling_for_a_described_gpu_asks_no_driver(registered):
 @pytest.mark.parametrize("capability, fits", [("8.0", True), ("8.9", False)])
 def test_shared_memory_is_that_of_the_card(registered, capability, fits):
     """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
-    key = jax.ShapeDtypeStruct((1, 577, 6, 64), "bfloat16")
-    x = jax.ShapeDtypeStruct((1, 577, 384), "bfloat16")
-    card = {"platform": "gpu", "capability": capability}
-    reason = fused.Kernel("prune").unsupported_reason(key, x, **card)
+    model = tiny.model(embed_dim=384, num_heads=6, dtype="bfloat16")
+    counts = Counts(n_in=576, n_out=288)
+    reason = fused.Kernel("prune").unsupported_reason(model, counts, capability)
     limit = "at most 101376 bytes of shared memory an image, not 153600"
     assert reason == (None if fits else limit)
 
@@ -107,7 +107,7 @@ def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
     assert "a CPU or an NVIDIA GPU" in reduction_speed.unsupported_reason("float32")
     assert reduction_speed.versions("float32") == ("plain",)
-    monkeypatch.setattr(fused, "unsupported_reason", lambda platform: None)
+    monkeypatch.setattr(fused, "unsupported_reason", lambda *_: None)
     assert reduction_speed.versions("float32") == ("plain", "fused")
     assert reduction_speed.versions("float16") == ("plain",)
 

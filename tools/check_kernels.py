@@ -45,7 +45,8 @@ def main():
             WEIGHTS.value, config, overrides, normalization
         )
     device = jax.local_devices()[0]
-    if reason := fused.unsupported_reason(device.platform):
+    capability = getattr(device, "compute_capability", None)
+    if reason := fused.unsupported_reason(device.platform, capability):
         raise RunError(f"there is no fused reduction to check here: it needs {reason}")
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")

@@ -98,7 +98,8 @@ def unsupported_reason(dtype):
     """The requirement that the fused reduction lacks here, in words, or None."""
     if dtype not in fused.DTYPES:
         return f"dtype {' or '.join(fused.DTYPES)}"
-    return fused.unsupported_reason(device.platform())
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return fused.unsupported_reason(device.platform(), capability)
 
 
 def _chained(reduce):

@@ -128,7 +128,7 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     cpu, gpu = (types.SimpleNamespace(platform=name) for name in ("cpu", "gpu"))
     gpu.compute_capability = "9.0"
     monkeypatch.setattr(fused, "unsupported_reason", lambda *of: None)
-    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_, **options: None)
+    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_: None)
     assert optimize.default_kernels(model, cpu) == "auto"
     assert optimize.placed(model, cpu, kernels="auto").kernels == "cpu"
     assert optimize.default_kernels(model, gpu) == "plain"

@@ -68,33 +68,13 @@ def resolve_kernels(requested, model, device=None):
     pairs = [(counts, kernel) for counts, kernel in pairs if kernel]
     if requested == "plain" or not pairs:
         return None
-    reason = _unsupported_reason(pairs, model, device)
+    capability = getattr(device, "compute_capability", None)
+    reason = fused.unsupported_reason(device.platform, capability)
+    for counts, kernel in pairs:
+        reason = reason or kernel.unsupported_reason(model, counts, capability)
     if reason is None:
-        return "cpu" if device.platform == "cpu" else str(device.compute_capability)
+        return "cpu" if device.platform == "cpu" else str(capability)
     if requested == "auto":
         return None
     problem, allowed = f"is 'fused', which needs {reason}", "'plain' and 'auto'"
     raise InputError(problem, field="kernels", value=requested, allowed=allowed)
-
-
-def _unsupported_reason(pairs, model, device):
-    """What kernels lack to do steps of a model, in words; None where they run."""
-    capability, prefix = getattr(device, "compute_capability", None), model.arch.prefix
-    if reason := fused.unsupported_reason(device.platform, capability):
-        return reason
-    for counts, kernel in pairs:
-        if model.arch.rotary is not None and kernel.rule == "retokenize":
-            return "positions that are not rotary: these turn the keys that it compares"
-        shape, width = (1, counts.n_in + prefix), model.embed_dim
-        heads = (model.num_heads, width // model.num_heads)
-        reason = kernel.unsupported_reason(
-            jax.ShapeDtypeStruct(shape + heads, model.dtype),
-            jax.ShapeDtypeStruct((*shape, width), model.dtype),
-            candidates=counts.candidates or 0,
-            num_prefix=prefix,
-            platform=device.platform,
-            capability=capability,
-        )
-        if reason:
-            return reason
-    return None

@@ -31,16 +31,15 @@ def unsupported_reason(platform, capability=None):
     kernels from then on.
 
     platform: as JAX names it: "cpu", "gpu" or "cuda" (NVIDIA), "tpu"
-    capability: of the GPU, such as "9.0"; None: of this machine's first one
+    capability: of the GPU, such as "9.0"; None: it is none
     """
     if platform == "cpu":
         return _register("cpu", None)
     if platform not in ("gpu", "cuda"):
         return f"a CPU or an NVIDIA GPU, not {platform!r}"
-    capability = _capability_here() if capability is None else capability
     try:
         capable = float(capability) >= 8.0
-    except ValueError:  # AMD's capabilities are names
+    except (TypeError, ValueError):  # AMD's capabilities are names
         capable = False
     if not capable:
         return f"an NVIDIA GPU of compute capability 8.0 or more, not {capability!r}"
@@ -68,41 +67,34 @@ class Kernel:
         """Whether it moves all that a TokenState holds: it counts tokens by size."""
         return state.mask is None and state.attn_size is None
 
-    def unsupported_reason(
-        self, key, x, *, candidates=0, num_prefix=1, platform="cpu", capability=None
-    ):
-        """Why arrays of these shapes and types cannot be reduced so; None if they can.
+    def unsupported_reason(self, model, counts, capability=None):
+        """Why it cannot do the step of `counts` of a ViT, in words; None if it can.
 
-        key, x: [B, N, H, d] and [B, N, D], arrays or what has their shape and dtype
-        candidates: `Counts.candidates`
-        platform, capability: as for the function of this name, whose reason is None
+        capability: of the GPU, such as "9.0"; None: for a CPU
         """
-        dtypes = sorted({jnp.dtype(key.dtype).name, jnp.dtype(x.dtype).name})
-        if len(dtypes) > 1 or dtypes[0] not in DTYPES:
-            return f"keys and x both in float32 or both in bfloat16, not {dtypes}"
-        (_, length, heads, width), dim = key.shape, x.shape[-1]
+        heads, prefix = model.num_heads, model.arch.prefix
+        width, dtype = model.embed_dim // heads, jnp.dtype(model.dtype).name
+        if model.arch.rotary is not None and self.rule == "retokenize":
+            return "positions that are not rotary: these turn the keys that it compares"
+        if dtype not in DTYPES:
+            return f"dtype {' or '.join(map(repr, DTYPES))}, not {dtype!r}"
         if width % 8 or width > 128:
             return f"heads of a width of 8, 16, .. 128, not {width}"
-        if dim % 8:
-            return f"tokens of a width that is a multiple of 8, not {dim}"
-        if num_prefix == 0 and self.rule != "bipartite":
+        if prefix == 0 and self.rule != "bipartite":
             return f"a class token, which {self.rule!r} ranks by"
-        if platform == "cpu":
+        if capability is None:
             return None
-        capability = str(_capability_here() if capability is None else capability)
-        count = build.library("cuda", capability).imagepiece_shared_bytes
+        count = build.library("cuda", str(capability)).imagepiece_shared_bytes
         count.restype = ctypes.c_int64
-        parity = 0
+        candidates, parity = counts.candidates or 0, 0
         if self.rule == "bipartite":
-            candidates, parity = length - num_prefix, num_prefix % 2
-        sizes = (length, num_prefix, heads, width, candidates, parity)
+            candidates, parity = counts.n_in, prefix % 2
+        sizes = (counts.n_in + prefix, prefix, heads, width, candidates, parity)
         bytes_needed = count(*map(ctypes.c_int64, (RULES[self.rule], *sizes)))
-        limit = 1024 * SHARED_KIB.get(capability, 99)
-        if bytes_needed > limit:
-            return (
-                f"at most {limit} bytes of shared memory an image, not {bytes_needed}"
-            )
-        return None
+        limit = 1024 * SHARED_KIB.get(str(capability), 99)
+        if bytes_needed <= limit:
+            return None
+        return f"at most {limit} bytes of shared memory an image, not {bytes_needed}"
 
     def __call__(self, query, key, state, counts):
         """(TokenState, Assignment) after the step of `counts`.
@@ -177,14 +169,6 @@ def _backward(kernel, n_out, num_prefix, candidates, saved, gradients):
 
 
 _reduce.defvjp(_forward, _backward)
-
-
-def _capability_here():
-    """Compute capability of this machine's first GPU."""
-    try:
-        return jax.local_devices(backend="gpu")[0].compute_capability
-    except (RuntimeError, AttributeError):
-        return "none"
 
 
 @functools.cache

@@ -11,6 +11,8 @@ import pytest
 
 from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.reduction.kernels import build, fused
+from imagepiece_jax.reduction.layer_plan import Counts
+from tests.models import tiny
 from tests.runs import ROOT
 
 HOST = build._host_compilers()
@@ -153,12 +155,11 @@ def test_it_compiles_for_gpus_and_hardly_spills(assembled):
 def test_shared_memory_of_an_image(assembled, monkeypatch):
     """197 tokens fit on every card, 577 on some, 1025 in bipartite matching on none."""
     assert fused.unsupported_reason("cuda", "9.0") is None
+    model = tiny.model(embed_dim=384, num_heads=6, dtype="bfloat16")
 
-    def reason(rule, n, **options):
-        key = jax.ShapeDtypeStruct((1, n, 6, 64), "bfloat16")
-        x = jax.ShapeDtypeStruct((1, n, 384), "bfloat16")
-        card = {"platform": "cuda", "capability": "9.0"}
-        return fused.Kernel(rule).unsupported_reason(key, x, **card, **options)
+    def reason(rule, n, candidates=None):
+        counts = Counts(n - 1, n // 2, candidates)
+        return fused.Kernel(rule).unsupported_reason(model, counts, "9.0")
 
     assert reason("retokenize", 577, candidates=172) is None
     assert "232448 bytes" in reason("bipartite", 1025)
