@@ -8,6 +8,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import count, number, optional, several, text
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
@@ -68,9 +69,9 @@ class Common(Settings):
     dtype: str | None = None
     speed: bool = flag(fields.switch(True), "also measure speeds")
     speed_batch_size: int = flag(count(64, least=1), "of speeds in tables")
-    warmup: int = 20
-    repeats: int = 5
-    seconds: float = 1.0
+    warmup: int = Rules.warmup
+    repeats: int = Rules.repeats
+    seconds: float = Rules.seconds
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,8 +82,6 @@ class Common(Settings):
     @property
     def rules(self):
         """How speeds are measured."""
-        from imagepiece_jax.common.timer import Rules
-
         return Rules(self.warmup, self.repeats, self.seconds)
 
 

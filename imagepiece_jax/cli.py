@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from imagepiece_jax.common import cache_dirs, process
 from imagepiece_jax.common.fields import literal
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError, closest, one_of, within
 from imagepiece_jax.training.config_files import (
     BASE,
@@ -180,11 +181,11 @@ def dtype(of):
 
 
 def timing():
-    """Define --warmup, --repeats and --seconds; return a function that gives them."""
-    warmup = integer("warmup", 20, "calls before", 2)
-    repeats = integer("repeats", 5, "turns of each", 1)
-    seconds = real("seconds", 1.0, "of a turn", 0.0)
-    return lambda: (warmup.value, repeats.value, finite(seconds))
+    """Define --warmup, --repeats and --seconds; return a function that gives Rules."""
+    warmup = integer("warmup", Rules.warmup, "calls before", 2)
+    repeats = integer("repeats", Rules.repeats, "turns of each", 1)
+    seconds = real("seconds", Rules.seconds, "of a turn", 0.0)
+    return lambda: Rules(warmup.value, repeats.value, finite(seconds))
 
 
 # Running a command

@@ -34,7 +34,7 @@ HEAD_WIDTH = 64
 def main():
     if JSON.value:
         check_writable("--json", JSON.value)
-    rules = timer.Rules(*TIMING())
+    rules = TIMING()
     dtype = DTYPE.value or xla_options.fast_dtype()
     copy = device.peak_rates(dtype, rules).copy
     if lacking := unsupported_reason(dtype):
@@ -84,7 +84,7 @@ def workloads(batch, tokens, heads, dtype):
         for version in versions(dtype):
             run = _chained(getattr(reduction, version))
             program = jax.jit(run).lower(inputs).compile()
-            job = timer.job(lambda number, program=program: program(inputs))
+            job = device.job(lambda number, program=program: program(inputs))
             compiled.append(ReductionWorkload(reduction.rule, version, job, moved))
     return compiled
 

@@ -96,7 +96,7 @@ class Case:
 
         facts = _facts(fast.model, fast.compile_seconds, fast.compiled)
         macs = self.batch_size * model_macs(self.model, self.config.image_size)
-        return Workload(timer.job(call), self.batch_size, macs, facts)
+        return Workload(device.job(call), self.batch_size, macs, facts)
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
@@ -135,9 +135,10 @@ class Case:
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        macs = TRAINING_MACS * model_macs(model, config.image_size)
+        images = self.batch_size
+        macs = images * TRAINING_MACS * model_macs(model, config.image_size)
         facts = _facts(model, seconds, compiled)
-        return Workload(timer.job(call), self.batch_size, self.batch_size * macs, facts)
+        return Workload(device.job(call), images, macs, facts)
 
 
 def on_noise(program):
@@ -174,7 +175,7 @@ class Clock:
                 dtype=weights.config.dtype or xla_options.fast_dtype(),
                 tokens=self.tokens and tokens,
             )
-            jobs[name] = timer.job(on_noise(fast))
+            jobs[name] = device.job(on_noise(fast))
         times = timer.measure(jobs, self.rules)
         figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
         return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}

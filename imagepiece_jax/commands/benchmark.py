@@ -14,6 +14,7 @@ the compiler makes of a config.
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.timer import Rules
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()
@@ -37,10 +38,10 @@ def main(others=None):
     base = cli.config_or_base() if without_config else None
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device, report, suite
-    from imagepiece_jax.common import timer, xla_options
+    from imagepiece_jax.common import xla_options
 
     sizes = suite.batch_sizes(BATCH_SIZE.value)
-    modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
+    modes, rules = suite.modes(MODE.value), TIMING()
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
     device.use(DEVICE.value)
     dtype = DTYPE.value or xla_options.fast_dtype()
@@ -48,15 +49,15 @@ def main(others=None):
         pairs = {name: (config, None) for name, config in configs.items()}
     else:
         pairs = suite.trained(path, configs, base)
-    note(rules, timer.Rules())
+    note(rules)
     groups = suite.groups(pairs, sizes, dtype, modes)
     suite.run_all(groups, rules, files, others)
 
 
-def note(rules, published):
-    """Print which rules are below those of `published` figures."""
-    for field in ("warmup", "repeats", "seconds"):
-        used, least = getattr(rules, field), getattr(published, field)
+def note(rules):
+    """Print which rules are below the defaults."""
+    for field, least in vars(Rules()).items():
+        used = getattr(rules, field)
         if used < least:
             print(f"note: --{field} {used:g} is below {least:g}: not for publication")
 

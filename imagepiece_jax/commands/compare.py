@@ -32,7 +32,7 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 
 
 def main():
-    typed, timing = MODEL(), TIMING()
+    typed, rules = MODEL(), TIMING()
     shares = [*map(literal, SHARES.value)]
     for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
         if flag.present:
@@ -45,7 +45,6 @@ def main():
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
-    from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.registry import short_name
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
@@ -74,7 +73,7 @@ def main():
     cache = ResultCache(out, AGAIN.value, device.versions())
     # A config's dtype is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
-    clock = Clock(SPEED_BATCH.value, Rules(*timing))
+    clock = Clock(SPEED_BATCH.value, rules)
     checkpoint = MeasuredWeights(weights.analyzed(dtype), images, cache, clock)
     try:
         if reductions:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
@@ -32,15 +30,6 @@ class TimedCall:
     call: Callable[[int], Any]
     wait: Callable[[Any], Any]
     ahead: int = 0
-
-
-def job(call: Callable[[int], Any]) -> TimedCall:
-    """The TimedCall of `call(number)`, which returns JAX arrays.
-
-    On a CPU one call runs at a time, as in PyTorch.
-    """
-    ahead = 0 if jax.devices()[0].platform == "cpu" else AHEAD
-    return TimedCall(call, jax.block_until_ready, ahead)
 
 
 @dataclasses.dataclass(frozen=True)
