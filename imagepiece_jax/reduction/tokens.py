@@ -176,7 +176,7 @@ def apply(state, result):
     index, prefix = result.index, state.num_prefix
     chex.assert_shape(state.x, (None, prefix + result.dest.shape[1], None))
     image_size = state.size[:, prefix:]
-    size = _totals(image_size, result, index)
+    size = _totals(image_size, result)
     if index is None:
         share = _shares(result, image_size)
         x = _move_by_product(state.x, share, result.dest, result.n_out)
@@ -184,14 +184,14 @@ def apply(state, result):
         if result.weight is None and result.mean and index.groups.shape[1]:
             share, total = image_size, size
         else:
-            share, total = _shares(result, image_size, index), None
+            share, total = _shares(result, image_size), None
         x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
     return TokenState(
         x=x,
         size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
         mask=None if state.mask is None else _live(state.mask, result),
-        coordinates=mean_coordinates(state, result, index),
-        attn_size=_attn_sizes(state, result, index),
+        coordinates=mean_coordinates(state, result),
+        attn_size=_attn_sizes(state, result),
         num_prefix=prefix,
     )
 
@@ -209,7 +209,8 @@ def merge_map(weights, result, size):
     batch, heads, rows, tokens = weights.shape
     dest = result.dest
     index = result.index or slot_index(dest, result.n_out)
-    share, one = _shares(result, size, index), jnp.ones(dest.shape, jnp.float32)
+    share = _shares(result.replace(index=index), size)
+    one = jnp.ones(dest.shape, jnp.float32)
     by_row = weights.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
     if rows == tokens:
         by_row = _move_by_index(by_row, share, None, index, dest, True)
@@ -220,36 +221,39 @@ def merge_map(weights, result, size):
     return merged.transpose(0, 2, 3, 1)
 
 
-def mean_coordinates(state, result, index=None):
+def mean_coordinates(state, result):
     """Coordinates of each slot of an Assignment: means over its patches.
 
-    result: the Assignment
-    index: the SlotIndex of its map, if there is one
     Returns [B, n_out, 2], or None where the state has no coordinates.
     """
     if state.coordinates is None:
         return None
     size = state.size[:, state.num_prefix :]
     weighted = (size * state.coordinates[..., axis] for axis in range(2))
-    columns = [_totals(values, result, index) for values in weighted]
-    return jnp.stack(columns, axis=-1) / _totals(size, result, index)[..., None]
+    columns = [_totals(values, result) for values in weighted]
+    return jnp.stack(columns, axis=-1) / _totals(size, result)[..., None]
 
 
-def _totals(values, result, index):
+def _totals(values, result):
     """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
+    index = result.index
     if index is None:
         return sum_by_slot(values, result.dest, result.n_out)
-    return _sum_by_index(values, index)
+    first = gather_rows(values, index.keep)
+    if not index.absorbed.shape[1]:
+        return first
+    absorbed = gather_rows(values, index.absorbed)
+    return first + sum_by_slot(absorbed, index.target, result.n_out)
 
 
-def _attn_sizes(state, result, index):
+def _attn_sizes(state, result):
     """Attention sizes of the slots, kept positive; None: they are the sizes."""
     if state.attn_size is None and result.attn_size is None:
         return None
     prefix, added = state.num_prefix, result.attn_size
     if added is None:
         added = state.attn_size[:, prefix:]
-    total = _totals(added.astype(jnp.float32), result, index)
+    total = _totals(added.astype(jnp.float32), result)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     return jnp.concatenate([state.effective_size[:, :prefix], total], axis=1)
 
@@ -348,24 +352,15 @@ def sum_by_slot(values, dest, n_out):
     return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
 
 
-def _sum_by_index(values, index):
-    """As `sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
-    first = gather_rows(values, index.keep)
-    if not index.absorbed.shape[1]:
-        return first
-    absorbed = gather_rows(values, index.absorbed)
-    return first + sum_by_slot(absorbed, index.target, first.shape[1])
-
-
 def _live(mask, result):
     """A slot is live if any of its tokens is. [B, n] -> [B, n_out]."""
     belongs = _belongs(result.dest, result.n_out)
     return jnp.max(jnp.where(belongs, mask[:, None, :], 0), axis=-1)
 
 
-def _shares(result, size, index=None):
+def _shares(result, size):
     """Factor of each token within its slot, [B, n] float32; None where all are 1."""
-    single = index is not None and not index.groups.shape[1]
+    single = result.index is not None and not result.index.groups.shape[1]
     if result.weight is None and single and result.mean:
         return None
     weight = size if result.weight is None else result.weight
