@@ -82,8 +82,11 @@ class Stopped(Exception):
 
 
 def closest(word, words):
-    """The most similar of the `words`, None if none is similar."""
-    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+    """The most similar of the `words`, None if none is similar.
+
+    As far apart as image_size and batch_size (0.6) none is.
+    """
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.65)), None)
 
 
 def suggestion(word, words, otherwise):
@@ -97,7 +100,7 @@ def check_names(given, allowed):
     for name in given:
         if name not in allowed:
             hint = suggestion(name, allowed, f"allowed: {', '.join(allowed)}")
-            raise InputError("is not a field", field=name, value=name, hint=hint)
+            raise InputError("is unknown", field=name, value=name, hint=hint)
 
 
 def one_of(name, value, options):

@@ -49,20 +49,23 @@ def as_normalized(images: jax.Array, mean, std) -> jax.Array:
     return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
 
 
-def check_images(images, image_size=None, pixels: bool = False):
+def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
     """Raise InputError for others than floats [B, H, W, 3], B > 0, of a size if given.
 
     Integers would pass through a model, and mean nothing there.
 
+    floats: False: a program was made for pixels, and takes nothing else
     pixels: uint8 is allowed, too, and is normalized later
     """
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    right = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and floats
     if not right and not (pixels and dtype == jnp.uint8):
         kind = type(images).__name__ if dtype is None else f"of type {dtype}"
         found = images if dtype is None else dtype
         allowed = "floats, normalized by the model's mean and std "
         allowed += "(imagepiece_jax.normalize)" + ", or uint8" * pixels
+        if not floats:
+            allowed = "uint8, because the program was made with pixels=True"
         raise InputError(f"is {kind}", field="images", value=found, allowed=allowed)
     size = image_size and sides(image_size)
     right = len(shape) == 4 and shape[0] > 0 and shape[3] == 3

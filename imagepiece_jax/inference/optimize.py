@@ -97,16 +97,13 @@ class Program:
         return jax.tree.map(lambda a: a[:-missing], results) if missing else results
 
     def _check(self, images):
-        check_images(images, self.images.shape[1:3], pixels=True)
-        count, dtype = images.shape[0], images.dtype
+        floats = self.images.dtype != jnp.uint8
+        check_images(images, self.images.shape[1:3], floats, pixels=True)
+        count = images.shape[0]
         if count > self.batch_size:
             problem = f"has {count} images"
             allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
             raise InputError(problem, field="images", value=count, allowed=allowed)
-        if self.images.dtype == jnp.uint8 and dtype != jnp.uint8:
-            problem = f"is of type {dtype}"
-            allowed = "uint8, because the program was made with pixels=True"
-            raise InputError(problem, field="images", value=dtype, allowed=allowed)
         warn_of_range(images, self.model.mean, self.model.std)
 
     def __repr__(self):

@@ -158,6 +158,8 @@ def test_impossible_options(trained, option, value):
 def test_options_and_variables_that_there_are_not(trained):
     with refused("batchsize", "batchsize", "did you mean batch_size?"):
         optimized(*trained, batchsize=8)
+    with refused("image_size", "image_size", "allowed: tokens, batch_size, "):
+        optimized(*trained, image_size=16)
     stem = "batch_stats/patch_embed/norm_0/mean"
     with refused(stem, (15,), "in the model it is no such variable"):
         optimized(tiny.model(EVIT, depth=1), trained[1])
@@ -176,8 +178,9 @@ def test_pixels_are_normalized(trained, program, for_pixels):
         assert_close(program(each), program(images))
     with pytest.warns(UserWarning, match="images are far from 0, as pixels of 0 .. 25"):
         program(np.float32(pixels))
-    with refused("images", np.dtype("float32"), "allowed: uint8, "):
-        for_pixels[2](tiny.images())
+    for images, value in ((tiny.images(), np.dtype("float32")), ([1], [1])):
+        with refused("images", value, "allowed: uint8, "):
+            for_pixels[2](images)
 
 
 @pytest.mark.parametrize(
