@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 
@@ -65,14 +67,9 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 
 def stretched(counts, depth, strength):
     """`counts` of 12 blocks stretched to `depth`, as shares, to a power."""
-    points, shares = [196, *counts], []
-    for block in range(depth):
-        place = (block + 1) * len(counts) / depth
-        below = min(math.floor(place), len(counts) - 1)
-        part = place - below
-        count = points[below] * (1 - part) + points[below + 1] * part
-        shares.append(count / points[0])
-    return powered_shares(shares, strength)
+    places = np.linspace(0, len(counts), depth + 1)[1:]
+    shares = np.interp(places, range(len(counts) + 1), [196, *counts]) / 196
+    return powered_shares(shares.tolist(), strength)
 
 
 # Each: (depth, strength, *numbers) -> shares of the first count after each block.
@@ -159,18 +156,3 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
             problem = f"rises at block {block}, from {before} to {after} tokens"
             raise InputError(problem, value=counts, allowed="counts that do not rise")
     return counts
-
-
-def scaled_removals(
-    removed: Sequence[float], patches: int, strength: float
-) -> tuple[int, ...]:
-    """Counts after each block where the numbers that leave have given proportions.
-
-    removed: how many leave at each block, in any unit
-    strength: from 0 to 1, at which the largest of them is all tokens
-    """
-    total, counts, unit = 0.0, [], strength * patches / max(removed)
-    for number in removed:
-        total += number * unit
-        counts.append(max(1, rounded(patches - total)))
-    return tuple(counts)

@@ -5,7 +5,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.schedules import Schedule, parse, scaled_removals
+from imagepiece_jax.reduction.schedules import Schedule, parse
 
 
 def counts(text, depth, patches, strength):
@@ -52,7 +52,8 @@ def test_published_counts_are_reached_at_one_half():
 
 def test_proportions_of_what_leaves_are_kept():
     """6 and 2 of 16 at a half: strength 1 is the larger one times 16."""
-    assert scaled_removals((3, 0, 1), 16, 3 / 8) == (10, 10, 8)
+    method = METHODS["tome"](r_list=(3, 0, 1)).scaled(3 / 8, 3, 16)
+    assert method.counts == (10, 10, 8)
 
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])

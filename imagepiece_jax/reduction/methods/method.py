@@ -1,6 +1,7 @@
 """The base of all methods: fields with checks, steps, and what training adds."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -261,8 +262,10 @@ class Removal(Method):
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):
-        """The same proportions between the blocks."""
+        """The same proportions between the blocks; at 1 the most lose all tokens."""
         removed = self.removed(depth)
         removed = removed if any(removed) else (1,) * depth
-        counts = schedules.scaled_removals(removed, patches, strength)
+        unit = strength * patches / max(removed)
+        lost = itertools.accumulate(number * unit for number in removed)
+        counts = [max(1, schedules.rounded(patches - total)) for total in lost]
         return self.within_reach(counts, depth, patches)
