@@ -5,6 +5,7 @@ ask for (`check_plan`), read (`Declared`) and return (`check_form`) is checked w
 a model is made or traced; values (`check`) only where a program has run.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -22,30 +23,22 @@ ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rn
 COMPARED = (*METRICS, "input")  # what the tap "metric" may be
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Declared:
     """`Taps` as their reducer may read them: InputError for what it did not ask for.
 
     Such a tap is there in models in which a neighboring block asks for it.
     """
 
-    def __init__(self, taps, needs):
-        self._taps, self._needs = taps, needs
+    _taps: Taps
+    _needs: frozenset[str] = dataclasses.field(metadata={"static": True})
 
     def __getattr__(self, name):
         if name in ON_REQUEST and name not in self._needs:
             listed = ", ".join(sorted(self._needs)) or "nothing"
             raise InputError(f"reads the tap {name!r}, but its `needs` has {listed}")
         return getattr(self._taps, name)
-
-    def tree_flatten(self):
-        """What transformations of JAX see: the arrays of the taps."""
-        return (self._taps,), self._needs
-
-    @classmethod
-    def tree_unflatten(cls, needs, children):
-        """The same with other arrays."""
-        return cls(*children, needs)
 
 
 def check_plan(plan, arch, grid):
