@@ -29,9 +29,8 @@ _LEAVES = {
     "var": "running_var",
 }
 _STACKED = {"attn": "qkv", "attn_pool": "kv"}  # module: projections in one tensor
-# Order of a kernel's axes by its rank: linear layers and convolutions.
-_TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
-_TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
+# PyTorch's order of a kernel's axes by its rank: linear layers and convolutions.
+_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 # Parts that another task, stem or method replaces while the rest still fits.
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", "reducer")
 
@@ -202,7 +201,7 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for key, place in _places(leaves).items():
         array = np.asarray(leaves[key])
         if place.name.endswith(".weight"):
-            array = array.transpose(_order(_TO_TORCH, array.ndim))
+            array = array.transpose(_axes(array.ndim))
         tensors.setdefault(place.name, {})[place.part] = array
     for name, parts in tensors.items():
         stack = [parts[part] for part in sorted(parts)]
@@ -237,14 +236,14 @@ def _place(key, shape, leaves):
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):
-        shape = [shape[axis] for axis in _order(_TO_TORCH, len(shape))]
+        shape = [shape[axis] for axis in _axes(len(shape))]
     if part is not None:
         shape = (len(stack) * shape[0], *shape[1:])
     return _Place(path, name, part, len(stack), tuple(shape))
 
 
-def _order(orders, ndim):
-    return orders.get(ndim, tuple(range(ndim)))
+def _axes(ndim):
+    return _AXES.get(ndim, range(ndim))
 
 
 def _take(state_dict, place, dtype):
@@ -253,7 +252,7 @@ def _take(state_dict, place, dtype):
     if place.part is not None:
         array = np.split(array, place.parts)[place.part]
     if place.name.endswith(".weight"):
-        array = array.transpose(_order(_TO_FLAX, array.ndim))
+        array = array.transpose(np.argsort(_axes(array.ndim)))
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
