@@ -78,11 +78,10 @@ def padded_from(x, length):
     return x
 
 
-def _padded_backward(length, _, gradient):
-    return (gradient.at[:, length:].set(0),)
-
-
-padded_from.defvjp(lambda x, length: (x, None), _padded_backward)
+padded_from.defvjp(
+    lambda x, length: (x, None),
+    lambda length, _, gradient: (gradient.at[:, length:].set(0),),
+)
 
 
 @jax.custom_vjp
@@ -123,10 +122,6 @@ def _share_below(x):
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def _gelu_forward(x, form):
-    return gelu(x, form), x
-
-
 def _gelu_backward(form, x, gradient):
     wide = x.astype(jnp.float32)
     if form == "tanh":
@@ -144,7 +139,7 @@ def _gelu_backward(form, x, gradient):
     return ((gradient.astype(jnp.float32) * derivative).astype(x.dtype),)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu.defvjp(lambda x, form: (gelu(x, form), x), _gelu_backward)
 gelu = node(gelu)
 
 
