@@ -13,7 +13,12 @@ from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, decode_bits
+from imagepiece_jax.evaluate.cache import (
+    MeasuredWeights,
+    ResultCache,
+    Split,
+    decode_bits,
+)
 from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.pretrained.weights import Weights
@@ -150,7 +155,7 @@ class Context:
         return swept
 
     def checkpoint(
-        self, pretrained, images: Images | None = None, tokens: int | None = None
+        self, pretrained, images: Split | None = None, tokens: int | None = None
     ) -> MeasuredWeights:
         """Measurements of `pretrained` on all images, or on these, or with `tokens`."""
         return FixedTokens(
@@ -163,12 +168,9 @@ class Context:
             tokens=tokens,
         )
 
-    def evaluate(self, pretrained, reduction, **altered) -> "Answers":
-        """Answers of `pretrained` with `reduction` on all images.
-
-        altered: how images are changed, as `MeasuredWeights.evaluate` takes it
-        """
-        return Answers(self.checkpoint(pretrained).evaluate(reduction, **altered))
+    def evaluate(self, pretrained, reduction, images: Split | None = None) -> "Answers":
+        """Answers of `pretrained` with `reduction` on all images, or on these."""
+        return Answers(self.checkpoint(pretrained, images).evaluate(reduction))
 
     def analyze(self, kind, pretrained, reduction, measure, summarize) -> dict:
         """Figures inside of a model: summarize({name: [images, ...]}), JSON values.

@@ -27,6 +27,7 @@ class Images:
     resize: str | None = None  # "deit" or "none"; None: that of `crop`
     crop: Mapping[str, Any] | None = None  # a Preprocessing's fields, if not DeiT's
     split: str = "val"
+    alter = None  # as of a `cache.Split`
 
     @classmethod
     def open(

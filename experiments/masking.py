@@ -15,6 +15,7 @@ import numpy as np
 from experiments import published, render, tables
 from experiments.rows import DENSE, find
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import Split
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.pretrained.load import lacks_selectors
 
@@ -89,14 +90,16 @@ def _rights(context, model, count):
     if count == 0:
         return [context.evaluate(*model).right] * len(SEEDS)
     return [
-        context.evaluate(
-            *model,
-            alteration={"masks": count, "square": SIDE, "mask_seed": seed},
-            alter=cover,
-            prepare=functools.partial(with_corners, count=count, seed=seed),
-        ).right
+        context.evaluate(*model, covered(context.images, count, seed)).right
         for seed in SEEDS
     ]
+
+
+def covered(images, count, seed) -> Split:
+    """`images` with `count` squares each."""
+    mask = {"masks": count, "square": SIDE, "mask_seed": seed}
+    prepare = functools.partial(with_corners, count=count, seed=seed)
+    return Split(images.setting | mask, lambda: map(prepare, images.batches()), cover)
 
 
 def with_corners(batch, count, seed):

@@ -125,6 +125,9 @@ class Split(NamedTuple):
 
     setting: Mapping[str, Any]  # decides figures on them: JSON values with "images"
     batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes those of a pass
+    # Changes them on the device (accuracy.model_step); the same one is compiled once
+    # for a model.
+    alter: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,32 +135,22 @@ class MeasuredWeights:
     """Weights under any reduction: figures on images, and speed, each measured once."""
 
     weights: Weights
-    images: Split  # or an object with its two fields
+    images: Split  # or an object with its three fields
     cache: ResultCache  # of the results
     clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
     seed: int | None = None  # of reducers that draw; None: that of the weights
     # Compiled evaluation steps, which several weights of one model may share.
     programs: dict = dataclasses.field(default_factory=dict)
 
-    def evaluate(
-        self,
-        reduction: Mapping[str, Any],
-        alteration: Mapping[str, Any] | None = None,
-        alter: Callable | None = None,
-        prepare: Callable | None = None,
-    ) -> dict[str, Any]:
+    def evaluate(self, reduction: Mapping[str, Any]) -> dict[str, Any]:
         """Figures on the images, as JSON values; `right` has a bit for each image.
 
         reduction: of the model that is evaluated
-        alteration: what `alter` does, as part of the setting
-        alter: changes the images (accuracy.model_step); the same one is compiled once
-            for a model
-        prepare: returns a batch with what `alter` reads
         """
-        setting = self.setting("accuracy", reduction) | (alteration or {})
+        setting = self.setting("accuracy", reduction)
         return self.cache.result(
             setting,
-            lambda: self._evaluate(reduction, alter, prepare),
+            lambda: self._evaluate(reduction),
             f"{settings.label(reduction)}, {setting['images']} images",
         )
 
@@ -196,13 +189,12 @@ class MeasuredWeights:
         """The model that `evaluate` takes of weights under a reduction."""
         return vit.model
 
-    def _evaluate(self, reduction, alter, prepare):
+    def _evaluate(self, reduction):
         vit = build(self.weights, reduction)
         model = self.model(vit)
+        variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
-        batches = map(prepare, batches) if prepare else batches
-        step = self._step(model, alter)
-        result = accuracy.evaluate(step, parallel.replicate(vit.variables), batches)
+        result = accuracy.evaluate(self._step(model), variables, batches)
         return {
             "acc1": result.acc1,
             "acc5": result.acc5,
@@ -213,8 +205,9 @@ class MeasuredWeights:
             "right": encode_bits(result.each["right"]),
         }
 
-    def _step(self, model, alter):
+    def _step(self, model):
         """A compiled step, cached for other weights and images of the same model."""
+        alter = self.images.alter
         seed = self.weights.seed if self.seed is None else self.seed
         key = model, seed, alter
         if key not in self.programs:

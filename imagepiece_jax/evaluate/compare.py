@@ -10,7 +10,6 @@ Holm's rule. A sweep compares named reductions at any cost, only with the dense 
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import sys
@@ -25,7 +24,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import MeasuredWeights, decode_bits
+from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.pretrained.load import lacks_selectors
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
@@ -53,27 +52,6 @@ class MatchedMethod:
     setting: dict  # the fields that a user would type
     reached: float  # share of the dense model's cost
     speed: dict | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Floor:
-    """Cheaper dense weights: of another depth, or for smaller images."""
-
-    method: str
-    setting: dict  # their depth or image_size
-    checkpoint: MeasuredWeights
-
-    @property
-    def gmacs(self) -> float:
-        return self.checkpoint.weights.config.gmacs(settings.DENSE)
-
-    def evaluate(self) -> dict:
-        """Figures as `MeasuredWeights.evaluate` gives them, on smaller images if so."""
-        if "image_size" not in self.setting:
-            return self.checkpoint.evaluate(settings.DENSE)
-        size = self.setting["image_size"]
-        alter = functools.partial(smaller_images, size=size)
-        return self.checkpoint.evaluate(settings.DENSE, {"smaller": size}, alter)
 
 
 def compare(
@@ -247,51 +225,59 @@ def _by_time(checkpoint, requested, share):
 
 
 def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
-    """The nearest Floor of each kind at each share, with its figures."""
-    dense = checkpoint.weights.config.gmacs(settings.DENSE)
+    """The nearest of the `floors` of each kind at each share, with its figures."""
     pairs = []
     for listed, share in itertools.product(filter(None, floors(checkpoint)), shares):
-        floor = min(listed, key=lambda each: abs(each.gmacs / dense - share))
-        entry = MatchedMethod(
-            floor.method, share, settings.DENSE, floor.setting, floor.gmacs / dense
-        )
-        pairs.append((entry, _figures(floor.evaluate())))
+        floor, cheaper = min(listed, key=lambda pair: abs(pair[0].reached - share))
+        figures = _figures(cheaper.evaluate(settings.DENSE))
+        pairs.append((dataclasses.replace(floor, share=share), figures))
     return pairs
 
 
-def floors(checkpoint: MeasuredWeights) -> list[list[Floor]]:
-    """Floors of each kind: smaller images, down to two patches; fewer blocks.
+def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
+    """Cheaper dense weights: for smaller images, down to two patches; of fewer blocks.
 
     Images are those of the dense model, made smaller after their normalization, by
     antialiased bicubic weights.
+    Returns of each kind pairs: a MatchedMethod, without a share, and its weights.
     """
     # Counts of a reduction fit neither a smaller image nor fewer blocks.
     usual = settings.with_defaults(settings.DENSE)
     weights = dataclasses.replace(checkpoint.weights, reduction=usual)
-    model = weights.config.create(settings.DENSE)
+    model, dense = weights.config.create(usual), weights.config.gmacs(usual)
     both = sides(weights.config.image_size)
     patches = min(both) // model.patch_size
     sizes = [
         tuple(side - count * model.patch_size for side in both)
         for count in range(1, patches - 1)
     ]
-    kinds = {
-        "smaller images": [{"image_size": size} for size in sizes],
-        "first blocks": [{"depth": depth} for depth in range(1, model.depth)],
-    }
 
-    def floor(kind, setting):
+    def floor(kind, images, **setting):
         sized = weights.with_sizes(**setting)
-        cheaper = dataclasses.replace(checkpoint, weights=sized, programs={})
-        return Floor(kind, setting, cheaper)
+        cheaper = dataclasses.replace(
+            checkpoint, weights=sized, images=images, programs={}
+        )
+        reached = sized.config.gmacs(settings.DENSE) / dense
+        return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper
 
-    return [[floor(kind, each) for each in kinds[kind]] for kind in kinds]
+    images = checkpoint.images
+    smaller = [
+        floor("smaller images", smaller_images(images, size), image_size=size)
+        for size in sizes
+    ]
+    depths = range(1, model.depth)
+    fewer = [floor("first blocks", images, depth=depth) for depth in depths]
+    return [smaller, fewer]
 
 
-def smaller_images(images, batch, model, size):
-    """`images` [B, H, W, 3] at `size`, as `accuracy.model_step` alters them."""
-    shape = (images.shape[0], *size, images.shape[3])
-    return jax.image.resize(images, shape, "cubic", antialias=True)
+def smaller_images(images: Split, size: tuple[int, int]) -> Split:
+    """The same images, made smaller on the device."""
+
+    def alter(images, batch, model):
+        shape = (images.shape[0], *size, images.shape[3])
+        return jax.image.resize(images, shape, "cubic", antialias=True)
+
+    return Split(images.setting | {"smaller": size}, images.batches, alter)
 
 
 def measure_all(

@@ -333,11 +333,11 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
 
     measured, real = [], MeasuredWeights._evaluate
 
-    def evaluate(self, reduction, *altered):
+    def evaluate(self, reduction):
         measured.append(reduction["name"])
         if measured == ["none", "tome", "tome"]:
             raise KeyboardInterrupt
-        return real(self, reduction, *altered)
+        return real(self, reduction)
 
     monkeypatch.setattr(MeasuredWeights, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
@@ -360,12 +360,11 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     context = tiny_context.context(tmp_path / "out", weights)
     smaller, fewer = compare.floors(context.checkpoint(weights))
     patch = weights.config.create(weights.reduction).patch_size
-    sizes = [floor.setting["image_size"] for floor in smaller]
+    sizes = [floor.setting["image_size"] for floor, _ in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
-    assert [floor.setting for floor in fewer] == [{"depth": 1}]
-    costs = [floor.gmacs for floor in smaller]
-    own = weights.config.gmacs(weights.reduction)
-    assert [own, *costs] == sorted({own, *costs}, reverse=True)
+    assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
+    costs = [floor.reached for floor, _ in smaller]
+    assert [1, *costs] == sorted({1, *costs}, reverse=True)
     pixels, labels = (
         np.concatenate([batch[name][0] for batch in context.images.batches()])
         for name in ("image", "label")
@@ -376,14 +375,15 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
         """A floor answers as the model does."""
         logits = jax.jit(model.apply)({"params": params}, images).logits
         right = np.asarray(logits).argmax(axis=1) == labels
-        assert decode_bits(floor.evaluate()["right"], 24).tolist() == right.tolist()
+        found = floor[1].evaluate(settings.DENSE)["right"]
+        assert decode_bits(found, 24).tolist() == right.tolist()
 
     variables = weights.variables(weights.config.create(weights.reduction))
     short = create_model(**weights.config.as_dict | {"depth": 1})
     first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
     check(fewer[0], short, first, images)
 
-    made = compare.smaller_images(images, None, None, sizes[0])
+    made = compare.smaller_images(context.images, sizes[0]).alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.

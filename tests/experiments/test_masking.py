@@ -53,8 +53,14 @@ class Twenty:
 
     name, image_size, text = "made up", 224, "twenty of a made up set"
 
+    setting = {}
+
     def __len__(self):
         return 20
+
+    def batches(self):
+        image = np.zeros((1, 3, 224, 224, 3), np.uint8)
+        return [{"image": image, "index": INDEX}]
 
 
 class FakeContext:
@@ -68,14 +74,12 @@ class FakeContext:
         weights = types.SimpleNamespace(config=types.SimpleNamespace(stem="patch"))
         self.models = OffTheShelf(weights)
 
-    def evaluate(
-        self, pretrained, reduction, alteration=None, alter=None, prepare=None
-    ):
-        if alteration is None:
+    def evaluate(self, pretrained, reduction, images=None):
+        if images is None:
             return self._result(0)
-        batch = {"image": np.zeros((1, 3, 224, 224, 3), np.uint8), "index": INDEX}
-        self.calls.append((reduction["name"], alteration, prepare(batch)["corners"]))
-        return self._result(alteration["masks"])
+        (batch,) = images.batches()
+        self.calls.append((reduction["name"], images.setting, batch["corners"]))
+        return self._result(images.setting["masks"])
 
     def _result(self, count):
         result = Answers.__new__(Answers)
@@ -92,8 +96,8 @@ def test_all_methods_get_the_same_masks(tmp_path, monkeypatch):
     )
     masking.masking(context)
     by_method = {}
-    for name, alteration, corners in context.calls:
-        by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
+    for name, setting, corners in context.calls:
+        by_method.setdefault(name, []).append((str(setting), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])
     assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}
     assert all(masks == dense for masks in by_method.values())
