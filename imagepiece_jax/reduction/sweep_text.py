@@ -17,11 +17,6 @@ def parse_sweep(text):
     Raises InputError for what cannot be read, and for a field that the method does not
     have or that changes only training.
     """
-    with within(place=f"--sweep {text}"):
-        return _parsed(text)
-
-
-def _parsed(text):
     name, *parts = text.split(":")
     names, choices = [], []
     for part in parts:
@@ -55,13 +50,14 @@ def parse_sweeps(texts):
     """Reductions of every --sweep. Raises InputError for the same one twice."""
     reductions, seen = [], set()
     for text in texts:
-        for reduction in parse_sweep(text):
-            if str(with_defaults(reduction)) in seen:
-                problem, hint = "is there already", "name each reduction only once"
-                place, field = f"--sweep {text}", label(reduction)
-                raise InputError(problem, place=place, field=field, hint=hint)
-            seen.add(str(with_defaults(reduction)))
-            reductions.append(reduction)
+        with within(place=f"--sweep {text}"):
+            for reduction in parse_sweep(text):
+                full = str(with_defaults(reduction))
+                if full in seen:
+                    field, hint = label(reduction), "name each reduction only once"
+                    raise InputError("is there already", field=field, hint=hint)
+                seen.add(full)
+                reductions.append(reduction)
     return reductions
 
 

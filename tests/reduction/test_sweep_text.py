@@ -5,7 +5,7 @@ import re
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.sweep_text import parse_sweep
+from imagepiece_jax.reduction.sweep_text import parse_sweep, parse_sweeps
 
 
 def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
@@ -35,6 +35,6 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
 )
 def test_what_cannot_be_read_is_named(text, problem, allowed):
     with pytest.raises(InputError, match=f"^--sweep {re.escape(text)}") as error:
-        parse_sweep(text)
+        parse_sweeps([text])
     assert error.value.problem.startswith(problem)
     assert allowed in error.value.allowed + error.value.hint
