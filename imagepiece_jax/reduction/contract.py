@@ -146,8 +146,6 @@ def check(result, counts):
     check_form(result, counts)
     result = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        if result.index is not None:
-            _check_partners(result)
         _check_slots(result.dest, result.n_out)
         if result.index is not None:
             _check_index(result.dest, result.index)
@@ -255,27 +253,8 @@ def _check_slots(dest, n_out):
         _refuse(image, f"slot {slot} of {n_out}", "gets no token", "one or more")
 
 
-def _check_partners(result):
-    """What others are merged into stays itself."""
-    for image, dest in enumerate(result.dest):
-        index = jax.tree.map(lambda field, image=image: field[image], result.index)
-        moved = index.absorbed[index.target < result.n_out]
-        gone = {*moved.tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
-        for place, (slot, partner) in enumerate(
-            zip(index.groups.tolist(), index.group_keep.tolist(), strict=True)
-        ):
-            joining = index.absorbed[index.target == slot]
-            if partner not in gone or not joining.size:
-                continue
-            token = joining[0]
-            if len(index.target) == len(index.groups) and index.target[place] == slot:
-                token = index.absorbed[place]
-            problem = f"is merged into token {partner}, which leaves, at slot {slot}"
-            _refuse(image, f"token {token}", problem)
-
-
 def _check_index(dest, index):
-    """`index` is the map of `dest`, which is in order."""
+    """`index` is the map of `dest`, which is in order, and partners stay themselves."""
     n_out, n = index.keep.shape[1], dest.shape[1]
     for image, slots in enumerate(dest):
         own = jax.tree.map(lambda field, image=image: field[image], index)
@@ -297,6 +276,11 @@ def _check_index(dest, index):
             problem = f"absorbs token {absorbed[place]} and is not in index.groups"
             _refuse(image, f"slot {target[place]}", problem)
         for (place,) in _first(keep[groups] != group_keep):
-            problem = f"keeps token {keep[groups[place]]}"
-            allowed = f"token {group_keep[place]}, as index.group_keep has it"
-            _refuse(image, f"slot {groups[place]}", problem, allowed)
+            slot, partner = groups[place], group_keep[place]
+            if partner not in keep and slot in target:
+                same = len(own.target) == len(groups) and own.target[place] == slot
+                token = own.absorbed[place] if same else absorbed[target == slot][0]
+                problem = f"is merged into token {partner}, which leaves"
+                _refuse(image, f"token {token}", f"{problem}, at slot {slot}")
+            allowed = f"token {partner}, as index.group_keep has it"
+            _refuse(image, f"slot {slot}", f"keeps token {keep[slot]}", allowed)
