@@ -97,7 +97,7 @@ def model_variables(
             allowed += "(train.py --config.init.weights)"
             raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
         # Selectors that the model lacks are left out.
-        used = tuple(f"{name.replace('_', '.')}." for name in _selectors(like))
+        used = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
         tensors = {
             name: tensor
             for name, tensor in tensors.items()
@@ -107,25 +107,22 @@ def model_variables(
     positions = positions or Positions.of(model, image_size)
     with within(place=source):
         variables = from_timm(tensors, like, fresh, positions)
-    paths = traverse_util.flatten_dict(variables)
-    missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
+    flat, shape = traverse_util.flatten_dict(variables), jax.ShapeDtypeStruct
+    present = {path: leaf for path, leaf in flat.items() if not isinstance(leaf, shape)}
+    missing = sorted({path[1] for path in flat.keys() - present.keys()})
     if not missing:
         return variables, []
     if not is_integer(seed):
         raise InputError(field="seed", value=seed, allowed="whole numbers")
-    drawn = fresh_variables(model, image_size, seed, sorted(missing))
+    drawn = fresh_variables(model, image_size, seed, missing)
     drawn = traverse_util.flatten_dict(drawn)
-    paths = {
-        path: drawn[path] if isinstance(value, jax.ShapeDtypeStruct) else value
-        for path, value in paths.items()
-    }
-    return traverse_util.unflatten_dict(paths), sorted(missing)
+    return traverse_util.unflatten_dict(drawn | present), missing
 
 
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
     """Selectors of `like` that tensors lack, or have in other shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    selectors = _selectors(like)
+    selectors = selectors_of(like)
     needed = timm_shapes({"params": selectors})
 
     def of_module(module, tensors):
@@ -149,7 +146,8 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
             raise InputError(problem, field=field, value=name, allowed=allowed)
 
 
-def _selectors(variables):
+def selectors_of(variables):
+    """Parameters of the reducers that learn, by the reducers' names."""
     params = variables["params"].items()
     return {name: values for name, values in params if name.startswith("reducer")}
 

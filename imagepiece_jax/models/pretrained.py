@@ -141,10 +141,9 @@ class Pretrained:
         model = reduced(model, reduction, self._grid, self.name)
         if self.model.kernels:
             model = model.clone(kernels=resolve_kernels("auto", model))
-        dense, selectors = {}, {}
-        for name, values in self.variables["params"].items():
-            part = selectors if name.startswith("reducer") else dense
-            part[name] = values
+        params = self.variables["params"]
+        selectors = convert.selectors_of(self.variables)
+        dense = {name: params[name] for name in params if name not in selectors}
         learned = dict(self.selectors)
         if not self.untrained:  # they may have been trained since they were read
             learned |= convert.to_timm({"params": selectors})
