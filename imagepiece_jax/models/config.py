@@ -40,7 +40,7 @@ SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
 DECIDED += ("num_classes", "mean", "std")
 # Defaults of a model, under its name's and its own fields.
-USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
+USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch")
 USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
 USUAL |= dict(masked=False)
 

@@ -1,5 +1,6 @@
 """Stems, which make tokens of an image: patch projection, convolutions, their cost."""
 
+import functools
 import math
 
 import jax
@@ -16,12 +17,8 @@ NORM_EPSILON = 1e-5
 
 def bias_init(fan_in):
     """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a bias."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    bound = fan_in**-0.5
+    return functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
 def conv_stem_widths(embed_dim, patch_size):
