@@ -59,20 +59,19 @@ class Rotary(CheckedFields):
     def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
         """Cosines and sines of a head's planes, [B, prefix + n, 1, width / 2] each.
 
-        coordinates: [B, n, 2], (y, x) of the tokens
+        coordinates: [B, n, 2], (y, x) of the tokens; those of NumPy give NumPy's arrays
         width: channels of a head
         prefix: number of tokens in front of them, which do not turn
         """
+        xp = coordinates.__array_namespace__()
         angles = self.angles(coordinates, width)
-        angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
-        return jnp.cos(angles), jnp.sin(angles)
+        angles = xp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+        return xp.cos(angles), xp.sin(angles)
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
         """`rotations` of all patches of a grid, in NumPy."""
-        angles = self.angles(self.coordinates(grid)[None], width)
-        angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
-        return np.cos(angles), np.sin(angles)
+        return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(self, coordinates, width):
         """[B, n, 2] -> [B, n, 1, width / 2], those of one coordinate after another."""
