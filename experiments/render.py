@@ -1,22 +1,17 @@
 """Pages of Markdown, their notes, and plots of curves with bands of their intervals."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.tables import markdown_table as table
 from imagepiece_jax.evaluate import statistics
 
 BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"
-
-
-def table(head: list[str], rows: Iterable[list]) -> str:
-    """A Markdown table; cells are text, None is blank."""
-    return "\n".join(markdown_table(head, rows))
 
 
 def rows(rows: list[dict]) -> str:

@@ -109,7 +109,7 @@ def inventory(text):
         sizes = ", ".join(f"{collective.bytes:,}" for collective in group)
         lines.append([", ".join(contents), op, len(group), arrays, sizes])
     head = ["what", "collective", "number", "arrays", "bytes each"]
-    return "\n".join(markdown_table(head, lines))
+    return markdown_table(head, lines)
 
 
 def step_seconds(text):
@@ -138,7 +138,7 @@ COSTS_HEADING = ["config", "EFLOP", "GB read", "1 H200: images/s", "hours"]
 
 
 def run_costs(configs, images, hosts, links, kilobytes):
-    """Return lines of a Markdown table: what trainings on ImageNet cost, calculated.
+    """Return a Markdown table: what trainings on ImageNet cost, calculated.
 
     configs: [(name, config)]
     images: per GPU, on hosts of eight; one GPU takes the config's batch
@@ -193,9 +193,9 @@ def main():
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     if TRAININGS.value:
-        parts = run_costs(configs, images[0], hosts, links, KILOBYTES)
-        print("\n".join(parts))
-        _write(parts)
+        table = run_costs(configs, images[0], hosts, links, KILOBYTES)
+        print(table)
+        _write([table])
         return
     head = HEAD.format(
         nvlink=2 * links.nvlink / 1e9,
@@ -212,7 +212,7 @@ def main():
             if count == images[0]:
                 parts.append(_section(name, count, text))
             print(f"{name}, {count} images a GPU: compiled", file=sys.stderr)
-    parts.append("## Hosts\n\n" + "\n".join(markdown_table(PLAN_HEADING, rows)))
+    parts.append("## Hosts\n\n" + markdown_table(PLAN_HEADING, rows))
     print("\n".join(parts))
     _write(parts)
 

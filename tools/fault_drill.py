@@ -146,9 +146,8 @@ def table(rows):
     tried = collections.Counter(row["fault"] for row in rows)
     passed = collections.Counter(row["fault"] for row in rows if row["passed"])
     counts = [[fault, tried[fault], passed[fault]] for fault in tried]
-    parts = markdown_table(["fault", "tried", "as it should be"], counts)
-    parts += ["", *markdown_table([*HEADINGS.values()], map(cells, rows))]
-    return "\n".join(parts) + "\n"
+    summary = markdown_table(["fault", "tried", "as it should be"], counts)
+    return f"{summary}\n\n{markdown_table(HEADINGS.values(), map(cells, rows))}\n"
 
 
 # Each function takes a `TinyRun`, which may have been started before, injects a fault,

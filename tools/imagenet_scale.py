@@ -263,7 +263,7 @@ def measure(folder):
         met &= goal is None or max(values) <= goal
         wanted = "" if goal is None else f"≤ {text.format(goal)}"
         rows.append([name, wanted, *map(text.format, values)])
-    print(*markdown_table(heads, rows), sep="\n")
+    print(markdown_table(heads, rows))
     return 0 if met else RunError.status
 
 

@@ -48,8 +48,7 @@ def main():
             built = compared(name, size)
             print(*built, sep="\n", flush=True)
             rows += built
-            text = "\n".join(markdown_table(HEAD, rows))
-            replace_file(page, f"{NOTE}{text}\n")
+            replace_file(page, f"{NOTE}{markdown_table(HEAD, rows)}\n")
 
 
 def compared(name, size):

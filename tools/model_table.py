@@ -43,8 +43,8 @@ def versions(rows: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(named)
 
 
-def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the table of families."""
+def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of families."""
     cells = []
     for row in rows:
         fields = "".join(f", {k} {v}" for k, v in row.get("fields", {}).items())
@@ -62,15 +62,15 @@ def scores(name: str) -> str:
     return ", ".join(score for score in named if score not in lacking)
 
 
-def of_layouts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the table of checkpoints' layouts."""
+def of_layouts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of checkpoints' layouts."""
     return markdown_table(
         LAYOUTS, [[f"`{r['layout']}`", f"{r['logits']:.1e}"] for r in rows]
     )
 
 
-def of_largest(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines of the table of the largest members."""
+def of_largest(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of the largest members."""
     cells = [
         [f"`{name}`", f"{row['parameters']:,}", _short(row["published"]), row["source"]]
         for name, row in models.items()
@@ -99,16 +99,16 @@ def page(
         "The last two columns are the largest difference to timm's model, in parts of "
         "the largest absolute value; tests allow 1e-4. Versions: "
         f"{versions(families)}.",
-        "\n".join(of_families(families)),
+        of_families(families),
         "## Layouts",
         "Checkpoints by the names of each project, reduced in width and depth, random "
         "weights: the largest difference to what the project's model computes, in "
         f"parts of the largest absolute value. Versions: {versions(layouts)}.",
-        "\n".join(of_layouts(layouts)),
+        of_layouts(layouts),
         "## The largest member of each family",
         "Built from names and shapes alone: every tensor of timm's model has its "
         "place, and ours has as many parameters (tests/models/test_whole_size.py).",
-        "\n".join(of_largest(largest)),
+        of_largest(largest),
     ]
     return "\n\n".join(parts) + "\n"
 

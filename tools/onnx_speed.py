@@ -69,7 +69,7 @@ def main():
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
-    print("\n".join(table(rows)))
+    print(table(rows))
 
 
 def measure(size, batch):
@@ -110,7 +110,7 @@ def measure(size, batch):
 
 
 def table(rows):
-    """Lines of a table: a line for each program, a column for each batch size."""
+    """A table: a line for each program, a column for each batch size."""
     by_program = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
     batches = sorted({row["batch"] for row in rows})
     lines = []

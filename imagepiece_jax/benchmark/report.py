@@ -90,7 +90,7 @@ def markdown(rows):
     for mode, group in _grouped(rows, "mode").items():
         one = group[0]
         parts.append(f"### {mode}\n")
-        parts += markdown_table(TITLES, map(_cells, group))
+        parts.append(markdown_table(TITLES, map(_cells, group)))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "

@@ -13,10 +13,10 @@ def text_table(rows):
     return "\n".join(line(row) for row in rows)
 
 
-def markdown_table(head, rows) -> list[str]:
-    """The lines of a Markdown table; None stands for a blank cell."""
+def markdown_table(head, rows) -> str:
+    """A Markdown table, without a newline at its end; None stands for a blank cell."""
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines]
+    return "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
 
 
 def _markdown_cell(value):

@@ -5,7 +5,6 @@ p is that of McNemar's test, corrected by Holm's rule over all comparisons of th
 
 import collections
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import plotting
-from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -36,21 +35,10 @@ def write(folder: str | os.PathLike, report: Report) -> str:
     folder = pathlib.Path(folder)
     make_folder("--out", folder)
     text = page(report, plot="compare.png")
-    replace_file(folder / "compare.json", dumps(report))
+    write_json(folder / "compare.json", report)
     replace_file(folder / "compare.md", text)
     draw_plot(folder / "compare.png", report)
     return text
-
-
-def dumps(report: Report) -> str:
-    """The report as JSON, a line for each of its entries."""
-    parts = []
-    for name, value in report.items():
-        text = json.dumps(value)
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            text = "[\n" + ",\n".join(f"  {json.dumps(line)}" for line in value) + "\n]"
-        parts.append(f"{json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def page(report: Report, plot: str) -> str:
@@ -81,7 +69,7 @@ def _measured(report):
         timing = report["timing"]
         head += ["timed on", "batch", "repeats"]
         row += [timing["device"], timing["batch_size"], timing["repeats"]]
-    return _table(head, [row])
+    return markdown_table(head, [row])
 
 
 def comparison(report: Report, method: str, share: float, to: str) -> dict | None:
@@ -109,7 +97,7 @@ def table(report: Report) -> str:
         for method in order(report)
     ]
     head = [f"share of the dense {COSTS[report['metric']]}"]
-    return _table([*head, *(f"{share:g}" for share in shares)], rows)
+    return markdown_table([*head, *(f"{share:g}" for share in shares)], rows)
 
 
 def _cell(report, line):
@@ -160,7 +148,7 @@ def settings_table(report: Report) -> str:
             change = comparison(report, line["method"], line["share"], to)
             row.append("" if change is None else difference(change))
         rows.append(row)
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def swept_table(report: Report) -> str:
@@ -175,7 +163,7 @@ def swept_table(report: Report) -> str:
         row += [statistics.format_estimate(Estimate(*line["acc1"])), difference(change)]
         row += [f"{line['acc5']:.1f}", line["tokens"], f"{line['gmacs']:.3f}"]
         rows.append(row)
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def difference(line: Mapping[str, Any]) -> str:
@@ -206,11 +194,7 @@ def absent_table(report: Report) -> str:
         [f"`{line['method']}`", line["share"] or "all", line["reason"]]
         for line in absent
     ]
-    return _table(["not compared", "share", "why"], rows)
-
-
-def _table(head, rows):
-    return "\n".join(markdown_table(head, rows))
+    return markdown_table(["not compared", "share", "why"], rows)
 
 
 def draw_plot(path: str | os.PathLike, report: Report):

@@ -14,7 +14,7 @@ def test_columns_line_up():
 
 def test_names_stay_in_the_cells_of_a_table():
     rows = [["a|b", None], ["<b>x</b>", "two\nlines"], [1.5, "p < .05"]]
-    assert markdown_table(["name", "note"], rows) == [
+    assert markdown_table(["name", "note"], rows).splitlines() == [
         "| name | note |",
         "| --- | --- |",
         r"| a\|b |  |",

@@ -294,7 +294,7 @@ MADE_UP = {
 }
 
 
-def test_the_tables_have_the_figures_and_the_json_is_read_back(report):
+def test_the_tables_have_the_figures():
     page = compare_tables.page(MADE_UP, "plot.png")
     rows = [row for row in page.splitlines() if row.startswith("| `")]
     assert rows[1:4] == [
@@ -313,10 +313,6 @@ def test_the_tables_have_the_figures_and_the_json_is_read_back(report):
     assert compare_tables.absent_table({"left_out": []}) == ""
     found = [compare_tables.p_value(p) for p in (1.0, 0.0204, 4e-7)]
     assert found == ["p = 1.000", "p = .020", "p < .001"]
-    assert json.loads(compare_tables.dumps(MADE_UP)) == MADE_UP
-    text = compare_tables.dumps(report)
-    assert json.loads(text) == report
-    assert len(text.splitlines()) > len(report["settings"] + report["comparisons"])
 
 
 @pytest.mark.slow

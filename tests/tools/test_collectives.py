@@ -169,8 +169,8 @@ def test_the_cost_of_whole_runs_adds_up(monkeypatch):
     monkeypatch.setattr(compile_only, "train_text", train_text)
     links = collectives.Links(7 / 8 * 1e12, 4e11, 0, 0)
     configs = [("deit", deit_s.get_config()), ("evit", deit_s_evit.get_config())]
-    lines = collectives.run_costs(configs, 128, [1, 2], links, kilobytes=100)
-    heading, *rows = "\n".join(lines).splitlines()
+    table = collectives.run_costs(configs, 128, [1, 2], links, kilobytes=100)
+    heading, *rows = table.splitlines()
     assert heading.endswith("| 2 x 8: images/s | hours |")
     dense, evit = (markdown.cells(row) for row in rows[1:])
     images = 300 * 1251 * 1024

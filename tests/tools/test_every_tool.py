@@ -41,7 +41,7 @@ def test_the_table_of_runtimes_has_a_column_for_each_batch_size():
         | {"model": "EViT .7", "batch": 8, "rate": [120.0, 0, 0], "macs": 1.5}
         | {"ratio": [1.5, 1.4, 1.6]}
     )
-    head, _, *lines = onnx_speed.table(rows)
+    head, _, *lines = onnx_speed.table(rows).splitlines()
     assert head == "| runtime | model | batch 1 | batch 8 | by MACs |"
     assert lines == [
         "| JAX | dense | 10.0 | 80.0 | 1.00 |",
