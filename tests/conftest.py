@@ -81,12 +81,6 @@ def quickly_begun():
         yield
 
 
-@pytest.fixture(params=parallel.FORMS)
-def form(request, monkeypatch):
-    """Both ways of mapping functions over devices, one after the other."""
-    monkeypatch.setattr(parallel, "FORM", request.param)
-
-
 @pytest.fixture
 def traced_once(monkeypatch):
     """A second trace of a model fails, unless `chex.clear_trace_counter` is called."""

@@ -274,7 +274,7 @@ def test_devices_processes_and_orbax_are_known_by_one_file_each():
     found = {file[0]: mentions(*file) for file in files if mentions(*file)}
     assert found == {
         f"{PACKAGE}.common.orbax_files": {"orbax"},
-        f"{PACKAGE}.common.parallel": {"jax.pmap", "jax.shard_map"},
+        f"{PACKAGE}.common.parallel": {"jax.pmap"},
         f"{PACKAGE}.training.distributed": {"jax.distributed"},
     }
     assert {path.stem for path in (ROOT / PACKAGE).glob("*.py")} == TOP

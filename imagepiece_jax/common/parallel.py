@@ -1,8 +1,8 @@
 """Many devices as one, and many processes: `pmap`, and what they exchange.
 
-Functions are mapped by `jax.pmap`, or by its successor, `jax.jit` of `jax.shard_map`:
-FORM says which. No other file knows. Which samples of a global batch each of the W
-devices (of all processes together) holds is `layout.device_samples`.
+Functions are mapped by `jax.pmap`, of which no other file knows. Which samples of a
+global batch each of the W devices (of all processes together) holds is
+`placement.device_samples`.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, RunError
 
 AXIS = "devices"
-FORM = "pmap"  # or "shard_map": what maps functions over devices, with equal results
 
 
 class _ReportedError(InputError):
@@ -141,42 +140,14 @@ def pmap(fn, *, donate_argnums=(), program=None):
     program: what `fn` is of a model, such as "training step": it is compiled with
         xla_options, and the compilation is reported; None for anything else
     """
-    mapped = FORMS[FORM](fn, donate_argnums)
+    count = device_count()
+    mapped = jax.pmap(
+        fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=count
+    )
     if program is None:
         return _Mapped(mapped, {})
     options = xla_options.options(local_devices()[0].platform)
     return _Mapped(mapped, options, f"compiling the {program}")
-
-
-def _by_pmap(fn, donate_argnums):
-    return jax.pmap(
-        fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=device_count()
-    )
-
-
-def _by_shard_map(fn, donate_argnums):
-    sharding = _sharding()
-
-    def of_one(*args):
-        results = fn(*jax.tree.map(lambda x: jnp.squeeze(x, 0), args))
-        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), results)
-
-    mapped = jax.shard_map(
-        of_one,
-        mesh=sharding.mesh,
-        in_specs=sharding.spec,
-        out_specs=sharding.spec,
-        check_vma=False,  # gradients are summed by `mean`, as in `jax.pmap`
-    )
-    return jax.jit(
-        mapped,
-        in_shardings=sharding,
-        out_shardings=sharding,
-        donate_argnums=donate_argnums,
-    )
-
-
-FORMS = {"pmap": _by_pmap, "shard_map": _by_shard_map}
 
 
 class _Mapped:

@@ -45,7 +45,7 @@ def test_two_processes_of_two_devices(tmp_path):
             child.kill()
 
 
-def test_one_device_is_a_special_case_of_many(form):
+def test_one_device_is_a_special_case_of_many():
     check_exchange(devices=1)
     check_round_trip(devices=1)
     assert (jax.process_index(), jax.process_count()) == (0, 1)
@@ -116,11 +116,9 @@ def check_pairs(devices, m):
 
 def check_eight():
     assert parallel.device_count() == len(parallel.local_devices()) == 8
-    for form in parallel.FORMS:
-        parallel.FORM = form
-        check_exchange(devices=8)
-        check_pairs(devices=8, m=4)
-        check_round_trip(devices=8)
+    check_exchange(devices=8)
+    check_pairs(devices=8, m=4)
+    check_round_trip(devices=8)
     with pytest.raises(InputError, match="12 cannot be split over 8 local"):
         parallel.shard({"x": np.zeros((12, 2))})
 
@@ -132,12 +130,10 @@ def check_process(process, port, folder):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
-        for form in reversed(parallel.FORMS):
-            parallel.FORM = form
-            check_exchange(devices=4, first=2 * process, local=2)
-            parallel.forget_programs()  # as where a rate warms up
-            check_round_trip(devices=2, everywhere=4)
-            check_highest(process)
+        check_exchange(devices=4, first=2 * process, local=2)
+        parallel.forget_programs()  # as where a rate warms up
+        check_round_trip(devices=2, everywhere=4)
+        check_highest(process)
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
         check_agreement(process, pathlib.Path(folder))
         check_dry_run(process, pathlib.Path(folder) / "run")
@@ -221,7 +217,7 @@ if __name__ == "__main__":
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
 
 
-def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch, form):
+def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(xla_options, "options", lambda platform: options)
     given = []
@@ -242,7 +238,7 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
     assert given == [options]  # ahead of all calls
 
 
-def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch, form):
+def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
     """One that XLA does not know is refused, but for what is no model."""
     monkeypatch.setitem(xla_options.OPTIONS, "cpu", {"xla_no_such_option": True})
     x = parallel.replicate(np.float32(1))

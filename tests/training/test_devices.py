@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.common import parallel
 from imagepiece_jax.data import registry
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
@@ -44,9 +43,8 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_like_one(tmp_path, some_digits, monkeypatch):
-    """Dense, as rounding may flip near ties of a reduction; one maps by shard_map."""
-    monkeypatch.setattr(parallel, "FORM", "shard_map")
+def test_eight_devices_train_like_one(tmp_path, some_digits):
+    """Dense, as rounding may flip near ties of a reduction."""
     config, weights = runs.configured(FIELDS), tmp_path / "weights.npz"
     model = RunConfig.from_config(config).create_model()
     tiny.write(weights, runs.untrained(model, config.image_size, 0))
