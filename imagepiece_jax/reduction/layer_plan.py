@@ -26,12 +26,6 @@ class Step:
     when_masked: int | None = None
     tokens: int | None = None  # image tokens that it leaves, in place of the rule's
 
-    def n_out(self, n: int, n0: int, stage: int) -> int | None:
-        """Image tokens after it, as `Rule.n_out`."""
-        if self.tokens is None:
-            return self.rule.n_out(n, n0, stage)
-        return None if n <= self.tokens else self.tokens
-
     @property
     def attention_block(self) -> int:
         """The block whose attention its reducer reads; -1: there is none before."""
@@ -66,7 +60,10 @@ class LayerPlan:
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     """Counts of the `stage`-th step that changes something; None: none changes."""
-    n_out = step.n_out(n, n0, stage)
+    if step.tokens is None:
+        n_out = step.rule.n_out(n, n0, stage)
+    else:
+        n_out = step.tokens if step.tokens < n else None
     if n_out is None:
         return None
     return Counts(n, n_out, step.rule.candidates(n), stage)
@@ -108,7 +105,12 @@ def build(
             n, stage = counts.n_out, stage + 1
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
-            counts = _masked_counts(step, counts, present) if masked else counts
+            change, own = counts.n_out - counts.n_in, None
+            if masked and step.when_masked is not None:
+                change, own = step.when_masked, counts
+            counts = dataclasses.replace(
+                counts, n_in=present, n_out=present + change, evaluation=own
+            )
             if step.attention_block >= 0:
                 reads[step.attention_block] |= step.reducer.reads
         after = counts.n_out if counts else present
@@ -117,12 +119,3 @@ def build(
         present = after
     pairs = zip(plan, reads, strict=True)
     return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
-
-
-def _masked_counts(step, counts, present):
-    """`counts` of evaluation -> those of masked training, of `present` tokens."""
-    change, own = counts.n_out - counts.n_in, None
-    if step.when_masked is not None:
-        change, own = step.when_masked, counts
-    after = present + change
-    return dataclasses.replace(counts, n_in=present, n_out=after, evaluation=own)
