@@ -60,9 +60,8 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     fields, prop_attn = split_reduction(reduction)
     if fields.get("macs") is None:
         return reduction
-    method, _ = read_reduction(reduction)
     with within("reduction"):
-        method = method.resolved(_facts_of(dense, grid, name))
+        method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
     found = at_cost(method, dense, grid, name, allowed)
     changed = {
         field.name: getattr(found, field.name)

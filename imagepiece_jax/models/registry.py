@@ -79,17 +79,15 @@ def public_facts(name: str) -> dict[str, Any] | None:
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
     fields = {"mlp_ratio": 4.0} | sizes
     weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
-    for field in ("image_size", "num_classes", "mean", "std"):
-        values = {as_tuple(w[field]) for w in weights}
-        if len(values) == 1:
-            fields[field] = values.pop()
+
+    def agreed(*names):
+        values = {name: {as_tuple(w.get(name)) for w in weights} for name in names}
+        return {k: v.pop() for k, v in values.items() if len(v) == 1 and None not in v}
+
+    fields |= agreed("image_size", "num_classes", "mean", "std")
     if dot and "prop_attn" in weights[0]:
         fields["prop_attn"] = weights[0]["prop_attn"]
-    arch = row["arch"]
-    for field in ("gelu", "resize"):
-        values = {w.get(field) for w in weights}
-        if len(values) == 1 and None not in values:
-            arch = arch | {field: values.pop()}
+    arch = row["arch"] | agreed("gelu", "resize")
     return fields | {"arch": Architecture.of(arch)}
 
 
