@@ -32,6 +32,7 @@ from imagepiece_jax.models.vit import Outputs, final_norm
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.tokens import DROPPED
 
+# The first two by reduction.provenance, the others here.
 FILLS = ("nearest", "last", "zero", "class")
 
 

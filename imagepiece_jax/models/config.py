@@ -23,9 +23,9 @@ from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
+from imagepiece_jax.models.at_cost import MISS, reduced, resolved
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.reduce import MISS, reduced, resolved
 from imagepiece_jax.models.registry import MODELS, facts
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT

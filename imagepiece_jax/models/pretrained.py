@@ -15,9 +15,9 @@ from imagepiece_jax.common.image_size import described, patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
+from imagepiece_jax.models.at_cost import reduced, resolved
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.projector import Projector
-from imagepiece_jax.models.reduce import reduced, resolved
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings

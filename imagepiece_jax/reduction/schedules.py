@@ -1,7 +1,8 @@
 """Schedules: how many image tokens each block leaves, in plain Python.
 
 A schedule has a shape and a strength: 0 is dense, 1 leaves as few tokens as it can.
-Fields such as `r` and `keep_rate` are each method's own, in methods/.
+`models.at_cost` finds the strength for a cost. Fields such as `r` and `keep_rate` are
+each method's own, in methods/.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Reductions as dicts of a name and fields: defaults, comparison, labels."""
+"""Reductions as dicts of a name and fields: defaults, comparison, labels.
+
+Unknown names and fields are found by `methods.create`.
+"""
 
 from collections.abc import Mapping
 

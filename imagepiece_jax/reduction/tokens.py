@@ -1,5 +1,6 @@
-"""Token states, what reducers read and return, and how tokens move.
+"""Token states, what reducers read and return, and how tokens move and merge.
 
+A token that several merge into is their mean by size, or by an Assignment's `weight`.
 Tokens are moved only by gathers, forward and backward: nothing here scatters.
 """
 

@@ -6,7 +6,8 @@
 Orbax writes a step in the background under a temporary name, renames it when it is
 complete and only then removes an older one: a kill or a full disk leaves no half step
 and loses no complete one. Arrays that are read are compared with their checksums; a
-damaged step is skipped for the one before. When a run saves and resumes: `trainer`.
+damaged step is skipped for the one before. How many steps stay is KEEP, and which ones
+`common.orbax_files.StepWriter` decides. When a run saves and resumes: `trainer`.
 """
 
 import contextlib

@@ -271,8 +271,8 @@ class RunConfig(RunFields):
 
     def resolved(self) -> "RunConfig":
         """The same, with tokens in place of the cost of its reduction."""
+        from imagepiece_jax.models.at_cost import at_cost
         from imagepiece_jax.models.config import in_config  # imports JAX
-        from imagepiece_jax.models.reduce import at_cost
 
         if self.reduction.macs is None:
             return self

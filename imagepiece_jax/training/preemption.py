@@ -2,7 +2,8 @@
 
 A signal is answered between two steps, where the state can be saved. Python runs signal
 handlers only between two of its own instructions, and a compile is one instruction that
-may last minutes: there a thread ends the process, which has saved before.
+may last minutes: there a thread ends the process, which has saved before. What is saved
+after a step: `trainer.Run.train`; the exit status: `errors.Stopped`.
 """
 
 import contextlib

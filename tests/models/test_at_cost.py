@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.at_cost import MISS, reduced, resolved
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.reduce import MISS, reduced, resolved
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from tests.refused import refused

@@ -20,8 +20,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.token_list import token_list
 from imagepiece_jax.models import cost
+from imagepiece_jax.models.at_cost import reduced
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.reduce import reduced
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import contract, provenance, tokens
 from imagepiece_jax.reduction.layer_plan import build

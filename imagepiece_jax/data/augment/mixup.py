@@ -1,6 +1,6 @@
 """Mixup, cutmix and label smoothing on the device, one draw per batch (as in DeiT).
 
-Pure functions; all draws come from the key that is passed in.
+Pure functions; all draws come from the key that `training.train_step` passes in.
 """
 
 import jax

@@ -69,7 +69,7 @@ class Method(fields.CheckedFields):
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     _: dataclasses.KW_ONLY
-    # Share of the dense model's MACs: `models.config` finds the strength of `counts`,
+    # Share of the dense model's MACs: `models.at_cost` finds the strength of `counts`,
     # or of the method's own schedule, whose cost is nearest.
     macs: float | None = fields.optional(fields.number(above=0, most=1))
     # Image tokens after each block, or the name of a schedule, which needs `macs`.
