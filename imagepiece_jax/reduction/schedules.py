@@ -12,8 +12,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 
@@ -68,9 +66,14 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 
 def stretched(counts, depth, strength):
     """`counts` of 12 blocks stretched to `depth`, as shares, to a power."""
-    places = np.linspace(0, len(counts), depth + 1)[1:]
-    shares = np.interp(places, range(len(counts) + 1), [196, *counts]) / 196
-    return powered_shares(shares.tolist(), strength)
+    points, shares = [196, *counts], []
+    for block in range(depth):
+        place = (block + 1) * len(counts) / depth
+        below = min(math.floor(place), len(counts) - 1)
+        part = place - below
+        count = points[below] * (1 - part) + points[below + 1] * part
+        shares.append(count / points[0])
+    return powered_shares(shares, strength)
 
 
 # Each: (depth, strength, *numbers) -> shares of the first count after each block.
