@@ -34,7 +34,7 @@ from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
-from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
+from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
 MODES = ("inference", "copy", "end_to_end", "train")
 INPUTS = 4  # different batches, in rotation
@@ -197,7 +197,14 @@ def training_step(config, place=lambda model: model):
         teacher = run.create_dense(drop_path_rate=0.0)
         teacher = teacher.clone(head_only=not method.needs_teacher)
         placed = place(teacher)
-    step = create_step(run, place(model), optimizer, rate, placed)
+    step = functools.partial(
+        train_step,
+        run=run,
+        model=place(model),
+        optimizer=optimizer,
+        rate=rate,
+        teacher_model=placed,
+    )
     first_state = functools.partial(
         init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
     )

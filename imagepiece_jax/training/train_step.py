@@ -6,7 +6,6 @@ with a distillation token has a head for the labels and one for the teacher; oth
 learn both with one.
 """
 
-import functools
 from typing import Any
 
 import chex
@@ -72,27 +71,6 @@ def count_programs(run: RunConfig) -> int:
     return len(set(map(token_counts, models)))
 
 
-def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None):
-    """`train_step` of a run: a function of (state, batch, teacher's variables).
-
-    Without a loss of the method's, which may read tokens, the model is `head_only`.
-
-    model: of an epoch, see `RunConfig.create_train_model`
-    optimizer, rate: of `optimizer.create`
-    teacher_model: of `teacher.of`, or None
-    """
-    loss = run.reduction.loss
-    return functools.partial(
-        train_step,
-        model=model.clone(head_only=loss is None),
-        optimizer=optimizer,
-        rate=rate,
-        run=run,
-        loss_terms=loss and functools.partial(loss, plan=model.plan),
-        teacher_model=teacher_model,
-    )
-
-
 def init_state(variables, optimizer, with_ema):
     """State of step 0 from the model's variables.
 
@@ -114,16 +92,7 @@ def init_state(variables, optimizer, with_ema):
 
 
 def train_step(
-    state,
-    batch,
-    teacher=None,
-    *,
-    run,
-    model,
-    optimizer,
-    rate,
-    loss_terms=None,
-    teacher_model=None,
+    state, batch, teacher=None, *, run, model, optimizer, rate, teacher_model=None
 ):
     """One update.
 
@@ -134,15 +103,18 @@ def train_step(
         micro-batches whose gradients are averaged
     teacher: the frozen variables of `teacher_model`, None where there is none; it sees
         the images as the student does, augmented and mixed
+    model: of an epoch, see `RunConfig.create_train_model`; made `head_only` unless
+        the method has a loss of its own, which may read tokens
     optimizer, rate: of `optimizer.create`
-    loss_terms: from (outputs, teacher_outputs) to a method's own terms by name, which
-        are added to the loss
+    teacher_model: of `teacher.of`, or None
     Returns (state, metrics). Metrics are those of the global batch: loss, grad_norm,
         lr, the terms, `skipped` (skipped steps in a row, this one included), and
         `window`, the sums over the steps since the last logged one that were not
         skipped, and how many were. Accuracies are by the labels, or, where the loss
         does not read these, by the teacher's answers.
     """
+    own_terms = run.reduction.loss
+    model = model.clone(head_only=own_terms is None)
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
 
@@ -173,7 +145,8 @@ def train_step(
             else:
                 answers = teacher_outputs.logits
                 loss, own = distillation(distill, outputs, targets, answers)
-            own |= loss_terms(outputs, teacher_outputs) if loss_terms else {}
+            if own_terms:
+                own |= own_terms(outputs, teacher_outputs, plan=model.plan)
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 
@@ -306,8 +279,8 @@ def soft_cross_entropy(logits, targets):
     """
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return -jnp.sum(targets.astype(jnp.float32) * log_probs, axis=-1)
+    both = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    return optax.softmax_cross_entropy(*both)
 
 
 def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
@@ -342,5 +315,5 @@ def teacher_distance(distill: DistillConfig, logits, teacher_logits):
     scale = 1 / distill.temperature
     student = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
     teacher = jax.nn.log_softmax(teacher_logits * scale)
-    kl = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    kl = optax.losses.kl_divergence_with_log_targets(student, teacher)
     return distill.temperature**2 * kl

@@ -24,7 +24,7 @@ from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.train_step import create_step, init_state, token_counts
+from imagepiece_jax.training.train_step import init_state, token_counts, train_step
 
 
 def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
@@ -207,8 +207,13 @@ class Run:
     def compiled_step(self, epoch: int):
         """`train_step` of `epoch` for all devices, compiled, with its state donated."""
         model = self.config.create_train_model(epoch, parallel.AXIS)
-        step = create_step(
-            self.config, model, self.optimizer, self.rate, self.teacher_model
+        step = functools.partial(
+            train_step,
+            run=self.config,
+            model=model,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            teacher_model=self.teacher_model,
         )
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
         batch = self.data.training(start_step=0, stop_step=1).empty()

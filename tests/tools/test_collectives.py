@@ -13,7 +13,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
-from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
+from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 from tests import compiling, forked, markdown
 from tools import collectives, compile_only, h200, hlo
 
@@ -54,7 +54,9 @@ def texts(config):
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
     state = jax.eval_shape(first, variable_shapes(model, config.image_size))
     batch = batch_shapes(run, (8, 1, 2))
-    step = create_step(RunConfig.from_config(config), model, optimizer, rate)
+    step = functools.partial(
+        train_step, run=run, model=model, optimizer=optimizer, rate=rate
+    )
 
     of_all = jax.tree.map(lambda x: x.update(shape=(8, *x.shape)), state)
     trained = parallel.pmap(step, donate_argnums=(0,), program="step")

@@ -11,7 +11,7 @@ from configs import deit_s_evit
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
-from tests.training.test_train_step import batch, make, run
+from tests.training.test_train_step import PLAIN, batch, make, run, with_loss
 
 PARAMS = {
     "head": {"kernel": jnp.ones((2, 2))},
@@ -48,7 +48,7 @@ def test_groups_scale_the_updates_of_the_optimizer():
     assert head.tolist() == [0.0] * 4 + [-0.25] * 2
 
 
-def terms(outputs, teacher_outputs):
+def terms(outputs, teacher_outputs, plan):
     assert teacher_outputs is None
     return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
@@ -56,8 +56,7 @@ def terms(outputs, teacher_outputs):
 def test_own_terms_join_the_loss():
     step, state = make()
     _, plain = run(step, state, [batch(0)])
-    step, state = make()
-    step.keywords["loss_terms"] = terms
+    step, state = make(with_loss(PLAIN, terms))
     _, more = run(step, state, [batch(0)])
     own = more[0]["terms"]["size"]
     assert own > 0

@@ -53,6 +53,11 @@ def rate(step):
     return 0.1 + 0.0 * step
 
 
+def with_loss(recipe, loss):
+    """The same RunConfig with a method that has this loss."""
+    return dataclasses.replace(recipe, reduction=types.SimpleNamespace(loss=loss))
+
+
 def make(recipe=None, optimizer=None, seed=0, **fields):
     """(one step on one device, its replicated first state) of a tiny model."""
     fields = DENSE | {"axis_name": parallel.AXIS} | fields
@@ -179,7 +184,7 @@ class Poison:
         return variables
 
 
-def poisoned(outputs, teacher_outputs):
+def poisoned(outputs, teacher_outputs, plan):
     """A term whose value, or only whose gradient, is not finite on request."""
     size = jnp.sum(outputs.logits**2)
     return {
@@ -201,9 +206,10 @@ def poisoned_run():
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
     optim = dataclasses.replace(OptimConfig.from_config(base.get_config()), **numbers)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.5, log_every_steps=3)
+    recipe = with_loss(recipe, poisoned)
     optimizer = adamw(optim, lambda step: RATES[step])
     step, state = make(recipe, optimizer, stem="conv", depth=1)
-    step.keywords.update(loss_terms=poisoned, teacher_model=Poison())
+    step.keywords["teacher_model"] = Poison()
     compiled = parallel.pmap(step)
 
     def advance(state, poison, seed):

@@ -228,14 +228,14 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
     counts, on_disk, record = [], [], trainer.RunLog.record
 
-    def tiny(config, model, *rest):
+    def tiny(state, batch, teacher, *, model, **_):
         on_disk.append(Checkpoints(tmp_path).latest_step())
         tokens = jnp.float32(model.plan[-1].mlp_tokens)
         one = jnp.float32(1)
         window = {"loss": tokens, "acc1": one, "acc5": one, "samples": one}
         metrics = {"loss": tokens, "grad_norm": one, "lr": one, "terms": {}}
         metrics |= {"window": window | {"skipped": 0 * one}, "skipped": 0 * one}
-        return lambda state, batch, teacher: (state, metrics)
+        return state, metrics
 
     def counted(log, step, metrics):
         if step % 5 == 0:  # the last of each program
@@ -243,7 +243,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
             counts.append(loaded())
         record(log, step, metrics)
 
-    monkeypatch.setattr(trainer, "create_step", tiny)
+    monkeypatch.setattr(trainer, "train_step", tiny)
     monkeypatch.setattr(trainer.RunLog, "record", counted)
     jax.clear_caches()  # else programs of other tests are counted
     trainer.train_and_evaluate(config, tmp_path)
