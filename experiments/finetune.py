@@ -117,7 +117,7 @@ class Finetuner(Models):
         from ml_collections import ConfigDict
 
         config = self.config.copy_and_resolve_references()
-        fields = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
+        fields = {k: v for k, v in reduction.items() if k != "prop_attn"}
         names = {field.name for field in dataclasses.fields(methods.create(**fields))}
         fields |= {name: value for name, value in LEARNING.items() if name in names}
         with config.unlocked():

@@ -17,7 +17,7 @@ from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, as_tuple, current
+from imagepiece_jax.reduction.settings import as_tuple, current
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -177,7 +177,7 @@ def full_config(config) -> ModelConfig:
     """The fields of the model in the config of a run, sizes of its name included."""
     model = model_config(config)
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
-    parts |= dict.fromkeys((*ONE_BY_ONE, *MODEL_FIELDS))  # these are the reduction's
+    parts |= dict.fromkeys((*ONE_BY_ONE, "prop_attn"))  # these are the reduction's
     return dataclasses.replace(model.over(size_of(model.name)), **parts)
 
 
@@ -204,6 +204,6 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
-    model = {k: config["model"].get(k) for k in MODEL_FIELDS}
-    fields = [*config["reduction"].items(), *model.items()]
+    prop_attn = config["model"].get("prop_attn")
+    fields = [*config["reduction"].items(), ("prop_attn", prop_attn)]
     return {k: as_tuple(v) for k, v in fields if v is not None}

@@ -157,7 +157,7 @@ def _decided(model, reduction):
     fields = {"image_size": model.image_size}
     fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
     for field, value in with_defaults(reduction).items():
-        group = "model" if field in settings.MODEL_FIELDS else "reduction"
+        group = "model" if field == "prop_attn" else "reduction"
         fields[f"{group}.{field}"] = value
     return {field: settings.as_tuple(value) for field, value in fields.items()}
 

@@ -10,8 +10,6 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 
 DENSE = {"name": "none"}
-# Fields of the model that a reduction may name next to those of its method.
-MODEL_FIELDS = ("prop_attn",)
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}
 RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
@@ -23,11 +21,12 @@ def with_defaults(reduction):
 
     reduction: a dict of a name and fields; None or empty: the dense model
     """
-    fields, of_model = split(reduction or DENSE)
+    fields, prop_attn = split_reduction(reduction)
     method = methods.create(**fields)
-    defaults = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    name = fields.get("name", DENSE["name"])
-    return {"name": name, **defaults, **of_model, **method.named_fields(training=False)}
+    if prop_attn is None:
+        prop_attn = method.model_fields.get("prop_attn", False)
+    own = method.named_fields(training=False)
+    return {"name": fields["name"], "prop_attn": prop_attn, **own}
 
 
 def changed(reduction, base=None):
@@ -35,13 +34,6 @@ def changed(reduction, base=None):
     base = with_defaults(base or {"name": reduction["name"]})
     fields = with_defaults(reduction)
     return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
-
-
-def split(reduction):
-    """Split a reduction: (fields of the method, name included; fields of the model)."""
-    reduction = dict(reduction)
-    of_model = {k: reduction.pop(k) for k in MODEL_FIELDS if k in reduction}
-    return reduction, of_model
 
 
 def current(reduction):
@@ -90,11 +82,11 @@ def split_reduction(reduction, prop_attn=None):
         problem = f"is {dict(reduction)!r}, which has no name"
         hint = f"the names are {', '.join(sorted(methods.METHODS))}"
         raise InputError(problem, field="reduction", value=reduction, hint=hint)
-    reduction, inside = split(reduction or DENSE)
-    if prop_attn is None:
-        prop_attn = inside.get("prop_attn")
-    if inside.get("prop_attn", prop_attn) != prop_attn:
-        problem = f"is {prop_attn!r}, in reduction {inside['prop_attn']!r}"
+    fields = dict(reduction or DENSE)
+    inside = fields.pop("prop_attn", prop_attn)
+    prop_attn = inside if prop_attn is None else prop_attn
+    if inside != prop_attn:
+        problem = f"is {prop_attn!r}, in reduction {inside!r}"
         field, allowed = "prop_attn", "one of them"
         raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
-    return reduction, prop_attn
+    return fields, prop_attn

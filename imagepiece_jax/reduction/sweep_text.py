@@ -6,7 +6,7 @@ import itertools
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, label, split, with_defaults
+from imagepiece_jax.reduction.settings import label, split_reduction, with_defaults
 
 
 def parse_sweep(text):
@@ -18,7 +18,7 @@ def parse_sweep(text):
     have or that changes only training.
     """
     name, *parts = text.split(":")
-    names, choices = [], []
+    names, choices = ["name"], [[name]]
     for part in parts:
         field, equals, values = part.partition("=")
         if not equals or not values:
@@ -35,15 +35,15 @@ def parse_sweep(text):
         hint = f"did you mean {similar}?"
         raise InputError(f"has no method {name!r}", value=name, hint=hint)
     for reduction in reductions:
-        fields, _ = split(reduction)
-        every = dataclasses.fields(methods.create(name, **fields))
+        fields, _ = split_reduction(reduction)
+        every = dataclasses.fields(methods.create(**fields))
         allowed = [f.name for f in every if not f.metadata.get("training")]
-        for field in fields:
+        allowed.append("prop_attn")
+        for field in names[1:]:
             if field not in allowed:
-                listed = ", ".join([*allowed, *MODEL_FIELDS])
                 problem = f"has {field}, which only training reads"
-                raise InputError(problem, value=field, allowed=listed)
-    return [{"name": name, **reduction} for reduction in reductions]
+                raise InputError(problem, value=field, allowed=", ".join(allowed))
+    return reductions
 
 
 def parse_sweeps(texts):

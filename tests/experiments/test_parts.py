@@ -14,10 +14,10 @@ def test_every_cell_is_a_method_with_counts():
     found = [*parts.cells()]
     assert len(found) == len(set(found)) == 6 * 9 * 2 + 7 * 9
     for cell in found:
-        fields, of_model = settings.split(cell.reduction)
+        fields, prop_attn = settings.split_reduction(cell.reduction)
         method = methods.create(**fields)
         assert (method.macs, method.counts) == (0.5, cell.schedule)
-        assert of_model == {"prop_attn": cell.prop_attn}
+        assert prop_attn == cell.prop_attn
 
 
 def test_shares_are_those_of_an_analysis_of_variance():
