@@ -22,7 +22,7 @@ from experiments.dense_maps.maps import (
     estimate,
     overlap,
 )
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import token_pictures
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.pretrained.load import build
@@ -30,8 +30,9 @@ from imagepiece_jax.reduction import settings
 from imagepiece_jax.visualize import trace as tracing
 
 CAPTION = (
-    f"{plotting.CAPTION} Maps are the saliency of every pixel, brightest at 1, on the "
-    "gray photograph; IoU is of the pixels above one half, with those of the dense map."
+    f"{token_pictures.CAPTION} Maps are the saliency of every pixel, brightest at 1, "
+    "on the gray photograph; IoU is of the pixels above one half, with those of the "
+    "dense map."
 )
 BASES = (*compare.REFERENCES, compare.CONTROLLED)  # that IoU is compared with
 # The picture: methods beside the dense model, their share, and blocks from 0.
@@ -174,12 +175,12 @@ def picture(context):
         for (vit, own), trace in zip(drawn, traces, strict=True):
             rows.append(_row(vit, image, trace, own, dense, index))
     path = context.out / "saliency-picture.png"
-    plotting.panel_page(path, rows, CAPTION, colors=144)
+    token_pictures.panel_page(path, rows, CAPTION, colors=144)
 
 
 def _row(vit, image, trace, maps, dense, index):
     """Panels of one photograph and one model: it, its tokens, its map."""
-    scale, patches = plotting.enlargement(image), math.prod(trace.grid)
+    scale, patches = token_pictures.enlargement(image), math.prod(trace.grid)
     panels = [
         (vit.label, image.repeat(scale, 0).repeat(scale, 1), f"{vit.gmacs:.2f} GMACs")
     ]
@@ -187,9 +188,9 @@ def _row(vit, image, trace, maps, dense, index):
         before = [stage for stage in trace.stages if stage.block <= block]
         source = before[-1].source[index] if before else np.arange(patches)
         tokens = before[-1].tokens if before else patches
-        drawn = plotting.draw_groups(image, source, trace.grid, scale)
+        drawn = token_pictures.draw_groups(image, source, trace.grid, scale)
         panels.append((f"after block {block}", drawn, f"{tokens} tokens"))
-    drawn = plotting.draw_values(
+    drawn = token_pictures.draw_values(
         image, maps[index].ravel(), image.shape[:2], scale=scale
     )
     (iou,) = overlap(maps[[index]], dense[[index]])

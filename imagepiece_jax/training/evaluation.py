@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common import parallel, plotting
+from imagepiece_jax.common import parallel, token_pictures
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
@@ -150,7 +150,7 @@ class SampleImages:
             for i in range(len(images))
         ]
         path = self._workdir / PICTURE
-        plotting.token_page(path, images, maps, grid, self._titles)
+        token_pictures.token_page(path, images, maps, grid, self._titles)
         with Image.open(path) as picture:
             picture = picture.convert("RGB")
             picture.thumbnail((WIDEST, 16 * WIDEST))

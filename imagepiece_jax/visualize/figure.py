@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import token_pictures
 from imagepiece_jax.visualize.trace import Trace
 
 KINDS = ("tokens", "attention", "sizes")
 CAPTIONS = {
-    "tokens": plotting.CAPTION,
+    "tokens": token_pictures.CAPTION,
     "attention": (
         "Class attention: the class token's attention to each token, mean over heads, "
         "on a square-root scale. All patches of a token show its value; the token "
@@ -45,8 +45,8 @@ class View(NamedTuple):
     def draw(self, image, grid, scale=1):
         """The picture over `image`, uint8 [H * scale, W * scale, 3]."""
         if self.kind == "tokens":
-            return plotting.draw_groups(image, self.values, grid, scale)
-        return plotting.draw_values(
+            return token_pictures.draw_groups(image, self.values, grid, scale)
+        return token_pictures.draw_values(
             image, self.values, grid, COLORMAPS[self.kind], scale
         )
 
@@ -74,7 +74,7 @@ def save(path, image, name, trace, index):
 
     Rows: the input, titled `name`, and its tokens; then each other kind of view.
     """
-    scale = plotting.enlargement(image)
+    scale = token_pictures.enlargement(image)
     by_kind = views(trace, index)
 
     def panels(kind):
@@ -90,7 +90,7 @@ def save(path, image, name, trace, index):
     maps = panels("weights")
     rows += [maps[i : i + MAPS_IN_A_ROW] for i in range(0, len(maps), MAPS_IN_A_ROW)]
     captions = [text for kind, text in CAPTIONS.items() if any(by_kind[kind])]
-    plotting.panel_page(path, rows, " ".join(captions))
+    token_pictures.panel_page(path, rows, " ".join(captions))
 
 
 def file_name(index, name, label):

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.image_size import cut_to_patches
+from imagepiece_jax.common.token_pictures import enlargement, value_colors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
@@ -224,10 +224,10 @@ class _Drawing:
             return f'<p class="none {kind}">{_NONE["overlap" if overlap else kind]}</p>'
         alt = html.escape(f"{view.title}, {view.note}: {self._of}")
         if view.kind == "tokens":
-            scale = plotting.enlargement(self._image)
+            scale = enlargement(self._image)
             drawn = _jpeg(view.draw(self._image, self._grid, scale))
             return _framed(kind, drawn, alt, view.title, view.note, self._grid)
-        painted = plotting.value_colors(view.values, figure.COLORMAPS[view.kind])
+        painted = value_colors(view.values, figure.COLORMAPS[view.kind])
         small = _png(painted.reshape(*self._grid, 4))
         photo = f"values photo-{self._index}"
         return _framed(kind, small, alt, view.title, view.note, self._grid, photo)
@@ -242,7 +242,7 @@ class _Drawing:
         sheet = np.zeros(size, "uint8")
         for i, view in enumerate(maps):
             top, left = (height + 1) * (i // across), (width + 1) * (i % across)
-            painted = plotting.value_colors(view.values, figure.COLORMAPS["weights"])
+            painted = value_colors(view.values, figure.COLORMAPS["weights"])
             painted = painted.reshape(height, width, 4)
             sheet[top : top + height, left : left + width] = painted
         note, frame = f"{len(maps)} learned tokens", "values"

@@ -6,7 +6,7 @@ import optax
 import pytest
 from PIL import Image
 
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import token_pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -104,13 +104,13 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     two_images, _ = evaluation.examples(source, transform, 2)
     variables = runs.untrained(model, 16, seed=0)
     drawn = []
-    page = plotting.token_page
+    page = token_pictures.token_page
 
     def keep(path, images, stages, grid, titles):
         drawn.append((stages, grid))
         return page(path, images, stages, grid, titles)
 
-    monkeypatch.setattr(plotting, "token_page", keep)
+    monkeypatch.setattr(token_pictures, "token_page", keep)
     assert samples.tokens(variables).shape[2] == 3
     with Image.open(tmp_path / evaluation.PICTURE) as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20

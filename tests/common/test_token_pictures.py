@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from imagepiece_jax.common import plotting
+from imagepiece_jax.common import token_pictures
+from imagepiece_jax.common.token_pictures import draw_groups
 from imagepiece_jax.errors import RunError
 
 DROPPED = -1
@@ -53,7 +54,7 @@ def distance_to_other(slots, y, x):
 def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
     image, source = random_image(12, 24), random_source(grid[0] * grid[1], slots)
     pixels = slot_of_pixels(source, grid, 12, 24)
-    found = plotting.mean_colors(image, source, grid)
+    found = token_pictures.mean_colors(image, source, grid)
     assert found.shape == (*grid, 3)
     for row, column in np.ndindex(*grid):
         slot = source[row * grid[1] + column]
@@ -71,7 +72,7 @@ def test_outlines_are_only_where_groups_meet(scale):
     """One gray image: whatever is not gray is outline or dropped."""
     grid, image = (3, 4), np.full((18, 24, 3), 100, np.uint8)
     source = random_source(12, 6, seed=3)
-    drawn = plotting.draw_groups(image, source, grid, scale)
+    drawn = draw_groups(image, source, grid, scale)
     assert drawn.shape == (18 * scale, 24 * scale, 3) and drawn.dtype == np.uint8
     slots = slot_of_pixels(source, grid, *drawn.shape[:2])
     sizes = {slot: (source == slot).sum() for slot in source}
@@ -87,20 +88,20 @@ def test_outline_of_a_group_has_one_color_that_stays():
     """All its pieces, and the same after a step that renumbers the slots."""
     image = np.full((16, 16, 3), 100, np.uint8)
     source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
-    drawn = plotting.draw_groups(image, source, (4, 4))
+    drawn = draw_groups(image, source, (4, 4))
     pieces = {tuple(drawn[y, x]) for y, x in ((3, 3), (4, 4), (8, 0))}
     assert len(pieces) == 1
     color, other = pieces.pop(), tuple(drawn[8, 4])
     assert max(color) - min(color) > 150, "a bright color"
     assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
-    again = plotting.draw_groups(image, renumbered, (4, 4))
+    again = draw_groups(image, renumbered, (4, 4))
     assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
 
 
 def test_single_patches_keep_their_color_and_an_outline_that_shows():
     colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
-    drawn = plotting.draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
+    drawn = draw_groups(plain(colors, 6), np.arange(4), (2, 2)).astype(int)
     assert (drawn[:5, :5] == 0).all() and (drawn[7:, :5] == [200, 10, 10]).all()
     assert (drawn[:5, 5] > 40).all() and (drawn[:5, 6] < 215).all()
 
@@ -109,7 +110,7 @@ def test_merged_patches_take_their_mean_color():
     """Nearer to the mean than to their own color, by the same share everywhere."""
     colors = np.zeros((2, 2, 3))
     colors[0, 0], colors[0, 1] = (200, 0, 100), (100, 40, 100)
-    drawn = plotting.draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
+    drawn = draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
     mean = np.array([150, 20, 100])
     for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
         inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
@@ -124,7 +125,7 @@ def test_dropped_patches_are_dimmed():
     """Their contrast and color go, stripes come, and they have no outline."""
     colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
     image = plain(colors, 12)
-    drawn = plotting.draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
+    drawn = draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
     black, white, red = (drawn[:, 12 * i : 12 * i + 12] for i in range(3))
     contrast = white.mean() - black.mean()
     assert 20 < contrast < 255 / 4, "just visible"
@@ -137,8 +138,8 @@ def test_dropped_patches_are_dimmed():
 def test_values_are_painted_over_the_gray_image():
     """Black below: three quarters of the color. A dropped patch gets no color."""
     values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
-    drawn = plotting.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
-    painted = plotting.value_colors(values)
+    drawn = token_pictures.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    painted = token_pictures.value_colors(values)
     for patch, (color, value) in enumerate(zip(painted, values, strict=True)):
         row, column = divmod(patch, 3)
         pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
@@ -159,7 +160,7 @@ def example_page(path, side, steps=2, rows=2):
         for _ in images
     ]
     titles = [f"image {i} with a title far too long for it" for i in range(rows)]
-    plotting.token_page(path, images, sources, (4, 4), titles)
+    token_pictures.token_page(path, images, sources, (4, 4), titles)
     return images, sources
 
 
@@ -171,7 +172,7 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
     windows = np.lib.stride_tricks.sliding_window_view(page, (224, 224), axis=(0, 1))
     for image, steps in zip(images, sources, strict=True):
         panels = [np.kron(image, np.ones((scale, scale, 1), np.uint8))]
-        panels += [plotting.draw_groups(image, s, (4, 4), scale) for _, s in steps]
+        panels += [draw_groups(image, s, (4, 4), scale) for _, s in steps]
         for panel in panels:
             corner = (page[:-223, :-223] == panel[0, 0]).all(axis=-1)
             places = np.argwhere(corner)
@@ -206,7 +207,7 @@ def test_a_page_of_few_colors_looks_the_same(tmp_path):
     pages, sizes = [], []
     for colors in (None, 128):
         path = tmp_path / f"{colors}.png"
-        plotting.panel_page(path, rows, "caption", colors)
+        token_pictures.panel_page(path, rows, "caption", colors)
         pages.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
         sizes.append(path.stat().st_size)
     few, many = (len(np.unique(p.reshape(-1, 3), axis=0)) for p in pages[::-1])
@@ -218,7 +219,7 @@ def test_a_page_of_few_colors_looks_the_same(tmp_path):
 def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
     pages = []
     keep = lambda figure, *_: pages.append(figure)  # noqa: E731
-    monkeypatch.setattr(plotting, "save_figure", keep)
+    monkeypatch.setattr(token_pictures, "save_figure", keep)
     example_page(tmp_path / "page.png", 16, steps=steps)
     (figure,) = pages
     titles = [axes.get_title(loc="left") for axes in figure.axes]

@@ -1,0 +1,225 @@
+"""Pictures of tokens, each token one outlined area, and pages of pictures.
+
+`source` is the provenance map of a reduction: for each patch of the image, row by row,
+the slot of the token that holds it; a negative slot is a dropped patch.
+"""
+
+import math
+import os
+import pathlib
+import textwrap
+
+import numpy as np
+
+from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
+
+# Shares in a blend: of the group's mean color in a kept patch, of black or white in the
+# outline of a token of one patch, of the stripes in a dropped patch, of the color that
+# stands for a number.
+_MEAN, _PALE, _FADED, _VALUE = 0.55, 0.3, 0.8, 0.75
+# Stripes: an even tone looks like a gray patch of a gray image.
+_STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
+_STRIPE_WIDTH = 4
+
+# The page, in pixels.
+_PANEL = 224  # sides of a picture, at least
+_MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
+_FONT_SIZE, _LETTER = 11, 8.2
+CAPTION = (
+    "Each outlined area is one token, filled with the mean color of its patches. "
+    "Patches merged into one token share a colored outline, wherever they lie. "
+    "Striped patches were dropped."
+)
+
+
+def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndarray:
+    """Draw the tokens on the image.
+
+    A kept patch is blended with the mean color of its group, a dropped one fades into
+    stripes. Pixels next to another group are outline: two wide and of a bright color
+    where several patches were merged, one wide and pale where the token is a single
+    patch. The bright color is that of the group's first patch, so it stays from step to
+    step.
+
+    image: uint8 [H, W, 3]
+    source: int [h * w]
+    grid: (h, w), which divides (H, W)
+    Returns uint8 [H * scale, W * scale, 3].
+    """
+    image, source = np.asarray(image), np.asarray(source)
+    slots = _to_pixels(source.reshape(grid), image, scale)
+    hues = _to_pixels(_hues(source).reshape(*grid, 3), image, scale)
+    means = _to_pixels(mean_colors(image, source, grid), image, scale)
+    pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
+    present = (slots >= 0)[..., None]
+    drawn = np.where(present, _blend(pixels, means, _MEAN), _fade(pixels))
+    merged = (_same_token(source).sum(axis=1) > 1).reshape(grid)
+    merged = _to_pixels(merged, image, scale)[..., None]
+    pale = present & ~merged & _border(slots, 1)[..., None]
+    contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
+    bright = present & merged & _border(slots, 2)[..., None]
+    return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
+
+
+def mean_colors(image, source, grid):
+    """Mean color of each patch's token, [H, W, 3], [h * w] -> float32 [h, w, 3]."""
+    (height, width), (h, w) = image.shape[:2], grid
+    patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
+    same = _same_token(source)
+    sums = same @ patches.mean(axis=(1, 3)).reshape(-1, 3)
+    means = sums / same.sum(axis=1, keepdims=True)
+    return means.reshape(h, w, 3).astype(np.float32)
+
+
+def value_colors(values, colormap="inferno"):
+    """Colors of values, three quarters opaque.
+
+    values: float [...] in 0..1; NaN, for a dropped patch, is a pale tone
+    colormap: matplotlib's name of one
+    Returns uint8 RGBA [..., 4].
+    """
+    from matplotlib import colormaps
+
+    values = np.asarray(values, float)
+    painted = colormaps[colormap](np.nan_to_num(values), bytes=True)
+    painted[..., 3] = round(255 * _VALUE)
+    pale = [*_STRIPES.mean(axis=0), 255 * _FADED]
+    return np.where(np.isnan(values)[..., None], pale, painted).astype(np.uint8)
+
+
+def draw_values(image, values, grid, colormap="inferno", scale=1):
+    """Draw a value per patch over the gray image: uint8 [H * scale, W * scale, 3].
+
+    image, grid, scale: as for `draw_groups`
+    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
+    """
+    image, values = np.asarray(image), np.asarray(values)
+    painted = _to_pixels(value_colors(values, colormap).reshape(*grid, 4), image, scale)
+    dropped = _to_pixels(np.isnan(values).reshape(grid), image, scale)[..., None]
+    pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
+    gray = pixels.mean(axis=-1, keepdims=True)
+    drawn = np.where(dropped, _fade(pixels), _blend(gray, painted[..., :3], _VALUE))
+    return np.rint(drawn).astype(np.uint8)
+
+
+def token_page(path, images, sources, grid, titles):
+    """Write one PNG with a row per image: the input, then its tokens after each step.
+
+    The number of tokens is written under each title.
+
+    images: uint8 [H, W, 3], all of one size
+    sources: for each image a list of (title, source), such as ("after block 3", source)
+    grid: as for `draw_groups`
+    titles: one for each image
+    """
+    scale = enlargement(images[0])
+    rows = []
+    for image, steps, title in zip(images, sources, titles, strict=True):
+        large = image.repeat(scale, 0).repeat(scale, 1)
+        rows.append([(title, large, f"{math.prod(grid)} patches")])
+        for step, source in steps:
+            count = len(np.unique(source[source >= 0]))
+            drawn = draw_groups(image, source, grid, scale)
+            rows[-1].append((step, drawn, f"{count} tokens"))
+    panel_page(path, rows, CAPTION)
+
+
+def enlargement(image):
+    """The whole factor by which `image` [H, W, 3] is enlarged on a page."""
+    return max(1, -(-_PANEL // image.shape[0]))
+
+
+def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None = None):
+    """Write one PNG of pictures in rows.
+
+    rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
+    caption: stands below the pictures
+    colors: as `save_figure` takes it
+    """
+    height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
+    columns = max(map(len, rows))
+    page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
+    caption = textwrap.wrap(caption, int((page_width - 2 * _MARGIN) / _LETTER))
+    below = 2 * _MARGIN + len(caption) * _LINE
+    page_height = len(rows) * (height + _LABEL) + below
+
+    figure = new_figure(page_width / DPI, page_height / DPI)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            if panel is None:
+                continue
+            title, pixels, note = panel
+            start = _MARGIN + column * (width + _GAP)
+            bottom = page_height - (row + 1) * (height + _LABEL)
+            size = (width / page_width, height / page_height)
+            axes = figure.add_axes((start / page_width, bottom / page_height, *size))
+            axes.imshow(pixels, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
+            title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
+            axes.set_title(
+                f"{title}\n{note}",
+                fontsize=_FONT_SIZE,
+                loc="left",
+                pad=5,
+                parse_math=False,  # "$" in a file name is a "$"
+            )
+    figure.text(
+        _MARGIN / page_width,
+        (below - _MARGIN) / page_height,
+        "\n".join(caption),
+        fontsize=_FONT_SIZE,
+        verticalalignment="top",
+    )
+    save_figure(figure, pathlib.Path(path), colors)
+
+
+def _same_token(source):
+    """Whether two patches are in one token, dropped ones in none. -> bool [n0, n0]."""
+    kept = (source[:, None] == source) & (source >= 0)
+    return kept | np.eye(len(source), dtype=bool)
+
+
+def _blend(below, above, share):
+    return (1 - share) * below + share * above
+
+
+def _fade(pixels):
+    """Stripes through which the image is just visible, without its colors."""
+    y, x = np.indices(pixels.shape[:2])
+    stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
+    return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
+
+
+def _hues(source):
+    """A bright color for each patch, that of its group's first one. [n0] -> [n0, 3].
+
+    The hue turns by sqrt(3) from patch to patch, which keeps patches next to and
+    below each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
+    """
+    from matplotlib import colors
+
+    first = _same_token(source).argmax(axis=1)
+    hue = first * 3**0.5 % 1.0
+    hsv = np.stack([hue, np.full_like(hue, 0.85), np.ones_like(hue)], axis=-1)
+    return 255 * colors.hsv_to_rgb(hsv)
+
+
+def _to_pixels(values, image, scale):
+    """The value of each patch at each of its pixels. [h, w, ...] -> [H, W, ...]."""
+    for axis in (0, 1):
+        values = values.repeat(scale * image.shape[axis] // values.shape[axis], axis)
+    return values
+
+
+def _border(slots, width):
+    """Pixels at most `width` from one of another group in their row or column."""
+    border = np.zeros(slots.shape, bool)
+    for step in range(1, width + 1):
+        down, right = slots[step:] != slots[:-step], slots[:, step:] != slots[:, :-step]
+        border[step:] |= down
+        border[:-step] |= down
+        border[:, step:] |= right
+        border[:, :-step] |= right
+    return border
