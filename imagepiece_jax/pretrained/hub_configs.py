@@ -110,18 +110,17 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
 def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
-    ours, classes = config[OURS], config["num_classes"]
+    ours, classes = as_tuple(config[OURS]), config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
-    fields = {k: as_tuple(v) for k, v in ours["model"].items()}
     names = timm_config.labels(config, classes)
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
     return hub.HubConfig(
-        config=ModelConfig(dtype=ours["dtype"], **fields),
+        config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
-        reduction={k: as_tuple(v) for k, v in ours["reduction"].items()},
+        reduction=ours["reduction"],
         class_names=names,
         own=True,
         untrained=bool(ours.get("untrained", False)),

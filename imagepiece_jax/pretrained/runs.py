@@ -165,7 +165,7 @@ def own_files(path):
 def model_fields(config):
     """The fields of create_model in a nested dict, without the reduction."""
     sizes = {name: config[name] for name in ("image_size", "num_classes")}
-    return {name: as_tuple(value) for name, value in config["model"].items()} | sizes
+    return as_tuple(config["model"]) | sizes
 
 
 def model_config(config) -> ModelConfig:
@@ -206,4 +206,4 @@ def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
     prop_attn = config["model"].get("prop_attn")
     fields = [*config["reduction"].items(), ("prop_attn", prop_attn)]
-    return {k: as_tuple(v) for k, v in fields if v is not None}
+    return as_tuple({k: v for k, v in fields if v is not None})

@@ -133,7 +133,7 @@ def _complete(config, weights):
             "data": config_fields(weights.crop),
         }
     try:
-        config.update(_with_tuples(fields))
+        config.update(settings.as_tuple(fields))
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         problem = f"does not fit configs/base.py: {reason}"
@@ -159,10 +159,4 @@ def _decided(model, reduction):
     for field, value in with_defaults(reduction).items():
         group = "model" if field == "prop_attn" else "reduction"
         fields[f"{group}.{field}"] = value
-    return {field: settings.as_tuple(value) for field, value in fields.items()}
-
-
-def _with_tuples(tree):
-    if isinstance(tree, dict):
-        return {name: _with_tuples(value) for name, value in tree.items()}
-    return tuple(tree) if isinstance(tree, list) else tree
+    return settings.as_tuple(fields)

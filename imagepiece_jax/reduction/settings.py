@@ -48,7 +48,9 @@ def current(reduction):
 
 
 def as_tuple(value):
-    """A list (JSON's form of a tuple) or an array as a tuple; all else as it is."""
+    """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts."""
+    if isinstance(value, dict):
+        return {name: as_tuple(each) for name, each in value.items()}
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(value) if isinstance(value, list) else value
 
