@@ -138,11 +138,15 @@ def _meant(path):
 
 def is_published(folder: str | os.PathLike) -> bool:
     """Whether a folder's config.json is that of published weights, not of a run."""
+    return has_key(folder, "architecture", "architectures", "model_type", OURS)
+
+
+def has_key(folder: str | os.PathLike, *keys: str) -> bool:
+    """Whether a folder's config.json is readable and has one of these keys."""
     try:
         config = read_json(pathlib.Path(folder, CONFIG))
     except InputError:
         return False
-    keys = ("architecture", "architectures", "model_type", OURS)
     return any(key in config for key in keys)
 
 

@@ -34,14 +34,6 @@ def read(folder: pathlib.Path) -> hub.HubConfig:
     return parse(read_json(folder / CONFIG), images, folder)
 
 
-def is_own(folder: pathlib.Path) -> bool:
-    """Whether a folder's config.json is of a model that this package saved."""
-    try:
-        return OURS in read_json(folder / CONFIG)
-    except InputError:
-        return False
-
-
 def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],

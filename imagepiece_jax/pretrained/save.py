@@ -99,7 +99,7 @@ def _checked_folder(folder):
         problem = f"is not a folder ({error.strerror})"
         raise InputError(problem, place=folder, allowed=allowed) from error
     others = [name for name in names if name not in FILES]
-    if names and (others or not hub_configs.is_own(folder)):
+    if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]
         raise InputError(f"holds {found}", place=folder, value=found, allowed=allowed)
     return folder
