@@ -348,9 +348,6 @@ def _check_opcodes(opcodes: bytes):
         if opcode.name == "DUP":
             stack.append(stack[-1])
             continue
-        if opcode.name == "POP":
-            stack.pop()
-            continue
         if pickletools.markobject in opcode.stack_before:
             while (depth := stack.pop()) is not None:
                 popped = max(popped, depth)

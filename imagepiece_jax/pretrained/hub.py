@@ -73,7 +73,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     if is_id(text):
         return fetched(text)
     lists = [pathlib.Path(path, part, files.ORBAX) for part in ("", "params")]
-    return next(filter(pathlib.Path.is_file, lists), pathlib.Path(path))
+    return next(filter(os.path.isfile, lists), pathlib.Path(path))
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
@@ -86,10 +86,7 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is a file or folder, or that of a hub id."""
-    try:
-        return local(path).exists()
-    except OSError:  # a name that is too long
-        return False
+    return os.path.exists(local(path))  # False for a name that is too long, too
 
 
 def is_id(path: str | os.PathLike) -> bool:
@@ -212,7 +209,7 @@ def repository_files(text):
             repository.needed(part)
     if "architecture" not in config:  # timm's own form says it all
         for name in (PREPROCESSOR, *[PROCESSOR] * has_tower):
-            repository.optional(name, ", with mean=.., std=..")
+            repository.optional(name)
     if OURS in config:
         repository.optional(SELECTORS)
         if "projector" in [*config[OURS]]:
@@ -242,7 +239,7 @@ class _Repository:
             allowed = "ids that were loaded here before, or a network"
         raise self._error(problem, allowed=allowed)
 
-    def optional(self, name, besides=""):
+    def optional(self, name):
         """Fetch a file where the repository has it; InputError if nobody knows."""
         if self._get(name) or not self._unreachable:
             return
@@ -254,7 +251,8 @@ class _Repository:
         if cached is None:  # another value says that the repository has no such file
             problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
-            allowed = f"a network, or instead of the id its folder, {folder}{besides}"
+            given = ", with mean=.., std=.." * (name in (PREPROCESSOR, PROCESSOR))
+            allowed = f"a network, or instead of the id its folder, {folder}{given}"
             raise self._error(problem, allowed=allowed)
 
     def _get(self, name):

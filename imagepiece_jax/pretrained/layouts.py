@@ -367,8 +367,6 @@ def read_weights(
         return _placed_names(names, tower)
 
     with within(place=f"weights file {path}"):
-        if not path.exists():
-            raise InputError("does not exist")
         state_dict = read_state_dict(path, averaged, choose)
         images = read_normalization(path)
         for name, values in images.items():

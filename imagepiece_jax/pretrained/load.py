@@ -146,16 +146,15 @@ def _inferred(metadata, requested):
                 problem = f"is {value!r}, but its tensors have {theirs!r}"
                 allowed = "files of one model"
                 raise InputError(problem, field=field, value=value, allowed=allowed)
+    found = {
+        "config": dataclasses.replace(config, dtype=metadata.config.dtype),
+        "crop": metadata.crop or registry.published_crop(config.name),
+    }
     if metadata.path.is_dir():
-        config = dataclasses.replace(config, dtype=metadata.config.dtype)
-        crop = metadata.crop or registry.published_crop(config.name)
-        return {"config": config, "crop": crop}
-    name = requested.name or partial.name
+        return found
     only_size = requested.name in registry.MODELS  # which says nothing of the images
-    named = partial.name if only_size else name
-    return {
-        "config": config,
-        "crop": registry.published_crop(name),
+    named = partial.name if only_size else config.name
+    return found | {
         "class_names": published_class_names(named, config.num_classes),
         "normalized": not only_size or partial.mean is not None,
     }
