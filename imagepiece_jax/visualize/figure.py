@@ -42,12 +42,12 @@ class View(NamedTuple):
     # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
     values: np.ndarray
 
-    def draw(self, image, grid, scale=1):
-        """The picture over `image`, uint8 [H * scale, W * scale, 3]."""
+    def draw(self, image, grid):
+        """The picture over `image`, uint8 [H, W, 3]."""
         if self.kind == "tokens":
-            return token_pictures.draw_groups(image, self.values, grid, scale)
+            return token_pictures.draw_groups(image, self.values, grid)
         return token_pictures.draw_values(
-            image, self.values, grid, COLORMAPS[self.kind], scale
+            image, self.values, grid, COLORMAPS[self.kind]
         )
 
 
@@ -74,17 +74,16 @@ def save(path, image, name, trace, index):
 
     Rows: the input, titled `name`, and its tokens; then each other kind of view.
     """
-    scale = token_pictures.enlargement(image)
+    image = token_pictures.enlarged(image)
     by_kind = views(trace, index)
 
     def panels(kind):
         return [
-            view and (view.title, view.draw(image, trace.grid, scale), view.note)
+            view and (view.title, view.draw(image, trace.grid), view.note)
             for view in by_kind[kind]
         ]
 
-    pixels = image.repeat(scale, 0).repeat(scale, 1)
-    lead = (name, pixels, f"{math.prod(trace.grid)} patches")
+    lead = (name, image, f"{math.prod(trace.grid)} patches")
     rows = [[None, *panels(kind)] for kind in KINDS if any(by_kind[kind])] or [[]]
     rows[0] = [lead, *rows[0][1:]]
     maps = panels("weights")
