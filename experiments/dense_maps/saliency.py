@@ -180,19 +180,16 @@ def picture(context):
 
 def _row(vit, image, trace, maps, dense, index):
     """Panels of one photograph and one model: it, its tokens, its map."""
-    scale, patches = token_pictures.enlargement(image), math.prod(trace.grid)
-    panels = [
-        (vit.label, image.repeat(scale, 0).repeat(scale, 1), f"{vit.gmacs:.2f} GMACs")
-    ]
+    patches, pixels = math.prod(trace.grid), image.shape[:2]
+    image = token_pictures.enlarged(image)
+    panels = [(vit.label, image, f"{vit.gmacs:.2f} GMACs")]
     for block in AFTER:
         before = [stage for stage in trace.stages if stage.block <= block]
         source = before[-1].source[index] if before else np.arange(patches)
         tokens = before[-1].tokens if before else patches
-        drawn = token_pictures.draw_groups(image, source, trace.grid, scale)
+        drawn = token_pictures.draw_groups(image, source, trace.grid)
         panels.append((f"after block {block}", drawn, f"{tokens} tokens"))
-    drawn = token_pictures.draw_values(
-        image, maps[index].ravel(), image.shape[:2], scale=scale
-    )
+    drawn = token_pictures.draw_values(image, maps[index].ravel(), pixels)
     (iou,) = overlap(maps[[index]], dense[[index]])
     note = "" if vit.reduction == settings.DENSE else f"IoU {iou:.2f}"
     return [*panels, ("map", drawn, note)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.image_size import cut_to_patches
-from imagepiece_jax.common.token_pictures import enlargement, value_colors
+from imagepiece_jax.common.token_pictures import enlarged, value_colors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
@@ -224,8 +224,7 @@ class _Drawing:
             return f'<p class="none {kind}">{_NONE["overlap" if overlap else kind]}</p>'
         alt = html.escape(f"{view.title}, {view.note}: {self._of}")
         if view.kind == "tokens":
-            scale = enlargement(self._image)
-            drawn = _jpeg(view.draw(self._image, self._grid, scale))
+            drawn = _jpeg(view.draw(enlarged(self._image), self._grid))
             return _framed(kind, drawn, alt, view.title, view.note, self._grid)
         painted = value_colors(view.values, figure.COLORMAPS[view.kind])
         small = _png(painted.reshape(*self._grid, 4))
