@@ -1,6 +1,8 @@
 """What config files of published models say, typed as they are on the hub."""
 
 import dataclasses
+import json
+import pathlib
 
 import pytest
 
@@ -17,11 +19,8 @@ CLIP = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-
-
-def images(values, **fields):
-    """The mean and std of a preprocessor_config.json, and other fields."""
-    return {f"image_{k}": list(v) for k, v in values.items()} | fields
+# {name: {file: its content}} of transformers' models
+FILES = json.loads(pathlib.Path(__file__).with_name("hub_configs.json").read_text())
 
 
 def timm(**fields):
@@ -114,8 +113,7 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
     if not same:
         names[388] = "my cat"
     described = {name: name for name in names}
-    name = "google/vit-base-patch16-224"
-    config, processor, *_ = TRANSFORMERS[name]
+    config, processor = FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
     wanted = class_names.imagenet_names() if same else tuple(names)
     found = hub_configs.parse(config | {"id2label": labels}, processor)
@@ -224,107 +222,22 @@ def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     assert "mlp_ratio" not in found.sizes and found.sizes["embed_dim"] == 64
 
 
-# (model type, fields as in config.json, wanted of them); what a file leaves out is as
-# in the class of that type.
+# {name: (fields of the model, how an image is prepared)}; what a file leaves out is as
+# in the class of its type.
 TRANSFORMERS = {
     "google/vit-base-patch16-224": (
-        {
-            "architectures": ["ViTForImageClassification"],
-            "hidden_act": "gelu",
-            "hidden_size": 768,
-            "id2label": {"0": "tench, Tinca tinca", "1": "goldfish"},
-            "image_size": 224,
-            "intermediate_size": 3072,
-            "layer_norm_eps": 1e-12,
-            "model_type": "vit",
-            "num_attention_heads": 12,
-            "num_channels": 3,
-            "num_hidden_layers": 12,
-            "patch_size": 16,
-            "qkv_bias": True,
-        },
-        images(HALF, do_normalize=True, do_resize=True, size=224),
         HALF | {"num_heads": 12, "gelu": "exact", "norm_eps": 1e-12},
         {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
     ),
     "facebook/dinov2-small": (
-        {
-            "architectures": ["Dinov2Model"],
-            "hidden_act": "gelu",
-            "hidden_size": 384,
-            "image_size": 518,
-            "layer_norm_eps": 1e-06,
-            "mlp_ratio": 4,
-            "model_type": "dinov2",
-            "num_attention_heads": 6,
-            "num_hidden_layers": 12,
-            "patch_size": 14,
-            "use_swiglu_ffn": False,
-        },
-        images(
-            IMAGENET,
-            crop_size={"height": 224, "width": 224},
-            do_center_crop=True,
-            do_normalize=True,
-            do_rescale=True,
-            do_resize=True,
-            resample=3,
-            rescale_factor=0.00392156862745098,
-            size={"shortest_edge": 256},
-        ),
         IMAGENET | {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-6},
         {"crop": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
     ),
     "openai/clip-vit-large-patch14": (
-        {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": 768,
-            "text_config": {"hidden_act": "gelu", "num_attention_heads": 7},
-            "vision_config": {
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_attention_heads": 16,
-                "num_hidden_layers": 24,
-                "patch_size": 14,
-            },
-        },
-        images(
-            CLIP,
-            crop_size=224,
-            do_center_crop=True,
-            do_normalize=True,
-            do_resize=True,
-            resample=3,
-            size=224,
-        ),
         CLIP | {"num_heads": 16, "gelu": "quick", "norm_eps": 1e-5},
         {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
     ),
     "google/siglip-so400m-patch14-384": (
-        {
-            "architectures": ["SiglipModel"],
-            "model_type": "siglip",
-            "text_config": {"hidden_size": 1152},
-            "vision_config": {
-                "hidden_size": 1152,
-                "image_size": 384,
-                "intermediate_size": 4304,
-                "model_type": "siglip_vision_model",
-                "num_attention_heads": 16,
-                "num_hidden_layers": 27,
-                "patch_size": 14,
-            },
-        },
-        images(
-            HALF,
-            do_normalize=True,
-            do_rescale=True,
-            do_resize=True,
-            resample=3,
-            rescale_factor=0.00392156862745098,
-            size={"height": 384, "width": 384},
-        ),
         HALF | {"num_heads": 16, "gelu": "tanh", "norm_eps": 1e-6},
         {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
     ),
@@ -333,7 +246,7 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_form(name):
-    config, processor, given, prepared = TRANSFORMERS[name]
+    (config, processor), (given, prepared) = FILES[name].values(), TRANSFORMERS[name]
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
@@ -373,7 +286,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
 @pytest.mark.parametrize("size", [256, 354, 375, 391, 404])
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
-    processor = images(HALF, size=size, crop_size=224, do_center_crop=True, resample=3)
+    processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
     found = hub_configs.parse({"model_type": "deit"}, processor).crop
     assert int(224 / found["crop"]) == size
     crop = pytest.approx(224 / size)
