@@ -123,10 +123,9 @@ def _arguments(arguments, name):
         path = f"model_args.{field}"
         if field == "num_heads":
             changes[field] = value
-        elif field == "act_layer" and arch.mlp == "swiglu" and not is_eva(arch):
-            one_of(path, value, SILUS)
         elif field == "act_layer" and not is_eva(arch):
-            changes["gelu"] = one_of(path, value, TIMM_GELUS)
+            acts = SILUS if arch.mlp == "swiglu" else TIMM_GELUS
+            changes["gelu"] = one_of(path, value, acts)
         elif field == "norm_layer":
             changes["norm_eps"] = one_of(path, value, NORMS)
         elif field == "in_chans":
