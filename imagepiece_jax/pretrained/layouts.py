@@ -418,8 +418,12 @@ def to_timm(
         if place is None:
             outside = f" outside the tower {prefix[:-1]}" if prefix else ""
             problem = f"has no place in {layout.title}{outside}"
-            allowed = "the tensors of a vision transformer"
-            raise InputError(problem, field=f"tensor {name}", allowed=allowed)
+            allowed, hint = "the tensors of a vision transformer", ""
+            if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
+                hint = "it is a layer with tanh before the head, which no model here "
+                hint += "has: files of fine-tuned models, and AugReg's, have none"
+            field = f"tensor {name}"
+            raise InputError(problem, field=field, allowed=allowed, hint=hint)
         if place and place in renamed:
             both = f"tensors {origin[place]} and {name}"
             problem = f"are the same part, {place}"

@@ -148,7 +148,8 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         ),
         (
             small("embedding/kernel", "pre_logits/kernel"),
-            "tensor pre_logits.kernel has no place in Google's Flax files",
+            "tensor pre_logits.kernel has no place in Google's Flax files; allowed: "
+            "the tensors of a vision transformer; it is a layer with tanh before the head",
         ),
         (
             small("embedding/kernel", *NORMS),
