@@ -25,12 +25,14 @@ def get_config():
     config.model.resize = placeholder(str)  # of positions: models/positions.py
     config.model.arch = ConfigDict()  # differs from DeiT's: models/architecture.py
     # Images in [0, 1], by channel; empty: as the weights say that a run starts from,
-    # else the name, else as ImageNet's.
+    # else the name, else as ImageNet's: (.485, .456, .406) and (.229, .224, .225).
     config.model.mean = placeholder(tuple)
     config.model.std = placeholder(tuple)
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
-    config.model.prop_attn = placeholder(bool)  # proportional; empty: the method's own
-    config.model.dtype = "bfloat16"  # of layers; or "float32", or for use "float16"
+    config.model.prop_attn = placeholder(bool)  # proportional attention: + log(size) on
+    #                     the logits; empty: the method's own
+    config.model.dtype = "bfloat16"  # of layers; or "float32", or for use "float16";
+    #                     parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
     config.model.kernels = placeholder(str)  # of reductions: "plain", "fused" into one
     #                     each where there is one, "auto" (fused where that runs);
@@ -88,7 +90,8 @@ def get_config():
     config.clip_grad_norm = 0.0  # 0: no clipping
     config.max_skipped_steps = 10  # in a row, not finite, before the run stops; 0: none
     config.remat = False  # compute a block's activations twice to hold fewer: DeiT-S
-    #                       with 256 images works in 2.2 GB instead of 10.1 (H200)
+    #                       with 256 images works in 2.2 GB instead of 10.1 (H200), by
+    #                       estimate for a quarter more time
     config.label_smoothing = 0.1  # share of the target spread over all classes
     config.mixup = 0.8  # alpha of Beta(alpha, alpha); 0: off
     config.cutmix = 1.0  # likewise
@@ -111,7 +114,8 @@ def get_config():
     config.distill.kind = "none"  # "soft": learn the teacher's probabilities, "hard":
     #                     its first class; with a distillation token by its head
     config.distill.temperature = 3.0  # of "soft": divides the logits of both
-    config.distill.weight = 0.5  # of the teacher's term; 1: images need no labels
+    config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels';
+    #                     1: training images need no labels
 
     config.init = ConfigDict()
     config.init.weights = ""  # a weights file or a run's folder to start from
@@ -130,7 +134,8 @@ def get_config():
     config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
     config.progress = True  # a progress bar, in a terminal; else lines
-    config.pictures = 6  # test images in the picture of the tokens; 0: no pictures
+    config.pictures = 6  # test images in the picture of the tokens, drawn after each
+    #                      evaluation; 0: no pictures
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     config.lock().reduction.unlock()  # each method has fields of its own
     return config
