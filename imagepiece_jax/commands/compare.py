@@ -40,7 +40,8 @@ def main():
             raise InputError(problem, field="--sweep", allowed="one of the two")
     if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
         allowed = "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
-        raise InputError(field="--shares", value=SHARES.value, allowed=allowed)
+        value = ",".join(SHARES.value)
+        raise InputError(field="--shares", value=value, allowed=allowed)
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock

@@ -122,6 +122,9 @@ PARSERS = {
     str: (str, "strings"),
     tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
 }
+# The same by the type's name, as ml_collections says it.
+TYPES = {kind.__name__: allowed for kind, (_, allowed) in PARSERS.items()}
+TYPES["ConfigDict"] = "groups of fields"
 
 
 def override(config: "ConfigDict", field: str, text: str | bool):
@@ -225,7 +228,8 @@ def _raised(error, file):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
     if match := OTHER_TYPE.search(text):
-        field, value, found, allowed = match.groups()
+        field, value, found, kind = match.groups()
+        allowed = TYPES.get(kind, kind)
         problem = f"is {value!r}" if found == "str" else f"is {value}"
         facts = {"field": field, "place": place, "value": value, "allowed": allowed}
         return InputError(problem, **facts)

@@ -34,12 +34,12 @@ import zlib
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.training.preemption import StopRequest
+from imagepiece_jax.training.run_dir import flat_fields
 
 # The coordinator's port is one of these: above what Linux assigns by itself.
 FIRST_PORT, PORTS = 61440, 4096
@@ -287,7 +287,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
     model: whose attention and kernels depend on the devices where they are "auto"
     """
-    fields = traverse_util.flatten_dict(config, sep=".")
+    fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
     parallel.check_same(
         {

@@ -225,11 +225,16 @@ class RunLock(contextlib.AbstractContextManager):
         self._file = None
 
 
-def _flat(config):
-    """Fields of a config as {"a.b": "1"}: JSON text, so that 1, 1.0 and true differ."""
-    config, empty = runs.with_current_fields(config), traverse_util.empty_node
+def flat_fields(config):
+    """Fields of a config as {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    return {k: json.dumps({} if v is empty else v) for k, v in fields.items()}
+    return {k: {} if v is traverse_util.empty_node else v for k, v in fields.items()}
+
+
+def _flat(config):
+    """`flat_fields` of a config as JSON text, so that 1, 1.0 and true differ."""
+    fields = flat_fields(runs.with_current_fields(config))
+    return {name: json.dumps(value) for name, value in fields.items()}
 
 
 def _read(path):
