@@ -250,8 +250,8 @@ def _checked_names(names, classes):
 
 def _square(model):
     """Pixels a side of a model's square images; InputError for others."""
-    patches = model.plan[0].attn_tokens - model.arch.prefix
-    patches = next((each.counts.n_in for each in model.plan if each.counts), patches)
+    counts = (layer.counts.n_in for layer in model.plan if layer.counts)
+    patches = next(counts, model.image_tokens)
     side = math.isqrt(patches)
     if side * side != patches:
         problem = f"is missing, and the model's {patches} patches are no square"

@@ -17,17 +17,15 @@ from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.reducers import Reducer, keep_highest
+from imagepiece_jax.reduction.reducers import keep_highest
 from imagepiece_jax.reduction.token_counts import Keep
 
 
-class NoisyTopK(nn.Module, Reducer):
+class NoisyTopK(KeepPredictor):
     """Keep what a learned score ranks highest, in training after Gumbel noise.
 
     There a kept token's factor is 1 with the gradient of its keep probability.
     """
-
-    needs = frozenset({"rng"})
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -42,10 +40,6 @@ class NoisyTopK(nn.Module, Reducer):
     @nn.nowrap
     def draws(self, counts, train):
         return train
-
-    @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
-        return token_selector.keep_macs(n_in, embed_dim)
 
 
 @dataclasses.dataclass(frozen=True)
