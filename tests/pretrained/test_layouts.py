@@ -149,7 +149,7 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         (
             small("embedding/kernel", "pre_logits/kernel"),
             "tensor pre_logits.kernel has no place in Google's Flax files; allowed: "
-            "the tensors of a vision transformer; it is a layer with tanh before the head",
+            "the tensors of a vision transformer; it is a layer with tanh before",
         ),
         (
             small("embedding/kernel", *NORMS),
