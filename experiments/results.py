@@ -18,6 +18,7 @@ from experiments import trained_schedules as trained
 from experiments.records import MethodResult, Results
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
+from imagepiece_jax.evaluate.statistics import Estimate, format_estimate
 
 ROOT = records.ROOT
 PAGES = (
@@ -74,12 +75,12 @@ def controls_table(
         rows.append(line)
         for one, other in contrasts:
             change = statistics.paired_difference(right[one][-1], right[other][-1])
-            line.append(_interval_of_difference(change))
+            line.append(format_estimate(change, signs=True))
     line = ["mean", ""]
     line += [f"{100 * np.mean(right[kind]):.1f}" for kind in ("merge", "drop", "evit")]
     for one, other in contrasts:
         change = statistics.mean(mean_points(right[one], right[other]))
-        line.append(_interval_of_difference(change))
+        line.append(format_estimate(change, signs=True))
     head = ["share of the dense MACs", "keep, merge", "ImagePiece", "dropping", "EViT"]
     head += ["ImagePiece - dropping", "ImagePiece - random pairs"]
     head += ["ImagePiece - ToMe's matching", "ImagePiece - EViT", "dropping - EViT"]
@@ -91,14 +92,9 @@ def mean_points(right, base) -> np.ndarray:
     return 100 * (np.asarray(right, float) - np.asarray(base)).mean(axis=0)
 
 
-def _interval_of_difference(change):
-    value, low, high = (f"{number:+.1f}" for number in change)
-    return f"{value} [{low}, {high}]"
-
-
 def _change(row, to):
     change = (row.differences or {}).get(to)
-    return "" if change is None else _interval_of_difference(change)
+    return format_estimate(change and Estimate(*change), signs=True)
 
 
 def adaptation_table(results: Results) -> str:

@@ -61,7 +61,6 @@ class Case:
         self.run = RunConfig.from_config(self.config)
         self.model = self.run.create_model()
         self.batch_size, self.weights = batch_size, weights
-        self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
         """Raise InputError for mistakes that would otherwise show while measuring."""
@@ -84,7 +83,7 @@ class Case:
             call = on_noise(fast)
         elif mode == "copy":
             rng = np.random.default_rng(0)
-            images = [_pixels(rng, self.shape) for _ in range(INPUTS)]
+            images = [_pixels(rng, fast.images.shape) for _ in range(INPUTS)]
 
             def call(number):
                 return fast(images[number % INPUTS])

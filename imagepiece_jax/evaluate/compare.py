@@ -125,7 +125,12 @@ def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), absent=()):
         "versions": checkpoint.cache.versions,
         "left_out": list(absent),
         "dense": dense,
-        "settings": [_line(entry) | figures for entry, figures in pairs],
+        "settings": [
+            vars(entry)
+            | {"reduction": settings.with_defaults(entry.reduction)}
+            | figures
+            for entry, figures in pairs
+        ],
         "comparisons": comparisons(
             {(entry.method, entry.share): _right(figures) for entry, figures in pairs},
             _right(dense),
@@ -336,12 +341,6 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
             lines.append(line | {"p": statistics.mcnemar(right, other)})
     corrected = statistics.holm([line["p"] for line in lines])
     return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
-
-
-def _line(entry):
-    """A MatchedMethod as JSON has it."""
-    line = vars(entry) | {"reduction": settings.with_defaults(entry.reduction)}
-    return {k: v for k, v in line.items() if k != "speed" or v is not None}
 
 
 def _figures(result):

@@ -29,11 +29,6 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        """Half of the interval, for an error bar; the ends may lie unevenly."""
-        return (self.high - self.low) / 2
-
 
 def accuracy(right: ArrayLike) -> Estimate:
     """Percent of True. bool [images], or [seeds, images] of several trainings.
@@ -120,7 +115,8 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     seeds, n = values.shape
     half = Z * values.mean(axis=0).std(ddof=n > 1) / math.sqrt(n)
     if seeds > 1:
-        half = math.hypot(half, student(values.mean(axis=1)).half_width)
+        by_seed = student(values.mean(axis=1))
+        half = math.hypot(half, by_seed.high - by_seed.value)
     return Estimate(values.mean(), values.mean() - half, values.mean() + half)
 
 

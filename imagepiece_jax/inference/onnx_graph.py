@@ -101,19 +101,15 @@ class Graph:
         self._made[outputs[0]] = kind, inputs, attributes
         return values
 
-    def name_of(self, value: Value) -> str:
-        """Name of a Value; a constant becomes an initializer."""
-        return value.name or self._initializer(value.array)
+    def name_of(self, value: Value, name: str | None = None) -> str:
+        """Name of a Value; a constant becomes an initializer, equal ones the same.
 
-    def weight(self, name, array) -> Value:
-        """A constant with a name of its own."""
-        value = Value.of(array)
-        self._initializer(value.array, name)
-        return value
-
-    def _initializer(self, array, name=None):
-        """Name of the initializer that holds `array`; equal ones are one."""
-        key = _content(array)
+        name: of a new initializer; None: it is numbered
+        """
+        if value.array is None:
+            return value.name
+        array = value.array
+        key = array.dtype.str, array.shape, hashlib.sha256(array).digest()
         if key not in self.constants:
             self.constants[key] = name or self._fresh("constant"), array
         return self.constants[key][0]
@@ -374,11 +370,6 @@ def _permuted(constant, order):
     array = constant.array
     sides = (1,) * (len(order) - array.ndim) + array.shape
     return Value.of(array.reshape(sides).transpose(order)) if array.ndim else constant
-
-
-def _content(array):
-    """A key that equal constants share."""
-    return array.dtype.str, array.shape, hashlib.sha256(array).digest()
 
 
 # Equations that call a function, by their parameter with its jaxpr.

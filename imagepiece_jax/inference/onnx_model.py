@@ -27,8 +27,8 @@ def onnx_model(
 ) -> "ModelProto":
     """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
 
-    Nodes are of opset 20: no Scatter, Loop, If or NonZero, and all shapes but the batch
-    are fixed. Weights are float32.
+    Nodes are of opset `OPSET`: no Scatter, Loop, If or NonZero, and all shapes but the
+    batch are fixed. Weights are float32.
 
     batch_size, pixels, tokens: as `jax_export.serialized` takes them; `source` of a
         `TokenList` is int64
@@ -45,12 +45,12 @@ def onnx_model(
         run = optimize.forward(fast, tokens is not None)
         traced = jax.make_jaxpr(run)(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
-    graph = Graph(entry)
-    values = [
-        graph.weight(".".join(str(key.key) for key in path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
-    ]
-    results = graph.walk(traced, [*values, entry])
+    graph, weights = Graph(entry), []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
+        weights.append(Value.of(leaf))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        graph.name_of(weights[-1], name)
+    results = graph.walk(traced, [*weights, entry])
     shapes = (each.shape for each in traced.out_avals)
     results = map(graph.output, results, shapes)
     single = [jax_export.output_name(vit.model)]

@@ -197,24 +197,26 @@ class _Drawing:
     """Pictures of one image under one method, as figures of the page."""
 
     def __init__(self, image, index, name, method, grid, kinds):
-        self._image, self._index, self._grid, self._kinds = image, index, grid, kinds
+        self._image, self._index, self._grid = image, index, grid
+        self._kinds = {kind: [*filter(None, views)] for kind, views in kinds.items()}
         self._of = f"{method}, {name}"
 
     def end(self):
         """The method's result: a figure, or a sentence, of each kind."""
-        last = {kind: _last(self._kinds[kind]) for kind in figure.KINDS}
-        figures = {kind: self._figure(last[kind], kind) for kind in figure.KINDS}
+        last = {kind: (self._kinds[kind] or [None])[-1] for kind in figure.KINDS}
+        figures = {kind: self._figure(view, kind) for kind, view in last.items()}
         if self._kinds["weights"]:
             figures["tokens"] = self._sheet(self._kinds["weights"])
         return "".join(figures.values())
 
     def strip(self):
         """All views in order; learned tokens stand with the groups."""
-        kinds = {kind: list(filter(None, self._kinds[kind])) for kind in figure.KINDS}
+        kinds = {kind: self._kinds[kind] for kind in figure.KINDS}
         kinds["tokens"] = kinds["tokens"] + self._kinds["weights"]
         return "".join(
-            "".join(self._figure(view, kind) for view in views or [None])
+            self._figure(view, kind)
             for kind, views in kinds.items()
+            for view in views or [None]
         )
 
     def _figure(self, view, kind):
@@ -264,10 +266,6 @@ def _framed(kind, source, alt, title, note, shape, frame="groups"):
         f'width="{WIDTH}" height="{height}" loading="lazy"></div>'
         f"<figcaption><b>{title}</b>{note}</figcaption></figure>"
     )
-
-
-def _last(views):
-    return next((view for view in reversed(views) if view), None)
 
 
 def _count(number, noun):
