@@ -96,6 +96,15 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+def statuses(processes, timeout):
+    """Exit statuses of processes, none of which is left running."""
+    try:
+        return [process.wait(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def free_port():
     """The number of a port that nothing uses."""
     with socket.socket() as probe:

@@ -38,11 +38,7 @@ def test_eight_devices():
 def test_two_processes_of_two_devices(tmp_path):
     port = str(forked.free_port())
     children = [start(2, "process", process, port, str(tmp_path)) for process in "01"]
-    try:
-        assert [child.wait(timeout=300) for child in children] == [0, 0]
-    finally:
-        for child in children:
-            child.kill()
+    assert forked.statuses(children, timeout=300) == [0, 0]
 
 
 def test_one_device_is_a_special_case_of_many():

@@ -295,11 +295,7 @@ def test_two_processes_save_together_and_one_reads(tmp_path):
     command = [sys.executable, __file__, "together", str(tmp_path), str(port)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     children = [forked.Process([*command, i], env=env) for i in "01"]
-    try:
-        assert [child.wait(timeout=120) for child in children] == [0, 0]
-    finally:
-        for child in children:
-            child.kill()
+    assert forked.statuses(children, timeout=120) == [0, 0]
     assert folders(tmp_path) == ["2"]
     assert_same(stored(tmp_path, "latest"), numbers(5))
     assert_same(stored(tmp_path, "best"), numbers(3))

@@ -8,7 +8,7 @@ from PIL import Image
 from imagepiece_jax.data import registry
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
-from tests import runs
+from tests import forked, runs
 from tests.models import tiny
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
@@ -64,11 +64,7 @@ def test_hosts_with_different_configs_are_refused(tmp_path):
     """Both name the field, and leave no folder behind; see tools/test_rehearsal.py."""
     run = tmp_path / "run"
     processes = runs.start_two(run, runs.SMALL, tmp_path / "cache", lr=0.5)
-    try:
-        assert [process.wait(timeout=100) for process in processes] == [2, 2]
-    finally:
-        for process in processes:
-            process.kill()
+    assert forked.statuses(processes, timeout=100) == [2, 2]
     for process in (0, 1):
         output = run.with_name(f"run.{process}.log").read_text()
         last = output.strip().splitlines()[-1]
