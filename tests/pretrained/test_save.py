@@ -1,7 +1,6 @@
 """Saved models: what `load` makes of them, and what the folder holds."""
 
 import json
-import resource
 import zipfile
 
 import jax
@@ -25,6 +24,7 @@ from tests.models.test_published import same
 from tests.pretrained.test_load import random_logits
 from tests.refused import refused
 from tests.runs import ROOT
+from tests.training.test_full_disk import full_disk
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
@@ -236,13 +236,9 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     """And stays where the disk is full. tests/common/test_files has other failures."""
     vit, other = made(reduction=DYNAMICVIT), made()
     path = imagepiece_jax.save(tmp_path / "m", vit)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(RunError, match=f"{path} cannot be written .*File too larg"):
-            imagepiece_jax.save(path, other)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = f"{path} cannot be written .*File too large"
+    with full_disk(), pytest.raises(RunError, match=message):
+        imagepiece_jax.save(path, other)
     assert imagepiece_jax.load(path).model == vit.model
     imagepiece_jax.save(path, other)
     assert imagepiece_jax.load(path).model == other.model

@@ -20,7 +20,7 @@ from tests.training.states import abstract, assert_same, folders, make_state, sa
 
 @contextlib.contextmanager
 def full_disk(room=1000):
-    """No file may grow beyond so many bytes."""
+    """No file may grow beyond so many bytes: the same call of write() fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import threading
 import time
@@ -16,6 +15,7 @@ from tensorflow_datasets.core import hashing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
 from tests import tars
+from tests.training.test_full_disk import full_disk
 from tools.imagenet import scan, writer
 from tools.imagenet.scan import Entry
 
@@ -175,14 +175,9 @@ def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypa
 
 
 def test_a_full_disk_keeps_what_is_finished(small, tmp_path):
-    """A limit on the size of files stands in for it: the same call of write() fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    try:
-        with pytest.raises(RunError, match="cannot be written .*the same command res"):
-            writer.write(small[0], tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = "cannot be written .*the same command resumes"
+    with full_disk(room=5000), pytest.raises(RunError, match=message):
+        writer.write(small[0], tmp_path)
     assert writer.existing(tmp_path) is None
     assert writer.write(small[0], tmp_path)
 
