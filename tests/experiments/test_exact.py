@@ -5,7 +5,6 @@ import pathlib
 import pytest
 
 from experiments import finetune, hyperspeed, published, tables
-from experiments.rows import TableRow
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
@@ -44,23 +43,6 @@ def test_tokens_left_are_the_published_ones():
     for name, count in published.OUTPUT_TOKENS.items():
         assert tokens(rows[name]) == tables.plan_tokens(rows[name]) == count
     assert published.OUTPUT_TOKENS.keys() <= rows.keys()
-
-
-@pytest.mark.parametrize(
-    "rate, counts, costs",
-    [
-        (0.9, (148, 145), (4.022, 3.988)),
-        (0.8, (105, 102), (3.477, 3.444)),
-        (0.7, (72, 69), (3.029, 2.997)),
-        (0.6, (46, 44), (2.635, 2.608)),
-        (0.5, (28, 26), (2.309, 2.282)),
-    ],
-)
-def test_evits_counts_and_macs(rate, counts, costs):
-    evit = {"name": "evit", "keep_rate": rate}
-    rows = [TableRow("EViT", evit | {"fuse_token": fuse}) for fuse in (True, False)]
-    assert tuple(map(tokens, rows)) == counts
-    assert tuple(round(gmacs(row), 3) for row in rows) == costs
 
 
 @pytest.mark.parametrize(
