@@ -236,6 +236,19 @@ def dense(x, params):
     return x @ np.asarray(params["kernel"], float) + params["bias"]
 
 
+def convolution(image, kernel, stride=1, pad=0):
+    """By loops over the output's pixels. [H, W, C], [k, k, C, D] -> [H', W', D]."""
+    image = np.pad(np.asarray(image, float), ((pad, pad), (pad, pad), (0, 0)))
+    side, kernel = len(kernel), np.asarray(kernel, float)
+    rows, columns = (range(0, n - side + 1, stride) for n in image.shape[:2])
+    out = np.zeros((len(rows), len(columns), kernel.shape[3]))
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            window = image[top : top + side, left : left + side]
+            out[i, j] = np.tensordot(window, kernel, 3)
+    return out
+
+
 def softmax(logits):
     """Over the last axis, which is that of classes or keys."""
     powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))

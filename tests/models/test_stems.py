@@ -17,6 +17,7 @@ from imagepiece_jax.models.stems import (
     fold,
     stem_macs,
 )
+from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
 
@@ -32,19 +33,6 @@ def random_variables(stem, side):
     return tiny.fill(tiny.shapes(stem, side))
 
 
-def slow_convolution(image, kernel, stride, pad):
-    """Loops over the output's pixels. [H, W, C], [k, k, C, D] -> [H', W', D]."""
-    image = np.pad(np.asarray(image, float), ((pad, pad), (pad, pad), (0, 0)))
-    width = kernel.shape[0]
-    places = range(0, image.shape[0] - width + 1, stride)
-    out = np.zeros((len(places), len(places), kernel.shape[3]))
-    for i, top in enumerate(places):
-        for j, left in enumerate(places):
-            window = image[top : top + width, left : left + width]
-            out[i, j] = np.tensordot(window, np.asarray(kernel, float), 3)
-    return out
-
-
 def test_patch_stem_equals_a_slow_convolution():
     stem, images = PatchStem(embed_dim=5, patch_size=4), random_images(2, 12)
     variables = random_variables(stem, 12)
@@ -52,7 +40,7 @@ def test_patch_stem_equals_a_slow_convolution():
     out = tiny.jit(stem.apply)(variables, images)
     chex.assert_shape(out, (2, 3, 3, 5))
     for image, got in zip(images, out, strict=True):
-        want = slow_convolution(image, proj["kernel"], 4, 0) + proj["bias"]
+        want = oracles.convolution(image, proj["kernel"], 4, 0) + proj["bias"]
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -68,11 +56,11 @@ def test_conv_stem_equals_slow_convolutions(side):
         for i in range(2):
             scale, bias = params[f"norm_{i}"]["scale"], params[f"norm_{i}"]["bias"]
             mean, var = running[f"norm_{i}"]["mean"], running[f"norm_{i}"]["var"]
-            x = slow_convolution(x, params[f"conv_{i}"]["kernel"], 2, 1)
+            x = oracles.convolution(x, params[f"conv_{i}"]["kernel"], 2, 1)
             x = (x - mean) / np.sqrt(np.asarray(var, float) + 1e-5) * scale + bias
             x = np.maximum(x, 0)
         proj = params["proj"]
-        want = slow_convolution(x, proj["kernel"], 1, 0) + proj["bias"]
+        want = oracles.convolution(x, proj["kernel"], 1, 0) + proj["bias"]
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -140,7 +128,7 @@ def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
     params, old = variables["params"], variables["batch_stats"]["norm_0"]
     out, new = tiny.jit(functools.partial(train, stem))(variables, images)
     kernel = params["conv_0"]["kernel"]
-    x = np.stack([slow_convolution(image, kernel, 2, 1) for image in images])
+    x = np.stack([oracles.convolution(image, kernel, 2, 1) for image in images])
     mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     for name, value in (("mean", mean), ("var", var)):
         want = 0.9 * old[name] + 0.1 * value

@@ -50,19 +50,6 @@ def slow_scores(x, params):
     return oracles.dense(oracles.gelu(hidden, "tanh"), params["fc2"])
 
 
-def slow_convolution(x, kernel):
-    """Zeros around, 3 x 3. [h, w, C], [3, 3, C, S] -> [h, w, S]."""
-    height, width, _ = x.shape
-    out = np.zeros((height, width, kernel.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            for di in (-1, 0, 1):
-                for dj in (-1, 0, 1):
-                    if 0 <= i + di < height and 0 <= j + dj < width:
-                        out[i, j] += x[i + di, j + dj] @ kernel[di + 1, dj + 1]
-    return out
-
-
 # one token; fewer tokens than are learned; as many; more
 @pytest.mark.parametrize("n", [1, 3, 5, 11])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -103,7 +90,7 @@ def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
         grid = oracles.layer_norm(x[image], params["norm"]).reshape(*shape, 6)
         for i in (1, 2, 3, 4):
             grid = oracles.gelu(grid, "tanh") if i > 1 else grid
-            grid = slow_convolution(grid, params[f"conv{i}"]["kernel"].astype(float))
+            grid = oracles.convolution(grid, params[f"conv{i}"]["kernel"], pad=1)
         want = share * oracles.sigmoid(grid).reshape(n, 4).T
         assert_close(matrix[image], want)
 
