@@ -1,9 +1,6 @@
 """Estimated times of kernels, and compilation for a described GPU."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,7 @@ import pytest
 from jax.experimental import topologies
 
 from imagepiece_jax.errors import InputError, RunError
-from tests.runs import ROOT
+from tests.command import start
 from tools import h200, hlo
 
 TEXT = """HloModule jit_f
@@ -115,15 +112,7 @@ for k in hlo.kernels(h200.compile_for(f, x, w, qkv, options=options)):
 @pytest.mark.slow
 @pytest.mark.skipif(not h200._installed("xla_cuda13"), reason="needs the CUDA wheels")
 def test_a_program_compiled_for_the_gpu():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = start("-c", PROGRAM).ok().out.splitlines()
     product = 2 * (512 * 1024 + 1024 * 256 + 512 * 256), 2.0 * 512 * 1024 * 256
     assert f"gemm {product[0]} {product[1]}" in lines
     tiles = 4 * 4.0 * 6 * 128**2 * 64
