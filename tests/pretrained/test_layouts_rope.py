@@ -5,7 +5,6 @@ what timm computes of them. Their other names are written here from the original
 """
 
 import dataclasses
-import pathlib
 import re
 
 import numpy as np
@@ -19,17 +18,14 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.infer import infer
+from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, tensors_of
 from tests.pretrained.test_files import check_same
 from tests.refused import refused
 
-FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
-DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
 WIDTH, GRID = 24, (20, 28)
 # (what timm's names hold, by what it is replaced), in this order.
-OWN = [
-    *(("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")),
-    *((r"mlp\.fc1_g", "mlp.w1"), (r"mlp\.fc1_x", "mlp.w2"), (r"mlp\.fc2", "mlp.w3")),
-]
+GATE = [(r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")]
+OWN = [("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")]
 TRANSFORMERS = [
     (r"^cls_token", "embeddings.cls_token"),
     (r"^reg_token", "embeddings.register_tokens"),
@@ -41,8 +37,8 @@ TRANSFORMERS = [
 ]
 EVA = [
     *((r"attn\.norm", "attn.inner_attn_ln"), (r"mlp\.norm", "mlp.ffn_ln")),
-    *((r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")),
     (r"([qv])_proj\.bias", r"\1_bias"),
+    *GATE,
 ]
 
 
@@ -50,14 +46,11 @@ EVA = [
 def fixture():
     """{model: its tensors by timm's names, without a head}."""
     with np.load(FIXTURE) as arrays:
-        return {
-            name: {
-                key.removeprefix(mark): arrays[key].astype(np.float32)
-                for key in arrays.files
-                if key.startswith(mark) and ".head." not in key.replace("/", ".")
-            }
-            for name, mark in ((n, f"{n}/tensors/") for n in (DINOV3, EVA02))
-        }
+        found = {name: tensors_of(name, arrays) for name in (DINOV3, EVA02)}
+    return {
+        name: {k: v.astype(np.float32) for k, v in tensors.items() if "head." not in k}
+        for name, tensors in found.items()
+    }
 
 
 def renamed(tensors, table):
@@ -73,7 +66,8 @@ def own(tensors, keys=7.0, mask=(1, 0, 1)):
     """DINOv3's file, in which keys have a bias that a mask hides."""
     out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
     out |= {"local_cls_norm.weight": np.ones(WIDTH)}
-    for name, tensor in renamed(tensors, OWN).items():
+    gated = any("fc1_g" in name for name in tensors)
+    for name, tensor in renamed(tensors, OWN + GATE * gated).items():
         attention, _, leaf = name.rpartition(".")
         if leaf == "q_bias":
             value = tensors[f"{attention}.v_bias"]
