@@ -5,7 +5,6 @@ A schedule has a shape and a strength: 0 is dense, 1 leaves as few tokens as it 
 each method's own, in methods/.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -93,46 +92,44 @@ ALLOWED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A shape with its numbers. `of` reads it from text such as "stages-3-6-9"."""
+def read(text: str) -> tuple[str, tuple[float, ...]]:
+    """The shape and its numbers in text such as "stages-3-6-9".
 
-    name: str
-    numbers: tuple[float, ...] = ()
+    Raises ValueError for a text that names no schedule.
+    """
+    name, *texts = text.split("-")
+    form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name == "curve" else "[0-9]+"
+    if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
+        raise ValueError(text)
+    numbers = tuple(map(float if name == "curve" else int, texts))
+    most = MOST_NUMBERS.get(name, 0)
+    fits = most is None or len(numbers) <= most
+    if name == "stages":
+        fits = [*numbers] == sorted({*numbers})
+    elif name == "curve" and numbers:
+        fits = fits and numbers[0] <= 1 and all(each > 0 for each in numbers[1:])
+    if not fits:
+        raise ValueError(text)
+    return name, numbers
 
-    @classmethod
-    def of(cls, text: str) -> "Schedule":
-        """Raises ValueError for a text that names no schedule."""
-        name, *texts = text.split("-")
-        form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name == "curve" else "[0-9]+"
-        if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
-            raise ValueError(text)
-        numbers = tuple(map(float if name == "curve" else int, texts))
-        most = MOST_NUMBERS.get(name, 0)
-        fits = most is None or len(numbers) <= most
-        if name == "stages":
-            fits = [*numbers] == sorted({*numbers})
-        elif name == "curve" and numbers:
-            fits = fits and numbers[0] <= 1 and all(each > 0 for each in numbers[1:])
-        if not fits:
-            raise ValueError(text)
-        return cls(name, numbers)
 
-    def counts(self, depth: int, patches: int, strength: float) -> tuple[int, ...]:
-        """Image tokens after each block, at least one.
+def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int, ...]:
+    """Image tokens after each block by a schedule, at least one.
 
-        depth: blocks of the model
-        patches: image tokens of the first block
-        strength: from 0, where all stay, to 1
-        Raises InputError for a block that a model of `depth` blocks has not.
-        """
-        for block in () if self.name == "curve" else self.numbers:
-            if block >= depth:
-                problem, field = f"names block {block}", "counts"
-                allowed = f"blocks 0 to {depth - 1} of the model"
-                raise InputError(problem, field=field, value=block, allowed=allowed)
-        shares = SHAPES[self.name](depth, strength, *self.numbers)
-        return tuple(max(1, rounded(share * patches)) for share in shares)
+    text: as `read` takes it
+    depth: blocks of the model
+    patches: image tokens of the first block
+    strength: from 0, where all stay, to 1
+    Raises InputError for a block that a model of `depth` blocks has not.
+    """
+    name, numbers = read(text)
+    for block in () if name == "curve" else numbers:
+        if block >= depth:
+            problem, field = f"names block {block}", "counts"
+            allowed = f"blocks 0 to {depth - 1} of the model"
+            raise InputError(problem, field=field, value=block, allowed=allowed)
+    shares = SHAPES[name](depth, strength, *numbers)
+    return tuple(max(1, rounded(share * patches)) for share in shares)
 
 
 def rounded(number: float) -> int:
@@ -146,7 +143,7 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
     Raises ValueError for another value, and InputError for counts that rise or are 0.
     """
     if isinstance(value, str):
-        Schedule.of(value)
+        read(value)
         return value
     listed = isinstance(value, tuple | list) and value
     if not listed or not all(map(is_integer, value)):

@@ -5,11 +5,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.schedules import Schedule, parse
-
-
-def counts(text, depth, patches, strength):
-    return Schedule.of(text).counts(depth, patches, strength)
+from imagepiece_jax.reduction.schedules import counts_of, parse
 
 
 @pytest.mark.parametrize(
@@ -32,20 +28,20 @@ def counts(text, depth, patches, strength):
     ],
 )
 def test_counts_by_hand(text, strength, want):
-    assert counts(text, 4, 16, strength) == want
+    assert counts_of(text, 4, 16, strength) == want
 
 
 def test_published_counts_are_reached_at_one_half():
     """To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
     plan = build(12, 196, METHODS["imagepiece"]().steps(12))
     own = tuple(layer.mlp_tokens - 1 for layer in plan)
-    assert counts("imagepiece", 12, 196, 0.5) == own
-    squared = counts("imagepiece", 12, 196, 2 / 3)
+    assert counts_of("imagepiece", 12, 196, 0.5) == own
+    squared = counts_of("imagepiece", 12, 196, 2 / 3)
     assert (squared[0], squared[2]) == (165, 89)
     merged = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
-    assert counts("diffrate", 12, 196, 0.5) == merged
-    assert counts("diffrate", 6, 196, 0.5) == merged[1::2]
-    doubled = counts("diffrate", 24, 196, 0.5)
+    assert counts_of("diffrate", 12, 196, 0.5) == merged
+    assert counts_of("diffrate", 6, 196, 0.5) == merged[1::2]
+    doubled = counts_of("diffrate", 24, 196, 0.5)
     assert doubled[1::2] == merged
     assert doubled[4] == 192  # of 195 and 189
 
@@ -58,7 +54,7 @@ def test_proportions_of_what_leaves_are_kept():
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
 def test_a_stronger_schedule_leaves_no_more(text):
-    rows = [counts(text, 12, 196, strength / 50) for strength in range(51)]
+    rows = [counts_of(text, 12, 196, strength / 50) for strength in range(51)]
     assert rows[0] == (196,) * 12 and min(rows[-1]) == 1
     for weak, strong in zip(rows, rows[1:], strict=False):
         assert all(a >= b for a, b in zip(weak, strong, strict=True))

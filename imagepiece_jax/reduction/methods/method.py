@@ -126,8 +126,7 @@ class Method(fields.CheckedFields):
             return free.scaled(strength, depth, patches)
         if not isinstance(self.counts, str):
             return self._powered(strength, depth, patches)
-        schedule = schedules.Schedule.of(self.counts)
-        counts = schedule.counts(depth, patches, strength)
+        counts = schedules.counts_of(self.counts, depth, patches, strength)
         return free.within_reach(counts, depth, patches)
 
     def _powered(self, strength, depth, patches):
