@@ -38,7 +38,7 @@ class Layout:
     """The names of one layout."""
 
     title: str  # its name in sentences
-    mark: str  # the tensor that shows it
+    mark: str  # a pattern for the tensor that shows it, in which a dot is a dot
     blocks: str  # a pattern for the start of a block's names, with its number
     # {module or tensor of a block, a pattern in which a dot is a dot: timm's}
     inner: Mapping[str, str]
@@ -146,11 +146,11 @@ LAYOUTS = (
         says=_google_says,
     ),
     Layout(
-        # ViT, DeiT, DINOv2, with registers or without; in files and, since version 5,
-        # in memory. Poolers belong to no public head.
-        title="transformers' ViT, DeiT and DINOv2",
-        mark="embeddings.patch_embeddings.projection.weight",
-        blocks=r"(?:encoder\.layer|layers)\.(\d+)\.",
+        # In files and, since version 5, in memory, where DINOv3's blocks are in a
+        # "model". Poolers belong to no public head.
+        title="transformers' ViT, DeiT, DINOv2 and DINOv3",
+        mark="embeddings.patch_embeddings.(?:projection.)?weight",
+        blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
         inner={
             f"attention.(?:attention.)?{QKV}": r"attn.\1",
             "attention.(?:output.dense|o_proj)": "attn.proj",
@@ -159,40 +159,18 @@ LAYOUTS = (
             "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
             "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
             "mlp.gate_proj": "mlp.fc1_g",
-            "mlp.up_proj": "mlp.fc1_x",
+            "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
             "layer_scale([12]).lambda1": r"ls\1.gamma",
         },
         outer={
-            "embeddings.patch_embeddings.projection": "patch_embed.proj",
+            "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
             "embeddings.position_embeddings": "pos_embed",
             "embeddings.(cls_token|register_tokens)": r"\1",
             "embeddings.distillation_token": "dist_token",
-            "layernorm": "norm",
+            "(?:layer)?norm": "norm",
         },
         outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
         left_out=r"embeddings\.mask_token$|pooler\.",
-    ),
-    Layout(
-        # In files and, since version 5, in memory, where blocks are in a "model".
-        title="transformers' DINOv3",
-        mark="embeddings.patch_embeddings.weight",
-        blocks=r"(?:model\.)?layer\.(\d+)\.",
-        inner={
-            f"attention.{QKV}": r"attn.\1",
-            "attention.o_proj": "attn.proj",
-            "(norm[12])": r"\1",
-            "mlp.gate_proj": "mlp.fc1_g",
-            "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
-            "mlp.down_proj": "mlp.fc2",
-            "layer_scale([12]).lambda1": r"ls\1.gamma",
-        },
-        outer={
-            "embeddings.patch_embeddings": "patch_embed.proj",
-            "embeddings.cls_token": "cls_token",
-            "embeddings.register_tokens": "reg_token",
-            "norm": "norm",
-        },
-        left_out=r"embeddings\.mask_token$",
     ),
     Layout(
         title="transformers' CLIP and SigLIP",
@@ -586,9 +564,9 @@ def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
     layouts = ", ".join(layout.title for layout in LAYOUTS)
     for layout in LAYOUTS:
-        ends = (layout.mark, f".{layout.mark}")
-        marked = [name for name in tensors if name == ends[0] or name.endswith(ends[1])]
-        prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
+        pattern = r"((?:.*\.)?)" + layout.mark.replace(".", r"\.")
+        marks = [re.fullmatch(pattern, name) for name in tensors]
+        prefixes = sorted(mark[1] for mark in marks if mark)
         if len(prefixes) > 1:
             listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
             problem = f"holds {len(prefixes)} vision towers, {listed}"
@@ -758,11 +736,13 @@ def _add_positions(tensors):
     added; timm, and we, have only positions of the patches then.
     """
     registers = tensors.pop("register_tokens", np.zeros(0))
+    if not registers.size:
+        return
+    tensors["reg_token"] = registers
     positions, first = tensors.get("pos_embed"), tensors.get("cls_token")
-    if not registers.size or positions is None or first is None:
+    if positions is None or first is None:
         return
     row = positions[:, :1].astype(np.float32)
-    tensors["reg_token"] = registers
     tensors["cls_token"] = first.astype(np.float32) + row
     tensors["pos_embed"] = positions[:, 1:]
 
