@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from experiments import published, render
 from imagepiece_jax.evaluate import statistics
@@ -53,7 +54,8 @@ class Contrast:
 
     @property
     def p(self) -> float:
-        return statistics.student_p(self.points, self.bound)
+        test = stats.ttest_1samp(self.points, self.bound, alternative="greater")
+        return test.pvalue
 
     def verdict(self, holm: float) -> str:
         """ "supported", "refuted" or "open", by the interval and Holm's p."""

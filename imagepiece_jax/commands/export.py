@@ -66,7 +66,8 @@ def main():
     }
     config.model.attention, config.model.kernels = "xla", "plain"
     with naming_flags("tokens"):
-        facts = jax_export.facts(vit, config, **options)
+        images = jax_export.exported_images(vit, **options)
+        facts = jax_export.facts(vit, config, images, TOKENS.value)
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             data = onnx_model(vit, **options).SerializeToString()

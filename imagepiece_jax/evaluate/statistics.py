@@ -129,15 +129,6 @@ def student(values: ArrayLike) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def student_p(values: ArrayLike, bound: float) -> float:
-    """One-sided p of Student's test that the mean is at most `bound`. [seeds]."""
-    values = np.asarray(values, np.float64)
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    if error == 0:
-        return float(values.mean() <= bound)
-    return float(special.stdtr(len(values) - 1, (bound - values.mean()) / error))
-
-
 def bootstrap(
     statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
 ) -> Estimate:

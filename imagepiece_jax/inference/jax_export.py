@@ -124,17 +124,15 @@ def output_name(model: ViT) -> str:
 
 
 def facts(
-    vit: Pretrained,
-    config,
-    batch_size: int | None = None,
-    pixels: bool = False,
-    tokens: int | None = None,
+    vit: Pretrained, config, images: jax.ShapeDtypeStruct, tokens: int | None = None
 ) -> dict[str, Any]:
     """Input, output and model of the program, as JSON values.
 
-    `output` is a list if the program gives tokens.
+    images: from `exported_images`
+    tokens: as `serialized` takes them; `output` is a list if there are some
     """
-    model, count = vit.model_with_tokens(tokens), batch_size or "batch"
+    model, count = vit.model_with_tokens(tokens), images.shape[0]
+    count = count if isinstance(count, int) else str(count)  # "batch", which is open
 
     def array(name, *shape, dtype="float32"):
         return {"name": name, "shape": [count, *shape], "dtype": dtype}
@@ -150,12 +148,10 @@ def facts(
         ]
     normalization = {"pixels": "0 to 1, of which the input is (pixels - mean) / std"}
     normalization |= {"mean": model.mean, "std": model.std}
-    dtype = "float32"
-    if pixels:
+    if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
-        dtype = "uint8"
     return {
-        "input": array(IMAGES, *sides(vit.image_size), 3, dtype=dtype),
+        "input": array(IMAGES, *images.shape[1:], dtype=images.dtype.name),
         "normalization": normalization,
         "output": output,
         "classes": model.num_classes,

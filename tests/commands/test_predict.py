@@ -96,5 +96,6 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert saved.class_names == vit.class_names
-    facts = jax_export.facts(saved, base.get_config())
+    images = jax_export.exported_images(saved)
+    facts = jax_export.facts(saved, base.get_config(), images)
     assert facts["class_names"][388] == "giant panda" and facts["classes"] == 1000
