@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+import re
 
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import label, split_reduction, with_defaults
+
+COMMA = r",(?![^(\[]*[)\]])"  # outside of brackets, which hold no others
 
 
 def parse_sweep(text):
@@ -28,7 +31,7 @@ def parse_sweep(text):
             allowed = f"one list, such as {field}=V1,V2"
             raise InputError(f"has {field} twice", value=field, allowed=allowed)
         names.append(field)
-        choices.append([*map(literal, _split_at_commas(values))])
+        choices.append([*map(literal, re.split(COMMA, values))])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
@@ -65,15 +68,3 @@ def naming(reduction):
     """InputErrors raised inside name a reduction of --sweep; None: none of it."""
     parts = [v if k == "name" else f"{k}={v}" for k, v in (reduction or {}).items()]
     return within(place=f"--sweep {':'.join(parts)}" if parts else "")
-
-
-def _split_at_commas(values):
-    """Parts between the commas that are outside brackets."""
-    parts, depth = [""], 0
-    for letter in values:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts

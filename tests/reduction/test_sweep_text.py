@@ -17,6 +17,8 @@ def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
     (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
     fields = {"prune_blocks": (2, 5), "schedule": "A", "prop_attn": True}
     assert found == {"name": "imagepiece"} | fields
+    listed = parse_sweep("imagepiece:merge_blocks=(0,1),[2],(),():parity=1")
+    assert [each["merge_blocks"] for each in listed] == [(0, 1), (2,), (), ()]
     assert parse_sweep("none") == [{"name": "none"}]
     assert [each["macs"] for each in parse_sweep("tome:macs=None,.5")] == [None, 0.5]
 
