@@ -261,39 +261,15 @@ LAYOUTS = (
 TIMM = LAYOUTS[-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class HostNames:
-    """The names of a language model around a vision tower."""
-
-    tower: str  # a pattern for the tower's prefix, in whose group is the host's
-    marks: tuple[str, ...]  # starts of names that only the host has
-    projector: Mapping[str, str]  # {its layers: ours}
-
-    def place(self, name: str, start: str) -> str | None:
-        """As `Layout.place` for names outside the tower; `start`: the host's prefix."""
-        inside = name.removeprefix(start)
-        modules = {layer.partition(".")[0] for layer in self.projector}
-        if inside.partition(".")[0] not in modules:
-            return ""
-        is_layer = inside.endswith((".weight", ".kernel", ".bias"))
-        return _renamed(inside, self.projector) if is_layer else None
-
-
-HOST_NAMES = (
-    HostNames(  # PaliGemma, LLaVA
-        tower=r"((?:.*\.)?)vision_tower\.(?:vision_model\.)?",
-        marks=("multi_modal_projector.", "language_model."),
-        projector={
-            "multi_modal_projector.linear(?:_1)?": "projector.0",
-            "multi_modal_projector.linear_2": "projector.1",
-        },
-    ),
-    HostNames(  # PaliGemma of big_vision, and openpi's in Orbax
-        tower=r"((?:.*\.)?)img\.",
-        marks=("llm.",),
-        projector={"img.head": "projector.0"},
-    ),
-)
+# A language model around a vision tower: LLaVA, and PaliGemma of transformers, of
+# big_vision and, in Orbax, of openpi. A pattern for the tower's prefix, in whose group
+# is the host's; starts of names that only the host has; {layers of the projector: ours}
+HOST = r"((?:.*\.)?)(?:vision_tower\.(?:vision_model\.)?|img\.)"
+HOST_MARKS = ("multi_modal_projector.", "language_model.", "llm.")
+PROJECTOR = {
+    "multi_modal_projector.linear(?:_1)?|img.head": "projector.0",
+    "multi_modal_projector.linear_2": "projector.1",
+}
 # Names of ours and of timm's in files without a patch embedding of one convolution.
 TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
 # Other files that people try, most special first.
@@ -414,7 +390,7 @@ def to_timm(
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}
-        hosted = layers or tower or places.host
+        hosted = layers or tower or places.start is not None
         projector = _projector(layers, tower) if hosted else None
         return Contents(tensors, config, projector=projector)
     except InputError:
@@ -475,27 +451,26 @@ class _Places:
 
     layout: Layout
     prefix: str  # of the vision tower's names
-    host: HostNames | None  # the language model around the tower
-    start: str  # prefix of the host's names
+    start: str | None  # of names of the language model around the tower; None: no such
     tower: Tower | None  # how the host reads the tower
 
     @classmethod
     def of(cls, names, tower):
         layout, prefix = _layout(names)
-        for host in HOST_NAMES:
-            match = re.fullmatch(host.tower, prefix)
-            if match is None:
-                continue
-            marks = tuple(match[1] + mark for mark in host.marks)
-            if any(name.startswith(marks) for name in names):
-                return cls(layout, prefix, host, match[1], tower)
-        return cls(layout, prefix, None, "", tower)
+        host = re.fullmatch(HOST, prefix)
+        marks = tuple(host[1] + mark for mark in HOST_MARKS) if host else ()
+        hosted = any(name.startswith(marks) for name in names)
+        return cls(layout, prefix, host[1] if hosted else None, tower)
 
     def place(self, name):
         """As `Layout.place`; parts behind the last block that is used are left out."""
-        host = self.host and self.host.place(name, self.start)
-        if host or (self.host and not name.startswith(self.prefix)):
-            return host
+        if self.start is not None:
+            inside = name.removeprefix(self.start)
+            is_layer = inside.endswith((".weight", ".kernel", ".bias"))
+            if is_layer and (layer := _renamed(inside, PROJECTOR)):
+                return layer
+            if not name.startswith(self.prefix):
+                return None if inside.startswith("multi_modal_projector.") else ""
         place = self.layout.place(name, self.prefix)
         if self.tower is None or self.tower.depth is None or not place:
             return place

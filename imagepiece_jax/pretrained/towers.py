@@ -1,6 +1,6 @@
 """Vision towers in language models, by their config.json.
 
-A new model is a row of HOSTS, and one of `layouts.HOST_NAMES` for its tensors.
+A new model is a row of HOSTS; `layouts.HOST` and what follows it name its tensors.
 """
 
 import dataclasses
