@@ -8,6 +8,10 @@ import pathlib
 import jax
 import numpy as np
 
+from imagepiece_jax.models import convert
+from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import variable_shapes
+
 PACKAGES = ("jax", "timm", "torch", "transformers")
 
 
@@ -28,6 +32,14 @@ def computed(model, variables, images):
     """Outputs of a model, with products of the highest precision."""
     with jax.default_matmul_precision("highest"):
         return jax.jit(model.apply)(variables, images)
+
+
+def outputs(model, tensors, images):
+    """Outputs of a model with tensors by timm's names."""
+    size = images.shape[1:3]
+    shapes, positions = variable_shapes(model, size), Positions.of(model, size)
+    variables = convert.from_timm(tensors, shapes, positions=positions)
+    return computed(model, variables, images)
 
 
 def apart(found, wanted):

@@ -10,11 +10,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.variables import variable_shapes
-from tests.parity.record import apart, computed, noise, record
+from imagepiece_jax.pretrained import layouts
+from tests.parity.record import apart, noise, outputs, record
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -68,29 +67,6 @@ def randomized(model):
     return model.eval()
 
 
-def canonical(model):
-    """timm's state dict with SwiGLU's first layer in two."""
-    tensors = {k: v.numpy() for k, v in model.state_dict().items()}
-    for name in [n for n in tensors if n.endswith(("fc1.weight", "fc1.bias"))]:
-        layer, _, leaf = name.rpartition(".")
-        second = tensors[f"{layer.removesuffix('fc1')}fc2.weight"].shape[1]
-        if len(tensors[name]) == 2 * second:
-            gate, value = np.split(tensors.pop(name), 2)
-            tensors |= {f"{layer}_g.{leaf}": gate, f"{layer}_x.{leaf}": value}
-    return tensors
-
-
-def compute(model, tensors, images):
-    """(logits, tokens) of our model with timm's tensors, and the variables."""
-    size = images.shape[1:3]
-    places = Positions.of(model, size)
-    variables = convert.from_timm(
-        tensors, variable_shapes(model, size), positions=places
-    )
-    found = computed(model, variables, images)
-    return np.asarray(found.logits), np.asarray(found.tokens)
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
@@ -106,14 +82,15 @@ def pair(request):
     images = noise(2, side, side, 3)
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        outputs = theirs(pixels).numpy(), theirs.forward_features(pixels).numpy()
-    return request.param, ours, canonical(theirs), images, outputs
+        found = theirs(pixels).numpy(), theirs.forward_features(pixels).numpy()
+    tensors = {name: leaf.numpy() for name, leaf in theirs.state_dict().items()}
+    return request.param, ours, layouts.to_timm(tensors).tensors, images, found
 
 
 def test_logits_and_tokens_are_timms(pair):
-    family, model, tensors, images, outputs = pair
-    found = compute(model, tensors, images)
-    distances = [apart(*both) for both in zip(found, outputs, strict=True)]
+    family, model, tensors, images, (logits, tokens) = pair
+    found = outputs(model, tensors, images)
+    distances = [apart(found.logits, logits), apart(found.tokens, tokens)]
     assert max(distances) < CLOSE
     name, fields = FAMILIES[family]
     parameters = sum(np.size(tensor) for tensor in tensors.values())
@@ -134,7 +111,7 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
 
     def of(changed=tensors, images=images, **changes):
         made = model.clone(arch=dataclasses.replace(arch, **changes))
-        return compute(made, changed, images)[0]
+        return outputs(made, changed, images).logits
 
     if arch.mlp == "gelu":
         for gelu in {"exact", "tanh", "quick"} - {arch.gelu}:
@@ -152,7 +129,7 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
             swapped["pos_embed"] = tensors["pos_embed"].copy()
             swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
         faults["prefix tokens exchanged"] = of({**tensors, **swapped})
-    found = {fault: apart(outputs, logits) for fault, outputs in faults.items()}
+    found = {fault: apart(ours, logits) for fault, ours in faults.items()}
     rows, columns = (model.patch_size * n for n in (9, 11))
     other_size = noise(1, rows, columns, 3, seed=1)
     right = of(images=other_size)

@@ -7,13 +7,12 @@ tests/models/test_rope_fixture.py shows that faults exceed what is allowed here 
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts, transformers_config
 from imagepiece_jax.pretrained.infer import infer
-from tests.parity.record import apart, computed, noise, record
+from tests.parity.record import apart, noise, outputs, record
+from tests.pretrained.test_layouts_rope import eva, own
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -48,14 +47,6 @@ FAMILIES = {  # by a part of their names
 
 def arrays(model):
     return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
-def outputs(model, tensors, pixels):
-    """What ours gives with canonical tensors."""
-    size = pixels.shape[1:3]
-    like = variable_shapes(model, size)
-    variables = convert.from_timm(tensors, like, positions=Positions.of(model, size))
-    return computed(model, variables, pixels)
 
 
 def torched(pixels):
@@ -110,48 +101,13 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
         assert apart(out.logits, theirs(torched(pixels))) < ALLOWED
 
 
-def meta_names(tensors):
-    """A small DINOv3 by the names of its own code, read from timm's converter."""
-    found = {"mask_token": np.zeros((1, 1), np.float32)}
-    found["rope_embed.periods"] = np.ones(4, np.float32)
-    for name, tensor in tensors.items():
-        name = name.replace("reg_token", "storage_tokens")
-        name = name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
-        for ours, theirs in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
-            if "blocks.0.mlp.fc1_g.weight" in tensors:
-                name = name.replace(f"mlp.{ours}", f"mlp.{theirs}")
-        if name.endswith("q_bias"):
-            value = tensors[name.replace("q_bias", "v_bias")]
-            bias = [tensor, np.full_like(tensor, 7.0), value]  # which a mask hides
-            found[name.replace("q_bias", "qkv.bias")] = np.concatenate(bias)
-            mask = np.repeat(np.float32([1, 0, 1]), len(tensor))
-            found[name.replace("q_bias", "qkv.bias_mask")] = mask
-        elif not name.endswith("v_bias"):
-            found[name] = tensor
-    return found
-
-
-def eva02_names(tensors):
-    """A small EVA-02 by the names of its own code, read from timm's converter."""
-    found = {"rope.freqs_cos": np.ones(4), "blocks.0.attn.rope.freqs_sin": np.ones(4)}
-    for name, tensor in tensors.items():
-        for ours, theirs in (
-            *(("attn.norm", "attn.inner_attn_ln"), ("mlp.norm", "mlp.ffn_ln")),
-            *(("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3")),
-            *(("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias")),
-        ):
-            name = name.replace(ours, theirs)
-        found[name] = tensor
-    return found
-
-
 @pytest.mark.parametrize("wrapper", ["", "module.", "model.", "backbone."])
 @pytest.mark.parametrize(
     "name, renamed",
     [
-        ("vit_small_patch16_dinov3_qkvb", meta_names),
-        ("vit_small_plus_patch16_dinov3_qkvb", meta_names),
-        ("eva02_base_patch16_clip_224", eva02_names),
+        ("vit_small_patch16_dinov3_qkvb", own),
+        ("vit_small_plus_patch16_dinov3_qkvb", own),
+        ("eva02_base_patch16_clip_224", eva),
         ("eva02_base_patch16_clip_224", lambda tensors: tensors),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import imagepiece_jax
 from experiments.dense_maps.head import decode, read_head
 from experiments.dense_maps.maps import THRESHOLD
+from tests.parity.record import apart
 
 pytestmark = pytest.mark.slow
 
@@ -46,19 +47,14 @@ def maps(vit, theirs):
         )
 
 
-def distance(ours, theirs):
-    """Largest difference, in parts of the largest value."""
-    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-
-
 def test_features_are_transformers(maps, theirs):
     tokens = np.concatenate([maps.prefix, maps.patches], axis=1)
-    assert distance(tokens, theirs["last_hidden_state"]) < CLOSE
-    assert distance(maps.patches, theirs["last_hidden_state"][:, 1:]) < CLOSE
-    assert distance(maps.pooled, theirs["pooler_output"]) < CLOSE
+    assert apart(tokens, theirs["last_hidden_state"]) < CLOSE
+    assert apart(maps.patches, theirs["last_hidden_state"][:, 1:]) < CLOSE
+    assert apart(maps.pooled, theirs["pooler_output"]) < CLOSE
     sixth = maps.layers[0]
     tokens = np.concatenate([sixth.prefix, sixth.patches], axis=1)[:2]
-    assert distance(tokens, theirs["block_6"]) < CLOSE
+    assert apart(tokens, theirs["block_6"]) < CLOSE
 
 
 def test_another_resize_of_the_positions_is_far(assets, theirs):
@@ -67,7 +63,7 @@ def test_another_resize_of_the_positions_is_far(assets, theirs):
     file = assets / WEIGHTS / "model.safetensors"
     other = imagepiece_jax.load(file, image_size=224, **fields)
     moved = imagepiece_jax.features(other, theirs["pixels"])
-    assert distance(moved.pooled, theirs["pooler_output"]) > 10 * CLOSE
+    assert apart(moved.pooled, theirs["pooler_output"]) > 10 * CLOSE
 
 
 @pytest.mark.parametrize("way", ["file", "saved"])
@@ -86,5 +82,5 @@ def test_the_decoder_makes_their_maps(assets, maps, theirs):
     head = read_head(assets / WEIGHTS / "saliency_decoder.safetensors", 384)
     patches = np.asarray(maps.patches).reshape(4, 16, 16, 384)
     ours = jax.jit(lambda x: decode(head, x, (224, 224)))(patches)
-    assert distance(ours, theirs["saliency"]) < CLOSE
+    assert apart(ours, theirs["saliency"]) < CLOSE
     assert (theirs["saliency"].max(axis=(1, 2)) > THRESHOLD).all()
