@@ -15,7 +15,6 @@ from imagepiece_jax.models.stems import (
     PatchStem,
     conv_stem_widths,
     fold,
-    stem_macs,
 )
 from tests import oracles
 from tests.models import tiny
@@ -177,21 +176,6 @@ def test_two_devices_normalize_by_the_whole_batch():
     chex.assert_trees_all_close(got, want_all, rtol=1e-4, atol=2e-5)
     alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
     assert np.abs(alone - want[:SLOT]).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "stem, embed_dim, expected",
-    [
-        ("patch", 192, 28_901_376),
-        ("patch", 384, 57_802_752),
-        # 112^2 * 27 * 48 + 56^2 * 9 * 48 * 96 + 28^2 * 9 * 96 * 192
-        # + 14^2 * 9 * 192 * 384 + 14^2 * 384^2
-        ("conv", 384, 435_326_976),
-        ("conv", 192, 112_896_000),
-    ],
-)
-def test_stem_macs(stem, embed_dim, expected):
-    assert stem_macs(stem, embed_dim) == expected
 
 
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
