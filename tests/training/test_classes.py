@@ -3,8 +3,6 @@
 import functools
 import json
 import re
-import types
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from PIL import Image
 
 import imagepiece_jax
 from experiments import __main__ as experiments
-from experiments.finetune import Finetuner
 from imagepiece_jax.commands import evaluate, train
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.registry import open_source
@@ -302,21 +299,3 @@ def test_a_start_says_where_names_cannot_be_compared(
     said = f"note: classes are compared by number alone: {nameless} does not name them"
     noted = f"{said.format(**places)}\n" if nameless else ""
     assert capsys.readouterr().out == noted
-
-
-def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
-    """--small starts from a run of as many classes, in another order."""
-    starts = []
-
-    def train(self, config, name):
-        starts.append(config)
-        return self.pretrained
-
-    monkeypatch.setattr(Finetuner, "_run", train)
-    for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
-        source = types.SimpleNamespace(class_names=names, num_classes=2)
-        opener = mock.Mock(return_value=source)
-        monkeypatch.setattr("experiments.finetune.open_source", opener)
-        finetuner = Finetuner(configured(), load.read(run), "folder:x", tmp_path, [0])
-        finetuner._start("conv", 0)
-        assert starts.pop().init.fresh == fresh
