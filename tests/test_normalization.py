@@ -126,17 +126,11 @@ def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
     assert ended.out.count(NOTE) == noted
 
 
-def test_load_and_what_predicts_from_it(folder, expected):
-    """A file that says nothing of its images has those of the name that is given."""
+def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     pixels, quick = np.load(folder / "pixels.npy"), {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
-    of = {"name": "vit_mini", "num_heads": 1}
-    unnamed = imagepiece_jax.load(folder / "w.npz", **of).model
-    assert (unnamed.mean, unnamed.std) == (MEAN, STD)
-    given = imagepiece_jax.load(folder / "w.npz", **of, **HALVES)
-    named = imagepiece_jax.load(folder / "own.npz", **of)
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
-    assert given.model == named.model and (run.mean, run.std) == (HALF, HALF)
+    assert (run.mean, run.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
     own = RunConfig.from_config(config()).create_model()
     assert full.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5

@@ -1,7 +1,5 @@
 """The public API, from weights on disk to a model: load."""
 
-import json
-
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import runs
 from tests.command import start
 from tests.models import tiny
 from tests.refused import refused
@@ -64,30 +60,6 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     predict = imagepiece_jax.Predictor(vit, **options)
     by_index = {found.index: found.label for found in predict(pictures[0])}
     assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
-
-
-def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
-    """The folder's weights come from the checkpoint library, tested elsewhere."""
-    size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
-    config = {
-        "image_size": tiny.SIDE,
-        "num_classes": tiny.CLASSES,
-        "model": {"name": "vit_mini", "stem": "patch", **size},
-        "reduction": {"name": "evit", "keep_rate": 0.6, "blocks": [0]},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    asked = []
-
-    def read_checkpoint(path, checkpoint, averaged):
-        asked.append((path, checkpoint, averaged))
-        return convert.to_timm(trained.variables)
-
-    monkeypatch.setattr(runs, "read_checkpoint", read_checkpoint)
-    model = imagepiece_jax.load(tmp_path, checkpoint="latest", reduction=None).model
-    assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
-    dense = imagepiece_jax.load(tmp_path, reduction={"name": "none"}).model
-    assert dense == trained.model
-    assert asked == [(tmp_path, "latest", False), (tmp_path, "best", False)]
 
 
 @pytest.mark.parametrize(
