@@ -58,6 +58,10 @@ class DataConfig(CheckedFields):
             image_size, self.crop, self.area, self.shift, self.flip
         )
 
+    def device_crop(self, image_size: int) -> policy.Crop | None:
+        """The device's crop of a training image; None where the host crops."""
+        return policy.Crop(image_size, self.area, self.flip) if self.canvas else None
+
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Evaluation's resize and crop."""
         return Preprocessing.of(image_size, preprocessing.read_fields(vars(self)))
@@ -65,7 +69,12 @@ class DataConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(CheckedFields):
-    """The device's random augmentation of each training image."""
+    """The device's random augmentation of each training image.
+
+    RandAugment draws `layers` operations, with replacement, for each image. Each is
+    applied with probability `prob`, with a magnitude from the normal distribution
+    around `magnitude` with deviation `magnitude_std`.
+    """
 
     group: ClassVar[str] = "augment"
 
@@ -74,8 +83,3 @@ class AugmentConfig(CheckedFields):
     magnitude: float = fields.number(least=0, most=int(policy.MAX_MAGNITUDE))
     magnitude_std: float = fields.weight()
     erase_prob: float = fields.rate()
-
-    def create(self, data: DataConfig, image_size: int, mean) -> policy.Augment:
-        """The augmentation on the device; mean: the model's, colors bare pixels."""
-        crop = policy.Crop(image_size, data.area, data.flip) if data.canvas else None
-        return policy.Augment(**vars(self), fill=policy.fill_color(mean), crop=crop)

@@ -14,7 +14,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.augment.policy import Augment, Crop
+from imagepiece_jax.data.augment.policy import Crop
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
@@ -342,21 +342,33 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     assert (prepared(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
 
 
+def test_the_device_crops_where_it_does_nothing_else():
+    recipe = dataclasses.replace(PLAIN, data=AUGMENT["data"])
+    part = jax.tree.map(lambda x: x[0, 0], batch(0))
+    part["image"] = np.zeros((BATCH, 12, 12, 3), np.uint8)
+    part["extent"] = np.full((BATCH, 2), 12, np.int32)
+    places = np.arange(BATCH, dtype=np.int32)
+    model = types.SimpleNamespace(mean=HALF, std=HALF)
+    image, _ = _prepare(part, places, 0, 0, recipe, model)
+    assert image.shape == (BATCH, SIZE, SIZE, 3)
+
+
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
 
-    def augment(**fields):
+    def device(**fields):
         run = configured(**fields)
-        return run.augment.create(run.data, run.image_size, MEAN)
+        return run.augment, run.data.device_crop(run.image_size)
 
-    imagenet = (124, 116, 104)  # its mean as a pixel
-    deit = Augment(2, 0.5, 9.0, 0.5, fill=imagenet, erase_prob=0.25)
-    assert augment() == deit
+    deit = AugmentConfig(
+        layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5, erase_prob=0.25
+    )
+    assert device() == (deit, None)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     other |= {"data.flip": False, "data.area": (0.3, 0.9)}
     without = dataclasses.replace(deit, layers=0, erase_prob=0.0)
     crop = Crop(224, (0.3, 0.9), False)
-    assert augment(**other) == dataclasses.replace(without, crop=crop)
+    assert device(**other) == (without, crop)
 
 
 def test_64_bit_numbers_of_jax_change_no_type():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.augment.crop import random_resized_crop
+from imagepiece_jax.data.augment.policy import fill_color
 from imagepiece_jax.data.augment.randaugment import randaugment
 from imagepiece_jax.data.normalize import normalize
 
@@ -20,27 +21,28 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
-def device(images, augment, mean, std, keys=None, extent=None):
+def device(images, augment, crop, mean, std, keys=None, extent=None):
     """Crop, augment and normalize a batch: all that precedes mixing.
 
-    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] where `augment.crop` is set
-    mean, std: of the model, see `normalize`
-    keys: [B], one per image, or None where `augment` draws nothing
+    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] where there is a `crop`
+    augment: the config's AugmentConfig
+    crop: a policy.Crop, or None
+    mean, std: of the model, see `normalize`; a moved image leaves the mean's color
+    keys: [B], one per image, or None where nothing is drawn
     extent: int32 [B, 2], height and width of the images in canvases
     Returns float32 [B, S, S, 3].
     """
-    if not augment.draws:
+    if keys is None:
         return normalize(images, mean, std)
     crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
-    crop = augment.crop
     if crop is not None:
         images = random_resized_crop(images, extent, crop_keys, crop.size, crop.area)
         if crop.flip:
             images = flip(images, flip_keys)
     if augment.layers:
-        images = randaugment(images, op_keys, augment)
+        images = randaugment(images, op_keys, augment, fill_color(mean))
     images = normalize(images, mean, std)
     if augment.erase_prob > 0:
         images = random_erasing(images, erase_keys, augment.erase_prob)

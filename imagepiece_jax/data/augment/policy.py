@@ -27,26 +27,3 @@ class Crop:
     size: int
     area: tuple[float, float]
     flip: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Augmentation on the device; the defaults do nothing.
-
-    RandAugment draws `layers` operations, with replacement, for each image. Each is
-    applied with probability `prob`, with a magnitude from the normal distribution
-    around `magnitude` with deviation `magnitude_std`.
-    """
-
-    layers: int = 0
-    prob: float = 0.0
-    magnitude: float = 0.0
-    magnitude_std: float = 0.0
-    fill: tuple[int, int, int] = (0, 0, 0)  # the color of what a moved image leaves
-    erase_prob: float = 0.0  # of random erasing
-    crop: Crop | None = None  # for batches of canvases, which come with their extents
-
-    @property
-    def draws(self):
-        """Whether anything is random, so that keys are needed."""
-        return self.layers > 0 or self.erase_prob > 0 or self.crop is not None

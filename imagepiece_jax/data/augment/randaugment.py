@@ -39,9 +39,13 @@ class Draws(NamedTuple):
     sign: jax.Array  # 1 or -1: the direction of operations that have two
 
 
-def randaugment(images, keys, augment):
-    """Draw and apply an `Augment`'s operations to uint8 [B, H, W, 3] by keys [B]."""
-    return apply(images, draw(keys, augment), augment.fill)
+def randaugment(images, keys, augment, fill):
+    """Draw and apply operations to uint8 [B, H, W, 3] by keys [B].
+
+    augment: the config's AugmentConfig
+    fill: red, green and blue of what a moved image leaves
+    """
+    return apply(images, draw(keys, augment), fill)
 
 
 def draw(keys, augment):

@@ -10,14 +10,23 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.policy import Augment, Crop
+from imagepiece_jax.data.augment.policy import Crop
+from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
 from tests.oracles_augment import erased_boxes, photographs
 
 COUNT, SIDE = 6, 24
 HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
 AREA = (0.2, 0.5)
-POLICY = Augment(1, 0.5, magnitude=9.0, magnitude_std=0.5, fill=(124, 116, 104))
+
+
+def augment(**fields):
+    """An AugmentConfig that does nothing else."""
+    numbers = ("prob", "magnitude", "magnitude_std", "erase_prob")
+    return AugmentConfig(**{"layers": 0} | dict.fromkeys(numbers, 0.0) | fields)
+
+
+POLICY = augment(layers=1, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
 
 def keys(count, seed=0):
@@ -33,11 +42,8 @@ def boxes(prob=1.0, side=224):
 def test_nothing_asked_for_is_the_program_of_normalizing():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
     plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
-    off = jax.make_jaxpr(lambda x: pipeline.device(x, Augment(), *HALF))(images)
+    off = jax.make_jaxpr(lambda x: pipeline.device(x, augment(), None, *HALF))(images)
     assert str(off) == str(plain)
-    assert not Augment().draws
-    assert POLICY.draws and Augment(erase_prob=0.1).draws
-    assert Augment(crop=Crop(8, AREA, True)).draws
 
 
 def test_steps_come_in_the_recipe_s_order(monkeypatch):
@@ -57,33 +63,34 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
     watch(pipeline, "random_erasing", 0)
-    full = dataclasses.replace(POLICY, crop=Crop(SIDE, AREA, True), erase_prob=0.5)
+    full, crop = dataclasses.replace(POLICY, erase_prob=0.5), Crop(SIDE, AREA, True)
     images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
-    out = pipeline.device(images, full, *HALF, keys(2), extent)
+    out = pipeline.device(images, full, crop, *HALF, keys(2), extent)
     assert (out == 5).all()
     names, used, rest = zip(*seen, strict=True)
     order = "random_resized_crop flip randaugment normalize random_erasing"
     assert names == tuple(order.split())
     assert rest[0][0] is extent and rest[0][2:] == (SIDE, AREA)
-    assert rest[2][1] == full and rest[3] == HALF and rest[4][1] == 0.5
+    assert (
+        rest[2][1:] == (full, (128, 128, 128)) and rest[3] == HALF and rest[4][1] == 0.5
+    )
     own = [tuple(key) for step in used if step for key in step]
     assert len(own) == 8 == len(set(own)), "four steps, two images"
     seen.clear()
-    pipeline.device(
-        images, Augment(crop=Crop(SIDE, AREA, False)), *HALF, keys(2), extent
-    )
+    crop = Crop(SIDE, AREA, False)
+    pipeline.device(images, augment(), crop, *HALF, keys(2), extent)
     assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
     assert seen[0][1] == used[0], "whatever else is done"
 
 
 def test_one_program_serves_every_draw():
     chex.clear_trace_counter()
-    full = Augment(erase_prob=0.5)
+    full = augment(erase_prob=0.5)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.device(images, full, *HALF, keys)
+        return pipeline.device(images, full, None, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))

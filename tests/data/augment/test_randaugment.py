@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.policy import OPS, Augment, fill_color
+from imagepiece_jax.data.augment.policy import OPS, fill_color
 from imagepiece_jax.data.augment.randaugment import Draws
 from tests import oracles_randaugment
+from tests.data.augment.test_pipeline import augment
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)
 FILL = (124, 116, 104)  # ImageNet's mean as a pixel
-POLICY = Augment(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=FILL)
+POLICY = augment(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
 compiled = jax.jit(randaugment.apply)
 draw = jax.jit(randaugment.draw, static_argnums=1)
@@ -213,9 +214,9 @@ def test_draws_have_the_recipe_s_distribution():
 
 
 def test_draws_of_other_policies():
-    sure = drawn(Augment(3, 1.0, magnitude=4.0, magnitude_std=0.0, fill=FILL), 50)
+    sure = drawn(augment(layers=3, prob=1.0, magnitude=4.0), 50)
     assert sure.op.shape == (50, 3) and sure.applied.all()
     assert (sure.magnitude == 4).all()
-    never = drawn(Augment(1, 0.0, magnitude=0.0, magnitude_std=9.0, fill=FILL), 200)
+    never = drawn(augment(layers=1, magnitude_std=9.0), 200)
     assert not never.applied.any()
     assert (never.magnitude == 0).any() and never.magnitude.min() == 0
