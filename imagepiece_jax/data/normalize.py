@@ -28,7 +28,7 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
         allowed = "pixels, uint8 [..., 3]"
         raise InputError(problem, field="images", value=found, allowed=allowed)
     mean = _along(images, channels("mean", mean))
-    std = _along(images, channels("std", std, positive=True))
+    std = _along(images, channels("std", std))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -114,14 +114,14 @@ def _on_host(images):
     return isinstance(images, np.ndarray)
 
 
-def channels(field: str, values, positive: bool = False) -> tuple[float, float, float]:
+def channels(field: str, values) -> tuple[float, float, float]:
     """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
 
-    field: their name in the error
-    positive: they must be above 0
+    field: their name in the error; of "std" and "--std" they must be above 0
     Raises InputError for anything but three numbers from 0 to 1: those of pixels in [0,
     255] are refused.
     """
+    positive = field.endswith("std")
     values = values.tolist() if hasattr(values, "tolist") else values
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     triple = tuple(values) if listed else ()

@@ -283,7 +283,7 @@ def normalization(mean, std):
         problem = f"is given, {lacking} is not"
         raise InputError(problem, field=present, allowed="both or neither")
     mean = channels("mean", MEAN if mean is None else mean)
-    return mean, channels("std", STD if std is None else std, True)
+    return mean, channels("std", STD if std is None else std)
 
 
 def _check_size(size, stem, arch):

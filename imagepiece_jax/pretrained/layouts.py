@@ -322,9 +322,8 @@ def read_weights(
 
     with within(place=f"weights file {path}"):
         state_dict = read_state_dict(path, averaged, choose)
-        images = read_normalization(path)
-        for name, values in images.items():
-            images[name] = channels(name, values, positive=name == "std")
+        images = read_normalization(path).items()
+        images = {name: channels(name, values) for name, values in images}
         checkpoint = to_timm(state_dict, tower, names)
     return checkpoint._replace(images=ModelConfig(**images))
 

@@ -97,7 +97,7 @@ class Metadata(hub.HubConfig):
         values = registry.facts(config.name) | config.fields
         fields = [field for field in runs.IMAGENET if field in values]
         with within(place=self.path):
-            return {f: channels(f, values[f], positive=f == "std") for f in fields}
+            return {field: channels(field, values[field]) for field in fields}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

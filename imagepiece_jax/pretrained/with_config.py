@@ -62,7 +62,7 @@ def read_with_config(
         elif config is not None:
             requested = _typed(config, overrides)
     flags = {
-        name: channels(f"--{name}", values, positive=name == "std")
+        name: channels(f"--{name}", values)
         for name, values in (normalization or {}).items()
     }
     try:
