@@ -74,8 +74,7 @@ def model_variables(
     image_size: pixels a side, or (height, width), of the model
     tensors: by timm's names
     source: the place of the tensors, in words, such as "run runs/a"
-    positions: the grid to which the position embedding is resized; None: the model's,
-        from a square
+    positions: the grid to which the position embedding is resized
     fresh: parts to draw even if tensors have them, as `from_timm` names them; None:
         the selectors that they lack
     seed: of parts that are drawn
@@ -104,7 +103,6 @@ def model_variables(
             if not name.startswith("reducer.") or name.startswith(used)
         }
     like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
-    positions = positions or Positions.of(model, image_size)
     with within(place=source):
         variables = from_timm(tensors, like, fresh, positions)
     flat, shape = traverse_util.flatten_dict(variables), jax.ShapeDtypeStruct

@@ -334,6 +334,7 @@ def _check_opcodes(opcodes: bytes):
     without a limit.
     """
     stack, memo = [], {}  # how deep each object is, None: a mark
+    mark = pickletools.markobject
     for opcode, value, _ in pickletools.genops(opcodes):
         popped = 0
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
@@ -348,10 +349,10 @@ def _check_opcodes(opcodes: bytes):
         if opcode.name == "DUP":
             stack.append(stack[-1])
             continue
-        if pickletools.markobject in opcode.stack_before:
+        if mark in opcode.stack_before:
             while (depth := stack.pop()) is not None:
                 popped = max(popped, depth)
-        for _ in range(_below_mark(opcode)):
+        for _ in range([*opcode.stack_before, mark].index(mark)):  # below the mark
             popped = max(popped, stack.pop() or 0)
         if popped >= DEEPEST:
             raise pickle.UnpicklingError(f"more than {DEEPEST} tuples in each other")
@@ -359,12 +360,6 @@ def _check_opcodes(opcodes: bytes):
             stack.append(None)
         elif opcode.stack_after:
             stack += [popped + 1 if "TUPLE" in opcode.name else popped]
-
-
-def _below_mark(opcode):
-    """Number of objects that an opcode takes from the stack below a mark."""
-    mark = pickletools.markobject
-    return [*opcode.stack_before, mark].index(mark)
 
 
 class _Storage(NamedTuple):
