@@ -13,6 +13,7 @@ from imagepiece_jax.data import records
 from imagepiece_jax.data.records import ArrayRecords, parse_example
 from imagepiece_jax.errors import RunError
 from tests.command import start
+from tests.tfrecords import field
 
 FILES, EACH = 40, 3
 
@@ -180,10 +181,8 @@ def test_what_tfds_writes_is_read():
 def test_integers_that_are_not_packed_are_read_without_tfds():
     """In threads, importing TFDS may never end."""
     integers = b"\x08\x07\x08\x80\x01"  # field 1, wire type 0: 7, then 128
-    feature = b"\x1a" + bytes([len(integers)]) + integers
-    entry = b"\x0a\x01x\x12" + bytes([len(feature)]) + feature
-    features = b"\x0a" + bytes([len(entry)]) + entry
-    message = b"\x0a" + bytes([len(features)]) + features
+    entry = field(1, b"x") + field(2, field(3, integers))
+    message = field(1, field(1, entry))
     start("-c", READER, message.hex()).ok()
 
 
