@@ -124,49 +124,6 @@ def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, to_dense,
     assert not markdown.lacking(figures, "docs/imagepiece.md")
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
-@pytest.mark.parametrize("title", ["dense", "ImagePiece", "dropping"])
-def test_tables_of_the_systems_follow_from_the_runs(declared, title, stem):
-    name = f"{title.lower()}_{stem}"
-    ours, label = declared(name), f"{title}, {stem} stem"
-    found = {
-        len(row): row for row in rows_of("docs/tables/retokenization/README.md", label)
-    }
-    _, _, _, acc1, by_seed, *changes = found[7]
-    assert acc1 == student(ours, 1)
-    assert by_seed == " ".join(f"{each:.1f}" for each in ours)
-    for base, cell in zip(("dense", "dropping"), changes, strict=True):
-        change = student(ours - declared(f"{base}_{stem}"), 1, "+")
-        assert cell == (change if base != title else "")
-    masks = ("0.8", "2", "3", "5", "7", "8", "16")
-    assert found[8][1:] == [student(declared(name, count), 1) for count in masks]
-    if title == "dense":
-        assert 5 not in found
-    else:
-        rates = (*RATES, "0.3")
-        assert found[5][1:] == [student(declared(name, rate), 1) for rate in rates]
-
-
-def test_rows_of_other_tables_follow_from_the_runs(declared, to_dense, runs):
-    page = "docs/tables/retokenization/README.md"
-    own, dropping = (
-        to_dense[name, "conv"] - to_dense[name, "patch"]
-        for name in ("imagepiece", "dropping")
-    )
-    lead = [declared(f"{name}_conv", *RATES) for name in ("imagepiece", "dropping")]
-    layer = "merged tokens that count as attentive in layer 2, %"
-    ours = [run["merges"] for run in runs if run["system"] == "imagepiece_patch"]
-    attentive = np.array([each["reassess"]["1"]["own"][0] for each in ours])
-    for label, cell, points, digits in (
-        ("dropping - dense, patch stem", 1, to_dense["dropping", "patch"], 2),
-        ("P2 - P2 of dropping", 1, own - dropping, 2),
-        ("ImagePiece - dropping, conv stem, P1's rates", 1, lead[0] - lead[1], 2),
-        (layer, 4, attentive, 1),
-    ):
-        (row,) = rows_of(page, label)
-        assert row[cell] == student(points, digits), label
-
-
 def test_systems_are_in_the_file_of_results(declared):
     stored = records.read_results(records.FILE.read_text("utf-8"))
     rows = {row.method: row for row in stored.of("retokenization")}
