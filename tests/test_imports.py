@@ -190,27 +190,6 @@ def test_a_bad_import_is_found(module, source):
     assert len(violations(module, source)) == 1
 
 
-GOOD = """
-~.reduction.layer_plan | import dataclasses, math
-~.reduction.token_counts | from .layer_plan import LayerPlan
-~.reduction.tokens | from ~.reduction import ops
-~.reduction.methods.both | from . import evit, imagepiece
-~.models.vit | from ~.errors import InputError
-~.training.trainer | from ~.data import loader
-~.commands.describe | from ~ import cli, models
-~.commands.benchmark | from ~.benchmark import device
-configs.deit_s | from configs import base
-train | from ~.__main__ import run
-experiments.rows | from ~.evaluate import statistics
-experiments.rows | from experiments import render
-"""
-
-
-@pytest.mark.parametrize("module, source", cases(GOOD))
-def test_a_good_import_passes(module, source):
-    assert violations(module, source) == []
-
-
 # Packages that only one path needs, imported where they are used.
 ON_DEMAND = (
     *("array_record", "google", "google_crc32c", "grain", "huggingface_hub"),

@@ -106,7 +106,6 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
         run=quickstart.get_config().to_dict(),
         class_names=tuple(names),
     )
-    maker.class_names = tuple("0123456789")
     run = types.SimpleNamespace(path=tmp_path / "start")
     configs = []
     monkeypatch.setattr(maker, "_run", lambda config, _: configs.append(config) or run)
