@@ -183,7 +183,7 @@ def check_fit(state_dict, like, fresh=(), positions=None):
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
-    state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
+    state_dict = _fit_pos_embed(state_dict, needed, positions)
     if problem := _size_differs(state_dict, needed.values()):
         raise Misfit(problem, allowed="weights of this model's size")
     _check_tensors(state_dict, places.values(), needed.values(), fresh)
@@ -320,9 +320,8 @@ def _remedy(wrong, places, fresh):
 
 def _fit_pos_embed(state_dict, needed, positions):
     """Resize the position embedding to the grid of `positions`, if that will do."""
-    place = next((place for place in needed if place.path == "pos_embed"), None)
-    embedding = None if place is None else state_dict.get(place.name)
-    if embedding is None or positions is None:
+    place, embedding = needed.get("params/pos_embed"), state_dict.get("pos_embed")
+    if place is None or embedding is None or positions is None:
         return state_dict
     if embedding.ndim != 3 or embedding.shape[::2] != place.shape[::2]:
         return state_dict
@@ -330,4 +329,4 @@ def _fit_pos_embed(state_dict, needed, positions):
     if fitted is None or fitted is embedding:
         return state_dict
     logging.info("position embeddings resized to %dx%d", *positions.grid)
-    return {**state_dict, place.name: fitted}
+    return {**state_dict, "pos_embed": fitted}

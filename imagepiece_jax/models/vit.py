@@ -262,7 +262,7 @@ class ViT(nn.Module):
     def _check_positions(self, height, width, size):
         """InputError for images of another size than the parameters are for."""
         arch, positions = self.arch, self.variables.get("params", {}).get("pos_embed")
-        if positions is None or not arch.positions:
+        if positions is None:
             return
         count = positions.shape[1] - arch.prefix * arch.prefix_positions
         if count != height * width:

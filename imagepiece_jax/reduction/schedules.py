@@ -84,7 +84,7 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
     "diffrate": functools.partial(stretched, DIFFRATE),
     "curve": curve,
 }
-MOST_NUMBERS = {"constant": 1, "proportional": 1, "stages": None, "curve": 2}
+MOST_NUMBERS = {"constant": 1, "proportional": 1, "curve": 2}  # of stages any
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
     "stages-3-6-9 (blocks that rise) and curve-.5-8 (where, from 0 to 1, and how "
@@ -102,8 +102,7 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
     if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
         raise ValueError(text)
     numbers = tuple(map(float if name == "curve" else int, texts))
-    most = MOST_NUMBERS.get(name, 0)
-    fits = most is None or len(numbers) <= most
+    fits = len(numbers) <= MOST_NUMBERS.get(name, 0)
     if name == "stages":
         fits = [*numbers] == sorted({*numbers})
     elif name == "curve" and numbers:

@@ -31,8 +31,7 @@ class KeepScores(nn.Module):
         def dense(width, name, dtype=dtype):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
 
-        options = {"epsilon": 1e-5, "use_fast_variance": False, "dtype": dtype}
-        norm = nn.LayerNorm(**options, name="norm")
+        norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
         z = nn.gelu(dense(dim, "embed")(norm(x)), approximate=False)
         single, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
         live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
