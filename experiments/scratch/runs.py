@@ -28,6 +28,7 @@ from imagepiece_jax.common.files import (
     git_revision,
     read_json,
     replace_file,
+    write_json,
 )
 from imagepiece_jax.data import loader, registry
 from imagepiece_jax.errors import InputError
@@ -117,7 +118,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
         "data": registry.short_name(data),
         "systems": [written[name] for name in SYSTEMS if name in written],
     }
-    _write(folder / PLAN, plan)
+    write_json(folder / PLAN, plan)
     fields = {"batch_size": settings.eval_batch_size, "workers": settings.readers}
     fields |= {"resize": "deit", "crop": {"crop": 1.0, "crop_mode": "squash"}}
     images = Images.open(data, classes, options.image_size, **fields)
@@ -127,7 +128,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
         print(f"run {number} of {len(missing)} missing ones, {label}", flush=True)
         config = _of_run(configs[name], compared[name], plan, folder, seed)
         result = _one(config, compared[name], plan, folder / label, context)
-        _write(folder / f"{label}.json", result)
+        write_json(folder / f"{label}.json", result)
         print(f"{label}: {result['acc1']:.2f} % of test images", flush=True)
 
 
@@ -225,8 +226,3 @@ def _label(system, seed):
 def _as_json(value):
     """Tuples as lists."""
     return json.loads(json.dumps(value))
-
-
-def _write(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(value, indent=1) + "\n")
