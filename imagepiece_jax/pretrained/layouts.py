@@ -115,6 +115,30 @@ def _openai_says(tensors):
 
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
+TIMM = Layout(
+    # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
+    # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
+    # Rotary positions are computed from the grid, unless they are learned: freqs.
+    # local_cls_norm is of the small crops of DINOv3's training.
+    title="timm's models",
+    mark="patch_embed.proj.weight",
+    blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
+    inner={
+        "gamma_([12])": r"ls\1.gamma",
+        f"attn.{QKV}": r"attn.\1",
+        "attn.inner_attn_ln": "attn.norm",
+        "mlp.w1": "mlp.fc1_g",
+        "mlp.w2": "mlp.fc1_x",
+        "mlp.w12": "mlp.fc1",
+        "mlp.w3": "mlp.fc2",
+        "mlp.ffn_ln": "mlp.norm",
+    },
+    outer={},
+    outside={"visual.head.proj": "projection"},
+    left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+    r"(.*\.)?rope\.(?!freqs$)|rope_embed\.periods$|local_cls_norm\.",
+    strict=False,
+)
 LAYOUTS = (
     Layout(
         # Files from before Flax's linen number all modules of a block together, others
@@ -218,47 +242,15 @@ LAYOUTS = (
         },
         says=_openai_says,
     ),
-    Layout(
-        # Other names are timm's. local_cls_norm is of the small crops of its training.
+    dataclasses.replace(
+        TIMM,
         title="DINOv3's own models",
         mark="storage_tokens",
-        blocks=r"blocks\.(\d+)\.",
-        inner={
-            "attn.qkv.bias": "attn.masked.bias",
-            "attn.qkv.bias_mask": "attn.masked.mask",
-            "mlp.w1": "mlp.fc1_g",
-            "mlp.w2": "mlp.fc1_x",
-            "mlp.w3": "mlp.fc2",
-        },
+        inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
-        left_out=r"rope_embed\.periods$|mask_token$|local_cls_norm\.",
-        strict=False,
     ),
-    Layout(
-        # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
-        # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
-        # Rotary positions are computed from the grid, unless they are learned: freqs.
-        title="timm's models",
-        mark="patch_embed.proj.weight",
-        blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
-        inner={
-            "gamma_([12])": r"ls\1.gamma",
-            f"attn.{QKV}": r"attn.\1",
-            "attn.inner_attn_ln": "attn.norm",
-            "mlp.w1": "mlp.fc1_g",
-            "mlp.w2": "mlp.fc1_x",
-            "mlp.w12": "mlp.fc1",
-            "mlp.w3": "mlp.fc2",
-            "mlp.ffn_ln": "mlp.norm",
-        },
-        outer={"register_tokens": "register_tokens"},
-        outside={"visual.head.proj": "projection"},
-        left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
-        r"(.*\.)?rope\.(?!freqs$)",
-        strict=False,
-    ),
+    TIMM,
 )
-TIMM = LAYOUTS[-1]
 
 
 # A language model around a vision tower: LLaVA, and PaliGemma of transformers, of
@@ -657,7 +649,7 @@ def _mask_keys(tensors):
     thirds = {}
     for name in [name for name in tensors if name.endswith(".masked.bias")]:
         module, bias = name.removesuffix(".masked.bias"), tensors.pop(name)
-        mask = tensors.pop(f"{module}.masked.mask", np.ones_like(bias))
+        mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             allowed = f"{bias.shape}, as qkv.bias"
             raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
