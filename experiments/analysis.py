@@ -8,7 +8,7 @@ from experiments.rows import TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.reduction.settings import split
+from imagepiece_jax.reduction.settings import split_reduction
 from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
@@ -51,7 +51,7 @@ def reassess(context):
 
 def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
-    fields, _ = split(reduction)
+    fields, _ = split_reduction(reduction)
     share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
     steps = merges.sites(pretrained.config.create(reduction))
     after = [
