@@ -19,6 +19,7 @@ from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
+from tests.pictures import write_csv
 
 FLOAT = "--config.model.dtype=float32"
 
@@ -36,12 +37,8 @@ def saved(tmp_path_factory):
 
 def picture_set(folder, inside="", count=4, side=tiny.SIDE):
     """Images of noise in a folder, with a label each in set.csv."""
-    rng, rows = np.random.default_rng(0), ["filename,label"]
-    for label in range(count):
-        values = rng.integers(0, 256, (side, side, 3), np.uint8)
-        rows.append(f"{inside}{label}.png,{label}")
-        Image.fromarray(values).save(folder / f"{inside}{label}.png")
-    (folder / "set.csv").write_text("\n".join(rows))
+    rng, shape = np.random.default_rng(0), (count, side, side, 3)
+    write_csv(folder, rng.integers(0, 256, shape, np.uint8), range(count), inside)
 
 
 def pooled(saved, reduction=None):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, train, visualize
@@ -24,6 +23,8 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.oracles import log_softmax, softmax
+from tests.pictures import write_csv
 from tests.refused import refused
 from tests.runs import ROOT
 from tests.visualize.traces import read_traces
@@ -77,13 +78,9 @@ def folder(variables, tmp_path_factory):
     checkpoints.save(1, variables, {}, "best")
     checkpoints.save(1, variables, {})
     checkpoints.close()
-    rng, rows = np.random.default_rng(0), ["filename,label"]
-    pixels = rng.integers(0, 99, (40, 16, 16, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 99, (40, 16, 16, 3)).astype(np.uint8)
     np.save(folder / "pixels.npy", pixels)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{i % 10}")
-    (folder / "set.csv").write_text("\n".join(rows))
+    write_csv(folder, pixels, np.arange(40) % 10)
     return folder
 
 
@@ -96,8 +93,7 @@ def expected(model, variables, folder):
         images = (pixels.astype(np.float64) / 255 - mean) / np.array(std)
         images = jnp.asarray(images, jnp.float32)
         logits = np.asarray(tiny.jit(model.apply)(variables, images).logits, float)
-        own = logits[np.arange(40), labels]
-        return logits, (np.log(np.exp(logits).sum(axis=1)) - own).mean()
+        return logits, -log_softmax(logits)[np.arange(40), labels].mean()
 
     found = {"halves": by_numpy(HALF, HALF), "imagenet": by_numpy(MEAN, STD)}
     losses = [loss for _, loss in found.values()]
@@ -140,7 +136,7 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
     logits = expected["halves"][0]
     found = np.asarray(predictor.program(pixels))
     np.testing.assert_allclose(found, logits, atol=1e-4)
-    shares = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    shares = softmax(logits[0])
     best = predictor(pixels[0])
     assert [p.index for p in best] == np.argsort(-shares).tolist()
     assert best[0].probability == pytest.approx(shares.max(), rel=1e-4)
@@ -168,8 +164,7 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
         _, _, (trace,) = read_traces(out)
-        logits = expected["halves"][0][0]
-        shares = np.exp(logits) / np.exp(logits).sum()
+        shares = softmax(expected["halves"][0][0])
         assert trace.top[0] == shares.argmax()
         assert trace.confidence[0] == pytest.approx(shares.max(), rel=1e-3)
 

@@ -6,6 +6,7 @@ from configs import quickstart
 from imagepiece_jax.benchmark import device, workloads
 from tests.runs import ROOT
 
+# Of a few parameters, for images of 16x16; TINY has them as flags.
 FIELDS = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
 FIELDS |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
 TINY = ["--config", f"{ROOT}/configs/quickstart.py"]

@@ -14,18 +14,16 @@ from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training.config import RunConfig
-from tests.benchmark.small import TINY
+from tests.benchmark.small import FIELDS, TINY
 from tests.command import call, start
 from tests.models import tiny
+from tests.pictures import write_csv
 from tests.runs import ROOT, configured
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
 FACTS |= {"trained", "averaged", "reduction"}
 KEYS |= FACTS
-# A model of a few parameters for images of 16x16; TINY has it as flags.
-SIZE = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
-SIZE |= {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +94,7 @@ def test_describe_takes_overrides():
 @pytest.fixture(scope="module")
 def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""
-    model = RunConfig.from_config(configured(SIZE)).create_model()
+    model = RunConfig.from_config(configured(FIELDS)).create_model()
     # Larger than what training starts from, so that logits differ clearly.
     return model, tiny.fill(tiny.shapes(model, 16), seed=3)
 
@@ -128,18 +126,14 @@ def image_set(tmp_path_factory):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (150, 16, 16, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, 150)
-    rows = ["filename,label"]
-    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        Image.fromarray(image).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{label}")
-    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    write_csv(folder, pixels, labels)
     return folder, pixels, labels
 
 
 @pytest.fixture
 def words(weights_file, image_set):
     """To evaluate them on those images, in batches of 64."""
-    data = f"--data=csv:{image_set[0]}/labels.csv"
+    data = f"--data=csv:{image_set[0]}/set.csv"
     return [f"--weights={weights_file}", data, "--config.eval_batch_size=64"]
 
 
@@ -239,7 +233,7 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = RunConfig.from_config(configured(SIZE)).source("val")
+    source = RunConfig.from_config(configured(FIELDS)).source("val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):
@@ -256,15 +250,11 @@ def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
 
 def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     """40x40 pixels: as DeiT does for the 48-pixel model, refused as they are."""
-    rows = ["filename,label"]
-    for i in range(4):
-        pixels = np.full((40, 60, 3), 60 * i, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        rows.append(f"{i}.png,{i}")
-    (tmp_path / "set.csv").write_text("\n".join(rows))
+    grays = np.uint8([0, 60, 120, 180])[:, None, None, None]
+    write_csv(tmp_path, np.broadcast_to(grays, (4, 40, 60, 3)), range(4))
     size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
     size |= {"model.stem": "patch"}
-    model = RunConfig.from_config(configured(SIZE, size)).create_model()
+    model = RunConfig.from_config(configured(FIELDS, size)).create_model()
     tiny.write(tmp_path / "w.npz", tiny.fill(tiny.shapes(model, 48)))
     words = [f"--config.{name}={value}" for name, value in size.items()]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]

@@ -15,13 +15,7 @@ from imagepiece_jax.evaluate import compare as comparing
 from imagepiece_jax.evaluate.cache import ResultCache
 from tests.command import call
 from tests.experiments import tiny_context
-
-MODEL = [
-    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
-    *(f"--config.model.{k}={v}" for k, v in tiny_context.SIZE.items()),
-    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
-    "--config.reduction.prune_blocks=(2,)",
-]
+from tests.experiments.tiny_context import MODEL
 
 
 def test_figures_of_the_first_images_are_not_those_of_a_part(tmp_path, monkeypatch):

@@ -16,13 +16,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.weights import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context
-
-MODEL = [
-    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
-    *(f"--config.model.{name}={value}" for name, value in tiny_context.SIZE.items()),
-    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
-    "--config.reduction.prune_blocks=(2,)",
-]
+from tests.experiments.tiny_context import MODEL
 
 
 @pytest.fixture(scope="module")

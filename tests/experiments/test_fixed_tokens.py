@@ -8,7 +8,6 @@ from PIL import Image
 
 from experiments import __main__ as experiments
 from experiments.dense_maps import fixed_tokens
-from imagepiece_jax.models import convert
 from tests import markdown
 from tests.command import call
 from tests.experiments.test_dense_maps import random_head
@@ -19,7 +18,7 @@ from tests.models import tiny
 def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     model = tiny.model(embed_dim=64, num_heads=4, depth=1, num_classes=2)
-    np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
+    tiny.write(folder / "vit_mini.npz", tiny.variables(model))
     rng = np.random.default_rng(0)
     for split, name, place in np.ndindex(2, 2, 12):
         side = tiny.SIDE

@@ -4,15 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import __main__ as experiments
 from experiments.dense_maps import patch_features
 from experiments.dense_maps.maps import FILLED, correlation, of_other_images
-from imagepiece_jax.models import convert
 from tests import markdown
 from tests.command import call
 from tests.models import tiny
+from tests.pictures import write_csv
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +19,11 @@ def words(tmp_path_factory):
     """Weights, and images of other classes."""
     folder = tmp_path_factory.mktemp("set")
     model = tiny.model(embed_dim=64, num_heads=4, depth=1)
-    np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
-    rng, rows = np.random.default_rng(0), ["filename,label"]
-    for i in range(4):
-        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{tiny.CLASSES + i}")
-    (folder / "set.csv").write_text("\n".join(rows))
-    return ["--weights", folder / "vit_mini.npz", "--data", f"csv:{folder}/set.csv"]
+    tiny.write(folder / "vit_mini.npz", tiny.variables(model))
+    shape = (4, tiny.SIDE, tiny.SIDE, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    data = write_csv(folder, pixels, range(tiny.CLASSES, tiny.CLASSES + 4))
+    return ["--weights", folder / "vit_mini.npz", "--data", data]
 
 
 @pytest.mark.slow

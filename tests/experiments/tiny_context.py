@@ -26,6 +26,14 @@ FIELDS = {
     **SIZE,
 }
 
+# Words of commands for a config whose model this is, with steps that fit it.
+MODEL = [
+    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
+    *(f"--config.model.{name}={value}" for name, value in SIZE.items()),
+    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
+    "--config.reduction.prune_blocks=(2,)",
+]
+
 PROGRAMS = {}  # of all contexts, whose models are mostly the same
 
 

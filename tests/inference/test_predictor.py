@@ -17,6 +17,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
+from tests.oracles import softmax
 from tests.refused import refused
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
@@ -39,7 +40,7 @@ def test_predictions_of_arrays_pictures_and_files(
     normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
     run = tiny.compiled(trained.model.apply)
     logits = np.float64(run(trained.variables, np.float32(normalized)).logits)
-    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    odds = softmax(logits)
     found = predictor(images)
     assert len(found) == 3
     for row, got in zip(odds, found, strict=True):

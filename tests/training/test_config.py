@@ -6,7 +6,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import base, deit_s_evit
 from imagepiece_jax.common.placement import Placement
@@ -14,6 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
+from tests.pictures import write_csv
 from tests.refused import refused
 from tests.runs import configured
 
@@ -184,13 +184,8 @@ def test_models_of_a_config():
 
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
 def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
-    rows = ["filename,label"]
-    for label in labels:
-        Image.new("RGB", (16, 16)).save(tmp_path / f"{label}.png")
-        rows.append(f"{label}.png,{label}")
-    (tmp_path / "set.csv").write_text("\n".join(rows))
-    config, data = configured(), f"csv:{tmp_path}/set.csv"
-    config.data.name = data
+    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
+    config = configured(**{"data.name": data})
     unknown = dict(class_names=None, names_of_data=None, run=None)
     weights = types.SimpleNamespace(path="w.npz", **unknown)
     source = RunConfig.from_config(config).test_images(weights, limit=1)

@@ -12,6 +12,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.visualize import trace as trace_module
 from imagepiece_jax.visualize.trace import trace, write_traces
 from tests.models import tiny
+from tests.oracles import softmax
 from tests.visualize import traces
 
 # 25 image tokens, 23, 19
@@ -59,8 +60,7 @@ def test_attention_is_what_the_reducers_received(imagepiece):
         np.testing.assert_allclose(stage.attention, taps.cls_attn, rtol=1e-4)
         np.testing.assert_array_equal(stage.attended, before)
         before = stage.source
-    shares = np.exp(np.asarray(outputs.logits, float))
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = softmax(np.asarray(outputs.logits, float))
     np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
     np.testing.assert_allclose(traced.confidence, shares.max(axis=1), rtol=1e-4)
 
