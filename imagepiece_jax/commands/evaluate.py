@@ -87,7 +87,7 @@ def main():
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         result = measured.figures
         print(accuracy.line(result, *how, f"gmacs {gmacs:.3f}"))
-    if unreadable := source.unreadable.count:
+    if unreadable := len(source.unreadable.names):
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
         size = weights.trained.config.image_size

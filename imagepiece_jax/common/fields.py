@@ -152,12 +152,8 @@ def blocks(*default):
 
 def counts(default=REQUIRED, least=0):
     """Whole numbers of `least` or more."""
-
-    def convert(value):
-        return tuple(_require(entry >= least, entry) for entry in _wholes(value))
-
     allowed = f"whole numbers of at least {least}, such as (13, 13, 8)"
-    return checked(default, convert, allowed)
+    return several(default, count(least=least), allowed)
 
 
 def several(default, of, allowed, length=None):

@@ -145,16 +145,11 @@ def _eight_bits(values, mode):
 class Unreadable:
     """The damaged files of one source: each is logged once, and too many stop the run.
 
-    `names` maps the files met so far to the reason, in the order in which they were
-    met; `count` is their number.
+    names: maps the files met so far, in order, to the reason
     """
 
     def __init__(self):
-        self.names = {}  # of the files met so far, in order: the reason
-
-    @property
-    def count(self):
-        return len(self.names)
+        self.names = {}
 
     def record(self, row, total, consequence):
         """Note UnreadableImage errors.
@@ -173,9 +168,9 @@ class Unreadable:
             problem = f"{row[0].problem}, as the first of {count} images in a row"
             allowed = f"fewer than {MAX_IN_A_ROW}"
             raise InputError(problem, place=place, value=count, allowed=allowed)
-        if self.count > MAX_SHARE * total:
+        if (count := len(self.names)) > MAX_SHARE * total:
             file, reason = next(iter(self.names.items()))
-            problem = f"{self.count} of {total} images cannot be read, the first is "
+            problem = f"{count} of {total} images cannot be read, the first is "
             problem += f"{file} ({reason})"
             allowed = f"at most {MAX_SHARE:.0%}"
-            raise InputError(problem, value=self.count, allowed=allowed)
+            raise InputError(problem, value=count, allowed=allowed)

@@ -318,7 +318,7 @@ class DataLoader:
             return sequence, _join(chunks, sequence)
 
         self._joined = worker_pool.Prefetch(
-            _ReadTurns(turns, [*starts]),
+            functools.partial(_read_turns, turns, [*starts]),
             groups,
             join=join,
             max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
@@ -372,15 +372,11 @@ def _join(chunks, sequence):
     return batch, history
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadTurns:
-    """Makes chunk 0, 1, ... of all turns of a `DataLoader`."""
+def _read_turns(turns, starts, number, allocate):
+    """Chunk `number` of all turns of a `DataLoader`.
 
-    turns: list
-    starts: list  # of each turn: its first number here; and the end
-
-    def __call__(self, number, allocate):
-        turn = bisect.bisect(self.starts, number) - 1
-        sequence, first, _ = self.turns[turn]
-        skipped = sequence.chunks * first - self.starts[turn]
-        return sequence.read(skipped + number, allocate)
+    starts: of each turn: its first number here; and the end
+    """
+    turn = bisect.bisect(starts, number) - 1
+    sequence, first, _ = turns[turn]
+    return sequence.read(sequence.chunks * first - starts[turn] + number, allocate)

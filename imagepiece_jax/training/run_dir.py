@@ -126,7 +126,7 @@ def wall_seconds(workdir) -> float | None:
 
 
 def _now():
-    return time.strftime(CLOCK, time.localtime(time.time()))
+    return time.strftime(CLOCK)
 
 
 def _starts(workdir):
