@@ -13,7 +13,6 @@ from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 
 TRAINING_MACS = 3  # of an image in training: forward, and twice as much backward
-HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
 
 def describe(model, others, image_size):
@@ -162,5 +161,5 @@ def _part_parameters(model, image_size):
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
     blocks = [size(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))]
-    head = size(*HEAD)
+    head = size("norm", "fc_norm", "attn_pool", "head", "head_dist")
     return [size(*params) - sum(blocks) - head, *blocks, head]

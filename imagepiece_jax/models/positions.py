@@ -9,8 +9,6 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 
-OFFSET = 0.1  # DINO and DINOv2 add it to the new side before they divide by the old one
-
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
@@ -70,7 +68,7 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     if how == "linear":
         rows, columns = (_linear(old, side) for old, side in both)
     else:
-        offset = OFFSET if how == "offset" else 0.0
+        offset = 0.1 if how == "offset" else 0.0  # of DINO and DINOv2
         rows, columns = (_bicubic(old, side, offset) for old, side in both)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 

@@ -19,7 +19,6 @@ from imagepiece_jax.errors import InputError
 IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
 # DiffRate: its list for DeiT-Ti at 0.8 GMACs, after merging. Source: methods/diffrate.
 DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
-STAGES = (3, 6, 9)
 
 
 def constant(depth, strength, start=0):
@@ -33,8 +32,8 @@ def proportional(depth, strength, start=0):
 
 
 def stages(depth, strength, *blocks):
-    """The same share leaves at each of `blocks`."""
-    blocks = blocks or STAGES
+    """The same share leaves at each of `blocks`; none: 3, 6 and 9."""
+    blocks = blocks or (3, 6, 9)
     passed = (sum(stage <= block for stage in blocks) for block in range(depth))
     return [(1 - strength) ** count for count in passed]
 

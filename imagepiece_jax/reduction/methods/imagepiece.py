@@ -20,8 +20,6 @@ from imagepiece_jax.reduction.reducers import (
 )
 from imagepiece_jax.reduction.token_counts import Keep, Merge, MergeTo
 
-INATTENTIVE = ("merge", "drop", "random", "tome")
-
 
 @dataclasses.dataclass(frozen=True)
 class Retokenize(Ranking):
@@ -99,7 +97,7 @@ class ImagePiece(Method):
     metric: str = metric()
     size_weighting: bool = switch(True)  # a merged token is the mean over its patches
     score: str = score()
-    inattentive: str = choice("merge", INATTENTIVE)
+    inattentive: str = choice("merge", ("merge", "drop", "random", "tome"))
 
     def scaled(self, strength, depth, patches):
         """Both rates together, from 1 and 0 through its own to the end of one.
