@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from imagepiece_jax.benchmark import device, report
-from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case, InputStreams
+from imagepiece_jax.benchmark.workloads import MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
@@ -87,7 +87,7 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
             with within(place=f"config {name}" if len(pairs) > 1 else ""):
                 cases[name] = Case(config, batch_size, dtype, weights)
                 cases[name].check(mode)
-            pixels = 4 * INPUTS * batch_size * config.image_size**2 * 3
+            pixels = 4 * device.INPUTS * batch_size * config.image_size**2 * 3
             _check_memory(name, batch_size, pixels)
         listed.append(Group(cases, batch_size, mode, dtype))
     return listed

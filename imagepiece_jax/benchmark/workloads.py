@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -37,7 +38,6 @@ from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
 MODES = ("inference", "copy", "end_to_end", "train")
-INPUTS = 4  # different batches, in rotation
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 

@@ -112,11 +112,11 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     (Student's t over the seeds' means). One seed: only the images.
     """
     values = np.asarray(values, np.float64)
-    seeds, n = values.shape
-    half = Z * values.mean(axis=0).std(ddof=n > 1) / math.sqrt(n)
-    if seeds > 1:
-        by_seed = student(values.mean(axis=1))
-        half = math.hypot(half, by_seed.high - by_seed.value)
+    by_image = mean(values.mean(axis=0))
+    if len(values) == 1:
+        return by_image
+    by_seed = student(values.mean(axis=1))
+    half = math.hypot(by_image.high - by_image.value, by_seed.high - by_seed.value)
     return Estimate(values.mean(), values.mean() - half, values.mean() + half)
 
 
