@@ -1,9 +1,6 @@
 """Branches for other platforms, more devices and small limits, taken by stand-ins."""
 
 import ctypes
-import resource
-import subprocess
-import sys
 import types
 
 import jax
@@ -19,8 +16,8 @@ from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from imagepiece_jax.reduction.layer_plan import Counts
 from tests.command import call
 from tests.models import tiny
-from tools import fault_drill, reduction_speed, tiny_runs, torch_baselines
 from tools import prepare_imagenet as prepare
+from tools import reduction_speed, torch_baselines
 from tools.imagenet import scan, writer
 
 
@@ -193,29 +190,3 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
     assert call(prepare.main, *words).status == 0
     assert call(prepare.main, *words, "--processes=1").status == 0
     assert given == [3, 1]
-
-
-def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
-    class Asleep(tiny_runs.TinyRun):
-        """A run that does nothing until its files are limited."""
-
-        def start(self, devices=None):
-            self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
-
-        def until_step(self, step):
-            self.limit = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
-
-        def end(self, signum=None):
-            pid, before = self.process.pid, self.limit
-            self.limit = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            assert before != self.limit
-            self.process.communicate(b"\n")
-            return 1
-
-        def said(self):
-            return "full"
-
-    trial = Asleep(tmp_path / "run", None, {})
-    row = fault_drill.fill_disk(trial, 5, 4000)
-    assert row.passed and trial.limit[0] == 4000
-    assert row.moment == "room for 4,000 bytes, after step 5"

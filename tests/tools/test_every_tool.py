@@ -5,15 +5,8 @@ import importlib
 import jax
 import pytest
 
+from tests.tools.test_compile_only import COPY, TEXT
 from tools import h200, large_models, onnx_speed
-
-COPY = """HloModule jit_f
-
-ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
-  %x = f32[1000,1000]{1,0} parameter(0)
-  ROOT %w = f32[1000,1000]{1,0} copy(%x)
-}
-"""
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
@@ -24,7 +17,8 @@ def test_tools_that_read_other_libraries_start(name):
 
 def test_a_row_of_large_models_is_matched_in_cost(monkeypatch):
     monkeypatch.setattr(h200, "device", lambda: jax.devices("cpu")[0])
-    monkeypatch.setattr(h200, "compile_for", lambda *args, **options: COPY)
+    text = TEXT.replace("LINES", COPY)
+    monkeypatch.setattr(h200, "compile_for", lambda *args, **options: text)
     rows = large_models.compared("deit_ti", 64)
     dense, tome, imagepiece = rows
     assert dense[:4] == ["deit_ti", 64, "dense", 17]

@@ -83,17 +83,6 @@ def test_damage_that_is_not_noticed_does_not_pass(run, monkeypatch):
     assert not row.passed and ", 0 read wrong" not in row.result
 
 
-def test_table_counts_what_passed():
-    rows = [
-        {"fault": "SIGKILL", "moment": "step 3", "status": 137, "said": "", "passed": p}
-        | {"on_disk": None, "resumed_from": 0, "result": "identical"}
-        for p in (True, False)
-    ]
-    text = fault_drill.table(rows)
-    assert "| SIGKILL | 2 | 1 |" in text
-    assert text.endswith("\n| SIGKILL | step 3 | 137 | - | - | 0 | identical |\n")
-
-
 def test_a_package_without_its_repository_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_runs, "ROOT", tmp_path)
     message = sentence(call(fault_drill.main))
