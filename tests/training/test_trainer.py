@@ -223,8 +223,8 @@ def loaded():
 def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch):
     """A checkpoint is there before another is compiled: a signal then would end it."""
     fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
-    config = configured(**fields, **{"model.stem": "patch", "epochs": 6})
-    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
+    config = configured(PLAIN, **fields, epochs=6)
+    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (0,)}
     config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
     counts, on_disk, record = [], [], trainer.RunLog.record
 
