@@ -104,20 +104,6 @@ def package_config(name: str) -> "ConfigDict":
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FixedTokens(MeasuredWeights):
-    """MeasuredWeights whose reductions end with exactly `tokens`, where that is set."""
-
-    tokens: int | None = None
-
-    def model(self, vit):
-        return vit.model_with_tokens(self.tokens)
-
-    def setting(self, kind, reduction):
-        limit = {} if self.tokens is None else {"tokens": self.tokens}
-        return super().setting(kind, reduction) | limit
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """The models, images and results of an experiment."""
 
@@ -158,11 +144,11 @@ class Context:
         self, pretrained, images: Split | None = None, tokens: int | None = None
     ) -> MeasuredWeights:
         """Measurements of `pretrained` on all images, or on these, or with `tokens`."""
-        return FixedTokens(
+        return MeasuredWeights(
             pretrained,
             images or self.images,
             self.cache,
-            Clock(self.settings.speed_batch_size, self.settings.rules, tokens),
+            Clock(self.settings.speed_batch_size, self.settings.rules),
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
             tokens=tokens,

@@ -153,26 +153,29 @@ class Clock:
 
     batch_size: int = 64
     rules: timer.Rules = timer.Rules()
-    tokens: int | None = None  # of images; the dense program gives all patches
 
     @property
     def setting(self) -> dict:
         """All that decides the figures apart from the model, as JSON values."""
-        limit = {} if self.tokens is None else {"tokens": self.tokens}
         setting = {"device": device.name(), "batch_size": self.batch_size}
-        return setting | dataclasses.asdict(self.rules) | limit
+        return setting | dataclasses.asdict(self.rules)
 
-    def __call__(self, weights: Weights, reduction: Mapping) -> dict[str, float]:
-        """`timer.figures` relative to the dense model, whose `ms` is `dense_ms`."""
+    def __call__(
+        self, weights: Weights, reduction: Mapping, tokens: int | None = None
+    ) -> dict[str, float]:
+        """`timer.figures` relative to the dense model, whose `ms` is `dense_ms`.
+
+        tokens: given in place of logits; the dense program gives all patches
+        """
         jobs = {}
         for name, taken in (("dense", DENSE), ("reduced", reduction)):
             vit = build(weights, taken)
-            tokens = vit.model.image_tokens if name == "dense" else self.tokens
+            given = vit.model.image_tokens if name == "dense" else tokens
             fast = optimize.optimize(
                 vit,
                 batch_size=self.batch_size,
                 dtype=weights.config.dtype or xla_options.fast_dtype(),
-                tokens=self.tokens and tokens,
+                tokens=tokens and given,
             )
             jobs[name] = device.job(on_noise(fast))
         times = timer.measure(jobs, self.rules)

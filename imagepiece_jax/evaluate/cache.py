@@ -22,8 +22,6 @@ from imagepiece_jax.common.files import append_line, git_revision, open_locked
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
@@ -139,6 +137,7 @@ class MeasuredWeights:
     cache: ResultCache  # of the results
     clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
     seed: int | None = None  # of reducers that draw; None: that of the weights
+    tokens: int | None = None  # that are left of an image; None: the reduction's own
     # Compiled evaluation steps, which several weights of one model may share.
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -165,10 +164,11 @@ class MeasuredWeights:
             "fields": self.weights.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             **self.clock.setting,
+            **self._limit,
         }
         return self.cache.result(
             setting,
-            lambda: self.clock(self.weights, reduction),
+            lambda: self.clock(self.weights, reduction, self.tokens),
             f"the speed of {settings.label(reduction)}",
         )
 
@@ -183,15 +183,16 @@ class MeasuredWeights:
             "trained_as": dict(self.weights.reduction),
             "seed": self.weights.seed,
             **self.images.setting,
+            **self._limit,
         }
 
-    def model(self, vit: Pretrained) -> ViT:
-        """The model that `evaluate` takes of weights under a reduction."""
-        return vit.model
+    @property
+    def _limit(self):
+        return {} if self.tokens is None else {"tokens": self.tokens}
 
     def _evaluate(self, reduction):
         vit = build(self.weights, reduction)
-        model = self.model(vit)
+        model = vit.model_with_tokens(self.tokens)
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
         result = accuracy.evaluate(self._step(model), variables, batches)
