@@ -18,8 +18,9 @@ from imagepiece_jax.pretrained.hub import HubConfig
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
-# Arguments that are fields of an Architecture.
-SAME = ("class_token", "qkv_bias", "pre_norm", "pool_include_prefix")
+# {arguments: the fields of an Architecture that they are}
+SAME = {k: k for k in ("class_token", "qkv_bias", "pre_norm", "pool_include_prefix")}
+SAME |= {"reg_tokens": "registers"}
 EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Parts that only timm's class Eva has.
 EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
@@ -34,8 +35,7 @@ def is_eva(arch: Architecture) -> bool:
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
 # Arguments in model_args: those that change parts of an Architecture, those that are
 # sizes, and those that change no logits, or nothing that tensors do not show.
-PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
-PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
+PARTS = (*SAME, "no_embed_class", "init_values", "global_pool", "final_norm", "fc_norm")
 SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
@@ -168,9 +168,7 @@ def _changed(arch: Architecture, arguments) -> Architecture:
 
 
 def _with_arguments(arch, arguments):
-    fields = {k: v for k, v in arguments.items() if k in SAME}
-    if "reg_tokens" in arguments:
-        fields["registers"] = arguments["reg_tokens"]
+    fields = {SAME[k]: v for k, v in arguments.items() if k in SAME}
     if "pre_norm" in fields:
         fields["patch_bias"] = not fields["pre_norm"]
     if "init_values" in arguments:
@@ -292,10 +290,9 @@ def _all_arguments(model: ViT) -> dict[str, Any]:
     pools = {ours: theirs for theirs, ours in POOLS.items()}
     return {
         **_size(model),
-        **{name: getattr(arch, name) for name in SAME},
+        **{name: getattr(arch, field) for name, field in SAME.items()},
         "mlp_ratio": ratio,
         "init_values": 1e-5 if arch.layer_scale else None,
-        "reg_tokens": arch.registers,
         "no_embed_class": not arch.prefix_positions,
         "global_pool": pools[arch.pool],
         "final_norm": arch.final_norm or arch.fc_norm,
