@@ -134,19 +134,18 @@ def _arguments(arguments, name):
             problem = f"is {value!r}, which no model has"
             raise InputError(problem, field=path, value=value)
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    usual = size_of(name).fields
-    usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
+    sizes = size_of(name).fields
+    heads = sizes.pop("num_heads")
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is rounded down to widths: see tensors.
-        del usual["mlp_ratio"]
-    sizes = usual | others
+        del sizes["mlp_ratio"]
+    sizes |= others
     null = ("init_values", "fc_norm")  # where None differs from a missing argument
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not others and "mlp_ratio" not in arguments:
         return {"name": name} | changes, sizes
     arch = _changed(arch, parts)
-    heads = registry.facts(name)["num_heads"]
     return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes
 
 
