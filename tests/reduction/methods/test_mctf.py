@@ -12,6 +12,7 @@ from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.tokens import Taps, TokenState, merge_map
+from tests import oracles
 from tests.models import tiny
 from tests.reduction.steps import apply, decide, vectors
 
@@ -71,31 +72,14 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
         np.asarray(attn[n]["__call__"][0], float).reshape(2, 26, *heads) for n in "qk"
     )
     logits = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
-    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    weights = oracles.softmax(logits)
     (result,), (taps,) = out.results, out.taps
     received = weights.mean(axis=(1, 2))[:, 1:]
     np.testing.assert_allclose(taps.attn_columns, received, rtol=1e-4)
     value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)
-    mixed = np.zeros((2, 19, tiny.WIDTH))
-    for image in range(2):
-        dest = np.asarray(result.dest[image])
-        groups = [[0]] + [list(1 + np.flatnonzero(dest == s)) for s in range(18)]
-        weight = np.concatenate([[1.0], np.asarray(result.weight[image], float)])
-        for head in range(tiny.HEADS):
-            a = weights[image, head]
-            merged = np.array(
-                [
-                    [
-                        (weight[g] * a[np.ix_(g, h)].sum(axis=1)).sum()
-                        / weight[g].sum()
-                        for h in groups
-                    ]
-                    for g in groups
-                ]
-            )
-            width = value.shape[-1]
-            columns = slice(head * width, (head + 1) * width)
-            mixed[image][:, columns] = merged @ value[image, :, head]
+    merge = tiny.compiled(merge_map)  # tested in test_attention_sizes
+    merged = merge(np.float32(weights), result, taps.size)
+    mixed = np.einsum("bhqk,bkhd->bqhd", merged, value).reshape(2, 19, tiny.WIDTH)
     want = mixed @ params["attn"]["proj"]["kernel"] + params["attn"]["proj"]["bias"]
     got = np.asarray(attn["proj"]["__call__"][0]).reshape(want.shape)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
