@@ -4,10 +4,6 @@ Models of tools/originals, reduced in width and depth, saved by their own packag
 their own image processor; float32 with the highest precision of products.
 """
 
-import json
-
-import jax
-import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -253,16 +249,3 @@ def test_a_file_of_images_that_are_no_squares(tmp_path, grid):
     agrees(tmp_path, *expected)
     fields = UNTOLD | {"image_size": size}
     agrees(tmp_path / "model.safetensors", *expected, **fields)
-
-
-def test_a_pickled_file_of_timm(tmp_path):
-    model = originals.randomize(timm.create_model("test_vit.r160_in1k"))
-    _hub.save_for_hf(model, tmp_path / "bin")
-    _hub.save_for_hf(model, tmp_path / "safe", safe_serialization=True)
-    assert (tmp_path / "bin" / "pytorch_model.bin").exists()
-    one, other = (imagepiece_jax.load(tmp_path / kind) for kind in ("bin", "safe"))
-    assert one.model == other.model and one.class_names is not None
-    same = jax.tree.map(np.array_equal, one.variables, other.variables)
-    assert jax.tree.all(same)
-    config = json.loads((tmp_path / "bin" / "config.json").read_text())
-    assert config["pretrained_cfg"]["tag"] == "r160_in1k"
