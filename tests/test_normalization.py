@@ -238,18 +238,11 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
         assert initial(made).normalization(tmp_path)["mean"] == mean
 
 
-def test_weights_of_other_images_are_refused(folder, model):
-    """As a start, as a teacher, and to be evaluated first."""
-    given = {"model.mean": MEAN, "model.std": STD}
-    for field, other, method in (
-        ("init.weights", given, InitialWeights.variables),
-        ("teacher.weights", given, InitialWeights.teacher_variables),
-        ("init.weights", {}, InitialWeights.dense_variables),
-    ):
-        made = run_config(folder, **{field: "own.npz"})
-        made.update_from_flattened_dict(other)
-        with refused("config.model.mean", MEAN, "own.npz"):
-            method(initial(made), model)
+def test_weights_of_other_images_are_not_evaluated_first(folder, model):
+    """As a start and as a teacher: see tests/training/test_initial_weights."""
+    made = run_config(folder, **{"init.weights": "own.npz"})
+    with refused("config.model.mean", MEAN, "own.npz"):
+        initial(made).dense_variables(model)
 
 
 def said_of(tmp_path, *words):
