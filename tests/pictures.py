@@ -1,5 +1,6 @@
 """Small sets of images on disk."""
 
+import numpy as np
 from PIL import Image
 
 
@@ -14,3 +15,13 @@ def write_csv(folder, pixels, labels, inside=""):
         Image.fromarray(image).save(folder / f"{inside}{i}.png")
     (folder / "set.csv").write_text("\n".join(rows))
     return f"csv:{folder}/set.csv"
+
+
+def write_damaged(folder, side):
+    """The new folder of two images, a.png and c.png, and of b.png, which is none."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    for name, image in zip("ac", pixels, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes(b"no image")
+    return folder

@@ -17,6 +17,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
 from tests.models import tiny
+from tests.pictures import write_damaged
 
 SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
 SIZE |= {"num_heads": 3, "dtype": "float32"}
@@ -25,15 +26,10 @@ WORDS = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights and two photographs, between them a file that is none."""
+    """Weights, and images of which one is damaged."""
     folder = tmp_path_factory.mktemp("predict")
     tiny.write(folder / "w.npz", tiny.variables(tiny.model()))
-    rng = np.random.default_rng(0)
-    (folder / "images").mkdir()
-    for name in ("a.png", "c.png"):
-        pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / name)
-    (folder / "images" / "b.png").write_bytes(b"no image")
+    write_damaged(folder / "images", tiny.SIDE)
     return folder
 
 

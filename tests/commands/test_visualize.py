@@ -12,6 +12,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from tests.command import call
 from tests.models import tiny
+from tests.pictures import write_damaged
 from tests.visualize.traces import read_traces
 
 
@@ -25,13 +26,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     """Two images of the model's size, one damaged, and a text."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    fitting = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
-    Image.fromarray(fitting).save(folder / "a.png")
-    Image.fromarray(fitting[::-1]).save(folder / "c.png")
-    (folder / "b.png").write_bytes(b"nothing")
+    folder = write_damaged(tmp_path / "images", tiny.SIDE)
     (folder / "d.txt").write_text("no image")
     return folder
 
