@@ -15,21 +15,17 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
 from tests import oracles
 from tests.models import tiny
 from tests.models.test_families import few
 from tests.models.traced_programs import equations, program
+from tests.reduction.kernels.inputs import needs_compiler
 from tests.reduction.steps import apply
 from tests.refused import refused
 from tests.rounding import assert_close
 
-needs_compiler = pytest.mark.skipif(
-    fused.unsupported_reason("cpu") is not None,
-    reason=f"lacks {fused.unsupported_reason('cpu')}",
-)
 DINOV3 = Architecture(
     registers=2,
     positions=False,

@@ -4,14 +4,10 @@ import pytest
 
 from imagepiece_jax.reduction.kernels import fused
 from tests.command import call
+from tests.reduction.kernels.inputs import needs_compiler
 from tools import check_kernels
 from tools import kernel_agreement as agreement
 from tools.kernel_agreement import Comparison
-
-needs_compiler = pytest.mark.skipif(
-    fused.unsupported_reason("cpu") is not None,
-    reason=f"needs {fused.unsupported_reason('cpu')}",
-)
 
 
 @pytest.fixture

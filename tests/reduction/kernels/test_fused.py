@@ -21,13 +21,12 @@ from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.training import config_files
 from tests import oracles, oracles_tome
 from tests.models import tiny
-from tests.reduction.kernels.inputs import random_inputs
+from tests.reduction.kernels.inputs import needs_compiler, random_inputs
 from tools import kernel_agreement as agreement
 from tools.check_kernels import real_inputs
 from tools.kernel_agreement import Comparison, PlainAndFused
 
-UNSUPPORTED = fused.unsupported_reason("cpu")
-pytestmark = pytest.mark.skipif(UNSUPPORTED is not None, reason=f"needs {UNSUPPORTED}")
+pytestmark = needs_compiler
 
 BATCH, N = 3, 19
 PRUNE = PlainAndFused("prune", n_out=12)

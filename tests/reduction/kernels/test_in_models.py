@@ -4,14 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
+from tests.reduction.kernels.inputs import needs_compiler
 from tests.refused import refused
 
-needs_compiler = pytest.mark.skipif(
-    fused.unsupported_reason("cpu") is not None,
-    reason=f"lacks {fused.unsupported_reason('cpu')}",
-)
 # Two blocks, with a step of each kind.
 METHODS = {
     "imagepiece": tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)},
