@@ -22,7 +22,13 @@ def describe(model, others, image_size):
     """
     table = cost_table(model, others[0], image_size)
     others = [other for other in dict.fromkeys(others) if other != model]
-    lines = [table, cost_line(model, others, image_size)]
+    ours = model_macs(model, image_size) / 1e9
+    line = f"{ours:#.4g} GMACs an image"
+    for other in others:
+        macs = model_macs(other, image_size) / 1e9
+        line += f"; dense {macs:#.4g} with a {other.stem} stem, "
+        line += f"{macs / ours:.2f} times as many"
+    lines = [table, line]
     if macs := dead_macs(model) / 1e9:
         lines.append(f"{macs:#.4g} GMACs of the last block are not computed for logits")
     if model.kernels:
@@ -56,16 +62,6 @@ def cost_table(model, dense, image_size):
     )
     heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
     return text_table([heading, *(row(*cells) for cells in rows)])
-
-
-def cost_line(model, others, image_size):
-    """GMACs of `model`, and the multiples of them in `others` without reduction."""
-    ours, *theirs = (model_macs(m, image_size) / 1e9 for m in (model, *others))
-    parts = [
-        f"{macs:#.4g} with a {other.stem} stem, {macs / ours:.2f} times as many"
-        for other, macs in zip(others, theirs, strict=True)
-    ]
-    return f"{ours:#.4g} GMACs an image" + "".join(f"; dense {part}" for part in parts)
 
 
 def action(layer):
