@@ -45,12 +45,10 @@ def facts(name):
     """Fields of a ModelConfig by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
-    fields = None
-    if isinstance(name, str):
-        fields = MODELS.get(name) or public_facts(name)
-    if fields is None:
+    known = isinstance(name, str) and (MODELS.get(name) or public_facts(name))
+    if not known:
         raise InputError(field="name", value=name, hint=instead_of(str(name)))
-    return fields
+    return known
 
 
 def instead_of(name: str) -> str:
@@ -101,12 +99,6 @@ def public_weights() -> list[str]:
     """The names of all public weights."""
     models = public_models().items()
     return [f"{name}.{tag}" for name, row in models for tag in row["weights"]]
-
-
-def timm_functions(name: str) -> dict[str, str]:
-    """gelu and resize of an architecture in timm's code; weights may differ."""
-    arch = Architecture.of(public_models()[name.partition(".")[0]]["arch"])
-    return {"gelu": arch.gelu, "resize": arch.resize}
 
 
 def published_crop(name: str | None) -> dict[str, Any]:

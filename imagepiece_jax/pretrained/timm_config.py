@@ -60,9 +60,10 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     own = values | {"num_classes": classes, "image_size": size}
     full_name = _full_name(name, images.get("tag"), own, arguments)
     says, sizes = _arguments(arguments, full_name)
-    if full_name == name and name in registry.public_models():
+    if full_name == name and (row := registry.public_models().get(name)):
         # Trained by timm's code.
-        says = registry.timm_functions(name) | says
+        arch = Architecture.of(row["arch"])
+        says = {"gelu": arch.gelu, "resize": arch.resize} | says
     if classes is not None:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):

@@ -152,7 +152,7 @@ def test_labels_of_timms_form(fields, names):
 def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
     name = "vit_small_patch14_reg4_dinov2"
-    usual = {"name": name, "image_size": 518} | registry.timm_functions(name)
+    usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
     assert found.fields == IMAGENET | usual | wanted
 
 
