@@ -157,8 +157,8 @@ def train_step(
         sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
         return (batch_stats, grads, sums), own
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (state.batch_stats, zeros, jax.tree.map(jnp.zeros_like, state.window))
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
+    carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(count, dtype=jnp.int32))
     if count == 1:
         carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
@@ -180,7 +180,7 @@ def train_step(
     loss, grad_norm = sums["loss"] / sums["samples"], global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    sums = _where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
     fresh = state.step % run.log_every_steps == 0
     window = jax.tree.map(
         lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
@@ -195,18 +195,14 @@ def train_step(
     }
     state = TrainState(
         step=state.step + 1,
-        params=_where(finite, params, state.params),
-        batch_stats=_where(finite, batch_stats, state.batch_stats),
+        params=optax.tree.where(finite, params, state.params),
+        batch_stats=optax.tree.where(finite, batch_stats, state.batch_stats),
         opt_state=skip_update(finite, opt_state, state.opt_state),
-        ema=_where(finite, average, state.ema),
+        ema=optax.tree.where(finite, average, state.ema),
         window=window,
         skipped=skipped,
     )
     return state, metrics
-
-
-def _where(condition, new, old):
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 def prepared_images(batch, step, *, run, model, count):
