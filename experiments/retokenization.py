@@ -54,8 +54,7 @@ class Contrast:
 
     @property
     def p(self) -> float:
-        test = stats.ttest_1samp(self.points, self.bound, alternative="greater")
-        return test.pvalue
+        return stats.ttest_1samp(self.points, self.bound, alternative="greater").pvalue
 
     def verdict(self, holm: float) -> str:
         """ "supported", "refuted" or "open", by the interval and Holm's p."""
