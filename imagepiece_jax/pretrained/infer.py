@@ -6,7 +6,6 @@ and the normalization of the images are in no tensor, and never guessed.
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,8 +16,8 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, normalization
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
-from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.timm_config import is_eva
+from imagepiece_jax.pretrained.weights import Metadata
 
 ALWAYS = ("norm_eps", "gelu", "resize")  # in every Architecture, shown by no shape
 # Further fields that no shape shows, except a pool with parameters.
@@ -32,21 +31,15 @@ class Unnamed(InputError):
     """Weights of an unknown model, which a config file next to them would name."""
 
 
-def infer_weights(
-    contents: Contents,
-    partial: ModelConfig,
-    requested: ModelConfig,
-    path: pathlib.Path,
-) -> ModelConfig:
+def infer_weights(metadata: Metadata, requested: ModelConfig) -> ModelConfig:
     """The config of the model that weights belong to.
 
-    contents: tensors, and fields that their layout says
-    partial: fields of a config.json, or of a file's layout and name
+    metadata: of a folder, whose config.json goes over caller and layout; or of a file,
+        where the caller goes over the layout, and that over the name
     requested: fields that the caller adds or changes
-    path: a folder, whose config.json goes over caller and layout; or a file, where the
-        caller goes over the layout, and that over the name
     Raises InputError as `infer`, and where the tensors have another number of heads.
     """
+    path, contents, partial = metadata.path, metadata.contents, metadata.partial_config
     if path.is_dir():
         # `ModelConfig.changed` compares the other fields of the request.
         settled = ("image_size",)

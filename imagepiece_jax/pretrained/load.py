@@ -139,7 +139,7 @@ def _inferred(metadata, requested):
     """Fields of Weights that tensors, names and the caller say together."""
     partial, place = metadata.partial_config, str(metadata)
     with within(place=place):
-        config = infer_weights(metadata.contents, partial, requested, metadata.path)
+        config = infer_weights(metadata, requested)
     with within(place=f"{place}, {CONFIG}"):
         for field, value in metadata.sizes.items():
             if value != (theirs := getattr(config, field)):
