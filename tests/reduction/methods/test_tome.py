@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import provenance
 from imagepiece_jax.reduction.layer_plan import Step, build, count
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -83,42 +82,6 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
             want = oracles_tome.slots(pairs, num_prefix)
             np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
             assert (np.bincount(dest) > 1).sum() <= groups
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "num_prefix, dtype",
-    [(0, "float32"), (1, "float32"), (2, "float32"), (1, "bfloat16")],
-)
-def test_a_stack_of_merges_equals_the_slow_truth(num_prefix, dtype, form):
-    """Features are means over patches however often merged; the prefix rests."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, num_prefix + 19, 4)).astype(jnp.dtype(dtype))
-    state, results = start(x, num_prefix), []
-    groups = [[[i] for i in range(num_prefix + 19)]] * 2
-    for step in range(3):
-        n = state.x.shape[1] - num_prefix
-        metric = metrics(num_prefix + n, seed=step)[:2]
-        taps = taps_of(metric, num_prefix, state.size[:, num_prefix:])
-        results.append(decide(Bipartite(), taps, removing(4, n)))
-        state = apply(state, results[-1], form=form)
-        for image in range(2):
-            similarity = oracles.cosine(metric[image], metric[image])
-            joined = oracles_tome.bipartite(similarity, 4, num_prefix)
-            groups[image] = [
-                sum((groups[image][i] for i in group), []) for group in joined
-            ]
-    tolerance = 1e-5 if dtype == "float32" else 2e-2  # rounded once a step
-    slots = provenance.patch_slots(results, 2, 19)[-1]
-    for image in range(2):
-        source = oracles_tome.slots(groups[image], num_prefix)
-        np.testing.assert_array_equal(slots[image], source)
-        sizes = [len(group) for group in groups[image]]
-        np.testing.assert_array_equal(state.size[image], sizes)
-        means = [np.asarray(x[image], float)[group].mean(0) for group in groups[image]]
-        moved = np.asarray(state.x[image], float)
-        np.testing.assert_allclose(moved, means, rtol=tolerance, atol=tolerance)
-    assert state.x.shape[1] == num_prefix + 19 - 12
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1])
