@@ -92,11 +92,16 @@ def test_export_names_the_output_and_gives_tokens(saved, tmp_path, form):
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
     output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
     assert facts["output"] == output and facts["classes"] == 0
+    shape = ["batch", tiny.SIDE, tiny.SIDE, 3]
+    assert facts["input"] == {"name": "images", "shape": shape, "dtype": "uint8"}
+    assert facts.get("opset") == (20 if form == "onnx" else None)
+    assert ("platforms" in facts) == (form == "jax")
     (found,) = outputs(out, pixels(saved), ["pooled"])
     np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
     words += ["--tokens=12", "--config.reduction.name=tome"]
     done(export.main, saved, *words, "--config.reduction.r=5", "--batch=2")
     facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+    assert facts["input"]["shape"] == [2, *shape[1:]]
     shapes = {each["name"]: tuple(each["shape"]) for each in facts["output"]}
     assert shapes == {
         "tokens": (2, 12, tiny.WIDTH),

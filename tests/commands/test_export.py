@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.commands import export
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.cost import model_macs
@@ -86,26 +85,6 @@ def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
     assert abs(age) < datetime.timedelta(days=3)
     assert facts["gmacs"] == pytest.approx(model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
-
-
-@pytest.mark.slow
-def test_onnx_of_pixels_and_a_fixed_batch(model, variables, weights_file, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    out = tmp_path / "model.onnx"
-    words = [*WORDS, f"--weights={weights_file}", f"--out={out}", "--format=onnx"]
-    ended = call(export.main, *words, "--pixels", "--batch=2").quiet()
-    assert "float32" in ended.out and "ONNX opset 20" in ended.out
-    facts = json.loads((tmp_path / "model.onnx.json").read_text())
-    entry = {"name": "images", "shape": [2, 16, 16, 3], "dtype": "uint8"}
-    assert facts["input"] == entry and "labels" not in facts
-    assert facts["output"]["shape"] == [2, 10]
-    assert facts["opset"] == 20 and "platforms" not in facts
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {facts["input"]["name"]: pixels})
-    images = normalize(jnp.asarray(pixels), model.mean, model.std)
-    want = tiny.jit(model.apply)(variables, images).logits
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_type_of_gpus_and_a_missing_package_are_named(
