@@ -134,14 +134,9 @@ def taking_part(result, n: int, both: bool) -> jax.Array:
 
 
 def percent_attended(members, cls_attn, percent: int) -> jax.Array:
-    """Percent of the `members` [B, n] among the `percent` % most attended. [B]."""
-    count = top_count(cls_attn.shape[1], percent)
-    return 100 * attentive_share(members, cls_attn, count)
-
-
-def top_count(n: int, percent: int) -> int:
-    """How many of `n` tokens the most attended `percent` % are.
+    """Percent of the `members` [B, n] among the `percent` % most attended. [B].
 
     Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
     """
-    return ceil(percent / 100 * n)
+    count = ceil(percent / 100 * cls_attn.shape[1])
+    return 100 * attentive_share(members, cls_attn, count)

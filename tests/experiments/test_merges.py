@@ -176,9 +176,13 @@ def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
     assert (merged["members"][True] <= lowest).all()
 
 
-def test_top_count_rounds_up_exactly():
-    assert [merges.top_count(196, k) for k in (15, 30, 70)] == [30, 59, 138]
-    assert merges.top_count(100, 7) == 7
+@pytest.mark.parametrize(
+    "n, percent, count", [(196, 15, 30), (196, 30, 59), (196, 70, 138), (100, 7, 7)]
+)
+def test_the_most_attended_are_rounded_up_exactly(n, percent, count):
+    attention = np.random.default_rng(n).uniform(size=(1, n))
+    (share,) = merges.percent_attended(np.ones((1, n), bool), attention, percent)
+    assert share == pytest.approx(100 * count / n)
 
 
 def test_class_attention_is_not_looked_for_where_there_is_no_class_token():
