@@ -87,7 +87,7 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     if names is None and num_classes == len(imagenet_names()):
         names = imagenet_names()
     names = _lemmas(names)
-    labels, twice = {}, set()
+    owners = collections.defaultdict(set)
     for label, name in enumerate(names or ()):
         if name is None:
             continue
@@ -96,15 +96,13 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
             places = {label}
         if len(places) == 1:
             forms |= _forms(min(places))
-        twice |= forms & labels.keys()
-        labels |= dict.fromkeys(forms, label)
+        for form in forms:
+            owners[form].add(label)
     short = imagenet_names() if names is imagenet_lemmas() else ()
-    for own in (names or (), short):  # a class keeps the name it goes by
-        for label, name in enumerate(own):
-            if name in twice and own.count(name) == 1:
-                twice.remove(name)
-                labels[name] = label
-    return {name: label for name, label in labels.items() if name not in twice}
+    for own in (short, names or ()):  # a class keeps the name it goes by
+        count = collections.Counter(own)
+        owners |= {n: {label} for label, n in enumerate(own) if count[n] == 1}
+    return {n: min(who) for n, who in owners.items() if len(who) == 1 and n is not None}
 
 
 def _forms(label):
