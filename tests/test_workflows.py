@@ -1,4 +1,4 @@
-"""Workflows and forms of GitHub: workflows call the Makefile."""
+"""Workflows of GitHub call the Makefile."""
 
 import re
 
@@ -53,14 +53,3 @@ def test_a_workflow_calls_targets_that_exist(name):
             assert re.fullmatch(
                 r"actions/[\w-]+@v\d+", step.get("uses", "actions/x@v1")
             )
-
-
-def test_forms_are_of_the_kind_that_github_shows():
-    for name in ("bug", "method"):
-        form = yaml.safe_load(
-            (GITHUB / f"ISSUE_TEMPLATE/{name}.yml").read_text("utf-8")
-        )
-        assert {"name", "description", "body"} <= set(form)
-        for field in form["body"]:
-            assert field["type"] in ("input", "textarea")
-            assert field["attributes"]["label"] and field["validations"]["required"]
