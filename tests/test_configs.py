@@ -327,7 +327,7 @@ def test_every_field_can_be_overridden(path):
         assert rest | {name: changed[name]} == changed
 
 
-def test_numbers_of_base_are_checked():
+def test_numbers_of_base_are_checked_and_fields_that_may_change_are_there():
     """A field that is a number has a range, or is looked at where it is used."""
     numbers = {
         f"config.{name}"

@@ -60,7 +60,7 @@ def run(page, start, space):
     return space
 
 
-def test_readme_is_short():
+def test_readme_is_short_and_counts_the_methods():
     assert len(README.read_text("utf-8").splitlines()) <= 160
     methods = str(len(METHODS) - 1)  # "none" is no method
     assert not markdown.lacking({"methods": methods}, "README.md")

@@ -31,7 +31,7 @@ def test_epoch_order_is_a_permutation_of_its_own():
     np.testing.assert_array_equal(loader.epoch_order(0, 0, 50), orders[0])
 
 
-def test_an_epoch_shows_every_image_at_most_once():
+def test_an_epoch_shows_an_image_once_and_batches_have_their_shapes():
     batches = train(Noise(35), stop=8, size=8)  # 35 // 8 = 4 steps, 3 images left out
     for epoch in (batches[:4], batches[4:]):
         assert len(set(values(epoch))) == 32

@@ -24,7 +24,7 @@ def test_it_takes_out_the_mean_and_the_deviation():
     np.testing.assert_allclose(half[0, 0], [-1, 1 / 255, 1], atol=1e-6)
 
 
-def test_back_to_every_pixel():
+def test_every_pixel_comes_back_and_means_of_pixels_are_refused():
     images = np.arange(256, dtype=np.uint8).reshape(1, 256, 1, 1).repeat(3, axis=3)
     for chosen in (IMAGENET, HALF):
         back = to_pixels(normalize(jnp.asarray(images), *chosen), *chosen)

@@ -112,7 +112,7 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
 
 
-def test_csv_reads_rows_in_order(table, folder):
+def test_csv_reads_rows_in_order_and_sources_name_their_classes(table, folder):
     source = open_source(f"csv:{table}", "val", num_classes=5)
     assert [source.read(i)[1] for i in range(len(source))] == [4, 0]
     assert source.read(1)[0].shape == (9, 7, 3)

@@ -69,7 +69,7 @@ def test_thin_images_fall_back_to_the_center(height, width, box):
     assert transforms.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
-def test_an_aspect_is_width_over_height():
+def test_aspects_places_and_numbers_drawn_of_a_box():
     wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
     boxes = [transforms.crop_box(300, 300, rng(seed), **wide) for seed in range(20)]
     assert all(1.9 < width / height < 3.1 for _, _, height, width in boxes)

@@ -27,7 +27,7 @@ def draws(**options):
     return jax.tree.map(np.asarray, mixes)
 
 
-def test_soft_targets_of_ten_classes():
+def test_soft_targets_and_a_batch_that_nothing_mixes():
     out = soft_targets(np.array([[3], [9]]), 10, 0.1)
     expected = np.full((2, 1, 10), 0.01)
     expected[0, 0, 3] = expected[1, 0, 9] = 0.91
