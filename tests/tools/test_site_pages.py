@@ -1,7 +1,6 @@
 """Pages of the site: their places, links and pictures."""
 
-import base64
-import pathlib
+import json
 import re
 
 import yaml
@@ -63,28 +62,12 @@ def test_pages_are_written_with_links_that_lead_to_files(tmp_path):
             assert (page.parent / path).is_file(), (page, path)
 
 
-def test_a_notebook_with_its_pictures(tmp_path):
-    picture = base64.b64encode(b"picture").decode()
-    cells = [
-        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
-        {
-            "cell_type": "code",
-            "source": ["draw()"],
-            "outputs": [
-                {"output_type": "stream", "name": "stderr", "text": ["drawing ..\n"]},
-                {"output_type": "stream", "name": "stdout", "text": ["drawn\n"]},
-                {"data": {"image/png": picture, "text/plain": ["<Figure>"]}},
-                {"data": {"text/plain": ["3"]}},
-            ],
-        },
-    ]
-    page = site_pages.notebook_page({"cells": cells}, tmp_path)
-    (file,) = pathlib.Path(tmp_path).iterdir()
-    assert file.read_bytes() == b"picture"
-    assert page.rstrip().split("\n\n") == [
-        "# Title\ntext",
-        "```python\ndraw()\n```",
-        "```text\ndrawn\n```",
-        f"![What the code above shows]({file.name})",
-        "```text\n3\n```",
-    ]
+def test_the_notebook_shows_what_its_cells_printed_and_drew(tmp_path):
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
+    page = site_pages.notebook_page(notebook, tmp_path)
+    assert "```text\ntrained weights\n```" in page
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    hidden = [o["text"][0].strip() for o in outputs if o.get("name") == "stderr"]
+    assert hidden and not any(line in page for line in hidden)
+    pictures = [file.name for file in tmp_path.iterdir()]
+    assert len(pictures) == 2 and all(f"({name})" in page for name in pictures)

@@ -60,17 +60,6 @@ def test_tome_has_the_logits_of_ours(vit, r):
     assert np.allclose(found.numpy(), dense, atol=1e-4) == (r == 0)
 
 
-def test_merge_is_the_mean_over_patches():
-    x = torch.tensor([[[9.0], [1.0], [4.0], [10.0], [7.0]]])
-    size = torch.tensor([[[1.0], [2.0], [1.0], [3.0], [1.0]]])
-    # Position 4 is exactly like position 3, position 2 rather like position 1.
-    angles = torch.tensor([0.0, 1.0, 1.2, 2.0, 2.0])
-    metric = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
-    merged, sizes = torch_baselines.merge(x, size, metric, 1)
-    assert merged.squeeze().tolist() == [9.0, 4.0, 1.0, (30 + 7) / 4]
-    assert sizes.squeeze().tolist() == [1.0, 1.0, 2.0, 4.0]
-
-
 @pytest.mark.slow  # compiles two steps of training
 def test_both_libraries_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_baselines, "VARIANTS", ("eager",))
