@@ -80,7 +80,7 @@ def check_same(values: dict):
     """Raise InputError for the first of {what: JSON value} that processes differ in."""
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
-        for name in [*first, *(name for name in other if name not in first)]:
+        for name in first | other:
             ours, theirs = first.get(name, "missing"), other.get(name, "missing")
             if ours != theirs:
                 problem = f"is {theirs} on process {process}, but {ours} on process 0"

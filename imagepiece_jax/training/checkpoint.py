@@ -272,7 +272,7 @@ def _read_together(folder, choose):
 
 def _fitting(wanted, folder, table):
     """`table`; InputError for the first array that it and `wanted` differ in."""
-    for name in [*wanted, *(name for name in table if name not in wanted)]:
+    for name in wanted | table:
         found = "{} {}".format(*table[name]) if name in table else "missing"
         needed = "missing"
         if name in wanted:

@@ -72,7 +72,7 @@ def check_config(workdir, config: dict):
         return
     old = _flat(_read(path))
     new = _flat(json.loads(json.dumps(config)))
-    for name in [*new, *(name for name in old if name not in new)]:
+    for name in new | old:
         before, now = old.get(name, "not a field"), new.get(name, "not a field")
         if before != now and name not in MAY_CHANGE:
             problem = f"is {now}, but {before} in the run there"
