@@ -108,40 +108,36 @@ def parse_example(data):
         raise ValueError("it holds no tf.train.Example") from error
 
 
+# TensorFlow's example.proto and feature.proto as protobuf describes them.
+EXAMPLE = """
+name: "example" package: "example" syntax: "proto3"
+message_type { name: "BytesList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature"
+  field { name: "bytes_list" number: 1 type_name: "BytesList" }
+  field { name: "float_list" number: 2 type_name: "FloatList" }
+  field { name: "int64_list" number: 3 type_name: "Int64List" } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: "FeatureEntry" }
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type_name: "Feature" } } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type_name: "Features" } }
+"""
+
+
 @functools.cache
 def example_class():
-    """The class of the message, with the numbers of TensorFlow's example.proto."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    """The class of the message tf.train.Example."""
+    from google.protobuf import descriptor_pb2, message_factory, text_format
+    from google.protobuf.descriptor_pool import DescriptorPool
 
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="example", package="example")
-
-    def message(name, *fields, within=file.message_type):
-        added = within.add(name=name)
-        for number, (field, label, kind) in enumerate(fields, start=1):
-            is_message = isinstance(kind, str)
-            added.field.add(
-                name=field,
-                number=number,
-                label=label,
-                type=kinds.TYPE_MESSAGE if is_message else kind,
-                type_name=f".example.{kind}" if is_message else None,
-            )
-        return added
-
-    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
-    message("BytesList", ("value", many, kinds.TYPE_BYTES))
-    for name, kind in ("FloatList", kinds.TYPE_FLOAT), ("Int64List", kinds.TYPE_INT64):
-        message(name, ("value", many, kind)).field[0].options.packed = True
-    lists = {"bytes_list": "BytesList", "float_list": "FloatList"}
-    lists["int64_list"] = "Int64List"
-    message("Feature", *((name, one, kind) for name, kind in lists.items()))
-    features = message("Features", ("feature", many, "Features.FeatureEntry"))
-    fields = ("key", one, kinds.TYPE_STRING), ("value", one, "Feature")
-    entry = message("FeatureEntry", *fields, within=features.nested_type)
-    entry.options.map_entry = True  # protobuf's map<string, Feature>
-    message("Example", ("features", one, "Features"))
-    pool = descriptor_pool.DescriptorPool()  # TFDS may have its own in the default one
-    pool.Add(file)
+    pool = DescriptorPool()  # TFDS may have its own in the default one
+    pool.Add(text_format.Parse(EXAMPLE, descriptor_pb2.FileDescriptorProto()))
     example = pool.FindMessageTypeByName("example.Example")
     return message_factory.GetMessageClass(example)
