@@ -45,22 +45,29 @@ def some():
     """The command with two systems, which compile in less time than ten.
 
     DynamicViT chooses in one block, and starts from the dense model; both have the
-    patch stem. Programs that runs share stay.
+    patch stem and two blocks. Programs that runs share stay.
     """
     named = f"--systems={','.join(SOME)}"
-    every = systems.systems
+    every, full = systems.systems, systems.config
 
     def shorter(*args):
         dense, learned = every(*args)
-        chosen = learned.reduction | {"blocks": (2,)}
+        chosen = learned.reduction | {"blocks": (1,)}
         return [
             dataclasses.replace(dense, stem="patch"),
             dataclasses.replace(learned, stem="patch", reduction=chosen),
         ]
 
+    def shallow(system, *args):
+        """Two blocks for those with the patch stem; costs are matched with the conv."""
+        config = full(system, *args)
+        config.model.depth = 2 if system.stem == "patch" else config.model.depth
+        return config
+
     def run(*words):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(systems, "systems", shorter)
+            patch.setattr(systems, "config", shallow)
             fake = types.SimpleNamespace(clear_caches=lambda: None)
             patch.setattr(finetune, "jax", fake)
             return call(command.main, "scratch", *WORDS, *FLAGS, named, *words)
