@@ -72,9 +72,8 @@ class Preprocessing(CheckedFields):
     @classmethod
     def of(cls, image_size, fields) -> "Preprocessing":
         """The Preprocessing with a dict of other fields. Raises InputError."""
-        names = [field.name for field in dataclasses.fields(cls)][1:]
-        if not isinstance(fields, Mapping) or not {*fields} <= {*names}:
-            allowed = f"a dict of {', '.join(names)}"
+        if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
+            allowed = f"a dict of {', '.join(IN_CONFIG)}"
             raise InputError(field="preprocessing", value=fields, allowed=allowed)
         return cls(image_size, **fields)
 
@@ -86,11 +85,7 @@ class Preprocessing(CheckedFields):
     @property
     def options(self) -> dict[str, Any]:
         """Fields but the size, where they are not the default: `of` takes them back."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)[1:]
-            if getattr(self, field.name) != field.default
-        }
+        return _not_default({name: getattr(self, name) for name in IN_CONFIG})
 
     @property
     def resizes(self) -> bool:
@@ -166,12 +161,13 @@ class Preprocessing(CheckedFields):
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a Preprocessing where config.data sets others than the default."""
-    usual = {field.name: field.default for field in dataclasses.fields(Preprocessing)}
-    return {
-        own: data[name]
-        for own, name in IN_CONFIG.items()
-        if name in data and data[name] != usual[own]
-    }
+    found = {own: data[name] for own, name in IN_CONFIG.items() if name in data}
+    return _not_default(found)
+
+
+def _not_default(fields):
+    # The class has the defaults of its fields as attributes.
+    return {k: v for k, v in fields.items() if v != getattr(Preprocessing, k)}
 
 
 def config_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
