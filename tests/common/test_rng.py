@@ -25,7 +25,7 @@ def test_purposes_keep_their_numbers():
     }
 
 
-def test_draws_do_not_depend_on_how_positions_are_split():
+def test_draws_are_uniform_however_positions_are_split():
     def drawn(positions):
         return draws(sample_keys(3, 10, positions, Purpose.DROP_PATH))
 

@@ -90,7 +90,7 @@ def test_a_turn_lasts_its_seconds_whatever_the_first_calls_took(
     assert len(device.numbers) == rules.warmup + timed
 
 
-def test_speedups_are_taken_round_by_round():
+def test_speedups_are_taken_round_by_round_and_spread_by_the_median():
     assert timer.speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
     assert timer.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
     assert Rules() == Rules(warmup=20, repeats=5, seconds=1.0)

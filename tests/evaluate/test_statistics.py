@@ -98,7 +98,7 @@ def slow_holm(p, level):
     return rejected
 
 
-def test_holm_rejects_what_stepping_down_rejects():
+def test_holm_rejects_what_stepping_down_rejects_and_errs_once_in_twenty():
     draw = np.random.default_rng(0)
     for size in (1, 2, 5, 40):
         p = draw.uniform(size=size) ** 4

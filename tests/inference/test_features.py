@@ -79,7 +79,7 @@ def test_dropped_patches_are_filled(fill, lost):
     assert first_channel(feature_map(outputs, GRID, fill)) == expected
 
 
-def test_a_dropped_patch_follows_the_token_nearest_to_it():
+def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
     degrees = np.radians([0, 10, 90, 30, 160, 155])
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)

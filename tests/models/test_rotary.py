@@ -54,7 +54,7 @@ def model(family, reduction=None, **options):
     return tiny.model(reduction, arch=ARCHS[family], **size | options)
 
 
-def test_centers_reach_from_minus_one_to_one():
+def test_places_of_patches_are_those_of_dinov3_and_of_eva02():
     """DINOv3's patches, of 2 x 4: centers of halves and of quarters."""
     y, x = Rotary("center").coordinates((2, 4)).T
     assert y.tolist() == [-0.5] * 4 + [0.5] * 4

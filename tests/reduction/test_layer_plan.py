@@ -22,7 +22,7 @@ def test_build_puts_mid_steps_between_attention_and_mlp():
     assert [layer.step for layer in plan if layer.step] == steps[::-1]
 
 
-def test_build_puts_pre_steps_before_the_block():
+def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
     plan = build(depth=3, n0=196, steps=[step(Keep(0.7), block=1, site="pre")])
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert tokens == [(197, 197), (139, 139), (139, 139)]

@@ -76,7 +76,7 @@ def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
     assert folders(tmp_path) == ["3", "4"]
 
 
-def test_reading_changes_nothing_on_disk(tmp_path):
+def test_reading_changes_nothing_on_disk_even_where_nothing_is(tmp_path):
     saved(tmp_path, [1, 2])
     (tmp_path / "checkpoints" / "latest" / "3.orbax-checkpoint-tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))

@@ -123,7 +123,7 @@ def test_adamw_equals_a_slow_one(clip_norm):
         assert_close(params[name], want[name], units=128)
 
 
-def test_ema_by_hand():
+def test_ema_by_hand_leaves_what_is_the_same():
     average = {"a": jnp.array([1.0, 2.0]), "norm": {"mean": jnp.array([0.0])}}
     new = {"a": jnp.array([3.0, 2.0]), "norm": {"mean": jnp.array([1.0])}}
     got = ema(ema(average, new, 0.9), new, 0.9)
