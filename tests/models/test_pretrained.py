@@ -107,22 +107,6 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
 
 
-@pytest.mark.parametrize(
-    "field, given, value",
-    [
-        ("reduction", 3, 3),
-        ("preprocessing", 0.9, 0.9),
-        ("class_names", ["a"], 1),
-        ("seed", "a", "a"),
-        ("num_classes", "x", "x"),
-    ],
-)
-def test_what_load_refuses(file, field, given, value):
-    more = {"num_classes": 3} if field == "seed" else {}
-    with refused(field, value):
-        imagepiece_jax.load(file, **{field: given}, **more, **GIVEN)
-
-
 def test_selectors_are_those_of_the_variables(tmp_path, dense):
     """Drawn ones stay untrained; ones trained after loading replace the file's."""
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
