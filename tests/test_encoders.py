@@ -13,7 +13,6 @@ from experiments import __main__ as experiments
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
@@ -28,8 +27,8 @@ FLOAT = "--config.model.dtype=float32"
 def saved(tmp_path_factory):
     """An encoder that reads the mean, in a folder, with four images of its size."""
     folder = tmp_path_factory.mktemp("encoder")
-    model = tiny.model(num_classes=0, class_token=False, depth=2)
-    imagepiece_jax.save(folder / "weights", Pretrained(model, tiny.variables(model)))
+    encoder = tiny.pretrained(num_classes=0, class_token=False, depth=2)
+    imagepiece_jax.save(folder / "weights", encoder)
     (folder / "images").mkdir()
     picture_set(folder, "images/")
     return folder
@@ -191,8 +190,8 @@ def test_proportional_attention_is_a_field_of_a_reduction(saved):
 
 def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
-    model = tiny.model(tome)
-    vit = Pretrained(model, tiny.variables(model), tome)
+    vit = tiny.pretrained(tome)
+    model = vit.model
     imagepiece_jax.save(tmp_path / "tome", vit)
     for words, wanted in (
         ([], model),

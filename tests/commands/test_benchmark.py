@@ -11,7 +11,6 @@ import imagepiece_jax
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.pretrained import Pretrained
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny
@@ -104,10 +103,8 @@ def test_an_unknown_baseline_and_missing_torch(monkeypatch):
 def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     """Their variables are compiled, and the dense model is measured first."""
     simplify(monkeypatch)
-    model, compiled = tiny.model(depth=2), []
-    variables = tiny.variables(model)
-    folder = tmp_path / "trained"
-    imagepiece_jax.save(folder, Pretrained(model, variables))
+    trained, compiled, folder = tiny.pretrained(depth=2), [], tmp_path / "trained"
+    imagepiece_jax.save(folder, trained)
     stand_in = optimize.optimize
 
     def seen(vit, **options):
@@ -122,7 +119,7 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
     assert found == [("dense", str(folder)), ("trained", str(folder))]
     assert [name for name, _ in compiled] == ["none", "tome"]
-    kernel = variables["params"]["head"]["kernel"]
+    kernel = trained.variables["params"]["head"]["kernel"]
     for _, each in compiled:
         np.testing.assert_array_equal(each["params"]["head"]["kernel"], kernel)
     ended = call(benchmark.main, *TINY, "--weights", folder, *SMALL)

@@ -13,7 +13,6 @@ from imagepiece_jax.inference import jax_export
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.command import call
 from tests.models import tiny
@@ -53,15 +52,14 @@ def test_a_bad_image_is_named_and_the_others_answered(folder, tmp_path):
 
 
 def test_images_are_resized_unless_told_otherwise(tmp_path):
-    model = tiny.model(image_size=40)
-    tiny.write(tmp_path / "w.npz", tiny.variables(model))
+    vit = tiny.pretrained(image_size=40)
+    tiny.write(tmp_path / "w.npz", vit.variables)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]
     outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
     assert "each image read (1 of 1) has 40x40 pixels" in outs[0]
     assert "40x40" not in outs[1]
-    vit = Pretrained(model, tiny.variables(model))
     (want,) = Predictor(vit, resize="none", top=1)(pixels)
     assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
 

@@ -269,8 +269,7 @@ def test_a_saved_tower_is_the_same_and_reduces(tmp_path):
         assert again.model == one.model and again.projector.gelu == "tanh"
         trees = [(a.variables, a.projector.tensors()) for a in (one, again)]
         assert jax.tree.all(jax.tree.map(np.array_equal, *trees))
-    model = tiny.model(depth=1)
-    other = imagepiece_jax.Pretrained(model, tiny.variables(model))
+    other = tiny.pretrained(depth=1)
     imagepiece_jax.save(tmp_path / "ours", other)  # takes the place of all files
     assert not (tmp_path / "ours" / "projector.safetensors").exists()
 
