@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from imagepiece_jax.common import token_pictures
 from imagepiece_jax.common.token_pictures import draw_groups
 from imagepiece_jax.errors import RunError
+from tests.training.test_full_disk import full_disk
 
 DROPPED = -1
 
@@ -183,15 +183,10 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
 
 
-def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
-    def full_disk(figure, file, **_):
-        file.write_bytes(b"half a")
-        raise OSError("no space left on device")
-
+def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path):
     path = tmp_path / "page.png"
     path.write_bytes(b"the page of an earlier run")
-    monkeypatch.setattr(Figure, "savefig", full_disk)
-    with pytest.raises(RunError, match="no space left"):
+    with full_disk(), pytest.raises(RunError, match="File too large"):
         example_page(path, 16)
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
     assert path.read_bytes() == b"the page of an earlier run"

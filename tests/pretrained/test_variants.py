@@ -78,18 +78,13 @@ def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variabl
     assert same(found, variables["params"])
 
 
-def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
-    """Under another reduction they are left out, or fresh where they differ."""
+def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path):
+    """Those that fit are used: see tests/models/test_pretrained.py."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     tiny.write(tmp_path / "vit_mini.npz", learned)
     weights = read(tmp_path / "vit_mini.npz", checkpoint="latest").analyzed()
-    own = build(weights, DYNAMICVIT)
-    assert not own.untrained
-    assert same(own.variables, learned)
-    dense = build(weights, settings.DENSE)
-    assert not dense.untrained and "reducer_1" not in dense.variables["params"]
-    other = build(weights, {"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
-    assert other.untrained
+    spvit = {"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)}
+    assert build(weights, spvit).untrained and not build(weights, DYNAMICVIT).untrained
 
 
 def test_other_weights_have_another_digest(tmp_path, weights):
