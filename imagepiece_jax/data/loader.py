@@ -87,8 +87,12 @@ class BatchSequence(abc.ABC):
     consequence: ClassVar[str]  # of an image that cannot be read, for the log
 
     @abc.abstractmethod
+    def requests(self, number) -> Iterator["Request"]:
+        """The images of chunk `number` of all batches."""
+
     def read(self, number, allocate) -> "Chunk":
         """Chunk `number` of all batches; `allocate` as in `Prefetch`."""
+        return read_chunk(self.source, self.transform, self.requests(number), allocate)
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
@@ -167,21 +171,17 @@ class TrainBatches(BatchSequence):
         self.steps = max(0, self.stop_step - self.start_step)
         self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
 
-    def read(self, number, allocate):
+    def requests(self, number):
         step, chunk = divmod(number, self.chunks)
         step += self.start_step
         epoch, step_in_epoch = divmod(step, self._epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-
-        def requests():
-            slots = chunk_slots(self.positions, places)[chunk]
-            for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
-                candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
-                calls = {slot: (self._rng(step, slot),) for slot in copies}
-                yield Request(candidates, calls)
-
-        return read_chunk(self.source, self.transform, requests(), allocate)
+        slots = chunk_slots(self.positions, places)[chunk]
+        for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
+            candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
+            calls = {slot: (self._rng(step, slot),) for slot in copies}
+            yield Request(candidates, calls)
 
     def _rng(self, step, slot):
         return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
@@ -209,17 +209,13 @@ class EvalBatches(BatchSequence):
         self.grid = placement.positions(self.batch_size)[:, 0]
         self.steps = math.ceil(len(self.source) / self.batch_size)
 
-    def read(self, number, allocate):
+    def requests(self, number):
         batch, chunk = divmod(number, self.chunks)
         indices = batch * self.batch_size + self.positions
-
-        def requests():
-            for slot in chunk_slots(self.positions, indices)[chunk]:
-                index = int(indices[slot])
-                candidates = [index] if index < len(self.source) else []
-                yield Request(candidates, {slot: ()}, index)
-
-        return read_chunk(self.source, self.transform, requests(), allocate)
+        for slot in chunk_slots(self.positions, indices)[chunk]:
+            index = int(indices[slot])
+            candidates = [index] if index < len(self.source) else []
+            yield Request(candidates, {slot: ()}, index)
 
 
 class Chunk(NamedTuple):
