@@ -137,17 +137,17 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_saliency_takes_weights_without_classes(saved, tmp_path):
-    """At another size than the weights', of images whose labels are nobody's."""
-    picture_set(tmp_path, count=1, side=32)
-    (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n")
+def test_a_picture_of_saliency_has_rows_for_each_image_without_classes(saved, tmp_path):
+    """Rows for each image, at another size than the weights', of nobody's labels."""
+    picture_set(tmp_path, count=2, side=32)
+    (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n1.png,7\n")
     np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
     words = ["--weights", saved / "weights", "--config.image_size=32"]
     words += ["--data", f"csv:{tmp_path / 'set.csv'}", "--resize", "none"]
     words += ["--decoder", tmp_path / "head.npz", "--out", tmp_path / "out"]
     call(experiments.main, "saliency-picture", *words).ok()
     with Image.open(tmp_path / "out" / "saliency-picture.png") as picture:
-        assert picture.width > 5 * 224 and picture.height > 2 * 224
+        assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
 
 
 PREDICTS = ["but the model has no classes, and gives features"]

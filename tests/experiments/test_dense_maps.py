@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.dense_maps import head, maps, saliency
 from experiments.settings import Saliency
@@ -153,15 +152,6 @@ def test_dense_maps_are_their_own(tmp_path, weights, head_file):
     _, _, dropped = ours.draw(half, "zero")
     assert dropped == pytest.approx([0.5] * 6)
     ctx.cache.close()
-
-
-@pytest.mark.slow
-def test_picture_has_a_row_for_each_model(tmp_path, weights, head_file):
-    ctx = context(tmp_path, weights, head_file, images=tiny_context.images(2))
-    saliency.picture(ctx)
-    ctx.cache.close()
-    with Image.open(tmp_path / "saliency-picture.png") as picture:
-        assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
 
 
 @pytest.mark.parametrize(
