@@ -28,13 +28,9 @@ def random_images(batch, side, seed=0):
     return noise.astype(np.float32)
 
 
-def random_variables(stem, side):
-    return tiny.fill(tiny.shapes(stem, side))
-
-
 def test_patch_stem_equals_a_slow_convolution():
     stem, images = PatchStem(embed_dim=5, patch_size=4), random_images(2, 12)
-    variables = random_variables(stem, 12)
+    variables = tiny.fill(tiny.shapes(stem, 12))
     proj = variables["params"]["proj"]
     out = tiny.jit(stem.apply)(variables, images)
     chex.assert_shape(out, (2, 3, 3, 5))
@@ -47,7 +43,7 @@ def test_patch_stem_equals_a_slow_convolution():
 def test_conv_stem_equals_slow_convolutions(side):
     """Padding is one pixel on both sides, so an even side reads its first border."""
     stem, images = ConvStem(embed_dim=6, patch_size=4), random_images(2, side)
-    variables = random_variables(stem, side)
+    variables = tiny.fill(tiny.shapes(stem, side))
     params, running = variables["params"], variables["batch_stats"]
     out = tiny.jit(stem.apply)(variables, images)
     for image, got in zip(images, out, strict=True):
@@ -74,7 +70,7 @@ def layers(stem, side):
 
 def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
     stem, images = ConvStem(8, 4), random_images(2, 8)
-    variables = random_variables(stem, 8)
+    variables = tiny.fill(tiny.shapes(stem, 8))
     running = variables["batch_stats"]["norm_0"]
     running["var"] = np.full_like(running["var"], 1e-5)
     want = tiny.jit(stem.apply)(variables, images)
@@ -123,7 +119,7 @@ def train(stem, variables, images):
 
 def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
     stem, images = ConvStem(embed_dim=6, patch_size=2), random_images(3, 8)
-    variables = random_variables(stem, 8)
+    variables = tiny.fill(tiny.shapes(stem, 8))
     params, old = variables["params"], variables["batch_stats"]["norm_0"]
     out, new = tiny.jit(functools.partial(train, stem))(variables, images)
     kernel = params["conv_0"]["kernel"]
@@ -153,7 +149,7 @@ def test_two_devices_normalize_by_the_whole_batch():
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)
     shared = whole.clone(axis_name="devices")
-    variables = random_variables(whole, 8)
+    variables = tiny.fill(tiny.shapes(whole, 8))
 
     def step(stem, images, probe):
         def loss(params):
