@@ -38,7 +38,7 @@ class Layout:
     """The names of one layout."""
 
     title: str  # its name in sentences
-    mark: str  # a pattern for the tensor that shows it, in which a dot is a dot
+    mark: str  # the tensor that shows it
     blocks: str  # a pattern for the start of a block's names, with its number
     # {module or tensor of a block, a pattern in which a dot is a dot: timm's}
     inner: Mapping[str, str]
@@ -115,6 +115,33 @@ def _openai_says(tensors):
 
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
+VIT = Layout(
+    # In files and, since version 5, in memory, where DINOv3's blocks are in a
+    # "model". Poolers belong to no public head.
+    title="transformers' ViT, DeiT and DINOv2",
+    mark="embeddings.patch_embeddings.projection.weight",
+    blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
+    inner={
+        f"attention.(?:attention.)?{QKV}": r"attn.\1",
+        "attention.(?:output.dense|o_proj)": "attn.proj",
+        "layernorm_before|norm1": "norm1",
+        "layernorm_after|norm2": "norm2",
+        "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
+        "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
+        "mlp.gate_proj": "mlp.fc1_g",
+        "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
+        "layer_scale([12]).lambda1": r"ls\1.gamma",
+    },
+    outer={
+        "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.(cls_token|register_tokens)": r"\1",
+        "embeddings.distillation_token": "dist_token",
+        "(?:layer)?norm": "norm",
+    },
+    outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
+    left_out=r"embeddings\.mask_token$|pooler\.",
+)
 TIMM = Layout(
     # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
     # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
@@ -169,32 +196,12 @@ LAYOUTS = (
         },
         says=_google_says,
     ),
-    Layout(
-        # In files and, since version 5, in memory, where DINOv3's blocks are in a
-        # "model". Poolers belong to no public head.
-        title="transformers' ViT, DeiT, DINOv2 and DINOv3",
-        mark="embeddings.patch_embeddings.(?:projection.)?weight",
-        blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
-        inner={
-            f"attention.(?:attention.)?{QKV}": r"attn.\1",
-            "attention.(?:output.dense|o_proj)": "attn.proj",
-            "layernorm_before|norm1": "norm1",
-            "layernorm_after|norm2": "norm2",
-            "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
-            "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
-            "mlp.gate_proj": "mlp.fc1_g",
-            "mlp.up_proj": "mlp.fc1",  # fc1_x where there is a gate
-            "layer_scale([12]).lambda1": r"ls\1.gamma",
-        },
-        outer={
-            "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
-            "embeddings.position_embeddings": "pos_embed",
-            "embeddings.(cls_token|register_tokens)": r"\1",
-            "embeddings.distillation_token": "dist_token",
-            "(?:layer)?norm": "norm",
-        },
-        outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
-        left_out=r"embeddings\.mask_token$|pooler\.",
+    VIT,
+    dataclasses.replace(
+        VIT,
+        title="transformers' DINOv3",
+        mark="embeddings.patch_embeddings.weight",
+        outside={},
     ),
     Layout(
         title="transformers' CLIP and SigLIP",
@@ -248,6 +255,7 @@ LAYOUTS = (
         mark="storage_tokens",
         inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
+        outside={},
     ),
     TIMM,
 )
@@ -530,9 +538,9 @@ def _layout(tensors):
     """(layout, prefix of the vision tower) of a checkpoint."""
     layouts = ", ".join(layout.title for layout in LAYOUTS)
     for layout in LAYOUTS:
-        pattern = r"((?:.*\.)?)" + layout.mark.replace(".", r"\.")
-        marks = [re.fullmatch(pattern, name) for name in tensors]
-        prefixes = sorted(mark[1] for mark in marks if mark)
+        ends = (layout.mark, f".{layout.mark}")
+        marked = [name for name in tensors if name == ends[0] or name.endswith(ends[1])]
+        prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
         if len(prefixes) > 1:
             listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
             problem = f"holds {len(prefixes)} vision towers, {listed}"

@@ -136,6 +136,10 @@ UNEQUAL = {"register_tokens": np.zeros((1, 4, 4)), "cls_token": np.zeros((1, 1, 
         (small(TEXT), f"holds a text model, as tensor {TEXT}"),
         (small("a", "b.c", "d", "e"), "has tensors, such as a, b.c, d, in no layout"),
         (small(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} has no place in transformers"),
+        (
+            small("embeddings.patch_embeddings.weight", "classifier.weight"),
+            "tensor classifier.weight has no place in transformers' DINOv3",
+        ),
         (small(f"vit.{PATCHES}", DETECTION), f"tensor {DETECTION} has no place in"),
         (
             small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
