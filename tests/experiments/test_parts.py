@@ -130,25 +130,3 @@ def test_figures_of_pages_are_those_of_the_points(points):
             share = markdown.cell(*page, row, "share of log KL, %")
             figures[fate, part] = share.partition(" ")[0]
     assert not markdown.lacking(figures, "docs/comparison.md")
-
-
-# The table by time
-
-
-def test_a_row_has_the_accuracy_and_the_times_of_its_setting():
-    (rows,) = markdown.tables(parts.clock())
-    rows = {row["setting"]: row for row in rows}
-    photographs, imagenette = parts.rights()
-    assert {len(right) for right in photographs.values()} == {500}
-    for speed in parts.read_lines("clock.jsonl"):
-        row = rows[speed["model"]]
-        if column := parts.TIMED.get((speed["runtime"], speed["batch"])):
-            assert row[column].startswith(f"{speed['ratio'][0]:.2f}")
-        if (speed["runtime"], speed["batch"]) == ("JAX", 8):
-            assert row["MACs"] == f"{1 / speed['macs']:.2f}"
-        key = parts.reduction_key(speed["reduction"], speed["image_size"])
-        if key in photographs:
-            acc1 = f"{100 * photographs[key].mean():.1f}"
-            assert row["acc1, photographs"] == acc1
-        reduced = key in imagenette and speed["model"] != "dense"
-        assert bool(row["points, imagenette"]) == reduced
