@@ -100,18 +100,15 @@ def test_a_type_of_gpus_and_a_missing_package_are_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def old_program(tmp_path):
-    """A file that JAX 0.7.0 wrote: the mean over the pixels of each image."""
-    path = tmp_path / "model.jax"
-    shutil.copy(ROOT / "tests" / "fixtures" / "program_of_jax_0.7.0.jax", path)
+def test_a_program_that_has_expired_is_refused_in_a_sentence(tmp_path):
+    """JAX 0.7.0 wrote this mean over the pixels of each image.
+
+    JAX 0.10 reads it still: what it refuses here is cut off.
+    """
+    old_program = tmp_path / "model.jax"
+    shutil.copy(ROOT / "tests" / "fixtures" / "program_of_jax_0.7.0.jax", old_program)
     origin = {"jax": "0.7.0", "exported": "2025-07-22"}
     (tmp_path / "model.jax.json").write_text(json.dumps(origin))
-    return path
-
-
-def test_a_program_that_has_expired_is_refused_in_a_sentence(old_program):
-    """JAX 0.10 reads it still: what it refuses here is cut off."""
     if tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12):
         program = jax_export.load_program(old_program)
         images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)

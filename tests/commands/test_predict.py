@@ -23,18 +23,11 @@ SIZE |= {"num_heads": 3, "dtype": "float32"}
 WORDS = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Weights, and images of which one is damaged."""
-    folder = tmp_path_factory.mktemp("predict")
-    tiny.write(folder / "w.npz", tiny.variables(tiny.model()))
-    write_damaged(folder / "images", tiny.SIDE)
-    return folder
-
-
-def test_a_bad_image_is_named_and_the_others_answered(folder, tmp_path):
-    out, images = tmp_path / "out.json", folder / "images"
-    words = [*WORDS, f"--weights={folder}/w.npz", "--top=2", f"--json={out}", images]
+def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
+    out, images = tmp_path / "out.json", tmp_path / "images"
+    write_damaged(images, tiny.SIDE)
+    weights = tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
+    words = [*WORDS, f"--weights={weights}", "--top=2", f"--json={out}", images]
     ended = call(predict.main, *words)
     assert ended.status == 1
     bad = images / "b.png"

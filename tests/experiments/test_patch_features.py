@@ -14,21 +14,16 @@ from tests.models import tiny
 from tests.pictures import write_csv
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """Weights, and images of other classes."""
-    folder = tmp_path_factory.mktemp("set")
+@pytest.mark.slow
+def test_page_has_every_way_to_fill_and_resumes(tmp_path):
+    """Of images of other classes than those of the weights."""
     model = tiny.model(embed_dim=64, num_heads=4, depth=1)
-    tiny.write(folder / "vit_mini.npz", tiny.variables(model))
+    file = tiny.write(tmp_path / "vit_mini.npz", tiny.variables(model))
     shape = (4, tiny.SIDE, tiny.SIDE, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    data = write_csv(folder, pixels, range(tiny.CLASSES, tiny.CLASSES + 4))
-    return ["--weights", folder / "vit_mini.npz", "--data", data]
-
-
-@pytest.mark.slow
-def test_page_has_every_way_to_fill_and_resumes(tmp_path, words):
-    words = (*words, "--out", tmp_path, "--resize", "none", "--sweep", "tome:r=1")
+    data = write_csv(tmp_path, pixels, range(tiny.CLASSES, tiny.CLASSES + 4))
+    words = ["--weights", file, "--data", data, "--out", tmp_path, "--resize=none"]
+    words += ["--sweep", "tome:r=1"]
     first = call(experiments.main, "patch_features", *words)
     lines = (tmp_path / "points.jsonl").read_text()
     ended = call(experiments.main, "patch_features", *words, "--sweep=evit:blocks=(0,)")

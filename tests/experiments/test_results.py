@@ -22,11 +22,6 @@ def stored():
     return records.read_results(records.FILE.read_text("utf-8"))
 
 
-@pytest.fixture(scope="module")
-def report(stored):
-    return records.comparison_report(stored)
-
-
 def test_the_file_is_read_back_as_it_was(stored):
     text = records.FILE.read_text("utf-8")
     assert records.dump_results(stored) == text
@@ -176,8 +171,9 @@ def both_sides(one, other):
     return stats.ttest_1samp(results.mean_points(one, other), 0).pvalue
 
 
-def test_figures_of_the_comparison(stored, report):
+def test_figures_of_the_comparison(stored):
     """docs/tables/bundles.md, by method and share."""
+    report = records.comparison_report(stored)
     behind = compare_tables.comparison(report, "imagepiece", 0.6, "tome")["points"]
     value, high, low = (f"{-x:.1f}" for x in behind)
     rights = {(r.method, r.share): r.bits(1000) for r in stored.of("comparison")}

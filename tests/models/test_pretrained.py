@@ -23,11 +23,6 @@ def dense():
     return tiny.pretrained()
 
 
-@pytest.fixture(scope="module")
-def file(dense, tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", dense.variables)
-
-
 def test_a_model_that_someone_made_has_defaults(dense):
     assert dense.reduction == {"name": "none"} and dense.label == "dense"
     assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
@@ -148,7 +143,8 @@ def test_a_model_and_variables_are_given_as_one(dense, name, call):
         call(getattr(imagepiece_jax, name), dense.model, dense.variables)
 
 
-def test_a_loaded_model_can_be_given_to_another_process(file):
+def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):
+    file = tiny.write(tmp_path / "w.npz", dense.variables)
     vit = imagepiece_jax.load(file, **GIVEN)
     again = pickle.loads(pickle.dumps(vit))
     assert again.model == vit.model and same(again.variables, vit.variables)
