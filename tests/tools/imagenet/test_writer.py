@@ -132,10 +132,13 @@ def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypat
     assert files_of(parts) == files_of(full)
 
 
-@pytest.fixture
-def unfinished(small, tmp_path, monkeypatch):
-    """A folder with a set that was begun, of which nothing is finished."""
+def refuses(message, *arguments, **options):
+    with pytest.raises(InputError, match=message) as caught:
+        writer.write(*arguments, **options)
+    assert "\n" not in str(caught.value)
 
+
+def test_an_unfinished_set_resumes_with_its_settings(small, tmp_path, monkeypatch):
     def stop(path, rows):
         raise KeyboardInterrupt
 
@@ -143,21 +146,11 @@ def unfinished(small, tmp_path, monkeypatch):
         patched.setattr(writer, "_write_records", stop)
         with pytest.raises(KeyboardInterrupt):
             writer.write(small[0], tmp_path)
-    return tmp_path
-
-
-def refuses(message, *arguments, **options):
-    with pytest.raises(InputError, match=message) as caught:
-        writer.write(*arguments, **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unfinished_set_resumes_with_its_settings(small, unfinished):
     message = "5.1.0.* has an unfinished set with --short_side 0; give the options"
-    refuses(message, small[0], unfinished, short_side=40)
+    refuses(message, small[0], tmp_path, short_side=40)
     other = small[0] | {"train": small[0]["train"][1:]}
-    refuses("has an unfinished set of other images", other, unfinished)
-    assert writer.write(small[0], unfinished)["splits"]["train"][0] == 9
+    refuses("has an unfinished set of other images", other, tmp_path)
+    assert writer.write(small[0], tmp_path)["splits"]["train"][0] == 9
 
 
 def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypatch):
