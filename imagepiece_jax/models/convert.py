@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 
@@ -63,7 +61,6 @@ def model_variables(
     tensors: Mapping[str, np.ndarray],
     source: str,
     *,
-    positions: Positions | None = None,
     fresh: Iterable[str] | None = (),
     seed: int = 0,
     exact: bool = False,
@@ -74,7 +71,6 @@ def model_variables(
     image_size: pixels a side, or (height, width), of the model
     tensors: by timm's names
     source: the place of the tensors, in words, such as "run runs/a"
-    positions: the grid to which the position embedding is resized
     fresh: parts to draw even if tensors have them, as `from_timm` names them; None:
         the selectors that they lack
     seed: of parts that are drawn
@@ -104,7 +100,7 @@ def model_variables(
         }
     like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
     with within(place=source):
-        variables = from_timm(tensors, like, fresh, positions)
+        variables = from_timm(tensors, like, fresh)
     flat, shape = traverse_util.flatten_dict(variables), jax.ShapeDtypeStruct
     present = {path: leaf for path, leaf in flat.items() if not isinstance(leaf, shape)}
     missing = sorted({path[1] for path in flat.keys() - present.keys()})
@@ -154,7 +150,6 @@ def from_timm(
     state_dict: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),
-    positions: Positions | None = None,
 ) -> dict[str, Any]:
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
@@ -162,20 +157,18 @@ def from_timm(
     like: the model's variables, arrays or ShapeDtypeStructs
     fresh: parts that keep their value, or shape, of `like`, such as "head" or
         "blocks_3/mlp"; without block number, as "reducer", those of all blocks
-    positions: the grid to which position embeddings are resized
     Returns NumPy arrays, apart from `fresh`.
     Raises Misfit for a tensor that is missing or left over, of another shape, or not
         finite.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    state_dict, needed = check_fit(state_dict, like, fresh, positions)
-    for key, place in needed.items():
+    for key, place in check_fit(state_dict, like, fresh).items():
         leaves[key] = _take(state_dict, place, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def check_fit(state_dict, like, fresh=(), positions=None):
-    """The state dict with fitting positions, and the place of every parameter.
+def check_fit(state_dict, like, fresh=()):
+    """The place of every parameter that is not `fresh`, by its path.
 
     Arguments are those of `from_timm`.
     Raises Misfit where tensors do not fit by their names, shapes and types.
@@ -183,11 +176,10 @@ def check_fit(state_dict, like, fresh=(), positions=None):
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
-    state_dict = _fit_pos_embed(state_dict, needed, positions)
     if problem := _size_differs(state_dict, needed.values()):
         raise Misfit(problem, allowed="weights of this model's size")
     _check_tensors(state_dict, places.values(), needed.values(), fresh)
-    return state_dict, needed
+    return needed
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -316,17 +308,3 @@ def _remedy(wrong, places, fresh):
     parts = among(_REPLACEABLE, [place.path for place in places])
     fits = all(matches(path, parts) for path in wrong)
     return (*fresh, *among(parts, wrong)) if fits else ()
-
-
-def _fit_pos_embed(state_dict, needed, positions):
-    """Resize the position embedding to the grid of `positions`, if that will do."""
-    place, embedding = needed.get("params/pos_embed"), state_dict.get("pos_embed")
-    if place is None or embedding is None or positions is None:
-        return state_dict
-    if embedding.ndim != 3 or embedding.shape[::2] != place.shape[::2]:
-        return state_dict
-    fitted = positions.fit(embedding)
-    if fitted is None or fitted is embedding:
-        return state_dict
-    logging.info("position embeddings resized to %dx%d", *positions.grid)
-    return {**state_dict, "pos_embed": fitted}

@@ -1,53 +1,44 @@
 """Position embeddings resized to another grid, by the code of each family."""
 
-import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from imagepiece_jax.common.image_size import sides
 
 
-@dataclasses.dataclass(frozen=True)
-class Positions:
-    """The rows of a model's position embedding, and how they are resized."""
+def fit(
+    tensors: Mapping[str, np.ndarray], model, image_size, old=None, how=None
+) -> Mapping[str, np.ndarray]:
+    """Tensors with positions resized to the grid of a ViT, where they have a grid.
 
-    prefix: int  # rows of tokens in front of the patches
-    grid: tuple[int, int]  # (height, width) of the patches
-    how: str = "antialias"  # `architecture.Architecture.resize`
-    old: tuple[int, int] | None = None  # grid of the trained positions; None: a square
-
-    @classmethod
-    def of(cls, model, image_size, old=None):
-        """The Positions of a ViT for images of a size.
-
-        image_size: pixels a side, or (height, width)
-        old: size of the images that the positions to be resized were trained for
-        """
-        patch, arch = model.patch_size, model.arch
-        return cls(
-            arch.prefix if arch.prefix_positions else 0,
-            tuple(side // patch for side in sides(image_size)),
-            arch.resize,
-            None if old is None else tuple(side // patch for side in sides(old)),
-        )
-
-    def fit(self, pos_embed: np.ndarray) -> np.ndarray | None:
-        """Position embedding [1, rows, D] resized to this grid; None: from no grid."""
-        patches, old = pos_embed.shape[1] - self.prefix, self.old
-        if old is None or math.prod(old) != patches:
-            old = (math.isqrt(max(0, patches)),) * 2
-        if patches <= 0 or math.prod(old) != patches:
-            return None
-        if old == self.grid:
-            return pos_embed
-        width = pos_embed.shape[2]
-        front = np.asarray(pos_embed[:, : self.prefix], np.float32)
-        grid = np.asarray(pos_embed[0, self.prefix :], np.float32)
-        grid = resize(grid.reshape(*old, width), self.grid, self.how)
-        return np.concatenate([front, grid.reshape(1, -1, width)], axis=1)
+    tensors: by timm's names
+    image_size: pixels a side, or (height, width), of the model
+    old: that of the images that the positions were trained for; None: a square
+    how: as for `resize`; None: as the model has it
+    """
+    arch, embedding = model.arch, tensors.get("pos_embed")
+    if embedding is None or not arch.positions:
+        return tensors
+    if embedding.ndim != 3 or embedding.shape[::2] != (1, model.embed_dim):
+        return tensors
+    prefix = arch.prefix * arch.prefix_positions  # rows of tokens before the patches
+    patches = embedding.shape[1] - prefix
+    grid = tuple(side // model.patch_size for side in sides(image_size))
+    old = old and tuple(side // model.patch_size for side in sides(old))
+    if old is None or math.prod(old) != patches:
+        old = (math.isqrt(max(0, patches)),) * 2
+    if patches <= 0 or math.prod(old) != patches or old == grid:
+        return tensors
+    front, rest = np.split(np.asarray(embedding[0], np.float32), [prefix])
+    rest = resize(rest.reshape(*old, -1), grid, how or arch.resize)
+    rows = np.concatenate([front, rest.reshape(-1, model.embed_dim)])
+    logging.info("position embeddings resized to %dx%d", *grid)
+    return {**tensors, "pos_embed": rows[None]}
 
 
 def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:

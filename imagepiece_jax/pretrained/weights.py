@@ -17,9 +17,8 @@ import numpy as np
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import within
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import hub, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
@@ -144,10 +143,9 @@ class Weights(Metadata):
     def variables_and_drawn(self, model: ViT, **options: Any):
         """As `convert.model_variables`, which has the `options`."""
         size = self.config.image_size
-        positions = Positions.of(model, size, self.as_trained.config.image_size)
-        return convert.model_variables(
-            model, size, self.tensors, str(self), positions=positions, **options
-        )
+        old = self.as_trained.config.image_size
+        tensors = positions.fit(self.tensors, model, size, old)
+        return convert.model_variables(model, size, tensors, str(self), **options)
 
     @functools.cached_property
     def digest(self) -> str:

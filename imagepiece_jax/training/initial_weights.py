@@ -1,7 +1,6 @@
 """The weights that a run starts and learns from, checked against its config."""
 
 import contextlib
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,8 +8,7 @@ import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.errors import InputError, within
-from imagepiece_jax.models import convert, registry
-from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
 from imagepiece_jax.pretrained.infer import INVISIBLE
@@ -172,17 +170,12 @@ class InitialWeights:
         facts = registry.facts(config.name)
         named = config.name or config.arch
         theirs = facts | config.fields | (vars(config.architecture) if named else {})
-        places = Positions.of(model, size, theirs.get("image_size"))
-        if "resize" in theirs:  # by the code that these positions were trained for
-            places = dataclasses.replace(places, how=theirs["resize"])
+        tensors = weights.tensors
+        if "pos_embed" not in fresh:  # by the code that the positions were trained for
+            old, how = theirs.get("image_size"), theirs.get("resize")
+            tensors = positions.fit(tensors, model, size, old, how)
         variables, _ = convert.model_variables(
-            model,
-            size,
-            weights.tensors,
-            str(weights),
-            positions=places,
-            fresh=fresh,
-            seed=self._run.seed,
+            model, size, tensors, str(weights), fresh=fresh, seed=self._run.seed
         )
         if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
             # The name's number of heads goes with a width that these tensors lack.

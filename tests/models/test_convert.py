@@ -10,9 +10,8 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, positions
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.pretrained import load
 from tests.models import tiny
 from tests.refused import refused
@@ -120,8 +119,9 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     like = jax.eval_shape(lambda: variables(width=6, tokens=new * new))
     pos_embed = source["params"]["pos_embed"]
     with caplog.at_level("INFO", logger="absl"):
-        places = Positions(prefix=1, grid=(new, new))
-        found = convert.from_timm(convert.to_timm(source), like, positions=places)
+        model = tiny.model(embed_dim=6, num_heads=1)
+        tensors = positions.fit(convert.to_timm(source), model, new * tiny.PATCH)
+        found = convert.from_timm(tensors, like)
     found = found["params"]["pos_embed"]
     assert f"resized to {new}x{new}" in caplog.text
     np.testing.assert_array_equal(found[:, 0], pos_embed[:, 0])

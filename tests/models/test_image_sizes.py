@@ -8,14 +8,14 @@ import pytest
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
+from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import convert, cost
+from imagepiece_jax.models import convert, cost, positions
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.with_config import read_with_config
@@ -132,7 +132,7 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     shapes = variable_shapes(model, 384)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
-    assert Positions.of(model, 384).grid == (27, 27)
+    assert patch_grid(384, model.patch_size, cut=True) == (27, 27)
     for size in (386, (384, 392)):
         with refused("image_size", size):
             create_model(name, image_size=size, depth=1)
@@ -183,7 +183,8 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     size = (112, 448)
     vit = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
     old = variables["params"]["pos_embed"]
-    want = Positions.of(vit.model, size, (224, 224)).fit(old)
+    tensors = {"pos_embed": old}
+    want = positions.fit(tensors, vit.model, size, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape and not np.array_equal(want, old)

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, positions
 from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
 from tests.models import tiny
@@ -38,9 +37,8 @@ def made(name, fixture):
     tensors = tensors_of(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
-    shapes, positions = variable_shapes(model, IMAGE), Positions.of(model, IMAGE)
-    tensors = layouts.to_timm(tensors).tensors
-    variables = convert.from_timm(tensors, shapes, positions=positions)
+    tensors = positions.fit(layouts.to_timm(tensors).tensors, model, IMAGE)
+    variables = convert.from_timm(tensors, variable_shapes(model, IMAGE))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)
 
 

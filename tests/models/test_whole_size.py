@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.infer import infer
@@ -49,7 +48,7 @@ def test_the_whole_model_has_timms_tensors(name):
     ours = variable_shapes(model, size)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = layouts.to_timm(tensors(row)).tensors
-    convert.check_fit(found, ours, positions=Positions.of(model, size))
+    convert.check_fit(positions.fit(found, model, size), ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some count the head, and papers round: to the last digit that is not 0.
     published = row["published"]

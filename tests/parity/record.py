@@ -8,8 +8,7 @@ import pathlib
 import jax
 import numpy as np
 
-from imagepiece_jax.models import convert
-from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models import convert, positions
 from imagepiece_jax.models.variables import variable_shapes
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
@@ -37,8 +36,8 @@ def computed(model, variables, images):
 def outputs(model, tensors, images):
     """Outputs of a model with tensors by timm's names."""
     size = images.shape[1:3]
-    shapes, positions = variable_shapes(model, size), Positions.of(model, size)
-    variables = convert.from_timm(tensors, shapes, positions=positions)
+    tensors = positions.fit(tensors, model, size)
+    variables = convert.from_timm(tensors, variable_shapes(model, size))
     return computed(model, variables, images)
 
 

@@ -12,9 +12,8 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
-from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import layouts
 from imagepiece_jax.pretrained.infer import infer
@@ -223,10 +222,11 @@ def test_every_tensor_is_needed_in_its_shape(fixture, file, shape):
     size = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "patch_size": 4}
     ratio = fixture[name]["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
     model = create_model(name, image_size=GRID, mlp_ratio=ratio, num_classes=0, **size)
-    like, positions = variable_shapes(model, GRID), Positions.of(model, GRID)
+    like = variable_shapes(model, GRID)
 
     def check(tensors):
-        convert.check_fit(layouts.to_timm(tensors).tensors, like, positions=positions)
+        tensors = layouts.to_timm(tensors).tensors
+        convert.check_fit(positions.fit(tensors, model, GRID), like)
 
     check(tensors)
     for key in tensors:
