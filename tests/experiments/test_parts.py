@@ -61,6 +61,41 @@ def test_the_page_has_the_tables_of_the_points(points):
         assert table in page
 
 
+@pytest.mark.parametrize(
+    "place, ours, theirs, schedules",
+    [
+        (0, ("tome", "merged"), ("tome", "merged"), ("proportional", "constant")),
+        (1, ("pitome", "merged"), ("tome", "merged"), parts.SCHEDULES),
+        (2, ("tome", "dropped"), ("tome", "merged"), parts.SCHEDULES),
+    ],
+)
+def test_contrasts_are_scipys_tests(points, place, ours, theirs, schedules):
+    found = parts.measured_cells(points)
+
+    def log_kl(part, schedule):
+        cell = found.get(parts.Cell(*part, schedule, part[1] == "merged"))
+        return None if cell is None else np.log(np.maximum(cell.kl[1::2], 1e-8))
+
+    if place == 0:
+        changes = [log_kl(ours, schedules[0]) - log_kl(theirs, schedules[1])]
+    else:
+        pairs = [[log_kl(part, s) for part in (ours, theirs)] for s in schedules]
+        changes = [a - b for a, b in pairs if a is not None and b is not None]
+    _, _, estimate, p = parts.contrasts(found)[place]
+    change = np.mean(changes, axis=0)
+    assert estimate.value == pytest.approx(change.mean())
+    assert p == pytest.approx(scipy.stats.ttest_1samp(change, 0).pvalue)
+
+
+def test_the_primary_test_is_of_odd_rows(points):
+    cell = parts.Cell("mctf", "merged", "diffrate", True, parts.PUBLISHED_COST)
+    ours, theirs = (
+        points[parts.reduction_key(each)] for each in (cell.reduction, parts.PUBLISHED)
+    )
+    want = scipy.stats.ttest_rel(ours.kl[1::2], theirs.kl[1::2])
+    assert parts.primary(points)[-1] == pytest.approx(want.pvalue)
+
+
 SETS = {
     "fusion": {"name": "mctf", "counts": "diffrate", "prop_attn": True},
     "most attended": {"name": "diffrate", "counts": "diffrate", "prop_attn": True},
