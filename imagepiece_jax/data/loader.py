@@ -91,8 +91,60 @@ class BatchSequence(abc.ABC):
         """The images of chunk `number` of all batches."""
 
     def read(self, number, allocate) -> "Chunk":
-        """Chunk `number` of all batches; `allocate` as in `Prefetch`."""
-        return read_chunk(self.source, self.transform, self.requests(number), allocate)
+        """Chunk `number` of all batches, its pixels in an array allocate(shape)."""
+        images, samples = [], []
+        for candidates, calls, index in self.requests(number):
+            image, label, mask, errors = None, 0, 0.0, []
+            for candidate in map(int, candidates):
+                try:
+                    image, label = self.source.read(candidate)
+                except UnreadableImage as error:
+                    errors.append(error)
+                    continue
+                index, mask = candidate, 1.0
+                break
+            for copy, (slot, arguments) in enumerate(calls.items()):
+                if copy == 0 or self.transform.random:
+                    images.append(self._transformed(image, index, arguments))
+                extent = images[-1].shape[:2]
+                own = {"label": label, "mask": mask, "index": index, "extent": extent}
+                tried = errors if copy == 0 else []
+                samples.append(Sample(slot, len(images) - 1, own, tried))
+        pixels = allocate((len(images), *self.transform.shape, 3))
+        for square, image in zip(pixels, images, strict=True):
+            height, width = image.shape[:2]
+            square[:height, :width] = image
+            square[:height, width:] = 0
+            square[height:] = 0
+        return Chunk(pixels, samples)
+
+    def _transformed(self, image, index, arguments):
+        if image is None:
+            return np.zeros((0, 0, 3), np.uint8)
+        try:
+            return self.transform(image, *arguments)
+        except InputError as error:  # a name may take a read
+            error.place = self.source.name(index)
+            raise
+
+    def join(self, chunks: list["Chunk"]) -> tuple:
+        """(this sequence, one batch, its samples) from the chunks of the batch.
+
+        The arrays are new each time, because JAX on CPU may use their memory as it is.
+        """
+        batch = self.empty()
+        samples = [sample for chunk in chunks for sample in chunk.samples]
+        images = [chunk.pixels[one.row] for chunk in chunks for one in chunk.samples]
+        slots = [sample.slot for sample in samples]
+        for name, array in batch.items():
+            # The axes of devices and micro-batches as one: a view.
+            flat = array.reshape(-1, *array.shape[self.grid.ndim :])
+            if name == "image":
+                for slot, image in zip(slots, images, strict=True):
+                    flat[slot] = image
+            else:
+                flat[slots] = [sample.fields[name] for sample in samples]
+        return self, batch, samples
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
@@ -218,14 +270,20 @@ class EvalBatches(BatchSequence):
             yield Request(candidates, {slot: ()}, index)
 
 
+class Sample(NamedTuple):
+    """One image of a batch."""
+
+    slot: int  # its place in this process's part of the batch
+    row: int  # of the chunk's pixels; copies that are equal share one
+    fields: dict  # by name of FIELDS
+    errors: list  # the UnreadableImage tried before it
+
+
 class Chunk(NamedTuple):
     """Samples in the order of their positions in the global batch."""
 
-    pixels: Any  # uint8 [rows, S, S, 3]; one row for copies that are equal
-    rows: list  # of each sample: its row of the pixels
-    slots: list  # its place in this process's part of the batch
-    fields: dict  # name of FIELDS -> list of one value a sample
-    errors: list  # of each sample: a tuple of the UnreadableImage tried before it
+    pixels: Any  # uint8 [rows, S, S, 3]
+    samples: list[Sample]
 
 
 class Request(NamedTuple):
@@ -234,47 +292,6 @@ class Request(NamedTuple):
     candidates: Any
     calls: dict  # from a slot to what the transform is called with besides the image
     index: int = -1  # of the zeros with mask 0 that come where no image is readable
-
-
-def read_chunk(source, transform, requests, allocate) -> Chunk:
-    """The `Chunk` of all `requests`, its pixels in an array allocate(shape)."""
-    images, samples = [], []
-    for candidates, calls, index in requests:
-        image, label, mask, errors = None, 0, 0.0, []
-        for candidate in map(int, candidates):
-            try:
-                image, label = source.read(candidate)
-            except UnreadableImage as error:
-                errors.append(error)
-                continue
-            index, mask = candidate, 1.0
-            break
-        for copy, (slot, arguments) in enumerate(calls.items()):
-            if copy == 0 or transform.random:
-                images.append(_transformed(source, transform, image, index, arguments))
-            extent = images[-1].shape[:2]
-            values = {"label": label, "mask": mask, "index": index, "extent": extent}
-            tried = tuple(errors) if copy == 0 else ()
-            samples.append((len(images) - 1, slot, values, tried))
-    pixels = allocate((len(images), *transform.shape, 3))
-    for square, image in zip(pixels, images, strict=True):
-        height, width = image.shape[:2]
-        square[:height, :width] = image
-        square[:height, width:] = 0
-        square[height:] = 0
-    rows, slots, values, errors = map(list, zip(*samples, strict=True))
-    fields = {name: [one[name] for one in values] for name in FIELDS}
-    return Chunk(pixels, rows, slots, fields, errors)
-
-
-def _transformed(source, transform, image, index, arguments):
-    if image is None:
-        return np.zeros((0, 0, 3), np.uint8)
-    try:
-        return transform(image, *arguments)
-    except InputError as error:  # a name may take a read
-        error.place = source.name(index)
-        raise
 
 
 def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
@@ -303,20 +320,12 @@ class DataLoader:
 
     def __init__(self, turns: list, workers: int = 0, threads: int = 0):
         turns = [turn for turn in turns if turn[2]]
-        groups = [(steps, sequence.chunks) for sequence, _, steps in turns]
-        counts = (steps * chunks for steps, chunks in groups)
+        groups = [(steps, one.chunks, one.join) for one, _, steps in turns]
+        counts = (steps * chunks for steps, chunks, _ in groups)
         starts = itertools.accumulate(counts, initial=0)
-        order = (itertools.repeat(sequence, steps) for sequence, _, steps in turns)
-        order = itertools.chain.from_iterable(order)
-
-        def join(chunks):
-            sequence = next(order)
-            return sequence, _join(chunks, sequence)
-
         self._joined = worker_pool.Prefetch(
             functools.partial(_read_turns, turns, [*starts]),
             groups,
-            join=join,
             max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
             workers=workers,
             threads=threads,
@@ -328,44 +337,23 @@ class DataLoader:
         Unreadable images are recorded here, in the calling thread and in the order of
         the positions, so that the record does not depend on workers.
         """
-        source, in_a_row = sequence.source, ()
+        source, in_a_row = sequence.source, []
         for _ in range(sequence.steps):
-            turn, (batch, history) = next(self._joined)
+            turn, batch, samples = next(self._joined)
             if turn is not sequence:
                 raise RuntimeError("a batch was taken out of turn")
-            for errors, mask in history:
-                if errors:
-                    in_a_row += errors
+            for sample in samples:
+                if sample.errors:
+                    in_a_row += sample.errors
                     unreadable, total = source.unreadable, len(source)
                     unreadable.record(in_a_row, total, sequence.consequence)
-                if mask:
-                    in_a_row = ()
+                if sample.fields["mask"]:
+                    in_a_row = []
             yield batch
 
     def close(self):
         """End processes and threads."""
         self._joined.close()
-
-
-def _join(chunks, sequence):
-    """(batch, history) of the chunks that make up one batch of a sequence.
-
-    The arrays are new each time, because JAX on CPU may use their memory as it is. The
-    history has for every sample, in the order of positions, its errors and mask.
-    """
-    batch, history = sequence.empty(), []
-    for name, array in batch.items():
-        # The axes of devices and micro-batches as one: a view.
-        flat = array.reshape(-1, *array.shape[sequence.grid.ndim :])
-        for chunk in chunks:
-            if name == "image":
-                for slot, row in zip(chunk.slots, chunk.rows, strict=True):
-                    flat[slot] = chunk.pixels[row]
-            else:
-                flat[chunk.slots] = chunk.fields[name]
-    for chunk in chunks:
-        history += zip(chunk.errors, chunk.fields["mask"], strict=True)
-    return batch, history
 
 
 def _read_turns(turns, starts, number, allocate):

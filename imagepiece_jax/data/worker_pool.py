@@ -13,6 +13,7 @@ twice the memory.
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import mmap
 import os
@@ -43,14 +44,13 @@ _CAUSES = {
 
 
 class Prefetch:
-    """Iterator over join(results) of one group of results after the other.
+    """Iterator over the joined results of one group of them after the other.
 
     work: called as work(number, allocate) for the numbers 0, 1, ..; returns a named
     tuple whose field `pixels` is an array allocate(shape) of uint8 that it fills. It
     must survive pickling, without what the script that is run defines
-    groups: pairs (times, size): `times` groups of `size` results each, then those of
-    the next pair
-    join: makes one of the results of a group, in this process
+    groups: triples (times, size, join): `times` groups of `size` results each, which
+    `join` makes one of in this process, then those of the next triple
     max_bytes: of `pixels`, at most
     workers, threads: processes that work ahead, and threads in each; without processes,
     threads of this one; without both, the calling thread works on demand. There is at
@@ -66,15 +66,14 @@ class Prefetch:
     def __init__(
         self,
         work: Callable,
-        groups: Sequence[tuple[int, int]],
+        groups: Sequence[tuple[int, int, Callable]],
         *,
-        join: Callable,
         max_bytes: int,
         workers: int = 0,
         threads: int = 0,
     ):
-        count = sum(times * size for times, size in groups)
-        largest = max((size for _, size in groups), default=1)
+        count = sum(times * size for times, size, _ in groups)
+        largest = max((size for _, size, _ in groups), default=1)
         workers = min(workers, count // MIN_TASKS)
         parallel = max(workers, 1) * max(threads, 1)
         ahead = largest + max(GROUPS_AHEAD * largest, parallel)
@@ -83,7 +82,7 @@ class Prefetch:
                 pool = _Processes(work, workers, threads, ahead, max_bytes)
             else:
                 pool = _Threads(work, threads)
-            groups = _joined(pool, groups, ahead, join)
+            groups = _joined(pool, groups, count, ahead)
             if workers or threads:
                 # Joining copies whole batches: it is done while the device works.
                 executor = concurrent.futures.ThreadPoolExecutor(1)
@@ -109,19 +108,17 @@ class Prefetch:
         self._close()
 
 
-def _joined(pool, groups, ahead, join):
+def _joined(pool, groups, count, ahead):
     """Iterator over the joined groups; at most `ahead` results are not joined yet."""
-    numbers = iter(range(sum(times * size for times, size in groups)))
-    consumed = itertools.count()
+    numbers, pending = iter(range(count)), collections.deque()
 
     def submit(times):
-        for number in itertools.islice(numbers, times):
-            pool.submit(number)
+        pending.extend(map(pool.submit, itertools.islice(numbers, times)))
 
     submit(ahead)
-    for times, size in groups:
+    for times, size, join in groups:
         for _ in range(times):
-            joined = join([pool.result(next(consumed)) for _ in range(size)])
+            joined = join([pending.popleft()() for _ in range(size)])
             submit(size)
             yield joined
 
@@ -141,21 +138,17 @@ class _Threads:
     """Work done by threads of this process; without any, by the one that asks."""
 
     def __init__(self, work, threads):
-        def run(number):
-            return work(number, lambda shape: np.empty(shape, np.uint8))
-
-        self._run, self._pending, self._executor = run, {}, None
+        allocate = functools.partial(np.empty, dtype=np.uint8)
+        self._work = functools.partial(work, allocate=allocate)
+        self._executor = None
         if threads:
             self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
     def submit(self, number):
+        """A function that waits for the result of `number` and returns it."""
         if self._executor:
-            self._pending[number] = self._executor.submit(self._run, number)
-
-    def result(self, number):
-        if self._executor:
-            return self._pending.pop(number).result()
-        return self._run(number)
+            return self._executor.submit(self._work, number).result
+        return functools.partial(self._work, number)
 
     def close(self):
         if self._executor:
@@ -185,14 +178,16 @@ class _Processes:
                 self._workers.append(_Worker(f.fileno(), *arguments))
 
     def submit(self, number):
+        """As that of `_Threads`."""
         worker = self._workers[number % len(self._workers)]
         try:
             pickle.dump((number, number % self._slots), worker.tasks)
             worker.tasks.flush()
         except OSError:
             raise worker.death() from None
+        return functools.partial(self._result, number)
 
-    def result(self, number):
+    def _result(self, number):
         worker = self._workers[number % len(self._workers)]
         while number not in self._arrived:
             try:

@@ -69,13 +69,12 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable.names) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
-    requests = [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
-    allocate = functools.partial(np.empty, dtype=np.uint8)
-    transform = CanvasTransform(32)
-    chunk = loader.read_chunk(Noise(9, {4}), transform, requests, allocate=allocate)
-    names = [[error.place for error in errors] for errors in chunk.errors]
+    sequence = loader.EvalBatches(Noise(9, {4}), CanvasTransform(32), batch_size=3)
+    sequence.requests = lambda _: [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
+    _, samples = sequence.read(0, functools.partial(np.empty, dtype=np.uint8))
+    names = [[error.place for error in sample.errors] for sample in samples]
     assert names == [["4.jpg"], [], []]
-    assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])
+    assert [(one.row, one.fields["index"]) for one in samples] == [(0, 5)] * 3
 
 
 def test_canvases_hold_the_image_and_say_where():

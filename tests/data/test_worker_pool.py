@@ -279,8 +279,8 @@ def pixels_of(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
 def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
-    groups = [(20, 3), (40, 2)]
-    options = dict(join=pixels_of, max_bytes=7, workers=count, threads=threads)
+    groups = [(20, 3, pixels_of), (40, 2, pixels_of)]
+    options = dict(max_bytes=7, workers=count, threads=threads)
     joined = []
     for group in Prefetch(fill, groups, **options):
         time.sleep(0.001 * (len(joined) % 5))
@@ -292,7 +292,7 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
-    results = Prefetch(fail, [(2, 1)], join=list, max_bytes=1, workers=count, threads=1)
+    results = Prefetch(fail, [(2, 1, list)], max_bytes=1, workers=count, threads=1)
     with pytest.raises(ValueError, match="of its own"):
         next(results)
     assert not workers()
@@ -302,7 +302,7 @@ def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
 
 @pytest.mark.slow
 def test_an_error_that_cannot_be_sent_ends_the_process(capfd):
-    results = Prefetch(unpicklable, [(2, 1)], join=list, max_bytes=1, workers=1)
+    results = Prefetch(unpicklable, [(2, 1, list)], max_bytes=1, workers=1)
     with pytest.raises(RunError, match="ended with status 1; the same command"):
         next(results)
     assert "Local" in capfd.readouterr().err
@@ -314,4 +314,4 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
     message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*config.data.workers=0"
     with pytest.raises(InputError, match=message):
-        Prefetch(fill, [(9, 1)], join=list, max_bytes=10**6, workers=1)
+        Prefetch(fill, [(9, 1, list)], max_bytes=10**6, workers=1)
