@@ -48,58 +48,7 @@ def cost_table(model, dense, image_size):
             return (name, "", "", *cost, "")
         return (name, layer.attn_tokens, layer.mlp_tokens, *cost, action(layer))
 
-    blocks = [f"block {i}" for i in range(len(model.plan))]
-    columns = (
-        _part_macs(model, image_size),
-        _part_macs(dense, image_size),
-        _part_parameters(model, image_size),
-    )
-    rows = zip(
-        ["stem", *blocks, "head", "total"],
-        [None, *model.plan, None, None],
-        *([*parts, sum(parts)] for parts in columns),
-        strict=True,
-    )
-    heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
-    return text_table([heading, *(row(*cells) for cells in rows)])
-
-
-def action(layer):
-    """A block's reduction in a few words; "" for none."""
-    if layer.counts is None:
-        return ""
-    n_in, name = layer.counts.n_in, type(layer.step.reducer).__name__
-    places = {"pre": " before the block", "attention": " inside attention"}
-    place = places.get(layer.step.site, "")
-    return f"{name}: {n_in} - {n_in - layer.counts.n_out}{place}"
-
-
-def model_macs(model, image_size):
-    """MACs of one image through `model`, counted from its plan: an int."""
-    return sum(_part_macs(model, image_size))
-
-
-def dead_macs(model):
-    """MACs of one image that `ViT.head_only` saves: an int.
-
-    `model_macs` counts them, as published figures do.
-    """
-    layer, queries = model.plan[-1], model.arch.head_tokens
-    if queries is None:
-        return 0
-    sizes = model.embed_dim, model.mlp_ratio, _mlp_layers(model.arch)
-    dead = block_macs(layer, *sizes) - block_macs(layer, *sizes, queries)
-    if layer.counts and layer.step.site == "mid":
-        dead += reducer_macs(layer, model.embed_dim, model.num_heads)
-    return dead
-
-
-def _part_macs(model, image_size):
-    """MACs of the stem, of each block and of the head."""
-    width, arch = model.embed_dim, model.arch
-    stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    layers = _mlp_layers(arch)
-    blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio, layers)
+    blocks = [block_macs(model, b) + reducer_macs(model, b) for b in model.plan]
     head = width * model.num_classes * (1 + arch.dist_token)
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
         read = model.plan[-1].mlp_tokens
@@ -109,43 +58,31 @@ def _part_macs(model, image_size):
     return [stem, *blocks, head]
 
 
-def _mlp_layers(arch):
-    return 3 if arch.mlp == "swiglu" else 2
-
-
-def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
-    """MACs of one image in every block, with reducers: ints."""
-    return [
-        block_macs(layer, embed_dim, mlp_ratio, mlp_layers)
-        + reducer_macs(layer, embed_dim, num_heads)
-        for layer in plan
-    ]
-
-
-def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2, queries=None):
+def block_macs(model, layer, queries=None):
     """MACs of one image in one block: projections and attention, then the MLP.
 
-    mlp_ratio: width of its hidden layer, in `embed_dim`
-    mlp_layers: 2, or 3 where one of them is a gate
+    layer: the block's LayerPlan
     queries: tokens that attend and leave the block; None: all
     """
+    width = model.embed_dim
     keys = values = layer.attn_tokens
     scoring, outgoing = queries or keys, queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
         scoring, values = keys, layer.mlp_tokens
     reading = queries or values
     # Queries, keys and their products; then values, their products, and proj.
-    attention = (scoring + keys + values + reading) * embed_dim**2
-    attention += (scoring * keys + reading * values) * embed_dim
-    mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
-    return attention + outgoing * mlp
+    attention = (scoring + keys + values + reading) * width**2
+    attention += (scoring * keys + reading * values) * width
+    layers = 3 if model.arch.mlp == "swiglu" else 2  # one of them is a gate
+    return attention + outgoing * layers * width * round(model.mlp_ratio * width)
 
 
-def reducer_macs(layer, embed_dim, num_heads):
+def reducer_macs(model, layer):
     """MACs of the reducer of a block itself (a learned selector)."""
     if layer.counts is None:
         return 0
-    return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
+    sizes = layer.counts.n_in, model.embed_dim, model.num_heads
+    return layer.step.reducer.extra_macs(*sizes)
 
 
 def _part_parameters(model, image_size):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import cost
-from imagepiece_jax.models.cost import block_macs, plan_macs
-from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.models.cost import block_macs, model_macs
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.reducers import Reducer
@@ -36,12 +36,10 @@ def test_published_trace_and_macs(entry):
     trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
-    embed_dim, num_heads = MODELS[entry["model"]]
+    model = ViT(plan, *MODELS[entry["model"]], stem=entry["stem"])
+    total = model_macs(model, 224)
     if "blocks only" in entry["name"]:
-        blocks = [block_macs(layer, embed_dim) for layer in plan]
-    else:
-        blocks = plan_macs(plan, embed_dim, num_heads)
-    total = stem_macs(entry["stem"], embed_dim) + sum(blocks) + embed_dim * 1000
+        total -= sum(cost.reducer_macs(model, layer) for layer in plan)
     assert total == entry["macs"]
     assert type(total) is int
 
@@ -52,16 +50,15 @@ def test_published_trace_and_macs(entry):
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
     evit = methods.create("evit", keep_rate=rate, fuse_token=True)
-    plan = build(12, 196, evit.steps(12))
-    total = stem_macs("patch", 384) + sum(plan_macs(plan, 384, 6)) + 384 * 1000
-    assert round(total / 1e9, 1) == gmacs
+    model = ViT(build(12, 196, evit.steps(12)), 384, 6)
+    assert round(model_macs(model, 224) / 1e9, 1) == gmacs
 
 
 def test_block_macs_by_hand():
     """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
     layer = LayerPlan(attn_tokens=3, mlp_tokens=2)
-    assert block_macs(layer, 4, 4) == 192 + 72 + 256
-    assert block_macs(layer, 4, 2) == 192 + 72 + 128
+    assert block_macs(ViT((), 4, 1), layer) == 192 + 72 + 256
+    assert block_macs(ViT((), 4, 1, mlp_ratio=2.0), layer) == 192 + 72 + 128
 
 
 def test_steps_cost_and_are_listed_where_they_change_something():
@@ -71,8 +68,8 @@ def test_steps_cost_and_are_listed_where_they_change_something():
 
     rules = Keep(1.0), Keep(0.5)
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    blocks = [block_macs(layer, 8) for layer in plan]
-    assert sum(plan_macs(plan, 8, 2)) - sum(blocks) == 16082
+    model = ViT(plan, 8, 2)
+    assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
     assert [cost.action(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 
 

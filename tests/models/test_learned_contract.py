@@ -66,8 +66,7 @@ def test_the_logits_teach_every_parameter_of_a_reducer(name):
 def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
     model = tiny.model(LEARNED[name])
-    sizes = tiny.WIDTH, tiny.HEADS
-    counted = sum(cost.reducer_macs(layer, *sizes) for layer in model.plan)
+    counted = sum(cost.reducer_macs(model, layer) for layer in model.plan)
     params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
     kernels = {path: leaf for path, leaf in params.items() if path.endswith("kernel")}
     learned = {k: v for k, v in kernels.items() if k.startswith("reducer_")}

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.cost import plan_macs
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import kernels
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
@@ -71,7 +72,7 @@ def test_named_blocks_override_the_schedule():
 def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
     plans = [build(12, 196, ImagePiece(**f).steps(12)) for f in ({}, fields)]
     assert [layer.mlp_tokens for layer in plans[1]] == tokens
-    nine, fewer = (sum(plan_macs(plan, 384, 6)) for plan in plans)
+    nine, fewer = (model_macs(ViT(plan, 384, 6), 224) for plan in plans)
     assert fewer == pytest.approx(nine, rel=0.01)
 
 
@@ -179,7 +180,8 @@ def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
     assert rates[10] == (0.9, 0.04) and rates[-1] == (0.0, 0.4)
     trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, 12, 196)
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
-    costs = [sum(plan_macs(build(12, 196, m.steps(12)), 192, 3)) for m in path]
+    plans = [build(12, 196, method.steps(12)) for method in path]
+    costs = [model_macs(ViT(plan, 192, 3), 224) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
 
