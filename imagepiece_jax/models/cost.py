@@ -48,6 +48,55 @@ def cost_table(model, dense, image_size):
             return (name, "", "", *cost, "")
         return (name, layer.attn_tokens, layer.mlp_tokens, *cost, action(layer))
 
+    blocks = [f"block {i}" for i in range(len(model.plan))]
+    columns = (
+        _part_macs(model, image_size),
+        _part_macs(dense, image_size),
+        _part_parameters(model, image_size),
+    )
+    rows = zip(
+        ["stem", *blocks, "head", "total"],
+        [None, *model.plan, None, None],
+        *([*parts, sum(parts)] for parts in columns),
+        strict=True,
+    )
+    heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
+    return text_table([heading, *(row(*cells) for cells in rows)])
+
+
+def action(layer):
+    """A block's reduction in a few words; "" for none."""
+    if layer.counts is None:
+        return ""
+    n_in, name = layer.counts.n_in, type(layer.step.reducer).__name__
+    places = {"pre": " before the block", "attention": " inside attention"}
+    place = places.get(layer.step.site, "")
+    return f"{name}: {n_in} - {n_in - layer.counts.n_out}{place}"
+
+
+def model_macs(model, image_size):
+    """MACs of one image through `model`, counted from its plan: an int."""
+    return sum(_part_macs(model, image_size))
+
+
+def dead_macs(model):
+    """MACs of one image that `ViT.head_only` saves: an int.
+
+    `model_macs` counts them, as published figures do.
+    """
+    layer, queries = model.plan[-1], model.arch.head_tokens
+    if queries is None:
+        return 0
+    dead = block_macs(model, layer) - block_macs(model, layer, queries)
+    if layer.counts and layer.step.site == "mid":
+        dead += reducer_macs(model, layer)
+    return dead
+
+
+def _part_macs(model, image_size):
+    """MACs of the stem, of each block and of the head."""
+    width, arch = model.embed_dim, model.arch
+    stem = stem_macs(model.stem, width, image_size, model.patch_size)
     blocks = [block_macs(model, b) + reducer_macs(model, b) for b in model.plan]
     head = width * model.num_classes * (1 + arch.dist_token)
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
