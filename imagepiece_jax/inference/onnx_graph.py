@@ -395,10 +395,11 @@ def primitive(*names, expand=False):
 
 # Elementwise
 
-UNARY = "abs cos erf exp log neg not sign sin sqrt tanh"
-UNARY = {name: name.capitalize() for name in UNARY.split()} | {"logistic": "Sigmoid"}
-BINARY = "add and div max min mul or pow sub"
-BINARY = {name: name.capitalize() for name in BINARY.split()}
+OPERATORS = (
+    "abs add and cos div erf exp log max min mul neg not or pow sign sin sqrt sub tanh"
+)
+OPERATORS = {name: name.capitalize() for name in OPERATORS.split()}
+OPERATORS |= {"logistic": "Sigmoid"}
 COMPARISONS = {
     "eq": "Equal",
     "ge": "GreaterOrEqual",
@@ -431,23 +432,18 @@ SIDES = {"lt": "before", "ge": "from"}
 OPPOSITE = {"before": "from", "from": "before"}
 
 
-@primitive(*UNARY)
-def _unary(graph, equation, x):
-    out = graph.elementwise(UNARY[equation.primitive.name], [x])
-    kind, *facts = graph.notes[x.name]
-    if equation.primitive.name == "not" and kind in OPPOSITE:
-        graph.notes[out.name] = OPPOSITE[kind], *facts
-    return out
-
-
-@primitive(*BINARY)
-def _binary(graph, equation, *values):
+@primitive(*OPERATORS)
+def _operator(graph, equation, *values):
     name, truths = equation.primitive.name, values[0].dtype.kind == "b"
     if truths:
         name = {"max": "or", "min": "and"}.get(name, name)
-    elif name in ("and", "or"):
+    elif name in ("and", "not", "or"):
         raise unknown(f"{name} of integers")
-    return graph.elementwise(BINARY[name], values)
+    out = graph.elementwise(OPERATORS[name], values)
+    kind, *facts = graph.notes[values[0].name]
+    if name == "not" and kind in OPPOSITE:
+        graph.notes[out.name] = OPPOSITE[kind], *facts
+    return out
 
 
 @primitive(*COMPARISONS)
