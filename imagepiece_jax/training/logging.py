@@ -57,8 +57,10 @@ class _OptionalFile:
             self._file.close()
 
 
-class MetricWriter:
+class MetricWriter(contextlib.ExitStack):
     """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
+
+    Closing it closes both.
 
     step: the one that the run resumes from: later lines, which a killed run left, are
         cut, and so is an unfinished last one; 0 where nothing was restored: all are cut
@@ -66,6 +68,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir, step=0, is_main=True):
+        super().__init__()
         self._lines = self._scalars = None
         if not is_main:
             return
@@ -79,17 +82,18 @@ class MetricWriter:
             before = [line for line in lines if line["step"] <= last_step]
             text = "".join(json.dumps(line) + "\n" for line in before)
             replace_file(workdir / FILE, text)
-        self._lines = open(workdir / FILE, "ab", buffering=0)
+        self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
         files = types.SimpleNamespace(
             open=_OptionalFile, directory_check=lambda _: None
         )
         record_writer.register_writer_factory(OPTIONAL, files)
-        self._scalars = SummaryWriter(
+        scalars = SummaryWriter(
             f"{OPTIONAL}:{workdir / 'tensorboard'}",
             purge_step=last_step + 1,
             flush_secs=10,
             max_queue=QUEUE,
         )
+        self._scalars = self.enter_context(scalars)
 
     def write_line(self, kind, step, **values):
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
@@ -115,13 +119,6 @@ class MetricWriter:
         """An image for TensorBoard, uint8 [H, W, 3]; None writes nothing."""
         if self._scalars is not None and pixels is not None:
             self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
-
-    def close(self):
-        """Close both files; closing twice is allowed."""
-        if self._lines is not None:
-            self._lines.close()
-            self._scalars.close()
-            self._lines = self._scalars = None
 
 
 def read_metrics(workdir):
@@ -166,8 +163,8 @@ def say(text):
         sys.stdout.flush()
 
 
-class RunLog:
-    """The output of one run.
+class RunLog(contextlib.ExitStack):
+    """The output of one run; closing it closes files, bar and trace.
 
     With `config.progress` there is a bar with the time left where the output is a
     terminal; without a bar, a line whenever metrics are logged.
@@ -178,24 +175,26 @@ class RunLog:
     """
 
     def __init__(self, workdir, config, length, step, last_saved):
+        super().__init__()
         self._workdir, self._config, self._length = workdir, config, length
         self._last_saved = last_saved
         main = parallel.is_main()
-        self._writer = MetricWriter(workdir, step, main)
+        self._writer = self.enter_context(MetricWriter(workdir, step, main))
         self.image = self._writer.write_image
         wanted = config.progress and main
-        self._bar = tqdm(
+        bar = tqdm(
             total=length.steps,
             initial=step,
             disable=None if wanted else True,  # None: unless the output is a terminal
             unit="step",
             dynamic_ncols=True,
         )
+        self._bar = self.enter_context(bar)
         self._lines = main and self._bar.disable
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
         self._traced = (first, last) if config.profile and main else (None, None)
-        self._trace = contextlib.ExitStack()
+        self._trace = self.enter_context(contextlib.ExitStack())
         self._waiting = None
         self._untimed = step + 1
         self.restart_clock()
@@ -288,11 +287,6 @@ class RunLog:
         self._writer.write_line(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} accuracy"
         say(f"{text} {result['acc1']:.2f} %, loss {result['loss']:.3f}")
-
-    def close(self):
-        """Close files, bar and trace."""
-        for part in (self._trace, self._bar, self._writer):
-            part.close()
 
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size

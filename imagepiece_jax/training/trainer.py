@@ -148,9 +148,7 @@ class Run:
         with (
             StopRequest(parallel.max_over_processes()) as request,
             self.checkpoints as checkpoints,
-            contextlib.closing(
-                RunLog(self.workdir, self.config, length, self.step, saved)
-            ) as log,
+            RunLog(self.workdir, self.config, length, self.step, saved) as log,
             contextlib.closing(self._loader(training)) as reader,
         ):
 
