@@ -1,6 +1,7 @@
 """The table of a run's results; texts of a dry run are in test_trainer."""
 
 import dataclasses
+import time
 
 from imagepiece_jax.training import logging, report, run_dir
 from imagepiece_jax.training.checkpoint import Progress
@@ -75,7 +76,11 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     """Killed after step 7, the run goes on from step 4: three steps are taken twice."""
     clock = [1.7e9]
     monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(run_dir.time, "time", lambda: clock[0])
+
+    def now():
+        return time.strftime(run_dir.CLOCK, time.localtime(clock[0]))
+
+    monkeypatch.setattr(run_dir, "_now", now)
 
     def train(steps, compiling):
         run_dir.record_start(tmp_path, {})
