@@ -74,10 +74,7 @@ def compare(
     """
     shares = sorted(set(shares), reverse=True)
     entries, absent = match(checkpoint, shares, methods, metric)
-    dense, pairs = _measured(checkpoint, entries)
-    if floors:
-        pairs += measured_floors(checkpoint, shares)
-    return _report(checkpoint, dense, pairs, metric, shares, absent)
+    return _report(checkpoint, entries, shares, metric, floors, absent)
 
 
 def sweep(
@@ -92,7 +89,7 @@ def sweep(
         name, setting = settings.label(reduction), settings.changed(reduction)
         share = weights.config.gmacs(reduction) / dense
         entries.append(MatchedMethod(name, None, reduction, setting, share))
-    return _report(checkpoint, *_measured(checkpoint, entries))
+    return _report(checkpoint, entries)
 
 
 def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
@@ -102,16 +99,14 @@ def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
             weights.config.create(reduction)
 
 
-def _measured(checkpoint, entries):
-    """(figures of the dense model, [(entry, its figures)])."""
+def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
+    weights = checkpoint.weights
     reductions = [settings.DENSE, *(entry.reduction for entry in entries)]
     results = measure_all(reductions, checkpoint.has_evaluated, checkpoint.evaluate)
     dense, *figures = map(_figures, results)
-    return dense, [*zip(entries, figures, strict=True)]
-
-
-def _report(checkpoint, dense, pairs, metric="gmacs", shares=(), absent=()):
-    weights = checkpoint.weights
+    pairs = [*zip(entries, figures, strict=True)]
+    if floors:
+        pairs += measured_floors(checkpoint, shares)
     return {
         "weights": weights.name,
         "digest": weights.digest,
