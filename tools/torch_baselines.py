@@ -52,13 +52,13 @@ def prepare(names):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def workloads(names, cases, mode):
-    """{label: Workload} in `mode`, for each model size among `cases`.
+def workloads(names, cases):
+    """{label: Workload} for each model size among `cases`, which have one mode.
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     sizes = {_size(case): case for case in reversed(cases)}
-    found = {}
+    found, mode = {}, cases[0].mode
     for size, case in reversed(sizes.items()):
         model = case.config.model.name
         for variant in VARIANTS:

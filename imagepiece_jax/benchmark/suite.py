@@ -38,22 +38,6 @@ def batch_sizes(texts: list[str]) -> list[int]:
     return sorted(set(map(int, words)), reverse=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Cases at one batch size, in one mode."""
-
-    cases: dict[str, Case]  # by name
-    batch_size: int
-    mode: str
-    dtype: str
-
-    @property
-    def path(self) -> str | None:
-        """The path of the trained weights, the same for all cases; None: random."""
-        weights = (case.weights for case in self.cases.values())
-        return next((str(each.path) for each in weights if each), None)
-
-
 def trained(path, configs: dict, base=None) -> dict:
     """(config, Weights) of the weights at `path` under each config, by name.
 
@@ -74,70 +58,70 @@ def trained(path, configs: dict, base=None) -> dict:
     return pairs
 
 
-def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
-    """All Groups, in the order of the batch sizes.
+def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]:
+    """Cases that take turns, by name: a group for each batch size and mode, in order.
 
     pairs: (config, its Weights or None: random ones), by name
     Raises InputError for mistakes that show without compiling.
     """
     listed = []
     for batch_size, mode in itertools.product(batch_sizes, modes):
-        cases = {}
+        group = {}
         for name, (config, weights) in pairs.items():
             with within(place=f"config {name}" if len(pairs) > 1 else ""):
-                cases[name] = Case(config, batch_size, dtype, weights)
-                cases[name].check(mode)
+                group[name] = Case(config, mode, batch_size, dtype, weights)
+                group[name].check()
             pixels = 4 * device.INPUTS * batch_size * config.image_size**2 * 3
             _check_memory(name, batch_size, pixels)
-        listed.append(Group(cases, batch_size, mode, dtype))
+        listed.append(group)
     return listed
 
 
-def run(group: Group, rules, peaks, others=None) -> list[dict]:
+def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:
     """The rows of all programs of a group.
 
     rules: of the timer
     peaks: PeakRates of the device
-    others: (cases, mode) -> {name: Workload}, which take turns with them
+    others: cases -> {name: Workload}, which take turns with them
     Raises InputError if they do not fit in memory.
     """
-    programs = {}
-    with InputStreams() as streams, _memory_errors(group):
-        for name, case in group.cases.items():
-            programs[name] = case.workload(group.mode, streams)
+    programs, cases = {}, [*group.values()]
+    with InputStreams() as streams, _memory_errors(cases[0]):
+        for name, case in group.items():
+            programs[name] = case.workload(streams)
             memory = programs[name].facts["peak_memory"]
-            _check_memory(name, group.batch_size, memory or 0)
+            _check_memory(name, case.batch_size, memory or 0)
         if others:
-            programs.update(others([*group.cases.values()], group.mode))
+            programs.update(others(cases))
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):
             readings = timer.measure(jobs, rules)
-    return report.rows(programs, readings, peaks, _setting(group, rules))
+    return report.rows(programs, readings, peaks, _setting(cases[0], rules))
 
 
 def run_all(groups, rules, files, others=None):
     """Measure and print every group, writing `files` (report.Files) after each."""
-    dtype = groups[0].dtype
-    of = report.weights(groups[0].path)
-    print(f"{device.name()}, {dtype}, {of}", flush=True)
-    peaks = device.peak_rates(dtype, rules)
+    first = next(iter(groups[0].values()))
+    of = report.weights(first.path)
+    print(f"{device.name()}, {first.dtype}, {of}", flush=True)
+    peaks = device.peak_rates(first.dtype, rules)
     print(report.peak_rates(peaks.matmul, peaks.copy), flush=True)
     for group in groups:
         rows = run(group, rules, peaks, others)
-        print(f"\n{group.mode}\n{report.text(rows)}", flush=True)
+        print(f"\n{rows[0]['mode']}\n{report.text(rows)}", flush=True)
         files.add(rows)
     for sentence in report.break_even(files.rows):
         print(sentence)
     files.plot()
 
 
-def _setting(group, rules):
+def _setting(case, rules):
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
-        "mode": group.mode,
-        "batch_size": group.batch_size,
-        "dtype": group.dtype,
-        "weights": group.path,
+        "mode": case.mode,
+        "batch_size": case.batch_size,
+        "dtype": case.dtype,
+        "weights": case.path,
         "device": device.name(),
         "versions": device.versions(libraries),
         "git": git_revision(),
@@ -159,7 +143,7 @@ def _too_large(batch_size, reason):
 
 
 @contextlib.contextmanager
-def _memory_errors(group):
+def _memory_errors(case):
     """Turn a library's out-of-memory error into one sentence."""
     try:
         yield
@@ -167,5 +151,5 @@ def _memory_errors(group):
         full = isinstance(error, MemoryError)
         if not full and not any(word in str(error) for word in FULL):
             raise
-        reason = f"the memory of {device.name()} is too small in mode {group.mode}"
-        raise _too_large(group.batch_size, reason) from error
+        reason = f"the memory of {device.name()} is too small in mode {case.mode}"
+        raise _too_large(case.batch_size, reason) from error

@@ -52,19 +52,20 @@ class Workload:
 
 
 class Case:
-    """A config at one batch size and dtype; weights: trained, None: random ones."""
+    """A config in one mode, batch size and dtype; weights: None for random ones."""
 
-    def __init__(self, config, batch_size, dtype, weights=None):
+    def __init__(self, config, mode, batch_size, dtype, weights=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
         self.run = RunConfig.from_config(self.config)
         self.model = self.run.create_model()
-        self.batch_size, self.weights = batch_size, weights
+        self.mode, self.batch_size, self.dtype = mode, batch_size, dtype
+        self.weights, self.path = weights, weights and str(weights.path)
 
-    def check(self, mode):
+    def check(self):
         """Raise InputError for mistakes that would otherwise show while measuring."""
-        run = self.run
+        run, mode = self.run, self.mode
         if mode == "train":
             run.check_training(parallel.placement(run.grad_accum_steps))
             if (count := parallel.device_count()) > 1:
@@ -74,14 +75,14 @@ class Case:
         if mode == "end_to_end":
             _source(run)
 
-    def workload(self, mode: str, streams: "InputStreams | None" = None) -> Workload:
-        """The compiled Workload of a mode; `streams` read images for end_to_end."""
-        if mode == "train":
+    def workload(self, streams: "InputStreams | None" = None) -> Workload:
+        """The compiled Workload; `streams` read images for end_to_end."""
+        if self.mode == "train":
             return self._train()
-        fast = self._compiled(pixels=mode != "inference")
-        if mode == "inference":
+        fast = self._compiled(pixels=self.mode != "inference")
+        if self.mode == "inference":
             call = on_noise(fast)
-        elif mode == "copy":
+        elif self.mode == "copy":
             rng = np.random.default_rng(0)
             images = [_pixels(rng, fast.images.shape) for _ in range(INPUTS)]
 
@@ -110,7 +111,7 @@ class Case:
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
-            dtype=self.config.model.dtype,
+            dtype=self.dtype,
             attention=self.config.model.attention,
             kernels=self.config.model.kernels,
             pixels=pixels,

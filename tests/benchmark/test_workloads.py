@@ -17,7 +17,7 @@ def test_inputs_differ_and_rotate(mode, monkeypatch):
         "optimize",
         lambda *args, **options: made.append(Mean(*args, **options)) or made[0],
     )
-    job = workloads.Case(tiny_config(), 3, "float32").workload(mode).job
+    job = workloads.Case(tiny_config(), mode, 3, "float32").workload().job
     for number in range(2 * workloads.INPUTS):
         job.call(number)
     first, again = made[0].seen[: workloads.INPUTS], made[0].seen[workloads.INPUTS :]
@@ -31,9 +31,9 @@ def test_inputs_differ_and_rotate(mode, monkeypatch):
 def test_end_to_end_reads_files_through_the_loader(monkeypatch):
     simplify(monkeypatch)
     with workloads.InputStreams() as streams:
-        case = workloads.Case(tiny_config(), 3, "float32")
-        case.check("end_to_end")
-        job = case.workload("end_to_end", streams).job
+        case = workloads.Case(tiny_config(), "end_to_end", 3, "float32")
+        case.check()
+        job = case.workload(streams).job
         colors = [np.asarray(job.call(number)) for number in range(2)]
     assert colors[0].shape == (3, 3) and (colors[0] != colors[1]).any()
     assert all((0 < c).all() and (c < 255).all() for c in colors)  # of pixels
@@ -41,7 +41,8 @@ def test_end_to_end_reads_files_through_the_loader(monkeypatch):
 
 def test_cases_with_the_same_images_share_a_loader():
     case, same, other = (
-        workloads.Case(tiny_config(), size, "float32") for size in (5, 5, 6)
+        workloads.Case(tiny_config(), "end_to_end", size, "float32")
+        for size in (5, 5, 6)
     )
     with workloads.InputStreams() as streams:
         first = streams.batches(case.run)
@@ -52,7 +53,7 @@ def test_cases_with_the_same_images_share_a_loader():
 
 
 def test_the_optimized_model_is_timed():
-    work = workloads.Case(tiny_config(), 4, "float32").workload("copy")
+    work = workloads.Case(tiny_config(), "copy", 4, "float32").workload()
     logits = work.job.call(0)
     work.job.wait(logits)
     assert logits.shape == (4, 10) and np.isfinite(logits).all()
@@ -63,8 +64,8 @@ def test_the_optimized_model_is_timed():
 
 @pytest.mark.slow  # compiles a step of training
 def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
-    case = workloads.Case(tiny_config(), 4, "float32")
-    work = case.workload("train")
+    case = workloads.Case(tiny_config(), "train", 4, "float32")
+    work = case.workload()
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
