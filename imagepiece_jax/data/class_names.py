@@ -5,6 +5,8 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from imagepiece_jax.errors import InputError
 
 # Synset and lemmas of each class, by label; its first lines state the source.
@@ -165,6 +167,24 @@ def _same(one, other):
         imagenet_labels(one) & imagenet_labels(other, lemmas=True)
         or imagenet_labels(other) & imagenet_labels(one, lemmas=True)
     )
+
+
+def checked_names(names, classes):
+    """Names by label as a tuple. Raises InputError unless there are `classes` of them.
+
+    names: a sequence of strings, and of None for classes without a name
+    """
+    allowed = f"a name, or None, for each of the model's {classes} classes"
+    if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
+        raise InputError(field="class_names", value=names, allowed=allowed)
+    if len(names) != classes:
+        problem, value = f"has length {len(names)}", len(names)
+        raise InputError(problem, field="class_names", value=value, allowed=allowed)
+    for label, name in enumerate(names):
+        if not isinstance(name, str | None):
+            problem, allowed = f"has {name!r} for class {label}", "strings, and None"
+            raise InputError(problem, field="class_names", value=name, allowed=allowed)
+    return tuple(names)
 
 
 def check_classes(

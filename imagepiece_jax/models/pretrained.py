@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import described, patch_grid
+from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
@@ -62,7 +63,8 @@ class Pretrained:
             allowed = 'a ViT, as create_model makes it, and a dict with "params"'
             raise InputError(problem, field=field, value=types, allowed=allowed)
         put = functools.partial(object.__setattr__, self)
-        put("class_names", _checked_names(self.class_names, model.num_classes))
+        if self.class_names is not None:
+            put("class_names", checked_names(self.class_names, model.num_classes))
         if self.projector and self.projector.width != model.embed_dim:
             width, allowed = self.projector.width, f"the model's, {model.embed_dim}"
             problem = f"takes tokens of a width of {width}"
@@ -229,23 +231,6 @@ def takes_pretrained(call):
         return call(*args, **kwargs)
 
     return checked
-
-
-def _checked_names(names, classes):
-    """Class names as a tuple; InputError for another number, or for other objects."""
-    if names is None:
-        return None
-    allowed = f"a name, or None, for each of the model's {classes} classes"
-    if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
-        raise InputError(field="class_names", value=names, allowed=allowed)
-    if len(names) != classes:
-        problem, value = f"has length {len(names)}", len(names)
-        raise InputError(problem, field="class_names", value=value, allowed=allowed)
-    for label, name in enumerate(names):
-        if not isinstance(name, str | None):
-            problem, allowed = f"has {name!r} for class {label}", "strings, and None"
-            raise InputError(problem, field="class_names", value=name, allowed=allowed)
-    return tuple(names)
 
 
 def _square(model):

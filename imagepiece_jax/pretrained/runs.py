@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
 from imagepiece_jax.models.registry import MODELS
@@ -193,13 +194,8 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({error})", place=path) from error
-    allowed = "a list of a name for each class, or no such file"
-    if not isinstance(names, list) or not all(isinstance(n, str | None) for n in names):
-        raise InputError("is not a list of names", place=path, allowed=allowed)
-    if len(names) != classes:
-        problem = f"is a list of length {len(names)}, but the run has {classes} classes"
-        raise InputError(problem, place=path, value=len(names), allowed=allowed)
-    return tuple(names)
+    with within(place=path):
+        return checked_names(names, classes)
 
 
 def reduction_of(config):

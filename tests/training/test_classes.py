@@ -24,6 +24,7 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.refused import refused
 
 SIZE = {"depth": 1, "embed_dim": 8, "num_heads": 2}
 BLOCKS = {"merge_blocks": (), "prune_blocks": ()}
@@ -86,10 +87,10 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
-    with pytest.raises(InputError, match="of length 2, but the run has 3 classes"):
+    with refused("class_names", 2, "classes.json", "3 classes"):
         read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
-    with pytest.raises(InputError, match="classes.json is not a list of names"):
+    with refused("class_names", {"0": "ant"}, "classes.json"):
         read_class_names(tmp_path, 3)
 
 
