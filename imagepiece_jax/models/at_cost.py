@@ -63,11 +63,7 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     with within("reduction"):
         method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
     found = at_cost(method, dense, grid, name, allowed)
-    changed = {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(found)
-        if getattr(found, field.name) != getattr(method, field.name)
-    }
+    changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
     fields = {**fields, "prop_attn": prop_attn, **changed}
     unused = found.amounts if found.counts else ()
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
