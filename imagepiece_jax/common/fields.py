@@ -70,6 +70,19 @@ class CheckedFields:
         return cls(**read)
 
 
+def from_dict(cls, value):
+    """An object of a dataclass, or the one that a dict of its fields makes.
+
+    Raises InputError for another object, and for an unknown field.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    if isinstance(value, Mapping) and {*value} <= {*names}:
+        value = cls(**value)
+    if not isinstance(value, cls):
+        raise InputError(value=value, hint=f"its fields are {', '.join(names)}")
+    return value
+
+
 def is_number(value) -> bool:
     """Whether it is a real number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

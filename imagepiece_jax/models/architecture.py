@@ -1,7 +1,7 @@
 """Parts in which vision transformers differ, beyond their sizes."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 from imagepiece_jax.common.fields import (
@@ -9,24 +9,15 @@ from imagepiece_jax.common.fields import (
     checked,
     choice,
     count,
+    from_dict,
     number,
     optional,
     switch,
 )
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
-ROTARY = [field.name for field in dataclasses.fields(Rotary)]
-
-
-def _rotary(value):
-    if isinstance(value, Rotary):
-        return value
-    if not isinstance(value, Mapping) or not {*value} <= {*ROTARY}:
-        raise ValueError(value)
-    return Rotary(**value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Architecture(CheckedFields):
     prefix_positions: bool = switch(True)  # and to the tokens in front of them
     # how queries and keys turn with coordinates
     rotary: Rotary | None = optional(
-        checked(None, _rotary, f"None and a dict of {', '.join(ROTARY)}")
+        checked(None, functools.partial(from_dict, Rotary), "its fields")
     )
     patch_bias: bool = switch(True)  # the projection of patches has a bias
     qkv_bias: bool = switch(True)  # so have those to queries, keys and values
@@ -61,19 +52,6 @@ class Architecture(CheckedFields):
     fc_norm: bool = switch(False)  # a norm of the pool's result
     resize: str = choice("antialias", RESIZES)  # of positions (`positions.resize`)
 
-    @classmethod
-    def of(cls, fields: "Mapping[str, Any] | Architecture") -> "Architecture":
-        """The Architecture by a dict of what differs from the defaults.
-
-        Raises InputError for an unknown field, and for a value that is not allowed.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if isinstance(fields, Mapping) and {*fields} <= {*names}:
-            fields = cls(**fields)
-        if not isinstance(fields, cls):
-            raise InputError(value=fields, hint=f"its fields are {', '.join(names)}")
-        return fields
-
     @property
     def prefix(self) -> int:
         """Tokens in front of the patches."""
@@ -86,7 +64,7 @@ class Architecture(CheckedFields):
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from the defaults, as `of` takes them."""
+        """The fields that differ from the defaults, a dict in place of a Rotary."""
         parts, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
         return {k: v for k, v in parts.items() if v != usual[k]}
 

@@ -14,6 +14,7 @@ from imagepiece_jax.common.fields import (
     checked,
     choice,
     count,
+    from_dict,
     number,
     optional,
     switch,
@@ -46,7 +47,8 @@ USUAL |= dict(masked=False)
 
 
 def _arch(value):
-    return Architecture.of(value) if value else None  # {}: as the name has it
+    # {}: as the name has it
+    return from_dict(Architecture, value) if value else None
 
 
 class Contradiction(InputError):
@@ -104,8 +106,7 @@ class ModelConfig(CheckedFields):
     @property
     def fields(self) -> dict[str, Any]:
         """The fields that are not None."""
-        fields = {name: getattr(self, name) for name in self.names()}
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def as_dict(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def public_facts(name: str) -> dict[str, Any] | None:
     if dot and "prop_attn" in weights[0]:
         fields["prop_attn"] = weights[0]["prop_attn"]
     arch = row["arch"] | agreed("gelu", "resize")
-    return fields | {"arch": Architecture.of(arch)}
+    return fields | {"arch": Architecture(**arch)}
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     says, sizes = _arguments(arguments, full_name)
     if full_name == name and (row := registry.public_models().get(name)):
         # Trained by timm's code.
-        arch = Architecture.of(row["arch"])
+        arch = Architecture(**row["arch"])
         says = {"gelu": arch.gelu, "resize": arch.resize} | says
     if classes is not None:
         sizes = {"num_classes": classes} | sizes

@@ -138,7 +138,7 @@ def test_every_prefix_and_pooling_has_the_logits_of_jax(name, family):
 # One public model of each architecture, and of each form of rotary positions.
 PUBLIC = {str(row["arch"]): name for name, row in registry.public_models().items()}
 ARCHITECTURES = {
-    name: Architecture.of(registry.public_models()[name]["arch"])
+    name: Architecture(**registry.public_models()[name]["arch"])
     for name in PUBLIC.values()
 }
 ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
