@@ -58,10 +58,6 @@ class DataConfig(CheckedFields):
             image_size, self.crop, self.area, self.shift, self.flip
         )
 
-    def device_crop(self, image_size: int) -> policy.Crop | None:
-        """The device's crop of a training image; None where the host crops."""
-        return policy.Crop(image_size, self.area, self.flip) if self.canvas else None
-
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Evaluation's resize and crop."""
         return Preprocessing.of(image_size, preprocessing.read_fields(vars(self)))

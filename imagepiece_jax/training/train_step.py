@@ -228,11 +228,11 @@ def _prepare(part, positions, step, index, run, model):
     positions: places in the global batch, [m]
     index: the micro-batch's
     """
-    augment, crop, keys = run.augment, run.data.device_crop(run.image_size), None
-    if crop or augment.layers or augment.erase_prob:
+    keys = None
+    if run.data.canvas or run.augment.layers or run.augment.erase_prob:
         keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
     image = pipeline.device(
-        part["image"], augment, crop, model.mean, model.std, keys, part.get("extent")
+        part["image"], run, model.mean, model.std, keys, part.get("extent")
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)

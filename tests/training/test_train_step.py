@@ -14,7 +14,6 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.augment.policy import Crop
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
@@ -356,19 +355,14 @@ def test_the_device_crops_where_it_does_nothing_else():
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
 
-    def device(**fields):
-        run = configured(**fields)
-        return run.augment, run.data.device_crop(run.image_size)
-
     deit = AugmentConfig(
         layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5, erase_prob=0.25
     )
-    assert device() == (deit, None)
-    other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
-    other |= {"data.flip": False, "data.area": (0.3, 0.9)}
+    run = configured()
+    assert (run.augment, run.data.canvas) == (deit, 0)
+    other = {"augment.layers": 0, "augment.erase_prob": 0.0}
     without = dataclasses.replace(deit, layers=0, erase_prob=0.0)
-    crop = Crop(224, (0.3, 0.9), False)
-    assert device(**other) == (without, crop)
+    assert configured(**other).augment == without
 
 
 def test_64_bit_numbers_of_jax_change_no_type():

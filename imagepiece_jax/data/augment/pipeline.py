@@ -21,12 +21,11 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
-def device(images, augment, crop, mean, std, keys=None, extent=None):
+def device(images, run, mean, std, keys=None, extent=None):
     """Crop, augment and normalize a batch: all that precedes mixing.
 
-    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] where there is a `crop`
-    augment: the config's AugmentConfig
-    crop: a policy.Crop, or None
+    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3], which are cropped to S
+    run: the RunConfig, of which data, augment and image_size matter
     mean, std: of the model, see `normalize`; a moved image leaves the mean's color
     keys: [B], one per image, or None where nothing is drawn
     extent: int32 [B, 2], height and width of the images in canvases
@@ -37,9 +36,11 @@ def device(images, augment, crop, mean, std, keys=None, extent=None):
     crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
-    if crop is not None:
-        images = random_resized_crop(images, extent, crop_keys, crop.size, crop.area)
-        if crop.flip:
+    data, augment = run.data, run.augment
+    if data.canvas:
+        size = run.image_size
+        images = random_resized_crop(images, extent, crop_keys, size, data.area)
+        if data.flip:
             images = flip(images, flip_keys)
     if augment.layers:
         images = randaugment(images, op_keys, augment, fill_color(mean))

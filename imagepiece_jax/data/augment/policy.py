@@ -5,8 +5,6 @@ RandAugment (Cubuk et al., 2020) has timm's fifteen operations here, as DeiT's
 Defaults stand in configs/base.py.
 """
 
-import dataclasses
-
 OPS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
     *("SolarizeAdd", "Color", "Contrast", "Brightness", "Sharpness"),
@@ -18,12 +16,3 @@ MAX_MAGNITUDE = 10.0
 def fill_color(mean):
     """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
     return tuple(min(255, round(255 * x)) for x in mean)
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """The crop of a canvas: output side, shares of the area, and whether to flip."""
-
-    size: int
-    area: tuple[float, float]
-    flip: bool

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.policy import Crop
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
 from tests.oracles_augment import erased_boxes, photographs
@@ -24,6 +24,15 @@ def augment(**fields):
     """An AugmentConfig that does nothing else."""
     numbers = ("prob", "magnitude", "magnitude_std", "erase_prob")
     return AugmentConfig(**{"layers": 0} | dict.fromkeys(numbers, 0.0) | fields)
+
+
+def run(augment, **data):
+    """The fields of a RunConfig that matter here."""
+    return types.SimpleNamespace(
+        augment=augment,
+        data=types.SimpleNamespace(**{"canvas": 0} | data),
+        image_size=SIDE,
+    )
 
 
 POLICY = augment(layers=1, prob=0.5, magnitude=9.0, magnitude_std=0.5)
@@ -42,7 +51,7 @@ def boxes(prob=1.0, side=224):
 def test_nothing_asked_for_is_the_program_of_normalizing():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
     plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
-    off = jax.make_jaxpr(lambda x: pipeline.device(x, augment(), None, *HALF))(images)
+    off = jax.make_jaxpr(lambda x: pipeline.device(x, run(augment()), *HALF))(images)
     assert str(off) == str(plain)
 
 
@@ -63,9 +72,11 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
     watch(pipeline, "random_erasing", 0)
-    full, crop = dataclasses.replace(POLICY, erase_prob=0.5), Crop(SIDE, AREA, True)
+    full = dataclasses.replace(POLICY, erase_prob=0.5)
+    cropped = {"canvas": 3, "area": AREA}
     images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
-    out = pipeline.device(images, full, crop, *HALF, keys(2), extent)
+    recipe = run(full, **cropped, flip=True)
+    out = pipeline.device(images, recipe, *HALF, keys(2), extent)
     assert (out == 5).all()
     names, used, rest = zip(*seen, strict=True)
     order = "random_resized_crop flip randaugment normalize random_erasing"
@@ -77,8 +88,8 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     own = [tuple(key) for step in used if step for key in step]
     assert len(own) == 8 == len(set(own)), "four steps, two images"
     seen.clear()
-    crop = Crop(SIDE, AREA, False)
-    pipeline.device(images, augment(), crop, *HALF, keys(2), extent)
+    recipe = run(augment(), **cropped, flip=False)
+    pipeline.device(images, recipe, *HALF, keys(2), extent)
     assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
     assert seen[0][1] == used[0], "whatever else is done"
 
@@ -90,7 +101,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.device(images, full, None, *HALF, keys)
+        return pipeline.device(images, run(full), *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))
