@@ -9,9 +9,9 @@ from typing import ClassVar
 from imagepiece_jax.common import fields
 from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.data import preprocessing, registry, transforms
-from imagepiece_jax.data.augment import policy
 from imagepiece_jax.data.preprocessing import Preprocessing
 
+MAX_MAGNITUDE = 10.0
 AREA = "two shares of the image above 0 and up to 1, the smaller one first"
 
 
@@ -76,6 +76,6 @@ class AugmentConfig(CheckedFields):
 
     layers: int = fields.count()
     prob: float = fields.rate()
-    magnitude: float = fields.number(least=0, most=int(policy.MAX_MAGNITUDE))
+    magnitude: float = fields.number(least=0, most=int(MAX_MAGNITUDE))
     magnitude_std: float = fields.weight()
     erase_prob: float = fields.rate()

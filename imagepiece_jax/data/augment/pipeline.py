@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.augment.crop import random_resized_crop
-from imagepiece_jax.data.augment.policy import fill_color
-from imagepiece_jax.data.augment.randaugment import randaugment
+from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
 
 TRIES = 10

@@ -1,4 +1,7 @@
-"""RandAugment of a batch on the device (Cubuk et al., 2020; timm's operations).
+"""RandAugment of a batch on the device (Cubuk et al., 2020).
+
+It has timm's fifteen operations, as DeiT's `rand-m9-mstd0.5-inc1` has them: what can
+grow stronger with the magnitude does.
 
 Every image draws its own operations. A branch for each of the fifteen would compute
 them all for all images; here a layer is one lookup, one affine transform and one blend,
@@ -18,8 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import integers, normal, uniform
-from imagepiece_jax.data.augment.policy import MAX_MAGNITUDE, OPS
+from imagepiece_jax.data.config import MAX_MAGNITUDE
 
+OPS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
+    *("SolarizeAdd", "Color", "Contrast", "Brightness", "Sharpness"),
+    *("ShearX", "ShearY", "TranslateX", "TranslateY"),
+)
 _MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 _AFFINE = tuple(map(OPS.index, _MOVES))
 _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
@@ -46,6 +54,11 @@ def randaugment(images, keys, augment, fill):
     fill: red, green and blue of what a moved image leaves
     """
     return apply(images, draw(keys, augment), fill)
+
+
+def fill_color(mean):
+    """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
+    return tuple(min(255, round(255 * x)) for x in mean)
 
 
 def draw(keys, augment):

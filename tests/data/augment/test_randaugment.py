@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.policy import OPS, fill_color
-from imagepiece_jax.data.augment.randaugment import Draws
+from imagepiece_jax.data.augment.randaugment import OPS, Draws, fill_color
 from tests import oracles_randaugment
 from tests.data.augment.test_pipeline import augment
 from tests.oracles_augment import at_nine, photographs
