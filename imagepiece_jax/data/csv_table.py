@@ -1,6 +1,7 @@
 """csv:FILE, a table of image files and labels."""
 
 import csv
+import functools
 import os
 import re
 import reprlib
@@ -36,7 +37,8 @@ def open_csv(
     and a training split that lacks a class.
     """
     files, labels, highest = [], [], -1
-    repeats, names = _Repeats(os.path.dirname(path)), {}
+    root, names, first = os.path.dirname(path), {}, {}
+    real = functools.cache(os.path.realpath)  # links are looked up once per folder
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
@@ -56,7 +58,9 @@ def open_csv(
                     _check_file(fields["filename"], path)
                     files.append(fields["filename"])
                     labels.append(row.label)
-                repeats.check(fields["filename"] or "", row)
+                image = fields["filename"] or ""
+                folder, name = os.path.split(os.path.join(root, image))
+                _check_again(image, row, first.setdefault((real(folder), name), row))
                 if has_label and "class" in fields:
                     _add_name(names, row, fields["class"])
     except InputError as error:  # of a row
@@ -80,32 +84,24 @@ def open_csv(
         raise InputError(problem, place=path, hint=hint)
     by_label = tuple(names.get(label, (None, 0))[0] for label in range(num_classes))
     named = by_label if names else None
-    return FileSource(os.path.dirname(path), files, labels, num_classes, named)
+    return FileSource(root, files, labels, num_classes, named)
 
 
-class _Repeats:
-    """Finds images that are named again, but for training images of one label."""
+def _check_again(file, row, first):
+    """InputError for a file that may not come again, as it did in the row `first`.
 
-    def __init__(self, root):
-        self._root, self._folders, self._seen = root, {}, {}
-
-    def check(self, file, row):
-        """InputError where `file` was in an earlier row and may not be in this one."""
-        folder, _, name = file.rpartition("/")
-        if folder not in self._folders:  # links are looked up once per folder
-            path = os.path.join(self._root, file)
-            self._folders[folder] = os.path.realpath(os.path.dirname(path))
-        first = self._seen.setdefault((self._folders[folder], name), row)
-        if first is row or (first[1:] == row[1:] and row.split == "train"):
-            return
-        if first.split != row.split:
-            fault = "an image must not be in both train and val"
-        elif first.label != row.label:
-            fault = f"its labels differ, {first.label} and {row.label}"
-        else:
-            fault = "a test image must count once"
-        problem = f"names {file!r} again (line {first.line})"
-        raise InputError(problem, value=file, hint=fault)
+    Only training images of one label may.
+    """
+    if first is row or (first[1:] == row[1:] and row.split == "train"):
+        return
+    if first.split != row.split:
+        fault = "an image must not be in both train and val"
+    elif first.label != row.label:
+        fault = f"its labels differ, {first.label} and {row.label}"
+    else:
+        fault = "a test image must count once"
+    problem = f"names {file!r} again (line {first.line})"
+    raise InputError(problem, value=file, hint=fault)
 
 
 def _check_columns(path, split, table):
