@@ -160,7 +160,7 @@ def count(default=REQUIRED, least=0, most=None):
 
 def blocks(*default):
     """Indices of blocks."""
-    return checked(default, _wholes, "whole numbers, such as (3, 6, 9)")
+    return several(default, count(least=-math.inf), "whole numbers, such as (3, 6, 9)")
 
 
 def counts(default=REQUIRED, least=0):
@@ -176,9 +176,8 @@ def several(default, of, allowed, length=None):
     """
 
     def convert(value):
-        value = _listed(value)
-        values = _require(length in (None, len(value)), value)
-        return tuple(map(of.metadata["convert"], values))
+        fits = isinstance(value, tuple | list) and length in (None, len(value))
+        return tuple(map(of.metadata["convert"], _require(fits, value)))
 
     return checked(default, convert, allowed)
 
@@ -225,14 +224,6 @@ def _require(fits, value):
     if not fits:
         raise ValueError(value)
     return value
-
-
-def _listed(value):
-    return tuple(_require(isinstance(value, tuple | list), value))
-
-
-def _wholes(value):
-    return tuple(int(_require(is_integer(entry), entry)) for entry in _listed(value))
 
 
 def _bounds(least=None, most=None, above=None, below=None):
