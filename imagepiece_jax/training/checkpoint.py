@@ -187,11 +187,8 @@ class Checkpoints:
 
     def close(self):
         """Wait, then stop the threads that write. Closing twice is allowed."""
-        writers, self._writers = self._writers, {}
-        with self._while_writing as stack:  # each one, whatever fails in the others
-            for kind, writer in writers.items():
-                stack.enter_context(self._reported(kind))
-                stack.callback(writer.close)
+        self._writers.clear()
+        self._while_writing.close()  # each writer, whatever fails in the others
 
     @contextlib.contextmanager
     def _reported(self, kind):
@@ -235,6 +232,8 @@ class Checkpoints:
         if kind not in self._writers:
             every = self._keep_every if kind == "latest" else 0
             writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
+            self._while_writing.enter_context(self._reported(kind))
+            self._while_writing.callback(writer.close)
             self._writers[kind] = writer
             self._see_the_same(kind, writer)
         return self._writers[kind]
