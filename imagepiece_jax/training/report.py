@@ -19,7 +19,6 @@ from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import FILE, TRACE, read_metrics, say
 from imagepiece_jax.training.run_dir import wall_seconds
-from imagepiece_jax.training.teacher import Teacher
 from imagepiece_jax.training.train_step import count_programs, init_state
 
 UNIT = " (1e18 operations, two a MAC)"
@@ -136,10 +135,8 @@ def dry_run(run):
 
 
 def _training_flop(run):
-    model, size = run.teacher_model, run.config.image_size
-    if isinstance(model, Teacher):
-        model, size = model.model, model.image_size
-    macs = 0 if model is None else model_macs(model, size)
+    teacher = run.teacher_model
+    macs = model_macs(teacher.model, teacher.image_size) if teacher else 0
     return run.config.training_flop(len(run.data.train), macs)
 
 

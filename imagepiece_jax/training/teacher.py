@@ -16,7 +16,7 @@ from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
-from imagepiece_jax.pretrained.runs import ALLOWED, IMAGENET
+from imagepiece_jax.pretrained.runs import ALLOWED
 from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
@@ -57,7 +57,7 @@ class Teacher:
 
 
 def of(run: RunConfig, dense: ViT, initial: InitialWeights):
-    """(the teacher's model, its variables); None twice where there is none.
+    """(the Teacher, its variables); None twice where there is none.
 
     dense: the trained model without reduction
     initial: has the weights
@@ -81,17 +81,17 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
             allowed = f"an empty field: {method!r} learns from a model like its own"
             teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
-        variables = initial.teacher_variables(model)
+        size, variables = run.image_size, initial.teacher_variables(model)
     else:
-        model, variables = _distilling(run, initial)
+        model, size, variables = _distilling(run, initial)
     if distill.unlabeled and dense.arch.dist_token:
         words = "numbers below 1 with a distillation token: a head learns from labels"
         distill.refuse("weight", words)
-    return model, variables
+    return Teacher(model, size, dense.mean, dense.std), variables
 
 
 def _distilling(run, initial):
-    """(Teacher, its variables) of the model that config.teacher names."""
+    """(model, image size, variables) that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields)
     with of_teacher(), within("config.teacher"):
         weights = complete(initial.teacher, requested).analyzed(run.model.dtype)
@@ -105,5 +105,4 @@ def _distilling(run, initial):
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")
-    images = (tuple(getattr(run.model, k) or IMAGENET[k]) for k in ("mean", "std"))
-    return Teacher(model, config.image_size, *images), variables
+    return model, config.image_size, variables

@@ -99,7 +99,7 @@ class Run:
                 stack.enter_context(lock)
             resumed = parallel.from_main(self.checkpoints.latest_step) is not None
             initial.check_classes(workdir, names, resumed)
-            # A ViT, a Teacher or None, and its frozen variables.
+            # A Teacher or None, and its frozen variables.
             self.teacher_model, frozen = teacher.of(run, dense, initial)
             # Variables of the dense model, if it is evaluated before the first step.
             self.dense_variables = None
