@@ -180,7 +180,8 @@ def apply(state, result):
     size = _totals(image_size, result)
     if index is None:
         share = _shares(result, image_size)
-        x = _move_by_product(state.x, share, result.dest, result.n_out)
+        belongs = _belongs(result.dest, result.n_out)
+        x = _mixed(state.x, jnp.where(belongs, share[:, None, :], 0))
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
             share, total = image_size, size
@@ -262,10 +263,7 @@ def _attn_sizes(state, result):
 def _apply_mixing(state, result):
     """Rows overlap: every token counts as one, and every patch is in all tokens."""
     matrix, prefix = result.matrix.astype(jnp.float32), state.num_prefix
-    image = state.x[:, prefix:].astype(jnp.float32)
-    mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
-    x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
-    coordinates = state.coordinates
+    x, coordinates = _mixed(state.x, matrix), state.coordinates
     if coordinates is not None:
         coordinates = mean_by(matrix, coordinates)
     attn_size = result.attn_size
@@ -372,14 +370,12 @@ def _shares(result, size):
     return weight / jnp.sum(jnp.where(together, weight[:, None, :], 0), axis=-1)
 
 
-def _move_by_product(x, share, dest, n_out):
-    """[B, N, D] -> [B, N_out, D] as a product with the map written out as a matrix."""
-    share = jnp.ones(dest.shape, jnp.float32) if share is None else share
-    matrix = jnp.where(_belongs(dest, n_out), share[:, None, :], 0)
-    prefix = x.shape[1] - dest.shape[1]
+def _mixed(x, matrix):
+    """The prefix, and sums of the other tokens by a matrix [B, n_out, n] float32."""
+    prefix = x.shape[1] - matrix.shape[2]
     image = x[:, prefix:].astype(jnp.float32)
-    moved = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
-    return jnp.concatenate([x[:, :prefix], moved.astype(x.dtype)], axis=1)
+    mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
+    return jnp.concatenate([x[:, :prefix], mixed.astype(x.dtype)], axis=1)
 
 
 # The map is known, so the backward pass is a gather too: without a rule of its own a
