@@ -13,7 +13,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
 from imagepiece_jax.reduction.methods.method import ModelFacts
-from imagepiece_jax.reduction.settings import read_reduction, split_reduction
+from imagepiece_jax.reduction.settings import read_reduction
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -57,15 +57,14 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
-    fields, prop_attn = split_reduction(reduction)
-    if fields.get("macs") is None:
+    method, _ = read_reduction(reduction)
+    if method.macs is None:
         return reduction
     with within("reduction"):
-        method = methods.create(**fields).resolved(_facts_of(dense, grid, name))
+        method = method.resolved(_facts_of(dense, grid, name))
     found = at_cost(method, dense, grid, name, allowed)
     changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
-    fields = {**fields, "prop_attn": prop_attn, **changed}
-    unused = found.amounts if found.counts else ()
+    fields, unused = {**reduction, **changed}, found.amounts if found.counts else ()
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
 
 
