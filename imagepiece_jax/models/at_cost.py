@@ -109,7 +109,7 @@ def _at_cost(method, model, grid, allowed=MISS):
     """`method` at the strength nearest to `macs`, off by at most `allowed`."""
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(methods.create(), model, grid)), size)
-    tried, beyond = [], None
+    tried = []
 
     def share(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
@@ -117,19 +117,10 @@ def _at_cost(method, model, grid, allowed=MISS):
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 
-    def cheap(strength):
-        nonlocal beyond
-        try:
-            less = share(strength) < method.macs
-            beyond = None if less else beyond
-        except InputError as error:  # the schedule goes less far
-            less, beyond = True, error
-        return less
-
     share(0.0)
     with contextlib.suppress(InputError):  # the weakest that fails is the one to name
         share(1.0)
-    _weakest(cheap)
+    _, beyond = _weakest(lambda strength: share(strength) < method.macs)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
     if miss > allowed and beyond:
         raise beyond
@@ -153,17 +144,12 @@ def _with_tokens(method, tokens, model, grid):
         found = method.at_strength(strength, model.depth, patches)
         return _counts(found, model, grid)
 
-    def enough(strength):
-        try:
-            return at(strength)[-1] <= tokens
-        except InputError:  # the schedule goes less far
-            return True
-
     if at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
         own = _counts(dataclasses.replace(method, macs=None), model, grid)
         cut = [count if count > own[-1] else tokens for count in own]
     else:
-        cut = [max(tokens, count) for count in at(_weakest(enough))]
+        strength, _ = _weakest(lambda strength: at(strength)[-1] <= tokens)
+        cut = [max(tokens, count) for count in at(strength)]
     if cut[-1] != tokens:
         allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
         raise InputError(field="tokens", value=tokens, allowed=allowed)
@@ -172,9 +158,18 @@ def _with_tokens(method, tokens, model, grid):
 
 
 def _weakest(enough):
-    """The weakest strength of a schedule for which `enough(strength)` is true."""
-    low, high = 0.0, 1.0
+    """(the weakest strength for which `enough(strength)`, its InputError or None).
+
+    An InputError says that the schedule goes less far, and counts as enough.
+    """
+    low, high, beyond = 0.0, 1.0, None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+        try:
+            if not enough(middle):
+                low = middle
+                continue
+            high, beyond = middle, None
+        except InputError as error:
+            high, beyond = middle, error
+    return high, beyond
