@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import merges, published, render, tables
+from experiments import intervals, merges, published, render, tables
 from experiments.render import interval
 from experiments.rows import TableRow, find
 from imagepiece_jax.common.image_size import sides
@@ -76,8 +76,8 @@ def attentive_ratios(context, pretrained, reduction):
     def summarize(arrays):
         return {
             str(here.block): {
-                "own": statistics.mean(arrays[f"{here.block} own"]),
-                "candidates": statistics.mean(arrays[f"{here.block} candidates"]),
+                "own": intervals.mean(arrays[f"{here.block} own"]),
+                "candidates": intervals.mean(arrays[f"{here.block} candidates"]),
                 "rule": "(a) above the candidates" if here.merges else "(b) kept",
             }
             for _, here in after
@@ -131,12 +131,12 @@ def first_and_last(context, pretrained, reduction):
 
     def summarize(arrays):
         first, last = (arrays[at].astype(np.float64) for at in ENDS)
-        gap = statistics.bootstrap(
+        gap = intervals.bootstrap(
             lambda index: lowest(last[index]) - lowest(first[index]), len(first)
         )
         estimates = {"gap": gap}
         for at, values in (("first", first), ("last", last)):
-            estimates[f"all {at}"] = statistics.mean(values)
+            estimates[f"all {at}"] = intervals.mean(values)
             estimates[f"lowest {at}"] = lowest_mean(values)
         return estimates
 
@@ -161,7 +161,7 @@ def lowest(values: np.ndarray) -> float:
 
 def lowest_mean(values: np.ndarray) -> statistics.Estimate:
     """`lowest` of values [images], by bootstrap."""
-    return statistics.bootstrap(lambda index: lowest(values[index]), len(values))
+    return intervals.bootstrap(lambda index: lowest(values[index]), len(values))
 
 
 def overlap(context):
@@ -214,7 +214,7 @@ def attended_shares(context, pretrained, reduction):
 
     def summarize(arrays):
         names = [name for name in arrays if name != "index"]
-        return {name: statistics.mean(arrays[name]) for name in names}
+        return {name: intervals.mean(arrays[name]) for name in names}
 
     return context.analyze("overlap", pretrained, reduction, measure, summarize)
 
@@ -261,7 +261,7 @@ def first_merge(context, pretrained, reduction):
     def summarize(arrays):
         pairs = arrays["pairs"].astype(np.float64)
         means = ("pairs", "candidates", "distance")
-        estimates = {name: statistics.mean(arrays[name]) for name in means}
+        estimates = {name: intervals.mean(arrays[name]) for name in means}
         return estimates | {"lowest": lowest_mean(pairs)}
 
     return context.analyze("lcb-similarity", pretrained, reduction, measure, summarize)

@@ -12,7 +12,7 @@ from experiments.settings import Common
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.evaluate.cache import (
     MeasuredWeights,
     ResultCache,
@@ -210,7 +210,3 @@ class Answers:
 
     def __getitem__(self, name):
         return self.figures[name]
-
-    @property
-    def accuracy(self) -> statistics.Estimate:
-        return statistics.accuracy(self.right)

@@ -7,9 +7,8 @@ share than they were trained for.
 
 import numpy as np
 
-from experiments import published, render, tables
+from experiments import intervals, published, render, tables
 from experiments.rows import DENSE, find
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -59,8 +58,8 @@ def _point(context, models, rate, base):
     return {
         "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
         "right": np.mean(rights, axis=0),  # [images], over seeds
-        "acc1": statistics.accuracy(rights),
-        "difference": statistics.paired_difference(rights, dense) if base else None,
+        "acc1": intervals.accuracy(rights),
+        "difference": intervals.difference(rights, dense) if base else None,
         "gmacs": results[0]["gmacs"],
         "tokens": results[0]["tokens"],
         "untrained": results[0]["untrained_selectors"],
@@ -112,7 +111,7 @@ def _areas(curves, axis, name):
         def mean(index, x=x, rights=rights):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
 
-        mean_accuracy = statistics.bootstrap(mean, rights.shape[1], repeats=500)
+        mean_accuracy = intervals.bootstrap(mean, rights.shape[1], repeats=500)
         lines.append([method, format_estimate(mean_accuracy)])
     head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
     return render.table(head, lines)

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import published, render, tables
+from experiments import intervals, published, render, tables
 from experiments.rows import DENSE, find
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import Split
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.pretrained.load import lacks_selectors
@@ -48,7 +47,7 @@ def masking(context):
     path = context.out / "masking.png"
     series = {
         row.name: [
-            (c, statistics.accuracy(r)) for c, r in zip(counts, rights, strict=True)
+            (c, intervals.accuracy(r)) for c, r in zip(counts, rights, strict=True)
         ]
         for row, rights in by_row.items()
     }
@@ -72,14 +71,14 @@ def _lines(row, rights, dense):
         blanks = [render.BLANK] * (len(published.MASKS) + 2)
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]
     masked = [np.mean(each, axis=0) for each in rights[1:]]
-    mean = statistics.mean(100 * np.mean(masked, axis=0))
-    cells = [format_estimate(statistics.accuracy(each)) for each in rights]
+    mean = intervals.mean(100 * np.mean(masked, axis=0))
+    cells = [format_estimate(intervals.accuracy(each)) for each in rights]
     lines.append([row.name, "acc1, % (measured)", *cells, format_estimate(mean)])
     if dense is not None and row != DENSE:
         pairs = zip(rights, dense, strict=True)
-        differences = [statistics.paired_difference(*pair) for pair in pairs]
+        differences = [intervals.difference(*pair) for pair in pairs]
         change = np.mean(masked, axis=0) - np.mean(np.mean(dense[1:], axis=1), axis=0)
-        differences.append(statistics.mean(100 * change))
+        differences.append(intervals.mean(100 * change))
         cells = map(format_difference, differences)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import render
+from experiments import intervals, render
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
@@ -204,7 +204,7 @@ def shares_table(found) -> str:
             def share(index, values=values, place=place):
                 return 100.0 * shares(values[:, :, index].mean(axis=2))[place]
 
-            estimate = statistics.bootstrap(share, values.shape[2], REPEATS)
+            estimate = intervals.bootstrap(share, values.shape[2], REPEATS)
             line = [label, f"{values.shape[0]} x {values.shape[1]}", name]
             lines.append([*line, statistics.format_estimate(estimate)])
     return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
@@ -217,7 +217,7 @@ def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
     """Test of one number an image, by Student's t."""
     change = np.asarray(ours) - np.asarray(theirs)
     p = stats.ttest_1samp(change, 0.0).pvalue
-    return name, unit, statistics.student(change), p
+    return name, unit, intervals.student(change), p
 
 
 def contrasts(found) -> list[tuple]:

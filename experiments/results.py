@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments import parts, records, render, retokenization, schedule
+from experiments import intervals, parts, records, render, retokenization, schedule
 from experiments import trained_schedules as trained
 from experiments.records import MethodResult, Results
 from imagepiece_jax.common.files import replace_file
@@ -79,7 +79,7 @@ def controls_table(
     line = ["mean", ""]
     line += [f"{100 * np.mean(right[kind]):.1f}" for kind in ("merge", "drop", "evit")]
     for one, other in contrasts:
-        change = statistics.mean(mean_points(right[one], right[other]))
+        change = intervals.mean(mean_points(right[one], right[other]))
         line.append(format_estimate(change, signs=True))
     head = ["share of the dense MACs", "keep, merge", "ImagePiece", "dropping", "EViT"]
     head += ["ImagePiece - dropping", "ImagePiece - random pairs"]

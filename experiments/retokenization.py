@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from experiments import published, render
+from experiments import intervals, published, render
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "retokenization"
@@ -50,7 +50,7 @@ class Contrast:
 
     @property
     def estimate(self) -> statistics.Estimate:
-        return statistics.student(self.points)
+        return intervals.student(self.points)
 
     @property
     def p(self) -> float:
@@ -115,7 +115,7 @@ def declared_table(declared: Sequence[Contrast]) -> str:
 def described_table(accuracies: Accuracies) -> str:
     """Differences that were not tested."""
     lines = [
-        [name, statistics.format_estimate(statistics.student(points), 2)]
+        [name, statistics.format_estimate(intervals.student(points), 2)]
         for name, points in _described(accuracies)
     ]
     return render.table(["", "points"], lines)
@@ -192,4 +192,4 @@ def _measures():
 
 
 def _mean(values: Mapping, digits):
-    return statistics.format_estimate(statistics.student(values), digits)
+    return statistics.format_estimate(intervals.student(values), digits)

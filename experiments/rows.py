@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import published, render
+from experiments import intervals, published, render
 from experiments.context import Answers, Context
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -53,7 +53,7 @@ class Measured:
         if not self.bases:
             return None
         bases = [each.right for each in self.bases]
-        return statistics.paired_difference(self.rights, bases)
+        return intervals.difference(self.rights, bases)
 
     @property
     def facts(self) -> dict:
@@ -155,7 +155,7 @@ def _cells(measured, dense, several):
     use = measured.pretrained.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
-    cells = [use, statistics.format_estimate(statistics.accuracy(measured.rights))]
+    cells = [use, statistics.format_estimate(intervals.accuracy(measured.rights))]
     itself = measured.row == DENSE
     cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:

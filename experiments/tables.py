@@ -4,7 +4,7 @@ The paper's ImagePiece has a convolutional stem and its baselines have not, so e
 has its own dense model here.
 """
 
-from experiments import published, render
+from experiments import intervals, published, render
 from experiments.rows import DENSE, TableRow, present
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
@@ -119,7 +119,7 @@ def _gains(results):
         pair = results[single.name], results[combined.name]
         if None in pair or any(m.facts["untrained_selectors"] for m in pair):
             continue
-        gain = statistics.paired_difference(pair[1].rights, pair[0].rights)
+        gain = intervals.difference(pair[1].rights, pair[0].rights)
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
         lines.append([single.name, *costs, statistics.format_difference(gain)])
     if not lines:
@@ -180,7 +180,7 @@ def _to_default(results):
             row = measured.row
             if row.reduction["name"] != "imagepiece" or row.stem != default.stem:
                 continue
-            change = statistics.paired_difference(measured.rights, base.rights)
+            change = intervals.difference(measured.rights, base.rights)
             costs = f"{measured.facts['gmacs'] - base.facts['gmacs']:+.3f}"
             lines.append([name, statistics.format_difference(change), costs])
     if not lines:

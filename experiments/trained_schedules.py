@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from scipy import stats
 
-from experiments import render, retokenization
+from experiments import intervals, render, retokenization
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = retokenization.FOLDER.parent / "trained_schedules"
@@ -46,7 +46,7 @@ def _acc1(folder, system, seed):
 def systems_table(acc1: dict[str, np.ndarray]) -> str:
     """Accuracy of the systems, mean and by seed."""
     lines = [
-        [title, statistics.format_estimate(statistics.student(acc1[system]))]
+        [title, statistics.format_estimate(intervals.student(acc1[system]))]
         + [" ".join(f"{each:.1f}" for each in acc1[system])]
         for system, title in SYSTEMS.items()
     ]
@@ -61,7 +61,7 @@ def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
     for (name, (claim, *_)), each, one, corrected in zip(
         CONTRASTS.items(), points, p, statistics.holm(p), strict=True
     ):
-        change = statistics.format_difference(statistics.student(each), 2)
+        change = statistics.format_difference(intervals.student(each), 2)
         verdict = "decided" if corrected < LEVEL else "open"
         lines.append([name, claim, change, f"{one:.3g}", f"{corrected:.3g}", verdict])
     head = ["", "contrast", "points", "p", "p, Holm", "verdict"]
@@ -72,7 +72,7 @@ def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     """`dropping_conv` here and in the experiment on retokenization, seed by seed."""
     system, seeds = "dropping_conv", retokenization.SEEDS
     older = np.array([_acc1(retokenization.FOLDER, system, seed) for seed in seeds])
-    change = statistics.student(acc1[system] - older)
+    change = intervals.student(acc1[system] - older)
     lines = [
         ["older code", *(f"{each:.1f}" for each in older), f"{older.mean():.1f}"],
         ["this code", *(f"{each:.1f}" for each in acc1[system])],

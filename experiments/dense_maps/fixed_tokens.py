@@ -58,7 +58,7 @@ def fixed_tokens(context):
             row["times as fast as dense"] = render.speed_cell(speed)
         if sets:
             votes = _neighbors(context, reduction, tokens, *sets)
-            row["neighbors, %"] = statistics.format_estimate(votes.accuracy)
+            row["neighbors, %"] = statistics.format_estimate(votes)
         rows.append(row)
     parts = [render.rows(rows), render.note(context)]
     if given.speed:
@@ -83,7 +83,7 @@ def _sets(context):
 
 
 def _neighbors(context, reduction, tokens, memory, queries):
-    """Answers to the queries, by `nearest_classes` of the means of their tokens."""
+    """Accuracy of `nearest_classes`, by the means of the queries' tokens."""
     maps = FeatureMaps(context)
     prefix = context.pretrained.config.create(reduction).arch.prefix
 
@@ -101,7 +101,7 @@ def _neighbors(context, reduction, tokens, memory, queries):
 
     sets = {"images": queries, "memory": memory.setting}
     found = maps.result("neighbors", reduction, measured, tokens=tokens, **sets)
-    return Answers(found)
+    return statistics.accuracy(Answers(found).right)
 
 
 def nearest_classes(memory, labels, queries):

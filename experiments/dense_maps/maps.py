@@ -17,6 +17,7 @@ import pathlib
 import jax
 import numpy as np
 
+from experiments import intervals
 from experiments.dense_maps.head import decode, read_head
 from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.errors import InputError
@@ -191,7 +192,7 @@ def estimate(result, name, base=None):
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    return statistics.bootstrap(lambda index: float(values[index].mean()), len(values))
+    return intervals.bootstrap(lambda index: float(values[index].mean()), len(values))
 
 
 def cells(result):

@@ -22,7 +22,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import render
+from experiments import intervals, render
 from experiments.dense_maps.maps import (
     FILLED,
     FeatureMaps,
@@ -30,7 +30,6 @@ from experiments.dense_maps.maps import (
     of_other_images,
 )
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
@@ -154,8 +153,8 @@ class Reference(FeatureMaps):
         theirs, pairs, labels, memory = self.dense
 
         def figures(ours, right):
-            alike = statistics.mean(correlation(ours, pairs))
-            return {"self_similarity": alike, "probe": statistics.mean(right)}
+            alike = intervals.mean(correlation(ours, pairs))
+            return {"self_similarity": alike, "probe": intervals.mean(right)}
 
         if reduction == settings.DENSE:
             yield row | figures(pairs, probe(theirs, labels, memory))
@@ -170,7 +169,7 @@ class Reference(FeatureMaps):
             right = probe(ours, labels, memory)
             yield row | {
                 "fill": fill if drops else None,
-                "agreement": statistics.mean(near.mean(axis=1)),
+                "agreement": intervals.mean(near.mean(axis=1)),
                 "cosine": {
                     f: float(near[fate == f].mean()) for f in FATES if f in fate
                 },

@@ -1,16 +1,14 @@
-"""95 % confidence intervals of accuracies, paired differences and means over images.
+"""95 % confidence intervals of accuracies and paired differences.
 
 The only place in the package where an interval is computed, so that the same figure has
 the same interval wherever it is printed. Accuracies are in percent, their differences
 in points. Two models are always compared on the same images, in the same order.
 
 Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
-proportions; McNemar (1947), its test; Holm (1979), many tests at once; Student (1908),
-a mean over few trainings; Efron (1979), the percentile bootstrap of any statistic.
+proportions; McNemar (1947), its test; Holm (1979), many tests at once.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,15 +28,12 @@ class Estimate(NamedTuple):
 
 
 def accuracy(right: ArrayLike) -> Estimate:
-    """Percent of True. bool [images], or [seeds, images] of several trainings.
+    """Percent of True. bool [images].
 
-    The interval for one model is Wilson's: unlike value +- 1.96 standard errors it
-    stays inside 0..100 and is not empty at its ends. For several see `mean_over_seeds`.
+    The interval is Wilson's: unlike value +- 1.96 standard errors it stays inside
+    0..100 and is not empty at its ends.
     """
-    right = np.atleast_2d(right)
-    if len(right) > 1:
-        value, low, high = mean_over_seeds(100.0 * right)
-        return Estimate(value, max(low, 0.0), min(high, 100.0))
+    right = np.asarray(right)
     n, share = right.size, float(right.mean())
     center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
@@ -48,14 +43,11 @@ def accuracy(right: ArrayLike) -> Estimate:
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
     """Points of accuracy that `right` has more than `base`, image by image.
 
-    bool [images] twice, or [seeds, images] twice, paired by seed as well. The
-    interval for one pair is that of Agresti and Min: half an image more in each cell of
-    the 2 x 2 table, so that it is not empty where few images differ.
+    bool [images] twice. The interval is that of Agresti and Min: half an image more in
+    each cell of the 2 x 2 table, so that it is not empty where few images differ.
     """
-    right, base = np.atleast_2d(right), np.atleast_2d(base)
     gained, lost = discordant(right, base)
-    if len(right) > 1:
-        return mean_over_seeds(100 * (right.astype(float) - base))
+    right = np.asarray(right)
     n = right.size + 2
     center, differ = (gained - lost) / n, gained + lost + 1
     half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
@@ -92,53 +84,6 @@ def holm(p: ArrayLike) -> list[float]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(raised, 1.0)
     return corrected.tolist()
-
-
-def mean(values: ArrayLike) -> Estimate:
-    """Mean of one value per image [images], NaN left out, by its standard error."""
-    values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return Estimate(math.nan, math.nan, math.nan)
-    half = Z * values.std(ddof=len(values) > 1) / math.sqrt(len(values))
-    return Estimate(values.mean(), values.mean() - half, values.mean() + half)
-
-
-def mean_over_seeds(values: ArrayLike) -> Estimate:
-    """Mean of one value per image of several trainings. [seeds, images].
-
-    Two sources of chance add up: which images there are (normal), and which seeds
-    (Student's t over the seeds' means). One seed: only the images.
-    """
-    values = np.asarray(values, np.float64)
-    by_image = mean(values.mean(axis=0))
-    if len(values) == 1:
-        return by_image
-    by_seed = student(values.mean(axis=1))
-    half = math.hypot(by_image.high - by_image.value, by_seed.high - by_seed.value)
-    return Estimate(values.mean(), values.mean() - half, values.mean() + half)
-
-
-def student(values: ArrayLike) -> Estimate:
-    """Mean of one figure per training [trainings], two or more, by Student's t."""
-    values = np.asarray(values, np.float64)
-    t = special.stdtrit(len(values) - 1, 0.975)
-    half = float(t * values.std(ddof=1) / math.sqrt(len(values)))
-    value = float(values.mean())
-    return Estimate(value, value - half, value + half)
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
-) -> Estimate:
-    """Estimate of `statistic(index)`, a number, by resampling n images.
-
-    `index` [n] names images, some more than once; percentile interval.
-    """
-    rng = np.random.default_rng(0)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return Estimate(float(statistic(np.arange(n))), float(low), float(high))
 
 
 def format_estimate(

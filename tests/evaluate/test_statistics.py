@@ -114,60 +114,6 @@ def test_holm_rejects_what_stepping_down_rejects_and_errs_once_in_twenty():
 
 
 @pytest.mark.parametrize(
-    "points, low, high",  # of adaptations by five folds: 2.776 standard errors
-    [((0.0, 8.5, 7.5, -0.5, 2.5), -1.6, 8.8), ((7.5, 6.5, 6.0, 8.0, 6.5), 5.9, 7.9)],
-)
-def test_few_trainings_have_students_interval(points, low, high):
-    found = statistics.student(points)
-    theirs = stats.ttest_1samp(points, 0).confidence_interval()
-    assert found == pytest.approx((np.mean(points), *theirs))
-    assert (round(found.low, 1), round(found.high, 1)) == (low, high)
-
-
-def test_mean_by_hand_leaves_missing_values_out():
-    found = statistics.mean([1.0, np.nan, 2.0, 6.0])
-    half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values
-    np.testing.assert_allclose(found, (3, 3 - half, 3 + half))
-    assert np.isnan(statistics.mean([np.nan, np.nan])).all()
-
-
-def test_seeds_and_images_add_up():
-    """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
-    found = statistics.mean_over_seeds(100 * np.array([[0, 1, 1, 0], [1, 1, 1, 1]]))
-    images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
-    seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
-    assert found.value == 75
-    assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
-    # One seed is the image interval.
-    found = statistics.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
-    assert found.value == 87.5 and found.high == 100 and found.low == 0
-    right, base = pair(30, 6, 2, 2)
-    assert statistics.accuracy([right]) == statistics.accuracy(right)
-    alone = statistics.paired_difference(right, base)
-    assert statistics.paired_difference([right], [base]) == alone
-
-
-def test_differences_of_seeds_are_paired_by_seed_and_image():
-    """Differences of images, over seeds: 50, 0, 0, 50; of seeds: 25 and 25."""
-    rights = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
-    bases = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], bool)
-    found = statistics.paired_difference(rights, bases)
-    half = 1.959964 * np.std([50, 0, 0, 50], ddof=1) / 2
-    np.testing.assert_allclose(found, (25, 25 - half, 25 + half))
-
-
-def test_intervals_are_near_their_bootstrap():
-    values = np.random.default_rng(3).normal(size=400)
-    brute = statistics.bootstrap(lambda index: values[index].mean(), 400)
-    np.testing.assert_allclose(brute, statistics.mean(values), atol=0.02)
-    right, base = pair(300, 60, 25, 115)
-    found = statistics.paired_difference(right, base)
-    each = 100 * (right.astype(float) - base)
-    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
-    np.testing.assert_allclose(found, brute, atol=0.35)
-
-
-@pytest.mark.parametrize(
     "estimate, written",
     [
         ((1, -1, 3), "+1.0 [-1.0, +3.0], within noise"),

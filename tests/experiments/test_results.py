@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments import records, results
+from experiments import intervals, records, results
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.evaluate.cache import encode_bits
@@ -147,7 +147,7 @@ def test_intervals_of_adaptations_are_students_over_the_folds(stored):
     low = {}
     for row in stored.of("adaptation"):
         change = row.differences["unadapted"]
-        assert change == pytest.approx(statistics.student(row.parts))
+        assert change == pytest.approx(intervals.student(row.parts))
         low[row.method] = change[1]
     assert low["evit"] > 0 > max(low["imagepiece"], low["tome"])
 
@@ -196,7 +196,7 @@ def test_figures_of_the_comparison(stored):
     figures = {
         "imagepiece behind tome at .6": f"{value} [{low}, {high}]",
         "cochran": compare_tables.p_value(p),
-        "imagepiece_tome ahead": worded(statistics.mean(more), "+"),
+        "imagepiece_tome ahead": worded(intervals.mean(more), "+"),
         "imagepiece_tome at .5": worded(statistics.paired_difference(*pairs[1])),
         "its p": compare_tables.p_value(p_values[1]),
         "its p, corrected": corrected.removeprefix("p = "),
@@ -209,14 +209,14 @@ def test_figures_of_imagepiece(stored):
     right = rights_of(stored, results.path_of_controls(stored))
 
     def mean(one, other):
-        return statistics.mean(results.mean_points(right[one], right[other]))
+        return intervals.mean(results.mean_points(right[one], right[other]))
 
     p = [both_sides(right["merge"], right[kind]) for kind in results.KINDS[1:]]
     by_drop, by_random, _ = map(compare_tables.p_value, statistics.holm(p))
     pairs = zip(right["merge"], right["drop"], strict=True)
     lowest = min(statistics.mcnemar(*pair) for pair in pairs)
     fixed = rights_of(stored, results.fixed_controls(stored))
-    ahead = statistics.mean(results.mean_points(fixed["tome"], fixed["merge"]))
+    ahead = intervals.mean(results.mean_points(fixed["tome"], fixed["merge"]))
     figures = {
         "imagepiece - evit": f"{mean('merge', 'own evit').value:.1f}",
         "dropping - evit": f"{mean('drop', 'own evit').value:.1f}",

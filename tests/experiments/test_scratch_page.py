@@ -1,12 +1,12 @@
 """The page of training from scratch, from runs that were never trained."""
 
 import dataclasses
-import itertools
 import json
 
 import numpy as np
 import pytest
 
+from experiments import intervals
 from experiments.scratch import page, runs, systems
 from imagepiece_jax.evaluate import statistics
 from tests import markdown
@@ -81,7 +81,7 @@ def test_a_line_is_what_the_runs_say(plan):
     assert line[5] == " ".join(f"{mean:.1f}" for mean in means)
     for cell, base in ((line[6], "dense_conv"), (line[7], "random")):
         ours, theirs = np.array(rights["imagepiece_conv"]), np.array(rights[base])
-        change = page.hierarchical_bootstrap(100.0 * ours - 100.0 * theirs)
+        change = intervals.hierarchical_bootstrap(100.0 * ours - 100.0 * theirs)
         assert cell == statistics.format_difference(change)
 
 
@@ -103,7 +103,7 @@ def test_seeds_of_one_system_alone_are_not_compared(plan):
     )
     change = page.difference(ours, base)
     single = 100.0 * ours[1].astype(float) - 100.0 * base[1]
-    assert change == page.hierarchical_bootstrap([single])
+    assert change == intervals.hierarchical_bootstrap([single])
 
 
 def test_from_four_seeds_on_intervals_are_students(plan):
@@ -114,9 +114,9 @@ def test_from_four_seeds_on_intervals_are_students(plan):
         for name in ("evit", "random")
     }
     line = cells(text, "EViT")
-    ours = statistics.student(100 * rights["evit"])
+    ours = intervals.student(100 * rights["evit"])
     assert line[4] == statistics.format_estimate(ours)
-    change = statistics.student(100 * (rights["evit"] - rights["random"]))
+    change = intervals.student(100 * (rights["evit"] - rights["random"]))
     assert line[7] == statistics.format_difference(change)
 
 
@@ -140,49 +140,3 @@ def test_the_runs_of_the_declared_experiment_are_read():
     plan = json.loads((folder / "plan.json").read_text())
     results = runs.finished(folder, plan)
     assert results and f"| runs | {len(results)} of " in page.text(results, plan)
-
-
-def nested_outcomes(values):
-    """Every equally likely mean of redrawn seeds and images, by enumeration."""
-    seeds, images = len(values), len(values[0])
-    means = [sum(row) / images for row in values]
-    center = sum(means) / seeds
-    widen = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
-    found = []
-    for drawn in itertools.product(range(seeds), repeat=seeds):
-        for shown in itertools.product(range(images), repeat=images):
-            total = 0.0
-            for s in drawn:
-                for i in shown:
-                    inside = values[s][i] - means[s]
-                    total += center + widen * (means[s] - center) + inside
-            found.append(total / (seeds * images))
-    return sorted(found)
-
-
-@pytest.mark.parametrize("seeds, images", [(1, 5), (2, 4), (3, 4)])
-def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
-    rng = np.random.default_rng(seeds)
-    values = rng.normal(size=(seeds, images)) + 2 * rng.normal(size=(seeds, 1))
-    outcomes = nested_outcomes(values.tolist())
-    found = page.hierarchical_bootstrap(values, repeats=40_000)
-    assert found.value == pytest.approx(values.mean())
-    # Where the ends lie among all outcomes: 2.5 % from either side.
-    below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
-    np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
-
-
-def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
-    found = page.hierarchical_bootstrap(values)
-    between = values.mean(axis=1).var(ddof=1) / 4
-    within = values.mean(axis=0).var() / 3000
-    expected = statistics.Z * np.sqrt(between + within)
-    assert found.high - found.low == pytest.approx(2 * expected, rel=0.25)
-    row = np.random.default_rng(1).normal(size=500)
-    alone = page.hierarchical_bootstrap([row])
-    thrice = page.hierarchical_bootstrap([row] * 3)
-    width = alone.high - alone.low
-    assert thrice.high - thrice.low == pytest.approx(width, rel=0.1)
-    assert page.hierarchical_bootstrap([row]) == alone  # the same draws

@@ -1,0 +1,103 @@
+"""95 % intervals over trainings and of means over images, which no command prints.
+
+Those of one model's accuracy and of two models are in the package's `statistics`.
+
+Sources: Student (1908), a mean over few trainings; Efron (1979), the percentile
+bootstrap of any statistic; Davison and Hinkley (1997, 3.8), that of trainings.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.statistics import Estimate
+
+
+def accuracy(rights: Sequence[np.ndarray]) -> Estimate:
+    """Percent of True, bool [seeds, images]; one seed has Wilson's interval."""
+    if len(rights) == 1:
+        return statistics.accuracy(rights[0])
+    value, low, high = mean_over_seeds(100.0 * np.asarray(rights))
+    return Estimate(value, max(low, 0.0), min(high, 100.0))
+
+
+def difference(rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]) -> Estimate:
+    """Points that `rights` have more than `bases`, paired by seed and image.
+
+    bool [seeds, images] twice; one seed has the interval of Agresti and Min.
+    """
+    if len(rights) == len(bases) == 1:
+        return statistics.paired_difference(rights[0], bases[0])
+    pairs = zip(rights, bases, strict=True)
+    return mean_over_seeds([100 * (ours.astype(float) - base) for ours, base in pairs])
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Mean of one value per image [images], NaN left out, by its standard error."""
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan)
+    half = statistics.Z * values.std(ddof=len(values) > 1) / math.sqrt(len(values))
+    return Estimate(values.mean(), values.mean() - half, values.mean() + half)
+
+
+def mean_over_seeds(values: ArrayLike) -> Estimate:
+    """Mean of one value per image of several trainings. [seeds, images].
+
+    Two sources of chance add up: which images there are (normal), and which seeds
+    (Student's t over the seeds' means).
+    """
+    by_image, by_seed = mean(np.mean(values, axis=0)), student(np.mean(values, axis=1))
+    half = math.hypot(by_image.high - by_image.value, by_seed.high - by_seed.value)
+    return Estimate(by_seed.value, by_seed.value - half, by_seed.value + half)
+
+
+def student(values: ArrayLike) -> Estimate:
+    """Mean of one figure per training [trainings], two or more, by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    value = np.mean(values)
+    return Estimate(float(value), float(value - half), float(value + half))
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
+) -> Estimate:
+    """Estimate of `statistic(index)`, a number, by resampling n images.
+
+    `index` [n] names images, some more than once; percentile interval.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    return Estimate(float(statistic(np.arange(n))), float(low), float(high))
+
+
+def hierarchical_bootstrap(values, repeats: int = 4000) -> Estimate:
+    """Mean of a value per image of few trainings, by resampling both. [seeds, images].
+
+    A repeat draws as many seeds as there are, and as many images, the same images for
+    all of its seeds; percentile interval. k seeds that are drawn again vary by (k - 1)
+    / k of their variance, so their deviations are widened by the root of k / (k - 1)
+    first. Simulated with normal draws, the interval holds the truth for 92, 94 and 93 %
+    of two, three and five seeds that vary as much as the images' mean does, but for 61,
+    80 and 87 % where only seeds vary. Student's t (`mean_over_seeds`) would hold for
+    95 %, by an interval of two seeds that is nine times as wide. One seed: only the
+    images.
+    """
+    values = np.asarray(values, np.float64)
+    seeds, n = values.shape
+    deviations = values.mean(axis=1, keepdims=True) - values.mean()
+    factor = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+    widened = values + (factor - 1) * deviations
+    rng, drawn = np.random.default_rng(0), np.empty(repeats)
+    for i in range(repeats):
+        by_seed = np.bincount(rng.integers(0, seeds, seeds), minlength=seeds)
+        by_image = np.bincount(rng.integers(0, n, n), minlength=n)
+        drawn[i] = by_seed @ widened @ by_image / (seeds * n)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Estimate(values.mean(), float(low), float(high))

@@ -1,0 +1,114 @@
+"""Intervals over trainings and of means, against SciPy and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import intervals
+from imagepiece_jax.evaluate import statistics
+from tests.evaluate.test_statistics import pair
+
+
+@pytest.mark.parametrize(
+    "points, low, high",  # of adaptations by five folds: 2.776 standard errors
+    [((0.0, 8.5, 7.5, -0.5, 2.5), -1.6, 8.8), ((7.5, 6.5, 6.0, 8.0, 6.5), 5.9, 7.9)],
+)
+def test_few_trainings_have_students_interval(points, low, high):
+    found = intervals.student(points)
+    theirs = stats.ttest_1samp(points, 0).confidence_interval()
+    assert found == pytest.approx((np.mean(points), *theirs))
+    assert (round(found.low, 1), round(found.high, 1)) == (low, high)
+
+
+def test_mean_by_hand_leaves_missing_values_out():
+    found = intervals.mean([1.0, np.nan, 2.0, 6.0])
+    half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values
+    np.testing.assert_allclose(found, (3, 3 - half, 3 + half))
+    assert np.isnan(intervals.mean([np.nan, np.nan])).all()
+
+
+def test_seeds_and_images_add_up():
+    """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
+    found = intervals.mean_over_seeds(100 * np.array([[0, 1, 1, 0], [1, 1, 1, 1]]))
+    images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
+    seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
+    assert found.value == 75
+    assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
+    found = intervals.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
+    assert found.value == 87.5 and found.high == 100 and found.low == 0
+    # One seed has the interval of its images.
+    right, base = pair(30, 6, 2, 2)
+    assert intervals.accuracy([right]) == statistics.accuracy(right)
+    alone = statistics.paired_difference(right, base)
+    assert intervals.difference([right], [base]) == alone
+
+
+def test_differences_of_seeds_are_paired_by_seed_and_image():
+    """Differences of images, over seeds: 50, 0, 0, 50; of seeds: 25 and 25."""
+    rights = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
+    bases = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], bool)
+    found = intervals.difference(rights, bases)
+    half = 1.959964 * np.std([50, 0, 0, 50], ddof=1) / 2
+    np.testing.assert_allclose(found, (25, 25 - half, 25 + half))
+    for others in (bases[:1], bases[:, :3]):
+        with pytest.raises(ValueError):
+            intervals.difference(rights, others)
+
+
+def test_intervals_are_near_their_bootstrap():
+    values = np.random.default_rng(3).normal(size=400)
+    brute = intervals.bootstrap(lambda index: values[index].mean(), 400)
+    np.testing.assert_allclose(brute, intervals.mean(values), atol=0.02)
+    right, base = pair(300, 60, 25, 115)
+    found = statistics.paired_difference(right, base)
+    each = 100 * (right.astype(float) - base)
+    brute = intervals.bootstrap(lambda index: each[index].mean(), len(each))
+    np.testing.assert_allclose(found, brute, atol=0.35)
+
+
+def nested_outcomes(values):
+    """Every equally likely mean of redrawn seeds and images, by enumeration."""
+    seeds, images = len(values), len(values[0])
+    means = [sum(row) / images for row in values]
+    center = sum(means) / seeds
+    widen = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+    found = []
+    for drawn in itertools.product(range(seeds), repeat=seeds):
+        for shown in itertools.product(range(images), repeat=images):
+            total = 0.0
+            for s in drawn:
+                for i in shown:
+                    inside = values[s][i] - means[s]
+                    total += center + widen * (means[s] - center) + inside
+            found.append(total / (seeds * images))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("seeds, images", [(1, 5), (2, 4), (3, 4)])
+def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
+    rng = np.random.default_rng(seeds)
+    values = rng.normal(size=(seeds, images)) + 2 * rng.normal(size=(seeds, 1))
+    outcomes = nested_outcomes(values.tolist())
+    found = intervals.hierarchical_bootstrap(values, repeats=40_000)
+    assert found.value == pytest.approx(values.mean())
+    # Where the ends lie among all outcomes: 2.5 % from either side.
+    below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
+    np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
+
+
+def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
+    found = intervals.hierarchical_bootstrap(values)
+    between = values.mean(axis=1).var(ddof=1) / 4
+    within = values.mean(axis=0).var() / 3000
+    expected = statistics.Z * np.sqrt(between + within)
+    assert found.high - found.low == pytest.approx(2 * expected, rel=0.25)
+    row = np.random.default_rng(1).normal(size=500)
+    alone = intervals.hierarchical_bootstrap([row])
+    thrice = intervals.hierarchical_bootstrap([row] * 3)
+    width = alone.high - alone.low
+    assert thrice.high - thrice.low == pytest.approx(width, rel=0.1)
+    assert intervals.hierarchical_bootstrap([row]) == alone  # the same draws
