@@ -249,15 +249,18 @@ def primary(points: Mapping[str, Measured]) -> tuple:
     return paired(f"C1 chosen - DiffRate at {PUBLISHED_COST}", ours, theirs, "KL")
 
 
-def tests_table(tests: list[tuple]) -> str:
-    """Tests of one family, corrected together."""
+def tests_table(
+    tests: list[tuple],
+    head: tuple[str, ...] = ("comparison", "unit", "difference"),
+    digits: int = 3,
+) -> str:
+    """Tests of one family, corrected together; `head` is of their first cells."""
     corrected = statistics.holm([p for *_, p in tests])
     lines = []
     for (name, unit, change, p), holm in zip(tests, corrected, strict=True):
-        line = [name, unit, statistics.format_difference(change, 3), f"{p:.3g}"]
+        line = [name, unit, statistics.format_difference(change, digits), f"{p:.3g}"]
         lines.append([*line, f"{holm:.3g}", "decided" if holm < LEVEL else "open"])
-    head = ["comparison", "unit", "difference", "p", "p, Holm", "verdict"]
-    return render.table(head, lines)
+    return render.table([*head, "p", "p, Holm", "verdict"], lines)
 
 
 # Settings by time

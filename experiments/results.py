@@ -127,7 +127,6 @@ def scratch_table(results: Results, study: str) -> str:
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     report, runs = records.comparison_report(results), retokenization.read_runs()
-    accuracies = retokenization.Accuracies(runs)
     points = parts.read_points()
     crossed = parts.measured_cells(points)
     acc1 = trained.read_accuracies()
@@ -139,10 +138,8 @@ def tables(results: Results) -> dict[str, str]:
         "adaptation": adaptation_table(results),
         "scratch": scratch_table(results, "scratch"),
         "retokenization": scratch_table(results, "retokenization"),
-        "contrasts": retokenization.declared_table(
-            retokenization.contrasts(accuracies)
-        ),
-        "contrasts-beside": retokenization.described_table(accuracies),
+        "contrasts": retokenization.declared_table(retokenization.contrasts(runs)),
+        "contrasts-beside": retokenization.described_table(runs),
         "rates": retokenization.accuracy_table(runs, "harsher", "keep {}"),
         "masks": retokenization.accuracy_table(runs, "masked", "{} masks"),
         "merges": retokenization.merges_table(runs),

@@ -8,14 +8,14 @@ means over seeds, brackets Student's 95 % intervals over seeds, for these test i
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from experiments import intervals, published, render
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "retokenization"
@@ -31,10 +31,14 @@ RATES = ("0.8", "0.6", "0.4")  # whose mean accuracy P1 compares
 LEVEL = 0.05  # of all three tests together
 
 
-def read_runs() -> list[dict]:
-    """All runs, by seed."""
-    files = [FOLDER / f"{name}_seed{seed}.json" for seed in SEEDS for name in TITLES]
-    return [json.loads(path.read_text("utf-8")) for path in files]
+def read_runs(
+    folder: pathlib.Path = FOLDER, systems: Iterable[str] = TITLES
+) -> dict[str, list[dict]]:
+    """The runs of each system, by seed."""
+    return {
+        name: [read_json(folder / f"{name}_seed{seed}.json") for seed in SEEDS]
+        for name in systems
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,31 +69,22 @@ class Contrast:
         return "refuted" if interval.high < self.refuted_at or at_end else "open"
 
 
-class Accuracies:
-    """Accuracy in percent by system and keep rate, [seeds]."""
-
-    def __init__(self, runs: Sequence[dict]):
-        self._runs = {name: _runs_of(runs, name) for name in TITLES}
-
-    def of(self, system: str, rate: str = "trained") -> np.ndarray:
-        runs = self._runs[system]
-        if rate in ("trained", f"{runs[0]['settings']['keep_rate']:g}"):
-            return np.array([run["acc1"] for run in runs])
-        return np.array([run["harsher"][rate]["acc1"] for run in runs])
-
-    def change(self, ours: str, theirs: str, rates=("trained",)) -> np.ndarray:
-        """Points that `ours` has more than `theirs`, mean over rates. -> [seeds]."""
-        each = [self.of(ours, rate) - self.of(theirs, rate) for rate in rates]
-        return np.mean(each, axis=0)
+def accuracy(runs: Sequence[dict], rate: str = "trained") -> np.ndarray:
+    """Accuracy in percent of the runs of a system at a keep rate, [seeds]."""
+    if rate in ("trained", f"{runs[0]['settings']['keep_rate']:g}"):
+        return np.array([run["acc1"] for run in runs])
+    return np.array([run["harsher"][rate]["acc1"] for run in runs])
 
 
-def _runs_of(runs, system):
-    return [run for run in runs if run["system"] == system]
+def _change(runs, ours, theirs, rates=("trained",)):
+    """Points that `ours` has more than `theirs`, mean over rates. -> [seeds]."""
+    each = [accuracy(runs[ours], r) - accuracy(runs[theirs], r) for r in rates]
+    return np.mean(each, axis=0)
 
 
-def contrasts(accuracies: Accuracies) -> tuple[Contrast, ...]:
+def contrasts(runs: Mapping[str, Sequence[dict]]) -> tuple[Contrast, ...]:
     """P1, P2 and P3."""
-    change = accuracies.change
+    change = functools.partial(_change, runs)
     merging = [change(f"imagepiece_{s}", f"dropping_{s}", RATES) for s in STEMS]
     conv, patch = (change(f"imagepiece_{s}", f"dense_{s}") for s in STEMS)
     beats = "P1", "merging beats dropping", np.mean(merging, axis=0)
@@ -112,18 +107,18 @@ def declared_table(declared: Sequence[Contrast]) -> str:
     return render.table(head, lines)
 
 
-def described_table(accuracies: Accuracies) -> str:
+def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Differences that were not tested."""
     lines = [
         [name, statistics.format_estimate(intervals.student(points), 2)]
-        for name, points in _described(accuracies)
+        for name, points in _described(runs)
     ]
     return render.table(["", "points"], lines)
 
 
-def _described(accuracies):
+def _described(runs):
     """(name, points [seeds]); dropping - dense and its P2 were added afterwards."""
-    change, merged, dropped = accuracies.change, {}, {}
+    change, merged, dropped = functools.partial(_change, runs), {}, {}
     for stem in STEMS:
         pair = (f"imagepiece_{stem}", f"dropping_{stem}")
         name = f"ImagePiece - dropping, {stem} stem"
@@ -142,7 +137,7 @@ def _described(accuracies):
     yield "dense, conv stem - dense, patch stem", change("dense_conv", "dense_patch")
 
 
-def accuracy_table(runs: Sequence[dict], field: str, title: str) -> str:
+def accuracy_table(runs: Mapping[str, Sequence[dict]], field: str, title: str) -> str:
     """Accuracy as trained, and of each entry of a field, where a system has some.
 
     field: "harsher", keep rates without training, or "masked", masks of one patch
@@ -150,29 +145,27 @@ def accuracy_table(runs: Sequence[dict], field: str, title: str) -> str:
     """
     lines = []
     for name, label in TITLES.items():
-        ours = _runs_of(runs, name)
-        if columns := [*ours[0][field]]:
-            each = [[run[field][e]["acc1"] for run in ours] for e in columns]
-            each = [[run["acc1"] for run in ours], *each]
+        if columns := [*runs[name][0][field]]:
+            each = [[run[field][e]["acc1"] for run in runs[name]] for e in columns]
+            each = [accuracy(runs[name]), *each]
             lines.append([label, *(_mean(accuracies, 1) for accuracies in each)])
     head = ["acc1, %", "as trained", *map(title.format, columns)]
     return render.table(head, lines)
 
 
-def merges_table(runs: Sequence[dict]) -> str:
+def merges_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Measures of ImagePiece's merges (the paper's tables 5, 6 and 8), by stem."""
-    systems = {
-        TITLES[f"imagepiece_{s}"]: _runs_of(runs, f"imagepiece_{s}") for s in STEMS
-    }
+    names = [f"imagepiece_{stem}" for stem in STEMS]
     lines = []
     for label, path, digits, theirs in _measures():
         line = [label, *("" if value is None else str(value) for value in theirs)]
-        for ours in systems.values():
-            values = [functools.reduce(dict.get, path, run["merges"]) for run in ours]
+        for name in names:
+            figures = [run["merges"] for run in runs[name]]
+            values = [functools.reduce(dict.get, path, each) for each in figures]
             line.append(_mean([value for value, _, _ in values], digits))
         lines.append(line)
     head = ["", *(f"{stem} stem, DeiT-S ({published.LABEL})" for stem in STEMS)]
-    return render.table([*head, *systems], lines)
+    return render.table([*head, *(TITLES[name] for name in names)], lines)
 
 
 def _measures():

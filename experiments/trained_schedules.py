@@ -5,13 +5,9 @@ experiment is over: nothing that decides here may change. The runs beside it are
 `python -m experiments scratch`.
 """
 
-import json
-import pathlib
-
 import numpy as np
-from scipy import stats
 
-from experiments import intervals, render, retokenization
+from experiments import intervals, parts, render, retokenization
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = retokenization.FOLDER.parent / "trained_schedules"
@@ -27,20 +23,12 @@ CONTRASTS = {
     "T1": ("class attention: proportional - stages", "evit_proportional", "evit"),
     "T2": ("ToMe's matching: proportional - constant", "tome_proportional", "tome"),
 }
-LEVEL = 0.05  # of both tests together
 
 
-def read_accuracies(folder: pathlib.Path = FOLDER) -> dict[str, np.ndarray]:
+def read_accuracies() -> dict[str, np.ndarray]:
     """acc1 in percent, [seeds], by system."""
-    return {
-        system: np.array([_acc1(folder, system, s) for s in retokenization.SEEDS])
-        for system in SYSTEMS
-    }
-
-
-def _acc1(folder, system, seed):
-    text = (folder / f"{system}_seed{seed}.json").read_text("utf-8")
-    return json.loads(text)["acc1"]
+    runs = retokenization.read_runs(FOLDER, SYSTEMS)
+    return {system: retokenization.accuracy(runs[system]) for system in SYSTEMS}
 
 
 def systems_table(acc1: dict[str, np.ndarray]) -> str:
@@ -55,23 +43,17 @@ def systems_table(acc1: dict[str, np.ndarray]) -> str:
 
 def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
     """T1 and T2: paired, two-sided, corrected together."""
-    points = [acc1[ours] - acc1[theirs] for _, ours, theirs in CONTRASTS.values()]
-    p = [stats.ttest_1samp(each, 0.0).pvalue for each in points]
-    lines = []
-    for (name, (claim, *_)), each, one, corrected in zip(
-        CONTRASTS.items(), points, p, statistics.holm(p), strict=True
-    ):
-        change = statistics.format_difference(intervals.student(each), 2)
-        verdict = "decided" if corrected < LEVEL else "open"
-        lines.append([name, claim, change, f"{one:.3g}", f"{corrected:.3g}", verdict])
-    head = ["", "contrast", "points", "p", "p, Holm", "verdict"]
-    return render.table(head, lines)
+    tests = [
+        parts.paired(name, acc1[ours], acc1[theirs], claim)
+        for name, (claim, ours, theirs) in CONTRASTS.items()
+    ]
+    return parts.tests_table(tests, ("", "contrast", "points"), digits=2)
 
 
 def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     """`dropping_conv` here and in the experiment on retokenization, seed by seed."""
     system, seeds = "dropping_conv", retokenization.SEEDS
-    older = np.array([_acc1(retokenization.FOLDER, system, seed) for seed in seeds])
+    older = retokenization.accuracy(retokenization.read_runs()[system])
     change = intervals.student(acc1[system] - older)
     lines = [
         ["older code", *(f"{each:.1f}" for each in older), f"{older.mean():.1f}"],

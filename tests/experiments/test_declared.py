@@ -1,5 +1,7 @@
 """The declared experiment: its page and tables, from the files of its runs alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,7 +16,7 @@ BOUNDS = {"P1": 0, "P2": 0, "P3": -1}
 
 @pytest.fixture(scope="module")
 def runs():
-    """The files of all runs."""
+    """The files of all runs, by system."""
     return retokenization.read_runs()
 
 
@@ -22,7 +24,7 @@ def runs():
 def declared(runs):
     """accuracy(system, *rates) [seeds], the mean over the rates."""
     found = {}
-    for run in runs:
+    for run in itertools.chain(*runs.values()):
         by_rate = {rate: each["acc1"] for rate, each in run["harsher"].items()}
         by_rate |= {count: each["acc1"] for count, each in run["masked"].items()}
         by_rate["0.8"] = run["acc1"]
@@ -118,7 +120,7 @@ def test_figures_of_the_page_follow_from_the_runs(declared, contrasts, to_dense,
         figures |= {f"{name} {i}": f"{value:.1f}" for i, value in enumerate(values)}
     figures["expected reach"] = f"{errors * 0.6 / SEEDS**0.5:.2f}".lstrip("0")
     for name in ("conv", "patch"):
-        own = [run for run in runs if run["system"] == f"imagepiece_{name}"]
+        own = runs[f"imagepiece_{name}"]
         alike = [run["merges"]["similarity"]["lowest first"][0] for run in own]
         figures[f"similarity, {name}"] = f"{np.mean(alike):.2f}"
     assert not markdown.lacking(figures, "docs/imagepiece.md")
