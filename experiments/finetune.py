@@ -10,6 +10,7 @@ is only read.
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -114,14 +115,10 @@ class Finetuner(Models):
 
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
-        from ml_collections import ConfigDict
-
         config = self.config.copy_and_resolve_references()
         fields = {k: v for k, v in reduction.items() if k != "prop_attn"}
-        names = {field.name for field in dataclasses.fields(methods.create(**fields))}
-        fields |= {name: value for name, value in LEARNING.items() if name in names}
         with config.unlocked():
-            config.reduction = ConfigDict(fields)
+            config.reduction = trained_reduction(fields, LEARNING)
         if "prop_attn" in reduction:
             config.model.prop_attn = reduction["prop_attn"]
         config.seed, config.num_classes = seed, self.num_classes
@@ -134,6 +131,17 @@ class Finetuner(Models):
     def _run(self, config, name):
         print(f"training {name}", flush=True)
         return train_run(config, self.folder / name)
+
+
+def trained_reduction(reduction: Mapping, learning: Mapping) -> "ConfigDict":
+    """A config's reduction, with those fields of `learning` that its method has."""
+    from ml_collections import ConfigDict
+
+    method = methods.METHODS[reduction["name"]]
+    names = {field.name for field in dataclasses.fields(method)}
+    return ConfigDict(
+        {**reduction, **{k: v for k, v in learning.items() if k in names}}
+    )
 
 
 def train_run(config: "ConfigDict", workdir: pathlib.Path) -> Weights:

@@ -6,9 +6,9 @@ import types
 from typing import TYPE_CHECKING
 
 from experiments.context import package_config
+from experiments.finetune import trained_reduction
 from experiments.scratch.options import Options
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 
 if TYPE_CHECKING:
@@ -58,18 +58,12 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     reference = {"name": "imagepiece", "keep_rate": options.keep_rate}
     blocks = tuple(options.depth * k // 4 for k in (1, 2, 3))  # 3, 6, 9 of twelve
     at = {"blocks": blocks}
-
-    def cost(reduction):
-        system = dataclasses.replace(first, reduction=reduction)
-        return gmacs(system, options, num_classes, dtype)
+    dense = RunConfig.from_config(config(first, options, num_classes, dtype)).model
+    macs = dense.gmacs(reference) / dense.gmacs()
 
     def matched(name, title, reduction, start=None):
-        fields = {**reduction, "macs": cost(reference) / cost(settings.DENSE)}
-        system = System(name, title, "conv", fields, start)
-        full = config(system, options, num_classes, dtype)
-        found = RunConfig.from_config(full).resolved().to_dict(full.to_dict())
-        reduction = settings.changed(found["reduction"])
-        return dataclasses.replace(system, reduction=reduction)
+        reduction = settings.changed(dense.resolved({**reduction, "macs": macs}))
+        return System(name, title, "conv", reduction, start)
 
     def nine_steps(name, title, stem, **control):
         return System(name, title, stem, reference | control)
@@ -103,16 +97,11 @@ def config(
     system: System, options: Options, num_classes: int, dtype: str
 ) -> "ConfigDict":
     """The config of a run of `system`, but for its data, seed, length and start."""
-    from ml_collections import ConfigDict
-
     new = _base(options, num_classes, dtype).copy_and_resolve_references()
     new.model.stem = system.stem
-    fields = {f.name for f in dataclasses.fields(methods.create(**system.reduction))}
-    training = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
+    learning = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
     with new.unlocked():
-        new.reduction = ConfigDict(
-            system.reduction | {k: v for k, v in training.items() if k in fields}
-        )
+        new.reduction = trained_reduction(system.reduction, learning)
     return new
 
 
@@ -156,11 +145,3 @@ def _base(options, num_classes, dtype):
         }
     )
     return base
-
-
-def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
-    """GMACs of one image, counted from the plan."""
-    model = RunConfig.from_config(
-        config(system, options, num_classes, dtype)
-    ).create_model()
-    return model_macs(model, options.image_size) / 1e9

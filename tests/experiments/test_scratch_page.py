@@ -22,15 +22,7 @@ def plan():
     options = tiny_options()
     settings = systems.RECIPE | dataclasses.asdict(options) | {"dtype": "float32"}
     facts = [
-        {
-            "name": each.name,
-            "title": each.title,
-            "stem": each.stem,
-            "reduction": each.reduction,
-            "start": each.start,
-            "gmacs": systems.gmacs(each, options, 2, "float32"),
-            "tokens": 9,
-        }
+        runs._facts(each, systems.config(each, options, 2, "float32"), options)
         for each in systems.systems(options, 2, "float32")
     ]
     return {
