@@ -8,7 +8,7 @@ share than they were trained for.
 import numpy as np
 
 from experiments import intervals, published, render, tables
-from experiments.rows import DENSE, find
+from experiments.rows import DENSE, find, measure_row
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -26,55 +26,41 @@ SWEEPS = {
 
 def hyperspeed(context):
     """Measure the curves, and write hyperspeed.md and two plots."""
-    base = [context.evaluate(*model) for model in find(context, DENSE)]
-    curves = {}
+    dense, curves = find(context, DENSE), {}
     for rows, rates in SWEEPS.values():
-        candidates = ((row.name, find(context, row)) for row in rows)
-        name, models = next((pair for pair in candidates if pair[1]), ("", []))
+        candidates = ((row, find(context, row)) for row in rows)
+        row, models = next((pair for pair in candidates if pair[1]), (None, []))
         if models:
-            curve = [_point(context, models, rate, base) for rate in rates]
-            name += " (untrained selectors)" * curve[0]["untrained"]
-            curves[name] = curve
-    parts = [_table(curves), _areas(curves, "gmacs", "GMACs")]
-    by_cost = {name: [(p["gmacs"], p["acc1"]) for p in c] for name, c in curves.items()}
-    path = context.out / "hyperspeed_gmacs.png"
-    render.curves(path, "GMACs an image", "accuracy, %", by_cost)
+            curve = _curve(context, row, models, rates, dense)
+            untrained = next(iter(curve.values())).facts["untrained_selectors"]
+            curves[row.name + " (untrained selectors)" * untrained] = curve
+    parts = [_table(curves)]
+    gmacs = {name: [p.facts["gmacs"] for p in c.values()] for name, c in curves.items()}
+    parts.append(_areas(context, curves, "gmacs", "GMACs an image", gmacs))
     if context.settings.speed:
-        by_speed = {n: [(p["ratio"], p["acc1"]) for p in c] for n, c in curves.items()}
-        path = context.out / "hyperspeed_speed.png"
-        render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
-        parts.append(_areas(curves, "ratio", "times as fast as dense"))
+        ratio = {n: [p.speed["ratio"] for p in c.values()] for n, c in curves.items()}
+        parts.append(_areas(context, curves, "speed", "times as fast as dense", ratio))
     parts += [_printed(), render.facts(context, {"trained for these rates": "none"})]
     render.page(context, "hyperspeed", "accuracy against speed", *parts)
 
 
-def _point(context, models, rate, base):
-    """One point of a curve: the models, one a seed, at this rate."""
-    models = [(pretrained, reduction | rate) for pretrained, reduction in models]
-    results = [context.evaluate(*model) for model in models]
-    rights = [each.right for each in results]
-    speed = context.speed(*models[0])
-    dense = [base[min(i, len(base) - 1)].right for i in range(len(rights)) if base]
-    return {
-        "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
-        "right": np.mean(rights, axis=0),  # [images], over seeds
-        "acc1": intervals.accuracy(rights),
-        "difference": intervals.difference(rights, dense) if base else None,
-        "gmacs": results[0]["gmacs"],
-        "tokens": results[0]["tokens"],
-        "untrained": results[0]["untrained_selectors"],
-        "speed": speed,
-        "ratio": speed["ratio"] if speed else None,
-    }
+def _curve(context, row, models, rates, dense):
+    """{rate: the models of a row, one a seed, measured at it}."""
+    curve = {}
+    for rate in rates:
+        at_rate = [(pretrained, reduction | rate) for pretrained, reduction in models]
+        text = ", ".join(f"{k}={v}" for k, v in rate.items())
+        curve[text] = measure_row(context, row, at_rate, dense)
+    return curve
 
 
 def _table(curves):
     lines = []
     for name, curve in curves.items():
-        for point in curve:
-            line = [name, point["rate"], f"{point['gmacs']:.3f}", point["tokens"]]
-            line += [render.speed_cell(point["speed"]), format_estimate(point["acc1"])]
-            lines.append([*line, format_difference(point["difference"])])
+        for rate, point in curve.items():
+            line = [name, rate, f"{point.facts['gmacs']:.3f}", point.facts["tokens"]]
+            line += [render.speed_cell(point.speed), format_estimate(point.accuracy)]
+            lines.append([*line, format_difference(point.difference)])
     head = ["method", "rate", "GMACs", render.TOKENS_LEFT, "x dense, measured"]
     return render.table([*head, "acc1, %", "to dense, points"], lines)
 
@@ -91,24 +77,31 @@ def area(x, accuracy, low: float, high: float) -> float:
     return float(np.trapezoid(np.interp(at, x, accuracy), at) / (high - low))
 
 
-def common_range(curves: dict, axis: str) -> tuple[float, float] | None:
-    """Where all curves are defined: (low, high), None where nowhere."""
-    low = max(min(point[axis] for point in curve) for curve in curves.values())
-    high = min(max(point[axis] for point in curve) for curve in curves.values())
+def common_range(x: dict[str, list[float]]) -> tuple[float, float] | None:
+    """Where all curves are defined, by their points' x: (low, high), None: nowhere."""
+    low, high = max(map(min, x.values())), min(map(max, x.values()))
     return (low, high) if low < high else None
 
 
-def _areas(curves, axis, name):
-    """Table of the mean accuracy over the common range, by bootstrap over images."""
-    span = common_range(curves, axis) if len(curves) > 1 else None
+def _areas(context, curves, axis, name, x):
+    """A plot over one axis, and a table of the means over the common range.
+
+    Their intervals are by bootstrap over images.
+    """
+    series = {
+        method: [*zip(x[method], (p.accuracy for p in curve.values()), strict=True)]
+        for method, curve in curves.items()
+    }
+    path = context.out / f"hyperspeed_{axis}.png"
+    render.curves(path, name, "accuracy, %", series)
+    span = common_range(x) if len(x) > 1 else None
     if span is None:
         return ""
     lines = []
     for method, curve in curves.items():
-        x = [point[axis] for point in curve]
-        rights = np.stack([point["right"] for point in curve])
+        rights = np.stack([point.rights.mean(axis=0) for point in curve.values()])
 
-        def mean(index, x=x, rights=rights):
+        def mean(index, x=x[method], rights=rights):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
 
         mean_accuracy = intervals.bootstrap(mean, rights.shape[1], repeats=500)
@@ -119,7 +112,8 @@ def _areas(curves, axis, name):
 
 def _printed():
     """The one speed that the paper's text gives figures for."""
-    speed, base = published.HYPERSPEED["speed"], 79.83
+    speed = published.HYPERSPEED["speed"]
+    base, _ = published.ACCURACY_SPEED["deit_s"]["DeiT"]
     drops = published.HYPERSPEED["drop"].items()
     lines = [[name, f"-{drop:.2f}", f"{base - drop:.2f}"] for name, drop in drops]
     text = render.table(["DeiT-S", "to dense, points", "acc1, %"], lines)

@@ -48,6 +48,10 @@ class Measured:
         return np.stack([each.right for each in self.results])
 
     @property
+    def accuracy(self) -> statistics.Estimate:
+        return intervals.accuracy(self.rights)
+
+    @property
     def difference(self) -> statistics.Estimate | None:
         """To the dense model of the same seed, None where there is none."""
         if not self.bases:
@@ -80,11 +84,10 @@ def measure(
     models = {row: find(context, row, by_stem) for row in every}
     for pretrained, reduction in itertools.chain(*models.values()):
         pretrained.config.create(reduction)  # fail before anything is measured
-    bases = {
-        pretrained.seed: context.evaluate(pretrained, reduction)
-        for pretrained, reduction in models[DENSE]
+    results = {
+        row.name: measure_row(context, row, found, models[DENSE]) if found else None
+        for row, found in models.items()
     }
-    results = {row.name: _measured(context, row, models[row], bases) for row in models}
     if not any(results.values()):
         names = ", ".join(str(weights.path) for weights in context.models.weights)
         problem = f"has no model but {names or 'none'}"
@@ -93,10 +96,12 @@ def measure(
     return results
 
 
-def _measured(context, row, models, bases):
-    """The Measured of a row's models; without a dense model of a seed, the first."""
-    if not models:
-        return None
+def measure_row(context: Context, row: TableRow, models: list, dense: list) -> Measured:
+    """A row's models and the `dense` ones measured, both as `find` gives them.
+
+    The first dense model stands in for those of other seeds.
+    """
+    bases = {each.seed: context.evaluate(each, reduction) for each, reduction in dense}
     seeds = [pretrained.seed for pretrained, _ in models]
     first = next(iter(bases.values()), None)
     pretrained, reduction = models[0]
@@ -155,7 +160,7 @@ def _cells(measured, dense, several):
     use = measured.pretrained.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
-    cells = [use, statistics.format_estimate(intervals.accuracy(measured.rights))]
+    cells = [use, statistics.format_estimate(measured.accuracy)]
     itself = measured.row == DENSE
     cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:

@@ -152,10 +152,9 @@ def test_area_is_that_of_many_points():
 
 
 def test_common_range_is_where_all_curves_are():
-    curves = {"a": [{"x": 1}, {"x": 4}], "b": [{"x": 5}, {"x": 2}]}
-    assert hyperspeed.common_range(curves, "x") == (2, 4)
-    curves["c"] = [{"x": 8}, {"x": 9}]
-    assert hyperspeed.common_range(curves, "x") is None
+    x = {"a": [1, 4], "b": [5, 2]}
+    assert hyperspeed.common_range(x) == (2, 4)
+    assert hyperspeed.common_range(x | {"c": [8, 9]}) is None
 
 
 def test_curves_have_bands_and_leave_no_half_file(tmp_path):
