@@ -65,7 +65,6 @@ def _settings_table(results, plan):
         "test images": f"{test:,}",
         "classes": classes,
         **plan["settings"],
-        "epochs": plan["epochs"],
         "seeds": ", ".join(map(str, seeds)),
         "runs": f"{len(results)} of {len(seeds) * len(plan['systems'])}",
         "hours of training": f"{seconds / 3600:.2g}",

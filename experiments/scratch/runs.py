@@ -84,7 +84,7 @@ def read_plan(folder: pathlib.Path, options: Options, dtype: str) -> dict:
     given = _as_json(given | systems.RECIPE | {"dtype": dtype})
     path = folder / PLAN
     if not path.exists():
-        return {"settings": given, "images": None, "epochs": options.epochs}
+        return {"settings": given}
     plan = read_json(path)
     _check_same(given, plan["settings"], path)
     return plan
@@ -97,7 +97,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
     classes = train.num_classes
     facts = {"images": [len(train), len(test), classes]}
     facts["digest"] = [train.digest, test.digest]
-    begun = {name: plan.get(name) or value for name, value in facts.items()}
+    begun = {name: plan.get(name, value) for name, value in facts.items()}
     _check_same(facts, begun, folder / PLAN)
     compared = {one.name: one for one in systems.systems(options, classes, dtype)}
     configs = {
@@ -135,26 +135,18 @@ def _train(options, data, settings, plan, folder, cache, missing):
 def _facts(system, config, options):
     """Facts of a system, for the page."""
     model = RunConfig.from_config(config).create_model()
-    return {
-        "name": system.name,
-        "title": system.title,
-        "stem": system.stem,
-        "reduction": _as_json(system.reduction),
-        "start": system.start,
+    return _as_json(dataclasses.asdict(system)) | {
         "gmacs": model_macs(model, options.image_size) / 1e9,
         "tokens": model.plan[-1].mlp_tokens,
     }
 
 
 def _of_run(config, system, plan, folder, seed):
-    """The config of one run: its seed, its length, what it starts and learns from."""
-    config, epochs = config.copy_and_resolve_references(), plan["epochs"]
+    """The config of one run: its seed, its steps, what it starts and learns from."""
+    config = config.copy_and_resolve_references()
     steps = loader.steps_per_epoch(plan["images"][0], config.batch_size)
-    config.seed, config.epochs = seed, epochs
-    config.warmup_epochs = systems.RECIPE["warmup_share"] * epochs
-    # One evaluation, at the end: no checkpoint is chosen on the test images.
-    config.eval_every_epochs, config.log_every_steps = epochs, steps
-    config.checkpoint_every_steps = steps
+    config.seed = seed
+    config.log_every_steps = config.checkpoint_every_steps = steps
     if system.start is not None:
         start = folder / _label(system.start, seed)
         config.init.weights = config.teacher.weights = str(start)
@@ -174,7 +166,6 @@ def _one(config, system, plan, workdir, context):
         "system": system.name,
         "seed": config.seed,
         "settings": plan["settings"],
-        "epochs": plan["epochs"],
         "reduction": _as_json(system.reduction),
         "loss": result["loss"],
         "images": result["images"],
@@ -194,8 +185,7 @@ def finished(folder: pathlib.Path, plan: dict) -> list[dict]:
     results = []
     for path in sorted(folder.glob("*_seed*.json")):
         result = read_json(path)
-        ours = plan["settings"] | {"epochs": plan["epochs"]}
-        _check_same(ours, result["settings"] | {"epochs": result["epochs"]}, path)
+        _check_same(plan["settings"], result["settings"], path)
         results.append(result)
     return sorted(results, key=lambda result: result["seed"])
 

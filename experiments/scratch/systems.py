@@ -96,7 +96,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
 def config(
     system: System, options: Options, num_classes: int, dtype: str
 ) -> "ConfigDict":
-    """The config of a run of `system`, but for its data, seed, length and start."""
+    """The config of a run of `system`, but for its data, seed, steps and start."""
     new = _base(options, num_classes, dtype).copy_and_resolve_references()
     new.model.stem = system.stem
     learning = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
@@ -129,6 +129,10 @@ def _base(options, num_classes, dtype):
             "data.repeats": 1,
             "augment.layers": 0,
             "augment.erase_prob": 0.0,
+            "epochs": options.epochs,
+            "warmup_epochs": RECIPE["warmup_share"] * options.epochs,
+            # Once, at the end: no checkpoint is chosen on the test images.
+            "eval_every_epochs": options.epochs,
             "batch_size": options.train_batch_size,
             "lr": options.peak_lr * REFERENCE_BATCH / options.train_batch_size,
             "min_lr": RECIPE["min_lr"],

@@ -174,9 +174,9 @@ def test_systems_differ_in_stem_and_reduction_alone():
 
 
 def test_a_run_has_the_recipe_of_its_options(tmp_path):
-    options = tiny_options(peak_lr=3e-3)
+    options = tiny_options(peak_lr=3e-3, epochs=20)
     compared = systems.systems(options, 2, "float32")
-    plan = {"epochs": 20, "images": [28, 18, 2]}
+    plan = {"images": [28, 18, 2]}
     for one in compared:
         config = systems.config(one, options, 2, "float32")
         config = runs._of_run(config, one, plan, tmp_path, 5)
@@ -212,7 +212,7 @@ def test_the_command_leaves_a_json_for_each_run(done):
     folder = done / "scratch"
     plan = json.loads((folder / "plan.json").read_text())
     assert [s["name"] for s in plan["systems"]] == [*SOME]
-    assert plan["epochs"] == 2
+    assert plan["settings"]["epochs"] == 2
     for name in SOME:
         result = json.loads((folder / f"{name}_seed0.json").read_text())
         assert len(result["train_loss"]) == 2 and result["images"] == 18
@@ -253,7 +253,8 @@ def test_other_data_are_refused(some, data, done, tmp_path):
 def test_a_result_of_another_plan_is_refused(some, data, done):
     path = done / "scratch" / "dynamicvit_seed7.json"
     result = json.loads((done / "scratch" / "dynamicvit_seed0.json").read_text())
-    path.write_text(json.dumps(result | {"epochs": 9}))
+    settings = result["settings"] | {"epochs": 9}
+    path.write_text(json.dumps(result | {"settings": settings}))
     text = sentence(some("--data", data, "--out", done))
     path.unlink()
     assert "dynamicvit_seed7.json: epochs was 9, but now it is 2" in text

@@ -29,7 +29,6 @@ def plan():
         "settings": settings,
         "images": [1000, IMAGES, 2],
         "data": "folder:flowers",
-        "epochs": 2,
         "systems": facts,
     }
 
@@ -48,7 +47,6 @@ def results(plan, seeds=(0, 1, 2)):
                     "right": np.packbits(right).tobytes().hex(),
                     "acc1": 100 * right.mean(),
                     "settings": plan["settings"],
-                    "epochs": 2,
                     "seconds": [60.0, 60.0],
                     "device": "a computer",
                 }
