@@ -109,10 +109,7 @@ def declared_table(declared: Sequence[Contrast]) -> str:
 
 def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
     """Differences that were not tested."""
-    lines = [
-        [name, statistics.format_estimate(intervals.student(points), 2)]
-        for name, points in _described(runs)
-    ]
+    lines = [[name, _mean(points, 2)] for name, points in _described(runs)]
     return render.table(["", "points"], lines)
 
 
@@ -184,5 +181,5 @@ def _measures():
     yield "distance of these merged pairs, patches", (at, "distance"), 2, (None, None)
 
 
-def _mean(values: Mapping, digits):
+def _mean(values, digits):
     return statistics.format_estimate(intervals.student(values), digits)

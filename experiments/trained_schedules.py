@@ -53,13 +53,12 @@ def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
 def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     """`dropping_conv` here and in the experiment on retokenization, seed by seed."""
     system, seeds = "dropping_conv", retokenization.SEEDS
-    older = retokenization.accuracy(retokenization.read_runs()[system])
-    change = intervals.student(acc1[system] - older)
+    runs = retokenization.read_runs(systems=[system])[system]
+    older, ours = retokenization.accuracy(runs), acc1[system]
     lines = [
-        ["older code", *(f"{each:.1f}" for each in older), f"{older.mean():.1f}"],
-        ["this code", *(f"{each:.1f}" for each in acc1[system])],
-        ["points", *(f"{each:+.1f}" for each in acc1[system] - older)],
+        [name, *(f"{each:.1f}" for each in (*own, own.mean()))]
+        for name, own in (("older code", older), ("this code", ours))
     ]
-    lines[1].append(f"{acc1[system].mean():.1f}")
-    lines[2].append(statistics.format_difference(change))
+    change = statistics.format_difference(intervals.student(ours - older))
+    lines.append(["points", *(f"{each:+.1f}" for each in ours - older), change])
     return render.table(["acc1, %", *(f"seed {s}" for s in seeds), "mean"], lines)

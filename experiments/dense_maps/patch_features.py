@@ -21,6 +21,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from experiments import intervals, render
 from experiments.dense_maps.maps import (
@@ -76,21 +77,18 @@ def probe(features, labels, memory):
     features [B, n, D], labels [B, n] int, memory [B] bool. A patch gets the most
     frequent label among its nearest patches by cosine.
     """
-    units = normalized(features)
-    bank = units[memory].reshape(-1, units.shape[2])
-    labels_of_bank = labels[memory].reshape(-1)
-    shares = []
-    for tested, right in zip(units[~memory], labels[~memory], strict=True):
-        order = np.argpartition(-tested @ bank.T, NEIGHBORS - 1, axis=1)
-        near = order[:, :NEIGHBORS]
-        read = [np.bincount(votes).argmax() for votes in labels_of_bank[near]]
-        shares.append(np.mean(read == right))
-    return np.array(shares)
+    from sklearn.neighbors import NearestNeighbors
+
+    bank, tested = (np.concatenate(features[part]) for part in (memory, ~memory))
+    nearest = NearestNeighbors(n_neighbors=NEIGHBORS, metric="cosine").fit(bank)
+    near = nearest.kneighbors(tested, return_distance=False)
+    read = stats.mode(np.concatenate(labels[memory])[near], axis=1).mode
+    return (read.reshape(-1, labels.shape[1]) == labels[~memory]).mean(axis=1)
 
 
 def probe_position(labels, memory):
     """As `probe`, by the most frequent label at a patch's position."""
-    read = [np.bincount(column).argmax() for column in labels[memory].T]
+    read = stats.mode(labels[memory], axis=0).mode
     return (labels[~memory] == read).mean(axis=1)
 
 
