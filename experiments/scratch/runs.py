@@ -100,20 +100,15 @@ def _train(options, data, settings, plan, folder, cache, missing):
     begun = {name: plan.get(name, value) for name, value in facts.items()}
     _check_same(facts, begun, folder / PLAN)
     compared = {one.name: one for one in systems.systems(options, classes, dtype)}
-    configs = {
-        name: systems.config(one, options, classes, dtype)
-        for name, one in compared.items()
-    }
-    for config in configs.values():
+    written, configs = {one["name"]: one for one in plan.get("systems", [])}, {}
+    for name, one in compared.items():
+        config = configs[name] = systems.config(one, options, classes, dtype)
         config.data.name, config.data.workers = data, settings.readers
         config.data.threads = 2 if settings.readers else 0
         run = RunConfig.from_config(config)
-        run.create_model()  # its own mistakes
+        written[name] = _facts(one, run)
         run.check_training(parallel.placement())
         loader.steps_per_epoch(len(train), config.batch_size)  # of one at least
-    written = {one["name"]: one for one in plan.get("systems", [])}
-    for name, one in compared.items():
-        written[name] = _facts(one, configs[name], options)
     plan |= facts | {
         "data": registry.short_name(data),
         "systems": [written[name] for name in SYSTEMS if name in written],
@@ -132,11 +127,11 @@ def _train(options, data, settings, plan, folder, cache, missing):
         print(f"{label}: {result['acc1']:.2f} % of test images", flush=True)
 
 
-def _facts(system, config, options):
+def _facts(system, run):
     """Facts of a system, for the page."""
-    model = RunConfig.from_config(config).create_model()
+    model = run.create_model()
     return _as_json(dataclasses.asdict(system)) | {
-        "gmacs": model_macs(model, options.image_size) / 1e9,
+        "gmacs": model_macs(model, run.image_size) / 1e9,
         "tokens": model.plan[-1].mlp_tokens,
     }
 

@@ -9,6 +9,7 @@ import pytest
 from experiments import intervals
 from experiments.scratch import page, runs, systems
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.training.config import RunConfig
 from tests import markdown
 from tests.experiments.scratch_pages import tiny_options
 from tests.runs import ROOT
@@ -20,10 +21,11 @@ RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece_conv": 0.78}  # the other
 @pytest.fixture(scope="module")
 def plan():
     options = tiny_options()
+    fields = options, 2, "float32"
     settings = systems.RECIPE | dataclasses.asdict(options) | {"dtype": "float32"}
     facts = [
-        runs._facts(each, systems.config(each, options, 2, "float32"), options)
-        for each in systems.systems(options, 2, "float32")
+        runs._facts(each, RunConfig.from_config(systems.config(each, *fields)))
+        for each in systems.systems(*fields)
     ]
     return {
         "settings": settings,
