@@ -54,8 +54,17 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     "dropping" is ImagePiece's control: its merge steps drop as many tokens. With the
     patch stem as with the convolutional one steps leave the same counts.
     """
-    first = System(DENSE, "dense, conv stem", "conv", settings.DENSE)
     reference = {"name": "imagepiece", "keep_rate": options.keep_rate}
+    compared = [
+        System(f"{name}_{stem}", f"{title}, {stem} stem", stem, reduction)
+        for name, title, reduction in (
+            ("dense", "dense", settings.DENSE),
+            ("imagepiece", "ImagePiece", reference),
+            ("dropping", "dropping", reference | {"inattentive": "drop"}),
+        )
+        for stem in ("conv", "patch")
+    ]
+    first, *_ = compared
     blocks = tuple(options.depth * k // 4 for k in (1, 2, 3))  # 3, 6, 9 of twelve
     at = {"blocks": blocks}
     dense = RunConfig.from_config(config(first, options, num_classes, dtype)).model
@@ -65,18 +74,6 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         reduction = settings.changed(dense.resolved({**reduction, "macs": macs}))
         return System(name, title, "conv", reduction, start)
 
-    def nine_steps(name, title, stem, **control):
-        return System(name, title, stem, reference | control)
-
-    drop = {"inattentive": "drop"}
-    compared = [
-        first,
-        System("dense_patch", "dense, patch stem", "patch", settings.DENSE),
-        nine_steps("imagepiece_conv", "ImagePiece, conv stem", "conv"),
-        nine_steps("imagepiece_patch", "ImagePiece, patch stem", "patch"),
-        nine_steps("dropping_conv", "dropping, conv stem", "conv", **drop),
-        nine_steps("dropping_patch", "dropping, patch stem", "patch", **drop),
-    ]
     share = {"counts": "proportional"}  # the same share in every block
     compared += [
         matched(*system)
