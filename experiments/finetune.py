@@ -174,5 +174,5 @@ def of_weights(config: "ConfigDict", pretrained: Weights, typed: bool):
 
 def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
-    text = settings.label(reduction).replace(", ", ",").replace(" ", "_")
-    return text.replace("(", "").replace(")", "")
+    text = settings.label(reduction).replace(", ", ",")
+    return text.translate(str.maketrans(" ", "_", "()"))

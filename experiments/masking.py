@@ -46,9 +46,7 @@ def masking(context):
         lines += _lines(row, by_row.get(row), by_row.get(DENSE))
     path = context.out / "masking.png"
     series = {
-        row.name: [
-            (c, intervals.accuracy(r)) for c, r in zip(counts, rights, strict=True)
-        ]
+        row.name: [*zip(counts, map(intervals.accuracy, rights), strict=True)]
         for row, rights in by_row.items()
     }
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)

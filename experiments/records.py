@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import read_json, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import compare, compare_tables
 from imagepiece_jax.evaluate.cache import decode_bits
@@ -194,8 +194,7 @@ def comparison_report(results: Results) -> dict:
 def main(words):
     results = read_results(FILE.read_text("utf-8"))
     for word in words:
-        report = json.loads(pathlib.Path(word).read_text("utf-8"))
-        results = take_in(results, report)
+        results = take_in(results, read_json(word))
     replace_file(FILE, dump_results(results))
     compare_tables.draw_plot(PLOT, comparison_report(results))
 

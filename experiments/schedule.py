@@ -105,12 +105,6 @@ def tokens_left(merge: str, base: str, prune: str, keep_rate: float = 0.6) -> in
     return n + 1
 
 
-def roundings() -> dict[tuple[str, str, str], int]:
-    """Tokens left at keep .6 by each way to round merges, of a base, and prunes."""
-    variants = itertools.product(ROUNDINGS, BASES, ROUNDINGS)
-    return {variant: tokens_left(*variant) for variant in variants}
-
-
 def schedule_table() -> str:
     """Time beyond the blocks' MACs by either schedule, and what other rows predict."""
     predicted = f"{overhead().predicted:.4f}"
@@ -151,8 +145,8 @@ def efficiency_table() -> str:
 
 
 def rounding_table() -> str:
-    """The roundings that leave the published number of tokens, of all of them."""
-    variants = roundings()
-    rows = [list(variant) for variant, left in variants.items() if left == TOKENS]
+    """Ways to round merges, of a base, and prunes that leave the published tokens."""
+    variants = [*itertools.product(ROUNDINGS, BASES, ROUNDINGS)]
+    rows = [variant for variant in variants if tokens_left(*variant) == TOKENS]
     head = [f"{len(rows)} of {len(variants)}: merges are rounded by", "a share of"]
     return render.table([*head, "prunes, of image tokens, by"], rows)
