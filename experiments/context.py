@@ -4,7 +4,8 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from experiments import merges
 from experiments.images import Images
@@ -25,9 +26,6 @@ from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
 from imagepiece_jax.reduction.sweep_text import parse_sweeps
 from imagepiece_jax.training import config_files
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 
 class Models:
@@ -98,7 +96,7 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 
-def package_config(name: str) -> "ConfigDict":
+def package_config(name: str) -> ConfigDict:
     """One of the package's configs, by its file name."""
     return config_files.load_config(f"{config_files.CONFIGS}/{name}")
 

@@ -11,9 +11,9 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
+from ml_collections import ConfigDict
 
 from experiments.context import Models
 from imagepiece_jax.data.class_names import other_class
@@ -26,9 +26,6 @@ from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 # Published trainings freeze the backbone for longer than a small run lasts.
@@ -133,25 +130,22 @@ class Finetuner(Models):
         return train_run(config, self.folder / name)
 
 
-def trained_reduction(reduction: Mapping, learning: Mapping) -> "ConfigDict":
+def trained_reduction(reduction: Mapping, learning: Mapping) -> ConfigDict:
     """A config's reduction, with those fields of `learning` that its method has."""
-    from ml_collections import ConfigDict
-
     method = methods.METHODS[reduction["name"]]
     names = {field.name for field in dataclasses.fields(method)}
-    return ConfigDict(
-        {**reduction, **{k: v for k, v in learning.items() if k in names}}
-    )
+    own = {name: value for name, value in learning.items() if name in names}
+    return ConfigDict({**reduction, **own})
 
 
-def train_run(config: "ConfigDict", workdir: pathlib.Path) -> Weights:
+def train_run(config: ConfigDict, workdir: pathlib.Path) -> Weights:
     """Train a run to its end, or resume it: its last weights."""
     train_and_evaluate(config, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
     return read(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
-def of_weights(config: "ConfigDict", pretrained: Weights, typed: bool):
+def of_weights(config: ConfigDict, pretrained: Weights, typed: bool):
     """Set the fields of a Finetuner's config that the weights decide.
 
     typed: whether it is the user's; then InputError where its stem, class token or

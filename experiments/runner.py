@@ -5,7 +5,8 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from experiments.context import (
     Context,
@@ -26,15 +27,12 @@ from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.pretrained.load import read_metadata
 from imagepiece_jax.pretrained.with_config import read_with_config
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
 
 def run(
     settings: Mapping[str, Common],
-    config: "ConfigDict | None" = None,
+    config: ConfigDict | None = None,
     normalization: dict | None = None,
     overrides: Callable | None = None,
 ):

@@ -3,16 +3,14 @@
 import dataclasses
 import functools
 import types
-from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from experiments.context import package_config
 from experiments.finetune import trained_reduction
 from experiments.scratch.options import Options
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 HEAD_DIM = 64  # of attention, as in DeiT
 
@@ -92,7 +90,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
 
 def config(
     system: System, options: Options, num_classes: int, dtype: str
-) -> "ConfigDict":
+) -> ConfigDict:
     """The config of a run of `system`, but for its data, seed, steps and start."""
     new = _base(options, num_classes, dtype).copy_and_resolve_references()
     new.model.stem = system.stem
