@@ -22,31 +22,11 @@ PROTECTED = tuple(".jpg .jpeg .png .webp .npz .safetensors .pth .pt .bin".split(
 log = logging.getLogger("imagepiece_jax.files")
 
 
-def lock(file, flag):
-    """Keep other processes from locking an open file until it is closed.
-
-    File systems without locks (some mounts of Lustre and NFS) leave it unlocked, with a
-    warning: a run there is better than none.
-
-    flag: names the file's folder
-    Raises InputError, and closes the file, where another process has locked it.
-    """
-    folder = str(pathlib.Path(file.name).parent)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        problem = f"{folder} is in use by another process"
-        hint = "choose another, or wait for it"
-        raise InputError(problem, field=flag, value=folder, hint=hint) from error
-    except OSError as error:
-        text = "%s cannot be locked (%s): two processes that write into %s would not "
-        text += "notice each other"
-        log.warning(text, file.name, error.strerror, folder)
-
-
 def open_locked(flag, path, mode, **options):
-    """Open a file that no other process can lock; its folder, of `flag`, is made.
+    """Open a file that no other process can lock until it is closed.
+
+    Its folder, of `flag`, is made. File systems without locks (some mounts of Lustre
+    and NFS) leave it unlocked, with a warning: a run there is better than none.
 
     Raises InputError where it cannot be written, or another process has locked it.
     """
@@ -58,7 +38,17 @@ def open_locked(flag, path, mode, **options):
         problem = f"{folder} cannot be written ({error.strerror})"
         hint = "choose another"
         raise InputError(problem, field=flag, value=folder, hint=hint) from error
-    lock(file, flag)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        problem = f"{folder} is in use by another process"
+        hint = "choose another, or wait for it"
+        raise InputError(problem, field=flag, value=folder, hint=hint) from error
+    except OSError as error:
+        text = "%s cannot be locked (%s): two processes that write into %s would not "
+        text += "notice each other"
+        log.warning(text, path, error.strerror, folder)
     return file
 
 

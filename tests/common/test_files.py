@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
-    lock,
+    open_locked,
     replace_file,
     replacing,
     replacing_folder,
@@ -29,19 +29,18 @@ def test_a_file_system_without_locks_is_no_other_process(
 ):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-    with open(tmp_path / "lock", "w") as file:
-        lock(file, "--out")
+    with open_locked("--out", tmp_path / "lock", "w") as file:
         assert not file.closed
     (said,) = [record.getMessage() for record in caplog.records]
     assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
 
 
 def test_a_lock_that_is_refused_closes_the_file(tmp_path):
-    with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
-        lock(first, "--out")
+    """An open one would be a ResourceWarning, which is an error in tests."""
+    with open_locked("--out", tmp_path / "lock", "w") as first:
         with pytest.raises(InputError, match="^--out .* is in use by another process"):
-            lock(second, "--out")
-        assert second.closed and not first.closed
+            open_locked("--out", tmp_path / "lock", "w")
+        assert not first.closed
 
 
 def special(tmp_path, kind):
