@@ -22,7 +22,7 @@ def device_samples(samples, devices):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """This process's share of every global batch.
+    """This process's share of every global batch; by default one device has all of it.
 
     The batch is `accumulation` micro-batches one after the other; each is split evenly
     (`device_samples`) over all devices of all processes in order.
@@ -47,6 +47,3 @@ class Placement:
         first = self.process_index * self.local_devices
         mine = device_samples(micro, devices)[first : first + self.local_devices]
         return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
-
-
-ONE_DEVICE = Placement()

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common.placement import ONE_DEVICE, Placement
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
 from imagepiece_jax.data.source import Source
@@ -80,7 +80,7 @@ class BatchSequence(abc.ABC):
     transform: Any
     _: dataclasses.KW_ONLY
     batch_size: int  # of all processes together
-    placement: Placement = ONE_DEVICE  # of the samples of a batch on devices
+    placement: Placement = Placement()  # of the samples of a batch on devices
     repeats: int = 1
 
     more_fields: ClassVar[tuple[str, ...]]  # of a batch, besides the transform's

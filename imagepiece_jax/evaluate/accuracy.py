@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.common.placement import ONE_DEVICE
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
@@ -196,7 +196,7 @@ def evaluate_program(
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(variables), batches())
-    parts = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
+    parts = batches(batch_size=program.batch_size, placement=Placement())
     after = evaluate(program_step(program), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     fast = program.model
