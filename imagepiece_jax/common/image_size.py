@@ -1,8 +1,19 @@
 """Sizes of images: pixels a side, or (height, width)."""
 
-import numbers
-
+from imagepiece_jax.common.fields import REQUIRED, checked, is_integer
 from imagepiece_jax.errors import InputError
+
+
+def image_size_field():
+    """A field for the size of images."""
+
+    def convert(value):
+        both = sides(value.tolist() if hasattr(value, "tolist") else value)
+        if len(both) != 2 or not all(is_integer(s) and s > 0 for s in both):
+            raise ValueError(value)
+        return int(value) if is_integer(value) else tuple(map(int, both))
+
+    return checked(REQUIRED, convert, "whole pixels a side, and (height, width)")
 
 
 def sides(image_size) -> tuple[int, int]:
@@ -35,13 +46,8 @@ def patch_grid(image_size, patch_size, cut=False):
     Raises InputError where it is not.
     """
     both = sides(image_size)
-    whole = len(both) == 2 and all(isinstance(s, numbers.Integral) for s in both)
-    right = whole and min(both) >= patch_size
-    if right and not cut:
-        right = not any(side % patch_size for side in both)
-    if not right:
+    whole = cut or not any(side % patch_size for side in both)
+    if min(both) < patch_size or not whole:
         allowed = f"multiples of the model's patch_size, which is {patch_size}"
-        if not whole:
-            allowed = f"one whole number or (height, width), {allowed}"
         raise InputError(field="image_size", value=image_size, allowed=allowed)
     return both[0] // patch_size, both[1] // patch_size

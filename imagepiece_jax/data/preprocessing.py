@@ -13,15 +13,12 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common.fields import (
-    REQUIRED,
     CheckedFields,
-    checked,
     choice,
-    is_integer,
     number,
     optional,
 )
-from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.common.image_size import described, image_size_field, sides
 from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # where a model has no crop of its own
@@ -40,20 +37,12 @@ IN_CONFIG = {
 }
 
 
-def _size(value):
-    if len(sides(value)) != 2 or not all(is_integer(s) and s > 0 for s in sides(value)):
-        raise ValueError(value)
-    return value
-
-
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(CheckedFields):
     """Evaluation's resize and center crop; called with uint8 [H, W, 3] -> [h, w, 3]."""
 
     # Pixels a side, or (height, width), that the model gets.
-    image_size: int | tuple[int, int] = checked(
-        REQUIRED, _size, "pixels a side, and (height, width)"
-    )
+    image_size: int | tuple[int, int] = image_size_field()
     # Share of the resized image's sides that is cut out of its center. The short side
     # is resized to int(image_size / crop), 256 for 224 and DeiT's 0.875; for a size
     # that is no square the side that is shorter in proportion. None: DeiT's crop, and

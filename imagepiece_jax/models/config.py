@@ -20,7 +20,7 @@ from imagepiece_jax.common.fields import (
     switch,
     text,
 )
-from imagepiece_jax.common.image_size import patch_grid, sides
+from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
@@ -63,9 +63,7 @@ class ModelConfig(CheckedFields):
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
     name: str | None = None
     # pixels a side, or (height, width)
-    image_size: int | tuple[int, int] | None = optional(
-        checked(None, settings.as_tuple, "numbers of pixels")
-    )
+    image_size: int | tuple[int, int] | None = optional(image_size_field())
     num_classes: int | None = optional(count())  # 0: no head
     patch_size: int | None = optional(count(least=1))
     embed_dim: int | None = optional(count(least=1))

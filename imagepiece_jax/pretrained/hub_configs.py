@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, within
@@ -50,11 +49,6 @@ def parse(
         normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
         merged = parsed.config.over(ModelConfig(**normalization))
         parsed = dataclasses.replace(parsed, config=merged, crop=crop)
-    size = parsed.config.image_size or 1
-    both = sides(size)
-    if len(both) > 2 or not all(isinstance(one, int) and one > 0 for one in both):
-        field, allowed = "the size of images", "one or two numbers of pixels"
-        raise InputError(field=field, place=file, value=size, allowed=allowed)
     return dataclasses.replace(parsed, path=folder)
 
 

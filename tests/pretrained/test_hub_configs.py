@@ -339,7 +339,7 @@ def with_arguments(**arguments):
         (VIT, CENTER, "size", CENTER["size"]),
         (VIT, {"size": 224, "do_center_crop": True}, "size", 224),
         (VIT, CENTER | {"crop_size": 384}, "size", CENTER["size"]),
-        (with_arguments(img_size="a"), {}, "the size of images", "a"),
+        (with_arguments(img_size="a"), {}, "image_size", "a"),
         (timm(architecture="resnet50"), {}, "architecture", "resnet50"),
         (with_arguments(qk_norm=True), {}, "model_args.qk_norm", True),
         (with_arguments(act_layer="relu"), {}, "model_args.act_layer", "relu"),
