@@ -68,16 +68,13 @@ def _lines(row, rights, dense):
     if rights is None:
         blanks = [render.BLANK] * (len(published.MASKS) + 2)
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]
-    masked = [np.mean(each, axis=0) for each in rights[1:]]
-    mean = intervals.mean(100 * np.mean(masked, axis=0))
-    cells = [format_estimate(intervals.accuracy(each)) for each in rights]
-    lines.append([row.name, "acc1, % (measured)", *cells, format_estimate(mean)])
+    masked = 100 * np.mean(rights[1:], axis=(0, 1))  # [images]
+    estimates = [*map(intervals.accuracy, rights), intervals.mean(masked)]
+    lines.append([row.name, "acc1, % (measured)", *map(format_estimate, estimates)])
     if dense is not None and row != DENSE:
-        pairs = zip(rights, dense, strict=True)
-        differences = [intervals.difference(*pair) for pair in pairs]
-        change = np.mean(masked, axis=0) - np.mean(np.mean(dense[1:], axis=1), axis=0)
-        differences.append(intervals.mean(100 * change))
-        cells = map(format_difference, differences)
+        changes = [*map(intervals.difference, rights, dense)]
+        changes += [intervals.mean(masked - 100 * np.mean(dense[1:], axis=(0, 1)))]
+        cells = map(format_difference, changes)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines
 
