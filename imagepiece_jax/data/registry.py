@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 
 from imagepiece_jax.data.csv_table import open_csv
-from imagepiece_jax.data.digits import open_digits
+from imagepiece_jax.data.digits import Digits
 from imagepiece_jax.data.folder import open_folder
 from imagepiece_jax.data.imagenet_tfds import open_imagenet
 from imagepiece_jax.data.source import SPLITS, Source
@@ -48,7 +48,7 @@ def open_source(
     if name == "imagenet2012":
         return open_imagenet(split, num_classes, data_dir)
     if name == "digits":
-        return open_digits(split, num_classes)
+        return Digits(split, num_classes)
     if kind == "folder" and path:
         return open_folder(path, split, num_classes, labeled, labels_by_name)
     if kind == "csv" and path:

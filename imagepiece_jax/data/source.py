@@ -1,4 +1,4 @@
-"""Images and labels by index: in files, in memory, and some of another source's.
+"""Images and labels by index: in files, and some of another source's.
 
 Nothing here knows batches, epochs or augmentation.
 """
@@ -203,32 +203,6 @@ class FileSource(Source):
             except OSError:
                 sizes.append(-1)
         return sizes
-
-
-class ArraySource(Source):
-    """Images [N, H, W, 3] uint8 that are in memory."""
-
-    def __init__(self, images, labels, names, num_classes, class_names=None):
-        super().__init__(num_classes, class_names)
-        self.images = images
-        self.labels = labels
-        self.names = names
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, index):
-        return self.images[index], int(self.labels[index])
-
-    def size(self, index):
-        return self.images.shape[1:3]
-
-    def name(self, index):
-        return self.names[index]
-
-    def inventory(self, indices):
-        yield from super().inventory(indices)
-        yield np.asarray(self.labels)[indices].astype(np.int32).tobytes()
 
 
 def check_num_classes(num_classes, classes, data):
