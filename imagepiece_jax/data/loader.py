@@ -308,7 +308,7 @@ def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
     return [slots.tolist() for slots in np.split(order, cuts)]
 
 
-class DataLoader:
+class DataLoader(worker_pool.Prefetch):
     """Batches of several sequences, read by one set of workers.
 
     While the last batches of a turn are worked on, the first of the next are read.
@@ -323,7 +323,7 @@ class DataLoader:
         groups = [(steps, one.chunks, one.join) for one, _, steps in turns]
         counts = (steps * chunks for steps, chunks, _ in groups)
         starts = itertools.accumulate(counts, initial=0)
-        self._joined = worker_pool.Prefetch(
+        super().__init__(
             functools.partial(_read_turns, turns, [*starts]),
             groups,
             max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
@@ -339,7 +339,7 @@ class DataLoader:
         """
         source, in_a_row = sequence.source, []
         for _ in range(sequence.steps):
-            turn, batch, samples = next(self._joined)
+            turn, batch, samples = next(self)
             if turn is not sequence:
                 raise RuntimeError("a batch was taken out of turn")
             for sample in samples:
@@ -350,10 +350,6 @@ class DataLoader:
                 if sample.fields["mask"]:
                     in_a_row = []
             yield batch
-
-    def close(self):
-        """End processes and threads."""
-        self._joined.close()
 
 
 def _read_turns(turns, starts, number, allocate):
