@@ -176,6 +176,7 @@ def several(default, of, allowed, length=None):
     """
 
     def convert(value):
+        value = value.tolist() if hasattr(value, "tolist") else value
         fits = isinstance(value, tuple | list) and length in (None, len(value))
         return tuple(map(of.metadata["convert"], _require(fits, value)))
 

@@ -4,16 +4,36 @@ Both are of pixels in [0, 1], one number per channel. There is no default here: 
 model has its own (`ViT.mean`, `ViT.std`).
 """
 
-import numbers
+import dataclasses
 import warnings
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.fields import (
+    REQUIRED,
+    CheckedFields,
+    number,
+    rate,
+    several,
+)
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
+
+
+def channels(of):
+    """A field for three numbers, one a channel, each checked as the field `of`."""
+    allowed = f"three {of.metadata['allowed']}, for pixels in [0, 1]"
+    return several(REQUIRED, of, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization(CheckedFields):
+    """What is subtracted from pixels, and what they are divided by."""
+
+    mean: tuple[float, float, float] = channels(rate())
+    std: tuple[float, float, float] = channels(number(above=0, most=1))
 
 
 def normalize(images: jax.Array, mean, std) -> jax.Array:
@@ -27,8 +47,8 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
         problem, found = f"is {images.dtype} {list(images.shape)}", images.shape
         allowed = "pixels, uint8 [..., 3]"
         raise InputError(problem, field="images", value=found, allowed=allowed)
-    mean = _along(images, channels("mean", mean))
-    std = _along(images, channels("std", std))
+    own = Normalization(mean, std)
+    mean, std = _along(images, own.mean), _along(images, own.std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -112,24 +132,3 @@ def _on_host(images):
         here = images.is_fully_addressable  # not spread over processes
         return here and all(device.platform == "cpu" for device in images.devices())
     return isinstance(images, np.ndarray)
-
-
-def channels(field: str, values) -> tuple[float, float, float]:
-    """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
-
-    field: their name in the error; of "std" and "--std" they must be above 0
-    Raises InputError for anything but three numbers from 0 to 1: those of pixels in [0,
-    255] are refused.
-    """
-    positive = field.endswith("std")
-    values = values.tolist() if hasattr(values, "tolist") else values
-    listed = isinstance(values, Sequence) and not isinstance(values, str)
-    triple = tuple(values) if listed else ()
-    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in triple)
-    if len(triple) != 3 or not right or (positive and min(triple) == 0):
-        bounds = "above 0 and up to 1" if positive else "from 0 to 1"
-        allowed = (
-            f"three numbers {bounds}, for pixels in [0, 1], such as (0.5, 0.5, 0.5)"
-        )
-        raise InputError(field=field, value=values, allowed=allowed)
-    return tuple(map(float, triple))

@@ -17,6 +17,7 @@ from imagepiece_jax.common.fields import (
     from_dict,
     number,
     optional,
+    rate,
     switch,
     text,
 )
@@ -78,8 +79,9 @@ class ModelConfig(CheckedFields):
     norm_eps: float | None = optional(number(above=0, below=1))
     resize: str | None = optional(choice(allowed=RESIZES))
     class_token: bool | None = optional(switch())  # False: the head reads a mean
-    mean: tuple[float, float, float] | None = None  # of the images' pixels in [0, 1]
-    std: tuple[float, float, float] | None = None
+    # of the images' pixels in [0, 1]
+    mean: tuple[float, float, float] | None = optional(channels(rate()))
+    std: tuple[float, float, float] | None = optional(channels(number(above=0, most=1)))
     dtype: str | None = optional(xla_options.layer_dtype())
     attention: str | None = optional(choice(allowed=BACKENDS))
     kernels: str | None = optional(choice(allowed=fused_kernels.CHOICES))
@@ -281,8 +283,7 @@ def normalization(mean, std):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
         problem = f"is given, {lacking} is not"
         raise InputError(problem, field=present, allowed="both or neither")
-    mean = channels("mean", MEAN if mean is None else mean)
-    return mean, channels("std", STD if std is None else std)
+    return (MEAN, STD) if mean is None else (mean, std)
 
 
 def _check_size(size, stem, arch):

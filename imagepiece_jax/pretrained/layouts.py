@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
@@ -322,10 +321,8 @@ def read_weights(
 
     with within(place=f"weights file {path}"):
         state_dict = read_state_dict(path, averaged, choose)
-        images = read_normalization(path).items()
-        images = {name: channels(name, values) for name, values in images}
-        checkpoint = to_timm(state_dict, tower, names)
-    return checkpoint._replace(images=ModelConfig(**images))
+        images = ModelConfig(**read_normalization(path))
+        return to_timm(state_dict, tower, names)._replace(images=images)
 
 
 def read_folder(

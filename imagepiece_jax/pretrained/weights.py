@@ -15,8 +15,6 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
-from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
@@ -94,9 +92,7 @@ class Metadata(hub.HubConfig):
         """{"mean", "std"} of the images; {} where neither a file nor a name says."""
         config = self.partial_config
         values = registry.facts(config.name) | config.fields
-        fields = [field for field in runs.IMAGENET if field in values]
-        with within(place=self.path):
-            return {field: channels(field, values[field]) for field in fields}
+        return {field: values[field] for field in runs.IMAGENET if field in values}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

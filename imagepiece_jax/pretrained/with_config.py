@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
-from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, naming_flags
 from imagepiece_jax.models.config import (
     Contradiction,
     ModelConfig,
@@ -61,13 +60,12 @@ def read_with_config(
             requested = requested.over(named_fields(requested.name))
         elif config is not None:
             requested = _typed(config, overrides)
-    flags = {
-        name: channels(f"--{name}", values)
-        for name, values in (normalization or {}).items()
-    }
+    flags = normalization or {}
+    with naming_flags(*flags):
+        typed = ModelConfig(**flags)
     try:
         with in_config():
-            requested = ModelConfig(**flags).over(requested)
+            requested = typed.over(requested)
             weights = read(path, requested, checkpoint, averaged)
             if full and weights.run is not None:
                 _check_run(weights, config.to_dict())
