@@ -24,8 +24,7 @@ class Images:
     image_size: int | tuple[int, int]
     most: int  # images at once
     workers: int
-    resize: str | None = None  # "deit" or "none"; None: that of `crop`
-    crop: Mapping[str, Any] | None = None  # a Preprocessing's fields, if not DeiT's
+    crop: Mapping[str, Any]  # fields of a Preprocessing that are not DeiT's
     split: str = "val"
     alter = None  # as of a `cache.Split`
 
@@ -68,11 +67,6 @@ class Images:
         return f"{len(self)} images of {short_name(self.name)}{spaced}"
 
     @property
-    def _preprocessing(self):
-        typed = {"resize": self.resize} if self.resize else {}
-        return {"resize": "deit", **(self.crop or {}), **typed}
-
-    @property
     def setting(self) -> dict:
         """The facts that decide a figure."""
         return {
@@ -81,7 +75,8 @@ class Images:
             "images": len(self),
             "digest": self.source.digest,
             "image_size": self.image_size,
-            **self._preprocessing,
+            "resize": "deit",
+            **self.crop,
             **self.source.part,
         }
 
@@ -97,7 +92,7 @@ class Images:
     def _read(self):
         sequence = loader.EvalBatches(
             self.source,
-            Preprocessing(self.image_size, **self._preprocessing),
+            Preprocessing(self.image_size, **self.crop),
             batch_size=self.batch_size,
             placement=parallel.placement(),
         )

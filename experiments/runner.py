@@ -111,16 +111,18 @@ def _images(settings, models, names):
         )
     one = models.pretrained if isinstance(models, OffTheShelf) else None
     names_of_weights = one.class_names if one and labeled else None
+    crop = {**one.crop} if one else {}
+    if settings.resize:
+        crop["resize"] = settings.resize
     images = Images.open(
         settings.data,
         classes if labeled else None,
         side,
         limit=settings.limit,
         labels_by_name=one and class_names.labels_by_name(names_of_weights, classes),
-        resize=settings.resize,
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
-        crop=one and one.crop,
+        crop=crop,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for weights in models.weights if labeled else ():

@@ -163,7 +163,8 @@ def test_a_training_step_is_measured_on_one_device(monkeypatch):
 
 def test_experiments_read_batches_that_all_devices_share(monkeypatch):
     monkeypatch.setattr(parallel, "local_devices", lambda: [None] * 8)
-    images = Images.open("digits", 10, 16, resize="none", batch_size=100, workers=0)
+    fields = {"crop": {"resize": "none"}, "batch_size": 100, "workers": 0}
+    images = Images.open("digits", 10, 16, **fields)
     assert images.batch_size == 104
     batches = list(images.batches())
     assert {batch["image"].shape[:2] for batch in batches} == {(8, 13)}

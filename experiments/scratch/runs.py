@@ -115,7 +115,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
     }
     write_json(folder / PLAN, plan)
     fields = {"batch_size": settings.eval_batch_size, "workers": settings.readers}
-    fields |= {"resize": "deit", "crop": {"crop": 1.0, "crop_mode": "squash"}}
+    fields["crop"] = {"crop": 1.0, "crop_mode": "squash"}
     images = Images.open(data, classes, options.image_size, **fields)
     context = Context(cache, settings, images=images)
     for number, (name, seed) in enumerate(missing, 1):

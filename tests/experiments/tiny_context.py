@@ -49,7 +49,7 @@ def pretrained(folder, seed=0, **fields):
 
 def images(count=24):
     """Some of the digits that training never sees."""
-    options = {"resize": "none", "batch_size": 12, "workers": 0}
+    options = {"crop": {"resize": "none"}, "batch_size": 12, "workers": 0}
     return Images.open("digits", 10, 16, limit=count, **options)
 
 
