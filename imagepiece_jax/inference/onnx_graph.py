@@ -218,7 +218,7 @@ class Graph:
             parts.append(part)
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
-    def elementwise(self, kind, inputs, dtype=None, **attributes):
+    def elementwise(self, kind, *inputs, dtype=None, **attributes):
         """A node that broadcasts its inputs, Values and numbers of their dtype.
 
         Of one Value and constants it stands before a transpose: so the transposes
@@ -234,7 +234,7 @@ class Graph:
         if source is not value and constant and source.ndim == len(shape):
             back = np.argsort(order)
             inputs = [source if v is value else _permuted(v, back) for v in inputs]
-            out = self.elementwise(kind, inputs, dtype, **attributes)
+            out = self.elementwise(kind, *inputs, dtype=dtype, **attributes)
             return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
 
@@ -439,7 +439,7 @@ def _operator(graph, equation, *values):
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
         raise unknown(f"{name} of integers")
-    out = graph.elementwise(OPERATORS[name], values)
+    out = graph.elementwise(OPERATORS[name], *values)
     kind, *facts = graph.notes[values[0].name]
     if name == "not" and kind in OPPOSITE:
         graph.notes[out.name] = OPPOSITE[kind], *facts
@@ -450,7 +450,7 @@ def _operator(graph, equation, *values):
 def _comparison(graph, equation, *values):
     values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
     name = equation.primitive.name
-    out = graph.elementwise(COMPARISONS[name], values, bool)
+    out = graph.elementwise(COMPARISONS[name], *values, dtype=bool)
     place, limit = values
     kind, *facts = graph.notes[place.name]
     if kind == "order" and name in SIDES and limit.array is not None:
@@ -459,7 +459,7 @@ def _comparison(graph, equation, *values):
     return out
 
 
-# Functions that are several operators: (operator of a kind, operands) -> result.
+# Functions that are several operators: (Graph.elementwise, operands) -> result.
 FORMULAS = {
     "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
@@ -473,18 +473,15 @@ FORMULAS = {
 
 @primitive(*FORMULAS)
 def _formula(graph, equation, *values):
-    def op(kind, *inputs, **options):
-        return graph.elementwise(kind, inputs, **options)
-
-    return FORMULAS[equation.primitive.name](op, *values)
+    return FORMULAS[equation.primitive.name](graph.elementwise, *values)
 
 
 @primitive("integer_pow")
 def _integer_pow(graph, equation, x):
     power = equation.params["y"]
     if power == 2:
-        return graph.elementwise("Mul", [x, x])
-    return graph.elementwise("Pow", [x, power])
+        return graph.elementwise("Mul", x, x)
+    return graph.elementwise("Pow", x, power)
 
 
 @primitive("select_n")
@@ -726,10 +723,10 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
 @stands
 def gelu(graph, x, form="exact"):
     if form == "quick":
-        share = graph.elementwise("Sigmoid", [graph.elementwise("Mul", [x, QUICK])])
-        return graph.elementwise("Mul", [x, share])
+        share = graph.elementwise("Sigmoid", graph.elementwise("Mul", x, QUICK))
+        return graph.elementwise("Mul", x, share)
     kind = {"exact": "none", "tanh": "tanh"}[form]
-    return graph.elementwise("Gelu", [x], approximate=kind)
+    return graph.elementwise("Gelu", x, approximate=kind)
 
 
 @stands
@@ -744,7 +741,7 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 
 def _weights(graph, query, key, key_bias):
     """[B, N, H, d] twice, [B, M] -> [B, H, N, M]."""
-    query = graph.elementwise("Mul", [query, query.shape[-1] ** -0.5])
+    query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
@@ -753,7 +750,7 @@ def _weights(graph, query, key, key_bias):
         batch, tokens = key_bias.shape
         bias = graph.cast(key_bias, query.dtype)
         bias = graph.reshape(bias, (batch, 1, 1, tokens))
-        logits = graph.elementwise("Add", [logits, bias])
+        logits = graph.elementwise("Add", logits, bias)
     return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
 
 
@@ -789,8 +786,8 @@ def unit(graph, x, eps=1e-6):
         return graph.slice(unit(graph, full, eps), *sides)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
-    length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, eps])])
-    return graph.elementwise("Div", [x, length])
+    length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
+    return graph.elementwise("Div", x, length)
 
 
 # Order and choice
@@ -853,7 +850,7 @@ def pick(graph, position, length, *values):
         return [gather_rows(graph, value, index) for value in values]
     length = graph.reshape(length, (1, length.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
-    holds = graph.elementwise("Equal", [position, length], bool)
+    holds = graph.elementwise("Equal", position, length, dtype=bool)
     none = Value.of(0, np.float32)
 
     def picked(value):
@@ -880,7 +877,7 @@ def _kept_tokens(graph, keep, length):
     index = graph.op("Where", [keep, index, none], keep.shape, np.int64)
     first, _ = _top(graph, index, length, largest=False)
     zero = Value.of(0, np.int64)
-    behind = graph.elementwise("Equal", [first, none], bool)
+    behind = graph.elementwise("Equal", first, none, dtype=bool)
     return graph.op("Where", [behind, zero, first], first.shape, np.int64)
 
 
@@ -931,24 +928,24 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
         if total is None:
             return weights
         sums = total if slots is None else gather_rows(graph, total, slots)
-        return graph.elementwise("Div", [weights, sums])
+        return graph.elementwise("Div", weights, sums)
 
     ones = Value.of(np.ones((1, prefix), np.float32))
     factor = _behind(graph, ones, shares(index.keep))
     factor = graph.reshape(factor, (*factor.shape, 1))
-    kept = graph.elementwise("Mul", [kept, graph.cast(factor, x.dtype)])
+    kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
     if not absorbs:
         return kept
-    slots = graph.elementwise("Min", [index.target, n_out - 1])  # padding's is n_out
+    slots = graph.elementwise("Min", index.target, n_out - 1)  # padding's is n_out
     share = shares(index.absorbed, slots)
     moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
     share = graph.reshape(share, (*share.shape, 1))
-    moved = graph.elementwise("Mul", [moved, graph.cast(share, x.dtype)])
+    moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
     places = Value.of(np.arange(-prefix, n_out, dtype=np.int32)[None, :, None])
-    goes = graph.elementwise("Equal", [places, target], bool)
+    goes = graph.elementwise("Equal", places, target, dtype=bool)
     added = graph.op("MatMul", [graph.cast(goes, x.dtype), moved], kept.shape, x.dtype)
-    return graph.elementwise("Add", [kept, added])
+    return graph.elementwise("Add", kept, added)
 
 
 def _behind(graph, front, values):
@@ -962,4 +959,4 @@ def _behind(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    return graph.elementwise("Add", [graph.cast(index, np.int64), by])
+    return graph.elementwise("Add", graph.cast(index, np.int64), by)
