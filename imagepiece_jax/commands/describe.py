@@ -17,8 +17,7 @@ WEIGHTS = cli.weights()
 
 def main():
     path = WEIGHTS.value
-    only_config = path is None
-    typed = (cli.config(), None) if only_config else cli.config_or_base()
+    config, overrides = (cli.config(), None) if path is None else cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.models import cost
@@ -27,9 +26,8 @@ def main():
     from imagepiece_jax.training import report
     from imagepiece_jax.training.config import RunConfig
 
-    config = typed[0]
-    if not only_config:
-        config, _ = read_with_config(path, *typed)
+    if path is not None:
+        config, _ = read_with_config(path, config, overrides)
     run = RunConfig.from_config(config).resolved()
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
@@ -38,7 +36,7 @@ def main():
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(cost.describe(model, others, config.image_size))
-    if only_config:
+    if path is None:
         print(report.estimate(run))
 
 

@@ -70,14 +70,12 @@ def main():
             kernels=config.model.kernels,
             pixels=True,
         )
-        result = accuracy.evaluate_program(
+        result, change = accuracy.evaluate_program(
             vit.model, vit.variables, program, batches, config.seed
         )
         for figures in result.values():
             kind = f"{figures['dtype']}, {figures['gelu']} GELU"
             print(f"{kind}: {accuracy.line(figures)}", flush=True)
-        names = ("difference", "difference_low", "difference_high")
-        change = statistics.Estimate(*(figures[name] for name in names))
         print(
             f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
             f"(points, 95 %, paired, {figures['images']} images)"

@@ -183,15 +183,15 @@ def evaluate_program(
     program,
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
     """Accuracy of a program that `inference.optimize` made, and that of its model.
 
     model, variables: evaluated in float32 at highest precision with XLA's attention
     program: the same model's for pixels, on the first device
     batches: makes those of a split, of `batch_size` and `placement`
     seed: of reducers that draw
-    Returns the figures of both by name, "reference" and "optimized"; the program's have
-    the paired difference of acc1 to the reference, in points, and its interval.
+    Returns the figures of both by name, "reference" and "optimized", and the paired
+    difference of acc1, in points, with its interval, which the program's have, too.
     """
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")
@@ -202,10 +202,11 @@ def evaluate_program(
     fast = program.model
     names = ("difference", "difference_low", "difference_high")
     optimized = {"dtype": fast.dtype.name, "gelu": fast.arch.gelu}
-    return {
+    result = {
         "reference": before.figures | {"dtype": "float32", "gelu": model.arch.gelu},
         "optimized": after.figures | optimized | dict(zip(names, change, strict=True)),
     }
+    return result, change
 
 
 class _Pass:

@@ -220,9 +220,10 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
     tanh = model.clone(arch=dataclasses.replace(model.arch, gelu="tanh"))
     program = types.SimpleNamespace(model=tanh, batch_size=2)
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
-    result = accuracy.evaluate_program(model, {}, program, lambda **options: [])
+    result, change = accuracy.evaluate_program(model, {}, program, lambda **options: [])
     assert result["reference"]["acc1"] == 75 and result["reference"]["gelu"] == "exact"
     optimized = result["optimized"]
     assert (optimized["acc1"], optimized["gelu"]) == (50, "tanh")
     assert optimized["difference"] == pytest.approx(-25)
     assert optimized["difference_low"] < -25 < optimized["difference_high"]
+    assert change.value == optimized["difference"]
