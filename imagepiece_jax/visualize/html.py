@@ -149,12 +149,9 @@ def _switch():
         f"{' checked' * (kind == 'tokens')}>{text}</label>"
         for kind, text in LABELS.items()
     ]
-    keys = {
-        "tokens": f"{figure.CAPTIONS['tokens']} {figure.CAPTIONS['weights']}",
-        "attention": figure.CAPTIONS["attention"],
-        "sizes": figure.CAPTIONS["sizes"],
-    }
-    keys = "".join(f'<p class="{kind}">{text}</p>' for kind, text in keys.items())
+    texts = figure.CAPTIONS
+    texts = texts | {"tokens": f"{texts['tokens']} {texts['weights']}"}
+    keys = "".join(f'<p class="{kind}">{texts[kind]}</p>' for kind in LABELS)
     choices = "".join(choices)
     return f'<fieldset class="switch"><legend>Show</legend>{choices}</fieldset>{keys}'
 
