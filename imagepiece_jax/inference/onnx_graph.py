@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -21,6 +22,9 @@ from jax.numpy import broadcast_shapes
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.layers import QUICK
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # of ONNX files, of the time of that opset
@@ -114,8 +118,10 @@ class Graph:
             self.constants[key] = name or self._fresh("constant"), array
         return self.constants[key][0]
 
-    def finish(self, outputs: Mapping[str, Value]):
-        """Rename `outputs`, and leave out nodes and constants that none depends on."""
+    def finished(self, outputs: Mapping[str, Value]) -> "ModelProto":
+        """The model of `outputs`, by their names, and of all that they depend on."""
+        from onnx import helper, numpy_helper
+
         names = {value.name: name for name, value in outputs.items()}
         live, needed = {*names}, []
         for node in reversed(self.nodes):
@@ -124,8 +130,26 @@ class Graph:
                 live |= {*node.input}
                 for field in (node.input, node.output):
                     field[:] = [names.get(name, name) for name in field]
-        self.nodes = needed[::-1]
-        self.constants = {k: v for k, v in self.constants.items() if v[0] in live}
+
+        def described(name, value):
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            sides = [str(s) if is_open(s) else int(s) for s in value.shape]
+            return helper.make_tensor_value_info(name, kind, sides)
+
+        constants = [(n, array) for n, array in self.constants.values() if n in live]
+        graph = helper.make_graph(
+            needed[::-1],
+            "imagepiece_jax",
+            [described(self.images.name, self.images)],
+            [described(name, output) for name, output in outputs.items()],
+            [numpy_helper.from_array(array, name) for name, array in constants],
+        )
+        return helper.make_model(
+            graph,
+            producer_name="imagepiece_jax",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
 
     def _fresh(self, kind):
         number = self._count[kind] = self._count.get(kind, -1) + 1

@@ -1,6 +1,5 @@
 """An ONNX model of a ViT: images to logits or tokens, with weights and reduction."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,7 +9,7 @@ from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, optimize
 from imagepiece_jax.inference.jax_export import IMAGES
-from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
+from imagepiece_jax.inference.onnx_graph import Graph, Value
 from imagepiece_jax.inference.token_list import TokenList
 from imagepiece_jax.models.pretrained import Pretrained
 
@@ -55,30 +54,4 @@ def onnx_model(
     results = map(graph.output, results, shapes)
     single = [jax_export.output_name(vit.model)]
     names = single if tokens is None else TokenList._fields
-    return finished(graph, dict(zip(names, results, strict=True)))
-
-
-def finished(graph: Graph, outputs: Mapping[str, Value]) -> "ModelProto":
-    """The model of a graph, from its images to `outputs`, by their names."""
-    from onnx import helper, numpy_helper
-
-    def described(name, value):
-        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        sides = [side if isinstance(side, int) else str(side) for side in value.shape]
-        return helper.make_tensor_value_info(name, kind, sides)
-
-    graph.finish(outputs)
-    constants = graph.constants.values()
-    named = helper.make_graph(
-        graph.nodes,
-        "imagepiece_jax",
-        [described(IMAGES, graph.images)],
-        [described(name, output) for name, output in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in constants],
-    )
-    return helper.make_model(
-        named,
-        producer_name="imagepiece_jax",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-    )
+    return graph.finished(dict(zip(names, results, strict=True)))

@@ -14,7 +14,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import jax_export, onnx_graph
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.inference.onnx_model import finished, onnx_model
+from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -316,7 +316,7 @@ def outputs(fn, *shapes):
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    model = finished(graph, {"logits": graph.expand(out, want.shape)})
+    model = graph.finished({"logits": graph.expand(out, want.shape)})
     return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
 
 
@@ -352,7 +352,7 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     graph = onnx_graph.Graph(entry)
     (out,) = graph.walk(jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run(finished(graph, {"logits": out}), x):
+    for each in run(graph.finished({"logits": out}), x):
         np.testing.assert_array_equal(each, with_ones(x))
 
 
