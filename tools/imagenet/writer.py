@@ -21,7 +21,7 @@ import tempfile
 from PIL import Image
 from tqdm import tqdm
 
-from imagepiece_jax.common.files import lock, replace_file
+from imagepiece_jax.common.files import open_locked, replace_file
 from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
 from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import tfrecords
@@ -184,8 +184,7 @@ def _digest(split, entry):
 def _locked(work):
     """Make the folder `work` and keep other processes out of it; InputError."""
     make_folder(work)
-    with open(work.with_name(".lock"), "w", encoding="utf-8") as file:
-        lock(file, "--dir")
+    with open_locked("--dir", work.with_name(".lock"), "w", encoding="utf-8"):
         yield
 
 
