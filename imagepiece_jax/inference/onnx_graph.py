@@ -82,15 +82,16 @@ class Graph:
 
     # Nodes
 
-    def op(self, kind, inputs: Sequence[Value | None], shape, dtype, **attributes):
-        """The Value of a new node's only output."""
+    def op(self, kind, inputs: Sequence, shape, dtype, **attributes):
+        """The Value of a new node's only output; inputs: Values and arrays."""
         return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def ops(self, kind, inputs, results, **attributes):
         """The Values of a new node's outputs, each of (shape, dtype)."""
         from onnx import helper
 
-        names = tuple("" if v is None else self.name_of(v) for v in inputs)
+        inputs = [v if isinstance(v, Value) else Value.of(v) for v in inputs]
+        names = tuple(map(self.name_of, inputs))
         key = kind, names, tuple(sorted((k, str(v)) for k, v in attributes.items()))
         if key in self._cache:
             return self._cache[key]
@@ -167,9 +168,8 @@ class Graph:
             return value
         if value.array is not None:
             return Value.of(value.array.reshape(shape))
-        sides = [-1 if is_open(side) else int(side) for side in shape]
-        target = Value.of(sides, np.int64)
-        return self.op("Reshape", [value, target], shape, value.dtype)
+        sides = np.array([-1 if is_open(side) else side for side in shape], np.int64)
+        return self.op("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
         value, before = self.untransposed(value)
@@ -201,8 +201,7 @@ class Graph:
         if not chosen:
             return value
         columns = list(zip(*chosen, strict=True))
-        operands = [Value.of(column, np.int64) for column in columns]
-        out = self.op("Slice", [value, *operands], shape, value.dtype)
+        out = self.op("Slice", [value, *columns], shape, value.dtype)
         if value.ndim - 1 not in columns[2]:
             self.notes[out.name] = "rows", value, starts, limits, strides
         return out
@@ -231,13 +230,13 @@ class Graph:
     def _sides(self, shape):
         """`shape` as int64 tensor; open sides are the batch, or that many times it."""
         if not any(map(is_open, shape)):
-            return Value.of(shape, np.int64)
+            return np.array(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
         parts = []
         for side in shape:
-            part = batch if is_open(side) else Value.of([side], np.int64)
+            part = batch if is_open(side) else [side]
             if is_open(side) and side != self.images.shape[0]:
-                times = Value.of([int(side // self.images.shape[0])], np.int64)
+                times = [int(side // self.images.shape[0])]
                 part = self.op("Mul", [batch, times], (1,), np.int64)
             parts.append(part)
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
@@ -292,7 +291,6 @@ class Graph:
             if value.shape[axes[0]] in range(2, HEADS + 1):
                 total = self._sum_of_parts(value, *axes, shape)
                 return total if keep else self.reshape(total, rest)
-        axes = Value.of(axes, np.int64)
         shape = shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
@@ -570,8 +568,7 @@ def _pad(graph, equation, x, value):
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise unknown("padding between or negative")
-    pads = Value.of([*low, *high], np.int64)
-    return graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
+    return graph.op("Pad", [x, low + high, value], out.aval.shape, x.dtype)
 
 
 @primitive("iota")
@@ -591,9 +588,9 @@ def _slice(graph, equation, x):
 
 @primitive("split", expand=True)
 def _split(graph, equation, x):
-    sizes = Value.of(equation.params["sizes"], np.int64)
+    inputs = [x, equation.params["sizes"]]
     parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
-    return graph.ops("Split", [x, sizes], parts, axis=int(equation.params["axis"]))
+    return graph.ops("Split", inputs, parts, axis=int(equation.params["axis"]))
 
 
 @primitive("rev", expand=True)
@@ -602,7 +599,7 @@ def _rev(graph, equation, x):
     for axis in map(int, equation.params["dimensions"]):
         if is_open(x.shape[axis]):
             raise unknown("the reverse of an open batch")
-        backward = Value.of(np.arange(x.shape[axis])[::-1].astype(np.int64))
+        backward = np.arange(x.shape[axis])[::-1]
         x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
     return x
 
@@ -636,7 +633,6 @@ def _gather(graph, equation, x, index):
     sides = x.shape[first:last]
     taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[last:]))
-    taken = Value.of(taken.astype(np.int64))
     return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
 
@@ -819,10 +815,10 @@ def unit(graph, x, eps=1e-6):
 
 def _top(graph, x, count, largest):
     """(values, int64 places) of the first `count` of each row in order."""
-    operands, shape = [x, Value.of([count], np.int64)], (*x.shape[:-1], count)
+    shape = *x.shape[:-1], count
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
-    return graph.ops("TopK", operands, results, **options)
+    return graph.ops("TopK", [x, [count]], results, **options)
 
 
 @stands
@@ -837,16 +833,15 @@ def rank(graph, score):
 
 @stands
 def count_before(graph, keep):
-    axis = Value.of(1, np.int64)
     keep = graph.cast(keep, np.int32)
-    return graph.op("CumSum", [keep, axis], keep.shape, np.int32, exclusive=1)
+    return graph.op("CumSum", [keep, 1], keep.shape, np.int32, exclusive=1)
 
 
 @stands
 def place_among(graph, keep):
     before = count_before(graph, keep)
-    none = Value.of(-keep.shape[1], np.int32)
-    place = graph.op("Where", [keep, before, none], keep.shape, np.int32)
+    n = keep.shape[1]
+    place = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
     graph.notes[place.name] = "kept", keep
     return place
 
@@ -862,9 +857,8 @@ def pick(graph, position, length, *values):
     n = position.shape[1]
     values = values or [Value.of(np.arange(n)[None])]
     if kind == "kept" and isinstance(length, int):
-        return [
-            gather_rows(graph, v, _kept_tokens(graph, *facts, length)) for v in values
-        ]
+        index = _kept_tokens(graph, *facts, length)
+        return [gather_rows(graph, value, index) for value in values]
     if isinstance(length, int):
         length = Value.of(np.arange(length))
     if kind == "order":
@@ -875,11 +869,11 @@ def pick(graph, position, length, *values):
     length = graph.reshape(length, (1, length.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
     holds = graph.elementwise("Equal", position, length, dtype=bool)
-    none = Value.of(0, np.float32)
 
     def picked(value):
         value = graph.cast(graph.reshape(value, (value.shape[0], 1, n)), np.float32)
-        one = graph.op("Where", [holds, value, none], holds.shape, np.float32)
+        operands = [holds, value, np.float32(0)]
+        one = graph.op("Where", operands, holds.shape, np.float32)
         return graph.cast(graph.reduce("ReduceSum", one, (2,)), np.int32)
 
     return [picked(value) for value in values]
@@ -896,13 +890,10 @@ def _kept_tokens(graph, keep, length):
             batch = keep.shape[0]
             chosen = graph.slice(order, (0, ends[0]), (batch, ends[1]))
             return _top(graph, chosen, length, largest=False)[0]
-    index = Value.of(np.arange(n, dtype=np.int64)[None])
-    none = Value.of(n, np.int64)
-    index = graph.op("Where", [keep, index, none], keep.shape, np.int64)
+    index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
     first, _ = _top(graph, index, length, largest=False)
-    zero = Value.of(0, np.int64)
-    behind = graph.elementwise("Equal", first, none, dtype=bool)
-    return graph.op("Where", [behind, zero, first], first.shape, np.int64)
+    behind = graph.elementwise("Equal", first, n, dtype=bool)
+    return graph.op("Where", [behind, 0, first], first.shape, np.int64)
 
 
 @stands
@@ -918,7 +909,7 @@ def find_partners(graph, similarity, tokens):
     best, place = (graph.reshape(each, (batch, a)) for each in top)
     if tokens.array is not None:
         (tokens,) = tokens.array
-        row = graph.op("Gather", [Value.of(tokens), place], (batch, a), tokens.dtype)
+        row = graph.op("Gather", [tokens, place], (batch, a), tokens.dtype)
         return [best, row]
     tokens = graph.expand(tokens, (batch, t))
     return [best, gather_rows(graph, tokens, place)]
@@ -941,8 +932,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     """Kept rows, and a product with the few that are absorbed."""
     n_out, absorbs = index.keep.shape[1], index.groups.shape[1]
     batch, prefix = x.shape[0], x.shape[1] - dest.shape[1]
-    front = Value.of(np.broadcast_to(np.arange(prefix)[None], (1, prefix)))
-    row = _behind(graph, front, _shifted(graph, index.keep, prefix))
+    row = _behind(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
     kept = gather_rows(graph, x, row)
     if weight is None or (mean and not absorbs):
         return kept
@@ -954,8 +944,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
         sums = total if slots is None else gather_rows(graph, total, slots)
         return graph.elementwise("Div", weights, sums)
 
-    ones = Value.of(np.ones((1, prefix), np.float32))
-    factor = _behind(graph, ones, shares(index.keep))
+    factor = _behind(graph, np.ones(prefix), shares(index.keep))
     factor = graph.reshape(factor, (*factor.shape, 1))
     kept = graph.elementwise("Mul", kept, graph.cast(factor, x.dtype))
     if not absorbs:
@@ -966,20 +955,20 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     share = graph.reshape(share, (*share.shape, 1))
     moved = graph.elementwise("Mul", moved, graph.cast(share, x.dtype))
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
-    places = Value.of(np.arange(-prefix, n_out, dtype=np.int32)[None, :, None])
+    places = np.arange(-prefix, n_out)[None, :, None]
     goes = graph.elementwise("Equal", places, target, dtype=bool)
     added = graph.op("MatMul", [graph.cast(goes, x.dtype), moved], kept.shape, x.dtype)
     return graph.elementwise("Add", kept, added)
 
 
 def _behind(graph, front, values):
-    """A row that is the same for all images, and `values`. [1, p], [B, n]."""
-    if not front.shape[1]:
+    """The same row for all images, and `values`. [p], [B, n] -> [B, p + n]."""
+    if not len(front):
         return values
-    front = Value.of(front.array.astype(values.dtype))
-    front = graph.expand(front, (values.shape[0], front.shape[1]))
-    shape = values.shape[0], front.shape[1] + values.shape[1]
-    return graph.op("Concat", [front, values], shape, values.dtype, axis=1)
+    batch, count = values.shape
+    rows = graph.expand(Value.of(front[None], values.dtype), (batch, len(front)))
+    shape = batch, len(front) + count
+    return graph.op("Concat", [rows, values], shape, values.dtype, axis=1)
 
 
 def _shifted(graph, index, by):
