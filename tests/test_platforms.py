@@ -153,12 +153,15 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    case = workloads.Case(quickstart.get_config(), 64, "float32")
-    case.check("train")
+    train, inference = (
+        workloads.Case(quickstart.get_config(), mode, 64, "float32")
+        for mode in ("train", "inference")
+    )
+    train.check()
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    case.check("inference")
+    inference.check()
     with pytest.raises(InputError, match="--mode is train on 8 devices; allowed: one"):
-        case.check("train")
+        train.check()
 
 
 def test_experiments_read_batches_that_all_devices_share(monkeypatch):
