@@ -116,14 +116,13 @@ def model_variables(
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
     """Selectors of `like` that tensors lack, or have in other shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    selectors = selectors_of(like)
-    needed = timm_shapes({"params": selectors})
 
-    def of_module(module, tensors):
-        start = module.replace("_", ".") + "."
-        return {name: each for name, each in tensors.items() if name.startswith(start)}
+    def lacks(name, values):
+        start = name.replace("_", ".") + "."
+        present = {k: shape for k, shape in shapes.items() if k.startswith(start)}
+        return present != timm_shapes({"params": {name: values}})
 
-    return [n for n in selectors if of_module(n, needed) != of_module(n, shapes)]
+    return [name for name, values in selectors_of(like).items() if lacks(name, values)]
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:

@@ -99,8 +99,7 @@ def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfi
     Raises InputError where the tensors are of no vision transformer that exists here,
         where they contradict `partial`, and where it lacks a field that they lack too.
     """
-    if (partial.mean is None) != (partial.std is None):
-        normalization(partial.mean, partial.std)  # which refuses only one
+    normalization(partial.mean, partial.std)  # which refuses only one
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial)
     parts, named = _parts(shapes, sizes), registry.facts(partial.name)
