@@ -30,7 +30,7 @@ COLUMNS = (
 TITLES = [title for title, _ in COLUMNS]
 
 
-def rows(programs, readings, peaks, setting):
+def rows(programs, readings, setting):
     """A dict of JSON values for each program.
 
     Ratios are to the first program; `mac_ratio` is what the MACs predict;
@@ -38,7 +38,6 @@ def rows(programs, readings, peaks, setting):
 
     programs: Workloads by name
     readings: seconds per call by name, from `timer.measure`
-    peaks: PeakRates of the device
     setting: fields that all rows share
     """
     first = next(iter(programs))
@@ -52,11 +51,9 @@ def rows(programs, readings, peaks, setting):
             "mac_ratio": programs[first].macs / work.macs,
             "gmacs": work.macs / work.images / 1e9,
             "macs_per_s": speed,
-            "ceiling_share": 2 * speed / peaks.matmul,
+            "ceiling_share": 2 * speed / setting["matmul_ceiling"],
             **work.facts,
             **setting,
-            "matmul_ceiling": peaks.matmul,
-            "copy_ceiling": peaks.copy,
             "seconds_a_call": readings[name],
         }
 

@@ -96,7 +96,7 @@ def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):
             readings = timer.measure(jobs, rules)
-    return report.rows(programs, readings, peaks, _setting(cases[0], rules))
+    return report.rows(programs, readings, _setting(cases[0], rules, peaks))
 
 
 def run_all(groups, rules, files, others=None):
@@ -115,7 +115,7 @@ def run_all(groups, rules, files, others=None):
     files.plot()
 
 
-def _setting(case, rules):
+def _setting(case, rules, peaks):
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
     return {
         "mode": case.mode,
@@ -126,6 +126,8 @@ def _setting(case, rules):
         "versions": device.versions(libraries),
         "git": git_revision(),
         **dataclasses.asdict(rules),
+        "matmul_ceiling": peaks.matmul,
+        "copy_ceiling": peaks.copy,
     }
 
 
