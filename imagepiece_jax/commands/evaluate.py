@@ -85,7 +85,7 @@ def main():
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         result = measured.figures
         print(accuracy.line(result, *how, f"gmacs {gmacs:.3f}"))
-    if unreadable := len(source.unreadable.names):
+    if unreadable := len(source.unreadable):
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
         size = weights.trained.config.image_size

@@ -1,7 +1,7 @@
 """Decoding of image files, and the record of damaged ones.
 
 One damaged file must not end a long run, many of them must: `decode` raises
-`UnreadableImage`, the loader continues without it, `Unreadable` keeps the record.
+`UnreadableImage`, the loader continues without it, `record_unreadable` counts them.
 """
 
 import io
@@ -142,35 +142,27 @@ def _eight_bits(values, mode):
     )
 
 
-class Unreadable:
-    """The damaged files of one source: each is logged once, and too many stop the run.
+def record_unreadable(damaged, row, total, consequence):
+    """Note UnreadableImage errors: each file is logged once, too many stop the run.
 
-    names: maps the files met so far, in order, to the reason
+    damaged: dict of the files met so far, in order, to the reason
+    row: errors with no readable image between them
+    total: length of the source
+    consequence: for the log, what happens instead
+    Raises InputError for 20 in a row and for more than 1 % of `total`.
     """
-
-    def __init__(self):
-        self.names = {}
-
-    def record(self, row, total, consequence):
-        """Note UnreadableImage errors.
-
-        row: errors with no readable image between them
-        total: length of the source
-        consequence: for the log, what happens instead
-        Raises InputError for 20 in a row and for more than 1 % of `total`.
-        """
-        for error in row:
-            if error.place not in self.names:
-                self.names[error.place] = error.value
-                log.warning("%s: %s", error, consequence)
-        if len(row) >= MAX_IN_A_ROW:
-            count, place = len(row), row[0].place
-            problem = f"{row[0].problem}, as the first of {count} images in a row"
-            allowed = f"fewer than {MAX_IN_A_ROW}"
-            raise InputError(problem, place=place, value=count, allowed=allowed)
-        if (count := len(self.names)) > MAX_SHARE * total:
-            file, reason = next(iter(self.names.items()))
-            problem = f"{count} of {total} images cannot be read, the first is "
-            problem += f"{file} ({reason})"
-            allowed = f"at most {MAX_SHARE:.0%}"
-            raise InputError(problem, value=count, allowed=allowed)
+    for error in row:
+        if error.place not in damaged:
+            damaged[error.place] = error.value
+            log.warning("%s: %s", error, consequence)
+    if len(row) >= MAX_IN_A_ROW:
+        count, place = len(row), row[0].place
+        problem = f"{row[0].problem}, as the first of {count} images in a row"
+        allowed = f"fewer than {MAX_IN_A_ROW}"
+        raise InputError(problem, place=place, value=count, allowed=allowed)
+    if (count := len(damaged)) > MAX_SHARE * total:
+        file, reason = next(iter(damaged.items()))
+        problem = f"{count} of {total} images cannot be read, the first is "
+        problem += f"{file} ({reason})"
+        allowed = f"at most {MAX_SHARE:.0%}"
+        raise InputError(problem, value=count, allowed=allowed)

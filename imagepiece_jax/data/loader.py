@@ -20,7 +20,7 @@ import numpy as np
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
+from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unreadable
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
@@ -345,8 +345,8 @@ class DataLoader(worker_pool.Prefetch):
             for sample in samples:
                 if sample.errors:
                     in_a_row += sample.errors
-                    unreadable, total = source.unreadable, len(source)
-                    unreadable.record(in_a_row, total, sequence.consequence)
+                    found, total = source.unreadable, len(source)
+                    record_unreadable(found, in_a_row, total, sequence.consequence)
                 if sample.fields["mask"]:
                     in_a_row = []
             yield batch

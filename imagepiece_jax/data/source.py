@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.decode import Unreadable
 from imagepiece_jax.errors import InputError, within
 
 SPLITS = ("train", "val")
@@ -23,14 +22,15 @@ THREADS = 16  # that ask for sizes of files, which takes long over a network
 
 
 class Source(abc.ABC):
-    """Images and labels by index. `unreadable` is the record of its damaged files.
+    """Images and labels by index.
 
+    unreadable: its damaged files, by name, to the reason: `decode.record_unreadable`
     class_names: a name or None for each class; None where the data names no classes
     """
 
     def __init__(self, num_classes, class_names=None):
         self.num_classes, self.class_names = num_classes, class_names
-        self.unreadable = Unreadable()
+        self.unreadable = {}
 
     @abc.abstractmethod
     def __len__(self):

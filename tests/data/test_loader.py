@@ -181,8 +181,8 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     masked = np.equal(values(batches, "mask"), 0)
     assert np.flatnonzero(masked).tolist() == [5, 6, 399]
     assert values(batches, "index") == list(range(400))
-    assert len(source.unreadable.names) == 3
-    assert list(source.unreadable.names) == ["5.jpg", "6.jpg", "399.jpg"]
+    assert len(source.unreadable) == 3
+    assert list(source.unreadable) == ["5.jpg", "6.jpg", "399.jpg"]
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
     with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(torn\)"):
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
@@ -200,7 +200,7 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
     takes = f"{torn}: the next readable image of the epoch takes its place"
     expected = [f"{order[1]}.jpg {takes}", f"{order[30]}.jpg {takes}"]
     assert messages == [*expected, f"7.jpg {torn}: it is left out of the evaluation"]
-    assert len(source.unreadable.names) == 2 and len(val.unreadable.names) == 1
+    assert len(source.unreadable) == 2 and len(val.unreadable) == 1
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():

@@ -67,7 +67,7 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     order = loader.epoch_order(3, 0, 400).tolist()
     source = Noise(400, {order[1], order[2]})
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
-    assert list(source.unreadable.names) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
+    assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
     sequence = loader.EvalBatches(Noise(9, {4}), CanvasTransform(32), batch_size=3)
     sequence.requests = lambda _: [loader.Request([4, 5], {0: (), 1: (), 2: ()})]

@@ -77,7 +77,7 @@ def test_processes_do_not_matter_and_outlive_signals():
         os.kill(pid, signal.SIGTERM)
     seen += batches
     same(seen, list(train(expected, 60)))
-    assert list(source.unreadable.names) == list(expected.unreadable.names) != []
+    assert list(source.unreadable) == list(expected.unreadable) != []
     assert not workers() and not shared_memory()
 
 
@@ -201,15 +201,15 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
         started |= workers()
     reader.close()
     assert len(started) == count  # none is started for an evaluation
-    names = [list(source.unreadable.names) for source in sources]
+    names = [list(source.unreadable) for source in sources]
     for source in sources:
-        source.unreadable.names.clear()
+        source.unreadable.clear()
     same(trained, list(training.batches()))
     expected = list(evaluation.batches())
     for one in evaluated:
         same(one, expected)
     assert len(evaluated) == 3 and len(trained) == 11
-    assert names == [list(source.unreadable.names) for source in sources] != [[], []]
+    assert names == [list(source.unreadable) for source in sources] != [[], []]
 
 
 def test_batches_out_of_turn_are_a_mistake():

@@ -7,7 +7,6 @@ resumes with the files that have no report. Until all are there they lie in a fo
 that no reader takes for a data set.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -22,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagepiece_jax.common.files import open_locked, replace_file
-from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
+from imagepiece_jax.data.decode import UnreadableImage, decode, record_unreadable
 from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import tfrecords
 from tools.imagenet.scan import NAME, RESUMES, run_jobs
@@ -128,7 +127,8 @@ def write(
         for split, entries in images.items()
     }
     contents = {name: rows for files in plans.values() for name, rows in files.items()}
-    with _locked(work):
+    make_folder(work)
+    with open_locked("--dir", work.with_name(".lock"), "w", encoding="utf-8"):
         _check_settings(work, short_side, _fingerprint(contents))
         reports = _finished(work, contents)
         missing = {name: contents[name] for name in contents if name not in reports}
@@ -136,11 +136,12 @@ def write(
         (work / REPORTS).mkdir(exist_ok=True)
         jobs = [(work, name, entries, short_side) for name, entries in missing.items()]
         advance(sum(len(contents[name]) for name in reports), before=True)
-        damaged, total = Unreadable(), sum(map(len, contents.values()))
+        damaged, total = {}, sum(map(len, contents.values()))
         for name, report in run_jobs(_write_file, jobs, workers):
             reports[name] = report
             for image, reason in report["damaged"]:
-                damaged.record([UnreadableImage(image, reason)], total, "left out")
+                errors = [UnreadableImage(image, reason)]
+                record_unreadable(damaged, errors, total, "left out")
             advance(len(contents[name]))
         _finish(target, work, plans, reports, short_side)
     return existing(data_dir)
@@ -178,14 +179,6 @@ def plan(split, entries, number=None):
 
 def _digest(split, entry):
     return hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest()
-
-
-@contextlib.contextmanager
-def _locked(work):
-    """Make the folder `work` and keep other processes out of it; InputError."""
-    make_folder(work)
-    with open_locked("--dir", work.with_name(".lock"), "w", encoding="utf-8"):
-        yield
 
 
 def make_folder(path):
