@@ -73,5 +73,4 @@ class GridPooling(Method):
         return Step(block, Cells(side), Fixed(tokens), site="pre")
 
     def steps(self, depth):
-        rule = Fixed(self.grid_size**2)
-        return (Step(self.block, Cells(self.grid_size), rule, site="pre"),)
+        return (self.step_at(self.block, depth, self.grid_size**2),)
