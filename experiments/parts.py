@@ -45,7 +45,6 @@ COST, COSTS = 0.5, (0.75, 0.6, 0.5, 0.4)  # of choice and tests; all
 PUBLISHED, PUBLISHED_COST = {"name": "diffrate", "target": 0.6}, 0.522
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
-REPEATS = 1000  # of resampled images
 ODD, EVEN = slice(1, None, 2), slice(0, None, 2)
 SIDE = 224
 
@@ -204,7 +203,7 @@ def shares_table(found) -> str:
             def share(index, values=values, place=place):
                 return 100.0 * shares(values[:, :, index].mean(axis=2))[place]
 
-            estimate = intervals.bootstrap(share, values.shape[2], REPEATS)
+            estimate = intervals.bootstrap(share, values.shape[2])
             line = [label, f"{values.shape[0]} x {values.shape[1]}", name]
             lines.append([*line, statistics.format_estimate(estimate)])
     return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
@@ -214,7 +213,7 @@ def shares_table(found) -> str:
 
 
 def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
-    """Test of one number an image, by Student's t."""
+    """Test of one number an image, or a training, by Student's t."""
     change = np.asarray(ours) - np.asarray(theirs)
     p = stats.ttest_1samp(change, 0.0).pvalue
     return name, unit, intervals.student(change), p
