@@ -245,12 +245,7 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
     usual = settings.with_defaults(settings.DENSE)
     weights = dataclasses.replace(checkpoint.weights, reduction=usual)
     model, dense = weights.config.create(usual), weights.config.gmacs(usual)
-    both = sides(weights.config.image_size)
-    patches = min(both) // model.patch_size
-    sizes = [
-        tuple(side - count * model.patch_size for side in both)
-        for count in range(1, patches - 1)
-    ]
+    both, patch = sides(weights.config.image_size), model.patch_size
 
     def floor(kind, images, **setting):
         sized = weights.with_sizes(**setting)
@@ -260,13 +255,12 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
         reached = sized.config.gmacs(settings.DENSE) / dense
         return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper
 
-    images = checkpoint.images
-    smaller = [
-        floor("smaller images", smaller_images(images, size), image_size=size)
-        for size in sizes
-    ]
-    depths = range(1, model.depth)
-    fewer = [floor("first blocks", images, depth=depth) for depth in depths]
+    images, smaller = checkpoint.images, []
+    for removed in range(1, min(both) // patch - 1):  # patches a side
+        size = tuple(side - removed * patch for side in both)
+        shrunk = smaller_images(images, size)
+        smaller.append(floor("smaller images", shrunk, image_size=size))
+    fewer = [floor("first blocks", images, depth=n) for n in range(1, model.depth)]
     return [smaller, fewer]
 
 
