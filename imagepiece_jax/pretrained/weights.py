@@ -41,9 +41,7 @@ class Metadata(hub.HubConfig):
 
     def __str__(self):
         """As sentences call it: "run runs/a"."""
-        published = "folder" if self.path.is_dir() else "weights file"
-        kind = published if self.run is None else "run"
-        return f"{kind} {hub.described(self.path)}"
+        return f"{hub.kind(self.path)} {hub.described(self.path)}"
 
     @property
     def name(self) -> str:
