@@ -83,16 +83,14 @@ class Checkpoints:
     file system that all of them see; process 0 decides which steps are there.
 
     keep_every: multiples of so many steps are never removed; 0: none
-    save_every: see `due`
     lock: the RunLock of the workdir; None: it is not locked
     Raises RunError where writing fails: from `save` itself, or, as writing continues in
         the background, from the next `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir, keep_every=0, save_every=0, lock=None):
+    def __init__(self, workdir, keep_every=0, lock=None):
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
-        self._keep_every, self._save_every = keep_every, save_every
-        self._lock = lock or RunLock(workdir)
+        self._keep_every, self._lock = keep_every, lock or RunLock(workdir)
         self._writers = {}
         self._while_writing = contextlib.ExitStack()
 
@@ -105,11 +103,6 @@ class Checkpoints:
         except RunError:
             if not isinstance(error, RunError):  # else that is why the run has ended
                 raise
-
-    def due(self, step):
-        """Whether `step` is to be saved even if no evaluation follows it."""
-        every = (self._save_every, self._keep_every)
-        return any(steps and step % steps == 0 for steps in every)
 
     def save(self, step, state, meta, kind="latest"):
         """Start saving `state`; returns when it may be changed again.

@@ -391,6 +391,11 @@ class RunConfig(RunFields):
         intervals = {k: one.every_epochs or usual for k, one in self.eval.sets.items()}
         return Length(steps, self.optim.epochs, intervals)
 
+    def saves(self, step: int) -> bool:
+        """Whether `step` is saved even if no evaluation follows it."""
+        every = (self.checkpoint_every_steps, self.keep_every_steps)
+        return any(steps and step % steps == 0 for steps in every)
+
     def check_training(self, placement: Placement):
         """Raise InputError for a model without a loss, or batches that do not divide.
 

@@ -91,9 +91,7 @@ class Run:
             distributed.check_same_settings(dry_run, fields, self.model, self.data)
 
             lock = run_dir.RunLock(workdir)
-            self.checkpoints = Checkpoints(
-                workdir, run.keep_every_steps, run.checkpoint_every_steps, lock
-            )
+            self.checkpoints = Checkpoints(workdir, run.keep_every_steps, lock)
             run_dir.check_config(workdir, fields)
             if parallel.is_main() and not dry_run:
                 stack.enter_context(lock)
@@ -197,7 +195,7 @@ class Run:
                 evaluated = self.progress.evaluated == step
 
                 signum = request.requested()
-                if signum or evaluated or checkpoints.due(step):
+                if signum or evaluated or self.config.saves(step):
                     save()
                 stop_at(signum)
             request.ignore_signals()
