@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -263,18 +263,15 @@ def in_config():
         raise
 
 
-def size_of(name: str | None) -> ModelConfig:
-    """The sizes that a name stands for."""
+def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:
+    """The sizes that a name stands for, and `others` of the fields that it says."""
     fields = facts(name)
-    return ModelConfig(**{k: fields[k] for k in SIZE_FIELDS if k in fields})
+    return ModelConfig(**{k: fields[k] for k in (*SIZE_FIELDS, *others) if k in fields})
 
 
 def named_fields(name: str | None) -> ModelConfig:
     """The sizes that a name stands for, of a public model mean and std too."""
-    images = () if name in MODELS else ("mean", "std")
-    of_name = facts(name)
-    fields = {k: of_name[k] for k in (*SIZE_FIELDS, *images) if k in of_name}
-    return ModelConfig(**fields)
+    return size_of(name, () if name in MODELS else ("mean", "std"))
 
 
 def normalization(mean, std):
