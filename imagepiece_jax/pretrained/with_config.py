@@ -73,7 +73,7 @@ def read_with_config(
         name = error.field.removeprefix("config.model.")
         error.field = f"--{name}" if name in flags else error.field
         if full and runs.is_run(path):
-            error.allowed += " or no --config"
+            error.hint = "or leave out --config"
         raise
     if normalization is not None and not weights.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)
