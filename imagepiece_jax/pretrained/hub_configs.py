@@ -47,7 +47,7 @@ def parse(
         parsed = _guarded(file, transformers_config.parse_transformers, config)
         processor = transformers_config.processor
         normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
-        merged = parsed.config.over(ModelConfig(**normalization))
+        merged = parsed.config.over(normalization)
         parsed = dataclasses.replace(parsed, config=merged, crop=crop)
     return dataclasses.replace(parsed, path=folder)
 
@@ -106,7 +106,7 @@ def _parse_ours(config):
         config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
-        reduction=ours["reduction"],
+        reduction={**ours["reduction"]},
         class_names=names,
         own=True,
         untrained=bool(ours.get("untrained", False)),

@@ -121,24 +121,24 @@ def parse_transformers(config: Fields) -> HubConfig:
     return HubConfig(config=said, sizes=sizes, class_names=names, tower=tower)
 
 
-def processor(images: Fields, config: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, Any]]:
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
     images, config: contents of it and of config.json
-    Returns {} for fields that it lacks. Raises InputError for a crop that none here is.
+    Neither has what it lacks. Raises InputError for a crop that none here is.
     """
     if not images:
-        return {}, {}
+        return ModelConfig(), {}
     model = MODEL_TYPES[_kind(config)]
     one_of("do_rescale", bool(images.get("do_rescale", True)), [True])
     one_of("do_pad", bool(images.get("do_pad")), [False])
     factor = images.get("rescale_factor", RESCALE)
     if abs(factor - RESCALE) > 1e-6:
         raise InputError(field="rescale_factor", value=factor, allowed="1/255")
-    fields = [name for name in ("mean", "std") if f"image_{name}" in images]
-    normalization = {name: tuple(images[f"image_{name}"]) for name in fields}
     if not images.get("do_normalize", True):
-        normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        images = {**images, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    fields = [name for name in ("mean", "std") if f"image_{name}" in images]
+    normalization = ModelConfig(**{name: images[f"image_{name}"] for name in fields})
     if not images.get("do_resize", True) or "size" not in images:
         return normalization, {}
     resample = images.get("resample", model.resample)

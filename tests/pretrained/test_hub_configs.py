@@ -336,6 +336,7 @@ def with_arguments(**arguments):
         (VIT, {"rescale_factor": 1 / 127.5}, "rescale_factor", 1 / 127.5),
         (VIT, {"do_rescale": False}, "do_rescale", False),
         (VIT, {"do_pad": True}, "do_pad", True),
+        (VIT, {"image_mean": [0.5], "image_std": [0.5]}, "mean", [0.5]),
         (VIT, CENTER, "size", CENTER["size"]),
         (VIT, {"size": 224, "do_center_crop": True}, "size", 224),
         (VIT, CENTER | {"crop_size": 384}, "size", CENTER["size"]),
