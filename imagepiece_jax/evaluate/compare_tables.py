@@ -139,9 +139,10 @@ def settings_table(report: Report) -> str:
     for line in itertools.chain(*(_at(report, share) for share in report["shares"])):
         row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
         if timed:
-            speed = line["speed"]
-            low, high = 1 / speed["ratio_max"], 1 / speed["ratio_min"]
-            row.append(f"{line['reached']:.3f} ({low:.3f} to {high:.3f})")
+            span = "by MACs"  # of a floor, which is not timed
+            if speed := line["speed"]:
+                span = f"{1 / speed['ratio_max']:.3f} to {1 / speed['ratio_min']:.3f}"
+            row.append(f"{line['reached']:.3f} ({span})")
         row += [f"{line['gmacs']:.3f}", line["tokens"]]
         row += [statistics.format_estimate(Estimate(*line["acc1"]))]
         for to in NAMES:

@@ -230,6 +230,9 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
     low, high = line["reached"] / 1.1, line["reached"] / 0.9
     assert f"| {line['reached']:.3f} ({low:.3f} to {high:.3f}) |" in page
     assert "share of the dense time" in page
+    floor = found["settings"][0] | {"speed": None}
+    text = compare_tables.settings_table(found | {"settings": [floor]})
+    assert f"| {floor['reached']:.3f} (by MACs) |" in text
 
 
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
