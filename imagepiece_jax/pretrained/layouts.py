@@ -162,7 +162,7 @@ TIMM = Layout(
     outer={},
     outside={"visual.head.proj": "projection"},
     left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
-    r"(.*\.)?rope\.(?!freqs$)|rope_embed\.periods$|local_cls_norm\.",
+    r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
     strict=False,
 )
 LAYOUTS = (
@@ -255,6 +255,7 @@ LAYOUTS = (
         inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
         outside={},
+        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
     ),
     TIMM,
 )
