@@ -181,6 +181,8 @@ def _names(labels):
 
 def _share(cut, side):
     """cut / side, or the number next to it of which int(cut / share) is `side`."""
+    if not cut or not side:
+        return math.inf  # which is refused
     share = cut / side
     return share if int(cut / share) == side else math.nextafter(share, 0)
 

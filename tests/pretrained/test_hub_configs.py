@@ -340,6 +340,8 @@ def with_arguments(**arguments):
         (VIT, CENTER, "size", CENTER["size"]),
         (VIT, {"size": 224, "do_center_crop": True}, "size", 224),
         (VIT, CENTER | {"crop_size": 384}, "size", CENTER["size"]),
+        (VIT, CENTER | {"crop_size": 0}, "size", CENTER["size"]),
+        (VIT, {"size": 0, "crop_size": 9}, "size", 0),
         (with_arguments(img_size="a"), {}, "image_size", "a"),
         (timm(architecture="resnet50"), {}, "architecture", "resnet50"),
         (with_arguments(qk_norm=True), {}, "model_args.qk_norm", True),
