@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract, layer_plan
 from imagepiece_jax.reduction.layer_plan import Counts, Step
-from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods import METHODS, name_of
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import (
     Reducer,
@@ -210,6 +210,7 @@ WHERE = "reduction at block 1, Wrong"
 )
 def test_every_model_checks_what_needs_no_values(how, said):
     model = tiny.model({"name": "wrong", "how": how})
+    assert name_of(WrongMethod()) == "wrong"  # a class that was entered in METHODS
     with pytest.raises(InputError, match=f"^{WHERE}{said}"):
         jax.eval_shape(model.apply, tiny.shapes(model), ones(1, 20, 20, 3))
 

@@ -47,8 +47,9 @@ METHODS = _Methods(
 
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
-    name = type(method).__module__.rpartition(".")[2]
-    return name if METHODS.get(name) is type(method) else "none"
+    kind = type(method)
+    METHODS.get(kind.__module__.rpartition(".")[2])  # its class, not all classes
+    return next((k for k, v in METHODS.data.items() if v is kind), "none")
 
 
 def create(name: str = "none", **fields) -> Method:
