@@ -132,18 +132,18 @@ def replacing(path):
     """A path to write that takes the place of `path` at the end, if nothing raises.
 
     A kill leaves the old file or the new one. What a symbolic link points to is
-    replaced, not the link.
+    replaced, not the link. A file that is replaced keeps its permissions; those of a
+    new one are the umask's.
     Raises RunError where it cannot be written.
     """
     try:
         target = _target(path)
         new = _temporary(target)
         try:
+            new.touch()
+            mode = (target if target.exists() else new).stat().st_mode
             yield new
-            with open(new, "rb") as file:
-                os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, new)
+            _finish(new, stat.S_IMODE(mode))
             os.replace(new, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def replacing_folder(path):
     to. Between two renames the old one has a name in the same place that starts with a
     dot. It stays there after a kill, and where it can be neither replaced nor
     put back: it is removed only once the new one is in its place. A folder that someone
-    else has made in the meantime is not replaced.
+    else has made in the meantime is not replaced. The umask decides who reads its files.
     Raises RunError where it cannot be written.
     """
     try:
@@ -170,10 +170,10 @@ def replacing_folder(path):
         there = target.exists()
         try:
             new.mkdir(parents=True)
+            mode = new.stat().st_mode & 0o666  # a file's permissions: who may read it
             yield new
             for file in new.iterdir():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+                _finish(file, mode)
             if there:
                 os.replace(target, old)
             os.replace(new, target)
@@ -184,6 +184,16 @@ def replacing_folder(path):
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _not_written(path, error, "try again") from error
+
+
+def _finish(file, mode):
+    """Write a file of a library to the disk, with these permissions.
+
+    Some libraries choose their own: safetensors 0.8 leaves 0600.
+    """
+    os.chmod(file, mode)
+    with open(file, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def _not_written(path, error, then):
