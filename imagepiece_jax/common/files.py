@@ -161,7 +161,7 @@ def replacing_folder(path):
     to. Between two renames the old one has a name in the same place that starts with a
     dot. It stays there after a kill, and where it can be neither replaced nor
     put back: it is removed only once the new one is in its place. A folder that someone
-    else has made in the meantime is not replaced. The umask decides who reads its files.
+    else has made in the meantime is not replaced. The umask decides who may read it.
     Raises RunError where it cannot be written.
     """
     try:
