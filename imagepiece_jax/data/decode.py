@@ -8,7 +8,7 @@ import io
 import logging
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
 
@@ -19,6 +19,17 @@ MAX_SHARE = 0.01  # and so does more than this share of a source
 # In one image: 270 MB decoded, and a few times as much on the way. From here on Pillow
 # warns of a decompression bomb; it refuses only twice as many.
 MAX_PIXELS = 89_478_485
+# What an EXIF orientation says to do before the image is looked at; 1: nothing.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # of EXIF's types byte, short and long
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -50,9 +61,9 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
     """
     try:
         data = _bytes(file)
-        pixels = None if upright else _fast_jpeg(data)
+        pixels = _fast_jpeg(data)
         if pixels is not None:
-            return pixels
+            return _upright_jpeg(pixels, data) if upright else pixels
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
@@ -106,6 +117,56 @@ def _fast_jpeg(data):
         return None
 
 
+def _upright_jpeg(pixels, data):
+    """The pixels of the JPEG file `data`, turned by its EXIF orientation."""
+    try:  # not Image.open, which also reads other images that a file may list
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    except Exception:  # its pixels have been read
+        return pixels
+    turn = _turn(image)
+    if turn is None:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(turn))
+
+
+def _turn(image):
+    """The one of `TURNS` that makes `image` upright, or None.
+
+    ImageOps.exif_transpose also writes the EXIF anew, without the orientation, and
+    fails where any other field is malformed.
+    """
+    orientation = _orientation(image.info.get("exif", b""))
+    if orientation is None:
+        try:  # where a PNG or XMP has it
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+        except Exception:  # of malformed ones; the pixels are whole
+            return None
+    return TURNS.get(orientation)
+
+
+def _orientation(exif):
+    """The orientation that a block of EXIF states; None where it states none.
+
+    Pillow reads no field behind one whose value lies outside of the block, as programs
+    leave them that cut it: of 4,000 random blocks it missed 266 orientations.
+    """
+    content = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(content[:2])
+    if order is None:
+        return None
+
+    def number(place, size):
+        return int.from_bytes(content[place : place + size], order)
+
+    table = number(4, 4)
+    end = table + 2 + 12 * number(table, 2)  # of the table's count and its fields
+    for place in range(table + 2, min(end, len(content)), 12):
+        size = NUMBER_BYTES.get(number(place + 2, 2))
+        if number(place, 2) == ExifTags.Base.Orientation and size is not None:
+            return number(place + 8, size)
+    return None
+
+
 def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
 
@@ -114,7 +175,10 @@ def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
     sixteen.
     """
     if upright:
-        image = ImageOps.exif_transpose(image)
+        image.load()  # of some formats only then has Pillow the EXIF, or turned it
+        turn = _turn(image)
+        if turn is not None:
+            image = image.transpose(turn)
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -2,12 +2,13 @@
 
 import io
 import pickle
+import random
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from imagepiece_jax.data.decode import UnreadableImage, decode, rgb
 from tests import tars
@@ -92,6 +93,122 @@ def test_only_upright_is_as_a_viewer_shows_it(format, orientation, stored):
         file.seek(0)
         pixels = decode(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
+
+
+# How NumPy turns pixels by an orientation.
+TURNED = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+LANDSCAPE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+PHOTOGRAPH = encoded(Image.fromarray(LANDSCAPE), "JPEG").getvalue()
+ORDERS = {"<": b"II*\0", ">": b"MM\0*"}
+
+
+def exif_block(fields, order="<", count=None):
+    """EXIF of (tag, type, count of values, 4 bytes); `count` of fields, if a lie."""
+    table = struct.pack(f"{order}H", len(fields) if count is None else count)
+    for tag, kind, values, content in fields:
+        table += struct.pack(f"{order}HHI", tag, kind, values) + content
+    return b"Exif\0\0" + ORDERS[order] + struct.pack(f"{order}I", 8) + table
+
+
+def photograph(block):
+    """`PHOTOGRAPH` with a block of EXIF."""
+    segment = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
+    return PHOTOGRAPH[:2] + segment + PHOTOGRAPH[2:]
+
+
+def stated(orientation, order="<", kind="H"):
+    types = {"B": 1, "H": 3, "I": 4}
+    content = struct.pack(f"{order}{kind}", orientation).ljust(4, b"\0")
+    return 0x0112, types[kind], 1, content
+
+
+def upright(data, pil):
+    if pil:
+        return rgb(Image.open(io.BytesIO(data)), upright=True)
+    return decode(io.BytesIO(data), "x", upright=True)
+
+
+STORED_PIXELS = decode(io.BytesIO(PHOTOGRAPH), "x")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of corrupt EXIF
+@pytest.mark.parametrize("pil", [False, True], ids=["file", "pil"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        (282, 10, 1, struct.pack("<I", 38)),  # a resolution of -1/0
+        (283, 7, 1, b"\1\0\0\0"),  # a resolution in bytes
+        (315, 10, 1, struct.pack("<I", 38)),  # an artist in rationals
+        (34665, 9, 1, struct.pack("<i", -1)),  # a pointer to nowhere
+        (270, 2, 20, struct.pack("<I", 4000)),  # a description that was cut off
+    ],
+    ids=lambda field: field[0],
+)
+def test_another_malformed_field_of_exif_does_not_matter(field, pil):
+    fields = sorted([stated(6), field])
+    data = photograph(exif_block(fields) + bytes(4) + struct.pack("<ii", -1, 0))
+    np.testing.assert_array_equal(upright(data, pil), TURNED[6](STORED_PIXELS))
+
+
+def random_block(draw, orientation):
+    """EXIF with an orientation among fields of anything, in any order."""
+    order = draw.choice("<>")
+    kind = draw.choice("HHI" if orientation > 255 else "BHHHI")
+    fields = [stated(orientation, order, kind)]
+    tags = [270, 282, 283, 315, 34665, 34853]
+    for _ in range(draw.randint(0, 4)):
+        tag = draw.choice([*tags, draw.choice([0, 273, 275, 65535])])
+        values = draw.choice([0, 1, 2, 1000, 2**31, draw.randrange(2**32)])
+        fields.append((tag, draw.randrange(18), values, draw.randbytes(4)))
+    draw.shuffle(fields)
+    count = draw.choice([None] * 8 + [65535])
+    return exif_block(fields, order, count) + draw.randbytes(draw.choice([0, 4, 40]))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_orientation_of_random_exif_is_found():
+    """Of 4,000 blocks Pillow's exif_transpose fails at some, and misses others."""
+    draw = random.Random(0)
+    for number in range(4000):
+        orientation = draw.choice([*range(10), 65535])
+        data = photograph(random_block(draw, orientation))
+        expected = STORED_PIXELS
+        if orientation in TURNED:
+            expected = TURNED[orientation](expected)
+        found = upright(data, pil=number % 4 == 0)
+        assert np.array_equal(found, expected), (orientation, data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_exif_that_is_none_leaves_an_image_as_it_is():
+    draw = random.Random(0)
+    for _ in range(200):
+        beginning = b"Exif\0\0" + draw.choice([b"", b"II*\0", b"MM\0*", b"II"])
+        block = beginning + draw.randbytes(draw.choice([0, 1, 4, 8]))
+        found = upright(photograph(block), pil=False)
+        np.testing.assert_array_equal(found, STORED_PIXELS)
+
+
+def test_orientations_that_only_pillow_reads():
+    """In XMP, and in the text that ImageMagick writes into a PNG."""
+    image, texts = Image.fromarray(LANDSCAPE), PngImagePlugin.PngInfo()
+    packet = b'<x tiff:Orientation="6"/>'
+    block = (exif_block([stated(6)])[6:] + bytes(4)).hex()
+    texts.add_text("Raw profile type exif", f"\nexif\n{len(block) // 2:8}\n{block}\n")
+    for file in (
+        encoded(image, "WEBP", lossless=True, xmp=packet),
+        encoded(image, "PNG", pnginfo=texts),
+    ):
+        found = upright(file.getvalue(), pil=False)
+        np.testing.assert_array_equal(found, TURNED[6](LANDSCAPE))
 
 
 GRAY = np.uint16([[0, 1000], [40000, 65535]])
