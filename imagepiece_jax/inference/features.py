@@ -10,7 +10,7 @@ feature: merged patches share that of their token, those of a soft reduction
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference.token_list import check_outputs, token_list
@@ -61,7 +62,7 @@ class Features(NamedTuple):
 @takes_pretrained
 def features(
     vit: Pretrained,
-    images: jax.Array | np.ndarray,
+    images: Any,
     *,
     layers: int | Sequence[int] = (),
     norm: bool = True,
@@ -73,7 +74,8 @@ def features(
     """Features of images from a model with any reduction or none; compiled once.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-        which is normalized here
+        which is normalized here; or one image or several as `Predictor` takes them
+        (paths, PIL images, ..), which `vit.preprocessing` crops
     layers: number of last blocks, or indices of blocks from 0
     norm: whether the features of `layers` pass the model's last norm
     reshape: patches as a grid, else as a list
@@ -102,6 +104,7 @@ def features(
         allowed = "functions with a hash, such as one that calls TokenFuser().apply"
         raise InputError(field="fuser", value=fuser, allowed=allowed)
     xla_options.check_dtype(model.dtype.name)
+    images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     options = model, blocks, norm, reshape, fill, fuser, tokens is not None

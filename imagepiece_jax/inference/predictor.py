@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import io
 import itertools
 import os
 import pathlib
@@ -12,17 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.data import class_names, decode
+from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
-
-FILES = str | bytes | pathlib.Path  # a file, by name or content
-LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
 
 
 class Prediction(NamedTuple):
@@ -124,7 +119,7 @@ class Predictor:
             place of one that cannot be read.
         Raises InputError for one image that cannot be read.
         """
-        if not _is_one(images):
+        if not pictures.is_one(images):
             return list(self.stream(images))
         (answer,) = self.stream([images])
         if isinstance(answer, InputError):
@@ -138,7 +133,7 @@ class Predictor:
         `images` may go on forever. An error of it is raised after the results for the
         images before.
         """
-        decoded = self._decoded([images] if _is_one(images) else images)
+        decoded = self._decoded([images] if pictures.is_one(images) else images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
             pixels = [each.result() for each in part if not each.exception()]
             good = [each for each in pixels if isinstance(each, np.ndarray)]
@@ -183,9 +178,9 @@ class Predictor:
             failed.set_exception(error)
             return failed
         try:
-            if not isinstance(image, FILES):
+            if not isinstance(image, pictures.FILES):
                 # Now: its owner may change or close it before a thread looks.
-                image = _rgb(image)
+                image = pictures.rgb(image)
         except InputError as error:
             failed.set_result(error)
             return failed
@@ -194,13 +189,14 @@ class Predictor:
     def _pixels(self, image):
         """[H, W, 3] uint8 as the programs take them, or the error of this image.
 
-        `image` is a file, its bytes, or a result of `_rgb`.
+        `image` is a file, its bytes, or a result of `pictures.rgb`.
         """
         name = image if isinstance(image, str | pathlib.Path) else ""
         try:
             with within(place=name):
-                pixels = _rgb(image) if isinstance(image, FILES) else image
-                return self._preprocessing(pixels)
+                if isinstance(image, pictures.FILES):
+                    image = pictures.rgb(image)
+                return self._preprocessing(image)
         except InputError as error:
             return error
 
@@ -226,58 +222,3 @@ def _names(labels, classes):
         problem, allowed = f"has {len(labels)} names", f"{classes}, one per class"
         raise InputError(problem, field="labels", value=len(labels), allowed=allowed)
     return labels
-
-
-def _is_one(images):
-    """Whether this is one image, or none at all, rather than several."""
-    one = isinstance(images, FILES | bytearray | memoryview)
-    one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
-    one |= getattr(images, "ndim", None) in (2, 3)
-    return one or not hasattr(images, "__iter__")
-
-
-def _rgb(image):
-    """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
-    if hasattr(image, "read"):
-        image = _content(image)
-    if isinstance(image, bytearray | memoryview):
-        image = bytes(image)
-    if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
-        allowed = "a file, or a list of the folder's files"
-        raise InputError("is a folder", place=image, allowed=allowed)
-    if isinstance(image, FILES):
-        name = "the image" if isinstance(image, bytes) else str(image)
-        file = io.BytesIO(image) if isinstance(image, bytes) else image
-        return decode.decode(file, name, upright=True)
-    if hasattr(image, "convert"):
-        if 0 in image.size:
-            problem = f"is an empty PIL image, of size {image.size}"
-            raise InputError(problem, field="images", value=image.size)
-        try:
-            with LOADING:
-                return decode.rgb(image, upright=True)
-        except Exception as error:  # Pillow reads files late and raises nearly anything
-            problem = f"is a PIL image that cannot be read: {error}"
-            raise InputError(problem, field="images") from error
-    shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
-    right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
-    if not right or 0 in shape or dtype != np.uint8:
-        kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
-        allowed = "paths, bytes, open files, PIL images and uint8 arrays "
-        allowed += "[H, W], [H, W, 3] and [H, W, 4]"
-        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
-    return decode.rgb(Image.fromarray(np.asarray(image)))
-
-
-def _content(file):
-    """The rest of an open file, as bytes."""
-    try:
-        content = file.read()
-    except Exception as error:  # a closed file, a broken connection
-        problem = f"is an open file that cannot be read: {error}"
-        raise InputError(problem, field="images") from error
-    if not isinstance(content, bytes):
-        kind, allowed = type(content).__name__, 'binary files, open(path, "rb")'
-        problem = f"is an open file of {kind}"
-        raise InputError(problem, field="images", value=kind, allowed=allowed)
-    return content

@@ -1,10 +1,14 @@
 """Feature maps of patches against maps worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
@@ -205,6 +209,42 @@ def test_features_compile_about_as_fast_as_the_forward_pass(name):
         return features.features(vit, images, layers=12, fill="nearest")
 
     assert instructions(everything) <= 1.5 * instructions(model.apply)
+
+
+def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
+    """Paths, bytes and PIL images of any size, one or several, turned and cropped."""
+    vit = tiny.pretrained(depth=1)
+    vit = dataclasses.replace(vit, preprocessing=Preprocessing(tiny.SIDE, crop=0.8))
+    noise = np.random.default_rng(0).integers(0, 256, (2, 30, 44, 3), np.uint8)
+    photographs = [Image.fromarray(image) for image in noise]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    photographs[0].save(tmp_path / "turned.png", exif=exif)
+    turned = noise[0].swapaxes(0, 1)[:, ::-1]
+    pixels = np.stack([vit.preprocessing(turned), vit.preprocessing(noise[1])])
+    wanted = features.features(vit, pixels).patches
+    path = tmp_path / "turned.png"
+    for several in ([path, photographs[1]], iter([path.read_bytes(), noise[1]])):
+        found = features.features(vit, several).patches
+        np.testing.assert_array_equal(found, wanted)
+    for one in (photographs[1], noise[1], jnp.asarray(noise[1])):
+        found = features.features(vit, one).patches
+        np.testing.assert_allclose(found, wanted[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_photograph_is_refused(tmp_path):
+    vit, file = tiny.pretrained(depth=1), tmp_path / "a.png"
+    file.write_bytes(b"no image")
+    with refused(file, "no known image format"):
+        features.features(vit, [file])
+    with refused(tmp_path, None, "is a folder"):
+        features.features(vit, str(tmp_path))
+    with refused("images", None, "is empty"):
+        features.features(vit, [])
+    with refused("images", "int", "is int"):
+        features.features(vit, 7)
+    with refused("images", (20, 20, 3)):  # normalized, but no batch
+        features.features(vit, np.zeros((20, 20, 3), np.float32))
 
 
 @pytest.mark.slow

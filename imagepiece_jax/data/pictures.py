@@ -1,0 +1,102 @@
+"""Images as callers have them: paths, bytes, open files, PIL images, arrays."""
+
+import io
+import os
+import pathlib
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.data import decode
+from imagepiece_jax.errors import InputError, within
+
+FILES = str | bytes | pathlib.Path  # a file, by name or content
+LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
+
+
+def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
+    """Images as one array: batches and floats as they are, others cropped.
+
+    images: an array [B, H, W, 3]; or one image as `rgb` takes it, or several
+    preprocessing: crops images of any size to that of the model
+    Returns `images`, or [B, H, W, 3] uint8.
+    Raises InputError for an image that cannot be read.
+    """
+    if isinstance(images, jax.core.Tracer):
+        return images
+    if hasattr(images, "dtype"):
+        floats = jnp.issubdtype(images.dtype, jnp.floating)
+        if floats or images.ndim == 4:
+            return images
+    images = [images] if is_one(images) else list(images)
+    if not images:
+        raise InputError("is empty", field="images", allowed="one or more images")
+    pixels = []
+    for image in images:
+        with within(place=image if isinstance(image, str | pathlib.Path) else ""):
+            pixels.append(preprocessing(rgb(image)))
+    return np.stack(pixels)
+
+
+def is_one(images) -> bool:
+    """Whether this is one image, or none at all, rather than several."""
+    one = isinstance(images, FILES | bytearray | memoryview)
+    one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
+    one |= getattr(images, "ndim", None) in (2, 3)
+    return one or not hasattr(images, "__iter__")
+
+
+def rgb(image) -> np.ndarray:
+    """Pixels of one image: a file, a PIL image (both upright) or an array.
+
+    image: a path, bytes, an open binary file, a PIL image, or an array uint8: gray
+        [H, W], RGB [H, W, 3] or RGBA [H, W, 4], whose transparency is ignored
+    Returns [H, W, 3] uint8.
+    Raises InputError for an image that cannot be read.
+    """
+    if hasattr(image, "read"):
+        image = _content(image)
+    if isinstance(image, bytearray | memoryview):
+        image = bytes(image)
+    if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
+        allowed = "a file, or a list of the folder's files"
+        raise InputError("is a folder", place=image, allowed=allowed)
+    if isinstance(image, FILES):
+        name = "the image" if isinstance(image, bytes) else str(image)
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        return decode.decode(file, name, upright=True)
+    if hasattr(image, "convert"):
+        if 0 in image.size:
+            problem = f"is an empty PIL image, of size {image.size}"
+            raise InputError(problem, field="images", value=image.size)
+        try:
+            with LOADING:
+                return decode.rgb(image, upright=True)
+        except Exception as error:  # Pillow reads files late and raises nearly anything
+            problem = f"is a PIL image that cannot be read: {error}"
+            raise InputError(problem, field="images") from error
+    shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
+    right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if not right or 0 in shape or dtype != np.uint8:
+        kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        allowed = "paths, bytes, open files, PIL images and uint8 arrays "
+        allowed += "[H, W], [H, W, 3] and [H, W, 4]"
+        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
+    return decode.rgb(Image.fromarray(np.asarray(image)))
+
+
+def _content(file):
+    """The rest of an open file, as bytes."""
+    try:
+        content = file.read()
+    except Exception as error:  # a closed file, a broken connection
+        problem = f"is an open file that cannot be read: {error}"
+        raise InputError(problem, field="images") from error
+    if not isinstance(content, bytes):
+        kind, allowed = type(content).__name__, 'binary files, open(path, "rb")'
+        problem = f"is an open file of {kind}"
+        raise InputError(problem, field="images", value=kind, allowed=allowed)
+    return content
