@@ -190,7 +190,7 @@ def test_pixels_are_normalized():
         ("reshape", 1, 1),
         *(("fuser", each, each) for each in (1, TokenFuser().bind({"params": {}}))),
         *(("tokens", tokens, tokens) for tokens in (0, 26, True, "9")),
-        ("images", "a.jpg", "a.jpg"),
+        ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),
         ("images", np.zeros((1, 20, 24, 3)), (1, 20, 24, 3)),
         ("images", np.zeros((20, 20, 3)), (20, 20, 3)),
