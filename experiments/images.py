@@ -26,7 +26,7 @@ class Images:
     workers: int
     crop: Mapping[str, Any]  # fields of a Preprocessing that are not DeiT's
     split: str = "val"
-    alter = None  # as of a `cache.Split`
+    alter = valid = None  # as of a `cache.Split`
 
     @classmethod
     def open(

@@ -143,6 +143,15 @@ def limit():
     return integer("limit", None, help_text, 1)
 
 
+def valid_labels():
+    """Define --valid_labels, which data/valid_labels.py reads."""
+    help_text = (
+        "the classes that the model chooses among: data, those of the images, or a "
+        "file of labels, one a line; default: all"
+    )
+    return text("valid_labels", None, help_text)
+
+
 def evaluated_images():
     """Define --data, --set, --resize and --limit.
 

@@ -18,6 +18,7 @@ from imagepiece_jax.common.fields import is_number, literal
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
+VALID_LABELS = cli.valid_labels()
 SHARES = cli.listed(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "of the dense model's cost"
 )
@@ -46,6 +47,7 @@ def main():
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
+    from imagepiece_jax.data import valid_labels
     from imagepiece_jax.data.registry import short_name
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
@@ -59,6 +61,9 @@ def main():
     compare.check_fit(weights, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
     source = run.test_images(weights, limit)
+    valid = valid_labels.read(VALID_LABELS.value, source)
+    if note := valid_labels.note(valid, source):
+        print(f"note: {note}", flush=True)
     images = Split(
         {
             "data": short_name(config.data.name),
@@ -69,6 +74,7 @@ def main():
             **run.preprocessing().facts,
         },
         functools.partial(run.eval_batches, source, placement=parallel.placement()),
+        valid=valid,
     )
     out = OUT.value or "runs/compare"
     cache = ResultCache(out, AGAIN.value, device.versions())

@@ -8,8 +8,10 @@ A run determines model and data, a file its sizes: --config gives a file a reduc
 and must agree with the weights. Without it, --config.FIELD=VALUE changes what they
 determine, such as --config.reduction.keep_rate=.5 of a run. --optimized evaluates the
 fast program of `imagepiece_jax.optimize` and the float32 model: its cost in
-accuracy. --limit 100 takes 100 images, evenly spaced over the set. `compare --sweep`
-evaluates several reductions.
+accuracy. --limit 100 takes 100 images, evenly spaced over the set. --valid_labels=data
+has the model choose among the classes of the images alone, as published figures on
+ImageNet-A, ImageNet-R and imagenette do. `compare --sweep` evaluates several
+reductions.
 """
 
 import functools
@@ -19,6 +21,7 @@ from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
+VALID_LABELS = cli.valid_labels()
 JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
@@ -32,7 +35,7 @@ def main():
     typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.data import registry
+    from imagepiece_jax.data import registry, valid_labels
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
@@ -51,9 +54,13 @@ def main():
         check_writable("--json", JSON.value, read)
     run = RunConfig.from_config(config)
     source = run.test_images(weights, limit)
+    valid = valid_labels.read(VALID_LABELS.value, source)
+    if note := valid_labels.note(valid, source):
+        print(f"note: {note}", flush=True)
     placement, transform = parallel.placement(), run.preprocessing()
     batches = functools.partial(run.eval_batches, source, placement=placement)
     how = [
+        f"among {valid_labels.described(valid, run.num_classes)}",
         *["averaged weights"] * weights.averaged,
         transform.text,
         *weights.differences_from_training(),
@@ -71,7 +78,7 @@ def main():
             pixels=True,
         )
         result, change = accuracy.evaluate_program(
-            vit.model, vit.variables, program, batches, config.seed
+            vit.model, vit.variables, program, batches, config.seed, valid
         )
         for figures in result.values():
             kind = f"{figures['dtype']}, {figures['gelu']} GELU"
@@ -81,7 +88,7 @@ def main():
             f"(points, 95 %, paired, {figures['images']} images)"
         )
     else:
-        step = accuracy.model_step(model, config.seed)
+        step = accuracy.model_step(model, config.seed, valid=valid)
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         result = measured.figures
         print(accuracy.line(result, *how, f"gmacs {gmacs:.3f}"))
@@ -97,6 +104,8 @@ def main():
             "data": config.data.name,
             "limit": limit,
             **source.part,
+            "num_classes": run.num_classes,
+            "valid_labels": valid,
             "dtype": model.dtype.name,
             "trained": {"reduction": weights.trained_reduction, "image_size": size},
             "reduction": dict(vit.reduction),

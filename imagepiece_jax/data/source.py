@@ -57,6 +57,15 @@ class Source(abc.ABC):
         return [*filter(None, map(self.size, self._sample()))]
 
     @functools.cached_property
+    def present_labels(self) -> tuple[int, ...]:
+        """The labels that images have, in rising order; of a part, all of the source's.
+
+        A source that does not list its labels has them all.
+        """
+        labels = getattr(self, "labels", range(self.num_classes))
+        return tuple(np.unique(labels).tolist())
+
+    @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that tell these images and labels from others.
 
@@ -131,6 +140,10 @@ class Subset(Source):
 
     def size(self, index):
         return self.source.size(int(self.indices[index]))
+
+    @functools.cached_property
+    def present_labels(self):
+        return self.source.present_labels
 
     def inventory(self, indices):
         return self.source.inventory(self.indices[indices])

@@ -58,8 +58,11 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return (ahead < k) & ~jnp.isnan(mine[:, 0])
 
 
-def _score(logits, label):
-    """Arrays [m] of each image, by name."""
+def _score(logits, label, valid=None):
+    """Arrays [m] of each image, by name; no class but the `valid` ones is an answer."""
+    if valid is not None:
+        answers = np.isin(np.arange(logits.shape[-1]), valid)
+        logits = jnp.where(answers, logits, -jnp.inf)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return {
         "right": correct_at(logits, label, 1),
@@ -85,6 +88,7 @@ def model_step(
     precision: str | None = None,
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
+    valid: tuple[int, ...] | None = None,
 ):
     """The evaluation of a batch on all devices: step(replicated variables, batch).
 
@@ -98,6 +102,7 @@ def model_step(
         the factors (TF32)
     measure: (outputs, batch) -> more arrays of each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
+    valid: labels of the classes that the model chooses among; None: all
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
@@ -110,22 +115,25 @@ def model_step(
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        each = _score(outputs.logits, batch["label"])
+        each = _score(outputs.logits, batch["label"], valid)
         sums = parallel.total(_sums(each, batch["mask"]))
         return sums, each if measure is None else each | measure(outputs, batch)
 
     return parallel.pmap(step, program="evaluation")
 
 
-def program_step(program: Callable[[np.ndarray], jax.Array]):
+def program_step(
+    program: Callable[[np.ndarray], jax.Array], valid: tuple[int, ...] | None = None
+):
     """A step as from `model_step`, but for a function of pixels: (anything, batch).
 
     program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
+    valid: as for `model_step`
     """
 
     @jax.jit
     def score(logits, label, mask):
-        each = _score(logits, label)
+        each = _score(logits, label, valid)
         sums = _sums(each, mask)
         return jax.tree.map(lambda x: x[None], (sums, each))  # the axis of devices
 
@@ -183,6 +191,7 @@ def evaluate_program(
     program,
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
+    valid: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], statistics.Estimate]:
     """Accuracy of a program that `inference.optimize` made, and that of its model.
 
@@ -190,14 +199,15 @@ def evaluate_program(
     program: the same model's for pixels, on the first device
     batches: makes those of a split, of `batch_size` and `placement`
     seed: of reducers that draw
+    valid: as for `model_step`
     Returns the figures of both by name, "reference" and "optimized", and the paired
     difference of acc1, in points, with its interval, which the program's have, too.
     """
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
-    step = model_step(exact, seed, precision="highest")
+    step = model_step(exact, seed, precision="highest", valid=valid)
     before = evaluate(step, parallel.replicate(variables), batches())
     parts = batches(batch_size=program.batch_size, placement=Placement())
-    after = evaluate(program_step(program), None, parts)
+    after = evaluate(program_step(program, valid), None, parts)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     fast = program.model
     names = ("difference", "difference_low", "difference_high")

@@ -126,6 +126,7 @@ class Split(NamedTuple):
     # Changes them on the device (accuracy.model_step); the same one is compiled once
     # for a model.
     alter: Callable | None = None
+    valid: tuple[int, ...] | None = None  # labels of the possible answers; None: all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ class MeasuredWeights:
     """Weights under any reduction: figures on images, and speed, each measured once."""
 
     weights: Weights
-    images: Split  # or an object with its three fields
+    images: Split  # or an object with its fields
     cache: ResultCache  # of the results
     clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
     seed: int | None = None  # of reducers that draw; None: that of the weights
@@ -183,8 +184,14 @@ class MeasuredWeights:
             "trained_as": dict(self.weights.reduction),
             "seed": self.weights.seed,
             **self.images.setting,
+            **self._valid,
             **self._limit,
         }
+
+    @property
+    def _valid(self):
+        valid = self.images.valid
+        return {} if valid is None else {"valid_labels": list(valid)}
 
     @property
     def _limit(self):
@@ -208,16 +215,18 @@ class MeasuredWeights:
 
     def _step(self, model):
         """A compiled step, cached for other weights and images of the same model."""
-        alter = self.images.alter
+        alter, valid = self.images.alter, self.images.valid
         seed = self.weights.seed if self.seed is None else self.seed
-        key = model, seed, alter
+        key = model, seed, alter, valid
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS
             while self.programs and (full or parallel.are_crowded()):
                 self.programs.pop(next(iter(self.programs)))
                 parallel.forget_programs()
                 full = False
-            self.programs[key] = accuracy.model_step(model, seed, alter=alter)
+            self.programs[key] = accuracy.model_step(
+                model, seed, alter=alter, valid=valid
+            )
         return self.programs[key]
 
 

@@ -113,6 +113,8 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
         "fields": weights.config.as_dict,
         "trained_as": weights.reduction["name"],
         "images": dict(checkpoint.images.setting),
+        "num_classes": weights.config.num_classes,
+        "valid_labels": checkpoint.images.valid,
         "metric": metric,
         "shares": list(shares),
         "timing": checkpoint.clock.setting if metric == "ms" else None,
@@ -271,7 +273,8 @@ def smaller_images(images: Split, size: tuple[int, int]) -> Split:
         shape = (images.shape[0], *size, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
-    return Split(images.setting | {"smaller": size}, images.batches, alter)
+    setting = images.setting | {"smaller": size}
+    return Split(setting, images.batches, alter, images.valid)
 
 
 def measure_all(

@@ -15,6 +15,7 @@ import numpy as np
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.valid_labels import described
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.reduction.settings import as_tuple
@@ -60,9 +61,11 @@ def page(report: Report, plot: str) -> str:
 def _measured(report):
     """Table of the measurement: weights, images, the dense model, the clock."""
     dense = report["dense"]
-    head = ["weights", "trained with", "images", "dense acc1, %", "dense GMACs"]
+    head = ["weights", "trained with", "images", "among"]
+    head += ["dense acc1, %", "dense GMACs"]
     row = [f"`{report['weights']}`", report["trained_as"]]
     row += [f"{dense['images']:,} of {report['images']['data']}"]
+    row += [described(report["valid_labels"], report["num_classes"])]
     row += [statistics.format_estimate(Estimate(*dense["acc1"]))]
     row += [f"{dense['gmacs']:.3f}"]
     if report["timing"]:

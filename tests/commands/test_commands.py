@@ -22,7 +22,7 @@ from tests.runs import ROOT, configured
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
-FACTS |= {"trained", "averaged", "reduction"}
+FACTS |= {"trained", "averaged", "reduction", "num_classes", "valid_labels"}
 KEYS |= FACTS
 
 
@@ -182,6 +182,8 @@ def test_evaluate_counts_every_image_once(
     assert result["throughput"] > 0 and result["unreadable"] == 0
     shown = ended.out.replace(str(weights_file.parent), "")  # may have a number
     printed = dict(re.findall(r"(\w+) ([\d.]+)", shown))
+    assert printed.pop("all") == str(result["num_classes"]) == "10"
+    assert result["valid_labels"] is None
     assert set(printed) == KEYS - {"unreadable"} - FACTS
     assert printed["acc1"] == f"{result['acc1']:.2f}" and printed["images"] == "150"
 
@@ -196,6 +198,34 @@ def test_evaluate_takes_images_spread_over_the_set(
     assert_by_hand(result, logits[taken], image_set[2][taken])
     note = f"note: {count} of 150 images are taken, evenly spaced"
     assert ("part" in result) == (note in ended.out) == (count < 150)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_evaluate_chooses_among_the_classes_of_the_images(
+    tmp_path, logits, weights_file, image_set, optimized
+):
+    """Images of four of ten classes: all, these four, and a file of five."""
+    folder, _, labels = image_set
+    some = np.flatnonzero(np.isin(labels, (1, 2, 5, 8)))
+    lines = ["filename,label", *(f"{i}.png,{labels[i]}" for i in some)]
+    (folder / "some.csv").write_text("\n".join(lines))
+    (tmp_path / "labels.txt").write_text("8\n7\n5\n2\n1\n")
+    words = [f"--weights={weights_file}", f"--data=csv:{folder}/some.csv"]
+    words += ["--config.model.dtype=float32", f"--optimized={optimized}"]
+    for flag, answers in (
+        (None, [*range(10)]),
+        ("data", [1, 2, 5, 8]),
+        (tmp_path / "labels.txt", [1, 2, 5, 7, 8]),
+    ):
+        more = [] if flag is None else [f"--valid_labels={flag}"]
+        ended, result = evaluated(tmp_path, *words, *more)
+        own = np.searchsorted(answers, labels[some])
+        figures = result["optimized"] if optimized else result
+        assert_by_hand(figures, logits[np.ix_(some, answers)], own)
+        assert result["valid_labels"] == (None if flag is None else answers)
+        said = "all" if flag is None else f"{len(answers)} of"
+        assert f"among {said} 10 classes" in ended.out
+        assert ("note: the images have 4 classes" in ended.out) == (flag is None)
 
 
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(

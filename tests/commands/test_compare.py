@@ -105,6 +105,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
     assert [row["tokens"] for row in rows] == [65, 65, 33, 65]
     assert all(row["images"] == 359 for row in rows)
     assert all(row["acc5"] > row["acc1"][0] for row in rows)
+    assert (report["num_classes"], report["valid_labels"]) == (10, None)
     dense, same, tome, _ = rows
     assert same["acc1"] == dense["acc1"] and dense["gmacs"] == same["gmacs"]
     assert tome["gmacs"] < dense["gmacs"]

@@ -106,6 +106,26 @@ def test_masked_images_count_nothing_even_where_they_are_not_a_number():
         assert found == getattr(whole, name) and np.isfinite(found)
 
 
+def test_only_valid_labels_are_answers():
+    """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
+    step = accuracy.model_step(Lookup(TABLE), valid=(2, 4, 6))
+    images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
+    result = accuracy.evaluate(step, variables_of(1), [images])
+    assert result.each["right"].tolist() == [True, False, False, True, False]
+    assert result.each["right5"].tolist() == [True, True, True, True, False]
+    row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
+    row1 = np.log(np.exp([3, 5, 7]).sum()) - 7
+    assert_close(result.each["loss"][:4], np.array([*row0, row1]))
+    assert np.isnan(result.each["loss"][4])
+
+
+def test_a_program_has_the_same_answers():
+    """Logits of a program, not of a model."""
+    step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2], (0, 5))
+    _, each = step(None, batch([0, 0], [5, 5]))
+    assert each["right"].tolist() == [[False, True]]
+
+
 def test_each_image_is_in_the_order_of_the_set():
     """Images 3, 1 and 0, then 5 and 4; 0 is masked, 2 is in no batch."""
     first, second = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), batch([1, 0], [6, 4])

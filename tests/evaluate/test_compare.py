@@ -271,6 +271,8 @@ MADE_UP = {
     "weights": "tiny.pth",
     "trained_as": "none",
     "images": {"data": "csv:photos"},
+    "num_classes": 1000,
+    "valid_labels": None,
     "metric": "gmacs",
     "shares": [0.9, 0.5],
     "timing": None,
@@ -313,6 +315,9 @@ def test_the_tables_have_the_figures():
         "| `clever` | 0.9 | too far |",
         "| `spvit` | all | needs training |",
     ]
+    assert "| all 1,000 classes |" in page
+    chosen = MADE_UP | {"valid_labels": [0, 217, 701]}
+    assert "| 3 of 1,000 classes |" in compare_tables.page(chosen, "plot.png")
     assert compare_tables.absent_table({"left_out": []}) == ""
     found = [compare_tables.p_value(p) for p in (1.0, 0.0204, 4e-7)]
     assert found == ["p = 1.000", "p = .020", "p < .001"]

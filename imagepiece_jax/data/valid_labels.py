@@ -1,0 +1,65 @@
+"""The classes that a model chooses among on a set of images: all, or the set's own."""
+
+import pathlib
+
+from imagepiece_jax.data.source import Source
+from imagepiece_jax.errors import InputError
+
+FLAG, OF_DATA = "--valid_labels", "data"
+
+
+def read(text: str | None, source: Source) -> tuple[int, ...] | None:
+    """The labels that are answers, in rising order; None: those of all classes.
+
+    text: None; "data": the labels of the images; or a file of labels, one a line, as
+        timm has them for ImageNet-A and ImageNet-R
+    source: the images
+    Raises InputError for a file that holds anything else or lacks a label of the
+        images, and for a single label, which would always be right.
+    """
+    if text is None:
+        return None
+    present = source.present_labels
+    labels = present if text == OF_DATA else _of_file(text, source.num_classes)
+    if len(labels) == 1:
+        problem = f"is {text}, which leaves class {labels[0]} alone"
+        raise InputError(problem, field=FLAG, value=text, allowed="two classes or more")
+    if lacking := sorted({*present} - {*labels}):
+        problem = f"{text} lacks label {lacking[0]}, which images have"
+        allowed = "files with the labels of all images"
+        raise InputError(problem, field=FLAG, value=text, allowed=allowed)
+    return labels
+
+
+def _of_file(path, num_classes):
+    allowed = f"{OF_DATA}, or a file of labels from 0 to {num_classes - 1}, one a line"
+    try:
+        words = pathlib.Path(path).read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})"
+        raise InputError(problem, field=FLAG, value=path, allowed=allowed) from error
+    for word in words:
+        if not word.isdecimal() or int(word) >= num_classes:
+            problem = f"{path} has {word!r}"
+            raise InputError(problem, field=FLAG, value=word, allowed=allowed)
+    if not words:
+        raise InputError(f"{path} is empty", field=FLAG, value=path, allowed=allowed)
+    return tuple(sorted(set(map(int, words))))
+
+
+def described(labels: tuple[int, ...] | None, num_classes: int) -> str:
+    """In words: "10 of 1,000 classes", "all 1,000 classes"."""
+    if labels is None:
+        return f"all {num_classes:,} classes"
+    return f"{len(labels):,} of {num_classes:,} classes"
+
+
+def note(labels: tuple[int, ...] | None, source: Source) -> str | None:
+    """The line on images of a few classes, where the model chooses among all."""
+    present = len(source.present_labels)
+    if labels is not None or present == source.num_classes:
+        return None
+    return (
+        f"the images have {present:,} classes, and the model chooses among all "
+        f"{source.num_classes:,}; {FLAG}={OF_DATA} has it choose among theirs"
+    )
