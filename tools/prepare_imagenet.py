@@ -1,12 +1,21 @@
 """Prepare ImageNet for fast training: from its tars to a TFDS data set, once.
 
-python -m tools.prepare_imagenet --source FOLDER_OF_TARS --dir DIR [--short_side 256]
+python -m tools.prepare_imagenet --source FOLDER --dir DIR [--short_side 256]
 
-FOLDER_OF_TARS holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or folders
-train and val, or imagenet2012 as TFDS itself writes it, in TFRECORD files. The result
-is TFDS's imagenet2012 in array_record files, which training reads with
---config.data.dir=DIR. Nothing is unpacked on the way, TensorFlow is not needed, and a
-run that was stopped resumes.
+FOLDER holds one of
+
+- ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
+- folders train and val
+- tars of the webdataset format, as in timm/imagenet-1k-wds on the Hugging Face hub
+- parquet files with columns image and label, as in ILSVRC/imagenet-1k there
+- imagenet2012 as TFDS itself writes it, in TFRECORD files
+
+Tars and parquet files tell their split by the word train, validation or val in their
+names; otherwise flags do: --train_files "part-0*.tar" --validation_files "part-1*.tar".
+The result is TFDS's imagenet2012 in array_record files, which training reads with
+--config.data.dir=DIR. TensorFlow is not needed, and a run that was stopped resumes.
+Nothing is unpacked on the way but parquet files, whose images need as much room again
+until the set is complete.
 """
 
 import contextlib
@@ -24,8 +33,12 @@ SHORT_SIDES = (64, 1024)
 SOURCE = cli.text(
     "source",
     None,
-    "folder of the ILSVRC2012 tars, of train and val, or of TFDS's TFRECORD files",
+    "folder of ImageNet: ILSVRC2012 tars, folders train and val, tars of webdataset, "
+    "parquet files or TFRECORD files of TFDS",
 )
+OF_SHARDS = "tars or parquet files of this split: a pattern of names in --source"
+TRAIN = cli.text("train_files", "", OF_SHARDS)
+VALIDATION = cli.text("validation_files", "", OF_SHARDS)
 DIR = cli.text("dir", None, "where the data set goes, as config.data.dir")
 SHORT_SIDE = cli.integer(
     "short_side",
@@ -51,9 +64,12 @@ def main():
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images
-        with progress("finding images") as advance:
-            images = scan.find(source, PARTIAL.value, advance, workers)
+        patterns = {"train": TRAIN.value, "validation": VALIDATION.value}
+        room = writer.room(data_dir, short_side)
         try:
+            with progress("finding images") as advance:
+                words = source, PARTIAL.value, advance, workers, patterns, room
+                images = scan.find(*words)
             with progress("writing", sum(map(len, images.values()))) as advance:
                 note = writer.write(images, data_dir, short_side, workers, advance)
         except KeyboardInterrupt:
@@ -63,6 +79,8 @@ def main():
         problem = f"has a complete set with --short_side {note['short_side']}"
         allowed = f"another folder for --short_side {short_side}"
         raise writer.refused(data_dir, problem, allowed)
+    else:
+        writer.clear(note["folder"])
     print(writer.summary(data_dir, note))
 
 

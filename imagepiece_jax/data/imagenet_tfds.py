@@ -36,7 +36,7 @@ def open_imagenet(split, num_classes, data_dir):
         problem = f"is {value!r}, but config.data.dir {str(where)!r} has no "
         problem += "complete array_record files of it"
         hint = (
-            "make them in a clone from the ILSVRC2012 tars or TFRECORD files in FOLDER "
+            "make them in a clone from the tars or parquet files of ImageNet in FOLDER "
             f"by `python -m tools.prepare_imagenet --source FOLDER --dir {where}`, or "
             "try `python train.py --config configs/quickstart.py`, which needs no files"
         )

@@ -1,23 +1,31 @@
 """The images of ImageNet-1k and the position of their bytes in tars or other files.
 
-Nothing is unpacked: an `Entry` says in which file and at which byte an encoded image
-starts, so that any process can read any image on its own.
+An `Entry` says in which file and at which byte an encoded image starts, so that any
+process can read any image on its own. Only parquet files are unpacked before.
 """
 
 import concurrent.futures
+import contextlib
+import functools
 import importlib.util
 import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import tarfile
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
+from tqdm import tqdm
+
+from imagepiece_jax.common.files import open_locked
+from imagepiece_jax.data.class_names import imagenet_lemmas, other_class
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, RunError
-from tools.imagenet import tfrecords
+from tools.imagenet import parquet, shards, tfrecords, webdataset
 
 # split: its tar, the folder that may stand in its place, its images
 SPLITS = {
@@ -27,6 +35,8 @@ SPLITS = {
 NUM_CLASSES = 1000
 NAME = "imagenet2012"  # of TFDS
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+# The same without an ending, or as the hub has it: n01440764_10026_n01440764.JPEG
+OFFICIAL = re.compile(r"((n\d{8})_\d+|ILSVRC2012_val_(\d{8}))(_n\d{8})?(\.\w+)?")
 RESUMES = "finished files stay, and the same command resumes"
 
 
@@ -40,11 +50,24 @@ class Entry(NamedTuple):
     size: int
 
 
+class Room(NamedTuple):
+    """Where the images of parquet files are unpacked, beside the set.
+
+    stored: the bytes that the set will need for so many images of so many bytes: both
+        must fit before anything is unpacked
+    """
+
+    folder: str
+    stored: Callable[[int, int], float]
+
+
+@functools.cache
 def class_names():
     """WordNet IDs of the 1,000 classes in the order of their labels."""
     return _shipped("labels.txt")
 
 
+@functools.cache
 def validation_labels():
     """Labels of the 50,000 validation images in the order of their names."""
     labels = {name: label for label, name in enumerate(class_names())}
@@ -58,45 +81,90 @@ def _shipped(name):
     return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()
 
 
-def find(source, partial=False, advance=lambda images: None, workers=0):
+def find(
+    source,
+    partial=False,
+    advance=lambda images: None,
+    workers=0,
+    patterns=None,
+    room=None,
+):
     """All images below the folder `source`.
 
     Each split is its ILSVRC2012 tar or a folder, train/WNID/IMAGE and val/WNID/IMAGE;
     val may also hold the images themselves under their official names. Or it is TFDS's
-    imagenet2012 in TFRECORD files, whose checksums are verified.
+    imagenet2012 in TFRECORD files, whose checksums are verified. Or it is in the forms
+    of the Hugging Face hub: tars of the webdataset format, or parquet files.
 
     partial: accept one split alone and fewer images than ImageNet has
     advance: called with numbers of images as they are read
-    workers: processes that verify, 0 is this one
+    workers: processes that verify and unpack, 0 is this one
+    patterns: {split: names of its files}, as `shards.find_shards` takes them
+    room: the Room that parquet files are unpacked to
     Returns {"train": [Entry], "validation": [Entry]}.
     Raises InputError for anything else, RunError where a process dies.
     """
     source = os.path.expanduser(source)
+    patterns = patterns or {}
     if not os.path.isdir(source):
         raise _refused(source, "is no folder", _accepted())
-    splits, files = {}, tfrecords.find_tfrecords(source, NAME)
-    for split, (tar, folder, _) in SPLITS.items():
-        path = os.path.join(source, tar)
-        reader = {"train": _train_tar, "validation": _val_tar}[split]
-        if not os.path.exists(path):
-            path = os.path.join(source, folder)
-            reader = {"train": _train_folder, "validation": _val_folder}[split]
-        if os.path.exists(path):
-            splits[split] = _read(reader, path, advance)
-            _check_complete(split, path, splits[split], partial)
-        elif split in files:
-            if importlib.util.find_spec("google_crc32c") is None:
-                problem = "has TFRECORD files, whose checksums need google-crc32c"
-                raise _refused(source, problem, hint="pip install google-crc32c")
-            splits[split] = _read_tfrecords(files[split], advance, workers)
-            path = os.path.dirname(files[split][0])
-            _check_complete(split, f"{split} in {path}", splits[split], partial)
-        elif not partial:
-            problem = f"has neither {tar} nor a folder {folder}"
-            raise _refused(source, problem, "both splits, or one with --partial")
+    tfrecord_files = tfrecords.find_tfrecords(source, NAME)
+    shard_files, unknown = shards.find_shards(source, patterns, partial)
+    splits = {}
+    with _unpacking(shard_files, room):
+        for split in SPLITS:
+            reader, place = _original(split, source)
+            if reader and not patterns.get(split):
+                found = _read(reader, place, advance)
+            elif split in shard_files:
+                place = _folder(split, shard_files)
+                jobs = _shard_jobs(split, shard_files[split], room)
+                found = _entries_of(_shard, jobs, advance, workers)
+            elif split in tfrecord_files:
+                place = _folder(split, tfrecord_files)
+                if importlib.util.find_spec("google_crc32c") is None:
+                    problem = "has TFRECORD files, whose checksums need google-crc32c"
+                    raise _refused(source, problem, hint="pip install google-crc32c")
+                jobs = [(path,) for path in tfrecord_files[split]]
+                found = _entries_of(_tfrecord, jobs, advance, workers)
+            else:
+                _check_absent(split, source, unknown, partial)
+                continue
+            _check_complete(split, place, found, partial)
+            splits[split] = found
     if not splits:
         raise _refused(source, "has no ImageNet", _accepted())
     return splits
+
+
+def _original(split, source):
+    """(reader, path) of a split's tar or folder in `source`; (None, "") without."""
+    tar, folder, _ = SPLITS[split]
+    path = os.path.join(source, tar)
+    if os.path.exists(path):
+        return {"train": _train_tar, "validation": _val_tar}[split], path
+    path = os.path.join(source, folder)
+    if os.path.exists(path) and not shards.holds_shards(path):
+        return {"train": _train_folder, "validation": _val_folder}[split], path
+    return None, ""
+
+
+def _folder(split, files):
+    return f"{split} in {os.path.dirname(files[split][0])}"
+
+
+def _check_absent(split, source, unknown, partial):
+    """InputError where a split that was not found may not be missing."""
+    if unknown:
+        problem = f"has files of no split by their names, such as {unknown[0]}"
+        allowed = "train, validation or val in the name of a file or of its folder"
+        hint = f"or --{split}_files, a pattern of their names"
+        raise _refused(source, problem, allowed, hint)
+    if not partial:
+        tar, folder, _ = SPLITS[split]
+        problem = f"has neither {tar} nor a folder {folder} nor {split} in another form"
+        allowed = f"both splits, as {_accepted()}; or one with --partial"
+        raise _refused(source, problem, allowed)
 
 
 def _refused(source, problem, allowed="", hint=""):
@@ -107,7 +175,10 @@ def _refused(source, problem, allowed="", hint=""):
 
 def _accepted():
     tars = " and ".join(tar for tar, _, _ in SPLITS.values())
-    return f"{tars}, the folders train and val, or {NAME} in TFRECORD files"
+    return (
+        f"{tars}, the folders train and val, webdataset tars or parquet files of train "
+        f"and validation, or {NAME} in TFRECORD files"
+    )
 
 
 def _read(reader, path, advance):
@@ -125,12 +196,152 @@ def _read(reader, path, advance):
     return entries
 
 
-def _read_tfrecords(files, advance, workers):
+def _entries_of(function, jobs, advance, workers):
+    """The entries of all `jobs`, each a file's, as they end."""
     entries = []
-    for of_file in run_jobs(_tfrecord, [(path,) for path in files], workers):
+    for of_file in run_jobs(function, jobs, workers):
         entries += of_file
         advance(len(of_file))
     return entries
+
+
+def _shard_jobs(split, paths, room):
+    """Arguments of `_shard` for each of the files."""
+    return [(path, split, _unpacked(split, path, room)) for path in paths]
+
+
+def _unpacked(split, path, room):
+    """The file for the images of a parquet file; "" for a tar."""
+    if not path.endswith(".parquet"):
+        return ""
+    return os.path.join(room.folder, f"{split}-{os.path.basename(path)}.images")
+
+
+@contextlib.contextmanager
+def _unpacking(files, room):
+    """While entered, no other process unpacks to `room`, which has the space for it.
+
+    files: {split: [path]}, of which those of parquet files are unpacked
+    """
+    jobs = []
+    for split, paths in files.items():
+        jobs += [job for job in _shard_jobs(split, paths, room) if job[2]]
+    if not jobs:
+        yield
+        return
+    parquet.check_installed()
+    with open_locked("--dir", os.path.join(room.folder, ".lock"), "w"):
+        for name in os.listdir(room.folder):
+            if name.endswith(".tmp"):  # of a run that was killed
+                os.remove(os.path.join(room.folder, name))
+        _check_room(jobs, room)
+        yield
+
+
+def _check_room(jobs, room):
+    """InputError where there is no space for unpacked images and the set."""
+    images, size, missing = 0, 0, 0
+    for path, _, target in jobs:
+        of_file, of_images = parquet.count(path)
+        images += of_file
+        size += of_images
+        if not parquet.is_unpacked(path, target):
+            missing += of_images
+    if missing:
+        check_space(room.folder, missing + room.stored(images, size))
+
+
+def check_space(folder, needed):
+    """Raises InputError where fewer than `needed` bytes are free in a folder."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        problem = f"has {tqdm.format_sizeof(free, 'B')} of free space"
+        allowed = f"{tqdm.format_sizeof(needed, 'B')} for the rest"
+        raise InputError(problem, place=folder, value=free, allowed=allowed)
+
+
+def _shard(path, split, target):
+    """Entries of a tar of webdataset or of a parquet file, which is unpacked."""
+    try:
+        if target:
+            return _parquet(path, split, target)
+        return _webdataset(path, split)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", place=path) from error
+
+
+def _webdataset(path, split):
+    stem = os.path.splitext(os.path.basename(path))[0]
+    entries = []
+    for key, given, label, start, size in webdataset.read_samples(path):
+        otherwise = f"{stem}_{key.replace('/', '_')}.JPEG"
+        name = _checked_name(path, split, f"sample {key}", label, given, otherwise)
+        entries.append(Entry(name, label, path, start, size))
+    return entries
+
+
+def _parquet(path, split, target):
+    stem = os.path.splitext(os.path.basename(path))[0]
+    _check_class_names(path, parquet.class_names(path))
+    entries = []
+    start = 0
+    for number, (given, label, size) in enumerate(parquet.unpack(path, target)):
+        otherwise = f"{stem}_{number:06d}.JPEG"
+        name = _checked_name(path, split, f"row {number:,}", label, given, otherwise)
+        entries.append(Entry(name, label, target, start, size))
+        start += size
+    return entries
+
+
+def _check_class_names(path, names):
+    """InputError where `names` of labels, None for none, are not ImageNet-1k's."""
+    if names is None:
+        return
+    allowed = "ImageNet-1k's, in the order of their WordNet IDs"
+    if len(names) != NUM_CLASSES:
+        problem = f"has {len(names):,} classes"
+        raise InputError(problem, place=path, value=len(names), allowed=allowed)
+    if other := other_class(imagenet_lemmas(), names):
+        label, own, found = other
+        problem = f"is {found!r}, which is another class than {own!r}"
+        field = f"label {label}"
+        raise InputError(problem, field=field, place=path, value=found, allowed=allowed)
+
+
+def _checked_name(path, split, of, label, given, otherwise):
+    """The name of an image, its official one where `given` has that.
+
+    An official name says the label: InputError where it is another.
+
+    of: which image of the file, for errors
+    given: a name that the file has for it, or None
+    otherwise: a name that no other image of the split has
+    """
+    classes = class_names()
+    if not 0 <= label < len(classes):
+        problem, allowed = f"has label {label}", f"0..{len(classes) - 1}"
+        raise InputError(problem, field=of, place=path, value=label, allowed=allowed)
+    match = OFFICIAL.fullmatch(os.path.basename(given or ""))
+    if not match:
+        return otherwise
+    stem, wnid, number = match[1], match[2], match[3]
+    name = f"{stem}.JPEG"
+    if number and split == "train":
+        allowed = "training images"
+        raise InputError(
+            f"is {name}", field=of, place=path, value=name, allowed=allowed
+        )
+    if number:
+        own = _numbered(path)(name)
+    elif wnid in classes:
+        own = classes.index(wnid)
+    else:
+        raise _other(path, name, "classes of ImageNet-1k, such as n01440764")
+    if own != label:
+        problem = f"is {name} and has label {label}, {classes[label]}"
+        allowed = f"{own}, {classes[own]}"
+        raise InputError(problem, field=of, place=path, value=label, allowed=allowed)
+    return name
 
 
 def _tfrecord(path):

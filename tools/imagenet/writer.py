@@ -24,14 +24,18 @@ from imagepiece_jax.common.files import open_locked, replace_file
 from imagepiece_jax.data.decode import UnreadableImage, decode, record_unreadable
 from imagepiece_jax.errors import InputError, RunError
 from tools.imagenet import tfrecords
-from tools.imagenet.scan import NAME, RESUMES, run_jobs
+from tools.imagenet.scan import NAME, RESUMES, Room, check_space, run_jobs
 
 # JPEG quality: 92 keeps 36-38 dB of photographs of short side 256, 30 KB each.
 QUALITY = 92
 QUALITY_UNRESIZED = 100  # where only the format changes
 LONGEST_JPEG = 65_500  # pixels a side, by libjpeg
-SETTINGS, REPORTS = "settings.json", "reports"  # of an unfinished set
+# Of an unfinished set.
+SETTINGS = "settings.json"
+REPORTS = "reports"
+UNPACKED = "unpacked"
 AS_BY_TFDS = {"short_side": 0, "quality": None, "reencoded": 0, "left_out": []}
+AS_BY_TFDS["classes"] = {}  # of each split, where they were counted
 # Photographs of short side s have about 4/3 s^2 pixels, of 0.3 to 0.35 bytes each.
 BYTES_PER_PIXEL = 0.4
 MARGIN = 1.01  # what files of records need beside the images
@@ -42,8 +46,8 @@ def existing(data_dir):
 
     Returns None without one, else a dict: folder; splits, for each the numbers of
     images, files and bytes; and what `write` noted: short_side and quality (0 and None
-    where the images are the original files), reencoded (how many became RGB JPEGs) and
-    left_out (the names of damaged images).
+    where the images are the original files), reencoded (how many became RGB JPEGs),
+    left_out (the names of damaged images) and classes (how many each split has).
     Raises InputError for a set that is not made of array_record files.
     """
     target = _builder(data_dir)
@@ -64,8 +68,10 @@ def summary(data_dir, note):
     """Lines about a complete set, of which `note` is from `existing`."""
     rows = {"complete": note["folder"]}
     for split, (images, files, size) in note["splits"].items():
-        text = f"{images:,} images in {files} files, {tqdm.format_sizeof(size, 'B')}"
-        rows[split] = text
+        classes = note["classes"].get(split)
+        of_classes = f" of {classes:,} classes" if classes else ""
+        text = f"{images:,} images{of_classes} in {files} files, "
+        rows[split] = text + tqdm.format_sizeof(size, "B")
     if note["short_side"]:
         text = f"at most {note['short_side']} pixels, JPEG quality {note['quality']}"
         rows["short side"] = text
@@ -103,6 +109,19 @@ def refused(data_dir, problem, allowed="", hint=""):
     return InputError(problem, field="--dir", value=value, allowed=allowed, hint=hint)
 
 
+def _work(target):
+    """The folder of a builder's unfinished set."""
+    folder = pathlib.Path(target.data_path)
+    return folder.with_name(f"incomplete.{folder.name}")
+
+
+def room(data_dir, short_side=0):
+    """The Room for images that are unpacked, below the folder `data_dir`."""
+    folder = _work(_builder(data_dir)) / UNPACKED
+    stored = functools.partial(_stored_bytes, short_side)
+    return Room(str(folder), stored)
+
+
 def write(
     images, data_dir, short_side=0, workers=0, advance=lambda *_, **__: None, files=None
 ):
@@ -120,8 +139,7 @@ def write(
     writing ends early.
     """
     target = _builder(data_dir)
-    work = pathlib.Path(target.data_path)
-    work = work.with_name(f"incomplete.{work.name}")
+    work = _work(target)
     plans = {
         split: plan(split, entries, files and files[split])
         for split, entries in images.items()
@@ -217,14 +235,15 @@ def _check_settings(work, short_side, fingerprint):
 
 
 def _check_space(work, missing, short_side):
-    most = BYTES_PER_PIXEL * 4 / 3 * short_side**2 if short_side else float("inf")
     entries = itertools.chain.from_iterable(missing.values())
-    needed = MARGIN * sum(min(entry.size, most) for entry in entries)
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        problem = f"has {tqdm.format_sizeof(free, 'B')} of free space"
-        allowed = f"{tqdm.format_sizeof(needed, 'B')} for the rest"
-        raise InputError(problem, place=work, value=free, allowed=allowed)
+    check_space(work, sum(_stored_bytes(short_side, 1, e.size) for e in entries))
+
+
+def _stored_bytes(short_side, images, size):
+    """What files of records need for `images` images of `size` bytes together."""
+    if short_side:
+        size = min(size, images * BYTES_PER_PIXEL * 4 / 3 * short_side**2)
+    return MARGIN * size
 
 
 def _finished(work, names):
@@ -355,13 +374,30 @@ def _finish(target, work, plans, reports, short_side):
     target.info.set_splits(tfds.core.splits.SplitDict(splits))
     target.info.write_to_directory(work)
     parts = [reports[name] for files in plans.values() for name in files]
+    classes = {split: _count_classes(files, reports) for split, files in plans.items()}
     content = {
+        "classes": classes,
         "short_side": short_side,
         "quality": QUALITY if short_side else None,
         "reencoded": sum(part["reencoded"] for part in parts),
         "left_out": [name for part in parts for name, _ in part["damaged"]],
     }
     tfds.core.MetadataDict(content).save_metadata(work)
-    done = work.rename(target.data_path)
-    shutil.rmtree(done / REPORTS)
-    (done / SETTINGS).unlink()
+    clear(work.rename(target.data_path))
+
+
+def clear(folder):
+    """Remove from a complete set what an unfinished one had beside its files."""
+    folder = pathlib.Path(folder)
+    for name in (REPORTS, UNPACKED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+
+
+def _count_classes(files, reports):
+    """Classes of a split, of images that are not damaged."""
+    labels = set()
+    for name, entries in files.items():
+        damaged = {image for image, _ in reports[name]["damaged"]}
+        labels |= {entry.label for entry in entries if entry.name not in damaged}
+    return len(labels)

@@ -38,8 +38,12 @@ def test_from_tars_to_training_without_tensorflow(prepared):
     assert ended.status == 0, ended
     complete, train, validation, use = ended.out.splitlines()
     assert complete == f"complete     {folder}/imagenet2012/5.1.0"
-    assert re.fullmatch(r"train        9 images in 1 files, [\d.]+kB", train)
-    assert re.fullmatch(r"validation   4 images in 1 files, [\d.]+kB", validation)
+    assert re.fullmatch(
+        r"train        9 images of 3 classes in 1 files, [\d.]+kB", train
+    )
+    assert re.fullmatch(
+        r"validation   4 images of 4 classes in 1 files, [\d.]+kB", validation
+    )
     assert use == (
         f"train with   --config.data.name=imagenet2012 --config.data.dir={folder}"
     )

@@ -76,7 +76,8 @@ def test_tfds_reads_the_set_record_for_record(small, tmp_path):
     lengths = {"train": 9, "validation": 4}
     sizes = {k: note["splits"].pop(k)[2] for k in lengths}
     assert all(0 < sizes[k] - sum(e.size for e in found[k]) < 1000 for k in lengths)
-    assert note == {"folder": str(folder), "splits": {}, **writer.AS_BY_TFDS}
+    facts = writer.AS_BY_TFDS | {"classes": {"train": 3, "validation": 4}}
+    assert note == {"folder": str(folder), "splits": {}, **facts}
     assert sorted(path.name for path in folder.iterdir()) == [
         "dataset_info.json",
         "features.json",
