@@ -71,8 +71,9 @@ def _measured(maps, near, fills):
     for fill in fills:
         results = compare.measure_all(
             [entry.reduction for entry in waiting],
-            functools.partial(maps.is_measured, fill=fill),
-            functools.partial(maps.compare, fill=fill),
+            key=lambda reduction: str(settings.with_defaults(reduction)),
+            is_measured=functools.partial(maps.is_measured, fill=fill),
+            measure=functools.partial(maps.compare, fill=fill),
         )
         pairs = [*zip(waiting, results, strict=True)]
         rows += [(e, fill if r["dropped"] else None, r) for e, r in pairs]

@@ -5,9 +5,10 @@ python -m imagepiece_jax compare --weights WORKDIR --sweep tome:r=8,13 --sweep e
 
 Each method takes the setting whose cost is nearest to --shares of the dense model's, by
 MACs or (--metric ms) as timed here; differences are paired, and p is corrected by
-Holm's rule. OUT gets compare.json with all figures, its tables as compare.md, its plot
-as compare.png, and points.jsonl, by which a command that was stopped resumes. --sweep
-compares the reductions that it names with the dense model instead, whatever they cost.
+Holm's rule. The last line says what to take. OUT gets compare.json with all figures,
+its tables as compare.md, its plot as compare.png, and points.jsonl, by which a command
+that was stopped resumes. --sweep compares the reductions that it names with the dense
+model instead, whatever they cost.
 A run determines its model, a file its sizes: see `evaluate`.
 """
 
@@ -15,6 +16,7 @@ import functools
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.fields import is_number, literal
+from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
 MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
@@ -55,6 +57,8 @@ def main():
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
 
+    out = OUT.value or "runs/compare"
+    check_folder("--out", out)
     compare.chosen(METHODS.value)
     reductions = parse_sweeps(SWEEP.value)
     config, weights = read_with_config(**typed)
@@ -76,7 +80,6 @@ def main():
         functools.partial(run.eval_batches, source, placement=parallel.placement()),
         valid=valid,
     )
-    out = OUT.value or "runs/compare"
     cache = ResultCache(out, AGAIN.value, device.versions())
     # A config's dtype is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
@@ -91,7 +94,7 @@ def main():
             )
     finally:
         cache.close()
-    print(compare_tables.write(out, report), flush=True)
+    print(compare_tables.write(out, report), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,13 @@ def main():
         hint = "add --optimized, or set --config.model.gelu for the model itself"
         problem = f"{GELU.value} is for the optimized program"
         raise InputError(problem, field="--gelu", value=GELU.value, hint=hint)
+    own = runs.own_files(typed["path"])
+    if JSON.value:
+        check_writable("--json", JSON.value, own)
     config, weights = read_with_config(**typed)
     limit, model = IMAGES(config), weights.config.create(weights.reduction)
     if JSON.value:
-        read = (*runs.own_files(typed["path"]), *registry.own_files(config.data.name))
-        check_writable("--json", JSON.value, read)
+        check_writable("--json", JSON.value, registry.own_files(config.data.name))
     run = RunConfig.from_config(config)
     source = run.test_images(weights, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)

@@ -14,6 +14,7 @@ cannot be read is named on stderr, the others are shown, and the exit status is 
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import one_of
 
 MODEL = cli.trained_model(checkpoint=False)
@@ -41,6 +42,7 @@ def main(words):
 
     files = image_files.find_images(words)
     out = pathlib.Path(OUT.value or "runs/visualize")
+    check_folder("--out", out)
     reductions = parse_sweeps(SWEEP.value)
     weights = read_with_config(**typed)[1].analyzed()
     models = []

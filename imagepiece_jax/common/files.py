@@ -88,6 +88,24 @@ def make_folder(flag, path):
         raise InputError(problem, field=flag, value=path, hint=hint) from error
 
 
+def check_folder(flag, path):
+    """Check that the folder `path` can be made and written, and make nothing.
+
+    flag: names it in the error, such as "--out"
+    Raises InputError where it cannot.
+    """
+    nearest = pathlib.Path(path).absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    problem = None
+    if not nearest.is_dir():
+        problem = f"{path} cannot be made ({os.strerror(errno.ENOTDIR)})"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problem = f"{path} cannot be written ({os.strerror(errno.EACCES)})"
+    if problem is not None:
+        raise InputError(problem, field=flag, value=path, hint="choose another")
+
+
 def check_writable(flag, path, read=(), writes=()):
     """Check that a file can be written: now, not after the work.
 

@@ -2,8 +2,9 @@
 
 Every method stands at the strength of its own schedule whose cost is nearest to a share
 of the dense model's, by MACs (`macs`) or by time on this device; all other fields are
-its defaults, those that it was published with. Settings are chosen only by cost, so no
-image chooses. Differences are paired, on the same images: to the dense model, to ToMe
+its defaults, those that it was published with. The setting that README recommends is
+compared beside DiffRate. Settings are chosen only by cost, so no image chooses.
+Differences are paired, on the same images: to the dense model, to ToMe
 and random tokens at the same share, and of ImagePiece's controls (with its token
 counts) to ImagePiece. All of them are one family of exact McNemar tests, corrected by
 Holm's rule. A sweep compares named reductions at any cost, only with the dense model.
@@ -14,8 +15,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.sweep_text import naming
 
+Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
 # ImagePiece with its token counts, but another fate of the least attended tokens: they
@@ -39,6 +41,13 @@ CONTROLLED = "imagepiece"
 CONTROLS = {
     f"{CONTROLLED} {kind} (control)": {"name": CONTROLLED, "inattentive": kind}
     for kind in ("drop", "random", "tome")
+}
+FLOORS = ("smaller images", "first blocks")  # dense models that cost less
+# The setting that README and docs recommend, which is no method as published.
+RECOMMENDED = "diffrate in three blocks (recommended)"
+VARIANTS = {
+    **CONTROLS,
+    RECOMMENDED: {"name": "diffrate", "counts": "stages-3-6-9"},
 }
 
 
@@ -101,12 +110,20 @@ def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
 
 def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
     weights = checkpoint.weights
-    reductions = [settings.DENSE, *(entry.reduction for entry in entries)]
-    results = measure_all(reductions, checkpoint.has_evaluated, checkpoint.evaluate)
+    models = [(checkpoint, settings.DENSE)]
+    models += [(checkpoint, entry.reduction) for entry in entries]
+    if floors:
+        for floor, cheaper in nearest_floors(checkpoint, shares):
+            entries = [*entries, floor]
+            models.append((cheaper, settings.DENSE))
+    results = measure_all(
+        models,
+        key=lambda model: (id(model[0]), str(settings.with_defaults(model[1]))),
+        is_measured=lambda model: model[0].has_evaluated(model[1]),
+        measure=lambda model: model[0].evaluate(model[1]),
+    )
     dense, *figures = map(_figures, results)
     pairs = [*zip(entries, figures, strict=True)]
-    if floors:
-        pairs += measured_floors(checkpoint, shares)
     return {
         "weights": weights.name,
         "digest": weights.digest,
@@ -147,8 +164,11 @@ def match(
     that are left out; share None: a method at all shares.
     Raises InputError for an unknown method, and where no method reaches a share.
     """
-    entries, absent = [], []
-    for method in chosen(methods):
+    entries, absent, names = [], [], chosen(methods)
+    for place, method in enumerate(names, start=1):
+        if metric == "ms":
+            text = f"{place} of {len(names)} methods to time, {method}"
+            print(text, file=sys.stderr, flush=True)
         found, lines = _entries(checkpoint, method, shares, metric)
         entries += found
         absent += [{"method": method, **line} for line in lines]
@@ -162,7 +182,7 @@ def match(
 def chosen(names: Iterable[str]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
-    ImagePiece is followed by its controls.
+    ImagePiece is followed by its controls, and DiffRate by the recommended setting.
     Raises InputError for another name.
     """
     every = [name for name in METHODS if name != settings.DENSE["name"]]
@@ -172,20 +192,20 @@ def chosen(names: Iterable[str]) -> list[str]:
             raise InputError(field="--methods", value=name, hint=hint)
     wanted = {*names, *REFERENCES} if names else {*every}
     listed = [name for name in every if name in wanted]
-    if CONTROLLED in listed:
-        place = listed.index(CONTROLLED) + 1
-        listed[place:place] = CONTROLS
+    for variant, requested in reversed(VARIANTS.items()):
+        if requested["name"] in listed:
+            listed.insert(listed.index(requested["name"]) + 1, variant)
     return listed
 
 
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods, {"share", "reason"} of where there are none)."""
     weights, settle = checkpoint.weights, _by_time if metric == "ms" else _by_macs
-    requested = CONTROLS.get(method, {"name": method})
+    requested = VARIANTS.get(method, {"name": method})
     if weights.reduction["name"] == requested["name"]:  # its own fields
         requested = {**weights.reduction, "counts": None, **requested}
     try:
-        weights.config.create(requested)
+        weights.config.create({**requested, "counts": None})
     except InputError as error:
         return [], [{"share": None, "reason": str(error)}]
     entries, absent = [], []
@@ -197,7 +217,11 @@ def _entries(checkpoint, method, shares, metric):
             continue
         if lacks_selectors(weights, reduction):
             return [], [{"share": None, "reason": "needs training"}]
-        setting = {"macs": share} | settings.changed(requested)
+        macs = share
+        if metric == "ms":  # the share of the MACs that takes this share of the time
+            dense = weights.config.gmacs(settings.DENSE)
+            macs = round(weights.config.gmacs(reduction) / dense, 4)
+        setting = {"macs": macs} | settings.changed({**requested, "macs": macs})
         setting.pop("name")
         entries.append(MatchedMethod(method, share, reduction, setting, *reached))
     return entries, absent
@@ -226,13 +250,12 @@ def _by_time(checkpoint, requested, share):
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
 
 
-def measured_floors(checkpoint, shares) -> list[tuple[MatchedMethod, dict]]:
-    """The nearest of the `floors` of each kind at each share, with its figures."""
+def nearest_floors(checkpoint, shares) -> list[tuple[MatchedMethod, MeasuredWeights]]:
+    """The nearest of the `floors` of each kind at each share, with its weights."""
     pairs = []
     for listed, share in itertools.product(filter(None, floors(checkpoint)), shares):
         floor, cheaper = min(listed, key=lambda pair: abs(pair[0].reached - share))
-        figures = _figures(cheaper.evaluate(settings.DENSE))
-        pairs.append((dataclasses.replace(floor, share=share), figures))
+        pairs.append((dataclasses.replace(floor, share=share), cheaper))
     return pairs
 
 
@@ -261,8 +284,8 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
     for removed in range(1, min(both) // patch - 1):  # patches a side
         size = tuple(side - removed * patch for side in both)
         shrunk = smaller_images(images, size)
-        smaller.append(floor("smaller images", shrunk, image_size=size))
-    fewer = [floor("first blocks", images, depth=n) for n in range(1, model.depth)]
+        smaller.append(floor(FLOORS[0], shrunk, image_size=size))
+    fewer = [floor(FLOORS[1], images, depth=n) for n in range(1, model.depth)]
     return [smaller, fewer]
 
 
@@ -278,24 +301,28 @@ def smaller_images(images: Split, size: tuple[int, int]) -> Split:
 
 
 def measure_all(
-    reductions: list[dict],
-    is_measured: Callable[[dict], bool],
-    measure: Callable[[dict], dict],
+    models: list[Model],
+    key: Callable[[Model], Hashable],
+    is_measured: Callable[[Model], bool],
+    measure: Callable[[Model], dict],
 ) -> list[dict]:
     """`measure` of each; stderr says how many are left to be measured, and how long.
 
-    A setting takes as long as the mean of those before, most of it to compile; the
-    first reads the images, too, and counts only for the second.
+    A model takes as long as the mean of those before, most of it to compile its
+    program; the first reads the images, too, and counts only for the second.
 
-    is_measured, measure: of a reduction; a measured one costs nothing
+    key: of a model; of those with the same key one is measured
+    is_measured, measure: of a model; a measured one costs nothing
     """
-    waiting = {
-        str(settings.with_defaults(reduction)): reduction
-        for reduction in reductions
-        if not is_measured(reduction)
-    }
+    every = {key(model): model for model in models}
+    waiting = [model for model in every.values() if not is_measured(model)]
+    if waiting:
+        before = len(every) - len(waiting)
+        text = f"{len(every)} settings, {before} of them measured before; each of the "
+        text += f"other {len(waiting)} compiles a program"
+        print(text, file=sys.stderr, flush=True)
     seconds = []
-    for place, reduction in enumerate(waiting.values()):
+    for place, model in enumerate(waiting):
         text = f"{place + 1} of {len(waiting)}"
         if seconds:
             usual = np.mean(seconds[1:] or seconds)
@@ -303,9 +330,9 @@ def measure_all(
             text += f", about {math.ceil(minutes)} min left"
         print(f"{text}: ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()
-        measure(reduction)
+        measure(model)
         seconds.append(time.monotonic() - began)
-    return [measure(reduction) for reduction in reductions]
+    return [measure(model) for model in models]
 
 
 def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:

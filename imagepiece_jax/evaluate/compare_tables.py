@@ -5,6 +5,7 @@ p is that of McNemar's test, corrected by Holm's rule over all comparisons of th
 
 import collections
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.valid_labels import described
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.compare import CONTROLS, FLOORS, RECOMMENDED
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.reduction.settings import as_tuple
 
@@ -27,6 +29,7 @@ NAMES = {
     "imagepiece": "ImagePiece",
 }
 COSTS = {"gmacs": "MACs", "ms": "time"}
+LEVEL = -1.5  # points to dense from which on the rest is taken for no loss
 SIGNIFICANT = 0.05  # p below it is shown
 Report = Mapping[str, Any]
 
@@ -46,7 +49,7 @@ def page(report: Report, plot: str) -> str:
     """The page of the command: its tables and plot."""
     if not report["shares"]:
         parts = [_measured(report), swept_table(report), f"![Accuracy by MACs]({plot})"]
-        return "\n\n".join(["# Accuracy of a sweep", *parts]) + "\n"
+        return "\n\n".join(["# Accuracy of a sweep", *parts, advice(report)]) + "\n"
     parts = [
         "# Accuracy at equal cost",
         _measured(report),
@@ -54,6 +57,7 @@ def page(report: Report, plot: str) -> str:
         f"![Accuracy by share of the dense cost]({plot})",
         settings_table(report),
         absent_table(report),
+        advice(report),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -73,6 +77,55 @@ def _measured(report):
         head += ["timed on", "batch", "repeats"]
         row += [timing["device"], timing["batch_size"], timing["repeats"]]
     return markdown_table(head, [row])
+
+
+def advice(report: Report) -> str:
+    """One line on what to take: the cheapest setting level with the dense model.
+
+    Level means that the 95 % interval of its points to dense ends above LEVEL. Of
+    several at one share it is the recommended one, which costs the least time, or else
+    the most accurate. Where none is level the line names the most accurate of all.
+    Controls are left out, and by time the floors, which are not timed.
+    """
+    found = []
+    for line in report["settings"]:
+        timed = line["speed"] is not None or not report["timing"]
+        if timed and line["method"] not in CONTROLS:
+            change = comparison(report, line["method"], line["share"], "dense")
+            found.append((line, Estimate(*change["points"])))
+    images = f"{report['dense']['images']:,} images"
+    if not found:
+        return f"take the dense model: nothing else was measured on {images}"
+    level = [pair for pair in found if pair[1].low > LEVEL]
+    if level:
+        line, change = min(level, key=_place)
+    else:
+        line, change = max(found, key=lambda pair: pair[0]["acc1"][0])
+    points = statistics.format_estimate(change, signs=True)
+    cost = f"{line['reached']:.2f} of the dense {COSTS[report['metric']]}"
+    setting = f"{_typed(line)}, {points} points to dense at {cost}"
+    rule = f"whose interval ends above {LEVEL:g}"
+    if not level:
+        return (
+            f"take nothing yet: on {images} no setting is level with the dense model, "
+            f"{rule} points; the most accurate is {setting}"
+        )
+    return f"take {setting}: the cheapest of those {rule} points on {images}"
+
+
+def _place(pair):
+    """The order of settings that are level with the dense model."""
+    line, _ = pair
+    cost = line["reached"] if line["share"] is None else line["share"]
+    return cost, line["method"] != RECOMMENDED, -line["acc1"][0]
+
+
+def _typed(line):
+    """A setting as `load` takes it: its reduction, or the fields of a dense model."""
+    if line["method"] in FLOORS:
+        return f"the dense model with {fields(line['setting'])}"
+    name = line["reduction"]["name"]
+    return f"reduction={json.dumps({'name': name, **line['setting']})}"
 
 
 def comparison(report: Report, method: str, share: float, to: str) -> dict | None:

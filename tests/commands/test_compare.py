@@ -18,7 +18,7 @@ from imagepiece_jax.evaluate.cache import ResultCache, decode_bits
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY, tiny_config
-from tests.command import call
+from tests.command import call, sentence
 from tests.experiments import tiny_context
 from tests.experiments.tiny_context import MODEL
 from tests.models import tiny
@@ -50,6 +50,14 @@ def test_figures_of_the_first_images_are_not_those_of_a_part(tmp_path, monkeypat
         for setting in (with_digest, without):
             results.result(setting, dict)
             assert setting in results and seen[2] not in results
+
+
+def test_an_out_that_is_a_file_is_refused_before_a_note_is_printed(tmp_path):
+    path = tiny_context.pretrained(tmp_path).path
+    words = [*MODEL, "--weights", path, "--data=digits", "--limit=30"]
+    ended = call(compare.main, *words, "--out", path)
+    assert sentence(ended).startswith(f"--out {path} cannot be made")
+    assert ended.out == ""
 
 
 HALF = """

@@ -21,6 +21,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import own_files
+from tests.refused import refused
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
@@ -274,3 +275,16 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
         with pytest.raises(InputError, match=f"--json .*{name} is read by this"):
             check_writable("--json", tmp_path / name, own_files(tmp_path))
     check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
+
+
+def test_a_folder_is_checked_and_not_made(tmp_path, monkeypatch):
+    files.check_folder("--out", tmp_path / "a" / "b")
+    files.check_folder("--out", tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with refused("--out", path, "cannot be made (Not a directory)"):
+            files.check_folder("--out", path)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with refused("--out", tmp_path / "a", "cannot be written (Permission denied)"):
+        files.check_folder("--out", tmp_path / "a")

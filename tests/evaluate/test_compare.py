@@ -26,6 +26,7 @@ from imagepiece_jax.evaluate.cache import (
     encode_bits,
     plan_facts,
 )
+from imagepiece_jax.evaluate.compare import RECOMMENDED
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -38,6 +39,7 @@ from tests.experiments import tiny_context
 from tests.models.test_learned_contract import LEARNED
 from tests.models.tiny import fill
 from tests.refused import refused
+from tests.runs import ROOT
 
 IMAGES = 300
 SHARES = (0.75, 0.5)
@@ -105,7 +107,7 @@ def test_every_method_is_there_or_says_why_not(report):
     lines = report["settings"] + report["left_out"]
     found = [(line["method"], line["share"]) for line in lines if line["share"]]
     assert len(found) == len(set(found))
-    there = (every - learned) | set(compare.CONTROLS)
+    there = (every - learned) | set(compare.VARIANTS)
     assert set(found) == {(m, s) for m in there for s in SHARES}
     assert "acc1" not in json.dumps(report["left_out"])
 
@@ -113,11 +115,11 @@ def test_every_method_is_there_or_says_why_not(report):
 def test_settings_have_the_cost_that_their_share_asks_for(context, report):
     """Within 2 % of the dense model; all other fields are the defaults."""
     for line in report["settings"]:
-        control = compare.CONTROLS.get(line["method"], {})
-        name = control.get("name", line["method"])
-        asked = {"name": name, **control, **line["setting"]}
+        variant = compare.VARIANTS.get(line["method"], {})
+        name = variant.get("name", line["method"])
+        asked = {"name": name, **variant, **line["setting"]}
         assert line["setting"]["macs"] == line["share"]
-        assert line["setting"].keys() == {"macs", *control} - {"name"}
+        assert line["setting"].keys() == {"macs", *variant} - {"name"}
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
         plan = context.weights.config.create(asked).plan
@@ -180,12 +182,37 @@ def test_controls_stand_beside_imagepiece_at_its_cost(report):
     assert not set(compare.CONTROLS) & set(compare.chosen(("evit",)))
 
 
+def recommended(page):
+    """The reductions by name that a page recommends at a cost, as `load` takes them."""
+    text = (ROOT / page).read_text("utf-8")
+    found = re.findall(r"\{\"name\": [^}]*\"stages-3-6-9\"\}", text)
+    return [json.loads(each) for each in found]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/questions.md", "docs/comparison.md"]
+)
+def test_the_setting_that_pages_recommend_is_measured(report, page):
+    """As one types it, at every share."""
+    at = {s["share"]: s for s in report["settings"] if s["method"] == RECOMMENDED}
+    assert [*at] == [*SHARES] and recommended(page)
+    for typed in recommended(page):
+        for share, line in at.items():
+            own = typed | {"macs": share}
+            assert {"name": line["reduction"]["name"]} | line["setting"] == own
+    assert RECOMMENDED in compare.chosen(["diffrate"])
+    assert RECOMMENDED not in compare.chosen(["evit"])
+
+
 def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
     made = Guessing()
     made.evaluate(settings.DENSE)
     compare.compare(made, SHARES, ["evit"])
-    lines = capsys.readouterr().err
-    assert lines.startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, about 1 min")
+    count, *lines = capsys.readouterr().err.split("\n")
+    assert count == (
+        "7 settings, 1 of them measured before; each of the other 6 compiles a program"
+    )
+    assert "".join(lines).startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, ab")
     compare.compare(made, SHARES, ["evit"])
     assert not capsys.readouterr().err
     with refused("--shares", [0.01]):
@@ -205,7 +232,8 @@ def test_minutes_left_fall(monkeypatch, capsys):
 
     known = set()
     reductions = [{"name": "tome", "r": r} for r in range(7)]
-    assert compare.measure_all(reductions, lambda _: False, measure) == reductions
+    options = {"key": str, "is_measured": lambda _: False, "measure": measure}
+    assert compare.measure_all(reductions, **options) == reductions
     left = re.findall(r"about (\d+) min left", capsys.readouterr().err)
     assert left == ["10", "5", "4", "3", "2", "1"]
 
@@ -224,6 +252,12 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
         assert line["reached"] == pytest.approx(line["share"], rel=0.03)
         # MACs fall further than time, so the nearest by MACs would have been too slow.
         assert line["gmacs"] / made.dense < 0.97 * line["share"]
+        # What one types to have it is its MACs, not its time.
+        assert line["setting"]["macs"] == round(line["gmacs"] / made.dense, 4)
+        typed = {"name": line["method"], **line["setting"]}
+        again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
+        config = made.weights.config
+        assert config.create(typed).plan == config.create(again).plan
     assert found["timing"]["batch_size"] == 8
     assert page == (tmp_path / "compare.md").read_text()
     line = next(s for s in found["settings"] if s["method"] == "evit")
@@ -258,7 +292,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
 
 def line(method, share, value, **more):
     figures = {"gmacs": share, "tokens": 9, "reached": share, "images": 100}
-    figures |= {"method": method, "share": share, "setting": {"r": 3}}
+    figures |= {"method": method, "share": share, "setting": {"r": 3}, "speed": None}
+    figures |= {"reduction": {"name": method}}
     return figures | {"acc1": [value, value - 5, value + 5]} | more
 
 
@@ -321,6 +356,57 @@ def test_the_tables_have_the_figures():
     assert compare_tables.absent_table({"left_out": []}) == ""
     found = [compare_tables.p_value(p) for p in (1.0, 0.0204, 4e-7)]
     assert found == ["p = 1.000", "p = .020", "p < .001"]
+
+
+def measured(points, **more):
+    """`MADE_UP` with these (method, share, points to dense, half an interval)."""
+    lines, changes = [], []
+    for method, share, value, half in points:
+        setting = {"macs": share}
+        if method == RECOMMENDED:
+            setting |= {"counts": "stages-3-6-9"}
+        if method in compare.FLOORS:
+            setting = {"image_size": (192, 192)}
+        name = method.split()[0]
+        own = {"setting": setting, "reduction": {"name": name}, "speed": None}
+        lines.append(line(method, share, 80 + value, **own))
+        change = to(method, "dense", value, 0.5, share)
+        changes.append(change | {"points": [value, value - half, value + half]})
+    return MADE_UP | {"settings": lines, "comparisons": changes} | more
+
+
+DIFFRATE = 'reduction={"name": "diffrate", "macs": 0.6, "counts": "stages-3-6-9"}'
+
+
+@pytest.mark.parametrize(
+    "points, taken",
+    [
+        # The cheapest whose interval ends above -1.5, not the most accurate of all.
+        ([("tome", 0.9, 0, 1), ("tome", 0.5, -2, 1)], '{"name": "tome", "macs": 0.9}'),
+        ([("tome", 0.9, 0, 1), ("evit", 0.6, -0.4, 1)], '{"name": "evit", "macs": 0.6'),
+        # Of those at one share the recommended one, or else the most accurate.
+        ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.4, 1)], DIFFRATE),
+        ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.6, 1)], '"tome", "macs": 0.6'),
+        ([("tome", 0.6, 0, 1), ("evit", 0.6, 0.1, 1)], '"evit", "macs": 0.6'),
+        ([("smaller images", 0.6, 0, 1)], "the dense model with image_size=(192, 192)"),
+    ],
+)
+def test_the_last_line_says_what_to_take(points, taken):
+    *_, last = compare_tables.page(measured(points), "p.png").splitlines()
+    assert last.startswith("take ") and taken in last and "-1.5" in last
+
+
+def test_nothing_is_taken_that_loses_or_that_few_images_cannot_tell():
+    points = [("tome", 0.9, -1, 2), ("evit", 0.9, -3, 2)]
+    last = compare_tables.advice(measured(points))
+    assert last.startswith("take nothing yet: on 100 images no setting is level")
+    assert 'the most accurate is reduction={"name": "tome", "macs": 0.9}, -1.0' in last
+    control = measured([("imagepiece drop (control)", 0.5, 0, 1)])
+    assert compare_tables.advice(control).startswith("take the dense model: nothing")
+    # By time a floor, which is not timed, has no place in the order.
+    clock = {"device": "cpu", "batch_size": 8, "repeats": 1}
+    floor = measured([("smaller images", 0.6, 0, 1)], timing=clock, metric="ms")
+    assert compare_tables.advice(floor).startswith("take the dense model: nothing")
 
 
 @pytest.mark.slow
@@ -398,7 +484,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     context.cache.close()
 
 
-def test_floors_are_compared_as_methods_are(tmp_path):
+def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     """The model's own counts fit neither fewer patches nor fewer blocks."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_context.pretrained(tmp_path, depth=3)
@@ -407,6 +493,9 @@ def test_floors_are_compared_as_methods_are(tmp_path):
     found = compare.compare(context.checkpoint(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]
     assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
+    said = capsys.readouterr().err
+    assert said.startswith("4 settings, 0 of them measured before; ")
+    assert "4 of 4, about 1 min left: measuring" in said
     tested = {(line["method"], line["to"]) for line in found["comparisons"]}
     assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
     page = compare_tables.page(found, plot="p.png")
@@ -417,5 +506,5 @@ def test_floors_are_compared_as_methods_are(tmp_path):
 def test_a_model_of_one_block_and_two_patches_has_no_floors(tmp_path):
     weights = tiny_context.pretrained(tmp_path, depth=1, patch_size=8)
     context = tiny_context.context(tmp_path / "out", weights)
-    assert compare.measured_floors(context.checkpoint(weights), (0.6,)) == []
+    assert compare.nearest_floors(context.checkpoint(weights), (0.6,)) == []
     context.cache.close()
