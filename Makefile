@@ -14,13 +14,17 @@ UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrad
 # Of the site: mkdocs or zensical.
 BUILDER ?= mkdocs
 
-.PHONY: train test lint docs workflows newest dist lock resolve clean
+.PHONY: train test quick lint docs workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
 
 test: $(INSTALLED)-dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Without real weights, killed processes and eight devices.
+quick: $(INSTALLED)-dev
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

@@ -190,11 +190,13 @@ def test_a_bad_import_is_found(module, source):
     assert len(violations(module, source)) == 1
 
 
-# Packages that only one path needs, imported where they are used.
+# Packages that only one path needs, imported where they are used; so are modules that
+# Windows does not have.
 ON_DEMAND = (
     *("array_record", "google", "google_crc32c", "grain", "huggingface_hub"),
     *("jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax", "simplejpeg"),
     *("sklearn", "tensorboardX", "tensorflow_datasets", "timm", "torch"),
+    *("fcntl", "resource"),
 )
 
 

@@ -1,5 +1,6 @@
 """Branches for other platforms, more devices and small limits, taken by stand-ins."""
 
+import collections
 import ctypes
 import types
 
@@ -9,12 +10,12 @@ import pytest
 from configs import quickstart
 from experiments.images import Images
 from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common import machine, parallel, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from imagepiece_jax.reduction.layer_plan import Counts
-from tests.command import call
+from tests.command import call, start
 from tests.models import tiny
 from tools import prepare_imagenet as prepare
 from tools import reduction_speed, torch_baselines
@@ -183,14 +184,124 @@ def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatc
     worker_pool._Processes(None, 0, 0, 1, 8).close()
 
 
+# Imports the package and the tools without what Windows lacks; other packages have been
+# imported before. sched_getaffinity is what macOS lacks, too.
+AS_ON_WINDOWS = """
+import importlib, logging, os, pkgutil, signal, sys
+from absl import flags
+
+def names(package):
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    found = [module.name for module in found]
+    return [name for name in found if not name.endswith("__main__")]
+
+import imagepiece_jax
+ours = names(imagepiece_jax) + NAMES
+for name in ours:
+    importlib.import_module(name)
+for name in [*flags.FLAGS]:
+    if flags.FLAGS.find_module_defining_flag(name).startswith(("imagepiece", "tools")):
+        delattr(flags.FLAGS, name)
+for name in [*sys.modules]:
+    if name.partition(".")[0] in ("imagepiece_jax", "tools"):
+        del sys.modules[name]
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "array_record"):
+    sys.modules[name] = None
+for name in "fork geteuid getuid sched_getaffinity sysconf statvfs killpg".split():
+    delattr(os, name)
+for name in "SIGKILL SIGBUS SIGALRM SIGHUP SIGUSR1 setitimer".split():
+    delattr(signal, name)
+for name in ours:
+    importlib.import_module(name)
+"""
+USED = """
+import gc, pathlib, types
+from imagepiece_jax.common import cache_dirs, files, machine, process
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.data import registry
+
+folder = pathlib.Path(sys.argv[1])
+with files.open_locked("--workdir", folder / ".lock", "w"):
+    pass
+cache_dirs.check_owner(folder)
+assert machine.cores() >= 1 and machine.memory_bytes() == float("inf")
+
+def collect(phase, info):
+    pass
+
+gc.callbacks.append(collect)
+try:
+    process.interrupt(2, types.SimpleNamespace(f_code=collect.__code__))
+except KeyboardInterrupt:
+    gc.callbacks.remove(collect)
+try:
+    registry.open_source("imagenet2012", "val", num_classes=1000, data_dir=folder)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def as_on_windows(tmp_path_factory):
+    """How a process ended that has imported all, and used some of it."""
+    folder = tmp_path_factory.mktemp("windows")
+    tools = ("prepare_imagenet", "imagenet_scale", "input_speed", "fault_drill")
+    names = [f"tools.{name}" for name in tools]
+    code = AS_ON_WINDOWS.replace("NAMES", repr(names)) + USED
+    return start("-c", code, folder)
+
+
+def test_the_package_is_imported_without_what_windows_lacks(as_on_windows):
+    assert as_on_windows.status == 0, as_on_windows
+    assert "two processes that write into" in as_on_windows.err  # no lock
+
+
+def test_imagenet_is_refused_without_array_record(as_on_windows):
+    assert as_on_windows.out == (
+        "config.data.name is 'imagenet2012', which is read by array_record; "
+        "pip install array_record; Windows has none: take folder:PATH there\n"
+    )
+
+
+def test_threads_read_where_processes_inherit_no_files(monkeypatch):
+    monkeypatch.setattr(worker_pool, "INHERITS_FILES", False)
+    monkeypatch.setattr(worker_pool, "_Processes", lambda *_: pytest.fail("started"))
+    threads = []
+    make = worker_pool._Threads
+
+    def noted(work, count):
+        threads.append(count)
+        return make(work, count)
+
+    monkeypatch.setattr(worker_pool, "_Threads", noted)
+    result = collections.namedtuple("result", "pixels")
+
+    def work(number, allocate):
+        pixels = allocate((1,))
+        pixels[:] = number
+        return result(pixels)
+
+    join = lambda rows: [int(row.pixels[0]) for row in rows]  # noqa: E731
+    for workers, each in ((2, 3), (2, 0)):
+        options = {"workers": workers, "threads": each, "max_bytes": 1}
+        read = worker_pool.Prefetch(work, [(8, 4, join)], **options)
+        assert [*read] == [[*range(i, i + 4)] for i in range(0, 32, 4)]
+    assert threads == [6, 2]
+
+
 def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
     """Not those of the machine: a job may have been given a few of them."""
     given = []
-    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {2, 5, 11})
+    monkeypatch.setattr(
+        machine.os, "sched_getaffinity", lambda _: {2, 5, 11}, raising=False
+    )
     monkeypatch.setattr(scan, "find", lambda *_: {"train": [], "validation": []})
     monkeypatch.setattr(writer, "write", lambda *words: given.append(words[3]))
     monkeypatch.setattr(writer, "summary", lambda *_: "")
     words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
     assert call(prepare.main, *words).status == 0
     assert call(prepare.main, *words, "--processes=1").status == 0
-    assert given == [3, 1]
+    monkeypatch.delattr(machine.os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
+    assert call(prepare.main, *words).status == 0
+    assert given == [3, 1, 8]

@@ -8,7 +8,6 @@ cores. It ends with status 1 if one of them did not end as it should.
 
 import collections
 import dataclasses
-import resource
 import shutil
 import signal
 import tempfile
@@ -242,6 +241,8 @@ def fill_disk(run, step, room):
 
     A limit on the size of each file fails in the same places as a full disk.
     """
+    import resource  # which Windows does not have
+
     run.start()
     run.until_step(step)
     limits = (room, resource.RLIM_INFINITY)

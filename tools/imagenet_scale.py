@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -290,10 +289,14 @@ class _Run:
     """A part of the measurement in a process with these limits of descriptors."""
 
     def __init__(self, limits):
+        import resource  # which Windows does not have
+
         soft, hard = _pair(LIMITS, limits)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
-        self.limits = (min(soft, hard), hard)
+        limits = resource.RLIMIT_NOFILE, (min(soft, hard), hard)
+        self.limits = limits[1]
+        self.limit = lambda: resource.setrlimit(*limits)
 
     def __call__(self, *part):
         part = f"--part={','.join(map(str, part))}"
@@ -302,7 +305,7 @@ class _Run:
             [sys.executable, "-m", "tools.imagenet_scale", *sys.argv[1:], part],
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, self.limits),
+            preexec_fn=self.limit,
         )
         if done.returncode:
             raise RunError(f"{part} has ended with status {done.returncode}, see above")

@@ -19,12 +19,12 @@ until the set is complete.
 """
 
 import contextlib
-import os
 import sys
 
 from tqdm import tqdm
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import machine
 from imagepiece_jax.errors import InputError
 from tools.imagenet import scan, writer
 
@@ -60,7 +60,7 @@ def main():
         allowed = f"0, {low} to {high} pixels"
         raise InputError(field="--short_side", value=short_side, allowed=allowed)
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = machine.cores()
     note = writer.existing(data_dir)
     if note is None:
         writer.make_folder(data_dir)  # before minutes of looking for images

@@ -18,6 +18,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
+from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
@@ -140,7 +141,7 @@ def _place():
     """PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 
-    torch.set_num_threads(device.cores())
+    torch.set_num_threads(cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():

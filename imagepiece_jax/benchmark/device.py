@@ -1,7 +1,6 @@
 """The benchmarked device: name, memory, versions and peak rates."""
 
 import importlib.metadata
-import os
 import pathlib
 import platform as host
 import statistics
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import memory_bytes
+from imagepiece_jax.common.machine import cores, memory_bytes
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.errors import InputError
 
@@ -52,13 +51,6 @@ def name() -> str:
     if platform() != "cpu":
         return jax.devices()[0].device_kind
     return f"{_cpu_model()}, {cores()} cores"
-
-
-def cores() -> int:
-    """The number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _cpu_model():

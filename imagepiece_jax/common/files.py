@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -25,8 +24,9 @@ log = logging.getLogger("imagepiece_jax.files")
 def open_locked(flag, path, mode, **options):
     """Open a file that no other process can lock until it is closed.
 
-    Its folder, of `flag`, is made. File systems without locks (some mounts of Lustre
-    and NFS) leave it unlocked, with a warning: a run there is better than none.
+    Its folder, of `flag`, is made. Windows and file systems without locks (some mounts
+    of Lustre and NFS) leave it unlocked, with a warning: a run there is better than
+    none.
 
     Raises InputError where it cannot be written, or another process has locked it.
     """
@@ -39,7 +39,7 @@ def open_locked(flag, path, mode, **options):
         hint = "choose another"
         raise InputError(problem, field=flag, value=folder, hint=hint) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except BlockingIOError as error:
         file.close()
         problem = f"{folder} is in use by another process"
@@ -50,6 +50,15 @@ def open_locked(flag, path, mode, **options):
         text += "notice each other"
         log.warning(text, path, error.strerror, folder)
     return file
+
+
+def _lock(file):
+    """Lock a file, or raise BlockingIOError; another OSError where nothing can."""
+    try:
+        import fcntl  # which Windows does not have
+    except ImportError as error:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from error
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_json(path):
@@ -70,11 +79,6 @@ def read_json(path):
 def write_json(path, value):
     """Write a JSON value for people to read. Raises RunError as `replace_file`."""
     replace_file(path, json.dumps(value, indent=2) + "\n")
-
-
-def memory_bytes():
-    """Memory of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def make_folder(flag, path):

@@ -39,7 +39,8 @@ def interrupt(signum, frame):
     collected is handled. JAX has it call a function, and models are many objects.
     """
     collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
-    if frame is not None and frame.f_code in collecting:
+    later = hasattr(signal, "setitimer")  # not on Windows
+    if later and frame is not None and frame.f_code in collecting:
         signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:

@@ -1,6 +1,7 @@
 """imagenet2012, ImageNet-1k as TFDS's array_record files."""
 
 import functools
+import importlib.util
 import io
 import logging
 
@@ -15,6 +16,10 @@ def open_imagenet(split, num_classes, data_dir):
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     check_num_classes(num_classes, 1000, "data set imagenet2012")
+    if importlib.util.find_spec("array_record") is None:
+        problem = "is 'imagenet2012', which is read by array_record"
+        hint = "pip install array_record; Windows has none: take folder:PATH there"
+        raise InputError(problem, field="config.data.name", hint=hint)
     tfds_split = {"train": "train", "val": "validation"}[split]
     try:
         options = {"data_dir": data_dir, "file_format": "array_record"}

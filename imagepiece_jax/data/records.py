@@ -15,7 +15,6 @@ import functools
 import itertools
 import json
 import os
-import resource
 
 from imagepiece_jax.errors import RunError
 
@@ -73,6 +72,8 @@ def _open_readers():
 
 def most_open():
     """How many files this process may keep open, once it has raised its soft limit."""
+    import resource  # only where such files are read, which is not on Windows
+
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     infinite = resource.RLIM_INFINITY
     soft, hard = (WANTED if x == infinite else min(WANTED, x) for x in limits)

@@ -36,10 +36,13 @@ GROUPS_AHEAD = 2  # being read, beside two that are joined already
 MIN_TASKS = 16  # a worker process is only started for so many numbers
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
 
-# Usual causes of a worker's exit status.
+# A worker process gets memory and a pipe of this one as open files.
+INHERITS_FILES = os.name == "posix"
+
+# Usual causes of the signals that end a worker.
 _CAUSES = {
-    -signal.SIGKILL: ", often for lack of memory",
-    -signal.SIGBUS: f", often because {SHARED} is full (in a container: --shm-size)",
+    "SIGKILL": ", often for lack of memory",
+    "SIGBUS": f", often because {SHARED} is full (in a container: --shm-size)",
 }
 
 
@@ -54,7 +57,8 @@ class Prefetch:
     max_bytes: of `pixels`, at most
     workers, threads: processes that work ahead, and threads in each; without processes,
     threads of this one; without both, the calling thread works on demand. There is at
-    most one process for every 16 numbers
+    most one process for every 16 numbers, and none on Windows: as many threads of this
+    one work there
 
     close() ends threads and processes, as do garbage collection and the end of the
     interpreter. Processes also end with this one, however that ends, and leave Ctrl-C
@@ -75,6 +79,9 @@ class Prefetch:
         count = sum(times * size for times, size, _ in groups)
         largest = max((size for _, size, _ in groups), default=1)
         workers = min(workers, count // MIN_TASKS)
+        if workers and not INHERITS_FILES:
+            threads = workers * max(threads, 1)
+            workers = 0
         parallel = max(workers, 1) * max(threads, 1)
         ahead = largest + max(GROUPS_AHEAD * largest, parallel)
         with contextlib.ExitStack() as stack:
@@ -240,9 +247,11 @@ class _Worker:
     def death(self):
         """The RunError for a process that has ended by itself."""
         status = self.process.wait()
+        names = {-number: number.name for number in signal.Signals}
+        cause = _CAUSES.get(names.get(status), "")
         return RunError(
             f"a process that reads images has ended with status {status}"
-            f"{_CAUSES.get(status, '')}; the same command resumes from the last "
+            f"{cause}; the same command resumes from the last "
             "checkpoint, and config.data.workers may be lower then"
         )
 

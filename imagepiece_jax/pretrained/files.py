@@ -24,7 +24,8 @@ import numpy as np
 import safetensors
 
 from imagepiece_jax.common import orbax_files
-from imagepiece_jax.common.files import memory_bytes, read_json
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError, within
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.

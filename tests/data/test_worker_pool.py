@@ -32,14 +32,21 @@ train = functools.partial(
 )
 
 
+def proc(pid, name=""):
+    """A file of Linux about a process; elsewhere the test is skipped."""
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("needs Linux's /proc")
+    return pathlib.Path(f"/proc/{pid}/{name}")
+
+
 def workers_of(pid):
     """Worker processes below process `pid`."""
-    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    path = proc(pid, f"task/{pid}/children")
     return {int(child) for child in path.read_text().split() if is_worker(child)}
 
 
 def is_worker(pid):
-    return b"worker_pool" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"worker_pool" in proc(pid, "cmdline").read_bytes()
 
 
 def workers():
@@ -48,7 +55,7 @@ def workers():
 
 def shared_memory(pid="self"):
     """Nameless, so that nothing can stay; without semaphores of other packages."""
-    maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
+    maps = proc(pid, "maps").read_text()
     found = set(re.findall(r"/dev/shm/(?!sem\.)\S+.*", maps))
     assert all(line.endswith(" (deleted)") for line in found)
     return found
@@ -58,7 +65,7 @@ def end(pids, seconds=10):
     """Whether these processes are gone, or soon will be."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+        if not any(proc(pid).exists() for pid in pids):
             return True
         time.sleep(0.02)
     return False
@@ -87,7 +94,7 @@ def test_workers_import_neither_jax_nor_the_script():
     batches = train(Noise(300), 10, workers=1)
     next(batches)
     (pid,) = workers()
-    maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
+    maps = proc(pid, "maps").read_text()
     batches.close()
     assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
 
@@ -227,7 +234,7 @@ def own_memory():
     """MB of this process and its workers, without files that other programs map too."""
     total = 0
     for pid in {os.getpid(), *workers()}:
-        text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = proc(pid, "smaps_rollup").read_text()
         total += sum(map(int, re.findall(r"Pss_(?:Anon|Shmem): +(\d+)", text)))
     return total / 1e3
 

@@ -1,0 +1,17 @@
+"""What a process may use of its machine, on every platform."""
+
+import os
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux a job may have been given a few
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> float:
+    """Memory of this machine, in bytes; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return float("inf")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
