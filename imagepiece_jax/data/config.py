@@ -33,6 +33,7 @@ class DataConfig(CheckedFields):
     eval_crop: float | None = fields.optional(fields.number(above=0, most=1))
     eval_crop_mode: str = fields.choice(allowed=preprocessing.CROP_MODES)
     eval_interpolation: str = fields.choice(allowed=preprocessing.INTERPOLATIONS)
+    eval_rule: str = fields.choice(allowed=preprocessing.RULES)
     canvas: int = fields.count()
     repeats: int = fields.count(least=1)
     workers: int = fields.count()

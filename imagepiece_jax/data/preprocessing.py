@@ -28,11 +28,13 @@ LONGEST = 32  # long side / short side of resized images; photographs stay far b
 RESIZES = ("deit", "none")
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
+RULES = ("timm", "transformers")
 # Fields of a Preprocessing, and their names in config.data.
 IN_CONFIG = {
     "crop": "eval_crop",
     "crop_mode": "eval_crop_mode",
     "interpolation": "eval_interpolation",
+    "rule": "eval_rule",
     "resize": "resize",
 }
 
@@ -52,6 +54,11 @@ class Preprocessing(CheckedFields):
     crop_mode: str = choice("center", CROP_MODES)
     # Pillow's, antialiased, by which published accuracies were measured.
     interpolation: str = choice("bicubic", INTERPOLATIONS)
+    # Whose image processor decides what the fields above leave open. timm resizes by one
+    # call of Pillow, and half a pixel in front of the crop goes to the even one, as in
+    # torchvision. transformers resizes rows before columns, which Pillow 13 does not
+    # always, and half a pixel is cut off.
+    rule: str = choice("timm", RULES)
     # "none": images have image_size already.
     resize: str = choice("deit", RESIZES)
 
@@ -88,7 +95,7 @@ class Preprocessing(CheckedFields):
 
     @property
     def text(self) -> str:
-        """In words: "resize 256 bicubic, crop 224"."""
+        """In words: "resize 256 bicubic, crop 224", and whose rule, if not timm's."""
         if not self.resizes:
             return f"images as they are, {described(self.image_size)}"
         resized = tuple(int(side / self._crop) for side in self.shape)
@@ -96,7 +103,8 @@ class Preprocessing(CheckedFields):
         size = described(resized) if both else resized[0]
         crop = described(self.shape) if len({*self.shape}) > 1 else self.shape[0]
         squashed = " squashed" * (self.crop_mode == "squash")
-        return f"resize {size}{squashed} {self.interpolation}, crop {crop}"
+        whose = "" if self.rule == "timm" else f" as in {self.rule}"
+        return f"resize {size}{squashed} {self.interpolation}, crop {crop}{whose}"
 
     @property
     def facts(self) -> dict[str, object]:
@@ -104,11 +112,13 @@ class Preprocessing(CheckedFields):
         size = {"image_size": list(self.shape)}
         if not self.resizes:
             return size | {"resize": "none"}
+        rule = {} if self.rule == "timm" else {"rule": self.rule}
         return size | {
             "resize": self.resize,
             "crop": self._crop,
             "crop_mode": self.crop_mode,
             "interpolation": self.interpolation,
+            **rule,
         }
 
     def note(self, sizes, total: int) -> str | None:
@@ -142,8 +152,11 @@ class Preprocessing(CheckedFields):
             else:
                 wide = int(width / self._crop)
                 tall = int(wide * rows / columns)
-        # As torchvision rounds: half a pixel goes to the even one.
-        top, left = round((tall - height) / 2), round((wide - width) / 2)
+        if self.rule == "transformers":
+            top, left = (tall - height) // 2, (wide - width) // 2
+            image = resize_exactly(image, len(image), wide, self.interpolation)
+        else:
+            top, left = round((tall - height) / 2), round((wide - width) / 2)
         resized = resize_exactly(image, tall, wide, self.interpolation)
         return resized[top : top + height, left : left + width]
 

@@ -35,6 +35,7 @@ ADAPTER = "adapter_config.json"  # in a folder of the peft library
 # Fields that only older configs have, with their values in all of MODELS.
 NAMED = {"gelu": "exact", "class_token": True}
 CROP = {"eval_crop": None, "eval_crop_mode": "center", "eval_interpolation": "bicubic"}
+CROP |= {"eval_rule": "timm"}
 # Fields that older configs lack, with their values then.
 LATER = {
     "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},

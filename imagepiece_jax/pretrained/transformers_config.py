@@ -1,20 +1,22 @@
 """transformers' config.json and preprocessor_config.json, read as HubConfigs.
 
 A file lacks the fields that have the default of their model type, so these defaults
-stand here (transformers' configuration classes, version 5.23).
+stand here (transformers' configuration classes and image processors, version 5.24).
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagepiece_jax.common.fields import is_integer
+from imagepiece_jax.common.fields import is_integer, is_number
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.hub import HubConfig
 from imagepiece_jax.pretrained.timm_config import SILUS
 from imagepiece_jax.pretrained.towers import GELUS, HOSTS
@@ -24,6 +26,7 @@ COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
+MULTI_LABEL = "multi_label_classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,7 @@ class ModelType:
 
     fields: Fields  # the defaults of its configuration class
     resize: str  # how its code interpolates positions
-    resample: int  # its image processor's own
-    square: bool = True  # whether one number as a size means both sides
+    processor: str  # its image processor, for a file that does not name one
     # all parts, for a type whose tensors do not show them, nor an image size
     arch: Callable[[Fields], Architecture] | None = None
     inner: Architecture | None = None  # parts up to an earlier block than the last
@@ -65,6 +67,7 @@ _WIDE = _BASE | dict(intermediate_size=3072)
 _VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
 _DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
 _DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False)
+_REGISTERS = _DINOV2 | dict(num_register_tokens=4)
 _CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 _SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 _DINOV3 = _BASE | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
@@ -74,13 +77,36 @@ _DINOV3 |= dict(key_bias=False)
 _CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True, final_norm=False)
 _SIGLIP_ARCH = Architecture(class_token=False, pool="mean", final_norm=False)
 MODEL_TYPES = {
-    "vit": ModelType(_VIT, "bicubic", 2),
-    "deit": ModelType(_VIT, "bicubic", 3),
-    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", 3, square=False),
-    "dinov2_with_registers": ModelType(_DINOV2, "antialias", 3, square=False),
-    "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, inner=_CLIP_ARCH),
-    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, inner=_SIGLIP_ARCH),
-    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, arch=_dinov3),
+    "vit": ModelType(_VIT, "bicubic", "ViT"),
+    "deit": ModelType(_VIT, "bicubic", "DeiT"),
+    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", "Bit"),
+    "dinov2_with_registers": ModelType(_REGISTERS, "antialias", "Bit"),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", "CLIP", inner=_CLIP_ARCH),
+    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", "Siglip", inner=_SIGLIP_ARCH),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", "DINOv3ViT", arch=_dinov3),
+}
+
+# The defaults of image processors, by the starts of their names; None: no crop.
+_ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+_OFF = dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), False)
+SWITCHES = {True: True, False: False, None: False}  # values of these fields
+_PROCESSOR = _ON | _OFF
+_PROCESSOR |= dict(rescale_factor=RESCALE, crop_size=None, resample=3)
+_HALF = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+_IMAGENET = dict(image_mean=MEAN, image_std=STD)
+_OPENAI = dict(image_mean=(0.48145466, 0.4578275, 0.40821073))
+_OPENAI |= dict(image_std=(0.26862954, 0.26130258, 0.27577711))
+_CROPPED = _PROCESSOR | dict(do_center_crop=True, crop_size=224)
+_SQUARE = _PROCESSOR | dict(size={"height": 224, "width": 224}, default_to_square=True)
+_EDGE = _CROPPED | _OPENAI | dict(size={"shortest_edge": 224})
+PROCESSORS = {
+    "ViT": _SQUARE | _HALF | dict(resample=2),
+    "DeiT": _SQUARE | _CROPPED | _HALF | dict(size=256, default_to_square=True),
+    "Bit": _EDGE,
+    "CLIP": _EDGE,
+    "Llava": _EDGE,
+    "Siglip": _SQUARE | _HALF | dict(default_to_square=False),
+    "DINOv3ViT": _SQUARE | _IMAGENET | dict(resample=2),
 }
 
 
@@ -125,36 +151,76 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
     """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
 
     images, config: contents of it and of config.json
-    Neither has what it lacks. Raises InputError for a crop that none here is.
+    Both are empty without the file; what it leaves out is as in its image processor.
+    Raises InputError for pixels or a crop that none here are.
     """
     if not images:
         return ModelConfig(), {}
-    model = MODEL_TYPES[_kind(config)]
-    one_of("do_rescale", bool(images.get("do_rescale", True)), [True])
-    one_of("do_pad", bool(images.get("do_pad")), [False])
-    factor = images.get("rescale_factor", RESCALE)
+    name = _processor_name(images, config)
+    fields = PROCESSORS[name]
+    fields = fields | {k: v for k, v in images.items() if k in fields}
+    for field in _ON | _OFF:
+        fields[field] = one_of(field, fields[field], SWITCHES)
+    one_of("do_rescale", fields["do_rescale"], [True])
+    one_of("do_pad", fields["do_pad"], [False])
+    factor = fields["rescale_factor"]
     if abs(factor - RESCALE) > 1e-6:
         raise InputError(field="rescale_factor", value=factor, allowed="1/255")
-    if not images.get("do_normalize", True):
-        images = {**images, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
-    fields = [name for name in ("mean", "std") if f"image_{name}" in images]
-    normalization = ModelConfig(**{name: images[f"image_{name}"] for name in fields})
-    if not images.get("do_resize", True) or "size" not in images:
-        return normalization, {}
-    resample = images.get("resample", model.resample)
+    if not fields["do_normalize"]:
+        fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    mean, std = (_channels(fields[f"image_{field}"]) for field in ("mean", "std"))
+    return ModelConfig(mean=mean, std=std), _crop(fields, name)
+
+
+def _processor_name(images, config):
+    """The start of the name of the image processor that wrote a file."""
+    field = "image_processor_type"
+    if images.get(field) is None:
+        field = "feature_extractor_type"  # up to version 4.26
+    named = images.get(field)
+    if named is None:
+        return MODEL_TYPES[_kind(config)].processor
+    names = {f"{name}ImageProcessor": name for name in PROCESSORS}
+    usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
+    name = re.sub("(Fast|Pil)$", "", usual)
+    if name not in names:
+        raise InputError(field=field, value=named, allowed=", ".join(names))
+    return names[name]
+
+
+def _crop(fields, name):
+    """Fields of a Preprocessing by all fields of an image processor."""
+    size, cropped = fields["size"], fields["do_center_crop"]
+    if not fields["do_resize"]:
+        if cropped:
+            problem = "is False with do_center_crop, so the crop is of other pixels"
+            allowed = "True, or no do_center_crop"
+            raise InputError(problem, field="do_resize", value=False, allowed=allowed)
+        return {"resize": "none"}
+    resample = fields["resample"]
     interpolation = one_of("resample", resample, RESAMPLE)
-    side, squash = _resized(images["size"], model)
-    cut = images.get("crop_size")
-    cropped = images.get("do_center_crop", cut is not None)
+    if name == "DINOv3ViT" and interpolation == "bicubic":
+        problem = f"is {resample}, bicubic, by which DINOv3's image processor makes "
+        problem += "pixels below 0 and above 1"
+        raise InputError(problem, field="resample", value=resample, allowed="2")
+    side, squash = _resized(size, fields["default_to_square"])
+    cut = fields["crop_size"]
     fixed = cut is not None if cropped else squash
-    crop = _share(_square(cut), side) if fixed and cropped else 1.0
-    if not fixed or crop > 1:
-        problem, value = f"is {images['size']!r} and crop_size {cut!r}", images["size"]
-        allowed = "a height and a width, or a crop_size of at most size"
-        raise InputError(problem, field="size", value=value, allowed=allowed)
+    share = _share(_square(cut), side) if fixed and cropped else 1.0
+    if not fixed or share > 1 or not side:
+        problem = f"is {size!r} and crop_size {cut!r}"
+        if not cropped:
+            problem = f"is {size!r} without do_center_crop"
+        allowed = "a height and a width, or with do_center_crop a crop_size of at most "
+        allowed += "size"
+        raise InputError(problem, field="size", value=size, allowed=allowed)
     mode = "squash" if squash else "center"
-    crop = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
-    return normalization, crop
+    return {
+        "crop": share,
+        "crop_mode": mode,
+        "interpolation": interpolation,
+        "rule": "transformers",
+    }
 
 
 def _kind(config):
@@ -187,22 +253,31 @@ def _share(cut, side):
     return share if int(cut / share) == side else math.nextafter(share, 0)
 
 
-def _resized(size, model):
+def _resized(size, default_to_square):
     """(pixels a side, whether both sides get them) of a processor's size."""
     if not isinstance(size, Mapping):
-        return size, model.square
-    if "shortest_edge" in size:
-        return size["shortest_edge"], False
-    return _square((size["height"], size["width"])), True
+        return _square(size), default_to_square or not is_integer(size)
+    given = {name: value for name, value in size.items() if value is not None}
+    if {*given} == {"shortest_edge"}:
+        return _square(given["shortest_edge"]), False
+    if {*given} != {"height", "width"}:
+        allowed = "a shortest_edge alone, or a height and a width"
+        raise InputError(field="size", value=dict(size), allowed=allowed)
+    return _square(given), True
+
+
+def _channels(values):
+    """A mean or std of each channel, from these or one number for all."""
+    return (values,) * 3 if is_number(values) else values
 
 
 def _square(size):
     """A number of pixels, given so or as {"height", "width"} or twice."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])
-    if isinstance(size, int):
+    if is_integer(size):
         return size
     height, width = size
-    if height != width:
+    if height != width or not is_integer(height):
         raise InputError(field="a size", value=tuple(size), allowed="squares")
     return height

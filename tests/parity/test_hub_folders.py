@@ -130,7 +130,7 @@ def test_transformers_folder(tmp_path, name):
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
     read = hub_configs.read(tmp_path)
-    assert read.crop == prepared
+    assert read.crop == prepared | {"rule": "transformers"}
     labels = name in ("vit", "deit")
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 

@@ -1,19 +1,23 @@
 """Crops of evaluation, pixel by pixel, against timm's and transformers' own."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.pretrained import hub_configs
+from imagepiece_jax.pretrained import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
 
 import transformers  # noqa: E402
 from timm.data import create_transform  # noqa: E402
+from transformers.image_processing_utils import get_size_dict  # noqa: E402
+from transformers.models.auto import image_processing_auto  # noqa: E402
 
-SHAPES = ((61, 43), (43, 61), (300, 200), (37, 37), (40, 901))
+SHAPES = ((61, 43), (43, 61), (300, 200), (37, 37), (40, 901), (131, 97), (64, 117))
 
 
 def picture(height, width):
@@ -49,32 +53,127 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
     np.testing.assert_allclose(ours(image), wanted, atol=1e-3)
 
 
-SQUARE = {"height": 32, "width": 32}
+SIDE = 32
+SQUARE = {"height": SIDE, "width": SIDE}
+# {image processor of transformers: its arguments}. Odd differences of sizes leave half a
+# pixel in front of the crop.
 PROCESSORS = {
-    "vit": transformers.ViTImageProcessorPil(size=SQUARE),
-    "deit": transformers.DeiTImageProcessorPil(
-        size={"height": 37, "width": 37}, crop_size=SQUARE
-    ),
-    "dinov2": transformers.BitImageProcessorPil(
-        size={"shortest_edge": 36}, crop_size=SQUARE, resample=3
-    ),
-    "clip_vision_model": transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size=SQUARE
-    ),
-    "siglip_vision_model": transformers.SiglipImageProcessorPil(size=SQUARE),
+    "ViT": {"size": SQUARE},
+    "DeiT": {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
+    "Bit": {"size": {"shortest_edge": 37}, "crop_size": SQUARE},
+    "CLIP": {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE},
+    "Llava": {"size": SIDE, "crop_size": SIDE, "image_mean": 0.5},
+    "Siglip": {"size": SQUARE},
+    "DINOv3ViT": {"size": SQUARE},
+}
+# Pixels in front of the crop are 1, 2 and 3 modulo 4 among them, as are their halves.
+ODD = ((61, 43), (43, 61), (97, 131), (131, 97), (37, 37), (32, 32), (32, 35), (39, 32))
+ODD += ((19, 240), (240, 19), (200, 201), (113, 64), (64, 115), (64, 117), (29, 31))
+# Gray levels: torchvision keeps 15 bits of a filter's weights, Pillow 22, and each of
+# two passes rounds. DINOv3's is not rounded at all.
+ROUNDING = 2
+
+
+def noise(height, width):
+    """An image in which one pixel to the side is another image."""
+    rng = np.random.default_rng(height * width)
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pixels(processor, image):
+    """[H, W, 3] from 0 to 255."""
+    made = processor(Image.fromarray(image), return_tensors="np", do_normalize=False)
+    return made.pixel_values[0].transpose(1, 2, 0) * 255
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_transformers_processors(tmp_path, name):
+    """As AutoImageProcessor reads their file, on torchvision, its default."""
+    made = getattr(transformers, f"{name}ImageProcessor")(**PROCESSORS[name])
+    made.save_pretrained(tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert processor.backend == "torchvision"
+    file = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    found = hub_configs.parse({"model_type": "vit"}, file)
+    ours = Preprocessing(SIDE, **found.crop)
+    for shape in ODD:
+        image = noise(*shape)
+        wanted = pixels(processor, image)
+        np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
+    assert found.config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
+    assert found.config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
+
+
+def test_transformers_processors_on_pillow():
+    """Bit for bit where Pillow, too, resizes rows first, as all versions do here."""
+    processor = transformers.CLIPImageProcessorPil(**PROCESSORS["CLIP"])
+    found = hub_configs.parse({"model_type": "clip"}, processor.to_dict())
+    for shape in ((61, 99), (40, 47), (32, 35), (37, 37)):
+        ours = Preprocessing(SIDE, **found.crop)(noise(*shape))
+        wanted = pixels(processor, noise(*shape))
+        np.testing.assert_allclose(ours, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", transformers_config.PROCESSORS)
+def test_what_a_processor_leaves_out_is_as_in_transformers(name):
+    processor = getattr(transformers, f"{name}ImageProcessor")()
+    read = transformers_config.PROCESSORS[name]
+    for field, ours in read.items():
+        theirs = getattr(processor, field)
+        if field in ("size", "crop_size") and ours is not None:
+            square = field == "crop_size" or processor.default_to_square
+            ours = get_size_dict(ours, default_to_square=square)
+            theirs = {k: v for k, v in dict(theirs).items() if v is not None}
+        assert ours == (False if theirs is None and ours is False else theirs), field
+    assert {*processor.valid_kwargs.__annotations__} == {*read} | UNREAD
+
+
+# Fields of image processors that change no pixel of an RGB image, or only a call's form.
+UNREAD = {
+    "do_convert_rgb",  # images are RGB here
+    "pad_size",  # of do_pad, which is refused
+    "data_format",
+    "input_data_format",
+    "device",
+    "return_tensors",
+    "disable_grouping",
+    "image_seq_length",  # of language models
+}
+KINDS = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "dinov2": "Bit",
+    "dinov3_vit": "DINOv3ViT",
+    "clip": "CLIP",
+    "siglip": "Siglip",
+    "paligemma": "Siglip",
 }
 
 
-# Where half a pixel is left, theirs goes to the other side of torchvision's.
-WHOLE = ((300, 200), (37, 37), (40, 900), (60, 40))
+def test_a_file_that_names_no_processor_has_that_of_its_model():
+    names = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
+    for kind, name in KINDS.items():
+        assert names[kind]["torchvision"] == f"{name}ImageProcessor"
+        plain = {"do_resize": True, "size": 20, "do_center_crop": False}
+        if not transformers_config.PROCESSORS[name]["default_to_square"]:
+            plain["size"] = {"height": 20, "width": 20}
+        found = hub_configs.parse({"model_type": kind}, plain).config
+        theirs = getattr(transformers, f"{name}ImageProcessor")()
+        assert found.mean == pytest.approx(theirs.image_mean)
 
 
-@pytest.mark.parametrize("shape", WHOLE)
-@pytest.mark.parametrize("kind", PROCESSORS)
-def test_transformers_processors(shape, kind):
-    processor, image = PROCESSORS[kind], picture(*shape)
-    found = hub_configs.parse({"model_type": kind}, processor.to_dict())
-    pixels = processor(image, return_tensors="np", do_normalize=False).pixel_values[0]
-    wanted = pixels.transpose(1, 2, 0) * 255
-    ours = Preprocessing(32, **found.crop)(image)
-    np.testing.assert_allclose(ours, wanted, atol=1e-3)
+@pytest.mark.parametrize("size", [20, [20, 20], {"shortest_edge": 20}])
+@pytest.mark.parametrize("square", [True, False, None, "absent"])
+@pytest.mark.parametrize("name", ["ViT", "Siglip", "CLIP"])
+def test_one_number_is_both_sides_or_the_shorter(name, square, size):
+    """As default_to_square says, of the file or of its processor; null is false."""
+    file = {"image_processor_type": f"{name}ImageProcessor", "size": size}
+    file |= {"do_center_crop": True, "crop_size": 16, "do_pad": None}
+    if square != "absent":
+        file["default_to_square"] = square
+    theirs = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
+    found = hub_configs.parse({"model_type": "clip"}, file)
+    image = noise(31, 57)
+    ours = Preprocessing(16, **found.crop)(image)
+    np.testing.assert_allclose(ours, pixels(theirs, image), atol=ROUNDING, rtol=0)
+    assert found.config.mean == pytest.approx(theirs.image_mean)

@@ -222,6 +222,7 @@ def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     assert "mlp_ratio" not in found.sizes and found.sizes["embed_dim"] == 64
 
 
+RULE = {"rule": "transformers"}
 # {name: (fields of the model, how an image is prepared)}; what a file leaves out is as
 # in the class of its type.
 TRANSFORMERS = {
@@ -251,7 +252,7 @@ def test_transformers_form(name):
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
     assert found.config.fields == wanted
-    assert found.crop == prepared
+    assert found.crop == prepared | RULE
     own = config.get("vision_config", config)
     assert found.sizes["embed_dim"] == own["hidden_size"]
     assert found.sizes["depth"] == own["num_hidden_layers"]
@@ -291,14 +292,55 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
     assert int(224 / found["crop"]) == size
     crop = pytest.approx(224 / size)
     wanted = {"crop": crop, "crop_mode": "squash", "interpolation": "bicubic"}
-    assert found == wanted
+    assert found == wanted | RULE
 
 
-def test_what_a_processor_leaves_out_and_placeholders_are_not_known():
+def test_nothing_is_known_without_a_processor():
     found = hub_configs.parse({"model_type": "vit"}, {})
     assert found.config.mean is found.config.std is None and found.crop == {}
-    found = hub_configs.parse({"model_type": "vit"}, {"do_normalize": False})
-    assert (found.config.mean, found.config.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+# (file, mean and std, fields of a Preprocessing), by transformers' classes
+SQUASHED = RULE | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+
+
+@pytest.mark.parametrize(
+    "file, images, crop",
+    [
+        ({"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}, {}),
+        ({"image_mean": 0.4, "resample": 3}, HALF | {"mean": (0.4,) * 3}, {}),
+        ({"feature_extractor_type": "DeiTFeatureExtractor"}, HALF, {"crop": 0.875}),
+        (
+            {"image_processor_type": "CLIPImageProcessorFast"},
+            CLIP,
+            {"crop_mode": "center"},
+        ),
+        (
+            {"image_processor_type": "SiglipImageProcessor", "size": 224}
+            | {"crop_size": 112, "do_center_crop": True},
+            HALF,
+            {"crop": 0.5, "crop_mode": "center"},
+        ),
+        ({"default_to_square": True, "size": 30, "do_center_crop": None}, HALF, {}),
+    ],
+)
+def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
+    found = hub_configs.parse({"model_type": "vit"}, file)
+    assert found.config.fields.items() >= images.items()
+    bilinear = {*file}.isdisjoint({"resample", *TYPES})
+    usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
+    assert found.crop == usual | crop
+
+
+TYPES = ("image_processor_type", "feature_extractor_type")
+
+
+def test_images_that_a_processor_does_not_resize_are_taken_as_they_are():
+    found = hub_configs.parse({"model_type": "vit"}, {"do_resize": False})
+    assert found.crop == {"resize": "none"}
+
+
+def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_configs.parse(config | labels, {})
@@ -306,6 +348,8 @@ def test_what_a_processor_leaves_out_and_placeholders_are_not_known():
 
 
 VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
+CROPPED = {"crop_size": 384, "do_center_crop": True}
+LONGEST = {"shortest_edge": 224, "longest_edge": 448}
 DINOV3, SILU = {"model_type": "dinov3_vit"}, {"hidden_act": "silu"}
 ROTARY = "vit_small_patch16_dinov3"
 GATED, REGISTER = "vit_giant_patch14_dinov2", {"reg_tokens": 1}
@@ -339,9 +383,14 @@ def with_arguments(**arguments):
         (VIT, {"image_mean": [0.5], "image_std": [0.5]}, "mean", [0.5]),
         (VIT, CENTER, "size", CENTER["size"]),
         (VIT, {"size": 224, "do_center_crop": True}, "size", 224),
-        (VIT, CENTER | {"crop_size": 384}, "size", CENTER["size"]),
-        (VIT, CENTER | {"crop_size": 0}, "size", CENTER["size"]),
+        (VIT, CENTER | CROPPED, "size", CENTER["size"]),
+        (VIT, CENTER | CROPPED | {"crop_size": 0}, "size", CENTER["size"]),
         (VIT, {"size": 0, "crop_size": 9}, "size", 0),
+        (VIT, {"size": 224, "do_resize": "no"}, "do_resize", "no"),
+        (VIT, {"do_resize": False} | CROPPED, "do_resize", False),
+        (VIT, {"size": LONGEST, "do_resize": True}, "size", LONGEST),
+        (VIT, {"image_processor_type": "Other"}, "image_processor_type", "Other"),
+        (DINOV3, {"size": 224, "resample": 3}, "resample", 3),
         (with_arguments(img_size="a"), {}, "image_size", "a"),
         (timm(architecture="resnet50"), {}, "architecture", "resnet50"),
         (with_arguments(qk_norm=True), {}, "model_args.qk_norm", True),
