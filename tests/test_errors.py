@@ -18,6 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import PROBLEMS
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
@@ -99,6 +103,11 @@ def fill(folder):
         image_files("train_only/train/a/1.png", "train_only/train/b/1.png")
         for name in ("no_images/train/a", "no_images/val/a", "no_classes/train"):
             pathlib.Path(name).mkdir(parents=True)
+        for problem_type in PROBLEMS[1:]:
+            dense = create_model("deit_ti", image_size=16, depth=1, num_classes=10)
+            zeros = tiny.fill(variable_shapes(dense, 16))
+            vit = Pretrained(dense, zeros, problem_type=problem_type)
+            imagepiece_jax.save(problem_type, vit)
         Image.new("RGB", (60, 40)).save("large.png")
         pathlib.Path("damaged.png").write_bytes(b"nothing")
         pathlib.Path("large.csv").write_text("filename,label\nlarge.png,1\n")

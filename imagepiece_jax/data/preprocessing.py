@@ -54,10 +54,10 @@ class Preprocessing(CheckedFields):
     crop_mode: str = choice("center", CROP_MODES)
     # Pillow's, antialiased, by which published accuracies were measured.
     interpolation: str = choice("bicubic", INTERPOLATIONS)
-    # Whose image processor decides what the fields above leave open. timm resizes by one
-    # call of Pillow, and half a pixel in front of the crop goes to the even one, as in
-    # torchvision. transformers resizes rows before columns, which Pillow 13 does not
-    # always, and half a pixel is cut off.
+    # Whose rule decides what the fields above leave open. timm resizes by one call of
+    # Pillow, and half a pixel in front of the crop is rounded to the even pixel, as by
+    # torchvision. transformers resizes rows before columns, as Pillow 13 does not
+    # always, and cuts half a pixel off.
     rule: str = choice("timm", RULES)
     # "none": images have image_size already.
     resize: str = choice("deit", RESIZES)

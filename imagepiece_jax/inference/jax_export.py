@@ -15,6 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.vit import ViT
 
 PLATFORMS = ("cpu", "cuda")
@@ -156,6 +157,9 @@ def facts(
         "output": output,
         "classes": model.num_classes,
         "class_names": vit.class_names,
+        "problem_type": vit.problem_type if model.num_classes else None,
+        "activation": activation(vit.problem_type, model.num_classes),
+        "preprocessing": vit.preprocessing.facts,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,

@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
     label: str | int  # its name, or its index where classes have no names
     index: int  # its place among the model's classes
-    probability: float  # from 0 to 1
+    probability: float  # from 0 to 1; of a multi-label model each by itself
 
 
 class Predictor:
@@ -76,6 +76,8 @@ class Predictor:
                 "vit.model.apply(vit.variables, images).logits",
                 stacklevel=3,  # a wrapper
             )
+        if classes:
+            vit.probabilities(np.zeros(classes))  # which refuses a head of numbers
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
         if not is_integer(threads) or threads < 1:
             raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
@@ -90,6 +92,7 @@ class Predictor:
             self._preprocessing = Preprocessing(
                 vit.preprocessing.image_size, resize=resize
             )
+        self._probabilities = vit.probabilities
         self._compile = compiler(vit, options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
@@ -201,8 +204,7 @@ class Predictor:
             return error
 
     def _most_probable(self, logits):
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top].tolist()
         names = [None] * len(logits) if self._labels is None else self._labels
         return [

@@ -14,10 +14,11 @@ from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import described, patch_grid
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.at_cost import reduced, resolved
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import ViT
@@ -45,6 +46,8 @@ class Pretrained:
     preprocessing: Preprocessing | None = None
     # a name, or None, for each class; None: there are no names
     class_names: tuple[str | None, ...] | None = None
+    # what its logits mean, by transformers' names; runs train for a single label
+    problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
     origin: Any = None  # the Weights it was made from; None: a model of one's own
     untrained: bool = False  # whether it has selectors that were drawn, not learned
@@ -65,6 +68,7 @@ class Pretrained:
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
+        one_of("problem_type", self.problem_type, PROBLEMS)
         if self.projector and self.projector.width != model.embed_dim:
             width, allowed = self.projector.width, f"the model's, {model.embed_dim}"
             problem = f"takes tokens of a width of {width}"
@@ -128,6 +132,14 @@ class Pretrained:
         fields = {**self.reduction, "prop_attn": self.model.prop_attn}
         untrained = " (untrained selectors)" * self.untrained
         return settings.label(settings.changed(fields)) + untrained
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
+
+        A softmax, or for several labels an image a sigmoid of each logit.
+        Raises InputError for a head of numbers (problem_type "regression").
+        """
+        return probabilities(logits, self.problem_type)
 
     def with_reduction(
         self, reduction: Mapping[str, Any] | None, seed: int | None = None

@@ -18,6 +18,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.pretrained import files, towers
 from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import DENSE
@@ -50,6 +51,7 @@ class HubConfig:
     # fields of a Preprocessing but the size
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str | None] | None = None  # by label
+    problem_type: str = SINGLE_LABEL  # what the logits mean
     own: bool = False  # whether this package saved the folder
     untrained: bool = False  # whether selectors were drawn, not learned
     # sizes in a config.json, which tensors must have too

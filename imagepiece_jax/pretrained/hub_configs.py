@@ -11,9 +11,10 @@ from typing import Any
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.pretrained import hub, timm_config, transformers_config
 from imagepiece_jax.pretrained.hub import CONFIG, OURS, PREPROCESSOR, PROCESSOR
 from imagepiece_jax.pretrained.towers import Tower
@@ -73,6 +74,8 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     With another architecture than OURS timm makes its dense part.
     """
     model, optional = vit.model, {"untrained": True} if vit.untrained else {}
+    if vit.problem_type != SINGLE_LABEL:
+        optional["problem_type"] = vit.problem_type
     if vit.projector:
         projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
         optional["projector"] = projector
@@ -108,6 +111,9 @@ def _parse_ours(config):
         crop=ours["preprocessing"],
         reduction={**ours["reduction"]},
         class_names=names,
+        problem_type=one_of(
+            "problem_type", ours.get("problem_type", SINGLE_LABEL), PROBLEMS
+        ),
         own=True,
         untrained=bool(ours.get("untrained", False)),
         tower=Tower(**ours["projector"]) if "projector" in ours else None,

@@ -16,6 +16,7 @@ from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
 from imagepiece_jax.pretrained.hub import CONFIG
@@ -35,6 +36,7 @@ def load(
     num_classes: int | None = None,
     class_names: Sequence[str | None] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> Pretrained:
@@ -53,6 +55,9 @@ def load(
         0 leaves the head out
     class_names: instead of the weights' own
     preprocessing: fields instead of the weights' own, such as {"crop": 0.9}
+    problem_type: what the logits mean, by transformers' names, instead of what the
+        weights say: "single_label_classification", which is theirs where they say
+        nothing, "multi_label_classification" or "regression"
     changes: fields of a ModelConfig that differ, such as image_size, to which positions
         are resized, gelu or dtype; and those that neither tensors nor a config nor the
         file's name show: name, or num_heads, gelu, norm_eps, resize, mean and std
@@ -67,9 +72,11 @@ def load(
         raise InputError(problem, field=field, value=checkpoint, allowed="'best'")
     if num_classes not in (None, weights.config.num_classes):
         config = dataclasses.replace(weights.config, num_classes=num_classes)
-        weights = dataclasses.replace(weights, config=config, class_names=None)
+        head = {"class_names": None, "problem_type": SINGLE_LABEL}
+        weights = dataclasses.replace(weights, config=config, **head)
         fresh = HEADS
     given = {"class_names": class_names, "crop": preprocessing}
+    given["problem_type"] = problem_type
     given = {name: value for name, value in given.items() if value is not None}
     return build(dataclasses.replace(weights, **given), reduction, fresh, seed)
 
@@ -189,6 +196,7 @@ def build(
         reduction=used,
         preprocessing=Preprocessing.of(config.image_size, weights.crop),
         class_names=weights.class_names,
+        problem_type=weights.problem_type,
         name=None if config.name in registry.MODELS else config.name,
         origin=weights,
         selectors={} if weights.untrained else learned,

@@ -15,6 +15,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.hub import HubConfig
@@ -26,7 +27,6 @@ COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
-MULTI_LABEL = "multi_label_classification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,10 @@ def parse_transformers(config: Fields) -> HubConfig:
         arch=arch,
     )
     names = class_names.shortened(_names(labels))
-    return HubConfig(config=said, sizes=sizes, class_names=names, tower=tower)
+    task = _problem_type(config, labels) if classify else SINGLE_LABEL
+    return HubConfig(
+        config=said, sizes=sizes, class_names=names, problem_type=task, tower=tower
+    )
 
 
 def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, Any]]:
@@ -221,6 +224,14 @@ def _crop(fields, name):
         "interpolation": interpolation,
         "rule": "transformers",
     }
+
+
+def _problem_type(config, labels):
+    """What a head's logits mean, as transformers' pipeline takes them."""
+    problem_type = config.get("problem_type")
+    if problem_type is not None:
+        return one_of("problem_type", problem_type, PROBLEMS)
+    return MULTI_LABEL if labels and len(labels) == 1 else SINGLE_LABEL
 
 
 def _kind(config):

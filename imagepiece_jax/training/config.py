@@ -34,6 +34,7 @@ from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError, check_names, within
+from imagepiece_jax.models.problem import check_single_label
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.config import ModelConfig
@@ -339,6 +340,7 @@ class RunConfig(RunFields):
             allowed = "weights with a head (train.py --config.init.weights trains one)"
             hint = "or take its vectors by the command predict with --json"
             raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
+        check_single_label(weights.problem_type, path, "accuracy takes")
         every = self.eval_source(self.eval.best_set, names)
         source, theirs = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)

@@ -14,6 +14,7 @@ import numpy as np
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.problem import check_single_label
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
 from imagepiece_jax.pretrained.runs import ALLOWED
@@ -76,6 +77,8 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
         teacher.refuse("weights", problem=problem, hint=hint)
     if not needed:
         return None, None
+    place = f"config.teacher.weights {teacher.weights}"
+    check_single_label(initial.teacher.problem_type, place, "distillation takes")
     if run.reduction.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"

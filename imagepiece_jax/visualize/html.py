@@ -51,7 +51,8 @@ def write_folder(
         make_folder("--out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
-        traces.append(tracing.trace(vit.model, vit.variables, images))
+        answers = vit.probabilities
+        traces.append(tracing.trace(vit.model, vit.variables, images, answers))
         facts = {"untrained": vit.untrained, "gmacs": vit.gmacs}
         methods.append({"label": vit.label, "setting": vit.reduction} | facts)
         stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]

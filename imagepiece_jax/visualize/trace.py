@@ -12,7 +12,6 @@ import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -20,6 +19,7 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.problem import probabilities
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing
@@ -61,15 +61,17 @@ class Trace:
     attended: np.ndarray | None = None
 
 
-def trace(model: ViT, variables, images: np.ndarray) -> Trace:
+def trace(model: ViT, variables, images: np.ndarray, answers=probabilities) -> Trace:
     """The Trace of uint8 images [B, H, W, 3].
 
     It ends at the first soft reduction: tokens overlap there, and later ones have no
     place on the image.
 
     model: with plain kernels, not of masked training
+    answers: from logits to probabilities, as Pretrained.probabilities
     """
-    slots, matrix, attention, top, sure = _in_batches(model, variables, images)
+    slots, matrix, attention, logits = _in_batches(model, variables, images)
+    top, sure = logits.argmax(axis=-1).astype(np.int32), answers(logits).max(axis=-1)
     grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
     stages, look, slots = [], (None, None), iter(slots)
     source = next(slots)
@@ -122,7 +124,7 @@ def _in_batches(model, variables, images):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _run(variables, images, model):
-    """(slots, matrix, attention of each block, top, confidence).
+    """(slots, matrix, attention of each block, logits).
 
     Slots are those before the first step and after each hard one; the matrix [B, n_out,
     n] is that of the first soft step, or None.
@@ -149,9 +151,7 @@ def _run(variables, images, model):
     slots = [each for each in slots if each is not None]
     soft = (result for result in outputs.results if isinstance(result, Mixing))
     matrix = getattr(next(soft, None), "matrix", None)
-    probabilities = jax.nn.softmax(outputs.logits)
-    top = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
-    return slots, matrix, attention, top, jnp.max(probabilities, axis=-1)
+    return slots, matrix, attention, outputs.logits
 
 
 def write_traces(folder, names, methods, traces):

@@ -1,5 +1,6 @@
 """The exported program, run without this package: the same logits."""
 
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from imagepiece_jax.commands import export
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models.cost import model_macs
@@ -54,6 +57,28 @@ def variables(model):
 @pytest.fixture(scope="module")
 def weights_file(variables, tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("weights") / "w.npz", variables)
+
+
+@pytest.mark.parametrize(
+    "problem_type, activation",
+    [
+        ("single_label_classification", "softmax"),
+        ("multi_label_classification", "sigmoid"),
+        ("regression", None),
+    ],
+)
+def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
+    vit = tiny.pretrained(depth=1)
+    prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
+    vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
+    images = jax_export.exported_images(vit)
+    facts = jax_export.facts(vit, base.get_config(), images)
+    assert facts["problem_type"] == problem_type and facts["activation"] == activation
+    assert Preprocessing.of(20, crop_of(facts["preprocessing"])) == prepared
+
+
+def crop_of(facts):
+    return {name: value for name, value in facts.items() if name != "image_size"}
 
 
 @pytest.mark.slow

@@ -36,6 +36,43 @@ def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upri
     assert (out[:, :, 2] == 7).all()
 
 
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("longer", [1, 3, 5, 7])
+def test_transformers_cuts_half_a_pixel_off(longer, upright):
+    """timm rounds it to the even pixel. Rows have their number as gray level."""
+    numbers = np.arange(28 + longer, dtype=np.uint8)[:, None, None]
+    image = np.tile(numbers, (1, 28, 3))
+    image = image if upright else image.swapaxes(0, 1)
+    for rule, first in (("transformers", longer // 2), ("timm", round(longer / 2))):
+        out = Preprocessing(28, crop=1.0, rule=rule)(np.ascontiguousarray(image))
+        assert out.shape == (28, 28, 3) and out[0, 0, 0] == first
+
+
+def test_transformers_resizes_rows_first():
+    """By hand: each pass is rounded and cut to 0 .. 255, so the order shows."""
+    image = 255 * np.random.default_rng(0).integers(0, 2, (90, 40, 3), np.uint8)
+    fields = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+    out = Preprocessing(33, **fields, rule="transformers")(image)
+    rows = filtered(image.swapaxes(0, 1), 33).swapaxes(0, 1)
+    wanted = filtered(rows, 33)
+    assert np.abs(out.astype(int) - wanted).max() <= 2
+    other = filtered(filtered(image, 33).swapaxes(0, 1), 33).swapaxes(0, 1)
+    assert np.abs(other - wanted).max() > 5
+
+
+def filtered(pixels, size):
+    """Columns resized to `size` by Keys's cubic of a = -1/2, widened to antialias."""
+    scale = len(pixels) / size
+    wide = max(scale, 1)
+    centers = (np.arange(size) + 0.5) * scale
+    x = np.abs((np.arange(len(pixels)) + 0.5 - centers[:, None]) / wide)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.clip(np.round(np.tensordot(weights, pixels, 1)), 0, 255).astype(int)
+
+
 # int(30 / .9) = 33 is a resized side, of which (33 - 30) / 2 = 1.5 -> 2 are left out.
 @pytest.mark.parametrize(
     "crop_mode, size", [("center", (44, 33)), ("squash", (33, 33))]
@@ -58,6 +95,7 @@ def test_crops_of_other_weights(crop_mode, size, interpolation):
         ("crop_mode", "border"),
         ("interpolation", "lanczos"),
         ("resize", "half"),
+        ("rule", "torchvision"),
     ],
 )
 def test_a_crop_that_there_is_not(field, value):
@@ -71,6 +109,11 @@ def test_a_crop_that_there_is_not(field, value):
         (224, {}, "resize 256 bicubic, crop 224"),
         (224, {"crop": 0.9, "interpolation": "bilinear"}, "resize 248 bilinear, crop "),
         (224, {"crop": 1.0, "crop_mode": "squash"}, "resize 224x224 squashed bicubic,"),
+        (
+            224,
+            {"crop": 1.0, "rule": "transformers"},
+            "resize 224 bicubic, crop 224 as in transformers",
+        ),
         ((96, 192), {}, "resize 109x219 bicubic, crop 96x192"),
         (224, {"resize": "none"}, "images as they are, 224x224"),
         (32, {}, "images as they are, 32x32"),

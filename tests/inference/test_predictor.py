@@ -210,6 +210,35 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
         unresized(pixels)
 
 
+def test_the_crop_is_placed_by_the_rule_of_the_weights(trained):
+    """Of 20 x 23 pixels column 1 comes first in transformers, column 2 in timm."""
+    options = {"batch_size": 1, "top": 7} | QUICK
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 23, 3), np.uint8)
+    for rule, first in (("transformers", 1), ("timm", 2)):
+        prepared = Preprocessing(tiny.SIDE, crop=1.0, rule=rule)
+        vit = dataclasses.replace(trained, preprocessing=prepared)
+        predict = imagepiece_jax.Predictor(vit, **options)
+        assert predict(pixels) == predict(pixels[:, first : first + 20])
+
+
+def test_several_labels_have_a_probability_each(trained, predictor, pictures):
+    """The sigmoid of each logit, in the order of a softmax."""
+    kind = "multi_label_classification"
+    vit = dataclasses.replace(trained, problem_type=kind)
+    several = imagepiece_jax.Predictor(vit, top=tiny.CLASSES, batch_size=1, **QUICK)
+    normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
+    run = tiny.compiled(trained.model.apply)
+    (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
+    found = several(pictures[0])
+    assert [p.index for p in found[:3]] == [p.index for p in predictor(pictures[0])]
+    for one in found:
+        wanted = 1 / (1 + np.exp(-logits[one.index]))
+        assert one.probability == pytest.approx(wanted, rel=1e-4)
+    vit = dataclasses.replace(trained, problem_type="regression")
+    with refused("problem_type", "regression"):
+        imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
+
+
 def test_models_of_few_classes_and_of_none(pictures, predictor):
     vit = tiny.pretrained(depth=1, num_classes=3)
     predict = imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)

@@ -55,8 +55,8 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
 
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
-# {image processor of transformers: its arguments}. Odd differences of sizes leave half a
-# pixel in front of the crop.
+# {image processor of transformers: its arguments}. Odd differences of sizes leave half
+# a pixel in front of the crop.
 PROCESSORS = {
     "ViT": {"size": SQUARE},
     "DeiT": {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
@@ -128,7 +128,7 @@ def test_what_a_processor_leaves_out_is_as_in_transformers(name):
     assert {*processor.valid_kwargs.__annotations__} == {*read} | UNREAD
 
 
-# Fields of image processors that change no pixel of an RGB image, or only a call's form.
+# Fields of image processors that change no pixel of an RGB image.
 UNREAD = {
     "do_convert_rgb",  # images are RGB here
     "pad_size",  # of do_pad, which is refused

@@ -17,6 +17,7 @@ from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.problem import PROBLEMS
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
@@ -61,14 +62,21 @@ MODELS = {
 }
 
 
-def made(class_names=None, preprocessing=None, **fields):
+def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **fields):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
     model, size = create_model(None, **fields), fields["image_size"]
     variables = tiny.fill(variable_shapes(model, size))
     prepared = Preprocessing(size, **(preprocessing or {}))
-    return Pretrained(model, variables, fields.get("reduction"), prepared, class_names)
+    return Pretrained(
+        model,
+        variables,
+        fields.get("reduction"),
+        prepared,
+        class_names,
+        problem_type=problem_type,
+    )
 
 
 def logits(vit):
@@ -113,7 +121,9 @@ def test_what_a_folder_holds(tmp_path):
     """The dense part by timm's names alone; the rest beside it."""
     names = ("a", None, "c", "d", "e", "f", "g")
     prepared = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+    prepared["rule"] = "transformers"
     fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
+    fields["problem_type"] = PROBLEMS[1]
     vit = made(reduction=DYNAMICVIT, **fields)
     imagepiece_jax.save(tmp_path / "m", vit)
     files = {file.name for file in (tmp_path / "m").iterdir()}
@@ -135,6 +145,7 @@ def test_what_a_folder_holds(tmp_path):
     assert (found.class_names, found.model.dtype) == (names, vit.model.dtype)
     assert found.preprocessing == vit.preprocessing
     assert found.reduction == vit.reduction
+    assert found.problem_type == PROBLEMS[1]
     card = (tmp_path / "m" / "README.md").read_text()
     assert "dynamicvit keep_rate=0.6 blocks=(1,)" in card and "16 x 16 pixels" in card
     assert 'imagepiece_jax.load("m")' in card and "local-dir:m" in card

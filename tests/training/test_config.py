@@ -187,7 +187,8 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
     config = configured(**{"data.name": data})
     unknown = dict(class_names=None, names_of_data=None, run=None)
-    weights = types.SimpleNamespace(path="w.npz", **unknown)
+    known = {"path": "w.npz", "problem_type": "single_label_classification"}
+    weights = types.SimpleNamespace(**known, **unknown)
     source = RunConfig.from_config(config).test_images(weights, limit=1)
     notes = capsys.readouterr().out.splitlines()
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"

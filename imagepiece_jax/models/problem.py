@@ -1,0 +1,50 @@
+"""The problem that a head answers, by transformers' names, and its probabilities."""
+
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+REGRESSION = "regression"  # its outputs are numbers, not probabilities
+PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
+
+def activation(problem_type: str, classes: int) -> str | None:
+    """What makes probabilities of logits: "softmax" or "sigmoid"; None: nothing does.
+
+    One class has a sigmoid, too: its softmax is 1 whatever the image.
+    """
+    if problem_type == REGRESSION or not classes:
+        return None
+    return "sigmoid" if problem_type == MULTI_LABEL or classes == 1 else "softmax"
+
+
+def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.ndarray:
+    """Probabilities of the classes. [.., C] -> [.., C].
+
+    Those of "multi_label_classification" are each by itself and add up to anything.
+    Raises InputError for "regression", which has none.
+    """
+    kind = activation(problem_type, logits.shape[-1])
+    if kind == "sigmoid":
+        return 0.5 * (1 + np.tanh(logits / 2))
+    if kind is None:
+        allowed = f"{SINGLE_LABEL}, {MULTI_LABEL}"
+        hint = "its numbers are vit.model.apply(vit.variables, images).logits"
+        found = {"value": problem_type, "allowed": allowed, "hint": hint}
+        problem = f"is {problem_type!r}, whose outputs are no probabilities"
+        raise InputError(problem, field="problem_type", **found)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def check_single_label(problem_type: str, place: str, reader: str) -> None:
+    """Raise InputError for weights whose images have several labels, or numbers.
+
+    place: the weights, in words
+    reader: what takes an image to have one label
+    """
+    if problem_type != SINGLE_LABEL:
+        problem = f"is {problem_type!r}, but {reader} an image to have one label"
+        found = {"field": "problem_type", "value": problem_type}
+        raise InputError(problem, place=place, **found, allowed=SINGLE_LABEL)
