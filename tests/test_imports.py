@@ -193,9 +193,10 @@ def test_a_bad_import_is_found(module, source):
 # Packages that only one path needs, imported where they are used; so are modules that
 # Windows does not have.
 ON_DEMAND = (
-    *("array_record", "google", "google_crc32c", "grain", "huggingface_hub"),
-    *("jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax", "simplejpeg"),
-    *("sklearn", "tensorboardX", "tensorflow_datasets", "timm", "torch"),
+    *("array_record", "flatbuffers", "google", "google_crc32c", "grain"),
+    *("huggingface_hub", "jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax"),
+    *("simplejpeg", "sklearn", "tensorboardX", "tensorflow_datasets"),
+    *("timm", "torch"),
     *("fcntl", "resource"),
 )
 

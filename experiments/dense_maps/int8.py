@@ -24,7 +24,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
-from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
@@ -111,8 +111,7 @@ class Graphs:
             tokens = vit.model.image_tokens if self.maps else None
             folder = self.folder / str(place)
             folder.mkdir()
-            graph = onnx_model(vit, tokens=tokens).SerializeToString()
-            (folder / FILES[FLOAT]).write_bytes(graph)
+            write_onnx(folder / FILES[FLOAT], onnx_model(vit, tokens=tokens))
             folders.append(folder)
         return folders
 
@@ -228,6 +227,7 @@ def quantize_onnx(folder, images):
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        use_external_data_format=bool([*folder.glob("*.data")]),
         extra_options={"MatMulConstBOnly": True},  # products of tokens stay float32
     )
 

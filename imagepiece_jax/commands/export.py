@@ -6,14 +6,16 @@ python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece
 
 A run determines its model, a file its sizes: see `evaluate`. The program takes any
 batch size, unless --batch fixes it, and images normalized as FILE.json, beside it,
-says; with --pixels, uint8 images. With --tokens K it gives exactly K image tokens,
-their sizes, the token of each patch and where tokens stand
-(`inference.token_list.TokenList`).
+says; with --pixels, uint8 images. --output features gives what
+`imagepiece_jax.features` returns, --output patches only its map, and --layers the same
+after some blocks. With --tokens K it gives exactly K image tokens, their sizes, the
+token of each patch and where tokens stand (`inference.token_list.TokenList`).
 
-ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
-holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
-running it needs JAX and flatbuffers, and neither this package nor Flax. JAX promises to
-read it for six months; ONNX lasts longer. docs/inference.md has code that runs it.
+ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32; weights of more than
+2 GB are in a file beside it, which FILE.json names. The other format holds the program
+that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs; running it needs JAX
+and flatbuffers, and neither this package nor Flax. JAX promises to read it for six
+months; ONNX lasts longer. docs/inference.md has code that runs it.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ import importlib.util
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, naming_flags
@@ -30,17 +33,28 @@ OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
 FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
 BATCH = cli.integer("batch", None, "images at a time; default: any", 1)
 PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
+OUTPUT = cli.choice(
+    "output", "logits", ("logits", "features", "patches"), "of the program"
+)
+LAYERS = cli.text(
+    "layers", "0", "features of so many last blocks, or of blocks such as 2,5,8,11, too"
+)
+NORM = cli.switch("norm", True, "the model's last norm for features of --layers")
+FILL = cli.choice(
+    "fill", "nearest", ("nearest", "last", "zero", "class"), "of dropped patches"
+)
 TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
 
 
 def main():
     typed = MODEL()
     # They import JAX: after the flags.
+    import jax.numpy as jnp
+
     from imagepiece_jax.common import xla_options
-    from imagepiece_jax.inference import jax_export
-    from imagepiece_jax.inference.onnx_graph import OPSET
-    from imagepiece_jax.inference.onnx_model import onnx_model
-    from imagepiece_jax.inference.token_list import TokenList
+    from imagepiece_jax.inference import jax_export, onnx_model
+    from imagepiece_jax.inference.onnx_graph import OPSET, stored_dtype
+    from imagepiece_jax.inference.program_outputs import ProgramOutputs
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import read_with_config
@@ -57,33 +71,49 @@ def main():
     config, weights = read_with_config(**typed)
     vit = build(weights)
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
+    if form == "onnx":
+        model = model.clone(dtype=jnp.dtype("float32"))
     vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype(model.dtype.name, "cpu")
-    options = {
-        "batch_size": BATCH.value,
-        "pixels": PIXELS.value,
-        "tokens": TOKENS.value,
-    }
     config.model.attention, config.model.kernels = "xla", "plain"
-    with naming_flags("tokens"):
-        images = jax_export.exported_images(vit, **options)
-        facts = jax_export.facts(vit, config, images, TOKENS.value)
+    options = {
+        "output": OUTPUT.value,
+        "tokens": TOKENS.value,
+        "layers": literal(LAYERS.value),
+        "norm": NORM.value,
+        "fill": FILL.value,
+    }
+    with naming_flags(*options):
+        outputs = ProgramOutputs(vit, **options)
+        images = jax_export.exported_images(
+            vit, BATCH.value, PIXELS.value, TOKENS.value
+        )
+    options.update(batch_size=BATCH.value, pixels=PIXELS.value)
+    earlier = jax_export.read_facts(out).get("external_data")
     with working(f"exporting the model as {form}"):
         if form == "onnx":
-            data = onnx_model(vit, **options).SerializeToString()
-            facts.update(dtype="float32", opset=OPSET)
-            if TOKENS.value is not None:
-                facts["output"][TokenList._fields.index("source")]["dtype"] = "int64"
+            program = onnx_model.onnx_model(vit, **options)
+            facts = jax_export.facts(vit, config, images, outputs, stored_dtype)
+            facts["opset"] = OPSET
+            data = onnx_model.write_onnx(out, program)
             runs = f"ONNX opset {OPSET}"
         else:
-            data = jax_export.serialized(vit, **options)
+            program = jax_export.serialized(vit, **options)
+            facts = jax_export.facts(vit, config, images, outputs)
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
-            runs = f"for {' and '.join(jax_export.PLATFORMS)}"
-    replace_file(out, data)
+            replace_file(out, program)
+            data, runs = None, f"for {' and '.join(jax_export.PLATFORMS)}"
+    files = [out]
+    if data is not None:
+        facts["external_data"] = data.name
+        files.append(data)
     write_json(facts_file, facts)
+    onnx_model.remove_weights(out, earlier, data)
+    size = sum(file.stat().st_size for file in files)
     print(
-        f"{out}: {len(data) / 1e6:.1f} MB, {facts['dtype']}, {facts['gmacs']:.3f} "
-        f"GMACs an image, {runs}; {facts_file.name} describes input and output"
+        f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
+        f"{facts['gmacs']:.3f} GMACs an image, {runs}; {facts_file.name} describes "
+        "input and output"
     )
 
 

@@ -89,17 +89,11 @@ def features(
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     model, size = vit.model_with_tokens(tokens), vit.image_size
-    depth = model.depth
-    last = is_integer(layers) and 0 <= layers <= depth
-    blocks = range(depth - layers, depth) if last else layers
-    blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
-    if not all(is_integer(block) and 0 <= block < depth for block in blocks):
-        allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
-        raise InputError(field="layers", value=layers, allowed=allowed)
+    blocks = chosen_blocks(layers, model.depth)
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):  # 1 == True
             raise InputError(field=name, value=value, allowed="True, False")
-    _check_fill(fill, model.arch.class_token)
+    check_fill(fill, model.arch.class_token)
     if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
         allowed = "functions with a hash, such as one that calls TokenFuser().apply"
         raise InputError(field="fuser", value=fuser, allowed=allowed)
@@ -121,37 +115,53 @@ def features(
     static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser", "listed"),
 )
 def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, listed):
-    states = {}
+    run = forward(model, blocks, norm, reshape, fill, fuser, listed)
+    return run(variables, images)
 
-    def note(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        if context.method_name == "__call__" and isinstance(context.module, Block):
-            states[context.module.index] = out[0]
-        return out
 
-    images = as_normalized(images, model.mean, model.std)
-    with nn.intercept_methods(note):
-        outputs = model.apply(variables, images)
-    grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
-    last = final_norm(model, variables)
-    done = np.cumsum([bool(layer.counts) for layer in model.plan])
-    check_outputs(outputs, grid)
-    paths = follow(outputs.results, outputs.taps, fill)
+def forward(
+    model, blocks, norm=True, reshape=True, fill="nearest", fuser=None, listed=False
+):
+    """(variables, images) -> Features, with the arguments of `features`.
 
-    @functools.cache  # `blocks` may have the last one, too
-    def layer(block, norm):
-        path = paths[done[block]]
-        prefix, patches, dropped = _mapped(states[block], path, fill, norm, fuser)
-        if reshape:
-            patches, dropped = (
-                a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
-            )
-        return Layer(patches, prefix, dropped)
+    blocks: indices from 0
+    listed: whether the Features have the fields of a TokenList
+    """
 
-    final = layer(model.depth - 1, last)
-    layers = tuple(layer(block, last if norm else None) for block in blocks)
-    tokens = token_list(outputs, grid, last) if listed else ()
-    return Features(outputs.pooled, *final, layers, *tokens)
+    def extract(variables, images):
+        states = {}
+
+        def note(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            if context.method_name == "__call__" and isinstance(context.module, Block):
+                states[context.module.index] = out[0]
+            return out
+
+        images = as_normalized(images, model.mean, model.std)
+        with nn.intercept_methods(note):
+            outputs = model.apply(variables, images)
+        grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        last = final_norm(model, variables)
+        done = np.cumsum([bool(layer.counts) for layer in model.plan])
+        check_outputs(outputs, grid)
+        paths = follow(outputs.results, outputs.taps, fill)
+
+        @functools.cache  # `blocks` may have the last one, too
+        def layer(block, norm):
+            path = paths[done[block]]
+            prefix, patches, dropped = _mapped(states[block], path, fill, norm, fuser)
+            if reshape:
+                patches, dropped = (
+                    a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
+                )
+            return Layer(patches, prefix, dropped)
+
+        final = layer(model.depth - 1, last)
+        layers = tuple(layer(block, last if norm else None) for block in blocks)
+        tokens = token_list(outputs, grid, last) if listed else ()
+        return Features(outputs.pooled, *final, layers, *tokens)
+
+    return extract
 
 
 def feature_map(
@@ -176,7 +186,7 @@ def feature_map(
     Returns [B, *grid, D].
     Raises InputError for another fill or grid, and for outputs of masked training.
     """
-    _check_fill(fill, outputs.state.num_prefix)
+    check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs, grid)
     path = follow(outputs.results, outputs.taps, fill)[-1]
     _, values, _ = _mapped(outputs.state, path, fill, norm, fuser)
@@ -230,7 +240,19 @@ def _by_weight(matrix):
     return fuse
 
 
-def _check_fill(fill, class_token):
+def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Blocks from 0 that `layers` of `features` names. Raises InputError for others."""
+    last = is_integer(layers) and 0 <= layers <= depth
+    blocks = range(depth - layers, depth) if last else layers
+    blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
+    if not all(is_integer(block) and 0 <= block < depth for block in blocks):
+        allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
+        raise InputError(field="layers", value=layers, allowed=allowed)
+    return blocks
+
+
+def check_fill(fill: str, class_token: bool) -> None:
+    """Raise InputError for a fill that is unknown, or of a class token that is not."""
     if fill == "class" and not class_token:
         problem = "is 'class', but this model has no class token"
         allowed = ", ".join(name for name in FILLS if name != fill)

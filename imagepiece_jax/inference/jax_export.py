@@ -1,18 +1,20 @@
 """A model with its weights as a program that needs only JAX, and facts about it."""
 
-import contextlib
 import datetime
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import patch_grid, sides
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import activation
@@ -20,6 +22,8 @@ from imagepiece_jax.models.vit import ViT
 
 PLATFORMS = ("cpu", "cuda")
 IMAGES = "images"  # the name of a program's input
+LARGEST = 2**31  # bytes of a file: flatbuffers, which JAX writes with, holds no more
+HALF = "bfloat16"
 
 
 def serialized(
@@ -27,7 +31,7 @@ def serialized(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    tokens: int | None = None,
+    **outputs: Any,
 ) -> bytes:
     """The program of images -> logits, [batch, classes] float32, by `jax.export`.
 
@@ -35,21 +39,55 @@ def serialized(
         have the model's dtype
     batch_size: None: open
     pixels: images are uint8, and the program normalizes them; else float32
-    tokens: number of image tokens in place of logits, the arrays of a `TokenList`
-    Raises InputError where the batch is open and the model draws.
+    outputs: arguments of `ProgramOutputs`; several arrays are a tuple
+    Raises InputError where the batch is open and the model draws, and for weights that
+        are too large for one file.
     """
-    images = exported_images(vit, batch_size, pixels, tokens)
-    model, dtype = vit.model_with_tokens(tokens), vit.model.dtype
-    fast, fixed = optimize.prepare(model, vit.variables, dtype=dtype.name)
-    forward = optimize.forward(fast, tokens is not None)
+    from flatbuffers.builder import BuilderSizeError  # of what JAX writes files with
+
+    wanted = ProgramOutputs(vit, **outputs)
+    images = exported_images(vit, batch_size, pixels, wanted.tokens)
+    dtype = wanted.model.dtype.name
+    if _weight_bytes(wanted.model, vit.variables, dtype) > LARGEST:
+        raise _too_large(wanted.model, vit.variables)
+    fast, fixed = optimize.prepare(wanted.model, vit.variables, dtype=dtype)
+    forward = wanted.forward(fast)
 
     @jax.jit
     def program(images):
-        results = forward(fixed, images)
         # A plain tuple: whoever reads the file has no class of this package.
-        return results if tokens is None else tuple(results)
+        results = tuple(forward(fixed, images))
+        return results if len(results) > 1 else results[0]
 
-    return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
+    exported = jax.export.export(program, platforms=PLATFORMS)(images)
+    try:
+        return exported.serialize()
+    except BuilderSizeError as error:  # weights fit, but not the program beside them
+        raise _too_large(wanted.model, vit.variables) from error
+
+
+def _weight_bytes(model, variables, dtype):
+    """Bytes of the weights in a file, with layers of `dtype`."""
+
+    def weights(variables):
+        return optimize.prepare(model, variables, dtype=dtype)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(weights, variables))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _too_large(model, variables):
+    """The InputError for weights that no file holds."""
+    dtype = model.dtype.name
+    needed, half = (_weight_bytes(model, variables, d) for d in (dtype, HALF))
+    problem = f"has weights of {needed / 1e9:.2f} GB in {dtype}"
+    allowed = f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
+    hint = "export it with --format onnx"
+    if half < LARGEST and half < needed:
+        hint += f" or --config.model.dtype={HALF} ({half / 1e9:.2f} GB)"
+    return InputError(
+        problem, place="the model", value=needed, allowed=allowed, hint=hint
+    )
 
 
 def load_program(path: str | os.PathLike) -> jax.export.Exported:
@@ -67,8 +105,8 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
         raise
     except Exception as error:  # of many types, where bytes are missing
         reason, version = f"({str(error).split('.')[0]})", jax.__version__
-        with contextlib.suppress(InputError, KeyError):
-            facts = read_json(facts_file(path))
+        facts = read_facts(path)
+        if {"jax", "exported"} <= {*facts}:
             reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
         allowed = "complete files of this jax, or of one at most six months older"
         raise InputError(
@@ -92,6 +130,14 @@ def origin() -> dict[str, Any]:
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
     """Path of the facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
+
+
+def read_facts(out: str | os.PathLike) -> dict[str, Any]:
+    """The facts about the program in file `out`; {} where there are none to read."""
+    try:
+        return read_json(facts_file(out))
+    except InputError:
+        return {}
 
 
 def exported_images(
@@ -119,42 +165,37 @@ def draws(model: ViT) -> bool:
     )
 
 
-def output_name(model: ViT) -> str:
-    """The name of a program's output; a model without classes gives "pooled"."""
-    return "logits" if model.num_classes else "pooled"
-
-
 def facts(
-    vit: Pretrained, config, images: jax.ShapeDtypeStruct, tokens: int | None = None
+    vit: Pretrained,
+    config,
+    images: jax.ShapeDtypeStruct,
+    outputs: ProgramOutputs | None = None,
+    stored: Callable[[np.dtype], np.dtype] = np.dtype,
 ) -> dict[str, Any]:
     """Input, output and model of the program, as JSON values.
 
     images: from `exported_images`
-    tokens: as `serialized` takes them; `output` is a list if there are some
+    outputs: None: logits; of several arrays `output` is a list
+    stored: from a dtype of JAX to that of the file
     """
-    model, count = vit.model_with_tokens(tokens), images.shape[0]
-    count = count if isinstance(count, int) else str(count)  # "batch", which is open
+    outputs = outputs or ProgramOutputs(vit)
+    model = outputs.model
+    arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
-    def array(name, *shape, dtype="float32"):
-        return {"name": name, "shape": [count, *shape], "dtype": dtype}
+    def described(name, array):
+        shape = [side if isinstance(side, int) else str(side) for side in array.shape]
+        return {"name": name, "shape": shape, "dtype": stored(array.dtype).name}
 
-    output = array(output_name(model), model.num_classes or model.embed_dim)
-    if tokens is not None:
-        grid = patch_grid(vit.image_size, model.patch_size, cut=True)
-        output = [
-            array("tokens", tokens, model.embed_dim),
-            array("size", tokens),
-            array("source", *grid, dtype="int32"),
-            array("coordinates", tokens, 2),
-        ]
+    output = [*map(described, outputs.names, arrays)]
     normalization = {"pixels": "0 to 1, of which the input is (pixels - mean) / std"}
     normalization |= {"mean": model.mean, "std": model.std}
     if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     return {
-        "input": array(IMAGES, *images.shape[1:], dtype=images.dtype.name),
+        "input": described(IMAGES, images),
         "normalization": normalization,
-        "output": output,
+        "output": output if len(output) > 1 else output[0],
+        **outputs.facts,
         "classes": model.num_classes,
         "class_names": vit.class_names,
         "problem_type": vit.problem_type if model.num_classes else None,

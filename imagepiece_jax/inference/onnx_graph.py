@@ -123,6 +123,7 @@ class Graph:
         """The model of `outputs`, by their names, and of all that they depend on."""
         from onnx import helper, numpy_helper
 
+        outputs = self._distinct(outputs)
         names = {value.name: name for name, value in outputs.items()}
         live, needed = {*names}, []
         for node in reversed(self.nodes):
@@ -151,6 +152,21 @@ class Graph:
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
         )
+
+    def _distinct(self, outputs):
+        """Outputs as Values of which no two are the same: each has one name."""
+        from onnx import helper
+
+        distinct, seen = {}, set()
+        for name, value in outputs.items():
+            if value.name in seen:
+                copy = self._fresh("Identity")
+                node = helper.make_node("Identity", [value.name], [copy], copy)
+                self.nodes.append(node)
+                value = dataclasses.replace(value, name=copy)
+            seen.add(value.name)
+            distinct[name] = value
+        return distinct
 
     def _fresh(self, kind):
         number = self._count[kind] = self._count.get(kind, -1) + 1

@@ -1,20 +1,31 @@
-"""An ONNX model of a ViT: images to logits or tokens, with weights and reduction."""
+"""An ONNX model of a ViT with its weights and reduction, and its files."""
 
-from typing import TYPE_CHECKING
+import hashlib
+import os
+import pathlib
+import re
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from imagepiece_jax.common import nodes
+from imagepiece_jax.common.files import replace_file, replacing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, optimize
 from imagepiece_jax.inference.jax_export import IMAGES
 from imagepiece_jax.inference.onnx_graph import Graph, Value
-from imagepiece_jax.inference.token_list import TokenList
+from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+LARGEST = 2**31 - 1  # bytes of one file: protobuf, which writes it, holds no more
+ENTRY = 64  # bytes of a node or a tensor beside its own, at most
+SMALL = 1024  # bytes of a tensor that stays in the graph, where runtimes read shapes
+PAGE = 4096  # where tensors start, so that runtimes can map them into memory
+DIGITS = 16  # of the digest in a name
 
 
 def onnx_model(
@@ -22,27 +33,27 @@ def onnx_model(
     *,
     batch_size: int | None = None,
     pixels: bool = False,
-    tokens: int | None = None,
+    **outputs: Any,
 ) -> "ModelProto":
     """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
 
     Nodes are of opset `OPSET`: no Scatter, Loop, If or NonZero, and all shapes but the
     batch are fixed. Weights are float32.
 
-    batch_size, pixels, tokens: as `jax_export.serialized` takes them; `source` of a
-        `TokenList` is int64
+    batch_size, pixels, outputs: as `jax_export.serialized` takes them; integers of
+        outputs are int64
     Raises InputError for a model whose reduction has no graph, or draws.
     """
-    model = vit.model_with_tokens(tokens).clone(kernels=None)
+    wanted = ProgramOutputs(vit, **outputs)
+    model = wanted.model.clone(kernels=None)
     if jax_export.draws(model):
         field, allowed = "config.reduction", "the other methods, or --format jax"
         problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
         raise InputError(problem, field=field, value=vit.label, allowed=allowed)
-    images = jax_export.exported_images(vit, batch_size, pixels, tokens)
+    images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
     fast, fixed = optimize.prepare(model, vit.variables, dtype="float32")
     with nodes.marked():
-        run = optimize.forward(fast, tokens is not None)
-        traced = jax.make_jaxpr(run)(fixed, images)
+        traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
     graph, weights = Graph(entry), []
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
@@ -52,6 +63,61 @@ def onnx_model(
     results = graph.walk(traced, [*weights, entry])
     shapes = (each.shape for each in traced.out_avals)
     results = map(graph.output, results, shapes)
-    single = [jax_export.output_name(vit.model)]
-    names = single if tokens is None else TokenList._fields
-    return graph.finished(dict(zip(names, results, strict=True)))
+    return graph.finished(dict(zip(wanted.names, results, strict=True)))
+
+
+def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
+    """Write a graph to a file, and weights that it cannot hold to one beside it.
+
+    A kill leaves the old graph, whose weights are still there, or the new one: the file
+    of weights is written first, and has a name by its content, PATH.DIGEST.data.
+
+    model: large weights are taken out of it
+    Returns the file of weights, or None.
+    Raises RunError where they cannot be written.
+    """
+    path = pathlib.Path(path)
+    if _size(model) <= LARGEST:
+        replace_file(path, model.SerializeToString())
+        return None
+    tensors = [t for t in model.graph.initializer if len(t.raw_data) >= SMALL]
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.raw_data)
+    data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
+    with replacing(data) as new, open(new, "wb") as file:
+        for tensor in tensors:
+            _move(tensor, file, data.name)
+    replace_file(path, model.SerializeToString())
+    return data
+
+
+def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
+    """Remove the file of weights that belonged to an earlier graph at `path`.
+
+    name: of the file, by the facts about that graph; other names than those of
+        `write_onnx` are left alone
+    data: the file of weights of today's graph, which stays
+    """
+    path = pathlib.Path(path)
+    pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{DIGITS}}}\.data"
+    if isinstance(name, str) and re.fullmatch(pattern, name):
+        if data is None or data.name != name:
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _size(model):
+    """Bytes of a graph with its weights, or a few more."""
+    graph = model.graph
+    nodes = sum(node.ByteSize() + ENTRY for node in graph.node)
+    return nodes + sum(len(t.raw_data) + len(t.name) + ENTRY for t in graph.initializer)
+
+
+def _move(tensor, file, location):
+    """Move a tensor's bytes to the end of `file`, whose name is to be `location`."""
+    from onnx.external_data_helper import set_external_data
+
+    file.write(bytes(-file.tell() % PAGE))
+    set_external_data(tensor, location, file.tell(), length=len(tensor.raw_data))
+    file.write(tensor.raw_data)
+    tensor.ClearField("raw_data")

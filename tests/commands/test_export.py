@@ -5,17 +5,22 @@ import datetime
 import importlib.util
 import json
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flatbuffers import builder
 
+import imagepiece_jax
 from configs import base
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import jax_export
+from imagepiece_jax.inference import jax_export, onnx_model
+from imagepiece_jax.inference.features import features
+from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
@@ -23,6 +28,7 @@ from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.models.test_families import few
+from tests.refused import refused
 from tests.runs import ROOT, configured
 
 MODEL = {"model.embed_dim": 8, "model.depth": 2, "model.num_heads": 2}
@@ -156,6 +162,141 @@ def test_what_is_no_program_is_refused_in_a_sentence(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="is no program that .*\\); allowed: complete"):
         jax_export.load_program(path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder that `save` wrote, of a model whose second block prunes."""
+    vit = tiny.pretrained({"name": "evit", "keep_rate": 0.6, "blocks": (1,)}, depth=2)
+    return imagepiece_jax.save(tmp_path_factory.mktemp("saved") / "model", vit)
+
+
+def features_of(saved, images, **options):
+    """The arrays of `features` that --output features gives, in their order."""
+    maps = features(imagepiece_jax.load(saved), images, **options)
+    layers = (array for layer in maps.layers for array in layer)
+    return [maps.pooled, maps.patches, maps.prefix, maps.dropped, *layers]
+
+
+def test_features_are_exported_as_they_are_computed(saved, tmp_path):
+    """By both formats; the JSON names the arrays in their order."""
+    images = np.asarray(tiny.images(2))
+    words = [f"--weights={saved}", "--config.model.dtype=float32"]
+    words += ["--output=features", "--layers=0,1", "--nonorm", "--fill=last"]
+    want = features_of(saved, images, layers=[0, 1], norm=False, fill="last")
+    for form in ("jax", "onnx"):
+        out = tmp_path / f"model.{form}"
+        call(export.main, *words, f"--format={form}", f"--out={out}").ok()
+        facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+        assert facts["features"] == {"layers": [0, 1], "norm": False, "fill": "last"}
+        if form == "jax":
+            found = jax.jit(jax_export.load_program(out).call)(images)
+        else:
+            runtime = pytest.importorskip("onnxruntime")
+            found = runtime.InferenceSession(out).run(None, {"images": images})
+        names = ["pooled", "patches", "prefix", "dropped"]
+        for block in (0, 1):
+            names += [f"layer_{block}_{name}" for name in names[1:4]]
+        assert [array["name"] for array in facts["output"]] == names
+        for array, values, wanted in zip(facts["output"], found, want, strict=True):
+            assert array["shape"] == ["batch", *wanted.shape[1:]]
+            assert array["dtype"] == values.dtype == wanted.dtype
+            np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_alone_is_one_array_and_tokens_follow_it(saved):
+    vit, images = imagepiece_jax.load(saved), np.asarray(tiny.images(1))
+    want = features(vit, images, tokens=9)
+    for options, arrays in (
+        ({}, [features(vit, images).patches]),
+        ({"tokens": 9}, [want.patches, want.tokens, want.size, want.source]),
+    ):
+        data = jax_export.serialized(vit, output="patches", **options)
+        program = jax.export.deserialize(bytearray(data))
+        found = jax.tree.leaves(jax.jit(program.call)(images))
+        assert isinstance(program.call(images), tuple) == bool(options)
+        for values, wanted in zip(found, arrays, strict=not options):
+            np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_a_file_cannot_hold_are_named_before_any_work(saved, monkeypatch):
+    """By their bytes in the dtype of the program, up to the last one."""
+    vit = imagepiece_jax.load(saved, dtype="float32")
+    size = 4 * tiny.count(vit.variables)
+    halves = 2 * sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(vit.variables["params"])
+        if not any(key.key.startswith(("norm", "head")) for key in path)
+    )
+    half = vit.model.clone(dtype=jnp.dtype("bfloat16"))
+    half = dataclasses.replace(vit, model=half)
+    programs = mock.Mock(side_effect=AssertionError("traced"))
+    monkeypatch.setattr(jax.export, "export", programs)
+    for model, bytes_needed, dtype in (
+        (vit, size, "float32"),
+        (half, size - halves, "bfloat16"),
+    ):
+        monkeypatch.setattr(jax_export, "LARGEST", bytes_needed)
+        with pytest.raises(AssertionError, match="traced"):
+            jax_export.serialized(model)
+        monkeypatch.setattr(jax_export, "LARGEST", bytes_needed - 1)
+        with refused("the model", bytes_needed, dtype, "--format onnx") as caught:
+            jax_export.serialized(model)
+        smaller = "--config.model.dtype=bfloat16" in str(caught.value)
+        assert smaller == (dtype == "float32")
+
+
+def test_a_program_that_has_no_room_beside_its_weights_is_named(saved, monkeypatch):
+    """What flatbuffers refuses at the very end."""
+    vit = imagepiece_jax.load(saved, dtype="float32")
+    size = 4 * tiny.count(vit.variables)
+    monkeypatch.setattr(builder.Builder, "MAX_BUFFER_SIZE", size)
+    monkeypatch.setattr(jax_export, "LARGEST", size)
+    with refused("the model", size, "up to"):
+        jax_export.serialized(vit)
+
+
+def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkeypatch):
+    """Those of an earlier export are removed, whatever takes their place."""
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    out, facts_file = tmp_path / "model.onnx", tmp_path / "model.onnx.json"
+    words = [f"--weights={saved}", "--format=onnx", f"--out={out}"]
+
+    def exported(*more):
+        ended = call(export.main, *words, *more).ok()
+        return json.loads(facts_file.read_text()).get("external_data"), ended.out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_model, "LARGEST", 20_000)
+        name, said = exported("--pixels")
+        assert str(tmp_path / name) in said and f"{out} and " in said
+        pixels = np.zeros((1, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
+        assert exported("--pixels")[0] == name
+        other, _ = exported("--output=patches")
+        assert {*tmp_path.iterdir()} == {out, facts_file, tmp_path / other}
+    assert exported("--pixels")[0] is None
+    assert {*tmp_path.iterdir()} == {out, facts_file}
+    again = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
+    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, field, value",
+    [
+        ({"output": "maps"}, "output", "maps"),
+        ({"layers": 1}, "layers", (1,)),
+        ({"norm": False}, "norm", False),
+        ({"fill": "zero"}, "fill", "zero"),
+        ({"output": "features", "layers": 3}, "layers", 3),
+        ({"output": "features", "layers": [0, 0]}, "layers", (0, 0)),
+        ({"output": "features", "fill": "mean"}, "fill", "mean"),
+    ],
+)
+def test_outputs_that_no_program_has_are_refused(saved, options, field, value):
+    with refused(field, value):
+        ProgramOutputs(imagepiece_jax.load(saved), **options)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import jax_export, onnx_graph
+from imagepiece_jax.inference import onnx_model as onnx_model_file
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.inference.onnx_model import onnx_model, remove_weights, write_onnx
+from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
@@ -271,6 +274,115 @@ def test_tokens_are_those_of_jax(name, batch_size):
             expected = getattr(want, field)[:count]
             assert values.shape == expected.shape
             np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reduction, options",
+    [
+        ({"name": "none"}, {"batch_size": 2}),
+        (EVIT, {"fill": "nearest"}),
+        (EVIT | {"blocks": (0, 1)}, {"fill": "last", "norm": False, "tokens": 9}),
+        (IMAGEPIECE, {"fill": "zero"}),
+        ({"name": "tome", "r": 4}, {"output": "patches"}),
+        ({"name": "token_learner", "num_tokens": 5, "block": 0}, {}),
+    ],
+)
+def test_features_are_those_of_jax(reduction, options):
+    vit, images = tiny.pretrained(reduction, depth=2), np.asarray(tiny.images(2))
+    options = {"output": "features", "layers": 2} | options
+    graph = onnx_model(vit, **options)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
+    session = session_of(graph)
+    names = [value.name for value in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"images": images}), strict=True))
+    used = {k: v for k, v in options.items() if k not in ("output", "batch_size")}
+    want = features(vit, images, **used)
+    named = {k: v for k, v in want._asdict().items() if v is not None}
+    for block, layer in enumerate(named.pop("layers")):
+        named |= {f"layer_{block}_{k}": v for k, v in layer._asdict().items()}
+    if options["output"] == "patches":
+        named = {k: v for k, v in named.items() if k.endswith("patches")}
+    assert names == [*ProgramOutputs(vit, **used | {"output": options["output"]}).names]
+    assert found.keys() == named.keys()
+    for name, values in found.items():
+        assert values.dtype.kind == np.asarray(named[name]).dtype.kind
+        np.testing.assert_allclose(values, named[name], rtol=1e-4, atol=1e-5)
+    if reduction["name"] == "evit":
+        assert found["dropped"].any() and not found["dropped"].all()
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Files hold 20 kB, as if a tiny model were one of more than 2 GB."""
+    monkeypatch.setattr(onnx_model_file, "LARGEST", 20_000)
+
+
+def answers(path, images):
+    """Logits by both runtimes, from a file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return session.run(None, {"images": images})[0], compiled([images])[0]
+
+
+def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
+    path, vit = tmp_path / "model.onnx", tiny.pretrained(EVIT, depth=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    (want,) = run(onnx_model(vit, pixels=True), pixels)
+    data = write_onnx(path, onnx_model(vit, pixels=True))
+    assert sorted(tmp_path.iterdir()) == [path, data]
+    assert path.stat().st_size < 20_000 < data.stat().st_size
+    onnx.checker.check_model(path, full_check=True)
+    for logits in answers(path, pixels):
+        np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
+    model = onnx.load(path, load_external_data=False)
+    outside = [t for t in model.graph.initializer if t.external_data]
+    places = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
+    assert {place["location"] for place in places} == {data.name}
+    assert all(int(place["offset"]) % 4096 == 0 for place in places)
+    assert len(places) > 10
+
+
+def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
+    """A kill between the two files leaves the old graph with its own."""
+    path, images = tmp_path / "model.onnx", np.asarray(tiny.images(1))
+    old, new = (tiny.pretrained(EVIT, depth=depth) for depth in (1, 2))
+    first = write_onnx(path, onnx_model(old))
+    want, _ = answers(path, images)
+    replace = os.replace
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_onnx(path, onnx_model(new))
+    np.testing.assert_array_equal(answers(path, images)[0], want)
+    second = write_onnx(path, onnx_model(new))
+    remove_weights(path, first.name, second)
+    remove_weights(path, second.name, second)
+    remove_weights(path, "model.onnx", second)
+    assert sorted(tmp_path.iterdir()) == [path, second]
+    assert not np.array_equal(answers(path, images)[0], want)
+
+
+@pytest.mark.parametrize("room, beside", [(0, False), (-400, True)])
+def test_weights_leave_the_graph_only_where_it_is_too_large(
+    tmp_path, monkeypatch, room, beside
+):
+    """The bound is of all bytes: it may be a few hundred too careful."""
+    model = onnx_model(tiny.pretrained(depth=1))
+    entries = len(model.graph.node) + len(model.graph.initializer)
+    most = model.ByteSize() + onnx_model_file.ENTRY * entries * (not beside) + room
+    monkeypatch.setattr(onnx_model_file, "LARGEST", most)
+    data = write_onnx(tmp_path / "model.onnx", model)
+    assert (data is not None) == beside
+    assert (tmp_path / "model.onnx").stat().st_size <= most
 
 
 def test_equally_good_tokens_are_taken_in_the_order_of_jax():

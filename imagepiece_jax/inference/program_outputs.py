@@ -1,0 +1,100 @@
+"""What an exported program gives: logits, image tokens, or features of patches."""
+
+from collections.abc import Callable, Sequence
+
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.inference import features, optimize
+from imagepiece_jax.inference.features import Layer
+from imagepiece_jax.inference.token_list import TokenList
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT
+
+OUTPUTS = ("logits", "features", "patches")
+USUAL = {"layers": (), "norm": True, "fill": "nearest"}  # of `features`
+
+
+class ProgramOutputs:
+    """The arrays that a program of `vit` gives, in the order of `names`.
+
+    output: "logits", or pooled vectors of a model without classes; "features", the
+        fields of `features`; "patches", only a feature for every patch
+    tokens: exact number of image tokens that the reduction leaves. Their TokenList
+        takes the place of logits, and follows features
+    layers, norm, fill: of `features`; arrays of block 3 are "layer_3_patches" ..
+    Raises InputError for arguments that do not fit the model.
+    """
+
+    def __init__(
+        self,
+        vit: Pretrained,
+        *,
+        output: str = "logits",
+        tokens: int | None = None,
+        layers: int | Sequence[int] = USUAL["layers"],
+        norm: bool = USUAL["norm"],
+        fill: str = USUAL["fill"],
+    ):
+        one_of("output", output, OUTPUTS)
+        self.model = vit.model_with_tokens(tokens)
+        self.tokens, self.listed = tokens, tokens is not None
+        self.maps = output != "logits"
+        self.blocks = features.chosen_blocks(layers, self.model.depth)
+        self.norm, self.fill = norm, fill
+        self._check()
+        self.names = self._feature_names(output) if self.maps else []
+        if self.listed:
+            self.names += TokenList._fields
+        if not self.names:
+            self.names = ["logits" if self.model.num_classes else "pooled"]
+
+    @property
+    def _options(self):
+        return {"layers": self.blocks, "norm": self.norm, "fill": self.fill}
+
+    def _check(self):
+        for field, value in self._options.items():
+            if not self.maps and value != USUAL[field]:
+                problem = f"is {value!r}, which is of features, and output is 'logits'"
+                allowed = "output 'features' or 'patches'"
+                raise InputError(problem, field=field, value=value, allowed=allowed)
+        features.check_fill(self.fill, self.model.arch.class_token)
+        twice = [block for block in self.blocks if self.blocks.count(block) > 1]
+        if twice:
+            problem, allowed = f"has block {twice[0]} twice", "each block once"
+            raise InputError(
+                problem, field="layers", value=self.blocks, allowed=allowed
+            )
+
+    def _feature_names(self, output):
+        parts = ["patches"]
+        if output == "features":
+            parts = [*Layer._fields]
+            if not self.model.arch.prefix:  # an array without elements
+                parts.remove("prefix")
+        names = [f"layer_{block}_{part}" for block in self.blocks for part in parts]
+        pooled = ["pooled"] if output == "features" else []
+        return pooled + parts + names
+
+    @property
+    def facts(self) -> dict:
+        """Options of features, as JSON values."""
+        return {"features": self._options} if self.maps else {}
+
+    def forward(self, model: ViT) -> Callable:
+        """(variables, images) -> the arrays, a tuple, by this form of the model."""
+        if not self.maps:
+            run = optimize.forward(model, self.listed)
+            return run if self.listed else lambda *inputs: (run(*inputs),)
+        run = features.forward(
+            model, self.blocks, self.norm, fill=self.fill, listed=self.listed
+        )
+
+        def arrays(variables, images):
+            maps = run(variables, images)
+            named = maps._asdict()
+            for block, layer in zip(self.blocks, maps.layers, strict=True):
+                for part, array in layer._asdict().items():
+                    named[f"layer_{block}_{part}"] = array
+            return tuple(named[name] for name in self.names)
+
+        return arrays
