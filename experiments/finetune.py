@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.context import Models
-from imagepiece_jax.data.class_names import other_class
+from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
@@ -47,6 +47,11 @@ class Finetuner(Models):
         self.config, self.pretrained = config, pretrained
         self.data, self.folder, self.seeds = data, folder, seeds
         source = open_source(data, "train")
+        classes = source.num_classes
+        if classes == pretrained.config.num_classes:  # its head may stay
+            known = labels_by_name(pretrained.class_names, classes)
+            given = {"num_classes": classes, "labels_by_name": known}
+            source = open_source(data, "train", **given)
         self.num_classes, self.class_names = source.num_classes, source.class_names
 
     @property

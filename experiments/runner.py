@@ -110,7 +110,8 @@ def _images(settings, models, names):
             allowed="weights with a head",
         )
     one = models.pretrained if isinstance(models, OffTheShelf) else None
-    names_of_weights = one.class_names if one and labeled else None
+    names_of_models = _class_names(models) if labeled else None
+    known = class_names.labels_by_name(names_of_models, classes)
     crop = {**one.crop} if one else {}
     if settings.resize:
         crop["resize"] = settings.resize
@@ -119,7 +120,7 @@ def _images(settings, models, names):
         classes if labeled else None,
         side,
         limit=settings.limit,
-        labels_by_name=one and class_names.labels_by_name(names_of_weights, classes),
+        labels_by_name=known if labeled else known or None,
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
         crop=crop,
@@ -128,6 +129,13 @@ def _images(settings, models, names):
     for weights in models.weights if labeled else ():
         of_weights = read_metadata(weights.path).names_of_data
         class_names.check_classes(of_weights, str(weights.path), names, data)
-    if line := class_names.mapped_classes(names, settings.data, names_of_weights):
+    if line := class_names.mapped_classes(names, settings.data, names_of_models):
         print(f"note: {line}", flush=True)
     return images
+
+
+def _class_names(models):
+    """Names of the classes of all models, by label; None where they have none."""
+    if isinstance(models, Finetuner):
+        return models.class_names
+    return next((weights.class_names for weights in models.weights), None)

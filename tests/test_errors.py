@@ -100,6 +100,7 @@ def fill(folder):
             pathlib.Path(name, "metrics.jsonl").write_text(line + "\n")
         image_files("0.png", "1.png", "uneven/train/a/1.png")
         image_files("uneven/train/b/1.png", "uneven/val/a/1.png")
+        image_files(*(f"numbered/val/{number}/0.png" for number in range(1, 11)))
         image_files("train_only/train/a/1.png", "train_only/train/b/1.png")
         for name in ("no_images/train/a", "no_images/val/a", "no_classes/train"):
             pathlib.Path(name).mkdir(parents=True)

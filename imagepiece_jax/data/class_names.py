@@ -3,6 +3,8 @@
 import collections
 import functools
 import pathlib
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +21,8 @@ DISTINCT = {
     "n03710721": "tank suit",  # 638 is "maillot"
 }
 Names = Sequence[str | None]
+DIGITS = re.compile("([0-9]+)")  # not those of other scripts, which are names
+MAX_DIGITS = 9
 
 
 @functools.cache
@@ -76,6 +80,38 @@ def shortened(names: Names | None) -> Names | None:
     return imagenet_names()
 
 
+def normalized(name: str) -> str:
+    """A name in Unicode's composed form: é is one character, not e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def number(name: str) -> int | None:
+    """The whole number that a name is, such as 7 for "07"; None for other names."""
+    if not DIGITS.fullmatch(name) or len(name) > MAX_DIGITS:
+        return None
+    return int(name)
+
+
+def two_orders(names: Sequence[str]) -> tuple[int, str, str] | None:
+    """The first place where names sorted as text are not those sorted by numbers.
+
+    torchvision sorts class folders as text, timm by the numbers in them, so that
+    class_10 is before class_2 or behind it.
+
+    Returns (label, name as text, name by numbers), or None where both orders agree.
+    """
+    by_number = sorted(names, key=_by_number)
+    for label, pair in enumerate(zip(sorted(names), by_number, strict=True)):
+        if pair[0] != pair[1]:
+            return label, *pair
+    return None
+
+
+def _by_number(name):
+    parts = DIGITS.split(name)  # every other one is a number
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
 def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """Labels of a model by the names that data may have for its classes.
 
@@ -88,6 +124,8 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """
     if names is None and num_classes == len(imagenet_names()):
         names = imagenet_names()
+    if names is not None:
+        names = tuple(name and normalized(name) for name in names)
     names = _lemmas(names)
     owners = collections.defaultdict(set)
     for label, name in enumerate(names or ()):
@@ -122,39 +160,80 @@ def _lemmas(names):
 def mapped_classes(
     names: Names | None, data: str, model_names: Names | None
 ) -> str | None:
-    """The line on folders of `data` that have labels by their names, not their order.
+    """The line on folders of `data` that have labels by their names or numbers.
 
     names: of the classes of the data, by label
     model_names: of the model's
-    Returns None where the order says the same.
+    Returns None where the order of the names says the same.
     """
     named = {label: name for label, name in enumerate(names or ()) if name is not None}
     ordered = [*named.values()] == sorted(named.values())
     if not data.startswith("folder:") or (ordered and len(named) == len(names)):
         return None
+    way, order = "name", ""
+    if are_labels(names):
+        way = "number"
+    elif model_names is None:
+        model_names = imagenet_names()
+        order = "; the weights name none, ImageNet's order is taken"
     label, name = next(iter(named.items()))
-    words = (model_names or imagenet_names())[label]
-    example = f"{name} is {label}" + f" ({words})" * (words != name)
-    order = "" if model_names else "; the weights name none, ImageNet's order is taken"
+    example = f"{name} is {label}"
+    words = model_names and model_names[label]
+    if words not in (None, name):
+        example += f" ({words})"
     return (
-        f"the {len(named)} folders of {data} are mapped by name to the model's "
+        f"the {len(named)} folders of {data} are mapped by {way} to the model's "
         f"{len(names)} classes: {example}{order}"
     )
+
+
+def kept_order(names: Names | None, data: str) -> str | None:
+    """The line on the order of a run's classes; None where names have one order.
+
+    names: of the classes, by label
+    data: where they are from, as `config.data.name` has it
+    """
+    different = None
+    if names is not None and None not in names:
+        different = two_orders(names)
+    if different is None:
+        return None
+    label = different[0]
+    way = "as text, not by their numbers"
+    if [*names] == sorted(names, key=_by_number):
+        way = "by their numbers, not as text"
+    elif [*names] != sorted(names):
+        way = "as the weights have them"
+    return (
+        f"classes of {data} are sorted {way}: class {label} is {names[label]!r}; the "
+        "run keeps this order"
+    )
+
+
+def are_labels(names: Names) -> bool:
+    """Whether every class that has a name is named by its label, such as "7"."""
+    named = [(label, name) for label, name in enumerate(names) if name is not None]
+    return all(number(name) == label for label, name in named)
 
 
 def other_class(weights: Names | None, data: Names | None):
     """The first class with different names in weights and data.
 
     A class without a name is not compared, nor ImageNet's words with words that are not
-    of ImageNet.
+    of ImageNet, nor words with the numbers of the labels.
 
     weights, data: names by label; None where there are none
     Returns (label, name of the weights, name of the data), or None.
     """
+    if weights is None or data is None:
+        return None
+    numbers = [name for name in weights if name and number(name) is not None]
+    if are_labels(data) and not numbers:
+        return None
     model_names = _lemmas(weights)
     words = model_names is imagenet_lemmas()
-    for label, pair in enumerate(zip(model_names or (), data or (), strict=False)):
-        if None in pair or _same(*pair):
+    for label, pair in enumerate(zip(model_names, data, strict=False)):
+        if None in pair or _same(*map(normalized, pair)):
             continue
         if not words or imagenet_labels(pair[1], lemmas=True):
             return label, weights[label], pair[1]

@@ -7,6 +7,7 @@ import re
 import reprlib
 from typing import NamedTuple
 
+from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.errors import InputError, one_of
 
@@ -144,7 +145,7 @@ def _check_file(name, path):
 
 def _add_name(names, row, text):
     """Add (class name, line) of a label; InputError for one that has another name."""
-    name = (text or "").strip()
+    name = normalized((text or "").strip())
     if not name:
         raise InputError(field="class", value=name, allowed="a name in every row")
     first, line = names.setdefault(row.label, (name, row.line))

@@ -12,8 +12,19 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
 
-# Files of a folder with other endings are not taken for images.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Of every format that Pillow itself decodes, those of public sets first. Other files
+# of a folder are not taken for images: documents, which Ghostscript runs (.eps), films,
+# formats that need a decoder of their own (.wmf, .h5), and what Pillow drops (.im).
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jfif", ".jpe", ".mpo", ".apng"),
+    *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dib"),
+    *(".blp", ".bw", ".cur", ".dcx", ".dds", ".fit", ".fits", ".flc", ".fli", ".ftc"),
+    *(".ftu", ".gbr", ".icb", ".icns", ".ico", ".iim", ".msp", ".pcd", ".pcx"),
+    *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
+    *(".xbm", ".xpm"),
+)
+SOME_EXTENSIONS = ".jpg, .png or .webp"
 MAX_IN_A_ROW = 20  # this many unreadable images in a row stop the run
 MAX_SHARE = 0.01  # and so does more than this share of a source
 # In one image: 270 MB decoded, and a few times as much on the way. From here on Pillow
@@ -36,7 +47,7 @@ log = logging.getLogger("imagepiece_jax.data")
 
 def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
-    allowed = f"names that end in {', '.join(EXTENSIONS)}"
+    allowed = f"files with the ending of an image, such as {SOME_EXTENSIONS}"
     return InputError("holds no images", place=f"folder {folder}", allowed=allowed)
 
 

@@ -2,107 +2,167 @@
 
 import logging
 import os
+import pathlib
+from collections.abc import Mapping
 
-from imagepiece_jax.data.decode import EXTENSIONS, no_image
+from imagepiece_jax.data import class_names, image_files
+from imagepiece_jax.data.decode import no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 
 log = logging.getLogger("imagepiece_jax.data")
 
 
 def open_folder(root, split, num_classes, labeled, labels_by_name):
-    classes = _class_names(root, split if labeled else "val")
+    folders, loose = _class_folders(root, split if labeled else "val")
+    splits = {split: folders}
     other = SPLITS[1 - SPLITS.index(split)]
     if labeled and os.path.isdir(os.path.join(root, other)):
-        difference = set(classes) ^ set(_class_names(root, other))
+        splits[other], _ = _class_folders(root, other)
+        difference = folders.keys() ^ splits[other].keys()
         if difference:
             problem = f"has class {min(difference)!r} in only one of train and val"
             allowed = "the same classes in both"
             raise InputError(problem, place=f"folder {root}", allowed=allowed)
-        _check_apart(root, classes)
     # Names of folders may be any bytes; those of classes are printed.
-    names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
-    class_labels = _labels(root, names, num_classes, labels_by_name or {})
-    num_classes = num_classes or len(classes)
+    names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
+    place = f"folder {root}"
+    if split == "train" or labels_by_name is None:  # others may lack classes
+        check_num_classes(num_classes, len(names), place)
+    num_classes = num_classes or len(names)
+    class_labels = _labels(place, names, num_classes, labels_by_name)
     by_label = dict(zip(class_labels, names, strict=True))
     names = tuple(map(by_label.get, range(num_classes)))
     if split == "train" and not labeled:
         files = _unlabeled_files(root)
         return FileSource(root, files, [-1] * len(files), num_classes, names)
-    files, labels, ignored = [], [], []
-    for label, name in zip(class_labels, classes, strict=True):
-        folder = os.path.join(root, split, name)
-        images = []
-        for entry in _entries(folder):
-            image = entry.name.lower().endswith(EXTENSIONS) and _leads_to(entry.is_file)
-            (images if image else ignored).append(entry.name if image else entry.path)
-        if not images:
-            raise no_image(folder)
-        files += [os.path.join(split, name, file) for file in images]
-        labels += [label] * len(images)
-    if ignored:
-        text = "%s: %d entries are left out, the first is %s: images are files that end"
-        found = os.path.join(root, split), len(ignored), ignored[0]
-        log.warning(text + " in %s", *found, ", ".join(EXTENSIONS))
+    owners = _check_apart(root, splits)
+    files, labels, left_out = [], [], loose
+    for label, name in zip(class_labels, folders.values(), strict=True):
+        found = image_files.list_images(root, os.path.join(split, name))
+        _check_links(root, found.folders, owners)
+        if not found.images:
+            raise no_image(os.path.join(root, split, name))
+        files += found.images
+        labels += [label] * len(found.images)
+        left_out += found.left_out
+    _log_left_out(root, left_out)
     return FileSource(root, files, labels, num_classes, names)
 
 
-def _labels(root, names, num_classes, labels_by_name):
-    """The label of each folder: by its name, if all have one, else by their order."""
-    labels = [labels_by_name.get(name) for name in names]
-    if None not in labels and len({*labels}) == len(labels) > 0:
+def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None):
+    """The label of each class: by its name, or its number, else by their order.
+
+    place: the folder, for errors
+    labels_by_name: of a model's classes, {} where they have no names; None: there is no
+    model that the labels have to agree with
+    """
+    known = labels_by_name or {}
+    labels = [known.get(name) for name in names]
+    if None not in labels and len({*labels}) == len(labels):
         return labels
+    numbers = [class_names.number(name) for name in names]
+    numbered = all(n is not None and n < num_classes for n in numbers)
+    if numbered and not any(class_names.number(name) is not None for name in known):
+        return _distinct(place, numbers, names)
     unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
-    if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
+    if num_classes != len(names) and 0 < len(unknown) < len(names):
         problem = f"has class {unknown[0]!r}, which is not one of the model's "
         problem += f"{num_classes}, as {len(names) - len(unknown)} others are"
         allowed = "names of its classes, or a folder for each"
-        raise InputError(problem, place=f"folder {root}", allowed=allowed)
-    check_num_classes(num_classes, len(names), f"folder {root}")
+        raise InputError(problem, place=place, allowed=allowed)
+    check_num_classes(num_classes, len(names), place)
+    for label, name in enumerate(names):
+        if known.get(name, label) != label:
+            problem = f"has class {name!r}, which is class {known[name]} of the model "
+            problem += (
+                f"and {label} by the order of all, of which it lacks {unknown[0]!r}"
+            )
+            allowed = "names of the model's classes"
+            raise InputError(problem, place=place, allowed=allowed)
+    two_orders = class_names.two_orders(names)
+    if labels_by_name is not None and two_orders:
+        label, text, number = two_orders
+        raise InputError(
+            f"has classes in one order as text and in another as numbers: class {label}"
+            f" is {text!r} or {number!r}, which no name of the model's classes settles",
+            place=place,
+            allowed=f"the model's names, whole numbers from 0 to {num_classes - 1} as "
+            "labels, or numbers of equal length, such as 02 and 10",
+        )
     return [*range(len(names))]
 
 
-def _class_names(root, split):
+def _distinct(place, numbers, names):
+    """The numbers of classes as labels; InputError where two are one."""
+    first = {}
+    for number, name in zip(numbers, names, strict=True):
+        if number in first:
+            problem = f"has class {number} twice, as {first[number]!r} and {name!r}"
+            allowed = "one folder for each class"
+            raise InputError(problem, place=place, allowed=allowed)
+        first[number] = name
+    return numbers
+
+
+def _class_folders(root, split):
+    """({class: name of its folder}, paths of what is no folder) of root/split.
+
+    Classes are sorted. Their names are normalized: some systems spell é as e and an
+    accent, and one of both splits may come from there.
+    """
     folder = os.path.join(root, split)
-    names = [entry.name for entry in _entries(folder) if _leads_to(entry.is_dir)]
-    if not names:
+    hint = "folder:PATH needs PATH/train and PATH/val with one folder of images "
+    hint += "for each class"
+    with within(hint=hint):
+        entries = image_files.entries(folder)
+    folders, loose = {}, []
+    for entry in entries:
+        if not image_files.leads_to(entry.is_dir):
+            loose.append(os.path.join(split, entry.name))
+            continue
+        name = class_names.normalized(entry.name)
+        if name in folders:
+            problem = f"has class {name!r} twice, in two spellings of Unicode"
+            allowed = "one folder for each class"
+            raise InputError(problem, place=f"folder {folder}", allowed=allowed)
+        folders[name] = entry.name
+    if not folders:
         allowed = "one folder of images for each class"
         raise InputError("is empty", place=f"folder {folder}", allowed=allowed)
-    return names
+    return dict(sorted(folders.items())), loose
 
 
-def _check_apart(root, classes):
-    """InputError where two of all folders of images are one, by a symbolic link."""
-    seen = {}
-    for split in SPLITS:
-        for name in classes:
-            folder = os.path.join(root, split, name)
-            first = seen.setdefault(os.path.realpath(folder), folder)
-            if first != folder:
-                problem = f"is the same as {first}, by a link"
-                hint = "each class needs images of its own, in train and in val"
-                raise InputError(problem, place=f"folder {folder}", hint=hint)
+def _check_apart(root, splits):
+    """Folders of all classes by their real paths; InputError where two are one."""
+    owners = {}
+    for split, folders in sorted(splits.items()):
+        for name in folders.values():
+            folder = os.path.join(split, name)
+            real = os.path.realpath(os.path.join(root, folder))
+            if real in owners:
+                raise _same(root, folder, owners[real])
+            owners[real] = folder
+    return owners
 
 
-def _entries(folder):
-    """Entries of a folder sorted by name, hidden ones left out."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        problem, place = f"cannot be read ({error.strerror})", f"folder {folder}"
-        hint = "folder:PATH needs PATH/train and PATH/val with one folder of images "
-        hint += "for each class"
-        raise InputError(problem, place=place, hint=hint) from error
-    return sorted(found, key=lambda entry: entry.name)
+def _check_links(root, folders, owners):
+    """InputError where a link leads from a class to images of another.
+
+    folders: of the class, its own first, by their real paths
+    owners: of `_check_apart`
+    """
+    own = next(iter(folders.values()))
+    for real, folder in folders.items():
+        for place in (real, *map(str, pathlib.PurePath(real).parents)):
+            if owners.get(place, own) != own:
+                raise _same(root, folder, owners[place])
 
 
-def _leads_to(kind):
-    """`kind()`, an entry's is_file or is_dir; False for links that lead nowhere."""
-    try:
-        return kind()
-    except OSError:  # a loop of links, or a target in a folder that cannot be read
-        return False
+def _same(root, folder, first):
+    problem = f"is the same as {os.path.join(root, first)}, or in it, by a link"
+    hint = "each class needs images of its own, in train and in val"
+    return InputError(problem, place=f"folder {os.path.join(root, folder)}", hint=hint)
 
 
 def _unlabeled_files(root):
@@ -111,22 +171,19 @@ def _unlabeled_files(root):
     InputError where there are none, and where a folder is root/val or in it, by a link.
     """
     folder, tested = (os.path.join(root, split) for split in SPLITS)
-    tested_on, seen, files = os.path.realpath(tested), set(), []
-    for path, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()  # a link to what has been read
-            continue
-        seen.add(real)
+    tested_on = os.path.realpath(tested)
+    found = image_files.list_images(root, SPLITS[0])
+    for real, inside in found.folders.items():
         if os.path.commonpath((real, tested_on)) == tested_on:
-            problem, place = f"is a part of {tested}, by a link", f"folder {path}"
+            problem = f"is a part of {tested}, by a link"
+            place = f"folder {os.path.join(root, inside)}"
             raise InputError(problem, place=place, hint="training needs its own")
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            os.path.relpath(os.path.join(path, name), root)
-            for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not files:
+    if not found.images:
         raise no_image(folder)
-    return files
+    _log_left_out(root, found.left_out)
+    return found.images
+
+
+def _log_left_out(root, left_out):
+    if note := image_files.left_out_note(root, left_out):
+        log.warning(note)

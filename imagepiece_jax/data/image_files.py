@@ -1,7 +1,9 @@
-"""Images that a command line names."""
+"""Image files: all of a folder, by one rule, and those that a command line names."""
 
+import os
 import pathlib
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,10 +12,81 @@ from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, within
 
 
-def find_images(words: list[str]) -> list[pathlib.Path]:
-    """The files that `words` name; a folder stands for its images, in order of name.
+class Listing(NamedTuple):
+    """Files of a folder and its sub-folders, by paths relative to a root."""
 
-    Raises InputError where there is none.
+    images: list[str]
+    left_out: list[str]  # files of other kinds, and links that lead nowhere
+    folders: dict[str, str]  # each folder that was read, by its real path
+
+
+def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
+    """The images in the folder `inside` of `root`, and in its sub-folders.
+
+    An image is a file that ends in one of `decode.EXTENSIONS`. Files of a folder come
+    in order of their names, and before those of its sub-folders. Hidden files and
+    folders are passed over, and a folder that links lead to again is read once.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    found = Listing([], [], {})
+    _add(found, root, inside)
+    return found
+
+
+def _add(found, root, inside):
+    folder = os.path.join(root, inside) if inside else root
+    real = os.path.realpath(folder)
+    if real in found.folders:
+        return
+    found.folders[real] = inside
+    sub_folders = []
+    for entry in entries(folder):
+        path = os.path.join(inside, entry.name)
+        if leads_to(entry.is_dir):
+            sub_folders.append(path)
+        elif entry.name.lower().endswith(EXTENSIONS) and leads_to(entry.is_file):
+            found.images.append(path)
+        else:
+            found.left_out.append(path)
+    for path in sub_folders:
+        _add(found, root, path)
+
+
+def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
+    """Entries of a folder by name, hidden ones left out; InputError for none."""
+    try:
+        with os.scandir(folder) as found:
+            shown = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise InputError(problem, place=f"folder {folder}") from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def leads_to(kind) -> bool:
+    """`kind()`, an entry's is_file or is_dir; False for links that lead nowhere."""
+    try:
+        return kind()
+    except OSError:  # a loop of links, or a target in a folder that cannot be read
+        return False
+
+
+def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
+    """The line on files that are `left_out`; None where there is none."""
+    if not left_out:
+        return None
+    first = os.path.join(root, left_out[0])
+    others = len(left_out) - 1
+    what = f"{first} and {others} more are" if others else f"{first} is"
+    endings = decode.SOME_EXTENSIONS
+    return f"{what} left out; images are files with endings such as {endings}"
+
+
+def find_images(words: list[str]) -> list[pathlib.Path]:
+    """The files that `words` name; a folder stands for its images, by `list_images`.
+
+    Prints which files of a folder are left out. Raises InputError where there is none.
     """
     if not words:
         raise InputError("no images are named", hint="name image files or folders")
@@ -22,10 +95,12 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
-        if not inside:
-            raise decode.no_image(f"{path} itself")
-        files += inside
+        found = list_images(path)
+        if not found.images:
+            raise decode.no_image(path)
+        if note := left_out_note(path, found.left_out):
+            print(f"note: {note}", flush=True)
+        files += [path / image for image in found.images]
     return files
 
 

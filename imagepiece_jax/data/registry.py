@@ -28,7 +28,7 @@ def open_source(
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m tools.prepare_imagenet` writes
     digits          1,797 handwritten digits, 16x16, inside the package
-    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
+    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; see `labels_by_name`
     csv:FILE        see `open_csv`; paths relative to FILE
 
     name: one of these
@@ -37,10 +37,14 @@ def open_source(
     labeled: whether training images have labels; else theirs are -1, whatever a table
     says, and those of a folder may be anywhere in PATH/train
     labels_by_name: labels of a model of `num_classes`, by names that the folders of its
-    classes may have; where all folders have one, they decide, and some classes may have
-    none
-    Raises InputError for an unknown name, for missing, empty or unreadable files and
-    for labels that do not fit `num_classes`.
+    classes may have; {} for a model whose classes have no names, None for no model.
+    Where all folders have such a name, it is the label. Where all are named by whole
+    numbers below `num_classes`, and no class of the model is, the number is the label.
+    In both cases test images of some classes are enough. Other folders are sorted as
+    text
+    Raises InputError for an unknown name, for missing, empty or unreadable files, for
+    labels that do not fit `num_classes`, and for folders whose order by numbers is
+    another than as text where a model's classes have to agree with it.
     """
     one_of("split", split, SPLITS)
     kind, _, path = name.partition(":")

@@ -301,13 +301,20 @@ class RunConfig(RunFields):
         with in_config():
             return dataclasses.replace(self.model, **changes).create(reduction)
 
-    def source(self, split: str) -> Source:
+    def source(
+        self, split: str, labels_by_name: Mapping[str, int] | None = None
+    ) -> Source:
         """The images of "train" or "val"; labels that the loss does not read are not.
 
+        labels_by_name: of classes that the run has already, as `open_source` takes them
         Raises InputError where they cannot be opened or do not fit the config.
         """
-        labeled, classes = not self.distill.unlabeled, self.num_classes
-        return self.data.source(split, num_classes=classes, labeled=labeled)
+        return self.data.source(
+            split,
+            num_classes=self.num_classes,
+            labeled=not self.distill.unlabeled,
+            labels_by_name=labels_by_name,
+        )
 
     def eval_source(self, name: str, names: class_names.Names | None) -> Source:
         """The images of an evaluation, labeled by the `names` of the model's classes.
@@ -316,14 +323,18 @@ class RunConfig(RunFields):
         """
         own, place = self.eval.sets[name], name and f"config.eval.sets.{name}"
         data = dataclasses.replace(self.data, name=own.data or self.data.name)
-        labels = own.classes or class_names.labels_by_name(names, self.num_classes)
+        wanted = None
+        if own.classes is not None:
+            given = own.classes.items()
+            wanted = {class_names.normalized(k): label for k, label in given}
+        labels = wanted or class_names.labels_by_name(names, self.num_classes)
         with within(place=place):
             # A table may have no labels of training images: `labeled` is of these.
             options = {"num_classes": self.num_classes, "labels_by_name": labels}
             source = data.source("val", **options, labeled=not self.distill.unlabeled)
-        if own.classes is not None:
+        if wanted is not None:
             found = {k: i for i, k in enumerate(source.class_names or ()) if k}
-            if found != own.classes:
+            if found != wanted:
                 field = f"{place}.classes"
                 raise InputError(field=field, value=own.classes, allowed=f"{found}")
             source.class_names = names
@@ -467,6 +478,7 @@ class Length:
 class Data:
     """All images of a run, and this process's share of their batches.
 
+    labels_by_name: as `RunConfig.source` takes them
     train: a Source
     eval_sets: the Source of each evaluation, by name
     names: (field, its value, "training" or the name of the evaluation) of each Source
@@ -477,11 +489,16 @@ class Data:
         on the devices of `placement`.
     """
 
-    def __init__(self, run: RunConfig, placement: Placement):
+    def __init__(
+        self,
+        run: RunConfig,
+        placement: Placement,
+        labels_by_name: Mapping[str, int] | None = None,
+    ):
         run.check_training(placement)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.preprocessing()
-        self.train = run.source("train")
+        self.train = run.source("train", labels_by_name)
         names = self.train.class_names
         self.eval_sets = {name: run.eval_source(name, names) for name in run.eval.sets}
         self.names = [("config.data.name", run.data.name, "training")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.data.class_names import check_classes
+from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
@@ -41,6 +41,31 @@ class InitialWeights:
         path = self._run.teacher.weights
         return read_metadata(path) if path else None
 
+    def _earlier(self, workdir):
+        """Metadata of the run in `workdir` that is resumed; None for a new one."""
+        begun = run_dir.took_steps(workdir) and runs.is_run(workdir)
+        return read_metadata(workdir) if begun else None
+
+    def labels_by_name(self, workdir) -> dict[str, int] | None:
+        """Labels of the run's classes by names; None where it numbers them itself.
+
+        A run in `workdir` has its own. The classes of a new one are those of the head
+        that it starts with, else those of its teacher.
+        """
+        run = self._run
+        weights = self._earlier(workdir)
+        if weights is None and run.init.weights and "head" not in run.init.fresh:
+            weights = self.start
+        taught = run.teacher.weights and hub.exists(run.teacher.weights)
+        if weights is None and taught:
+            weights = self.teacher
+        if weights is None:
+            return None
+        names = weights.class_names
+        if names is not None and len(names) != run.num_classes:
+            return None  # which is refused where the weights are read
+        return labels_by_name(names, run.num_classes)
+
     def normalization(self, workdir) -> dict[str, Any]:
         """The config.model.mean and std of a run; {} where it has either.
 
@@ -70,8 +95,8 @@ class InitialWeights:
 
     def _normalized_as(self, workdir):
         """(path, Metadata) pairs, whose normalization a run may have."""
-        if run_dir.took_steps(workdir) and runs.is_run(workdir):
-            return [(workdir, read_metadata(workdir))]
+        if earlier := self._earlier(workdir):
+            return [(workdir, earlier)]
         run, start, teacher = self._run, self.start, self.teacher
         sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
@@ -92,8 +117,8 @@ class InitialWeights:
         Raises InputError where a class is another, by name.
         """
         run, data = self._run, f"config.data.name {self._run.data.name!r}"
-        if run_dir.took_steps(workdir) and runs.is_run(workdir):
-            before = read_metadata(workdir).names_of_data
+        if earlier := self._earlier(workdir):
+            before = earlier.names_of_data
             with within(hint="choose another --workdir, or the data of its training"):
                 check_classes(before, str(workdir), names, data)
         if run.teacher.weights and hub.exists(run.teacher.weights):

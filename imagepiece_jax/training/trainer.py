@@ -12,7 +12,7 @@ import pathlib
 import jax
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import loader
+from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import in_config
@@ -81,8 +81,11 @@ class Run:
             self.config = run = dataclasses.replace(run, model=normalized).resolved()
             self.model = run.create_model(parallel.AXIS)  # as it is evaluated
             dense = run.create_dense()
-            self.data = Data(run, parallel.placement(run.grad_accum_steps))
+            placement = parallel.placement(run.grad_accum_steps)
+            self.data = Data(run, placement, initial.labels_by_name(workdir))
             length, names = self.data.length, self.data.train.class_names
+            if line := class_names.kept_order(names, run.data.name):
+                say(f"note: {line}")
             # The learning rate by step, and an optax transformation.
             self.rate, self.optimizer = optimizer.create(
                 run.optim, length.steps_per_epoch, run.reduction.param_groups

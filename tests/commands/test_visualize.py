@@ -9,6 +9,7 @@ from PIL import Image
 from imagepiece_jax.commands import visualize
 from imagepiece_jax.data import image_files
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.command import call
 from tests.models import tiny
@@ -59,6 +60,57 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     page = (out / "index.html").read_text()
     assert page.startswith("<!doctype html>") and "vit_mini.npz" in page
     assert json.loads((out / "provenance.json").read_text())["images"] == names
+
+
+def test_a_folder_stands_for_what_is_read_of_it(tmp_path, capsys):
+    """As `folder:PATH` lists it: hidden files are passed over, others are named."""
+    picture = Image.new("RGB", (32, 32))
+    names = (
+        "b.avif",
+        "c.jfif",
+        "d.ppm",
+        "f.jp2",
+        "g.JPG",
+        "dir.jpg/a.png",
+        "sub/h.gif",
+    )
+    for name in names:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        picture.save(file, "JPEG" if file.suffix in (".jfif", ".JPG") else None)
+    for name in ("._a.jpg", ".DS_Store", "notes.txt", "x.eps"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / ".hidden").mkdir()
+    picture.save(tmp_path / ".hidden" / "i.png")
+    found = image_files.find_images([tmp_path])
+    assert [str(file.relative_to(tmp_path)) for file in found] == [*names]
+    said = f"note: {tmp_path}/notes.txt and 1 more are left out; images are files with"
+    assert capsys.readouterr().out.startswith(said)
+    images, read = image_files.read_images(found, Preprocessing(tiny.SIDE, crop=0.5))
+    assert len(read) == len(names)
+    # The same files are a class of a set.
+    source = open_source(f"folder:{_as_class(tmp_path)}", "val")
+    inside = [source.name(i).split("/val/ant/")[1] for i in range(len(source))]
+    assert inside == [*names]
+    hidden = tmp_path / "._a.jpg"
+    assert image_files.find_images([hidden]) == [hidden]  # it is named
+
+
+def _as_class(folder):
+    """The root of a set whose only class is `folder`."""
+    root = folder.parent / f"{folder.name}_set"
+    (root / "val").mkdir(parents=True)
+    (root / "val" / "ant").symlink_to(folder)
+    return root
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    def scandir(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(image_files.os, "scandir", scandir)
+    with pytest.raises(InputError, match=f"folder {tmp_path} cannot be read"):
+        image_files.find_images([tmp_path])
 
 
 def test_images_are_read_as_for_evaluation(folder):

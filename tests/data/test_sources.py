@@ -151,7 +151,7 @@ def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
 def test_linked_folders_are_no_other_images(folder, link, target, place, other):
     shutil.rmtree(folder / link)
     (folder / link).symlink_to(folder / target)
-    message = f"{place} is the same as {folder}/{other}, by a link"
+    message = f"{place} is the same as {folder}/{other}, or in it, by a link"
     for split in ("train", "val"):
         with pytest.raises(InputError, match=message):
             open_source(f"folder:{folder}", split)
@@ -186,22 +186,73 @@ def test_unlabeled_images_are_there_and_never_tested_on(folder):
         unlabeled(folder)
 
 
-@pytest.mark.parametrize("suffix", EXTENSIONS)
+Image.init()  # all formats of Pillow
+FORMATS = Image.registered_extensions()
+OF_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
+# Formats that Pillow writes, but not of a picture in color.
+GRAY = {"BLP", "MSP", "XBM"}
+WRITTEN = {suffix for suffix, name in FORMATS.items() if name in {*Image.SAVE} - GRAY}
+
+
+@pytest.mark.parametrize("suffix", sorted({*EXTENSIONS} & WRITTEN))
 def test_images_of_a_folder_are_of_any_known_format(folder, suffix):
     save(folder / "val" / "ant" / f"1{suffix}", (200, 100, 0))
     image, label = open_source(f"folder:{folder}", "val").read(1)
     assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3 and label == 0
 
 
-def test_what_is_left_out_of_a_folder_is_logged(folder, caplog):
-    save(folder / "train" / "ant" / "more" / "0.png", (0, 0, 0))
+def test_every_format_that_pillow_decodes_is_one_of_images():
+    """What is named is read by Pillow, so a folder's files are listed by it, too."""
+    opened = {name for name in FORMATS.values() if name in Image.OPEN} - OF_OTHERS
+    decoded = {suffix for suffix, name in FORMATS.items() if name in opened}
+    assert decoded | {".mpo"} >= {*EXTENSIONS}
+    assert decoded & WRITTEN <= {*EXTENSIONS}
+
+
+def test_what_is_left_out_of_a_folder_is_logged_once(folder, caplog):
+    (folder / "train" / "loose.png").touch()
+    (folder / "train" / "zebra" / ".hidden.jpg").touch()
     assert len(open_source(f"folder:{folder}", "train")) == 6
     (record,) = caplog.records
-    first = f"the first is {folder}/train/ant/more: images are files that end in .jpg"
-    assert f"{folder}/train: 2 entries are left out, {first}" in record.getMessage()
+    said = f"{folder}/train/loose.png and 1 more are left out; images are files with"
+    assert record.getMessage().startswith(said)
     caplog.clear()
     open_source(f"folder:{folder}", "val")
     assert not caplog.records
+
+
+def test_images_of_a_class_may_be_in_sub_folders(folder):
+    """As torchvision and timm read them; its own come first, as they did before."""
+    for place in ("b/2.png", "b/deep/3.png", "a/1.png", ".hidden/4.png", "5.jpg/6.png"):
+        save(folder / "val" / "zebra" / place, (1, 2, 3))
+    (folder / "val" / "zebra" / "b" / "again").symlink_to(folder / "val" / "zebra")
+    source = open_source(f"folder:{folder}", "val")
+    names = [source.name(i).removeprefix(f"{folder}/val/") for i in range(len(source))]
+    inside = ["0.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
+    assert names == ["ant/0.png", *(f"zebra/{place}" for place in inside)]
+    assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
+    assert source.read(2)[0][0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "link, target, owner",
+    [
+        ("train/ant/more", "train/zebra", "train/zebra"),
+        ("train/ant/more", "val/ant", "val/ant"),
+        ("train/ant/more", "val/ant/deep", "val/ant"),
+        ("val/ant", "train/ant/deep", "train/ant"),
+    ],
+)
+def test_links_inside_a_class_lead_to_no_other_images(folder, link, target, owner):
+    for split in ("train", "val"):
+        save(folder / split / "ant" / "deep" / "1.png", (0, 0, 0))
+    moved = folder / target
+    if (folder / link).exists():
+        shutil.rmtree(folder / link)
+    (folder / link).symlink_to(moved)
+    split = link.split("/")[0]
+    with pytest.raises(InputError, match=f"is the same as .*{owner}, or in it"):
+        open_source(f"folder:{folder}", split)
 
 
 @pytest.mark.parametrize("target", ["nowhere.jpg", "loop.jpg"])
@@ -211,8 +262,8 @@ def test_links_that_lead_nowhere_are_left_out(folder, caplog, target):
         (place / "loop.jpg").symlink_to(place / target)
     assert len(open_source(f"folder:{folder}", "val")) == 2
     (record,) = caplog.records
-    link = f"{folder}/val/ant/loop.jpg"
-    assert f"val: 1 entries are left out, the first is {link}: " in record.getMessage()
+    said = f"{folder}/val/loop.jpg and 1 more are left out; "
+    assert record.getMessage().startswith(said)
 
 
 def test_images_as_they_are_stored(folder):

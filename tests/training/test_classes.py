@@ -11,15 +11,17 @@ from PIL import Image
 import imagepiece_jax
 from experiments import __main__ as experiments
 from imagepiece_jax.commands import evaluate, train
+from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.config import Data, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence
@@ -247,6 +249,180 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     source = open_source(data, "val", num_classes=2, labels_by_name={"bee": 0})
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert class_names.mapped_classes(source.class_names, data, None) is None
+
+
+WHOLE = [*map(str, range(12))]
+AS_TEXT = ["0", "1", "10", "11", *WHOLE[2:10]]
+
+
+@pytest.mark.parametrize(
+    "names, classes, known, expected",
+    [
+        (WHOLE, 12, None, WHOLE),
+        (WHOLE, None, None, WHOLE),
+        (WHOLE, 12, {}, WHOLE),
+        (WHOLE, 12, {"ant": 3, "bee": 0}, WHOLE),
+        (["3", "10"], 12, {}, ["3", "10"]),
+        (["010", "03"], 12, {"ant": 3}, ["03", "010"]),
+        (WHOLE, 12, {name: i for i, name in enumerate(AS_TEXT)}, AS_TEXT),
+        (["3", "10"], 12, {"3": 1, "10": 0}, ["10", "3"]),
+        (WHOLE[1:], 11, None, ["1", "10", "11", *WHOLE[2:10]]),
+        (["a2", "a10"], 2, None, ["a10", "a2"]),
+        (["a2", "a10"], 2, {"a2": 0, "a10": 1}, ["a2", "a10"]),
+        (["a2", "b10"], 2, {}, ["a2", "b10"]),
+        (["x", "\u0663", "\u0661\u0660"], 3, {}, ["x", "\u0661\u0660", "\u0663"]),
+    ],
+)
+def test_a_folder_of_a_number_has_this_label(tmp_path, names, classes, known, expected):
+    """Unless the model's classes have such names; without a model, text sorts others.
+
+    ImageNetV2's folders are 0 to 999, by label.
+    """
+    data = f"folder:{folder(tmp_path, *names)}"
+    source = open_source(data, "val", num_classes=classes, labels_by_name=known)
+    found = {}
+    for file, label in zip(source.files, source.labels.tolist(), strict=True):
+        found.setdefault(label, file.decode().split("/")[1])
+    assert [found[label] for label in sorted(found)] == expected
+    named = [name for name in source.class_names if name is not None]
+    assert named == expected
+    if known in (None, {}) and expected == WHOLE:
+        assert sorted(found) == [*range(12)]
+    if len(names) == 2 and classes == 12:
+        wanted = known if "3" in known else {name: int(name) for name in names}
+        assert {name: label for label, name in found.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    "names, classes, known, message",
+    [
+        (WHOLE[1:], 11, {}, "class 1 is '10' or '2', which no name"),
+        (WHOLE[1:], 11, {"ant": 1}, "class 1 is '10' or '2', which no name"),
+        (["a2", "a10"], 2, {}, "class 0 is 'a10' or 'a2', which no name"),
+        (["1", "01"], 2, {}, "has class 1 twice, as '01' and '1'"),
+        (["0", "12"], 12, {}, "config.num_classes is 12, but folder .* has 2 classes"),
+        (["3", "10"], 12, None, "config.num_classes is 12, but folder .* 2 classes"),
+        (["cat", "dog"], 2, {"cat": 1}, "class 'cat', which is class 1 .* lacks 'dog'"),
+    ],
+)
+def test_an_order_that_nothing_settles(tmp_path, names, classes, known, message):
+    data = f"folder:{folder(tmp_path, *names)}"
+    with pytest.raises(InputError, match=message):
+        open_source(data, "val", num_classes=classes, labels_by_name=known)
+
+
+def test_some_classes_are_enough_for_a_test_alone(tmp_path):
+    data = f"folder:{folder(tmp_path, '3', '10')}"
+    known = {str(number): number for number in range(12)}
+    for labels in ({}, known):
+        with refused("config.num_classes", 12, "2 classes"):
+            open_source(data, "train", num_classes=12, labels_by_name=labels)
+
+
+def test_numbers_are_no_other_names_of_a_models_classes():
+    names = ("ant", "bee", "cat")
+    assert class_names.other_class(names, ("0", "1", "2")) is None
+    assert class_names.other_class(names, (None, "1", None)) is None
+    assert class_names.other_class(names, ("1", "2", "3")) == (0, "ant", "1")
+    assert class_names.other_class(("0", "1", "10"), ("0", "1", "2")) == (2, "10", "2")
+    line = class_names.mapped_classes((None, "1", None), "folder:x", names)
+    assert line == (
+        "the 1 folders of folder:x are mapped by number to the model's 3 classes: 1 is "
+        "1 (bee)"
+    )
+
+
+# é, as Linux and Windows write it and as macOS does.
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
+    for split, name in (("train", COMPOSED), ("val", DECOMPOSED)):
+        for each in (name, "cafz"):
+            (tmp_path / split / each).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / split / each / "0.png")
+    data = f"folder:{tmp_path}"
+    for split in ("train", "val"):  # é is behind z, and e before it
+        source = open_source(data, split, num_classes=2)
+        assert source.class_names == ("cafz", COMPOSED)
+        label = {source.name(i).split("/")[-2]: source.read(i)[1] for i in range(2)}
+        assert label.pop("cafz") == 0 and [*label.values()] == [1]
+    for names in ((COMPOSED, "cafz"), (DECOMPOSED, "cafz")):
+        known = class_names.labels_by_name(names, 2)
+        source = open_source(data, "val", num_classes=2, labels_by_name=known)
+        assert source.class_names == (COMPOSED, "cafz")
+        assert class_names.other_class(names, source.class_names) is None
+    table = tmp_path / "set.csv"
+    rows = [f"val/{DECOMPOSED}/0.png,1,{DECOMPOSED}", f"train/{COMPOSED}/0.png,1,"]
+    table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
+    source = open_source(f"csv:{table}", "val", num_classes=2)
+    assert source.class_names == (None, COMPOSED)
+    sets = {"one": {}, "other": {"data": data, "classes": {DECOMPOSED: 1, "cafz": 0}}}
+    config = configured(**{"data.name": data})
+    config.eval.sets, config.eval.best_set = sets, "one"
+    run = RunConfig.from_config(config)
+    assert run.eval_source("other", ("a", "b")).class_names == ("a", "b")
+    (tmp_path / "val" / COMPOSED).mkdir()
+    with pytest.raises(InputError, match=f"class '{COMPOSED}' twice, in two spellings"):
+        open_source(data, "val")
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Folders 0 to 11, and a run that was trained on them in the order of text."""
+    data = folder(tmp_path_factory.mktemp("numbered"), *WHOLE)
+    workdir = tmp_path_factory.mktemp("runs") / "old"
+    config = configured(num_classes=12, **{"data.name": f"folder:{data}"})
+    run_dir.record_start(workdir, config.to_dict())
+    run_dir.record_classes(workdir, AS_TEXT)
+    (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    return config, workdir
+
+
+@pytest.mark.parametrize(
+    "fields, resumed, names",
+    [
+        ({}, True, AS_TEXT),
+        ({}, False, WHOLE),
+        ({"init.weights": "old"}, False, AS_TEXT),
+        ({"init.weights": "old", "init.fresh": ("head",)}, False, WHOLE),
+        ({"teacher.weights": "old"}, False, AS_TEXT),
+    ],
+    ids=["resumed", "new", "started", "fresh", "taught"],
+)
+def test_an_old_run_keeps_the_order_of_its_classes(
+    numbered, tmp_path, fields, resumed, names
+):
+    """And so do those that start from its head, or learn from it."""
+    config, old = numbered
+    config = config.copy_and_resolve_references()
+    config.batch_size = 24
+    fields = {k: str(old) if v == "old" else v for k, v in fields.items()}
+    config.update_from_flattened_dict(fields)
+    run = RunConfig.from_config(config)
+    start = InitialWeights(run)
+    workdir = old if resumed else tmp_path / "new"
+    data = Data(run, Placement(), start.labels_by_name(workdir))
+    assert [*data.train.class_names] == names
+    for source in (data.train, data.eval_sets[""]):
+        files = [file.decode().split("/")[1] for file in source.files]
+        assert files == [names[label] for label in source.labels]
+        # Labels and files of the old rule, so that the run finds its images again.
+        root = config.data.name.removeprefix("folder:")
+        split = source.files[0].decode().split("/")[0]
+        listed = [f"{split}/{name}/{i}.png" for name in AS_TEXT for i in range(2)]
+        labels = [label for label in range(12) for _ in range(2)]
+        before = FileSource(root, listed, labels, 12)
+        assert (source.digest == before.digest) == (names == AS_TEXT)
+    start.check_classes(workdir, data.train.class_names, resumed)
+    line = class_names.kept_order(data.train.class_names, config.data.name)
+    way = "by their numbers, not as text: class 2 is '2'"
+    if names == AS_TEXT:
+        way = "as text, not by their numbers: class 2 is '10'"
+    assert (
+        line
+        == f"classes of {config.data.name} are sorted {way}; the run keeps this order"
+    )
 
 
 def test_evaluate_maps_folders_to_imagenets_classes(assets):

@@ -1,0 +1,36 @@
+"""Files and labels of folders of classes, as torchvision and timm have them."""
+
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data.registry import open_source
+
+datasets = pytest.importorskip("torchvision.datasets")
+readers = pytest.importorskip("timm.data.readers.reader_image_folder")
+
+
+def write(root, *files):
+    for file in files:
+        path = root / "val" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+
+
+def pairs(root):
+    source = open_source(f"folder:{root}", "val")
+    names = [source.name(index) for index in range(len(source))]
+    return {*zip(names, source.labels.tolist(), strict=True)}
+
+
+def test_sub_folders_are_read_as_torchvision_does(tmp_path):
+    write(tmp_path, "bee/1.png", "bee/deep/er/2.jpg", "ant/x.ppm", "ant/y/z.webp")
+    theirs = datasets.ImageFolder(tmp_path / "val").samples
+    assert pairs(tmp_path) == {*theirs} and len(theirs) == 4
+
+
+def test_folders_of_numbers_are_labeled_as_timm_does(tmp_path):
+    write(tmp_path, *(f"{number}/0.png" for number in range(12)))
+    theirs = readers.find_images_and_targets(str(tmp_path / "val"))[0]
+    assert pairs(tmp_path) == {*theirs}
+    as_text = datasets.ImageFolder(tmp_path / "val").samples
+    assert pairs(tmp_path) != {*as_text}  # torchvision's, of which 2 is class 4
