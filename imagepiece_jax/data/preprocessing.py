@@ -141,17 +141,10 @@ class Preprocessing(CheckedFields):
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
-        if self.crop_mode == "squash":
-            tall, wide = (int(side / self._crop) for side in self.shape)
-        else:
+        tall, wide = (int(side / self._crop) for side in self.shape)
+        if self.crop_mode == "center":
             image = _middle(image)
-            rows, columns = image.shape[:2]
-            if rows * width <= columns * height:
-                tall = int(height / self._crop)
-                wide = int(tall * columns / rows)
-            else:
-                wide = int(width / self._crop)
-                tall = int(wide * rows / columns)
+            tall, wide = _same_aspect(image, tall, wide)
         if self.rule == "transformers":
             top, left = (tall - height) // 2, (wide - width) // 2
             image = resize_exactly(image, len(image), wide, self.interpolation)
@@ -186,6 +179,20 @@ def resize_exactly(
     """
     how = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), how))
+
+
+def _same_aspect(image, tall, wide):
+    """(height, width) of an image resized to cover (tall, wide).
+
+    As timm rounds: down where that is a square, as torchvision, else to the nearest.
+    """
+    rows, columns = image.shape[:2]
+    if tall != wide:
+        ratio = min(rows / tall, columns / wide)
+        return round(rows / ratio), round(columns / ratio)
+    if rows <= columns:
+        return tall, int(tall * columns / rows)
+    return int(wide * rows / columns), wide
 
 
 def _middle(image):

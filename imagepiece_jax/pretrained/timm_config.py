@@ -7,6 +7,7 @@ from typing import Any
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import class_names
+from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
@@ -32,7 +33,8 @@ def is_eva(arch: Architecture) -> bool:
 
 
 # Reading.
-NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
+# The epsilon of timm's LayerNorm, which is that of a class without an argument.
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Arguments in model_args: those that change parts of an Architecture, those that are
 # sizes, and those that change no logits, or nothing that tensors do not show.
 PARTS = (*SAME, "no_embed_class", "init_values", "global_pool", "final_norm", "fc_norm")
@@ -40,6 +42,11 @@ SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+IDLE += ("device", "dtype")
+# Arguments of parts that no model here has, with the values that leave them out.
+ABSENT = dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), [False])
+ABSENT |= {"dynamic_img_pad": [False], "proj_bias": [True], "pos_embed": ["learn"]}
+ABSENT |= {"embed_norm_layer": [None], "in_chans": [3]}
 # Arguments that timm writes for every model, also for a published one.
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
@@ -68,8 +75,13 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
         sizes = sizes | {"image_size": size}
+    if images.get("label_offset"):
+        offset = images["label_offset"]
+        problem = f"is {offset}, so the head has outputs that are no classes"
+        raise InputError(problem, field="label_offset", value=offset, allowed="0")
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
-    crop = {k: images[key] for k, key in keys.items() if images.get(key) is not None}
+    crop = {k: images[key] for k, key in keys.items() if images.get(key)}
+    crop = {"crop": DEIT_CROP} | crop  # also for small images
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = published_class_names(full_name, classes)
@@ -125,12 +137,12 @@ def _arguments(arguments, name):
         if field == "num_heads":
             changes[field] = value
         elif field == "act_layer" and not is_eva(arch):
-            acts = SILUS if arch.mlp == "swiglu" else TIMM_GELUS
+            acts = SILUS if arch.mlp == "swiglu" else TIMM_GELUS | {None: "exact"}
             changes["gelu"] = one_of(path, value, acts)
         elif field == "norm_layer":
             changes["norm_eps"] = one_of(path, value, NORMS)
-        elif field == "in_chans":
-            one_of(path, value, [3])
+        elif field in ABSENT:
+            one_of(path, value, ABSENT[field])
         elif field not in (*PARTS, *SIZES, *IDLE):
             problem = f"is {value!r}, which no model has"
             raise InputError(problem, field=path, value=value)

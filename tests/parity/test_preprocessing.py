@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import hub_configs, transformers_config
 
@@ -36,11 +37,15 @@ def picture(height, width):
         (28, 1.0, "center"),
         (32, 1.0, "squash"),
         (31, 0.875, "squash"),
+        ((24, 40), 0.9, "center"),
+        ((45, 28), 1.0, "center"),
+        ((31, 32), 0.95, "center"),
+        ((31, 32), 0.875, "squash"),
     ],
 )
 def test_timms_crops(shape, interpolation, size, crop, mode):
     theirs = create_transform(
-        (3, size, size),
+        (3, *sides(size)),
         crop_pct=crop,
         crop_mode=mode,
         interpolation=interpolation,
