@@ -184,11 +184,13 @@ def _row(vit, image, trace, maps, dense, index):
     patches, pixels = math.prod(trace.grid), image.shape[:2]
     image = token_pictures.enlarged(image)
     panels = [(vit.label, image, f"{vit.gmacs:.2f} GMACs")]
+    steps = [stage.source[index] for stage in trace.stages]
+    colors = token_pictures.outline_colors(steps, trace.grid)
     for block in AFTER:
         before = [stage for stage in trace.stages if stage.block <= block]
         source = before[-1].source[index] if before else np.arange(patches)
         tokens = before[-1].tokens if before else patches
-        drawn = token_pictures.draw_groups(image, source, trace.grid)
+        drawn = token_pictures.draw_groups(image, source, trace.grid, colors)
         panels.append((f"after block {block}", drawn, f"{tokens} tokens"))
     drawn = token_pictures.draw_values(image, maps[index].ravel(), pixels)
     (iou,) = overlap(maps[[index]], dense[[index]])

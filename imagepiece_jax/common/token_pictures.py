@@ -21,6 +21,8 @@ _MEAN, _PALE, _FADED, _VALUE = 0.55, 0.3, 0.8, 0.75
 # Stripes: an even tone looks like a gray patch of a gray image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
+# Of the circle of hues: what keeps the outlines of two tokens that touch apart.
+_APART = 1 / 8
 
 # The page, in pixels.
 _PANEL = 224  # sides of a picture, at least
@@ -28,28 +30,33 @@ _MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
 _FONT_SIZE, _LETTER = 11, 8.2
 CAPTION = (
     "Each outlined area is one token, filled with the mean color of its patches. "
-    "Patches merged into one token share a colored outline, wherever they lie. "
+    "Patches merged into one token share the color of their outlines, wherever they "
+    "lie; tokens that touch have different colors, tokens apart may have the same. "
     "Striped patches were dropped."
 )
 
 
-def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
+def draw_groups(
+    image: np.ndarray, source: np.ndarray, grid, colors: np.ndarray | None = None
+) -> np.ndarray:
     """Draw the tokens on the image.
 
     A kept patch is blended with the mean color of its group, a dropped one fades into
     stripes. Pixels next to another group are outline: two wide and of a bright color
     where several patches were merged, one wide and pale where the token is a single
-    patch. The bright color is that of the group's first patch, so it stays from step to
-    step.
+    patch.
 
     image: uint8 [H, W, 3]
     source: int [h * w]
     grid: (h, w), which divides (H, W)
+    colors: of `outline_colors` for all steps of the image, so that a token keeps its
+        color from step to step; None: for this step alone
     Returns uint8 [H, W, 3].
     """
     image, source = np.asarray(image), np.asarray(source)
+    colors = outline_colors([source], grid) if colors is None else colors
     slots = _to_pixels(source.reshape(grid), image)
-    hues = _to_pixels(_hues(source).reshape(*grid, 3), image)
+    hues = _to_pixels(colors[_first(source)].reshape(*grid, 3), image)
     means = _to_pixels(mean_colors(image, source, grid), image)
     pixels = image.astype(np.float32)
     present = (slots >= 0)[..., None]
@@ -61,6 +68,58 @@ def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
     drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
     bright = present & merged & _border(slots, 2)[..., None]
     return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
+
+
+def outline_colors(sources, grid) -> np.ndarray:
+    """Colors of outlines that no two tokens share which touch in one of the steps.
+
+    A token that absorbs others keeps the color of its first patch. Its hue depends on
+    the place of that patch, unless one of a neighbor is near: then it is the middle of
+    the widest gap between those of its neighbors.
+
+    sources: for each step int [h * w]
+    grid: (h, w)
+    Returns float [h * w, 3] from 0 to 255, for each patch the color of the token whose
+    first patch it is.
+    """
+    from matplotlib import colors
+
+    patches = math.prod(grid)
+    touching = np.zeros((patches, patches), bool)
+    for source in sources:
+        touching |= _touching(np.asarray(source), grid)
+    # Turned by sqrt(3) from patch to patch: few neighbors are near each other at first.
+    hues, placed = np.arange(patches) * 3**0.5 % 1.0, np.zeros(patches, bool)
+    for patch in np.flatnonzero(touching.any(axis=1)):
+        near = np.sort(hues[touching[patch] & placed])
+        turned = np.abs(near - hues[patch])
+        if near.size and np.minimum(turned, 1 - turned).min() < _APART:
+            gaps = np.diff(near, append=near[0] + 1)
+            widest = gaps.argmax()
+            hues[patch] = (near[widest] + gaps[widest] / 2) % 1.0
+        placed[patch] = True
+    hsv = np.stack([hues, np.full(patches, 0.85), np.ones(patches)], axis=-1)
+    return 255 * colors.hsv_to_rgb(hsv)
+
+
+def _touching(source, grid):
+    """Whether tokens of several patches touch, at corners too; by their first patches.
+
+    Returns bool [h * w, h * w], symmetric.
+    """
+    first = _first(source)
+    merged = _same_token(source).sum(axis=1) > 1
+    tokens = np.where(merged, first, -1).reshape(grid)
+    touching = np.zeros((len(source), len(source)), bool)
+    for one, other in (
+        (tokens[:, 1:], tokens[:, :-1]),
+        (tokens[1:], tokens[:-1]),
+        (tokens[1:, 1:], tokens[:-1, :-1]),
+        (tokens[1:, :-1], tokens[:-1, 1:]),
+    ):
+        both = (one != other) & (one >= 0) & (other >= 0)
+        touching[one[both], other[both]] = True
+    return touching | touching.T
 
 
 def mean_colors(image, source, grid):
@@ -117,9 +176,10 @@ def token_page(path, images, sources, grid, titles):
     rows = []
     for image, steps, title in zip(map(enlarged, images), sources, titles, strict=True):
         rows.append([(title, image, f"{math.prod(grid)} patches")])
+        colors = outline_colors([source for _, source in steps], grid)
         for step, source in steps:
             count = len(np.unique(source[source >= 0]))
-            drawn = draw_groups(image, source, grid)
+            drawn = draw_groups(image, source, grid, colors)
             rows[-1].append((step, drawn, f"{count} tokens"))
     panel_page(path, rows, CAPTION)
 
@@ -181,6 +241,11 @@ def _same_token(source):
     return kept | np.eye(len(source), dtype=bool)
 
 
+def _first(source):
+    """The first patch of each patch's token. [n0] -> int [n0]."""
+    return _same_token(source).argmax(axis=1)
+
+
 def _blend(below, above, share):
     return (1 - share) * below + share * above
 
@@ -190,20 +255,6 @@ def _fade(pixels):
     y, x = np.indices(pixels.shape[:2])
     stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
     return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
-
-
-def _hues(source):
-    """A bright color for each patch, that of its group's first one. [n0] -> [n0, 3].
-
-    The hue turns by sqrt(3) from patch to patch, which keeps patches next to and
-    below each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
-    """
-    from matplotlib import colors
-
-    first = _same_token(source).argmax(axis=1)
-    hue = first * 3**0.5 % 1.0
-    hsv = np.stack([hue, np.full_like(hue, 0.85), np.ones_like(hue)], axis=-1)
-    return 255 * colors.hsv_to_rgb(hsv)
 
 
 def _to_pixels(values, image):

@@ -41,11 +41,12 @@ class View(NamedTuple):
     note: str
     # [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN where dropped
     values: np.ndarray
+    colors: np.ndarray | None = None  # of outlines, by `token_pictures.outline_colors`
 
     def draw(self, image, grid):
         """The picture over `image`, uint8 [H, W, 3]."""
         if self.kind == "tokens":
-            return token_pictures.draw_groups(image, self.values, grid)
+            return token_pictures.draw_groups(image, self.values, grid, self.colors)
         return token_pictures.draw_values(
             image, self.values, grid, COLORMAPS[self.kind]
         )
@@ -61,8 +62,10 @@ def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
     looks = [(s.attention, s.attended, s.block - (s.site == "pre")) for s in stages]
     looks.append((trace.attention, trace.attended, trace.depth - 1))
     soft = [stage.weights[index] for stage in stages if stage.weights is not None]
+    hard = [stage.source[index] for stage in stages if stage.source is not None]
+    colors = token_pictures.outline_colors(hard, trace.grid)
     return {
-        "tokens": [_tokens(stage, index) for stage in stages],
+        "tokens": [_tokens(stage, index, colors) for stage in stages],
         "attention": [_attention(index, *look) for look in looks],
         "sizes": [_sizes(stage, index) for stage in stages],
         "weights": [_weights(i, m) for maps in soft for i, m in enumerate(maps)],
@@ -103,11 +106,11 @@ def _name(stage):
     return f"{'before ' if stage.site == 'pre' else ''}block {stage.block}"
 
 
-def _tokens(stage, index):
+def _tokens(stage, index, colors):
     if stage.source is None:
         return None
     note = f"{stage.tokens} tokens"
-    return View("tokens", _name(stage), note, stage.source[index])
+    return View("tokens", _name(stage), note, stage.source[index], colors)
 
 
 def _attention(index, attention, attended, block):

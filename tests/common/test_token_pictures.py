@@ -1,5 +1,7 @@
 """Pictures of tokens, pixel by pixel against slow loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -96,6 +98,72 @@ def test_outline_of_a_group_has_one_color_that_stays():
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
     again = draw_groups(image, renumbered, (4, 4))
     assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
+
+
+def outlines(source, grid, colors=None):
+    """The color of the outline of each token of several patches, on a gray image."""
+    image = np.full((grid[0] * 8, grid[1] * 8, 3), 100, np.uint8)
+    drawn = draw_groups(image, source, grid, colors)
+    pixels = np.kron(source.reshape(grid), np.ones((8, 8), int))
+    found = {}
+    for slot in np.flatnonzero(np.bincount(source) > 1):
+        bright = np.ptp(drawn.astype(int), axis=-1) > 100
+        (found[slot],) = np.unique(drawn[bright & (pixels == slot)], axis=0).astype(int)
+    return found
+
+
+def contiguous(grid, seed):
+    """Tokens of three patches or so: each patch joins one next to it, or starts one."""
+    rng, source = np.random.default_rng(seed), np.arange(grid[0] * grid[1])
+    for patch in rng.permutation(len(source)):
+        row, column = divmod(patch, grid[1])
+        step = (0, 1) if rng.integers(2) else (1, 0)
+        if row + step[0] < grid[0] and column + step[1] < grid[1]:
+            other = (row + step[0]) * grid[1] + column + step[1]
+            source[source == source[patch]] = source[other]
+        if len(np.unique(source)) < len(source) / 3:
+            break
+    return np.unique(source, return_inverse=True)[1]
+
+
+@pytest.mark.parametrize("width", [7, 11, 14, 15, 16, 24, 26])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_tokens_that_touch_have_different_colors(width, scattered):
+    """By hue, at corners too, in contiguous tokens and in ones that lie anywhere."""
+    grid = (8, width)
+    source = contiguous(grid, width)
+    if scattered:
+        source = np.random.default_rng(width).integers(0, 2 * width, 8 * width)
+    colors, pairs = outlines(source, grid), 0
+    for patch, other in itertools.combinations(range(len(source)), 2):
+        (row, column), (y, x) = divmod(patch, width), divmod(other, width)
+        a, b = source[patch], source[other]
+        touch = max(abs(row - y), abs(column - x)) == 1
+        if touch and a != b and {a, b} <= colors.keys():
+            apart = np.abs(colors[a] - colors[b]).max()
+            assert apart > (12 if scattered else 50)
+            pairs += 1
+    assert pairs > width
+
+
+def test_a_token_keeps_its_color_through_all_steps_of_an_image():
+    """Also where a later step has it next to another of its color."""
+    grid, steps = (8, 15), []
+    source = contiguous(grid, 1)
+    for seed in range(3):
+        steps.append(source)
+        joined = np.random.default_rng(seed).permutation(source.max() + 1)[:6]
+        source = np.where(np.isin(source, joined), joined[0], source)
+        source = np.unique(source, return_inverse=True)[1]
+    colors = token_pictures.outline_colors(steps, grid)
+    found = [outlines(step, grid, colors) for step in steps]
+    for before, after, old, new in zip(
+        found[:-1], found[1:], steps[:-1], steps[1:], strict=True
+    ):
+        for slot, color in after.items():
+            first = old[np.flatnonzero(new == slot)[0]]
+            if first in before:
+                assert color.tolist() == before[first].tolist()
 
 
 def test_single_patches_keep_their_color_and_an_outline_that_shows():
