@@ -1,15 +1,18 @@
-"""Random models of timm and transformers: `load` computes what they do, or refuses.
+"""Random models of timm, transformers and OpenCLIP: `load` computes what they do.
 
 python -m tools.fuzz_checkpoints --minutes 60
+python -m tools.fuzz_checkpoints --minutes 60 --only timm_file,eva_file,open_clip_file
 
-Each is made small, with random arguments and weights, saved as its own package saves
-it (a folder with config.json, a published tag among them, or a file), loaded by nothing
-but its path, or of a file with what no tensor says, and compared. A difference beyond
+Each is made small, with random arguments and weights, and saved as its own package
+saves it. A folder is loaded by nothing but its path. A file without a config is loaded
+with what the refusal asks for, until it loads or no answer is true. A difference beyond
 rounding, or an error that is no InputError, is printed with the arguments that made it;
-the exit status is 1 if there is one. Needs torch, timm and transformers.
+the exit status is 1 if there is one. Needs torch, timm, transformers and
+open_clip_torch.
 """
 
 import collections
+import functools
 import json
 import pathlib
 import random
@@ -24,13 +27,15 @@ import numpy as np
 import timm
 import torch
 import transformers
-from timm.models import _hub
+from timm.models import _hub, eva, vision_transformer
 
 import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
-from tools import originals
+from imagepiece_jax.pretrained.infer import Unnamed
+from tools import originals, public_models
 
+ONLY = cli.listed("only", [], "[all] kinds of models, of MAKERS")
 MINUTES = cli.real("minutes", 1.0, "how long")
 SEED = cli.integer("seed", 0, "of the models")
 OUT = cli.text(
@@ -159,6 +164,227 @@ KINDS = {
 }
 
 
+PATCH = 4
+# Activations by their class in torch or timm, as `gelu` has them.
+GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
+TIMM_POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
+
+
+def _sizes(draw):
+    """(image size of timm's classes, width, heads, depth)."""
+    sides = [PATCH * draw.randint(1, 5) for _ in range(2)]
+    heads = draw.choice((1, 2, 3))
+    width = heads * draw.choice((8, 12, 16))
+    size = sides[0] if draw.random() < 0.6 else tuple(sides)
+    return size, width, heads, draw.randint(1, 3)
+
+
+def _drawn(draw, choices, most):
+    """Some of the fields, with one of their values."""
+    fields = draw.sample([*choices], draw.randint(0, most))
+    return {field: draw.choice(choices[field]) for field in fields}
+
+
+def _state(model, path):
+    """Save the state dict of `model` as a file without a config."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+
+
+def _gelu(module):
+    name = type(module).__name__
+    tanh = getattr(module, "approximate", "none") == "tanh"
+    return "tanh" if name == "GELU" and tanh else GELUS.get(name)
+
+
+def _said_of_timm(model):
+    """What no tensor of a model of timm shows: {field: its value; None: no such}."""
+    block, attention_pool = model.blocks[0], getattr(model, "attn_pool", None)
+    said = {"num_heads": block.attn.num_heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    said |= {"norm_eps": block.norm1.eps, "resize": "antialias"}
+    said["image_size"] = model.patch_embed.img_size
+    said["gelu"] = _gelu(block.mlp.act)
+    last = getattr(block.mlp, "gate_last", False)
+    silu = type(block.mlp.act).__name__ == "SiLU"
+    said["mlp"] = "swiglu" if silu and not last else None
+    said["pool"] = TIMM_POOLS.get(model.global_pool)
+    eva_map = type(model) is eva.Eva and model.global_pool == "map"
+    said["pool_include_prefix"] = getattr(model, "pool_include_prefix", eva_map)
+    said["pool_heads"] = getattr(attention_pool, "num_heads", 0)
+    said["prefix_positions"] = not model.no_embed_class
+    kinds = (eva.EvaBlockPostNorm, vision_transformer.ResPostBlock)
+    said["post_norm"] = isinstance(block, kinds)
+    said["rotary"] = False
+    if rope := getattr(model, "rope", None):
+        try:
+            said["rotary"] = public_models.rotary_facts(rope)
+        except public_models.Unsupported:
+            said["rotary"] = None
+    return said
+
+
+def of_timm_file(draw, folder):
+    """As `of_timm`, a file of timm's class VisionTransformer and what is true of it."""
+    size, width, heads, depth = _sizes(draw)
+    fields = {"img_size": size, "patch_size": PATCH, "embed_dim": width}
+    fields |= {"depth": depth, "num_heads": heads}
+    fields |= {"num_classes": draw.choice((0, 5))}
+    fields |= _drawn(draw, VISION_TRANSFORMER, 5)
+    if not fields.get("class_token", True) and "global_pool" not in fields:
+        fields["global_pool"] = draw.choice(("avg", "map", ""))
+    return _timm_file(vision_transformer.VisionTransformer, fields, folder)
+
+
+def of_eva_file(draw, folder):
+    """As `of_timm_file`, of timm's class Eva."""
+    size, width, heads, depth = _sizes(draw)
+    fields = {"img_size": size, "patch_size": PATCH, "embed_dim": width}
+    fields |= {"depth": depth, "num_heads": heads}
+    fields |= {"num_classes": draw.choice((0, 5))}
+    fields |= _drawn(draw, EVA, 7)
+    return _timm_file(eva.Eva, fields, folder)
+
+
+def _timm_file(kind, fields, folder):
+    model = originals.randomize(kind(**fields))
+    height, width = model.patch_embed.img_size
+    images, outputs = ran(model, (2, height, width, 3))
+    path = folder / "weights.pth"
+    _state(model, path)
+    words = {k: getattr(v, "__name__", v) for k, v in fields.items()}
+    return path, _said_of_timm(model), images, outputs, f"{kind.__name__} {words}"
+
+
+def of_open_clip_file(draw, folder):
+    """As `of_timm_file`, of OpenCLIP's model with both towers."""
+    import open_clip
+
+    size, width, heads, depth = _sizes(draw)
+    vision = {"image_size": size, "layers": depth, "width": width}
+    vision |= {"head_width": width // heads, "patch_size": PATCH}
+    vision |= _drawn(draw, OPEN_CLIP, 4)
+    text = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)
+    quick = draw.random() < 0.3
+    model = open_clip.CLIP(
+        draw.choice((5, 24)),
+        open_clip.CLIPVisionCfg(**vision),
+        open_clip.CLIPTextCfg(**text),
+        quick_gelu=quick,
+    )
+    tower = originals.randomize(model).visual
+    height, width = tower.image_size
+    images, outputs = ran(model.encode_image, (2, height, width, 3))
+    path = folder / "weights.pth"
+    _state(model, path)
+    block = tower.transformer.resblocks[0]
+    said = {"num_heads": heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    said |= {"norm_eps": block.ln_1.eps, "resize": "antialias"}
+    said |= {"image_size": tower.image_size, "gelu": _gelu(block.mlp.gelu)}
+    pools = {"tok": "token", "avg": "mean", "none": "none"}
+    said |= {"pool": pools[tower.pool_type], "fc_norm": tower.final_ln_after_pool}
+    return path, said, images, outputs, f"OpenCLIP {vision} quick_gelu={quick}"
+
+
+VISION_TRANSFORMER = {
+    "global_pool": ("token", "avg", "avgmax", "max", "map", "", "prr"),
+    "mlp_ratio": (2, 4, 2.6667),
+    "qkv_bias": (True, False),
+    "qk_norm": (True, False),
+    "scale_attn_norm": (True, False),
+    "scale_mlp_norm": (True, False),
+    "proj_bias": (True, False),
+    "init_values": (None, 1e-5, 1.0),
+    "class_token": (True, False),
+    "pos_embed": ("learn", "none"),
+    "no_embed_class": (True, False),
+    "reg_tokens": (0, 1, 3, 4, 7),
+    "pre_norm": (True, False),
+    "final_norm": (True, False),
+    "fc_norm": (True, False, None),
+    "pool_include_prefix": (True, False),
+    "dynamic_img_size": (True, False),
+    "norm_layer": (
+        timm.layers.LayerNorm,
+        functools.partial(timm.layers.LayerNorm, eps=0.03),
+        timm.layers.RmsNorm,
+    ),
+    "act_layer": ACTS,
+    "block_fn": (
+        vision_transformer.Block,
+        vision_transformer.ResPostBlock,
+        vision_transformer.ParallelScalingBlock,
+    ),
+    "mlp_layer": (
+        timm.layers.Mlp,
+        timm.layers.SwiGLU,
+        timm.layers.SwiGLUPacked,
+        timm.layers.GluMlp,
+    ),
+}
+EVA = {
+    "global_pool": ("token", "avg", "avgmax", "max", "map", ""),
+    "qkv_bias": (True, False),
+    "qkv_fused": (True, False),
+    "qk_norm": (True, False),
+    "mlp_ratio": (2, 4, 2.6667),
+    "swiglu_mlp": (True, False),
+    "swiglu_align_to": (0, 8),
+    "scale_mlp": (True, False),
+    "scale_attn_inner": (True, False),
+    "attn_type": ("eva", "rope"),
+    "init_values": (None, 1e-5, 1.0),
+    "attn_only_layer_scale": (True, False),
+    "class_token": (True, False),
+    "num_reg_tokens": (0, 1, 4),
+    "no_embed_class": (True, False),
+    "use_abs_pos_emb": (True, False),
+    "use_rot_pos_emb": (True, False),
+    "rope_type": ("cat", "mixed", "dinov3"),
+    "rope_grid_offset": (0.0, 1.0),
+    "rope_grid_indexing": ("ij", "xy"),
+    "rope_temperature": (10000.0, 100.0),
+    "rope_rotate_half": (True, False),
+    "ref_feat_shape": (None, 4),
+    "use_post_norm": (True, False),
+    "use_pre_transformer_norm": (True, False),
+    "use_post_transformer_norm": (True, False, None),
+    "use_fc_norm": (True, False, None),
+    "attn_pool_num_heads": (None, 1, 2),
+    "attn_pool_mlp_ratio": (None, 2.0),
+    "norm_layer": (
+        timm.layers.LayerNorm,
+        functools.partial(timm.layers.LayerNorm, eps=0.03),
+    ),
+}
+OPEN_CLIP = {
+    "mlp_ratio": (2.0, 4.0),
+    "ls_init_value": (None, 0.1),
+    "attentional_pool": (False, True),
+    "attn_pooler_heads": (1, 2),
+    "no_ln_pre": (True, False),
+    "pos_embed_type": ("learnable", "sin_cos_2d"),
+    "final_ln_after_pool": (True, False),
+    "pool_type": ("tok", "avg", "none"),
+    "act_kwargs": (None, {"approximate": "tanh"}),
+    "norm_kwargs": (None, {"eps": 0.03}),
+    "block_type": (None, "default", "custom"),
+    "qk_norm": (True, False),
+    "scaled_cosine_attn": (True, False),
+    "scale_heads": (True, False),
+    "scale_attn_inner": (True, False),
+    "scale_attn": (True, False),
+    "scale_fc": (True, False),
+}
+# Those of files are answered what they ask for.
+MAKERS = {
+    "timm": of_timm,
+    "transformers": of_transformers,
+    "timm_file": of_timm_file,
+    "eva_file": of_eva_file,
+    "open_clip_file": of_open_clip_file,
+}
+
+
 def ran(forward, shape):
     """Random images and what a function of torch makes of them, as NumPy arrays."""
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -170,7 +396,7 @@ def ran(forward, shape):
 def verdict(path, fields, images, outputs):
     """("equal" | "refused" | "fault", a sentence)."""
     try:
-        vit = imagepiece_jax.load(path, **fields)
+        vit = answered(path, fields)
         with jax.default_matmul_precision("highest"):
             ours = np.asarray(jax.jit(vit.model.apply)(vit.variables, images).logits)
     except InputError as error:
@@ -185,6 +411,24 @@ def verdict(path, fields, images, outputs):
     return "equal", ""
 
 
+def answered(path, truth):
+    """The model at `path`, with what refusals ask for, of what is true of it.
+
+    Raises the InputError that asks for nothing, or for what is not among these.
+    """
+    given = {}
+    while True:
+        try:
+            return imagepiece_jax.load(path, **given)
+        except InputError as error:
+            fields = error.value if isinstance(error, Unnamed) else []
+            fields = ["image_size"] if "image_size=" in error.hint else fields
+            asked = {field: truth.get(field) for field in fields}
+            if None in asked.values() or not {*asked} - {*given}:
+                raise
+            given |= asked
+
+
 def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -193,9 +437,10 @@ def main():
     folder.parent.mkdir(parents=True, exist_ok=True)
     began, counts, sentences = time.monotonic(), collections.Counter(), {}
     number = SEED.value
+    kinds = ONLY.value or [*MAKERS]
     while time.monotonic() - began < 60 * MINUTES.value:
         draw, number = random.Random(number), number + 1
-        make = of_timm if draw.random() < 0.6 else of_transformers
+        make = MAKERS[draw.choice(kinds)]
         try:
             *case, what = make(draw, folder)
         except Exception:  # arguments that their own package refuses

@@ -18,6 +18,8 @@ from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
+POOLS = ("token", "mean", "map", "none")
+MLPS = ("gelu", "swiglu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +39,21 @@ class Architecture(CheckedFields):
     qkv_bias: bool = switch(True)  # so have those to queries, keys and values
     key_bias: bool = switch(True)  # False: only those to queries and values
     pre_norm: bool = switch(False)  # a norm before the first block (CLIP)
+    # norms of what attention and MLP give, not of what they get (Swin v2)
+    post_norm: bool = switch(False)
     attn_norm: bool = switch(False)  # a norm of the heads' output (EVA-02's sub-LN)
     mlp_norm: bool = switch(False)  # a norm of the hidden layer (likewise)
     norm_eps: float = number(1e-6, above=0, below=1)  # added to variances in norms
     layer_scale: bool = switch(False)  # a factor a channel for each branch (CaiT)
     # "tanh" is the usual approximation, "quick" x sigmoid(1.702 x)
     gelu: str = choice("exact", GELUS)
-    mlp: str = choice("gelu", ("gelu", "swiglu"))  # "swiglu": Shazeer 2020
+    mlp: str = choice("gelu", MLPS)  # "swiglu": Shazeer 2020
     # the head's input: the class "token", the "mean" of the patches, each token by its
-    # size, or "map", attention from a learned probe (SigLIP)
-    pool: str = choice("token", ("token", "mean", "map"))
+    # size, "map", attention from a learned probe (SigLIP), or "none": there is no head,
+    # and all tokens are the output
+    pool: str = choice("token", POOLS)
     pool_include_prefix: bool = switch(False)  # a mean or a map reads the prefix, too
+    pool_heads: int = count(0)  # heads of a map; 0: as many as a block has
     final_norm: bool = switch(True)  # a norm of all tokens before the pool
     fc_norm: bool = switch(False)  # a norm of the pool's result
     resize: str = choice("antialias", RESIZES)  # of positions (`positions.resize`)

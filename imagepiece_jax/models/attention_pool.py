@@ -80,4 +80,5 @@ class AttentionPool(nn.Module):
         return self._heads(self.q(self.latent.astype(self.dtype)))
 
     def _heads(self, x):
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+        heads = self.arch.pool_heads or self.num_heads
+        return x.reshape(*x.shape[:2], heads, -1)

@@ -80,7 +80,7 @@ class Reduction:
 
 
 class Block(nn.Module):
-    """A pre-norm block: attention, the reduction of its tokens, MLP.
+    """A block: attention, the reduction of its tokens, MLP.
 
     Fields without a comment are those of `vit.ViT`.
     """
@@ -172,7 +172,10 @@ class Block(nn.Module):
 
     def feed_forward(self, x, factor=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
-        out = self.mlp(self.norm2(_rows(x)))
+        if self.arch.post_norm:
+            out = self.norm2(self.mlp(_rows(x)))
+        else:
+            out = self.mlp(self.norm2(_rows(x)))
         out = self.ls2(out) if self.arch.layer_scale else out
         return _add(x, out, factor)
 
@@ -184,9 +187,13 @@ class Block(nn.Module):
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):
-        return self.norm1(_rows(x)).reshape(x.shape)
+        """What attention gets."""
+        return x if self.arch.post_norm else self.norm1(_rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
+        """What is added of attention's output."""
+        if self.arch.post_norm:
+            out = self.norm1(_rows(out)).reshape(out.shape)
         return self.ls1(out) if self.arch.layer_scale else out
 
 

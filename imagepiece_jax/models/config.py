@@ -24,19 +24,30 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, within
-from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
+from imagepiece_jax.models.architecture import (
+    DEIT,
+    GELUS,
+    MLPS,
+    POOLS,
+    RESIZES,
+    Architecture,
+)
 from imagepiece_jax.models.at_cost import MISS, reduced, resolved
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, facts
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import kernels as fused_kernels
 from imagepiece_jax.reduction import layer_plan, settings
 from imagepiece_jax.reduction.methods.method import Method
 
-# Fields of an Architecture that a ModelConfig has too.
-ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
+# Fields of an Architecture that a ModelConfig has too. A run's config has them in
+# `config.model`, those of OF_ARCH in `config.model.arch`.
+OF_ARCH = ("pool", "pool_include_prefix", "pool_heads", "fc_norm", "prefix_positions")
+OF_ARCH += ("rotary", "post_norm", "mlp")
+ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token", *OF_ARCH)
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 # Fields that weights decide.
 DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
@@ -45,6 +56,10 @@ DECIDED += ("num_classes", "mean", "std")
 USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch")
 USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
 USUAL |= dict(masked=False)
+
+
+def _rotary(value):
+    return False if value is False else from_dict(Rotary, value)
 
 
 def _arch(value):
@@ -74,11 +89,22 @@ class ModelConfig(CheckedFields):
     stem: str | None = optional(choice(allowed=tuple(STEMS)))
     # or a dict
     arch: Architecture | None = optional(checked(None, _arch, "its fields"))
-    # this and the next three: of arch
+    # this and the next eleven: of arch
     gelu: str | None = optional(choice(allowed=GELUS))
     norm_eps: float | None = optional(number(above=0, below=1))
     resize: str | None = optional(choice(allowed=RESIZES))
     class_token: bool | None = optional(switch())  # False: the head reads a mean
+    pool: str | None = optional(choice(allowed=POOLS))
+    pool_include_prefix: bool | None = optional(switch())
+    pool_heads: int | None = optional(count())
+    fc_norm: bool | None = optional(switch())
+    prefix_positions: bool | None = optional(switch())
+    # or a dict; False: positions do not turn
+    rotary: Rotary | bool | None = optional(
+        checked(None, _rotary, "False, and fields of a Rotary")
+    )
+    post_norm: bool | None = optional(switch())
+    mlp: str | None = optional(choice(allowed=MLPS))
     # of the images' pixels in [0, 1]
     mean: tuple[float, float, float] | None = optional(channels(rate()))
     std: tuple[float, float, float] | None = optional(channels(number(above=0, most=1)))
@@ -131,10 +157,19 @@ class ModelConfig(CheckedFields):
     def architecture(self) -> Architecture:
         """The Architecture by `arch`, the name and the single fields."""
         arch = self.arch or facts(self.name).get("arch", DEIT)
-        single = {k: v for k, v in self.fields.items() if k in ONE_BY_ONE}
+        single = self.single_fields
         if single.get("class_token", arch.class_token) != arch.class_token:
-            single["pool"] = "token" if single["class_token"] else "mean"
+            pool = "token" if single["class_token"] else "mean"
+            single = {"pool": pool} | single
         return dataclasses.replace(arch, **single)
+
+    @property
+    def single_fields(self) -> dict[str, Any]:
+        """The fields of an Architecture that are given one by one, by its types."""
+        single = {k: v for k, v in self.fields.items() if k in ONE_BY_ONE}
+        if single.get("rotary") is False:
+            single["rotary"] = None
+        return single
 
     def changed(
         self, requested: "ModelConfig", source: str, sizes: bool
@@ -148,6 +183,9 @@ class ModelConfig(CheckedFields):
         """
         single = {k: v for k, v in requested.fields.items() if k in ONE_BY_ONE}
         named, compared = named_fields(requested.name), requested
+        # GELU may be another, and so may the pool of a model that has none.
+        choices = ("gelu", "pool", "pool_include_prefix")
+        choices = choices if self.arch.pool == "none" else ("gelu",)
         base = requested.arch or self.arch
         if sizes and requested.name not in (None, self.name):
             compared = requested.over(named)
@@ -156,7 +194,7 @@ class ModelConfig(CheckedFields):
 
         def compare(field, value, ours, of_name):
             value, ours = settings.as_tuple(value), settings.as_tuple(ours)
-            if None in (value, ours) or value == ours:
+            if value == ours:
                 return
             whose = f"of {requested.name!r} " if requested.name and of_name else ""
             problem = f"{whose}is {value!r}, but {source} has {ours!r}"
@@ -164,12 +202,13 @@ class ModelConfig(CheckedFields):
 
         for field in DECIDED:
             value = getattr(compared, field)
-            of_name = value == getattr(named, field)
-            compare(field, value, getattr(self, field), of_name)
+            ours, of_name = getattr(self, field), value == getattr(named, field)
+            if None not in (value, ours):
+                compare(field, value, ours, of_name)
         for field in (f.name for f in dataclasses.fields(arch)):
             path = f"arch.{field}" if requested.arch and field not in single else field
             of_name = requested.arch is None and field not in single
-            if field != "gelu" or requested.gelu is None:  # which may be another
+            if field not in choices or field not in single:
                 compare(path, getattr(arch, field), getattr(self.arch, field), of_name)
         size = requested.image_size or self.image_size
         if sides(size) != sides(self.image_size):  # which need be no multiple
@@ -183,6 +222,10 @@ class ModelConfig(CheckedFields):
         fields = USUAL | named | self.fields
         with within("arch"):
             arch.check_parts()
+            if arch.pool == "none" and fields["num_classes"]:
+                problem = f"is 'none' for {fields['num_classes']} classes"
+                hint = "num_classes=0 leaves a head out"
+                arch.refuse("pool", "'token', 'mean', 'map'", problem, hint)
         if lacking := [field for field in SIZE_FIELDS if field not in fields]:
             allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
@@ -256,11 +299,17 @@ def in_config():
         yield
     except InputError as error:
         first = error.field.partition(".")[0]
-        if first in ("image_size", "num_classes", "reduction"):
-            error.field = f"config.{error.field}"
-        elif first in ModelConfig.names():
-            error.field = f"config.model.{error.field}"
+        if first in ModelConfig.names() or first == "reduction":
+            error.field = config_path(error.field)
         raise
+
+
+def config_path(field: str) -> str:
+    """The path of a ModelConfig's field, or of a reduction's, in a run's config."""
+    first = field.partition(".")[0]
+    if first in ("image_size", "num_classes", "reduction"):
+        return f"config.{field}"
+    return f"config.model.arch.{field}" if first in OF_ARCH else f"config.model.{field}"
 
 
 def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:

@@ -33,7 +33,7 @@ class Outputs:
     """
 
     logits: jax.Array  # [B, num_classes] float32; `pooled` where there are no classes
-    pooled: jax.Array  # [B, D]: the head's input
+    pooled: jax.Array  # [B, D]: the head's input; without a pool [B, N, D], all tokens
     tokens: jax.Array  # [B, N, D]: after the final norm
     state: TokenState  # the tokens before the final norm
     results: tuple  # the decision of each step that changes tokens
@@ -183,8 +183,10 @@ class ViT(nn.Module):
             pooled = read[:, 0]
         elif arch.pool == "mean":
             pooled = self._mean(norm(x), state)
-        else:
+        elif arch.pool == "map":
             pooled = pool(norm(x), state)
+        else:
+            pooled = norm(x)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
         logits, head_logits = pooled.astype(jnp.float32), ()

@@ -6,7 +6,10 @@ and the normalization of the images are in no tensor, and never guessed.
 
 import dataclasses
 import math
+import re
+import types
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +17,21 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, normalization
+from imagepiece_jax.models.config import (
+    OF_ARCH,
+    ONE_BY_ONE,
+    ModelConfig,
+    config_path,
+    normalization,
+)
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
-from imagepiece_jax.pretrained.timm_config import is_eva
+from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
 from imagepiece_jax.pretrained.weights import Metadata
 
-ALWAYS = ("norm_eps", "gelu", "resize")  # in every Architecture, shown by no shape
-# Further fields that no shape shows, except a pool with parameters.
-INVISIBLE = (*ALWAYS, "rotary", "pool", "pool_include_prefix")
-# Fields that a caller can give without a name.
-NAMELESS = ("num_heads", *ALWAYS, "image_size", "mean", "std")
+# Fields of an Architecture that no shape shows. A map has parameters of its own.
+INVISIBLE = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
+INVISIBLE += ("pool", "pool_include_prefix", "pool_heads")
+NOTHING_SETTLED = types.MappingProxyType({})
 MOST = 5  # names in a sentence
 
 
@@ -45,12 +53,17 @@ def infer_weights(metadata: Metadata, requested: ModelConfig) -> ModelConfig:
         settled = ("image_size",)
         if partial.name or partial.arch:
             settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
+        if not metadata.own:  # no config.json of timm has its mlp_layer
+            settled = tuple(field for field in settled if field != "mlp")
         given = partial.over(_without(requested, settled), contents.config)
     else:
         given = _given_for_file(contents, partial, requested)
-    heads = contents.config.num_heads
+    heads, tensors = contents.config.num_heads, placed(contents, given)
+    settled = contents.settled
+    if path.is_dir():  # of a config.json without a name, whatever the tensors' names
+        settled = {**transformers_settles((), tensors), **settled}
     try:
-        config = infer(contents.tensors, given)
+        config = infer(tensors, given, settled)
     except Unnamed as error:
         # A folder has its config.json; mean and std are in another file.
         file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
@@ -90,18 +103,35 @@ def _without(config, fields):
     return dataclasses.replace(config, **dict.fromkeys(fields))
 
 
-def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfig:
+def placed(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
+    """Tensors of a layout with one name for a norm before and behind the pool.
+
+    config: whose `fc_norm`, alone or in `arch`, says that it is behind
+    """
+    tensors = contents.tensors
+    behind = config.fc_norm or (config.arch and config.arch.fc_norm)
+    if "fc_norm" in contents.settled or not behind:
+        return tensors
+    return {re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors}
+
+
+def infer(
+    tensors: Mapping[str, np.ndarray],
+    partial: ModelConfig,
+    settled: Mapping[str, Any] = NOTHING_SETTLED,
+) -> ModelConfig:
     """The config of the model that tensors belong to.
 
     tensors: by timm's names
     partial: fields that its name, its layout, a config.json or the caller says
+    settled: fields of an Architecture that all models of the tensors' layout have
     Returns name, all sizes, the full Architecture, mean and std.
     Raises InputError where the tensors are of no vision transformer that exists here,
         where they contradict `partial`, and where it lacks a field that they lack too.
     """
     normalization(partial.mean, partial.std)  # which refuses only one
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = _sizes(shapes, partial)
+    sizes = _sizes(shapes, partial, settled)
     parts, named = _parts(shapes, sizes), registry.facts(partial.name)
     usual = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
@@ -112,11 +142,12 @@ def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfi
     lacking += ["image_size"] if sizes["image_size"] is None else []
     if named or partial.arch:
         arch = partial.architecture
-        _check_parts(partial, arch, parts, shapes)
     else:
-        lacking += [f for f in (*ALWAYS, *_open_parts(parts)) if f not in fields]
-        values = {field: fields.get(field, getattr(DEIT, field)) for field in ALWAYS}
-        arch = dataclasses.replace(parts, **values)
+        known = {**settled, **partial.single_fields}
+        lacking += [f for f in _invisible(parts, known, shapes) if f not in known]
+        # A class token, which is in the tensors, says nothing of the pool.
+        arch = dataclasses.replace(parts, **known)
+    _check_parts(partial, arch, parts, shapes)
     if lacking:
         raise _unknown(lacking, partial, sizes, parts)
     mean, std = normalization(fields["mean"], fields["std"])
@@ -126,7 +157,7 @@ def infer(tensors: Mapping[str, np.ndarray], partial: ModelConfig) -> ModelConfi
     )
 
 
-def _sizes(shapes, partial):
+def _sizes(shapes, partial, settled):
     """image_size, num_classes, stem and sizes that shapes show.
 
     image_size is that of `partial` or of the name, where it makes this grid: it need be
@@ -135,7 +166,8 @@ def _sizes(shapes, partial):
     stem, patch_size = _stem(shapes)
     if "pos_embed" in shapes:
         _, rows, width = _shape(shapes, "pos_embed", 3)
-        image_size = _image_size(rows, _prefix(shapes), patch_size, partial)
+        grids = _grids(rows, _prefix(shapes), partial, settled)
+        image_size = _image_size(rows, grids, patch_size, partial)
     else:
         width, image_size = _shape(shapes, "blocks.0.norm1.weight", 1)[0], None
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
@@ -153,23 +185,38 @@ def _sizes(shapes, partial):
     }
 
 
-def _image_size(rows, prefix, patch_size, partial):
-    """The size of images with `rows` positions, with or without a prefix's.
+def _grids(rows, prefix, partial, settled):
+    """Numbers of patches that `rows` positions can have, the likelier first."""
+    grids = [rows - prefix, rows]
+    if partial.name or partial.arch:  # which is compared with what tensors show
+        first = partial.architecture.prefix_positions
+        return grids if first else grids[::-1]
+    known = {**settled, **partial.fields}
+    if "prefix_positions" in known:
+        return grids[:1] if known["prefix_positions"] else grids[1:]
+    return grids
 
-    A number that is a square either way is that of a 3x3 grid and at most five tokens.
+
+def _image_size(rows, grids, patch_size, partial):
+    """The size of images with `rows` positions, of which a grid has as many as it has.
+
+    Without a size that caller or name give, images are square.
     """
     named = registry.facts(partial.name).get("image_size")
     for size in filter(None, (partial.image_size, named)):
-        if _patches(size, patch_size) in (rows - prefix, rows):
+        if _patches(size, patch_size) in grids:
             return size
-    for count in (rows - prefix, rows):
-        side = math.isqrt(max(0, count))
-        if side and side * side == count:
-            return side * patch_size
+    for count in grids:
+        if _is_square(count):
+            return math.isqrt(count) * patch_size
     problem, field = f"has {rows} rows", "tensor pos_embed"
     allowed = "a square number, and one for each token before the patches or none"
     hint = "give the size of other images, image_size=(height, width)"
     raise InputError(problem, field=field, value=rows, allowed=allowed, hint=hint)
+
+
+def _is_square(count):
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def _patches(image_size, patch_size):
@@ -236,7 +283,7 @@ def _stem(shapes):
 def _visible(arch):
     """An Architecture with the default in INVISIBLE fields."""
     defaults = {field: getattr(DEIT, field) for field in INVISIBLE}
-    if not arch.class_token or arch.pool == "map":
+    if arch.pool == "map":
         del defaults["pool"]
     return dataclasses.replace(arch, **defaults)
 
@@ -245,25 +292,44 @@ def _check_parts(partial, arch, parts, shapes):
     """InputError where tensors contradict an Architecture."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    whose = "as given" if partial.arch else f"in {partial.name!r}"
+    given = partial.arch or not partial.name
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(_visible(arch), field), getattr(_visible(parts), field)
         if ours != theirs:
+            whose = "as given" if given else f"in {partial.name!r}"
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
             hint = f"name a model whose {field} is {theirs!r}"
+            if theirs == "swiglu":
+                hint += (
+                    f", or give {field}={theirs!r} where a SiLU gates, the first half"
+                )
             raise InputError(problem, field=field, value=ours, hint=hint)
 
 
-def _open_parts(parts):
-    """Fields of an Architecture that a caller cannot give one by one."""
-    archs = [registry.facts(name)["arch"] for name in registry.public_models()]
-    alike = [arch for arch in archs if _visible(arch) == _visible(parts)]
-    turns = is_eva(parts) or any(arch.rotary for arch in alike)
-    reads = parts.pool == "map" and parts.prefix
-    fields = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
-    # Parts that no known model combines may differ in more, as the norms behind the
-    # branches of vit_base_patch16_rpn_224.
-    return fields if fields or alike else ["arch"]
+def _invisible(parts, known, shapes):
+    """Fields of a model with these parts that no tensor shows.
+
+    known: those that are known
+    """
+    gated, pool = parts.mlp == "swiglu", known.get("pool", parts.pool)
+    fields = ["norm_eps"]
+    # A gate may be GELU's or behind: only a model that is known to have SwiGLU has it.
+    fields += ["mlp"] if gated else ["gelu"]
+    fields += ["resize"] if parts.positions else []
+    fields += ["rotary"]
+    if not parts.layer_scale:  # which no model has whose norms are behind the branches
+        fields += ["post_norm"]
+    if parts.pool == "map":
+        fields += ["pool_heads", *["gelu"] * gated]
+    elif not parts.dist_token:
+        fields += ["pool"]
+    if pool == "map" or (pool == "mean" and "pool" in known):
+        fields += ["pool_include_prefix"] if parts.prefix else []
+        fields += ["fc_norm"] if parts.final_norm else []
+    rows = shapes["pos_embed"][1] if parts.positions else 0
+    if parts.prefix and _is_square(rows) and _is_square(rows - parts.prefix):
+        fields += ["prefix_positions"]
+    return fields
 
 
 def _unknown(lacking, partial, sizes, parts):
@@ -271,7 +337,9 @@ def _unknown(lacking, partial, sizes, parts):
     name, width = partial.name, sizes["embed_dim"]
     first, *rest = lacking
     names = " ".join(f"{field}=.." for field in lacking)
-    give = f"give {names} (in commands: fields such as --config.model.{first}=..)"
+    examples = [first, *[field for field in rest if field in OF_ARCH][:1]]
+    flags = " and ".join(f"--{config_path(field)}=.." for field in examples)
+    give = f"give {names} (in commands: fields such as {flags})"
     candidates = _candidates(sizes, parts, "mean" in lacking)
     named_width = registry.facts(name).get("embed_dim", width)
     if named_width != width:
@@ -286,8 +354,8 @@ def _unknown(lacking, partial, sizes, parts):
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
         problem += f", nor set by {repr(name) if name else 'arch'}{also}"
         return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
-    ways = [give] if {*lacking} <= {*NAMELESS} else []
-    if candidates or not ways:
+    ways = [give]
+    if candidates:
         ways.insert(0, f"say which model it is, name=..{candidates}")
     return Unnamed(problem + also, field=first, value=lacking, hint=", or ".join(ways))
 

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -48,6 +49,11 @@ class Layout:
     strict: bool = True  # names in no table are errors, not timm's
     # fields of a ModelConfig that the tensors, by their names here, show
     says: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda _: {}
+    # fields of an Architecture that no tensor shows, and that all models have whose
+    # tensors have these names, here and by timm's names
+    settles: Callable[[Collection[str], Collection[str]], Mapping[str, Any]] = (
+        lambda *_: types.MappingProxyType({})
+    )
 
     def place(self, name: str, prefix: str) -> str | None:
         """timm's name of a tensor, "" for one left out, None where it has no place.
@@ -112,6 +118,58 @@ def _openai_says(tensors):
     return fixed | CLIP_IMAGES
 
 
+# Of code in which norms are in front of attention and MLP, positions do not turn, and
+# an attention pool has the heads of a block.
+PLAIN = {"rotary": None, "post_norm": False, "pool_heads": 0, "fc_norm": False}
+PLAIN |= {"pool_include_prefix": False}
+
+
+def _google_settles(_, tensors):
+    # There is a class token where it is the pool (classifier, pool_type).
+    return PLAIN | ({"pool": "token"} if "cls_token" in tensors else {})
+
+
+def transformers_settles(_, tensors):
+    """What holds of all models in transformers' code, but for DINOv3."""
+    # Gated MLPs are DINOv2's.
+    settled = PLAIN | {"prefix_positions": "reg_token" not in tensors}
+    if "blocks.0.mlp.fc1_g.weight" in tensors:
+        settled["mlp"] = "swiglu"
+    if "cls_token" in tensors:
+        settled["pool"] = "token"
+    return settled
+
+
+def _siglip_settles(names, tensors):
+    reads_mean = {"pool": "mean"} if "classifier.weight" in names else {}
+    return transformers_settles(names, tensors) | reads_mean
+
+
+def _openai_settles(names, _):
+    # OpenCLIP has the norm in front of a mean, or behind it (final_ln_after_pool).
+    if "input_resolution" in names:
+        return PLAIN | {"prefix_positions": True, "pool": "token"}
+    plain = {k: v for k, v in PLAIN.items() if k != "fc_norm"}
+    return plain | {"prefix_positions": True}
+
+
+def _dinov3_settles(names, _):
+    settled = {"pool": "token", "post_norm": False, "fc_norm": False}
+    gated = any(name.endswith(".mlp.w1.weight") for name in names)
+    return settled | ({"mlp": "swiglu"} if gated else {})
+
+
+def _timm_settles(names, tensors):
+    # timm's class Eva, which has rotary positions, and norms behind the branches, calls
+    # its LayerScale gamma_1. EVA-02 and DINOv2 have SwiGLU as w1 and w12.
+    settled = {"fc_norm": "fc_norm.weight" in tensors}
+    if any(name.endswith(".ls1.gamma") for name in names):
+        settled |= {"rotary": None, "post_norm": False, "pool_heads": 0}
+    if any(name.endswith((".mlp.w1.weight", ".mlp.w12.weight")) for name in names):
+        settled["mlp"] = "swiglu"
+    return settled
+
+
 QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
 VIT = Layout(
@@ -140,6 +198,7 @@ VIT = Layout(
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
     left_out=r"embeddings\.mask_token$|pooler\.",
+    settles=transformers_settles,
 )
 TIMM = Layout(
     # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
@@ -164,6 +223,7 @@ TIMM = Layout(
     left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.",
     strict=False,
+    settles=_timm_settles,
 )
 LAYOUTS = (
     Layout(
@@ -194,6 +254,7 @@ LAYOUTS = (
             "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
         says=_google_says,
+        settles=_google_settles,
     ),
     VIT,
     dataclasses.replace(
@@ -201,6 +262,7 @@ LAYOUTS = (
         title="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
         outside={},
+        settles=_dinov3_settles,
     ),
     Layout(
         title="transformers' CLIP and SigLIP",
@@ -226,6 +288,7 @@ LAYOUTS = (
         },
         outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
+        settles=_siglip_settles,
     ),
     Layout(
         title="OpenAI's CLIP and OpenCLIP",
@@ -247,6 +310,7 @@ LAYOUTS = (
             "proj": "projection.kernel",  # [in, out], as Flax has it
         },
         says=_openai_says,
+        settles=_openai_settles,
     ),
     dataclasses.replace(
         TIMM,
@@ -256,6 +320,7 @@ LAYOUTS = (
         outer={"storage_tokens": "reg_token"},
         outside={},
         left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # elsewhere unread: an error
+        settles=_dinov3_settles,
     ),
     TIMM,
 )
@@ -305,6 +370,8 @@ class Contents(NamedTuple):
     config: ModelConfig  # gelu, norm_eps, resize, num_heads, mean and std, or fewer
     images: ModelConfig = ModelConfig()  # mean and std, where the file itself has them
     projector: Projector | None = None  # of a tower in a language model
+    # fields of an Architecture that all models of its layout have
+    settled: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def read_weights(
@@ -389,7 +456,10 @@ def to_timm(
         layers = {name: tensors.pop(name) for name in names}
         hosted = layers or tower or places.start is not None
         projector = _projector(layers, tower) if hosted else None
-        return Contents(tensors, config, projector=projector)
+        settled = layout.settles([*dotted.values()], tensors)
+        if hosted:  # whose tokens are read, not a pool
+            settled = {"pool": "mean"} | settled
+        return Contents(tensors, config, projector=projector, settled=settled)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:

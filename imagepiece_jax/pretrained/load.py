@@ -20,7 +20,7 @@ from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
 from imagepiece_jax.pretrained.hub import CONFIG
-from imagepiece_jax.pretrained.infer import infer_weights
+from imagepiece_jax.pretrained.infer import infer_weights, placed
 from imagepiece_jax.pretrained.timm_config import published_class_names
 from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights
 
@@ -153,9 +153,12 @@ def _inferred(metadata, requested):
                 problem = f"is {value!r}, but its tensors have {theirs!r}"
                 allowed = "files of one model"
                 raise InputError(problem, field=field, value=value, allowed=allowed)
+    contents = metadata.contents
+    contents = contents._replace(tensors=placed(contents, config))
     found = {
         "config": dataclasses.replace(config, dtype=metadata.config.dtype),
         "crop": metadata.crop or registry.published_crop(config.name),
+        "cache": {"contents": contents},
     }
     if metadata.path.is_dir():
         return found

@@ -18,7 +18,7 @@ from imagepiece_jax.pretrained.hub import HubConfig
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
-POOLS = {"token": "token", "avg": "mean", "map": "map"}
+POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 # {arguments: the fields of an Architecture that they are}
 SAME = {k: k for k in ("class_token", "qkv_bias", "pre_norm", "pool_include_prefix")}
 SAME |= {"reg_tokens": "registers"}
@@ -47,6 +47,9 @@ IDLE += ("device", "dtype")
 ABSENT = dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), [False])
 ABSENT |= {"dynamic_img_pad": [False], "proj_bias": [True], "pos_embed": ["learn"]}
 ABSENT |= {"embed_norm_layer": [None], "in_chans": [3]}
+# Tags of weights whose authors' cards pass timm a layer that no config.json can name:
+# mlp_layer=SwiGLUPacked, act_layer=SiLU.
+SWIGLU = ("virchow_v1", "virchow_v2")
 # Arguments that timm writes for every model, also for a published one.
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
@@ -71,6 +74,8 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         # Trained by timm's code.
         arch = Architecture(**row["arch"])
         says = {"gelu": arch.gelu, "resize": arch.resize} | says
+    if images.get("tag") in SWIGLU:
+        says = says | {"mlp": "swiglu"}
     if classes is not None:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
@@ -283,7 +288,7 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
 def _is_vision_transformer(model: ViT) -> bool:
     """Whether arguments of timm's VisionTransformer can make the model."""
     arch = model.arch
-    if model.stem != "patch" or is_eva(arch):
+    if model.stem != "patch" or is_eva(arch) or arch.post_norm or arch.pool_heads:
         return False
     if arch.dist_token and (arch.registers or arch.fc_norm):
         return False

@@ -14,6 +14,7 @@ from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
 from imagepiece_jax.errors import InputError, naming_flags
 from imagepiece_jax.models.config import (
+    ONE_BY_ONE,
     Contradiction,
     ModelConfig,
     in_config,
@@ -108,7 +109,19 @@ def _typed(config, overrides):
     type(overrides)(typed)(changed)
     names = {field.removeprefix("model.") for field, _ in typed}
     fields = runs.model_fields(changed.to_dict())
-    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
+    arch = {f"arch.{field}": value for field, value in fields["arch"].items()}
+    requested = {k: v for k, v in (fields | arch).items() if k in names}
+    for name in [name for name in requested if name.startswith("arch.")]:
+        field = name.removeprefix("arch.")
+        if field not in ONE_BY_ONE:
+            problem = "is no field that weights leave open"
+            allowed = ", ".join(f"arch.{field}" for field in ONE_BY_ONE)
+            path = f"config.model.{name}"
+            raise InputError(
+                problem, field=path, value=requested[name], allowed=allowed
+            )
+        requested[field] = requested.pop(name)
+    return ModelConfig.of(requested)
 
 
 def _complete(config, weights):

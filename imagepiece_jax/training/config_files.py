@@ -139,9 +139,11 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     from ml_collections import FieldReference
 
     *groups, leaf = field.split(".")
-    if groups == ["reduction"] and field != METHOD:
+    own = groups == ["reduction"] and field != METHOD
+    if own or groups == ["model", "arch"]:  # which check their fields themselves
+        group = functools.reduce(type(config).__getitem__, groups, config)
         with config.unlocked():
-            config.reduction[leaf] = literal(text) if isinstance(text, str) else text
+            group[leaf] = literal(text) if isinstance(text, str) else text
         return
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)
@@ -197,7 +199,8 @@ def _no_such_file(file, argument):
 
 def _no_such_field(config, field):
     """The InputError for a field that no config has, with a suggestion."""
-    own = (f"reduction.{name}" for name in method_fields(config.reduction.name))
+    own = [f"reduction.{name}" for name in method_fields(config.reduction.name)]
+    own += ["model.arch.pool", "model.arch.rotary"]
     names = {*dotted_fields(config), *own}
     owner, _, leaf = field.rpartition(".")
     pairs = [name.rpartition(".")[::2] for name in sorted(names)]

@@ -194,7 +194,8 @@ class InitialWeights:
         size, config = self._run.image_size, weights.partial_config
         facts = registry.facts(config.name)
         named = config.name or config.arch
-        theirs = facts | config.fields | (vars(config.architecture) if named else {})
+        theirs = facts | config.fields | config.single_fields
+        theirs |= vars(config.architecture) if named else {}
         tensors = weights.tensors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             old, how = theirs.get("image_size"), theirs.get("resize")

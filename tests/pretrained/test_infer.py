@@ -10,9 +10,11 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.infer import ALWAYS, Unnamed, infer
+from imagepiece_jax.pretrained.infer import Unnamed, infer
 from tests.refused import refused
 
+# What no tensor of DeiT shows.
+OPEN = ["norm_eps", "gelu", "resize", "rotary", "post_norm", "pool"]
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 
@@ -86,7 +88,7 @@ def test_nothing_is_guessed(name, meant):
 @pytest.mark.parametrize(
     "given, field, value, ours",
     [
-        ({}, "num_heads", ["num_heads", "mean", "std", *ALWAYS], "give num_heads=.."),
+        ({}, "num_heads", ["num_heads", "mean", "std", *OPEN], "give num_heads=.."),
         ({"name": "deit_s"}, "name", "deit_s", "384, but these tensors have width 128"),
         ({"name": "deit3_small_patch16_224"}, "prefix_positions", False, "but True"),
         ({"name": "deit_s", "class_token": False}, "class_token", False, "but True"),
@@ -99,6 +101,7 @@ def test_what_neither_tensors_nor_name_say(given, field, value, ours):
 
 
 ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+ONE_BY_ONE |= {"rotary": False, "post_norm": False, "pool": "token"}
 HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
@@ -119,49 +122,77 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     with pytest.raises(InputError, match="tensor pos_embed is missing; allowed:"):
         infer(named_shapes(model, 64), ModelConfig(name="deit_s"))
     given = ONE_BY_ONE | HALVES
-    assert {*lacking(model, 64, **given)} == {"image_size", "rotary"}
+    without = {k: v for k, v in given.items() if k != "rotary"}
+    assert {*lacking(model, 64, **without)} == {"image_size", "rotary"}
     arch = {"positions": False, "rotary": {"origin": "center"}}
     turned = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    given = ModelConfig(**given, arch=arch, image_size=32)
+    given = ModelConfig(**without, arch=arch, image_size=32)
     found = infer(named_shapes(turned, 32), given)
     assert found.create().arch.rotary == turned.arch.rotary
 
 
-def test_evas_tensors_need_a_name():
+def test_evas_tensors_do_not_say_where_their_norms_are():
     """Norms behind the branches have the same tensors (eva02_enormous): 72 % off."""
     eva = create_model("eva_giant_patch14_224", image_size=28, **SMALL)
-    assert "rotary" in lacking(eva, 28)
-    assert {*lacking(eva, 28, **ONE_BY_ONE, **HALVES)} & {"arch", "rotary"}
+    assert {"rotary", "post_norm"} < {*lacking(eva, 28)}
+    fields = ONE_BY_ONE | HALVES | {"pool_include_prefix": False, "pool": "mean"}
     for given in (
         {"name": "eva_giant_patch14_224", "num_heads": 2},
-        ONE_BY_ONE | HALVES | {"arch": eva.arch},
+        fields | {"arch": eva.arch},
+        fields,
     ):
-        found = infer(named_shapes(eva, 28), ModelConfig(**given))
+        found = infer(named_shapes(eva, 28), ModelConfig(**given), {"fc_norm": True})
         assert found.create().arch == eva.arch
 
 
-# vit_base_patch16_rpn_224 has these, and its norms behind the branches.
 NO_NORM = {"class_token": False, "qkv_bias": False, "pool": "mean"}
 NO_NORM |= {"final_norm": False, "fc_norm": True}
+MEAN = {"pool": "mean", "class_token": False}
 
 
 @pytest.mark.parametrize(
     "arch, fields",
     [
-        (NO_NORM, ["arch"]),
+        (NO_NORM, {"pool": "mean"}),
+        (NO_NORM | {"pool": "none"}, {"pool": "none"}),
+        ({"post_norm": True}, {"post_norm": True}),
         # Whether a pool reads registers is not guessed.
-        ({"registers": 2, "pool": "map"}, ["pool_include_prefix"]),
-        ({"class_token": False, "pool": "map"}, None),
+        (
+            {"registers": 2, "pool": "map", "pool_heads": 1},
+            {"pool_include_prefix": False, "pool_heads": 1},
+        ),
+        ({"class_token": False, "pool": "map"}, {"pool_heads": 0}),
+        ({"pool": "mean", "registers": 1}, {"pool_include_prefix": False}),
+        (MEAN | {"mlp": "swiglu"}, {"mlp": "swiglu"}),
+        (MEAN | {"layer_scale": True}, {"rotary": False}),
+        # 16 positions and a prefix of seven: of 3 x 3 patches, or of 4 x 4.
+        (
+            {"registers": 6, "prefix_positions": False},
+            {"prefix_positions": False},
+        ),
     ],
 )
-def test_parts_that_no_known_model_has_are_to_be_given(arch, fields):
-    model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    given = ONE_BY_ONE | HALVES
-    if fields:
-        assert lacking(model, 32, **given) == fields
-        given |= {"arch": model.arch}
-    found = infer(named_shapes(model, 32), ModelConfig(**given))
+def test_what_no_tensor_shows_is_asked_for(arch, fields):
+    model = create_model("deit_s", image_size=64, arch=arch, num_classes=0, **SMALL)
+    known = ONE_BY_ONE | HALVES | {"pool": model.arch.pool}
+    known = {k: v for k, v in known.items() if k not in fields}
+    if model.arch.pool == "map":
+        del known["pool"]
+    shapes = named_shapes(model, 64)
+    with pytest.raises(Unnamed) as error:
+        infer(shapes, ModelConfig(**known), {"fc_norm": model.arch.fc_norm})
+    assert {*error.value.value} == {*fields}
+    known |= fields
+    found = infer(shapes, ModelConfig(**known), {"fc_norm": model.arch.fc_norm})
     assert found.create().arch == model.arch
+    assert found.image_size == 64
+
+
+def test_the_norm_in_front_of_a_mean_may_be_behind_it():
+    """OpenCLIP's final_ln_after_pool has the same tensors."""
+    model = create_model("deit_s", image_size=64, arch=MEAN, **SMALL)
+    given = ONE_BY_ONE | HALVES | {"pool": "mean"}
+    assert lacking(model, 64, **given) == ["fc_norm"]
 
 
 def test_the_sentence_on_an_unknown_size_says_what_is_enough():
