@@ -6,7 +6,6 @@ Commands can be imported side by side, so each flag here may be defined again.
 import functools
 import inspect
 import io
-import math
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import cache_dirs, process
+from imagepiece_jax.common import cache_dirs, fields, process
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError, closest, one_of, within
@@ -23,7 +22,7 @@ from imagepiece_jax.training.config_files import (
     BASE,
     Overrides,
     config_name,
-    dotted_fields,
+    fields_called,
     load_config,
 )
 
@@ -32,12 +31,62 @@ if TYPE_CHECKING:  # else imported where it is used: not every command has a con
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
-switch = functools.partial(flags.DEFINE_bool, allow_override=True)
-integer = functools.partial(flags.DEFINE_integer, allow_override=True)
-real = functools.partial(flags.DEFINE_float, allow_override=True)
 text = functools.partial(flags.DEFINE_string, allow_override=True)
-choice = functools.partial(flags.DEFINE_enum, allow_override=True)
 listed = functools.partial(flags.DEFINE_list, allow_override=True)
+
+
+class _Parser(flags.ArgumentParser):
+    """The text of a flag as the value of a field of common.fields."""
+
+    def __init__(self, name, field, kind, read):
+        self._name = name
+        self._field = field.metadata
+        self._kind = kind
+        self._read = read
+        if kind in ("int", "float"):  # the help of others says it in its own words
+            self.syntactic_help = self._field["allowed"]
+
+    def flag_type(self):
+        return self._kind
+
+    def parse(self, argument):
+        value = argument
+        try:
+            if isinstance(argument, str):  # not a default
+                value = self._read(argument)
+            return self._field["convert"](value)
+        except ValueError:
+            field, allowed = f"--{self._name}", self._field["allowed"]
+            raise InputError(field=field, value=value, allowed=allowed) from None
+
+
+def integer(name, default, help_text, least=None):
+    """Define a flag of whole numbers, of `least` or more; its default may be None."""
+    parser = _Parser(name, fields.count(least=least), "int", literal)
+    return flags.DEFINE(parser, name, default, help_text, allow_override=True)
+
+
+def real(name, default, help_text, least=None):
+    """Define a flag of finite numbers, of `least` or more."""
+    parser = _Parser(name, fields.number(least=least), "float", float)
+    return flags.DEFINE(parser, name, default, help_text, allow_override=True)
+
+
+def choice(name, default, values, help_text):
+    """Define a flag of one of `values`, all of which are strings."""
+    field = fields.choice(allowed=tuple(values))
+    field = fields.checked(None, field.metadata["convert"], ", ".join(values))
+    help_text = f"<{'|'.join(values)}>: {help_text}"
+    parser = _Parser(name, field, "string", str)
+    return flags.DEFINE(parser, name, default, help_text, allow_override=True)
+
+
+def switch(name, default, help_text):
+    """Define a flag that is on or off: --name, --noname, --name=false."""
+    flag = flags.BooleanFlag(name, default, help_text, allow_override=True)
+    field = fields.checked(None, flag.parser.parse, "true, false")
+    flag.parser = _Parser(name, field, "bool", str)
+    return flags.DEFINE_flag(flag)
 
 
 def repeated(name, default, help_text):
@@ -52,14 +101,6 @@ def required(holder):
     if not holder.value:
         hint = f"give {flags.FLAGS[holder.name].help.partition(';')[0]}"
         raise InputError("is missing", field=f"--{holder.name}", hint=hint)
-    return holder.value
-
-
-def finite(holder):
-    """The value of a float flag. Raises InputError for "nan" and "inf"."""
-    if not math.isfinite(holder.value):
-        field, allowed = f"--{holder.name}", "finite numbers"
-        raise InputError(field=field, value=holder.value, allowed=allowed)
     return holder.value
 
 
@@ -193,8 +234,8 @@ def timing():
     """Define --warmup, --repeats and --seconds; return a function that gives Rules."""
     warmup = integer("warmup", Rules.warmup, "calls before", 2)
     repeats = integer("repeats", Rules.repeats, "turns of each", 1)
-    seconds = real("seconds", Rules.seconds, "of a turn", 0.0)
-    return lambda: Rules(warmup.value, repeats.value, finite(seconds))
+    seconds = real("seconds", Rules.seconds, "of a turn", 0)
+    return lambda: Rules(warmup.value, repeats.value, seconds.value)
 
 
 # Running a command
@@ -249,7 +290,9 @@ def _parse(argv, anywhere):
     """The words of `argv` after flags, which may be `anywhere`; exits at a mistake."""
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
-        return flags.FLAGS(_take_overrides([*map(_expand_home, argv)]))
+        words = _take_overrides([*map(_expand_home, argv)])
+        _check_last(words[-1])
+        return flags.FLAGS(words)
     except SystemExit:  # --help ends absl's commands with 1
         sys.exit(0)
     except BrokenPipeError:  # of --help
@@ -257,7 +300,9 @@ def _parse(argv, anywhere):
     except flags.UnrecognizedFlagError as error:
         mistake = _unknown(error.flagname)
     except (InputError, flags.Error) as error:
-        mistake = error
+        # absl words an error of a parser anew.
+        cause = error.__context__
+        mistake = cause if isinstance(cause, InputError) else error
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 
@@ -268,15 +313,26 @@ def _expand_home(word):
     return parts[1] + os.path.expanduser(parts[2])
 
 
+def _check_last(word):
+    """Raise InputError where the last word is a flag that lacks its value."""
+    name = re.sub("^--?", "", word)
+    flag = flags.FLAGS[name] if word[:1] == "-" and name in flags.FLAGS else None
+    if flag is not None and not flag.boolean:
+        hint = f"give {flag.help.partition(';')[0]}"
+        raise InputError("has no value", field=f"--{name}", hint=hint)
+
+
 def _unknown(name):
     """The InputError for a flag that does not exist, with a suggestion."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
     flag = closest(head, names)
     candidates = [] if flag is None else [f"--{flag}{dot}{tail}"]
+    if name == "reduction" and "sweep" in names:
+        candidates.append("--sweep")
     if "config" in names:
-        fields = dotted_fields(load_config(BASE))
-        candidates += [f"--config.{f}" for f in fields if f".{f}".endswith(f".{name}")]
+        found = fields_called(load_config(BASE), name)
+        candidates += [f"--config.{field}" for field in found]
     hint = f"did you mean {' or '.join(candidates)}?" if candidates else ""
     allowed = "" if hint else ", ".join(f"--{flag}" for flag in names) or "none"
     return InputError("is not a flag", field=f"--{name}", allowed=allowed, hint=hint)

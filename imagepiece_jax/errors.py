@@ -57,14 +57,18 @@ def within(group="", place="", hint=""):
 
 
 @contextlib.contextmanager
-def naming_flags(*fields):
-    """InputErrors raised inside about these fields name the flags of these names."""
+def naming(**names):
+    """InputErrors raised inside about these fields have other names for them."""
     try:
         yield
     except InputError as error:
-        if error.field in fields:
-            error.field = f"--{error.field}"
+        error.field = names.get(error.field, error.field)
         raise
+
+
+def naming_flags(*fields):
+    """As `naming`, for fields with flags of the same names."""
+    return naming(**{field: f"--{field}" for field in fields})
 
 
 class RunError(RuntimeError):

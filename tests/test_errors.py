@@ -205,7 +205,7 @@ def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):
     pathlib.Path("run/config.json").write_text(json.dumps(config.to_dict()))
     pathlib.Path("run/run.json").write_text('{"starts": []}')
     said = refused("train quickstart --config.init.weights=no.npz --workdir=run")
-    assert said == "weights no.npz: no such file or folder"
+    assert said == "config.init.weights is no.npz: no such file or folder"
 
 
 def test_in_a_process_of_its_own(tmp_path):

@@ -31,6 +31,7 @@ from tests.visualize.traces import read_traces
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}
+MISSING = "config.init.weights is no.npz: no such file or folder"
 FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
 MODEL_FLAGS = ["--config.model.mean=(.5,.5,.5)", "--config.model.std=.5,.5,.5"]
 NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
@@ -271,7 +272,7 @@ def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(older))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     words = ["--config.init.weights=no.npz"]
-    assert said_of(tmp_path, *words)[1] == "weights no.npz: no such file or folder"
+    assert said_of(tmp_path, *words)[1] == MISSING
     words += [f"--config.model.{word[2:]}" for word in FLAGS]
     assert said_of(tmp_path, *words)[1].startswith(
         f"--workdir {tmp_path}/run: config.model.mean is "

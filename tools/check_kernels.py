@@ -23,7 +23,7 @@ RANDOM = cli.integer(
     "random",
     10_000,
     "random images for each rule and dtype, in whole batches of 256",
-    lower_bound=1,
+    least=1,
 )
 
 

@@ -129,7 +129,9 @@ def number(
         )
         return float(_require(fits, value))
 
-    allowed = "numbers" + _bounds(least, most, above, below)
+    ends = (least, above), (most, below)
+    kind = "finite numbers" if (None, None) in ends else "numbers"
+    allowed = kind + _bounds(least, most, above, below)
     return checked(default, convert, allowed, training)
 
 
@@ -149,10 +151,14 @@ def positive(default=REQUIRED):
 
 
 def count(default=REQUIRED, least=0, most=None):
-    """A whole number of `least` or more."""
+    """A whole number, of `least` or more unless that is None."""
 
     def convert(value):
-        fits = is_integer(value) and value >= least and (most is None or value <= most)
+        fits = (
+            is_integer(value)
+            and (least is None or value >= least)
+            and (most is None or value <= most)
+        )
         return int(_require(fits, value))
 
     return checked(default, convert, "whole numbers" + _bounds(least, most))
@@ -160,7 +166,7 @@ def count(default=REQUIRED, least=0, most=None):
 
 def blocks(*default):
     """Indices of blocks."""
-    return several(default, count(least=-math.inf), "whole numbers, such as (3, 6, 9)")
+    return several(default, count(least=None), "whole numbers, such as (3, 6, 9)")
 
 
 def counts(default=REQUIRED, least=0):

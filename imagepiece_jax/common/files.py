@@ -18,6 +18,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Photographs and weights: only a command that writes such files replaces one.
 PROTECTED = tuple(".jpg .jpeg .png .webp .npz .safetensors .pth .pt .bin".split())
 
+LOCK = ".lock"  # the file that stands for a folder that cannot be locked itself
+
 log = logging.getLogger("imagepiece_jax.files")
 
 
@@ -42,14 +44,44 @@ def open_locked(flag, path, mode, **options):
         _lock(file)
     except BlockingIOError as error:
         file.close()
-        problem = f"{folder} is in use by another process"
-        hint = "choose another, or wait for it"
-        raise InputError(problem, field=flag, value=folder, hint=hint) from error
+        raise _in_use(flag, folder) from error
     except OSError as error:
         text = "%s cannot be locked (%s): two processes that write into %s would not "
         text += "notice each other"
         log.warning(text, path, error.strerror, folder)
     return file
+
+
+def lock_folder(flag, folder):
+    """A descriptor of a folder that no other process can lock until it is closed.
+
+    The folder, of `flag`, is made. It holds no file for the lock, which a killed
+    process would leave. Where only files are locked (NFS) the file `LOCK` stands for
+    it, whose descriptor is returned.
+
+    Raises InputError where it cannot be written, or another process has locked it.
+    """
+    make_folder(flag, folder)
+    check_folder(flag, folder)
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)  # Windows opens no folder
+        _lock(descriptor)
+        return descriptor
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise _in_use(flag, folder) from error
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+    with open_locked(flag, pathlib.Path(folder, LOCK), "w") as file:
+        return os.dup(file.fileno())
+
+
+def _in_use(flag, folder):
+    problem = f"{folder} is in use by another process"
+    hint = "choose another, or wait for it"
+    return InputError(problem, field=flag, value=str(folder), hint=hint)
 
 
 def _lock(file):

@@ -66,7 +66,7 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     checkpoint, or of openpi's folder with one, is the file that lists the arrays.
     Raises InputError where they cannot be fetched, and for a malformed id.
     """
-    field = "the path of weights"
+    field = "path"
     if not isinstance(path, str | os.PathLike):
         raise InputError(field=field, value=path, allowed="a string or a pathlib.Path")
     text = os.fspath(path)
@@ -82,8 +82,8 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if exists(path):
         return local(path)
-    problem, facts = "no such file or folder", _meant(path)
-    raise InputError(problem, place=f"weights {path}:", value=str(path), **facts)
+    problem, facts = f"is {path}: no such file or folder", _meant(path)
+    raise InputError(problem, field="path", value=str(path), **facts)
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -182,7 +182,8 @@ def build(
     seed: of parts that are drawn; None: the training's
     """
     config, used = weights.config, weights.reduction if reduction is None else reduction
-    with within(place=weights):
+    own = used == weights.as_trained.reduction
+    with within(place=weights if own else ""):
         model = config.create(used)
     variables, drawn = weights.variables_and_drawn(
         model,

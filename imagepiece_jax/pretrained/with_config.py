@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
-from imagepiece_jax.errors import InputError, naming_flags
+from imagepiece_jax.errors import InputError, naming, naming_flags
 from imagepiece_jax.models.config import (
     ONE_BY_ONE,
     Contradiction,
@@ -65,7 +65,7 @@ def read_with_config(
     with naming_flags(*flags):
         typed = ModelConfig(**flags)
     try:
-        with in_config():
+        with in_config(), naming(path="--weights"):
             requested = typed.over(requested)
             weights = read(path, requested, checkpoint, averaged)
             if full and weights.run is not None:
@@ -92,13 +92,17 @@ def read_with_config(
         config.model.update({k: v for k, v in decided.items() if k not in FREE})
     fields = config.to_dict()
     free = {name: fields["model"][name] for name in FREE if name != "prop_attn"}
-    return config, dataclasses.replace(
+    changed = dataclasses.replace(
         weights,
         config=dataclasses.replace(weights.config, **free),
         reduction=runs.reduction_of(fields),
         crop=read_fields(fields["data"]),
         seed=config.seed,
     )
+    if changed.reduction != weights.as_trained.reduction:
+        with in_config():  # a typed one that does not fit is no fault of the weights
+            changed.config.create(changed.reduction)
+    return config, changed
 
 
 def _typed(config, overrides):

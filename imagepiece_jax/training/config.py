@@ -447,11 +447,31 @@ class RunConfig(RunFields):
         return self.data.preprocessing(self.image_size)
 
 
-def method_fields(name: str) -> list[str]:
-    """The fields of the method `name`; [] for an unknown one."""
+def method_fields(name: str | None = None) -> list[str]:
+    """The fields of the method `name`, [] for an unknown one; None: of all methods."""
     from imagepiece_jax.reduction.methods import METHODS  # imports JAX
 
-    return [*METHODS[name].__dataclass_fields__] if name in METHODS else []
+    fields = {}  # in the order of the first method that has it
+    for method in METHODS:
+        if name in (None, method):
+            fields |= METHODS[method].__dataclass_fields__
+    return [*fields]
+
+
+def allowed_values(field: str) -> str | None:
+    """The allowed values of a field of a config, by its path; None: nobody says."""
+    group, _, name = field.rpartition(".")
+    kinds = [RunFields, *(each.type for each in dataclasses.fields(RunFields))]
+    owners = [kind for kind in kinds if getattr(kind, "group", None) == group]
+    if group in ("model", "teacher"):
+        from imagepiece_jax.models.config import ModelConfig  # imports JAX
+
+        owners.append(ModelConfig)
+    for owner in owners:
+        known = owner.__dataclass_fields__
+        if name in known and known[name].metadata:
+            return known[name].metadata["allowed"]
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

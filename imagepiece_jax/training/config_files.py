@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
-from imagepiece_jax.training.config import method_fields
+from imagepiece_jax.training.config import allowed_values, method_fields
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -26,6 +26,23 @@ _, PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
+# What other tools call a field.
+ALIASES = {
+    "learning_rate": "lr",
+    "base_lr": "lr",
+    "batch": "batch_size",
+    "num_epochs": "epochs",
+    "wd": "weight_decay",
+    "img_size": "image_size",
+    "resolution": "image_size",
+    "nb_classes": "num_classes",
+    "smoothing": "label_smoothing",
+    "drop_path": "model.drop_path_rate",
+    "method": METHOD,
+    "dataset": "data.name",
+    "pretrained": "init.weights",
+    "finetune": "init.weights",
+}
 # What ml_collections says of a value of another type, and of a field that is none.
 OTHER_TYPE = re.compile(
     r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'>"
@@ -156,18 +173,35 @@ def override(config: "ConfigDict", field: str, text: str | bool):
         problem = "is a group of fields" if is_group else f"is of type {kind.__name__}"
         names = ", ".join(group[leaf]) if is_group else ""
         hint = f"set one of them: {names}" if names else "set it in a config file"
+        if is_group and "name" in group[leaf] and isinstance(text, str):
+            hint = f"did you mean {path}.name={text}?"
         raise InputError(problem, field=path, value=kind, hint=hint)
     references = dict(group.items(preserve_field_references=True))
     if text in ("", "None") and isinstance(references[leaf], FieldReference):
         group[leaf] = None
         return
-    parse, allowed = PARSERS[kind]
+    parse, of_type = PARSERS[kind]
     if isinstance(text, bool) and kind is not bool:
+        allowed = allowed_values(field) or of_type
         raise InputError("has no value", field=path, allowed=allowed)
     try:
         group[leaf] = parse(str(text))
     except (ValueError, KeyError):
-        raise InputError(field=path, value=text, allowed=allowed) from None
+        value = literal(text) if text else text
+        allowed = allowed_values(field) or of_type
+        raise InputError(field=path, value=value, allowed=allowed) from None
+
+
+def fields_called(config: "ConfigDict", name: str) -> list[str]:
+    """Fields that a typed name may mean: by its end, of any method, or by an alias.
+
+    The name of a group is that of its field `name`.
+    """
+    methods = {f"reduction.{field}" for field in method_fields()}
+    names = sorted({*dotted_fields(config)} | methods)
+    found = [field for field in names if f".{field}".endswith(f".{name}")]
+    aliases = [ALIASES.get(name), f"{name}.name"]
+    return found or [alias for alias in aliases if alias in names]
 
 
 def dotted_fields(config, prefix=""):
@@ -203,6 +237,9 @@ def _no_such_field(config, field):
     own += ["model.arch.pool", "model.arch.rotary"]
     names = {*dotted_fields(config), *own}
     owner, _, leaf = field.rpartition(".")
+    if (alias := ALIASES.get(leaf)) in names:
+        hint = f"did you mean config.{alias}?"
+        return InputError("is not a field", field=f"config.{field}", hint=hint)
     pairs = [name.rpartition(".")[::2] for name in sorted(names)]
     siblings = [name for group, name in pairs if group == owner]
     # A field of this name in another group is likelier than a similar sibling.
@@ -216,6 +253,13 @@ def _no_such_field(config, field):
     else:
         hint = f"config has {', '.join(config)}"
     return InputError("is not a field", field=f"config.{field}", hint=hint)
+
+
+def _allowed_of_leaf(leaf):
+    """Allowed values of the field of this name; None where groups have one each."""
+    names = [*dotted_fields(load_config(BASE))]
+    paths = [name for name in names if f".{name}".endswith(f".{leaf}")]
+    return allowed_values(paths[0]) if len(paths) == 1 else None
 
 
 def _raised(error, file):
@@ -232,7 +276,7 @@ def _raised(error, file):
     text = str(error.args[0]) if error.args else "no reason given"
     if match := OTHER_TYPE.search(text):
         field, value, found, kind = match.groups()
-        allowed = TYPES.get(kind, kind)
+        allowed = _allowed_of_leaf(field) or TYPES.get(kind, kind)
         problem = f"is {value!r}" if found == "str" else f"is {value}"
         facts = {"field": field, "place": place, "value": value, "allowed": allowed}
         return InputError(problem, **facts)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError, naming, within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
@@ -18,6 +18,14 @@ from imagepiece_jax.pretrained.weights import Metadata
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import say
+
+
+def _read(fields):
+    """Metadata of the weights that a group of a config names; None without any."""
+    if not fields.weights:
+        return None
+    with naming(path=f"config.{fields.group}.weights"):
+        return read_metadata(fields.weights)
 
 
 class InitialWeights:
@@ -32,14 +40,12 @@ class InitialWeights:
     @functools.cached_property
     def start(self) -> Metadata | None:
         """The weights at `config.init.weights`; None where it is empty."""
-        path = self._run.init.weights
-        return read_metadata(path) if path else None
+        return _read(self._run.init)
 
     @functools.cached_property
     def teacher(self) -> Metadata | None:
         """The weights at `config.teacher.weights`; None where it is empty."""
-        path = self._run.teacher.weights
-        return read_metadata(path) if path else None
+        return _read(self._run.teacher)
 
     def _earlier(self, workdir):
         """Metadata of the run in `workdir` that is resumed; None for a new one."""
@@ -168,8 +174,9 @@ class InitialWeights:
 
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
+        teacher = self.teacher
         with of_teacher():
-            return self._fitted(self.teacher, model)
+            return self._fitted(teacher, model)
 
     def _started(self, model, fresh=()):
         """`_fitted` of `start`; the InputError says what to type for new parts."""

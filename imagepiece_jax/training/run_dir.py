@@ -15,6 +15,7 @@ import pathlib
 import platform
 import secrets
 import socket
+import stat
 import sys
 import time
 
@@ -28,7 +29,7 @@ from imagepiece_jax.pretrained import runs
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.training.logging import read_metrics
 
-RUN, LOCK = "run.json", ".lock"
+RUN = "run.json"
 CLOCK = "%Y-%m-%d %H:%M:%S %z"  # in run.json
 # Fields that may change when a run is resumed; anything else makes another run.
 MAY_CHANGE = (
@@ -77,8 +78,9 @@ def check_config(workdir, config: dict):
         if before != now and name not in MAY_CHANGE:
             problem = f"is {now}, but {before} in the run there"
             hint = f"change it back, or {OTHER}"
-            if name == "epochs":  # the rates of all steps follow from it
-                hint += f", with --config.init.weights={workdir} to train on"
+            if not name.startswith("init."):
+                start = f"--config.init.weights={workdir}"
+                hint += f", with {start} to start from its weights"
             with within("config", f"--workdir {workdir}"):
                 raise InputError(problem, field=name, value=now, hint=hint)
 
@@ -179,19 +181,19 @@ def becomes_true(condition):
 class RunLock(contextlib.AbstractContextManager):
     """While entered, keeps other processes out of `workdir`.
 
-    Its file, and the empty ones of the folders that it creates, are removed at the end.
+    The empty ones of the folders that it creates are removed at the end.
     Raises InputError, when entered, where one is training there, or the folder cannot
     be made or written.
     """
 
     def __init__(self, workdir):
-        self._path = pathlib.Path(workdir) / LOCK
-        self._file = None
+        self._folder = pathlib.Path(workdir)
+        self._descriptor = None
 
     def __enter__(self):
-        folders = [path for path in self._path.parents if not os.path.exists(path)]
-        self._temporary = [self._path, *folders]  # a killed run leaves its own
-        self._file = files.open_locked("--workdir", self._path, "w", encoding="utf-8")
+        paths = (self._folder, *self._folder.parents)
+        self._made = [path for path in paths if not os.path.exists(path)]
+        self._descriptor = files.lock_folder("--workdir", self._folder)
         return self
 
     def check(self):
@@ -200,15 +202,18 @@ class RunLock(contextlib.AbstractContextManager):
         If it was moved, removed or unmounted, new files would start a new folder, or
         end up in the removed one.
         """
-        if self._file is None:
+        if self._descriptor is None:
             return
         try:
-            same = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            locked = os.fstat(self._descriptor)
+            is_folder = stat.S_ISDIR(locked.st_mode)
+            path = self._folder if is_folder else self._folder / files.LOCK
+            same = os.path.samestat(locked, path.stat())
         except OSError:
             same = False
         if not same:
             raise RunError(
-                f"{self._path.parent} has vanished, or is not the folder that this run "
+                f"{self._folder} has vanished, or is not the folder that this run "
                 "began in: nothing more can be saved; once it is back, the same "
                 "command resumes from its newest checkpoint"
             )
@@ -216,13 +221,12 @@ class RunLock(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         with contextlib.suppress(OSError, RunError):
             self.check()
-            for path in self._temporary:
-                if path.is_dir():
-                    path.rmdir()  # fails, and ends the loop, where a run has written
-                else:
-                    path.unlink()  # while it is locked: no other process can have it
-        self._file.close()
-        self._file = None
+            # While it is locked: no other process can have it.
+            (self._folder / files.LOCK).unlink(missing_ok=True)
+            for path in self._made:
+                path.rmdir()  # fails, and ends the loop, where a run has written
+        os.close(self._descriptor)
+        self._descriptor = None
 
 
 def flat_fields(config):

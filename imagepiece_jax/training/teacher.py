@@ -96,8 +96,9 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 def _distilling(run, initial):
     """(model, image size, variables) that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields)
+    metadata = initial.teacher
     with of_teacher(), within("config.teacher"):
-        weights = complete(initial.teacher, requested).analyzed(run.model.dtype)
+        weights = complete(metadata, requested).analyzed(run.model.dtype)
         attention = run.model.attention
         config = dataclasses.replace(weights.config, attention=attention)
         model = config.create().clone(head_only=True)

@@ -27,8 +27,14 @@ LEAST = "numbers of at least"
     "kind, allowed, right, wrong",
     [
         (fields.rate(), "numbers from 0 to 1", [0, 1], [-0.1, 1.1, NAN, "0.5", True]),
-        (fields.weight(), f"{LEAST} 0", [0, 1e9], [-1, NAN, INF, "1", True, None]),
-        (fields.positive(3), "numbers above 0", [1e-9], [0, INF, None]),
+        (
+            fields.weight(),
+            f"finite {LEAST} 0",
+            [0, 1e9],
+            [-1, NAN, INF, "1", True, None],
+        ),
+        (fields.positive(3), "finite numbers above 0", [1e-9], [0, INF, None]),
+        (fields.count(least=None), "whole numbers", [-9], [0.5, None]),
         (fields.count(least=3), f"whole {LEAST} 3", [3], [2, 3.0, "3", True, None]),
         (
             fields.blocks(),
@@ -41,6 +47,8 @@ LEAST = "numbers of at least"
         (fields.number(least=0, below=1), f"{LEAST} 0 and below 1", [0], [1, -1]),
         (fields.number(above=0, most=1), "numbers above 0 and up to 1", [1], [0, 1.1]),
         (fields.number(above=0, below=1), "numbers above 0 and below 1", [0.1], [0, 1]),
+        (fields.number(), "finite numbers", [-1e9], [-INF, INF, NAN]),
+        (fields.number(most=1), "finite numbers up to 1", [-1e9], [-INF, 2]),
         (fields.number(least=-1, most=1), "numbers from -1 to 1", [-1, 1], [-1.1, 1.1]),
     ],
 )

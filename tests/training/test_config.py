@@ -1,5 +1,6 @@
 """The config of a run: values out of range are refused, and what is made of it."""
 
+import json
 import re
 import types
 
@@ -11,7 +12,9 @@ from configs import base, deit_s_evit
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training import run_dir
+from imagepiece_jax.training.config import RunConfig, allowed_values
+from imagepiece_jax.training.config_files import BASE, dotted_fields, load_config
 from imagepiece_jax.training.train_step import batch_shapes
 from tests.pictures import write_csv
 from tests.refused import refused
@@ -29,10 +32,10 @@ RANGES = {
     "whole numbers of at least 0": COUNTS,
     "whole numbers of at least 1": POSITIVE,
     "whole numbers from 0 to 4294967295": "seed",
-    "numbers of at least 0": NUMBERS,
+    "finite numbers of at least 0": NUMBERS,
     "numbers from 0 to 1": SHARES,
     "numbers from 0 to 10": "augment.magnitude",
-    "numbers of at least 0.01": "distill.temperature",
+    "finite numbers of at least 0.01": "distill.temperature",
 }
 
 
@@ -49,6 +52,30 @@ def test_numbers_out_of_range(field, allowed):
         with refused(f"config.{field}", value) as caught:
             RunConfig.from_config(configured(**{field: value}))
         assert caught.value.allowed == allowed
+
+
+@pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
+def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
+    """From its weights, unless the weights are what differs."""
+    before, now = configured(), configured(**{field: typed})
+    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    run_dir.check_config(tmp_path, before.to_dict())
+    with refused(f"config.{field}", json.dumps(typed)) as caught:
+        run_dir.check_config(tmp_path, now.to_dict())
+    start = f"with --config.init.weights={tmp_path} to start from its weights"
+    assert (start in caught.value.hint) == (field == "lr")
+
+
+def test_the_allowed_values_of_a_typed_field_are_those_of_its_check():
+    """Of every field of configs/base.py whose values are checked by its own kind."""
+    said = {name: allowed_values(name) for name in dotted_fields(load_config(BASE))}
+    assert said["batch_size"] == "whole numbers of at least 1"
+    assert said["betas"] == "two numbers of at least 0 and below 1"
+    assert said["data.flip"] == "True, False"
+    assert said["model.depth"] == said["teacher.num_heads"] == said["epochs"]
+    names = {"model.name", "reduction.name", "teacher.name"}  # any string
+    assert {name for name, allowed in said.items() if allowed is None} == names
 
 
 @pytest.mark.parametrize(

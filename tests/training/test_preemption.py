@@ -1,10 +1,12 @@
 """Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
+import errno
+import fcntl
 import os
-import pathlib
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -120,19 +122,12 @@ def test_what_cannot_answer_ends_at_once(where, signals, status, said):
     assert err.startswith(said) and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (pathlib.Path.touch, r"made \(Not a directory\); choose another"),
-        (
-            lambda run: (run / ".lock").mkdir(parents=True),
-            r"written \(Is a directory\); choose another",
-        ),
-    ],
-)
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, spoil, message):
-    spoil(tmp_path / "run")
-    with pytest.raises(InputError, match=f"run cannot be {message}"):
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"made \(Not a directory\); choose another"):
+        RunLock(tmp_path / "file").__enter__()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"run cannot be written \(Permission denied"):
         RunLock(tmp_path / "run").__enter__()
 
 
@@ -142,6 +137,37 @@ def test_a_workdir_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
         RunLock(workdir).__enter__()
     assert not [*tmp_path.iterdir()]
     with RunLock(workdir):
+        (workdir / "run.json").touch()
+    assert [*workdir.iterdir()] == [workdir / "run.json"]
+
+
+@pytest.fixture(params=["folders", "files"])
+def locks(request, monkeypatch):
+    """Locks of this file system, and those of NFS, which locks no folder."""
+    real = fcntl.flock
+
+    def of_files(file, operation):
+        number = file if isinstance(file, int) else file.fileno()
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return real(file, operation)
+
+    if request.param == "files":
+        monkeypatch.setattr(fcntl, "flock", of_files)
+    return request.param
+
+
+def test_a_killed_run_leaves_no_file_of_its_lock(tmp_path, locks):
+    """But where a folder cannot be locked; the next run then removes it."""
+    workdir = tmp_path / "run"
+    lock = RunLock(workdir)
+    lock.__enter__()
+    with pytest.raises(InputError, match="run is in use by another process"):
+        RunLock(workdir).__enter__()
+    os.close(lock._descriptor)  # as the end of a killed process does
+    assert [*workdir.iterdir()] == [workdir / ".lock"] * (locks == "files")
+    with RunLock(workdir) as lock:
+        lock.check()
         (workdir / "run.json").touch()
     assert [*workdir.iterdir()] == [workdir / "run.json"]
 

@@ -113,9 +113,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    longer = (
-        "config.epochs is 99, but 2 in .*, with --config.init.weights=.* to train on"
-    )
+    longer = "config.epochs is 99, but 2 in .*, with --config.init.weights=.* to start"
     with pytest.raises(InputError, match=longer):
         trainer.train_and_evaluate(configured(pictures=2, epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times

@@ -11,5 +11,12 @@ class NoReduction(Method):
 
     amounts = ()
 
+    def __post_init__(self):
+        super().__post_init__()
+        for field, usual in (("macs", 1.0), ("counts", None)):
+            if getattr(self, field) not in (None, usual):
+                problem = f"is {getattr(self, field)!r}, but no method is named"
+                self.refuse(field, problem=problem, hint="name one, such as tome")
+
     def steps(self, depth):
         return ()
