@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 import sys
+from collections.abc import Collection, Sequence
 
 from imagepiece_jax.benchmark import device, report
 from imagepiece_jax.benchmark.workloads import MODES, Case, InputStreams
@@ -13,7 +14,9 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.pretrained.with_config import read_with_config
-from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.reduction.settings import DENSE, label
+from imagepiece_jax.reduction.sweep_text import naming
+from imagepiece_jax.training.config import RunConfig
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -56,6 +59,30 @@ def trained(path, configs: dict, base=None) -> dict:
             pairs["dense"] = dense, weights
         pairs[pathlib.Path(path).name] = config, weights
     return pairs
+
+
+def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
+    """(config, Weights or None) of one model by its reductions, the dense one first.
+
+    pairs: as for `groups`; the last is the model
+    configs: that were named
+    Raises InputError for several configs, and for a reduction that does not fit.
+    """
+    if len(configs) > 1:
+        problem = f"is given with {len(configs)} configs"
+        allowed = "one --config, or --weights"
+        raise InputError(problem, field="--sweep", value=len(configs), allowed=allowed)
+    *_, (config, weights) = pairs.values()
+    reduced = [each for each in reductions if each["name"] != DENSE["name"]]
+    by_label = {}
+    for reduction in [DENSE, *reduced]:
+        own = config.copy_and_resolve_references()
+        with own.unlocked():
+            own.reduction = dict(reduction)
+        with naming(reduction):
+            RunConfig.from_config(own).create_model()
+        by_label[label(reduction)] = own, weights
+    return by_label
 
 
 def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]:

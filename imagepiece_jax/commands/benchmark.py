@@ -7,7 +7,8 @@ All configs take turns in one process and are compared with the first. The devic
 rates are measured first; large batches run before small ones. --weights
 FILE_OR_WORKDIR measures trained weights under each config, or without --config their
 own model beside the same without its reduction; --config.FIELD=VALUE changes it, as in
-`evaluate`. Without a GPU, `python -m tools.compile_only` of the repository shows what
+`evaluate`. --sweep tome:r=8,13 measures one model dense and with each of these
+reductions. Without a GPU, `python -m tools.compile_only` of the repository shows what
 the compiler makes of a config.
 """
 
@@ -18,6 +19,7 @@ from imagepiece_jax.common.timer import Rules
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()
+SWEEP = cli.sweep("these reductions of one model beside the dense one")
 BATCH_SIZE = cli.repeated("batch_size", ["256"], "one or more, such as 1,8,256")
 DTYPE = cli.dtype("of weights and layers")
 MODE = cli.listed(
@@ -39,7 +41,9 @@ def main(others=None):
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device, report, suite
     from imagepiece_jax.common import xla_options
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
+    reductions = parse_sweeps(SWEEP.value)
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), TIMING()
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
@@ -49,6 +53,8 @@ def main(others=None):
         pairs = {name: (config, None) for name, config in configs.items()}
     else:
         pairs = suite.trained(path, configs, base)
+    if reductions:
+        pairs = suite.swept(pairs, configs, reductions)
     note(rules)
     groups = suite.groups(pairs, sizes, dtype, modes)
     suite.run_all(groups, rules, files, others)

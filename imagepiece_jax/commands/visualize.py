@@ -7,8 +7,9 @@ For every method one figure per image: the tokens after each reducing block, the
 attention, and the number of patches of each token. `index.html` compares the methods
 side by side and needs no network; `provenance.json` and `provenance.npz` hold the slot
 of every patch, and all else that is drawn. Sizes and stem come from the run or the
-weights, else from --config, as does the method if there is no --sweep. An image that
-cannot be read is named on stderr, the others are shown, and the exit status is 1.
+weights, else from --config, as does the method if there is no --sweep. --limit 20 takes
+twenty of a folder's images. An image that cannot be read is named on stderr, the others
+are shown, and the exit status is 1.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import one_of
 
 MODEL = cli.trained_model(checkpoint=False)
-RESIZE = cli.resize()
+RESIZE, LIMIT = cli.resize(), cli.limit()
 SWEEP = cli.sweep("these methods instead of the config's")
 OUT = cli.text(
     "out",
@@ -35,12 +36,16 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.data.preprocessing import Preprocessing
+    from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
     from imagepiece_jax.visualize import html
 
     files = image_files.find_images(words)
+    if LIMIT.value is not None and LIMIT.value < len(files):
+        print(f"{LIMIT.value} of {len(files)} images are taken, evenly spaced")
+        files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     reductions = parse_sweeps(SWEEP.value)

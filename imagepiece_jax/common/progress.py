@@ -3,10 +3,14 @@
 import contextlib
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 PATIENCE = 3.0  # seconds of work before anything is said
+INTERVAL = 30.0  # seconds from line to line of a log
 
 
 @contextlib.contextmanager
@@ -29,6 +33,26 @@ def working(what: str, enabled: bool = True):
     finally:
         done.set()
         teller.join()
+
+
+def counted(items: Sequence, what: str) -> Iterator[Any]:
+    """Yield items, and say on stderr how many are done.
+
+    A terminal shows a bar, which disappears at the end; a log gets a line every
+    INTERVAL seconds.
+
+    what: such as "drawing figures"
+    """
+    bar = tqdm(items, desc=what, delay=PATIENCE, leave=False, disable=None)
+    if not bar.disable:
+        yield from bar
+        return
+    due = time.monotonic() + INTERVAL
+    for done, item in enumerate(items):
+        if time.monotonic() >= due:
+            print(f"{what}: {done} of {len(items)}", file=sys.stderr, flush=True)
+            due = time.monotonic() + INTERVAL
+        yield item
 
 
 def _tell(what, done):

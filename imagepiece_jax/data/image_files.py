@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, within
@@ -119,7 +120,7 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
     Raises InputError if no image is left, and for one that does not fit `transform`.
     """
     images, names = [], []
-    for file in files:
+    for file in counted(files, "reading images"):
         if not file.is_file():
             print(f"{file} is left out: no such file", file=sys.stderr)
             continue

@@ -111,12 +111,17 @@ class Source(abc.ABC):
         """`count` images, evenly spaced; all of a smaller source, and for None."""
         if count is None or count >= len(self):
             return self
-        return Subset(self, np.linspace(0, len(self) - 1, count).round())
+        return Subset(self, evenly_spaced(len(self), count))
 
     @property
     def part(self) -> dict[str, str]:
         """A JSON value that identifies this part of a larger source, by its name."""
         return {}
+
+
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """`count` indices of `total` things, the first and the last among them."""
+    return np.linspace(0, total - 1, count).round().astype(int)
 
 
 class Subset(Source):

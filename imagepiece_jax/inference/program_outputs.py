@@ -54,7 +54,7 @@ class ProgramOutputs:
     def _check(self):
         for field, value in self._options.items():
             if not self.maps and value != USUAL[field]:
-                problem = f"is {value!r}, which is of features, and output is 'logits'"
+                problem = "is of features, but output is 'logits'"
                 allowed = "output 'features' or 'patches'"
                 raise InputError(problem, field=field, value=value, allowed=allowed)
         features.check_fill(self.fill, self.model.arch.class_token)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.common.image_size import cut_to_patches
+from imagepiece_jax.common.progress import counted
 from imagepiece_jax.common.token_pictures import enlarged, value_colors
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
@@ -57,9 +58,9 @@ def write_folder(
         methods.append({"label": vit.label, "setting": vit.reduction} | facts)
         stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
         drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
-        for i, (image, name) in enumerate(zip(images_of_patches, names, strict=True)):
-            path = figures / figure.file_name(i, name, vit.label)
-            figure.save(path, image, name, drawn, i)
+        for i in counted(range(len(names)), f"figures of {vit.label}"):
+            path = figures / figure.file_name(i, names[i], vit.label)
+            figure.save(path, images_of_patches[i], names[i], drawn, i)
         patches, tokens = math.prod(drawn.grid), drawn.tokens
         yield f"{vit.label}: {patches} patches, {tokens} tokens at the end"
     tracing.write_traces(out, names, methods, traces)
@@ -72,8 +73,8 @@ def write_folder(
 def page(images, names, methods, traces, weights, class_names=None):
     """The page as text; arguments as `write_folder` makes them."""
     sections = [
-        _section(i, image, name, methods, traces, class_names or ())
-        for i, (image, name) in enumerate(zip(images, names, strict=True))
+        _section(i, images[i], names[i], methods, traces, class_names or ())
+        for i in counted(range(len(names)), "images on the page")
     ]
     photos = "\n".join(
         f".photo-{i} {{ background-image: url({_jpeg(_gray(image))}); }}"

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.problem import probabilities
@@ -113,7 +114,7 @@ def _patch_weights(matrix, slots):
 def _in_batches(model, variables, images):
     """`_run` of all images, BATCH at a time, as NumPy arrays."""
     parts = []
-    for start in range(0, len(images), BATCH):
+    for start in counted(range(0, len(images), BATCH), "batches of images traced"):
         part = images[start : start + BATCH]
         missing = min(BATCH, len(images)) - len(part)
         part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])

@@ -100,6 +100,35 @@ def test_an_unknown_baseline_and_missing_torch(monkeypatch):
     assert message.endswith('pip install ".[torch]" in a clone')
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_sweep_measures_one_model_dense_and_with_each_reduction(
+    tmp_path, monkeypatch, trained
+):
+    """Their costs are those of the methods; a learned one needs no training."""
+    simplify(monkeypatch)
+    words = ["--config=configs/quickstart.py", "--config.model.stem=patch", *TINY[2:]]
+    words = [word for word in words if "reduction" not in word]
+    patches, width = 64, 8
+    if trained:
+        folder = imagepiece_jax.save(tmp_path / "trained", tiny.pretrained(depth=2))
+        words = ["--weights", folder]
+        patches, width = tiny.TOKENS, tiny.WIDTH
+    words += ["--sweep=tome:r=2,4", "--sweep=dynamicvit:blocks=(1,)", "--sweep=none"]
+    words += ["--json", tmp_path / "a.json", "--dtype=float32", *SMALL]
+    call(benchmark.main, *words).quiet()
+    found = {row["config"]: row for row in rows(tmp_path)}
+    assert [*found] == ["dense", "tome r=2", "tome r=4", "dynamicvit blocks=(1,)"]
+    assert found["dense"]["ratio"] == found["dense"]["mac_ratio"] == 1
+    gmacs = [row["gmacs"] for row in found.values()]
+    assert gmacs[0] > gmacs[1] > gmacs[2] and gmacs[3] < gmacs[0]
+    # The MLP of the first block has two tokens fewer, that of the second four; so has
+    # its attention two.
+    mlp, attention = 8 * width**2, 4 * width**2
+    scores = 2 * width * ((patches + 1) ** 2 - (patches - 1) ** 2)
+    saved = (2 + 4) * mlp + 2 * attention + scores
+    assert gmacs[0] - gmacs[1] == pytest.approx(saved / 1e9, rel=1e-3)
+
+
 def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     """Their variables are compiled, and the dense model is measured first."""
     simplify(monkeypatch)

@@ -35,3 +35,26 @@ def test_a_line_in_a_log_and_the_time_on_a_terminal_unless_the_work_is_short(sai
     assert "\rcompiling the step .. 00:00" in text
     assert "\rcompiling the step .. 00:01" in text
     assert text.split("\r")[-2].strip() == "" and "\n" not in text.strip()
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """What is said on a stream while three items take a second each."""
+    clock = iter(range(100))
+    monkeypatch.setattr(progress, "INTERVAL", 1.5)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+
+    def count(stream):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert [*progress.counted("abc", "letters")] == ["a", "b", "c"]
+        return stream.getvalue()
+
+    return count
+
+
+def test_items_are_counted_by_lines_in_a_log_and_a_bar_on_a_terminal(counting):
+    assert counting(io.StringIO()) == "letters: 1 of 3\n"
+    shown = counting(Terminal())
+    assert "letters" in shown and "0/3" in shown
+    assert shown.split("\r")[-2].strip() == "" and "\n" not in shown.strip()
