@@ -138,6 +138,7 @@ def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
             forms |= _forms(min(places))
         for form in forms:
             owners[form].add(label)
+            owners[form.replace(" ", "_")].add(label)  # as folders have it
     short = imagenet_names() if names is imagenet_lemmas() else ()
     for own in (short, names or ()):  # a class keeps the name it goes by
         count = collections.Counter(own)
@@ -160,26 +161,39 @@ def _lemmas(names):
 def mapped_classes(
     names: Names | None, data: str, model_names: Names | None
 ) -> str | None:
-    """The line on folders of `data` that have labels by their names or numbers.
+    """The line on how folders of `data` have labels; None where all names agree.
 
     names: of the classes of the data, by label
     model_names: of the model's
-    Returns None where the order of the names says the same.
     """
-    named = {label: name for label, name in enumerate(names or ()) if name is not None}
-    ordered = [*named.values()] == sorted(named.values())
-    if not data.startswith("folder:") or (ordered and len(named) == len(names)):
+    if names is None or not data.startswith("folder:"):
         return None
-    way, order = "name", ""
+    named = {label: name for label, name in enumerate(names) if name is not None}
+    label = next(iter(named))
+    ordered = [*named.values()] == sorted(named.values())
+    order = ""
     if are_labels(names):
         way = "number"
-    elif model_names is None:
-        model_names = imagenet_names()
-        order = "; the weights name none, ImageNet's order is taken"
-    label, name = next(iter(named.items()))
-    example = f"{name} is {label}"
+        if ordered and len(named) == len(names):
+            return None
+    elif ordered and len(named) == len(names):
+        way = "the order of their names"
+        known = model_names
+        if known is None and len(names) == len(imagenet_names()):
+            known = imagenet_names()
+        if known is not None:
+            others = [i for i, name in named.items() if not _agree(name, known[i])]
+            if not others:
+                return None
+            label = others[0]
+    else:
+        way = "name"
+        if model_names is None:
+            model_names = imagenet_names()
+            order = "; the weights name none, ImageNet's order is taken"
+    example = f"{named[label]} is {label}"
     words = model_names and model_names[label]
-    if words not in (None, name):
+    if words not in (None, named[label]):
         example += f" ({words})"
     return (
         f"the {len(named)} folders of {data} are mapped by {way} to the model's "
@@ -188,22 +202,24 @@ def mapped_classes(
 
 
 def kept_order(names: Names | None, data: str) -> str | None:
-    """The line on the order of a run's classes; None where names have one order.
+    """The line on the order of a run's classes; None where it is as text and numbers.
 
     names: of the classes, by label
     data: where they are from, as `config.data.name` has it
     """
-    different = None
-    if names is not None and None not in names:
-        different = two_orders(names)
-    if different is None:
+    if names is None or None in names or not data.startswith("folder:"):
         return None
-    label = different[0]
-    way = "as text, not by their numbers"
-    if [*names] == sorted(names, key=_by_number):
+    as_text = sorted(names)
+    by_number = sorted(names, key=_by_number)
+    orders = enumerate(zip(names, as_text, by_number, strict=True))
+    label = next((label for label, found in orders if len({*found}) > 1), None)
+    if label is None:
+        return None
+    way = "as the weights have them"
+    if [*names] == as_text:
+        way = "as text, not by their numbers"
+    elif [*names] == by_number:
         way = "by their numbers, not as text"
-    elif [*names] != sorted(names):
-        way = "as the weights have them"
     return (
         f"classes of {data} are sorted {way}: class {label} is {names[label]!r}; the "
         "run keeps this order"
@@ -233,15 +249,23 @@ def other_class(weights: Names | None, data: Names | None):
     model_names = _lemmas(weights)
     words = model_names is imagenet_lemmas()
     for label, pair in enumerate(zip(model_names, data, strict=False)):
-        if None in pair or _same(*map(normalized, pair)):
+        if _agree(*pair):
             continue
         if not words or imagenet_labels(pair[1], lemmas=True):
             return label, weights[label], pair[1]
     return None
 
 
-def _same(one, other):
-    """Whether two names are one class: equal, or of one synset of ImageNet's."""
+def _agree(name, other):
+    """Whether two names may be of one class: one is None, or they mean the same.
+
+    They are equal, but for underscores in place of blanks, or of one synset of
+    ImageNet's.
+    """
+    if name is None or other is None:
+        return True
+    one = normalized(name).replace("_", " ")
+    other = normalized(other).replace("_", " ")
     return one == other or bool(
         imagenet_labels(one) & imagenet_labels(other, lemmas=True)
         or imagenet_labels(other) & imagenet_labels(one, lemmas=True)

@@ -37,7 +37,9 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         files = _unlabeled_files(root)
         return FileSource(root, files, [-1] * len(files), num_classes, names)
     owners = _check_apart(root, splits)
-    files, labels, left_out = [], [], loose
+    files = []
+    labels = []
+    left_out = loose
     for label, name in zip(class_labels, folders.values(), strict=True):
         found = image_files.list_images(root, os.path.join(split, name))
         _check_links(root, found.folders, owners)
@@ -116,7 +118,8 @@ def _class_folders(root, split):
     hint += "for each class"
     with within(hint=hint):
         entries = image_files.entries(folder)
-    folders, loose = {}, []
+    folders = {}
+    loose = []
     for entry in entries:
         if not image_files.leads_to(entry.is_dir):
             loose.append(os.path.join(split, entry.name))

@@ -128,7 +128,9 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
     assert len(outputs[run, data]) == 1
     assert outputs[run, table][0] == message.format(table)
     assert outputs[old, data][0] == message.format(old)
-    assert outputs[old, data][1].startswith("acc1 ")
+    by_order = f"the 2 folders of {data} are mapped by the order of their names to the "
+    assert outputs[old, data][1].startswith(f"note: {by_order}model's 2 classes: ant")
+    assert outputs[old, data][2].startswith("acc1 ")
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +250,27 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
             open_source(data, "val", num_classes=3, labels_by_name=labels)
     source = open_source(data, "val", num_classes=2, labels_by_name={"bee": 0})
     assert source.labels.tolist() == [0, 0, 1, 1]
-    assert class_names.mapped_classes(source.class_names, data, None) is None
+    mapped = class_names.mapped_classes
+    line = f"the 2 folders of {data} are mapped by the order of their names to the "
+    line += "model's 2 classes: "
+    assert mapped(source.class_names, data, None) == f"{line}ant is 0"
+    names = ("ant", "bee")
+    assert mapped(source.class_names, data, names) == f"{line}n01440764 is 1 (bee)"
+    assert mapped(source.class_names, data, ("ant", "tench")) is None
+    assert mapped(source.class_names, "csv:x", names) is None
+    assert mapped(("0", "1"), data, names) is None
+    assert mapped([name for name, _ in class_names.imagenet_rows()], data, None) is None
+
+
+def test_folders_may_have_underscores_for_blanks(tmp_path):
+    data = f"folder:{folder(tmp_path, 'great_white_shark', 'giant_panda')}"
+    names = class_names.imagenet_names()
+    known = class_names.labels_by_name(names, 1000)
+    source = open_source(data, "val", num_classes=1000, labels_by_name=known)
+    assert source.labels.tolist() == [388, 388, 2, 2]
+    assert class_names.other_class(names, source.class_names) is None
+    names = ("giant panda", "great white_shark")
+    assert class_names.other_class(names, ("giant_panda", "great_white_shark")) is None
 
 
 WHOLE = [*map(str, range(12))]
@@ -330,6 +352,19 @@ def test_numbers_are_no_other_names_of_a_models_classes():
         "the 1 folders of folder:x are mapped by number to the model's 3 classes: 1 is "
         "1 (bee)"
     )
+
+
+def test_the_order_that_a_run_keeps_is_told():
+    def told(*names, data="folder:x"):
+        line = class_names.kept_order(names, data)
+        return line and line.removeprefix("classes of folder:x are sorted ")
+
+    kept = "; the run keeps this order"
+    assert told("2", "10") == f"by their numbers, not as text: class 0 is '2'{kept}"
+    assert told("10", "2") == f"as text, not by their numbers: class 0 is '10'{kept}"
+    assert told("b", "a") == f"as the weights have them: class 0 is 'b'{kept}"
+    assert told("a", "b") is told("02", "10") is told("b", "a", data="csv:x") is None
+    assert class_names.kept_order(None, "folder:x") is None
 
 
 # é, as Linux and Windows write it and as macOS does.
