@@ -60,10 +60,9 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     method, _ = read_reduction(reduction)
     if method.macs is None:
         return reduction
-    with within("reduction"):
-        method = method.resolved(_facts_of(dense, grid, name))
     found = at_cost(method, dense, grid, name, allowed)
     changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
+    changed.pop("score", None)  # "auto" is what another model has, too
     fields, unused = {**reduction, **changed}, found.amounts if found.counts else ()
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
 

@@ -76,9 +76,11 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
         lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
     if bias is not None and backend == "cudnn":  # which wants a row for every query
         bias = jnp.broadcast_to(bias.astype(query.dtype), (batch, 1, padded, padded))
-    return jax.nn.dot_product_attention(
-        query, key, value, bias=bias, implementation=backend, **lengths
-    )
+    # It adds float32 to bfloat16, whatever the user's own code may do.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(
+            query, key, value, bias=bias, implementation=backend, **lengths
+        )
 
 
 def read_by(weights, value):

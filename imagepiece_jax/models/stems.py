@@ -90,14 +90,17 @@ class ConvStem(nn.Module):
                 dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)
-            x = nn.BatchNorm(
+            norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=NORM_EPSILON,
                 axis_name=self.axis_name if train else None,
                 dtype=self.dtype,
                 name=f"norm_{i}",
-            )(x)
+            )
+            # It adds float32 to bfloat16, whatever the user's own code may do.
+            with jax.numpy_dtype_promotion("standard"):
+                x = norm(x)
             x = nn.relu(x)
         return nn.Conv(
             self.embed_dim,

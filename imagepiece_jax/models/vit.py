@@ -55,7 +55,7 @@ def drop_path_scale(keys, depth, rate):
 
     def draw(key):
         alive = uniform(key, (depth, 2)) < keep
-        return alive / keep
+        return alive.astype(jnp.float32) / keep
 
     return jax.vmap(draw)(keys)
 

@@ -1,8 +1,9 @@
-"""The contract of reducers, checked: every token has a place, every slot a token.
+"""The contract of methods and reducers, checked: every token has a place.
 
-A reduction that breaks it still gives logits, of other tokens than it says. What steps
-ask for (`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever
-a model is made or traced; values (`check`) only where a program has run.
+A reduction that breaks it still gives logits, of other tokens than it says. Classes of
+methods (`check_method`) and their steps (`check_steps`), what steps ask for
+(`check_plan`), read (`Declared`) and return (`check_form`) is checked wherever a model
+is made or traced; values (`check`) only where a program has run.
 """
 
 import dataclasses
@@ -13,14 +14,98 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.errors import InputError, within
-from imagepiece_jax.reduction.reducers import METRICS, SCORES
+from imagepiece_jax.errors import InputError, closest, within
+from imagepiece_jax.reduction.layer_plan import SITES, Step
+from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
+from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
 
 # Taps that are there where a reducer's `needs` names them.
 ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "shift", "probe", "rng")
 
 COMPARED = (*METRICS, "input")  # what the tap "metric" may be
+
+
+FROZEN = "@dataclasses.dataclass(frozen=True)"
+
+
+def check_method(kind, base):
+    """Check the class of a method.
+
+    base: the class that it is to inherit from, with a `steps` of its own
+    Raises InputError, which names the class, for one that is no method.
+    """
+    name = getattr(kind, "__name__", repr(kind))
+    with within(place=f"method {name}"):
+        if not isinstance(kind, type) or not issubclass(kind, base):
+            raise InputError(
+                "is no subclass of Method", allowed=f"class {name}(Method)"
+            )
+        _check_decorated(kind)
+        if kind.steps is base.steps:
+            similar = closest("steps", [*vars(kind)])
+            hint = f"did you mean its {similar}?" if similar else ""
+            problem, allowed = "has no steps", "def steps(self, depth)"
+            raise InputError(problem, value=kind, allowed=allowed, hint=hint)
+
+
+def check_steps(steps, method):
+    """What a method's `steps` returned, checked.
+
+    Raises InputError, which names the method and the step, for anything but steps whose
+    reducers and rules are equal in two models that are.
+    """
+    place = f"{type(method).__name__}.steps"
+    if not isinstance(steps, list | tuple):
+        problem = f"returns a {type(steps).__name__}"
+        raise InputError(problem, place=place, value=steps, allowed="a list of Steps")
+    for number, step in enumerate(steps):
+        with within(place=f"{place}, step {number},"):
+            _check_step(step)
+    return steps
+
+
+def _check_step(step):
+    if not isinstance(step, Step):
+        problem, allowed = f"is a {type(step).__name__}", "Step(block, reducer, rule)"
+        raise InputError(problem, value=step, allowed=allowed)
+    if step.site not in SITES:
+        problem, allowed = f"has the site {step.site!r}", ", ".join(map(repr, SITES))
+        raise InputError(problem, value=step.site, allowed=allowed)
+    _check_part("reducer", step.reducer, Reducer)
+    _check_part("rule", step.rule, Rule)
+
+
+def _check_part(role, part, base):
+    """InputError for a reducer or rule that equals no other with the same fields."""
+    problem, name = f"has the {role} {part!r}", type(part).__name__
+    if isinstance(part, type):
+        problem = f"has the class {part.__name__} as {role}"
+    if not isinstance(part, base):
+        allowed = f"an object whose class inherits from {base.__name__}"
+        raise InputError(problem, value=part, allowed=allowed)
+    if isinstance(part, nn.Module):
+        return
+    problem = f"has the {role} {name}, "
+    _check_decorated(type(part))
+    options = getattr(part, "__dataclass_params__", None)
+    if not options or not options.frozen or not options.eq:
+        problem += "of which two with the same fields differ"
+        raise InputError(problem, value=part, allowed=FROZEN)
+    try:
+        hash(part)
+    except TypeError as error:
+        problem += f"which has no hash ({error})"
+        allowed = "fields that have one, such as tuples"
+        raise InputError(problem, value=part, allowed=allowed) from error
+
+
+def _check_decorated(kind):
+    """InputError for a class whose fields no decorator has read."""
+    for name, value in vars(kind).items():
+        if isinstance(value, dataclasses.Field):
+            problem = f"has the field {name} in {kind.__name__}, but no decorator"
+            raise InputError(problem, value=kind, allowed=FROZEN)
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +204,7 @@ def check_form(result, counts):
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
         if result.index is not None:
-            _check_shape("index.keep", result.index.keep, n_out)
+            _check_index_form(result.index, n_out)
     elif isinstance(result, Mixing):
         _check_shape("matrix", result.matrix, n_out, n_in)
         _check_shape("attn_size", result.attn_size, n_out)
@@ -133,6 +218,19 @@ def check_form(result, counts):
         problem = f"returns {type(result).__name__}"
         allowed = "Assignment, Mixing, Masking"
         raise InputError(problem, value=result, allowed=allowed)
+
+
+def _check_index_form(index, n_out):
+    """Its fields are whole numbers, and pairs of one length."""
+    absorbed, groups = (each.shape[-1] for each in (index.absorbed, index.groups))
+    sizes = {"keep": n_out, "absorbed": absorbed, "target": absorbed}
+    sizes |= {"groups": groups, "group_keep": groups}
+    for name, size in sizes.items():
+        field, array = f"index.{name}", getattr(index, name)
+        if not jnp.issubdtype(dtype := array.dtype, jnp.integer):
+            problem = f"is {dtype}"
+            raise InputError(problem, field=field, value=dtype, allowed="integers")
+        _check_shape(field, array, size)
 
 
 def check(result, counts):
@@ -275,6 +373,9 @@ def _check_index(dest, index):
         for (place,) in _first(~np.isin(target, groups)):
             problem = f"absorbs token {absorbed[place]} and is not in index.groups"
             _refuse(image, f"slot {target[place]}", problem)
+        for (place,) in _first((groups < 0) | (groups >= n_out)):
+            which, problem = f"index.groups[{place}]", f"is slot {groups[place]}"
+            _refuse(image, which, problem, f"0 to {n_out - 1}")
         for (place,) in _first(keep[groups] != group_keep):
             slot, partner = groups[place], group_keep[place]
             if partner not in keep and slot in target:

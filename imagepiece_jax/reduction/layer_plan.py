@@ -11,6 +11,10 @@ from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.token_counts import Rule
 
+# "pre": before the block; "attention": in it, between the scores of all tokens and the
+# values of those that are left; "mid": between attention and MLP
+SITES = ("pre", "attention", "mid")
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -19,9 +23,7 @@ class Step:
     block: int
     reducer: Any  # a frozen dataclass or an unbound Flax module (`reducers.Reducer`)
     rule: Rule
-    # "pre": before the block; "attention": in it, between the scores of all tokens and
-    # the values of those that are left; "mid": between attention and MLP
-    site: str = "mid"
+    site: str = "mid"  # one of SITES
     # tokens that the step adds in masked training; None: it removes tokens there, too
     when_masked: int | None = None
     tokens: int | None = None  # image tokens that it leaves, in place of the rule's

@@ -32,7 +32,10 @@ class KeepScores(nn.Module):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
-        z = nn.gelu(dense(dim, "embed")(norm(x)), approximate=False)
+        # Flax adds float32 to bfloat16, whatever the user's own code may do.
+        with jax.numpy_dtype_promotion("standard"):
+            x = norm(x)
+        z = nn.gelu(dense(dim, "embed")(x), approximate=False)
         single, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
         live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         live = live.reshape(live.shape + (1,) * (x.ndim - 2)).astype(jnp.float32)

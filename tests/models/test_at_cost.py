@@ -7,10 +7,12 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.at_cost import MISS, reduced, resolved
-from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.config import ModelConfig, create_model, size_of
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.diffrate import published
+from imagepiece_jax.reduction.methods.method import ModelFacts
 from tests.refused import refused
 
 SCHEDULES = [name for name in schedules.SHAPES if name != "curve"]
@@ -135,3 +137,39 @@ def test_a_cost_needs_no_other_field():
     own = {field.name for field in dataclasses.fields(method)} | {"name", "prop_attn"}
     assert set(found) <= own and found["blocks"] == (2, 5)
     assert found["keep_rate"] < 0.7
+
+
+PUBLIC = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch16_224")
+PUBLIC += ("vit_base_patch16_siglip_224", "vit_huge_patch14_224.mae")
+SIZES = [("deit_ti", 192), ("deit_ti", 384), ("vit_mini", 16)]
+SIZES += [(name, None) for name in PUBLIC]
+
+
+@pytest.mark.parametrize("model, size", SIZES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"grid_pooling"}))
+def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
+    """Without a published list of the model's size, and with fewer blocks than 12."""
+    sized = {} if size is None else {"image_size": size}
+    model = ModelConfig(name=model, **sized)
+    model = model.over(size_of(model.name, ("image_size",)))
+    cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
+    found = model.resolved({"name": name, "macs": cost})
+    share = model.gmacs(found) / model.gmacs()
+    assert abs(share - cost) <= MISS and "macs" not in found
+
+
+def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
+    """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
+    model = create_model(PUBLIC[0])
+    method = METHODS["diffrate"](macs=0.5)
+    method = method.resolved(ModelFacts(12, 384, 1369))
+    prune, merge = published("deit_s")[2.9]
+    wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
+    assert method.prune == tuple(wanted)
+    assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
+    plan = reduced(model, {"name": "diffrate", "macs": 0.5}, (37, 37)).plan
+    left = [layer.mlp_tokens - 1 for layer in plan]
+    assert left == sorted(left, reverse=True) and left[-1] < 1369 / 20
+    # Six blocks have every second entry.
+    short = METHODS["diffrate"](macs=0.5).resolved(ModelFacts(6, 384, 196))
+    assert (short.prune, short.merge) == (prune[1::2], merge[1::2])

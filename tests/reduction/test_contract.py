@@ -92,6 +92,20 @@ def ones(*shape):
         (indexed(target=tokens([4, 4])), "token 4 of slot 0 is 0 times in index"),
         (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4 and is not in"),
         (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0; allowed: token 2"),
+        (indexed(groups=tokens([0, 4])), r"image 0, index.groups\[1\] is slot 4; allo"),
+        (
+            indexed(groups=tokens([-1, 0])),
+            r"index.groups\[0\] is slot -1; allowed: 0 t",
+        ),
+        (indexed(groups=ones(1, 2)), "index.groups is float32; allowed: integers"),
+        (
+            indexed(target=tokens([0])),
+            r"index.target has shape \(1, 1\); allowed: \[B, 2",
+        ),
+        (
+            indexed(group_keep=tokens([0])),
+            r"index.group_keep has shape \(1, 1\); allowe",
+        ),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
         (ones(1, 6), "returns ndarray; allowed: Assignment, Mixing, M"),
     ],
@@ -196,6 +210,90 @@ class WrongMethod(Method):
 @pytest.fixture(autouse=True)
 def wrong(monkeypatch):
     monkeypatch.setitem(METHODS, "wrong", WrongMethod)
+
+
+class Plain(Reducer):
+    """Equal to no other object of its class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing(Reducer):
+    """Has a field that cannot be a key."""
+
+    kept: list = dataclasses.field(default_factory=list)
+
+
+class Undecorated(TopK):
+    """Its field is read by no decorator."""
+
+    kept: int = dataclasses.field(default=3)
+
+
+def made(steps, **others):
+    """A method whose steps are `steps`."""
+    named = {"steps": lambda method, depth: steps} | others
+    return dataclasses.dataclass(frozen=True)(type("Mine", (Method,), named))
+
+
+HALF = Keep(0.5)
+UNDECORATED = type("Mine", (Method,), {"rate": choice("a", ("a",))})
+MISSPELT = dataclasses.dataclass(frozen=True)(type("Mine", (Method,), {"step": None}))
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        (
+            made([Step(1, Plain(), HALF)]),
+            "Mine.steps, step 0, has the reducer Plain, o",
+        ),
+        (made([Step(1, Listing(), HALF)]), "Listing, which has no hash (unhashable"),
+        (made([Step(1, Undecorated(), HALF)]), "has the field kept in Undecorated, "),
+        (
+            made([Step(1, TopK(), HALF), (2, TopK(), HALF)]),
+            "Mine.steps, step 1, is a tu",
+        ),
+        (
+            made([Step(1, TopK, HALF)]),
+            "Mine.steps, step 0, has the class TopK as reduc",
+        ),
+        (made([Step(1, TopK(), 0.5)]), "Mine.steps, step 0, has the rule 0.5; allowed"),
+        (
+            made([Step(1, TopK(), HALF, "per")]),
+            "has the site 'per'; allowed: 'pre', 'a",
+        ),
+        (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
+        (
+            MISSPELT,
+            "method Mine has no steps; allowed: def steps(self, depth); did you m",
+        ),
+        (
+            UNDECORATED,
+            "method Mine has the field rate in Mine, but no decorator; allowed",
+        ),
+        (Plain, "method Plain is no subclass of Method; allowed: class Plain(Method)"),
+        (
+            "Mine",
+            "METHODS has wrong='Mine', but there is no wrong.py; allowed: files of",
+        ),
+    ],
+)
+@pytest.mark.parametrize("schedule", [{}, {"macs": 0.8}])
+def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
+    monkeypatch, kind, said, schedule
+):
+    monkeypatch.setitem(METHODS, "wrong", kind)
+    with pytest.raises(InputError) as error:
+        tiny.model({"name": "wrong"} | schedule)
+    assert said in str(error.value)
+
+
+def test_a_class_that_a_file_of_methods_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(METHODS, "evit", "EVit")
+    with pytest.raises(InputError) as error:
+        tiny.model({"name": "evit"})
+    said = "METHODS has evit='EVit', but evit.py has no EVit; did you mean EViT?"
+    assert str(error.value) == said
 
 
 WHERE = "reduction at block 1, Wrong"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 
 from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
 
 
@@ -17,9 +18,27 @@ class _Methods(collections.UserDict):
     def __getitem__(self, name) -> type[Method]:
         value = self.data[name]
         if isinstance(value, str):
-            value = getattr(importlib.import_module(f"{__name__}.{name}"), value)
-            self.data[name] = value
+            value = self.data[name] = _imported(name, value)
         return value
+
+
+def _imported(name, kind):
+    """The class `kind` in the file of a method. InputError where there is none."""
+    path = f"{__name__}.{name}"
+    line = f"METHODS has {name}={kind!r},"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:  # what the file imports is missing
+            raise
+        problem, allowed = f"but there is no {name}.py", "files of reduction/methods"
+        raise InputError(problem, place=line, value=name, allowed=allowed) from None
+    if not hasattr(module, kind):
+        names = [each for each in vars(module) if not each.startswith("_")]
+        hint = suggestion(kind, names, "name a class of that file")
+        problem = f"but {name}.py has no {kind}"
+        raise InputError(problem, place=line, value=kind, hint=hint)
+    return getattr(module, kind)
 
 
 METHODS = _Methods(
@@ -64,6 +83,7 @@ def create(name: str = "none", **fields) -> Method:
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)
         raise InputError(field="name", value=name, hint=hint)
+    contract.check_method(METHODS[name], Method)
     shared = [field.name for field in dataclasses.fields(Method)]
     allowed = sorted(  # those of inference first, those of all methods last
         dataclasses.fields(METHODS[name]),

@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, score
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import Ranking, find_partners, keep_and_join
-from imagepiece_jax.reduction.schedules import powered_shares, rounded
+from imagepiece_jax.reduction.schedules import powered_shares, rounded, stretched
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
@@ -33,6 +33,12 @@ def published(model):
     """The schedules of a model: {GMACs: (tokens after pruning, after merging)}."""
     lists = json.loads(TABLE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
+
+
+def _fitted(kept, model):
+    """A published list for a model of other sizes, as shares of the image tokens."""
+    shares = stretched([tokens - 1 for tokens in kept], model.depth, strength=0.5)
+    return tuple(max(2, 1 + rounded(model.patches * share)) for share in shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +113,11 @@ class DiffRate(Method):
                 self.refuse("merge", "as many tokens or fewer", problem)
 
     def resolved(self, model):
-        """With the lists of the model's size. Raises InputError where it has none."""
+        """With the lists of the model's size.
+
+        Of a model without lists those of the nearest width are stretched, for `macs`
+        alone. Raises InputError without `macs`.
+        """
         method = super().resolved(model)
         if self.counts is not None:
             return method
@@ -115,12 +125,16 @@ class DiffRate(Method):
             allowed = f"2 to {model.patches + 1}, one more than the image tokens"
             self.check_most("prune", model.patches + 1, allowed)
             return method
-        name = BY_WIDTH.get(model.embed_dim)
+        width = min(BY_WIDTH, key=lambda width: abs(width - model.embed_dim))
+        name = BY_WIDTH[width]
         mae = model.pool == "mean" or ".mae" in (model.name or "")
         if name == "deit_b" and mae:
             name = "mae_b"
-        if name is None or (model.depth, model.patches) != (12, 196):
-            allowed = "DeiT-Ti, S, B and MAE-B with 196 patches, or prune and merge"
+        sizes = model.embed_dim, model.depth, model.patches
+        has_list = sizes == (width, 12, 196)
+        if not has_list and self.macs is None:
+            allowed = "DeiT-Ti, S, B and MAE-B with 196 patches, prune and merge, "
+            allowed += "or macs, such as macs=0.5"
             problem = f"has no schedule for {model.depth} blocks of width "
             problem += f"{model.embed_dim} and {model.patches} patches"
             self.refuse("target", allowed, problem)
@@ -130,6 +144,9 @@ class DiffRate(Method):
             listed = ", ".join(map(str, lists))
             self.refuse("target", listed, f"is {target} for {name}")
         prune, merge = lists[target]
+        if not has_list:  # its shape, which `macs` scales
+            prune = _fitted(prune, model)
+            merge = _fitted(merge, model)
         return dataclasses.replace(method, prune=prune, merge=merge)
 
     def scaled(self, strength, depth, patches):

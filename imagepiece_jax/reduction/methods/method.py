@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imagepiece_jax.common import fields
-from imagepiece_jax.reduction import schedules
+from imagepiece_jax.reduction import contract, schedules
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Dropping
 from imagepiece_jax.reduction.token_counts import KeepInitial
@@ -104,7 +104,8 @@ class Method(fields.CheckedFields):
         """
         at = {"blocks": (block,)} if hasattr(self, "blocks") else {}
         own = dataclasses.replace(self, counts=None, macs=None, **at)
-        steps = [step for step in own.steps(depth) if step.block == block]
+        steps = contract.check_steps(own.steps(depth), own)
+        steps = [step for step in steps if step.block == block]
         if not steps:
             problem = f"changes at block {block}, at which this method does nothing"
             self.refuse("counts", "counts that change elsewhere", problem)
@@ -145,6 +146,7 @@ class Method(fields.CheckedFields):
         """
         counted = self.counts is not None
         steps = self._counted(depth, patches) if counted else self.steps(depth)
+        steps = contract.check_steps(steps, self)
         if self.fate == "own":
             return steps
         return [
@@ -189,12 +191,20 @@ class Method(fields.CheckedFields):
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
 
+        Beside `macs`, whose schedule is a shape alone, usual blocks of a model of 12
+        blocks stand at the same share of the depth where they would not fit.
         Raises InputError for counts of tokens that the model does not have.
         """
-        if getattr(self, "score", None) != "auto":
-            return self
-        score = "class" if model.class_token else "received"
-        return dataclasses.replace(self, score=score)
+        changes = {}
+        if getattr(self, "score", None) == "auto":
+            changes["score"] = "class" if model.class_token else "received"
+        usual = getattr(type(self), "blocks", ())
+        own_shape = self.macs is not None and self.counts is None
+        if own_shape and usual and self.blocks == usual and max(usual) >= model.depth:
+            blocks = tuple(block * model.depth // 12 for block in usual)
+            if len({*blocks}) == len(usual) and min(blocks) > 0:
+                changes["blocks"] = blocks
+        return dataclasses.replace(self, **changes)
 
     def check_most(self, field: str, most: int, allowed: str):
         """Check that a count, or each of several, is allowed for a model.
