@@ -181,8 +181,13 @@ class _Mapped:
             if are_crowded():
                 forget_programs()
             with working(self._work, enabled=self._work is not None and is_main()):
-                self._compiled[key] = self._mapped.lower(*types).compile(self._options)
+                self._compiled[key] = self._lowered(types).compile(self._options)
         return self._compiled[key]
+
+    def _lowered(self, types):
+        # JAX 0.10 mixes types itself where it lowers bfloat16's backward products.
+        with jax.numpy_dtype_promotion("standard"):
+            return self._mapped.lower(*types)
 
     @property
     def working_bytes(self):

@@ -33,8 +33,7 @@ def rank(score):
     key = score if jnp.issubdtype(score.dtype, jnp.integer) else order_key(score)
     mine, other = _indices(score)
     # Integers: other > mine, or equal and earlier, is one comparison.
-    later = (other >= mine).astype(jnp.int32)
-    before = key[:, None, :] >= key[:, :, None] + later
+    before = key[:, None, :] >= key[:, :, None] + (other >= mine).astype(jnp.int32)
     return jnp.sum(before, axis=-1, dtype=jnp.int32)
 
 
