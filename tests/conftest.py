@@ -26,9 +26,7 @@ from flax import linen as nn  # noqa: E402
 from imagepiece_jax.common import parallel, progress  # noqa: E402
 from tests import tracing  # noqa: E402
 
-# Switches of users, under which every test runs.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 # chex skips its variant with_pmap without a second device; the package takes the first.
 jax.config.update("jax_num_cpu_devices", 2)
 parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]

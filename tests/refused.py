@@ -7,6 +7,11 @@ import pytest
 from imagepiece_jax.errors import InputError
 
 
+def untrained(part="head"):
+    """Context in which a model is said to have a part that nothing has trained."""
+    return pytest.warns(UserWarning, match=f"untrained {part}.*drawn from a seed")
+
+
 @contextlib.contextmanager
 def refused(subject, value=None, *texts):
     """Context in which an InputError about a field (or place) and its value is raised.

@@ -208,7 +208,7 @@ class MeasuredWeights:
             "acc5": result.acc5,
             "loss": result.loss,
             "images": result.images,
-            "untrained_selectors": vit.untrained,
+            "untrained_selectors": "selectors" in vit.untrained_kinds,
             **plan_facts(model, vit.image_size),
             "right": encode_bits(result.each["right"]),
         }

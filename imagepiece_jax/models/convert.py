@@ -29,8 +29,9 @@ _LEAVES = {
 _STACKED = {"attn": "qkv", "attn_pool": "kv"}  # module: projections in one tensor
 # PyTorch's order of a kernel's axes by its rank: linear layers and convolutions.
 _AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+SELECTOR = "reducer"  # parameters of one that learns, before its block's number
 # Parts that another task, stem or method replaces while the rest still fits.
-_REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", "reducer")
+_REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 
 
 class Misfit(InputError):
@@ -142,7 +143,7 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
 def selectors_of(variables):
     """Parameters of the reducers that learn, by the reducers' names."""
     params = variables["params"].items()
-    return {name: values for name, values in params if name.startswith("reducer")}
+    return {name: values for name, values in params if name.startswith(SELECTOR)}
 
 
 def from_timm(

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from imagepiece_jax.models.at_cost import reduced, resolved
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector
-from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.models.variables import check_variables, digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
@@ -50,7 +51,8 @@ class Pretrained:
     problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
     origin: Any = None  # the Weights it was made from; None: a model of one's own
-    untrained: bool = False  # whether it has selectors that were drawn, not learned
+    # digests of the parts that were drawn, not learned, when they were drawn
+    drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # tensors by timm's names that other reductions have learned
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # from a vision tower's tokens to the language model it was read from
@@ -130,8 +132,37 @@ class Pretrained:
         if self.reduction is None:
             return "a reduction without a name"
         fields = {**self.reduction, "prop_attn": self.model.prop_attn}
-        untrained = " (untrained selectors)" * self.untrained
-        return settings.label(settings.changed(fields)) + untrained
+        label = settings.label(settings.changed(fields))
+        kinds = " and ".join(self.untrained_kinds)
+        return f"{label} (untrained {kinds})" if kinds else label
+
+    @functools.cached_property
+    def untrained_parts(self) -> tuple[str, ...]:
+        """Names of parts, such as "head", that hold the numbers that were drawn.
+
+        Parts whose variables were replaced since then are trained.
+        """
+        params = self.variables["params"]
+        drawn = self.drawn.items()
+        return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
+
+    @property
+    def untrained_kinds(self) -> list[str]:
+        """Of "head" and "selectors" those that are untrained."""
+        selectors = [part.startswith(convert.SELECTOR) for part in self.untrained_parts]
+        kinds = {"head": not all(selectors), "selectors": any(selectors)}
+        return [kind for kind, is_there in kinds.items() if is_there]
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it has parts that were drawn, and that nothing has trained since."""
+        return bool(self.untrained_parts)
+
+    def warn_of_untrained(self, stacklevel: int):
+        """Warn of parts whose numbers were drawn; stacklevel: of the caller."""
+        if self.untrained:
+            text = f"{self!r}: what is untrained was drawn from a seed; train it first"
+            warnings.warn(text, stacklevel=stacklevel + 1)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, as the head was trained. [.., C] -> [.., C].
@@ -159,7 +190,7 @@ class Pretrained:
         selectors = convert.selectors_of(self.variables)
         dense = {name: params[name] for name in params if name not in selectors}
         learned = dict(self.selectors)
-        if not self.untrained:  # they may have been trained since they were read
+        if "selectors" not in self.untrained_kinds:  # maybe trained since then
             learned |= convert.to_timm({"params": selectors})
         variables, drawn = convert.model_variables(
             model,
@@ -174,8 +205,8 @@ class Pretrained:
             self,
             model=model,
             variables=variables,
-            reduction=reduction or DENSE,
-            untrained=bool(drawn),
+            reduction=DENSE if reduction is None else reduction,
+            drawn={**self.drawn, **digests(variables, drawn)},
             selectors=learned,
         )
 
@@ -217,6 +248,11 @@ class Pretrained:
 
     def __getitem__(self, key):
         iter(self)
+
+
+def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
+    """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
+    return {part: digest(variables["params"][part]) for part in parts}
 
 
 @functools.lru_cache(maxsize=32)

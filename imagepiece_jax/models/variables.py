@@ -1,9 +1,11 @@
 """Variables of a model: their shapes, fresh ones, and whether given ones fit it."""
 
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -66,6 +68,15 @@ def check_variables(model, variables, image_size):
             raise InputError(
                 problem, place=place, field=name, value=got, allowed=allowed
             )
+
+
+def digest(tree):
+    """A text that differs between trees of arrays."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        total.update(jax.tree_util.keystr(path).encode())
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
 
 
 @functools.lru_cache(maxsize=4)

@@ -53,7 +53,7 @@ class HubConfig:
     class_names: Sequence[str | None] | None = None  # by label
     problem_type: str = SINGLE_LABEL  # what the logits mean
     own: bool = False  # whether this package saved the folder
-    untrained: bool = False  # whether selectors were drawn, not learned
+    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # sizes in a config.json, which tensors must have too
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tower: Tower | None = None  # how a language model reads its vision tower

@@ -12,6 +12,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of, within
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
@@ -73,7 +74,9 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
     With another architecture than OURS timm makes its dense part.
     """
-    model, optional = vit.model, {"untrained": True} if vit.untrained else {}
+    model, optional = vit.model, {}
+    if vit.untrained:
+        optional["untrained"] = vit.untrained_parts
     if vit.problem_type != SINGLE_LABEL:
         optional["problem_type"] = vit.problem_type
     if vit.projector:
@@ -102,6 +105,7 @@ def _parse_ours(config):
     ours, classes = as_tuple(config[OURS]), config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
+    untrained = ours.get("untrained")  # True in files of earlier versions
     names = timm_config.labels(config, classes)
     if names == class_names.imagenet_lemmas():  # as earlier versions saved them
         names = class_names.imagenet_names()
@@ -115,6 +119,6 @@ def _parse_ours(config):
             "problem_type", ours.get("problem_type", SINGLE_LABEL), PROBLEMS
         ),
         own=True,
-        untrained=bool(ours.get("untrained", False)),
+        untrained=(convert.SELECTOR,) if untrained is True else tuple(untrained or ()),
         tower=Tower(**ours["projector"]) if "projector" in ours else None,
     )

@@ -15,7 +15,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, runs
@@ -78,7 +78,10 @@ def load(
     given = {"class_names": class_names, "crop": preprocessing}
     given["problem_type"] = problem_type
     given = {name: value for name, value in given.items() if value is not None}
-    return build(dataclasses.replace(weights, **given), reduction, fresh, seed)
+    vit = build(dataclasses.replace(weights, **given), reduction, fresh, seed)
+    if fresh:
+        vit.warn_of_untrained(stacklevel=2)
+    return vit
 
 
 def read(
@@ -191,9 +194,9 @@ def build(
         seed=weights.seed if seed is None else seed,
         exact=fresh is not None and reduction is None,
     )
-    selectors = [part for part in variables["params"] if part.startswith("reducer")]
-    tensors = weights.tensors.items()
-    learned = {k: v for k, v in tensors if k.startswith("reducer.")}
+    parts = variables["params"]
+    before = weights.untrained
+    drawn = [part for part in parts if part in drawn or convert.matches(part, before)]
     return Pretrained(
         model,
         variables,
@@ -203,17 +206,24 @@ def build(
         problem_type=weights.problem_type,
         name=None if config.name in registry.MODELS else config.name,
         origin=weights,
-        selectors={} if weights.untrained else learned,
+        selectors=_learned(weights),
         projector=weights.contents.projector,
-        untrained=any(weights.untrained or part in drawn for part in selectors),
+        drawn=digests(variables, drawn),
     )
+
+
+def _learned(weights):
+    """Tensors of selectors, by timm's names, that training has made."""
+    if any(part.startswith(convert.SELECTOR) for part in weights.untrained):
+        return {}
+    start = f"{convert.SELECTOR}."
+    return {k: v for k, v in weights.tensors.items() if k.startswith(start)}
 
 
 def lacks_selectors(weights: Weights, reduction: Mapping[str, Any]) -> bool:
     """Whether `reduction` has selectors that the weights have not learned."""
     like = variable_shapes(weights.config.create(reduction), weights.config.image_size)
-    tensors = {} if weights.untrained else weights.tensors
-    return bool(convert.lacking_selectors(tensors, like))
+    return bool(convert.lacking_selectors(_learned(weights), like))
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

@@ -28,7 +28,6 @@ from imagepiece_jax.pretrained import hub, hub_configs, layouts
 from imagepiece_jax.pretrained.hub import CONFIG, OURS, PROJECTOR, SELECTORS
 from imagepiece_jax.pretrained.infer import infer
 from imagepiece_jax.pretrained.timm_config import EPS
-from imagepiece_jax.reduction import settings
 
 WEIGHTS = hub.WEIGHTS[0]
 CARD = "README.md"
@@ -57,6 +56,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
+    vit.warn_of_untrained(stacklevel=3)  # of who calls takes_pretrained's function
     _check_way_back(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)
@@ -142,7 +142,6 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
     parameters = sum(leaf.size for leaf in leaves)
     height, width = sides(size)
-    reduction = settings.label(settings.changed(vit.reduction))
     task = "image-classification" if model.num_classes else "image-feature-extraction"
     classes = str(model.num_classes) if model.num_classes else "none, features alone"
     eps = model.arch.norm_eps
@@ -169,7 +168,7 @@ A vision transformer of imagepiece_jax.
 
 | | |
 |---|---|
-| reduction | {reduction} |
+| reduction | {vit.label} |
 | images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
 | classes | {classes} |
 | parameters | {parameters / 1e6:.1f} million |

@@ -6,17 +6,16 @@ Pretrained, which has the model.
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.variables import digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import hub, layouts, runs
 from imagepiece_jax.pretrained.layouts import Contents
@@ -144,12 +143,8 @@ class Weights(Metadata):
     @functools.cached_property
     def digest(self) -> str:
         """16 letters that differ between weights."""
-        total = hashlib.sha256()
         variables = self.variables(self.config.create(self.reduction))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-            total.update(jax.tree_util.keystr(path).encode())
-            total.update(np.ascontiguousarray(leaf).tobytes())
-        return total.hexdigest()[:16]
+        return digest(variables)[:16]
 
     @property
     def trained_reduction(self) -> Mapping[str, Any] | None:

@@ -19,7 +19,7 @@ ADDED = ("score", "inattentive")  # fields whose default is what methods did bef
 def with_defaults(reduction):
     """A reduction with all fields that decide what it computes.
 
-    reduction: a dict of a name and fields; None or empty: the dense model
+    reduction: a dict of a name and fields; None: the dense model
     """
     fields, prop_attn = split_reduction(reduction)
     method = methods.create(**fields)
@@ -80,11 +80,11 @@ def split_reduction(reduction, prop_attn=None):
     if not mapping or not all(isinstance(field, str) for field in reduction or ()):
         allowed = 'a dict with a name and fields: {"name": "evit", "keep_rate": 0.7}'
         raise InputError(field="reduction", value=reduction, allowed=allowed)
-    if reduction and "name" not in reduction:
+    if reduction is not None and "name" not in reduction:
         problem = f"is {dict(reduction)!r}, which has no name"
         hint = f"the names are {', '.join(sorted(methods.METHODS))}"
         raise InputError(problem, field="reduction", value=reduction, hint=hint)
-    fields = dict(reduction or DENSE)
+    fields = dict(DENSE if reduction is None else reduction)
     inside = fields.pop("prop_attn", prop_attn)
     prop_attn = inside if prop_attn is None else prop_attn
     if inside != prop_attn:

@@ -54,7 +54,8 @@ def write_folder(
     for vit in models:
         answers = vit.probabilities
         traces.append(tracing.trace(vit.model, vit.variables, images, answers))
-        facts = {"untrained": vit.untrained, "gmacs": vit.gmacs}
+        untrained = "selectors" in vit.untrained_kinds
+        facts = {"untrained": untrained, "gmacs": vit.gmacs}
         methods.append({"label": vit.label, "setting": vit.reduction} | facts)
         stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
         drawn = dataclasses.replace(traces[-1], stages=tuple(stages))

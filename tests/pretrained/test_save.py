@@ -1,5 +1,6 @@
 """Saved models: what `load` makes of them, and what the folder holds."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -23,7 +24,7 @@ from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.pretrained.test_load import random_logits
-from tests.refused import refused
+from tests.refused import refused, untrained
 from tests.runs import ROOT
 from tests.training.test_full_disk import full_disk
 
@@ -207,7 +208,8 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     imagepiece_jax.save(tmp_path / "tome", found)
     dense = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"}).model
     assert not dense.prop_attn
-    fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
+    with untrained():
+        fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.num_classes == 3 and "reducer_1" in values["params"]
     # A reduction that is given has its own.
     tome = {"name": "tome", "r": 3}
@@ -287,7 +289,9 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
 
 def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     vit = made().with_reduction(DYNAMICVIT, seed=1)
-    loaded = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))
+    with untrained("selectors"):
+        imagepiece_jax.save(tmp_path / "m", vit)
+    loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained and loaded.label == vit.label
     assert tiny.pair(loaded)[0] == vit.model
     dense = loaded.with_reduction(None)
@@ -295,6 +299,37 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     with pytest.raises(InputError, match="has no reducer_1, a selector that this red"):
         dense.with_reduction(DYNAMICVIT)
     assert not imagepiece_jax.load(tmp_path / "m", reduction={"name": "none"}).untrained
+
+
+def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
+    """Said by load, optimize and save, in repr and model card, and by the folder."""
+    file = tiny.write(tmp_path / "w.npz", tiny.pretrained().variables)
+    fields = {"num_heads": tiny.HEADS, "norm_eps": 1e-6, "gelu": "exact"}
+    fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize": "antialias"}
+    with untrained() as said:
+        vit = imagepiece_jax.load(file, num_classes=4, reduction=tiny.EVIT, **fields)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert vit.untrained is True and vit.untrained_parts == ("head",)
+    assert "(untrained head), images of" in repr(vit)
+    other = vit.with_reduction({"name": "tome", "r": 3})
+    assert other.untrained and other.label == "tome r=3 (untrained head)"
+    with untrained():
+        imagepiece_jax.optimize(vit, batch_size=1)
+    with untrained() as said:
+        imagepiece_jax.save(tmp_path / "m", vit)
+    assert said[0].filename == __file__
+    assert "(untrained head) |" in (tmp_path / "m" / "README.md").read_text()
+    again = imagepiece_jax.load(tmp_path / "m")
+    assert again.untrained_parts == ("head",) and again.label == vit.label
+    # What is trained since says so by its numbers; without a head nothing was drawn.
+    params = again.variables["params"]
+    head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
+    variables = {**again.variables, "params": {**params, "head": head}}
+    trained = dataclasses.replace(again, variables=variables)
+    assert trained.untrained is False
+    imagepiece_jax.save(tmp_path / "trained", trained)
+    assert not imagepiece_jax.load(tmp_path / "trained").untrained
+    assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained
 
 
 def test_the_largest_giant_is_packed_as_timm_has_it(tmp_path):

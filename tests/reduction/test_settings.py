@@ -1,6 +1,11 @@
 """Reductions as dicts: defaults, differences, labels."""
 
+import pytest
+
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction import settings
+from tests.models import tiny
+from tests.refused import refused
 
 
 def test_fields_are_completed_by_the_defaults_of_the_method():
@@ -31,3 +36,18 @@ def test_what_former_versions_saved_is_in_fields_and_values_of_this_one():
     now = {"name": "evit", "score": "auto", "round_to": 8}
     assert settings.current({"name": "evit", "round_to": 8}) == now
     assert settings.current({"name": "tome"}) == {"name": "tome"}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fields: create_model("deit_ti", reduction=fields),
+        lambda fields: tiny.pretrained().with_reduction(fields),
+        lambda fields: settings.with_defaults(fields),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"r": 8}])
+def test_a_reduction_without_a_name_is_refused(use, fields):
+    """Also an empty one, which is no wish for the dense model: that is None."""
+    with refused("reduction", fields, "which has no name; the names are atc, "):
+        use(fields)
