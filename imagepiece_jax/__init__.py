@@ -21,9 +21,11 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.save import save
+    from imagepiece_jax.training.recover import recover
 
 __all__ = ["InputError", "Predictor", "Preprocessing", "Pretrained", "RunError"]
-__all__ += ["create_model", "features", "load", "normalize", "optimize", "save"]
+__all__ += ["create_model", "features", "load", "normalize", "optimize"]
+__all__ += ["recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
@@ -36,6 +38,7 @@ _HOMES = {
     "load": "pretrained.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
+    "recover": "training.recover",
     "save": "pretrained.save",
 }
 

@@ -66,9 +66,10 @@ def integer(name, default, help_text, least=None):
     return flags.DEFINE(parser, name, default, help_text, allow_override=True)
 
 
-def real(name, default, help_text, least=None):
-    """Define a flag of finite numbers, of `least` or more."""
-    parser = _Parser(name, fields.number(least=least), "float", float)
+def real(name, default, help_text, least=None, above=None):
+    """Define a flag of finite numbers, of `least` or more, or above a bound."""
+    field = fields.number(least=least, above=above)
+    parser = _Parser(name, field, "float", float)
     return flags.DEFINE(parser, name, default, help_text, allow_override=True)
 
 

@@ -12,7 +12,7 @@ from tests.command import sentence, start
 from tests.runs import ROOT
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
-COMMANDS += ["predict", "train", "visualize"]
+COMMANDS += ["predict", "recover", "train", "visualize"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

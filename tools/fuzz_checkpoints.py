@@ -36,7 +36,7 @@ from imagepiece_jax.pretrained.infer import Unnamed
 from tools import originals, public_models
 
 ONLY = cli.listed("only", [], "[all] kinds of models, of MAKERS")
-MINUTES = cli.real("minutes", 1.0, "how long")
+MINUTES = cli.real("minutes", None, "how long; default: 1")
 SEED = cli.integer("seed", 0, "of the models")
 OUT = cli.text(
     "out", None, "[runs/fuzz_checkpoints] folder for the model of the moment"
@@ -438,7 +438,7 @@ def main():
     began, counts, sentences = time.monotonic(), collections.Counter(), {}
     number = SEED.value
     kinds = ONLY.value or [*MAKERS]
-    while time.monotonic() - began < 60 * MINUTES.value:
+    while time.monotonic() - began < 60 * (MINUTES.value or 1.0):
         draw, number = random.Random(number), number + 1
         make = MAKERS[draw.choice(kinds)]
         try:

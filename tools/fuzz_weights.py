@@ -27,7 +27,7 @@ import safetensors.numpy
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
-MINUTES = cli.real("minutes", 1.0, "how long")
+MINUTES = cli.real("minutes", None, "how long; default: 1")
 SEED = cli.integer("seed", 0, "of the mutations")
 OUT = cli.text("out", None, "[runs/fuzz_weights] folder of the files that are faults")
 CHILD = cli.integer("child", None, "read so many files in this process (internal)")
@@ -238,7 +238,7 @@ def main():
         return
     files = valid_files(np.random.default_rng(SEED.value))
     began, count, found = time.monotonic(), 0, 0
-    while time.monotonic() - began < 60 * MINUTES.value:
+    while time.monotonic() - began < 60 * (MINUTES.value or 1.0):
         seed = SEED.value + count
         for line in batch(files, folder / "now", seed):
             found += 1

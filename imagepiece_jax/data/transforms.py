@@ -60,11 +60,16 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
 
 
 def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
-    """Resize a `crop_box` of the image to size x size. -> [size, size, 3]."""
-    height, width = image.shape[:2]
-    top, left, box_height, box_width = crop_box(height, width, rng, area, aspect)
-    box = image[top : top + box_height, left : left + box_width]
-    return resize_fast(box, size, size)
+    """Resize a `crop_box` of the image to a size.
+
+    size: pixels a side, or (height, width), whose aspect multiplies that of the box
+    Returns [height, width, 3].
+    """
+    height, width = sides(size)
+    aspect = tuple(ratio * (width / height) for ratio in aspect)
+    top, left, *box = crop_box(*image.shape[:2], rng, area, aspect)
+    inside = image[top : top + box[0], left : left + box[1]]
+    return resize_fast(inside, height, width)
 
 
 def shift(image, rng, pixels):
@@ -142,9 +147,9 @@ def _cubic(x, a):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8."""
+    """Random crop and flip; called with (image, rng) -> [H, W, 3] uint8."""
 
-    image_size: int  # pixels a side
+    image_size: int | tuple[int, int]  # pixels a side, or (height, width)
     crop: str  # "random_resized"; "shift" or "none" for images of this size
     area: tuple[float, float]  # shares of an image's area that a random crop has
     shift: int  # pixels, at most

@@ -4,8 +4,9 @@ The only place in the package where an interval is computed, so that the same fi
 the same interval wherever it is printed. Accuracies are in percent, their differences
 in points. Two models are always compared on the same images, in the same order.
 
-Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
-proportions; McNemar (1947), its test; Holm (1979), many tests at once.
+Sources: Student (1908), a mean; Wilson (1927), a proportion; Agresti and Min (2005), a
+difference of paired proportions; McNemar (1947), its test; Holm (1979), many tests at
+once.
 """
 
 import math
@@ -54,6 +55,18 @@ def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
     low, high = 100 * (center - half), 100 * (center + half)
     value = 100 * (gained - lost) / right.size
     return Estimate(value, max(low, -100.0), min(high, 100.0))
+
+
+def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
+    """Mean of values - base, paired by image, with Student's interval. [images] twice.
+
+    Two images or more.
+    """
+    change = np.asarray(values, np.float64) - np.asarray(base, np.float64)
+    half = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
+    half /= math.sqrt(change.size)
+    value = change.mean()
+    return Estimate(float(value), float(value - half), float(value + half))
 
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:

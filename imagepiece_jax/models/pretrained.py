@@ -21,6 +21,7 @@ from imagepiece_jax.models.at_cost import reduced, resolved
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector
+from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.models.variables import check_variables, digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
@@ -57,6 +58,8 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     # from a vision tower's tokens to the language model it was read from
     projector: Projector | None = None
+    # of weights that `recover` has made; None: they are as they were trained
+    recovery: Recovery | None = None
 
     def __post_init__(self):
         model, variables = self.model, self.variables
@@ -85,6 +88,7 @@ class Pretrained:
             put("reduction", DENSE)
         elif self.reduction is not None:
             put("reduction", self._checked_reduction())
+        self._warn_of_recovery()
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -111,6 +115,19 @@ class Pretrained:
             raise InputError(problem, field="reduction", value=value, allowed=allowed)
         same = usual.prop_attn == model.prop_attn
         return reduction if same else {**reduction, "prop_attn": model.prop_attn}
+
+    def _warn_of_recovery(self):
+        """Warn where the weights were recovered for another reduction."""
+        if not (self.recovery and self.recovery.changed and self.reduction):
+            return
+        ours, theirs = self.reduction, self.recovery.reduction
+        if settings.with_defaults(ours) != settings.with_defaults(theirs):
+            warnings.warn(
+                f"the weights were recovered for {settings.label(dict(theirs))}, and "
+                f"not for {settings.label(dict(ours))}: those they were made from fit "
+                "other reductions, and the dense model, better",
+                stacklevel=4,
+            )
 
     @property
     def _grid(self):

@@ -280,6 +280,26 @@ class ViT(nn.Module):
         return x + pos_embed.astype(self.dtype)
 
 
+def with_states(
+    model: ViT, variables: Mapping[str, Any], images: jax.Array, **options: Any
+) -> tuple[Outputs, tuple[TokenState, ...]]:
+    """The outputs of a model, and the tokens that each block leaves.
+
+    options: of `ViT.__call__`, such as train=True
+    """
+    states = []
+
+    def noting(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(context.module, Block):
+            states.append(result[0])
+        return result
+
+    with nn.intercept_methods(noting):
+        outputs = model.apply(variables, images, **options)
+    return outputs, tuple(states)
+
+
 def final_norm(
     model: ViT, variables: Mapping[str, Any]
 ) -> Callable[[jax.Array], jax.Array]:

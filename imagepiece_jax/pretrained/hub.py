@@ -19,6 +19,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import SINGLE_LABEL
+from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.pretrained import files, towers
 from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import DENSE
@@ -56,6 +57,7 @@ class HubConfig:
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # sizes in a config.json, which tensors must have too
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recovery: Recovery | None = None  # of weights that `recover` has changed
     tower: Tower | None = None  # how a language model reads its vision tower
 
 

@@ -16,6 +16,7 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
+from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.pretrained import hub, timm_config, transformers_config
 from imagepiece_jax.pretrained.hub import CONFIG, OURS, PREPROCESSOR, PROCESSOR
 from imagepiece_jax.pretrained.towers import Tower
@@ -82,6 +83,8 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     if vit.projector:
         projector = {"gelu": vit.projector.gelu, "prefix": vit.projector.prefix}
         optional["projector"] = projector
+    if vit.recovery:
+        optional["recovery"] = dataclasses.asdict(vit.recovery)
     ours = {
         "version": __version__,
         "model": {
@@ -121,4 +124,5 @@ def _parse_ours(config):
         own=True,
         untrained=(convert.SELECTOR,) if untrained is True else tuple(untrained or ()),
         tower=Tower(**ours["projector"]) if "projector" in ours else None,
+        recovery=Recovery(**ours["recovery"]) if "recovery" in ours else None,
     )

@@ -209,6 +209,7 @@ def build(
         selectors=_learned(weights),
         projector=weights.contents.projector,
         drawn=digests(variables, drawn),
+        recovery=weights.recovery,
     )
 
 

@@ -47,7 +47,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     Raises InputError for a folder that holds anything else, and for variables that are
         not the model's.
     """
-    folder = _checked_folder(folder)
+    folder = checked_folder(folder)
     _check(vit)
     tensors = convert.to_timm(vit.variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
@@ -80,7 +80,7 @@ def _write(file, tensors):
         raise OSError(str(error)) from error
 
 
-def _checked_folder(folder):
+def checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
     if not isinstance(folder, str | os.PathLike):
         allowed = "a string or a pathlib.Path, before the model"

@@ -6,6 +6,7 @@ to the global batch.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ import optax
 
 from imagepiece_jax.training.config import OptimConfig
 
+# Which parameters are trained. "norms": scale and bias of every norm; "biases": these,
+# all other biases and the factors of layer scale; "all".
+TRAINED = ("all", "biases", "norms")
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
@@ -73,6 +77,37 @@ def decay_mask(params):
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def trained_part(params, which: str):
+    """The parameters that are trained, in the tree of all, with None for the others.
+
+    JAX takes None for an empty tree, so that gradients, moments and exchanges between
+    devices exist only for what is trained.
+
+    which: one of TRAINED
+    """
+    if which == "all":
+        return params
+
+    def chosen(path, leaf):
+        *module, name = (entry.key for entry in path)
+        siblings = functools.reduce(operator.getitem, module, params)
+        of_norm = "scale" in siblings
+        of_vector = which == "biases" and name in ("bias", "gamma")
+        return leaf if of_norm or of_vector else None
+
+    return jax.tree_util.tree_map_with_path(chosen, params)
+
+
+def with_trained(params, trained):
+    """`params`, with those of a `trained_part` in place of their own."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new,
+        trained,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def adamw(optim: OptimConfig, rate):

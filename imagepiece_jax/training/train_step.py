@@ -19,7 +19,9 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.vit import ViT, with_states
+from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.tokens import DROPPED
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
@@ -294,6 +296,62 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
         return jnp.float32(0), {"distill": term}
     loss = jnp.mean(soft_cross_entropy(first, targets))
     return (1 - distill.weight) * loss, {"distill": term}
+
+
+def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
+    """What is compared of a teacher and its student, by name, float32.
+
+    read: names from
+        "logits" [B, C]; of a model without classes its pooled vector
+        "class_tokens" [B, depth, D], after each block
+        "patches" [B, n, D], for each patch its token after the last norm
+        "kept" [B, n] bool, whether a patch is in a token; with "patches"
+    options: of `ViT.__call__`
+    """
+    model = model.clone(head_only="patches" not in read)
+    outputs, states = with_states(model, variables, images, **options)
+    found = {"logits": outputs.logits}
+    if "class_tokens" in read:
+        found["class_tokens"] = jnp.stack([s.x[:, 0] for s in states], axis=1)
+    if "patches" in read:
+        tokens = outputs.tokens[:, model.arch.prefix :]
+        slot = follow(outputs.results)[-1].slot
+        found["patches"] = rows_of(tokens, slot)
+        gone = jnp.zeros(found["patches"].shape[:2], bool)
+        found["kept"] = ~gone if slot is None else slot != DROPPED
+    return {name: jnp.asarray(found[name], jnp.float32) for name in found}
+
+
+def kl_divergence(student, teacher):
+    """KL(teacher || student) of the probabilities of logits. [B, C] twice -> [B]."""
+    teacher, student = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    return optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def binary_kl_divergence(student, teacher):
+    """KL of the probabilities of each class by itself, added up. [B, C] -> [B]."""
+    total = 0.0
+    for sign in (1, -1):
+        ours = jax.nn.log_sigmoid(sign * student)
+        theirs = jax.nn.log_sigmoid(sign * teacher)
+        total += jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return total
+
+
+def relative_change(student, teacher, kept=None):
+    """Squared distance of features as a share of the teacher's square.
+
+    student, teacher: [B, D], or [B, n, D], where each of n has a share of its own
+    kept: [B, n], zero where there is nothing to compare; None: all counts
+    Returns [B], means over n.
+    """
+    distance = jnp.sum((student - teacher) ** 2, axis=-1)
+    share = distance / jnp.sum(teacher**2, axis=-1)
+    if share.ndim == 1:
+        return share
+    if kept is None:
+        return jnp.mean(share, axis=1)
+    return jnp.sum(share * kept, axis=1) / jnp.maximum(jnp.sum(kept, axis=1), 1)
 
 
 def teacher_distance(distill: DistillConfig, logits, teacher_logits):

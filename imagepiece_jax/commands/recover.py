@@ -1,0 +1,74 @@
+"""Recovery of what a reduction costs, from a few hundred images without labels.
+
+python -m imagepiece_jax recover --weights FILE --data folder:PATH --out DIR \\
+    --config.reduction.name=tome --config.reduction.macs=0.5
+
+The model learns to answer as its own dense form does: minutes on a laptop. Reduction,
+cost, speed and file format stay what they are. A fifth of the images is held out, and
+chooses the best weights; OUT is a folder as `imagepiece_jax.save` writes it. --data is
+a folder of images, too; labels are not read. --minutes 10 takes as many steps as fit.
+Ctrl-C leaves the best so far in OUT.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from imagepiece_jax import cli
+from imagepiece_jax.errors import naming
+
+MODEL = cli.trained_model()
+DATA = cli.data()
+RESIZE = cli.resize()
+LIMIT = cli.limit()
+OUT = cli.text("out", None, "the folder to write; one of a saved model is replaced")
+STEPS = cli.integer("steps", None, "of training; default: 500", 1)
+MINUTES = cli.real("minutes", None, "all of the time, instead of --steps", above=0)
+BATCH = cli.integer("batch", None, "images a step; default: 32", 1)
+SEED = cli.integer("seed", 0, "of crops and order", 0)
+PARAMETERS = cli.choice(
+    "parameters", "biases", ["norms", "biases", "all"], "which of them are trained"
+)
+
+INTERRUPTED = 130  # exit status after Ctrl-C
+
+
+def main():
+    typed = MODEL()
+    images, out = cli.required(DATA), pathlib.Path(cli.required(OUT))
+    # They import JAX: after the flags.
+    from imagepiece_jax.data.unlabeled import open_unlabeled
+    from imagepiece_jax.pretrained.load import build
+    from imagepiece_jax.pretrained.save import checked_folder, save
+    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.training.recover import recover
+
+    checked_folder(out)
+    config, weights = read_with_config(**typed)
+    config.data.resize = RESIZE.value or config.data.resize
+    preprocessing = RunConfig.from_config(config).preprocessing()
+    vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
+    flags = {name: f"--{name}" for name in ("steps", "minutes", "seed", "parameters")}
+    with naming(images="--data", batch_size="--batch", **flags):
+        source = open_unlabeled(images).spread(LIMIT.value)
+        better = recover(
+            vit,
+            source,
+            steps=STEPS.value,
+            minutes=MINUTES.value,
+            batch_size=BATCH.value or 32,
+            seed=SEED.value,
+            parameters=PARAMETERS.value,
+        )
+    print(better.recovery, flush=True)
+    if better.recovery.stopped and not better.recovery.changed:
+        print(f"nothing is written to {out}", file=sys.stderr)
+        return INTERRUPTED
+    save(out, better)
+    print(f"saved in {out}", flush=True)
+    return INTERRUPTED if better.recovery.stopped else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,61 @@
+"""The command that recovers: the folder that it leaves, and what it leaves alone."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.commands import recover
+from imagepiece_jax.training import recover as training
+from tests.command import call
+from tests.models import tiny
+
+SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
+SIZE |= {"num_heads": 3, "dtype": "float32"}
+REDUCTION = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Flags for weights, photographs of noise and a folder that is not there yet."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(48):
+        pixels = draw.integers(0, 256, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
+    weights = tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
+    fields = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
+    fields += [f"--config.reduction.{k}={v}" for k, v in REDUCTION.items()]
+    paths = {"weights": weights, "data": tmp_path / "photos", "out": tmp_path / "out"}
+    fields += [f"--{name}={path}" for name, path in paths.items()]
+    return [*fields, "--steps=40", "--batch=8", "--config.data.eval_crop=.9"]
+
+
+def test_the_folder_holds_the_recovered_model(words, tmp_path):
+    ended = call(recover.main, *words).ok()
+    vit = imagepiece_jax.load(tmp_path / "out")
+    assert vit.reduction["name"] == "evit" and vit.preprocessing.crop == 0.9
+    assert str(vit.recovery) in ended.out and vit.recovery.steps == 40
+    own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
+    assert own["recovery"]["images"] == 32 and own["recovery"]["held_out"] == 16
+    assert "step 40 of 40" in ended.err
+
+
+@pytest.mark.parametrize("step, written", [(1, False), (35, True)])
+def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, written):
+    take, steps = training.Fit.take, []
+
+    def interrupted(self, *args):
+        steps.append(args)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        return take(self, *args)
+
+    monkeypatch.setattr(training.Fit, "take", interrupted)
+    ended = call(recover.main, *words)
+    assert ended.status == 130 and "stopped" in ended.err
+    assert (tmp_path / "out").exists() == written
+    if written:
+        assert imagepiece_jax.load(tmp_path / "out").recovery.stopped
