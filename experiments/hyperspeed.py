@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import intervals, published, render, tables
 from experiments.rows import DENSE, find, measure_row
+from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -93,7 +94,7 @@ def _areas(context, curves, axis, name, x):
         for method, curve in curves.items()
     }
     path = context.out / f"hyperspeed_{axis}.png"
-    render.curves(path, name, "accuracy, %", series)
+    plotting.draw_curves(path, name, "accuracy, %", series)
     span = common_range(x) if len(x) > 1 else None
     if span is None:
         return ""

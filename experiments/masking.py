@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import intervals, published, render, tables
 from experiments.rows import DENSE, find
+from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate.cache import Split
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.pretrained.load import lacks_selectors
@@ -49,7 +50,7 @@ def masking(context):
         row.name: [*zip(counts, map(intervals.accuracy, rights), strict=True)]
         for row, rights in by_row.items()
     }
-    render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
+    plotting.draw_curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
     title = "accuracy behind random masks"
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}

@@ -1,11 +1,9 @@
-"""Pages of Markdown, their notes, and plots of curves with bands of their intervals."""
+"""Pages of Markdown and their notes."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table as table
 from imagepiece_jax.evaluate import statistics
@@ -73,24 +71,6 @@ def speed_cell(speed: dict | None) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A published figure; blank where there is none."""
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
-    """A PNG of curves with bands: {label: [(x, Estimate)]}, in any order of x."""
-    figure = plotting.new_figure(9.5, 5, layout="constrained")
-    axes = figure.add_subplot()
-    for i, (label, points) in enumerate(series.items()):
-        points = sorted(points, key=lambda point: point[0])
-        x = [at for at, _ in points]
-        value, low, high = zip(*(estimate for _, estimate in points), strict=True)
-        marker = plotting.MARKERS[i % len(plotting.MARKERS)]
-        (line,) = axes.plot(x, value, marker=marker, markersize=4, label=label)
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    plotting.save_figure(figure, path)
 
 
 def interval(values: list[float], digits: int = 1) -> str:

@@ -22,7 +22,7 @@ from experiments.dense_maps.maps import (
     estimate,
     overlap,
 )
-from imagepiece_jax.common import token_pictures
+from imagepiece_jax.common import plotting, token_pictures
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.inference.features import FILLS
 from imagepiece_jax.pretrained.load import build
@@ -50,7 +50,9 @@ def saliency(context):
     rows = _measured(maps, entries, given.fill)
     plot, curves = context.out / "saliency.png", _curves(rows)
     if curves:
-        render.curves(plot, "share of the dense MACs", "IoU to dense maps", curves)
+        plotting.draw_curves(
+            plot, "share of the dense MACs", "IoU to dense maps", curves
+        )
     render.page(
         context,
         "saliency",

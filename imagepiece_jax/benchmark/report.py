@@ -143,11 +143,15 @@ def plot(path, rows):
     columns = ("batch_size", "throughput", "throughput_min", "throughput_max")
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
     for axes, (mode, group) in zip(panels, modes.items(), strict=True):
-        for name, own in _grouped(group, "config").items():
+        for place, (name, own) in enumerate(_grouped(group, "config").items()):
             line = sorted([row[column] for column in columns] for row in own)
             sizes, middle, low, high = np.transpose(line)
             errors = [middle - low, high - middle]
-            axes.errorbar(sizes, middle, errors, marker="o", capsize=3, label=name)
+            look = {
+                "color": f"C{place % 10}",
+                "marker": plotting.MARKERS[place // 10 % 5],
+            }
+            axes.errorbar(sizes, middle, errors, capsize=3, label=name, **look)
         axes.set_xscale("log", base=2)
         sizes = list(_grouped(group, "batch_size"))
         axes.set_xticks(sizes, map(str, sizes))

@@ -1,6 +1,9 @@
 """Figures of matplotlib, drawn without a display and written as whole files."""
 
+import math
 import os
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -8,7 +11,14 @@ from PIL import Image
 from imagepiece_jax.common.files import replacing
 
 DPI = 100
-MARKERS = "osD^vP*X<>ph"  # of curves
+# Curves in one panel: more cross too often, and have no colors that tell them apart.
+TOGETHER = 5
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "black")
+MARKERS = "osD^v"
+COLUMNS, PANEL = (5, 4, 3), (2.5, 2.1)  # of a page of panels, and inches of each
+TITLE = 32  # letters in a line of a panel's title
+# Curves that every panel shows: how they look there.
+REFERENCES = (("black", "-"), ("dimgray", "--"), ("dimgray", ":"))
 
 
 def new_figure(width: float, height: float, layout: str | None = None):
@@ -20,6 +30,95 @@ def new_figure(width: float, height: float, layout: str | None = None):
     figure = Figure((width, height), DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def draw_curves(
+    path: str | os.PathLike,
+    xlabel: str,
+    ylabel: str,
+    curves: Mapping[str, Sequence],
+    level: tuple[str, float] | None = None,
+    references: Collection[str] = (),
+    xticks: Sequence[float] = (),
+):
+    """Write a PNG of curves with their intervals.
+
+    Up to TOGETHER share a panel. More have one each, which is named after its curve and
+    shows all others behind it in pale gray: a color would stand for several of them.
+
+    curves: by name [(x, (value, low, high))], in any order of x
+    level: name and value of a horizontal line
+    references: names of up to three curves that each of many panels shows, too
+    Raises RunError where it cannot be written.
+    """
+    many = len(curves) > TOGETHER
+    # As few empty places as can be.
+    columns = min(COLUMNS, key=lambda count: -len(curves) % count) if many else 1
+    rows = math.ceil(len(curves) / columns) if many else 1
+    size = (columns * PANEL[0], rows * PANEL[1] + 0.6) if many else (9.5, 5)
+    figure = new_figure(*size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    used, unused = np.split(panels.ravel(), [len(curves) if many else 1])
+    for axes in unused:
+        axes.set_axis_off()
+    named = {name: sorted(points) for name, points in curves.items()}
+    if many:
+        _draw_each(used, named, references)
+    else:
+        for place, (name, points) in enumerate(named.items()):
+            look = {"color": COLORS[place], "marker": MARKERS[place], "label": name}
+            _draw_curve(used[0], points, **look)
+    for axes in used[-columns:]:  # a place below them may be empty
+        axes.tick_params(labelbottom=True)
+    for axes in used:
+        if level:
+            name, value = level
+            axes.axhline(value, color="black", linewidth=0.8, linestyle=":", label=name)
+        if len(xticks):
+            axes.set_xticks(xticks)
+        axes.grid(alpha=0.3)
+    figure.supxlabel(xlabel, fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
+    lines, names = used[0].get_legend_handles_labels()
+    if lines:
+        look = {"loc": "outside right upper", "frameon": False, "fontsize": 8}
+        if many:
+            look |= {"loc": "outside upper left", "ncols": len(lines)}
+        figure.legend(lines, names, **look)
+    save_figure(figure, path, colors=64)
+
+
+def _draw_each(panels, curves, references):
+    """A panel for each curve, with the references and, in gray, the others."""
+    shown = [name for name in references if name in curves]
+    for axes, own in zip(panels, curves, strict=True):
+        for name, points in curves.items():
+            x, values = zip(*((x, interval[0]) for x, interval in points), strict=True)
+            look = {"color": "lightgray", "linewidth": 0.8, "zorder": 1}
+            if name in shown:
+                color, style = REFERENCES[shown.index(name)]
+                look = {
+                    "color": color,
+                    "linestyle": style,
+                    "linewidth": 1,
+                    "label": name,
+                }
+            if name != own or name in shown:
+                axes.plot(x, values, **look)
+        _draw_curve(axes, curves[own], color=COLORS[0], marker=MARKERS[0])
+        axes.set_title(textwrap.fill(own, TITLE), fontsize=9, loc="left")
+
+
+def _draw_curve(axes, points, color, marker, label=None):
+    """A curve with a band of its intervals, and a bar where it is one point."""
+    x, intervals = zip(*points, strict=True)
+    value, low, high = np.transpose(intervals)
+    look = {"color": color, "marker": marker, "markersize": 4, "zorder": 3}
+    if len(x) > 1:
+        axes.plot(x, value, label=label, **look)
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    else:
+        axes.errorbar(x, value, [value - low, high - value], label=label, **look)
 
 
 def save_figure(figure, path: str | os.PathLike, colors: int | None = None):

@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
@@ -255,47 +253,25 @@ def absent_table(report: Report) -> str:
 
 
 def draw_plot(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share of the cost, a line per method, the best first.
+    """Write a PNG: accuracy by share of the cost, a curve per method, the best first.
 
-    Bars are intervals of the paired difference to dense. Methods stand side by side at
-    their share, so that bars do not hide each other. A sweep is drawn by GMACs.
+    Bands are intervals of the paired difference to dense. A sweep is drawn by GMACs.
     """
-    from matplotlib import colormaps
-
-    figure = plotting.new_figure(9, 5.5, layout="constrained")
-    axes = figure.add_subplot()
-    curves, shares = _curves(report), reached(report)
-    palette = colormaps["tab20"].colors
-    palette = [*palette[:14], *palette[16:]]  # gray is the random tokens'
-    palette = [*palette[::2], *palette[1::2]]  # the strong ones first
-    gap = min((a - b for a, b in itertools.pairwise(shares)), default=0.1)
-    for place, (name, lines) in enumerate(curves.items()):
-        shift = 0.4 * gap * (place / max(len(curves) - 1, 1) - 0.5)
-        strong = name in NAMES
-        axes.errorbar(
-            [line["share"] + shift if shares else line["gmacs"] for line in lines],
-            [line["acc1"][0] for line in lines],
-            yerr=np.transpose([_bar(report, line) for line in lines]),
-            color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
-            linestyle="--" if name == "random" else "-",
-            linewidth=2 if strong else 1.2,
-            marker=plotting.MARKERS[place % 12],
-            markersize=5,
-            capsize=2,
-            elinewidth=0.8,
-            label=name,
-            zorder=3 if strong else 2,
-        )
-    dense = report["dense"]["acc1"][0]
-    axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
-    if shares:
-        axes.set_xticks(shares)
+    shares = reached(report)
+    curves = {
+        name: [(_cost(report, line), _around(report, line)) for line in lines]
+        for name, lines in _curves(report).items()
+    }
     cost = f"share of the dense model's {COSTS[report['metric']]}"
-    axes.set_xlabel(cost if shares else "GMACs an image")
-    axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    plotting.save_figure(figure, path)
+    plotting.draw_curves(
+        path,
+        cost if shares else "GMACs an image",
+        "acc1, % (95 %, paired difference to dense)",
+        curves,
+        level=("dense", report["dense"]["acc1"][0]),
+        references=("tome", "random"),
+        xticks=shares,
+    )
 
 
 def _curves(report):
@@ -307,8 +283,13 @@ def _curves(report):
     return curves
 
 
-def _bar(report, line):
-    """Points from the interval's low end to the difference, and on to the high end."""
+def _cost(report, line):
+    return line["share"] if report["shares"] else line["gmacs"]
+
+
+def _around(report, line):
+    """The accuracy, and the ends of the interval of its difference to dense from it."""
     change = comparison(report, line["method"], line["share"], "dense")
     value, low, high = change["points"]
-    return value - low, high - value
+    acc1 = line["acc1"][0]
+    return acc1, acc1 + low - value, acc1 + high - value

@@ -6,12 +6,11 @@ import types
 import numpy as np
 import pytest
 
-from experiments import hyperspeed, published, render, tables
+from experiments import hyperspeed, published, tables
 from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
 from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
-from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
@@ -155,11 +154,3 @@ def test_common_range_is_where_all_curves_are():
     x = {"a": [1, 4], "b": [5, 2]}
     assert hyperspeed.common_range(x) == (2, 4)
     assert hyperspeed.common_range(x | {"c": [8, 9]}) is None
-
-
-def test_curves_have_bands_and_leave_no_half_file(tmp_path):
-    path = tmp_path / "curve.png"
-    points = [(1, Estimate(50, 45, 55)), (2, Estimate(40, 35, 45))]
-    render.curves(path, "x", "y", {"a": points, "b": points[:1]})
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
