@@ -6,8 +6,9 @@ python -m imagepiece_jax predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
 python -m imagepiece_jax predict --config configs/deit_s_tome.py:deit_ti \\
     --weights FILE --json predictions.json IMAGE..
 
-A run determines its model, a file its sizes: see `evaluate`. An image that cannot be
-read is named on stderr, the others are answered, and the exit status is 1.
+A folder stands for its images and those of its sub-folders. A run determines its model,
+a file its sizes: see `evaluate`. An image that cannot be read is named on stderr, the
+others are answered, and the exit status is 1.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import reprlib
+import unicodedata
 from typing import NamedTuple
 
 from imagepiece_jax.data.class_names import normalized
@@ -56,12 +57,12 @@ def open_csv(
                 row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
                 if row.split == split:
-                    _check_file(fields["filename"], path)
-                    files.append(fields["filename"])
+                    files.append(_stored_file(fields["filename"], path))
                     labels.append(row.label)
                 image = fields["filename"] or ""
                 folder, name = os.path.split(os.path.join(root, image))
-                _check_again(image, row, first.setdefault((real(folder), name), row))
+                key = normalized(real(folder)), normalized(name)
+                _check_again(image, row, first.setdefault(key, row))
                 if has_label and "class" in fields:
                     _add_name(names, row, fields["class"])
     except InputError as error:  # of a row
@@ -136,11 +137,15 @@ def _label(text, num_classes):
     return label
 
 
-def _check_file(name, path):
-    if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
-        problem = f"is {name!r}, which is not a file"
-        allowed = f"paths relative to the folder of {path}"
-        raise InputError(problem, field="filename", value=name, allowed=allowed)
+def _stored_file(name, path):
+    """The file that is meant, which may be stored in another spelling of Unicode."""
+    name = name or ""
+    for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
+        if os.path.isfile(os.path.join(os.path.dirname(path), spelling)):
+            return spelling
+    problem = f"is {name!r}, which is not a file"
+    allowed = f"paths relative to the folder of {path}"
+    raise InputError(problem, field="filename", value=name, allowed=allowed)
 
 
 def _add_name(names, row, text):

@@ -153,13 +153,14 @@ def _check_links(root, folders, owners):
     """InputError where a link leads from a class to images of another.
 
     folders: of the class, its own first, by their real paths
-    owners: of `_check_apart`
+    owners: of `_check_apart`, to which they are added
     """
     own = next(iter(folders.values()))
     for real, folder in folders.items():
         for place in (real, *map(str, pathlib.PurePath(real).parents)):
             if owners.get(place, own) != own:
                 raise _same(root, folder, owners[place])
+        owners[real] = own
 
 
 def _same(root, folder, first):

@@ -255,6 +255,14 @@ def test_links_inside_a_class_lead_to_no_other_images(folder, link, target, owne
         open_source(f"folder:{folder}", split)
 
 
+def test_two_classes_share_no_folder_by_links(folder):
+    save(folder / "elsewhere" / "1.png", (0, 0, 0))
+    for name in ("ant", "zebra"):
+        (folder / "val" / name / "more").symlink_to(folder / "elsewhere")
+    with pytest.raises(InputError, match="val/zebra/more is the same as .*val/ant, or"):
+        open_source(f"folder:{folder}", "val")
+
+
 @pytest.mark.parametrize("target", ["nowhere.jpg", "loop.jpg"])
 def test_links_that_lead_nowhere_are_left_out(folder, caplog, target):
     """Beside images, and beside the folders of classes."""

@@ -388,10 +388,14 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
         assert source.class_names == (COMPOSED, "cafz")
         assert class_names.other_class(names, source.class_names) is None
     table = tmp_path / "set.csv"
-    rows = [f"val/{DECOMPOSED}/0.png,1,{DECOMPOSED}", f"train/{COMPOSED}/0.png,1,"]
+    rows = [f"val/{COMPOSED}/0.png,1,{DECOMPOSED}", f"train/{DECOMPOSED}/0.png,1,"]
     table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
     source = open_source(f"csv:{table}", "val", num_classes=2)
-    assert source.class_names == (None, COMPOSED)
+    assert source.class_names == (None, COMPOSED) and source.read(0)[1] == 1
+    rows[1] = f"val/{DECOMPOSED}/0.png,1,"
+    table.write_text("\n".join(["filename,label,class", rows[0], rows[1] + COMPOSED]))
+    with pytest.raises(InputError, match="line 3 names .* again"):
+        open_source(f"csv:{table}", "val", num_classes=2)
     sets = {"one": {}, "other": {"data": data, "classes": {DECOMPOSED: 1, "cafz": 0}}}
     config = configured(**{"data.name": data})
     config.eval.sets, config.eval.best_set = sets, "one"
