@@ -2,6 +2,10 @@
 
 import contextlib
 import difflib
+import functools
+import pathlib
+import sys
+import traceback
 
 
 class InputError(ValueError):
@@ -34,6 +38,36 @@ class InputError(ValueError):
         subject = " ".join(filter(None, (place, self.field, problem)))
         allowed = self.allowed and f"allowed: {self.allowed}"
         return "; ".join(filter(None, (subject, allowed, self.hint)))
+
+    def _render_traceback_(self):
+        """The lines that IPython shows: those of its cells, then the sentence."""
+        shown = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            runs_cell = "IPython" in pathlib.Path(frame.filename).parts
+            if not runs_cell and frame.filename != __file__:  # nor `short_traceback`
+                shown.append(frame)
+        return [*traceback.format_list(shown), f"{type(self).__name__}: {self}"]
+
+
+def short_traceback(function):
+    """`function`, a public one, whose InputErrors show the caller's line and their own.
+
+    An InputError is a mistake in what the caller gave, which frames of this package and
+    the error that it was noticed by do not explain. Any other error keeps its
+    traceback, and so do all with JAX's own switch, JAX_TRACEBACK_FILTERING=off.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            jax = sys.modules.get("jax")  # not every caller has imported it
+            if jax is not None and jax.config.jax_traceback_filtering == "off":
+                raise
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 @contextlib.contextmanager

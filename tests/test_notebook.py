@@ -73,11 +73,20 @@ def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
     run(CODE[:1])
     assert commands == []  # it is here
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    if not clone:
+        with pytest.raises(FileNotFoundError, match="of a clone"):
+            run(CODE[:1])
+        return
     run(CODE[:1])
     [(python, *pip, package, photographs)] = commands
     assert python == sys.executable and pip[:3] == ["-m", "pip", "install"]
     assert photographs == "scikit-learn"
-    assert package.startswith("..[" if clone else "imagepiece_jax[hub] @ git+https://")
+    assert package == "..[hub]"
+
+
+def test_it_names_no_address_that_is_none():
+    addresses = re.findall(r"https?://[^\s)\"]+", FILE.read_text("utf-8"))
+    assert addresses and not [each for each in addresses if "OWNER" in each]
 
 
 @pytest.fixture

@@ -329,7 +329,7 @@ def published(tmp_path_factory):
     """Folders of the hub by id, with small models and random weights."""
     parent, folders = tmp_path_factory.mktemp("hub"), {}
     for name in (
-        "vit_base_patch16_clip_224.openai_ft_in1k",
+        "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
         "vit_small_patch14_reg4_dinov2.lvd142m",
     ):
         model = create_model(name, depth=10, embed_dim=24, num_heads=2)
@@ -350,17 +350,32 @@ def hub_of_pages(published, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_first_lines_run(hub_of_pages, capsys):
-    """Both blocks of README, on small models that are the hub's else."""
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
+    """The file that README names, of ten blocks, and no hub to ask."""
+    name = "deit_tiny_patch16_224-a1311bcf.pth"
+    assert (
+        f"curl -LO https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
+    )
+    (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
+    deit_ti(monkeypatch, 10)
+    monkeypatch.setattr(hub, "fetched", None)
+
+
+def test_the_first_lines_run_without_the_hub(downloaded, capsys):
     space = run(README, "import imagepiece_jax\n", {})
-    assert space["vit"].model.arch == registry.facts(space["clip"][10:])["arch"]
     assert space["vit"].reduction["name"] == "diffrate"
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
-    assert len(said) == 15  # numbers: ten blocks are no published model
-    assert all(name == i for name, i in said)
+    names = class_names.imagenet_names()
+    assert len(said) == 15
+    assert all(ast.literal_eval(name) == names[int(i)] for name, i in said)
     page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
-    assert ast.literal_eval(page[1]) == class_names.imagenet_names()[int(page[2])]
-    run(README, "import numpy as np\n", space)
+    assert ast.literal_eval(page[1]) == names[int(page[2])]
+
+
+def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
+    """The second block of README, on a small model that is the hub's else."""
+    space = run(README, "import numpy as np\n", {"imagepiece_jax": imagepiece_jax})
     assert space["vit"].model.arch == registry.facts(space["dinov2"][10:])["arch"]
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
 

@@ -34,7 +34,7 @@ from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import InputError, check_names
+from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.inference.token_list import TokenList, token_list
 from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
@@ -74,6 +74,7 @@ class Program:
         """XLA's count in bytes, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
+    @short_traceback
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array | TokenList:
         """Logits or tokens of images.
 

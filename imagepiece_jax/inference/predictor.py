@@ -15,7 +15,7 @@ import numpy as np
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError, short_traceback, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 
@@ -110,6 +110,7 @@ class Predictor:
             program = self._program(size)
             np.asarray(program(np.zeros(program.images.shape, np.uint8)))
 
+    @short_traceback
     def __call__(self, images) -> list:
         """The most probable classes of one image, or of each of several.
 

@@ -23,7 +23,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError, check_names, within
+from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models.architecture import (
     DEIT,
     GELUS,
@@ -271,6 +271,7 @@ class ModelConfig(CheckedFields):
         return resolved(reduction, model, grid, self.name, allowed)
 
 
+@short_traceback
 def create_model(
     name: str | None, reduction: Mapping[str, Any] | None = None, **changes: Any
 ) -> ViT:

@@ -15,7 +15,7 @@ from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import described, patch_grid
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.at_cost import reduced, resolved
 from imagepiece_jax.models.cost import model_macs
@@ -189,6 +189,7 @@ class Pretrained:
         """
         return probabilities(logits, self.problem_type)
 
+    @short_traceback
     def with_reduction(
         self, reduction: Mapping[str, Any] | None, seed: int | None = None
     ) -> "Pretrained":
@@ -295,7 +296,7 @@ def takes_pretrained(call):
             raise InputError(problem, field=f"{name}()", hint=hint)
         return call(*args, **kwargs)
 
-    return checked
+    return short_traceback(checked)
 
 
 def _square(model):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
-from imagepiece_jax.errors import InputError, check_names, within
+from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, digests
@@ -27,6 +27,7 @@ from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
 
+@short_traceback
 def load(
     path: str | os.PathLike,
     *,
@@ -64,7 +65,9 @@ def load(
     Raises InputError for a field that contradicts the weights, and for weights that do
         not say which model they are.
     """
-    check_names(changes, dict.fromkeys([*load.__kwdefaults__, *ModelConfig.names()]))
+    check_names(
+        changes, dict.fromkeys([*load.__wrapped__.__kwdefaults__, *ModelConfig.names()])
+    )
     requested, fresh = ModelConfig(**changes), ()
     weights = read(path, requested, checkpoint, averaged)
     if weights.run is None and checkpoint != "best":
