@@ -353,7 +353,8 @@ def _unknown(lacking, partial, sizes, parts):
         tags = [tag for tag in _settling(name) if tag != name] if name else []
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
         problem += f", nor set by {repr(name) if name else 'arch'}{also}"
-        return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
+        unknown = InputError if name else Unnamed
+        return unknown(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give]
     if candidates:
         ways.insert(0, f"say which model it is, name=..{candidates}")

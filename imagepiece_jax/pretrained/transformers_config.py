@@ -27,6 +27,9 @@ COUNTS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}  # from 1
 COUNTS |= {"intermediate_size"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
+QUANTIZED = {
+    "quantization_config": None
+}  # of tensors that are no numbers by themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +39,10 @@ class ModelType:
     fields: Fields  # the defaults of its configuration class
     resize: str  # how its code interpolates positions
     processor: str  # its image processor, for a file that does not name one
-    # all parts, for a type whose tensors do not show them, nor an image size
-    arch: Callable[[Fields], Architecture] | None = None
+    arch: Callable[[Fields], Architecture]  # all parts, by these fields
     inner: Architecture | None = None  # parts up to an earlier block than the last
+    # fields with the only values that models here have
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _hidden(fields):
@@ -49,7 +53,32 @@ def _hidden(fields):
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if fields["use_swiglu_ffn"] else hidden
 
 
+def _vit(fields):
+    return Architecture(qkv_bias=fields["qkv_bias"])
+
+
+def _deit(fields):
+    return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
+
+
+def _dinov2(fields):
+    return Architecture(
+        qkv_bias=fields["qkv_bias"],
+        layer_scale=True,
+        mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
+    )
+
+
+def _registers(fields):
+    registers = fields["num_register_tokens"]
+    own = {"registers": registers, "prefix_positions": not registers}
+    return dataclasses.replace(_dinov2(fields), **own)
+
+
 def _dinov3(fields):
+    biases = tuple(fields[f"{of}_bias"] for of in ("query", "key", "value"))
+    allowed = [(True, True, True), (True, False, True), (False, False, False)]
+    one_of("query_bias, key_bias, value_bias", biases, allowed)
     return Architecture(
         registers=fields["num_register_tokens"],
         positions=False,
@@ -64,26 +93,36 @@ def _dinov3(fields):
 _BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
 _BASE |= dict(image_size=224, patch_size=16, num_channels=3)
 _WIDE = _BASE | dict(intermediate_size=3072)
-_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
+_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12, qkv_bias=True)
 _DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
-_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False)
-_REGISTERS = _DINOV2 | dict(num_register_tokens=4)
+_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
 _CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
 _SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 _DINOV3 = _BASE | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
 _DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
 _DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
-_DINOV3 |= dict(key_bias=False)
-_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True, final_norm=False)
-_SIGLIP_ARCH = Architecture(class_token=False, pool="mean", final_norm=False)
+_DINOV3 |= dict(key_bias=False, value_bias=True)
+_DINOV3_FIXED = dict(proj_bias=True, mlp_bias=True)
+_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
+_CLIP_INNER = dataclasses.replace(_CLIP_ARCH, final_norm=False)
+_SIGLIP_ARCH = Architecture(class_token=False, pool="map")
+_SIGLIP_INNER = dataclasses.replace(_SIGLIP_ARCH, pool="mean", final_norm=False)
 MODEL_TYPES = {
-    "vit": ModelType(_VIT, "bicubic", "ViT"),
-    "deit": ModelType(_VIT, "bicubic", "DeiT"),
-    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", "Bit"),
-    "dinov2_with_registers": ModelType(_REGISTERS, "antialias", "Bit"),
-    "clip_vision_model": ModelType(_CLIP, "bicubic", "CLIP", inner=_CLIP_ARCH),
-    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", "Siglip", inner=_SIGLIP_ARCH),
-    "dinov3_vit": ModelType(_DINOV3, "antialias", "DINOv3ViT", arch=_dinov3),
+    "vit": ModelType(_VIT, "bicubic", "ViT", _vit),
+    "deit": ModelType(_VIT, "bicubic", "DeiT", _deit),
+    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", "Bit", _dinov2),
+    "dinov2_with_registers": ModelType(
+        _DINOV2 | {"num_register_tokens": 4}, "antialias", "Bit", _registers
+    ),
+    "clip_vision_model": ModelType(
+        _CLIP, "bicubic", "CLIP", lambda _: _CLIP_ARCH, _CLIP_INNER
+    ),
+    "siglip_vision_model": ModelType(
+        _SIGLIP, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH, _SIGLIP_INNER
+    ),
+    "dinov3_vit": ModelType(
+        _DINOV3, "antialias", "DINOv3ViT", _dinov3, fixed=_DINOV3_FIXED
+    ),
 }
 
 # The defaults of image processors, by the starts of their names; None: no crop.
@@ -115,7 +154,9 @@ def parse_transformers(config: Fields) -> HubConfig:
     model, fields = MODEL_TYPES[_kind(config)], config
     host = HOSTS.get(config["model_type"])
     if host is not None:
-        fields = config.get("vision_config") or host.fields
+        fields = _of_tower(config) or host.fields
+    _check_fixed(QUANTIZED, config)
+    _check_fixed(model.fixed, fields)
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
     for field in {*fields} & COUNTS:
         value = fields[field]
@@ -129,12 +170,17 @@ def parse_transformers(config: Fields) -> HubConfig:
     sizes = {"embed_dim": width, "depth": fields["num_hidden_layers"]}
     sizes |= {"patch_size": patch, "mlp_ratio": _hidden(fields) / width}
     sizes |= {"num_classes": len(labels)} if labels else {}
-    sizes |= {} if model.arch else {"image_size": size}
     acts = SILUS if fields.get("use_gated_mlp") else GELUS
-    arch = model.arch and model.arch(fields)
+    arch = model.arch(fields)
+    if arch.positions:
+        sizes["image_size"] = size
     tower = host and host.tower and host.tower(config, fields, model.inner)
     if tower and tower.depth:
         arch, sizes["depth"] = model.inner, tower.depth
+    elif tower:  # without a pool
+        arch = dataclasses.replace(model.inner, final_norm=True)
+    elif arch.pool == "map":
+        _check_fixed({"vision_use_head": True}, _of_tower(config) or {})
     said = ModelConfig(
         num_heads=fields["num_attention_heads"],
         gelu=one_of("hidden_act", fields["hidden_act"], acts),
@@ -148,6 +194,21 @@ def parse_transformers(config: Fields) -> HubConfig:
     return HubConfig(
         config=said, sizes=sizes, class_names=names, problem_type=task, tower=tower
     )
+
+
+def _of_tower(config):
+    """The fields of a vision tower; of a model that is none but this, its own."""
+    if config["model_type"] not in HOSTS:
+        return config
+    # Of files before version 4.30, where it goes over vision_config.
+    earlier = config.get("vision_config_dict")
+    return config.get("vision_config") if earlier is None else earlier
+
+
+def _check_fixed(fixed, fields):
+    """InputError for fields of which models here have one value."""
+    for field, value in fixed.items():
+        one_of(field, fields.get(field, value), [value])
 
 
 def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, Any]]:
@@ -242,7 +303,7 @@ def _kind(config):
         return name
     usual, *others = HOSTS[name].kinds
     kinds = {usual: usual, **{kind: kind for kind in others}, name: usual}
-    inner = (config.get("vision_config") or {}).get("model_type", usual)
+    inner = (_of_tower(config) or {}).get("model_type", usual)
     return one_of("vision_config.model_type", inner, kinds)
 
 

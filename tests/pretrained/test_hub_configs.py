@@ -9,7 +9,9 @@ import pytest
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import size_of
+from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.pretrained import hub_configs
 from tests.refused import refused
 
@@ -245,12 +247,20 @@ TRANSFORMERS = {
 }
 
 
+ARCHS = {
+    "google/vit-base-patch16-224": Architecture(),
+    "facebook/dinov2-small": Architecture(layer_scale=True),
+    "openai/clip-vit-large-patch14": Architecture(patch_bias=False, pre_norm=True),
+    "google/siglip-so400m-patch14-384": Architecture(class_token=False, pool="map"),
+}
+
+
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_form(name):
     (config, processor), (given, prepared) = FILES[name].values(), TRANSFORMERS[name]
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
-    wanted = given | {"resize": "bicubic", "image_size": size}
+    wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
     assert found.config.fields == wanted
     assert found.crop == prepared | RULE
     own = config.get("vision_config", config)
@@ -340,6 +350,40 @@ def test_images_that_a_processor_does_not_resize_are_taken_as_they_are():
     assert found.crop == {"resize": "none"}
 
 
+VIT = {"model_type": "vit"}
+CLASSIFIER = VIT | {"architectures": ["ViTForImageClassification"]}
+ONE = {"id2label": {"0": "a"}}
+TWO = {"id2label": {"0": "a", "1": "b"}}
+
+
+@pytest.mark.parametrize(
+    "fields, task",
+    [
+        (TWO, "single_label_classification"),
+        (TWO | {"problem_type": None}, "single_label_classification"),
+        (TWO | {"problem_type": "multi_label_classification"}, MULTI_LABEL),
+        (TWO | {"problem_type": "regression"}, "regression"),
+        # The pipeline's rule for one class.
+        (ONE, MULTI_LABEL),
+        (ONE | {"problem_type": "single_label_classification"}, PROBLEMS[0]),
+        # No classifier: its vectors are no logits.
+        (ONE | {"architectures": ["ViTModel"]}, PROBLEMS[0]),
+    ],
+)
+def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
+    assert hub_configs.parse(CLASSIFIER | fields, {}).problem_type == task
+
+
+def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
+    """As in CLIPConfig: what it leaves out is the default, not as in vision_config."""
+    later = {"hidden_size": 96, "num_hidden_layers": 3}
+    config = {"model_type": "clip", "vision_config": later}
+    assert hub_configs.parse(config, {}).sizes["embed_dim"] == 96
+    config["vision_config_dict"] = {"num_hidden_layers": 5}
+    found = hub_configs.parse(config, {}).sizes
+    assert (found["embed_dim"], found["depth"]) == (768, 5)
+
+
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
@@ -347,9 +391,12 @@ def test_placeholders_are_no_names():
     assert found.class_names is None and found.sizes["num_classes"] == 2
 
 
-VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
+CENTER = {"size": {"shortest_edge": 256}}
 CROPPED = {"crop_size": 384, "do_center_crop": True}
 LONGEST = {"shortest_edge": 224, "longest_edge": 448}
+SIGLIP = {"model_type": "siglip_vision_model"}
+QUANTIZED = {"quantization_config": {"load_in_8bit": True}}
+BIASES = "query_bias, key_bias, value_bias"
 DINOV3, SILU = {"model_type": "dinov3_vit"}, {"hidden_act": "silu"}
 ROTARY = "vit_small_patch16_dinov3"
 GATED, REGISTER = "vit_giant_patch14_dinov2", {"reg_tokens": 1}
@@ -369,6 +416,11 @@ def with_arguments(**arguments):
         ({"model_type": "bert"}, {}, "model_type", "bert"),
         ({"model_type": "siglip2"}, {}, "model_type", "siglip2"),
         ({"model_type": ["vit"]}, {}, "model_type", ["vit"]),
+        (CLASSIFIER | {"problem_type": "multi"}, {}, "problem_type", "multi"),
+        (VIT | QUANTIZED, {}, "quantization_config", QUANTIZED["quantization_config"]),
+        (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head", False),
+        (DINOV3 | {"proj_bias": False}, {}, "proj_bias", False),
+        (DINOV3 | {"value_bias": False}, {}, BIASES, (True, False, False)),
         (VIT | {"hidden_act": "relu"}, {}, "hidden_act", "relu"),
         (DINOV3 | {"use_gated_mlp": True}, {}, "hidden_act", "gelu"),
         (DINOV3 | SILU, {}, "hidden_act", "silu"),
