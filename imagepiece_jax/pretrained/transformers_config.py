@@ -179,6 +179,8 @@ def parse_transformers(config: Fields) -> HubConfig:
         arch, sizes["depth"] = model.inner, tower.depth
     elif tower:  # without a pool
         arch = dataclasses.replace(model.inner, final_norm=True)
+    elif arch.pool == "map" and classify:  # its head reads the mean
+        arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config) or {})
     said = ModelConfig(

@@ -8,6 +8,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.problem import PROBLEMS
 from imagepiece_jax.pretrained import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
@@ -116,6 +117,18 @@ MODELS = {
     ),
 }
 
+MODELS["siglip, classes"] = lambda: (
+    transformers.SiglipForImageClassification(
+        transformers.SiglipConfig(
+            vision_config=originals.siglip_config().to_dict(),
+            id2label=LABELS,
+            problem_type="multi_label_classification",
+        )
+    ),
+    originals.logits,
+    *MODELS["siglip"]()[2:],
+)
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_folder(tmp_path, name):
@@ -131,7 +144,8 @@ def test_transformers_folder(tmp_path, name):
     assert found.std == pytest.approx(processor.image_std)
     read = hub_configs.read(tmp_path)
     assert read.crop == prepared | {"rule": "transformers"}
-    labels = name in ("vit", "deit")
+    labels = name in ("vit", "deit", "siglip, classes")
+    assert vit.problem_type == (model.config.problem_type or PROBLEMS[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
