@@ -119,10 +119,8 @@ MODELS = {
 
 MODELS["siglip, classes"] = lambda: (
     transformers.SiglipForImageClassification(
-        transformers.SiglipConfig(
-            vision_config=originals.siglip_config().to_dict(),
-            id2label=LABELS,
-            problem_type="multi_label_classification",
+        originals.siglip_config(
+            id2label=LABELS, problem_type="multi_label_classification"
         )
     ),
     originals.logits,

@@ -1,0 +1,234 @@
+"""Every field of transformers' and timm's configs: read, idle, or refused.
+
+A field that the installed libraries have and no table here has fails the walk, so that
+somebody looks at what it changes.
+"""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
+from imagepiece_jax.pretrained import hub_configs, timm_config, towers
+from imagepiece_jax.pretrained.transformers_config import MODEL_TYPES, QUANTIZED
+
+for package in ("torch", "timm", "transformers"):
+    pytest.importorskip(package)
+
+import timm  # noqa: E402
+import transformers  # noqa: E402
+from timm.models import _hub, eva, vision_transformer  # noqa: E402
+from timm.models._pretrained import PretrainedCfg  # noqa: E402
+
+from tests.models import tiny  # noqa: E402
+from tests.parity.record import apart, computed, noise  # noqa: E402
+from tools import originals  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+
+# Fields of every configuration class: which head there is and what its logits mean.
+READ = {"architectures", "model_type", "id2label", "problem_type", *QUANTIZED}
+# Fields that change no output in evaluation, with another value than the default.
+IDLE = {
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.3,
+    "attention_dropout": 0.3,
+    "drop_path_rate": 0.3,
+    # of training: of positions, masks and starting values
+    "pos_embed_shift": 0.3,
+    "pos_embed_jitter": 1.5,
+    "pos_embed_rescale": 1.5,
+    "use_mask_token": False,
+    "initializer_range": 0.3,
+    "initializer_factor": 2.0,
+    "layerscale_value": 0.3,
+    # of a decoder of masked images, a pooler with tanh, feature maps of a backbone
+    "encoder_stride": 8,
+    "pooler_act": "relu",
+    "pooler_output_size": 8,
+    "apply_layernorm": False,
+    "reshape_hidden_states": False,
+    # of the text tower, which is not read
+    "logit_scale_init_value": 1.0,
+    # how it is computed
+    "chunk_size_feed_forward": 3,
+    "output_hidden_states": True,
+}
+# What else changes no output, and takes no other value in a test: names, numbers of
+# tensors' shapes, and forms of outputs.
+ALSO_IDLE = {"projection_dim", "label2id", "_name_or_path", "transformers_version"}
+ALSO_IDLE |= {"dtype", "return_dict", "output_attentions", "is_encoder_decoder"}
+ALSO_IDLE |= {"stage_names", "out_features", "out_indices", "text_config"}
+# of language models around a tower
+ALSO_IDLE |= {"image_token_index", "image_seq_length", "tie_word_embeddings"}
+ALSO_IDLE |= {"vocab_size", "hidden_size"}
+# Fields of hosts, which `towers` reads.
+OF_HOSTS = {"vision_config", "vision_config_dict", "projector_hidden_act"}
+OF_HOSTS |= {"vision_feature_layer", "vision_feature_select_strategy"}
+OF_HOSTS |= {"multimodal_projector_bias", "vision_use_head"}
+
+
+@pytest.mark.parametrize("kind", [*MODEL_TYPES, *towers.HOSTS])
+def test_every_field_of_transformers_is_known(kind):
+    theirs = {*transformers.AutoConfig.for_model(kind).to_dict()}
+    model = MODEL_TYPES.get(kind)
+    known = READ | {*IDLE} | ALSO_IDLE
+    if model is None:
+        known |= OF_HOSTS
+    else:
+        known |= {*model.fields, *model.fixed}
+        known -= {"hidden_size"} - {*model.fields}
+    if kind == "siglip_vision_model":
+        known |= {"vision_use_head"}
+    assert theirs <= known, theirs - known
+
+
+# Model type: class of the model, of its config and of its image processor; its outputs.
+CLASSES = {
+    "vit": ("ViTForImageClassification", "ViT", "ViT", originals.logits),
+    "deit": ("DeiTForImageClassificationWithTeacher", "DeiT", "DeiT", originals.logits),
+    "dinov2": ("Dinov2Model", "Dinov2", "Bit", originals.pooler),
+    "dinov2_with_registers": (
+        *("Dinov2WithRegistersModel", "Dinov2WithRegisters", "Bit", originals.pooler),
+    ),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVision", "CLIP", originals.pooler),
+    "siglip_vision_model": (
+        *("SiglipVisionModel", "SiglipVision", "Siglip", originals.pooler),
+    ),
+    "dinov3_vit": ("DINOv3ViTModel", "DINOv3ViT", "DINOv3ViT", originals.pooler),
+}
+SQUARE = {"height": originals.SIDE, "width": originals.SIDE}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_idle_fields_of_transformers_change_nothing(tmp_path, kind):
+    """All at once, each far from its default."""
+    of_model, of_config, of_processor, forward = CLASSES[kind]
+    fields = transformers.AutoConfig.for_model(kind).to_dict()
+    idle = {name: value for name, value in IDLE.items() if name in fields}
+    made = originals.config(getattr(transformers, f"{of_config}Config"), **idle)
+    assert {name: getattr(made, name) for name in idle} == idle
+    model = originals.randomize(getattr(transformers, of_model)(made))
+    theirs = originals.run(lambda x: forward(model, x))
+    model.save_pretrained(tmp_path)
+    processor = getattr(transformers, f"{of_processor}ImageProcessor")
+    processor(size=SQUARE, crop_size=SQUARE).save_pretrained(tmp_path)
+    vit = imagepiece_jax.load(tmp_path)
+    ours = computed(*tiny.pair(vit), originals.images()).logits
+    assert apart(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind, fields",
+    [
+        ("vit", {"qkv_bias": False}),
+        ("deit", {"qkv_bias": False}),
+        ("dinov2", {"qkv_bias": False}),
+        ("dinov2_with_registers", {"num_register_tokens": 0}),
+        ("dinov3_vit", {"key_bias": True}),
+    ],
+)
+def test_fields_that_change_the_parts_are_those_of_the_tensors(tmp_path, kind, fields):
+    """Which the file of another model would contradict."""
+    of_model, of_config, of_processor, forward = CLASSES[kind]
+    made = originals.config(getattr(transformers, f"{of_config}Config"), **fields)
+    model = originals.randomize(getattr(transformers, of_model)(made))
+    theirs = originals.run(lambda x: forward(model, x))
+    model.save_pretrained(tmp_path)
+    processor = getattr(transformers, f"{of_processor}ImageProcessor")
+    processor(size=SQUARE, crop_size=SQUARE).save_pretrained(tmp_path)
+    vit = imagepiece_jax.load(tmp_path)
+    assert apart(computed(*tiny.pair(vit), originals.images()).logits, theirs) < 1e-5
+    usual = originals.config(getattr(transformers, f"{of_config}Config"))
+    usual.architectures = [of_model]
+    usual.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="as given, but .* in these tensors"):
+        imagepiece_jax.load(tmp_path)
+
+
+# Arguments of timm's classes that model_args may have and that are refused.
+REFUSED_TIMM = {"embed_layer", "block_fn", "mlp_layer", "attn_layer"}
+# Those of Eva that its architectures set, and no file of another size changes.
+REFUSED_TIMM |= {"num_kv_heads", "qkv_fused", "swiglu_mlp", "swiglu_align_to"}
+REFUSED_TIMM |= {"scale_mlp", "scale_attn_inner", "attn_type", "attn_only_layer_scale"}
+REFUSED_TIMM |= {"num_reg_tokens", "use_abs_pos_emb", "use_rot_pos_emb", "use_fc_norm"}
+REFUSED_TIMM |= {"use_post_norm", "use_pre_transformer_norm", "ref_feat_shape"}
+REFUSED_TIMM |= {"use_post_transformer_norm", "attn_pool_num_heads", "rope_type"}
+REFUSED_TIMM |= {"attn_pool_mlp_ratio", "head_init_scale", "rope_grid_offset"}
+REFUSED_TIMM |= {"rope_grid_indexing", "rope_temperature", "rope_rotate_half"}
+REFUSED_TIMM |= {"rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"}
+REFUSED_TIMM |= {"rope_mrope_section"}
+SIZED = {"num_heads", "act_layer", "norm_layer"}
+TIMM_NAMES = {
+    "VisionTransformer": "vit_tiny_patch16_224",
+    "Eva": "eva02_tiny_patch14_224",
+}
+
+
+@pytest.mark.parametrize("kind", [vision_transformer.VisionTransformer, eva.Eva])
+def test_every_argument_of_timm_is_known(kind):
+    theirs = {*inspect.signature(kind).parameters}
+    known = {*timm_config.PARTS, *timm_config.SIZES, *timm_config.IDLE}
+    known |= {*timm_config.ABSENT} | SIZED
+    assert theirs <= known | REFUSED_TIMM, theirs - known
+    assert not known & REFUSED_TIMM
+    name = TIMM_NAMES[kind.__name__]
+    for field in sorted(theirs & REFUSED_TIMM):
+        with pytest.raises(InputError) as error:
+            hub_configs.parse(timm_file(name, **{field: "x"}), {})
+        assert error.value.field == f"model_args.{field}"
+
+
+def timm_file(name, **arguments):
+    size = registry.facts(name)["image_size"]
+    images = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": name, "num_classes": 5, "model_args": arguments}
+    return config | {"pretrained_cfg": images}
+
+
+def test_the_values_that_leave_parts_out_are_timms_defaults():
+    parameters = inspect.signature(vision_transformer.VisionTransformer).parameters
+    for field, values in timm_config.ABSENT.items():
+        assert values == [parameters[field].default]
+        with pytest.raises(InputError):
+            hub_configs.parse(timm_file("vit_tiny_patch16_224", **{field: "x"}), {})
+
+
+# Arguments of training and of other sizes, with values that are not their defaults.
+IDLE_TIMM = dict.fromkeys(
+    [name for name in timm_config.IDLE if name.endswith("_rate")], 0.3
+)
+IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "dynamic_img_size": True}
+IDLE_TIMM |= {"qk_norm": False, "act_layer": None, "norm_layer": None}
+SIZES = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224"])
+def test_idle_arguments_of_timm_change_nothing(tmp_path, name):
+    """And None is the class's own GELU and norm, not the architecture's."""
+    made = timm.create_model(name, **SIZES | IDLE_TIMM)
+    model, images = originals.randomize(made), noise(2, 32, 32, 3)
+    with originals.torch.no_grad():
+        theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    _hub.save_for_hf(model, tmp_path, safe_serialization=True)
+    vit = imagepiece_jax.load(tmp_path)
+    assert apart(computed(*tiny.pair(vit), images).logits, theirs) < 1e-5
+
+
+READ_CFG = {"architecture", "tag", "input_size", "fixed_input_size", "interpolation"}
+READ_CFG |= {"crop_pct", "crop_mode", "mean", "std", "num_classes", "label_names"}
+READ_CFG |= {"label_descriptions", "label_offset"}
+# Where the weights are, and what is written about them; how timm changes a first
+# convolution or a head; sizes of timm's own validation (use_test_size).
+IDLE_CFG = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
+IDLE_CFG |= {"custom_load", "pool_size", "test_pool_size", "first_conv", "classifier"}
+IDLE_CFG |= {"license", "description", "origin_url", "paper_name", "paper_ids", "notes"}
+IDLE_CFG |= {"test_input_size", "min_input_size", "test_crop_pct"}
+
+
+def test_every_field_of_pretrained_cfg_is_known():
+    theirs = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    assert theirs == READ_CFG | IDLE_CFG
