@@ -8,6 +8,7 @@ import reprlib
 import unicodedata
 from typing import NamedTuple
 
+from imagepiece_jax.data import held_out
 from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.errors import InputError, one_of
@@ -33,12 +34,15 @@ def open_csv(
 
     split: "train" or "val"
     num_classes: None is as many as the labels of both splits need
-    labeled: whether training images have labels, else -1
+    labeled: whether training images have labels, else -1; then test images may have
+        none, too, and without any a part of the training images are
     Raises InputError, with the line, for an unreadable table, a label outside the
     classes, a label with two class names, an image in both splits or twice in the test,
     and a training split that lacks a class.
     """
     files, labels, highest = [], [], -1
+    with_label = {}  # a line of a test image with a label, and of one without
+    trained = []
     root, names, first = os.path.dirname(path), {}, {}
     real = functools.cache(os.path.realpath)  # links are looked up once per folder
     try:
@@ -53,9 +57,14 @@ def open_csv(
                 part = (fields["split"] or "").strip() if has_split else "val"
                 one_of("split", part, SPLITS)
                 has_label = labeled or part == "val"
+                if part == "val" and not labeled:
+                    has_label = bool((fields["label"] or "").strip())
+                    with_label[has_label] = table.line_num
                 label = _label(fields["label"], num_classes) if has_label else -1
                 row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
+                if row.split == "train":
+                    trained.append(os.path.normpath(fields["filename"] or ""))
                 if row.split == split:
                     files.append(_stored_file(fields["filename"], path))
                     labels.append(row.label)
@@ -73,8 +82,16 @@ def open_csv(
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"is not a CSV file in UTF-8 ({error})"
         raise InputError(problem, place=path) from error
-    if highest < 0:
+    if not first:
         raise InputError("has no rows", place=path, allowed="at least one image")
+    if len(with_label) == 2:
+        problem = "is empty, but other test images have labels"
+        place = f"{path} line {with_label[False]}"
+        raise InputError(problem, field="label", place=place, allowed="all, or none")
+    if not labeled and not with_label:
+        chosen = held_out.part(trained, split, path)
+        files = [_stored_file(name, path) for name in chosen]
+        labels = [-1] * len(files)
     if not files:
         problem, hint = f"has no row with split {split!r}", "each split needs images"
         raise InputError(problem, place=path, hint=hint)

@@ -5,8 +5,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from imagepiece_jax.data import class_names, image_files
-from imagepiece_jax.data.decode import no_image
+from imagepiece_jax.data import class_names, held_out, image_files
+from imagepiece_jax.data.decode import EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
 from imagepiece_jax.errors import InputError, within
 
@@ -14,6 +14,9 @@ log = logging.getLogger("imagepiece_jax.data")
 
 
 def open_folder(root, split, num_classes, labeled, labels_by_name):
+    if not labeled and not _has_labeled_tests(root):
+        files = _unlabeled_files(root, split)
+        return FileSource(root, files, [-1] * len(files), num_classes)
     folders, loose = _class_folders(root, split if labeled else "val")
     splits = {split: folders}
     other = SPLITS[1 - SPLITS.index(split)]
@@ -34,7 +37,7 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     by_label = dict(zip(class_labels, names, strict=True))
     names = tuple(map(by_label.get, range(num_classes)))
     if split == "train" and not labeled:
-        files = _unlabeled_files(root)
+        files = _unlabeled_files(root, "train")
         return FileSource(root, files, [-1] * len(files), num_classes, names)
     owners = _check_apart(root, splits)
     files = []
@@ -169,23 +172,41 @@ def _same(root, folder, first):
     return InputError(problem, place=f"folder {os.path.join(root, folder)}", hint=hint)
 
 
-def _unlabeled_files(root):
-    """All images in the folder root/train, by name, relative to `root`.
+def _has_labeled_tests(root):
+    """Whether root/val has folders, which are classes then, and no images beside."""
+    folder = os.path.join(root, "val")
+    if not os.path.isdir(folder):
+        return False
+    entries = image_files.entries(folder)
+    loose = [entry for entry in entries if entry.name.lower().endswith(EXTENSIONS)]
+    return bool(entries) and not loose
 
-    InputError where there are none, and where a folder is root/val or in it, by a link.
+
+def _unlabeled_files(root, split):
+    """All images in the folder of a split, by name, relative to `root`.
+
+    Without root/val, test images are a part of those in root/train.
+
+    InputError where there are none, and where a folder of root/train is root/val or in
+    it, by a link.
     """
-    folder, tested = (os.path.join(root, split) for split in SPLITS)
+    train, val = SPLITS
+    tested = os.path.join(root, val)
+    separate = os.path.isdir(tested)
+    inside = split if separate else train
+    found = image_files.list_images(root, inside)
     tested_on = os.path.realpath(tested)
-    found = image_files.list_images(root, SPLITS[0])
-    for real, inside in found.folders.items():
-        if os.path.commonpath((real, tested_on)) == tested_on:
+    for real, folder in found.folders.items():
+        if inside == train and os.path.commonpath((real, tested_on)) == tested_on:
             problem = f"is a part of {tested}, by a link"
-            place = f"folder {os.path.join(root, inside)}"
+            place = f"folder {os.path.join(root, folder)}"
             raise InputError(problem, place=place, hint="training needs its own")
     if not found.images:
-        raise no_image(folder)
+        raise no_image(os.path.join(root, inside))
     _log_left_out(root, found.left_out)
-    return found.images
+    if separate:
+        return found.images
+    return held_out.part(found.images, split, f"folder {root}")
 
 
 def _log_left_out(root, left_out):

@@ -65,6 +65,11 @@ class Source(abc.ABC):
         labels = getattr(self, "labels", range(self.num_classes))
         return tuple(np.unique(labels).tolist())
 
+    @property
+    def labeled(self) -> bool:
+        """Whether images have labels; else all of them are -1."""
+        return self.present_labels != (-1,)
+
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that tell these images and labels from others.

@@ -89,6 +89,7 @@ def model_step(
     measure: Callable[..., dict[str, jax.Array]] | None = None,
     alter: Callable[..., jax.Array] | None = None,
     valid: tuple[int, ...] | None = None,
+    teacher: Callable[..., jax.Array] | None = None,
 ):
     """The evaluation of a batch on all devices: step(replicated variables, batch).
 
@@ -103,19 +104,24 @@ def model_step(
     measure: (outputs, batch) -> more arrays of each image, by name
     alter: (images, batch, model) -> the normalized images that the model sees
     valid: labels of the classes that the model chooses among; None: all
+    teacher: (variables, normalized images) -> logits of another model, whose first
+        classes are the labels; its variables, replicated, are the step's last argument
     Raises InputError for a dtype of the model that the platform cannot compute in.
     """
     xla_options.check_dtype(model.dtype.name)
     model = model.clone(head_only=measure is None)
 
-    def step(variables, batch):
+    def step(variables, batch, *of_teacher):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
         images = normalize(batch["image"], model.mean, model.std)
         images = images if alter is None else alter(images, batch, model)
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        each = _score(outputs.logits, batch["label"], valid)
+        label = batch["label"]
+        if teacher is not None:
+            label = jnp.argmax(teacher(*of_teacher, images), axis=-1)
+        each = _score(outputs.logits, label, valid)
         sums = parallel.total(_sums(each, batch["mask"]))
         return sums, each if measure is None else each | measure(outputs, batch)
 

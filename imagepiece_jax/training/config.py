@@ -319,6 +319,8 @@ class RunConfig(RunFields):
     def eval_source(self, name: str, names: class_names.Names | None) -> Source:
         """The images of an evaluation, labeled by the `names` of the model's classes.
 
+        Where the loss reads no labels they may have none, too.
+
         Raises InputError where they cannot be opened or have other classes.
         """
         own, place = self.eval.sets[name], name and f"config.eval.sets.{name}"
@@ -329,7 +331,6 @@ class RunConfig(RunFields):
             wanted = {class_names.normalized(k): label for k, label in given}
         labels = wanted or class_names.labels_by_name(names, self.num_classes)
         with within(place=place):
-            # A table may have no labels of training images: `labeled` is of these.
             options = {"num_classes": self.num_classes, "labels_by_name": labels}
             source = data.source("val", **options, labeled=not self.distill.unlabeled)
         if wanted is not None:
@@ -353,6 +354,10 @@ class RunConfig(RunFields):
             raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
         check_single_label(weights.problem_type, path, "accuracy takes")
         every = self.eval_source(self.eval.best_set, names)
+        if not every.labeled:
+            problem = f"is {data!r}, whose test images have no labels"
+            allowed = "test images with labels, which accuracy needs"
+            raise InputError(problem, field="config.data.name", allowed=allowed)
         source, theirs = every.spread(limit), every.class_names
         unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)
         notes = [unnamed if weights.run else None]

@@ -16,16 +16,21 @@ from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.training.config import BEST_BY
+from imagepiece_jax.training.logging import AGREEMENT, named_figures
 from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
 AUGMENTED = 8  # images of an augmented batch
 SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
+OF_A_PASS = ("images", "throughput")  # figures that averages share
 
 
 class Evaluation:
     """Evaluates a `Run` between its steps.
+
+    Test images without labels have the teacher's first classes for labels: what is
+    measured by them is agreement, and called so.
 
     Its program is compiled at once, before there is anything to save; that of a batch
     of training images, with the first of them.
@@ -39,14 +44,21 @@ class Evaluation:
         self._run, self._reader, self._log, self._request = run, reader, log, request
         self._first = run.data.evaluations[run.config.eval.best_set]
         with request.ending_at_once():
-            self._program = self._compiled(run.model, run.state.variables)
+            self._programs = self._compiled(run.model, run.state.variables)
             images = self._first.source, self._first.transform
             self._samples = SampleImages(run.config, run.workdir, run.model, *images)
 
     def _compiled(self, model, variables):
-        program = accuracy.model_step(model, self._run.config.seed)
-        program.compile(variables, self._first.empty())
-        return program
+        """Programs for a batch: {whether it has labels: program}."""
+        run = self._run
+        programs = {}
+        for labeled in {source.labeled for source in run.data.eval_sets.values()}:
+            teacher = None if labeled else run.teacher_model.answers
+            step = accuracy.model_step(model, run.config.seed, teacher=teacher)
+            frozen = () if labeled else (run.teacher,)
+            step.compile(variables, self._first.empty(), *frozen)
+            programs[labeled] = functools.partial(_with, step, frozen)
+        return programs
 
     def log_dense(self, variables):
         """Log the accuracy of the dense model that the run starts from.
@@ -55,10 +67,10 @@ class Evaluation:
         """
         variables = parallel.replicate(variables)
         with self._request.ending_at_once():
-            program = self._compiled(self._run.config.create_dense(), variables)
+            programs = self._compiled(self._run.config.create_dense(), variables)
         with contextlib.suppress(Interrupted):
             for name in self._run.data.evaluations:
-                (figures,) = self._accuracy(program, [variables], name)
+                (figures,) = self._accuracy(programs, [variables], name)
                 who = "the dense model as given has "
                 self._log.evaluation("init", 0, figures, name, who)
 
@@ -71,10 +83,10 @@ class Evaluation:
         by_set = {}
         try:
             for name in run.data.length.due(run.step):
-                by_set[name], *averages = self._accuracy(self._program, models, name)
+                by_set[name], *averages = self._accuracy(self._programs, models, name)
                 for found in averages:
-                    names = ("acc1", "acc5", "loss")
-                    by_set[name] |= {f"ema_{k}": found[k] for k in names}
+                    kept = {k: v for k, v in found.items() if k not in OF_A_PASS}
+                    by_set[name] |= {f"ema_{k}": value for k, value in kept.items()}
         except Interrupted:
             return run.progress
         for name, figures in by_set.items():
@@ -83,19 +95,28 @@ class Evaluation:
             variables = parallel.unreplicate(state.variables)
             log.image("tokens", run.step, self._samples.tokens(variables))
         log.restart_clock()
-        best = run.config.eval.best_set, BEST_BY[run.config.best_by]
-        return run.progress.with_evaluation(run.step, by_set, *best)
+        best_set = run.config.eval.best_set
+        best_by = BEST_BY[run.config.best_by]
+        if not run.data.eval_sets[best_set].labeled:
+            best_by = best_by.replace("acc", AGREEMENT)
+        return run.progress.with_evaluation(run.step, by_set, best_set, best_by)
 
     def show_batch(self, batch):
         """Log some images of the batch of the run's step, as the model saw them."""
         pixels = self._samples.augmented(batch, self._run.step)
         self._log.image("augmented", self._run.step, pixels)
 
-    def _accuracy(self, program, models, name):
+    def _accuracy(self, programs, models, name):
         """One pass over a set for all these variables: figures of each."""
+        labeled = self._run.data.eval_sets[name].labeled
         batches = self._reader.batches(self._run.data.evaluations[name])
         batches = self._request.until_requested(batches)
-        return [r.figures for r in accuracy.evaluate_each(program, models, batches)]
+        results = accuracy.evaluate_each(programs[labeled], models, batches)
+        return [named_figures(result.figures, labeled) for result in results]
+
+
+def _with(step, frozen, variables, batch):
+    return step(variables, batch, *frozen)
 
 
 class SampleImages:
@@ -184,6 +205,9 @@ def examples(source, transform, count):
         except UnreadableImage:
             continue
         images.append(transform(image))
+        if label < 0:  # it has none
+            titles.append(f"image {i + 1}")
+            continue
         name = source.class_names and source.class_names[label]
         titles.append(name or f"label {label}")
     return np.array(images), titles

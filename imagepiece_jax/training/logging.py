@@ -29,6 +29,7 @@ FILE = "metrics.jsonl"
 # Read from clocks and meters: all else is equal when the same run is run again.
 MEASURED = ("throughput", "input_wait", "device_memory")
 QUEUE = 10_000  # events that may wait for TensorBoard's thread: disks can be slow
+AGREEMENT = "agreement"  # what stands for "acc" where the labels are the teacher's
 OPTIONAL = "optional"  # what paths of an _OptionalFile begin with in tensorboardX
 
 
@@ -257,8 +258,7 @@ class RunLog(contextlib.ExitStack):
         values = {
             "epoch": step / self._length.steps_per_epoch,
             "loss": window["loss"] / samples,
-            "acc1": 100 * window["acc1"] / samples,
-            "acc5": 100 * window["acc5"] / samples,
+            **self._correct(window, samples),
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             "skipped": int(window["skipped"]),
@@ -276,6 +276,10 @@ class RunLog(contextlib.ExitStack):
                 self._print_line(step, values)
             self.restart_clock()
 
+    def _correct(self, window, samples):
+        shares = {name: 100 * window[name] / samples for name in ("acc1", "acc5")}
+        return named_figures(shares, not self._config.distill.unlabeled)
+
     def evaluation(self, kind, step, result, name="", who=""):
         """Write and print an evaluation after `step`.
 
@@ -285,8 +289,9 @@ class RunLog(contextlib.ExitStack):
         epoch = step / self._length.steps_per_epoch
         kind = f"{kind}/{name}" if name else kind
         self._writer.write_line(kind, step, epoch=epoch, **result)
-        text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} accuracy"
-        say(f"{text} {result['acc1']:.2f} %, loss {result['loss']:.3f}")
+        measured = "accuracy" if "acc1" in result else "agreement with the teacher"
+        text = f"epoch {epoch:g}, step {step}: {who}{name or 'test'} {measured}"
+        say(f"{text} {first_class(result):.2f} %, loss {result['loss']:.3f}")
 
     def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.optim.batch_size
@@ -318,8 +323,24 @@ def device_memory():
     return {"device_memory": max(peaks) / 1e9} if peaks else {}
 
 
+def named_figures(figures, labeled):
+    """Figures by name, of which accuracies become agreement without labels.
+
+    labeled: False where a teacher's first classes are the labels
+    """
+    if labeled:
+        return figures
+    return {name.replace("acc", AGREEMENT): value for name, value in figures.items()}
+
+
+def first_class(figures):
+    """The share of first classes in figures: acc1, or agreement1."""
+    return figures.get("acc1", figures.get(f"{AGREEMENT}1"))
+
+
 def _in_short(values):
-    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}%"
+    what = "acc" if "acc1" in values else AGREEMENT
+    text = f"loss {values['loss']:.3f} {what} {first_class(values):.1f}%"
     if not math.isnan(values["throughput"]):
         text += f" {values['throughput']:,.0f} img/s"
         text += f" wait {100 * values['input_wait']:.0f}%"

@@ -17,7 +17,14 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.training.evaluation import PICTURE
-from imagepiece_jax.training.logging import FILE, TRACE, read_metrics, say
+from imagepiece_jax.training.logging import (
+    AGREEMENT,
+    FILE,
+    TRACE,
+    first_class,
+    read_metrics,
+    say,
+)
 from imagepiece_jax.training.run_dir import wall_seconds
 from imagepiece_jax.training.train_step import count_programs, init_state
 
@@ -191,7 +198,8 @@ def final_table(workdir, config, model, progress):
     of = f" of {config.eval.best_set}" if config.eval.best_set else ""
     of += ", of averaged weights" * (config.best_by == "averages")
     last = progress.last
-    last = {"accuracy": last} if "" in config.eval.sets else last
+    if "" in config.eval.sets:
+        last = {"accuracy" if "acc1" in last else AGREEMENT: last}
     rows = [
         *((name, _accuracy(figures)) for name, figures in last.items()),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
@@ -211,7 +219,8 @@ def _history(workdir, batch_size):
         kind, _, name = line["kind"].partition("/")
         if kind == "init":
             of = f" of {name}" if name else ""
-            yield "at the start", f"{line['acc1']:.2f} %{of}, the dense model as given"
+            first = f"{first_class(line):.2f} %"
+            yield "at the start", f"{first}{of}, the dense model as given"
     train = [line for line in lines if line["kind"] == "train"]
     rates = [line["throughput"] for line in train if line["throughput"]]
     if not rates:  # every step was the first of its program
@@ -234,8 +243,11 @@ def _history(workdir, batch_size):
 
 
 def _accuracy(last):
-    text = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
+    what = "acc" if "acc1" in last else AGREEMENT
+    text = f"top-1 {last[f'{what}1']:.2f} %, top-5 {last[f'{what}5']:.2f} %"
     text += f" of {last['images']} images"
-    if last.get("ema_acc1") is not None:
-        text += f"; averaged weights {last['ema_acc1']:.2f} %"
+    if what == AGREEMENT:
+        text += ", by the teacher's answers"
+    if last.get(f"ema_{what}1") is not None:
+        text += f"; averaged weights {last[f'ema_{what}1']:.2f} %"
     return text

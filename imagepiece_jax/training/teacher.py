@@ -37,6 +37,10 @@ class Teacher:
         """Outputs for the student's images [B, H, W, 3]."""
         return self.model.apply(variables, self.seen(images))
 
+    def answers(self, variables, images):
+        """Logits for the student's images."""
+        return self.apply(variables, images).logits
+
     def seen(self, images):
         """Images [B, H, W, 3] resized and normalized for this model.
 

@@ -86,6 +86,9 @@ class Run:
             length, names = self.data.length, self.data.train.class_names
             if line := class_names.kept_order(names, run.data.name):
                 say(f"note: {line}")
+            labeled = [source.labeled for source in self.data.eval_sets.values()]
+            if not all(labeled):
+                say("note: without labels, tests measure agreement with the teacher")
             # The learning rate by step, and an optax transformation.
             self.rate, self.optimizer = optimizer.create(
                 run.optim, length.steps_per_epoch, run.reduction.param_groups
@@ -114,6 +117,8 @@ class Run:
                 state = jax.eval_shape(new_state, shapes)
             else:
                 state = jax.jit(new_state)(initial.variables(self.model))
+            if names is None and run.distill.unlabeled:
+                names = initial.teacher.class_names
             del initial  # which holds the tensors of its files
             say(cost.describe(self.model, [dense], run.image_size))
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from imagepiece_jax.data import held_out
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.digits import read_digits
 from imagepiece_jax.data.registry import open_source
@@ -468,3 +469,52 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     for count in (10, 40, 100):
         labels = source.labels[source.spread(count).indices]
         assert set(np.bincount(labels, minlength=10)) == {count // 10}
+
+
+def test_tests_without_labels_are_images_anywhere_in_val(folder):
+    for number, path in enumerate(sorted((folder / "val").glob("*/*"))):
+        path.rename(folder / "val" / f"{number}{path.suffix}")
+    source = unlabeled(folder, "val")
+    assert len(source) == 2 and source.class_names is None and not source.labeled
+    assert {source.read(i)[1] for i in range(2)} == {-1}
+    assert unlabeled(folder).class_names is None and len(unlabeled(folder)) == 6
+
+
+def test_without_val_a_tenth_is_held_out(tmp_path, caplog):
+    """At most 1,000, and never an image of both, as one that a table names twice."""
+    for number in range(40):
+        save(tmp_path / "train" / "any" / f"{number:02d}.png", (number, 0, 0))
+    splits = {split: unlabeled(tmp_path, split) for split in ("train", "val")}
+    names = {k: [s.name(i)[-6:] for i in range(len(s))] for k, s in splits.items()}
+    assert names["val"] == ["00.png", "13.png", "26.png", "39.png"]
+    assert sorted(names["train"] + names["val"]) == [f"{i:02d}.png" for i in range(40)]
+    assert "has no test images: 4 of its 40 images are held out" in caplog.text
+    many = [f"{i}" for i in range(20_000)]
+    assert len(held_out.part(many, "val", "x")) == 1000
+    twice = [*many[:9], *many[:3]]
+    assert held_out.part(twice, "val", "x") == ["0"]
+    assert held_out.part(twice, "train", "x") == [*many[1:9], "1", "2"]
+    with pytest.raises(InputError, match="x has 1 image and no test images; allow"):
+        held_out.part(["a", "a"], "val", "x")
+
+
+@pytest.mark.parametrize(
+    "rows, tested, trained",
+    [
+        ("0.png,,train\n1.png,,train\n2.png,,val\n", ["2.png"], ["0.png", "1.png"]),
+        ("0.png,,train\n1.png,,train\n2.png,1,train\n", ["0.png"], ["1.png", "2.png"]),
+    ],
+)
+def test_tables_without_labels(tmp_path, rows, tested, trained):
+    for number in range(3):
+        save(tmp_path / f"{number}.png", (number, 0, 0))
+    table = tmp_path / "table.csv"
+    table.write_text("filename,label,split\n" + rows)
+    for split, names in (("val", tested), ("train", trained)):
+        source = open_source(f"csv:{table}", split, num_classes=2, labeled=False)
+        assert [os.path.basename(source.name(i)) for i in range(len(source))] == names
+        assert {source.read(i)[1] for i in range(len(source))} == {-1}
+    table.write_text("filename,label,split\n0.png,1,val\n1.png,,val\n2.png,,train\n")
+    message = "line 3: label is empty, but other test images have labels; allowed: all"
+    with pytest.raises(InputError, match=message):
+        open_source(f"csv:{table}", "val", num_classes=2, labeled=False)

@@ -1,7 +1,9 @@
 """Distillation: its loss by hand and by NumPy, and inside the step."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import shutil
 
 import chex
@@ -13,11 +15,13 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
+from imagepiece_jax.pretrained.load import load, read_metadata
 from imagepiece_jax.training import teacher, trainer
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
@@ -323,6 +327,55 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     assert {"ratio", "kl", "tokens", "distill"} <= set(first)
     # The same distance of the same logits, weighted .5 both, but for T = 3.
     assert first["kl"] > 0 < first["distill"] != first["kl"]
+
+
+def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
+    """What is measured is agreement with the teacher, and is called so."""
+    rng = np.random.default_rng(0)
+    paths = [
+        tmp_path / "images" / "train" / f"{number}.png" for number in range(100, 144)
+    ]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    fields = {"data.name": f"folder:{tmp_path / 'images'}", "batch_size": 8}
+    fields |= {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"}
+    fields |= {"epochs": 1, "pictures": 1} | SOFT | TOLD
+    config = configured(**fields)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        last = trainer.train_and_evaluate(config, tmp_path / "run")
+
+    # The answers of both to the images that were held out, evenly spaced.
+    pixels = np.stack([np.asarray(Image.open(paths[i])) for i in (0, 14, 29, 43)])
+    logits = []
+    told = {"name": "vit_mini", "num_heads": 2}
+    for vit in (load(tmp_path / "run"), load(f"{weights}/ten.npz", **told)):
+        images = normalize(pixels, vit.model.mean, vit.model.std)
+        logits.append(
+            np.asarray(jax.jit(vit.model.apply)(vit.variables, images).logits)
+        )
+    student, answers = logits[0], np.argmax(logits[1], -1)
+    assert (last["images"], "acc1" in last) == (4, False)
+    assert last["agreement1"] == 100 * np.mean(np.argmax(student, -1) == answers)
+    among = [answer in row for answer, row in zip(answers, top5(student), strict=True)]
+    assert last["agreement5"] == 100 * np.mean(among)
+    right = log_softmax(student)[np.arange(4), answers]
+    np.testing.assert_allclose(last["loss"], -np.mean(right), rtol=1e-5)
+
+    text = output.getvalue()
+    assert "without labels, tests measure agreement with the teacher" in text
+    assert "test agreement with the teacher" in text and "agreement    top-1" in text
+    lines = read_metrics(tmp_path / "run")
+    assert {line["kind"] for line in lines} == {"train", "eval"}
+    for line in lines:
+        assert "agreement1" in line and not [name for name in line if "acc" in name]
+    with pytest.raises(InputError, match="whose test images have no labels; allowed"):
+        RunConfig.from_config(config).test_images(read_metadata(tmp_path / "run"))
+
+
+def top5(logits):
+    return np.argsort(-logits, axis=-1)[:, :5]
 
 
 @pytest.mark.slow

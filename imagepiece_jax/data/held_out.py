@@ -1,0 +1,36 @@
+"""Test images of a set without labels that says of no image that it is one."""
+
+import logging
+
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+
+SHARE = 10  # one of so many images
+MOST = 1000
+
+log = logging.getLogger("imagepiece_jax.data")
+
+
+def part(files, split, place):
+    """The files of a split, of all `files` of a set: a tenth are test images.
+
+    They are evenly spaced and at most 1,000. A file that is named twice is in one
+    split, and a test image once.
+
+    split: "train" or "val"
+    place: of the set, for messages
+    Raises InputError for fewer than two files.
+    """
+    different = [*dict.fromkeys(files)]
+    if len(different) < 2:
+        problem = f"has {len(different)} image and no test images"
+        raise InputError(problem, place=place, allowed="at least two images")
+    count = max(1, min(MOST, len(different) // SHARE))
+    places = np.linspace(0, len(different) - 1, count).round().astype(int)
+    tests = {different[index] for index in places}
+    if split == "train":
+        return [file for file in files if file not in tests]
+    text = "%s has no test images: %s of its %s images are held out, evenly spaced"
+    log.warning(text, place, f"{count:,}", f"{len(different):,}")
+    return [file for file in different if file in tests]
