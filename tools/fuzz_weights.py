@@ -2,7 +2,8 @@
 
 python -m tools.fuzz_weights --minutes 60
 
-Small files of PyTorch, NumPy and safetensors are changed in single bytes, in opcodes of
+Small files of PyTorch (archives, TorchScript's and those before version 1.6), NumPy and
+safetensors are changed in single bytes, in opcodes of
 the pickle (cut, doubled, swapped, with other arguments) and in entries of the archive's
 directory, and read in a process that is watched. What would be a fault is printed, its
 file kept in --out: a crash, a hang, an error that is no InputError, or a number that is
@@ -33,7 +34,8 @@ OUT = cli.text("out", None, "[runs/fuzz_weights] folder of the files that are fa
 CHILD = cli.integer("child", None, "read so many files in this process (internal)")
 BATCH = 250  # files that one process reads
 SECONDS = 120  # that they may take
-KINDS = (".pth", ".pth", ".pth", ".npz", ".safetensors")
+# TorchScript is .pt, and the format before PyTorch 1.6 .ckpt.
+KINDS = (".pth", ".pth", ".pt", ".pt", ".ckpt", ".ckpt", ".npz", ".safetensors")
 
 
 def arrays(rng):
@@ -63,6 +65,13 @@ def valid_files(rng):
     torch.save({"model": state, "epoch": 3}, buffer)
     files[".pth"] = buffer.getvalue()
     buffer = io.BytesIO()
+    torch.save({"model": state}, buffer, _use_new_zipfile_serialization=False)
+    files[".ckpt"] = buffer.getvalue()
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, torch.ones(1, 2)), buffer)
+    files[".pt"] = buffer.getvalue()
+    buffer = io.BytesIO()
     np.savez(buffer, **tensors)
     files[".npz"] = buffer.getvalue()
     files[".safetensors"] = safetensors.numpy.save(tensors)
@@ -74,9 +83,11 @@ def mutated(ending, data, draw):
     for _ in range(draw.choice((1, 1, 2, 4))):
         way = draw.choice(("bytes", "opcodes", "directory", "directory"))
         try:
-            if way == "opcodes" and ending == ".pth":
+            if way == "opcodes" and ending in (".pth", ".pt"):
                 data = _with_part(data, "data.pkl", lambda p: _opcodes(p, draw))
-            elif way == "directory" and ending != ".safetensors":
+            elif way == "opcodes" and ending == ".ckpt":
+                data = _with_pickle(data, lambda p: _opcodes(p, draw))
+            elif way == "directory" and ending in (".pth", ".pt", ".npz"):
                 data = _directory(data, draw)
             else:
                 data = _bytes(data, draw)
@@ -117,6 +128,18 @@ def _with_part(data, name, change):
                 content = change(content)
             archive.writestr(part.filename, content)
     return new.getvalue()
+
+
+def _with_pickle(data, change):
+    """A file before PyTorch 1.6 with its fourth pickle, of the content, changed."""
+    file = io.BytesIO(data)
+    ends = []
+    for _ in range(4):
+        for _ in pickletools.genops(file):
+            pass
+        ends.append(file.tell())
+    start, end = ends[2:]
+    return data[:start] + change(data[start:end]) + data[end:]
 
 
 def _opcodes(data, draw):

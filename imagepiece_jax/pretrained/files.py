@@ -1,8 +1,10 @@
 """Tensors of weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
 PyTorch is not needed: a .pth file is a zip archive of a pickle (names, shapes, strides)
-and one raw file per storage. The pickle may name only the few globals of a state dict,
-so reading a file never runs code that came with it.
+and one raw file per storage, before PyTorch 1.6 one file with these behind each other.
+A TorchScript archive has, beside its code, a pickle of modules. The pickle may name
+only few globals, none of which is looked up, so reading a file never runs code that
+came with it.
 """
 
 import functools
@@ -44,12 +46,31 @@ _STORAGE_DTYPES = {
 _SAFETENSORS_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 # Files of PyTorch before 1.6 are no zip archives: they start with this pickled number.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-# Keys under which training scripts save weights, next to optimizer and epoch.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "teacher")
+# Keys under which training scripts save weights, next to optimizer and epoch: DeepSpeed
+# and EVA-02 under "module", Lightning under "state_dict".
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
+_WRAPPERS += ("weights", "teacher")
 _AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
-DEEPEST = 100  # tuple inside tuple, in a pickle
+DEEPEST = 100  # tuple inside tuple, in a pickle, and module inside module
+MOST_TENSORS = 100_000  # of a module
+# Globals of what training scripts save beside the weights: sizes and types of tensors,
+# arguments, and the settings of Lightning.
+_BESIDE = re.compile(
+    r"argparse\.Namespace|pathlib\.\w*Path|datetime\.\w+|typing\.\w+|_codecs\.encode|"
+    r"torch\.(Size|device|dtype|layout|strided|bool|bfloat16|(float|u?int)\d+)|"
+    r"collections\.(defaultdict|Counter)|"
+    r"numpy(\.\w+)*\.(scalar|dtype|ndarray|_reconstruct)|"
+    r"(pytorch_)?lightning(_\w+|\.)[\w.]*|omegaconf\.[\w.]+|"
+    r"(__builtin__|builtins)\.(bool|bytes|complex|dict|float|frozenset|int|list|object|"
+    r"range|set|slice|str|tuple)"
+)
+# TorchScript's functions that give back their first argument.
+_TYPED = (
+    "restore_type_tag",
+    *[f"build_{k}list" for k in "int double bool tensor".split()],
+)
 _LFS = b"version https://git-lfs"
 _READABLE = "floats of 16, 32 and 64 bits, integers and booleans"
 # Three numbers each, which a file may have for its images.
@@ -70,8 +91,8 @@ def read_state_dict(
 ) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the file's shapes and types.
 
-    The ending chooses the reader, by _READERS; a state dict under one of the keys
-    _WRAPPERS is unwrapped.
+    The ending chooses the reader, by _READERS; a state dict under keys of _WRAPPERS is
+    unwrapped.
 
     averaged: read averages, under one of the keys _AVERAGES; False warns of any
     choose: the names to read, from all names; other tensors may be many GB
@@ -175,9 +196,7 @@ def _chosen(path, content, averaged):
 
 def _named_tensors(content):
     """Unwrap `content` and check that it is a state dict and nothing else."""
-    if isinstance(content, dict):
-        inner = (content[key] for key in _WRAPPERS if key in content)
-        content = next((value for value in inner if isinstance(value, dict)), content)
+    content = _unwrapped(content)
     problem, allowed = "is not a state dict", "named tensors"
     if not isinstance(content, dict) or not content:
         found = "none" if isinstance(content, dict) else type(content).__name__
@@ -190,6 +209,21 @@ def _named_tensors(content):
             problem += f": {name!r} is of type {kind.__name__}"
             raise InputError(problem, value=name, allowed=allowed)
     return dict(content)
+
+
+def _unwrapped(content):
+    """The state dict in dicts in each other, or in the modules of TorchScript."""
+    for _ in range(DEEPEST):
+        if isinstance(content, _Module):
+            return content.tensors()
+        if not isinstance(content, dict):
+            return content
+        inner = [content[key] for key in _WRAPPERS if key in content]
+        inner = [value for value in inner if isinstance(value, dict | _Module)]
+        if not inner:
+            return content
+        content = inner[0]
+    raise pickle.UnpicklingError(f"more than {DEEPEST} dicts in each other")
 
 
 def _read_npz(path, select):
@@ -217,11 +251,16 @@ def _read_npz(path, select):
 
 
 def _read_safetensors(path, select):
+    _check_whole(path)
+    return _read_part(path, select)
+
+
+def _check_whole(path):
+    """InputError for one of several parts."""
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
-        allowed = f"the index of all, {part[1]}.safetensors.index.json"
+        allowed = f"the index of all, {part[1]}{path.suffix}.index.json"
         raise InputError(f"is one of {int(part[2])} parts", allowed=allowed)
-    return _read_part(path, select)
 
 
 def _read_part(path, select):
@@ -252,19 +291,21 @@ def _read_orbax(path, select):
 
 
 def parts(path: pathlib.Path) -> dict[str, str]:
-    """{tensor: the file with it} of the index of .safetensors in parts.
+    """{tensor: the file with it} of the index of .safetensors or .bin in parts.
 
     Raises InputError for another form, and for a part in another folder.
     """
     places, place = read_json(path).get("weight_map"), f"weights file {path}"
     if not isinstance(places, dict) or not places:
-        allowed = "an index of .safetensors in parts"
+        allowed = "an index of .safetensors or .bin in parts"
         raise InputError("has no weight_map", place=place, allowed=allowed)
+    ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
+    endings = [ending] if ending in _PARTS else [*_PARTS]
     for part in places.values():
         file = pathlib.PurePath(str(part))
-        if file.name != part or file.suffix != ".safetensors":
+        if file.name != part or file.suffix not in endings:
             problem = f"names the part {part!r}"
-            allowed = "names of .safetensors files beside it"
+            allowed = f"names of {' or '.join(endings)} files beside it"
             raise InputError(problem, place=place, value=part, allowed=allowed)
     return places
 
@@ -274,13 +315,14 @@ def _read_parts(path, select):
     places = parts(path)
     chosen, tensors = select({name: _Unread(0) for name in places}), {}
 
-    def of_part(names):
-        return [name for name in chosen if places[name] == part and name in names]
+    def of_part(content):
+        names = _named_tensors(content)
+        return {k: names[k] for k in chosen if places[k] == part and k in names}
 
     for part in sorted({places[name] for name in chosen}):
         if not (path.parent / part).is_file():
             raise InputError(f"lacks its part {part} beside it", value=part)
-        tensors |= _guarded(path.parent / part, {".safetensors": _read_part}, of_part)
+        tensors |= _guarded(path.parent / part, _PARTS, of_part)
     lacking = next((name for name in chosen if name not in tensors), None)
     if lacking is not None:
         part = f"its part {places[lacking]}"
@@ -308,10 +350,15 @@ def _safetensors_normalization(path):
 
 
 def _read_torch(path, select):
+    _check_whole(path)
+    return _read_torch_part(path, select)
+
+
+def _read_torch_part(path, select):
+    """Tensors of a file, or of a part, that PyTorch's save or TorchScript's wrote."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
-            hint = "load it and save it with a newer PyTorch, or as .safetensors"
-            raise InputError("has the format of PyTorch before 1.6", hint=hint)
+            return _read_old_torch(file, select)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
@@ -319,13 +366,83 @@ def _read_torch(path, select):
             raise InputError("is a zip archive without a data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names:
-            order = archive.read(f"{folder}byteorder").decode()
-            if order != "little":
-                raise InputError(field="byte order", value=order, allowed="'little'")
-        opcodes = archive.read(pickles[0])
-        _check_opcodes(opcodes)
-        content = _StateDictUnpickler(opcodes, archive, folder).load()
+            _check_order(archive.read(f"{folder}byteorder").decode())
+        storages = _ZipStorages(archive, folder)
+        content = _StateDictUnpickler(archive.read(pickles[0]), storages).load()
         return {name: tensor.read() for name, tensor in select(content).items()}
+
+
+def _check_order(order):
+    if order != "little":
+        raise InputError(field="byte order", value=order, allowed="'little'")
+
+
+def _read_old_torch(file, select):
+    """As `_read_torch_part`, of pickles and storages behind each other."""
+    storages = _FileStorages(file)
+    _unpickled(file, storages)  # the version of the format
+    system = _unpickled(file, storages)
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        _check_order("big")
+    content = _unpickled(file, storages)
+    storages.find(_unpickled(file, storages))
+    return {name: tensor.read() for name, tensor in select(content).items()}
+
+
+def _unpickled(file, storages):
+    """The content of the pickle that begins here."""
+    start = file.tell()
+    for _ in pickletools.genops(file):
+        pass
+    size = file.tell() - start
+    file.seek(start)
+    return _StateDictUnpickler(file.read(size), storages).load()
+
+
+class _ZipStorages:
+    """The storages of a zip archive: raw files by their keys."""
+
+    def __init__(self, archive, folder):
+        self._archive, self._folder = archive, folder
+
+    def check(self, storage):
+        """UnpicklingError where the directory has another size."""
+        size = self._archive.getinfo(f"{self._folder}data/{storage.key}").file_size
+        if size != storage.bytes:
+            sizes = f"{size} bytes, needed {storage.bytes}"
+            raise pickle.UnpicklingError(f"storage {storage.key} has {sizes}")
+
+    def read(self, storage):
+        return self._archive.read(f"{self._folder}data/{storage.key}")
+
+
+class _FileStorages:
+    """The storages behind the pickles of a file: a number of elements, and these."""
+
+    def __init__(self, file):
+        self._file, self._needed, self._places = file, {}, {}
+
+    def check(self, storage):
+        """UnpicklingError where the same key has another type or length."""
+        if self._needed.setdefault(storage.key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {storage.key} has two types")
+
+    def find(self, keys):
+        """Take the places of the storages with these keys, in this order."""
+        if not isinstance(keys, list) or sorted(keys) != sorted(self._needed):
+            raise pickle.UnpicklingError("storages of other keys than its tensors")
+        for key in keys:
+            storage = self._needed[key]
+            count = int.from_bytes(self._file.read(8), "little", signed=True)
+            if count != storage.size:
+                sizes = f"{count} elements, needed {storage.size}"
+                raise pickle.UnpicklingError(f"storage {key} has {sizes}")
+            self._places[key] = self._file.tell()
+            self._file.seek(storage.bytes, io.SEEK_CUR)
+
+    def read(self, storage):
+        self._file.seek(self._places[storage.key])
+        return self._file.read(storage.bytes)
 
 
 def _check_opcodes(opcodes: bytes):
@@ -370,14 +487,64 @@ class _Storage(NamedTuple):
     dtype: np.dtype
     size: int
 
+    @property
+    def bytes(self):
+        """Its size in bytes."""
+        return self.size * self.dtype.itemsize
+
 
 class _WithoutAttributes:
-    """The argparse.Namespace of a training script: no dict, so never the weights."""
+    """An object that is no dict, so never the weights, and takes no state."""
 
     __slots__ = ()
 
     def __setstate__(self, state):
         pass
+
+
+class _Beside(_WithoutAttributes):
+    """What a training script saved beside the weights: nothing of it is read."""
+
+    __slots__ = ()
+
+    def __init__(self, *_ignored):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        """Take no element."""
+
+    def extend(self, values):
+        """Take no elements."""
+
+
+class _Module:
+    """A module of TorchScript: its attributes are tensors, modules and settings."""
+
+    __slots__ = ("attributes",)
+
+    def __init__(self):
+        self.attributes = {}
+
+    def __setstate__(self, state):
+        self.attributes = state if isinstance(state, dict) else {}
+
+    def tensors(self):
+        """{dotted name: tensor} of the module and the modules in it."""
+        found, todo = {}, [("", self)]
+        while todo:
+            start, module = todo.pop()
+            for name, value in module.attributes.items():
+                path = f"{start}{name}"
+                if start.count(".") >= DEEPEST or len(found) + len(todo) > MOST_TENSORS:
+                    raise pickle.UnpicklingError("modules in each other without an end")
+                if isinstance(value, _Module):
+                    todo.append((f"{path}.", value))
+                elif isinstance(value, _Unread):
+                    found[path] = value
+        return found
 
 
 class _OrderedDict(_WithoutAttributes, dict):
@@ -393,21 +560,27 @@ class _StateDictUnpickler(pickle.Unpickler):
     checked, and nothing that it can reach has attributes to overwrite.
     """
 
-    def __init__(self, opcodes, archive, folder):
+    def __init__(self, opcodes, storages):
+        _check_opcodes(opcodes)
         super().__init__(io.BytesIO(opcodes))
-        self._archive, self._folder = archive, folder
-        self._stored = {}
+        self._storages, self._stored = storages, {}
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
         allowed = {
             ("collections", "OrderedDict"): _OrderedDict,
-            ("argparse", "Namespace"): _WithoutAttributes,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._utils", "_rebuild_parameter"): self._first,
         }
         if (module, name) in allowed:
             return allowed[module, name]
+        if module.partition(".")[0] == "__torch__":
+            return _Module
+        if module == "torch.jit._pickle" and name in _TYPED:
+            return self._first
+        if _BESIDE.fullmatch(f"{module}.{name}"):
+            return _Beside
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
         # The third version builds tensors of types that have no storage class.
@@ -419,17 +592,18 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         """The storage behind a tensor: pid is (kind, type, file, device, length)."""
-        kind, storage, key, _, length = pid
+        kind, storage, key, _, length, *view = pid
+        if view not in ([], [None]):  # of PyTorch before 0.4
+            raise pickle.UnpicklingError("a storage that is a view of another")
         if kind != "storage":
             raise pickle.UnpicklingError(f"persistent id of kind {kind!r}")
         if type(key) is not str or type(length) is not int:
             raise pickle.UnpicklingError("a storage without a name or a length")
-        dtype = _STORAGE_DTYPES[storage]
-        entry = self._archive.getinfo(f"{self._folder}data/{key}")
-        if entry.file_size != length * dtype.itemsize:
-            sizes = f"{entry.file_size} bytes, needed {length * dtype.itemsize}"
-            raise pickle.UnpicklingError(f"storage {key} has {sizes}")
-        return _Storage(key, dtype, length)
+        if length < 0:
+            raise pickle.UnpicklingError(f"a storage of {length} elements")
+        found = _Storage(key, _STORAGE_DTYPES[storage], length)
+        self._storages.check(found)
+        return found
 
     def _tensor(self, storage, offset, shape, strides, *_ignored):
         """PyTorch's strided tensor, not read yet; strides count elements."""
@@ -454,18 +628,17 @@ class _StateDictUnpickler(pickle.Unpickler):
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
         if storage.key not in self._stored:  # tensors may be views of one storage
-            name = f"{self._folder}data/{storage.key}"
-            self._stored[storage.key] = self._archive.read(name)
+            self._stored[storage.key] = self._storages.read(storage)
         stored, itemsize = self._stored[storage.key], storage.dtype.itemsize
-        if len(stored) != storage.size * itemsize:  # the directory may say otherwise
-            sizes = f"{len(stored)} bytes, needed {storage.size * itemsize}"
+        if len(stored) != storage.bytes:  # the directory may say otherwise
+            sizes = f"{len(stored)} bytes, needed {storage.bytes}"
             raise ValueError(f"storage {storage.key} has {sizes}")
         flat = np.frombuffer(stored, storage.dtype)[offset:]
         steps = [s * itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
-    def _parameter(self, tensor, *_ignored):
-        return tensor
+    def _first(self, value, *_ignored):
+        return value
 
 
 _READERS = {
@@ -475,6 +648,8 @@ _READERS = {
     ".pt": _read_torch,
     ".tar": _read_torch,  # .pth.tar, timm's
     ".bin": _read_torch,
+    ".ckpt": _read_torch,  # Lightning's
     ".json": _read_parts,
     ORBAX: _read_orbax,
 }
+_PARTS = {".safetensors": _read_part, ".bin": _read_torch_part}  # of several files

@@ -33,9 +33,17 @@ PROJECTOR = "projector.safetensors"  # of a vision tower to its language model
 INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
 # Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
+WEIGHTS += (f"pytorch_model.bin{INDEX}",)
 WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
 WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other names
+ENDINGS = (
+    ".safetensors",
+    ".npz",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+)  # of weights by other names
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence

@@ -349,7 +349,15 @@ FOREIGN = (
 
 
 MOST = 3  # names in a sentence
-_WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
+# Parts of names that are of no model: of parallel training, of torch.compile and of
+# checkpointed activations; and those of training scripts in front of all names.
+_INSERTED = {
+    "module",
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+}
+_IN_FRONT = ("model.", "net.", "network.")
 _VALUE = ".value"  # behind all names where Flax NNX saved its state
 # Scanned blocks of big_vision: in one tensor, block by block.
 SCAN = "Transformer.encoderblock."
@@ -552,14 +560,34 @@ class _Places:
 
 
 def _dotted_names(names):
-    """{name: the same with dots, without a wrapper that all names have}."""
-    dotted = {name: name.replace("/", ".") for name in names}
-    for wrapper in _WRAPPERS:
-        while dotted and all(name.startswith(wrapper) for name in dotted.values()):
-            dotted = {k: name.removeprefix(wrapper) for k, name in dotted.items()}
+    """{name: the same with dots, without what wrappers of a model added}.
+
+    InputError where two names are one without it.
+    """
+    dotted = {}
+    for name in names:
+        parts = name.replace("/", ".").split(".")
+        dotted[name] = ".".join(part for part in parts if part not in _INSERTED)
+    while start := _start(dotted.values()):
+        dotted = {k: name.removeprefix(start) for k, name in dotted.items()}
     if all(name.endswith(_VALUE) for name in dotted.values()):
         dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
+    origin = {}
+    for name, short in dotted.items():
+        if short in origin:
+            both = f"tensors {origin[short]} and {name}"
+            problem = f"are the same part, {short}"
+            raise InputError(problem, field=both, allowed="one of them")
+        origin[short] = name
     return dotted
+
+
+def _start(names):
+    """What a training script has put in front of all names, or None."""
+    for start in _IN_FRONT:
+        if names and all(name.startswith(start) for name in names):
+            return start
+    return None
 
 
 def _projector(tensors, tower):

@@ -16,6 +16,7 @@ from tests.runs import ROOT
 HEADS = {"name": "vit_mini", "num_heads": tiny.HEADS}
 GIVEN = HEADS | {"mean": MEAN, "std": STD}  # what tensors leave open
 LACKING = ["num_heads", "mean", "std", "norm_eps", "gelu", "resize"]
+LACKING += ["rotary", "post_norm", "pool"]
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 
 

@@ -241,16 +241,39 @@ def test_timms_folder(tmp_path, name):
 # What no tensor of a file of timm tells.
 UNTOLD = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
 UNTOLD |= {"mean": originals.HALF, "std": originals.HALF}
+UNTOLD |= {"pool": "token", "rotary": False, "post_norm": False}
 
 
-def test_a_model_with_norms_behind_its_branches_is_refused(tmp_path):
+def test_a_model_with_norms_behind_its_branches(tmp_path):
     """Its tensors are those of EVA's other models, and no name here says so."""
     name = "eva02_enormous_patch14_clip_224"
-    saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
+    _, *expected = saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
-    with pytest.raises(InputError, match="rotary is in no tensor; .* say which model"):
-        imagepiece_jax.load(tmp_path / "model.safetensors", **UNTOLD)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError, match="post_norm is in no tensor; .* post_norm=.."):
+        imagepiece_jax.load(path, **{k: UNTOLD[k] for k in {*UNTOLD} - {"post_norm"}})
+    agrees(path, *expected, **UNTOLD | {"post_norm": True})
+
+
+POOLS = {
+    "avg": {"pool": "mean", "pool_include_prefix": False},
+    "token": {"pool": "token"},
+    "": {"pool": "none"},
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_pool_of_a_file_is_what_the_caller_says(tmp_path, pool):
+    arguments = TINY | {"global_pool": pool, "fc_norm": False, "num_classes": 0}
+    arguments["img_size"] = 32
+    _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
+    agrees(tmp_path, *expected)
+    untold = {k: v for k, v in UNTOLD.items() if k != "pool"}
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError, match="pool is in no tensor"):
+        imagepiece_jax.load(path, **untold)
+    agrees(path, *expected, **untold | POOLS[pool])
 
 
 @pytest.mark.parametrize("grid", [(4, 16), (3, 5)])

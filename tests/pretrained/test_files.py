@@ -120,7 +120,7 @@ def test_pth_views_of_one_storage(tmp_path):
     assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict", "teacher"])
+@pytest.mark.parametrize("key", ["model", "state_dict", "teacher", "module", "net"])
 def test_training_checkpoint_is_unwrapped(tmp_path, key):
     """An OrderedDict with attributes, beside the script's argparse.Namespace."""
     item = text("w") + tensor("0", 2, (2,), (1,))
@@ -329,7 +329,7 @@ OBJECTS = np.array([collections.OrderedDict()], dtype=object)
         ("a.npz", lambda path: np.savez(path, a=OBJECTS), "is damaged", None),
         ("a.safetensors", safetensors_of_float8, "is of type", "F8_E4M3"),
         ("a.safetensors", lambda path: path.write_bytes(LFS), "is a pointer", None),
-        ("a.pth", lambda path: path.write_bytes(OLD_TORCH), "has the format", None),
+        ("a.pth", lambda path: path.write_bytes(OLD_TORCH), "is damaged", None),
         ("a.pth", lambda path: write_pth(path, b"}", byteorder="big"), "", "big"),
         ("a.pth", zip_of_another_kind, "is a zip archive without a data.pkl", None),
         ("a.npz", lambda path: None, "does not exist", None),
@@ -429,6 +429,118 @@ def test_indexes_of_something_else(tmp_path, part):
     with pytest.raises(InputError) as error:
         read_state_dict(in_parts(tmp_path, weight_map={"a": part}))
     assert error.value.value == part and "names of .safet" in error.value.allowed
+
+
+def test_parts_of_pytorch_are_read_together(tmp_path):
+    """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
+    places, stored = {}, np.arange(4, dtype="<f4")
+    for number, names in ((1, "ab"), (2, "c")):
+        part = f"pytorch_model-0000{number}-of-00002.bin"
+        content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
+        write_pth(tmp_path / part, content, {"0": stored * number})
+        places |= dict.fromkeys(names, part)
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    wanted = {"a": stored, "b": stored, "c": stored * 2}
+    check_same(read_state_dict(path), wanted)
+    with pytest.raises(
+        InputError, match="is one of 2 parts; .*pytorch_model.bin.index"
+    ):
+        read_state_dict(tmp_path / part)
+
+
+# TorchScript
+
+LINEAR = b"c__torch__.torch.nn.modules.linear\nLinear\n)\x81"
+TRAINING = b"\x88"
+
+
+def module(**attributes):
+    """Opcodes of a module of TorchScript, as torch.jit.save leaves them."""
+    return LINEAR + mapping(training=TRAINING, **attributes) + b"b"
+
+
+def test_torchscript_gives_its_tensors(tmp_path):
+    """OpenAI's CLIP files are such archives; settings and code are left out."""
+    stored = np.arange(4, dtype="<f4")
+    one = tensor("0", 4, (2, 2), (2, 1))
+    typed = b"ctorch.jit._pickle\nrestore_type_tag\n](" + text("a") + b"e"
+    typed += text("List[str]") + b"\x86R"
+    inner = module(weight=one, names=typed, scale=integer(3), none=b"N")
+    content = module(proj=one, **{"0": module(conv=inner)})
+    path = write_pth(tmp_path / "a.pt", content, {"0": stored})
+    wanted = stored.reshape(2, 2)
+    check_same(read_state_dict(path), {"proj": wanted, "0.conv.weight": wanted})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINEAR + b"q\x00}(" + text("a") + b"h\x00ub",  # a module in itself
+        LINEAR + b"Nb",
+        b"cos\nsystem\n" + text("true") + b"\x85R",
+        b"c__torch__.os\nsystem\n" + text("true") + b"\x85R",
+    ],
+)
+def test_torchscript_of_something_else(tmp_path, content):
+    path = write_pth(tmp_path / "a.pt", content, {"0": np.ones(4, "<f4")})
+    with pytest.raises(InputError, match="a.pt "):
+        read_state_dict(path)
+
+
+# PyTorch before 1.6
+
+MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+
+
+def old_torch(content, keys=("0",), counts=(4,), little=b"\x88"):
+    """A file of PyTorch's format without an archive: pickles, then storages."""
+    listed = b"](" + b"".join(map(text, keys)) + b"e"
+    pickles = [b"M\xe9\x03", mapping(little_endian=little), content, listed]
+    parts = [MAGIC, *[b"\x80\x02" + part + b"." for part in pickles]]
+    for count in counts:
+        stored = np.arange(count, dtype="<f4").tobytes()
+        parts += [struct.pack("<q", count), stored]
+    return b"".join(parts)
+
+
+def old_tensor(key, count, shape, strides, view=b"N"):
+    """`tensor` with the sixth part that its storage has there."""
+    return tensor(key, count, shape, strides).replace(b"tQ", view + b"tQ", 1)
+
+
+def test_files_of_pytorch_before_1_6(tmp_path):
+    first, second = old_tensor("7", 4, (2, 2), (1, 2)), old_tensor("3", 5, (5,), (1,))
+    content = mapping(model=mapping(a=first, b=parameter(second)), epoch=integer(3))
+    path = tmp_path / "a.pth"
+    path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
+    wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
+    check_same(read_state_dict(path), {"a": wanted, "b": np.arange(5, dtype="<f4")})
+
+
+OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
+AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        old_torch(OLD)[:-3],
+        old_torch(OLD, counts=(3,)),
+        old_torch(OLD, keys=("1",)),
+        old_torch(OLD, keys=("0", "0"), counts=(4, 4)),
+        old_torch(OLD, little=b"\x89"),
+        old_torch(mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))),
+        old_torch(mapping(a=old_tensor("0", -4, (0,), (1,))), counts=(-4,)),
+        old_torch(mapping(a=b"cos\nsystem\n" + text("true") + b"\x85R")),
+    ],
+)
+def test_damaged_files_of_pytorch_before_1_6(tmp_path, file):
+    path = tmp_path / "a.pth"
+    path.write_bytes(file)
+    with pytest.raises(InputError) as error:
+        read_state_dict(path)
+    assert error.value.place == f"weights file {path}"
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.pth"])

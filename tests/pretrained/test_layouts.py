@@ -51,6 +51,38 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "model.{}",
+        "module.model.{}",
+        "model.module.{}",
+        "_orig_mod.module.net.{}",
+        "model._orig_mod.module.{}",
+        "_fsdp_wrapped_module.{}",
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module.", "_orig_mod."])
+def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
+    """In any order and number, and inside names; a classifier stands beside a tower."""
+    tensors, _ = stored("transformers_vit")
+    expected = layouts._placed_names([*tensors], None)
+    renamed = {}
+    for name in tensors:
+        of_block = name.replace(".layer.0.", f".layer.0.{inside}")
+        renamed[wrapped.format(of_block)] = name
+    assert len(renamed) == len(tensors)
+    found = layouts._placed_names([*renamed], None)
+    assert [renamed[name] for name in found] == expected
+    assert {*layouts._dotted_names([*renamed]).values()} == {*tensors}
+
+
+def test_two_names_that_are_one_without_wrappers():
+    names = ["blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight"]
+    with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
+        layouts._dotted_names(names)
+
+
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073)}
 CLIP |= {"std": (0.26862954, 0.26130258, 0.27577711)}
 GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear", "num_heads": 3}
