@@ -26,6 +26,7 @@ from imagepiece_jax.reduction.settings import DENSE
 
 SCHEME = "hf://"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+OPEN_CLIP = "open_clip_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
 SELECTORS = "selectors.safetensors"  # of a saved model, with learned selectors
@@ -146,8 +147,24 @@ def _meant(path):
 
 
 def is_published(folder: str | os.PathLike) -> bool:
-    """Whether a folder's config.json is that of published weights, not of a run."""
+    """Whether a folder's config file is that of published weights, not of a run."""
+    if pathlib.Path(folder, OPEN_CLIP).is_file():
+        return True
     return has_key(folder, "architecture", "architectures", "model_type", OURS)
+
+
+def config_file(folder: pathlib.Path) -> pathlib.Path:
+    """The config file of a folder of published weights.
+
+    OpenCLIP's repositories often have that of transformers, too, whose weights are
+    preferred where there are both.
+    """
+    own, usual = folder / OPEN_CLIP, folder / CONFIG
+    if not own.is_file():
+        return usual
+    names = [file.name for file in weights_files(folder)]
+    of_open_clip = all(name.startswith("open_clip") for name in names)
+    return own if of_open_clip or not usual.is_file() else usual
 
 
 def has_key(folder: str | os.PathLike, *keys: str) -> bool:
@@ -212,13 +229,18 @@ def repository_files(text):
         raise InputError(problem, place=text, hint=hint)
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
-    config = read_json(repository.needed(CONFIG))
+    file = repository.needed(CONFIG, OPEN_CLIP)
+    config = read_json(file)
     weights, has_tower = repository.needed(*WEIGHTS), towers.has_tower(config)
     if weights.name.endswith(INDEX):
         places = files.parts(weights).items()
         read = towers.OF_TOWER.match if has_tower else bool
         for part in sorted({part for name, part in places if read(name)}):
             repository.needed(part)
+    if file.name == OPEN_CLIP:
+        return repository.files
+    if weights.name.startswith("open_clip"):
+        repository.optional(OPEN_CLIP)
     if "architecture" not in config:  # timm's own form says it all
         for name in (PREPROCESSOR, *[PROCESSOR] * has_tower):
             repository.optional(name)

@@ -1,4 +1,4 @@
-"""The config.json of a folder: timm's, transformers' or one that `save` wrote.
+"""The config file of a folder: timm's, transformers', OpenCLIP's or one of `save`.
 
 `describe` writes timm's form, with a part of our own that has all of a model's fields.
 """
@@ -17,8 +17,19 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.recovery import Recovery
-from imagepiece_jax.pretrained import hub, timm_config, transformers_config
-from imagepiece_jax.pretrained.hub import CONFIG, OURS, PREPROCESSOR, PROCESSOR
+from imagepiece_jax.pretrained import (
+    hub,
+    open_clip_config,
+    timm_config,
+    transformers_config,
+)
+from imagepiece_jax.pretrained.hub import (
+    CONFIG,
+    OPEN_CLIP,
+    OURS,
+    PREPROCESSOR,
+    PROCESSOR,
+)
 from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import as_tuple
 
@@ -28,6 +39,11 @@ def read(folder: pathlib.Path) -> hub.HubConfig:
 
     Raises InputError, which names the file that cannot be read or understood.
     """
+    file = hub.config_file(folder)
+    if file.name == OPEN_CLIP:
+        parse_config = open_clip_config.parse_open_clip
+        parsed = _guarded(file, parse_config, read_json(file))
+        return dataclasses.replace(parsed, path=folder)
     images = {}
     if (folder / PROCESSOR).is_file():
         images = read_json(folder / PROCESSOR).get("image_processor") or {}

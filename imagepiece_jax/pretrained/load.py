@@ -153,7 +153,7 @@ def _inferred(metadata, requested):
     partial, place = metadata.partial_config, str(metadata)
     with within(place=place):
         config = infer_weights(metadata, requested)
-    with within(place=f"{place}, {CONFIG}"):
+    with within(place=f"{place}, {_config_name(metadata)}"):
         for field, value in metadata.sizes.items():
             if value != (theirs := getattr(config, field)):
                 problem = f"is {value!r}, but its tensors have {theirs!r}"
@@ -174,6 +174,11 @@ def _inferred(metadata, requested):
         "class_names": published_class_names(named, config.num_classes),
         "normalized": not only_size or partial.mean is not None,
     }
+
+
+def _config_name(metadata):
+    path = metadata.path
+    return hub.config_file(path).name if path.is_dir() else CONFIG
 
 
 def build(

@@ -163,11 +163,11 @@ def _arguments(arguments, name):
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not others and "mlp_ratio" not in arguments:
         return {"name": name} | changes, sizes
-    arch = _changed(arch, parts)
+    arch = changed_architecture(arch, parts)
     return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes
 
 
-def _changed(arch: Architecture, arguments) -> Architecture:
+def changed_architecture(arch: Architecture, arguments) -> Architecture:
     """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
     changed = _with_arguments(arch, arguments)
     if not is_eva(arch):

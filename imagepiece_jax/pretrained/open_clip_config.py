@@ -1,0 +1,124 @@
+"""OpenCLIP's open_clip_config.json, read as a HubConfig of the vision tower.
+
+Of a field that the file lacks the default of CLIPVisionCfg holds (open_clip 3.3).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.pretrained import timm_config
+from imagepiece_jax.pretrained.hub import HubConfig
+from imagepiece_jax.pretrained.layouts import CLIP_IMAGES
+
+Fields = Mapping[str, Any]  # of a JSON file
+DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
+DEFAULTS |= dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
+DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
+DEFAULTS |= dict(timm_pool="avg", timm_proj="linear")
+POOLS = {"tok": "token", "avg": "mean", "none": "none"}
+# Parts that no model here has, with the values that leave them out.
+ABSENT = dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads"), [False])
+ABSENT |= dict.fromkeys(("scale_attn_inner", "scale_attn", "scale_fc"), [False])
+ABSENT |= {"attentional_pool": [False], "ls_init_value": [None]}
+ABSENT |= {"block_type": [None, "default"]}
+# Fields that change nothing, or nothing that tensors do not show.
+IDLE = ("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "no_ln_pre")
+IDLE += ("pos_embed_type", "output_tokens", "timm_model_pretrained", "timm_proj_bias")
+IDLE += ("timm_drop", "timm_drop_path")
+RESIZE_MODES = {"shortest": "center", "squash": "squash"}
+INTERPOLATIONS = ("bicubic", "bilinear")
+EPS = 1e-5  # of PyTorch's LayerNorm
+
+
+def parse_open_clip(config: Fields) -> HubConfig:
+    """A HubConfig of the content of an open_clip_config.json."""
+    model, images = config["model_cfg"], config.get("preprocess_cfg") or {}
+    vision = model["vision_cfg"]
+    for field, value in vision.items():
+        path = f"vision_cfg.{field}"
+        if field in ABSENT:
+            one_of(path, value, ABSENT[field])
+        elif field not in (*DEFAULTS, *IDLE):
+            raise InputError(f"is {value!r}, which no model has", field=path)
+    vision = DEFAULTS | vision
+    parsed = _of_timm if vision["timm_model_name"] else _of_tower
+    said, sizes = parsed(vision, model)
+    normalization = {
+        field: tuple(images.get(field) or CLIP_IMAGES[field]) for field in CLIP_IMAGES
+    }
+    mode = images.get("resize_mode", "shortest")
+    interpolation = images.get("interpolation", "bicubic")
+    crop = {
+        "crop": 1.0,
+        "crop_mode": one_of("preprocess_cfg.resize_mode", mode, RESIZE_MODES),
+        "interpolation": one_of(
+            "preprocess_cfg.interpolation", interpolation, INTERPOLATIONS
+        ),
+    }
+    said = dataclasses.replace(said, **normalization)
+    return HubConfig(config=said, sizes=sizes, crop=crop)
+
+
+def _of_tower(vision, model):
+    """(what no tensor shows, sizes) of OpenCLIP's own VisionTransformer."""
+    width, heads = vision["width"], vision["width"] // vision["head_width"]
+    norm, act = vision["norm_kwargs"] or {}, vision["act_kwargs"] or {}
+    one_of("vision_cfg.norm_kwargs", {*norm} <= {"eps"}, [True])
+    pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
+    size = vision["image_size"]
+    said = ModelConfig(
+        num_heads=heads,
+        gelu=_gelu(act, bool(model.get("quick_gelu", False))),
+        norm_eps=float(norm.get("eps", EPS)),
+        resize="antialias",
+        image_size=size if isinstance(size, int) else tuple(size),
+        pool=pool,
+        pool_include_prefix=False,
+        fc_norm=pool == "mean" and bool(vision["final_ln_after_pool"]),
+        rotary=False,
+        post_norm=False,
+    )
+    depth = vision["layers"]
+    if not isinstance(depth, int):
+        problem = "is a list, which is a ResNet's"
+        raise InputError(problem, field="vision_cfg.layers", value=depth)
+    sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
+    sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
+    return said, sizes | {"num_classes": model["embed_dim"]}
+
+
+def _gelu(act, quick):
+    """The kind of GELU by `act_kwargs` and `quick_gelu`."""
+    tanh = act.get("approximate", "none")
+    kinds = {"none": "quick"} if quick else {"none": "exact", "tanh": "tanh"}
+    one_of("vision_cfg.act_kwargs", {*act} <= {"approximate"}, [True])
+    return one_of("vision_cfg.act_kwargs.approximate", tanh, kinds)
+
+
+def _of_timm(vision, model):
+    """(what no tensor shows, sizes) of a model of timm's with a projection behind it.
+
+    OpenCLIP makes it by timm's own code, whatever the weights were trained with.
+    """
+    name, field = vision["timm_model_name"], "vision_cfg.timm_model_name"
+    name, _, _ = name.partition(".")
+    row = registry.public_models().get(name)
+    if row is None:
+        raise InputError(field=field, value=name, hint=registry.instead_of(name))
+    proj = one_of("vision_cfg.timm_proj", vision["timm_proj"], ["linear", "none", ""])
+    pool = vision["timm_pool"]
+    arch = Architecture(**row["arch"])
+    if proj != "linear":  # timm makes the model with this pool, and its norm's place
+        arch = timm_config.changed_architecture(arch, {"global_pool": pool})
+    elif pool:  # else that of the model
+        pool = one_of("vision_cfg.timm_pool", pool, timm_config.POOLS)
+        reads = arch.pool_include_prefix and pool == "map"
+        arch = dataclasses.replace(arch, pool=pool, pool_include_prefix=reads)
+    said = ModelConfig(name=name, arch=arch, num_heads=row["num_heads"])
+    sizes = {} if proj == "none" else {"num_classes": model["embed_dim"]}
+    return said, sizes

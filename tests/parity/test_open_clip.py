@@ -1,0 +1,173 @@
+"""Folders and files of OpenCLIP, against the features that it gives of images."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.pretrained import open_clip_config as ours
+
+torch = pytest.importorskip("torch")
+open_clip = pytest.importorskip("open_clip")
+originals = pytest.importorskip("tools.originals")
+
+TEXT = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)
+VISION = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4)
+CASES = {
+    "class": ({}, {}),
+    "mean behind": ({"pool_type": "avg", "final_ln_after_pool": True}, {}),
+    "mean": ({"pool_type": "avg"}, {"quick_gelu": True}),
+    "fields": (
+        {
+            "act_kwargs": {"approximate": "tanh"},
+            "norm_kwargs": {"eps": 0.03},
+            "no_ln_pre": True,
+            "image_size": [16, 12],
+            "pos_embed_type": "learnable",
+            "patch_dropout": 0.5,
+        },
+        {"custom_text": True},
+    ),
+    "trunk": (
+        {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg"},
+        {"custom_text": True},
+    ),
+    "trunk without a projection": (
+        {
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "avg",
+            "timm_proj": "none",
+        },
+        {},
+    ),
+}
+
+
+def made(vision, model):
+    """(config, model of OpenCLIP) of fields that differ from the usual ones."""
+    trunk = "timm_model_name" in vision
+    fields = {"image_size": 224, **vision} if trunk else {**VISION, **vision}
+    # A trunk without a projection has its own width.
+    config = {"embed_dim": 192 if trunk else 5, "vision_cfg": fields, "text_cfg": TEXT}
+    config |= model
+    kwargs = {k: v for k, v in config.items() if k != "custom_text"}
+    kind = open_clip.CLIP
+    if "custom_text" in model:
+        kind = open_clip.CustomTextCLIP
+    return config, originals.randomize(kind(**kwargs))
+
+
+def saved(folder, config, model, weights="open_clip_pytorch_model.bin"):
+    folder.mkdir()
+    images = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    images |= {"interpolation": "bicubic", "resize_mode": "squash"}
+    content = {"model_cfg": config, "preprocess_cfg": images}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    torch.save(model.state_dict(), folder / weights)
+    height, width = model.visual.image_size
+    noise = np.random.default_rng(0).normal(size=(2, height, width, 3))
+    images = noise.astype(np.float32)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return images, model.encode_image(pixels).numpy()
+
+
+def assert_agrees(vit, images, theirs):
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(vit.model.apply)(vit.variables, images).logits
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 3e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_of_open_clip(tmp_path, case):
+    config, model = made(*CASES[case])
+    images, theirs = saved(tmp_path / "clip", config, model)
+    vit = imagepiece_jax.load(tmp_path / "clip")
+    assert vit.model.mean == (0.4, 0.5, 0.6) and vit.model.std == (0.2, 0.25, 0.3)
+    assert vit.preprocessing.crop_mode == "squash"
+    assert_agrees(vit, images, theirs)
+
+
+@pytest.mark.parametrize("case", ["class", "mean", "mean behind"])
+def test_a_file_is_loaded_with_what_it_asks_for(tmp_path, case):
+    """pool_type, final_ln_after_pool and quick_gelu are in no tensor."""
+    vision, fields = CASES[case]
+    config, model = made(vision, fields)
+    images, theirs = saved(tmp_path / "clip", config, model, "w.pt")
+    path = tmp_path / "clip" / "w.pt"
+    given = dict(num_heads=2, norm_eps=1e-5, resize="antialias", mean=(0.5,) * 3)
+    given |= dict(std=(0.5,) * 3, gelu="quick" if fields else "exact")
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load(path, **given)
+    assert error.value.value == ["pool"]
+    given["pool"] = "mean" if vision else "token"
+    if vision:
+        with pytest.raises(InputError) as error:
+            imagepiece_jax.load(path, **given)
+        assert error.value.value == ["fc_norm"]
+        given["fc_norm"] = "final_ln_after_pool" in vision
+    assert_agrees(imagepiece_jax.load(path, **given), images, theirs)
+
+
+@pytest.mark.parametrize(
+    "vision, field",
+    [
+        ({"attentional_pool": True}, "vision_cfg.attentional_pool"),
+        ({"layers": [1, 2, 1, 1]}, "vision_cfg.layers"),
+        ({"scale_fc": True}, "vision_cfg.scale_fc"),
+        ({"timm_model_name": "convnext_base"}, "vision_cfg.timm_model_name"),
+        ({"a_new_field": 3}, "vision_cfg.a_new_field"),
+        ({"pool_type": "max"}, "vision_cfg.pool_type"),
+        ({"act_kwargs": {"approximate": "sin"}}, "vision_cfg.act_kwargs.approximate"),
+    ],
+)
+def test_fields_that_no_model_here_has(tmp_path, vision, field):
+    config, model = made({}, {})
+    saved(tmp_path / "clip", config, model)
+    path = tmp_path / "clip" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["model_cfg"]["vision_cfg"] |= vision
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load(tmp_path / "clip")
+    assert error.value.field == field and "open_clip_config.json" in error.value.place
+
+
+def test_every_field_of_a_tower_is_known():
+    """A new one of a later OpenCLIP is read, idle or refused."""
+    known = {*ours.DEFAULTS, *ours.ABSENT, *ours.IDLE}
+    theirs = {f.name: f.default for f in dataclasses.fields(open_clip.CLIPVisionCfg)}
+    assert {*theirs} == known
+    assert {k: theirs[k] for k in ours.DEFAULTS} == ours.DEFAULTS
+    assert all(theirs[k] == ours.ABSENT[k][0] for k in ours.ABSENT)
+
+
+class Traced(torch.nn.Module):
+    """OpenAI's model, of whose archive three numbers are buffers."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.visual = tower
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(16))
+
+    def forward(self, pixels):
+        return self.visual(pixels)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_torchscript_of_clip_is_read_without_its_code(tmp_path):
+    tower = originals.ClipTower(64, 1, originals.QuickGELU())
+    model = Traced(originals.randomize(tower)).eval()
+    clip = originals.openai_clip()
+    pixels = torch.from_numpy(originals.images()).permute(0, 3, 1, 2)
+    torch.jit.save(torch.jit.trace(model, pixels), tmp_path / "ViT-B-32.pt")
+    vit = imagepiece_jax.load(tmp_path / "ViT-B-32.pt", **clip.fields)
+    assert vit.model.arch.gelu == "quick" and vit.model.arch.pool == "token"
+    assert_agrees(vit, originals.images(), clip.outputs)
