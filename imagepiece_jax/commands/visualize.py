@@ -18,6 +18,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import one_of
 
+MANY = 100  # images, of which a page has 30 MB for a method
+
 MODEL = cli.trained_model(checkpoint=False)
 RESIZE, LIMIT = cli.resize(), cli.limit()
 SWEEP = cli.sweep("these methods instead of the config's")
@@ -43,8 +45,11 @@ def main(words):
     from imagepiece_jax.visualize import html
 
     files = image_files.find_images(words)
-    if LIMIT.value is not None and LIMIT.value < len(files):
-        print(f"{LIMIT.value} of {len(files)} images are taken, evenly spaced")
+    if LIMIT.value is None and len(files) > MANY:
+        note = f"note: the page holds the pictures of all {len(files):,} images"
+        print(f"{note}; --limit 20 takes twenty, evenly spaced", flush=True)
+    elif LIMIT.value is not None and LIMIT.value < len(files):
+        print(f"{LIMIT.value} of {len(files):,} images are taken, evenly spaced")
         files = [files[i] for i in evenly_spaced(len(files), LIMIT.value)]
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)

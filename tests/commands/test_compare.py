@@ -131,4 +131,4 @@ def test_sweep_writes_rows_table_and_plot(tmp_path):
     # Models that do not take turns have no speeds that can be compared.
     assert "img/s" not in page + ended.out
     with Image.open(tmp_path / "compare.png") as picture:
-        assert picture.format == "PNG" and picture.width == 900
+        assert picture.format == "PNG" and picture.width == 950

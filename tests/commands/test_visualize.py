@@ -155,7 +155,7 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
     assert [(s.block, s.tokens) for s in trace.stages] == [(0, 22)]
 
 
-def test_a_limit_takes_images_evenly_spaced(tmp_path, weights):
+def test_a_limit_takes_images_evenly_spaced(tmp_path, weights, monkeypatch):
     folder, out = tmp_path / "images", tmp_path / "out"
     folder.mkdir()
     for number in range(9):
@@ -165,7 +165,11 @@ def test_a_limit_takes_images_evenly_spaced(tmp_path, weights):
     assert "3 of 9 images are taken, evenly spaced\n" in ended.out
     assert read_traces(out)[0] == ["0.png", "4.png", "8.png"]
     ended = call(visualize.main, *words, "--limit=9").ok()
-    assert "are taken" not in ended.out and len(read_traces(out)[0]) == 9
+    assert "image" not in ended.out.splitlines()[0]
+    assert len(read_traces(out)[0]) == 9
+    monkeypatch.setattr(visualize, "MANY", 8)
+    ended = call(visualize.main, *words).ok()
+    assert ended.out.startswith("note: the page holds the pictures of all 9 images; ")
 
 
 def test_files_that_cannot_be_read_have_a_line_each(tmp_path, monkeypatch, weights):

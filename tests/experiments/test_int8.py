@@ -9,10 +9,12 @@ from experiments.dense_maps import int8, maps
 from experiments.settings import Int8
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import decode_bits
+from imagepiece_jax.inference import onnx_model
 from imagepiece_jax.reduction.settings import DENSE
 from tests import markdown
 from tests.experiments import tiny_context
 from tests.experiments.test_dense_maps import random_head
+from tests.models import tiny
 
 TESTED = np.arange(10) % 5 > 0
 SWEEP = ("evit:blocks=(1,):keep_rate=.5",)
@@ -95,3 +97,17 @@ def test_what_has_no_graph_is_known_before_any_figure(tmp_path, context):
     with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
         int8.int8(context(sweep=(*SWEEP, "random:blocks=(1,)")))
     assert not (tmp_path / "points.jsonl").read_text()
+
+
+def test_a_graph_whose_weights_are_in_another_file_is_quantized(tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime")
+    vit, images = tiny.pretrained(depth=1), np.asarray(tiny.images(4))
+    monkeypatch.setattr(onnx_model, "LARGEST", 10_000)
+    path = tmp_path / int8.FILES[int8.FLOAT]
+    assert onnx_model.write_onnx(path, onnx_model.onnx_model(vit)).exists()
+    int8.quantize_onnx(tmp_path, images)
+    wanted, found = (
+        runtime.InferenceSession(tmp_path / name).run(None, {"images": images})[0]
+        for name in (path.name, int8.FILES["onnxruntime", "int8"])
+    )
+    assert 0 < np.abs(found - wanted).max() < 0.2 * np.ptp(wanted)
