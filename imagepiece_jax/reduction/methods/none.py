@@ -18,5 +18,8 @@ class NoReduction(Method):
                 problem = f"is {getattr(self, field)!r}, but no method is named"
                 self.refuse(field, problem=problem, hint="name one, such as tome")
 
+    def within_reach(self, counts, depth, patches):
+        return self  # all tokens are the fewest that it can leave
+
     def steps(self, depth):
         return ()
