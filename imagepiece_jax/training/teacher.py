@@ -71,12 +71,13 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """
     teacher, distill, method = run.teacher, run.distill, name_of(run.reduction)
     needed = run.reduction.needs_teacher or distill.active
-    if needed != bool(teacher.weights):
-        kinds = f"config.distill.kind is {distill.kind!r} and config.reduction.name is "
-        kinds += repr(method)
-        if needed:
-            teacher.refuse("weights", ALLOWED, f"is empty, but {kinds}")
-        problem = f"is {teacher.weights!r}, but nothing learns from it, as {kinds}"
+    if needed and not teacher.weights:
+        learner = f"config.reduction.name {method!r}"
+        if distill.active:
+            learner = f"config.distill.kind {distill.kind!r}"
+        teacher.refuse("weights", ALLOWED, f"is empty, but {learner} needs a teacher")
+    if teacher.weights and not needed:
+        problem = f"is {teacher.weights!r}, but nothing learns from it"
         hint = "leave it empty, or set config.distill.kind to soft or hard"
         teacher.refuse("weights", problem=problem, hint=hint)
     if not needed:

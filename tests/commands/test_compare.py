@@ -9,6 +9,7 @@ from PIL import Image
 
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
 from imagepiece_jax.errors import InputError
@@ -22,6 +23,7 @@ from tests.command import call, sentence
 from tests.experiments import tiny_context
 from tests.experiments.tiny_context import MODEL
 from tests.models import tiny
+from tests.pictures import write_csv
 
 
 def test_figures_of_the_first_images_are_not_those_of_a_part(tmp_path, monkeypatch):
@@ -88,6 +90,32 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     assert (tmp_path / "out" / "compare.png").exists()
     again = call(compare.main, *words)
     assert again.status == 0 and "measuring" not in again.err
+
+
+def test_the_classes_of_the_images_alone_are_another_measurement(tmp_path):
+    """Of four classes, after all ten in the same folder; the dense model by hand."""
+    model = RunConfig.from_config(tiny_config()).create_dense()
+    variables = tiny.fill(variable_shapes(model, 16), seed=5)
+    path = tiny.write(tmp_path / "tiny.npz", variables)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    labels = rng.choice([1, 2, 5, 8], 40)
+    write_csv(tmp_path, pixels, labels)
+    images = normalize(pixels, model.mean, model.std)
+    logits = np.asarray(tiny.compiled(model.apply)(variables, images).logits)
+    words = [*TINY, "--weights", path, f"--data=csv:{tmp_path}/set.csv"]
+    for flag, answers in (([], range(10)), (["--valid_labels=data"], (1, 2, 5, 8))):
+        out = ["--out", tmp_path / "out", "--sweep=tome:r=16"]
+        ended = call(compare.main, *words, *flag, *out).ok()
+        assert ended.err.startswith("2 settings, 0 of them measured before")
+        report = json.loads((tmp_path / "out" / "compare.json").read_text())
+        page = (tmp_path / "out" / "compare.md").read_text()
+        assert ended.out.endswith(page) and page.splitlines()[-1].startswith("take ")
+        first = np.array(answers)[logits[:, list(answers)].argmax(axis=1)]
+        wanted = 100 * np.mean(first == labels)
+        assert report["dense"]["acc1"][0] == pytest.approx(wanted)
+        assert report["valid_labels"] == (list(answers) if flag else None)
+        assert ("| 4 of 10 classes |" if flag else "| all 10 classes |") in page
 
 
 def test_sweep_writes_rows_table_and_plot(tmp_path):
