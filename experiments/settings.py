@@ -97,7 +97,7 @@ class Decoder(Common):
 
 @dataclasses.dataclass(frozen=True)
 class Maps(Decoder):
-    fill: tuple[str, ...] = flag(
+    fills: tuple[str, ...] = flag(
         one_or_more(("nearest",), text()), "what dropped patches get"
     )
 

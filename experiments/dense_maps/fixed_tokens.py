@@ -50,7 +50,7 @@ def fixed_tokens(context):
             row["acc1, %"] = statistics.format_estimate(statistics.accuracy(right))
             row["to dense, points"] = statistics.format_difference(change)
         if maps:
-            figures = maps.compare(reduction, given.fill[0], tokens)
+            figures = maps.compare(reduction, given.fills[0], tokens)
             row |= zip(HEAD, cells(figures), strict=True)
         if given.speed:
             speed = checkpoint.speed(reduction)

@@ -74,15 +74,15 @@ class FeatureMaps:
 class HeadMaps(FeatureMaps):
     """The maps of a dense head, from the features.
 
-    fills: how many ways --fill may name
+    fills: how many ways --fills may name
     """
 
     def __init__(self, context, fills=1):
         super().__init__(context)
-        fill = getattr(context.settings, "fill", FILLS[:1])
-        if not {*fill} <= {*FILLS} or len(fill) > fills:
+        named = getattr(context.settings, "fills", FILLS[:1])
+        if not {*named} <= {*FILLS} or len(named) > fills:
             number = "one" if fills == 1 else "one or more"
-            context.settings.refuse("fill", f"{number} of {', '.join(FILLS)}")
+            context.settings.refuse("fills", f"{number} of {', '.join(FILLS)}")
         path = context.settings.decoder
         if path is None:
             allowed = "the weights file of a head that makes saliency maps"

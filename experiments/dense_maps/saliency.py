@@ -47,7 +47,7 @@ def saliency(context):
     entries, left_out = compare.match(checkpoint, shares, given.methods)
     floor, dense = maps.floor(), context.pretrained.config.gmacs(settings.DENSE)
     without = floor["iou"].count(None)
-    rows = _measured(maps, entries, given.fill)
+    rows = _measured(maps, entries, given.fills)
     plot, curves = context.out / "saliency.png", _curves(rows)
     if curves:
         plotting.draw_curves(
@@ -166,7 +166,7 @@ def picture(context):
     entries, _ = compare.match(context.checkpoint(weights), [SHARE], PICTURED)
     near = {entry.method: entry.reduction for entry in entries}
     reductions = [settings.DENSE, *(near[name] for name in PICTURED if name in near)]
-    batches, fill = context.images.batches(), context.settings.fill[0]
+    batches, fill = context.images.batches(), context.settings.fills[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     drawn = [
         (build(weights, reduction), maps.draw(reduction, fill)[1])

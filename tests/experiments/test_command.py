@@ -77,11 +77,15 @@ def test_mistakes_in_flags(tmp_path, words, start):
     "name, more, start",
     [
         ("saliency", [], "--decoder is missing"),
-        ("saliency", ["--fill=best"], "--fill is 'best'"),
+        ("saliency", ["--fills=best"], "--fills is 'best'"),
         ("patch_features", [], "--sweep is missing"),
         ("patch_features", ["--sweep=tome:r=1", "--limit=3"], "--data has 3 images"),
         ("patch_features", ["--sweep=tome", "--data=digit"], "config.data.name is 'd"),
-        ("patch_features", ["--sweep=tome", "--fill=zero"], "--fill is a flag of oth"),
+        (
+            "patch_features",
+            ["--sweep=tome", "--fills=zero"],
+            "--fills is a flag of oth",
+        ),
         ("patch_features", ["--sweep=tome", "--epochs=1"], "--epochs is a flag of oth"),
         (
             "patch_features",
@@ -92,8 +96,8 @@ def test_mistakes_in_flags(tmp_path, words, start):
         ("fixed_tokens", ["--sweep=tome:r=2", "--counts=99"], "--counts"),
         (
             "fixed_tokens",
-            ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fill=zero,last"],
-            "--fill is 'zero,last'",
+            ["--sweep=tome:r=2", "--counts=16", "--decoder=x", "--fills=zero,last"],
+            "--fills is 'zero,last'",
         ),
     ],
 )

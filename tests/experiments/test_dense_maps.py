@@ -106,7 +106,7 @@ def context(folder, weights, head_file, **fields):
 def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
     """What drops has a row for each fill; a stopped run goes on where it was."""
     monkeypatch.setattr(compare, "CONTROLS", {})
-    fields = {"methods": ("imagepiece",), "shares": (0.75,), "fill": ("last", "zero")}
+    fields = {"methods": ("imagepiece",), "shares": (0.75,), "fills": ("last", "zero")}
     measured, draw = [], maps.HeadMaps.draw
 
     def counted(self, reduction, fill, tokens=None):

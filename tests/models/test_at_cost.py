@@ -13,6 +13,7 @@ from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
+from tests.models import tiny
 from tests.refused import refused
 
 SCHEDULES = [name for name in schedules.SHAPES if name != "curve"]
@@ -173,3 +174,13 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     # Six blocks have every second entry.
     short = METHODS["diffrate"](macs=0.5).resolved(ModelFacts(6, 384, 196))
     assert (short.prune, short.merge) == (prune[1::2], merge[1::2])
+
+
+@pytest.mark.parametrize("fields", [{"macs": 0.5}, {"counts": (25, 24, 24)}])
+def test_a_cost_without_a_method_names_what_is_missing(fields):
+    """Counts that leave every token are the dense model."""
+    ((field, value),) = fields.items()
+    with refused(f"reduction.{field}", value, "no method is named"):
+        tiny.model({"name": "none", **fields})
+    full = tiny.model({"name": "none", "counts": (25, 25, 25)})
+    assert full.plan == tiny.model({"name": "none", "macs": 1.0}).plan
