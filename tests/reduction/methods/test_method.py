@@ -124,7 +124,12 @@ def test_what_a_field_may_be_is_said(name, fields, field, allowed):
 @pytest.mark.parametrize(
     "name, facts, field, allowed",
     [
-        ("diffrate", (24, 1024, 196), "target", "with 196 patches, or prune and merge"),
+        (
+            "diffrate",
+            (24, 1024, 196),
+            "target",
+            "with 196 patches, prune and merge, or macs",
+        ),
         ("diffrate", (12, 384, 576), "target", "with 196 patches"),
         ("diffrate", (12, 100, 196), "target", "DeiT-Ti, S, B"),
         ("imagepiece", (3, 384, 196), "schedule", "merge_blocks"),  # of four blocks
