@@ -89,6 +89,10 @@ def get_config():
     config.betas = (0.9, 0.999)  # AdamW's averages of gradient and square
     config.eps = 1e-8  # AdamW's, beside the root of the square
     config.clip_grad_norm = 0.0  # 0: no clipping
+    config.optim = ConfigDict()
+    config.optim.train = "all"  # parameters, or only "norms", or "biases": norms, all
+    #                     other biases and layer scale; then images pass as they do in
+    #                     inference, without drop path and statistics of a batch
     config.max_skipped_steps = 10  # in a row, not finite, before the run stops; 0: none
     config.remat = False  # compute a block's activations twice to hold fewer: DeiT-S
     #                       with 256 images works in 2.2 GB instead of 10.1 (H200), by
@@ -117,6 +121,8 @@ def get_config():
     config.distill.temperature = 3.0  # of "soft": divides the logits of both
     config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels';
     #                     1: training images need no labels
+    config.distill.class_tokens = 0.0  # weight of the change of the class token after
+    #                     each block, for a teacher of the student's width and depth
 
     config.init = ConfigDict()
     config.init.weights = ""  # a weights file or a run's folder to start from

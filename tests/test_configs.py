@@ -114,6 +114,8 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
         stems[config.model.stem] = model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
+    if "macs" in config.reduction:  # a share of the MACs, those of the stem included
+        return
     own = RunConfig.from_config(configs[name]).create_model()
     assert tokens == {layer.attn_tokens for layer in own.plan}
     run = RunConfig.from_config(config)

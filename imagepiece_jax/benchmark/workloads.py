@@ -209,7 +209,10 @@ def training_step(config, place=lambda model: model):
         teacher_model=placed,
     )
     first_state = functools.partial(
-        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+        init_state,
+        optimizer=optimizer,
+        with_ema=config.ema_decay > 0,
+        part=run.part.train,
     )
     return step, first_state, model, teacher
 

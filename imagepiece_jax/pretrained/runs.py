@@ -40,9 +40,12 @@ CROP |= {"eval_rule": "timm"}
 LATER = {
     "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
     "data": CROP,
+    "distill": {"class_tokens": 0.0},
     "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
 }
 WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
+WITHOUT_DISTILLATION |= LATER["distill"]
+WHOLE = {"train": "all"}  # of optim: before a part could be trained
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -116,7 +119,12 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         config = {"best_by": "weights"} | config
     if "teacher" in config:
         one_set = {"sets": {}, "best_set": ""}
-        config = {"distill": WITHOUT_DISTILLATION, "eval": one_set} | config
+        config = {
+            "distill": WITHOUT_DISTILLATION,
+            "eval": one_set,
+            "optim": WHOLE,
+            **config,
+        }
     if "model" in config and config["model"].get("name") in [*MODELS]:
         # Older configs said what these names say.
         implied = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}

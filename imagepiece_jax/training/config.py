@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
+# Which parameters are trained. "norms": scales and biases of norms; "biases": these,
+# all other biases and the factors of layer scale.
+TRAINED = ("all", "biases", "norms")
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
 
 
@@ -74,6 +77,15 @@ class OptimConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PartConfig(CheckedFields):
+    """The part of the parameters that is trained: `optimizer.trained_part`."""
+
+    group: ClassVar[str] = "optim"
+
+    train: str = choice("all", TRAINED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
     """The part of a teacher's answers in the loss: `train_step.distillation`."""
 
@@ -81,6 +93,7 @@ class DistillConfig(CheckedFields):
 
     kind: str = choice(allowed=("none", "soft", "hard"))
     temperature: float = number(least=0.01)
+    class_tokens: float = weight(0.0)
     weight: float = rate()
 
     @property
@@ -215,6 +228,7 @@ class RunFields(CheckedFields):
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
+    part: PartConfig
     teacher: TeacherConfig
     distill: DistillConfig
     init: InitConfig

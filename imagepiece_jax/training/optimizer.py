@@ -11,12 +11,11 @@ import operator
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
-from imagepiece_jax.training.config import OptimConfig
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.training.config import OptimConfig, PartConfig
 
-# Which parameters are trained. "norms": scale and bias of every norm; "biases": these,
-# all other biases and the factors of layer scale; "all".
-TRAINED = ("all", "biases", "norms")
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
@@ -79,13 +78,22 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def check_part(part: PartConfig, model: ViT):
+    """Raise InputError where a part is trained, but the model's selectors must be."""
+    steps = [layer.step for layer in model.plan if layer.step]
+    learned = any(isinstance(step.reducer, nn.Module) for step in steps)
+    if learned and part.train != "all":
+        problem = f"is {part.train!r}, but the reduction has selectors that learn"
+        part.refuse("train", "'all'", problem)
+
+
 def trained_part(params, which: str):
     """The parameters that are trained, in the tree of all, with None for the others.
 
     JAX takes None for an empty tree, so that gradients, moments and exchanges between
     devices exist only for what is trained.
 
-    which: one of TRAINED
+    which: one of `config.TRAINED`
     """
     if which == "all":
         return params

@@ -49,6 +49,7 @@ from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import TRAINED
 from imagepiece_jax.training.train_step import (
     answers,
     binary_kl_divergence,
@@ -71,7 +72,7 @@ class Recipe(CheckedFields):
     """How a model is recovered."""
 
     # which parameters are trained
-    parameters: str = choice("biases", optimizer.TRAINED)
+    parameters: str = choice("biases", TRAINED)
     steps: int = count(500, least=1)
     batch_size: int = count(32, least=1)
     seed: int = count(0, most=2**32 - 1)

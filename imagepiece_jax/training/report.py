@@ -63,16 +63,18 @@ def estimate(run: RunConfig) -> str:
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
     shapes = variable_shapes(model, run.image_size)
     _, transformation = optimizer.create(optim, 1, run.reduction.param_groups)
+    averages, part = run.ema_decay > 0, run.part.train
     state = jax.eval_shape(
-        lambda variables: init_state(variables, transformation, run.ema_decay > 0),
+        lambda variables: init_state(variables, transformation, averages, part),
         shapes,
     )
+    gradients = optimizer.trained_part(state.params, part)
     each = _bytes(_read_backward(run, shapes)) / TRACED
     images = optim.batch_size // run.grad_accum_steps
     return (
         f"training: {training}\n"
         f"memory of a device: {_megabytes(state)} of weights, optimizer and averages, "
-        f"{_megabytes(state.params)} of gradients, and about {each / 1e6:.3g} MB of "
+        f"{_megabytes(gradients)} of gradients, and about {each / 1e6:.3g} MB of "
         f"activations for each of {images:,} images, which the devices share\n"
         f"{line}"
     )

@@ -111,6 +111,14 @@ def _distilling(run, initial):
     if model.num_classes != run.num_classes:
         count, allowed = model.num_classes, f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
+    ours = run.create_dense()
+    sizes = {"width": ours.embed_dim, "depth": ours.depth}
+    theirs = {"width": model.embed_dim, "depth": model.depth}
+    tokens = ours.arch.class_token and model.arch.class_token
+    if run.distill.class_tokens and (sizes != theirs or not tokens):
+        problem = f"is {run.distill.class_tokens}, but student and teacher have no "
+        problem += "class tokens of one width and depth"
+        run.distill.refuse("class_tokens", "0.0", problem)
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")

@@ -23,7 +23,13 @@ from imagepiece_jax.models.vit import ViT, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.tokens import DROPPED
 from imagepiece_jax.training.config import DistillConfig, RunConfig
-from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
+from imagepiece_jax.training.optimizer import (
+    ema,
+    global_norm,
+    skip_update,
+    trained_part,
+    with_trained,
+)
 
 
 @struct.dataclass
@@ -73,10 +79,11 @@ def count_programs(run: RunConfig) -> int:
     return len(set(map(token_counts, models)))
 
 
-def init_state(variables, optimizer, with_ema):
+def init_state(variables, optimizer, with_ema, part="all"):
     """State of step 0 from the model's variables.
 
     optimizer: an optax transformation
+    part: of the parameters, that is trained: one of `config.TRAINED`
     with_ema: whether the run averages its weights
     """
     params = variables["params"]
@@ -86,7 +93,7 @@ def init_state(variables, optimizer, with_ema):
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained_part(params, part)),
         ema=jax.tree.map(jnp.copy, average) if with_ema else None,
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
         skipped=jnp.zeros((), jnp.int32),
@@ -117,6 +124,8 @@ def train_step(
     """
     own_terms = run.reduction.loss
     model = model.clone(head_only=own_terms is None)
+    whole = run.part.train == "all"
+    trained = trained_part(state.params, run.part.train)
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
 
@@ -132,13 +141,17 @@ def train_step(
         }
         teacher_outputs, distill = None, run.distill
         if teacher_model is not None:
-            teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
+            teacher_outputs, teacher_states = jax.lax.stop_gradient(
+                with_states(teacher_model, teacher, image)
+            )
 
-        def loss_fn(params):
-            outputs, changed = model.apply(
+        def loss_fn(trained):
+            params = with_trained(state.params, trained)
+            (outputs, changed), states = with_states(
+                model,
                 {"params": params, "batch_stats": batch_stats},
                 image,
-                train=True,
+                train=whole,
                 keys=keys,
                 mutable=["batch_stats"],
             )
@@ -147,19 +160,23 @@ def train_step(
             else:
                 answers = teacher_outputs.logits
                 loss, own = distillation(distill, outputs, targets, answers)
+            if distill.class_tokens:
+                pair = class_tokens(states), class_tokens(teacher_states)
+                change = jnp.mean(relative_change(*pair))
+                own["class_tokens"] = distill.class_tokens * change
             if own_terms:
                 own |= own_terms(outputs, teacher_outputs, plan=model.plan)
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats, own)), grad = gradient(state.params)
+        (loss, (logits, batch_stats, own)), grad = gradient(trained)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
         answers = teacher_outputs.logits if distill.unlabeled else targets
         sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
         return (batch_stats, grads, sums), own
 
-    zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
+    zeros = jax.tree.map(jnp.zeros_like, (trained, state.window))
     carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(count, dtype=jnp.int32))
     if count == 1:
@@ -172,8 +189,8 @@ def train_step(
         # the backward pass of the stem waits for megabytes instead of some numbers.
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
     grads, sums = parallel.mean(grads), parallel.total(sums)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = with_trained(state.params, optax.apply_updates(trained, updates))
     average = state.ema
     if average is not None:
         new = {"params": params, "batch_stats": batch_stats}
@@ -312,7 +329,7 @@ def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
     outputs, states = with_states(model, variables, images, **options)
     found = {"logits": outputs.logits}
     if "class_tokens" in read:
-        found["class_tokens"] = jnp.stack([s.x[:, 0] for s in states], axis=1)
+        found["class_tokens"] = class_tokens(states)
     if "patches" in read:
         tokens = outputs.tokens[:, model.arch.prefix :]
         slot = follow(outputs.results)[-1].slot
@@ -320,6 +337,12 @@ def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
         gone = jnp.zeros(found["patches"].shape[:2], bool)
         found["kept"] = ~gone if slot is None else slot != DROPPED
     return {name: jnp.asarray(found[name], jnp.float32) for name in found}
+
+
+def class_tokens(states):
+    """The class token after each block. -> [B, depth, D] float32."""
+    rows = [state.x[:, 0].astype(jnp.float32) for state in states]
+    return jnp.stack(rows, axis=1)
 
 
 def kl_divergence(student, teacher):

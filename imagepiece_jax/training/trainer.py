@@ -103,6 +103,7 @@ class Run:
                 stack.enter_context(lock)
             resumed = parallel.from_main(self.checkpoints.latest_step) is not None
             initial.check_classes(workdir, names, resumed)
+            optimizer.check_part(run.part, self.model)
             # A Teacher or None, and its frozen variables.
             self.teacher_model, frozen = teacher.of(run, dense, initial)
             # Variables of the dense model, if it is evaluated before the first step.
@@ -110,7 +111,10 @@ class Run:
             if run.init.evaluate and not resumed:
                 self.dense_variables = initial.dense_variables(dense)
             new_state = functools.partial(
-                init_state, optimizer=self.optimizer, with_ema=run.ema_decay > 0
+                init_state,
+                optimizer=self.optimizer,
+                with_ema=run.ema_decay > 0,
+                part=run.part.train,
             )
             if resumed:  # the checkpoint has the values: shapes are enough
                 shapes = variable_shapes(self.model, run.image_size)

@@ -198,6 +198,37 @@ def test_the_loss_of_a_step(kind):
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
 
 
+def test_the_change_of_class_tokens_joins_the_loss():
+    """By NumPy, from the module's own intermediates."""
+    distill = DistillConfig(kind="soft", temperature=1.0, weight=1.0, class_tokens=0.5)
+    recipe = dataclasses.replace(PLAIN, distill=distill)
+    step, state = make(recipe, drop_path_rate=0.0)
+    model = create_model("vit_mini", **DENSE)
+    theirs = fill(variable_shapes(model, SIZE), seed=3)
+    frozen = teacher.Teacher(model, SIZE, MEAN, STD)
+    step.keywords.update(teacher_model=frozen)
+    one = batch(0)
+    before = parallel.unreplicate(state).variables
+    _, metrics = parallel.pmap(step)(state, one, parallel.replicate(theirs))
+    tokens = []
+    for variables in (before, theirs):
+        _, found = model.apply(
+            variables,
+            ours(one["image"][0, 0]),
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+        found = found["intermediates"]
+        rows = [found[f"blocks_{b}"]["__call__"][0][0].x for b in range(model.depth)]
+        tokens.append([np.asarray(row[:, 0], np.float64) for row in rows])
+    shares = [
+        ((own - other) ** 2).sum(-1) / (other**2).sum(-1)
+        for own, other in zip(*tokens, strict=True)
+    ]
+    terms = parallel.unreplicate(metrics)["terms"]
+    np.testing.assert_allclose(terms["class_tokens"], 0.5 * np.mean(shares), rtol=1e-4)
+
+
 def test_the_teacher_has_no_gradient():
     def loss(student, answers):
         given = outputs(0 * STUDENT).replace(logits=student)

@@ -15,6 +15,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import optimizer, recover, train_step
+from imagepiece_jax.training.config import TRAINED
 from tests.models import tiny
 from tests.refused import refused
 
@@ -116,7 +117,7 @@ def test_relative_change_by_hand():
     assert train_step.relative_change(student, teacher, kept) == pytest.approx([0.04])
 
 
-@pytest.mark.parametrize("which", optimizer.TRAINED)
+@pytest.mark.parametrize("which", TRAINED)
 def test_only_what_is_chosen_is_trained(vit, which):
     params = vit.variables["params"]
     part = optimizer.trained_part(params, which)
