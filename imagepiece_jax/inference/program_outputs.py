@@ -57,6 +57,8 @@ class ProgramOutputs:
                 problem = "is of features, but output is 'logits'"
                 allowed = "output 'features' or 'patches'"
                 raise InputError(problem, field=field, value=value, allowed=allowed)
+        if not isinstance(self.norm, bool):
+            raise InputError(field="norm", value=self.norm, allowed="True, False")
         features.check_fill(self.fill, self.model.arch.class_token)
         twice = [block for block in self.blocks if self.blocks.count(block) > 1]
         if twice:

@@ -292,6 +292,7 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
         ({"output": "features", "layers": 3}, "layers", 3),
         ({"output": "features", "layers": [0, 0]}, "layers", (0, 0)),
         ({"output": "features", "fill": "mean"}, "fill", "mean"),
+        ({"output": "features", "norm": 1}, "norm", 1),
     ],
 )
 def test_outputs_that_no_program_has_are_refused(saved, options, field, value):
