@@ -48,7 +48,7 @@ def draw_curves(
 
     curves: by name [(x, (value, low, high))], in any order of x
     level: name and value of a horizontal line
-    references: names of up to three curves that each of many panels shows, too
+    references: names of curves that each of many panels shows, too; the first three
     Raises RunError where it cannot be written.
     """
     many = len(curves) > TOGETHER
@@ -90,21 +90,19 @@ def draw_curves(
 
 def _draw_each(panels, curves, references):
     """A panel for each curve, with the references and, in gray, the others."""
-    shown = [name for name in references if name in curves]
+    shown = [name for name in references if name in curves][: len(REFERENCES)]
+    looks = dict.fromkeys(curves, {"color": "lightgray", "linewidth": 0.8, "zorder": 1})
+    for name, (color, style) in zip(shown, REFERENCES, strict=False):
+        looks[name] = {"color": color, "linestyle": style, "linewidth": 1}
+        looks[name]["label"] = name
     for axes, own in zip(panels, curves, strict=True):
         for name, points in curves.items():
-            x, values = zip(*((x, interval[0]) for x, interval in points), strict=True)
-            look = {"color": "lightgray", "linewidth": 0.8, "zorder": 1}
-            if name in shown:
-                color, style = REFERENCES[shown.index(name)]
-                look = {
-                    "color": color,
-                    "linestyle": style,
-                    "linewidth": 1,
-                    "label": name,
-                }
             if name != own or name in shown:
-                axes.plot(x, values, **look)
+                x, values = zip(
+                    *[(x, interval[0]) for x, interval in points], strict=True
+                )
+                marker = "." if len(x) == 1 else None
+                axes.plot(x, values, marker=marker, **looks[name])
         _draw_curve(axes, curves[own], color=COLORS[0], marker=MARKERS[0])
         axes.set_title(textwrap.fill(own, TITLE), fontsize=9, loc="left")
 
