@@ -197,7 +197,7 @@ VIT = Layout(
         "(?:layer)?norm": "norm",
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
-    left_out=r"embeddings\.mask_token$|pooler\.",
+    left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
     settles=transformers_settles,
 )
 TIMM = Layout(

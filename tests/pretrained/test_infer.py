@@ -153,6 +153,7 @@ MEAN = {"pool": "mean", "class_token": False}
 @pytest.mark.parametrize(
     "arch, fields",
     [
+        ({}, {"pool": "token"}),
         (NO_NORM, {"pool": "mean"}),
         (NO_NORM | {"pool": "none"}, {"pool": "none"}),
         ({"post_norm": True}, {"post_norm": True}),

@@ -77,6 +77,16 @@ def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     assert {*layouts._dotted_names([*renamed]).values()} == {*tensors}
 
 
+def test_a_pooler_with_a_norm_is_of_another_model():
+    """BEiT's, which reads a mean; ViT's has one layer, which is left out."""
+    tensors, _ = stored("transformers_vit")
+    tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
+    assert not any("pooler" in name for name in layouts.to_timm(tensors).tensors)
+    tensors["vit.pooler.layernorm.weight"] = np.ones(24)
+    with pytest.raises(InputError, match="tensor vit.pooler.layernorm.weight has no"):
+        layouts.to_timm(tensors)
+
+
 def test_two_names_that_are_one_without_wrappers():
     names = ["blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight"]
     with pytest.raises(InputError, match="are the same part, blocks.0.norm1.weight"):
