@@ -139,6 +139,7 @@ class MeasuredWeights:
     clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
     seed: int | None = None  # of reducers that draw; None: that of the weights
     tokens: int | None = None  # that are left of an image; None: the reduction's own
+    name: str = ""  # in lines on stderr; "": the reduction's
     # Compiled evaluation steps, which several weights of one model may share.
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -151,7 +152,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
-            f"{settings.label(reduction)}, {setting['images']} images",
+            f"{self.name or settings.label(reduction)}, {setting['images']} images",
         )
 
     def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:

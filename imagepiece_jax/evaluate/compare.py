@@ -274,8 +274,13 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
 
     def floor(kind, images, **setting):
         sized = weights.with_sizes(**setting)
+        fields = ", ".join(f"{k}={v}" for k, v in setting.items())
         cheaper = dataclasses.replace(
-            checkpoint, weights=sized, images=images, programs={}
+            checkpoint,
+            weights=sized,
+            images=images,
+            programs={},
+            name=f"{kind}, {fields}",
         )
         reached = sized.config.gmacs(settings.DENSE) / dense
         return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper

@@ -495,7 +495,7 @@ def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     assert methods[0] == "tome" and methods[-2:] == ["smaller images", "first blocks"]
     said = capsys.readouterr().err
     assert said.startswith("4 settings, 0 of them measured before; ")
-    assert "4 of 4, about 1 min left: measuring" in said
+    assert "4 of 4, about 1 min left: measuring first blocks, depth=2, 24 im" in said
     tested = {(line["method"], line["to"]) for line in found["comparisons"]}
     assert {("smaller images", "tome"), ("first blocks", "dense")} <= tested
     page = compare_tables.page(found, plot="p.png")
