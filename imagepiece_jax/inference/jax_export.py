@@ -191,6 +191,7 @@ def facts(
     normalization |= {"mean": model.mean, "std": model.std}
     if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
+    classes_out = model.num_classes if "logits" in outputs.names else 0
     return {
         "input": described(IMAGES, images),
         "normalization": normalization,
@@ -199,7 +200,7 @@ def facts(
         "classes": model.num_classes,
         "class_names": vit.class_names,
         "problem_type": vit.problem_type if model.num_classes else None,
-        "activation": activation(vit.problem_type, model.num_classes),
+        "activation": activation(vit.problem_type, classes_out),
         "preprocessing": vit.preprocessing.facts,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),

@@ -20,6 +20,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, onnx_model
 from imagepiece_jax.inference.features import features
+from imagepiece_jax.inference.onnx_graph import stored_dtype
 from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
@@ -81,6 +82,24 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     facts = jax_export.facts(vit, base.get_config(), images)
     assert facts["problem_type"] == problem_type and facts["activation"] == activation
     assert Preprocessing.of(20, crop_of(facts["preprocessing"])) == prepared
+
+
+def test_the_facts_say_what_arrays_a_file_has():
+    """ONNX has wide integers; what are no logits becomes no probabilities."""
+    vit = tiny.pretrained(depth=1)
+    outputs = ProgramOutputs(vit, output="patches", tokens=tiny.TOKENS)
+    images = jax_export.exported_images(vit, 2)
+    for stored, integers in ((np.dtype, "int32"), (stored_dtype, "int64")):
+        facts = jax_export.facts(vit, base.get_config(), images, outputs, stored)
+        found = {a["name"]: (a["shape"], a["dtype"]) for a in facts["output"]}
+        assert found == {
+            "patches": ([2, 5, 5, tiny.WIDTH], "float32"),
+            "tokens": ([2, tiny.TOKENS, tiny.WIDTH], "float32"),
+            "size": ([2, tiny.TOKENS], "float32"),
+            "source": ([2, 5, 5], integers),
+            "coordinates": ([2, tiny.TOKENS, 2], "float32"),
+        }
+        assert facts["activation"] is None and facts["classes"] == tiny.CLASSES
 
 
 def crop_of(facts):
