@@ -137,10 +137,11 @@ _OPENAI = dict(image_mean=(0.48145466, 0.4578275, 0.40821073))
 _OPENAI |= dict(image_std=(0.26862954, 0.26130258, 0.27577711))
 _CROPPED = _PROCESSOR | dict(do_center_crop=True, crop_size=224)
 _SQUARE = _PROCESSOR | dict(size={"height": 224, "width": 224}, default_to_square=True)
+_LARGER = dict(size={"height": 256, "width": 256}, default_to_square=True)
 _EDGE = _CROPPED | _OPENAI | dict(size={"shortest_edge": 224})
 PROCESSORS = {
     "ViT": _SQUARE | _HALF | dict(resample=2),
-    "DeiT": _SQUARE | _CROPPED | _HALF | dict(size=256, default_to_square=True),
+    "DeiT": _CROPPED | _HALF | _LARGER,
     "Bit": _EDGE,
     "CLIP": _EDGE,
     "Llava": _EDGE,
@@ -223,6 +224,8 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
     if not images:
         return ModelConfig(), {}
     name = _processor_name(images, config)
+    if name == "CLIP":  # which takes it for another size
+        _check_fixed({"use_square_size": False}, images)
     fields = PROCESSORS[name]
     fields = fields | {k: v for k, v in images.items() if k in fields}
     for field in _ON | _OFF:

@@ -442,6 +442,7 @@ def with_arguments(**arguments):
         (VIT, {"do_resize": False} | CROPPED, "do_resize", False),
         (VIT, {"size": LONGEST, "do_resize": True}, "size", LONGEST),
         (VIT, {"image_processor_type": "Other"}, "image_processor_type", "Other"),
+        ({"model_type": "clip"}, {"use_square_size": True}, "use_square_size", True),
         (DINOV3, {"size": 224, "resample": 3}, "resample", 3),
         (with_arguments(img_size="a"), {}, "image_size", "a"),
         (timm(architecture="resnet50"), {}, "architecture", "resnet50"),
