@@ -1,6 +1,7 @@
 """Crops of evaluation, pixel by pixel, against timm's and transformers' own."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import hub_configs, transformers_config
 
 for package in ("torch", "timm", "transformers"):
@@ -181,3 +183,54 @@ def test_one_number_is_both_sides_or_the_shorter(name, square, size):
     ours = Preprocessing(16, **found.crop)(image)
     np.testing.assert_allclose(ours, pixels(theirs, image), atol=ROUNDING, rtol=0)
     assert found.config.mean == pytest.approx(theirs.image_mean)
+
+
+# Fields of random files; size is drawn with them.
+CHOICES = {
+    "crop_size": (24, {"height": 24, "width": 24}, [31, 31]),
+    "do_center_crop": (True, False, None),
+    "do_resize": (True, True, False),
+    "resample": (1, 2, 3),
+    "do_rescale": (True, True, False),
+    "rescale_factor": (1 / 255, 1 / 127.5),
+    "do_normalize": (True, False, None),
+    "image_mean": (0.5, [0.1, 0.2, 0.3], [0.4]),
+    "do_pad": (False, None, True),
+    "default_to_square": (True, False, None),
+    "do_convert_rgb": (True, None),
+    "pad_size": ({"height": 40, "width": 40},),
+    "crop_pct": (0.9,),
+    "use_square_size": (True, False),
+}
+SIZES = (24, [31, 31], {"height": 33, "width": 33}, {"shortest_edge": 35})
+SIZES += ({"shortest_edge": 24, "longest_edge": 48}, {"height": 24, "width": 25})
+SIZES += ({"longest_edge": 24}, {"max_height": 24, "max_width": 24}, None)
+
+
+def test_random_files_give_transformers_pixels_or_are_refused():
+    draw, equal, refused = random.Random(0), 0, 0
+    for number in range(300):
+        name = draw.choice([*PROCESSORS])
+        file = {"image_processor_type": f"{name}ImageProcessor"}
+        if size := draw.choice(SIZES):
+            file["size"] = size
+        for field in draw.sample([*CHOICES], draw.randint(0, 4)):
+            file[field] = draw.choice(CHOICES[field])
+        image = noise(draw.randint(17, 90), draw.randint(17, 90))
+        try:
+            found = hub_configs.parse({"model_type": "vit"}, file)
+        except InputError:
+            refused += 1
+            continue
+        processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
+        made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+        side, mean, std = made.shape[1], found.config.mean, found.config.std
+        if found.crop == {"resize": "none"}:
+            side = image.shape[:2]
+        ours = Preprocessing.of(side, found.crop)(image)
+        theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
+        np.testing.assert_allclose(
+            ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"
+        )
+        equal += 1
+    assert equal > 50 and refused > 50
