@@ -144,7 +144,10 @@ def infer(
         arch = partial.architecture
     else:
         known = {**settled, **partial.single_fields}
-        lacking += [f for f in _invisible(parts, known, shapes) if f not in known]
+        invisible = _invisible(parts, known)
+        if _has_two_grids(shapes, sizes, partial):
+            invisible.append("prefix_positions")
+        lacking += [field for field in invisible if field not in known]
         # A class token, which is in the tensors, says nothing of the pool.
         arch = dataclasses.replace(parts, **known)
     _check_parts(partial, arch, parts, shapes)
@@ -203,10 +206,10 @@ def _image_size(rows, grids, patch_size, partial):
     Without a size that caller or name give, images are square.
     """
     named = registry.facts(partial.name).get("image_size")
-    for size in filter(None, (partial.image_size, named)):
-        if _patches(size, patch_size) in grids:
-            return size
     for count in grids:
+        for size in (partial.image_size, named):
+            if size and _patches(size, patch_size) == count:
+                return size
         if _is_square(count):
             return math.isqrt(count) * patch_size
     problem, field = f"has {rows} rows", "tensor pos_embed"
@@ -300,13 +303,11 @@ def _check_parts(partial, arch, parts, shapes):
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
             hint = f"name a model whose {field} is {theirs!r}"
             if theirs == "swiglu":
-                hint += (
-                    f", or give {field}={theirs!r} where a SiLU gates, the first half"
-                )
+                hint += f", or give {field}={theirs!r} if its first half is a SiLU's"
             raise InputError(problem, field=field, value=ours, hint=hint)
 
 
-def _invisible(parts, known, shapes):
+def _invisible(parts, known):
     """Fields of a model with these parts that no tensor shows.
 
     known: those that are known
@@ -326,10 +327,18 @@ def _invisible(parts, known, shapes):
     if pool == "map" or (pool == "mean" and "pool" in known):
         fields += ["pool_include_prefix"] if parts.prefix else []
         fields += ["fc_norm"] if parts.final_norm else []
-    rows = shapes["pos_embed"][1] if parts.positions else 0
-    if parts.prefix and _is_square(rows) and _is_square(rows - parts.prefix):
-        fields += ["prefix_positions"]
     return fields
+
+
+def _has_two_grids(shapes, sizes, partial):
+    """Whether positions are of a grid with those of the prefix, and without them."""
+    prefix = _prefix(shapes)
+    if "pos_embed" not in shapes or not prefix:
+        return False
+    grids = {shapes["pos_embed"][1], shapes["pos_embed"][1] - prefix}
+    size = partial.image_size  # which may be another than that of the positions
+    given = {_patches(size, sizes["patch_size"])} if size else set()
+    return all(grid in given or _is_square(grid) for grid in grids)
 
 
 def _unknown(lacking, partial, sizes, parts):

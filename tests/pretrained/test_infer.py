@@ -189,6 +189,22 @@ def test_what_no_tensor_shows_is_asked_for(arch, fields):
     assert found.image_size == 64
 
 
+def test_a_size_may_be_that_of_other_images():
+    """Of 13 x 15 patches there are 195, of DeiT-III 196 positions and a class token."""
+    name, size = "deit3_small_patch16_224", (208, 240)
+    shapes = named_shapes(create_model(name), 224)
+    images = HALVES | {"image_size": size}
+    assert infer(shapes, ModelConfig(name=name, **images)).image_size == 224
+    fields = ONE_BY_ONE | images | {"num_heads": 6}
+    with pytest.raises(Unnamed) as error:
+        infer(shapes, ModelConfig(**fields))
+    assert error.value.value == ["prefix_positions"]
+    found = infer(shapes, ModelConfig(**fields, prefix_positions=False))
+    assert found.image_size == 224
+    found = infer(shapes, ModelConfig(**fields, prefix_positions=True))
+    assert found.image_size == size
+
+
 def test_the_norm_in_front_of_a_mean_may_be_behind_it():
     """OpenCLIP's final_ln_after_pool has the same tensors."""
     model = create_model("deit_s", image_size=64, arch=MEAN, **SMALL)
