@@ -167,6 +167,15 @@ def test_a_file_that_was_fetched_again_is_unpacked_again(tmp_path):
     assert not parquet_files.is_unpacked(path, target)
 
 
+def test_what_a_killed_run_left_takes_no_space(tmp_path):
+    source = hub_shards.write_parquet(tmp_path / "hub", SPLITS)
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / ".0123.tmp").write_bytes(b"half of a file")
+    scan.find(source, partial=True, room=scan.Room(str(room), lambda *_: 0))
+    assert len([*room.glob("*.images")]) == 4 and not [*room.glob(".*.tmp")]
+
+
 def test_memory_holds_one_row_group_at_a_time(tmp_path):
     """Of 2 MB; the file has 40 MB."""
     image = os.urandom(100_000)
