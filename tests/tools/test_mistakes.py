@@ -14,8 +14,8 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
 @pytest.mark.parametrize(
     "tool, words, start",
     [
-        (AGREEMENT, ["--random=0"], "flag --random=0"),
-        (AGREEMENT, ["--weights=a.npz"], "weights a.npz: no such file"),
+        (AGREEMENT, ["--random=0"], "--random is 0"),
+        (AGREEMENT, ["--weights=a.npz"], "--weights is a.npz: no such file"),
         (AGREEMENT, ["--config=configs/deit_s.py"], "--weights is missing"),
         (AGREEMENT, ["--mean=0,0,0", "--std=1,1,1"], "--weights is missing"),
         (AGREEMENT, ["--mean=0,0,0"], "--mean is given without"),
@@ -36,7 +36,7 @@ FLAGS = ("--source=y", "--partial", "--dir=x")
         (PREPARE, ["--source=.", "--dir=x"], "--source . has neither"),
         (PREPARE, [*FLAGS, "--short_side=63"], "--short_side is 63"),
         (PREPARE, [*FLAGS, "--short_side=1025"], "--short_side is 1025"),
-        (PREPARE, [*FLAGS, "--processes=-1"], "flag --processes=-1"),
+        (PREPARE, [*FLAGS, "--processes=-1"], "--processes is -1"),
         (PREPARE, [*FLAGS, "--dir=file"], "--dir file cannot be written"),
         (PREPARE, ["--short_site=64"], "--short_site is not a flag"),
     ],
