@@ -1,7 +1,8 @@
 """Which model weights belong to, from shapes, names, layouts, configs and the caller.
 
-Shapes show sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
-and the normalization of the images are in no tensor, and never guessed.
+Shapes show sizes and parts. The number of heads, the kind of GELU, the epsilon of
+norms, the pool, rotary positions, where norms stand and the normalization of the images
+are in no tensor, and never guessed.
 """
 
 import dataclasses
@@ -148,7 +149,6 @@ def infer(
         if _has_two_grids(shapes, sizes, partial):
             invisible.append("prefix_positions")
         lacking += [field for field in invisible if field not in known]
-        # A class token, which is in the tensors, says nothing of the pool.
         arch = dataclasses.replace(parts, **known)
     _check_parts(partial, arch, parts, shapes)
     if lacking:

@@ -61,7 +61,8 @@ def load(
         nothing, "multi_label_classification" or "regression"
     changes: fields of a ModelConfig that differ, such as image_size, to which positions
         are resized, gelu or dtype; and those that neither tensors nor a config nor the
-        file's name show: name, or num_heads, gelu, norm_eps, resize, mean and std
+        file's name show: name, or num_heads, mean, std, norm_eps, gelu, resize, pool
+        and others, for which the error asks
     Raises InputError for a field that contradicts the weights, and for weights that do
         not say which model they are.
     """
