@@ -54,6 +54,15 @@ def curve(depth, strength, middle=0.5, slope=8.0):
     return [1 - strength * share / (high - low) for share in fallen]
 
 
+def late(depth, strength, power=2.0):
+    """The share that has left after block l rises with (l / depth)^power.
+
+    power: above 0; 1 is an equal share of the first tokens in every block
+    Source: Later Is Better, 2026, arXiv 2610.07758.
+    """
+    return [1 - strength * ((block + 1) / depth) ** power for block in range(depth)]
+
+
 def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
     """`shares` to a power that is 0 at strength 0, 1 at a half, and infinite at 1."""
     if strength >= 1:
@@ -82,12 +91,19 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
     "imagepiece": functools.partial(stretched, IMAGEPIECE),
     "diffrate": functools.partial(stretched, DIFFRATE),
     "curve": curve,
+    "late": late,
 }
-MOST_NUMBERS = {"constant": 1, "proportional": 1, "curve": 2}  # of stages any
+MOST_NUMBERS = {
+    "constant": 1,
+    "proportional": 1,
+    "curve": 2,
+    "late": 1,
+}  # of stages any
+REAL = ("curve", "late")  # their numbers are no blocks
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
-    "stages-3-6-9 (blocks that rise) and curve-.5-8 (where, from 0 to 1, and how "
-    "steep), or a list of whole numbers, one for each block"
+    "stages-3-6-9 (blocks that rise), late-2 (a power above 0) and curve-.5-8 (where, "
+    "from 0 to 1, and how steep), or a list of whole numbers, one for each block"
 )
 
 
@@ -97,15 +113,17 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
     Raises ValueError for a text that names no schedule.
     """
     name, *texts = text.split("-")
-    form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name == "curve" else "[0-9]+"
+    form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name in REAL else "[0-9]+"
     if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
         raise ValueError(text)
-    numbers = tuple(map(float if name == "curve" else int, texts))
+    numbers = tuple(map(float if name in REAL else int, texts))
     fits = len(numbers) <= MOST_NUMBERS.get(name, 0)
     if name == "stages":
         fits = [*numbers] == sorted({*numbers})
     elif name == "curve" and numbers:
         fits = fits and numbers[0] <= 1 and all(each > 0 for each in numbers[1:])
+    elif name == "late":
+        fits = fits and all(each > 0 for each in numbers)
     if not fits:
         raise ValueError(text)
     return name, numbers
@@ -121,8 +139,8 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     Raises InputError for a block that a model of `depth` blocks has not.
     """
     name, numbers = read(text)
-    for block in () if name == "curve" else numbers:
-        if block >= depth:
+    for block in numbers:
+        if block >= depth and name not in REAL:
             problem, field = f"names block {block}", "counts"
             allowed = f"blocks 0 to {depth - 1} of the model"
             raise InputError(problem, field=field, value=block, allowed=allowed)

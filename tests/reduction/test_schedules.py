@@ -22,6 +22,11 @@ from imagepiece_jax.reduction.schedules import counts_of, parse
         ("curve-.5-1000", 0.5, (16, 12, 8, 8)),  # a step, half of it at the middle
         ("curve-.5-1e9", 0.5, (16, 12, 8, 8)),
         ("curve-.5-.00000000000000000001", 0.5, (14, 12, 10, 8)),
+        ("late-1", 0.5, (14, 12, 10, 8)),
+        ("late-2", 0.5, (16, 14, 12, 8)),  # 15.5, 14, 11.5
+        ("late", 0.5, (16, 14, 12, 8)),
+        ("late-100", 0.5, (16, 16, 16, 8)),
+        ("late-2", 1.0, (15, 12, 7, 1)),
         ("constant", 0.0, (16,) * 4),
         ("constant", 1.0, (1,) * 4),
         ("diffrate", 1.0, (1,) * 4),
@@ -66,6 +71,7 @@ def test_a_stronger_schedule_leaves_no_more(text):
     ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve-.5-0"]
     + ["stages-3_6", "stages- 3", "stages-+3", "curve-1_0", "constant-"]
     + ["diffrate-1", "curve-1-2-3", "curve-nan", "curve-.5-inf", "curve-1e9"]
+    + ["late-0", "late-a", "late-1-2", "late--1"]
     + [[], [3.5, 2], 12, {3: 4}],
 )
 def test_what_is_no_schedule_is_refused(value):

@@ -51,6 +51,7 @@ METHODS = _Methods(
     token_learner="TokenLearner",
     token_pooling="TokenPooling",
     diffrate="DiffRate",
+    attended="Attended",
     pitome="PiToMe",
     tofu="ToFu",
     mctf="MCTF",
