@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import errors
-from flax import linen as nn
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import is_integer
@@ -26,10 +25,9 @@ from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.inference.token_list import check_outputs, token_list
-from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.models.vit import Outputs, final_norm
+from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
 from imagepiece_jax.reduction.tokens import DROPPED
 
@@ -129,17 +127,8 @@ def forward(
     """
 
     def extract(variables, images):
-        states = {}
-
-        def note(call, args, kwargs, context):
-            out = call(*args, **kwargs)
-            if context.method_name == "__call__" and isinstance(context.module, Block):
-                states[context.module.index] = out[0]
-            return out
-
         images = as_normalized(images, model.mean, model.std)
-        with nn.intercept_methods(note):
-            outputs = model.apply(variables, images)
+        outputs, states = with_states(model, variables, images)
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
         last = final_norm(model, variables)
         done = np.cumsum([bool(layer.counts) for layer in model.plan])
