@@ -219,6 +219,10 @@ def test_flags_in_a_process_of_its_own():
         "--zebra is not a flag; allowed: --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
+    said = sentence(start("-m", "imagepiece_jax", "compare", "--reduction", "tome"))
+    assert said == (
+        "--reduction is not a flag; did you mean --sweep or --config.reduction.name?"
+    )
     said = sentence(start("-m", "imagepiece_jax", "doctor", "--config.lr=1"))
     assert said == "--config.lr is for commands with a config; see --help"
 
