@@ -281,6 +281,32 @@ def test_each_branch_has_a_layer_scale_of_its_own():
     close(x - before, np.broadcast_to(added, x.shape))
 
 
+@pytest.mark.parametrize("reduction", [None, tiny.EVIT | {"blocks": (0,)}])
+def test_norms_behind_the_branches(reduction):
+    """With a factor of 0 they give their biases, which are added, whatever they get."""
+    model = tiny.model(reduction, arch={"post_norm": True}, depth=1)
+    variables = tiny.variables(model)
+    block = variables["params"]["blocks_0"]
+    for norm in ("norm1", "norm2"):
+        block[norm]["scale"] = np.zeros_like(block[norm]["scale"])
+    run = forward(model)
+    x = run(variables, tiny.images()).state.x
+    added = block["norm1"]["bias"] + block["norm2"]["bias"]
+    for norm in ("norm1", "norm2"):
+        block[norm]["bias"] = np.zeros_like(block[norm]["bias"])
+    before = run(variables, tiny.images()).state.x
+    close(x - before, np.broadcast_to(added, x.shape))
+
+
+def test_without_a_pool_all_tokens_come_out():
+    model = tiny.model(tiny.EVIT, arch={"pool": "none"}, num_classes=0)
+    out = forward(model)(tiny.variables(model), tiny.images())
+    tokens = 1 + model.image_tokens
+    assert out.logits.shape == (len(tiny.images()), tokens, tiny.WIDTH)
+    np.testing.assert_array_equal(out.logits, out.tokens)
+    np.testing.assert_array_equal(out.pooled, out.tokens)
+
+
 @pytest.fixture(scope="module")
 def kept():
     """keys -> tokens kept in each of four images, [4, 25] bool, by block.

@@ -60,6 +60,9 @@ MODELS = {
     "evit": {"reduction": {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}},
     "selectors": {"reduction": DYNAMICVIT},
     "prop_attn": {"reduction": {"name": "evit", "blocks": (1,)}, "prop_attn": True},
+    "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
+    "post_norm": {"arch": Architecture(post_norm=True)},
+    "pool_heads": {"arch": Architecture(pool="map", pool_heads=1)},
 }
 
 
