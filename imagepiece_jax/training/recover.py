@@ -64,6 +64,8 @@ MEASURES = 8  # on the way
 WARM = 2  # steps before those whose time is taken
 TIMED = 4
 THREADS = 2  # that read and decode
+STEPS = 500  # where neither steps nor minutes are given
+RATE_OF_ALL = 2e-5  # of training all parameters: at 1e-4 DeiT-Ti gets worse
 DIVERGENCES = {"softmax": kl_divergence, "sigmoid": binary_kl_divergence}
 
 
@@ -73,14 +75,14 @@ class Recipe(CheckedFields):
 
     # which parameters are trained
     parameters: str = choice("biases", TRAINED)
-    steps: int = count(500, least=1)
+    steps: int = count(STEPS, least=1)
     batch_size: int = count(32, least=1)
     seed: int = count(0, most=2**32 - 1)
     lr: float = number(1e-3, above=0)  # of the first step; a cosine to 0
-    class_tokens: float = weight(
-        0.5
-    )  # of the class token after each block, in the loss
-    patches: float = weight(0.0)  # of the features of patches, likewise
+    # Weights in the loss: of the class token after each block, and of the features of
+    # patches.
+    class_tokens: float = weight(0.5)
+    patches: float = weight(0.0)
     mixed: float = rate(0.0)  # share of the images that are mixed with another one
     # shares of an image's area, that a random crop covers
     area: tuple[float, float] = several((0.4, 1.0), rate(), "two shares", 2)
@@ -88,11 +90,14 @@ class Recipe(CheckedFields):
     @classmethod
     def of(cls, vit: Pretrained, **fields: Any) -> "Recipe":
         """The recipe for a model: without classes, or a class token, by its patches."""
+        usual = {}
+        if fields.get("parameters") == "all":
+            usual["lr"] = RATE_OF_ALL
         if not has_classes(vit):
-            fields = {"patches": 1.0, **fields}
+            usual["patches"] = 1.0
         elif not vit.model.arch.class_token:
-            fields = {"patches": 0.5, **fields}
-        return cls(**fields)
+            usual["patches"] = 0.5
+        return cls(**usual | fields)
 
 
 def has_classes(vit: Pretrained) -> bool:
@@ -325,7 +330,7 @@ def recover(
     recipe = Recipe.of(
         vit,
         parameters=parameters,
-        steps=steps or 500,
+        steps=STEPS if steps is None else steps,
         batch_size=batch_size,
         seed=seed,
     )

@@ -344,6 +344,7 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
         ("both", "minutes", None),
         ("part", "parameters", "weights"),
         ("batch", "batch_size", 0),
+        ("no step", "steps", 0),
     ],
 )
 def test_mistakes_are_refused(vit, case, subject, value):
@@ -361,6 +362,7 @@ def test_mistakes_are_refused(vit, case, subject, value):
         "both": {"steps": 3, "minutes": 1.0},
         "part": {"parameters": "weights"},
         "batch": {"batch_size": 0},
+        "no step": {"steps": 0},
     }
     with refused(subject, value):
         recovered(vit, images.get(case), **options.get(case, {}))
