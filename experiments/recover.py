@@ -1,0 +1,981 @@
+"""What recovery gives back: which recipe, for which reduction, beside smaller images.
+
+python -m experiments recover --weights FILE --data csv:FILE --imagenette FILE.npz
+    --out FOLDER [--only NAMES]
+python -m experiments recover --list
+python -m experiments recover --weights FILE --out FOLDER --time
+python -m experiments recover --out FOLDER --page
+
+docs/tables/recover/declared.md declares it. A run is a cell of `cells()`, and writes
+one file, FOLDER/NAME.json, at its end; the same command goes on with the runs that have
+none. --only takes names, and patterns such as 'three-0.5.*': machines may share a
+folder. --time measures the models in turns by OpenVINO, into FOLDER/times.json. --page
+writes README.md beside FOLDER from the files that are there.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib.metadata
+import io
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from scipy import special, stats
+
+import imagepiece_jax
+from imagepiece_jax import cli
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common.files import (
+    check_folder,
+    git_revision,
+    make_folder,
+    read_json,
+    replace_file,
+    write_json,
+)
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.data import decode
+from imagepiece_jax.data.class_names import imagenet_rows
+from imagepiece_jax.data.loader import EvalBatches, TrainBatches
+from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
+from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.data.source import Source, Subset, evenly_spaced
+from imagepiece_jax.data.transforms import TrainTransform
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.models.variables import digest
+from imagepiece_jax.training import recover
+
+WEIGHTS, DATA = cli.weights(), cli.data()
+IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
+OUT = cli.text("out", "docs/tables/recover/runs", "the folder of the runs' files")
+ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
+LIST = cli.switch("list", False, "print the names of all runs, and whether they are")
+TIME = cli.switch("time", False, "measure the time of the models instead")
+PAGE = cli.switch("page", False, "write the page from the runs that are there instead")
+
+# The cells
+
+
+class Student(NamedTuple):
+    """What a model becomes that is cheaper than its dense form."""
+
+    text: str
+    reduction: Mapping[str, Any] | None = None
+    image_size: int | None = None  # None: the teacher's
+    blocks: int | None = None  # the first so many; None: all
+
+
+class Way(NamedTuple):
+    """A recipe: what is trained, by which loss, on which images."""
+
+    text: str
+    parameters: str = "biases"  # as a Recipe has it, or "lora"
+    lr: float = 1e-3
+    class_tokens: float = 0.5
+    patches: float = 0.0
+    mixed: float = 0.0
+    images: int | None = None  # to learn from; None: all of the fold's
+    passes: int = 8000  # of images
+    learned: str = "photographs"  # or "imagenette"
+
+
+def attended(macs, counts):
+    """Most attended tokens stay, and all others join them."""
+    return {"name": "diffrate", "counts": counts, "macs": macs}
+
+
+THREE, SHAPE = "stages-3-6-9", "diffrate"
+STUDENTS = {
+    "dense": Student("dense"),
+    "three-0.6": Student("most attended, 3 blocks, .6", attended(0.6, THREE)),
+    "three-0.5": Student("most attended, 3 blocks, .5", attended(0.5, THREE)),
+    "three-0.4": Student("most attended, 3 blocks, .4", attended(0.4, THREE)),
+    "shape-0.5": Student("most attended, DiffRate's shape, .5", attended(0.5, SHAPE)),
+    "tome-0.5": Student("ToMe, .5", {"name": "tome", "macs": 0.5}),
+    "fusion-0.5": Student(
+        "fusion, DiffRate's shape, .5",
+        {"name": "mctf", "counts": SHAPE, "macs": 0.5},
+    ),
+    "evit-0.5": Student("EViT, .5", {"name": "evit", "macs": 0.5}),
+    "small-208": Student("dense, 208 pixels", image_size=208),
+    "small-192": Student("dense, 192 pixels", image_size=192),
+    "small-176": Student("dense, 176 pixels", image_size=176),
+    "small-160": Student("dense, 160 pixels", image_size=160),
+    "blocks-9": Student("dense, the first 9 blocks", blocks=9),
+    "both-192": Student(
+        "192 pixels, and 3 blocks at .5 of that", attended(0.5, THREE), 192
+    ),
+}
+WAYS = {
+    "norms": Way("norms", "norms"),
+    "base": Way("norms and biases (base)"),
+    "lora": Way("LoRA of rank 32 on every kernel of the blocks", "lora"),
+    "all-2e-5": Way("all, 2e-5", "all", 2e-5),
+    "all-5e-5": Way("all, 5e-5", "all", 5e-5),
+    "kl": Way("base, loss: KL alone", class_tokens=0.0),
+    "all-tokens": Way("base, loss: patches, too", patches=0.5),
+    "mixed": Way("base, half of the images mixed", mixed=0.5),
+    "all-5e-5-mixed": Way("all, 5e-5, half mixed", "all", 5e-5, mixed=0.5),
+    "images-50": Way("base, 50 images", images=50),
+    "images-100": Way("base, 100 images", images=100),
+    "images-250": Way("base, 250 images", images=250),
+    "passes-2000": Way("base, 2,000 passes", passes=2000),
+    "passes-32000": Way("base, 32,000 passes", passes=32000),
+    "imagenette": Way("base, learned from imagenette", learned="imagenette"),
+}
+BASE = "base"
+CANDIDATES = tuple(WAYS)[:9]  # of the choice: what takes other images or passes is not
+CHOICE_STUDENT = "three-0.5"
+OFF, CHOSEN = "off", "chosen"
+CHOICE_SEED, FIRST_SEED = 0, 1  # of the runs that choose; of those that test
+SEEDS = (1, 2, 3)
+FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned from
+SIZES = ("small-208", "small-192", "small-176", "small-160")
+RIVALS = SIZES[1:]  # that R2 may compare
+RANK = 32
+IMAGENETTE_LEARNED = 500
+DIGITS = 6
+MARGIN = 1.5  # points of R3
+LEVEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: a student, recovered in a way; or off the shelf."""
+
+    student: str
+    way: str = OFF  # of WAYS, OFF or CHOSEN
+    fold: str = "A"
+    seed: int = FIRST_SEED
+    imagenette: bool = False  # whether it is judged on imagenette, too
+
+    @property
+    def name(self) -> str:
+        if self.way == OFF:
+            return f"{self.student}.{OFF}"
+        return f"{self.student}.{self.way}.{self.fold}{self.seed}"
+
+
+def cells() -> Iterator[Cell]:
+    """All runs of the study, in the order in which they are run."""
+    elsewhere = ("dense", "three-0.6", "three-0.5", "shape-0.5")
+    for student in STUDENTS:
+        yield Cell(student, imagenette=student in elsewhere)
+    for way in WAYS:
+        yield Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED)
+    for student in ("three-0.5", "three-0.6", "shape-0.5"):
+        for seed in SEEDS:
+            for fold in FOLDS:
+                judged = student != "shape-0.5" or (fold, seed) == ("A", FIRST_SEED)
+                yield Cell(student, CHOSEN, fold, seed, judged)
+    for student in ("three-0.4", *RIVALS, "blocks-9", "both-192"):
+        for fold in FOLDS:
+            yield Cell(student, CHOSEN, fold)
+    for student in ("small-208", "tome-0.5", "fusion-0.5", "evit-0.5"):
+        yield Cell(student, CHOSEN)
+
+
+def selected(only: Iterable[str] | None) -> list[Cell]:
+    """The cells whose names fit one of some patterns. Raises InputError for others."""
+    every = list(cells())
+    if not only:
+        return every
+    found = []
+    for pattern in only:
+        fitting = [cell for cell in every if fnmatch.fnmatchcase(cell.name, pattern)]
+        if not fitting:
+            hint = "--list prints them"
+            allowed = "names of runs, and patterns of them"
+            raise InputError(field="--only", value=pattern, allowed=allowed, hint=hint)
+        found += fitting
+    return [cell for cell in every if cell in found]
+
+
+# A run
+
+
+class Imagenette(Source):
+    """The images of one .npz file, with labels of ImageNet-1k."""
+
+    def __init__(self, path):
+        try:
+            with np.load(path) as file:
+                self.bytes, self.offsets = file["bytes"], file["offsets"]
+                synsets, own = file["classes"].tolist(), file["label"]
+        except (OSError, KeyError, ValueError) as error:
+            allowed = "a .npz file with bytes, offsets, label and classes"
+            problem = f"is {path}, which cannot be read"
+            raise InputError(
+                problem, field="--imagenette", value=str(path), allowed=allowed
+            ) from error
+        places = {synset: place for place, (synset, _) in enumerate(imagenet_rows())}
+        super().__init__(len(places))
+        self.labels = np.array([places[synset] for synset in synsets])[own]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, index):
+        file = io.BytesIO(self.encoded(index))
+        return decode.decode(file, self.name(index)), int(self.labels[index])
+
+    def name(self, index):
+        return f"image {index} of imagenette"
+
+    def encoded(self, index):
+        return self.bytes[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    def size(self, index):
+        return self.read(index)[0].shape[:2]
+
+    def inventory(self, indices):
+        yield self.labels[indices].tobytes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Weights, images, and the folder of the results."""
+
+    weights: str  # a path that `load` takes
+    photographs: Any  # a Source, of the model's size
+    imagenette: Any  # a Source, or None
+    out: pathlib.Path
+    students: Mapping[str, Student] = dataclasses.field(default_factory=STUDENTS.copy)
+    ways: Mapping[str, Way] = dataclasses.field(default_factory=WAYS.copy)
+    batch_size: int = 32
+
+    @functools.cached_property
+    def teacher(self):
+        return self.load()
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the weights and of the photographs."""
+        photographs = self.photographs.digest
+        return {"weights": digest(self.teacher.variables), "images": photographs}
+
+    def load(self, **options):
+        return imagepiece_jax.load(self.weights, **options)
+
+    def student(self, name: str):
+        """The Pretrained of a student."""
+        student = self.students[name]
+        vit = self.teacher
+        if student.image_size:
+            vit = self.load(image_size=student.image_size)
+        if student.blocks:
+            vit = first_blocks(vit, student.blocks)
+        return vit.with_reduction(student.reduction)
+
+    def way(self, cell: Cell) -> str:
+        """The name of the way of a cell that is recovered."""
+        if cell.way != CHOSEN:
+            return cell.way
+        found = Results(self.out)
+        absent = [run for run in candidates() if run.name not in found.runs]
+        if absent:
+            problem = f"of {cell.name} is chosen by other runs"
+            hint = f"run {', '.join(run.name for run in absent)} first"
+            raise InputError(problem, field="the recipe", hint=hint)
+        return choose(found).way
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The results of a cell, as its file has them."""
+        began = time.monotonic()
+        named = OFF if cell.way == OFF else self.way(cell)
+        way = self.ways.get(named)
+        vit = self.student(cell.student)
+        fit = fit_of(vit, self.teacher, way, cell.seed, self.batch_size)
+        result = {
+            "name": cell.name,
+            "settings": self.settings(cell),
+            "way": named,
+            "recipe": way and way._asdict(),
+            "reduction": dict(vit.reduction),
+            "seed": cell.seed,
+            "versions": versions(),
+            **self.digests,
+            "gmacs": vit.gmacs,
+        }
+        rows = slice(None)
+        if way is not None:
+            learned_rows, rows = fold_rows(cell.fold)
+            result |= self.learn(fit, way, cell.seed, learned_rows)
+        result["judged"] = self.judge(fit, rows)
+        if cell.imagenette:
+            result["imagenette"] = self.judge_imagenette(fit)
+        return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What a cell is, as JSON."""
+        student = self.students[cell.student]._asdict()
+        return dataclasses.asdict(cell) | {"student": student}
+
+    def learn(self, fit, way: Way, seed: int, rows: slice) -> dict[str, Any]:
+        """Recover, as `imagepiece_jax.recover` does; the state becomes the best."""
+        began = time.monotonic()
+        if way.learned == "imagenette":
+            images = self.needed_imagenette().spread(IMAGENETTE_LEARNED)
+            preprocessing = enlarged(fit.image_size)
+        else:
+            images = Subset(self.photographs, np.arange(len(self.photographs))[rows])
+            preprocessing = as_it_is(fit.image_size)
+        learned, held = recover.divided(images, self.batch_size)
+        learned = learned.spread(way.images)
+        fit.hold(self.batches(held, preprocessing))
+        start = fit.measure()
+        area = fit.recipe.area
+        crop = TrainTransform(
+            fit.image_size, "random_resized", area, shift=0, flip=True
+        )
+        batches = TrainBatches(
+            learned,
+            crop,
+            batch_size=self.batch_size,
+            placement=parallel.placement(),
+            seed=seed,
+            start_step=0,
+            stop_step=fit.recipe.steps,
+        )
+        course = Kept(fit, start)
+        course.run(batches, fit.recipe.steps)
+        interval = statistics.mean_difference(course.best["measure"], start["measure"])
+        changed = interval.high < 0
+        fit.start()
+        if changed:
+            trained = parallel.replicate(course.trained)
+            fit.state = fit.state._replace(trained=trained)
+        best = course.best if changed else start
+        return {
+            "steps": fit.recipe.steps,
+            "batch_size": self.batch_size,
+            "images_learned": len(learned),
+            "curve": [[step, round(value, DIGITS)] for step, value in course.curve],
+            "changed": changed,
+            "selection": {"before": rounded(start), "after": rounded(best)},
+            "seconds_learning": round(time.monotonic() - began, 1),
+        }
+
+    def judge(self, fit, rows: slice) -> dict[str, Any]:
+        """KL divergence from the teacher, and right answers, of photographs."""
+        own = np.arange(len(self.photographs))[rows]
+        images = Subset(self.photographs, own)
+        batches = self.batches(images, as_it_is(fit.image_size))
+        divergences, rights = [], []
+        for batch in batches:
+            fit.hold([batch])
+            found = fit.measure()
+            divergences += rounded(found)
+            rights.append(found["class"] == labels(batch))
+        right = encode_bits(np.concatenate(rights))
+        return {"images": len(own), "kl": divergences, "right": right}
+
+    def judge_imagenette(self, fit) -> dict[str, Any]:
+        """Right answers among 1,000 classes, of all of imagenette.
+
+        The teacher is asked once: its answers decide about the divergence alone, which
+        is not read here.
+        """
+        images, rights = self.needed_imagenette(), []
+        fit.held = []
+        for batch in self.batches(images, enlarged(fit.image_size)):
+            if not fit.held:
+                fit.hold([batch])
+            fit.held = [(batch, fit.held[0][1])]
+            rights.append(fit.measure()["class"] == labels(batch))
+        return {"images": len(images), "right": encode_bits(np.concatenate(rights))}
+
+    def needed_imagenette(self):
+        if self.imagenette is None:
+            problem = "is missing, and a run needs it"
+            raise InputError(problem, field="--imagenette", hint="give its .npz file")
+        return self.imagenette
+
+    def batches(self, images, preprocessing):
+        """Batches of an evaluation. Raises InputError for an unreadable image."""
+        options = {"batch_size": self.batch_size, "placement": parallel.placement()}
+        yield from EvalBatches(images, preprocessing, **options).batches(threads=2)
+        if images.unreadable:
+            problem = f"are {len(images)}, of which some cannot be read"
+            raise InputError(problem, field="the images", hint="fetch them again")
+
+    def write(self, cell: Cell):
+        """Run a cell and write its file, unless it is there."""
+        path = self.out / f"{cell.name}.json"
+        if path.exists():
+            found = read_json(path)
+            if {k: found[k] for k in self.digests} != self.digests:
+                problem = "is of other weights or images"
+                hint = "give another --out"
+                raise InputError(problem, place=path, hint=hint)
+            return
+        print(f"{cell.name} ..", flush=True)
+        result = self.run(cell)
+        write_compact(path, result)
+        mean = np.mean(result["judged"]["kl"])
+        print(f"{cell.name}: KL {mean:.4f}, {result['seconds']:.0f} s", flush=True)
+
+
+def write_compact(path, value):
+    """A JSON object in one file, whole or not at all: a line a field."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value[key])}" for key in value]
+    replace_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def fold_rows(fold: str) -> tuple[slice, slice]:
+    """(rows to learn from, rows that judge)."""
+    even, odd = slice(0, None, 2), slice(1, None, 2)
+    return (even, odd) if FOLDS[fold] == "odd" else (odd, even)
+
+
+def first_blocks(vit, count: int):
+    """A dense model without its later blocks."""
+    plan = vit.model.plan
+    later = {f"blocks_{block}" for block in range(count, len(plan))}
+    params = vit.variables["params"]
+    params = {name: params[name] for name in params if name not in later}
+    return dataclasses.replace(
+        vit,
+        model=vit.model.clone(plan=plan[:count]),
+        variables={**vit.variables, "params": params},
+    )
+
+
+class Comparison(recover.Comparison):
+    """Of a student that may have fewer blocks, the last with the teacher's last."""
+
+    def terms(self, student, teacher):
+        if "class_tokens" in self.read:
+            teacher = {**teacher}
+            depth = student["class_tokens"].shape[1]
+            rows = teacher["class_tokens"]
+            if depth < rows.shape[1]:
+                first, last = rows[:, : depth - 1], rows[:, -1:]
+                teacher["class_tokens"] = jnp.concatenate([first, last], 1)
+        return super().terms(student, teacher)
+
+    def measure(self, student, teacher):
+        own = student["logits"].argmax(-1)
+        return super().measure(student, teacher) | {"class": own}
+
+
+def fit_of(vit, teacher, way: Way | None, seed: int, batch_size: int):
+    """A Fit whose measure has the student's classes, too.
+
+    way: None: nothing is trained
+    """
+    fields = {"steps": 1, "class_tokens": 0.0}
+    options = {}
+    if way is not None:
+        fields = {
+            "steps": math.ceil(way.passes / batch_size),
+            "parameters": way.parameters,
+            "lr": way.lr,
+            "class_tokens": way.class_tokens,
+            "patches": way.patches,
+            "mixed": way.mixed,
+        }
+        if way.parameters == "lora":
+            fields["parameters"] = "all"
+            options = {"split": functools.partial(adapters, seed=seed), "join": folded}
+    recipe = recover.Recipe(batch_size=batch_size, seed=seed, **fields)
+    fit = recover.Fit(vit, recipe, teacher, **options)
+    fit.comparison = Comparison(vit, recipe)  # before anything is compiled
+    return fit
+
+
+def adapters(params, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """LoRA's two factors of every kernel of the blocks, by its path.
+
+    A is drawn, B is zero: nothing has changed.
+
+    Source: Hu et al., 2022, with a scale of 1.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        if path.startswith("blocks_") and path.endswith("/kernel"):
+            rows, columns = leaf.shape
+            a = rng.normal(0, rows**-0.5, (rows, RANK)).astype(np.float32)
+            found[path] = {"a": a, "b": np.zeros((RANK, columns), np.float32)}
+    return found
+
+
+def folded(params, factors):
+    """Parameters with W + A B in place of W."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path, pair in factors.items():
+        flat[path] = flat[path] + pair["a"] @ pair["b"]
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+class Kept(recover.Course):
+    """A course whose `trained` is what was trained at the best moment."""
+
+    trained = None
+
+    def note(self, bar):
+        before = self.best
+        super().note(bar)
+        if self.best is not before:
+            self.trained = parallel.unreplicate(self.fit.state.trained)
+
+
+def as_it_is(size):
+    """Preprocessing of photographs that have the model's size."""
+    return Preprocessing(size, resize="none")
+
+
+def enlarged(size):
+    """Preprocessing of imagenette's smaller images: resized and cropped as by DeiT."""
+    return Preprocessing(size, crop=DEIT_CROP)
+
+
+def labels(batch) -> np.ndarray:
+    """Labels of the images of a batch, without padding."""
+    return batch["label"].ravel()[batch["mask"].ravel() > 0]
+
+
+def rounded(found) -> list[float]:
+    """The measure of every image."""
+    return [round(float(value), DIGITS) for value in found["measure"]]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries, the processors and the code."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found | {"device": device.name(), "commit": git_revision()}
+
+
+# Results, the choice and the tests
+
+
+class Judged(NamedTuple):
+    """KL divergences and right answers of some images, [images] each."""
+
+    kl: np.ndarray
+    right: np.ndarray
+
+
+class Results:
+    """The files of a folder of runs."""
+
+    def __init__(self, folder):
+        names = [cell.name for cell in cells()]
+        files = {name: pathlib.Path(folder, f"{name}.json") for name in names}
+        self.runs = {k: read_json(path) for k, path in files.items() if path.exists()}
+        times = pathlib.Path(folder, "times.json")
+        self.times = read_json(times)["models"] if times.exists() else None
+
+    def photographs(self, cell: Cell) -> Judged | None:
+        """On the rows that judge the cell's fold; None where a run is missing."""
+        run = self.runs.get(cell.name)
+        if run is None:
+            return None
+        found = judged(run["judged"])
+        if cell.way == OFF:
+            _, rows = fold_rows(cell.fold)
+            found = Judged(found.kl[rows], found.right[rows])
+        if cell.fold == "B":  # which judges what fold A learns and chooses from
+            others = np.ones(len(found.kl), bool)
+            others[choosing_places(len(others))] = False
+            found = Judged(found.kl[others], found.right[others])
+        return found
+
+    def crossfitted(self, student: str, way: str, seed=FIRST_SEED) -> Judged | None:
+        """On the photographs, each judged by the fold that did not learn from it.
+
+        Without those that chose the recipe.
+        """
+        parts = [self.photographs(Cell(student, way, fold, seed)) for fold in FOLDS]
+        if None in parts:
+            return None
+        return Judged(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def imagenette(self, cell: Cell) -> np.ndarray | None:
+        """Right answers on imagenette."""
+        run = self.runs.get(cell.name)
+        if run is None or "imagenette" not in run:
+            return None
+        return unpacked(run["imagenette"])
+
+
+def judged(found: Mapping[str, Any]) -> Judged:
+    """What a run's file has of photographs, as arrays."""
+    return Judged(np.array(found["kl"]), unpacked(found))
+
+
+def unpacked(found: Mapping[str, Any]) -> np.ndarray:
+    return decode_bits(found["right"], found["images"])
+
+
+def candidates() -> list[Cell]:
+    """The runs among which the recipe is chosen."""
+    return [Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED) for way in CANDIDATES]
+
+
+def choosing_places(count: int) -> np.ndarray:
+    """Places among the `count` even rows whose images choose the recipe."""
+    held = max(recover.FEWEST, count // recover.HELD_OUT)
+    return evenly_spaced(count, min(recover.MOST, held))
+
+
+class Choice(NamedTuple):
+    """A way, and the KL on the selection images of all candidates, by way."""
+
+    way: str
+    least: str  # whose KL is the least
+    change: Any  # Estimate of the least minus base
+    means: Mapping[str, float]
+
+
+def choose(results: Results) -> Choice:
+    """By the declared rule: the least KL on the selection images.
+
+    Base stays where the interval of the paired difference from it includes zero.
+    """
+    kl = {}
+    for cell in candidates():
+        kl[cell.way] = results.runs[cell.name]["selection"]["after"]
+    means = {way: float(np.mean(values)) for way, values in kl.items()}
+    least = min(means, key=means.get)
+    change = statistics.mean_difference(kl[least], kl[BASE])
+    way = least if change.high < 0 else BASE
+    return Choice(way, least, change, means)
+
+
+def same_time(times: Mapping[str, Any], student: str = CHOICE_STUDENT) -> str:
+    """The smaller image whose median time is nearest, as a ratio, to a student's.
+
+    Of two that are equally near it is the larger one.
+    """
+    own = times[student]["seconds"][0]
+    return min(RIVALS, key=lambda size: abs(math.log(times[size]["seconds"][0] / own)))
+
+
+class Test(NamedTuple):
+    """A primary test."""
+
+    name: str
+    unit: str
+    change: Any  # Estimate
+    p: float
+    claim: str  # where it is decided
+
+
+def level_p(change) -> float:
+    """Two-sided p, so that it is below .05 where the interval is above -MARGIN.
+
+    change: Estimate of a difference of accuracies in points
+    """
+    center = (change.low + change.high) / 2
+    error = (change.high - change.low) / 2 / special.ndtri(0.975)
+    return min(1.0, 2 * float(special.ndtr(-(center + MARGIN) / error)))
+
+
+def primary(results: Results) -> tuple[list[Test], list[str]]:
+    """R1 to R3 that the runs allow, and sentences about the others."""
+    tests, absent = [], []
+    ours = results.imagenette(Cell("three-0.5", CHOSEN))
+    base = results.imagenette(Cell("three-0.5"))
+    if ours is None or base is None:
+        absent.append("R1")
+    else:
+        name = "R1 recovered - off the shelf, 3 blocks, .5, imagenette"
+        change, p = (
+            statistics.paired_difference(ours, base),
+            statistics.mcnemar(ours, base),
+        )
+        tests.append(Test(name, "points", change, p, "different"))
+    size = same_time(results.times) if results.times else None
+    ours = results.crossfitted("three-0.5", CHOSEN)
+    rival = results.crossfitted(size, CHOSEN) if size else None
+    if ours is None or rival is None:
+        absent.append("R2")
+    else:
+        name = f"R2 3 blocks, .5 - {STUDENTS[size].text}, both recovered, photographs"
+        change = statistics.mean_difference(ours.kl, rival.kl)
+        p = float(stats.ttest_1samp(ours.kl - rival.kl, 0.0).pvalue)
+        tests.append(Test(name, "KL", change, p, "different"))
+    dense = results.imagenette(Cell("dense"))
+    for cost in ("0.5", "0.6"):
+        ours = results.imagenette(Cell(f"three-{cost}", CHOSEN))
+        if ours is None or dense is None:
+            absent.append(f"R3 at {cost}")
+            continue
+        change = statistics.paired_difference(ours, dense)
+        name = f"R3 recovered - dense, 3 blocks, {cost}, imagenette"
+        tests.append(Test(name, "points", change, level_p(change), "level"))
+    return tests, absent
+
+
+# The page
+
+
+def page(folder) -> str:
+    """The tables of the runs that are there, as Markdown."""
+    results = Results(folder)
+    every = [cell.name for cell in cells()]
+    missing = [name for name in every if name not in results.runs]
+    parts = [
+        "# What recovery gives back",
+        INTRODUCTION,
+        "## Tests",
+        tests_text(results),
+    ]
+    parts += ["## Recipes", recipes_table(results), choice_text(results)]
+    parts += ["## Reductions and floors", students_table(results)]
+    parts += ["## Seeds and folds", seeds_table(results)]
+    parts += ["## Time", times_table(results)]
+    if missing:
+        shown = ", ".join(f"`{name}`" for name in missing)
+        parts += ["## Missing", f"{len(missing)} of {len(every)} runs: {shown}."]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+INTRODUCTION = """\
+Written by `python -m experiments recover --page` from the files in `runs`.
+[declared.md](declared.md) says what was declared before the runs. DeiT-Ti; KL is the
+mean divergence from the dense model at 224 pixels, points are accuracy minus the dense
+model's on the same images, with 95 % intervals."""
+
+
+def tests_text(results) -> str:
+    """The primary tests, corrected together."""
+    tests, absent = primary(results)
+    parts = []
+    if tests:
+        # Tests that are not there yet count as not decided: the family stays one of 4.
+        corrected = statistics.holm([test.p for test in tests] + [1.0] * len(absent))
+        lines = []
+        for test, p in zip(tests, corrected, strict=False):
+            digits = 3 if test.unit == "KL" else 2
+            change = statistics.format_estimate(test.change, digits, signs=True)
+            verdict = test.claim if p < LEVEL else "open"
+            lines.append(
+                [test.name, test.unit, change, f"{test.p:.3g}", f"{p:.3g}", verdict]
+            )
+        head = ["test", "unit", "difference", "p", "p, Holm", "verdict"]
+        parts.append(markdown_table(head, lines))
+        parts.append(rival_accuracy(results))
+    if absent:
+        parts.append(f"Not measured yet: {', '.join(absent)}.")
+    return "\n\n".join(filter(None, parts))
+
+
+def rival_accuracy(results) -> str:
+    """The accuracies of R2's pair, beside it."""
+    size = same_time(results.times) if results.times else None
+    ours = results.crossfitted("three-0.5", CHOSEN)
+    rival = results.crossfitted(size, CHOSEN) if size else None
+    if ours is None or rival is None:
+        return ""
+    change = statistics.paired_difference(ours.right, rival.right)
+    points = statistics.format_difference(change)
+    return f"Accuracy of R2's pair on the same photographs: {points} points."
+
+
+def recipes_table(results) -> str:
+    """Every way for the student of the choice, on odd rows."""
+    lines = []
+    off = Cell(CHOICE_STUDENT)
+    lines.append(["off the shelf", *figures(results, off), "", ""])
+    for way in WAYS:
+        cell = Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED)
+        run = results.runs.get(cell.name)
+        chosen, minutes = "", ""
+        if run:
+            chosen = f"{np.mean(run['selection']['after']):.4f}"
+            minutes = f"{run['seconds_learning'] / 60:.1f}"
+        lines.append([WAYS[way].text, *figures(results, cell), chosen, minutes])
+    head = [STUDENTS[CHOICE_STUDENT].text, "KL", "points", "KL, selection", "minutes"]
+    return markdown_table(head, lines)
+
+
+def choice_text(results) -> str:
+    if any(cell.name not in results.runs for cell in candidates()):
+        return "The recipe is not chosen yet: candidates are missing."
+    choice = choose(results)
+    for run in results.runs.values():
+        if run["settings"]["way"] == CHOSEN and run["way"] != choice.way:
+            problem = f"was run with {run['way']}, and {choice.way} is chosen"
+            raise InputError(problem, field=run["name"], hint="run it again")
+    change = statistics.format_difference(choice.change, 4)
+    return (
+        f"Chosen: {WAYS[choice.way].text}. The least KL on the selection images has "
+        f"{WAYS[choice.least].text}; its difference from base there is {change}."
+    )
+
+
+def figures(results, cell) -> list[str]:
+    """KL and points on the rows that judge a cell's fold."""
+    return judged_figures(
+        results.photographs(cell), results.photographs(Cell("dense", fold=cell.fold))
+    )
+
+
+def judged_figures(found: Judged | None, dense: Judged | None) -> list[str]:
+    if found is None:
+        return ["", ""]
+    points = ""
+    if dense is not None:
+        change = statistics.paired_difference(found.right, dense.right)
+        points = statistics.format_estimate(change, signs=True)
+    return [f"{found.kl.mean():.4f}", points]
+
+
+def students_table(results) -> str:
+    """Every student off the shelf and recovered, crossfitted where both folds are."""
+    lines = []
+    for name, student in STUDENTS.items():
+        off, own = results.crossfitted(name, OFF), results.crossfitted(name, CHOSEN)
+        dense, rows = results.crossfitted("dense", OFF), "all"
+        if own is None:
+            own = results.photographs(Cell(name, CHOSEN))
+            if own is not None:
+                off = results.photographs(Cell(name))
+                dense, rows = results.photographs(Cell("dense")), "odd"
+        cells_of = [judged_figures(each, dense) for each in (off, own)]
+        speed = ""
+        if results.times and name in results.times:
+            speed = "{:.2f} [{:.2f}, {:.2f}]".format(*results.times[name]["ratio"])
+        run = results.runs.get(Cell(name).name)
+        gmacs = f"{run['gmacs']:.2f}" if run else ""
+        elsewhere = [elsewhere_points(results, Cell(name))]
+        elsewhere.append(elsewhere_points(results, Cell(name, CHOSEN)))
+        lines.append(
+            [student.text, gmacs, speed, rows, *cells_of[0], *cells_of[1], *elsewhere]
+        )
+    head = ["model", "GMACs", "times as fast", "rows"]
+    head += ["KL, off the shelf", "points", "KL, recovered", "points"]
+    head += ["points, imagenette, off the shelf", "points, imagenette, recovered"]
+    return markdown_table(head, lines)
+
+
+def elsewhere_points(results, cell) -> str:
+    own, dense = results.imagenette(cell), results.imagenette(Cell("dense"))
+    if own is None or dense is None:
+        return ""
+    change = statistics.paired_difference(own, dense)
+    return statistics.format_estimate(change, signs=True)
+
+
+def seeds_table(results) -> str:
+    """Every run with the chosen recipe of the students that have several seeds."""
+    lines = []
+    for cell in cells():
+        repeated = cell.student in ("three-0.5", "three-0.6", "shape-0.5")
+        if cell.way == CHOSEN and repeated and cell.name in results.runs:
+            text = STUDENTS[cell.student].text
+            line = [text, FOLDS[cell.fold], cell.seed, *figures(results, cell)]
+            lines.append([*line, elsewhere_points(results, cell)])
+    head = ["model", "judged rows", "seed", "KL", "points", "points, imagenette"]
+    return markdown_table(head, lines) if lines else "No run yet."
+
+
+def times_table(results) -> str:
+    if not results.times:
+        return "Not measured yet."
+    lines = []
+    for name, found in results.times.items():
+        seconds = "{:.1f} [{:.1f}, {:.1f}]".format(*(1e3 * s for s in found["seconds"]))
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*found["ratio"])
+        lines.append([STUDENTS[name].text, seconds, ratio])
+    size = STUDENTS[same_time(results.times)].text
+    head = ["model", "ms, batch of 8", "times as fast as dense"]
+    note = "OpenVINO, in turns; brackets are the lowest and the highest. "
+    note += f"R2 compares {size}."
+    return f"{markdown_table(head, lines)}\n\n{note}"
+
+
+# Times
+
+
+BATCH, REPEATS, SECONDS, WARMUP = 8, 15, 1.0, 5
+
+
+def measure_times(study: Study, repeats=REPEATS, seconds=SECONDS) -> dict[str, Any]:
+    """Seconds of a batch by OpenVINO of every student, in turns, with spread."""
+    jobs = {name: openvino_job(study.student(name)) for name in study.students}
+    rules = timer.Rules(warmup=WARMUP, repeats=repeats, seconds=seconds)
+    readings = timer.measure(jobs, rules, rest=lambda: time.sleep(0.1))
+    models = {}
+    for name, own in readings.items():
+        ratios = timer.speedups(readings["dense"], own)
+        models[name] = {"seconds": timer.spread(own), "ratio": timer.spread(ratios)}
+    import openvino
+
+    found = versions() | {"openvino": openvino.__version__}
+    return {
+        "batch_size": BATCH,
+        "repeats": repeats,
+        "versions": found,
+        "models": models,
+    }
+
+
+def openvino_job(vit):
+    """A TimedCall of a model as its ONNX graph, in float32 on the CPU."""
+    import openvino
+
+    shape = (BATCH, *sides(vit.image_size), 3)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    graph = onnx_model(vit, batch_size=BATCH).SerializeToString()
+    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    return timer.TimedCall(lambda number: compiled([images])[0], lambda result: result)
+
+
+def main():
+    folder = pathlib.Path(OUT.value)
+    chosen = selected(ONLY.value)
+    if LIST.value:
+        for cell in chosen:
+            done = pathlib.Path(folder, f"{cell.name}.json").exists()
+            print(f"{cell.name:32}{'done' if done else ''}".rstrip())
+        return
+    if PAGE.value:
+        path = folder.parent / "README.md"
+        replace_file(path, page(folder))
+        print(path)
+        return
+    cli.required(WEIGHTS)
+    check_folder("--out", folder)
+    if TIME.value:
+        study = Study(
+            weights=WEIGHTS.value, photographs=None, imagenette=None, out=folder
+        )
+        found = measure_times(study)
+        make_folder("--out", folder)
+        write_json(folder / "times.json", found)
+        return
+    photographs = open_source(cli.required(DATA), "val", num_classes=1000)
+    imagenette = Imagenette(IMAGENETTE.value) if IMAGENETTE.value else None
+    make_folder("--out", folder)
+    study = Study(
+        weights=WEIGHTS.value,
+        photographs=photographs,
+        imagenette=imagenette,
+        out=folder,
+    )
+    for cell in chosen:
+        study.write(cell)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,477 @@
+"""The study of recovery: runs of a tiny model, its rules and tests by other code."""
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from PIL import Image
+
+import imagepiece_jax
+from experiments import recover
+from experiments.recover import CHOSEN, Cell, Student, Way
+from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.data.source import Subset
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.training.recover import divided
+from tests import markdown
+from tests.command import call, sentence
+from tests.models import tiny
+
+SIDE, BATCH, COUNT = tiny.SIDE, 8, 96
+DROPPING = {"name": "evit", "keep_rate": 0.5, "blocks": (1,), "fuse_token": False}
+STUDENTS = {
+    "dense": Student("dense"),
+    "three-0.5": Student("reduced", DROPPING),
+    "small-176": Student("small", image_size=16),
+    "blocks-9": Student("blocks", blocks=2),
+}
+WAYS = {
+    "base": Way("base", lr=1e-2, passes=4 * BATCH),
+    "lora": Way("lora", "lora", passes=2 * BATCH),
+    "imagenette": Way("other images", passes=BATCH, learned="imagenette", images=16),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    draw = np.random.default_rng(0)
+    with open(folder / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filename", "label"])
+        for index in range(COUNT):
+            pixels = draw.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+            rows.writerow([f"{index}.png", index % tiny.CLASSES])
+    return open_source(f"csv:{folder}/labels.csv", "val", num_classes=tiny.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def imagenette(tmp_path_factory):
+    files = []
+    for pixels in np.random.default_rng(1).integers(0, 256, (60, 24, 24, 3), np.uint8):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "jpeg")
+        files.append(buffer.getvalue())
+    path = tmp_path_factory.mktemp("imagenette") / "imagenette.npz"
+    np.savez(
+        path,
+        bytes=np.frombuffer(b"".join(files), np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        label=np.arange(60, dtype=np.uint8) % 2,
+        classes=["n01440764", "n02102040"],
+    )
+    return recover.Imagenette(path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    imagepiece_jax.save(path, tiny.pretrained())
+    return str(path)
+
+
+@pytest.fixture
+def study(weights, photographs, imagenette, tmp_path):
+    return recover.Study(
+        weights=weights,
+        photographs=photographs,
+        imagenette=imagenette,
+        out=tmp_path,
+        students=STUDENTS,
+        ways=WAYS,
+        batch_size=BATCH,
+    )
+
+
+def written(study, cell):
+    study.write(cell)
+    return json.loads((study.out / f"{cell.name}.json").read_text("utf-8"))
+
+
+def slow_kl(teacher, student):
+    p, q = (scipy.special.log_softmax(np.float64(x), -1) for x in (teacher, student))
+    return np.sum(np.exp(p) * (p - q), axis=-1)
+
+
+def logits(vit, images):
+    mean, std = (255 * np.float32(each) for each in (vit.model.mean, vit.model.std))
+    return tiny.compiled(vit.model.apply)(vit.variables, (images - mean) / std).logits
+
+
+def test_a_run_judges_the_rows_that_it_did_not_learn_from(study):
+    off = written(study, Cell("three-0.5"))
+    vit = imagepiece_jax.load(study.weights)
+    pairs = [study.photographs.read(index) for index in range(COUNT)]
+    images = np.stack([image for image, _ in pairs]).astype(np.float32)
+    student = logits(vit.with_reduction(DROPPING), images)
+    want = slow_kl(logits(vit, images), student)
+    np.testing.assert_allclose(off["judged"]["kl"], want, atol=2e-5)
+    right = student.argmax(-1) == [label for _, label in pairs]
+    assert off["judged"]["right"] == encode_bits(right)
+    assert "imagenette" not in off and "curve" not in off
+
+    cell = Cell("three-0.5", "base", seed=0, imagenette=True)
+    found = written(study, cell)
+    assert found["steps"] == 4 and found["images_learned"] == 32
+    steps, curve = zip(*found["curve"], strict=True)
+    assert steps == (0, 1, 2, 3, 4)
+    before, after = map(np.mean, found["selection"].values())
+    assert before == pytest.approx(want[0::2][places_of(study)].mean(), abs=2e-5)
+    assert before == pytest.approx(curve[0], abs=2e-6)
+    assert after == pytest.approx(min(curve) if found["changed"] else before, abs=2e-6)
+    assert len(found["judged"]["kl"]) == 48 and found["imagenette"]["images"] == 60
+    if not found["changed"]:
+        assert found["judged"]["kl"] == off["judged"]["kl"][1::2]
+
+    # The same command goes on with what is not there.
+    def refuse(self, cell):
+        raise AssertionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recover.Study, "run", refuse)
+        study.write(cell)
+    path = study.out / f"{cell.name}.json"
+    path.write_text(json.dumps(found | {"weights": "others"}), "utf-8")
+    with pytest.raises(InputError, match="other weights or images"):
+        study.write(cell)
+
+
+def places_of(study):
+    _, held = divided(Subset(study.photographs, np.arange(0, COUNT, 2)), BATCH)
+    return held.indices
+
+
+@pytest.mark.parametrize("total", [96, 1000])
+def test_what_chooses_is_what_is_held_out(study, total):
+    rows = Subset(study.photographs, np.arange(total)[0::2])
+    _, held = divided(rows, BATCH)
+    np.testing.assert_array_equal(held.indices, recover.choosing_places(len(rows)))
+
+
+def test_other_students_and_other_images(study):
+    small = written(study, Cell("small-176", "base", "B", 0))
+    blocks = written(study, Cell("blocks-9", "imagenette", seed=0))
+    assert len(small["judged"]["kl"]) == len(blocks["judged"]["kl"]) == 48
+    assert blocks["images_learned"] == 16 and blocks["steps"] == 1
+    assert len(blocks["selection"]["before"]) == 16  # of imagenette's images
+    gmacs = study.teacher.gmacs
+    assert small["gmacs"] < gmacs and blocks["gmacs"] < gmacs
+    without = dataclasses.replace(study, imagenette=None)
+    with pytest.raises(InputError, match="--imagenette"):
+        without.run(Cell("dense", imagenette=True))
+
+
+def test_a_shorter_student_ends_as_its_teacher(study):
+    fit = recover.fit_of(study.student("blocks-9"), study.teacher, WAYS["base"], 0, 8)
+    draw = np.random.default_rng(2)
+    ours, theirs = draw.normal(size=(4, 2, 5)), draw.normal(size=(4, 3, 5))
+    student = {"logits": draw.normal(size=(4, 7)), "class_tokens": ours}
+    teacher = {"logits": draw.normal(size=(4, 7)), "class_tokens": theirs}
+    want = 0
+    for block, place in enumerate((0, 2)):
+        change = np.sum((ours[:, block] - theirs[:, place]) ** 2, -1)
+        want += change / np.sum(theirs[:, place] ** 2, -1) / 2
+    found = fit.comparison.terms(student, teacher)["class_tokens"]
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_lora_folds_into_the_kernels(study):
+    vit = study.student("three-0.5")
+    fit = recover.fit_of(vit, study.teacher, WAYS["lora"], 0, BATCH)
+    start = fit.variables()
+    jax.tree.map(np.testing.assert_array_equal, start, vit.variables)
+    pixels = np.random.default_rng(3).integers(
+        0, 256, (1, BATCH, SIDE, SIDE, 3), np.uint8
+    )
+    batch = {"image": pixels, "mask": np.ones((1, BATCH), np.float32)}
+    fit.hold([batch])
+    for step in range(2):
+        fit.take(pixels, step, 4)
+    factors = jax.tree.map(lambda leaf: np.asarray(leaf)[0], fit.state.trained)
+    assert len(factors) == 6 * tiny.DEPTH
+    assert all(np.any(pair["b"]) for pair in factors.values())
+    after = fit.variables()
+    x = np.random.default_rng(4).normal(size=(5, 4 * tiny.WIDTH))
+    for path, pair in factors.items():
+        block, *rest = path.split("/")
+        w, new = vit.variables["params"][block], after["params"][block]
+        for name in rest:
+            w, new = w[name], new[name]
+        a, b, w = (np.float64(each) for each in (pair["a"], pair["b"], w))
+        own = x[:, : len(w)]
+        np.testing.assert_allclose(own @ new, own @ w + (own @ a) @ b, atol=1e-5)
+    folded = dataclasses.replace(vit, variables=after)
+    images = pixels[0].astype(np.float32)
+    want = slow_kl(logits(study.teacher, images), logits(folded, images))
+    np.testing.assert_allclose(fit.measure()["measure"], want, atol=2e-5)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+from experiments import recover
+recover.write_compact(pathlib.Path(sys.argv[1], "run.json"), {"name": "run"})
+"""
+
+
+def test_a_killed_run_leaves_nothing_half(study, tmp_path):
+    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path])
+    assert ended.returncode == -signal.SIGKILL
+    assert not [*tmp_path.glob("*.json")]
+
+    def stop(self, fit, rows):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recover.Study, "judge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            study.write(Cell("three-0.5"))
+    assert not [*tmp_path.glob("*.json")]
+
+
+def test_imagenettes_labels_are_those_of_imagenet(imagenette):
+    assert [imagenette.read(index)[1] for index in range(4)] == [0, 217, 0, 217]
+    assert imagenette.read(0)[0].shape == (24, 24, 3) and len(imagenette) == 60
+
+
+# Rules and tests, from files of runs
+
+
+def drawn(folder, *, least="kl", gain=0.02, leave=()):
+    """Files of all runs, drawn, but of those that are named; {name: contents}."""
+    rng, files = np.random.default_rng(5), {}
+    pathlib.Path(folder).mkdir(exist_ok=True)
+    base, right = rng.gamma(1.0, 0.1, 1000), rng.random(1000) < 0.8
+    elsewhere = rng.random(2000) < 0.7
+    for cell in recover.cells():
+        fold = {"A": slice(1, None, 2), "B": slice(0, None, 2)}[cell.fold]
+        rows = slice(None) if cell.way == "off" else fold
+        kl = (base * rng.uniform(0.5, 1.5, 1000))[rows].round(6)
+        own = (right ^ (rng.random(1000) < 0.05))[rows]
+        run = {"name": cell.name, "gmacs": 1.0, "seconds_learning": 600.0}
+        run["settings"] = {"way": cell.way}
+        run["judged"] = {"images": len(kl), "kl": kl.tolist()}
+        run["judged"]["right"] = encode_bits(own)
+        if cell.way != "off":
+            scale = 1 - gain / 0.1 * (cell.way == least)
+            chosen = base[:100] * scale + rng.normal(0, 0.01, 100)
+            run["selection"] = {"before": base[:100].tolist(), "after": [*chosen]}
+            run["way"] = least if cell.way == CHOSEN else cell.way
+        if cell.imagenette:
+            own = elsewhere ^ (rng.random(2000) < 0.03)
+            run["imagenette"] = {"images": 2000, "right": encode_bits(own)}
+        files[cell.name] = run
+    sizes = {"three-0.5": 0.1, "small-192": 0.12, "small-176": 0.104, "small-160": 0.08}
+    models = {}
+    for name in recover.STUDENTS:
+        seconds = sizes.get(name, 0.2)
+        models[name] = {"seconds": [seconds] * 3, "ratio": [0.2 / seconds] * 3}
+    files["times"] = {"models": models}
+    files = {name: run for name, run in files.items() if name not in leave}
+    for name, run in files.items():
+        pathlib.Path(folder, f"{name}.json").write_text(json.dumps(run), "utf-8")
+    return files
+
+
+@pytest.mark.parametrize("gain", [0.03, 0.0005])
+def test_the_choice_is_the_declared_one(tmp_path, gain):
+    files = drawn(tmp_path, gain=gain)
+    kl = {
+        way: files[f"three-0.5.{way}.A0"]["selection"]["after"]
+        for way in recover.CANDIDATES
+    }
+    least = min(kl, key=lambda way: np.mean(kl[way]))
+    test = scipy.stats.ttest_rel(kl[least], kl["base"])
+    high = test.confidence_interval().high
+    choice = recover.choose(recover.Results(tmp_path))
+    assert choice.way == (least if high < 0 else "base")
+    assert (choice.way == "kl") == (gain == 0.03)
+    assert recover.same_time(files["times"]["models"]) == "small-176"
+
+
+def slow_tests(files):
+    """{name: (difference, low, high or None, p, p of Holm)} of all tests."""
+
+    def imagenette(name):
+        found = files[name]["imagenette"]
+        return decode_bits(found["right"], found["images"])
+
+    def kl(student):
+        odd = files[f"{student}.chosen.A1"]["judged"]["kl"]
+        even = np.array(files[f"{student}.chosen.B1"]["judged"]["kl"])
+        chose = {round(i * (len(even) - 1) / 99) for i in range(100)}
+        return [*odd, *(even[i] for i in range(len(even)) if i not in chose)]
+
+    def points(one, other):
+        gained = sum(bool(a and not b) for a, b in zip(one, other, strict=True))
+        lost = sum(bool(b and not a) for a, b in zip(one, other, strict=True))
+        n = len(one)
+        center = (gained - lost) / (n + 2)
+        spread = (gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) ** 0.5 / (n + 2)
+        return gained, lost, 100 * (gained - lost) / n, 100 * center, 100 * spread
+
+    found, p = {}, {}
+    names = "three-0.5.chosen.A1", "three-0.5.off"
+    gained, lost, value, center, spread = points(*map(imagenette, names))
+    p["R1"] = scipy.stats.binomtest(gained, gained + lost).pvalue
+    found["R1"] = (value, center - 1.959964 * spread, center + 1.959964 * spread)
+    seconds = {k: v["seconds"][0] for k, v in files["times"]["models"].items()}
+    sizes = [f"small-{side}" for side in (192, 176, 160)]
+    own = np.log(seconds["three-0.5"])
+    size = min(sizes, key=lambda name: abs(np.log(seconds[name]) - own))
+    test = scipy.stats.ttest_rel(kl("three-0.5"), kl(size))
+    p["R2"], interval = test.pvalue, test.confidence_interval()
+    value = np.mean(kl("three-0.5")) - np.mean(kl(size))
+    found["R2"] = (value, interval.low, interval.high)
+    for cost in ("0.5", "0.6"):
+        names = f"three-{cost}.chosen.A1", "dense.off"
+        _, _, value, center, spread = points(*map(imagenette, names))
+        below = scipy.stats.norm.cdf(-(center + 1.5) / spread)
+        p[f"R3 {cost}"] = min(1, 2 * below)
+        low, high = center - 1.959964 * spread, center + 1.959964 * spread
+        found[f"R3 {cost}"] = (value, low, high)
+        assert (p[f"R3 {cost}"] < 0.05) == (low > -1.5)
+    corrected, highest = {}, 0
+    for place, name in enumerate(sorted(p, key=p.get)):
+        highest = max(highest, min(1, (len(p) - place) * p[name]))
+        corrected[name] = highest
+    return {name: (*found[name], p[name], corrected[name]) for name in found}
+
+
+def committed(tmp_path):
+    folder = markdown.ROOT / "docs" / "tables" / "recover" / "runs"
+    files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    if len(files) < len([*recover.cells()]) + 1:
+        pytest.skip("runs are missing")
+    return folder, files
+
+
+def synthetic(tmp_path):
+    return tmp_path, drawn(tmp_path)
+
+
+@pytest.mark.parametrize("source", [synthetic, committed])
+def test_the_tests_are_those_of_other_code(tmp_path, source):
+    folder, files = source(tmp_path)
+    tests, absent = recover.primary(recover.Results(folder))
+    assert not absent
+    page = recover.page(folder)
+    for test, slow in zip(tests, slow_tests(files).values(), strict=True):
+        *change, p, corrected = slow
+        np.testing.assert_allclose(test.change, change, rtol=1e-4, atol=1e-6)
+        assert test.p == pytest.approx(p, rel=1e-4, abs=1e-12)
+        verdict = test.claim if corrected < 0.05 else "open"
+        line = next(line for line in page.splitlines() if test.name in line)
+        assert line.endswith(f"| {p:.3g} | {corrected:.3g} | {verdict} |")
+    if source is committed:
+        assert (folder.parent / "README.md").read_text("utf-8") == page
+
+
+def test_the_page_says_which_runs_are_missing(tmp_path):
+    every = [cell.name for cell in recover.cells()]
+    page = recover.page(tmp_path)
+    assert all(f"`{name}`" in page for name in every)
+    gone = ["small-176.chosen.B1", "three-0.5.norms.A0", "times"]
+    drawn(tmp_path, leave=gone)
+    results = recover.Results(tmp_path)
+    assert recover.primary(results)[1] == ["R2"]
+    missing = recover.page(tmp_path).partition("## Missing")[2]
+    assert re.findall("`(.+?)`", missing) == [name for name in every if name in gone]
+    study = recover.Study(weights="", photographs=None, imagenette=None, out=tmp_path)
+    with pytest.raises(InputError, match="three-0.5.norms.A0"):
+        study.way(Cell("three-0.5", CHOSEN))
+
+
+def test_a_run_with_another_recipe_is_refused(tmp_path):
+    files = drawn(tmp_path)
+    name = "three-0.6.chosen.A1"
+    other = files[name] | {"way": "norms"}
+    pathlib.Path(tmp_path, f"{name}.json").write_text(json.dumps(other), "utf-8")
+    with pytest.raises(InputError, match=name):
+        recover.page(tmp_path)
+
+
+def test_names_choose_runs():
+    found = recover.selected(["small-*.off", "three-0.5.kl.A0"])
+    assert [cell.name for cell in found] == [
+        *(f"small-{side}.off" for side in (208, 192, 176, 160)),
+        "three-0.5.kl.A0",
+    ]
+    with pytest.raises(InputError, match="--only"):
+        recover.selected(["small"])
+
+
+def test_times_are_measured_in_turns(study, monkeypatch):
+    pytest.importorskip("openvino")
+    few = {name: STUDENTS[name] for name in ("dense", "small-176")}
+    study = dataclasses.replace(study, students=few)
+    # With batches of 8, OpenVINO 2026.4 crashes on the tiny model.
+    monkeypatch.setattr(recover, "BATCH", 2)
+    found = recover.measure_times(study, repeats=3, seconds=0.001)
+    assert found["repeats"] == 3 and [*found["models"]] == [*few]
+    for model in found["models"].values():
+        median, low, high = model["seconds"]
+        assert 0 < low <= median <= high
+    assert found["models"]["dense"]["ratio"] == (1, 1, 1)
+
+
+def test_the_command(tmp_path):
+    drawn(tmp_path / "runs", leave=["three-0.5.kl.A0", "dense.off"])
+    folder = f"--out={tmp_path / 'runs'}"
+    lines = call(recover.main, folder, "--list").ok().out.splitlines()
+    assert len(lines) == len([*recover.cells()])
+    not_done = [line for line in lines if not line.endswith("done")]
+    assert not_done == ["dense.off", "three-0.5.kl.A0"]
+    call(recover.main, folder, "--page").ok()
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert text == recover.page(tmp_path / "runs")
+    assert sentence(call(recover.main, folder)).startswith("--weights is missing")
+
+
+# The declared cells
+
+
+def test_the_cells_are_the_declared_ones():
+    page = (markdown.ROOT / "docs/tables/recover/declared.md").read_text("utf-8")
+    _, ways, chosen, _ = re.split(r"\n\*\*(?:What|With|Off)", page)
+    ways = [line for line in ways.splitlines() if line.startswith("| `")]
+    ways = re.findall("`(.+?)`", " ".join(line.split("|")[1] for line in ways))
+    assert ways == [*recover.WAYS]
+    assert ways[: ways.index("all-5e-5-mixed") + 1] == [*recover.CANDIDATES]
+    models = (
+        ("three-0.5", "three-0.6"),
+        ("shape-0.5",),
+        ("three-0.4",),
+        ("tome-0.5", "fusion-0.5", "evit-0.5"),
+        ("small-192", "small-176", "small-160"),
+        ("small-208",),
+        ("blocks-9",),
+        ("both-192",),
+    )
+    lines = [line for line in chosen.splitlines() if line.startswith("| ")][1:]
+    want = {f"{student}.off" for student in recover.STUDENTS}
+    want |= {f"three-0.5.{way}.A0" for way in ways}
+    for line, students in zip(lines, models, strict=True):
+        runs = line.split("|")[2]
+        seeds = (1, 2, 3) if "seeds 1, 2, 3" in runs else (1,)
+        folds = "AB" if "both folds" in runs else "A"
+        for student in students:
+            want |= {f"{student}.chosen.{f}{s}" for f in folds for s in seeds}
+    names = [cell.name for cell in recover.cells()]
+    assert {*names} == want and len(names) == len(want)
+    assert f"{len(names)} runs" in page
+    assert recover.WAYS["base"] == Way("norms and biases (base)")
+    assert (recover.WAYS["images-50"].images, recover.RANK) == (50, 32)
