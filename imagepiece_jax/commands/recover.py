@@ -51,7 +51,7 @@ def main():
     vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
     flags = {name: f"--{name}" for name in ("steps", "minutes", "seed", "parameters")}
     with naming(images="--data", batch_size="--batch", **flags):
-        source = open_unlabeled(images).spread(LIMIT.value)
+        source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
         better = recover(
             vit,
             source,

@@ -2,8 +2,7 @@
 
 import logging
 
-import numpy as np
-
+from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.errors import InputError
 
 SHARE = 10  # one of so many images
@@ -27,8 +26,7 @@ def part(files, split, place):
         problem = f"has {len(different)} image and no test images"
         raise InputError(problem, place=place, allowed="at least two images")
     count = max(1, min(MOST, len(different) // SHARE))
-    places = np.linspace(0, len(different) - 1, count).round().astype(int)
-    tests = {different[index] for index in places}
+    tests = {different[index] for index in evenly_spaced(len(different), count)}
     if split == "train":
         return [file for file in files if file not in tests]
     text = "%s has no test images: %s of its %s images are held out, evenly spaced"

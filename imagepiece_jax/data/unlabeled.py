@@ -2,17 +2,15 @@
 
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.data import image_files, registry
+from imagepiece_jax.data import image_files, pictures, registry
 from imagepiece_jax.data.source import FileSource, Source
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 
 NO_LABEL = -1
-ALLOWED = "a folder, paths of images, uint8 arrays [H, W, 3], or data such as csv:FILE"
 
 
 class ArraySource(Source):
@@ -38,41 +36,36 @@ class ArraySource(Source):
         return self.images[index].shape[:2]
 
 
-def open_unlabeled(images: Any) -> Source:
+def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> Source:
     """The Source of images without labels.
 
-    images: a folder, one path or several, arrays uint8 [B, H, W, 3] or a list of
-        [H, W, 3], or the name of data ("csv:FILE", "folder:PATH", "imagenet2012",
-        "digits"), whose training images are taken; a Source stays what it is
+    images: a folder, one path or several, uint8 [B, H, W, 3], images as
+        `pictures.rgb` takes them, or the name of data ("csv:FILE", "folder:PATH",
+        "imagenet2012", "digits"), whose training images are taken; a Source stays what
+        it is
+    data_dir: of imagenet2012, as `open_source` takes it
     Raises InputError for anything else.
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str) and is_data(images):
-        return registry.open_source(images, "train", labeled=False)
-    if isinstance(images, str | os.PathLike):
-        images = [images]
-    if not isinstance(images, Iterable):
-        raise InputError(field="images", value=images, allowed=ALLOWED)
-    images = list(images)
+        return registry.open_source(images, "train", labeled=False, data_dir=data_dir)
+    images = [images] if pictures.is_one(images) else list(images)
     if all(isinstance(image, str | os.PathLike) for image in images):
         paths = [os.path.expanduser(path) for path in images]
         for path in paths:
             if not os.path.exists(path):
                 problem = f"is {path}, which does not exist"
-                raise InputError(problem, field="images", value=path, allowed=ALLOWED)
+                allowed = "a folder, paths of images, or data such as csv:FILE"
+                raise InputError(problem, field="images", value=path, allowed=allowed)
         files = image_files.find_images(paths)
         labels = np.full(len(files), NO_LABEL)
         return FileSource("", files, labels, num_classes=0)
+    pixels = []
     for number, image in enumerate(images):
-        pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8
-        if not pixels or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            found = getattr(image, "dtype", type(image).__name__)
-            shape = list(getattr(image, "shape", []))
-            problem = f"is {found} {shape or ''}".rstrip()
-            field = f"images[{number}]"
-            raise InputError(problem, field=field, value=found, allowed=ALLOWED)
-    return ArraySource(images)
+        with within(place=f"image {number}"):
+            pixels.append(pictures.rgb(image))
+    return ArraySource(pixels)
 
 
 def is_data(name: str) -> bool:

@@ -11,6 +11,7 @@ the dense model of the same weights, which sees the same crops of the images.
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import sys
 import time
@@ -39,7 +40,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key, uniform
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.data.source import Source, Subset
+from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError
@@ -67,6 +68,8 @@ THREADS = 2  # that read and decode
 STEPS = 500  # where neither steps nor minutes are given
 RATE_OF_ALL = 2e-5  # of training all parameters: at 1e-4 DeiT-Ti gets worse
 DIVERGENCES = {"softmax": kl_divergence, "sigmoid": binary_kl_divergence}
+
+log = logging.getLogger("imagepiece_jax.training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,8 +312,9 @@ def recover(
     machine, for the same number of steps.
 
     vit: a model with a reduction that learns no selectors
-    images: a folder, paths, uint8 arrays [B, H, W, 3] or a list of [H, W, 3], or the
-        name of data as commands take it ("csv:FILE"); labels are not read
+    images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
+        [H, W, 3], or the name of data as commands take it ("csv:FILE"); labels are not
+        read
     steps: of training; None: 500, or as many as fit in `minutes`
     minutes: all of the time that it may take
     batch_size: images a step, over all devices of this machine
@@ -358,6 +362,7 @@ def recovered(
 ) -> Pretrained:
     """As `recover`, by a Recipe, from images of a Source."""
     began = time.monotonic()
+    source = readable(source)
     learned, held = divided(source, recipe.batch_size)
     size, placement = vit.image_size, parallel.placement()
     source.try_first(vit.preprocessing)
@@ -373,7 +378,8 @@ def recovered(
     if minutes is not None:
         some = TrainBatches(learned, crop, stop_step=WARM + TIMED, **options)
         seconds = seconds_of_step(fit, some)
-        left = 60 * minutes - (time.monotonic() - began)
+        measures = MEASURES * seconds_of_measure(fit)
+        left = 60 * minutes - measures - (time.monotonic() - began)
         steps = max(1, int(left / seconds))
     batches = TrainBatches(learned, crop, stop_step=steps, **options)
     course = Course(fit, start)
@@ -462,6 +468,24 @@ class Course:
         return (time.monotonic() - self.began) / timed * (steps - self.done)
 
 
+def readable(source: Source) -> Source:
+    """The images of a source, without those whose header is damaged.
+
+    A large source is not looked through: one in a hundred of its images may be damaged,
+    as in training. Of the images that are held out of a small one, that would be none.
+    """
+    total = len(source)
+    if total > HELD_OUT * MOST:
+        return source
+    places = []
+    for place in range(total):
+        if source.size(place) is None:
+            log.warning("%s cannot be read: it is left out", source.name(place))
+        else:
+            places.append(place)
+    return source if len(places) == total else Subset(source, places)
+
+
 def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     """(images to learn from, images that are held out, evenly spaced).
 
@@ -474,7 +498,7 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
         allowed += f"batch of {batch_size}"
         raise InputError(problem, field="images", value=total, allowed=allowed)
     held = min(MOST, max(FEWEST, total // HELD_OUT))
-    places = np.linspace(0, total - 1, held).round().astype(int)
+    places = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), places)
     return Subset(source, others), Subset(source, places)
 
@@ -507,3 +531,10 @@ def seconds_of_step(fit: Fit, batches: TrainBatches) -> float:
     seconds = (time.monotonic() - began) / TIMED
     fit.start()
     return seconds
+
+
+def seconds_of_measure(fit: Fit) -> float:
+    """What a measure takes whose program is compiled."""
+    began = time.monotonic()
+    fit.measure()
+    return time.monotonic() - began

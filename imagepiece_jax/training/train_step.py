@@ -6,6 +6,7 @@ with a distillation token has a head for the labels and one for the teacher; oth
 learn both with one.
 """
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -319,12 +320,16 @@ def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
     """What is compared of a teacher and its student, by name, float32.
 
     read: names from
-        "logits" [B, C]; of a model without classes its pooled vector
+        "logits" [B, C]; of a model without classes its pooled vector, and of one
+            without a pool that of the class token, or else the mean of all tokens
         "class_tokens" [B, depth, D], after each block
         "patches" [B, n, D], for each patch its token after the last norm
         "kept" [B, n] bool, whether a patch is in a token; with "patches"
     options: of `ViT.__call__`
     """
+    if model.arch.pool == "none":
+        pool = "token" if model.arch.class_token else "mean"
+        model = model.clone(arch=dataclasses.replace(model.arch, pool=pool))
     model = model.clone(head_only="patches" not in read)
     outputs, states = with_states(model, variables, images, **options)
     found = {"logits": outputs.logits}

@@ -143,7 +143,7 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
 
 
 def test_labels_that_are_not_read(images):
-    """Those of training images; what is tested on has a label and its class."""
+    """Those of training images; all of those that are tested on have one, or none."""
     path = written(
         images,
         "a,,train, b,cat,train,x c,5,train, c,7,train, d,1,val,bee e,0,val,ant",
@@ -156,6 +156,8 @@ def test_labels_that_are_not_read(images):
     assert tested.labels.tolist() == [1, 0]
     assert tested.class_names == ("ant", "bee")
     path = written(images, "a,,train b,,val")
-    refused(path, "line 3: label is ''", "train", labeled=False)
+    assert open_csv(path, "val", labeled=False).labels.tolist() == [-1]
+    path = written(images, "a,,train b,,val c,1,val")
+    refused(path, "line 3: label is empty", "train", labeled=False)
     path = written(images, "a,,train a,1,val")
     refused(path, "must not be in both train and val", "train", labeled=False)

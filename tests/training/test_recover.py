@@ -291,6 +291,33 @@ def test_minutes_become_steps(vit, monkeypatch):
     assert recovered(vit, steps=None, minutes=2.5).recovery.steps in (6, 7)
 
 
+def test_minutes_include_those_of_the_measures(vit, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    measure = recover.Fit.measure
+
+    def slow(self):
+        clock[0] += 10
+        return measure(self)
+
+    monkeypatch.setattr(recover.Fit, "measure", slow)
+    monkeypatch.setattr(recover, "seconds_of_step", lambda fit, batches: 20.0)
+    # 150 s: two measures before the first step, eight on the way, and two steps
+    assert recovered(vit, steps=None, minutes=2.5).recovery.steps == 2
+
+
+@pytest.mark.parametrize("place", [0, 1])  # held out, learned from
+def test_damaged_images_are_left_out(vit, tmp_path, caplog, place):
+    from PIL import Image
+
+    for number, pixels in enumerate(noise(49)):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    (tmp_path / f"{place:02}.png").write_bytes(b"no image")
+    report = recovered(vit, tmp_path).recovery
+    assert (report.images, report.held_out) == (32, 16)
+    assert f"{place:02}.png cannot be read" in caplog.text
+
+
 def test_a_saved_model_knows_what_it_was_recovered_for(better, tmp_path):
     imagepiece_jax.save(tmp_path / "m", better)
     again = imagepiece_jax.load(tmp_path / "m")
@@ -316,6 +343,19 @@ def test_a_model_without_a_class_token_learns_by_its_patches(classes):
     assert report.changed and report.after < report.before
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_model_without_a_pool_is_compared_by_the_pool_it_could_have(class_token):
+    arch = {"class_token": class_token, "pool": "none"}
+    vit = tiny.pretrained(MERGING, arch=arch, num_classes=0)
+    pool = "token" if class_token else "mean"
+    pooled = tiny.pretrained(MERGING, arch=arch | {"pool": pool}, num_classes=0)
+    images = tiny.images(2)
+    found = train_step.answers(vit.model, vit.variables, images, ("patches",))
+    wanted = pooled.model.apply(vit.variables, images).pooled
+    np.testing.assert_allclose(found["logits"], wanted, rtol=1e-5, atol=1e-6)
+    assert recovered(vit).recovery.measure == "change"
+
+
 def test_images_that_are_not_square_are_cropped_to_their_shape():
     size = (16, 24)
     model = create_model(
@@ -339,8 +379,9 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
         ("few", "images", 23),
         ("alike", "images", None),
         ("one color", "images", None),
-        ("floats", "images[0]", np.dtype("float32")),
-        ("a number", "images", 3),
+        ("floats", "images", "float32 [20, 20, 3]"),
+        ("a number", "images", "int"),
+        ("one", "images", 1),
         ("both", "minutes", None),
         ("part", "parameters", "weights"),
         ("batch", "batch_size", 0),
@@ -357,6 +398,7 @@ def test_mistakes_are_refused(vit, case, subject, value):
         "one color": colors,
         "floats": np.zeros((48, SIDE, SIDE, 3), np.float32),
         "a number": 3,
+        "one": noise(1)[0],
     }
     options = {
         "both": {"steps": 3, "minutes": 1.0},
@@ -384,6 +426,8 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     files = sorted(tmp_path.glob("*.png"))
     sources = [open_unlabeled(tmp_path), open_unlabeled(files)]
     sources += [open_unlabeled([*noise(3)]), open_unlabeled(noise(3))]
+    pictures = map(Image.open, files)
+    sources += [open_unlabeled(pictures), open_unlabeled(jax.numpy.array(noise(3)))]
     for source in sources:
         assert len(source) == 3
         np.testing.assert_array_equal(source.read(1)[0], noise(3)[1])
