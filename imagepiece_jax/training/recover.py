@@ -349,7 +349,10 @@ def check_recoverable(vit: Pretrained):
         raise InputError(problem, field="the model", allowed=allowed)
     steps = [layer.step for layer in vit.model.plan if layer.step]
     if not steps:
-        hint = 'give it a reduction first, such as vit.with_reduction({"name": "tome"})'
+        hint = (
+            'give it a reduction first, such as vit.with_reduction({"name": "tome"}), '
+        )
+        hint += "or in the command --config.reduction.name=tome"
         raise InputError("is dense: nothing was lost", field="the model", hint=hint)
     if any(isinstance(step.reducer, nn.Module) for step in steps):
         problem = "has selectors that must be learned"

@@ -411,7 +411,9 @@ def test_mistakes_are_refused(vit, case, subject, value):
 
 
 def test_a_dense_model_and_learned_selectors_are_refused():
-    with refused("the model"):
+    with refused(
+        "the model", None, "vit.with_reduction(", "--config.reduction.name=tome"
+    ):
         recovered(tiny.pretrained())
     learned = tiny.pretrained({"name": "dynamicvit", "keep_rate": 0.5, "blocks": (1,)})
     with refused(learned.label):
