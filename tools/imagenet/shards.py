@@ -54,6 +54,8 @@ def find_shards(source, patterns, partial):
 
 def holds_shards(folder):
     """Whether shards lie directly in a folder, which then is none of images."""
+    if not os.path.isdir(folder):
+        return False
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(SUFFIXES)]
     return any(not OTHERS.fullmatch(name) for name in names)

@@ -96,7 +96,9 @@ def _sample(path, key, files):
         found = f"has label {labels['cls']} in .cls and {labels['json']} in .json"
         raise _wrong(path, key, found, "one label")
     image = files[images[0]]
-    file_name = facts.get("filename", key)
+    file_name = facts.get("filename")
+    if not isinstance(file_name, str):
+        file_name = key
     label = next(iter(labels.values()))
     return Sample(key, file_name, label, image.offset_data, image.size)
 

@@ -209,7 +209,7 @@ def test_names_without_a_meaning_become_their_place(tmp_path):
     image, data = tars.encoded(tars.photo(0)), tmp_path / "data"
     data.mkdir()
     files = hub_shards.sample("000007", 3, image)
-    files["000007.json"] = b'{"label": 3}'
+    files["000007.json"] = b'{"label": 3, "filename": 7}'
     (data / "val.tar").write_bytes(tars.tar(files))
     rows = [{"image": image, "label": 5}, {"image": image, "label": 6}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), data / "train.parquet")

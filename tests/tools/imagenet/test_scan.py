@@ -126,6 +126,7 @@ FIRST_VAL, TENCHES = "ILSVRC2012_val_00000001.JPEG", "n01440764.tar"
         (tars.VAL, tars.tar({}), None, "no image"),
         (tars.VAL, None, None, "Is a directory"),
         ("val", None, None, "no image"),
+        ("train", b"x", None, "Not a directory"),
         ("train/ant", None, "ant", "config.data.name=folder:"),
     ],
 )
