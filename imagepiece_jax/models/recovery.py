@@ -42,8 +42,8 @@ class Recovery:
             figures += (
                 f", first class as the dense model's {before:.1f} -> {after:.1f} %"
             )
-        source = f"{self.images} images, {self.steps} steps of {self.batch_size}"
-        text = f"{figures}; on {self.held_out} images held out, from {source}"
+        source = f"{self.images} others, {self.steps} steps of {self.batch_size} images"
+        text = f"{figures}; on {self.held_out} images held out, learned from {source}"
         if self.changed:
             return text
         return f"nothing was better than the start, the weights are unchanged: {text}"

@@ -38,6 +38,7 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     vit = imagepiece_jax.load(tmp_path / "out")
     assert vit.reduction["name"] == "evit" and vit.preprocessing.crop == 0.9
     assert str(vit.recovery) in ended.out and vit.recovery.steps == 40
+    assert f"40 steps of {vit.recovery.batch_size} images" in ended.out
     own = json.loads((tmp_path / "out" / "config.json").read_text())["imagepiece_jax"]
     assert own["recovery"]["images"] == 32 and own["recovery"]["held_out"] == 16
     assert "step 40 of 40" in ended.err
