@@ -52,8 +52,8 @@ def write_folder(
         make_folder("--out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
-        answers = vit.probabilities
-        traces.append(tracing.trace(vit.model, vit.variables, images, answers))
+        problem = vit.problem_type
+        traces.append(tracing.trace(vit.model, vit.variables, images, problem))
         untrained = "selectors" in vit.untrained_kinds
         facts = {"untrained": untrained, "gmacs": vit.gmacs}
         methods.append({"label": vit.label, "setting": vit.reduction} | facts)
@@ -167,12 +167,14 @@ def _section(index, image, name, methods, traces, class_names):
     for method, trace, kinds in zip(methods, traces, views, strict=True):
         label = html.escape(method["label"])
         draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
-        top, sure = trace.top[index], 100 * trace.confidence[index]
-        named = class_names[top] if top < len(class_names) else None
-        prediction = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
+        prediction = ""
+        if trace.top is not None:
+            top, sure = trace.top[index], 100 * trace.confidence[index]
+            named = class_names[top] if top < len(class_names) else None
+            answer = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
+            prediction = f'<p class="none">{answer}</p>'
         cells.append(
-            f'<div class="cell"><h3>{label}</h3>{draw.end()}'
-            f'<p class="none">{prediction}</p></div>'
+            f'<div class="cell"><h3>{label}</h3>{draw.end()}{prediction}</div>'
         )
         if trace.stages:
             details.append(

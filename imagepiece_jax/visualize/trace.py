@@ -20,7 +20,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
-from imagepiece_jax.models.problem import probabilities
+from imagepiece_jax.models.problem import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing
@@ -55,24 +55,30 @@ class Trace:
     depth: int  # number of blocks
     stages: tuple[Stage, ...]
     tokens: int  # image tokens at the end
-    top: np.ndarray  # [B] int32, the most probable class
-    confidence: np.ndarray  # [B] float32, its probability
+    # [B] int32, the most probable class; None where outputs are no classes
+    top: np.ndarray | None
+    confidence: np.ndarray | None  # [B] float32, its probability
     # as in a Stage, in the last block; None after a soft reduction
     attention: np.ndarray | None = None
     attended: np.ndarray | None = None
 
 
-def trace(model: ViT, variables, images: np.ndarray, answers=probabilities) -> Trace:
+def trace(
+    model: ViT, variables, images: np.ndarray, problem_type=SINGLE_LABEL
+) -> Trace:
     """The Trace of uint8 images [B, H, W, 3].
 
     It ends at the first soft reduction: tokens overlap there, and later ones have no
     place on the image.
 
     model: with plain kernels, not of masked training
-    answers: from logits to probabilities, as Pretrained.probabilities
+    problem_type: of the head, as Pretrained has it
     """
     slots, matrix, attention, logits = _in_batches(model, variables, images)
-    top, sure = logits.argmax(axis=-1).astype(np.int32), answers(logits).max(axis=-1)
+    top = sure = None
+    if activation(problem_type, model.num_classes) is not None:
+        top = logits.argmax(axis=-1).astype(np.int32)
+        sure = probabilities(logits, problem_type).max(axis=-1)
     grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
     stages, look, slots = [], (None, None), iter(slots)
     source = next(slots)

@@ -1,5 +1,6 @@
 """The page: self-contained, valid, and described in words."""
 
+import dataclasses
 import html.parser
 import pathlib
 import re
@@ -56,6 +57,22 @@ def test_the_likeliest_class_has_its_name():
     assert text.count("&lt;cat&gt;, 25 % sure") == 3
     assert text.count("class 4, 50 % sure") == 3
     assert "<cat>" not in text
+
+
+@pytest.mark.parametrize(
+    "problem_type, options",
+    [
+        ("regression", {}),
+        ("single_label_classification", {"num_classes": 0}),
+        ("single_label_classification", {"num_classes": 0, "arch": {"pool": "none"}}),
+    ],
+)
+def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, options):
+    vit = tiny.pretrained(depth=1, **options)
+    vit = dataclasses.replace(vit, problem_type=problem_type)
+    images = np.zeros((1, 20, 20, 3), np.uint8)
+    list(html_page.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
+    assert "% sure" not in (tmp_path / "index.html").read_text()
 
 
 def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
