@@ -49,8 +49,11 @@ _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Keys under which training scripts save weights, next to optimizer and epoch: DeepSpeed
 # and EVA-02 under "module", Lightning under "state_dict".
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
-_WRAPPERS += ("weights", "teacher")
-_AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
+_WRAPPERS += ("model_state", "params", "weights", "teacher")
+# Keys of averaged weights beside them: timm's, DeiT's and those of other scripts.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
+_AVERAGES += ("model_ema_state_dict", "params_ema")
+_COUNT = "n_averaged"  # of models, which PyTorch's AveragedModel has beside its module
 UNPACKED = 100  # times a file's size, at most: weights hardly become smaller
 ORBAX = "_METADATA"  # the list of arrays in the folder of an Orbax checkpoint
 DEEPEST = 100  # tuple inside tuple, in a pickle, and module inside module
@@ -183,7 +186,7 @@ def _chosen(path, content, averaged):
     parts = content if isinstance(content, dict) else {}
     name = next((name for name in _AVERAGES if isinstance(parts.get(name), dict)), None)
     if averaged and name is None:
-        allowed = f"files with {' or '.join(_AVERAGES)}, as timm's training saves them"
+        allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
         raise InputError("has no averaged weights", allowed=allowed)
     if name is not None and not averaged:
         warnings.warn(
@@ -208,7 +211,7 @@ def _named_tensors(content):
             kind = np.ndarray if isinstance(value, _Unread) else type(value)
             problem += f": {name!r} is of type {kind.__name__}"
             raise InputError(problem, value=name, allowed=allowed)
-    return dict(content)
+    return {name: tensor for name, tensor in content.items() if name != _COUNT}
 
 
 def _unwrapped(content):

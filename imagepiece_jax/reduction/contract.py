@@ -74,6 +74,11 @@ def _check_step(step):
         raise InputError(problem, value=step.site, allowed=allowed)
     _check_part("reducer", step.reducer, Reducer)
     _check_part("rule", step.rule, Rule)
+    needs = type(step.reducer).needs
+    if not isinstance(needs, frozenset | property):
+        kind = type(step.reducer).__name__
+        problem = f"has the reducer {kind}, whose needs are a {type(needs).__name__}"
+        raise InputError(problem, value=needs, allowed='such as frozenset({"key"})')
 
 
 def _check_part(role, part, base):

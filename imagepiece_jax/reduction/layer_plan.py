@@ -61,13 +61,20 @@ class LayerPlan:
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """Counts of the `stage`-th step that changes something; None: none changes."""
+    """Counts of the `stage`-th step that changes something; None: none changes.
+
+    Raises InputError for a rule that leaves no token, or no whole number of them.
+    """
     if step.tokens is None:
         n_out = step.rule.n_out(n, n0, stage)
     else:
         n_out = step.tokens if step.tokens < n else None
     if n_out is None:
         return None
+    if not is_integer(n_out) or n_out < 1:
+        problem = f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} "
+        problem += f"image tokens at block {step.block}"
+        raise InputError(problem, value=n_out, allowed="1, 2, 3, .., or None")
     return Counts(n, n_out, step.rule.candidates(n), stage)
 
 
@@ -90,7 +97,7 @@ def build(
     at = {}
     for step in steps:
         if not is_integer(step.block) or not 0 <= step.block < depth:
-            problem = f"has a step at block {step.block}"
+            problem = f"has a step at block {step.block!r}"
             allowed = f"blocks 0 to {depth - 1} of the model"
             raise InputError(problem, value=step.block, allowed=allowed)
         if step.block in at:

@@ -120,7 +120,9 @@ def test_pth_views_of_one_storage(tmp_path):
     assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict", "teacher", "module", "net"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "model_state", "params", "teacher", "module", "net"]
+)
 def test_training_checkpoint_is_unwrapped(tmp_path, key):
     """An OrderedDict with attributes, beside the script's argparse.Namespace."""
     item = text("w") + tensor("0", 2, (2,), (1,))
@@ -144,10 +146,18 @@ def test_arguments_under_the_key_of_weights_are_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, name", [("model", "model_ema"), ("state_dict", "state_dict_ema")]
+    "key, name",
+    [
+        ("model", "model_ema"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "ema"),
+        ("state_dict", "ema_state_dict"),
+        ("model_state_dict", "model_ema_state_dict"),
+        ("params", "params_ema"),
+    ],
 )
 def test_averages_of_a_training_checkpoint(tmp_path, key, name):
-    """As DeiT's code and timm save them beside the weights, which alone are read."""
+    """As training scripts save them beside the weights, which alone are read."""
     inner = {
         key: mapping(w=tensor("0", 2, (2,), (1,))),
         name: mapping(w=tensor("1", 2, (2,), (1,))),
@@ -161,6 +171,15 @@ def test_averages_of_a_training_checkpoint(tmp_path, key, name):
     path = write_pth(tmp_path / "b.pth", inner[key], {"0": storages["0"]})
     with pytest.raises(InputError, match="b.pth has no averaged weights; allowed:"):
         read_state_dict(path, averaged=True)
+
+
+def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
+    """PyTorch's AveragedModel has it beside the module that it averages."""
+    tensors = {"module.w": np.ones(2, np.float32), "n_averaged": np.array(3)}
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    check_same(
+        read_state_dict(tmp_path / "a.safetensors"), {"module.w": tensors["module.w"]}
+    )
 
 
 def test_npz_and_safetensors(tmp_path):

@@ -28,7 +28,7 @@ from imagepiece_jax.reduction.reducers import (
     keep_highest,
     merge_in_place,
 )
-from imagepiece_jax.reduction.token_counts import Keep
+from imagepiece_jax.reduction.token_counts import Keep, Rule
 from imagepiece_jax.reduction.tokens import (
     Assignment,
     Masking,
@@ -223,6 +223,22 @@ class Listing(Reducer):
     kept: list = dataclasses.field(default_factory=list)
 
 
+class Asking(TopK):
+    """Its needs are a list."""
+
+    needs = ["cls_attn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaving(Rule):
+    """It gives any count."""
+
+    count: object
+
+    def n_out(self, n, n0, stage):
+        return self.count
+
+
 class Undecorated(TopK):
     """Its field is read by no decorator."""
 
@@ -261,6 +277,17 @@ MISSPELT = dataclasses.dataclass(frozen=True)(type("Mine", (Method,), {"step": N
         (
             made([Step(1, TopK(), HALF, "per")]),
             "has the site 'per'; allowed: 'pre', 'a",
+        ),
+        (
+            made([Step(1, Asking(), HALF)]),
+            "Mine.steps, step 0, has the reducer Asking, whose needs are a list; allow",
+        ),
+        *(
+            (
+                made([Step(1, TopK(), Leaving(count))]),
+                f"reduction has the rule Leaving, which leaves {count!r} image tokens",
+            )
+            for count in (0, -3, 1.5, "3", True)
         ),
         (made(None), "Mine.steps returns a NoneType; allowed: a list of Steps"),
         (
