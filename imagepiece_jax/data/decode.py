@@ -173,7 +173,8 @@ def _orientation(exif):
     end = table + 2 + 12 * number(table, 2)  # of the table's count and its fields
     for place in range(table + 2, min(end, len(content)), 12):
         size = NUMBER_BYTES.get(number(place + 2, 2))
-        if number(place, 2) == ExifTags.Base.Orientation and size is not None:
+        single = number(place + 4, 4) == 1  # several numbers may lie elsewhere
+        if number(place, 2) == ExifTags.Base.Orientation and size and single:
             return number(place + 8, size)
     return None
 

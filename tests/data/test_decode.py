@@ -188,6 +188,14 @@ def test_the_orientation_of_random_exif_is_found():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("pil", [False, True], ids=["file", "pil"])
+def test_the_place_of_several_numbers_is_no_orientation(pil):
+    place = struct.pack("<I", 6)
+    block = exif_block([(0x0112, 3, 3, place)])
+    np.testing.assert_array_equal(upright(photograph(block), pil), STORED_PIXELS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_exif_that_is_none_leaves_an_image_as_it_is():
     draw = random.Random(0)
     for _ in range(200):
