@@ -53,7 +53,8 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """
     chex.assert_rank([logits, labels], [2, 1])
     mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    lower = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    lower = classes[None, :] < labels[:, None]
     ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
     return (ahead < k) & ~jnp.isnan(mine[:, 0])
 

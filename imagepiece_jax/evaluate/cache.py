@@ -152,7 +152,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
-            f"{self.name or settings.label(reduction)}, {setting['images']} images",
+            f"{self.name or settings.described(reduction)}, {setting['images']} images",
         )
 
     def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
@@ -171,7 +171,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self.clock(self.weights, reduction, self.tokens),
-            f"the speed of {settings.label(reduction)}",
+            f"the speed of {settings.described(reduction)}",
         )
 
     def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class MeasuredWeights:
             "fields": self.weights.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             "use": self.weights.use(reduction),
-            "trained_as": dict(self.weights.reduction),
+            "trained_as": settings.with_defaults(self.weights.reduction),
             "seed": self.weights.seed,
             **self.images.setting,
             **self._valid,

@@ -203,7 +203,8 @@ def _entries(checkpoint, method, shares, metric):
     weights, settle = checkpoint.weights, _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
     if weights.reduction["name"] == requested["name"]:  # its own fields
-        requested = {**weights.reduction, "counts": None, **requested}
+        own = {**weights.reduction, "counts": None, settings.LABEL: None}
+        requested = {**own, **requested}
     try:
         weights.config.create({**requested, "counts": None})
     except InputError as error:

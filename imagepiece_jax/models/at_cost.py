@@ -13,7 +13,13 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
 from imagepiece_jax.reduction.methods.method import ModelFacts
-from imagepiece_jax.reduction.settings import read_reduction
+from imagepiece_jax.reduction.settings import (
+    LABEL,
+    asked,
+    read_reduction,
+    with_defaults,
+)
+from imagepiece_jax.reduction.sweep_text import parse_label
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -52,6 +58,8 @@ def reduced(
 def resolved(reduction, dense, grid, name=None, allowed=MISS):
     """A reduction with counts of tokens in place of its cost, `macs`, if it has one.
 
+    It keeps the text that asked for it as its label.
+
     dense: a ViT of the model's sizes, with or without a reduction
     reduction, grid, name: as for `reduced`
     allowed: the share of the dense model's MACs by which the cost may be off
@@ -64,7 +72,28 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
     changed.pop("score", None)  # "auto" is what another model has, too
     fields, unused = {**reduction, **changed}, found.amounts if found.counts else ()
+    fields[LABEL] = asked(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
+
+
+def with_true_label(reduction, dense, grid, name=None):
+    """The reduction without its label where that asks this model for another one.
+
+    Fields may have been changed since then, or the size of the images. Arguments are
+    those of `resolved`.
+    """
+    text = reduction.get(LABEL)
+    if text is None:
+        return reduction
+    own = with_defaults(reduction)
+    try:
+        wanted = resolved(parse_label(text), dense, grid, name)
+        wanted = with_defaults(wanted) | {"prop_attn": own["prop_attn"]}
+    except InputError:
+        wanted = None
+    if wanted == own:
+        return reduction
+    return {k: v for k, v in reduction.items() if k != LABEL}
 
 
 def at_cost(method, dense, grid, name=None, allowed=MISS):

@@ -17,7 +17,7 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.at_cost import reduced, resolved
+from imagepiece_jax.models.at_cost import reduced, resolved, with_true_label
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector
@@ -106,7 +106,10 @@ class Pretrained:
             field = "prop_attn of reduction"
             allowed = "the reduction that create_model got"
             raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
+        if text := self.reduction.get(settings.LABEL):
+            reduction[settings.LABEL] = text
         reduction = resolved(reduction, model, self._grid, self.name)
+        reduction = with_true_label(reduction, model, self._grid, self.name)
         usual = reduced(model, reduction, self._grid, self.name)
         if usual.plan != model.plan:
             size, value = described(self.image_size), dict(self.reduction)
@@ -149,7 +152,7 @@ class Pretrained:
         if self.reduction is None:
             return "a reduction without a name"
         fields = {**self.reduction, "prop_attn": self.model.prop_attn}
-        label = settings.label(settings.changed(fields))
+        label = settings.described(fields)
         kinds = " and ".join(self.untrained_kinds)
         return f"{label} (untrained {kinds})" if kinds else label
 

@@ -155,9 +155,8 @@ class Weights(Metadata):
         """Reduction and image size, in words, where training had others."""
         lines, before = [], self.trained_reduction
         if before is not None:
-            pair = [settings.changed(one) for one in (self.reduction, before)]
-            if pair[0] != pair[1]:
-                ours, trained = map(settings.label, pair)
+            if with_defaults(before) != with_defaults(self.reduction):
+                ours, trained = map(settings.described, (self.reduction, before))
                 lines.append(f"reduction {ours} (trained with {trained})")
         sizes = self.config.image_size, self.as_trained.config.image_size
         if sides(sizes[0]) != sides(sizes[1]):
@@ -173,6 +172,6 @@ class Weights(Metadata):
         """
         changes = dict.fromkeys(NOT_ANALYZED) | ({"dtype": dtype} if dtype else {})
         config = dataclasses.replace(self.config, **changes)
-        reduction = with_defaults(self.reduction)
+        reduction = settings.completed(self.reduction)
         config.create(reduction)
         return dataclasses.replace(self, config=config, reduction=reduction)

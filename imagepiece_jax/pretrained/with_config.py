@@ -95,7 +95,7 @@ def read_with_config(
     changed = dataclasses.replace(
         weights,
         config=dataclasses.replace(weights.config, **free),
-        reduction=runs.reduction_of(fields),
+        reduction=_reduction(fields, weights),
         crop=read_fields(fields["data"]),
         seed=config.seed,
     )
@@ -103,6 +103,14 @@ def read_with_config(
         with in_config():  # a typed one that does not fit is no fault of the weights
             changed.config.create(changed.reduction)
     return config, changed
+
+
+def _reduction(fields, weights):
+    """The reduction of a config; typed fields leave that of weights no label."""
+    reduction = runs.reduction_of(fields)
+    if with_defaults(reduction) != with_defaults(weights.reduction):
+        reduction.pop(settings.LABEL, None)
+    return reduction
 
 
 def _typed(config, overrides):
@@ -139,7 +147,7 @@ def _complete(config, weights):
             problem = f"is for images of {described(size)}"
             raise InputError(problem, place=weights, value=size, allowed=allowed)
         dense = weights.reduction["name"] == DENSE["name"]
-        reduction = DENSE if dense else with_defaults(weights.reduction)
+        reduction = DENSE if dense else settings.completed(weights.reduction)
         fields = {
             "image_size": size,
             "num_classes": classes,

@@ -123,7 +123,8 @@ def smallest(values, k):
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
         rest = jnp.where(marked, jnp.inf, values)
-        marked |= index == jnp.argmin(rest, axis=-1)[..., None]
+        nearest = jnp.argmin(rest, axis=-1).astype(jnp.int32)
+        marked |= index == nearest[..., None]
     return marked
 
 

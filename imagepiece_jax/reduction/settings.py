@@ -1,6 +1,7 @@
 """Reductions as dicts of a name and fields: defaults, comparison, labels.
 
-Unknown names and fields are found by `methods.create`.
+Unknown names and fields are found by `methods.create`. A reduction whose tokens were
+found for a cost also has a `label`: the text that asked for it, "tome macs=0.5".
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 
 DENSE = {"name": "none"}
+LABEL = "label"  # of a reduction that was asked for by its cost
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}
 RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
@@ -36,6 +38,12 @@ def changed(reduction, base=None):
     return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
 
 
+def completed(reduction):
+    """`with_defaults`, and the label of a reduction that has one."""
+    text = (reduction or {}).get(LABEL)
+    return with_defaults(reduction) | ({} if text is None else {LABEL: text})
+
+
 def current(reduction):
     """A reduction that any version saved, in fields and values of this version."""
     method = methods.METHODS.get(reduction.get("name"), type(None))
@@ -55,9 +63,30 @@ def as_tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
+def described(reduction):
+    """A reduction in a few words: as it was asked for by a cost, or what is unusual.
+
+    What is unusual are fields that differ from the method's defaults.
+    """
+    fields = changed(reduction)
+    text = reduction.get(LABEL)
+    if text is None:
+        return label(fields)
+    if "prop_attn" in fields:
+        text += f" prop_attn={fields['prop_attn']}"
+    return text
+
+
+def asked(reduction):
+    """The label of a reduction with `macs`, which `sweep_text.parse_label` reads."""
+    fields = changed(reduction)
+    fields.pop("prop_attn", None)
+    return label(fields).replace(", ", ",")
+
+
 def label(reduction):
     """A reduction in a few words: "evit keep_rate=0.7"."""
-    fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
+    fields = [f"{k}={v}" for k, v in reduction.items() if k not in ("name", LABEL)]
     name = "dense" if reduction["name"] == DENSE["name"] else reduction["name"]
     return " ".join([name, *fields])
 
@@ -72,7 +101,7 @@ def read_reduction(reduction, prop_attn=None):
 
 
 def split_reduction(reduction, prop_attn=None):
-    """(fields of the method, prop_attn) of a reduction that may name both.
+    """(fields of the method, prop_attn) of a reduction that may name both, and a label.
 
     Raises InputError where it is no such dict, and for two values of prop_attn.
     """
@@ -85,6 +114,10 @@ def split_reduction(reduction, prop_attn=None):
         hint = f"the names are {', '.join(sorted(methods.METHODS))}"
         raise InputError(problem, field="reduction", value=reduction, hint=hint)
     fields = dict(DENSE if reduction is None else reduction)
+    text = fields.pop(LABEL, None)
+    if not isinstance(text, str | None):
+        allowed = 'the text that asked for it, such as "tome macs=0.5"'
+        raise InputError(field="reduction.label", value=text, allowed=allowed)
     inside = fields.pop("prop_attn", prop_attn)
     prop_attn = inside if prop_attn is None else prop_attn
     if inside != prop_attn:

@@ -49,6 +49,11 @@ def parse_sweep(text):
     return reductions
 
 
+def parse_label(text):
+    """The reduction that a label of `settings.asked` names. Raises InputError."""
+    return parse_sweep(text.replace(" ", ":"))[0]
+
+
 def parse_sweeps(texts):
     """Reductions of every --sweep. Raises InputError for the same one twice."""
     reductions, seen = [], set()

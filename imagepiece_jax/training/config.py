@@ -299,13 +299,16 @@ class RunConfig(RunFields):
 
     def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """`config`, which this was read from, with the model's mean and std, and all
-        fields of the reduction."""
+        fields of the reduction, with the text that asked for it."""
         from imagepiece_jax.reduction.methods import name_of
+        from imagepiece_jax.reduction.settings import LABEL, asked
 
         images = {name: getattr(self.model, name) for name in ("mean", "std")}
         fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
-        if "prop_attn" in config["reduction"]:
-            fields["prop_attn"] = config["reduction"]["prop_attn"]
+        written = config["reduction"]
+        fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
+        if written.get("macs") and self.reduction.macs is None:
+            fields[LABEL] = asked(written)
         model = config["model"] | images
         return {**config, "model": model, "reduction": fields}
 

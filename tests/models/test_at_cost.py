@@ -9,7 +9,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.at_cost import MISS, reduced, resolved
 from imagepiece_jax.models.config import ModelConfig, create_model, size_of
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction import schedules
+from imagepiece_jax.pretrained.load import load
+from imagepiece_jax.pretrained.save import save
+from imagepiece_jax.reduction import schedules, settings
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published
 from imagepiece_jax.reduction.methods.method import ModelFacts
@@ -135,7 +137,8 @@ def test_a_cost_needs_no_other_field():
     """The fields of a reduction that are found replace those that asked for it."""
     found, *_ = at_cost({"name": "evit", "macs": 0.5, "blocks": (2, 5)})
     method = METHODS["evit"]
-    own = {field.name for field in dataclasses.fields(method)} | {"name", "prop_attn"}
+    own = {field.name for field in dataclasses.fields(method)}
+    own |= {"name", "prop_attn", "label"}
     assert set(found) <= own and found["blocks"] == (2, 5)
     assert found["keep_rate"] < 0.7
 
@@ -184,3 +187,44 @@ def test_a_cost_without_a_method_names_what_is_missing(fields):
         tiny.model({"name": "none", **fields})
     full = tiny.model({"name": "none", "counts": (25, 25, 25)})
     assert full.plan == tiny.model({"name": "none", "macs": 1.0}).plan
+
+
+@pytest.mark.parametrize(
+    "fields, label",
+    [
+        ({"name": "tome", "macs": 0.7}, "tome macs=0.7"),
+        ({"name": "tome", "macs": 0.7, "r": 9}, "tome macs=0.7 r=9"),
+        ({"name": "tome", "macs": 0.7, "counts": "stages-1-2"}, None),
+        ({"name": "evit", "macs": 0.7, "blocks": (1, 2)}, "evit blocks=(1,2) macs=0.7"),
+        ({"name": "diffrate", "macs": 0.7}, "diffrate macs=0.7"),
+    ],
+)
+def test_a_reduction_is_called_what_it_was_asked_for(fields, label, tmp_path):
+    """By repr and saved folder; not where fields or images are others since then."""
+    label = label or settings.label(fields)
+    vit = tiny.pretrained(fields)
+    assert {*vit.label.split()} == {*label.split()}
+    assert "macs" not in vit.reduction and "counts" not in vit.label.split("=")[0]
+    assert f": {vit.label}, images of" in repr(vit)
+    save(tmp_path / "m", vit)
+    again = load(tmp_path / "m")
+    assert again.label == vit.label and again.reduction == vit.reduction
+    assert f"| {vit.label} |" in (tmp_path / "m" / "README.md").read_text()
+    switched = not vit.model.prop_attn
+    weighted = vit.with_reduction(vit.reduction | {"prop_attn": switched})
+    assert weighted.label == f"{vit.label} prop_attn={switched}"
+    other = vit.with_reduction(vit.reduction | {"fate": "drop"})
+    assert "label" not in other.reduction and "macs" not in other.label
+    if "counts" not in vit.reduction:
+        larger = load(tmp_path / "m", image_size=28)
+        assert "label" not in larger.reduction and "macs" not in larger.label
+
+
+def test_a_label_changes_no_key_and_is_text():
+    found = at_cost({"name": "tome", "macs": 0.5})[0]
+    plain = {k: v for k, v in found.items() if k != "label"}
+    assert found["label"] == "tome macs=0.5"
+    assert settings.with_defaults(found) == settings.with_defaults(plain)
+    assert settings.described(plain).startswith("tome counts=(")
+    with refused("reduction.label", 5):
+        dense(reduction=plain | {"label": 5})

@@ -7,11 +7,14 @@ import types
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import base, deit_s_evit
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.pretrained import runs
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig, allowed_values
 from imagepiece_jax.training.config_files import BASE, dotted_fields, load_config
@@ -169,6 +172,28 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
     known = RunConfig.from_config(config).training_flop(640, teacher_macs=10)
     assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
+
+
+def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
+    """In its config.json, which one of an earlier version does not contradict."""
+    config = configured()
+    config.reduction = config_dict.ConfigDict({"name": "tome", "macs": 0.7})
+    run = RunConfig.from_config(config)
+    assert "label" not in run.to_dict(config.to_dict())["reduction"]
+    written = run.resolved().to_dict(config.to_dict())
+    assert written["reduction"]["label"] == "tome macs=0.7"
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    reduction = runs.reduction_of(runs.read_config(tmp_path))
+    assert settings.described(reduction) == "tome macs=0.7"
+    full = settings.completed(reduction)
+    assert full["counts"] == reduction["counts"]
+    assert settings.described(full) == "tome macs=0.7"
+    again = RunConfig.from_config(written)
+    assert again.resolved().to_dict(written)["reduction"] == written["reduction"]
+    del written["reduction"]["label"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    run_dir.check_config(tmp_path, run.resolved().to_dict(config.to_dict()))
 
 
 def test_shapes_of_a_batch_are_what_the_loader_gives():

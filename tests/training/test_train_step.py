@@ -365,15 +365,15 @@ def test_what_the_config_leaves_to_the_device():
     assert configured(**other).augment == without
 
 
-def test_64_bit_numbers_of_jax_change_no_type():
-    """Under this flag of users; what the optimizer computes is optax's."""
+def test_64_bit_numbers_and_strict_types_of_jax_change_no_type():
+    """Under these flags of users; what the optimizer computes is optax's."""
     recipe = dataclasses.replace(PLAIN, mixup=0.8, cutmix=1.0, **AUGMENT)
     step, state = make(recipe, depth=2, drop_path_rate=0.5)
     schedule, _ = create(OptimConfig.from_config(base.get_config()), 10)
     step.keywords.update(rate=schedule)
     one = batch(0) | {"extent": np.full((1, 1, BATCH, 2), SIZE, np.int32)}
     state, one = jax.tree.map(lambda x: x[0], (state, one))
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)], return_shape=True)
         program, (after, _) = traced(state, one)
     assert traced_programs.found_in_64_bits(program) == []

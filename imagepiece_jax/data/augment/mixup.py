@@ -77,8 +77,8 @@ def cutmix_box(lam, center, height, width):
     The box has 1 - lam of the area around `center` (row, column) before the image's
     edges clip it.
     """
-    side = jnp.array([height, width])
-    half = (side * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    side = jnp.array([height, width], jnp.int32)
+    half = (side.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
     low = jnp.clip(center - half, 0, side)
     high = jnp.clip(center + half, 0, side)
     area = jnp.prod(high - low)
@@ -95,8 +95,8 @@ def apply(mix, images, targets, partner_images, partner_targets):
     partner_images, partner_targets: the reversed global batch
     """
     height, width = images.shape[1:3]
-    row = jnp.arange(height)[:, None]
-    column = jnp.arange(width)[None, :]
+    row = jnp.arange(height, dtype=jnp.int32)[:, None]
+    column = jnp.arange(width, dtype=jnp.int32)[None, :]
     top, bottom, left, right = mix.box
     inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
     share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)

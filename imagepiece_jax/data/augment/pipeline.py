@@ -69,7 +69,8 @@ def random_erasing(images, keys, prob):
     def one(image, key):
         box_key, noise_key = jax.random.split(key)
         top, left, tall, wide = erased_box(box_key, height, width, prob)
-        row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        row = jnp.arange(height, dtype=jnp.int32)[:, None]
+        column = jnp.arange(width, dtype=jnp.int32)[None, :]
         inside = (row >= top) & (row < top + tall)
         inside &= (column >= left) & (column < left + wide)
         noise = jax.random.normal(noise_key, image.shape, image.dtype)

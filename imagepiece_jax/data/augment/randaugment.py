@@ -93,7 +93,7 @@ def _layer(images, op, magnitude, sign, fill):
     table = tables(images, op, magnitude, sign).reshape(-1)
     looked_up = table.at[_bins(images)].get(mode="promise_in_bounds")
     matrix = matrices(op, magnitude, sign, *images.shape[1:3])
-    moves = jnp.isin(op, jnp.array(_AFFINE))[:, None, None, None]
+    moves = jnp.isin(op, jnp.array(_AFFINE, op.dtype))[:, None, None, None]
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     moved = affine(images, matrix, fill)
     enhanced = _enhanced(images, op, factor(magnitude, sign))
@@ -220,11 +220,11 @@ def _equalize(histograms):
     stays as it is.
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
-    total = histograms.sum(-1, keepdims=True)
+    total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
     brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
     last = jnp.take_along_axis(histograms, brightest, axis=-1)
     step = (total - last) // 255
-    below = jnp.cumsum(histograms, -1) - histograms
+    below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
     spread = (step // 2 + below) // jnp.maximum(step, 1)
     return jnp.where(step > 0, jnp.minimum(spread, 255), value)
 

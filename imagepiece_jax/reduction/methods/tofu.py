@@ -48,8 +48,8 @@ class Fuse(Bipartite):
         top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(target == itself, length, 0), axis=-1)
         if self.rescale == "mean":
-            share = belongs.astype(jnp.float32)
-            share = share / tokens[:, :, None].astype(jnp.float32)
+            members = tokens[:, :, None]
+            share = belongs.astype(jnp.float32) / members.astype(jnp.float32)
             mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")
             divisor = jnp.where(tokens > 1, lengths(mean), divisor)
         scale = (top / divisor / tokens.astype(jnp.float32))[:, :, None]

@@ -1,0 +1,116 @@
+"""JAX's switches of users change no model: all methods, forward and backward.
+
+`jax_numpy_dtype_promotion="strict"` and `jax_numpy_rank_promotion="raise"` refuse
+operations while they are traced, `jax_enable_x64` makes types wider, and
+`jax_debug_nans` looks into results. Programs are traced, and nothing is compiled.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import features
+from imagepiece_jax.inference.optimize import forward
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reducers import METRICS, SCORES
+from tests.models import masked, tiny
+from tests.models.test_families import FAMILIES
+from tests.models.test_rotary import ARCHS
+from tests.models.traced_programs import SMALL, found_in_64_bits
+
+VALUES = {"score": tuple(SCORES), "metric": METRICS, "fate": ("drop",)}
+
+
+def with_options():
+    """{name: fields} of every method, and of each with another score or metric."""
+    found = dict(SMALL)
+    for name in METHODS:
+        own = {field.name for field in dataclasses.fields(METHODS[name])}
+        for field in own & {*VALUES}:
+            for value in VALUES[field]:
+                found[f"{name} {field}={value}"] = SMALL[name] | {field: value}
+    return found
+
+
+OPTIONS = with_options()
+PROBED = {"arch": {"pool": "map"}}  # what a probe needs
+PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
+PARTS |= {name: {"arch": arch} for name, arch in FAMILIES.items()}
+PARTS |= {name: {"arch": arch, "embed_dim": 24} for name, arch in ARCHS.items()}
+
+
+@pytest.fixture(autouse=True)
+def _switches():
+    strict = jax.numpy_dtype_promotion("strict")
+    with strict, jax.numpy_rank_promotion("raise"), jax.enable_x64(True):
+        yield
+
+
+def gradient(model, train=True, batch=2):
+    """Jaxpr of a loss of logits and tokens, of its gradient and of new statistics."""
+    keys = masked.keys(batch)
+    keys["drop_path"] = keys["reducer"]
+    rest = dict(tiny.shapes(model))
+    params = rest.pop("params")
+
+    def loss(params, rest, images):
+        variables = {"params": params, **rest}
+        out, changed = model.apply(
+            variables, images, train, keys, mutable=["batch_stats"]
+        )
+        return out.logits.sum() + jnp.sum(out.tokens, dtype=jnp.float32), changed
+
+    traced = jax.make_jaxpr(jax.value_and_grad(loss, has_aux=True))
+    return traced(params, rest, tiny.images(batch))
+
+
+def test_the_switches_are_on():
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        jnp.ones(3, jnp.int32) + jnp.ones(3, bool)
+    with pytest.raises(ValueError, match="rank_promotion"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+    assert found_in_64_bits(jax.make_jaxpr(jnp.sin)(1.0)) == ["sin of float64[]"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_is_traced_with_the_same_types(name):
+    """Trained with masks, in bfloat16, and evaluated in float32."""
+    trained = tiny.model(SMALL[name], masked=True, dtype="bfloat16")
+    assert found_in_64_bits(gradient(trained)) == []
+    assert found_in_64_bits(gradient(tiny.model(SMALL[name]), train=False)) == []
+
+
+@pytest.mark.parametrize("name", sorted({*OPTIONS} - {*SMALL}))
+def test_every_score_metric_and_fate_is_traced_with_the_same_types(name):
+    probed = PROBED if "probe" in name else {}
+    try:
+        model = tiny.model(OPTIONS[name], dtype="bfloat16", **probed)
+    except InputError as error:
+        said = str(error)
+        assert "learns or adds a token" in said or "reads at block" in said, said
+        return
+    assert found_in_64_bits(gradient(model, train=False)) == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_a_model_is_traced_with_the_same_types(part):
+    model = tiny.model(SMALL["tome"], dtype="bfloat16", **PARTS[part])
+    assert found_in_64_bits(gradient(model)) == []
+
+
+@pytest.mark.parametrize("name", ["evit", "tome", "token_learner", "spvit"])
+def test_programs_and_features_are_traced_with_the_same_types(name):
+    """Of pixels, as `optimize` compiles them, and a map of all patches."""
+    model = tiny.model(SMALL[name], dtype="bfloat16")
+    variables = tiny.shapes(model)
+    pixels = jax.ShapeDtypeStruct((2, tiny.SIDE, tiny.SIDE, 3), jnp.uint8)
+    for listed in (False, True):
+        traced = jax.make_jaxpr(forward(model, listed))(variables, pixels)
+        assert found_in_64_bits(traced) == []
+    for fill in ("last", "nearest") if name != "token_learner" else ("last",):
+        run = features.forward(model, (1,), fill=fill, listed=True)
+        traced = jax.make_jaxpr(run)(variables, tiny.images(2))
+        assert found_in_64_bits(traced) == []
