@@ -39,7 +39,7 @@ INSTALLED_AS = {
     "yaml": "pyyaml",
 }
 # Needed by what we import, which does not say so itself.
-NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
+NOT_IMPORTED = {"importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}

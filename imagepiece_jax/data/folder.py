@@ -76,6 +76,12 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
         problem += f"{num_classes}, as {len(names) - len(unknown)} others are"
         allowed = "names of its classes, or a folder for each"
         raise InputError(problem, place=place, allowed=allowed)
+    if labels_by_name is not None and num_classes != len(names):
+        problem = f"has {len(names)} classes, none of which is named as one of the "
+        problem += f"model's {num_classes}"
+        allowed = "folders with names of its classes, with whole numbers from 0 to "
+        allowed += f"{num_classes - 1} as labels, or one for each class"
+        raise InputError(problem, place=place, allowed=allowed)
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:

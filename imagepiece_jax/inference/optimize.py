@@ -232,7 +232,7 @@ def compiler(
     """
     size, model = sides(vit.image_size), vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
-    vit.warn_of_untrained(stacklevel=4)  # of who calls optimize or Predictor
+    vit.warn_of_untrained(stacklevel=5)  # of who calls optimize or Predictor
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)

@@ -74,7 +74,7 @@ class Predictor:
                 "trained, so its outputs are no classes, and probabilities of them "
                 "mean nothing; an embedding is "
                 "vit.model.apply(vit.variables, images).logits",
-                stacklevel=3,  # a wrapper
+                stacklevel=4,  # two wrappers
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # which refuses a head of numbers

@@ -36,6 +36,7 @@ def reduced(
     tokens: exact number of image tokens in the end; None: the reduction's own
     Raises InputError for a reduction that does not fit the model.
     """
+    own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None:
         method = at_cost(method, dense, grid, name)
@@ -47,7 +48,7 @@ def reduced(
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)
     if not isinstance(prop_attn, bool):
-        raise InputError(field="prop_attn", value=prop_attn, allowed="True, False")
+        raise InputError(field=own_field, value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
     with within("reduction", place):
         plan = _plan(method, dense, grid, masked)

@@ -84,7 +84,7 @@ def load(
     given = {name: value for name, value in given.items() if value is not None}
     vit = build(dataclasses.replace(weights, **given), reduction, fresh, seed)
     if fresh:
-        vit.warn_of_untrained(stacklevel=2)
+        vit.warn_of_untrained(stacklevel=3)
     return vit
 
 

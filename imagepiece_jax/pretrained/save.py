@@ -56,7 +56,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    vit.warn_of_untrained(stacklevel=3)  # of who calls takes_pretrained's function
+    vit.warn_of_untrained(stacklevel=4)  # of who calls takes_pretrained's function
     _check_way_back(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)

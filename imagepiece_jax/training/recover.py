@@ -496,9 +496,9 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     """
     total = len(source)
     if total < FEWEST + batch_size:
-        problem = f"names {total}, too few"
-        allowed = f"{FEWEST + batch_size} or more: {FEWEST} that are held out, and a "
-        allowed += f"batch of {batch_size}"
+        problem = f"has {total} image" if total == 1 else f"has {total} images"
+        allowed = f"{FEWEST + batch_size} or more, {FEWEST} of which are held out, and "
+        allowed += f"{batch_size} are a batch"
         raise InputError(problem, field="images", value=total, allowed=allowed)
     held = min(MOST, max(FEWEST, total // HELD_OUT))
     places = evenly_spaced(total, held)

@@ -129,7 +129,7 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
     create_model("deit_ti", reduction=without, prop_attn=False)
     with refused("prop_attn", True):
         create_model("deit_ti", reduction=without, prop_attn=True)
-    with refused("prop_attn", 1):
+    with refused("reduction.prop_attn", 1):
         create_model("deit_ti", reduction={"name": "tome", "prop_attn": 1})
 
 

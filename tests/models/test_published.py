@@ -147,9 +147,9 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     run = RunConfig.from_config(config)
     assert InitialWeights(run).normalization(tmp_path / "no") == {}
     assert same(InitialWeights(run).variables(run.create_model()), variables)
-    tuned = Overrides([("reduction.name", "random")])
+    tuned = Overrides([("reduction.name", "tome"), ("reduction.r", "3")])
     tuned, _ = read_with_config(path, base.get_config(), tuned)
-    assert tuned.reduction.name == "random"
+    assert tuned.reduction.name == "tome"
     with refused("config.model.num_heads", 6):
         read_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
 

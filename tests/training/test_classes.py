@@ -244,7 +244,7 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     assert line.endswith(" 3 classes: n01440764 is 0 (tench)")
     for labels, message in (
         ({"n01440764": 0}, "class 'ant', which is not one of the model's 3"),
-        ({"bee": 0}, "num_classes is 3, but folder .* 2 classes"),
+        ({"bee": 0}, "folder .* has 2 classes, none .* model's 3"),
     ):
         with pytest.raises(InputError, match=message):
             open_source(data, "val", num_classes=3, labels_by_name=labels)
@@ -322,7 +322,7 @@ def test_a_folder_of_a_number_has_this_label(tmp_path, names, classes, known, ex
         (WHOLE[1:], 11, {"ant": 1}, "class 1 is '10' or '2', which no name"),
         (["a2", "a10"], 2, {}, "class 0 is 'a10' or 'a2', which no name"),
         (["1", "01"], 2, {}, "has class 1 twice, as '01' and '1'"),
-        (["0", "12"], 12, {}, "config.num_classes is 12, but folder .* has 2 classes"),
+        (["0", "12"], 12, {}, "folder .* has 2 classes, none .* model's 12"),
         (["3", "10"], 12, None, "config.num_classes is 12, but folder .* 2 classes"),
         (["cat", "dog"], 2, {"cat": 1}, "class 'cat', which is class 1 .* lacks 'dog'"),
     ],
