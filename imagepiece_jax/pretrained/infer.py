@@ -32,6 +32,8 @@ from imagepiece_jax.pretrained.weights import Metadata
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
 INVISIBLE = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
 INVISIBLE += ("pool", "pool_include_prefix", "pool_heads")
+# Fields that a model's name settles, whatever else is asked for: a contradiction.
+SETTLED_BY_NAME = ("norm_eps", "resize", "rotary", "post_norm")
 NOTHING_SETTLED = types.MappingProxyType({})
 MOST = 5  # names in a sentence
 
@@ -94,7 +96,7 @@ def _given_for_file(contents, partial, requested):
     named = ModelConfig(name=name)
     if not facts or requested.arch:
         return given.over(partial, named)
-    given = _without(given, ("norm_eps", "resize")).over(partial, named)
+    given = _without(given, SETTLED_BY_NAME).over(partial, named)
     norm = contents.tensors.get("blocks.0.norm1.weight")
     of_name = np.shape(norm) == (facts["embed_dim"],)
     return _without(given, ("num_heads",)) if of_name else given

@@ -122,6 +122,17 @@ def test_a_field_that_contradicts_the_weights_is_named(
         load.read(path, ModelConfig(**OF | {field: value}))
 
 
+@pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])
+def test_a_public_name_settles_where_norms_stand_and_what_turns(
+    tmp_path, tensors, field, value
+):
+    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
+    given = OF | {"name": "deit_tiny_patch16_224"}
+    assert not getattr(load.read(path, ModelConfig(**given)).config.arch, field)
+    with pytest.raises(InputError, match=f"^{field} .*, but weights file {path} has "):
+        load.read(path, ModelConfig(**given | {field: value}))
+
+
 def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
