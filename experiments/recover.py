@@ -4,13 +4,13 @@ python -m experiments recover --weights FILE --data csv:FILE --imagenette FILE.n
     --out FOLDER [--only NAMES]
 python -m experiments recover --list
 python -m experiments recover --weights FILE --out FOLDER --time
-python -m experiments recover --out FOLDER --page
+python -m experiments recover --out FOLDER --tables
 
 docs/tables/recover/declared.md declares it. A run is a cell of `cells()`, and writes
 one file, FOLDER/NAME.json, at its end; the same command goes on with the runs that have
 none. --only takes names, and patterns such as 'three-0.5.*': machines may share a
-folder. --time measures the models in turns by OpenVINO, into FOLDER/times.json. --page
-writes README.md beside FOLDER from the files that are there.
+folder. --time measures the models in turns by OpenVINO, into FOLDER/times.json.
+--tables writes README.md beside FOLDER from the files that are there.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ OUT = cli.text("out", "docs/tables/recover/runs", "the folder of the runs' files
 ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
 LIST = cli.switch("list", False, "print the names of all runs, and whether they are")
 TIME = cli.switch("time", False, "measure the time of the models instead")
-PAGE = cli.switch("page", False, "write the page from the runs that are there instead")
+TABLES = cli.switch("tables", False, "write the page of the runs that are there")
 
 # The cells
 
@@ -748,7 +748,7 @@ def page(folder) -> str:
 
 
 INTRODUCTION = """\
-Written by `python -m experiments recover --page` from the files in `runs`.
+Written by `python -m experiments recover --tables` from the files in `runs`.
 [declared.md](declared.md) says what was declared before the runs. DeiT-Ti; KL is the
 mean divergence from the dense model at 224 pixels, points are accuracy minus the dense
 model's on the same images, with 95 % intervals."""
@@ -949,7 +949,7 @@ def main():
             done = pathlib.Path(folder, f"{cell.name}.json").exists()
             print(f"{cell.name:32}{'done' if done else ''}".rstrip())
         return
-    if PAGE.value:
+    if TABLES.value:
         path = folder.parent / "README.md"
         replace_file(path, page(folder))
         print(path)

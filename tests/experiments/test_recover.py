@@ -448,7 +448,7 @@ def test_the_command(tmp_path):
     assert len(lines) == len([*recover.cells()])
     not_done = [line for line in lines if not line.endswith("done")]
     assert not_done == ["dense.off", "three-0.5.kl.A0"]
-    call(recover.main, folder, "--page").ok()
+    call(recover.main, folder, "--tables").ok()
     text = (tmp_path / "README.md").read_text("utf-8")
     assert text == recover.page(tmp_path / "runs")
     assert sentence(call(recover.main, folder)).startswith("--weights is missing")
