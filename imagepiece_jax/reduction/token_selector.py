@@ -114,7 +114,8 @@ def token_loss(outputs, teacher_outputs):
     error = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2
     error = jnp.mean(error, axis=-1)
     live = jnp.ones_like(error) if mask is None else mask[:, :n] > 0.5
-    return jnp.sum(jnp.where(live, error, 0)) / jnp.maximum(1, jnp.sum(live))
+    count = jnp.maximum(1, jnp.sum(live)).astype(jnp.float32)
+    return jnp.sum(jnp.where(live, error, 0)) / count
 
 
 def check_teacher(outputs, teacher_outputs):

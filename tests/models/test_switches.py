@@ -114,3 +114,17 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
         run = features.forward(model, (1,), fill=fill, listed=True)
         traced = jax.make_jaxpr(run)(variables, tiny.images(2))
         assert found_in_64_bits(traced) == []
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].loss])
+def test_losses_of_methods_are_traced_with_the_same_types(name):
+    fields = dict(SMALL[name])
+    method = METHODS[fields.pop("name")](**fields)
+    model, teacher = tiny.model(SMALL[name], masked=True), tiny.model()
+    images, keys = tiny.images(2), masked.keys(2)
+    student = jax.eval_shape(
+        lambda variables: model.apply(variables, images, True, keys), tiny.shapes(model)
+    )
+    taught = jax.eval_shape(teacher.apply, tiny.shapes(teacher), images)
+    traced = jax.make_jaxpr(lambda *pair: method.loss(*pair, plan=model.plan))
+    assert found_in_64_bits(traced(student, taught)) == []

@@ -112,7 +112,7 @@ class TokenFuser(nn.Module):
         learned = layer_norm("norm2")(learned)
         scores = Scores(num_tokens, self.bottleneck_dim, name="scores")(original)
         share = jnp.einsum("bns,bsd->bnd", nn.sigmoid(scores), learned)
-        return (original + share).astype(original.dtype)
+        return (original.astype(jnp.float32) + share).astype(original.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
