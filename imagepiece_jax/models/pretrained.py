@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.common.image_size import described, patch_grid
@@ -126,8 +125,8 @@ class Pretrained:
         ours, theirs = self.reduction, self.recovery.reduction
         if settings.with_defaults(ours) != settings.with_defaults(theirs):
             warnings.warn(
-                f"the weights were recovered for {settings.label(dict(theirs))}, and "
-                f"not for {settings.label(dict(ours))}: those they were made from fit "
+                f"the weights were recovered for {settings.described(theirs)}, and "
+                f"not for {settings.described(ours)}: those they were made from fit "
                 "other reductions, and the dense model, better",
                 stacklevel=4,
             )
@@ -250,8 +249,7 @@ class Pretrained:
         # Not cached where True is 1, and lists have no hash: they are refused.
         reduce = _reduced if is_integer(tokens) else _reduced.__wrapped__
         model = reduce(self.model, fields, self._grid, self.name, tokens)
-        steps = [layer.step for layer in model.plan if layer.step]
-        if any(isinstance(step.reducer, nn.Module) for step in steps):
+        if model.has_selectors:
             try:
                 check_variables(model, self.variables, self.image_size)
             except InputError as error:

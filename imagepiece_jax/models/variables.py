@@ -6,7 +6,6 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
@@ -18,8 +17,7 @@ from imagepiece_jax.reduction.layer_plan import LayerPlan
 def variable_shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
     model = model.clone(axis_name=None)
-    steps = [layer.step for layer in model.plan if layer.step]
-    if any(isinstance(step.reducer, nn.Module) for step in steps):
+    if model.has_selectors:
         return jax.tree.map(lambda x: x, _shapes(model, image_size))
     # Reductions have no variables, and all blocks have the same: one is traced.
     one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)

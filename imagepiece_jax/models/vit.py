@@ -102,6 +102,12 @@ class ViT(nn.Module):
         """Number of tokens of the image after the last block."""
         return self.plan[-1].mlp_tokens - self.arch.prefix
 
+    @property
+    def has_selectors(self) -> bool:
+        """Whether a step has parameters, which learn what it selects."""
+        steps = (layer.step for layer in self.plan if layer.step)
+        return any(isinstance(step.reducer, nn.Module) for step in steps)
+
     @nn.compact
     def __call__(self, images, train=False, keys=None):
         """Outputs: logits, features and the decisions of reducers.

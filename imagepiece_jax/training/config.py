@@ -96,6 +96,12 @@ class DistillConfig(CheckedFields):
     class_tokens: float = weight(0.0)
     weight: float = rate()
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_tokens and not self.active:
+            problem = f"is {self.class_tokens}, but config.distill.kind is 'none'"
+            self.refuse("class_tokens", "0.0 without a teacher", problem)
+
     @property
     def active(self) -> bool:
         """Whether anything is learned from a teacher's answers."""

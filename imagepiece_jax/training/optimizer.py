@@ -11,7 +11,6 @@ import operator
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import OptimConfig, PartConfig
@@ -80,9 +79,7 @@ def decay_mask(params):
 
 def check_part(part: PartConfig, model: ViT):
     """Raise InputError where a part is trained, but the model's selectors must be."""
-    steps = [layer.step for layer in model.plan if layer.step]
-    learned = any(isinstance(step.reducer, nn.Module) for step in steps)
-    if learned and part.train != "all":
+    if model.has_selectors and part.train != "all":
         problem = f"is {part.train!r}, but the reduction has selectors that learn"
         part.refuse("train", "'all'", problem)
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
@@ -179,6 +178,9 @@ class Fit:
         split: Callable[[Any], Any] | None = None,
         join: Callable[[Any, Any], Any] = optimizer.with_trained,
     ):
+        own = parallel.replicate(vit.variables)
+        frozen = own if teacher is None else parallel.replicate(teacher.variables)
+        self.weights = own, frozen
         teacher = teacher or vit.with_reduction(None)
         self.vit, self.recipe = vit, recipe
         self.image_size = teacher.image_size  # of the images that the programs take
@@ -190,7 +192,6 @@ class Fit:
             which = recipe.parameters
             self.split = functools.partial(optimizer.trained_part, which=which)
         self.adam = optax.scale_by_adam()
-        self.weights = parallel.replicate((vit.variables, teacher.variables))
         self.start()
         self._step = parallel.pmap(
             self._train_step, donate_argnums=0, program="recovery step"
@@ -344,17 +345,17 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that has nothing to recover by its dense form."""
     if vit.recovery and vit.recovery.changed:
-        problem = f"was recovered before, for {settings.label(vit.recovery.reduction)}"
+        before = settings.described(vit.recovery.reduction)
+        problem = f"was recovered before, for {before}"
         allowed = "the weights that it was made from, whose dense form teaches"
         raise InputError(problem, field="the model", allowed=allowed)
-    steps = [layer.step for layer in vit.model.plan if layer.step]
-    if not steps:
+    if not any(layer.step for layer in vit.model.plan):
         hint = (
             'give it a reduction first, such as vit.with_reduction({"name": "tome"}), '
         )
         hint += "or in the command --config.reduction.name=tome"
         raise InputError("is dense: nothing was lost", field="the model", hint=hint)
-    if any(isinstance(step.reducer, nn.Module) for step in steps):
+    if vit.model.has_selectors:
         problem = "has selectors that must be learned"
         allowed = "reductions without; train.py trains the others"
         raise InputError(problem, field=vit.label, allowed=allowed)

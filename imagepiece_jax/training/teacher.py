@@ -91,14 +91,14 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
         model = dense.clone(drop_path_rate=0.0)
         size, variables = run.image_size, initial.teacher_variables(model)
     else:
-        model, size, variables = _distilling(run, initial)
+        model, size, variables = _distilling(run, dense, initial)
     if distill.unlabeled and dense.arch.dist_token:
         words = "numbers below 1 with a distillation token: a head learns from labels"
         distill.refuse("weight", words)
     return Teacher(model, size, dense.mean, dense.std), variables
 
 
-def _distilling(run, initial):
+def _distilling(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields)
     metadata = initial.teacher
@@ -111,11 +111,9 @@ def _distilling(run, initial):
     if model.num_classes != run.num_classes:
         count, allowed = model.num_classes, f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
-    ours = run.create_dense()
-    sizes = {"width": ours.embed_dim, "depth": ours.depth}
-    theirs = {"width": model.embed_dim, "depth": model.depth}
-    tokens = ours.arch.class_token and model.arch.class_token
-    if run.distill.class_tokens and (sizes != theirs or not tokens):
+    alike = (dense.embed_dim, dense.depth) == (model.embed_dim, model.depth)
+    both = dense.arch.class_token and model.arch.class_token
+    if run.distill.class_tokens and not (alike and both):
         problem = f"is {run.distill.class_tokens}, but student and teacher have no "
         problem += "class tokens of one width and depth"
         run.distill.refuse("class_tokens", "0.0", problem)

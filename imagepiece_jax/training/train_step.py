@@ -316,7 +316,7 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
     return (1 - distill.weight) * loss, {"distill": term}
 
 
-def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
+def answers(model: ViT, variables, images, read: tuple[str, ...]):
     """What is compared of a teacher and its student, by name, float32.
 
     read: names from
@@ -325,13 +325,12 @@ def answers(model: ViT, variables, images, read: tuple[str, ...], **options):
         "class_tokens" [B, depth, D], after each block
         "patches" [B, n, D], for each patch its token after the last norm
         "kept" [B, n] bool, whether a patch is in a token; with "patches"
-    options: of `ViT.__call__`
     """
     if model.arch.pool == "none":
         pool = "token" if model.arch.class_token else "mean"
         model = model.clone(arch=dataclasses.replace(model.arch, pool=pool))
     model = model.clone(head_only="patches" not in read)
-    outputs, states = with_states(model, variables, images, **options)
+    outputs, states = with_states(model, variables, images)
     found = {"logits": outputs.logits}
     if "class_tokens" in read:
         found["class_tokens"] = class_tokens(states)
@@ -352,7 +351,8 @@ def class_tokens(states):
 
 def kl_divergence(student, teacher):
     """KL(teacher || student) of the probabilities of logits. [B, C] twice -> [B]."""
-    teacher, student = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    student = jax.nn.log_softmax(student)
+    teacher = jax.nn.log_softmax(teacher)
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
@@ -394,7 +394,6 @@ def teacher_distance(distill: DistillConfig, logits, teacher_logits):
         one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
         return soft_cross_entropy(logits, one_hot)
     scale = 1 / distill.temperature
-    student = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
-    teacher = jax.nn.log_softmax(teacher_logits * scale)
-    kl = optax.losses.kl_divergence_with_log_targets(student, teacher)
+    student = logits.astype(jnp.float32) * scale
+    kl = kl_divergence(student, teacher_logits * scale)
     return distill.temperature**2 * kl
