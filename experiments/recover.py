@@ -10,7 +10,8 @@ docs/tables/recover/declared.md declares it. A run is a cell of `cells()`, and w
 one file, FOLDER/NAME.json, at its end; the same command goes on with the runs that have
 none. --only takes names, and patterns such as 'three-0.5.*': machines may share a
 folder. --time measures the models in turns by OpenVINO, into FOLDER/times.json.
---tables writes README.md beside FOLDER from the files that are there.
+--tables writes README.md beside FOLDER from the files that are there. --keep saves the
+recovered models, too, as `load` takes them.
 """
 
 import dataclasses
@@ -63,6 +64,7 @@ WEIGHTS, DATA = cli.weights(), cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 OUT = cli.text("out", "docs/tables/recover/runs", "the folder of the runs' files")
 ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
+KEEP = cli.text("keep", None, "a folder that keeps every recovered model")
 LIST = cli.switch("list", False, "print the names of all runs, and whether they are")
 TIME = cli.switch("time", False, "measure the time of the models instead")
 TABLES = cli.switch("tables", False, "write the page of the runs that are there")
@@ -257,6 +259,7 @@ class Study:
     students: Mapping[str, Student] = dataclasses.field(default_factory=STUDENTS.copy)
     ways: Mapping[str, Way] = dataclasses.field(default_factory=WAYS.copy)
     batch_size: int = 32
+    keep: pathlib.Path | None = None  # a folder for the recovered models
 
     @functools.cached_property
     def teacher(self):
@@ -315,6 +318,9 @@ class Study:
         if way is not None:
             learned_rows, rows = fold_rows(cell.fold)
             result |= self.learn(fit, way, cell.seed, learned_rows)
+            if self.keep is not None:
+                recovered = dataclasses.replace(vit, variables=fit.variables())
+                imagepiece_jax.save(self.keep / cell.name, recovered)
         result["judged"] = self.judge(fit, rows)
         if cell.imagenette:
             result["imagenette"] = self.judge_imagenette(fit)
@@ -972,6 +978,7 @@ def main():
         photographs=photographs,
         imagenette=imagenette,
         out=folder,
+        keep=pathlib.Path(KEEP.value) if KEEP.value else None,
     )
     for cell in chosen:
         study.write(cell)
