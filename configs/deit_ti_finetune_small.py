@@ -15,18 +15,13 @@ from configs import deit_ti_finetune
 def get_config(size="deit_ti"):
     """Few small steps; float32, which CPUs compute faster."""
     config = deit_ti_finetune.get_config(size)
-    shorten(config)
-    config.image_size = 160
-    config.lr = 1.6e-3  # 1e-4 at 32 images
-    config.init.evaluate = False  # the head is fresh
-    return config
-
-
-def shorten(config):
-    """Change a training to few small steps in one process."""
     config.model.dtype = "float32"
     config.data.workers = 0
     config.data.threads = 0
     config.epochs = 4
     config.batch_size = 32
     config.eval_batch_size = 100
+    config.image_size = 160
+    config.lr = 1.6e-3  # 1e-4 at 32 images
+    config.init.evaluate = False  # the head is fresh
+    return config

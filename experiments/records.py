@@ -29,7 +29,7 @@ PLOT = ROOT / "docs" / "tables" / "bundles.png"
 class Origin:
     """One run of a command, which gave figures."""
 
-    study: str  # comparison, controls, adaptation, scratch or retokenization
+    study: str  # comparison, controls, scratch or retokenization
     model: str
     weights: str | None  # a digest of the tensors; None: the command trained them
     training: str  # how the weights came to be

@@ -97,19 +97,6 @@ def _change(row, to):
     return format_estimate(change and Estimate(*change), signs=True)
 
 
-def adaptation_table(results: Results) -> str:
-    """Distillation of a checkpoint to reductions, by folds."""
-    rows = [
-        [f"`{row.method}`", compare_tables.fields(row.setting), f"{row.gmacs:.3f}"]
-        + [render.interval(row.acc1), _change(row, "unadapted")]
-        + [" ".join(f"{part:+.1f}" for part in row.parts)]
-        for row in results.of("adaptation")
-    ]
-    head = ["method", "setting", "GMACs", "adapted, acc1, %"]
-    head += ["points to unadapted, over folds", "by fold"]
-    return render.table(head, rows)
-
-
 def scratch_table(results: Results, study: str) -> str:
     """Models trained from random weights with their reduction."""
     rows = results.of(study)
@@ -135,7 +122,6 @@ def tables(results: Results) -> dict[str, str]:
         "settings": compare_tables.settings_table(report),
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
-        "adaptation": adaptation_table(results),
         "scratch": scratch_table(results, "scratch"),
         "retokenization": scratch_table(results, "retokenization"),
         "contrasts": retokenization.declared_table(retokenization.contrasts(runs)),

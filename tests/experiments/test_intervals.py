@@ -12,7 +12,7 @@ from tests.evaluate.test_statistics import pair
 
 
 @pytest.mark.parametrize(
-    "points, low, high",  # of adaptations by five folds: 2.776 standard errors
+    "points, low, high",  # of five trainings: 2.776 standard errors
     [((0.0, 8.5, 7.5, -0.5, 2.5), -1.6, 8.8), ((7.5, 6.5, 6.0, 8.0, 6.5), 5.9, 7.9)],
 )
 def test_few_trainings_have_students_interval(points, low, high):

@@ -143,15 +143,6 @@ def test_a_wrong_row_is_refused(stored, changes, field):
     assert error.value.field == field
 
 
-def test_intervals_of_adaptations_are_students_over_the_folds(stored):
-    low = {}
-    for row in stored.of("adaptation"):
-        change = row.differences["unadapted"]
-        assert change == pytest.approx(intervals.student(row.parts))
-        low[row.method] = change[1]
-    assert low["evit"] > 0 > max(low["imagepiece"], low["tome"])
-
-
 def worded(estimate, sign=""):
     """ "1.2 [0.1, 2.3]"; sign "+": with signs."""
     value, low, high = (f"{number:{sign}.1f}" for number in estimate)
