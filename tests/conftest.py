@@ -4,7 +4,6 @@ import gc
 import os
 import pathlib
 import sys
-import zipfile
 
 from tests import compiling, forked
 
@@ -89,14 +88,6 @@ def traced_once(monkeypatch):
     chex.clear_trace_counter()
     apply = chex.assert_max_traces(lambda *a, **k: nn.Module.apply(*a, **k), n=1)
     monkeypatch.setattr(ViT, "apply", apply)
-
-
-@pytest.fixture
-def run_of_0_2_0(tmp_path):
-    """Folder of a finished run that version 0.2.0 has made, and its logits."""
-    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.2.0.zip") as archive:
-        archive.extractall(tmp_path / "run")
-    return tmp_path / "run"
 
 
 @pytest.fixture(autouse=True)

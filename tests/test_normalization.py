@@ -262,14 +262,13 @@ def test_training_notes_a_file_without_a_mean(tmp_path, folder):
     assert NOTE not in said_of(tmp_path, *words, *given)[0]
 
 
-def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
+def test_a_run_keeps_its_normalization(tmp_path):
     """It is compared, and ends only at weights that are not there."""
-    made = config(**{"init.weights": "no.npz"})
-    older = RunConfig.from_config(made).to_dict(made.to_dict())
-    del older["model"]["mean"], older["model"]["std"], older["distill"]
-    older["teacher"] = {"weights": older["teacher"]["weights"]}
+    fields = {"init.weights": "no.npz", "model.mean": MEAN, "model.std": STD}
+    made = config(**fields)
+    begun = RunConfig.from_config(made).to_dict(made.to_dict())
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(older))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(begun))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     words = ["--config.init.weights=no.npz"]
     assert said_of(tmp_path, *words)[1] == MISSING

@@ -136,7 +136,28 @@ def test_versions_are_those_of_the_makefile_and_of_the_package():
     version = imagepiece_jax.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (version, PROJECT["license"])
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{version}] - 20" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_notes_of_a_release_are_its_part_of_the_changelog(tmp_path):
+    """As the workflow cuts it out, of several parts."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    (script,) = (
+        step["run"]
+        for step in workflow["jobs"]["release"]["steps"]
+        if "notes.md" in step.get("run", "") and "gh release" not in step["run"]
+    )
+    parts = {"1.2.0": "new\n\n### Added\n\n- a\n", "1.1.2": "b\n", "1.1": "c\n"}
+    text = "".join(f"## [{version}] - day\n\n{part}" for version, part in parts.items())
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{text}")
+    for version, part in parts.items():
+        env = os.environ | {"TAG": f"v{version}"}
+        subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=env, check=True)
+        notes = (tmp_path / "notes.md").read_text()
+        assert notes == f"## [{version}] - day\n\n{part}"
+    env = os.environ | {"TAG": "v9.9.9"}
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=env)
+    assert done.returncode != 0
 
 
 def copy_source(folder):

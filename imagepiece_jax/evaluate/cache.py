@@ -94,10 +94,8 @@ class ResultCache:
 
 
 def _key(setting):
-    """A setting of any version as text."""
-    names = [k for k in ("reduction", "trained_as") if k in setting]
-    now = {k: settings.current(setting[k]) for k in names}
-    return json.dumps(setting | now, sort_keys=True)
+    """A setting as text."""
+    return json.dumps(setting, sort_keys=True)
 
 
 def _read(file, path):

@@ -10,9 +10,7 @@ from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
-from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of, within
-from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
@@ -124,21 +122,17 @@ def _parse_ours(config):
     ours, classes = as_tuple(config[OURS]), config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
-    untrained = ours.get("untrained")  # True in files of earlier versions
-    names = timm_config.labels(config, classes)
-    if names == class_names.imagenet_lemmas():  # as earlier versions saved them
-        names = class_names.imagenet_names()
     return hub.HubConfig(
         config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],
         reduction={**ours["reduction"]},
-        class_names=names,
+        class_names=timm_config.labels(config, classes),
         problem_type=one_of(
             "problem_type", ours.get("problem_type", SINGLE_LABEL), PROBLEMS
         ),
         own=True,
-        untrained=(convert.SELECTOR,) if untrained is True else tuple(untrained or ()),
+        untrained=tuple(ours.get("untrained", ())),
         tower=Tower(**ours["projector"]) if "projector" in ours else None,
         recovery=Recovery(**ours["recovery"]) if "recovery" in ours else None,
     )

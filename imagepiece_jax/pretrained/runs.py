@@ -15,10 +15,9 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
-from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
-from imagepiece_jax.reduction.settings import as_tuple, current
+from imagepiece_jax.reduction.settings import as_tuple
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -30,22 +29,8 @@ ALLOWED = (
 )
 COLLECTIONS = ("params", "batch_stats")
 AVERAGES = "ema"  # the collections, averaged over steps, in the state of a run
-IMAGENET = {"mean": MEAN, "std": STD}  # of runs older than these fields
+IMAGENET = {"mean": MEAN, "std": STD}
 ADAPTER = "adapter_config.json"  # in a folder of the peft library
-# Fields that only older configs have, with their values in all of MODELS.
-NAMED = {"gelu": "exact", "class_token": True}
-CROP = {"eval_crop": None, "eval_crop_mode": "center", "eval_interpolation": "bicubic"}
-CROP |= {"eval_rule": "timm"}
-# Fields that older configs lack, with their values then.
-LATER = {
-    "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
-    "data": CROP,
-    "distill": {"class_tokens": 0.0},
-    "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
-}
-WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
-WITHOUT_DISTILLATION |= LATER["distill"]
-WHOLE = {"train": "all"}  # of optim: before a part could be trained
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -68,7 +53,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise InputError("is empty", place=path, allowed=ALLOWED)
     try:
         model_fields(config), reduction_of(config)
-        config = with_current_fields(config)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
         if not isinstance(name := config["model"].get("name"), str | None):
@@ -98,38 +82,6 @@ def _without_config(folder):
         return InputError(problem, place=f"folder {folder}", hint=hint)
     problem = f"has no {RUN_CONFIG}"
     return InputError(problem, place=f"folder {folder}", allowed=ALLOWED)
-
-
-def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run, a nested dict, that an earlier version may have written."""
-    config = dict(config)
-    if "reduction" in config:
-        config["reduction"] = current(config["reduction"])
-    for group, fields in LATER.items():
-        if group in config:
-            present = {k: v for k, v in config[group].items() if v is not None}
-            config[group] = config[group] | fields | present
-    removed = {"model": "trace_source"}
-    if config.get("augment", {}).get("where") == "device":  # there was a choice then
-        removed["augment"] = "where"
-    for group, field in removed.items():
-        if group in config:
-            config[group] = {k: v for k, v in config[group].items() if k != field}
-    if "ema_decay" in config:
-        config = {"best_by": "weights"} | config
-    if "teacher" in config:
-        one_set = {"sets": {}, "best_set": ""}
-        config = {
-            "distill": WITHOUT_DISTILLATION,
-            "eval": one_set,
-            "optim": WHOLE,
-            **config,
-        }
-    if "model" in config and config["model"].get("name") in [*MODELS]:
-        # Older configs said what these names say.
-        implied = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}
-        config["model"] = config["model"] | implied
-    return config
 
 
 def read_checkpoint(

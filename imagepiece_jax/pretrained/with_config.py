@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 # Fields of a config's model that weights do not decide; the others are theirs.
 FREE = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
+# Evaluation's crop as in configs/base.py: fields that stay so are those of the weights.
+CROP = {
+    "eval_crop": None,
+    "eval_crop_mode": "center",
+    "eval_interpolation": "bicubic",
+    "eval_rule": "timm",
+}
 
 
 def read_with_config(
@@ -82,8 +89,8 @@ def read_with_config(
         return None, weights
     with config.unlocked():
         if full and config.data.eval_crop is None:
-            usual, theirs = runs.LATER["data"], config_fields(weights.crop)
-            unset = [k for k in usual if config.data[k] == usual[k]]
+            theirs = config_fields(weights.crop)
+            unset = [k for k, usual in CROP.items() if config.data[k] == usual]
             config.data.update({k: theirs[k] for k in unset if k in theirs})
         elif not full:
             _complete(config, weights)

@@ -12,10 +12,6 @@ from imagepiece_jax.reduction.methods.method import Method
 
 DENSE = {"name": "none"}
 LABEL = "label"  # of a reduction that was asked for by its cost
-# Fields of former versions, with the value that had no effect: saved runs have them.
-RETIRED = {"round_to": 0}
-RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
-ADDED = ("score", "inattentive")  # fields whose default is what methods did before
 
 
 def with_defaults(reduction):
@@ -42,17 +38,6 @@ def completed(reduction):
     """`with_defaults`, and the label of a reduction that has one."""
     text = (reduction or {}).get(LABEL)
     return with_defaults(reduction) | ({} if text is None else {LABEL: text})
-
-
-def current(reduction):
-    """A reduction that any version saved, in fields and values of this version."""
-    method = methods.METHODS.get(reduction.get("name"), type(None))
-    added = {k: getattr(method, k) for k in ADDED if hasattr(method, k)}
-    return added | {
-        k: RENAMED.get(k, {}).get(v, v) if isinstance(v, str) else v
-        for k, v in reduction.items()
-        if k not in RETIRED or v != RETIRED[k]
-    }
 
 
 def as_tuple(value):

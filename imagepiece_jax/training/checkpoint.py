@@ -58,11 +58,11 @@ class Progress:
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
         """The progress that a checkpoint has, over the same data as this new one.
 
-        saved: fields; those of former versions lack numbers of images, or digests
+        saved: its fields
         names: `Data.names`
         Raises InputError where the run in `workdir` was begun with other data.
         """
-        before = Progress(**(dataclasses.asdict(self) | saved))
+        before = Progress(**saved)
         for fact, text in (("images", "{} {} images"), ("digest", "{1} digest {0}")):
             rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
             for (field, name, split), now, then in rows:

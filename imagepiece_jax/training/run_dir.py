@@ -237,8 +237,8 @@ def flat_fields(config):
 
 def _flat(config):
     """`flat_fields` of a config as JSON text, so that 1, 1.0 and true differ."""
-    fields = flat_fields(runs.with_current_fields(config))
-    fields.pop("reduction.label", None)  # which runs before it lack
+    fields = flat_fields(config)
+    fields.pop("reduction.label", None)  # how the reduction was asked for
     return {name: json.dumps(value) for name, value in fields.items()}
 
 

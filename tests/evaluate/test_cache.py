@@ -39,18 +39,6 @@ def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
     assert measured(tmp_path, SETTING, other)[1] == 1
 
 
-def test_results_of_former_versions_still_count(tmp_path):
-    """With round_to, which 0 switched off, and without a score, which is "auto"."""
-    older = {"reduction": SETTING["reduction"] | {"round_to": 0}, "trained_as": {}}
-    measured(tmp_path, SETTING | older, SETTING | {"trained_as": {"round_to": 8}})
-    newer = {"reduction": SETTING["reduction"] | {"score": "auto"}}
-    for setting in (SETTING, SETTING | newer):
-        _, calls = measured(tmp_path, setting | {"trained_as": {}})
-        assert calls == 0
-    _, calls = measured(tmp_path, SETTING)
-    assert calls == 1
-
-
 def test_again_measures_anew_and_the_last_line_counts(tmp_path):
     """A kill while it measures leaves what was there."""
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-import zipfile
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 
 import imagepiece_jax
 from configs import base
@@ -15,16 +15,18 @@ from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
+from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
-from tests.runs import ROOT
+from tests.models.test_published import same
 
 HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
@@ -54,7 +56,8 @@ def written(path, tensors, normalization):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(runs.configured(fields).to_dict()))
+    config = runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
     return path
 
 
@@ -88,18 +91,12 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
     np.testing.assert_array_equal(found, normalization.get(field))
 
 
-def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
-    older = run_folder(tmp_path / "older")
-    config = json.loads((older / "config.json").read_text())
-    del config["model"]["mean"], config["model"]["std"]
-    config["reduction"]["round_to"] = 0  # a field of former versions, switched off
-    (older / "config.json").write_text(json.dumps(config))
-    new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
-    found = [load.read(path).config for path in (older, new)]
-    assert load.read_metadata(older).normalization == {"mean": MEAN, "std": STD}
-    assert [(f.mean, f.std) for f in found] == [(MEAN, STD), (HALF, HALF)]
-    assert "round_to" not in load.read(older).reduction
-    assert found[0].num_heads == 4  # of vit_mini, which its config only names
+def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
+    run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
+    assert load.read_metadata(run).normalization == {"mean": HALF, "std": HALF}
+    found = load.read(run).config
+    assert (found.mean, found.std) == (HALF, HALF)
+    assert found.num_heads == 4  # of vit_mini, which its config only names
 
 
 @pytest.mark.parametrize(
@@ -248,48 +245,30 @@ def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
     assert message in sentence(call(evaluate.main, *words))
 
 
-def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
-    """Trained and evaluated on random images by that version, TokenLearner included."""
-    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.1.0.zip") as archive:
-        archive.extractall(tmp_path)
-    vit = imagepiece_jax.load(tmp_path)
-    model, variables = tiny.pair(vit)
-    assert vit.class_names == tuple(map(str, range(10)))
-    assert set(variables) == {"params", "batch_stats"}
-    logits = random_logits(model, variables)
-    np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
+def test_a_run_loads_with_its_selectors_or_without(tmp_path):
+    """Its best checkpoint alone is there."""
+    fields = {"seed": 7, "model.stem": "conv", "model.mean": MEAN, "model.std": STD}
+    config = runs.configured(runs.DENSE, fields)
+    learned = {"name": "token_learner", "num_tokens": 8, "block": 1}
+    config.reduction = ConfigDict(learned)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    model = RunConfig.from_config(config).create_model()
+    variables = tiny.fill(variable_shapes(model, 16))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, variables, {}, "best")
     weights = load.read(tmp_path)
     assert weights.seed == 7 and str(weights) == f"run {tmp_path}"
-    assert not build(weights).untrained
-    dense = build(weights, settings.DENSE)  # the selectors are left out
+    vit = build(weights)
+    assert vit.model == model and same(vit.variables, variables)
+    assert set(variables) == {"params", "batch_stats"} and not vit.untrained
+    dense = build(weights, settings.DENSE)
     assert not dense.untrained and model.plan != dense.model.plan
     left_out = {*variables["params"]} - {*dense.variables["params"]}
     assert left_out == {name for name in variables["params"] if "reducer" in name}
-    # An analysis takes the last checkpoint; the archive has the best alone.
+    # An analysis takes the last checkpoint.
     message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
     with pytest.raises(InputError, match=message):
         build(read(tmp_path, checkpoint="latest").analyzed())
-
-
-def random_logits(model, variables):
-    """What a model says of three images of 16 x 16 pixels."""
-    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    return tiny.jit(model.apply)(variables, images).logits
-
-
-@pytest.mark.parametrize("averaged", [False, True])
-@pytest.mark.parametrize("checkpoint", ["best", "latest"])
-def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
-    run_of_0_2_0, checkpoint, averaged
-):
-    """Evaluated on random images by that version; the best are of step 66 of 88."""
-    vit = imagepiece_jax.load(run_of_0_2_0, checkpoint=checkpoint, averaged=averaged)
-    model, variables = tiny.pair(vit)
-    assert vit.class_names == tuple(map(str, range(10)))
-    logits = random_logits(model, variables)
-    recorded = np.load(run_of_0_2_0 / "logits.npz")
-    name = checkpoint + "_averaged" * averaged
-    np.testing.assert_allclose(logits, recorded[name], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -344,10 +323,15 @@ def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
         imagepiece_jax.load(run, name="vit_mini")
 
 
-def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(run_of_0_2_0):
+def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(tmp_path):
     """So that what is made of the config is the model that is evaluated."""
+    run = run_folder(tmp_path / "run", **{"model.mlp_ratio": 2.0})
+    model = RunConfig.from_config(json.loads((run / "config.json").read_text()))
+    variables = tiny.fill(variable_shapes(model.create_model(), 16))
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(1, variables, {}, "best")
     emptied = [("model.mlp_ratio", ""), ("model.name", "None"), ("model.kernels", "")]
-    given = run_of_0_2_0, base.get_config(), Overrides(emptied)
+    given = run, base.get_config(), Overrides(emptied)
     config, weights = read_with_config(*given)
     assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
     assert config.model.kernels is None  # of a device, not of the weights

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 
 import jax
 import numpy as np
@@ -23,9 +22,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub_configs
 from tests.models import tiny
 from tests.models.test_published import same
-from tests.pretrained.test_load import random_logits
 from tests.refused import refused, untrained
-from tests.runs import ROOT
 from tests.training.test_full_disk import full_disk
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -103,22 +100,6 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
     again = imagepiece_jax.save(tmp_path / "again" / "m", found)
     for file in {*(tmp_path / "m").iterdir()} - {tmp_path / "m" / "README.md"}:
         assert file.read_bytes() == (again / file.name).read_bytes()
-
-
-def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
-    """Learned selectors, names of classes, and a preprocessing of its own."""
-    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "saved_0.2.0.zip") as archive:
-        archive.extractall(tmp_path)
-    vit = imagepiece_jax.load(tmp_path / "saved")
-    found = random_logits(*tiny.pair(vit))
-    np.testing.assert_allclose(found, np.load(tmp_path / "logits.npy"), atol=1e-5)
-    assert vit.class_names == ("cat", None, "dog")
-    assert dict(vit.reduction) == DYNAMICVIT | {"prop_attn": True}
-    model, prepared = vit.model, vit.preprocessing
-    assert model.prop_attn and model.mean == (0.5, 0.4, 0.3)
-    assert model.std == (0.2, 0.25, 0.3)
-    assert (prepared.image_size, prepared.crop) == (16, 0.9)
-    assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
 
 
 def test_what_a_folder_holds(tmp_path):
@@ -239,11 +220,6 @@ def test_imagenets_names_travel(tmp_path):
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["label_names"][388] == "giant panda"
     assert hub_configs.parse(config, {}).class_names == found.class_names
-    # An earlier version saved all lemmas; IDs are those of a run's data.
-    ids, lemmas = zip(*class_names.imagenet_rows(), strict=True)
-    for names, expected in ((lemmas, found.class_names), (ids, ids)):
-        old = hub_configs.parse(config | {"label_names": [*names]}, {})
-        assert old.class_names == expected
     del config["label_names"]
     assert hub_configs.parse(config, {}).class_names is None
 

@@ -26,18 +26,6 @@ def test_fields_that_differ_are_changed_and_name_a_reduction():
     assert settings.label(changed) == "evit keep_rate=0.7"
 
 
-def test_what_former_versions_saved_is_in_fields_and_values_of_this_one():
-    """Without a score EViT ranked by class attention, Token Pooling by "columns"."""
-    saved = {"name": "token_pooling", "score": "cls", "round_to": 0, "iterations": 2}
-    now = {"name": "token_pooling", "score": "class", "iterations": 2}
-    assert settings.current(saved) == now
-    columns = settings.current({"name": "token_pooling", "score": "columns"})
-    assert columns["score"] == "received"
-    now = {"name": "evit", "score": "auto", "round_to": 8}
-    assert settings.current({"name": "evit", "round_to": 8}) == now
-    assert settings.current({"name": "tome"}) == {"name": "tome"}
-
-
 @pytest.mark.parametrize(
     "use",
     [

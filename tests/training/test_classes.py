@@ -71,7 +71,7 @@ def run(tmp_path_factory):
 
 
 def unnamed(run, path):
-    """A run of an earlier version, which kept no names."""
+    """A run of data that name no classes."""
     path.mkdir()
     for entry in run.iterdir():
         if entry.name != CLASSES:

@@ -175,7 +175,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
 
 
 def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
-    """In its config.json, which one of an earlier version does not contradict."""
+    """In its config.json, which one without that text does not contradict."""
     config = configured()
     config.reduction = config_dict.ConfigDict({"name": "tome", "macs": 0.7})
     run = RunConfig.from_config(config)

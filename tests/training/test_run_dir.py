@@ -1,6 +1,5 @@
 """The folder of a run: one config, and every start of it."""
 
-import contextlib
 import json
 
 import jax
@@ -8,7 +7,6 @@ import pytest
 
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.run_dir import check_config, record_start
 
 CONFIG = {
@@ -94,29 +92,6 @@ def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
         file.write(json.dumps(lines[1]) + "\n")
     with pytest.raises(InputError, match="lr is 0.001, but 0.002 in the run"):
         record_start(tmp_path, CONFIG)
-
-
-NORMALIZED = {"depth": 2, "mean": MEAN, "std": STD}
-
-
-@pytest.mark.parametrize(
-    "group, old, now, field",
-    [
-        ("reduction", {"round_to": 0}, {}, None),
-        ("model", {"depth": 2, "trace_source": True}, NORMALIZED, None),
-        ("model", {"depth": 2}, NORMALIZED, None),
-        ("model", {"depth": 2}, NORMALIZED | {"std": (0.5,) * 3}, "std"),
-        ("augment", {"layers": 2, "where": "device"}, {"layers": 2}, None),
-        ("augment", {"layers": 2, "where": "host"}, {"layers": 2}, "where"),
-    ],
-)
-def test_a_run_of_an_earlier_version(tmp_path, group, old, now, field):
-    """Normalization was ImageNet's and no field, RandAugment could be on the host."""
-    started(tmp_path, changed(**{group: old}))
-    refused = pytest.raises(InputError) if field else contextlib.nullcontext()
-    with refused as error:
-        check_config(tmp_path, changed(**{group: now}))
-    assert not field or error.value.field == f"config.{group}.{field}"
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ class Method(fields.CheckedFields):
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
         """The fields by name; `training`: those that only training reads, too."""
-        # Not those of all methods where they say nothing: former versions had none.
+        # A field of all methods only where it says something: so are they named.
         usual = ("macs", None), ("counts", None), ("fate", "own")
         return {
             field.name: getattr(self, field.name)
