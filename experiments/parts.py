@@ -24,6 +24,8 @@ from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "parts"
+# "curve", which the package no longer has, is the S of 1 / (1 + exp(-8 (x - .5))) over
+# the depth x, scaled to fall from 1 to 1 less the strength.
 SCHEDULES = (
     *("constant", "proportional", "proportional-1", "stages-3-6-9"),
     *("stages-1-2-7-11", "stages-1-2-3-6", "imagepiece", "diffrate", "curve"),
@@ -111,8 +113,13 @@ def measured_cells(points: Mapping[str, Measured]) -> dict[Cell, Measured]:
 
 
 def reduction_key(reduction: Mapping, side: int = SIDE) -> str:
-    """Key of a reduction, its defaults filled in, at an image size."""
-    return json.dumps([settings.with_defaults(reduction), side], sort_keys=True)
+    """Key of a reduction, its defaults filled in, at an image size.
+
+    Its schedule is a name alone, as one of them is no longer in the package.
+    """
+    fields = dict(reduction)
+    schedule = fields.pop("counts", None)
+    return json.dumps([settings.with_defaults(fields), schedule, side], sort_keys=True)
 
 
 def read_lines(name: str) -> Iterable[dict]:

@@ -38,22 +38,6 @@ def stages(depth, strength, *blocks):
     return [(1 - strength) ** count for count in passed]
 
 
-def curve(depth, strength, middle=0.5, slope=8.0):
-    """An S-curve over the depth, from 1 down to 1 - strength.
-
-    middle: share of the depth at which it is steepest, from 0 to 1
-    slope: above 0; near 0 it is a straight line, from 700 (where exp ends) a step
-    """
-    slope = min(max(slope, 1e-4), 700)
-
-    def sigmoid(x):
-        return 1 / (1 + math.exp(-slope * (x - middle)))
-
-    low, high = sigmoid(0), sigmoid(1)
-    fallen = (sigmoid((block + 1) / depth) - low for block in range(depth))
-    return [1 - strength * share / (high - low) for share in fallen]
-
-
 def late(depth, strength, power=2.0):
     """The share that has left after block l rises with (l / depth)^power.
 
@@ -90,20 +74,14 @@ SHAPES: dict[str, Callable[..., list[float]]] = {
     "stages": stages,
     "imagepiece": functools.partial(stretched, IMAGEPIECE),
     "diffrate": functools.partial(stretched, DIFFRATE),
-    "curve": curve,
     "late": late,
 }
-MOST_NUMBERS = {
-    "constant": 1,
-    "proportional": 1,
-    "curve": 2,
-    "late": 1,
-}  # of stages any
-REAL = ("curve", "late")  # their numbers are no blocks
+MOST_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}  # of stages any
+POWERED = "late"  # its number is a power, those of the others are blocks
 ALLOWED = (
     f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
-    "stages-3-6-9 (blocks that rise), late-2 (a power above 0) and curve-.5-8 (where, "
-    "from 0 to 1, and how steep), or a list of whole numbers, one for each block"
+    "stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of whole "
+    "numbers, one for each block"
 )
 
 
@@ -113,17 +91,20 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
     Raises ValueError for a text that names no schedule.
     """
     name, *texts = text.split("-")
-    form = "[0-9]*[.]?[0-9]+(e[0-9]+)?" if name in REAL else "[0-9]+"
-    if name not in SHAPES or not all(re.fullmatch(form, each) for each in texts):
+    if name not in SHAPES:
         raise ValueError(text)
-    numbers = tuple(map(float if name in REAL else int, texts))
-    fits = len(numbers) <= MOST_NUMBERS.get(name, 0)
+    form, kind = "[0-9]+", int
+    if name == POWERED:
+        form, kind = "[0-9]*[.]?[0-9]+(e[0-9]+)?", float
+    if not all(re.fullmatch(form, each) for each in texts):
+        raise ValueError(text)
+    numbers = tuple(map(kind, texts))
     if name == "stages":
         fits = [*numbers] == sorted({*numbers})
-    elif name == "curve" and numbers:
-        fits = fits and numbers[0] <= 1 and all(each > 0 for each in numbers[1:])
-    elif name == "late":
-        fits = fits and all(each > 0 for each in numbers)
+    else:
+        fits = len(numbers) <= MOST_NUMBERS.get(name, 0)
+    if name == POWERED and 0 in numbers:
+        fits = False
     if not fits:
         raise ValueError(text)
     return name, numbers
@@ -140,7 +121,7 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     """
     name, numbers = read(text)
     for block in numbers:
-        if block >= depth and name not in REAL:
+        if block >= depth and name != POWERED:
             problem, field = f"names block {block}", "counts"
             allowed = f"blocks 0 to {depth - 1} of the model"
             raise InputError(problem, field=field, value=block, allowed=allowed)

@@ -11,9 +11,12 @@ from tests import markdown
 
 
 def test_every_cell_is_a_method_with_counts():
+    """But for those of the curve, which is no schedule of the package any more."""
     found = [*parts.cells()]
     assert len(found) == len(set(found)) == 6 * 9 * 2 + 7 * 9
     for cell in found:
+        if cell.schedule == "curve":
+            continue
         fields, prop_attn = settings.split_reduction(cell.reduction)
         method = methods.create(**fields)
         assert (method.macs, method.counts) == (0.5, cell.schedule)

@@ -18,8 +18,7 @@ from imagepiece_jax.reduction.methods.method import ModelFacts
 from tests.models import tiny
 from tests.refused import refused
 
-SCHEDULES = [name for name in schedules.SHAPES if name != "curve"]
-SCHEDULES += ["curve-.4-6", "proportional-1"]
+SCHEDULES = [*schedules.SHAPES, "proportional-1"]
 NAMES = sorted(set(METHODS) - {"none"})
 MERGES = "or other merge_blocks and prune_blocks"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0

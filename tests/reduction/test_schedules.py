@@ -18,10 +18,6 @@ from imagepiece_jax.reduction.schedules import counts_of, parse
         ("proportional-2", 0.5, (16, 16, 8, 4)),
         ("stages-1-3", 0.5, (16, 8, 8, 4)),
         ("stages", 0.75, (16, 16, 16, 4)),  # blocks 3, 6 and 9
-        ("curve-.5-.0001", 0.5, (14, 12, 10, 8)),  # nearly a straight line
-        ("curve-.5-1000", 0.5, (16, 12, 8, 8)),  # a step, half of it at the middle
-        ("curve-.5-1e9", 0.5, (16, 12, 8, 8)),
-        ("curve-.5-.00000000000000000001", 0.5, (14, 12, 10, 8)),
         ("late-1", 0.5, (14, 12, 10, 8)),
         ("late-2", 0.5, (16, 14, 12, 8)),  # 15.5, 14, 11.5
         ("late", 0.5, (16, 14, 12, 8)),
@@ -68,9 +64,9 @@ def test_a_stronger_schedule_leaves_no_more(text):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve-.5-0"]
-    + ["stages-3_6", "stages- 3", "stages-+3", "curve-1_0", "constant-"]
-    + ["diffrate-1", "curve-1-2-3", "curve-nan", "curve-.5-inf", "curve-1e9"]
+    ["", "linear", "stages-6-3", "stages-3-3", "stages-a", "constant-1-2", "curve"]
+    + ["stages-3_6", "stages- 3", "stages-+3", "late-1_0", "constant-"]
+    + ["diffrate-1", "late-nan", "late-inf"]
     + ["late-0", "late-a", "late-1-2", "late--1"]
     + [[], [3.5, 2], 12, {3: 4}],
 )
