@@ -66,7 +66,6 @@ def features(
     norm: bool = True,
     reshape: bool = True,
     fill: str = "nearest",
-    fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     tokens: int | None = None,
 ) -> Features:
     """Features of images from a model with any reduction or none; compiled once.
@@ -79,8 +78,6 @@ def features(
     reshape: patches as a grid, else as a list
     fill: the feature of a dropped patch, "nearest" (the one of the most similar kept
         token), "last" (its own when it was dropped), "zero" or "class"
-    fuser: makes patches of learned tokens, (learned [B, S, D], tokens before them
-        [B, n, D]) -> [B, n, D]; None: each is a weighted mean of the learned tokens
     tokens: exact number of image tokens that the reduction leaves, which are then
         returned; None: the reduction's own, and none are returned
     Raises InputError for arguments that do not fit.
@@ -92,14 +89,11 @@ def features(
         if not isinstance(value, bool):  # 1 == True
             raise InputError(field=name, value=value, allowed="True, False")
     check_fill(fill, model.arch.class_token)
-    if fuser is not None and not (callable(fuser) and _has_hash(fuser)):
-        allowed = "functions with a hash, such as one that calls TokenFuser().apply"
-        raise InputError(field="fuser", value=fuser, allowed=allowed)
     xla_options.check_dtype(model.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
-    options = model, blocks, norm, reshape, fill, fuser, tokens is not None
+    options = model, blocks, norm, reshape, fill, tokens is not None
     try:
         with working("compiling the features"):  # later calls only start the program
             return _extract(vit.variables, images, *options)
@@ -110,16 +104,14 @@ def features(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser", "listed"),
+    static_argnames=("model", "blocks", "norm", "reshape", "fill", "listed"),
 )
-def _extract(variables, images, model, blocks, norm, reshape, fill, fuser, listed):
-    run = forward(model, blocks, norm, reshape, fill, fuser, listed)
+def _extract(variables, images, model, blocks, norm, reshape, fill, listed):
+    run = forward(model, blocks, norm, reshape, fill, listed)
     return run(variables, images)
 
 
-def forward(
-    model, blocks, norm=True, reshape=True, fill="nearest", fuser=None, listed=False
-):
+def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False):
     """(variables, images) -> Features, with the arguments of `features`.
 
     blocks: indices from 0
@@ -138,7 +130,7 @@ def forward(
         @functools.cache  # `blocks` may have the last one, too
         def layer(block, norm):
             path = paths[done[block]]
-            prefix, patches, dropped = _mapped(states[block], path, fill, norm, fuser)
+            prefix, patches, dropped = _mapped(states[block], path, fill, norm)
             if reshape:
                 patches, dropped = (
                     a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
@@ -158,9 +150,11 @@ def feature_map(
     grid: tuple[int, int],
     fill: str = "nearest",
     norm: Callable[[jax.Array], jax.Array] | None = None,
-    fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Features of all patches, row by row.
+
+    A patch of learned tokens is their mean by the weight that they gave it, normalized
+    per patch.
 
     outputs: of a model with any reduction or none
     grid: (height, width) of its patches
@@ -170,19 +164,17 @@ def feature_map(
         which is the class token where there is one)
     norm: function of [.., D] for tokens of any block (`final_norm`); None: the residual
         stream, which is larger in later blocks
-    fuser: as `features` takes it, such as a trained TokenFuser; None: each patch is the
-        mean of the learned tokens by the weight that they gave it, normalized per patch
     Returns [B, *grid, D].
     Raises InputError for another fill or grid, and for outputs of masked training.
     """
     check_fill(fill, outputs.state.num_prefix)
     check_outputs(outputs, grid)
     path = follow(outputs.results, outputs.taps, fill)[-1]
-    _, values, _ = _mapped(outputs.state, path, fill, norm, fuser)
+    _, values, _ = _mapped(outputs.state, path, fill, norm)
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
-def _mapped(state, path, fill, norm, fuser):
+def _mapped(state, path, fill, norm):
     """Prefix tokens [B, P, D], patches [B, h w, D] and which were dropped, [B, h w]."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
     while True:
@@ -194,13 +186,7 @@ def _mapped(state, path, fill, norm, fuser):
         if path.mixed is None:
             break
         path, mixing, x = path.mixed
-        fused = (fuser or _by_weight(mixing.matrix))(values, x)
-        if jnp.shape(fused) != x.shape:
-            shape = [*jnp.shape(fused)]
-            problem = f"makes an array {shape} of learned tokens {[*values.shape]}"
-            allowed = f"{[*x.shape]}, a feature of each token before them"
-            raise InputError(problem, field="fuser", value=shape, allowed=allowed)
-        values = fused
+        values = _spread(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
         values = jnp.where(gone[..., None], prefix[:, :1], values)
     if norm:  # once for both: every call is more to compile
@@ -211,22 +197,20 @@ def _mapped(state, path, fill, norm, fuser):
     return prefix, values, gone
 
 
-def _by_weight(matrix):
-    """Fuser that averages learned tokens by the weights that made them [B, S, n]."""
+def _spread(learned, matrix):
+    """Means of learned tokens [B, S, D] by the weights that made them. -> [B, n, D].
 
-    def fuse(learned, tokens):
-        total = jnp.sum(matrix, axis=1, keepdims=True)
-        # A token that no learned one took from gets zero, not 0 / 0.
-        share = matrix / jnp.where(total > 0, total, 1.0)
-        spread = jnp.einsum(
-            "bsn,bsd->bnd",
-            share,
-            learned.astype(jnp.float32),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return spread.astype(tokens.dtype)
-
-    return fuse
+    matrix: [B, S, n]
+    """
+    total = jnp.sum(matrix, axis=1, keepdims=True)
+    # A token that no learned one took from gets zero, not 0 / 0.
+    share = matrix / jnp.where(total > 0, total, 1.0)
+    return jnp.einsum(
+        "bsn,bsd->bnd",
+        share,
+        learned.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
 
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
@@ -247,12 +231,3 @@ def check_fill(fill: str, class_token: bool) -> None:
         allowed = ", ".join(name for name in FILLS if name != fill)
         raise InputError(problem, field="fill", value=fill, allowed=allowed)
     one_of("fill", fill, FILLS)
-
-
-def _has_hash(function):
-    """Whether JAX can cache programs by it; a bound Flax module has no hash."""
-    try:
-        hash(function)
-    except Exception:  # its class may raise any
-        return False
-    return True

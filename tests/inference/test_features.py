@@ -13,7 +13,6 @@ from imagepiece_jax.inference import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
 from tests.models import tiny
 from tests.refused import refused
@@ -21,7 +20,7 @@ from tests.runs import ROOT
 from tests.shallow import deit_ti
 
 # Compiled as a whole: one by one, its operations take longer.
-feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3, 4))
+feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3))
 GRID = (2, 3)
 CLASS = [100.0, -100.0]
 # Six patches and what each of two channels has there.
@@ -146,30 +145,6 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     got = first_channel(feature_map(outputs, GRID, "last"))
     low, high = 1 / 2 + 3 / 4 + 4 / 4, 5 / 2 + 6 / 2
     assert got == [[low, 2, low], [low, high, high]]
-
-
-def test_a_token_fuser_makes_the_map_where_one_is_given():
-    """At first a TokenFuser changes nothing: the map is that of the patches."""
-    outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
-    module = TokenFuser(bottleneck_dim=4)
-    learned, before = outputs.state.x[:, 1:], outputs.taps[0].x
-    variables = tiny.jit(module.init)(jax.random.key(0), learned, before)
-
-    def fuser(learned, before):
-        return module.apply(variables, learned, before)
-
-    found = feature_map(outputs, GRID, "last", None, fuser)
-    np.testing.assert_allclose(found[0].reshape(6, 2), PATCHES, rtol=1e-6)
-
-    def shift(learned, before):
-        return fuser(learned, before) + learned[:, :1]
-
-    shifted = feature_map(outputs, GRID, "last", None, shift)
-    means = np.mean(PATCHES, axis=0)
-    np.testing.assert_allclose(shifted[0].reshape(6, 2), PATCHES + means, rtol=1e-6)
-    outputs = outputs_of(state_of(PATCHES), (Mixing(jnp.full((1, 3, 6), 1 / 6)), 0))
-    with refused("fuser", [1, 3, 2], "allowed: [1, 6, 2], a feature of each"):
-        features.feature_map(outputs, GRID, fuser=lambda learned, tokens: learned)
 
 
 @pytest.mark.parametrize(

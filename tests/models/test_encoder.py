@@ -15,7 +15,6 @@ from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -188,7 +187,6 @@ def test_pixels_are_normalized():
         *(("fill", fill, fill) for fill in ("mean", ["x"])),
         ("norm", "x", "x"),
         ("reshape", 1, 1),
-        *(("fuser", each, each) for each in (1, TokenFuser().bind({"params": {}}))),
         *(("tokens", tokens, tokens) for tokens in (0, 26, True, "9")),
         ("images", None, "NoneType"),
         ("images", np.zeros((1, 20, 20, 3), np.int32), np.dtype("int32")),

@@ -93,28 +93,6 @@ class ConvLearner(nn.Module, Reducer):
         return n_in * self.num_tokens * (9 * width_in + embed_dim)
 
 
-class TokenFuser(nn.Module):
-    """Add to every token its share of the learned ones; at first it changes nothing.
-
-    learned [B, S, D], original [B, n, D] -> [B, n, D]. The learned tokens are
-    normalized, mixed among each other and normalized again; a token takes of each by
-    the sigmoid of its score.
-    """
-
-    bottleneck_dim: int = 64
-
-    @nn.compact
-    def __call__(self, learned, original):
-        num_tokens = learned.shape[1]
-        learned = layer_norm("norm1")(learned.astype(jnp.float32))
-        among = nn.Dense(num_tokens, kernel_init=nn.initializers.zeros, name="among")
-        learned = jnp.swapaxes(among(jnp.swapaxes(learned, 1, 2)), 1, 2)
-        learned = layer_norm("norm2")(learned)
-        scores = Scores(num_tokens, self.bottleneck_dim, name="scores")(original)
-        share = jnp.einsum("bns,bsd->bnd", nn.sigmoid(scores), learned)
-        return (original.astype(jnp.float32) + share).astype(original.dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class TokenLearner(Method):
     """Before `block`, learn `num_tokens` tokens from all; the class token stays."""

@@ -1,4 +1,4 @@
-"""TokenLearner against its authors' definitions, and the fuser that undoes it."""
+"""TokenLearner against its authors' definitions."""
 
 import math
 
@@ -13,7 +13,6 @@ from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.token_learner import (
     ConvLearner,
     MlpLearner,
-    TokenFuser,
 )
 from imagepiece_jax.reduction.tokens import Taps
 from tests import oracles
@@ -133,33 +132,3 @@ def test_images_need_not_be_square(version):
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     chex.assert_shape(out.tokens, (1, 1 + 16, tiny.WIDTH))
-
-
-def test_the_fuser_changes_nothing_at_first():
-    learned, original = (tokens(n) for n in (4, 9))
-    run = tiny.compiled(TokenFuser().init_with_output)
-    fused, _ = run(jax.random.key(0), learned, original)
-    assert (fused == original).all()
-
-
-@pytest.mark.parametrize(
-    "n, dtype, rtol", [(9, "float32", 1e-5), (1, "bfloat16", 8e-3)]
-)
-def test_the_fuser_adds_to_each_token_what_its_gates_let_through(n, dtype, rtol):
-    learned, original = (tokens(m).astype(jnp.dtype(dtype)) for m in (4, n))
-    fuser = TokenFuser(bottleneck_dim=3)
-    shapes = jax.eval_shape(fuser.init, jax.random.key(0), learned, original)
-    params = tiny.fill(shapes)["params"]
-    out = tiny.compiled(fuser.apply)({"params": params}, learned, original)
-    assert out.shape == original.shape and out.dtype == original.dtype
-    for image in range(2):
-        new = oracles.layer_norm(np.asarray(learned[image], float), params["norm1"])
-        among = params["among"]
-        mixed = np.zeros((4, 6))
-        for channel in range(6):
-            mixed[:, channel] = new[:, channel] @ among["kernel"] + among["bias"]
-        mixed = oracles.layer_norm(mixed, params["norm2"])
-        before = np.asarray(original[image], float)
-        want = before + oracles.sigmoid(slow_scores(before, params["scores"])) @ mixed
-        got = np.asarray(out[image], float)
-        np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol)
