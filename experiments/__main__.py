@@ -15,7 +15,7 @@ was stopped.
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation; all of them; saliency, saliency-picture;
 patch_features; fixed_tokens; int8; or scratch, which trains from random weights.
-recover is a script of its own: python -m experiments recover --help.
+recover and late are scripts of their own: python -m experiments recover --help.
 """
 
 import runpy
@@ -23,11 +23,11 @@ import sys
 
 from imagepiece_jax.common import cache_dirs
 
-if __name__ == "__main__" and sys.argv[1:2] == ["recover"]:
-    del sys.argv[1]
+if __name__ == "__main__" and {*sys.argv[1:2]} & {"recover", "late"}:
+    script = sys.argv.pop(1)
     cache_dirs.keep_programs()  # before the script imports JAX
     # It ends the process; its flags and those below would collide.
-    runpy.run_module("experiments.recover", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"experiments.{script}", run_name="__main__", alter_sys=True)
 
 from experiments import registry, settings
 from imagepiece_jax import cli

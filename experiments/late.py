@@ -1,0 +1,394 @@
+"""At which depth should tokens leave? Late schedules beside others, at mild costs.
+
+python -m experiments late --weights FILE --data csv:FILE --out FOLDER [--only NAMES]
+python -m experiments late --list
+python -m experiments late --out FOLDER --tables
+
+docs/tables/late/declared.md declares it. A cell is a selector, a fate, a schedule and a
+cost, and writes FOLDER/NAME.json; the same command goes on with the cells that have
+none. --only takes names, and patterns such as '*.late-2.*'. --tables writes README.md
+beside FOLDER from the files that are there.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+import imagepiece_jax
+from experiments import parts, study
+from experiments.damage import DAMAGE, damaged
+from imagepiece_jax import cli
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.registry import open_source
+from imagepiece_jax.data.source import Subset
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.variables import digest
+
+WEIGHTS, DATA = cli.weights(), cli.data()
+OUT = cli.text("out", "docs/tables/late/runs", "the folder of the cells' files")
+ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
+LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
+TABLES = cli.switch("tables", False, "write the page of the cells that are there")
+
+# Selectors, with the methods whose they are: merged, dropped. What class attention
+# drops are the tokens that are not among the most attended.
+SELECTORS = {
+    "similar keys": ("tome", "tome"),
+    "energy": ("pitome", "pitome"),
+    "most attended": ("attended", "evit"),
+    "fusion": ("mctf", "mctf"),
+    "density peaks": ("dpc_knn", "dpc_knn"),
+    "agglomeration": ("atc", "atc"),
+}
+FATES = ("merged", "dropped")
+BASE = "stages-3-6-9"
+SCHEDULES = (BASE, "diffrate", "proportional-1", "late-1", "late-2", "late-3")
+TESTED = "late-2"
+COSTS = (0.85, 0.75, 0.66)  # of the dense model's MACs
+NOISE = "noise .2"
+ODD, EVEN = slice(1, None, 2), slice(0, None, 2)
+SMALLEST = 1e-8  # a KL whose logarithm is taken
+LEVEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One combination at one cost."""
+
+    selector: str
+    fate: str
+    schedule: str
+    macs: float
+
+    @property
+    def method(self) -> str:
+        return SELECTORS[self.selector][FATES.index(self.fate)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}.{self.fate}.{self.schedule}.{self.macs:g}"
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """Proportional attention where tokens are merged: else all sizes are 1."""
+        merged = self.fate == "merged"
+        cell = parts.Cell(self.method, self.fate, self.schedule, merged, self.macs)
+        return cell.reduction
+
+
+class Dense(NamedTuple):
+    """The cell of the model without a reduction."""
+
+    name: str = "dense"
+    reduction: None = None
+
+
+DENSE = Dense()
+
+
+def cells() -> Iterator[Any]:
+    """All cells, in the order in which they run: what is tested comes first."""
+    yield DENSE
+    order = (BASE, TESTED, *(name for name in SCHEDULES if name not in (BASE, TESTED)))
+    grid = itertools.product(order, (0.75, 0.66, 0.85), FATES, SELECTORS)
+    for schedule, macs, fate, selector in grid:
+        yield Cell(selector, fate, schedule, macs)
+
+
+# A cell
+
+
+class Study:
+    """The model, the images, and the dense model's answers.
+
+    weights: a path that `load` takes
+    photographs: a Source of images that have the model's size
+    """
+
+    def __init__(self, weights: str, photographs):
+        self.vit = imagepiece_jax.load(weights)
+        self.digests = {
+            "weights": digest(self.vit.variables),
+            "images": photographs.digest,
+        }
+        as_they_are = Preprocessing(self.vit.image_size, resize="none")
+        odd = Subset(photographs, np.arange(len(photographs))[ODD])
+        noisy = study.batches(odd, as_they_are)
+        self.images = {
+            "clean": study.batches(photographs, as_they_are),
+            "noise": [damaged(batch, DAMAGE[NOISE]) for batch in noisy],
+        }
+
+    @functools.cached_property
+    def dense(self):
+        """The dense model's logits, by condition."""
+        answer = study.answerer(self.vit)
+        return {name: answer(images) for name, images in self.images.items()}
+
+    def measure(self, cell) -> dict[str, Any]:
+        """The figures of a cell, or why it has none."""
+        if cell is DENSE:
+            return self.figures(self.dense) | {"share": 1.0}
+        try:
+            vit = self.vit.with_reduction(cell.reduction)
+        except InputError as error:
+            return {"reduction": cell.reduction, "unreachable": str(error)}
+        answer = study.answerer(vit)
+        logits = {name: answer(images) for name, images in self.images.items()}
+        share = vit.gmacs / self.vit.gmacs
+        return {
+            "reduction": dict(vit.reduction),
+            "share": round(share, 4),
+            **self.figures(logits),
+        }
+
+    def figures(self, logits) -> dict[str, Any]:
+        """KL divergence and right answers of every image, by condition."""
+        found = {}
+        for name, images in self.images.items():
+            kl = study.divergence(self.dense[name], logits[name])
+            right = logits[name].argmax(axis=1) == study.labels(images)
+            found[name] = study.stored(kl, right)
+        return found
+
+
+# Results
+
+
+class Judged(NamedTuple):
+    """KL divergences and right answers of some images, [images] each."""
+
+    kl: np.ndarray
+    right: np.ndarray
+
+    @property
+    def log_kl(self) -> np.ndarray:
+        return np.log(np.maximum(self.kl, SMALLEST))
+
+
+class Results:
+    """The files of a folder of cells."""
+
+    def __init__(self, folder):
+        self.files = study.read(cells(), folder)
+
+    def judged(self, cell, condition: str) -> Judged | None:
+        """Figures of a cell; None where it was not measured, or cannot be reached."""
+        found = self.files.get(cell)
+        if found is None or condition not in found:
+            return None
+        return Judged(*study.unpacked(found[condition]))
+
+    def unreachable(self, cell) -> bool:
+        return "unreachable" in self.files.get(cell, {})
+
+    def mean_log_kl(self, fate, schedule, macs, condition) -> np.ndarray | None:
+        """Log KL [images], the mean over all selectors; None where one is missing."""
+        row = [Cell(selector, fate, schedule, macs) for selector in SELECTORS]
+        found = [self.judged(cell, condition) for cell in row]
+        if None in found:
+            return None
+        return np.mean([each.log_kl for each in found], axis=0)
+
+
+class Test(NamedTuple):
+    """A declared test; change: an Estimate."""
+
+    name: str
+    change: Any
+    p: float
+
+
+def primary(results: Results) -> tuple[list[Test], list[str]]:
+    """L1 to L7 that the cells allow, and the names of the others."""
+    tests, absent = [], []
+    pairs = {}
+    number = 1
+    for fate, macs in itertools.product(FATES, COSTS):
+        pair = [
+            results.mean_log_kl(fate, schedule, macs, "clean")
+            for schedule in (TESTED, BASE)
+        ]
+        pairs[f"L{number} {fate}, {macs:g}, mean of six selectors"] = pair
+        number += 1
+    attended = [
+        results.judged(Cell("most attended", "dropped", schedule, 0.75), "clean")
+        for schedule in (TESTED, BASE)
+    ]
+    pairs["L7 class attention, dropped, 0.75"] = [
+        None if found is None else found.log_kl for found in attended
+    ]
+    for name, (ours, theirs) in pairs.items():
+        if ours is None or theirs is None:
+            absent.append(name)
+            continue
+        change = statistics.mean_difference(ours, theirs)
+        p = float(stats.ttest_1samp(ours - theirs, 0.0).pvalue)
+        tests.append(Test(name, change, p))
+    return tests, absent
+
+
+class Choice(NamedTuple):
+    """The schedule that even rows choose, and what odd rows say of it."""
+
+    schedule: str
+    change: Any  # Estimate of its mean log KL minus BASE's
+    level: tuple[str, ...]  # schedules that odd rows do not tell from it
+
+
+def choose(results: Results, fate: str, macs: float) -> Choice | None:
+    """By the declared rule; None where a cell is not measured yet."""
+    found = {}
+    for schedule in SCHEDULES:
+        row = [Cell(selector, fate, schedule, macs) for selector in SELECTORS]
+        if any(results.unreachable(cell) for cell in row):
+            continue
+        found[schedule] = results.mean_log_kl(fate, schedule, macs, "clean")
+    if any(values is None for values in found.values()):
+        return None
+    best = min(found, key=lambda schedule: found[schedule][EVEN].mean())
+    level = []
+    for schedule, values in found.items():
+        change = statistics.mean_difference(values[ODD], found[best][ODD])
+        if schedule != best and change.low <= 0:
+            level.append(schedule)
+    change = statistics.mean_difference(found[best][ODD], found[BASE][ODD])
+    return Choice(best, change, tuple(level))
+
+
+# The page
+
+INTRODUCTION = """\
+Written by `python -m experiments late --tables` from the files in `runs`.
+[declared.md](declared.md) says what was declared before the cells were run. DeiT-Ti off
+the shelf; KL is the mean divergence from the dense model, brackets are 95 % intervals
+over images."""
+
+
+def page(folder) -> str:
+    """The tables of the cells that are there, as Markdown."""
+    results = Results(folder)
+    blocks = ["# When tokens should leave", INTRODUCTION]
+    blocks += ["## Tests", tests_text(results)]
+    blocks += ["## Which schedule at which cost", choices_table(results)]
+    titles = {"clean": "1,000 photographs", "noise": f"{NOISE}, odd rows"}
+    for condition, fate in itertools.product(titles, FATES):
+        blocks.append(f"## {fate.capitalize()}, {titles[condition]}")
+        blocks.append(figures_table(results, fate, condition))
+        blocks.append(differences_table(results, fate, condition))
+    missing = [cell.name for cell in cells() if cell not in results.files]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def tests_text(results) -> str:
+    """The declared tests, corrected together."""
+    tests, absent = primary(results)
+    # A test that is missing counts with p = 1: the family stays one of seven.
+    corrected = statistics.holm([test.p for test in tests] + [1.0] * len(absent))
+    lines = []
+    for test, p in zip(tests, corrected, strict=False):
+        change = statistics.format_difference(test.change, 3)
+        verdict = "decided" if p < LEVEL else "open"
+        lines.append([test.name, change, f"{test.p:.3g}", f"{p:.3g}", verdict])
+    head = [f"{TESTED} - {BASE}", "log KL", "p", "p, Holm", "verdict"]
+    table = markdown_table(head, lines) if lines else ""
+    note = f"Not measured yet: {'; '.join(absent)}." if absent else ""
+    return "\n\n".join(filter(None, [table, note]))
+
+
+def choices_table(results) -> str:
+    lines = []
+    for fate, macs in itertools.product(FATES, COSTS):
+        choice = choose(results, fate, macs)
+        if choice is None:
+            lines.append([fate, f"{macs:g}", "not measured yet", "", ""])
+            continue
+        change = ""
+        if choice.schedule != BASE:
+            change = statistics.format_difference(choice.change, 3)
+        level = ", ".join(choice.level) or "none"
+        lines.append([fate, f"{macs:g}", choice.schedule, change, level])
+    head = ["fate", "MACs", "even rows choose", f"log KL to {BASE}, odd rows"]
+    return markdown_table([*head, "not told from it on odd rows"], lines)
+
+
+def grid(results, fate, text) -> list[list[str]]:
+    """Rows of costs and selectors, with text(cell) for each schedule."""
+    lines = []
+    for macs, selector in itertools.product(COSTS, SELECTORS):
+        row = [Cell(selector, fate, schedule, macs) for schedule in SCHEDULES]
+        words = []
+        for cell in row:
+            unreachable = results.unreachable(cell)
+            words.append("not reached" if unreachable else text(cell))
+        lines.append([f"{macs:g}", selector, *words])
+    return lines
+
+
+def figures_table(results, fate, condition) -> str:
+    """KL and accuracy of every cell."""
+    dense = results.judged(DENSE, condition)
+
+    def text(cell):
+        found = results.judged(cell, condition)
+        if found is None:
+            return ""
+        return f"{found.kl.mean():.4f} / {100 * found.right.mean():.1f}"
+
+    head = "KL / acc1"
+    if dense is not None:
+        head += f"; dense {100 * dense.right.mean():.1f}"
+    return markdown_table(["MACs", head, *SCHEDULES], grid(results, fate, text))
+
+
+def differences_table(results, fate, condition) -> str:
+    """Log KL and points of every cell, minus those of BASE with the same selector."""
+
+    def text(cell):
+        base = dataclasses.replace(cell, schedule=BASE)
+        ours = results.judged(cell, condition)
+        theirs = results.judged(base, condition)
+        if cell == base or ours is None or theirs is None:
+            return ""
+        change = statistics.mean_difference(ours.log_kl, theirs.log_kl)
+        points = statistics.paired_difference(ours.right, theirs.right)
+        return (
+            f"{statistics.format_estimate(change, 2, signs=True)} / "
+            f"{statistics.format_estimate(points, signs=True)}"
+        )
+
+    head = ["MACs", f"log KL / points, to {BASE}", *SCHEDULES]
+    return markdown_table(head, grid(results, fate, text))
+
+
+def main():
+    folder = pathlib.Path(OUT.value)
+    chosen = study.selected(cells(), ONLY.value)
+    if LIST.value:
+        study.print_list(chosen, folder)
+        return
+    if TABLES.value:
+        path = folder.parent / "README.md"
+        replace_file(path, page(folder))
+        print(path)
+        return
+    weights = cli.required(WEIGHTS)
+    photographs = open_source(cli.required(DATA), "val", num_classes=1000)
+    whole = Study(weights, photographs)
+    study.run(chosen, folder, whole.digests, whole.measure)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,176 @@
+"""What studies share: cells that run once, a JSON file each, and a model's answers.
+
+A study is one script. It lists its cells, measures each into FOLDER/NAME.json, and
+writes its page from the files that are there.
+"""
+
+import fnmatch
+import importlib.metadata
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.files import (
+    check_folder,
+    git_revision,
+    make_folder,
+    read_json,
+    replace_file,
+)
+from imagepiece_jax.common.version import LIBRARIES
+from imagepiece_jax.data.loader import EvalBatches
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+
+BATCH = 50  # images at once: 500 and 1,000 need no padding
+THREADS = 2  # that read and decode
+DIGITS = 4  # of a KL divergence
+
+# Cells: whatever has a `name`
+
+
+def selected(cells: Iterable[Any], patterns: Iterable[str] | None) -> list[Any]:
+    """The cells whose names fit one of the patterns; None: all.
+
+    Raises InputError for a pattern that fits none.
+    """
+    cells = list(cells)
+    if not patterns:
+        return cells
+    names = set()
+    for pattern in patterns:
+        fitting = fnmatch.filter([cell.name for cell in cells], pattern)
+        if not fitting:
+            allowed = "names of runs, and patterns of them"
+            hint = "--list prints them"
+            raise InputError(field="--only", value=pattern, allowed=allowed, hint=hint)
+        names.update(fitting)
+    return [cell for cell in cells if cell.name in names]
+
+
+def print_list(cells: Iterable[Any], folder: pathlib.Path):
+    """Print the names of cells, and which are measured."""
+    for cell in cells:
+        done = "done" if path_of(cell, folder).exists() else ""
+        print(f"{cell.name:40}{done}".rstrip())
+
+
+def run(
+    cells: Iterable[Any],
+    folder: pathlib.Path,
+    identity: Mapping[str, Any],
+    measure: Callable[[Any], Mapping[str, Any]],
+):
+    """Measure the cells that have no file yet, each into one.
+
+    identity: what all files of a folder have in common, such as digests
+    measure: from a cell to JSON values by name
+    Raises InputError where a file is of another identity, before anything is measured.
+    """
+    check_folder("--out", folder)
+    waiting = []
+    for cell in cells:
+        path = path_of(cell, folder)
+        if not path.exists():
+            waiting.append(cell)
+            continue
+        found = read_json(path)
+        if any(found.get(name) != value for name, value in identity.items()):
+            problem = "is of other weights or images"
+            raise InputError(problem, place=path, hint="give another --out")
+    make_folder("--out", folder)
+    for number, cell in enumerate(waiting, start=1):
+        print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
+        began = time.monotonic()
+        result = {"name": cell.name, **identity, **measure(cell)}
+        result["versions"] = versions()
+        result["seconds"] = round(time.monotonic() - began, 1)
+        write(path_of(cell, folder), result)
+        parallel.forget_programs()
+
+
+def path_of(cell: Any, folder: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(folder, f"{cell.name}.json")
+
+
+def read(cells: Iterable[Any], folder: pathlib.Path) -> dict[Any, dict[str, Any]]:
+    """The results of the cells that have a file."""
+    paths = {cell: path_of(cell, folder) for cell in cells}
+    return {cell: read_json(path) for cell, path in paths.items() if path.exists()}
+
+
+def write(path: pathlib.Path, result: Mapping[str, Any]):
+    """A JSON object, a line a field: the whole file, or none."""
+    lines = [f"{json.dumps(name)}: {json.dumps(result[name])}" for name in result]
+    replace_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries, the processor and the code."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return found | {"device": device.name(), "commit": git_revision()}
+
+
+# A model's answers
+
+
+def batches(source, preprocessing, size: int = BATCH) -> list[dict[str, Any]]:
+    """Batches of an evaluation. Raises InputError for an unreadable image."""
+    sequence = EvalBatches(
+        source, preprocessing, batch_size=size, placement=parallel.placement()
+    )
+    found = list(sequence.batches(threads=THREADS))
+    if source.unreadable:
+        problem = f"are {len(source)}, of which some cannot be read"
+        raise InputError(problem, field="the images", hint="fetch them again")
+    return found
+
+
+def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
+    """A function of batches that returns a model's logits, [images, classes].
+
+    It is compiled at the first batch, for all calls.
+    """
+
+    def outputs_of(outputs, batch):
+        return {"logits": outputs.logits}
+
+    step = accuracy.model_step(vit.model, precision="highest", measure=outputs_of)
+    variables = parallel.replicate(vit.variables)
+
+    def answer(images):
+        return accuracy.evaluate(step, variables, images).each["logits"]
+
+    return answer
+
+
+def labels(images: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """Labels of the images of batches, without padding."""
+    parts = [batch["label"].ravel()[batch["mask"].ravel() > 0] for batch in images]
+    return np.concatenate(parts)
+
+
+def divergence(dense: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """KL(dense || own) of class probabilities, from logits. [images, classes] twice."""
+    dense = special.log_softmax(np.float64(dense), axis=1)
+    own = special.log_softmax(np.float64(own), axis=1)
+    return np.sum(np.exp(dense) * (dense - own), axis=1)
+
+
+def stored(kl: Iterable[float], right: np.ndarray) -> dict[str, Any]:
+    """KL divergences and right answers [images], as JSON values."""
+    rounded = [float(f"{value:.{DIGITS}g}") for value in kl]
+    return {"images": len(right), "kl": rounded, "right": encode_bits(right)}
+
+
+def unpacked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(KL divergences, right answers) [images] of `stored`."""
+    return np.array(found["kl"]), decode_bits(found["right"], found["images"])
