@@ -34,8 +34,8 @@ KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested
 
 def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
-    kinds = {name: field["inattentive"] for name, field in compare.CONTROLS.items()}
-    kinds[compare.CONTROLLED] = KINDS[0]
+    kinds = {f"imagepiece {kind} {compare.CONTROL}": kind for kind in KINDS[1:]}
+    kinds["imagepiece"] = KINDS[0]
     return _by_share(records.compared(results)[1], lambda row: kinds.get(row.method))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+from experiments import controls
 from experiments.context import (
     Context,
     OffTheShelf,
@@ -52,7 +53,7 @@ def run(
     models = _models(common, config, normalization or {}, overrides)
     images = _images(common, models, names)
     cache = ResultCache(out, common.again, device.versions())
-    with contextlib.closing(cache):
+    with contextlib.closing(cache), controls.registered():
         context = Context(cache, common, models, images)
         for name, own in settings.items():
             cache.experiment = name

@@ -5,6 +5,7 @@ has its own dense model here.
 """
 
 from experiments import intervals, published, render
+from experiments.controls import CONTROLS
 from experiments.rows import DENSE, TableRow, present
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
@@ -140,18 +141,20 @@ SWITCHES = {
     "parity": (1,),
     "metric": ("query", "value", "token"),
     "size_weighting": (False,),
-    "inattentive": ("drop", "random", "tome"),  # controls at the same counts
+    "inattentive": ("drop",),  # a control at the same counts, as those of `controls`
 }
 
 
 def switched(stem):
-    """A TableRow for each value of each switch, with this stem."""
+    """A TableRow for each value of each switch and each control, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
-    return tuple(
+    rows = [
         TableRow(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
         for field, values in SWITCHES.items()
         for value in values
-    )
+    ]
+    rows += [TableRow(f"{name}{end}", {"name": name}, stem) for name in CONTROLS]
+    return tuple(rows)
 
 
 STEMS = (DENSE, DENSE_CONV, IMAGEPIECE, IMAGEPIECE_PATCH)
@@ -178,7 +181,8 @@ def _to_default(results):
             if base is None or measured in (None, base):
                 continue
             row = measured.row
-            if row.reduction["name"] != "imagepiece" or row.stem != default.stem:
+            switch = row.reduction["name"] in ("imagepiece", *CONTROLS)
+            if not switch or row.stem != default.stem:
                 continue
             change = intervals.difference(measured.rights, base.rights)
             costs = f"{measured.facts['gmacs'] - base.facts['gmacs']:+.3f}"

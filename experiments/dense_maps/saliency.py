@@ -34,7 +34,7 @@ CAPTION = (
     "on the gray photograph; IoU is of the pixels above one half, with those of the "
     "dense map."
 )
-BASES = (*compare.REFERENCES, compare.CONTROLLED)  # that IoU is compared with
+BASES = (*compare.REFERENCES, "imagepiece")  # that IoU is compared with
 # The picture: methods beside the dense model, their share, and blocks from 0.
 PICTURED, SHARE, AFTER = ("tome", "evit"), 0.6, (3, 6, 9)
 

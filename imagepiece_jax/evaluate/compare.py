@@ -5,8 +5,8 @@ of the dense model's, by MACs (`macs`) or by time on this device; all other fiel
 its defaults, those that it was published with. The setting that README recommends is
 compared beside DiffRate. Settings are chosen only by cost, so no image chooses.
 Differences are paired, on the same images: to the dense model, to ToMe
-and random tokens at the same share, and of ImagePiece's controls (with its token
-counts) to ImagePiece. All of them are one family of exact McNemar tests, corrected by
+and random tokens at the same share, and of a control (with the token counts of its
+method) to its method. All of them are one family of exact McNemar tests, corrected by
 Holm's rule. A sweep compares named reductions at any cost, only with the dense model.
 """
 
@@ -35,18 +35,12 @@ from imagepiece_jax.reduction.sweep_text import naming
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
-# ImagePiece with its token counts, but another fate of the least attended tokens: they
-# are compared where it is, and with it.
-CONTROLLED = "imagepiece"
-CONTROLS = {
-    f"{CONTROLLED} {kind} (control)": {"name": CONTROLLED, "inattentive": kind}
-    for kind in ("drop", "random", "tome")
-}
+CONTROL = "(control)"  # ends the name of a variant that has its method's token counts
 FLOORS = ("smaller images", "first blocks")  # dense models that cost less
 # The setting that README and docs recommend, which is no method as published.
 RECOMMENDED = "diffrate in three blocks (recommended)"
 VARIANTS = {
-    **CONTROLS,
+    f"imagepiece drop {CONTROL}": {"name": "imagepiece", "inattentive": "drop"},
     RECOMMENDED: {"name": "diffrate", "counts": "stages-3-6-9"},
 }
 
@@ -182,7 +176,7 @@ def match(
 def chosen(names: Iterable[str]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
-    ImagePiece is followed by its controls, and DiffRate by the recommended setting.
+    ImagePiece is followed by its control, and DiffRate by the recommended setting.
     Raises InputError for another name.
     """
     every = [name for name in METHODS if name != settings.DENSE["name"]]
@@ -196,6 +190,11 @@ def chosen(names: Iterable[str]) -> list[str]:
         if requested["name"] in listed:
             listed.insert(listed.index(requested["name"]) + 1, variant)
     return listed
+
+
+def controlled(method: str) -> str | None:
+    """The method whose control this is; None where it is none."""
+    return method.split()[0] if method.endswith(CONTROL) else None
 
 
 def _entries(checkpoint, method, shares, metric):
@@ -352,8 +351,8 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
         names = REFERENCES[:1] if method in REFERENCES else REFERENCES
         names = () if share is None else names
-        if method in CONTROLS:
-            names += (CONTROLLED,)
+        if control_of := controlled(method):
+            names += (control_of,)
         others = {"dense": dense} | {
             name: rights[name, share]
             for name in names

@@ -16,7 +16,7 @@ from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.valid_labels import described
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.compare import CONTROLS, FLOORS, RECOMMENDED
+from imagepiece_jax.evaluate.compare import FLOORS, RECOMMENDED, controlled
 from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.reduction.settings import as_tuple
 
@@ -88,7 +88,7 @@ def advice(report: Report) -> str:
     found = []
     for line in report["settings"]:
         timed = line["speed"] is not None or not report["timing"]
-        if timed and line["method"] not in CONTROLS:
+        if timed and not controlled(line["method"]):
             change = comparison(report, line["method"], line["share"], "dense")
             found.append((line, Estimate(*change["points"])))
     images = f"{report['dense']['images']:,} images"

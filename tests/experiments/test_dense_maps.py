@@ -7,7 +7,6 @@ import pytest
 from experiments.dense_maps import head, maps, saliency
 from experiments.settings import Saliency
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import compare
 from tests import markdown
 from tests.experiments import tiny_context
 
@@ -105,7 +104,6 @@ def context(folder, weights, head_file, **fields):
 @pytest.mark.slow
 def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
     """What drops has a row for each fill; a stopped run goes on where it was."""
-    monkeypatch.setattr(compare, "CONTROLS", {})
     fields = {"methods": ("imagepiece",), "shares": (0.75,), "fills": ("last", "zero")}
     measured, draw = [], maps.HeadMaps.draw
 

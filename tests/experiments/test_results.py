@@ -174,7 +174,7 @@ def test_figures_of_the_comparison(stored):
         if (each["share"], each["to"]) == (0.75, "dense") and each["holm"] < 0.05
     }
     every = {each["method"] for each in report["settings"] if each["share"] == 0.75}
-    p = cochran([rights[m, 0.75] for m in every - lost - set(compare.CONTROLS)])
+    p = cochran([rights[m, 0.75] for m in every - lost if not compare.controlled(m)])
     right = rights_of(stored, results.path_of_controls(stored))
     more = results.mean_points(right["own imagepiece_tome"], right["own imagepiece"])
     fixed, pairs = results.fixed_controls(stored), []

@@ -39,7 +39,6 @@ SETTINGS = [  # as --sweep takes them
     "imagepiece:prune_blocks=():merge_ratio=0.15",
     "imagepiece:keep_rate=0.0:merge_ratio=1.0:candidate_ratio=1.0",
     f"imagepiece:{ONCE}:inattentive=drop",
-    f"imagepiece:{ONCE}:inattentive=random",
     "evit:fuse_token=True",
     "evit:keep_rate=0.0:blocks=(0,1)",
     "tome:r=3:inflection=-1.0",
@@ -51,7 +50,6 @@ SETTINGS = [  # as --sweep takes them
     "grid_pooling:grid_size=1",
     "grid_pooling:grid_size=2:fate=drop",
     "imagepiece_tome:keep_rate=0.0:schedule=A",
-    f"imagepiece_tome:{ONCE}:inattentive=tome",
     "token_learner:version=v1.0",
     "token_learner:num_tokens=25:block=0",
     "token_pooling:algorithm=kmeans",
@@ -78,7 +76,6 @@ SETTINGS = [  # as --sweep takes them
     "imagepiece_dynamicvit:mode=topk:predictor_pos=pre",
     "imagepiece_dynamicvit:keep_rate=0.0:schedule=A",
     f"imagepiece_dynamicvit:{ONCE}:inattentive=drop",
-    f"imagepiece_dynamicvit:{ONCE}:inattentive=random:mode=topk",
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": {"grid_size": 2}, "tofu": {"keep_rate": 0.7}} | {

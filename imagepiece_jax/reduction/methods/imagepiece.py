@@ -7,18 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
-from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, metric, score
 from imagepiece_jax.reduction.ops import cosine_within, gather_rows, invert, pick, rank
 from imagepiece_jax.reduction.reducers import (
-    Bipartite,
     Ranking,
     TopK,
     find_partners,
     merge_in_place,
 )
-from imagepiece_jax.reduction.token_counts import Keep, Merge, MergeTo
+from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +56,12 @@ class Retokenize(Ranking):
         return cosine_within(metric)[:, :first, first:]
 
 
-class RandomPairs(Retokenize):
-    """A control: similarities are drawn, uniformly, so that chance makes the pairs."""
-
-    @property
-    def needs(self):
-        return super().needs - {"metric"} | {"rng"}
-
-    def similarity(self, taps, candidates, first):
-        shape = (first, candidates.shape[1] - first)
-        return jax.vmap(lambda key: uniform(key, shape))(taps.rng)
-
-
 @dataclasses.dataclass(frozen=True)
 class ImagePiece(Method):
     """Merge steps over the least attended tokens, then prune steps by class attention.
 
-    `inattentive` says what becomes of the least attended tokens; "merge" is ImagePiece.
-    Controls of the same token counts are "drop", which drops them, "random", which
-    merges random pairs of them, and "tome", ToMe's matching of all tokens at all steps.
+    `inattentive` says what becomes of the least attended tokens: "merge" is ImagePiece,
+    and "drop" a control with the same token counts.
     """
 
     amounts = ("keep_rate", "merge_ratio")
@@ -97,7 +82,7 @@ class ImagePiece(Method):
     metric: str = metric()
     size_weighting: bool = switch(True)  # a merged token is the mean over its patches
     score: str = score()
-    inattentive: str = choice("merge", ("merge", "drop", "random", "tome"))
+    inattentive: str = choice("merge", ("merge", "drop"))
 
     def scaled(self, strength, depth, patches):
         """Both rates together, from 1 and 0 through its own to the end of one.
@@ -130,24 +115,15 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """A step that merges unimportant tokens, or what a control does instead."""
-        counts = (self.merge_ratio, self.candidate_ratio, self.merge_base)
+        """A step that merges unimportant tokens, or drops as many."""
+        rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
         if self.inattentive == "drop":
-            return Step(block, TopK(score=self.score), Merge(*counts))
-        if self.inattentive == "tome":
-            return Step(block, Bipartite(self.metric), Merge(*counts))
+            return Step(block, TopK(score=self.score), rule)
         switches = (self.order, self.parity, self.metric, self.size_weighting)
-        kind = RandomPairs if self.inattentive == "random" else Retokenize
-        return Step(block, kind(*switches, score=self.score), Merge(*counts))
+        return Step(block, Retokenize(*switches, score=self.score), rule)
 
     def prune_step(self, block: int) -> Step:
         """A step that removes tokens; combinations with other methods override it."""
-        if self.inattentive == "tome":
-            if self.keep_rate < 0.5:
-                problem = f"is {self.keep_rate} with inattentive 'tome', "
-                problem += "whose matching removes at most half of the tokens at a step"
-                self.refuse("keep_rate", "numbers from 0.5 to 1", problem)
-            return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):

@@ -53,12 +53,6 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     # The score reads tokens before the MLP, or before the block.
     predictor_pos: str = choice("mid", ("mid", "pre"))
 
-    def merge_step(self, block):
-        if self.inattentive == "tome" and self.mode == "mask":
-            problem = "is 'tome', whose matching reads no masks"
-            self.refuse("inattentive", "'tome' with mode 'topk'", problem)
-        return super().merge_step(block)
-
     def prune_step(self, block):
         reducer, when_masked = NoisyTopK(), None
         if self.mode == "mask":

@@ -1,4 +1,4 @@
-"""ImagePiece's schedules, the blocks and rates that its steps get, and its controls."""
+"""ImagePiece's schedules, the blocks and rates that its steps get, and its control."""
 
 import types
 
@@ -12,7 +12,6 @@ from imagepiece_jax.reduction import kernels
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Keep, Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
 from tests.reduction.steps import decide
@@ -46,8 +45,6 @@ def test_named_blocks_override_the_schedule():
         (1, Merge(0.15, 0.3, "all")),
         (2, Keep(0.6)),
     ]
-    found = ImagePiece(inattentive="tome").steps(12)
-    assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
 
 
 @pytest.mark.parametrize(
@@ -76,33 +73,28 @@ def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
     assert fewer == pytest.approx(nine, rel=0.01)
 
 
-CONTROLS = ("drop", "random", "tome")
+FIELDS = [
+    *({"keep_rate": rate} for rate in (0.9, 0.8, 0.77, 0.62, 0.5)),
+    {"merge_base": "candidates", "schedule": "A"},
+    {"merge_ratio": 0.15, "prune_blocks": ()},
+    {"merge_ratio": 1.0, "candidate_ratio": 1.0},
+]
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n.startswith("imagepiece")])
-@pytest.mark.parametrize("inattentive", CONTROLS)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        *({"keep_rate": rate} for rate in (0.9, 0.8, 0.77, 0.62, 0.5)),
-        {"merge_base": "candidates", "schedule": "A"},
-        {"merge_ratio": 0.15, "prune_blocks": ()},
-        {"merge_ratio": 1.0, "candidate_ratio": 1.0},
-    ],
-)
-def test_a_control_has_the_same_counts_in_every_block(name, inattentive, fields):
+@pytest.mark.parametrize("fields", FIELDS)
+def test_dropping_has_the_same_counts_in_every_block(name, fields):
     if name == "imagepiece_dynamicvit":
         fields = fields | {"mode": "topk"}
+    ours, theirs = METHODS[name](**fields), METHODS[name](inattentive="drop", **fields)
     for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
-        plans = [
-            build(depth, n0, METHODS[name](inattentive=kind, **fields).steps(depth))
-            for kind in ("merge", inattentive)
-        ]
-        ours, theirs = (
-            [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
-            for plan in plans
-        )
-        assert ours == theirs
+        assert block_counts(ours, n0, depth) == block_counts(theirs, n0, depth)
+
+
+def block_counts(method, n0, depth):
+    """(tokens of attention, of the MLP, block of the step) of every block."""
+    plan = build(depth, n0, method.steps(depth))
+    return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
 def taps(images, n):
@@ -119,16 +111,16 @@ def taps(images, n):
     )
 
 
-def first_step(n, **fields):
+def first_step(n, method):
     """(reducer, counts) of the first step on n tokens."""
-    layer = build(12, n, ImagePiece(**fields).steps(12))[0]
+    layer = build(12, n, method.steps(12))[0]
     return layer.step.reducer, layer.counts
 
 
 @pytest.mark.parametrize("gone", [0, 3])
 def test_dropping_drops_the_least_attended(gone):
     """Of those that are not masked: ceil(.08 * 41)."""
-    reducer, counts = first_step(40, inattentive="drop")
+    reducer, counts = first_step(40, ImagePiece(inattentive="drop"))
     seen = taps(5, 40)
     lowest = np.argsort(seen.cls_attn, axis=1)
     mask = np.ones((5, 40), "float32")
@@ -139,38 +131,20 @@ def test_dropping_drops_the_least_attended(gone):
     np.testing.assert_array_equal(dropped.reshape(5, 4), want)
 
 
-def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
-    n, images = 20, 3000
-    reducer, counts = first_step(n, inattentive="random", candidate_ratio=0.3)
-    seen = taps(images, n)
-    result = decide(reducer, seen, counts)
-    left = np.asarray(result.index.absorbed)
-    partner = np.take_along_axis(
-        np.asarray(result.index.keep), np.asarray(result.index.target), axis=1
+def test_dropping_takes_the_kernel_that_prunes():
+    merging, dropping = (
+        kernel_rules(ImagePiece()),
+        kernel_rules(ImagePiece(inattentive="drop")),
     )
-    order = np.argsort(seen.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
-    place = {}
-    for image in range(images):
-        at = {token: i for i, token in enumerate(order[image])}
-        for pair in zip(left[image], partner[image], strict=True):
-            pair = at[pair[0]], at[pair[1]]
-            place[pair] = place.get(pair, 0) + 1
-    assert set(place) == {(a, b) for a in (0, 2, 4) for b in (1, 3, 5)}
-    expected = images * (n - counts.n_out) / 9
-    assert all(abs(times / expected - 1) < 0.15 for times in place.values())
+    assert merging == ["retokenize", "retokenize", "prune"] * 3
+    assert dropping == ["prune"] * 9
 
 
-def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
+def kernel_rules(method):
+    """Rules of the kernels that stand in for the steps; None: there is none."""
     model = types.SimpleNamespace(prop_attn=False)
-    rules = {}
-    for kind in ("merge", *CONTROLS):
-        steps = ImagePiece(inattentive=kind).steps(3 * 4)
-        found = [kernels.find(step, model, "cpu") for step in steps]
-        rules[kind] = [kernel and kernel.rule for kernel in found]
-    assert rules["merge"] == ["retokenize", "retokenize", "prune"] * 3
-    assert rules["drop"] == ["prune"] * 9
-    assert rules["tome"] == ["bipartite"] * 9
-    assert rules["random"] == [None, None, "prune"] * 3
+    found = [kernels.find(step, model, "cpu") for step in method.steps(3 * 4)]
+    return [kernel and kernel.rule for kernel in found]
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():

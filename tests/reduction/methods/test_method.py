@@ -46,7 +46,7 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("imagepiece", "parity", (2,), "0, 1"),
     ("imagepiece", "metric", ("keys",), "'key', 'query', 'value', 'token'"),
     ("imagepiece", "size_weighting", (1,), "True, False"),
-    ("imagepiece", "inattentive", ("fuse",), "'merge', 'drop', 'random'"),
+    ("imagepiece", "inattentive", ("fuse", "random"), "'merge', 'drop'"),
     # Merge steps take at most half of the candidates: 29 of the 58 of 196.
     ("imagepiece", "counts", ((166,) * DEPTH,), "167"),
     ("imagepiece_tome", "counts", ((166,) * DEPTH,), "167"),
@@ -56,7 +56,6 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("imagepiece_dynamicvit", "mode", ("soft",), "'mask', 'topk'"),
     ("imagepiece_dynamicvit", "predictor_pos", ("post",), "'mid', 'p"),
     ("imagepiece_dynamicvit", "merge_base", ("some",), "'candidates'"),
-    ("imagepiece_dynamicvit", "inattentive", ("tome",), "mode 'topk'"),
     ("spvit", "keep_rates", ((0.5,), 0.5), "one for each of blocks"),
     ("spvit", "keep_rates", ((0.5, 1.5, 0.2),), "from 0 to 1"),
     ("spvit", "keep_rates", ((0.2, 0.5, 0.7),), "blocks that rise"),
@@ -99,7 +98,6 @@ REFUSED = [  # (method, its fields, the one that is refused, what is allowed)
         for name, field, values, allowed in KINDS
         for value in values
     ],
-    ("imagepiece", {"inattentive": "tome", "keep_rate": 0.4}, "keep_rate", "from 0.5"),
     ("spvit", {"blocks": (6, 3, 9)}, "keep_rates", "blocks that rise"),
     ("diffrate", {"prune": (9, 8), "merge": (9, 8)}, "prune", f"{DEPTH}, one for each"),
     ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "least 2"),
