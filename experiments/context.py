@@ -12,6 +12,7 @@ from experiments.images import Images
 from experiments.settings import Common
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config import files as config_files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.evaluate.cache import (
@@ -25,7 +26,6 @@ from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
 from imagepiece_jax.reduction.sweep_text import parse_sweeps
-from imagepiece_jax.training import config_files
 
 
 class Models:

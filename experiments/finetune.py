@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.context import Models
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
@@ -24,7 +25,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import read
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import methods, settings
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to

@@ -17,14 +17,14 @@ from absl import app, flags, logging
 from imagepiece_jax.common import cache_dirs, fields, process
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timer import Rules
-from imagepiece_jax.errors import InputError, closest, one_of, within
-from imagepiece_jax.training.config_files import (
+from imagepiece_jax.config.files import (
     BASE,
     Overrides,
     config_name,
     fields_called,
     load_config,
 )
+from imagepiece_jax.errors import InputError, closest, one_of, within
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -385,10 +385,9 @@ def is_typed(field: str) -> bool:
 def configs(single: bool = False) -> dict[str, "ConfigDict"]:
     """{name: config} of every --config, or of a `single` one, with overrides.
 
-    Raises InputError for a mistake in a config, but not in its model or reduction,
-    whose checks import JAX.
+    Raises InputError for a mistake in a config.
     """
-    from imagepiece_jax.training.config import RunFields
+    from imagepiece_jax.config.run import RunConfig
 
     paths, by_name = required(flags.FLAGS["config"]), {}
     if single and len(paths) > 1:
@@ -403,7 +402,7 @@ def configs(single: bool = False) -> dict[str, "ConfigDict"]:
         by_name[name] = load_config(path)
         with within(place=path if paths[1:] else ""):
             _overrides(by_name[name])
-            RunFields.from_config(by_name[name])
+            RunConfig.from_config(by_name[name])
     return by_name
 
 

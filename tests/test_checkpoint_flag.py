@@ -10,6 +10,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, predict, visualize
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
@@ -17,7 +18,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import with_config
 from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

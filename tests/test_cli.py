@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from imagepiece_jax import cli
+from imagepiece_jax.config import files as config_files
 from imagepiece_jax.errors import InputError, RunError, Stopped
-from imagepiece_jax.training import config_files
 from tests.command import call, sentence, start
 from tests.refused import refused
 from tests.runs import ROOT
@@ -47,7 +47,7 @@ CROP = "--config.data.eval_crop=None"
         (["--config.reduction.keep_rate=1"], "reduction.keep_rate", 1),
         (["--config.reduction.prop_attn=true"], "reduction.prop_attn", True),
         (["--config.lr=1e-3"], "lr", 1e-3),
-        (["--config.model.depth", "-1"], "model.depth", -1),
+        ([f"--config.{BLOCKS}", "-1,"], BLOCKS, (-1,)),
         (["--config.data.flip=false"], "data.flip", False),
         (["--config.data.flip=0"], "data.flip", False),
         (["--noconfig.data.flip"], "data.flip", False),

@@ -12,9 +12,9 @@ from configs import base
 from experiments import __main__ as experiments
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.pretrained.with_config import read_with_config
-from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny

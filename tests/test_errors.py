@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
-from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import call, sentence, start
 from tests.models import tiny

@@ -13,12 +13,12 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate, export, train, visualize
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence

@@ -16,6 +16,8 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.__main__ import commands
+from imagepiece_jax.config import files as config_files
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import registry
@@ -26,8 +28,8 @@ from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.training import config_files
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.data import length
+from imagepiece_jax.training.report import training_flop
 from tests import markdown, test_cli
 from tests.models import tiny
 from tests.pretrained import test_towers
@@ -254,8 +256,8 @@ def test_the_costs_of_trainings_add_up():
     assert [row[0] for row in rows] == [*map(config_files.config_name, paths)]
     for path, (_, eflop, gigabytes, *speeds) in zip(paths, rows, strict=True):
         run = RunConfig.from_config(config_files.load_config(ROOT / path))
-        assert eflop == f"{run.training_flop(1281167) / 1e18:#.3g}"
-        images = run.length(1281167).steps * 1024
+        assert eflop == f"{training_flop(run, 1281167) / 1e18:#.3g}"
+        images = length(run, 1281167).steps * 1024
         assert gigabytes == f"{images / run.data.repeats * 115.4e3 / 1e9:,.0f}"
         for rate, hours in zip(speeds[::2], speeds[1::2], strict=True):
             rate = int(rate.replace(",", ""))

@@ -81,9 +81,10 @@ def real_inputs(config, weights, data, dtype):
     """Yield (query, key, x, size) of every reduction of a model and batch of images."""
     import jax
 
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.evaluate.images import open_images
     from tools import kernel_agreement as agreement
 
     config.data.name = data or config.data.name
@@ -91,7 +92,7 @@ def real_inputs(config, weights, data, dtype):
     run = RunConfig.from_config(config)
     model = run.create_model()
     variables = weights.variables(model)
-    source, transform = run.source("val"), run.preprocessing()
+    source, transform = open_images(run, "val"), run.preprocessing()
 
     @jax.jit
     def inputs(variables, images):

@@ -27,8 +27,10 @@ from ml_collections import config_dict
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.data import length
+from imagepiece_jax.training.report import macs_by_epoch, training_flop
 from tools import compile_only, h200, hlo
 from tools.imagenet.scan import SPLITS
 
@@ -160,9 +162,9 @@ def run_costs(configs, images, hosts, links, kilobytes):
 
     for name, config in configs:
         run = RunConfig.from_config(config)
-        macs, length = run.macs_by_epoch(), run.length(TRAINING_IMAGES)
-        seen = length.steps * run.optim.batch_size
-        cells = [name, f"{run.training_flop(TRAINING_IMAGES) / 1e18:#.3g}"]
+        macs = macs_by_epoch(run)
+        seen = length(run, TRAINING_IMAGES).steps * run.optim.batch_size
+        cells = [name, f"{training_flop(run, TRAINING_IMAGES) / 1e18:#.3g}"]
         cells.append(f"{seen / run.data.repeats * kilobytes / 1e6:,.0f}")
         layouts = [(1, 1, run.optim.batch_size)]
         layouts += [(count, GPUS, GPUS * images) for count in hosts]

@@ -20,12 +20,12 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.tables import text_table
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import attention
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
 from tools import h200
 

@@ -133,11 +133,12 @@ def _config(folder):
 
 def start(config, step):
     """Seconds to open both splits and to the first batch, from `step` on."""
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.evaluate.images import open_images
 
     began = time.perf_counter()
-    source = RunConfig.from_config(config).source("train")
-    RunConfig.from_config(config).source("val")
+    source = open_images(RunConfig.from_config(config), "train")
+    open_images(RunConfig.from_config(config), "val")
     ready = time.perf_counter()
     with contextlib.closing(_batches(config, source, step)) as batches:
         next(batches)
@@ -147,10 +148,11 @@ def start(config, step):
 
 def epoch_end(config):
     """Median and longest seconds of a batch, and those of the first of a new epoch."""
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.evaluate.images import open_images
 
-    source = RunConfig.from_config(config).source("train")
+    source = open_images(RunConfig.from_config(config), "train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
     with contextlib.closing(_batches(config, source, end - 2 * AROUND)) as batches:
         for _ in itertools.islice(batches, AROUND):  # read ahead of the first
@@ -165,9 +167,10 @@ def epoch_end(config):
 
 def rate(config, workers):
     """Images a second of the clock with so many reading processes."""
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.config.run import RunConfig
+    from imagepiece_jax.evaluate.images import open_images
 
-    source, count = RunConfig.from_config(config).source("train"), 0
+    source, count = open_images(RunConfig.from_config(config), "train"), 0
     config.data.workers = workers
     with contextlib.closing(_batches(config, source, 0)) as batches:
         for _ in itertools.islice(batches, 8):  # read while processes started
@@ -184,11 +187,12 @@ def growth(config, count):
 
     The first tenth crosses an epoch's end.
     """
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training.config import RunConfig
+    from imagepiece_jax.evaluate.images import open_images
 
     config.batch_size = SMALL_BATCH
-    source = RunConfig.from_config(config).source("train")
+    source = open_images(RunConfig.from_config(config), "train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
     first, samples = max(0, end - count // 20), []
     began = time.perf_counter()
@@ -207,8 +211,8 @@ PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
 def _batches(config, source, step):
     """The batches from `step` on as a run reads them."""
     from imagepiece_jax.common import parallel
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training.config import RunConfig
 
     run = RunConfig.from_config(config)
     sequence = loader.TrainBatches(

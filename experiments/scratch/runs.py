@@ -30,11 +30,12 @@ from imagepiece_jax.common.files import (
     replace_file,
     write_json,
 )
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader, registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.logging import read_metrics
 
 PLAN, OUT = "plan.json", "--out"
@@ -107,7 +108,7 @@ def _train(options, data, settings, plan, folder, cache, missing):
         config.data.threads = 2 if settings.readers else 0
         run = RunConfig.from_config(config)
         written[name] = _facts(one, run)
-        run.check_training(parallel.placement())
+        check_training(run, parallel.placement())
         loader.steps_per_epoch(len(train), config.batch_size)  # of one at least
     plan |= facts | {
         "data": registry.short_name(data),

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from experiments.context import package_config
 from experiments.finetune import trained_reduction
 from experiments.scratch.options import Options
+from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 
 HEAD_DIM = 64  # of attention, as in DeiT
 

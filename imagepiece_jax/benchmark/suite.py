@@ -12,11 +12,11 @@ from imagepiece_jax.benchmark.workloads import MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction.settings import DENSE, label
 from imagepiece_jax.reduction.sweep_text import naming
-from imagepiece_jax.training.config import RunConfig
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 

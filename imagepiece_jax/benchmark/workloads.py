@@ -22,9 +22,11 @@ import numpy as np
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
 from imagepiece_jax.common import parallel, timer, xla_options
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -33,7 +35,7 @@ from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.pretrained.runs import reduction_of
 from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction.settings import DENSE
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
@@ -67,7 +69,7 @@ class Case:
         """Raise InputError for mistakes that would otherwise show while measuring."""
         run, mode = self.run, self.mode
         if mode == "train":
-            run.check_training(parallel.placement(run.grad_accum_steps))
+            check_training(run, parallel.placement(run.grad_accum_steps))
             if (count := parallel.device_count()) > 1:
                 allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
                 problem = f"is train on {count} devices"
@@ -280,7 +282,7 @@ class InputStreams(contextlib.ExitStack):
 
 def _source(run):
     """Its test images. InputError if they are missing, too few, or of another size."""
-    source = run.source("val")
+    source = open_images(run, "val")
     length, size = len(source), run.optim.batch_size
     if length < size:
         problem = f"is {size}, but the test data has only {length} images"

@@ -49,13 +49,14 @@ def main():
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
     from imagepiece_jax.common import parallel, xla_options
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import valid_labels
     from imagepiece_jax.data.registry import short_name
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
+    from imagepiece_jax.evaluate.images import eval_batches, labeled_images
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
-    from imagepiece_jax.training.config import RunConfig
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -64,7 +65,7 @@ def main():
     config, weights = read_with_config(**typed)
     compare.check_fit(weights, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
-    source = run.test_images(weights, limit)
+    source = labeled_images(run, weights, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)
@@ -77,7 +78,7 @@ def main():
             **source.part,
             **run.preprocessing().facts,
         },
-        functools.partial(run.eval_batches, source, placement=parallel.placement()),
+        functools.partial(eval_batches, run, source, placement=parallel.placement()),
         valid=valid,
     )
     cache = ResultCache(out, AGAIN.value, device.versions())

@@ -20,11 +20,11 @@ def main():
     config, overrides = (cli.config(), None) if path is None else cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import patch_grid
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.models import cost
     from imagepiece_jax.pretrained.with_config import read_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
-    from imagepiece_jax.training.config import RunConfig
 
     if path is not None:
         config, _ = read_with_config(path, config, overrides)

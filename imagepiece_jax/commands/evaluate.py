@@ -35,13 +35,14 @@ def main():
     typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import registry, valid_labels
     from imagepiece_jax.evaluate import accuracy, statistics
+    from imagepiece_jax.evaluate.images import eval_batches, labeled_images
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.with_config import read_with_config
-    from imagepiece_jax.training.config import RunConfig
 
     if GELU.value and not OPTIMIZED.value:
         hint = "add --optimized, or set --config.model.gelu for the model itself"
@@ -55,12 +56,12 @@ def main():
     if JSON.value:
         check_writable("--json", JSON.value, registry.own_files(config.data.name))
     run = RunConfig.from_config(config)
-    source = run.test_images(weights, limit)
+    source = labeled_images(run, weights, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)
     placement, transform = parallel.placement(), run.preprocessing()
-    batches = functools.partial(run.eval_batches, source, placement=placement)
+    batches = functools.partial(eval_batches, run, source, placement=placement)
     how = [
         f"among {valid_labels.described(valid, run.num_classes)}",
         *["averaged weights"] * weights.averaged,

@@ -30,12 +30,12 @@ JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 def main(words):
     typed = MODEL()
     # They import JAX: after the flags.
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import read_with_config
-    from imagepiece_jax.training.config import RunConfig
 
     files = image_files.find_images(words)
     if JSON.value is not None:

@@ -37,11 +37,11 @@ def main():
     typed = MODEL()
     images, out = cli.required(DATA), pathlib.Path(cli.required(OUT))
     # They import JAX: after the flags.
+    from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data.unlabeled import open_unlabeled
     from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.save import checked_folder, save
     from imagepiece_jax.pretrained.with_config import read_with_config
-    from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.recover import recover
 
     checked_folder(out)

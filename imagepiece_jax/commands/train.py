@@ -32,9 +32,7 @@ def main():
     ((name, config),) = cli.configs(single=True).items()
     # Imports JAX: after the flags.
     from imagepiece_jax.training import distributed, trainer
-    from imagepiece_jax.training.config import RunConfig
 
-    RunConfig.from_config(config)  # mistakes, before others are waited for
     job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     with distributed.joined(job):

@@ -10,12 +10,12 @@ from PIL import Image
 
 from imagepiece_jax.common import parallel, token_pictures
 from imagepiece_jax.common.image_size import cut_to_patches
+from imagepiece_jax.config.run import BEST_BY
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.provenance import patch_slots
-from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.logging import AGREEMENT, named_figures
 from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images

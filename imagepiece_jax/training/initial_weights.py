@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.errors import InputError, naming, within
 from imagepiece_jax.models import convert, positions, registry
@@ -16,7 +17,6 @@ from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.pretrained.weights import Metadata
 from imagepiece_jax.training import run_dir
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import say
 
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from imagepiece_jax.config.run import OptimConfig, PartConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training.config import OptimConfig, PartConfig
 
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 

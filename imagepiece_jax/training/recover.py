@@ -37,6 +37,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key, uniform
+from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.source import Source, Subset, evenly_spaced
@@ -49,7 +50,6 @@ from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.config import TRAINED
 from imagepiece_jax.training.train_step import (
     answers,
     binary_kl_divergence,

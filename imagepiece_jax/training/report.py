@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.config.run import REFERENCE_BATCH, RunConfig
+from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
+from imagepiece_jax.training.data import length
 from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import (
     AGREEMENT,
@@ -42,6 +43,39 @@ PLACES = (
 )
 
 
+def macs_by_epoch(run: RunConfig) -> list[int]:
+    """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
+    rate_at = run.reduction.rate_at
+    by_rate, macs = {}, []
+    for epoch in range(run.optim.epochs):
+        rate = rate_at(epoch) if rate_at else None
+        if rate not in by_rate:
+            model = run.create_train_model(epoch)
+            by_rate[rate] = model_macs(model, run.image_size)
+        macs.append(by_rate[rate])
+    return macs
+
+
+def training_flop(
+    run: RunConfig, images: int, teacher_macs: int | None = None
+) -> float:
+    """Operations of all steps of a run over `images` training images, two a MAC.
+
+    A step takes a forward pass of each image, a backward pass of twice its cost and the
+    teacher's forward pass. Repeated computations (`remat`) and evaluations do not
+    count.
+
+    teacher_macs: of an image; None: a teacher, where there is one, is dense
+    """
+    if teacher_macs is None:
+        teacher_macs = 0
+        if run.reduction.needs_teacher or run.distill.active:
+            teacher_macs = model_macs(run.create_dense(), run.image_size)
+    steps = length(run, images)
+    macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
+    return 2.0 * steps.steps_per_epoch * run.optim.batch_size * macs
+
+
 def estimate(run: RunConfig) -> str:
     """Operations and the main terms of memory of a training, and its line of cost.
 
@@ -56,10 +90,10 @@ def estimate(run: RunConfig) -> str:
     line = f"{model_macs(model, run.image_size) / 1e9:.2f} GMACs, "
     line += f"{model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
-        flop = _eflop(run.training_flop(IMAGENET_IMAGES))
+        flop = _eflop(training_flop(run, IMAGENET_IMAGES))
         training, line = f"{flop}{UNIT}", f"{line}, {flop}, no published acc1"
     else:
-        flop = 1000 * run.training_flop(optim.batch_size) / optim.batch_size
+        flop = 1000 * training_flop(run, optim.batch_size) / optim.batch_size
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
     shapes = variable_shapes(model, run.image_size)
     _, transformation = optimizer.create(optim, 1, run.reduction.param_groups)
@@ -121,7 +155,8 @@ def dry_run(run):
 
     Raises InputError where a reduction breaks its contract on two random images.
     """
-    config, length = run.config, run.data.length
+    config = run.config
+    length = run.data.length
     say(
         "compiling the training step, which takes minutes on a few CPU cores; python "
         "-m imagepiece_jax describe --config FILE estimates its memory without"
@@ -131,22 +166,19 @@ def dry_run(run):
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     state = parallel.unreplicate(run.state)
+    teacher = run.teacher_model
+    teacher_macs = model_macs(teacher.model, teacher.image_size) if teacher else 0
+    operations = training_flop(config, len(run.data.train), teacher_macs)
     return (
         f"{_data_text(config, run.data)}\n"
         f"memory on each of {parallel.device_count()} devices: {_megabytes(state)} of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{_eflop(_training_flop(run))}{UNIT}; "
+        f"{_eflop(operations)}{UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
-
-
-def _training_flop(run):
-    teacher = run.teacher_model
-    macs = model_macs(teacher.model, teacher.image_size) if teacher else 0
-    return run.config.training_flop(len(run.data.train), macs)
 
 
 def _data_text(config, data):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import check_single_label
@@ -19,7 +20,6 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import complete, unknown_normalization
 from imagepiece_jax.pretrained.runs import ALLOWED
 from imagepiece_jax.reduction.methods import name_of
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
 from imagepiece_jax.training.logging import say
 

@@ -12,6 +12,7 @@ import pathlib
 import jax
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
@@ -19,7 +20,7 @@ from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
-from imagepiece_jax.training.config import Data, RunConfig
+from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, say

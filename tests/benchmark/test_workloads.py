@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.benchmark import workloads
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import Mean, simplify, tiny_config
 
 

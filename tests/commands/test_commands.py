@@ -11,9 +11,10 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import describe, doctor, evaluate
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.evaluate.images import open_images
 from tests.benchmark.small import FIELDS, TINY
 from tests.command import call, start
 from tests.models import tiny
@@ -263,7 +264,7 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = RunConfig.from_config(configured(FIELDS)).source("val")
+    source = open_images(RunConfig.from_config(configured(FIELDS)), "val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):

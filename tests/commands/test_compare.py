@@ -8,6 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
@@ -16,7 +17,6 @@ from imagepiece_jax.evaluate import compare as comparing
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY, tiny_config
 from tests.command import call, sentence
 from tests.experiments import tiny_context

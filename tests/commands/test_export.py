@@ -16,6 +16,7 @@ from flatbuffers import builder
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.commands import export
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export, onnx_model
@@ -25,7 +26,6 @@ from imagepiece_jax.inference.program_outputs import ProgramOutputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.models import tiny
 from tests.models.test_families import few

@@ -15,10 +15,10 @@ from experiments import finetune, retokenization
 from experiments.scratch import page, runs, systems
 from experiments.scratch.options import SYSTEMS
 from experiments.settings import Common, read_flags
+from imagepiece_jax.config.run import OptimConfig, RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import fresh_variables
-from imagepiece_jax.training.config import OptimConfig, RunConfig
 from tests.command import call, sentence
 from tests.experiments.scratch_pages import TINY, tiny_options
 

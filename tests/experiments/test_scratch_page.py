@@ -8,8 +8,8 @@ import pytest
 
 from experiments import intervals
 from experiments.scratch import page, runs, systems
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.training.config import RunConfig
 from tests import markdown
 from tests.experiments.scratch_pages import tiny_options
 from tests.runs import ROOT

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.config import files as config_files
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import block_macs, model_macs
 from imagepiece_jax.models.variables import variable_shapes
@@ -19,8 +21,6 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
-from imagepiece_jax.training import config_files
-from imagepiece_jax.training.config import RunConfig
 from tests.runs import ROOT
 
 VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"))

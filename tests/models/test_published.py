@@ -12,6 +12,7 @@ import safetensors.numpy
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert
@@ -21,7 +22,6 @@ from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.pretrained import load, runs, timm_config
 from imagepiece_jax.pretrained.with_config import read_with_config
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth

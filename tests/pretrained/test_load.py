@@ -12,6 +12,7 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import ModelConfig, create_model
@@ -22,7 +23,6 @@ from imagepiece_jax.pretrained.load import build, read
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny

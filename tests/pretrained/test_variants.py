@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import layouts
@@ -11,7 +12,6 @@ from imagepiece_jax.pretrained.load import build, lacks_selectors, read
 from imagepiece_jax.pretrained.with_config import read_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.sweep_text import parse_sweep
-from imagepiece_jax.training.config import RunConfig
 from tests import runs
 from tests.models import tiny
 from tests.models.test_published import same

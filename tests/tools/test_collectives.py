@@ -10,9 +10,10 @@ import pytest
 
 from configs import deit_s, deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
+from imagepiece_jax.training.report import macs_by_epoch
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 from tests import compiling, forked, markdown
 from tools import collectives, compile_only, h200, hlo
@@ -184,7 +185,7 @@ def test_the_cost_of_whole_runs_adds_up(monkeypatch):
     # Two copies of 4 us; 8 us for the sums within a host, 10 us more for two hosts.
     assert dense[3:] == cells(8, 1024) + cells(16, 1024) + cells(26, 2048)
     # All tokens for ten epochs, 5 us for 190, and in between by MACs.
-    macs = RunConfig.from_config(configs[1][1]).macs_by_epoch()
+    macs = macs_by_epoch(RunConfig.from_config(configs[1][1]))
     share = (sum(macs) / 300 - macs[-1]) / (macs[0] - macs[-1])
     assert 10 / 300 < share < 110 / 300
     assert evit[3:5] == cells(5 + share * 3, 1024)

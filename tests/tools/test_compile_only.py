@@ -8,9 +8,9 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from configs import quickstart
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models import attention
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY
 from tests.command import call
 from tools import compile_only, h200

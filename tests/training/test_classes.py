@@ -12,16 +12,18 @@ import imagepiece_jax
 from experiments import __main__ as experiments
 from imagepiece_jax.commands import evaluate, train
 from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.images import eval_source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import Data, RunConfig
+from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.command import call, sentence
@@ -400,7 +402,7 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
     config = configured(**{"data.name": data})
     config.eval.sets, config.eval.best_set = sets, "one"
     run = RunConfig.from_config(config)
-    assert run.eval_source("other", ("a", "b")).class_names == ("a", "b")
+    assert eval_source(run, "other", ("a", "b")).class_names == ("a", "b")
     (tmp_path / "val" / COMPOSED).mkdir()
     with pytest.raises(InputError, match=f"class '{COMPOSED}' twice, in two spellings"):
         open_source(data, "val")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import registry
 from imagepiece_jax.training import trainer
-from imagepiece_jax.training.config import RunConfig
 from tests import forked, runs
 from tests.models import tiny
 

@@ -15,15 +15,16 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import DistillConfig, RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.images import labeled_images
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained.load import load, read_metadata
 from imagepiece_jax.training import teacher, trainer
-from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.train_step import distillation, teacher_distance
@@ -402,7 +403,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     for line in lines:
         assert "agreement1" in line and not [name for name in line if "acc" in name]
     with pytest.raises(InputError, match="whose test images have no labels; allowed"):
-        RunConfig.from_config(config).test_images(read_metadata(tmp_path / "run"))
+        labeled_images(RunConfig.from_config(config), read_metadata(tmp_path / "run"))
 
 
 def top5(logits):

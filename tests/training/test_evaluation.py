@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import token_pictures
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
+from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import init_state
 from tests import oracles, runs
 from tests.runs import configured
@@ -98,7 +99,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     steps = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
     config = configured(SMALL, steps, **{"model.depth": 3, "pictures": 2})
     run = RunConfig.from_config(config)
-    model, source = run.create_model(), run.source("val")
+    model, source = run.create_model(), open_images(run, "val")
     transform = Preprocessing(16, resize="none")
     samples = evaluation.SampleImages(run, tmp_path, model, source, transform)
     two_images, _ = evaluation.examples(source, transform, 2)

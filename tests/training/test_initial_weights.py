@@ -6,6 +6,7 @@ import chex
 import numpy as np
 import pytest
 
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig
@@ -13,7 +14,6 @@ from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import read_checkpoint
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests import runs
 from tests.models import tiny

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import optimizer, recover, train_step
-from imagepiece_jax.training.config import TRAINED
 from tests.models import tiny
 from tests.refused import refused
 

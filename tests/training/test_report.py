@@ -1,11 +1,15 @@
-"""The table of a run's results; texts of a dry run are in test_trainer."""
+"""The cost of a run, and the table of its results; test_trainer has a dry run's."""
 
 import dataclasses
 import time
 
-from imagepiece_jax.training import logging, report, run_dir
+import pytest
+
+from configs import base, deit_s_evit
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.training import data, logging, report, run_dir
 from imagepiece_jax.training.checkpoint import Progress
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
 from tests import runs
 from tests.training import test_logging
@@ -103,3 +107,27 @@ def test_the_productive_share_counts_each_step_once(tmp_path, monkeypatch):
     clock[0] += 9999  # to print the table again is no training
     run_dir.record_start(tmp_path, {})
     assert rows(tmp_path)["productive"] == share
+
+
+def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
+    """DeiT-S by hand; a rate that warms up; a teacher, which only looks at images."""
+    images = 1281167
+    deit = RunConfig.from_config(base.get_config())
+    length = data.length(deit, images)
+    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
+    by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
+    assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
+    config = runs.configured(epochs=4)
+    config.reduction = deit_s_evit.get_config().reduction
+    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=2, blocks=(1, 2, 3))
+    evit = RunConfig.from_config(config)
+    macs = [model_macs(evit.create_train_model(epoch), 16) for epoch in range(4)]
+    assert report.macs_by_epoch(evit) == macs == sorted(macs, reverse=True)
+    assert len(set(macs)) == 3 and macs[0] == model_macs(evit.create_dense(), 16)
+    assert report.training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
+    config.distill.kind = "soft"
+    taught_run = RunConfig.from_config(config)
+    taught = report.training_flop(taught_run, 640)
+    assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
+    known = report.training_flop(taught_run, 640, teacher_macs=10)
+    assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)

@@ -8,6 +8,8 @@ import pytest
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.run_dir import check_config, record_start
+from tests.refused import refused
+from tests.runs import configured
 
 CONFIG = {
     "lr": 1e-3,
@@ -117,3 +119,16 @@ def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
             check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == model
     assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
+def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
+    """From its weights, unless the weights are what differs."""
+    before, now = configured(), configured(**{field: typed})
+    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    check_config(tmp_path, before.to_dict())
+    with refused(f"config.{field}", json.dumps(typed)) as caught:
+        check_config(tmp_path, now.to_dict())
+    start = f"with --config.init.weights={tmp_path} to start from its weights"
+    assert (start in caught.value.hint) == (field == "lr")

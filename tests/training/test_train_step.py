@@ -1,5 +1,6 @@
 """The training step: its loss by hand, averages, skipped steps and augmentation."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -14,13 +15,14 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
+from imagepiece_jax.config.run import OptimConfig, RunConfig
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training.config import OptimConfig, RunConfig
 from imagepiece_jax.training.optimizer import adamw, create, trained_part
 from imagepiece_jax.training.train_step import (
     _prepare,
+    batch_shapes,
     init_state,
     prepared_images,
     soft_cross_entropy,
@@ -54,7 +56,9 @@ def rate(step):
 
 def with_loss(recipe, loss):
     """The same RunConfig with a method that has this loss."""
-    return dataclasses.replace(recipe, reduction=types.SimpleNamespace(loss=loss))
+    method = copy.copy(recipe.reduction)
+    object.__setattr__(method, "loss", loss)
+    return dataclasses.replace(recipe, reduction=method)
 
 
 def make(recipe=None, optimizer=None, seed=0, **fields):
@@ -435,3 +439,17 @@ def test_a_step_changes_only_the_part_that_it_trains(part):
         assert moved == (chosen or "norm" in name), name
     moments = jax.tree.leaves(state.opt_state[0].mu)
     assert len(moments) == len(jax.tree.leaves(trained)) < len(jax.tree.leaves(before))
+
+
+def test_shapes_of_a_batch_are_what_the_loader_gives():
+    config = base.get_config()
+    config.image_size, config.data.canvas = 16, 20
+    run = RunConfig.from_config(config)
+    assert run.data.train_transform(16).shape == (20, 20)
+    batch = batch_shapes(run, (3, 2))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
+    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
+    assert batch["image"].dtype == np.uint8
+    config.data.canvas = 0
+    batch = batch_shapes(RunConfig.from_config(config), (4, 3, 2))
+    assert batch["image"].shape == (4, 3, 2, 16, 16, 3)

@@ -16,12 +16,15 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.run import BEST_BY, RunConfig
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.evaluate.images import open_images
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
-from imagepiece_jax.training.config import BEST_BY, Data, RunConfig
+from imagepiece_jax.training.data import Data
 from imagepiece_jax.training.logging import read_metrics
+from imagepiece_jax.training.report import macs_by_epoch
 from tests import runs, tars
 from tests.data.test_worker_pool import shared_memory, workers
 from tests.oracles import log_softmax
@@ -125,7 +128,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     # What takes so long is said before it does.
     _, said, memory = re.split("(compiling the .*describe --config.*\n)", printed)
     assert "minutes" in said and "MB of working space" in memory
-    macs = RunConfig.from_config(config).macs_by_epoch()[0]
+    macs = macs_by_epoch(RunConfig.from_config(config))[0]
     flop = 10 * 256 * 3 * macs * 2  # forward, and twice as much backward
     assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
     data = "digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, 4"
@@ -172,7 +175,7 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     saved = stored(finished[0], "best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     run = RunConfig.from_config(configured())
-    source, dense = run.source("val"), run.create_dense()
+    source, dense = open_images(run, "val"), run.create_dense()
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.config import files as config_files
 from imagepiece_jax.data import loader
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.training import config_files
 from tests import oracles, oracles_tome
 from tests.models import tiny
 from tests.reduction.kernels.inputs import needs_compiler, random_inputs

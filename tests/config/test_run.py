@@ -2,24 +2,23 @@
 
 import json
 import re
-import types
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import base, deit_s_evit
-from imagepiece_jax.common.placement import Placement
+from configs import base
+from imagepiece_jax.config.files import (
+    BASE,
+    allowed_values,
+    dotted_fields,
+    load_config,
+)
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import run_dir
-from imagepiece_jax.training.config import RunConfig, allowed_values
-from imagepiece_jax.training.config_files import BASE, dotted_fields, load_config
-from imagepiece_jax.training.train_step import batch_shapes
-from tests.pictures import write_csv
 from tests.refused import refused
 from tests.runs import configured
 
@@ -55,19 +54,6 @@ def test_numbers_out_of_range(field, allowed):
         with refused(f"config.{field}", value) as caught:
             RunConfig.from_config(configured(**{field: value}))
         assert caught.value.allowed == allowed
-
-
-@pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
-def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
-    """From its weights, unless the weights are what differs."""
-    before, now = configured(), configured(**{field: typed})
-    (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    run_dir.check_config(tmp_path, before.to_dict())
-    with refused(f"config.{field}", json.dumps(typed)) as caught:
-        run_dir.check_config(tmp_path, now.to_dict())
-    start = f"with --config.init.weights={tmp_path} to start from its weights"
-    assert (start in caught.value.hint) == (field == "lr")
 
 
 def test_the_allowed_values_of_a_typed_field_are_those_of_its_check():
@@ -125,55 +111,6 @@ def test_a_config_that_does_not_start_from_base(removed):
         RunConfig.from_config(config)
 
 
-def test_mixing_needs_pairs():
-    message = "config.batch_size is 6; allowed: even micro-batches, not 3"
-    placement = Placement(accumulation=2)
-    for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
-        config = configured(batch_size=6, grad_accum_steps=2, **on)
-        with pytest.raises(InputError, match=message):
-            RunConfig.from_config(config).check_training(placement)
-        config.mixup_prob = 0.0
-        RunConfig.from_config(config).check_training(placement)
-    config = configured(batch_size=6, grad_accum_steps=2)
-    RunConfig.from_config(config).check_training(placement)
-
-
-@pytest.mark.parametrize(
-    "images, count, size",
-    [
-        *((1000, *row) for row in ((1, 359), (2, 360), (8, 360), (100, 400))),
-        *((40, *row) for row in ((1, 40), (8, 40), (16, 48))),
-    ],
-)
-def test_evaluation_batch_is_rounded_up(images, count, size):
-    """A small set is one batch of its own size."""
-    run = RunConfig.from_config(configured(eval_batch_size=359))
-    assert run.rounded_eval_batch(Placement(local_devices=count), images) == size
-
-
-def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
-    """DeiT-S by hand; a rate that warms up; a teacher, which only looks at images."""
-    images = 1281167
-    deit = RunConfig.from_config(base.get_config())
-    length = deit.length(images)
-    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
-    by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
-    assert deit.training_flop(images) == pytest.approx(by_hand, rel=1e-3)
-    config = configured(epochs=4)
-    config.reduction = deit_s_evit.get_config().reduction
-    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=2, blocks=(1, 2, 3))
-    evit = RunConfig.from_config(config)
-    macs = [model_macs(evit.create_train_model(epoch), 16) for epoch in range(4)]
-    assert evit.macs_by_epoch() == macs == sorted(macs, reverse=True)
-    assert len(set(macs)) == 3 and macs[0] == model_macs(evit.create_dense(), 16)
-    assert evit.training_flop(640) == 2 * 10 * 64 * 3 * sum(macs)
-    config.distill.kind = "soft"
-    taught = RunConfig.from_config(config).training_flop(640)
-    assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
-    known = RunConfig.from_config(config).training_flop(640, teacher_macs=10)
-    assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
-
-
 def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     """In its config.json, which one without that text does not contradict."""
     config = configured()
@@ -194,20 +131,6 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     run_dir.check_config(tmp_path, run.resolved().to_dict(config.to_dict()))
-
-
-def test_shapes_of_a_batch_are_what_the_loader_gives():
-    config = base.get_config()
-    config.image_size, config.data.canvas = 16, 20
-    run = RunConfig.from_config(config)
-    assert run.data.train_transform(16).shape == (20, 20)
-    batch = batch_shapes(run, (3, 2))
-    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
-    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
-    assert batch["image"].dtype == np.uint8
-    config.data.canvas = 0
-    batch = batch_shapes(RunConfig.from_config(config), (4, 3, 2))
-    assert batch["image"].shape == (4, 3, 2, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
@@ -232,17 +155,3 @@ def test_models_of_a_config():
     assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
     patch = RunConfig.from_config(config).create_dense(stem="patch")
     assert (dense.stem, patch.stem) == ("conv", "patch")
-
-
-@pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
-def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
-    data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
-    config = configured(**{"data.name": data})
-    unknown = dict(class_names=None, names_of_data=None, run=None)
-    known = {"path": "w.npz", "problem_type": "single_label_classification"}
-    weights = types.SimpleNamespace(**known, **unknown)
-    source = RunConfig.from_config(config).test_images(weights, limit=1)
-    notes = capsys.readouterr().out.splitlines()
-    note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
-    taken = "note: 1 of 2 images are taken, evenly spaced"
-    assert len(source) == 1 and notes == [taken, *[note] * is_noted]

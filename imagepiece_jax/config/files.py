@@ -4,6 +4,7 @@ A config file is Python with a function `get_config()` that returns a ConfigDict
 mistake in a file or a field is an InputError.
 """
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
-from imagepiece_jax.training.config import allowed_values, method_fields
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -211,6 +211,35 @@ def dotted_fields(config, prefix=""):
             yield from dotted_fields(config[name], f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def method_fields(name: str | None = None) -> list[str]:
+    """The fields of the method `name`, [] for an unknown one; None: of all methods."""
+    from imagepiece_jax.reduction.methods import METHODS  # imports JAX
+
+    fields = {}  # in the order of the first method that has it
+    for method in METHODS:
+        if name in (None, method):
+            fields |= METHODS[method].__dataclass_fields__
+    return [*fields]
+
+
+def allowed_values(field: str) -> str | None:
+    """The allowed values of a field of a config, by its path; None: nobody says."""
+    group, _, name = field.rpartition(".")
+    from imagepiece_jax.config.run import RunConfig  # reads all of data
+
+    kinds = [RunConfig, *(each.type for each in dataclasses.fields(RunConfig))]
+    owners = [kind for kind in kinds if getattr(kind, "group", None) == group]
+    if group in ("model", "teacher"):
+        from imagepiece_jax.models.config import ModelConfig  # imports JAX
+
+        owners.append(ModelConfig)
+    for owner in owners:
+        known = owner.__dataclass_fields__
+        if name in known and known[name].metadata:
+            return known[name].metadata["allowed"]
+    return None
 
 
 def _no_such_file(file, argument):

@@ -1,0 +1,327 @@
+"""The config of a run: its fields, their checks, and the models made of them.
+
+Commands find mistakes before they import JAX, which only the fields of the model and of
+the reduction need. Defaults and comments stand in configs/base.py.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from imagepiece_jax.common.fields import (
+    REQUIRED,
+    CheckedFields,
+    checked,
+    choice,
+    count,
+    number,
+    optional,
+    rate,
+    several,
+    switch,
+    text,
+    weight,
+)
+from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.data.config import AugmentConfig, DataConfig
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError, check_names, within
+
+if TYPE_CHECKING:  # they import JAX
+    from imagepiece_jax.models.config import ModelConfig
+    from imagepiece_jax.models.vit import ViT
+    from imagepiece_jax.reduction.methods.method import Method
+
+# config.best_by -> the figure of an evaluation that chooses the best checkpoint
+BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
+# Which parameters are trained. "norms": scales and biases of norms; "biases": these,
+# all other biases and the factors of layer scale.
+TRAINED = ("all", "biases", "norms")
+REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(CheckedFields):
+    """The fields of AdamW and its schedule; `optimizer.create` takes them."""
+
+    group: ClassVar[str] = ""
+
+    epochs: int = count(least=1)
+    batch_size: int = count(least=1)
+    lr: float = weight()
+    min_lr: float = weight()
+    warmup_lr: float = weight()
+    warmup_epochs: float = weight()
+    lr_offset: int = choice(allowed=(0, 1))
+    weight_decay: float = weight()
+    betas: tuple[float, float] = several(
+        REQUIRED, number(least=0, below=1), "two numbers of at least 0 and below 1", 2
+    )
+    eps: float = weight()
+    clip_grad_norm: float = weight()
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
+        return self.lr * self.batch_size / REFERENCE_BATCH
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartConfig(CheckedFields):
+    """The part of the parameters that is trained: `optimizer.trained_part`."""
+
+    group: ClassVar[str] = "optim"
+
+    train: str = choice("all", TRAINED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(CheckedFields):
+    """The part of a teacher's answers in the loss: `train_step.distillation`."""
+
+    group: ClassVar[str] = "distill"
+
+    kind: str = choice(allowed=("none", "soft", "hard"))
+    temperature: float = number(least=0.01)
+    class_tokens: float = weight(0.0)
+    weight: float = rate()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_tokens and not self.active:
+            problem = f"is {self.class_tokens}, but config.distill.kind is 'none'"
+            self.refuse("class_tokens", "0.0 without a teacher", problem)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is learned from a teacher's answers."""
+        return self.kind != "none"
+
+    @property
+    def unlabeled(self) -> bool:
+        """Whether the labels have no part in the loss: then nothing reads them."""
+        return self.active and self.weight == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig(CheckedFields):
+    """The weights that a run starts from; those named in `fresh` are drawn anew."""
+
+    group: ClassVar[str] = "init"
+
+    weights: str = text()
+    fresh: tuple[str, ...] = several(REQUIRED, text(), "names of parts, such as head")
+    evaluate: bool = switch()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(CheckedFields):
+    """The frozen model that a run learns from, and facts that its weights lack.
+
+    All but `weights` are fields of the ModelConfig that checks them.
+    """
+
+    group: ClassVar[str] = "teacher"
+
+    weights: str = text()
+    name: str | None = None
+    num_heads: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the teacher's model that are not None."""
+        return {k: v for k, v in vars(self).items() if k != "weights" and v is not None}
+
+
+def _as_dict(value):
+    """A group of a config; ValueError for anything else."""
+    if not hasattr(value, "keys"):
+        raise ValueError(value)
+    return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+
+
+def _object():
+    """An object, or the dict of its fields, which its own class checks."""
+
+    def convert(value):
+        return value if dataclasses.is_dataclass(value) else _as_dict(value)
+
+    return checked(REQUIRED, convert, "the fields of configs/base.py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSet(CheckedFields):
+    """Images that a run is evaluated on."""
+
+    data: str = text("")  # as config.data.name; "": the test images of config.data
+    every_epochs: int | None = optional(count(least=1))  # None: eval_every_epochs
+    # The model's label for each class name of the data; None: by the model's names.
+    classes: dict[str, int] | None = checked(
+        None, lambda value: value and _as_dict(value), "labels by class name"
+    )
+
+    @classmethod
+    def by_name(cls, value) -> dict[str, "EvalSet"]:
+        """The sets of config.eval.sets."""
+        names, sets = cls.__dataclass_fields__, {}
+        for name, fields in _as_dict(value).items():
+            if not re.fullmatch(r"[\w-]+", name):
+                words = "names of letters, digits, - and _"
+                raise InputError(value=name, allowed=words)
+            with within(name):
+                check_names(_as_dict(fields), names)
+                sets[name] = cls(**fields)
+        return sets or {"": cls()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig(CheckedFields):
+    """The evaluations of a run by name; the only one without a name is ""."""
+
+    group: ClassVar[str] = "eval"
+
+    sets: dict[str, EvalSet] = checked(REQUIRED, EvalSet.by_name, "sets by name")
+    best_set: str = text()  # whose accuracy chooses the best checkpoint; "": the only
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.best_set and len(self.sets) == 1:
+            object.__setattr__(self, "best_set", next(iter(self.sets)))
+        if self.best_set not in self.sets:
+            names = ", ".join(self.sets) or "'', as config.eval.sets is empty"
+            self.refuse("best_set", names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(CheckedFields):
+    """All fields of a run.
+
+    model, reduction: or dicts of their fields, of which objects are made once all other
+        fields are found to be right: that imports JAX
+    """
+
+    group: ClassVar[str] = ""
+
+    seed: int = count(most=2**32 - 1)  # a JAX key cuts more bits off
+    image_size: int = count(least=1)
+    num_classes: int = count()
+    eval_batch_size: int = count(least=1)
+    grad_accum_steps: int = count(least=1)
+    eval_every_epochs: int = count(least=1)
+    checkpoint_every_steps: int = count(least=1)
+    keep_every_steps: int = count()
+    log_every_steps: int = count(least=1)
+    pictures: int = count()
+    progress: bool = switch()
+    profile: bool = switch()
+    max_skipped_steps: int = count()
+    remat: bool = switch()
+    label_smoothing: float = rate()
+    mixup: float = weight()
+    cutmix: float = weight()
+    mixup_prob: float = rate()
+    mixup_switch_prob: float = rate()
+    ema_decay: float = rate()
+    best_by: str = choice(allowed=tuple(BEST_BY))
+    model: "ModelConfig" = _object()
+    reduction: "Method" = _object()
+    eval: EvalConfig
+    data: DataConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    part: PartConfig
+    teacher: TeacherConfig
+    distill: DistillConfig
+    init: InitConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        data = self.data
+        if 0 < data.canvas < self.image_size:
+            data.refuse("canvas", f"0 and image_size ({self.image_size}) or more")
+        if data.canvas and data.crop != "random_resized":
+            problem = f"is {data.crop!r} with canvas={data.canvas}"
+            data.refuse("crop", "'random_resized', as the device crops", problem)
+        if self.best_by == "averages" and not self.ema_decay:
+            allowed = "'weights', or a decay above 0, such as 0.99996"
+            self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")
+        self._read_model()
+
+    def _read_model(self):
+        """Make objects of the fields of model and reduction."""
+        from imagepiece_jax.models.config import ModelConfig, in_config
+        from imagepiece_jax.reduction.settings import read_reduction
+
+        sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
+        with in_config():
+            model = self.model
+            if isinstance(model, dict):
+                model = ModelConfig.of({**model, **sizes})
+            method, prop_attn = read_reduction(self.reduction, model.prop_attn)
+        with within("config.reduction"):
+            model = dataclasses.replace(model, prop_attn=prop_attn)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "reduction", method)
+
+    def create_model(self, axis_name: str | None = None) -> "ViT":
+        """The model as it is evaluated; `axis_name` synchronizes batch norm."""
+        return self._model(self.reduction, axis_name=axis_name)
+
+    def create_dense(self, **changes: Any) -> "ViT":
+        """The same without reduction, with `changes` of its fields."""
+        return self._model(None, **changes)
+
+    def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
+        """The model as `epoch` trains it: masked, or with the rate of that epoch."""
+        reduction = self.reduction
+        if rate_at := reduction.rate_at:
+            reduction = dataclasses.replace(reduction, keep_rate=rate_at(epoch))
+        model = self._model(reduction, axis_name=axis_name, masked=True)
+        return model.clone(remat=self.remat)
+
+    def resolved(self) -> "RunConfig":
+        """The same, with tokens in place of the cost of its reduction."""
+        from imagepiece_jax.models.at_cost import at_cost
+        from imagepiece_jax.models.config import in_config  # imports JAX
+
+        if self.reduction.macs is None:
+            return self
+        dense, name = self.create_dense(), self.model.name
+        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
+        with in_config():
+            reduction = at_cost(self.reduction, dense, grid, name)
+        return dataclasses.replace(self, reduction=reduction)
+
+    def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`config`, which this was read from, with the model's mean and std, and all
+        fields of the reduction, with the text that asked for it."""
+        from imagepiece_jax.reduction.methods import name_of
+        from imagepiece_jax.reduction.settings import LABEL, asked
+
+        images = {name: getattr(self.model, name) for name in ("mean", "std")}
+        fields = {"name": name_of(self.reduction), **self.reduction.named_fields()}
+        written = config["reduction"]
+        fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
+        if written.get("macs") and self.reduction.macs is None:
+            fields[LABEL] = asked(written)
+        model = config["model"] | images
+        return {**config, "model": model, "reduction": fields}
+
+    def _model(self, reduction, **changes):
+        from imagepiece_jax.models.config import in_config  # imports JAX
+
+        with in_config():
+            return dataclasses.replace(self.model, **changes).create(reduction)
+
+    def preprocessing(self) -> Preprocessing:
+        """Evaluation's resize and crop."""
+        return self.data.preprocessing(self.image_size)
+
+    def saves(self, step: int) -> bool:
+        """Whether `step` is saved even if no evaluation follows it."""
+        every = (self.checkpoint_every_steps, self.keep_every_steps)
+        return any(steps and step % steps == 0 for steps in every)

@@ -1,0 +1,123 @@
+"""The images that a run's config names, and the batches of a pass over test images."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data.source import Source
+from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.models.problem import check_single_label
+
+if TYPE_CHECKING:
+    from imagepiece_jax.pretrained.weights import Weights
+
+
+def open_images(
+    run: RunConfig, split: str, labels_by_name: Mapping[str, int] | None = None
+) -> Source:
+    """The images of "train" or "val"; labels that the loss does not read are not.
+
+    labels_by_name: of classes that the run has already, as `open_source` takes them
+    Raises InputError where they cannot be opened or do not fit the config.
+    """
+    return run.data.source(
+        split,
+        num_classes=run.num_classes,
+        labeled=not run.distill.unlabeled,
+        labels_by_name=labels_by_name,
+    )
+
+
+def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> Source:
+    """The images of an evaluation of `run`, labeled by the `names` of its classes.
+
+    Where the loss reads no labels they may have none, too.
+
+    name: of the evaluation, in config.eval.sets
+    Raises InputError where they cannot be opened or have other classes.
+    """
+    own = run.eval.sets[name]
+    place = name and f"config.eval.sets.{name}"
+    data = dataclasses.replace(run.data, name=own.data or run.data.name)
+    wanted = None
+    labels = class_names.labels_by_name(names, run.num_classes)
+    if own.classes is not None:
+        given = own.classes.items()
+        wanted = {class_names.normalized(name): label for name, label in given}
+        labels = wanted or labels
+    with within(place=place):
+        source = open_images(dataclasses.replace(run, data=data), "val", labels)
+    if wanted is not None:
+        found = {k: i for i, k in enumerate(source.class_names or ()) if k}
+        if found != wanted:
+            field = f"{place}.classes"
+            raise InputError(field=field, value=own.classes, allowed=f"{found}")
+        source.class_names = names
+    return source
+
+
+def labeled_images(
+    run: RunConfig, weights: "Weights", limit: int | None = None
+) -> Source:
+    """The images to evaluate weights on; prints notes on both.
+
+    limit: so many images, evenly spaced over the set
+    Raises InputError for weights without classes, and for images of other classes.
+    """
+    path = str(weights.path)
+    data = run.data.name
+    names = weights.class_names
+    if not run.num_classes:
+        allowed = "weights with a head (train.py --config.init.weights trains one)"
+        hint = "or take its vectors by the command predict with --json"
+        raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
+    check_single_label(weights.problem_type, path, "accuracy takes")
+    every = eval_source(run, run.eval.best_set, names)
+    if not every.labeled:
+        problem = f"is {data!r}, whose test images have no labels"
+        allowed = "test images with labels, which accuracy needs"
+        raise InputError(problem, field="config.data.name", allowed=allowed)
+    source = every.spread(limit)
+    theirs = source.class_names
+    unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)
+    notes = []
+    if weights.run:
+        notes.append(unnamed)
+    notes.append(class_names.mapped_classes(theirs, data, names))
+    if source.part:
+        notes.append(f"{len(source)} of {len(every)} images are taken, evenly spaced")
+    if data.startswith("csv:") and np.min(getattr(every, "labels", [0])) == 1:
+        # Where they count from 1 the accuracy would be 0.
+        notes.append(f"no label of {data} is 0, the lowest is 1; labels count from 0")
+    notes.append(run.preprocessing().note(source.some_sizes(), len(source)))
+    for note in notes:
+        if note:
+            print(f"note: {note}", flush=True)
+    return source
+
+
+def rounded_batch(run: RunConfig, placement: Placement, images: int) -> int:
+    """eval_batch_size, or `images` if fewer, up to a multiple of all devices."""
+    devices = placement.process_count * placement.local_devices
+    return -(-min(run.eval_batch_size, images) // devices) * devices
+
+
+def eval_batches(
+    run: RunConfig,
+    source: Source,
+    placement: Placement,
+    batch_size: int | None = None,
+) -> Iterator:
+    """The batches of one pass over `source` in this process."""
+    sequence = loader.EvalBatches(
+        source,
+        run.preprocessing(),
+        batch_size=batch_size or rounded_batch(run, placement, len(source)),
+        placement=placement,
+    )
+    return sequence.batches(run.data.workers, run.data.threads)

@@ -1,0 +1,135 @@
+"""The images of a run, its length in steps, and the batches of both."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.common.progress import working
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.images import eval_source, open_images, rounded_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Length of a run in steps, and which of them evaluations follow."""
+
+    steps_per_epoch: int
+    epochs: int
+    eval_every_epochs: Mapping[str, int]  # by the name of the set
+
+    @property
+    def steps(self):
+        return self.steps_per_epoch * self.epochs
+
+    def due(self, step: int) -> list[str]:
+        """The sets evaluated after `step`: at an epoch of theirs, and the run's end."""
+        if step == self.steps:
+            return [*self.eval_every_epochs]
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        if rest:
+            return []
+        sets = self.eval_every_epochs.items()
+        return [name for name, every in sets if epoch % every == 0]
+
+
+def length(run: RunConfig, images: int) -> Length:
+    """The length of `run` over `images` training images; a partial batch is left out.
+
+    Raises InputError where they fill no batch.
+    """
+    with run.optim.in_config():
+        steps = loader.steps_per_epoch(images, run.optim.batch_size)
+    sets = run.eval.sets.items()
+    intervals = {k: own.every_epochs or run.eval_every_epochs for k, own in sets}
+    return Length(steps, run.optim.epochs, intervals)
+
+
+def check_training(run: RunConfig, placement: Placement) -> None:
+    """Raise InputError for a model without a loss, or batches that do not divide.
+
+    The loss is not scaled, which float16 would need.
+    """
+    if not run.num_classes:
+        run.refuse("num_classes", "1 or more in training")
+    if run.model.dtype == "float16":
+        problem = "is 'float16', in which small gradients vanish in training"
+        field, allowed = "config.model.dtype", "float32, bfloat16"
+        raise InputError(problem, field=field, value="float16", allowed=allowed)
+    with run.optim.in_config():
+        placement.positions(run.optim.batch_size)
+    micro = run.optim.batch_size // run.grad_accum_steps
+    mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
+    if mixes and micro % 2:
+        allowed = f"even micro-batches, not {micro}: mixup and cutmix pair images"
+        run.optim.refuse("batch_size", allowed)
+
+
+class Data:
+    """All images of a run, and this process's share of their batches.
+
+    labels_by_name: as `open_images` takes them
+    train: a Source
+    eval_sets: the Source of each evaluation, by name
+    names: (field, its value, "training" or the name of the evaluation) of each Source
+    length: of a run over them
+    training: called with `start_step` and `stop_step`, the batches of these steps
+    evaluations: the batches of one pass over each of `eval_sets`
+    Raises InputError where images do not fit the config, or the run cannot be trained
+        on the devices of `placement`.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        placement: Placement,
+        labels_by_name: Mapping[str, int] | None = None,
+    ):
+        check_training(run, placement)
+        train_transform = run.data.train_transform(run.image_size)
+        preprocessing = run.preprocessing()
+        self.train = open_images(run, "train", labels_by_name)
+        names = self.train.class_names
+        self.eval_sets = {name: eval_source(run, name, names) for name in run.eval.sets}
+        self.names = [("config.data.name", run.data.name, "training")]
+        for name, source in self.eval_sets.items():
+            data = run.eval.sets[name].data
+            field = f"config.eval.sets.{name}.data" if data else "config.data.name"
+            data = data or run.data.name
+            self.names.append((field, data, name or "test"))
+            class_names.check_classes(names, run.data.name, source.class_names, data)
+        largest = max(map(len, self.eval_sets.values()))
+        eval_batch_size = rounded_batch(run, placement, largest)
+        # A size that does not fit shows here, not in the first step.
+        self.train.try_first(train_transform, rng=np.random.default_rng(0))
+        for source in self.eval_sets.values():
+            source.try_first(preprocessing)
+        self.length = length(run, len(self.train))
+        self.training = functools.partial(
+            loader.TrainBatches,
+            self.train,
+            train_transform,
+            batch_size=run.optim.batch_size,
+            seed=run.seed,
+            placement=placement,
+            repeats=run.data.repeats,
+        )
+        options = {"batch_size": eval_batch_size, "placement": placement}
+        self.evaluations = {
+            name: loader.EvalBatches(source, preprocessing, **options)
+            for name, source in self.eval_sets.items()
+        }
+
+    @property
+    def images(self) -> list[int]:
+        """Numbers of images: of training, then of each evaluation."""
+        return [len(source) for source in (self.train, *self.eval_sets.values())]
+
+    def digest(self) -> list[str]:
+        """Digests of the content of all; slow for files over a network."""
+        with working("making a digest of the data"):
+            return [x.digest for x in (self.train, *self.eval_sets.values())]
