@@ -45,8 +45,12 @@ def check_method(kind, base):
         if kind.steps is base.steps:
             similar = closest("steps", [*vars(kind)])
             hint = f"did you mean its {similar}?" if similar else ""
-            problem, allowed = "has no steps", "def steps(self, depth)"
-            raise InputError(problem, value=kind, allowed=allowed, hint=hint)
+            raise InputError(
+                "has no steps",
+                value=kind,
+                allowed="def steps(self, depth)",
+                hint=hint,
+            )
 
 
 def check_steps(steps, method):
@@ -57,8 +61,12 @@ def check_steps(steps, method):
     """
     place = f"{type(method).__name__}.steps"
     if not isinstance(steps, list | tuple):
-        problem = f"returns a {type(steps).__name__}"
-        raise InputError(problem, place=place, value=steps, allowed="a list of Steps")
+        raise InputError(
+            f"returns a {type(steps).__name__}",
+            place=place,
+            value=steps,
+            allowed="a list of Steps",
+        )
     for number, step in enumerate(steps):
         with within(place=f"{place}, step {number},"):
             _check_step(step)
@@ -67,28 +75,42 @@ def check_steps(steps, method):
 
 def _check_step(step):
     if not isinstance(step, Step):
-        problem, allowed = f"is a {type(step).__name__}", "Step(block, reducer, rule)"
-        raise InputError(problem, value=step, allowed=allowed)
+        raise InputError(
+            f"is a {type(step).__name__}",
+            value=step,
+            allowed="Step(block, reducer, rule)",
+        )
     if step.site not in SITES:
-        problem, allowed = f"has the site {step.site!r}", ", ".join(map(repr, SITES))
-        raise InputError(problem, value=step.site, allowed=allowed)
+        allowed = ", ".join(map(repr, SITES))
+        raise InputError(
+            f"has the site {step.site!r}",
+            value=step.site,
+            allowed=allowed,
+        )
     _check_part("reducer", step.reducer, Reducer)
     _check_part("rule", step.rule, Rule)
     needs = type(step.reducer).needs
     if not isinstance(needs, frozenset | property):
         kind = type(step.reducer).__name__
-        problem = f"has the reducer {kind}, whose needs are a {type(needs).__name__}"
-        raise InputError(problem, value=needs, allowed='such as frozenset({"key"})')
+        raise InputError(
+            f"has the reducer {kind}, whose needs are a {type(needs).__name__}",
+            value=needs,
+            allowed='such as frozenset({"key"})',
+        )
 
 
 def _check_part(role, part, base):
     """InputError for a reducer or rule that equals no other with the same fields."""
-    problem, name = f"has the {role} {part!r}", type(part).__name__
+    problem = f"has the {role} {part!r}"
+    name = type(part).__name__
     if isinstance(part, type):
         problem = f"has the class {part.__name__} as {role}"
     if not isinstance(part, base):
-        allowed = f"an object whose class inherits from {base.__name__}"
-        raise InputError(problem, value=part, allowed=allowed)
+        raise InputError(
+            problem,
+            value=part,
+            allowed=f"an object whose class inherits from {base.__name__}",
+        )
     if isinstance(part, nn.Module):
         return
     problem = f"has the {role} {name}, "
@@ -101,16 +123,22 @@ def _check_part(role, part, base):
         hash(part)
     except TypeError as error:
         problem += f"which has no hash ({error})"
-        allowed = "fields that have one, such as tuples"
-        raise InputError(problem, value=part, allowed=allowed) from error
+        raise InputError(
+            problem,
+            value=part,
+            allowed="fields that have one, such as tuples",
+        ) from error
 
 
 def _check_decorated(kind):
     """InputError for a class whose fields no decorator has read."""
     for name, value in vars(kind).items():
         if isinstance(value, dataclasses.Field):
-            problem = f"has the field {name} in {kind.__name__}, but no decorator"
-            raise InputError(problem, value=kind, allowed=FROZEN)
+            raise InputError(
+                f"has the field {name} in {kind.__name__}, but no decorator",
+                value=kind,
+                allowed=FROZEN,
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -142,7 +170,8 @@ def check_plan(plan, arch, grid):
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
-        reducer, site = layer.step.reducer, layer.step.site
+        reducer = layer.step.reducer
+        site = layer.step.site
         with naming(reducer, block):
             for name in sorted(reducer.needs - {*ON_REQUEST}):
                 allowed = ", ".join(ON_REQUEST)
@@ -163,11 +192,17 @@ def check_plan(plan, arch, grid):
                 problem += ", in which tokens change"
                 raise InputError(problem, value=block, allowed="other blocks")
         if site == "attention" and "value" in reducer.reads:
-            problem = f"compares values at block {block} before attention has them"
-            raise InputError(problem, value=block, allowed="'key', 'query', 'token'")
+            raise InputError(
+                f"compares values at block {block} before attention has them",
+                value=block,
+                allowed="'key', 'query', 'token'",
+            )
         if site == "attention" and "shift" in reducer.reads:
-            problem = f"reads at block {block} how far attention will move tokens"
-            raise InputError(problem, value=block, allowed="other taps")
+            raise InputError(
+                f"reads at block {block} how far attention will move tokens",
+                value=block,
+                allowed="other taps",
+            )
         if layer.counts:
             reducer.check_grid(grid)
             grid = None
@@ -184,11 +219,13 @@ def lacking_scores(arch):
 
 
 def _refuse_score(score, reducer, block, lacking):
-    part, field = lacking[score], ""
+    part = lacking[score]
+    field = ""
     problem = f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
     allowed = f"a model that has a {part}"
     if hasattr(reducer, "score"):
-        field, allowed = "score", ", ".join(k for k in SCORES if k not in lacking)
+        field = "score"
+        allowed = ", ".join(k for k in SCORES if k not in lacking)
     raise InputError(problem, field=field, value=score, allowed=allowed)
 
 
@@ -198,13 +235,18 @@ def check_form(result, counts):
     result, counts: what a reducer returned, and the `layer_plan.Counts` that it got
     Raises InputError where the two contradict each other.
     """
-    n_in, n_out = counts.n_in, counts.n_out
+    n_in = counts.n_in
+    n_out = counts.n_out
     if isinstance(result, Assignment):
         if result.n_out != n_out:
             raise InputError(field="n_out", value=result.n_out, allowed=str(n_out))
         if not jnp.issubdtype(dtype := result.dest.dtype, jnp.integer):
-            problem = f"is {dtype}"
-            raise InputError(problem, field="dest", value=dtype, allowed="integers")
+            raise InputError(
+                f"is {dtype}",
+                field="dest",
+                value=dtype,
+                allowed="integers",
+            )
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
@@ -217,24 +259,36 @@ def check_form(result, counts):
         _check_shape("keep", result.keep, n_in)
         tokens = n_in + (result.append is not None)
         if tokens != n_out:
-            problem = f"leaves {tokens} tokens"
-            raise InputError(problem, field="keep", value=tokens, allowed=str(n_out))
+            raise InputError(
+                f"leaves {tokens} tokens",
+                field="keep",
+                value=tokens,
+                allowed=str(n_out),
+            )
     else:
-        problem = f"returns {type(result).__name__}"
-        allowed = "Assignment, Mixing, Masking"
-        raise InputError(problem, value=result, allowed=allowed)
+        raise InputError(
+            f"returns {type(result).__name__}",
+            value=result,
+            allowed="Assignment, Mixing, Masking",
+        )
 
 
 def _check_index_form(index, n_out):
     """Its fields are whole numbers, and pairs of one length."""
-    absorbed, groups = (each.shape[-1] for each in (index.absorbed, index.groups))
+    absorbed = index.absorbed.shape[-1]
+    groups = index.groups.shape[-1]
     sizes = {"keep": n_out, "absorbed": absorbed, "target": absorbed}
     sizes |= {"groups": groups, "group_keep": groups}
     for name, size in sizes.items():
-        field, array = f"index.{name}", getattr(index, name)
+        field = f"index.{name}"
+        array = getattr(index, name)
         if not jnp.issubdtype(dtype := array.dtype, jnp.integer):
-            problem = f"is {dtype}"
-            raise InputError(problem, field=field, value=dtype, allowed="integers")
+            raise InputError(
+                f"is {dtype}",
+                field=field,
+                value=dtype,
+                allowed="integers",
+            )
         _check_shape(field, array, size)
 
 
@@ -256,7 +310,8 @@ def check(result, counts):
         values = getattr(result, name, None)
         if values is not None:
             for image, *place in _first(~np.isfinite(values.astype(np.float32))):
-                value, allowed = values[image, *place], "finite numbers"
+                value = values[image, *place]
+                allowed = "finite numbers"
                 _refuse(image, f"{name}{place}", f"is {value}", allowed)
 
 
@@ -286,7 +341,8 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
         if layer.counts:
             first.setdefault(type(layer.step.reducer), (block, layer))
     for block, layer in first.values():
-        reducer, counts = layer.step.reducer, layer.counts
+        reducer = layer.step.reducer
+        counts = layer.counts
         first_step = counts.n_in == grid[0] * grid[1]
         taps = random_taps(reducer, counts.n_in, embed_dim, num_heads)
         taps = taps.replace(grid=grid if first_step else None, num_prefix=num_prefix)
@@ -304,7 +360,8 @@ def random_taps(reducer, n, embed_dim, num_heads):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
-    scores, key = jax.nn.softmax(x[..., 0]), x[..., : embed_dim // num_heads]
+    scores = jax.nn.softmax(x[..., 0])
+    key = x[..., : embed_dim // num_heads]
     return Taps(
         x=x,
         size=size,
@@ -331,9 +388,12 @@ def _run(reducer, taps, counts):
 def _check_shape(name, array, *sizes):
     """InputError unless it is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
-        allowed = f"[{', '.join(['B', *map(str, sizes)])}]"
-        problem = f"has shape {array.shape}"
-        raise InputError(problem, field=name, value=array.shape, allowed=allowed)
+        raise InputError(
+            f"has shape {array.shape}",
+            field=name,
+            value=array.shape,
+            allowed=f"[{', '.join(['B', *map(str, sizes)])}]",
+        )
 
 
 def _refuse(image, which, problem, allowed=""):
@@ -358,12 +418,16 @@ def _check_slots(dest, n_out):
 
 def _check_index(dest, index):
     """`index` is the map of `dest`, which is in order, and partners stay themselves."""
-    n_out, n = index.keep.shape[1], dest.shape[1]
+    n_out = index.keep.shape[1]
+    n = dest.shape[1]
     for image, slots in enumerate(dest):
         own = jax.tree.map(lambda field, image=image: field[image], index)
-        keep, groups, group_keep = own.keep, own.groups, own.group_keep
+        keep = own.keep
+        groups = own.groups
+        group_keep = own.group_keep
         real = own.target != n_out
-        absorbed, target = own.absorbed[real], own.target[real]
+        absorbed = own.absorbed[real]
+        target = own.target[real]
         tokens = np.concatenate([keep, absorbed])
         slots_named = np.concatenate([np.arange(n_out), target])
         for token, slot in zip(tokens.tolist(), slots_named.tolist(), strict=True):
@@ -379,10 +443,12 @@ def _check_index(dest, index):
             problem = f"absorbs token {absorbed[place]} and is not in index.groups"
             _refuse(image, f"slot {target[place]}", problem)
         for (place,) in _first((groups < 0) | (groups >= n_out)):
-            which, problem = f"index.groups[{place}]", f"is slot {groups[place]}"
+            which = f"index.groups[{place}]"
+            problem = f"is slot {groups[place]}"
             _refuse(image, which, problem, f"0 to {n_out - 1}")
         for (place,) in _first(keep[groups] != group_keep):
-            slot, partner = groups[place], group_keep[place]
+            slot = groups[place]
+            partner = group_keep[place]
             if partner not in keep and slot in target:
                 same = len(own.target) == len(groups) and own.target[place] == slot
                 token = own.absorbed[place] if same else absorbed[target == slot][0]

@@ -72,9 +72,12 @@ def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
     if n_out is None:
         return None
     if not is_integer(n_out) or n_out < 1:
-        problem = f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} "
-        problem += f"image tokens at block {step.block}"
-        raise InputError(problem, value=n_out, allowed="1, 2, 3, .., or None")
+        raise InputError(
+            f"has the rule {type(step.rule).__name__}, which leaves {n_out!r} "
+            f"image tokens at block {step.block}",
+            value=n_out,
+            allowed="1, 2, 3, .., or None",
+        )
     return Counts(n, n_out, step.rule.candidates(n), stage)
 
 
@@ -97,26 +100,35 @@ def build(
     at = {}
     for step in steps:
         if not is_integer(step.block) or not 0 <= step.block < depth:
-            problem = f"has a step at block {step.block!r}"
-            allowed = f"blocks 0 to {depth - 1} of the model"
-            raise InputError(problem, value=step.block, allowed=allowed)
+            raise InputError(
+                f"has a step at block {step.block!r}",
+                value=step.block,
+                allowed=f"blocks 0 to {depth - 1} of the model",
+            )
         if step.block in at:
-            problem = f"has two steps at block {step.block}"
-            allowed = "one step per block (its reducer may both drop and merge)"
-            raise InputError(problem, value=step.block, allowed=allowed)
+            raise InputError(
+                f"has two steps at block {step.block}",
+                value=step.block,
+                allowed="one step per block (its reducer may both drop and merge)",
+            )
         at[step.block] = step
-    plan, reads, stage = [], [frozenset()] * depth, 1
+    plan = []
+    reads = [frozenset()] * depth
+    stage = 1
     n, present = n0, n0  # tokens in evaluation, tokens present in this plan
     for block in range(depth):
         step = at.get(block)
         counts = count(step, n, n0, stage) if step else None
         if counts:
-            n, stage = counts.n_out, stage + 1
+            n = counts.n_out
+            stage += 1
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
-            change, own = counts.n_out - counts.n_in, None
+            change = counts.n_out - counts.n_in
+            own = None
             if masked and step.when_masked is not None:
-                change, own = step.when_masked, counts
+                change = step.when_masked
+                own = counts
             counts = dataclasses.replace(
                 counts, n_in=present, n_out=present + change, evaluation=own
             )

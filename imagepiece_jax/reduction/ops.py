@@ -17,7 +17,8 @@ def order_key(score):
     Integers compare in one operation where floats with ties and NaN take several.
     """
     bits = jax.lax.bitcast_convert_type(score.astype(jnp.float32), jnp.int32)
-    infinity, magnitude = 0x7F800000, bits & 0x7FFFFFFF
+    infinity = 0x7F800000
+    magnitude = bits & 0x7FFFFFFF
     # Negative floats ascend as their bits descend; both zeros become 0.
     key = jnp.where(bits < 0, -magnitude, magnitude)
     return jnp.where(magnitude > infinity, -infinity, key)
@@ -217,7 +218,8 @@ def class_attention(query, key, key_bias=None):
     Returns [B, N] float32. The softmax runs over all N columns, the class token's too:
     callers drop those that they do not rank.
     """
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    query = query.astype(jnp.float32)
+    key = key.astype(jnp.float32)
     logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
     return attention_row(logits, key_bias)
 

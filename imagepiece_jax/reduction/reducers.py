@@ -136,7 +136,8 @@ class Bipartite(Reducer):
     needs = frozenset({"metric"})
 
     def __call__(self, taps, counts, train=False):
-        merges, prefix = counts.n_in - counts.n_out, taps.num_prefix
+        merges = counts.n_in - counts.n_out
+        prefix = taps.num_prefix
         metric = jax.lax.stop_gradient(taps.metric)
         first = prefix % 2  # the first image token at an even position
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
@@ -154,10 +155,8 @@ class Bipartite(Reducer):
             staying = ops.invert(order, merges + np.arange(rest))
         # The place of a token on side B is half its index; `//` is nine operations.
         slot_of = rest + jax.lax.div(partner, jnp.int32(2))
-        sources, targets = (
-            jnp.broadcast_to(side, (order.shape[0], side.size))
-            for side in (sources, targets)
-        )
+        sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
+        targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
         sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
@@ -200,9 +199,12 @@ class Dropping(Reducer):
         learns = isinstance(self.reducer, nn.Module)
         if learns or getattr(self.reducer, "fuse", False):
             name = type(self.reducer).__name__
-            problem = f"is 'drop', but {name} learns or adds a token"
-            allowed = "'own', or a method that merges without either"
-            raise InputError(problem, field="fate", value="drop", allowed=allowed)
+            raise InputError(
+                f"is 'drop', but {name} learns or adds a token",
+                field="fate",
+                value="drop",
+                allowed="'own', or a method that merges without either",
+            )
 
     @property
     def needs(self):
@@ -273,7 +275,8 @@ def merge_in_place(absorbed, partners, counts):
         return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
 
     behind, ahead = ops.sums((before(partners), before(absorbed)), axis=2)
-    target, followed = partners - behind, absorbed - ahead
+    target = partners - behind
+    followed = absorbed - ahead
     leaves = absorbed[:, None, :] == index[:, :, None]
     joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
     stays = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
@@ -294,9 +297,8 @@ def keep_and_join(keep, absorbed, target, n):
     """
     n_out = keep.shape[1]
     slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
-    tokens, slots = (
-        jnp.concatenate(pair, axis=1) for pair in ((keep, absorbed), (slots, target))
-    )
+    tokens = jnp.concatenate((keep, absorbed), axis=1)
+    slots = jnp.concatenate((slots, target), axis=1)
     holds = tokens[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
     dest = jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1)
     index = SlotIndex.joining(keep, absorbed, target, ops.gather_rows(keep, target))

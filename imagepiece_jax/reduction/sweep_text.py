@@ -21,22 +21,32 @@ def parse_sweep(text):
     have or that changes only training.
     """
     name, *parts = text.split(":")
-    names, choices = ["name"], [[name]]
+    names = ["name"]
+    choices = [[name]]
     for part in parts:
         field, equals, values = part.partition("=")
         if not equals or not values:
-            allowed = "FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7"
-            raise InputError(f"has {part!r}", value=part, allowed=allowed)
+            raise InputError(
+                f"has {part!r}",
+                value=part,
+                allowed="FIELD=VALUE,VALUE, such as evit:keep_rate=.9,.7",
+            )
         if field in names:
-            allowed = f"one list, such as {field}=V1,V2"
-            raise InputError(f"has {field} twice", value=field, allowed=allowed)
+            raise InputError(
+                f"has {field} twice",
+                value=field,
+                allowed=f"one list, such as {field}=V1,V2",
+            )
         names.append(field)
         choices.append([*map(literal, re.split(COMMA, values))])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
-        hint = f"did you mean {similar}?"
-        raise InputError(f"has no method {name!r}", value=name, hint=hint)
+        raise InputError(
+            f"has no method {name!r}",
+            value=name,
+            hint=f"did you mean {similar}?",
+        )
     for reduction in reductions:
         fields, _ = split_reduction(reduction)
         every = dataclasses.fields(methods.create(**fields))
@@ -44,8 +54,11 @@ def parse_sweep(text):
         allowed.append("prop_attn")
         for field in names[1:]:
             if field not in allowed:
-                problem = f"has {field}, which only training reads"
-                raise InputError(problem, value=field, allowed=", ".join(allowed))
+                raise InputError(
+                    f"has {field}, which only training reads",
+                    value=field,
+                    allowed=", ".join(allowed),
+                )
     return reductions
 
 
@@ -56,14 +69,19 @@ def parse_label(text):
 
 def parse_sweeps(texts):
     """Reductions of every --sweep. Raises InputError for the same one twice."""
-    reductions, seen = [], set()
+    reductions = []
+    seen = set()
     for text in texts:
         with within(place=f"--sweep {text}"):
             for reduction in parse_sweep(text):
                 full = str(with_defaults(reduction))
                 if full in seen:
-                    field, hint = label(reduction), "name each reduction only once"
-                    raise InputError("is there already", field=field, hint=hint)
+                    field = label(reduction)
+                    raise InputError(
+                        "is there already",
+                        field=field,
+                        hint="name each reduction only once",
+                    )
                 seen.add(full)
                 reductions.append(reduction)
     return reductions

@@ -26,7 +26,8 @@ class KeepScores(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None):
         """x [B, n, .., D], mask [B, n] (None: all live) -> [B, n, .., 2] float32."""
-        dim, dtype = x.shape[-1], x.dtype
+        dim = x.shape[-1]
+        dtype = x.dtype
 
         def dense(width, name, dtype=dtype):
             return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
@@ -36,7 +37,8 @@ class KeepScores(nn.Module):
         with jax.numpy_dtype_promotion("standard"):
             x = norm(x)
         z = nn.gelu(dense(dim, "embed")(x), approximate=False)
-        single, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
+        single = z[..., : dim // 2]
+        common = z[..., dim // 2 :].astype(jnp.float32)
         live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         live = live.reshape(live.shape + (1,) * (x.ndim - 2)).astype(jnp.float32)
         # Where nothing is live the mean is zero, not 0 / 0.
@@ -50,7 +52,8 @@ class KeepScores(nn.Module):
 
 def keep_macs(n, dim):
     """MACs of `KeepScores` on `n` tokens of width `dim`."""
-    half, quarter = dim // 2, dim // 4
+    half = dim // 2
+    quarter = dim // 4
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
@@ -109,7 +112,9 @@ def token_loss(outputs, teacher_outputs):
         if isinstance(result, Assignment):
             state = tokens.apply(state, result)
     teacher = jax.lax.stop_gradient(state.x[:, state.num_prefix :])
-    n, prefix, mask = teacher.shape[1], outputs.state.num_prefix, outputs.state.mask
+    n = teacher.shape[1]
+    prefix = outputs.state.num_prefix
+    mask = outputs.state.mask
     student = outputs.tokens[:, prefix : prefix + n]
     error = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2
     error = jnp.mean(error, axis=-1)
@@ -125,10 +130,16 @@ def check_teacher(outputs, teacher_outputs):
         patches = outputs.tokens.shape[1] - outputs.state.num_prefix
         if outputs.taps:  # of the first step, which saw all patches
             patches = outputs.taps[0].x.shape[1]
-        width, classes = outputs.tokens.shape[-1], outputs.logits.shape[-1]
+        width = outputs.tokens.shape[-1]
+        classes = outputs.logits.shape[-1]
         return f"{patches} patches, width {width} and {classes} classes"
 
-    student, teacher = described(outputs), described(teacher_outputs)
+    student = described(outputs)
+    teacher = described(teacher_outputs)
     if teacher != student:
-        problem = f"is a model of {teacher}"
-        raise InputError(problem, field="teacher", value=teacher, allowed=student)
+        raise InputError(
+            f"is a model of {teacher}",
+            field="teacher",
+            value=teacher,
+            allowed=student,
+        )

@@ -174,7 +174,8 @@ def apply(state, result):
         return _apply_masking(state, result)
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
-    index, prefix = result.index, state.num_prefix
+    index = result.index
+    prefix = state.num_prefix
     chex.assert_shape(state.x, (None, prefix + result.dest.shape[1], None))
     image_size = state.size[:, prefix:]
     size = _totals(image_size, result)
@@ -184,9 +185,11 @@ def apply(state, result):
         x = _mixed(state.x, jnp.where(belongs, share[:, None, :], 0))
     else:
         if result.weight is None and result.mean and index.groups.shape[1]:
-            share, total = image_size, size
+            share = image_size
+            total = size
         else:
-            share, total = _shares(result, image_size), None
+            share = _shares(result, image_size)
+            total = None
         x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
     return TokenState(
         x=x,
@@ -252,7 +255,8 @@ def _attn_sizes(state, result):
     """Attention sizes of the slots, kept positive; None: they are the sizes."""
     if state.attn_size is None and result.attn_size is None:
         return None
-    prefix, added = state.num_prefix, result.attn_size
+    prefix = state.num_prefix
+    added = result.attn_size
     if added is None:
         added = state.attn_size[:, prefix:]
     total = _totals(added.astype(jnp.float32), result)
@@ -262,8 +266,10 @@ def _attn_sizes(state, result):
 
 def _apply_mixing(state, result):
     """Rows overlap: every token counts as one, and every patch is in all tokens."""
-    matrix, prefix = result.matrix.astype(jnp.float32), state.num_prefix
-    x, coordinates = _mixed(state.x, matrix), state.coordinates
+    matrix = result.matrix.astype(jnp.float32)
+    prefix = state.num_prefix
+    x = _mixed(state.x, matrix)
+    coordinates = state.coordinates
     if coordinates is not None:
         coordinates = mean_by(matrix, coordinates)
     attn_size = result.attn_size
@@ -289,7 +295,8 @@ def mean_by(weight, coordinates):
 
 def _apply_masking(state, result):
     """Shapes stay, or grow by a token, placed where those were that are masked now."""
-    before, coordinates = state.mask, state.coordinates
+    before = state.mask
+    coordinates = state.coordinates
     state = state.replace(mask=result.keep, grid=None)
     if result.append is None:
         return state
@@ -414,12 +421,14 @@ def _group_rows(x, weight, total, index, prefix):
     """
     absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
     if index.absorbed.shape[1] > FEW:
-        first, absorbed = index.group_keep, index.absorbed
+        first = index.group_keep
+        absorbed = index.absorbed
         own = gather_rows(weight, first)[:, :, None]
         factor = jnp.where(absorbs, gather_rows(weight, absorbed)[:, None, :], 0)
         if total is not None:
             divisor = gather_rows(total, index.groups)[:, :, None]
-            own, factor = own / divisor, factor / divisor
+            own = own / divisor
+            factor = factor / divisor
         rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
         rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
         return rows + own * gather_rows(x, first + prefix).astype(jnp.float32)
@@ -480,7 +489,8 @@ def to_nearest_slot(x, result):
     By cosine; of equally similar ones the first. A token that merges counts as kept.
     x [B, n, D] are the tokens before the Assignment `result`. -> [B, n] int.
     """
-    dropped, most = result.dest == DROPPED, result.dest.shape[1] - result.n_out
+    dropped = result.dest == DROPPED
+    most = result.dest.shape[1] - result.n_out
     if not most:
         return result.dest
     place = place_among(dropped)

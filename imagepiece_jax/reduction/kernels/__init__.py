@@ -76,5 +76,9 @@ def resolve_kernels(requested, model, device=None):
         return "cpu" if device.platform == "cpu" else str(capability)
     if requested == "auto":
         return None
-    problem, allowed = f"is 'fused', which needs {reason}", "'plain' and 'auto'"
-    raise InputError(problem, field="kernels", value=requested, allowed=allowed)
+    raise InputError(
+        f"is 'fused', which needs {reason}",
+        field="kernels",
+        value=requested,
+        allowed="'plain' and 'auto'",
+    )

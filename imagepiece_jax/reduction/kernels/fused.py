@@ -72,8 +72,10 @@ class Kernel:
 
         capability: of the GPU, such as "9.0"; None: for a CPU
         """
-        heads, prefix = model.num_heads, model.arch.prefix
-        width, dtype = model.embed_dim // heads, jnp.dtype(model.dtype).name
+        heads = model.num_heads
+        prefix = model.arch.prefix
+        width = model.embed_dim // heads
+        dtype = jnp.dtype(model.dtype).name
         if model.arch.rotary is not None and self.rule == "retokenize":
             return "positions that are not rotary: these turn the keys that it compares"
         if dtype not in DTYPES:
@@ -86,9 +88,11 @@ class Kernel:
             return None
         count = build.library("cuda", str(capability)).imagepiece_shared_bytes
         count.restype = ctypes.c_int64
-        candidates, parity = counts.candidates or 0, 0
+        candidates = counts.candidates or 0
+        parity = 0
         if self.rule == "bipartite":
-            candidates, parity = counts.n_in, prefix % 2
+            candidates = counts.n_in
+            parity = prefix % 2
         sizes = (counts.n_in + prefix, prefix, heads, width, candidates, parity)
         bytes_needed = count(*map(ctypes.c_int64, (RULES[self.rule], *sizes)))
         limit = 1024 * SHARED_KIB.get(str(capability), 99)
@@ -101,7 +105,8 @@ class Kernel:
 
         query, key: [B, N, H, d], of all tokens; of the query only row 0 is read
         """
-        kernel, prefix = self, state.num_prefix
+        kernel = self
+        prefix = state.num_prefix
         candidates = counts.candidates or 0
         if self.rule == "bipartite":
             candidates, parity = counts.n_in, prefix % 2  # all; even positions leave

@@ -37,7 +37,8 @@ def agglomerate(distance, merges, linkage):
         distance, first, members = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
         a, b = pair[:, None] // n, pair[:, None] % n  # a < b, by symmetry
-        is_a, is_b = tokens == a, tokens == b
+        is_a = tokens == a
+        is_b = tokens == b
         rows = (gather_rows(distance, token)[:, 0] for token in (a, b))
         counts = (gather_rows(members, token) for token in (a, b))
         joined = jnp.where(is_a | is_b, jnp.inf, join(*rows, *counts))
@@ -75,7 +76,8 @@ class Agglomeration(Reducer):
 
     def __call__(self, taps, counts, train=False):
         metric = jax.lax.stop_gradient(taps.metric)
-        distance, merges = 1 - cosine(metric, metric), counts.n_in - counts.n_out
+        distance = 1 - cosine(metric, metric)
+        merges = counts.n_in - counts.n_out
         first = agglomerate(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         dest = gather_rows(count_before(stays), first)

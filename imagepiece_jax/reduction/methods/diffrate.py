@@ -62,15 +62,18 @@ class PruneAndMerge(Ranking):
     kept: int
 
     def __call__(self, taps, counts, train=False):
-        n, n_out = counts.n_in, counts.n_out
+        n = counts.n_in
+        n_out = counts.n_out
         x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
         order = rank(score)
         tokens = invert(order, min(max(self.kept, n_out), n))
         if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
             dest = jnp.where(order < n_out, order, DROPPED)
-            index, sizes = SlotIndex.one_each(tokens), taps.attn_size
+            index = SlotIndex.one_each(tokens)
+            sizes = taps.attn_size
             return Assignment(dest, attn_size=sizes, index=index, n_out=n_out)
-        keep, joining = tokens[:, :n_out], tokens[:, n_out:]
+        keep = tokens[:, :n_out]
+        joining = tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         _, target = find_partners(alike, jnp.arange(n_out, dtype=jnp.int32)[None])
         holds = joining[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
@@ -156,7 +159,8 @@ class DiffRate(Method):
             shares = powered_shares([(n - 1) / patches for n in kept], strength)
             return tuple(max(2, 1 + rounded(patches * share)) for share in shares)
 
-        prune, merge = powered(self.prune), powered(self.merge)
+        prune = powered(self.prune)
+        merge = powered(self.merge)
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def step_at(self, block, depth, tokens):
@@ -170,7 +174,8 @@ class DiffRate(Method):
             if len(getattr(self, name)) != depth:
                 problem = f"has {len(getattr(self, name))} entries"
                 self.refuse(name, f"{depth}, one for each block", problem)
-        lists, steps = zip(self.prune, self.merge, strict=True), []
+        lists = zip(self.prune, self.merge, strict=True)
+        steps = []
         for block, (pruned, merged) in enumerate(lists):
             reducer = PruneAndMerge(pruned - 1, score=self.score)
             steps.append(Step(block, reducer, AtMost(merged - 1)))

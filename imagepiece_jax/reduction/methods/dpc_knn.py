@@ -53,7 +53,8 @@ class DensityPeaks(Reducer):
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
         dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
-        weight, index = jnp.ones_like(taps.size), slot_index(dest, counts.n_out)
+        weight = jnp.ones_like(taps.size)
+        index = slot_index(dest, counts.n_out)
         return Assignment(dest, weight=weight, index=index, n_out=counts.n_out)
 
 

@@ -61,7 +61,8 @@ def soft_merge(similarity, size, live, merges):
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
-    a, b = size[:, 0:live:2], size[:, 1:live:2]
+    a = size[:, 0:live:2]
+    b = size[:, 1:live:2]
     moved = spread * a[:, :, None]
     grown = b + jnp.sum(moved, axis=1)
     own = 1 - jnp.sum(spread, axis=-1)

@@ -59,7 +59,8 @@ class LearnedSelection(Method):
         """
         token_selector.check_teacher(outputs, teacher_outputs)
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
-        shares, targets = self.live_shares(masks), self.target_shares(plan)
+        shares = self.live_shares(masks)
+        targets = self.target_shares(plan)
         return {
             "ratio": self.ratio_weight * ratio_loss(shares, targets),
             "kl": self.kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
@@ -72,9 +73,11 @@ class LearnedSelection(Method):
 
     def target_shares(self, plan):
         """Share of the first tokens that evaluation keeps at each masking step."""
-        layers, shares = [layer for layer in plan if layer.counts], []
+        layers = [layer for layer in plan if layer.counts]
+        shares = []
         for layer in layers:
-            step, stage = layer.step, layer.counts.stage
+            step = layer.step
+            stage = layer.counts.stage
             if step.tokens is None:
                 shares.append(step.rule.rate)
             else:  # packages are no tokens that stay

@@ -40,7 +40,8 @@ class EViT(InStages):
         EViT's authors change it every iteration (start 10, 100 epochs); by epoch there
         are fewer programs to compile.
         """
-        start, length = self.rate_warmup_start, self.rate_warmup_epochs
+        start = self.rate_warmup_start
+        length = self.rate_warmup_epochs
         if length == 0 or epoch >= start + length:
             return self.keep_rate
         progress = max(0.0, (epoch - start) / length)

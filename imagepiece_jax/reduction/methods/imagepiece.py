@@ -35,7 +35,9 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # a merged token is the mean over patches, not tokens
 
     def __call__(self, taps, counts, train=False):
-        n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
+        n = counts.n_in
+        b = counts.candidates
+        r = counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         # The candidates by their place, the highest first; side A before side B.
         place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
@@ -89,11 +91,13 @@ class ImagePiece(Method):
 
         Where it does not prune, only the merge ratio.
         """
-        drop, merge = 1 - self.keep_rate, self.merge_ratio
+        drop = 1 - self.keep_rate
+        merge = self.merge_ratio
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(strength, 6))
         far = strength / max(drop, merge, 1e-6)
-        keep, merge = round(1 - drop * far, 6), round(merge * far, 6)
+        keep = round(1 - drop * far, 6)
+        merge = round(merge * far, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
 
     def step_at(self, block, depth, tokens):
@@ -106,7 +110,8 @@ class ImagePiece(Method):
         return at[block]
 
     def steps(self, depth):
-        merge, prune = self.merge_blocks, self.prune_blocks
+        merge = self.merge_blocks
+        prune = self.prune_blocks
         if merge is None or prune is None:
             merges, prunes = self.scheduled_blocks(depth)
             merge = merges if merge is None else merge

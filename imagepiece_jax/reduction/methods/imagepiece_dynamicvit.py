@@ -54,9 +54,11 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     predictor_pos: str = choice("mid", ("mid", "pre"))
 
     def prune_step(self, block):
-        reducer, when_masked = NoisyTopK(), None
+        reducer = NoisyTopK()
+        when_masked = None
         if self.mode == "mask":
-            reducer, when_masked = KeepPredictor(), 0
+            reducer = KeepPredictor()
+            when_masked = 0
         rule = Keep(self.keep_rate)
         return Step(block, reducer, rule, self.predictor_pos, when_masked)
 

@@ -67,7 +67,8 @@ class Fusion(Ranking):
     metric = "token"
 
     def __call__(self, taps, counts, train=False):
-        n, merges = counts.n_in, counts.n_in - counts.n_out
+        n = counts.n_in
+        merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
             (taps.metric, self.scores(taps, counts), taps.attn_size)
         )
@@ -86,10 +87,12 @@ class Fusion(Ranking):
         # The others, by the same scores.
         back = gather_rows(score, staying).transpose(0, 2, 1)
         best, partner = find_partners(back, _places(back.shape[2]))
-        order, second = rank(best), merges - first
+        order = rank(best)
+        second = merges - first
         slot = jnp.where(order < second, partner, staying.shape[1] - second + order)
         others = invert(order, order.shape[1])
-        moving, staying_odd = others[:, :second], others[:, second:]
+        moving = others[:, :second]
+        staying_odd = others[:, second:]
         keep = jnp.concatenate([even + 2 * staying, 1 - even + 2 * staying_odd], axis=1)
         absorbed = jnp.concatenate([even + 2 * joining, 1 - even + 2 * moving], axis=1)
         target = jnp.concatenate(

@@ -161,7 +161,9 @@ class Method(fields.CheckedFields):
         if self.counts[0] > patches:
             allowed = f"at most {patches}, the patches of an image"
             self.refuse("counts", allowed, f"starts with {self.counts[0]} tokens")
-        steps, n, stage = [], patches, 0
+        steps = []
+        n = patches
+        stage = 0
         for block, tokens in enumerate(self.counts):
             if tokens == n:
                 continue
@@ -177,7 +179,9 @@ class Method(fields.CheckedFields):
 
     def within_reach(self, counts: Sequence[int], depth: int, patches: int) -> "Method":
         """The method with `counts`, or the nearest above that its steps can leave."""
-        reached, n, stage = [], patches, 1
+        reached = []
+        n = patches
+        stage = 1
         for block, tokens in enumerate(counts):
             if tokens < n:
                 step = self.step_at(block, depth, tokens)
@@ -266,7 +270,8 @@ class Removal(Method):
         A later block than the first has fewer, and loses at most half of those.
         """
         name = "r" if getattr(self, "r_list", None) is None else "r_list"
-        half, tokens = model.patches // 2, f"{model.patches} image tokens"
+        half = model.patches // 2
+        tokens = f"{model.patches} image tokens"
         self.check_most(name, half, f"0 to {half}, half of the first block's {tokens}")
         return super().resolved(model)
 

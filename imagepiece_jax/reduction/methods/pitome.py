@@ -53,7 +53,8 @@ class PiToMe(Method):
     metric: str = metric()  # after energies of keys
 
     def steps(self, depth):
-        half, steps = math.ceil(depth / 2), []
+        half = math.ceil(depth / 2)
+        steps = []
         for block in range(depth):
             reducer = ByEnergy((block >= half) != self.late_first, self.metric)
             steps.append(Step(block, reducer, MergeTo(self.keep_rate)))

@@ -114,7 +114,8 @@ class SPViT(LearnedSelection):
 
     def __post_init__(self):
         super().__post_init__()
-        rates, blocks = self.keep_rates, self.blocks
+        rates = self.keep_rates
+        blocks = self.blocks
         if len(rates) != len(blocks):
             self.refuse("keep_rates", f"one for each of blocks, {len(blocks)}")
         if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):

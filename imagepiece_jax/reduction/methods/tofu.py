@@ -41,7 +41,8 @@ class Fuse(Bipartite):
         # The scale has a gradient, which gathers would turn into scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs, target = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
+        belongs = merged.dest[:, None, :] == slots
+        target = merged.index.keep[..., None]
         x = _in_range(taps.x)
         length = lengths(x)[:, None, :]
         tokens = jnp.sum(belongs, axis=-1)

@@ -70,8 +70,12 @@ class ConvLearner(nn.Module, Reducer):
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of tokens is there."""
         if grid is None:
-            problem = "is 'v1.0', which needs a grid, but tokens are reduced before"
-            raise InputError(problem, field="version", value="v1.0", allowed="'v1.1'")
+            raise InputError(
+                "is 'v1.0', which needs a grid, but tokens are reduced before",
+                field="version",
+                value="v1.0",
+                allowed="'v1.1'",
+            )
 
     @nn.compact
     def __call__(self, taps, counts, train=False):

@@ -47,7 +47,8 @@ class KMedoids(Clustering):
     """
 
     def cluster(self, squares, weight, is_medoid, n_out):
-        distance, index = jnp.sqrt(squares), jnp.arange(squares.shape[1])
+        distance = jnp.sqrt(squares)
+        index = jnp.arange(squares.shape[1])
         earlier = (index[:, None] > index[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
             far = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
@@ -55,7 +56,8 @@ class KMedoids(Clustering):
             together = owner[:, :, None] == owner[:, None, :]
             # Weighted distance of each token to the members of its cluster.
             cost = jnp.where(together, weight[:, None, :] * distance, 0).sum(axis=-1)
-            mine, other = cost[:, :, None], cost[:, None, :]
+            mine = cost[:, :, None]
+            other = cost[:, None, :]
             better = (other < mine) | ((other == mine) & earlier)
             is_medoid = ~jnp.any(together & better, axis=-1)
         slot = jnp.where(is_medoid, count_before(is_medoid), 0)
