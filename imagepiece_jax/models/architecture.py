@@ -71,7 +71,8 @@ class Architecture(CheckedFields):
     @property
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the defaults, a dict in place of a Rotary."""
-        parts, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
+        parts = dataclasses.asdict(self)
+        usual = dataclasses.asdict(DEIT)
         return {k: v for k, v in parts.items() if v != usual[k]}
 
     def check_parts(self) -> None:

@@ -32,8 +32,12 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     device = device or jax.local_devices()[0]
     reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and reason:
-        problem, allowed = f"is 'cudnn', which needs {reason}", "'xla' and 'auto'"
-        raise InputError(problem, field="attention", value=requested, allowed=allowed)
+        raise InputError(
+            f"is 'cudnn', which needs {reason}",
+            field="attention",
+            value=requested,
+            allowed="'xla' and 'auto'",
+        )
     return "xla" if reason else "cudnn"
 
 
@@ -71,7 +75,8 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     bias = None if key_bias is None else key_bias[:, None, None, :]
     lengths = {}
     if length is not None and length != padded:
-        key, value = (padded_from(a, length) for a in (key, value))
+        key = padded_from(key, length)
+        value = padded_from(value, length)
         sizes = {"query_seq_lengths": padded, "key_value_seq_lengths": length}
         lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
     if bias is not None and backend == "cudnn":  # which wants a row for every query
@@ -99,7 +104,8 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
     key_bias: [B, N], added to the logits
     mask: [B, N], 1 for live tokens and 0 for masked ones, differentiable
     """
-    length, width = key.shape[1], query.shape[-1]
+    length = key.shape[1]
+    width = query.shape[-1]
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
     )
@@ -182,7 +188,8 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        arch, width = self.arch, (self.dim, self.dtype)
+        arch = self.arch
+        width = (self.dim, self.dtype)
         self.q, self.v = (dense(*width, use_bias=arch.qkv_bias) for _ in range(2))
         self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
         self.proj = dense(*width)
@@ -212,10 +219,12 @@ class Attention(nn.Module):
         """
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
-        rows, heads = x.reshape(-1, self.dim), self.num_heads
+        rows = x.reshape(-1, self.dim)
+        heads = self.num_heads
         shape = (x.shape[0], -1, heads, self.dim // heads)
         first = rows if queries is None else x[:, :queries].reshape(-1, self.dim)
-        query, key = self.q(first).reshape(shape), self.k(rows).reshape(shape)
+        query = self.q(first).reshape(shape)
+        key = self.k(rows).reshape(shape)
         value = self.v(rows).reshape(shape) if with_value else None
         unrotated = {"query": query, "key": key, "value": value, "input": x}
         if (rotations := self._rotations(state)) is not None:
@@ -242,15 +251,19 @@ class Attention(nn.Module):
             For kernels, with the prefix: "heads", (query, key) of the product, or
             "projected", both before rotary positions turn them, [B, N, H, d] each.
         """
-        length, prefix = state.x.shape[1], state.num_prefix
-        query, key = heads.query[:, :length], heads.key[:, :length]
-        bias, live = heads.key_bias, None
+        length = state.x.shape[1]
+        prefix = state.num_prefix
+        query = heads.query[:, :length]
+        key = heads.key[:, :length]
+        bias = heads.key_bias
+        live = None
         if heads.mask is not None:
             # Scores choose tokens: they see only live ones, and carry no gradient.
             live = (heads.mask > 0.5).astype(jnp.float32)
             gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = gone if bias is None else bias + gone
-        unrotated, scores = heads.unrotated, {}
+        unrotated = heads.unrotated
+        scores = {}
         if "heads" in reads:
             scores["heads"] = query, key
         if "projected" in reads:
@@ -292,7 +305,8 @@ class Attention(nn.Module):
 
     def _rotations(self, state):
         """Cosines and sines of each token's rotary position, None without rotary."""
-        rotary, width = self.arch.rotary, self.dim // self.num_heads
+        rotary = self.arch.rotary
+        width = self.dim // self.num_heads
         if rotary is None:
             return None
         if state.grid:  # up to the first reduction the same for all images

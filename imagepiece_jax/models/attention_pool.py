@@ -46,7 +46,8 @@ class AttentionPool(nn.Module):
         """x [B, N, D], the normed tokens of `state` -> [B, D]."""
         x, size, mask = pooled_tokens(x, state, self.arch)
         query = self._query()
-        key, value = self._heads(self.k(x)), self._heads(self.v(x))
+        key = self._heads(self.k(x))
+        value = self._heads(self.v(x))
         bias = jnp.log(size) if self.prop_attn else None
         if mask is None:
             read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)

@@ -33,7 +33,8 @@ class Reduction:
 
     def __call__(self, state, scores, train=False):
         """(state after the reduction, (result, taps)); see `Attention.scores`."""
-        counts, kernel = self.layer.counts, self.kernel_for(state)
+        counts = self.layer.counts
+        kernel = self.kernel_for(state)
         taps = self._taps(state, scores, train)
         with contract.naming(self.reducer, self.block):
             if kernel:
@@ -50,7 +51,8 @@ class Reduction:
         return self.kernel if self.kernel and self.kernel.supports(state) else None
 
     def _taps(self, state, scores, train):
-        reducer, x = self.reducer, state.x[:, state.num_prefix :]
+        reducer = self.reducer
+        x = state.x[:, state.num_prefix :]
         metric = x if reducer.metric == "token" else scores.get(reducer.metric)
         return Taps(
             x=x,
@@ -99,7 +101,8 @@ class Block(nn.Module):
     queries: int | None = None
 
     def setup(self):
-        arch, hidden = self.arch, round(self.dim * self.mlp_ratio)
+        arch = self.arch
+        hidden = round(self.dim * self.mlp_ratio)
         self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
         self.attn = Attention(
             self.dim, self.num_heads, arch, self.prop_attn, self.backend, self.dtype
@@ -108,7 +111,8 @@ class Block(nn.Module):
         eps = arch.norm_eps if arch.mlp_norm else None
         self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, eps)
         if arch.layer_scale:
-            self.ls1, self.ls2 = LayerScale(), LayerScale()
+            self.ls1 = LayerScale()
+            self.ls2 = LayerScale()
 
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
@@ -120,10 +124,13 @@ class Block(nn.Module):
         drop_path: a factor an image for either branch, [B] or None each
         """
         site = reduction and self.layer.step.site
-        reads, record = self.layer.reads, None
+        reads = self.layer.reads
+        record = None
         if self.queries and site == "mid":  # none of its tokens leaves
-            site, reads = None, frozenset()
-        attend, feed_forward = Block.attend, Block.feed_forward
+            site = None
+            reads = frozenset()
+        attend = Block.attend
+        feed_forward = Block.feed_forward
         if self.remat and train:
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
@@ -149,7 +156,8 @@ class Block(nn.Module):
         out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
         if "shift" in reads:
-            mask, change = state.mask, out[:, state.num_prefix :]
+            mask = state.mask
+            change = out[:, state.num_prefix :]
             live = None if mask is None else (mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(change, live)
         return _add(self._outgoing(state).x, out, factor), scores
@@ -183,7 +191,8 @@ class Block(nn.Module):
         """`state` with only the tokens that leave the block, all of the prefix."""
         if not self.queries:
             return state
-        x, size = state.x[:, : self.queries], state.size[:, : self.queries]
+        x = state.x[:, : self.queries]
+        size = state.size[:, : self.queries]
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):

@@ -82,7 +82,8 @@ def model_variables(
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    like, given = variable_shapes(model, image_size), given or {}
+    like = variable_shapes(model, image_size)
+    given = given or {}
     lacking = lacking_selectors(tensors, like)
     fresh = (*(lacking if fresh is None else fresh), *given.get("params", {}))
     if not exact:
@@ -102,7 +103,8 @@ def model_variables(
     like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
     with within(place=source):
         variables = from_timm(tensors, like, fresh)
-    flat, shape = traverse_util.flatten_dict(variables), jax.ShapeDtypeStruct
+    flat = traverse_util.flatten_dict(variables)
+    shape = jax.ShapeDtypeStruct
     present = {path: leaf for path, leaf in flat.items() if not isinstance(leaf, shape)}
     missing = sorted({path[1] for path in flat.keys() - present.keys()})
     if not missing:
@@ -136,8 +138,13 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
     for name in names:
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            problem, allowed = f"names {name!r}", ", ".join(sorted(parts))
-            raise InputError(problem, field=field, value=name, allowed=allowed)
+            allowed = ", ".join(sorted(parts))
+            raise InputError(
+                f"names {name!r}",
+                field=field,
+                value=name,
+                allowed=allowed,
+            )
 
 
 def selectors_of(variables):
@@ -213,7 +220,8 @@ def _place(key, shape, leaves):
     """`key` is the path of a leaf with its collection: params/blocks_3/mlp/fc1/bias."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
-    part, stack = None, _STACKED.get(modules[-2] if modules[1:] else None, "")
+    part = None
+    stack = _STACKED.get(modules[-2] if modules[1:] else None, "")
     if modules and modules[-1] in tuple(stack):
         projection = modules.pop()
         if leaf == "bias" and f"{key.rsplit('/', 2)[0]}/k/bias" not in leaves:
@@ -264,7 +272,9 @@ def _check_tensors(state_dict, places, needed, fresh):
             leftover = f"of shape {tensor.shape} is left over"
             problems.append((path, name, f"{leftover}, this model has no such part"))
     for place in needed:
-        path, name, shape = place.path, place.name, place.shape
+        path = place.path
+        name = place.name
+        shape = place.shape
         tensor = state_dict.get(name)
         if tensor is None:
             problem = f"is missing, {path} needs it in shape {shape}"

@@ -68,7 +68,8 @@ def action(layer):
     """A block's reduction in a few words; "" for none."""
     if layer.counts is None:
         return ""
-    n_in, name = layer.counts.n_in, type(layer.step.reducer).__name__
+    n_in = layer.counts.n_in
+    name = type(layer.step.reducer).__name__
     places = {"pre": " before the block", "attention": " inside attention"}
     place = places.get(layer.step.site, "")
     return f"{name}: {n_in} - {n_in - layer.counts.n_out}{place}"
@@ -84,7 +85,8 @@ def dead_macs(model):
 
     `model_macs` counts them, as published figures do.
     """
-    layer, queries = model.plan[-1], model.arch.head_tokens
+    layer = model.plan[-1]
+    queries = model.arch.head_tokens
     if queries is None:
         return 0
     dead = block_macs(model, layer) - block_macs(model, layer, queries)
@@ -95,7 +97,8 @@ def dead_macs(model):
 
 def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
-    width, arch = model.embed_dim, model.arch
+    width = model.embed_dim
+    arch = model.arch
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
     blocks = [block_macs(model, b) + reducer_macs(model, b) for b in model.plan]
     head = width * model.num_classes * (1 + arch.dist_token)
@@ -115,9 +118,11 @@ def block_macs(model, layer, queries=None):
     """
     width = model.embed_dim
     keys = values = layer.attn_tokens
-    scoring, outgoing = queries or keys, queries or layer.mlp_tokens
+    scoring = queries or keys
+    outgoing = queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
-        scoring, values = keys, layer.mlp_tokens
+        scoring = keys
+        values = layer.mlp_tokens
     reading = queries or values
     # Queries, keys and their products; then values, their products, and proj.
     attention = (scoring + keys + values + reading) * width**2

@@ -58,7 +58,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        dim, hidden = x.shape[-1], (self.hidden_dim, self.dtype)
+        dim = x.shape[-1]
+        hidden = (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
             gate = nn.silu(dense(*hidden, name="fc1_g")(x))
             x = gate * dense(*hidden, name="fc1_x")(x)
@@ -126,7 +127,8 @@ def _gelu_backward(form, x, gradient):
     wide = x.astype(jnp.float32)
     if form == "tanh":
         # x sigmoid(2 u) with u = c (x + 0.044715 x^3).
-        c, cubic = math.sqrt(2 / math.pi), 0.044715
+        c = math.sqrt(2 / math.pi)
+        cubic = 0.044715
         share = jax.nn.sigmoid(2 * c * (wide + cubic * wide**3))
         slope = 2 * c * (1 + 3 * cubic * wide**2)
         derivative = share + wide * share * (1 - share) * slope
@@ -168,7 +170,8 @@ def _statistics(x, eps):
 
 
 def _normalized(x, mean, factor, scale, bias):
-    scale, bias = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (scale, bias))
+    scale = jnp.expand_dims(scale, range(x.ndim - 1))
+    bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
 
 
@@ -187,7 +190,8 @@ def _norm_backward(dtype, eps, saved, gradient):
     along = jnp.mean(inner * unit, axis=-1, keepdims=True)
     d_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - unit * along)
     tokens = tuple(range(x.ndim - 1))
-    d_scale, d_bias = (jnp.sum(g, axis=tokens) for g in (gradient * unit, gradient))
+    d_scale = jnp.sum(gradient * unit, axis=tokens)
+    d_bias = jnp.sum(gradient, axis=tokens)
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 

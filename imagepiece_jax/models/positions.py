@@ -21,7 +21,8 @@ def fit(
     old: that of the images that the positions were trained for; None: a square
     how: as for `resize`; None: as the model has it
     """
-    arch, embedding = model.arch, tensors.get("pos_embed")
+    arch = model.arch
+    embedding = tensors.get("pos_embed")
     if embedding is None or not arch.positions:
         return tensors
     if embedding.ndim != 3 or embedding.shape[::2] != (1, model.embed_dim):
@@ -68,7 +69,8 @@ def _bicubic(old, new, offset):
     """Weights of PyTorch's bicubic interpolation along one axis. -> [new, old]."""
     at = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(at).astype(int)
-    weights, a = np.zeros((new, old)), -0.75
+    weights = np.zeros((new, old))
+    a = -0.75
     for step in (-1, 0, 1, 2):
         distance = np.abs(at - first - step)
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1

@@ -4,7 +4,8 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 
-SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"  # its outputs are numbers, not probabilities
 PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
@@ -32,8 +33,11 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
         allowed = f"{SINGLE_LABEL}, {MULTI_LABEL}"
         hint = "its numbers are vit.model.apply(vit.variables, images).logits"
         found = {"value": problem_type, "allowed": allowed, "hint": hint}
-        problem = f"is {problem_type!r}, whose outputs are no probabilities"
-        raise InputError(problem, field="problem_type", **found)
+        raise InputError(
+            f"is {problem_type!r}, whose outputs are no probabilities",
+            field="problem_type",
+            **found,
+        )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -45,6 +49,10 @@ def check_single_label(problem_type: str, place: str, reader: str) -> None:
     reader: what takes an image to have one label
     """
     if problem_type != SINGLE_LABEL:
-        problem = f"is {problem_type!r}, but {reader} an image to have one label"
         found = {"field": "problem_type", "value": problem_type}
-        raise InputError(problem, place=place, **found, allowed=SINGLE_LABEL)
+        raise InputError(
+            f"is {problem_type!r}, but {reader} an image to have one label",
+            place=place,
+            **found,
+            allowed=SINGLE_LABEL,
+        )

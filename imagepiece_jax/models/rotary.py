@@ -91,7 +91,8 @@ class Rotary(CheckedFields):
         if self.planes == "halves":
             a, b = jnp.split(x, 2, axis=-1)
         else:
-            a, b = x[..., ::2], x[..., 1::2]
+            a = x[..., ::2]
+            b = x[..., 1::2]
         turned = a * cos - b * sin, b * cos + a * sin
         if self.planes == "halves":
             x = jnp.concatenate(turned, axis=-1)

@@ -28,10 +28,15 @@ def conv_stem_widths(embed_dim, patch_size):
     """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
-        problem = f"is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}"
-        allowed = "a patch size that is a power of two (2 or more) and an embed_dim "
-        allowed += "divisible by half of it"
-        raise InputError(problem, field="stem", value="conv", allowed=allowed)
+        raise InputError(
+            f"is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}",
+            field="stem",
+            value="conv",
+            allowed=(
+                "a patch size that is a power of two (2 or more) and an embed_dim "
+                "divisible by half of it"
+            ),
+        )
     return tuple(embed_dim // 2**i for i in reversed(range(steps)))
 
 
@@ -127,7 +132,9 @@ class FoldedStem(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x, p, dim = images, self.patch_size, self.embed_dim
+        x = images
+        p = self.patch_size
+        dim = self.embed_dim
         if self.stem == "patch":
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
@@ -176,7 +183,9 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
     tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim
-    total, pixels, width_in = tokens * embed_dim**2, tokens * patch_size**2, 3
+    total = tokens * embed_dim**2
+    pixels = tokens * patch_size**2
+    width_in = 3
     for width in conv_stem_widths(embed_dim, patch_size):
         pixels //= 4
         total += pixels * 9 * width_in * width

@@ -56,15 +56,18 @@ def fresh_variables(model, image_size, seed, parts=None):
 
 def check_variables(model, variables, image_size):
     """Raise InputError for the first variable that does not fit a model."""
-    present, needed = _by_name(variables), _by_name(variable_shapes(model, image_size))
+    present = _by_name(variables)
+    needed = _by_name(variable_shapes(model, image_size))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "no such variable")
         if got != expected:
-            problem = f"is {got}, in the model it is {expected}"
-            place, allowed = "variables", "variables of this model"
             raise InputError(
-                problem, place=place, field=name, value=got, allowed=allowed
+                f"is {got}, in the model it is {expected}",
+                place="variables",
+                field=name,
+                value=got,
+                allowed="variables of this model",
             )
 
 

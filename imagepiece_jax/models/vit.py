@@ -119,7 +119,9 @@ class ViT(nn.Module):
         """
         check_images(images)
         warn_of_range(images, self.mean, self.std)
-        state, scores, records = self._embed(images, train), {}, []
+        state = self._embed(images, train)
+        scores = {}
+        records = []
         drop_path = self._drop_path(keys, train)
         norm = self._norm("norm") if self.arch.final_norm else lambda x: x
         pool = None
@@ -182,7 +184,8 @@ class ViT(nn.Module):
 
     def _classify(self, state, records, norm, pool):
         """Final norm, pooling and head -> Outputs."""
-        arch, x = self.arch, state.x
+        arch = self.arch
+        x = state.x
         if arch.pool == "token":
             # The head reads a row or two; the norm of others is computed only if used.
             read = norm(x[:, : arch.head_tokens])
@@ -195,7 +198,8 @@ class ViT(nn.Module):
             pooled = norm(x)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
-        logits, head_logits = pooled.astype(jnp.float32), ()
+        logits = pooled.astype(jnp.float32)
+        head_logits = ()
         if self.num_classes:
             logits = dense(self.num_classes, name="head")(pooled)
         if arch.dist_token:
@@ -228,7 +232,8 @@ class ViT(nn.Module):
 
     def _embed(self, images, train):
         """Tokens with positions, those of the prefix first. [B, H, W, 3]."""
-        arch, stem = self.arch, self._stem()
+        arch = self.arch
+        stem = self._stem()
         # Pixels that fill no patch are cut, as a convolution of that stride would.
         height, width = (side - side % self.patch_size for side in images.shape[1:3])
         x = stem(images[:, :height, :width].astype(self.dtype), train)
@@ -260,7 +265,8 @@ class ViT(nn.Module):
         )
 
     def _stem(self):
-        sizes, name = (self.embed_dim, self.patch_size, self.dtype), "patch_embed"
+        sizes = (self.embed_dim, self.patch_size, self.dtype)
+        name = "patch_embed"
         if self.folded:
             return FoldedStem(self.stem, *sizes, name=name)
         if self.stem == "conv":
@@ -269,15 +275,19 @@ class ViT(nn.Module):
 
     def _check_positions(self, height, width, size):
         """InputError for images of another size than the parameters are for."""
-        arch, positions = self.arch, self.variables.get("params", {}).get("pos_embed")
+        arch = self.arch
+        positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
             return
         count = positions.shape[1] - arch.prefix * arch.prefix_positions
         if count != height * width:
-            problem = f"is of {described(size)} pixels, {height * width} patches, but "
-            problem += f"the model has positions for {count}"
-            hint = "load(.., image_size=..) resizes them"
-            raise InputError(problem, field="images", value=size, hint=hint)
+            raise InputError(
+                f"is of {described(size)} pixels, {height * width} patches, but "
+                f"the model has positions for {count}",
+                field="images",
+                value=size,
+                hint="load(.., image_size=..) resizes them",
+            )
 
     def _with_positions(self, x):
         if not self.arch.positions:
