@@ -35,11 +35,15 @@ def newest(folder, choose, among=None, reader=None):
     reader: called in place of `read`
     Raises InputError where there is no step, or none that is intact.
     """
-    folder, reader = pathlib.Path(folder), reader or read
+    folder = pathlib.Path(folder)
+    reader = reader or read
     among = steps(folder) if among is None else among
     if not among:
-        hint = "the command that trained the run resumes it and saves one"
-        raise InputError("holds no checkpoint", place=folder, hint=hint)
+        raise InputError(
+            "holds no checkpoint",
+            place=folder,
+            hint="the command that trained the run resumes it and saves one",
+        )
     for step in reversed(among):
         try:
             arrays, content = reader(folder / str(step), choose)
@@ -48,9 +52,12 @@ def newest(folder, choose, among=None, reader=None):
             logging.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
-    hint = "remove the folder to start again, or choose another --workdir"
-    problem = f"has only damaged checkpoints among those tried (steps {among})"
-    raise InputError(problem, place=folder, value=among, hint=hint)
+    raise InputError(
+        f"has only damaged checkpoints among those tried (steps {among})",
+        place=folder,
+        value=among,
+        hint="remove the folder to start again, or choose another --workdir",
+    )
 
 
 def described(arrays, meta):

@@ -57,7 +57,8 @@ class CheckedFields:
         the config.
         """
         values = config.get(cls.group) if cls.group else config
-        values, read = values if hasattr(values, "keys") else {}, {}
+        values = values if hasattr(values, "keys") else {}
+        read = {}
         for field in dataclasses.fields(cls):
             if isinstance(field.type, type) and issubclass(field.type, CheckedFields):
                 read[field.name] = field.type.from_config(config)

@@ -37,9 +37,12 @@ def open_locked(flag, path, mode, **options):
     try:
         file = open(path, mode, **options)
     except OSError as error:
-        problem = f"{folder} cannot be written ({error.strerror})"
-        hint = "choose another"
-        raise InputError(problem, field=flag, value=folder, hint=hint) from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror})",
+            field=flag,
+            value=folder,
+            hint="choose another",
+        ) from error
     try:
         _lock(file)
     except BlockingIOError as error:
@@ -100,8 +103,11 @@ def read_json(path):
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except (ValueError, RecursionError) as error:
-        problem = f"is not JSON ({error})"
-        raise InputError(problem, place=path, allowed="an object") from error
+        raise InputError(
+            f"is not JSON ({error})",
+            place=path,
+            allowed="an object",
+        ) from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"is a {kind}", place=path, value=kind, allowed="an object")
@@ -120,8 +126,12 @@ def make_folder(flag, path):
     except OSError as error:
         there = isinstance(error, FileExistsError)
         reason = os.strerror(errno.ENOTDIR) if there else error.strerror
-        problem, hint = f"{path} cannot be made ({reason})", "choose another"
-        raise InputError(problem, field=flag, value=path, hint=hint) from error
+        raise InputError(
+            f"{path} cannot be made ({reason})",
+            field=flag,
+            value=path,
+            hint="choose another",
+        ) from error
 
 
 def check_folder(flag, path):
@@ -152,20 +162,31 @@ def check_writable(flag, path, read=(), writes=()):
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
-            problem, hint = f"{path} is read by this command", "choose another file"
-            raise InputError(problem, field=flag, value=path, hint=hint)
+            raise InputError(
+                f"{path} is read by this command",
+                field=flag,
+                value=path,
+                hint="choose another file",
+            )
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in PROTECTED and suffix not in writes:
-        problem = f"{path} exists, and this command writes no {suffix}"
-        raise InputError(problem, field=flag, value=path, hint="choose another name")
+        raise InputError(
+            f"{path} exists, and this command writes no {suffix}",
+            field=flag,
+            value=path,
+            hint="choose another name",
+        )
     try:
         new = _temporary(_target(path))
         new.touch()
         new.unlink()
     except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})"
-        allowed = "a regular file in a folder that exists"
-        raise InputError(problem, field=flag, value=path, allowed=allowed) from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror})",
+            field=flag,
+            value=path,
+            allowed="a regular file in a folder that exists",
+        ) from error
 
 
 def replace_file(path, content):
@@ -220,7 +241,8 @@ def replacing_folder(path):
     """
     try:
         target = _followed(path)
-        new, old = _temporary(target), _temporary(target)
+        new = _temporary(target)
+        old = _temporary(target)
         there = target.exists()
         try:
             new.mkdir(parents=True)

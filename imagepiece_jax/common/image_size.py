@@ -48,6 +48,9 @@ def patch_grid(image_size, patch_size, cut=False):
     both = sides(image_size)
     whole = cut or not any(side % patch_size for side in both)
     if min(both) < patch_size or not whole:
-        allowed = f"multiples of the model's patch_size, which is {patch_size}"
-        raise InputError(field="image_size", value=image_size, allowed=allowed)
+        raise InputError(
+            field="image_size",
+            value=image_size,
+            allowed=f"multiples of the model's patch_size, which is {patch_size}",
+        )
     return both[0] // patch_size, both[1] // patch_size

@@ -81,11 +81,15 @@ def check_same(values: dict):
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in first | other:
-            ours, theirs = first.get(name, "missing"), other.get(name, "missing")
+            ours = first.get(name, "missing")
+            theirs = other.get(name, "missing")
             if ours != theirs:
-                problem = f"is {theirs} on process {process}, but {ours} on process 0"
-                hint = "all processes of a run need the same"
-                raise InputError(problem, field=name, value=theirs, hint=hint)
+                raise InputError(
+                    f"is {theirs} on process {process}, but {ours} on process 0",
+                    field=name,
+                    value=theirs,
+                    hint="all processes of a run need the same",
+                )
 
 
 def max_over_processes():
@@ -102,7 +106,8 @@ def max_over_processes():
 
     def highest(number):
         nonlocal before
-        last, before = before, exchange(replicate(np.int32(number)))
+        last = before
+        before = exchange(replicate(np.int32(number)))
         return 0 if last is None else int(unreplicate(last))
 
     return highest
@@ -159,7 +164,9 @@ class _Mapped:
     """
 
     def __init__(self, mapped, options, work=None):
-        self._mapped, self._options, self._compiled = mapped, options, {}
+        self._mapped = mapped
+        self._options = options
+        self._compiled = {}
         self._work = work
 
     def __call__(self, *args):
@@ -260,13 +267,19 @@ def shard(tree):
 
     Raises InputError where n is no multiple of the local devices.
     """
-    count, field = len(local_devices()), "batch_size"
+    count = len(local_devices())
+    field = "batch_size"
 
     def put(x):
-        size, allowed = len(x), f"multiples of {count}"
+        size = len(x)
+        allowed = f"multiples of {count}"
         if size % count:
-            problem = f"{size} cannot be split over {count} local devices"
-            raise InputError(problem, field=field, value=size, allowed=allowed)
+            raise InputError(
+                f"{size} cannot be split over {count} local devices",
+                field=field,
+                value=size,
+                allowed=allowed,
+            )
         return _of_all(x.reshape(count, size // count, *x.shape[1:]))
 
     return jax.tree.map(put, tree)

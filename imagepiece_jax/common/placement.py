@@ -40,9 +40,14 @@ class Placement:
         """
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):
-            allowed = f"positive multiples of {devices * self.accumulation}, which is "
-            allowed += f"devices * accumulation steps ({devices} * {self.accumulation})"
-            raise InputError(field="batch_size", value=batch_size, allowed=allowed)
+            raise InputError(
+                field="batch_size",
+                value=batch_size,
+                allowed=(
+                    f"positive multiples of {devices * self.accumulation}, which is "
+                    f"devices * accumulation steps ({devices} * {self.accumulation})"
+                ),
+            )
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices
         mine = device_samples(micro, devices)[first : first + self.local_devices]

@@ -32,7 +32,8 @@ class Purpose(enum.IntEnum):
 
 
 # Two branches, so that a batch-wide draw and the keys of the samples never share a key.
-_SHARED, _EACH_SAMPLE = 0, 1
+_SHARED = 0
+_EACH_SAMPLE = 1
 
 
 def batch_key(seed, step, purpose):

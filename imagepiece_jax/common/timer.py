@@ -88,7 +88,8 @@ def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
     Returns throughput (images a second) and ratio (the speed relative to `base`, round
     by round), both with _min and _max, and the milliseconds of a call, ms.
     """
-    seconds, ratio = spread(own), spread(speedups(base, own))
+    seconds = spread(own)
+    ratio = spread(speedups(base, own))
     return {
         "throughput": images / seconds.median,
         "throughput_min": images / seconds.high,
@@ -104,8 +105,10 @@ class _Runner:
     """A job that counts its calls, so that inputs rotate across turns."""
 
     def __init__(self, job, now):
-        self.job, self.now = job, now
-        self.started, self.estimate = 0, None
+        self.job = job
+        self.now = now
+        self.started = 0
+        self.estimate = None
 
     def warm_up(self, calls):
         """Run `calls` calls; the first does not count for the estimate."""
@@ -114,7 +117,8 @@ class _Runner:
 
     def repeat(self, seconds):
         """Seconds per call over as many calls as last `seconds` or longer."""
-        calls, passed = 0, 0.0
+        calls = 0
+        passed = 0.0
         while calls == 0 or passed < seconds:
             more = max(1, math.ceil((seconds - passed) / max(self.estimate, 1e-9)))
             passed += self._lap(more)
@@ -124,7 +128,8 @@ class _Runner:
 
     def _lap(self, calls):
         """Seconds from the start of the first call to the end of the last."""
-        pending, began = collections.deque(), self.now()
+        pending = collections.deque()
+        began = self.now()
         for _ in range(calls):
             pending.append(self.job.call(self.started))
             self.started += 1

@@ -17,7 +17,10 @@ from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
 # Shares in a blend: of the group's mean color in a kept patch, of black or white in the
 # outline of a token of one patch, of the stripes in a dropped patch, of the color that
 # stands for a number.
-_MEAN, _PALE, _FADED, _VALUE = 0.55, 0.3, 0.8, 0.75
+_MEAN = 0.55
+_PALE = 0.3
+_FADED = 0.8
+_VALUE = 0.75
 # Stripes: an even tone looks like a gray patch of a gray image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
@@ -26,8 +29,12 @@ _APART = 1 / 8
 
 # The page, in pixels.
 _PANEL = 224  # sides of a picture, at least
-_MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
-_FONT_SIZE, _LETTER = 11, 8.2
+_MARGIN = 20
+_GAP = 16
+_LABEL = 58
+_LINE = 22
+_FONT_SIZE = 11
+_LETTER = 8.2
 CAPTION = (
     "Each outlined area is one token, filled with the mean color of its patches. "
     "Patches merged into one token share the color of their outlines, wherever they "
@@ -53,7 +60,8 @@ def draw_groups(
         color from step to step; None: for this step alone
     Returns uint8 [H, W, 3].
     """
-    image, source = np.asarray(image), np.asarray(source)
+    image = np.asarray(image)
+    source = np.asarray(source)
     colors = outline_colors([source], grid) if colors is None else colors
     slots = _to_pixels(source.reshape(grid), image)
     hues = _to_pixels(colors[_first(source)].reshape(*grid, 3), image)
@@ -89,7 +97,8 @@ def outline_colors(sources, grid) -> np.ndarray:
     for source in sources:
         touching |= _touching(np.asarray(source), grid)
     # Turned by sqrt(3) from patch to patch: few neighbors are near each other at first.
-    hues, placed = np.arange(patches) * 3**0.5 % 1.0, np.zeros(patches, bool)
+    hues = np.arange(patches) * 3**0.5 % 1.0
+    placed = np.zeros(patches, bool)
     for patch in np.flatnonzero(touching.any(axis=1)):
         near = np.sort(hues[touching[patch] & placed])
         turned = np.abs(near - hues[patch])
@@ -154,7 +163,8 @@ def draw_values(image, values, grid, colormap="inferno"):
     image, grid: as for `draw_groups`
     values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
     """
-    image, values = np.asarray(image), np.asarray(values)
+    image = np.asarray(image)
+    values = np.asarray(values)
     painted = _to_pixels(value_colors(values, colormap).reshape(*grid, 4), image)
     dropped = _to_pixels(np.isnan(values).reshape(grid), image)[..., None]
     pixels = image.astype(np.float32)

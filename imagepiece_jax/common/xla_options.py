@@ -51,6 +51,9 @@ def check_dtype(dtype: str, platform: str | None = None):
     """
     platform = platform or jax.local_devices()[0].platform
     if platform == "cpu" and dtype == "float16":
-        problem = "is 'float16', in which CPUs compute no attention"
-        allowed = "'float32' and 'bfloat16'"
-        raise InputError(problem, field="dtype", value=dtype, allowed=allowed)
+        raise InputError(
+            "is 'float16', in which CPUs compute no attention",
+            field="dtype",
+            value=dtype,
+            allowed="'float32' and 'bfloat16'",
+        )
