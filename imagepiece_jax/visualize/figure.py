@@ -127,7 +127,8 @@ def _sizes(stage, index):
     if stage.sizes is None:
         return None
     sizes = stage.sizes[index]
-    low, high = sizes.min(), sizes.max()
+    low = sizes.min()
+    high = sizes.max()
     # Two patches are the smallest size that gets the brightest color.
     share = np.log(sizes) / np.log(max(high, 2))
     note = "1 patch each" if high == 1 else f"{low} to {high} patches"

@@ -47,7 +47,9 @@ def write_folder(
     Yields a line on each reduction, and one on the files.
     Raises InputError where the folder cannot be made.
     """
-    figures, methods, traces = pathlib.Path(out) / "figures", [], []
+    figures = pathlib.Path(out) / "figures"
+    methods = []
+    traces = []
     for folder in (out, figures):
         make_folder("--out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
@@ -62,7 +64,8 @@ def write_folder(
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
-        patches, tokens = math.prod(drawn.grid), drawn.tokens
+        patches = math.prod(drawn.grid)
+        tokens = drawn.tokens
         yield f"{vit.label}: {patches} patches, {tokens} tokens at the end"
     tracing.write_traces(out, names, methods, traces)
     classes = models[0].class_names
@@ -163,13 +166,15 @@ def _section(index, image, name, methods, traces, class_names):
     """One image: the results of all methods side by side, then each block by block."""
     escaped = html.escape(name)
     views = [figure.views(trace, index) for trace in traces]
-    cells, details = [], []
+    cells = []
+    details = []
     for method, trace, kinds in zip(methods, traces, views, strict=True):
         label = html.escape(method["label"])
         draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
         prediction = ""
         if trace.top is not None:
-            top, sure = trace.top[index], 100 * trace.confidence[index]
+            top = trace.top[index]
+            sure = 100 * trace.confidence[index]
             named = class_names[top] if top < len(class_names) else None
             answer = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
             prediction = f'<p class="none">{answer}</p>'
@@ -199,7 +204,9 @@ class _Drawing:
     """Pictures of one image under one method, as figures of the page."""
 
     def __init__(self, image, index, name, method, grid, kinds):
-        self._image, self._index, self._grid = image, index, grid
+        self._image = image
+        self._index = index
+        self._grid = grid
         self._kinds = {kind: [*filter(None, views)] for kind, views in kinds.items()}
         self._of = f"{method}, {name}"
 
@@ -244,11 +251,13 @@ class _Drawing:
         size = down * (height + 1) - 1, across * (width + 1) - 1, 4
         sheet = np.zeros(size, "uint8")
         for i, view in enumerate(maps):
-            top, left = (height + 1) * (i // across), (width + 1) * (i % across)
+            top = (height + 1) * (i // across)
+            left = (width + 1) * (i % across)
             painted = value_colors(view.values, figure.COLORMAPS["weights"])
             painted = painted.reshape(height, width, 4)
             sheet[top : top + height, left : left + width] = painted
-        note, frame = f"{len(maps)} learned tokens", "values"
+        note = f"{len(maps)} learned tokens"
+        frame = "values"
         alt = html.escape(f"weights of {note}, a map each: {self._of}")
         return _framed("tokens", _png(sheet), alt, "weights", note, size, frame)
 

@@ -26,7 +26,8 @@ from imagepiece_jax.reduction.provenance import patch_slots
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
-JSON, NPZ = "provenance.json", "provenance.npz"
+JSON = "provenance.json"
+NPZ = "provenance.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,9 @@ def trace(
         top = logits.argmax(axis=-1).astype(np.int32)
         sure = probabilities(logits, problem_type).max(axis=-1)
     grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
-    stages, look, slots = [], (None, None), iter(slots)
+    stages = []
+    look = (None, None)
+    slots = iter(slots)
     source = next(slots)
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
@@ -136,7 +139,8 @@ def _run(variables, images, model):
     Slots are those before the first step and after each hard one; the matrix [B, n_out,
     n] is that of the first soft step, or None.
     """
-    attention, class_row = [], {"cls_attn"} if model.arch.class_token else set()
+    attention = []
+    class_row = {"cls_attn"} if model.arch.class_token else set()
     plan = tuple(
         dataclasses.replace(layer, reads=layer.reads | class_row)
         for layer in model.plan
@@ -168,7 +172,8 @@ def write_traces(folder, names, methods, traces):
     methods: a dict of JSON values for each of `traces`, such as its label
     Raises RunError where they cannot be written.
     """
-    described, arrays = [], {}
+    described = []
+    arrays = {}
     for m, (method, trace) in enumerate(zip(methods, traces, strict=True)):
         stages = []
         for s, stage in enumerate(trace.stages):
