@@ -33,12 +33,19 @@ def use(name: str):
         here = platform()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        problem = f"is {name}, but JAX finds none ({reason})"
-        raise InputError(problem, field="--device", value=name) from error
+        raise InputError(
+            f"is {name}, but JAX finds none ({reason})",
+            field="--device",
+            value=name,
+        ) from error
     if name not in ("default", here):
-        problem = f"is {name}, which JAX does not find here, or lacks the plugin of"
         allowed = ", ".join(dict.fromkeys(("default", "cpu", here)))
-        raise InputError(problem, field="--device", value=name, allowed=allowed)
+        raise InputError(
+            f"is {name}, which JAX does not find here, or lacks the plugin of",
+            field="--device",
+            value=name,
+            allowed=allowed,
+        )
 
 
 def platform() -> str:

@@ -174,15 +174,21 @@ class Files:
     """
 
     def __init__(self, json=None, markdown=None, plot=None):
-        self.rows, flags = [], {}
-        self._json, self._markdown, self._plot = json, markdown, plot
+        self.rows = []
+        flags = {}
+        self._json = json
+        self._markdown = markdown
+        self._plot = plot
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if path:
                 check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
-                    problem = f"{path} is also the file of --{first}"
-                    raise InputError(problem, field=f"--{flag}", hint="choose another")
+                    raise InputError(
+                        f"{path} is also the file of --{first}",
+                        field=f"--{flag}",
+                        hint="choose another",
+                    )
 
     def add(self, rows):
         """Write the lines and the tables with further rows."""

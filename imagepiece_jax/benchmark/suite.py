@@ -36,8 +36,11 @@ def batch_sizes(texts: list[str]) -> list[int]:
     words = [word for text in texts for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:
-            allowed = "whole numbers of at least 1, such as 256 or 1,8,64"
-            raise InputError(field="--batch_size", value=word, allowed=allowed)
+            raise InputError(
+                field="--batch_size",
+                value=word,
+                allowed="whole numbers of at least 1, such as 256 or 1,8,64",
+            )
     return sorted(set(map(int, words)), reverse=True)
 
 
@@ -69,9 +72,12 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
     Raises InputError for several configs, and for a reduction that does not fit.
     """
     if len(configs) > 1:
-        problem = f"is given with {len(configs)} configs"
-        allowed = "one --config, or --weights"
-        raise InputError(problem, field="--sweep", value=len(configs), allowed=allowed)
+        raise InputError(
+            f"is given with {len(configs)} configs",
+            field="--sweep",
+            value=len(configs),
+            allowed="one --config, or --weights",
+        )
     *_, (config, weights) = pairs.values()
     reduced = [each for each in reductions if each["name"] != DENSE["name"]]
     by_label = {}
@@ -112,7 +118,8 @@ def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:
     others: cases -> {name: Workload}, which take turns with them
     Raises InputError if they do not fit in memory.
     """
-    programs, cases = {}, [*group.values()]
+    programs = {}
+    cases = [*group.values()]
     with InputStreams() as streams, _memory_errors(cases[0]):
         for name, case in group.items():
             programs[name] = case.workload(streams)
@@ -167,7 +174,8 @@ def _check_memory(name, batch_size, needed):
 
 def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
-    problem, field = f"is {batch_size}, for which {reason}", "--batch_size"
+    problem = f"is {batch_size}, for which {reason}"
+    field = "--batch_size"
     return InputError(problem, field=field, value=batch_size, allowed="smaller ones")
 
 

@@ -62,18 +62,25 @@ class Case:
         self.config.model.dtype = dtype
         self.run = RunConfig.from_config(self.config)
         self.model = self.run.create_model()
-        self.mode, self.batch_size, self.dtype = mode, batch_size, dtype
-        self.weights, self.path = weights, weights and str(weights.path)
+        self.mode = mode
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.weights = weights
+        self.path = weights and str(weights.path)
 
     def check(self):
         """Raise InputError for mistakes that would otherwise show while measuring."""
-        run, mode = self.run, self.mode
+        run = self.run
+        mode = self.mode
         if mode == "train":
             check_training(run, parallel.placement(run.grad_accum_steps))
             if (count := parallel.device_count()) > 1:
-                allowed = "one device, such as by CUDA_VISIBLE_DEVICES=0"
-                problem = f"is train on {count} devices"
-                raise InputError(problem, field="--mode", value=mode, allowed=allowed)
+                raise InputError(
+                    f"is train on {count} devices",
+                    field="--mode",
+                    value=mode,
+                    allowed="one device, such as by CUDA_VISIBLE_DEVICES=0",
+                )
         if mode == "end_to_end":
             _source(run)
 
@@ -102,7 +109,8 @@ class Case:
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
-        reduction, size = self.config.reduction.to_dict(), self.config.image_size
+        reduction = self.config.reduction.to_dict()
+        size = self.config.image_size
         if self.weights is None:
             variables = random_variables(self.model, size)
             prepared = Preprocessing(size)
@@ -125,7 +133,8 @@ class Case:
         if teacher is not None:
             teacher = random_variables(teacher, config.image_size)
         state = first_state(random_variables(model, config.image_size))
-        state, teacher = parallel.replicate(state), parallel.replicate(teacher)
+        state = parallel.replicate(state)
+        teacher = parallel.replicate(teacher)
         batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
         step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         began = time.perf_counter()
@@ -145,7 +154,8 @@ class Case:
 
 def on_noise(program):
     """A call(number) of `program` on normalized images, which are on its device."""
-    takes, keys = program.images, jax.random.split(jax.random.key(0), INPUTS)
+    takes = program.images
+    keys = jax.random.split(jax.random.key(0), INPUTS)
     images = [jax.random.normal(key, takes.shape, takes.dtype) for key in keys]
     return lambda number: program(images[number % INPUTS])
 
@@ -283,11 +293,15 @@ class InputStreams(contextlib.ExitStack):
 def _source(run):
     """Its test images. InputError if they are missing, too few, or of another size."""
     source = open_images(run, "val")
-    length, size = len(source), run.optim.batch_size
+    length = len(source)
+    size = run.optim.batch_size
     if length < size:
-        problem = f"is {size}, but the test data has only {length} images"
-        allowed = f"1 to {length}"
-        raise InputError(problem, field="--batch_size", value=size, allowed=allowed)
+        raise InputError(
+            f"is {size}, but the test data has only {length} images",
+            field="--batch_size",
+            value=size,
+            allowed=f"1 to {length}",
+        )
     source.try_first(run.preprocessing())
     return source
 
