@@ -83,7 +83,8 @@ def features(
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    model, size = vit.model_with_tokens(tokens), vit.image_size
+    model = vit.model_with_tokens(tokens)
+    size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)
     for name, value in (("norm", norm), ("reshape", reshape)):
         if not isinstance(value, bool):  # 1 == True
@@ -132,9 +133,8 @@ def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False
             path = paths[done[block]]
             prefix, patches, dropped = _mapped(states[block], path, fill, norm)
             if reshape:
-                patches, dropped = (
-                    a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
-                )
+                patches = patches.reshape(-1, *grid, *patches.shape[2:])
+                dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
             return Layer(patches, prefix, dropped)
 
         final = layer(model.depth - 1, last)
@@ -180,7 +180,8 @@ def _mapped(state, path, fill, norm):
     while True:
         gone = jnp.zeros(values.shape[:2], bool)
         if path.slot is not None:
-            gone, values = path.slot == DROPPED, rows_of(values, path.read)
+            gone = path.slot == DROPPED
+            values = rows_of(values, path.read)
         if path.last is not None:
             values = jnp.where(gone[..., None], path.last, values)
         if path.mixed is None:
@@ -219,15 +220,22 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     blocks = range(depth - layers, depth) if last else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
     if not all(is_integer(block) and 0 <= block < depth for block in blocks):
-        allowed = f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
-        raise InputError(field="layers", value=layers, allowed=allowed)
+        raise InputError(
+            field="layers",
+            value=layers,
+            allowed=f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}",
+        )
     return blocks
 
 
 def check_fill(fill: str, class_token: bool) -> None:
     """Raise InputError for a fill that is unknown, or of a class token that is not."""
     if fill == "class" and not class_token:
-        problem = "is 'class', but this model has no class token"
         allowed = ", ".join(name for name in FILLS if name != fill)
-        raise InputError(problem, field="fill", value=fill, allowed=allowed)
+        raise InputError(
+            "is 'class', but this model has no class token",
+            field="fill",
+            value=fill,
+            allowed=allowed,
+        )
     one_of("fill", fill, FILLS)

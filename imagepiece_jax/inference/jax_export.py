@@ -79,7 +79,8 @@ def _weight_bytes(model, variables, dtype):
 def _too_large(model, variables):
     """The InputError for weights that no file holds."""
     dtype = model.dtype.name
-    needed, half = (_weight_bytes(model, variables, d) for d in (dtype, HALF))
+    needed = _weight_bytes(model, variables, dtype)
+    half = _weight_bytes(model, variables, HALF)
     problem = f"has weights of {needed / 1e9:.2f} GB in {dtype}"
     allowed = f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
     hint = "export it with --format onnx"
@@ -104,15 +105,15 @@ def load_program(path: str | os.PathLike) -> jax.export.Exported:
     except MemoryError:
         raise
     except Exception as error:  # of many types, where bytes are missing
-        reason, version = f"({str(error).split('.')[0]})", jax.__version__
+        reason = f"({str(error).split('.')[0]})"
+        version = jax.__version__
         facts = read_facts(path)
         if {"jax", "exported"} <= {*facts}:
             reason += f"; jax {facts['jax']} exported it on {facts['exported']}"
-        allowed = "complete files of this jax, or of one at most six months older"
         raise InputError(
             f"is no program that jax {version} reads {reason}",
             place=path,
-            allowed=allowed,
+            allowed="complete files of this jax, or of one at most six months older",
             hint="export the weights again, for longer with --format onnx",
         ) from error
     return program
@@ -150,8 +151,11 @@ def exported_images(
     if batch_size is None:
         if draws(vit.model_with_tokens(tokens)):
             # JAX has no random numbers of an open shape.
-            problem = f"is open, but {vit.label} draws random numbers"
-            raise InputError(problem, field="batch_size", allowed="a number, --batch")
+            raise InputError(
+                f"is open, but {vit.label} draws random numbers",
+                field="batch_size",
+                allowed="a number, --batch",
+            )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(vit.image_size), 3
     return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))

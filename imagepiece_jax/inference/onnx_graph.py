@@ -73,8 +73,10 @@ class Graph:
 
     def __init__(self, images: Value):
         self.images = images
-        self.nodes, self.constants = [], {}
-        self._cache, self._count = {}, {}
+        self.nodes = []
+        self.constants = {}
+        self._cache = {}
+        self._count = {}
         # {name of a Value: (kind of its node, operands, attributes)}
         self._made = collections.defaultdict(lambda: (None, (), {}))
         # {name of a Value: (kind, facts ..)} for later nodes
@@ -125,7 +127,8 @@ class Graph:
 
         outputs = self._distinct(outputs)
         names = {value.name: name for name, value in outputs.items()}
-        live, needed = {*names}, []
+        live = {*names}
+        needed = []
         for node in reversed(self.nodes):
             if live & {*node.output}:
                 needed.append(node)
@@ -157,7 +160,8 @@ class Graph:
         """Outputs as Values of which no two are the same: each has one name."""
         from onnx import helper
 
-        distinct, seen = {}, set()
+        distinct = {}
+        seen = set()
         for name, value in outputs.items():
             if value.name in seen:
                 copy = self._fresh("Identity")
@@ -207,7 +211,8 @@ class Graph:
     def slice(self, value, starts, limits, strides=None):
         """value[starts[0]:limits[0]:strides[0], ..]."""
         strides = strides or (1,) * value.ndim
-        chosen, shape = [], list(value.shape)
+        chosen = []
+        shape = list(value.shape)
         each = zip(starts, limits, strides, strict=True)
         for axis, (start, limit, stride) in enumerate(each):
             if (start, limit, stride) == (0, shape[axis], 1):
@@ -337,7 +342,8 @@ class Graph:
         return [*map(value, jaxpr.outvars)]
 
     def _equation(self, equation, values):
-        name, params = equation.primitive.name, equation.params
+        name = equation.primitive.name
+        params = equation.params
         if name == "node":
             translate = NODES[params["name"]]
             values = self.expanded(equation, values)
@@ -355,7 +361,8 @@ class Graph:
 
     def _folded(self, equation, values):
         """The results of an equation of constants, as constants."""
-        name, outputs = equation.primitive.name, equation.outvars
+        name = equation.primitive.name
+        outputs = equation.outvars
         values = self.expanded(equation, values)
         if name in MOVES:
             moved = PRIMITIVES[name](self, equation, *values)
@@ -383,7 +390,8 @@ def _shapes(atoms):
 
 def _needed(jaxpr):
     """The equations that the outputs depend on."""
-    live, needed = set(map(id, jaxpr.outvars)), []
+    live = set(map(id, jaxpr.outvars))
+    needed = []
     for equation in reversed(jaxpr.eqns):
         if live & set(map(id, equation.outvars)):
             needed.append(equation)
@@ -472,7 +480,8 @@ OPPOSITE = {"before": "from", "from": "before"}
 
 @primitive(*OPERATORS)
 def _operator(graph, equation, *values):
-    name, truths = equation.primitive.name, values[0].dtype.kind == "b"
+    name = equation.primitive.name
+    truths = values[0].dtype.kind == "b"
     if truths:
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
@@ -589,7 +598,8 @@ def _pad(graph, equation, x, value):
 
 @primitive("iota")
 def _iota(graph, equation):
-    shape, axis = equation.params["shape"], equation.params["dimension"]
+    shape = equation.params["shape"]
+    axis = equation.params["dimension"]
     if is_open(shape[axis]):
         raise unknown("the number of each image of an open batch")
     row = np.arange(shape[axis], dtype=equation.params["dtype"])
@@ -625,7 +635,8 @@ def _gather(graph, equation, x, index):
     """A gather with constant indices: a block of the array, or rows of one axis."""
     x = graph.expand(x, equation.invars[0].aval.shape)
     params, (out,) = equation.params, equation.outvars
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    numbers = params["dimension_numbers"]
+    sizes = params["slice_sizes"]
     axes = numbers.start_index_map
     if index.array is None or numbers.operand_batching_dims:
         raise unknown("a gather by computed indices")
@@ -639,8 +650,10 @@ def _gather(graph, equation, x, index):
             starts[axis] = int(start)
         limits = [a + s for a, s in zip(starts, sizes, strict=True)]
         return graph.reshape(graph.slice(x, starts, limits), out.aval.shape)
-    first, last = axes[0], axes[-1] + 1
-    chosen, behind = tuple(range(first, last)), first + places.ndim - 1
+    first = axes[0]
+    last = axes[-1] + 1
+    chosen = tuple(range(first, last))
+    behind = first + places.ndim - 1
     rows = tuple(1 if i in chosen else side for i, side in enumerate(x.shape))
     offsets = (*range(first), *range(behind, out.aval.ndim))
     found = axes, numbers.collapsed_slice_dims, sizes, numbers.offset_dims
@@ -681,12 +694,14 @@ def _arg(graph, equation, x):
 def _dot_general(graph, equation, a, b):
     (out,) = equation.outvars
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
-    a, b = (graph.cast(x, out.aval.dtype) for x in (a, b))
+    a = graph.cast(a, out.aval.dtype)
+    b = graph.cast(b, out.aval.dtype)
     free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
     free_b = [i for i in range(b.ndim) if i not in (*inner_b, *batch_b)]
     a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
     b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
-    batch, many = len(batch_a), len(inner_a)
+    batch = len(batch_a)
+    many = len(inner_a)
     inner = math.prod(b.shape[batch : batch + many])
     if batch or len(free_b) != 1 or many != 1:
         rows = math.prod(a.shape[batch : batch + len(free_a)])
@@ -701,7 +716,8 @@ def _dot_general(graph, equation, a, b):
 @primitive("conv_general_dilated", expand=True)
 def _conv(graph, equation, x, kernel):
     (out,), params = equation.outvars, equation.params
-    numbers, groups = params["dimension_numbers"], params["batch_group_count"]
+    numbers = params["dimension_numbers"]
+    groups = params["batch_group_count"]
     low, high = zip(*params["padding"], strict=True)
     if {*params["lhs_dilation"], groups} != {1} or min(low + high) < 0:
         raise unknown("a transposed convolution, or one with negative padding")
@@ -724,11 +740,13 @@ def _conv(graph, equation, x, kernel):
 @primitive("scan", expand=True)
 def _scan(graph, equation, *values):
     """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
-    body, carried = equation.params["jaxpr"], len(equation.outvars)
+    body = equation.params["jaxpr"]
+    carried = len(equation.outvars)
     outside = _shapes([*equation.invars, *equation.outvars])
     if outside != _shapes([*body.jaxpr.invars, *body.jaxpr.outvars]):
         raise unknown("a loop over the parts of an array")
-    fixed, carry = values[:-carried], values[-carried:]
+    fixed = values[:-carried]
+    carry = values[-carried:]
     for _ in range(equation.params["length"]):
         carry = graph.walk(body, [*fixed, *carry])
     return carry
@@ -750,7 +768,8 @@ def stands(fn):
 
 @stands
 def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
-    x, options = graph.cast(x, np.float32), {"axis": -1, "epsilon": float(eps)}
+    x = graph.cast(x, np.float32)
+    options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
     out = graph.op("LayerNormalization", operands, x.shape, x.dtype, **options)
     return graph.cast(out, dtype)
@@ -792,7 +811,8 @@ def _weights(graph, query, key, key_bias):
 
 @stands
 def class_attention(graph, query, key, key_bias=None):
-    query, key = (graph.cast(x, np.float32) for x in (query, key))
+    query = graph.cast(query, np.float32)
+    key = graph.cast(key, np.float32)
     batch, heads, width = query.shape
     row = graph.reshape(query, (batch, 1, heads, width))
     weights = None
@@ -946,8 +966,10 @@ def gather_rows(graph, x, index):
 @stands
 def _move_by_index(graph, x, weight, total, index, dest, mean):
     """Kept rows, and a product with the few that are absorbed."""
-    n_out, absorbs = index.keep.shape[1], index.groups.shape[1]
-    batch, prefix = x.shape[0], x.shape[1] - dest.shape[1]
+    n_out = index.keep.shape[1]
+    absorbs = index.groups.shape[1]
+    batch = x.shape[0]
+    prefix = x.shape[1] - dest.shape[1]
     row = _behind(graph, np.arange(prefix), _shifted(graph, index.keep, prefix))
     kept = gather_rows(graph, x, row)
     if weight is None or (mean and not absorbs):

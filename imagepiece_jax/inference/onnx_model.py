@@ -47,15 +47,19 @@ def onnx_model(
     wanted = ProgramOutputs(vit, **outputs)
     model = wanted.model.clone(kernels=None)
     if jax_export.draws(model):
-        field, allowed = "config.reduction", "the other methods, or --format jax"
-        problem = f"is {vit.label}, which draws random numbers, and has no ONNX graph"
-        raise InputError(problem, field=field, value=vit.label, allowed=allowed)
+        raise InputError(
+            f"is {vit.label}, which draws random numbers, and has no ONNX graph",
+            field="config.reduction",
+            value=vit.label,
+            allowed="the other methods, or --format jax",
+        )
     images = jax_export.exported_images(vit, batch_size, pixels, wanted.tokens)
     fast, fixed = optimize.prepare(model, vit.variables, dtype="float32")
     with nodes.marked():
         traced = jax.make_jaxpr(wanted.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
-    graph, weights = Graph(entry), []
+    graph = Graph(entry)
+    weights = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
         weights.append(Value.of(leaf))
         name = jax.tree_util.keystr(path, simple=True, separator=".")

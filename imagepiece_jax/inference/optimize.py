@@ -102,9 +102,12 @@ class Program:
         check_images(images, self.images.shape[1:3], floats, pixels=True)
         count = images.shape[0]
         if count > self.batch_size:
-            problem = f"has {count} images"
-            allowed = f"1 to {self.batch_size}, the batch_size of optimize()"
-            raise InputError(problem, field="images", value=count, allowed=allowed)
+            raise InputError(
+                f"has {count} images",
+                field="images",
+                value=count,
+                allowed=f"1 to {self.batch_size}, the batch_size of optimize()",
+            )
         warn_of_range(images, self.model.mean, self.model.std)
 
     def __repr__(self):
@@ -113,7 +116,9 @@ class Program:
     def describe(self) -> str:
         """Model, cost and compilation in a few lines."""
         (batch, *size, _), kind = self.images.shape, self.images.dtype
-        model, memory, mega = self.model, self.memory, 1e6
+        model = self.model
+        memory = self.memory
+        mega = 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
@@ -140,8 +145,10 @@ def _device(value):
         return jax.local_devices(backend=platform or "none")[int(number or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")
     here = sorted({device.platform for device in devices})
-    allowed = f"a jax.Device, or a platform of this process: {', '.join(here)}"
-    raise InputError(value=value, allowed=allowed)
+    raise InputError(
+        value=value,
+        allowed=f"a jax.Device, or a platform of this process: {', '.join(here)}",
+    )
 
 
 def _of_type(kind):
@@ -202,8 +209,11 @@ class CompileOptions(CheckedFields):
         check_names(options, [*others, *(name for name in names if name not in given)])
         given = {**options, **given}
         if "batch_size" not in given:
-            allowed = "whole numbers of at least 1"
-            raise InputError("is missing", field="batch_size", allowed=allowed)
+            raise InputError(
+                "is missing",
+                field="batch_size",
+                allowed="whole numbers of at least 1",
+            )
         return cls(**given)
 
 
@@ -230,7 +240,8 @@ def compiler(
     All Programs share the weights, which are on the device already.
     Raises InputError for options that do not fit the model or the device.
     """
-    size, model = sides(vit.image_size), vit.model_with_tokens(tokens)
+    size = sides(vit.image_size)
+    model = vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
     vit.warn_of_untrained(stacklevel=5)  # of who calls optimize or Predictor
     device = requested.device or jax.local_devices()[0]
@@ -340,8 +351,11 @@ def _check_options(options, device):
         if "compile option" not in str(error):
             raise
         facts = {"value": options, "allowed": "options of XLA"}
-        problem = f"is {options}: {str(error).partition(': ')[2]}"
-        raise InputError(problem, field="compiler_options", **facts) from error
+        raise InputError(
+            f"is {options}: {str(error).partition(': ')[2]}",
+            field="compiler_options",
+            **facts,
+        ) from error
 
 
 @contextlib.contextmanager

@@ -60,9 +60,14 @@ class Predictor:
         classes = vit.model.num_classes
         if not classes and (labels is not None or top is not None):
             field, value = ("top", top) if labels is None else ("labels", labels)
-            problem = f"is {value!r}, but the model has no classes, and gives features"
-            allowed = "None, or models with a head, such as load(num_classes=..) makes"
-            raise InputError(problem, field=field, value=value, allowed=allowed)
+            raise InputError(
+                f"is {value!r}, but the model has no classes, and gives features",
+                field=field,
+                value=value,
+                allowed=(
+                    "None, or models with a head, such as load(num_classes=..) makes"
+                ),
+            )
         self._labels = vit.class_names if labels is None else _names(labels, classes)
         self._top = min(5, classes) if top is None else top
         if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
@@ -94,7 +99,8 @@ class Predictor:
             )
         self._probabilities = vit.probabilities
         self._compile = compiler(vit, options)
-        self._programs, self._lock = {}, threading.Lock()
+        self._programs = {}
+        self._lock = threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix="decode"
         )
@@ -159,7 +165,8 @@ class Predictor:
 
     def _decoded(self, images):
         """Yield a Future of the pixels of each image; threads read ahead."""
-        waiting, images = collections.deque(), iter(images)
+        waiting = collections.deque()
+        images = iter(images)
         try:
             while (future := self._submitted(images)) is not None:
                 waiting.append(future)
@@ -219,9 +226,16 @@ def _names(labels, classes):
     if isinstance(labels, str) and labels == "imagenet":
         labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
-        allowed = "'imagenet', or a list of names"
-        raise InputError(field="labels", value=labels, allowed=allowed)
+        raise InputError(
+            field="labels",
+            value=labels,
+            allowed="'imagenet', or a list of names",
+        )
     if len(labels) != classes:
-        problem, allowed = f"has {len(labels)} names", f"{classes}, one per class"
-        raise InputError(problem, field="labels", value=len(labels), allowed=allowed)
+        raise InputError(
+            f"has {len(labels)} names",
+            field="labels",
+            value=len(labels),
+            allowed=f"{classes}, one per class",
+        )
     return labels

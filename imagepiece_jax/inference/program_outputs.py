@@ -36,10 +36,12 @@ class ProgramOutputs:
     ):
         one_of("output", output, OUTPUTS)
         self.model = vit.model_with_tokens(tokens)
-        self.tokens, self.listed = tokens, tokens is not None
+        self.tokens = tokens
+        self.listed = tokens is not None
         self.maps = output != "logits"
         self.blocks = features.chosen_blocks(layers, self.model.depth)
-        self.norm, self.fill = norm, fill
+        self.norm = norm
+        self.fill = fill
         self._check()
         self.names = self._feature_names(output) if self.maps else []
         if self.listed:
@@ -54,17 +56,22 @@ class ProgramOutputs:
     def _check(self):
         for field, value in self._options.items():
             if not self.maps and value != USUAL[field]:
-                problem = "is of features, but output is 'logits'"
-                allowed = "output 'features' or 'patches'"
-                raise InputError(problem, field=field, value=value, allowed=allowed)
+                raise InputError(
+                    "is of features, but output is 'logits'",
+                    field=field,
+                    value=value,
+                    allowed="output 'features' or 'patches'",
+                )
         if not isinstance(self.norm, bool):
             raise InputError(field="norm", value=self.norm, allowed="True, False")
         features.check_fill(self.fill, self.model.arch.class_token)
         twice = [block for block in self.blocks if self.blocks.count(block) > 1]
         if twice:
-            problem, allowed = f"has block {twice[0]} twice", "each block once"
             raise InputError(
-                problem, field="layers", value=self.blocks, allowed=allowed
+                f"has block {twice[0]} twice",
+                field="layers",
+                value=self.blocks,
+                allowed="each block once",
             )
 
     def _feature_names(self, output):

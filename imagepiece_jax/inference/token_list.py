@@ -40,9 +40,11 @@ def token_list(
     Raises InputError for another grid, and for outputs of masked training.
     """
     check_outputs(outputs, grid)
-    state, path = outputs.state, follow(outputs.results, outputs.taps)[-1]
+    state = outputs.state
+    path = follow(outputs.results, outputs.taps)[-1]
     batch, total, _ = state.x.shape
-    count, patches = total - state.num_prefix, grid[0] * grid[1]
+    count = total - state.num_prefix
+    patches = grid[0] * grid[1]
     row, column = _centers(path, count, batch, grid)
     earlier = (row[:, None, :] < row[:, :, None]) | (
         (row[:, None, :] == row[:, :, None]) & _before(column)
@@ -66,7 +68,8 @@ def token_list(
 
 def _before(values):
     """Whether the other of two tokens comes before, ties by index. -> [B, n, n]."""
-    mine, other = values[:, :, None], values[:, None, :]
+    mine = values[:, :, None]
+    other = values[:, None, :]
     index = np.arange(values.shape[1])
     first = (index[None, :] < index[:, None])[None]
     return (other < mine) | ((other == mine) & first)
@@ -94,14 +97,20 @@ def _centers(path, count, batch, grid):
 
 def check_outputs(outputs, grid):
     """InputError for another grid, and for outputs of masked training."""
-    state, results = outputs.state, outputs.results
+    state = outputs.state
+    results = outputs.results
     if state.mask is not None or any(isinstance(r, Masking) for r in results):
-        problem = "are those of masked training, where no token is gone"
-        allowed = "those of a model made without masked=True"
-        raise InputError(problem, field="outputs", allowed=allowed)
+        raise InputError(
+            "are those of masked training, where no token is gone",
+            field="outputs",
+            allowed="those of a model made without masked=True",
+        )
     first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
     patches = first.shape[1]
     if grid[0] * grid[1] != patches:
-        problem = f"is {grid[0]}x{grid[1]}, but the model had {patches} patches"
-        allowed = f"grids of {patches}"
-        raise InputError(problem, field="grid", value=grid, allowed=allowed)
+        raise InputError(
+            f"is {grid[0]}x{grid[1]}, but the model had {patches} patches",
+            field="grid",
+            value=grid,
+            allowed=f"grids of {patches}",
+        )
