@@ -13,7 +13,8 @@ from imagepiece_jax.data.class_names import normalized
 from imagepiece_jax.data.source import SPLITS, FileSource
 from imagepiece_jax.errors import InputError, one_of
 
-NEEDED, OPTIONAL = ("filename", "label"), ("split", "class")
+NEEDED = ("filename", "label")
+OPTIONAL = ("split", "class")
 
 
 class _Row(NamedTuple):
@@ -40,10 +41,14 @@ def open_csv(
     classes, a label with two class names, an image in both splits or twice in the test,
     and a training split that lacks a class.
     """
-    files, labels, highest = [], [], -1
+    files = []
+    labels = []
+    highest = -1
     with_label = {}  # a line of a test image with a label, and of one without
     trained = []
-    root, names, first = os.path.dirname(path), {}, {}
+    root = os.path.dirname(path)
+    names = {}
+    first = {}
     real = functools.cache(os.path.realpath)  # links are looked up once per folder
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -51,9 +56,10 @@ def open_csv(
             has_split = _check_columns(path, split, table)
             for fields in table:
                 if any(fields.get(None, ())):  # a comma at the end is harmless
-                    more = f"has more fields than the {len(table.fieldnames)} columns"
-                    quotes = "text with a comma must stand in double quotes"
-                    raise InputError(more, hint=quotes)
+                    raise InputError(
+                        f"has more fields than the {len(table.fieldnames)} columns",
+                        hint="text with a comma must stand in double quotes",
+                    )
                 part = (fields["split"] or "").strip() if has_split else "val"
                 one_of("split", part, SPLITS)
                 has_label = labeled or part == "val"
@@ -80,27 +86,37 @@ def open_csv(
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        problem = f"is not a CSV file in UTF-8 ({error})"
-        raise InputError(problem, place=path) from error
+        raise InputError(
+            f"is not a CSV file in UTF-8 ({error})",
+            place=path,
+        ) from error
     if not first:
         raise InputError("has no rows", place=path, allowed="at least one image")
     if len(with_label) == 2:
-        problem = "is empty, but other test images have labels"
-        place = f"{path} line {with_label[False]}"
-        raise InputError(problem, field="label", place=place, allowed="all, or none")
+        raise InputError(
+            "is empty, but other test images have labels",
+            field="label",
+            place=f"{path} line {with_label[False]}",
+            allowed="all, or none",
+        )
     if not labeled and not with_label:
         chosen = held_out.part(trained, split, path)
         files = [_stored_file(name, path) for name in chosen]
         labels = [-1] * len(files)
     if not files:
-        problem, hint = f"has no row with split {split!r}", "each split needs images"
-        raise InputError(problem, place=path, hint=hint)
+        raise InputError(
+            f"has no row with split {split!r}",
+            place=path,
+            hint="each split needs images",
+        )
     num_classes = num_classes or highest + 1
     absent = {*range(num_classes)} - {*labels}
     if absent and split == "train" and labeled:
-        problem = f"has no training image with label {min(absent)}"
-        hint = f"each of the {num_classes} classes needs some"
-        raise InputError(problem, place=path, hint=hint)
+        raise InputError(
+            f"has no training image with label {min(absent)}",
+            place=path,
+            hint=f"each of the {num_classes} classes needs some",
+        )
     by_label = tuple(names.get(label, (None, 0))[0] for label in range(num_classes))
     named = by_label if names else None
     return FileSource(root, files, labels, num_classes, named)
@@ -119,8 +135,11 @@ def _check_again(file, row, first):
         fault = f"its labels differ, {first.label} and {row.label}"
     else:
         fault = "a test image must count once"
-    problem = f"names {file!r} again (line {first.line})"
-    raise InputError(problem, value=file, hint=fault)
+    raise InputError(
+        f"names {file!r} again (line {first.line})",
+        value=file,
+        hint=fault,
+    )
 
 
 def _check_columns(path, split, table):
@@ -132,14 +151,18 @@ def _check_columns(path, split, table):
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
         columns = reprlib.repr(table.fieldnames)[1:-1] or "none"
-        problem = f"has no column {min(missing)!r} (found: {columns})"
-        allowed = "the columns filename and label, separated by commas"
-        raise InputError(problem, place=path, allowed=allowed)
+        raise InputError(
+            f"has no column {min(missing)!r} (found: {columns})",
+            place=path,
+            allowed="the columns filename and label, separated by commas",
+        )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
-        problem = "has no column 'split', so its images can only be tested on"
-        hint = "to train, add the column, with train or val in every row"
-        raise InputError(problem, place=path, hint=hint)
+        raise InputError(
+            "has no column 'split', so its images can only be tested on",
+            place=path,
+            hint="to train, add the column, with train or val in every row",
+        )
     return has_split
 
 
@@ -160,9 +183,12 @@ def _stored_file(name, path):
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
         if os.path.isfile(os.path.join(os.path.dirname(path), spelling)):
             return spelling
-    problem = f"is {name!r}, which is not a file"
-    allowed = f"paths relative to the folder of {path}"
-    raise InputError(problem, field="filename", value=name, allowed=allowed)
+    raise InputError(
+        f"is {name!r}, which is not a file",
+        field="filename",
+        value=name,
+        allowed=f"paths relative to the folder of {path}",
+    )
 
 
 def _add_name(names, row, text):
@@ -172,6 +198,9 @@ def _add_name(names, row, text):
         raise InputError(field="class", value=name, allowed="a name in every row")
     first, line = names.setdefault(row.label, (name, row.line))
     if name != first:
-        problem = f"is {name!r} for label {row.label}, but {first!r} in line {line}"
-        hint = "a label has one name"
-        raise InputError(problem, field="class", value=name, hint=hint)
+        raise InputError(
+            f"is {name!r} for label {row.label}, but {first!r} in line {line}",
+            field="class",
+            value=name,
+            hint="a label has one name",
+        )

@@ -207,7 +207,8 @@ def _eight_bits(values, mode):
 
     Floats up to 16 may be of images from 0 to 1, with a few highlights above.
     """
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     if low >= 0 and high <= 255 and (mode == "I" or not 0 < high < 16):
         return np.rint(values).astype(np.uint8)
     if low >= 0 and high < 2**16 and mode == "I":
@@ -232,13 +233,18 @@ def record_unreadable(damaged, row, total, consequence):
             damaged[error.place] = error.value
             log.warning("%s: %s", error, consequence)
     if len(row) >= MAX_IN_A_ROW:
-        count, place = len(row), row[0].place
-        problem = f"{row[0].problem}, as the first of {count} images in a row"
-        allowed = f"fewer than {MAX_IN_A_ROW}"
-        raise InputError(problem, place=place, value=count, allowed=allowed)
+        count = len(row)
+        place = row[0].place
+        raise InputError(
+            f"{row[0].problem}, as the first of {count} images in a row",
+            place=place,
+            value=count,
+            allowed=f"fewer than {MAX_IN_A_ROW}",
+        )
     if (count := len(damaged)) > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
-        problem = f"{count} of {total} images cannot be read, the first is "
-        problem += f"{file} ({reason})"
-        allowed = f"at most {MAX_SHARE:.0%}"
-        raise InputError(problem, value=count, allowed=allowed)
+        raise InputError(
+            f"{count} of {total} images cannot be read, the first is {file} ({reason})",
+            value=count,
+            allowed=f"at most {MAX_SHARE:.0%}",
+        )

@@ -24,9 +24,11 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
         splits[other], _ = _class_folders(root, other)
         difference = folders.keys() ^ splits[other].keys()
         if difference:
-            problem = f"has class {min(difference)!r} in only one of train and val"
-            allowed = "the same classes in both"
-            raise InputError(problem, place=f"folder {root}", allowed=allowed)
+            raise InputError(
+                f"has class {min(difference)!r} in only one of train and val",
+                place=f"folder {root}",
+                allowed="the same classes in both",
+            )
     # Names of folders may be any bytes; those of classes are printed.
     names = [os.fsencode(name).decode("utf-8", "replace") for name in folders]
     place = f"folder {root}"
@@ -72,25 +74,31 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
         return _distinct(place, numbers, names)
     unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
-        problem = f"has class {unknown[0]!r}, which is not one of the model's "
-        problem += f"{num_classes}, as {len(names) - len(unknown)} others are"
-        allowed = "names of its classes, or a folder for each"
-        raise InputError(problem, place=place, allowed=allowed)
+        raise InputError(
+            f"has class {unknown[0]!r}, which is not one of the model's "
+            f"{num_classes}, as {len(names) - len(unknown)} others are",
+            place=place,
+            allowed="names of its classes, or a folder for each",
+        )
     if labels_by_name is not None and num_classes != len(names):
-        problem = f"has {len(names)} classes, none of which is named as one of the "
-        problem += f"model's {num_classes}"
-        allowed = "folders with names of its classes, with whole numbers from 0 to "
-        allowed += f"{num_classes - 1} as labels, or one for each class"
-        raise InputError(problem, place=place, allowed=allowed)
+        raise InputError(
+            f"has {len(names)} classes, none of which is named as one of the "
+            f"model's {num_classes}",
+            place=place,
+            allowed=(
+                "folders with names of its classes, with whole numbers from 0 to "
+                f"{num_classes - 1} as labels, or one for each class"
+            ),
+        )
     check_num_classes(num_classes, len(names), place)
     for label, name in enumerate(names):
         if known.get(name, label) != label:
-            problem = f"has class {name!r}, which is class {known[name]} of the model "
-            problem += (
-                f"and {label} by the order of all, of which it lacks {unknown[0]!r}"
+            raise InputError(
+                f"has class {name!r}, which is class {known[name]} of the model "
+                f"and {label} by the order of all, of which it lacks {unknown[0]!r}",
+                place=place,
+                allowed="names of the model's classes",
             )
-            allowed = "names of the model's classes"
-            raise InputError(problem, place=place, allowed=allowed)
     two_orders = class_names.two_orders(names)
     if labels_by_name is not None and two_orders:
         label, text, number = two_orders
@@ -109,9 +117,11 @@ def _distinct(place, numbers, names):
     first = {}
     for number, name in zip(numbers, names, strict=True):
         if number in first:
-            problem = f"has class {number} twice, as {first[number]!r} and {name!r}"
-            allowed = "one folder for each class"
-            raise InputError(problem, place=place, allowed=allowed)
+            raise InputError(
+                f"has class {number} twice, as {first[number]!r} and {name!r}",
+                place=place,
+                allowed="one folder for each class",
+            )
         first[number] = name
     return numbers
 
@@ -135,13 +145,18 @@ def _class_folders(root, split):
             continue
         name = class_names.normalized(entry.name)
         if name in folders:
-            problem = f"has class {name!r} twice, in two spellings of Unicode"
-            allowed = "one folder for each class"
-            raise InputError(problem, place=f"folder {folder}", allowed=allowed)
+            raise InputError(
+                f"has class {name!r} twice, in two spellings of Unicode",
+                place=f"folder {folder}",
+                allowed="one folder for each class",
+            )
         folders[name] = entry.name
     if not folders:
-        allowed = "one folder of images for each class"
-        raise InputError("is empty", place=f"folder {folder}", allowed=allowed)
+        raise InputError(
+            "is empty",
+            place=f"folder {folder}",
+            allowed="one folder of images for each class",
+        )
     return dict(sorted(folders.items())), loose
 
 
@@ -204,9 +219,11 @@ def _unlabeled_files(root, split):
     tested_on = os.path.realpath(tested)
     for real, folder in found.folders.items():
         if inside == train and os.path.commonpath((real, tested_on)) == tested_on:
-            problem = f"is a part of {tested}, by a link"
-            place = f"folder {os.path.join(root, folder)}"
-            raise InputError(problem, place=place, hint="training needs its own")
+            raise InputError(
+                f"is a part of {tested}, by a link",
+                place=f"folder {os.path.join(root, folder)}",
+                hint="training needs its own",
+            )
     if not found.images:
         raise no_image(os.path.join(root, inside))
     _log_left_out(root, found.left_out)

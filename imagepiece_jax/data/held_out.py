@@ -23,8 +23,11 @@ def part(files, split, place):
     """
     different = [*dict.fromkeys(files)]
     if len(different) < 2:
-        problem = f"has {len(different)} image and no test images"
-        raise InputError(problem, place=place, allowed="at least two images")
+        raise InputError(
+            f"has {len(different)} image and no test images",
+            place=place,
+            allowed="at least two images",
+        )
     count = max(1, min(MOST, len(different) // SHARE))
     tests = {different[index] for index in evenly_spaced(len(different), count)}
     if split == "train":

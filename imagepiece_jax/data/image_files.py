@@ -60,8 +60,10 @@ def entries(folder: str | os.PathLike) -> list[os.DirEntry]:
         with os.scandir(folder) as found:
             shown = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise InputError(problem, place=f"folder {folder}") from error
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            place=f"folder {folder}",
+        ) from error
     return sorted(shown, key=lambda entry: entry.name)
 
 
@@ -119,7 +121,8 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
     Returns (uint8 [B, H, W, 3], their names).
     Raises InputError if no image is left, and for one that does not fit `transform`.
     """
-    images, names = [], []
+    images = []
+    names = []
     for file in counted(files, "reading images"):
         if not file.is_file():
             print(f"{file} is left out: no such file", file=sys.stderr)
@@ -133,6 +136,8 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
             images.append(transform(image))
         names.append(file.name)
     if not images:
-        problem = f"none of {len(files)} files can be read, the first is {files[0]}"
-        raise InputError(problem, allowed="images")
+        raise InputError(
+            f"none of {len(files)} files can be read, the first is {files[0]}",
+            allowed="images",
+        )
     return np.stack(images), names

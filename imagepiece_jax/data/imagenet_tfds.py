@@ -17,17 +17,21 @@ def open_imagenet(split, num_classes, data_dir):
 
     check_num_classes(num_classes, 1000, "data set imagenet2012")
     if importlib.util.find_spec("array_record") is None:
-        problem = "is 'imagenet2012', which is read by array_record"
-        hint = "pip install array_record; Windows has none: take folder:PATH there"
-        raise InputError(problem, field="config.data.name", hint=hint)
+        raise InputError(
+            "is 'imagenet2012', which is read by array_record",
+            field="config.data.name",
+            hint="pip install array_record; Windows has none: take folder:PATH there",
+        )
     tfds_split = {"train": "train", "val": "validation"}[split]
     try:
         options = {"data_dir": data_dir, "file_format": "array_record"}
         builder = tfds.builder("imagenet2012", **options)
         if builder.info.splits and tfds_split not in builder.info.splits:
-            problem = f"has no split {tfds_split}"
-            hint = "prepare a --source that has both into a new folder"
-            raise InputError(problem, place=builder.data_path, hint=hint)
+            raise InputError(
+                f"has no split {tfds_split}",
+                place=builder.data_path,
+                hint="prepare a --source that has both into a new folder",
+            )
         files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
@@ -37,15 +41,19 @@ def open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        field, value = "config.data.name", "imagenet2012"
-        problem = f"is {value!r}, but config.data.dir {str(where)!r} has no "
-        problem += "complete array_record files of it"
-        hint = (
-            "make them in a clone from the tars or parquet files of ImageNet in FOLDER "
-            f"by `python -m tools.prepare_imagenet --source FOLDER --dir {where}`, or "
-            "try `python train.py --config configs/quickstart.py`, which needs no files"
-        )
-        raise InputError(problem, field=field, value=value, hint=hint) from error
+        value = "imagenet2012"
+        raise InputError(
+            f"is {value!r}, but config.data.dir {str(where)!r} has no "
+            "complete array_record files of it",
+            field="config.data.name",
+            value=value,
+            hint=(
+                "make them in a clone from the tars or parquet files of ImageNet in "
+                "FOLDER by `python -m tools.prepare_imagenet --source FOLDER --dir "
+                f"{where}`, or try `python train.py --config configs/quickstart.py`, "
+                "which needs no files"
+            ),
+        ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])

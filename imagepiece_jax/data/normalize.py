@@ -44,17 +44,23 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        problem, found = f"is {images.dtype} {list(images.shape)}", images.shape
-        allowed = "pixels, uint8 [..., 3]"
-        raise InputError(problem, field="images", value=found, allowed=allowed)
+        found = images.shape
+        raise InputError(
+            f"is {images.dtype} {list(images.shape)}",
+            field="images",
+            value=found,
+            allowed="pixels, uint8 [..., 3]",
+        )
     own = Normalization(mean, std)
-    mean, std = _along(images, own.mean), _along(images, own.std)
+    mean = _along(images, own.mean)
+    std = _along(images, own.std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_pixels(images: jax.Array, mean, std) -> jax.Array:
     """Inverse of `normalize`, rounded and clipped to 0 .. 255. -> uint8 [..., 3]."""
-    mean, std = _along(images, mean), _along(images, std)
+    mean = _along(images, mean)
+    std = _along(images, std)
     values = 255 * (images.astype(jnp.float32) * std + mean)
     return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
 
@@ -77,7 +83,8 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     floats: False: a program was made for pixels, and takes nothing else
     pixels: uint8 is allowed, too, and is normalized later
     """
-    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    shape = getattr(images, "shape", None)
+    dtype = getattr(images, "dtype", None)
     right = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and floats
     if not right and not (pixels and dtype == jnp.uint8):
         kind = type(images).__name__ if dtype is None else f"of type {dtype}"
@@ -91,9 +98,12 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     right = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not right or (size and shape[1:3] != size):
         some = described(size) if size else "any size"
-        problem = f"is of shape {shape}"
-        allowed = f"one or more images of {some} in an array [B, H, W, 3]"
-        raise InputError(problem, field="images", value=shape, allowed=allowed)
+        raise InputError(
+            f"is of shape {shape}",
+            field="images",
+            value=shape,
+            allowed=f"one or more images of {some} in an array [B, H, W, 3]",
+        )
 
 
 def warn_of_range(images, mean, std):
@@ -108,7 +118,8 @@ def warn_of_range(images, mean, std):
     steps = zip(images.shape, (8, 32, 32), strict=False)
     some = tuple(slice(None, None, max(1, size // most)) for size, most in steps)
     sample = np.asarray(images)[some].astype(np.float32)
-    low, high = sample.min(initial=np.inf), sample.max(initial=-np.inf)
+    low = sample.min(initial=np.inf)
+    high = sample.max(initial=-np.inf)
     if low >= high:
         return
     ends = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]

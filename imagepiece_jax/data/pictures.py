@@ -62,29 +62,44 @@ def rgb(image) -> np.ndarray:
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
     if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
-        allowed = "a file, or a list of the folder's files"
-        raise InputError("is a folder", place=image, allowed=allowed)
+        raise InputError(
+            "is a folder",
+            place=image,
+            allowed="a file, or a list of the folder's files",
+        )
     if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
         return decode.decode(file, name, upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
-            problem = f"is an empty PIL image, of size {image.size}"
-            raise InputError(problem, field="images", value=image.size)
+            raise InputError(
+                f"is an empty PIL image, of size {image.size}",
+                field="images",
+                value=image.size,
+            )
         try:
             with LOADING:
                 return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
-            problem = f"is a PIL image that cannot be read: {error}"
-            raise InputError(problem, field="images") from error
-    shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
+            raise InputError(
+                f"is a PIL image that cannot be read: {error}",
+                field="images",
+            ) from error
+    shape = getattr(image, "shape", ())
+    dtype = getattr(image, "dtype", None)
     right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
     if not right or 0 in shape or dtype != np.uint8:
         kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
-        allowed = "paths, bytes, open files, PIL images and uint8 arrays "
-        allowed += "[H, W], [H, W, 3] and [H, W, 4]"
-        raise InputError(f"is {kind}", field="images", value=kind, allowed=allowed)
+        raise InputError(
+            f"is {kind}",
+            field="images",
+            value=kind,
+            allowed=(
+                "paths, bytes, open files, PIL images and uint8 arrays "
+                "[H, W], [H, W, 3] and [H, W, 4]"
+            ),
+        )
     return decode.rgb(Image.fromarray(np.asarray(image)))
 
 
@@ -93,10 +108,16 @@ def _content(file):
     try:
         content = file.read()
     except Exception as error:  # a closed file, a broken connection
-        problem = f"is an open file that cannot be read: {error}"
-        raise InputError(problem, field="images") from error
+        raise InputError(
+            f"is an open file that cannot be read: {error}",
+            field="images",
+        ) from error
     if not isinstance(content, bytes):
-        kind, allowed = type(content).__name__, 'binary files, open(path, "rb")'
-        problem = f"is an open file of {kind}"
-        raise InputError(problem, field="images", value=kind, allowed=allowed)
+        kind = type(content).__name__
+        raise InputError(
+            f"is an open file of {kind}",
+            field="images",
+            value=kind,
+            allowed='binary files, open(path, "rb")',
+        )
     return content

@@ -69,8 +69,11 @@ class Preprocessing(CheckedFields):
     def of(cls, image_size, fields) -> "Preprocessing":
         """The Preprocessing with a dict of other fields. Raises InputError."""
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
-            allowed = f"a dict of {', '.join(IN_CONFIG)}"
-            raise InputError(field="preprocessing", value=fields, allowed=allowed)
+            raise InputError(
+                field="preprocessing",
+                value=fields,
+                allowed=f"a dict of {', '.join(IN_CONFIG)}",
+            )
         return cls(image_size, **fields)
 
     @property
@@ -146,10 +149,12 @@ class Preprocessing(CheckedFields):
             image = _middle(image)
             tall, wide = _same_aspect(image, tall, wide)
         if self.rule == "transformers":
-            top, left = (tall - height) // 2, (wide - width) // 2
+            top = (tall - height) // 2
+            left = (wide - width) // 2
             image = resize_exactly(image, len(image), wide, self.interpolation)
         else:
-            top, left = round((tall - height) / 2), round((wide - width) / 2)
+            top = round((tall - height) / 2)
+            left = round((wide - width) / 2)
         resized = resize_exactly(image, tall, wide, self.interpolation)
         return resized[top : top + height, left : left + width]
 
@@ -210,7 +215,10 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     actual = image.shape[:2]
     if actual != sides(size):
         why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image" * small
-        problem = f"has {described(actual)} pixels and is not resized{why}"
-        hint = f"scale it to the model's image_size first, {described(size)}"
-        raise InputError(problem, field="the image", value=actual, hint=hint)
+        raise InputError(
+            f"has {described(actual)} pixels and is not resized{why}",
+            field="the image",
+            value=actual,
+            hint=f"scale it to the model's image_size first, {described(size)}",
+        )
     return image

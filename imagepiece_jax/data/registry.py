@@ -62,8 +62,13 @@ def open_source(
     path = os.path.expanduser(name)
     kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
     hint = f"did you mean {kind}{name}?" if kind else ""
-    field, allowed = "config.data.name", ", ".join(NAMES)
-    raise InputError(field=field, value=name, allowed=allowed, hint=hint)
+    allowed = ", ".join(NAMES)
+    raise InputError(
+        field="config.data.name",
+        value=name,
+        allowed=allowed,
+        hint=hint,
+    )
 
 
 def own_files(name: str) -> list[str]:

@@ -29,7 +29,8 @@ class Source(abc.ABC):
     """
 
     def __init__(self, num_classes, class_names=None):
-        self.num_classes, self.class_names = num_classes, class_names
+        self.num_classes = num_classes
+        self.class_names = class_names
         self.unreadable = {}
 
     @abc.abstractmethod
@@ -134,7 +135,8 @@ class Subset(Source):
 
     def __init__(self, source, indices):
         super().__init__(source.num_classes, source.class_names)
-        self.source, self.indices = source, np.asarray(indices, np.int64)
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
 
     def __len__(self):
         return len(self.indices)
@@ -164,7 +166,8 @@ class Subset(Source):
     @functools.cached_property
     def part(self):
         """FNV-1a hash, word by word, of the places in the full source: hex digits."""
-        source, indices = self.source, self.indices
+        source = self.source
+        indices = self.indices
         while isinstance(source, Subset):
             source, indices = source.source, source.indices[indices]
         power = np.uint64(1099511628211)
@@ -219,7 +222,8 @@ class FileSource(Source):
 
     def _sizes(self, files):
         """Sizes of files in bytes, -1 of one that is not there."""
-        sizes, root = [], os.fsencode(self.root)
+        sizes = []
+        root = os.fsencode(self.root)
         for file in files:
             try:
                 sizes.append(os.stat(os.path.join(root, file)).st_size)
@@ -231,6 +235,9 @@ class FileSource(Source):
 def check_num_classes(num_classes, classes, data):
     """Raise InputError where config.num_classes is not what `data` has."""
     if num_classes not in (None, classes):
-        problem = f"is {num_classes}, but {data} has {classes} classes"
         found = {"field": "config.num_classes", "value": num_classes}
-        raise InputError(problem, **found, allowed=f"{classes}")
+        raise InputError(
+            f"is {num_classes}, but {data} has {classes} classes",
+            **found,
+            allowed=f"{classes}",
+        )

@@ -55,7 +55,8 @@ def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
     ratio = min(max(width / height, aspect[0]), aspect[1])
     box_width = min(width, round(height * ratio))
     box_height = min(height, round(width / ratio))
-    top, left = (height - box_height) // 2, (width - box_width) // 2
+    top = (height - box_height) // 2
+    left = (width - box_width) // 2
     return top, left, box_height, box_width
 
 
@@ -99,10 +100,12 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     old = image.shape[:2]
     if old == (height, width):
         return image
-    rows, columns = old[0] // _factor(old[0], height), old[1] // _factor(old[1], width)
+    rows = old[0] // _factor(old[0], height)
+    columns = old[1] // _factor(old[1], width)
     if (rows, columns) != old:
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    across, down = _filter(columns, width), _filter(rows, height)
+    across = _filter(columns, width)
+    down = _filter(rows, height)
     image = cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 

@@ -55,9 +55,12 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         paths = [os.path.expanduser(path) for path in images]
         for path in paths:
             if not os.path.exists(path):
-                problem = f"is {path}, which does not exist"
-                allowed = "a folder, paths of images, or data such as csv:FILE"
-                raise InputError(problem, field="images", value=path, allowed=allowed)
+                raise InputError(
+                    f"is {path}, which does not exist",
+                    field="images",
+                    value=path,
+                    allowed="a folder, paths of images, or data such as csv:FILE",
+                )
         files = image_files.find_images(paths)
         labels = np.full(len(files), NO_LABEL)
         return FileSource("", files, labels, num_classes=0)

@@ -5,7 +5,8 @@ import pathlib
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
-FLAG, OF_DATA = "--valid_labels", "data"
+FLAG = "--valid_labels"
+OF_DATA = "data"
 
 
 def read(text: str | None, source: Source) -> tuple[int, ...] | None:
@@ -22,12 +23,19 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
     present = source.present_labels
     labels = present if text == OF_DATA else _of_file(text, source.num_classes)
     if len(labels) == 1:
-        problem = f"is {text}, which leaves class {labels[0]} alone"
-        raise InputError(problem, field=FLAG, value=text, allowed="two classes or more")
+        raise InputError(
+            f"is {text}, which leaves class {labels[0]} alone",
+            field=FLAG,
+            value=text,
+            allowed="two classes or more",
+        )
     if lacking := sorted({*present} - {*labels}):
-        problem = f"{text} lacks label {lacking[0]}, which images have"
-        allowed = "files with the labels of all images"
-        raise InputError(problem, field=FLAG, value=text, allowed=allowed)
+        raise InputError(
+            f"{text} lacks label {lacking[0]}, which images have",
+            field=FLAG,
+            value=text,
+            allowed="files with the labels of all images",
+        )
     return labels
 
 
@@ -36,12 +44,20 @@ def _of_file(path, num_classes):
     try:
         words = pathlib.Path(path).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})"
-        raise InputError(problem, field=FLAG, value=path, allowed=allowed) from error
+        raise InputError(
+            f"{path} cannot be read ({getattr(error, 'strerror', 'no text')})",
+            field=FLAG,
+            value=path,
+            allowed=allowed,
+        ) from error
     for word in words:
         if not word.isdecimal() or int(word) >= num_classes:
-            problem = f"{path} has {word!r}"
-            raise InputError(problem, field=FLAG, value=word, allowed=allowed)
+            raise InputError(
+                f"{path} has {word!r}",
+                field=FLAG,
+                value=word,
+                allowed=allowed,
+            )
     if not words:
         raise InputError(f"{path} is empty", field=FLAG, value=path, allowed=allowed)
     return tuple(sorted(set(map(int, words))))

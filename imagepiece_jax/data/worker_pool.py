@@ -117,7 +117,8 @@ class Prefetch:
 
 def _joined(pool, groups, count, ahead):
     """Iterator over the joined groups; at most `ahead` results are not joined yet."""
-    numbers, pending = iter(range(count)), collections.deque()
+    numbers = iter(range(count))
+    pending = collections.deque()
 
     def submit(times):
         pending.extend(map(pool.submit, itertools.islice(numbers, times)))
@@ -170,11 +171,13 @@ class _Processes:
     """
 
     def __init__(self, work, workers, threads, slots, max_bytes):
-        self._slots, self._max_bytes = slots, max_bytes
+        self._slots = slots
+        self._max_bytes = max_bytes
         payload = pickle.dumps(work)  # once, in memory that all of them read
         size = slots * max_bytes + len(payload)
         _check_space(size)
-        self._arrived, self._workers = {}, []
+        self._arrived = {}
+        self._workers = []
         # Without a name nothing is left of it, even if all processes are killed.
         with tempfile.TemporaryFile(dir=SHARED if os.path.isdir(SHARED) else None) as f:
             f.truncate(size)
@@ -242,7 +245,8 @@ class _Worker:
             )
         finally:
             os.close(writable)
-        self.tasks, self.results = self.process.stdin, os.fdopen(readable, "rb")
+        self.tasks = self.process.stdin
+        self.results = os.fdopen(readable, "rb")
 
     def death(self):
         """The RunError for a process that has ended by itself."""
@@ -264,17 +268,28 @@ class _Worker:
 
 def _check_space(size):
     """Too little shows here, and not as a process that dies when it writes."""
-    if os.path.isdir(SHARED) and (free := shutil.disk_usage(SHARED).free) < size:
-        needed = f"reading in processes needs {size / 1e6:,.0f} MB"
-        problem = f"has {free / 1e6:,.0f} MB free, but {needed}"
-        ways = "more room (a container's --shm-size) or config.data.workers=0 (threads)"
-        raise InputError(problem, place=SHARED, value=free, allowed=ways)
+    if not os.path.isdir(SHARED):
+        return
+    free = shutil.disk_usage(SHARED).free
+    if free < size:
+        raise InputError(
+            f"has {free / 1e6:,.0f} MB free, but reading in processes needs "
+            f"{size / 1e6:,.0f} MB",
+            place=SHARED,
+            value=free,
+            allowed=(
+                "more room (a container's --shm-size) or config.data.workers=0 "
+                "(threads)"
+            ),
+        )
 
 
 def _serve(memory, results, payload, max_bytes, threads):
     """All that a worker process does: tasks come on stdin, results go to a pipe."""
-    memory, results = mmap.mmap(memory, 0), os.fdopen(results, "wb")
-    receiving, sending = threading.Lock(), threading.Lock()
+    memory = mmap.mmap(memory, 0)
+    results = os.fdopen(results, "wb")
+    receiving = threading.Lock()
+    sending = threading.Lock()
     work = pickle.loads(memoryview(memory)[payload:])
 
     def serve():

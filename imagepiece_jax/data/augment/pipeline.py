@@ -35,7 +35,8 @@ def device(images, run, mean, std, keys=None, extent=None):
     crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
-    data, augment = run.data, run.augment
+    data = run.data
+    augment = run.augment
     if data.canvas:
         size = run.image_size
         images = random_resized_crop(images, extent, crop_keys, size, data.area)
@@ -96,7 +97,8 @@ def erased_box(key, height, width, prob):
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
     erases = (uniform(prob_key) < prob) & fits[first]
-    tall, wide = (jnp.where(erases, side[first], 0) for side in (tall, wide))
+    tall = jnp.where(erases, tall[first], 0)
+    wide = jnp.where(erases, wide[first], 0)
     down, right = uniform(place_key, (2,))
     top = jnp.floor(down * (height - tall + 1))
     left = jnp.floor(right * (width - wide + 1))

@@ -30,7 +30,8 @@ OPS = (
 )
 _MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 _AFFINE = tuple(map(OPS.index, _MOVES))
-_COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
+_COLOR = OPS.index("Color")
+_SHARPNESS = OPS.index("Sharpness")
 # Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
 LUMINANCE = (19595, 38470, 7471)
 # Pillow cuts its double-precision result off to an integer. Sums of float32 may end up
@@ -117,7 +118,8 @@ def _smooth(images):
     total = total + 4 * values[:, 1:-1, 1:-1]
     inner = (2 * total + 13) // 26  # of 13, rounded: no sum lies halfway
     padded = jnp.pad(inner, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    row = jnp.arange(height)[:, None]
+    column = jnp.arange(width)[None, :]
     edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
     return jnp.where(edge[None, :, :, None], values, padded)
 
@@ -150,7 +152,8 @@ def tables(images, op, magnitude, sign):
     Returns uint8 [B, 3, 256].
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
-    m, direction = magnitude[:, None, None], sign[:, None, None]
+    m = magnitude[:, None, None]
+    direction = sign[:, None, None]
     share = factor(m, direction)
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
@@ -239,11 +242,14 @@ def matrices(op, magnitude, sign, height, width):
     + f.
     """
     degrees = sign * 30 * magnitude / 10
-    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    cos = jnp.cos(jnp.deg2rad(degrees))
+    sin = jnp.sin(jnp.deg2rad(degrees))
     shear = sign * 0.3 * magnitude / 10
     move = sign * 0.45 * magnitude / 10
-    zero, one = jnp.zeros_like(sign), jnp.ones_like(sign)
-    x, y = width / 2, height / 2
+    zero = jnp.zeros_like(sign)
+    one = jnp.ones_like(sign)
+    x = width / 2
+    y = height / 2
     results = {
         # Around the center, which stays in place.
         "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
