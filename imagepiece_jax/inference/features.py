@@ -223,7 +223,9 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
         raise InputError(
             field="layers",
             value=layers,
-            allowed=f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}",
+            allowed=(
+                f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
+            ),
         )
     return blocks
 
