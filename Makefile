@@ -13,8 +13,9 @@ LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
 # Of the site: mkdocs or zensical.
 BUILDER ?= mkdocs
+comma := ,
 
-.PHONY: train test quick lint docs workflows newest dist lock resolve clean
+.PHONY: train test quick plain lint docs workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -25,6 +26,10 @@ test: $(INSTALLED)-dev
 # Without real weights, killed processes and eight devices.
 quick: $(INSTALLED)-dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto -m "not slow"
+
+# What `pip install .` brings, alone, and README's first example with it.
+plain: .venv-plain/installed
+	.venv-plain/bin/python -m tests.plain
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
@@ -48,8 +53,8 @@ dist: .venv-release/installed
 	.venv-release/bin/twine check --strict dist/*
 
 lock: .venv-release/installed
-	$(UV) --universal --python-version 3.11 -o locks/cpu.txt pyproject.toml requirements-dev.txt
-	$(UV) --universal --python-version 3.11 -o locks/cuda13.txt --extra gpu pyproject.toml requirements-dev.txt
+	$(UV) --universal --python-version 3.11 -o locks/cpu.txt --extra train pyproject.toml requirements-dev.txt
+	$(UV) --universal --python-version 3.11 -o locks/cuda13.txt --extra train --extra gpu pyproject.toml requirements-dev.txt
 
 # Whether requirements.txt and all extras fit together as they are, without a lock.
 resolve: .venv-release/installed
@@ -66,7 +71,7 @@ endef
 $(INSTALLED): requirements.txt pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) $(LOCKED) --editable '.$(if $(filter cuda13,$(LOCK)),[gpu])'
+	$(BIN)/python $(PIP) $(LOCKED) --editable '.[train$(if $(filter cuda13,$(LOCK)),$(comma)gpu)]'
 	touch $@
 
 $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
@@ -79,5 +84,12 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	.venv-$*/bin/python $(PIP) -r $<
 	touch $@
 
+.venv-plain/installed: pyproject.toml
+	$(CHECK_PYTHON)
+	rm -rf .venv-plain
+	$(PYTHON) -m venv .venv-plain
+	.venv-plain/bin/python $(PIP) .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-docs .venv-release
+	rm -rf $(VENV) .venv-plain .venv-docs .venv-release

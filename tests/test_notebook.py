@@ -81,7 +81,7 @@ def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
     [(python, *pip, package, photographs)] = commands
     assert python == sys.executable and pip[:3] == ["-m", "pip", "install"]
     assert photographs == "scikit-learn"
-    assert package == "..[hub]"
+    assert package == "..[train,hub]"
 
 
 def test_it_names_no_address_that_is_none():

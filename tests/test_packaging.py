@@ -65,12 +65,20 @@ def parts(version):
 def imported(*folders):
     """Third-party packages that the Python files of these folders import."""
     names = set()
-    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names.add(node.module)
+    for folder in folders:
+        for file in (ROOT / folder).rglob("*.py"):
+            names |= imported_by(ast.walk(ast.parse(file.read_text())))
+    return names
+
+
+def imported_by(nodes):
+    """Third-party packages that these nodes of a syntax tree import."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
     names = {name.partition(".")[0] for name in names}
     return names - set(sys.stdlib_module_names) - LOCAL
 
@@ -79,13 +87,15 @@ def test_requirements_are_what_the_package_imports():
     used = {INSTALLED_AS.get(name, name) for name in imported("imagepiece_jax")}
     declared = {name_of(line) for line in requirements("requirements.txt")}
     assert used - OPTIONAL == declared - NOT_IMPORTED
+    both = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
+    assert both == requirements("requirements.txt")
     assert imported("configs") == {"ml_collections"}
 
 
 def test_tests_need_only_what_is_declared():
     extras = PROJECT["optional-dependencies"]
     assert extras["dev"] == requirements("requirements-dev.txt")
-    assert {"gpu", "onnx", "torch", "hub", "parity", "dev"} <= set(extras)
+    assert {"train", "gpu", "onnx", "torch", "hub", "parity", "dev"} <= set(extras)
     used = {INSTALLED_AS.get(name, name) for name in imported("tests")}
     declared = requirements("requirements.txt") + extras["dev"]
     declared += extras["parity"]  # else these are skipped
@@ -132,7 +142,7 @@ def test_versions_are_those_of_the_makefile_and_of_the_package():
     named = [x for x in PROJECT["classifiers"] if x.startswith(classifier)]
     assert [name.rpartition(" ")[2] for name in named] == versions
     # That of the package; what has a copy of it agrees.
-    assert PROJECT["dynamic"] == ["dependencies", "version"]
+    assert PROJECT["dynamic"] == ["version"]
     version = imagepiece_jax.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (version, PROJECT["license"])

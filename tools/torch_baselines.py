@@ -17,7 +17,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, Workload
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.common import timer
+from imagepiece_jax.common import extras, timer
 from imagepiece_jax.common.machine import cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
@@ -48,7 +48,7 @@ def prepare(names):
             importlib.import_module(library)
         except ImportError as error:
             problem = f"needs {library}, which cannot be imported ({error})"
-            hint = 'pip install ".[torch]" in a clone'
+            hint = extras.command("torch")
             raise InputError(problem, field="--against", hint=hint) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

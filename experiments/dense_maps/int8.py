@@ -19,9 +19,8 @@ import numpy as np
 from experiments import render
 from experiments.dense_maps.maps import HeadMaps, cells, figures
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import timer
+from imagepiece_jax.common import extras, timer
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
@@ -43,9 +42,7 @@ BASES = ("dense", "float32")
 def int8(context):
     """The dense model and every reduction of --sweep, float32 and int8; int8.md."""
     reductions = [settings.DENSE, *context.reductions]
-    if not importlib.util.find_spec("onnxruntime"):
-        hint = 'install it by pip install ".[onnx]"'
-        raise InputError("is missing", field="onnxruntime", hint=hint)
+    extras.check("int8", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         graphs = Graphs(context, reductions, pathlib.Path(folder))
         found = {entry: graphs.figures(*entry) for entry in graphs.entries}

@@ -15,6 +15,7 @@ the compiler makes of a config.
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.timer import Rules
 
 cli.define_config("a config file; several are compared with the first")
@@ -46,6 +47,8 @@ def main(others=None):
     reductions = parse_sweeps(SWEEP.value)
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), TIMING()
+    if PLOT.value:
+        extras.check("--plot", "matplotlib")
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)
     device.use(DEVICE.value)
     dtype = DTYPE.value or xla_options.fast_dtype()

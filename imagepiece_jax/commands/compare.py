@@ -15,6 +15,7 @@ A run determines its model, a file its sizes: see `evaluate`.
 import functools
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import is_number, literal
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
@@ -60,6 +61,7 @@ def main():
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
+    extras.check("the plot of a comparison", "matplotlib")
     compare.chosen(METHODS.value)
     reductions = parse_sweeps(SWEEP.value)
     config, weights = read_with_config(**typed)

@@ -8,10 +8,12 @@ import importlib.util
 import platform
 
 from imagepiece_jax import __version__, cli
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.version import LIBRARIES
 
 # extra -> (a module that it installs, its purpose)
 EXTRAS = {
+    "train": ("ml_collections", "training, evaluation and other commands"),
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
     "onnx": ("onnx", "ONNX files"),
     "hub": ("huggingface_hub", "weights of the Hugging Face hub"),
@@ -39,7 +41,7 @@ def main():
     for dtype in ("bfloat16", "float32"):
         print(f"attention in {dtype}: {resolve_backend('auto', dtype)}")
     for extra, (module, purpose) in EXTRAS.items():
-        state = f'missing: pip install ".[{extra}]" in a clone'
+        state = f"missing: {extras.command(extra)}"
         if importlib.util.find_spec(module) is not None:
             state = "installed"
         print(f"extra {extra} ({purpose}): {state}")
@@ -50,7 +52,7 @@ def version(name):
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "is missing: pip install . in a clone"
+        return "is missing: pip install imagepiece_jax"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ months; ONNX lasts longer. docs/inference.md has code that runs it.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
@@ -44,6 +44,8 @@ FILL = cli.choice(
     "fill", "nearest", ("nearest", "last", "zero", "class"), "of dropped patches"
 )
 TOKENS = cli.integer("tokens", None, "give so many image tokens, not logits", 1)
+
+WRITERS = {"jax": "flatbuffers", "onnx": "onnx"}  # which write a format
 
 
 def main():
@@ -67,7 +69,7 @@ def main():
     facts_file = jax_export.facts_file(out)
     for file in (out, facts_file):
         check_writable("--out", file, own_files(typed["path"]))
-    _check_installed(form)
+    extras.check(f"--format {form}", WRITERS[form])
     config, weights = read_with_config(**typed)
     vit = build(weights)
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
@@ -115,18 +117,6 @@ def main():
         f"{facts['gmacs']:.3f} GMACs an image, {runs}; {facts_file.name} describes "
         "input and output"
     )
-
-
-def _check_installed(form):
-    """Raise InputError where a package that writes this format is missing."""
-    package, writes, extra = {
-        "jax": ("flatbuffers", "JAX writes programs with it", "."),
-        "onnx": ("onnx", "--format onnx is written with it", '".[onnx]"'),
-    }[form]
-    if importlib.util.find_spec(package) is None:
-        hint = f"install it: pip install {extra} in a clone"
-        problem = f"is not installed, and {writes}"
-        raise InputError(problem, field=package, hint=hint)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ are shown, and the exit status is 1.
 import pathlib
 
 from imagepiece_jax import cli
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import one_of
 
@@ -44,6 +45,7 @@ def main(words):
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
     from imagepiece_jax.visualize import html
 
+    extras.check("a figure", "matplotlib")
     files = image_files.find_images(words)
     if LIMIT.value is None and len(files) > MANY:
         note = f"note: the page holds the pictures of all {len(files):,} images"

@@ -6,14 +6,15 @@ therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
 
 import contextlib
 import json
+import logging
 import pathlib
 import zlib
 
 import numpy as np
-from absl import logging
 
-from imagepiece_jax.common import orbax_files
 from imagepiece_jax.errors import InputError
+
+log = logging.getLogger("imagepiece_jax.checkpoints")
 
 
 class DamagedError(Exception):
@@ -49,7 +50,7 @@ def newest(folder, choose, among=None, reader=None):
             arrays, content = reader(folder / str(step), choose)
         except DamagedError as error:
             text = "skipping the damaged checkpoint %s: %s"
-            logging.warning(text, folder / str(step), error)
+            log.warning(text, folder / str(step), error)
             continue
         return arrays, json.loads(content)["meta"], step
     raise InputError(
@@ -73,6 +74,8 @@ def sealed(content):
 
 def read_content(folder) -> str:
     """The text of `described` in a step. Raises DamagedError if it is not intact."""
+    from imagepiece_jax.common import orbax_files  # which not all installations have
+
     with _reported_as_damage():
         meta = orbax_files.read_json(pathlib.Path(folder, "meta"))
         if sealed(meta["content"]) != meta:
@@ -86,6 +89,8 @@ def read(folder, choose):
     choose: called with (folder, table), names the arrays to read; may raise InputError
     Raises DamagedError if any of it is not intact.
     """
+    from imagepiece_jax.common import orbax_files  # as in `read_content`
+
     content = read_content(folder)
     with _reported_as_damage():
         table = json.loads(content)["arrays"]

@@ -10,10 +10,14 @@ import contextlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import logging
 from flax import traverse_util
-from orbax.checkpoint import checkpoint_managers as policies
+
+from imagepiece_jax.common import extras
+
+with extras.needed("a checkpoint"):
+    import orbax.checkpoint as ocp
+    from absl import logging
+    from orbax.checkpoint import checkpoint_managers as policies
 
 
 class StepWriter:

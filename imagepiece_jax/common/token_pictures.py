@@ -9,7 +9,6 @@ import os
 import pathlib
 import textwrap
 
-import cv2
 import numpy as np
 
 from imagepiece_jax.common.plotting import DPI, new_figure, save_figure
@@ -276,6 +275,11 @@ def _to_pixels(values, image):
 
 def _border(slots, width):
     """Pixels at most `width` from one of another group in their row or column."""
-    side = 2 * width + 1
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (side, side))
-    return cv2.morphologyEx(slots.astype(np.float32), cv2.MORPH_GRADIENT, cross) > 0
+    border = np.zeros(slots.shape, bool)
+    # Transposed, columns are rows, in the same memory.
+    for found, values in ((border, slots), (border.T, slots.T)):
+        for distance in range(1, width + 1):
+            differ = values[distance:] != values[:-distance]
+            found[distance:] |= differ
+            found[:-distance] |= differ
+    return border

@@ -15,6 +15,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.errors import InputError, closest, within
 
@@ -58,7 +59,8 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     one folder can import each other as `from configs import base` from anywhere.
     Raises InputError for a file that is missing or fails.
     """
-    from ml_collections import ConfigDict
+    with extras.needed("a config"):
+        from ml_collections import ConfigDict
 
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)

@@ -1,27 +1,31 @@
 """imagenet2012, ImageNet-1k as TFDS's array_record files."""
 
 import functools
-import importlib.util
 import io
 import logging
+import sys
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.data import decode, records
 from imagepiece_jax.data.source import Source, check_num_classes
 from imagepiece_jax.errors import InputError
+
+NAME = "data set imagenet2012"
 
 log = logging.getLogger("imagepiece_jax.data")
 
 
 def open_imagenet(split, num_classes, data_dir):
+    if sys.platform == "win32":
+        raise InputError(
+            "is 'imagenet2012', which Windows cannot read: it has no array_record",
+            field="config.data.name",
+            hint="take folder:PATH there",
+        )
+    extras.check(NAME, "tensorflow_datasets", "array_record")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
-    check_num_classes(num_classes, 1000, "data set imagenet2012")
-    if importlib.util.find_spec("array_record") is None:
-        raise InputError(
-            "is 'imagenet2012', which is read by array_record",
-            field="config.data.name",
-            hint="pip install array_record; Windows has none: take folder:PATH there",
-        )
+    check_num_classes(num_classes, 1000, NAME)
     tfds_split = {"train": "train", "val": "validation"}[split]
     try:
         options = {"data_dir": data_dir, "file_format": "array_record"}

@@ -19,14 +19,18 @@ import functools
 import math
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.preprocessing import unresized
+from imagepiece_jax.data.preprocessing import resize_exactly, unresized
 
-# Workers are parallel over images; OpenCV's own threads would only get in their way.
-cv2.setNumThreads(0)
+try:
+    import cv2
+except ModuleNotFoundError:  # of the extra "train"; `recover` does without
+    cv2 = None
+else:
+    # Workers are parallel over images; OpenCV's own threads would get in their way.
+    cv2.setNumThreads(0)
 
 TRIES = 10
 CROPS = ("random_resized", "shift", "none")
@@ -87,7 +91,7 @@ def shift(image, rng, pixels):
 
 def flip(image, rng):
     """Mirror left and right with probability 1/2. Same shape."""
-    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+    return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -95,11 +99,14 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     OpenCV's bicubic has another kernel and does not widen it when it shrinks, so that
     fine texture turns into noise. A short filter in front of it fixes both. Images more
-    than twice too large are first averaged down by a whole factor.
+    than twice too large are first averaged down by a whole factor. Without OpenCV it is
+    `resize_exactly`.
     """
     old = image.shape[:2]
     if old == (height, width):
         return image
+    if cv2 is None:
+        return resize_exactly(image, height, width)
     rows = old[0] // _factor(old[0], height)
     columns = old[1] // _factor(old[1], width)
     if (rows, columns) != old:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
@@ -43,7 +44,8 @@ def serialized(
     Raises InputError where the batch is open and the model draws, and for weights that
         are too large for one file.
     """
-    from flatbuffers.builder import BuilderSizeError  # of what JAX writes files with
+    with extras.needed("a program"):
+        from flatbuffers.builder import BuilderSizeError  # JAX writes files with it
 
     wanted = ProgramOutputs(vit, **outputs)
     images = exported_images(vit, batch_size, pixels, wanted.tokens)

@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
-
-from absl import logging
 
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
@@ -20,6 +19,8 @@ from imagepiece_jax.reduction.settings import (
     with_defaults,
 )
 from imagepiece_jax.reduction.sweep_text import parse_label
+
+log = logging.getLogger("imagepiece_jax.models")
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -106,7 +107,7 @@ def at_cost(method, dense, grid, name=None, allowed=MISS):
         method = method.resolved(_facts_of(dense, grid, name))
         found = _at_cost(method, model, grid, allowed)
     counts, name = _counts(found, model, grid), methods.name_of(method)
-    logging.info("%s at %g of the MACs: %s", name, method.macs, counts)
+    log.info("%s at %g of the MACs: %s", name, method.macs, counts)
     return found
 
 

@@ -1,14 +1,16 @@
 """Position embeddings resized to another grid, by the code of each family."""
 
+import logging
 import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from imagepiece_jax.common.image_size import sides
+
+log = logging.getLogger("imagepiece_jax.models")
 
 
 def fit(
@@ -38,7 +40,7 @@ def fit(
     front, rest = np.split(np.asarray(embedding[0], np.float32), [prefix])
     rest = resize(rest.reshape(*old, -1), grid, how or arch.resize)
     rows = np.concatenate([front, rest.reshape(-1, model.embed_dim)])
-    logging.info("position embeddings resized to %dx%d", *grid)
+    log.info("position embeddings resized to %dx%d", *grid)
     return {**tensors, "pos_embed": rows[None]}
 
 

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from imagepiece_jax.common import orbax_files
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
 from imagepiece_jax.errors import InputError, within
@@ -284,6 +283,8 @@ def _other_type(tensor, dtype):
 
 def _read_orbax(path, select):
     """Arrays of the Orbax checkpoint in the folder of `path`, by their paths."""
+    from imagepiece_jax.common import orbax_files  # which not all installations have
+
     trees = read_json(path)["tree_metadata"].values()
     keys = [[part["key"] for part in tree["key_metadata"]] for tree in trees]
     paths = {"/".join(map(str, key)): tuple(key) for key in keys}

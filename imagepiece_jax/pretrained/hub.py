@@ -7,13 +7,13 @@ weights are fetched into huggingface_hub's own cache, and read as any other fold
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -223,10 +223,7 @@ def repository_files(text):
     if not _ID.fullmatch(name):
         allowed = f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION"
         raise InputError("is no id of the hub", place=text, allowed=allowed)
-    if importlib.util.find_spec("huggingface_hub") is None:
-        problem = "needs huggingface_hub, which is not installed"
-        hint = 'install it: pip install ".[hub]" in a clone'
-        raise InputError(problem, place=text, hint=hint)
+    extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
     file = repository.needed(CONFIG, OPEN_CLIP)

@@ -11,7 +11,7 @@ import pathlib
 
 import jax
 
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.errors import Stopped
@@ -40,6 +40,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
     Raises InputError for a config or file that does not fit, RunError where training
         cannot continue, Stopped after a signal.
     """
+    extras.check("training", "cv2", "matplotlib", "simplejpeg", "tensorboardX")
     with contextlib.ExitStack() as stack:
         run = Run(config, workdir, stack, dry_run)
         steps = run.data.length.steps

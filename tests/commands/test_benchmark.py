@@ -97,7 +97,7 @@ def test_an_unknown_baseline_and_missing_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refused("--against=timm")
     assert message.startswith("--against needs torch, which cannot be imported")
-    assert message.endswith('pip install ".[torch]" in a clone')
+    assert message.endswith('pip install "imagepiece_jax[torch]"')
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -318,7 +318,7 @@ def test_doctor_says_each_thing_in_one_line():
     for dtype in ("bfloat16", "float32"):
         assert sum(line.startswith(f"attention in {dtype}: ") for line in lines) == 1
     extras = [line.split()[1] for line in lines if line.startswith("extra ")]
-    assert extras == ["gpu", "onnx", "hub", "torch", "dev"]
+    assert extras == ["train", "gpu", "onnx", "hub", "torch", "dev"]
     assert "extra dev (tests): installed" in lines
 
 
@@ -326,8 +326,8 @@ def test_doctor_names_what_is_missing_and_reports_the_rest(monkeypatch, tmp_path
     monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
     monkeypatch.setitem(doctor.EXTRAS, "dev", ("no_such_module", "tests"))
     lines = call(doctor.main).out.splitlines()
-    assert "no-such-library is missing: pip install . in a clone" in lines
-    assert 'extra dev (tests): missing: pip install ".[dev]" in a clone' in lines
+    assert "no-such-library is missing: pip install imagepiece_jax" in lines
+    assert 'extra dev (tests): missing: pip install "imagepiece_jax[dev]"' in lines
     (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
     ended = start("-m", "imagepiece_jax", "doctor", PYTHONPATH=str(tmp_path)).quiet()
     assert ended.out.endswith("JAX cannot be imported: broken on purpose\n")

@@ -146,7 +146,7 @@ def test_a_type_of_gpus_and_a_missing_package_are_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for file_format, package in (("onnx", "onnx"), ("jax", "flatbuffers")):
         said = sentence(call(export.main, *words, f"--format={file_format}"))
-        assert said.startswith(f"{package} is not installed, and ")
+        assert said.startswith(f"--format {file_format} needs {package}, which is not ")
     assert not list(tmp_path.iterdir())
 
 

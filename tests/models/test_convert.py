@@ -118,7 +118,7 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     source = variables(width=6, tokens=old * old)
     like = jax.eval_shape(lambda: variables(width=6, tokens=new * new))
     pos_embed = source["params"]["pos_embed"]
-    with caplog.at_level("INFO", logger="absl"):
+    with caplog.at_level("INFO", logger="imagepiece_jax.models"):
         model = tiny.model(embed_dim=6, num_heads=1)
         tensors = positions.fit(convert.to_timm(source), model, new * tiny.PATCH)
         found = convert.from_timm(tensors, like)

@@ -192,7 +192,7 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
     with pytest.raises(InputError) as error:
         imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
     assert error.value.problem == "needs huggingface_hub, which is not installed"
-    assert 'pip install ".[hub]"' in error.value.hint
+    assert 'pip install "imagepiece_jax[hub]"' in error.value.hint
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -124,7 +124,7 @@ def test_a_run_that_fell_back_replaces_the_damaged_step(tmp_path, caplog, damage
     checkpoints = saved(tmp_path, [1, 2])
     damage(tmp_path)
     caplog.clear()  # of Orbax, where saving takes long
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="imagepiece_jax.checkpoints"):
         assert_restored(checkpoints, 1)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 1 and "latest/2" in warnings[0]

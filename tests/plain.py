@@ -1,0 +1,87 @@
+"""README's first example, and the public functions, without the extra `train`.
+
+    python -m tests.plain
+
+`make plain` runs it where `pip install .` alone did; elsewhere `hide` makes the rest of
+an installation unimportable. It prints what was predicted, as JSON.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.common import extras
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.models.variables import variable_shapes
+from tests.models import tiny
+
+README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
+# What the small set's own packages import.
+IMPORTED_BY_OTHERS = ("absl", "flatbuffers", "google")
+
+
+def hide():
+    """Make all that a plain installation lacks unimportable."""
+    for modules in extras.EXTRAS.values():
+        for name in modules:
+            if name not in IMPORTED_BY_OTHERS:
+                assert name not in sys.modules
+                sys.modules[name] = None
+
+
+def main():
+    """Run all of it in an empty folder."""
+    folder = tempfile.TemporaryDirectory()
+    with folder, contextlib.chdir(folder.name):
+        space = first_example()
+        small = functions()
+    print(json.dumps({"reduction": dict(space["vit"].reduction), **small}))
+
+
+def first_example():
+    """What README's first example defines; weights and photographs are random."""
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (300, 200), "gray").save(name)
+    model = create_model(FILE, image_size=224)
+    tiny.write(f"{FILE}.npz", tiny.fill(variable_shapes(model, 224)))
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    code = re.sub(rf"{FILE}-\w+\.pth", f"{FILE}.npz", blocks[0])
+    assert f'"{FILE}.npz"' in code
+    space = {}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        exec(compile(code, README.name, "exec"), space)
+    return space
+
+
+def functions():
+    """Figures of a tiny model in every public function."""
+    for name in imagepiece_jax.__all__:
+        getattr(imagepiece_jax, name)
+    vit = tiny.pretrained({"name": "tome", "r": 3})
+    imagepiece_jax.save("saved", vit)
+    vit = imagepiece_jax.load("saved")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    program = imagepiece_jax.optimize(vit, batch_size=2, pixels=True)
+    better = imagepiece_jax.recover(vit, pixels, steps=1, batch_size=8)
+    maps = imagepiece_jax.features(vit, pixels[:2])
+    return {
+        "logits": np.asarray(program(pixels[:2])).shape,
+        "patches": np.asarray(maps.patches).shape,
+        "steps": better.recovery.steps,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--hide"]:
+        hide()
+    main()

@@ -1,0 +1,125 @@
+"""A plain installation: what works without the extra `train`, and what says so."""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from imagepiece_jax.commands import export, train, visualize
+from imagepiece_jax.common import extras
+from imagepiece_jax.data import registry
+from imagepiece_jax.errors import InputError
+from tests import compiling
+from tests.command import call, sentence, start
+from tests.models import tiny
+from tests.runs import ROOT
+from tests.test_packaging import INSTALLED_AS, PROJECT, imported_by, name_of
+
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+INSTALL = 'install it: pip install "imagepiece_jax[train]"'
+
+
+def test_the_small_set_is_what_the_public_functions_import():
+    code = "import imagepiece_jax as p, sys; [getattr(p, name) for name in p.__all__]"
+    code += "; print(*(m.__file__ for m in sys.modules.values() if m.__name__"
+    code += ".startswith('imagepiece_jax')), sep='\\n')"
+    files = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    names = set()
+    for file in files.splitlines():
+        with open(file, encoding="utf-8") as source:
+            statements = ast.parse(source.read()).body  # none of a function
+        names |= imported_by(statements)
+    installed = {INSTALLED_AS.get(name, name) for name in names}
+    assert installed == {name_of(line) for line in PROJECT["dependencies"]}
+
+
+def test_extras_are_those_of_the_project():
+    declared = PROJECT["optional-dependencies"]
+    for extra, modules in extras.EXTRAS.items():
+        names = {name_of(line) for line in declared[extra]}
+        assert {*modules.values()} == names
+        for module, package in modules.items():
+            assert INSTALLED_AS.get(module, module) == package
+            assert extras.extra_of(module) == extra
+
+
+@pytest.mark.slow
+def test_the_first_example_and_public_functions_need_the_small_set_alone():
+    ended = start("-m", "tests.plain", "--hide", XLA_FLAGS=compiling.QUICK).ok()
+    found = json.loads(ended.out)
+    assert found["reduction"]["name"] == "diffrate" and found["steps"] == 1
+    assert found["logits"] == [2, tiny.CLASSES]
+
+
+HIDING = "import runpy, sys; from tests import plain; plain.hide(); "
+HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", QUICKSTART],
+        ["describe", QUICKSTART],
+        ["predict", "--weights=none.npz", "cat.jpg"],
+    ],
+)
+def test_a_command_with_a_config_says_what_to_install(words):
+    said = sentence(start("-c", HIDING, "imagepiece_jax", *words))
+    assert said == f"a config needs ml-collections, which is not installed; {INSTALL}"
+
+
+def test_doctor_works_and_names_the_extra():
+    ended = start("-c", HIDING, "imagepiece_jax", "doctor").quiet()
+    (line,) = re.findall("^extra train .*$", ended.out, re.MULTILINE)
+    assert line.endswith('missing: pip install "imagepiece_jax[train]"')
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """A function that makes a package unimportable."""
+    return lambda module: monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize("module", ["cv2", "matplotlib", "simplejpeg", "tensorboardX"])
+def test_training_names_what_is_missing_before_it_begins(without, tmp_path, module):
+    without(module)
+    workdir = tmp_path / "run"
+    said = sentence(call(train.main, QUICKSTART, f"--workdir={workdir}"))
+    package = extras.EXTRAS["train"][module]
+    assert said == f"training needs {package}, which is not installed; {INSTALL}"
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "main, words, what",
+    [
+        (export.main, ["--out=model.jax"], "--format jax needs flatbuffers"),
+        (visualize.main, ["cat.jpg"], "a figure needs matplotlib"),
+    ],
+)
+def test_a_command_names_what_is_missing(without, main, words, what):
+    without("flatbuffers")
+    without("matplotlib")
+    said = sentence(call(main, "--weights=none.npz", *words))
+    assert said == f"{what}, which is not installed; {INSTALL}"
+
+
+def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp_path):
+    without("array_record")
+    with pytest.raises(InputError, match="imagenet2012 needs array_record, which"):
+        registry.open_source("imagenet2012", "val", data_dir=tmp_path)
+    without("orbax")
+    name = "imagepiece_jax.common.orbax_files"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(InputError, match="a checkpoint needs orbax-checkpoint, which"):
+        importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_another_missing_module_is_no_mistake_of_an_installation():
+    with pytest.raises(ModuleNotFoundError), extras.needed("nothing"):
+        importlib.import_module("no_such_module")
