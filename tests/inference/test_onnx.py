@@ -104,10 +104,10 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    fields, depth = METHODS[name].small, 3
+    fields, depth = tiny.small(name), 3
     if name not in ("mctf", "token_pooling"):  # which begin at the second block
         fields, depth = fields | {k: SHORT[k] for k in SHORT if k in fields}, 2
-    check(tiny.model({"name": name} | fields, depth=depth))
+    check(tiny.model(fields, depth=depth))
 
 
 # In the first two blocks it prunes and does not merge.
@@ -250,7 +250,7 @@ def test_pixels_are_normalized_inside():
 @functools.cache
 def tokens_by_jax(name, tokens):
     """(Pretrained, images, features) of a method that leaves so many tokens."""
-    vit = tiny.pretrained({"name": name} | METHODS[name].small)
+    vit = tiny.pretrained(tiny.small(name))
     images = tiny.images(2)
     run = tiny.compiled(lambda x: features(vit, x, tokens=tokens))
     return vit, np.asarray(images), run(images)

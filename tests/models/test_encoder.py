@@ -14,7 +14,6 @@ from imagepiece_jax.inference.features import FILLS, features
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny
 from tests.refused import refused
@@ -79,7 +78,7 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
 def test_as_many_tokens_as_asked_for(name):
     """By features, and by the program of `optimize`, which pads its images."""
     tokens = {"none": 25, "token_learner": 8}.get(name, 12)
-    vit = tiny.pretrained({"name": name} | METHODS[name].small)
+    vit = tiny.pretrained(tiny.small(name))
     found = jax.tree.map(np.asarray, features(vit, tiny.images(2), tokens=tokens))
     chex.assert_shape(found.tokens, (2, tokens, tiny.WIDTH))
     assert found.source.shape == found.patches.shape[:-1] == (2, 5, 5)
@@ -114,14 +113,13 @@ def test_tokens_are_normed_as_patches_are():
 
 
 def test_what_a_model_cannot_have_is_refused():
-    learned = {"name": "token_learner"} | METHODS["token_learner"].small
-    vit, images = tiny.pretrained(learned), tiny.images(1)
+    vit, images = tiny.pretrained(tiny.small("token_learner")), tiny.images(1)
     with refused("tokens", 9, "learned weights of another; allowed: 8"):
         features(vit, images, tokens=9)
     unnamed = Pretrained(tiny.model(TOME), {"params": {}})
     with refused("tokens", 9, "no record of its reduction"):
         features(unnamed, images, tokens=9)
-    empty = Pretrained(vit.model, {"params": {}}, learned)
+    empty = Pretrained(vit.model, {"params": {}}, tiny.small("token_learner"))
     with refused("params/blocks_0/attn/k/bias", "missing"):
         features(empty, images, tokens=9)
     with refused("params/blocks_0/attn/k/bias", (24,)):

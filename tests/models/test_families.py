@@ -61,7 +61,7 @@ FEW = {
 
 def few(name):
     """(blocks, fields, tokens left or None) of a method."""
-    return FEW.get(name, (3, METHODS[name].small, None))
+    return FEW.get(name, (3, tiny.small(name), None))
 
 
 SOFT = {"token_learner"}  # no patch is in one token alone

@@ -15,16 +15,31 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
 
 # No two of these, and no token count below, are the same number.
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
 
-# 25 image tokens, 23, 21, 17
-IMAGEPIECE = {"name": "imagepiece", "merge_ratio": 0.06}
-IMAGEPIECE |= {"merge_blocks": (0, 1), "prune_blocks": (2,)}
 EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
+# Fields of a method with which it has steps in this model; of others `small`.
+SMALL = {
+    "imagepiece": {"merge_ratio": 0.06, "merge_blocks": (0, 1), "prune_blocks": (2,)},
+    "imagepiece_dynamicvit": {"merge_ratio": 0.06, "keep_rate": 0.7}
+    | {"merge_blocks": (0,), "prune_blocks": (1,)},
+    "spvit": {"blocks": (1, 2), "keep_rates": (0.7, 0.4)},
+    "tome": {"r_list": (2, 2, 4)},
+    "token_learner": {"num_tokens": 8, "block": 1},
+    "diffrate": {"prune": (26, 22, 17), "merge": (26, 19, 14)},
+    "pitome": {"keep_rate": 0.95},
+    "tofu": {"keep_rate": 0.92},
+    "mctf": {"r": 7},
+    "dtem": {"r_list": (3, 4)},
+    "grid_pooling": {"grid_size": 4, "block": 1},
+}
+SMALL["imagepiece_tome"] = SMALL["imagepiece"]
+IMAGEPIECE = {"name": "imagepiece"} | SMALL["imagepiece"]  # 25 image tokens, 23, 21, 17
 
 # Compiling takes most of a test's time, running next to none.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -52,6 +67,12 @@ def slots(outputs, patches=None):
     """Image token of each patch in the end, [B, patches]."""
     batch = outputs.state.x.shape[0]
     return patch_slots(outputs.results, batch, patches or TOKENS)[-1]
+
+
+def small(name):
+    """A reduction by a method's name that has steps in a model of three blocks."""
+    usual = {"blocks": (1, 2)} if hasattr(METHODS[name], "blocks") else {}
+    return {"name": name} | SMALL.get(name, usual)
 
 
 def model(reduction=None, **options):

@@ -18,12 +18,11 @@ REDUCED = {
     "token": tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False},
     "tome": {"name": "tome", "r_list": (2, 2, 4)},
     "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
-    "kmeans": {"name": "token_pooling", "algorithm": "kmeans", "score": "class"}
-    | METHODS["token_pooling"].small,
+    "kmeans": tiny.small("token_pooling") | {"algorithm": "kmeans", "score": "class"},
 }
 
-# Every method with the fields that it declares for a model of three blocks.
-SMALL = {name: {"name": name} | own.small for name, own in METHODS.items()} | REDUCED
+# Every method with the fields for a model of three blocks.
+SMALL = {name: tiny.small(name) for name in METHODS} | REDUCED
 # Of an option whose score needs no map of the attention, where there is one.
 SMALL["token_pooling"] |= {"score": "class"}
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import chex
 import jax
@@ -197,8 +197,6 @@ class Wrong(Reducer):
 @dataclasses.dataclass(frozen=True)
 class WrongMethod(Method):
     """Steps of `Wrong`."""
-
-    small: ClassVar[dict[str, Any]] = {}
 
     how: str = choice("slot", ("tap", "few", "slot", "trained"))
     blocks: tuple[int, ...] = blocks(1)

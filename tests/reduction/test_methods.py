@@ -79,7 +79,7 @@ SETTINGS = [  # as --sweep takes them
 ]
 # What has to be smaller than the default for the few tokens here.
 SMALLER = {"grid_pooling": {"grid_size": 2}, "tofu": {"keep_rate": 0.7}} | {
-    name: METHODS[name].small for name in ("diffrate", "dtem", "mctf")
+    name: tiny.SMALL[name] for name in ("diffrate", "dtem", "mctf")
 }
 # Where patches are decides with these, not only what they are.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling"}

@@ -94,7 +94,6 @@ class DiffRate(Method):
 
     model_fields = {"prop_attn": True}
     amounts = ("target", "prune", "merge")
-    small = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
 
     # GMACs of a published schedule of the model's size; None: the one of `DEFAULT`.
     target: float | None = optional(weight())

@@ -122,7 +122,6 @@ class DTEM(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     amounts = ("r", "r_list")
-    small = {"r_list": (3, 4)}
 
     r: int = count(16)  # tokens that a block merges away
     r_list: tuple[int, ...] | None = optional(counts())  # by block; then none

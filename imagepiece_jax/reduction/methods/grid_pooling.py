@@ -55,7 +55,6 @@ class GridPooling(Method):
     """
 
     amounts = ("grid_size", "block")
-    small = {"grid_size": 4, "block": 1}
 
     grid_size: int = count(7, least=1)  # cells a side, at most as many as patches
     block: int = count(6)  # the first block that sees the cells

@@ -67,7 +67,6 @@ class ImagePiece(Method):
     """
 
     amounts = ("keep_rate", "merge_ratio")
-    small = {"merge_ratio": 0.06, "merge_blocks": (0, 1), "prune_blocks": (2,)}
 
     keep_rate: float = rate(0.8)  # of the image tokens, at each prune step
     merge_ratio: float = rate(0.08)  # of all tokens, class token included

@@ -46,9 +46,6 @@ class NoisyTopK(KeepPredictor):
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps; those that prune keep as many, by a learned score."""
 
-    small = ImagePiece.small | {"merge_blocks": (0,), "prune_blocks": (1,)}
-    small |= {"keep_rate": 0.7}
-
     mode: str = choice("mask", ("mask", "topk"))  # training masks or removes tokens
     # The score reads tokens before the MLP, or before the block.
     predictor_pos: str = choice("mid", ("mid", "pre"))

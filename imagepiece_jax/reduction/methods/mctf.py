@@ -125,7 +125,6 @@ class MCTF(Removal):
     """
 
     amounts = ("r", "blocks")
-    small = {"r": 7}
 
     # Tokens that a block loses; below 1 their share.
     r: float = checked(16, _removed, "integers, and shares of at least 0 and below 1")

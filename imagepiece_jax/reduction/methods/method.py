@@ -57,8 +57,6 @@ class Method(fields.CheckedFields):
     # Its own fields that say how many tokens stay, and at which blocks.
     amounts: ClassVar[tuple[str, ...]] = ("keep_rate",)
     needs_teacher: ClassVar[bool] = False  # training compares with a frozen dense model
-    # Fields with which it has steps in a model of three blocks and 25 tokens.
-    small: ClassVar[Mapping[str, Any]] = {}
     # Its fields of the model, where a config has no others.
     model_fields: ClassVar[Mapping[str, Any]] = {}
     # (outputs, teacher_outputs, plan) -> {name: extra loss term}
@@ -242,7 +240,6 @@ class InStages(Method):
     """Base of methods that keep a share of the tokens at each of some blocks."""
 
     amounts = ("keep_rate", "blocks")
-    small = {"blocks": (1, 2)}
 
     keep_rate: float = fields.rate(0.7)
     blocks: tuple[int, ...] = fields.blocks(3, 6, 9)

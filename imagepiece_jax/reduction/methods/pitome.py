@@ -46,8 +46,6 @@ class PiToMe(Method):
     The first half of the blocks matches all tokens, the second protects low energies.
     """
 
-    small = {"keep_rate": 0.95}
-
     keep_rate: float = rate(0.9125)  # of the image tokens, in every block
     late_first: bool = switch(False)  # the halves exchanged, as its authors do with MAE
     metric: str = metric()  # after energies of keys

@@ -102,7 +102,6 @@ class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
 
     amounts = ("keep_rates", "blocks")
-    small = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
     # Shares of the first tokens, at each of `blocks`.
     keep_rates: tuple[float, ...] = several(

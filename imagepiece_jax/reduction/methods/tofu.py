@@ -72,8 +72,6 @@ class ToFu(Method):
     Up to the middle one they drop them, then they fuse.
     """
 
-    small = {"keep_rate": 0.92}
-
     keep_rate: float = rate(0.925)  # of all tokens, in every block
     rescale: str = choice("destination", ("destination", "mean"))  # see `Fuse`
     metric: str = metric()

@@ -102,7 +102,6 @@ class TokenLearner(Method):
     """Before `block`, learn `num_tokens` tokens from all; the class token stays."""
 
     amounts = ("num_tokens", "block")
-    small = {"num_tokens": 8, "block": 1}
 
     num_tokens: int = count(16, least=1)  # that take the place of all image tokens
     block: int = count(7)  # the first block that sees them

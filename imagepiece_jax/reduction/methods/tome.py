@@ -14,7 +14,6 @@ class ToMe(Removal):
     """In every block merge `r` tokens, or as many as half of the image tokens."""
 
     amounts = ("r", "inflection", "r_list")
-    small = {"r_list": (2, 2, 4)}
 
     r: int = count(13)  # tokens that a block merges away; at most half of its tokens
     # Spreads them linearly: -1 from 2 r in the first block to 0, 1 the reverse.
