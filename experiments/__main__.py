@@ -15,7 +15,7 @@ was stopped.
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation; all of them; saliency, saliency-picture;
 patch_features; fixed_tokens; int8; or scratch, which trains from random weights.
-recover and late are scripts of their own: python -m experiments recover --help.
+recover, recover_elsewhere and late are scripts of their own, each with its --help.
 """
 
 import runpy
@@ -23,7 +23,11 @@ import sys
 
 from imagepiece_jax.common import cache_dirs
 
-if __name__ == "__main__" and {*sys.argv[1:2]} & {"recover", "late"}:
+if __name__ == "__main__" and "".join(sys.argv[1:2]) in (
+    "recover",
+    "recover_elsewhere",
+    "late",
+):
     script = sys.argv.pop(1)
     cache_dirs.keep_programs()  # before the script imports JAX
     # It ends the process; its flags and those below would collide.

@@ -124,7 +124,7 @@ class Study:
         odd = Subset(photographs, np.arange(len(photographs))[ODD])
         noisy = study.batches(odd, as_they_are)
         self.images = {
-            "clean": study.batches(photographs, as_they_are),
+            "clean": list(study.batches(photographs, as_they_are)),
             "noise": [damaged(batch, DAMAGE[NOISE]) for batch in noisy],
         }
 

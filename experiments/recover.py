@@ -18,7 +18,6 @@ import dataclasses
 import fnmatch
 import functools
 import importlib.metadata
-import io
 import json
 import math
 import pathlib
@@ -32,6 +31,7 @@ from flax import traverse_util
 from scipy import special, stats
 
 import imagepiece_jax
+from experiments.imagenette import Imagenette
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel, timer
@@ -46,12 +46,10 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.data import decode
-from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.data.registry import open_source
-from imagepiece_jax.data.source import Source, Subset, evenly_spaced
+from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -208,44 +206,6 @@ def selected(only: Iterable[str] | None) -> list[Cell]:
 
 
 # A run
-
-
-class Imagenette(Source):
-    """The images of one .npz file, with labels of ImageNet-1k."""
-
-    def __init__(self, path):
-        try:
-            with np.load(path) as file:
-                self.bytes, self.offsets = file["bytes"], file["offsets"]
-                synsets, own = file["classes"].tolist(), file["label"]
-        except (OSError, KeyError, ValueError) as error:
-            allowed = "a .npz file with bytes, offsets, label and classes"
-            problem = f"is {path}, which cannot be read"
-            raise InputError(
-                problem, field="--imagenette", value=str(path), allowed=allowed
-            ) from error
-        places = {synset: place for place, (synset, _) in enumerate(imagenet_rows())}
-        super().__init__(len(places))
-        self.labels = np.array([places[synset] for synset in synsets])[own]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, index):
-        file = io.BytesIO(self.encoded(index))
-        return decode.decode(file, self.name(index)), int(self.labels[index])
-
-    def name(self, index):
-        return f"image {index} of imagenette"
-
-    def encoded(self, index):
-        return self.bytes[self.offsets[index] : self.offsets[index + 1]].tobytes()
-
-    def size(self, index):
-        return self.read(index)[0].shape[:2]
-
-    def inventory(self, indices):
-        yield self.labels[indices].tobytes()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import importlib.metadata
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from scipy import special
 
@@ -24,6 +25,7 @@ from imagepiece_jax.common.files import (
     read_json,
     replace_file,
 )
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.data.loader import EvalBatches
 from imagepiece_jax.errors import InputError
@@ -122,34 +124,47 @@ def versions() -> dict[str, str]:
 # A model's answers
 
 
-def batches(source, preprocessing, size: int = BATCH) -> list[dict[str, Any]]:
+def batches(source, preprocessing, size: int = BATCH) -> Iterator[dict[str, Any]]:
     """Batches of an evaluation. Raises InputError for an unreadable image."""
     sequence = EvalBatches(
         source, preprocessing, batch_size=size, placement=parallel.placement()
     )
-    found = list(sequence.batches(threads=THREADS))
+    yield from sequence.batches(threads=THREADS)
     if source.unreadable:
         problem = f"are {len(source)}, of which some cannot be read"
         raise InputError(problem, field="the images", hint="fetch them again")
-    return found
 
 
-def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
-    """A function of batches that returns a model's logits, [images, classes].
+def reader(vit, read: Callable[..., Mapping[str, Any]]) -> Callable[..., dict]:
+    """A function of batches that returns read(outputs, batch), [images, ..] by name.
 
-    It is compiled at the first batch, for all calls.
+    It is compiled at the first batch, for all calls. Images of another size than the
+    model's are resized on the device.
+
+    vit: a Pretrained
     """
+    size = sides(vit.image_size)
 
-    def outputs_of(outputs, batch):
-        return {"logits": outputs.logits}
+    def sized(images, batch, model):
+        if images.shape[1:3] == size:
+            return images
+        return jax.image.resize(images, (len(images), *size, 3), "cubic")
 
-    step = accuracy.model_step(vit.model, precision="highest", measure=outputs_of)
+    step = accuracy.model_step(
+        vit.model, precision="highest", measure=read, alter=sized
+    )
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate(step, variables, images).each["logits"]
+        return accuracy.evaluate(step, variables, images).each
 
     return answer
+
+
+def answerer(vit) -> Callable[[Iterable[Mapping[str, Any]]], np.ndarray]:
+    """A function of batches that returns a model's logits, [images, classes]."""
+    answer = reader(vit, lambda outputs, batch: {"logits": outputs.logits})
+    return lambda images: answer(images)["logits"].astype(np.float32)
 
 
 def labels(images: Iterable[Mapping[str, Any]]) -> np.ndarray:
@@ -168,9 +183,19 @@ def divergence(dense: np.ndarray, own: np.ndarray) -> np.ndarray:
 def stored(kl: Iterable[float], right: np.ndarray) -> dict[str, Any]:
     """KL divergences and right answers [images], as JSON values."""
     rounded = [float(f"{value:.{DIGITS}g}") for value in kl]
-    return {"images": len(right), "kl": rounded, "right": encode_bits(right)}
+    return {"kl": rounded, **stored_right(right)}
+
+
+def stored_right(right: np.ndarray) -> dict[str, Any]:
+    """Right answers [images] alone, as JSON values."""
+    return {"images": len(right), "right": encode_bits(right)}
+
+
+def unpacked_right(found: Mapping[str, Any]) -> np.ndarray:
+    """Right answers [images] of `stored` and `stored_right`."""
+    return decode_bits(found["right"], found["images"])
 
 
 def unpacked(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(KL divergences, right answers) [images] of `stored`."""
-    return np.array(found["kl"]), decode_bits(found["right"], found["images"])
+    return np.array(found["kl"]), unpacked_right(found)

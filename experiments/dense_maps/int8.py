@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import render
 from experiments.dense_maps.maps import HeadMaps, cells, figures
+from experiments.quantize import FILES, FLOAT, QUANTIZERS, RUNTIMES
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import extras, timer
 from imagepiece_jax.data.normalize import normalize
@@ -27,14 +28,6 @@ from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
-# (runtime, weights): the file that is read or written.
-FILES = {
-    ("onnxruntime", "float32"): "model.onnx",
-    ("onnxruntime", "int8"): "model_int8.onnx",
-    ("OpenVINO", "float32"): "model.onnx",
-    ("OpenVINO", "int8"): "model_int8.xml",
-}
-FLOAT, *_ = FILES
 BATCHES, AT_ONCE = (1, 8), 8
 BASES = ("dense", "float32")
 
@@ -204,46 +197,6 @@ class Graphs:
         return texts | (dict.fromkeys(own) if found is floats else own)
 
 
-def quantize_onnx(folder, images):
-    """The int8 graph of onnxruntime, calibrated by images, float32, normalized."""
-    from onnxruntime import quantization
-
-    class Calibration(quantization.CalibrationDataReader):
-        def __init__(self):
-            self.images = iter(images)
-
-        def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {"images": image[None]}
-
-    quantization.quantize_static(
-        folder / FILES[FLOAT],
-        folder / FILES["onnxruntime", "int8"],
-        Calibration(),
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        use_external_data_format=bool([*folder.glob("*.data")]),
-        extra_options={"MatMulConstBOnly": True},  # products of tokens stay float32
-    )
-
-
-def quantize_openvino(folder, images):
-    """The int8 graph of NNCF for OpenVINO, calibrated by the same images."""
-    import nncf
-    import openvino
-
-    calibration = nncf.Dataset(list(images), lambda image: image[None])
-    model = openvino.Core().read_model(folder / FILES[FLOAT])
-    kind = nncf.ModelType.TRANSFORMER
-    quantized = nncf.quantize(
-        model, calibration, model_type=kind, subset_size=len(images)
-    )
-    path = folder / FILES["OpenVINO", "int8"]
-    openvino.save_model(quantized, path, compress_to_fp16=False)
-
-
 def filled(tokens, source, coordinates):
     """Features of all patches of a TokenList; a dropped one has its neighbor's.
 
@@ -256,27 +209,3 @@ def filled(tokens, source, coordinates):
     source = np.where(source < 0, (apart**2).sum(axis=1).argmin(axis=2), source)
     patches = np.take_along_axis(tokens, source[..., None], axis=1)
     return patches.reshape(batch, *grid, -1)
-
-
-def _onnxruntime(path):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(None, {"images": images})
-
-
-def _openvino(path):
-    import openvino
-
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(path, "CPU", hints)
-    return lambda images: [*compiled([images]).to_tuple()]
-
-
-QUANTIZERS = {"onnxruntime": quantize_onnx, "OpenVINO": quantize_openvino}
-RUNTIMES = {"onnxruntime": _onnxruntime, "OpenVINO": _openvino}

@@ -1,0 +1,265 @@
+"""Recovery elsewhere: cells of a tiny model by other code, the declared tests."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import imagepiece_jax
+from experiments import recover_elsewhere as elsewhere
+from experiments import study
+from experiments.damage import DAMAGE
+from experiments.recover_elsewhere import OFF, RECOVERED_FORM, REVERSE, Cell, Student
+from imagepiece_jax.common import timer
+from imagepiece_jax.data.unlabeled import ArraySource
+from imagepiece_jax.errors import InputError
+from tests import markdown
+from tests.command import call
+from tests.experiments.test_dense_maps import random_head
+from tests.experiments.test_late import logits, slow_kl
+from tests.models import tiny
+
+COUNT = 96
+DROPPING = {"name": "evit", "keep_rate": 0.5, "blocks": (1,), "fuse_token": False}
+STUDENTS = {
+    "three-0.5": Student("reduced", DROPPING, tiny.SIDE),
+    "small-176": Student("small", None, 16),
+    "large-0.5": Student("large", DROPPING, 24),
+    "tome-0.5": Student("encoder", DROPPING, tiny.SIDE, "encoder"),
+}
+
+
+class Watched(ArraySource):
+    """Images, and the places that were read."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self.seen = set()
+
+    def read(self, index):
+        self.seen.add(index)
+        return super().read(index)
+
+
+@pytest.fixture(scope="module")
+def images():
+    shape = (COUNT, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    vit = tiny.pretrained()
+    imagepiece_jax.save(path / "weights", vit)
+    np.savez(path / "head.npz", **random_head(tiny.WIDTH))
+    # A recovered model is any with other numbers.
+    moved = jax.tree.map(lambda leaf: leaf * np.float32(1.01), vit.variables)
+    student = dataclasses.replace(vit, variables=moved).with_reduction(DROPPING)
+    for name in ("three-0.5.chosen.A1", "three-0.5.imagenette.A0"):
+        imagepiece_jax.save(path / "recovered" / name, student)
+    return path
+
+
+@pytest.fixture
+def whole(folder, images):
+    return elsewhere.Study(
+        weights=str(folder / "weights"),
+        photographs=Watched(list(images)),
+        recovered=folder / "recovered",
+        encoder=str(folder / "weights"),
+        decoder=folder / "head.npz",
+        students=STUDENTS.copy(),
+        steps=1,
+        calibration=5,
+        size=tiny.SIDE,
+        large=24,
+    )
+
+
+def test_a_recovered_model_is_judged_on_damaged_rows_it_did_not_learn(
+    whole, images, tmp_path
+):
+    cell = Cell("damage", "three-0.5", RECOVERED_FORM, "A")
+    study.run([cell], tmp_path, whole.digests, whole.measure)
+    found = json.loads((tmp_path / f"{cell.name}.json").read_text("utf-8"))
+    rows = images[1::2]
+    dense = imagepiece_jax.load(whole.weights)
+    student = imagepiece_jax.load(whole.recovered / "three-0.5.chosen.A1")
+    for name in (elsewhere.CLEAN, "noise .2"):
+        shown = rows
+        if name in DAMAGE:
+            shown = [DAMAGE[name](image, place) for place, image in enumerate(rows)]
+        kl, right = study.unpacked(found[name])
+        shown = np.stack(shown)
+        want = slow_kl(logits(dense, shown), logits(student, shown))
+        np.testing.assert_allclose(kl, want, rtol=2e-3, atol=2e-5)
+        assert len(right) == 48
+    assert found["gmacs"] == student.gmacs
+
+
+def test_smaller_images_are_resized_on_the_way(whole):
+    vit = whole.model(Cell("damage", "small-176", OFF, "B"))
+    assert vit.image_size == 16
+    batches = whole.clean("B")
+    found = study.answerer(vit)(batches)
+    images = np.float32(batches[0]["image"][0][:48])
+    mean, std = (255 * np.float32(each) for each in (vit.model.mean, vit.model.std))
+    small = jax.image.resize((images - mean) / std, (48, 16, 16, 3), "cubic")
+    want = tiny.compiled(vit.model.apply)(vit.variables, small).logits
+    np.testing.assert_allclose(found, want, atol=2e-5)
+
+
+def test_int8_is_calibrated_by_rows_that_were_learned_from(whole):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    cell = Cell("int8", "three-0.5", RECOVERED_FORM, "A")
+    vit = whole.model(cell)
+    whole.clean("A")
+    assert whole.photographs.seen == set(range(1, COUNT, 2))
+    found = whole.in_int8(cell, vit)
+    calibrating = whole.photographs.seen - set(range(1, COUNT, 2))
+    assert len(calibrating) == 5 and all(place % 2 == 0 for place in calibrating)
+    kl, _ = study.unpacked(found[elsewhere.CLEAN])
+    pixels = np.stack(whole.photographs.images[1::2])
+    float32, _ = study.unpacked(whole.judged(cell, logits(vit, pixels)))
+    assert len(kl) == 48 and not np.allclose(kl, float32, rtol=1e-3)
+
+
+def test_a_model_is_recovered_once(whole, folder):
+    cell = Cell("large", "large-0.5", RECOVERED_FORM)
+    assert whole.missing(cell) is None
+    first = whole.model(cell)
+    assert first.image_size == 24 and first.recovery.steps == 1
+    assert whole.photographs.seen <= set(range(0, COUNT, 2))
+    whole.photographs.seen.clear()
+    again = whole.model(cell)
+    assert again.recovery.seconds == first.recovery.seconds
+    assert not whole.photographs.seen
+    found = whole.at_large_size(Cell("large", "dense"), whole.dense_model(24))
+    kl, _ = study.unpacked(found[elsewhere.CLEAN])
+    np.testing.assert_array_equal(kl, 0)
+
+
+def test_a_model_of_another_reduction_is_refused(whole):
+    whole.students["three-0.5"] = Student("other", {"name": "tome", "r": 2}, tiny.SIDE)
+    with pytest.raises(InputError, match="three-0.5.chosen.A1 has evit"):
+        whole.model(Cell("damage", "three-0.5", RECOVERED_FORM))
+
+
+def test_maps_are_those_of_the_features(whole, images):
+    cell = Cell("maps", "tome-0.5")
+    found = whole.on_maps(cell, whole.model(cell))
+    rows = images[1::2]
+    dense = imagepiece_jax.load(whole.encoder)
+    own = dense.with_reduction(DROPPING)
+    ours, theirs = (
+        np.asarray(imagepiece_jax.features(vit, rows).patches).reshape(48, 25, -1)
+        for vit in (own, dense)
+    )
+    dots = np.sum(ours * theirs, axis=2)
+    lengths = np.linalg.norm(ours, axis=2) * np.linalg.norm(theirs, axis=2)
+    want = (dots / lengths).mean(axis=1)
+    np.testing.assert_allclose(found["cosine"], want, atol=2e-5)
+    assert len(found["iou"]) == len(found["correlation"]) == 48
+
+
+def test_cells_wait_for_what_is_not_there(whole):
+    missing = {cell.name: whole.missing(cell) for cell in elsewhere.cells()}
+    assert missing["damage.three-0.5.recovered.A"] is None
+    assert missing["damage.three-0.5.from-imagenette.A"] is None
+    path = str(whole.recovered / "three-0.5.chosen.B1")
+    assert missing["damage.three-0.5.recovered.B"] == path
+    assert missing["imagenette.dense.off.A"] == "--imagenette"
+    assert missing["maps.tome-0.5.recovered.A"] is None
+    bare = dataclasses.replace(whole, encoder=None)
+    assert bare.missing(Cell("maps", "tome-0.5")) == "--encoder and --decoder"
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Drawn figures: recovered models are better but in int8, where they are worse."""
+    draw = np.random.default_rng(0)
+    for cell in elsewhere.cells():
+        gain = {RECOVERED_FORM: -0.1, REVERSE: -0.05}.get(cell.form, 0.0)
+        if cell.kind == "int8":
+            gain = -gain
+        found = {}
+        for name in (elsewhere.CLEAN, *DAMAGE):
+            kl = np.abs(draw.normal(1 + gain, 0.05, 100))
+            found[name] = study.stored(kl, draw.random(100) < 0.8)
+        found["imagenette"] = study.stored_right(draw.random(60) < 0.6)
+        found["iou"] = [None, *draw.normal(0.7 - gain, 0.05, 99)]
+        found["cosine"] = list(draw.normal(0.9, 0.05, 100))
+        study.write(study.path_of(cell, tmp_path), found)
+    return elsewhere.Results(tmp_path)
+
+
+def test_tests_follow_from_the_cells(results):
+    tests, absent = elsewhere.primary(results)
+    assert not absent and [test.name[:2] for test in tests] == [
+        f"E{number}" for number in range(1, 9)
+    ]
+
+    def kl(kind, form, condition):
+        # Fold B without every fifth image or so: those that chose the recipe.
+        of_a, of_b = (
+            study.unpacked(
+                results.files[Cell(kind, "three-0.5", form, fold)][condition]
+            )[0]
+            for fold in "AB"
+        )
+        choosing = np.linspace(0, 99, 20).round().astype(int)
+        return np.concatenate([of_a, np.delete(of_b, choosing)])
+
+    change = kl("damage", RECOVERED_FORM, "blur 2") - kl("damage", OFF, "blur 2")
+    assert len(change) == 180
+    want = scipy.stats.ttest_1samp(change, 0.0)
+    assert tests[1].p == pytest.approx(want.pvalue)
+    assert tests[1].change.high == pytest.approx(want.confidence_interval(0.95).high)
+    iou = [
+        np.array(results.files[Cell("maps", "tome-0.5", form)]["iou"][1:])
+        for form in (RECOVERED_FORM, OFF)
+    ]
+    assert tests[6].p == pytest.approx(scipy.stats.ttest_rel(*iou).pvalue)
+    rows = markdown.tables(elsewhere.tests_text(results))[0]
+    verdicts = [row["verdict"] for row in rows]
+    assert verdicts == ["holds"] * 4 + ["worse"] + ["holds"] * 3
+
+
+def test_the_page_has_what_is_there(results, tmp_path):
+    del results.files[Cell("large", "large-0.5", RECOVERED_FORM)]
+    _, absent = elsewhere.primary(results)
+    assert [name[:2] for name in absent] == ["E6"]
+    (tmp_path / "large.large-0.5.recovered.A.json").unlink()
+    page = elsewhere.page(tmp_path)
+    assert "Not measured yet: E6" in page
+    assert "1 cells: `large.large-0.5.recovered.A`." in page
+    rows = markdown.tables(page)[1]
+    dense = [row for row in rows if row["KL / points"] == "dense"]
+    right = results.crossfitted(Cell("damage", "dense"), "blur 1")[1]
+    assert dense[0]["blur 1"] == f"{100 * right.mean():.1f} %"
+
+
+def test_times_are_in_turns_beside_the_dense_model(whole, monkeypatch):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    # OpenVINO corrupts memory with a model as small as this one.
+    monkeypatch.setattr(elsewhere.importlib.util, "find_spec", lambda name: None)
+    rules = timer.Rules(warmup=1, repeats=2, seconds=0.0)
+    rows = elsewhere.measure_times(whole, rules)["rows"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        if (row["student"], row["weights"]) == ("dense", "float32"):
+            assert row["ratio"] == (1, 1, 1)
+        assert row["runtime"] == "onnxruntime"
+
+
+def test_the_command_lists_and_writes_its_page(tmp_path):
+    listed = call(elsewhere.main, "--list", "--only", "maps.*").ok()
+    assert len(listed.out.splitlines()) == 8
+    call(elsewhere.main, "--tables", "--out", tmp_path / "runs").ok()
+    assert "Not measured yet" in (tmp_path / "README.md").read_text("utf-8")
