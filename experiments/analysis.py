@@ -45,7 +45,7 @@ def reassess(context):
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text, title = render.table(head, lines), "merged tokens judged again"
-    facts = render.facts(context, {"stem": pretrained.config.stem})
+    facts = render.facts(context, {"stem": pretrained.model.stem})
     render.page(context, "reassess", title, text, facts)
 
 
@@ -53,7 +53,7 @@ def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     fields, _ = split_reduction(reduction)
     share = getattr(methods.create(**fields), "candidate_ratio", 0.3)
-    steps = merges.sites(pretrained.config.create(reduction))
+    steps = merges.sites(pretrained.model_with(reduction))
     after = [
         (before, here)
         for before, here in zip(steps, steps[1:], strict=False)
@@ -145,7 +145,7 @@ def first_and_last(context, pretrained, reduction):
 
 def _merging(pretrained, reduction):
     """The Sites that merge."""
-    steps = merges.sites(pretrained.config.create(reduction))
+    steps = merges.sites(pretrained.model_with(reduction))
     return [site for site in steps if site.merges]
 
 
@@ -234,7 +234,7 @@ def lcb_similarity(context):
         for pretrained, reduction in models:
             estimates = first_merge(context, pretrained, reduction)
             cells = [interval(estimates[name], 3) for name in STEM_FIGURES]
-            lines.append([*line, pretrained.seed, *cells])
+            lines.append([*line, pretrained.source.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     note = {"merge": "ImagePiece's first"}
     if context.models.trains:
@@ -247,8 +247,8 @@ def lcb_similarity(context):
 def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site = _merging(pretrained, reduction)[0]
-    patch = pretrained.config.create(reduction).patch_size
-    width = sides(pretrained.config.image_size)[1] // patch
+    patch = pretrained.model_with(reduction).patch_size
+    width = sides(pretrained.image_size)[1] // patch
 
     def measure(outputs, batch):
         result, taps = outputs.results[site.place], outputs.taps[site.place]

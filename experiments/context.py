@@ -21,9 +21,9 @@ from imagepiece_jax.evaluate.cache import (
     Split,
     decode_bits,
 )
-from imagepiece_jax.pretrained.load import build, read
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings as reductions
 from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
@@ -33,11 +33,11 @@ class Models:
 
     trains: bool  # whether models are made here
     note: str  # a sentence on how the models came to be
-    weights: tuple[Weights, ...]  # that are there: their classes must be the data's
+    weights: tuple[Pretrained, ...]  # that are there: their classes must be the data's
 
     def find(
         self, reduction: Mapping, stem: str, by_stem: bool
-    ) -> list[tuple[Weights, Mapping]]:
+    ) -> list[tuple[Pretrained, Mapping]]:
         """(weights, reduction) pairs of one row, one a seed; [] where there is none.
 
         by_stem: models that are made here have either stem, each at its own cost; else
@@ -46,15 +46,14 @@ class Models:
 
     def sizes(self) -> set[tuple[int, int]]:
         """(classes, image size) of all models."""
-        configs = [each.config for each in self.weights]
-        return {(config.num_classes, config.image_size) for config in configs}
+        return {(each.model.num_classes, each.image_size) for each in self.weights}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OffTheShelf(Models):
     """One checkpoint, which every reduction is applied to without training."""
 
-    pretrained: Weights
+    pretrained: Pretrained
     trains = False
     note = (
         "One checkpoint for all rows, off the shelf: but for the reduction that it was "
@@ -66,7 +65,7 @@ class OffTheShelf(Models):
         return (self.pretrained,)
 
     def find(self, reduction, stem, by_stem):
-        same = self.pretrained.config.stem == stem
+        same = self.pretrained.model.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
 
@@ -74,7 +73,7 @@ class OffTheShelf(Models):
 class TrainedRuns(Models):
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
-    weights: tuple[Weights, ...]
+    weights: tuple[Pretrained, ...]
     trains = False
     note = "Trained models, each with the reduction it was trained with."
 
@@ -83,17 +82,18 @@ class TrainedRuns(Models):
         return [
             (run, run.reduction)
             for run in self.weights
-            if run.config.stem == stem and run.reduction == wanted
+            if run.model.stem == stem
+            and reductions.with_defaults(run.reduction) == wanted
         ]
 
 
-def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights]:
+def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
     """All runs in `folder`, by name; InputError if there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
         problem, allowed = f"{folder} has no run", "a folder of runs"
         raise InputError(problem, field="--runs", value=folder, allowed=allowed)
-    return [read(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
+    return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 
 
 def package_config(name: str) -> ConfigDict:
@@ -116,7 +116,7 @@ class Context:
         return pathlib.Path(self.settings.out)
 
     @property
-    def pretrained(self) -> Weights:
+    def pretrained(self) -> Pretrained:
         """The one checkpoint of an experiment that needs one; InputError without."""
         if not isinstance(self.models, OffTheShelf):
             allowed = "a weights file or a run's folder"
@@ -135,7 +135,7 @@ class Context:
         swept = parse_sweeps(self.settings.sweep)
         swept = [each for each in swept if each["name"] != reductions.DENSE["name"]]
         for reduction in swept:
-            self.pretrained.config.create(reduction)
+            self.pretrained.model_with(reduction)
         return swept
 
     def checkpoint(
@@ -164,7 +164,7 @@ class Context:
         """
 
         def analyzed():
-            vit = build(pretrained, reduction)
+            vit = pretrained.with_reduction(reduction, pretrained.source.seed)
             model = merges.observed(vit.model)
             return summarize(self.measure(model, vit.variables, measure))
 

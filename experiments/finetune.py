@@ -21,9 +21,9 @@ from imagepiece_jax.data.class_names import labels_by_name, other_class
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import read
-from imagepiece_jax.pretrained.weights import Weights
+from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.trainer import train_and_evaluate
 
@@ -48,7 +48,7 @@ class Finetuner(Models):
         self.data, self.folder, self.seeds = data, folder, seeds
         source = open_source(data, "train")
         classes = source.num_classes
-        if classes == pretrained.config.num_classes:  # its head may stay
+        if classes == pretrained.model.num_classes:  # its head may stay
             known = labels_by_name(pretrained.class_names, classes)
             given = {"num_classes": classes, "labels_by_name": known}
             source = open_source(data, "train", **given)
@@ -86,7 +86,7 @@ class Finetuner(Models):
     @functools.cached_property
     def _dense(self):
         """The config of the dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.config.as_dict | {
+        fields = self.pretrained.source.config.as_dict | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
@@ -108,12 +108,12 @@ class Finetuner(Models):
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(settings.DENSE, stem, seed)
         pretrained = self.pretrained
-        fresh = () if stem == pretrained.config.stem else ("patch_embed",)
-        others = self.num_classes != pretrained.config.num_classes
+        fresh = () if stem == pretrained.model.stem else ("patch_embed",)
+        others = self.num_classes != pretrained.model.num_classes
         if others or other_class(pretrained.names_of_data, self.class_names):
             fresh += ("head",)
-        config.init.weights, config.init.fresh = str(pretrained.path), fresh
-        return self._run(config, f"start_{stem}_seed{seed}").path
+        config.init.weights, config.init.fresh = str(pretrained.source.path), fresh
+        return self._run(config, f"start_{stem}_seed{seed}").source.path
 
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
@@ -143,23 +143,23 @@ def trained_reduction(reduction: Mapping, learning: Mapping) -> ConfigDict:
     return ConfigDict({**reduction, **own})
 
 
-def train_run(config: ConfigDict, workdir: pathlib.Path) -> Weights:
+def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     """Train a run to its end, or resume it: its last weights."""
     train_and_evaluate(config, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
-    return read(workdir, checkpoint="latest").analyzed(config.model.dtype)
+    return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
 
 
-def of_weights(config: ConfigDict, pretrained: Weights, typed: bool):
+def of_weights(config: ConfigDict, pretrained: Pretrained, typed: bool):
     """Set the fields of a Finetuner's config that the weights decide.
 
     typed: whether it is the user's; then InputError where its stem, class token or
     normalization are not those of the weights.
     """
-    trained = pretrained.config
+    trained = pretrained.model
     for name, ours in (
         ("stem", trained.stem),
-        ("class_token", trained.architecture.class_token),
+        ("class_token", trained.arch.class_token),
         ("mean", trained.mean),
         ("std", trained.std),
     ):

@@ -17,7 +17,6 @@ from experiments.rows import DENSE, find
 from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate.cache import Split
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
-from imagepiece_jax.pretrained.load import lacks_selectors
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
@@ -34,7 +33,7 @@ def masking(context):
         row: model
         for row in ROWS
         for model in find(context, row)[:1]
-        if not lacks_selectors(*model)  # says nothing of the method
+        if not model[0].lacks_selectors(model[1])  # says nothing of the method
     }
     counts = (0, *published.MASKS)
     by_row = {

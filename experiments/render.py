@@ -32,10 +32,10 @@ LEGEND = (
 
 def note(context) -> str:
     """The checkpoint and images of a page, in two sentences."""
-    images = context.images
+    images, name = context.images, context.pretrained.source.name
     return (
-        f"`{context.pretrained.name}` on {images.text}, {images.image_size} pixels a "
-        "side. Brackets are 95 % intervals."
+        f"`{name}` on {images.text}, {images.image_size} pixels a side. "
+        "Brackets are 95 % intervals."
     )
 
 

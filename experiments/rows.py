@@ -11,8 +11,8 @@ from experiments import intervals, published, render
 from experiments.context import Answers, Context
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 
 
@@ -36,7 +36,7 @@ class Measured:
     """Results of a row, one a seed, and those of the dense model."""
 
     row: TableRow
-    pretrained: Weights
+    pretrained: Pretrained
     reduction: Mapping[str, Any]
     results: tuple[Answers, ...]
     bases: tuple[Answers, ...] = ()
@@ -83,13 +83,15 @@ def measure(
     every = dict.fromkeys((DENSE, *rows))
     models = {row: find(context, row, by_stem) for row in every}
     for pretrained, reduction in itertools.chain(*models.values()):
-        pretrained.config.create(reduction)  # fail before anything is measured
+        pretrained.model_with(reduction)  # fail before anything is measured
     results = {
         row.name: measure_row(context, row, found, models[DENSE]) if found else None
         for row, found in models.items()
     }
     if not any(results.values()):
-        names = ", ".join(str(weights.path) for weights in context.models.weights)
+        names = ", ".join(
+            str(weights.source.path) for weights in context.models.weights
+        )
         problem = f"has no model but {names or 'none'}"
         allowed = "--weights of a row, --runs with trained ones, or --small"
         raise InputError(problem, field="this table", value=names, allowed=allowed)
@@ -101,8 +103,10 @@ def measure_row(context: Context, row: TableRow, models: list, dense: list) -> M
 
     The first dense model stands in for those of other seeds.
     """
-    bases = {each.seed: context.evaluate(each, reduction) for each, reduction in dense}
-    seeds = [pretrained.seed for pretrained, _ in models]
+    bases = {
+        each.source.seed: context.evaluate(each, reduction) for each, reduction in dense
+    }
+    seeds = [pretrained.source.seed for pretrained, _ in models]
     first = next(iter(bases.values()), None)
     pretrained, reduction = models[0]
     return Measured(
@@ -214,7 +218,7 @@ def printed_for(results, sizes):
 def _size(results):
     """Name of the models' size, such as "deit_s"; None for one that has no name."""
     found = (m for m in results.values() if m is not None)
-    fields = next(found).pretrained.config.as_dict
+    fields = next(found).pretrained.source.config.as_dict
     named = MODELS.get(fields["name"], {})
     same = all(fields.get(k) in (None, v) for k, v in named.items())
     return fields["name"] if same else None

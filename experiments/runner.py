@@ -25,8 +25,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.cache import ResultCache
-from imagepiece_jax.pretrained.load import read_metadata
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.with_config import load_with_config
 
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
@@ -41,7 +40,7 @@ def run(
 
     settings: of each, by name; config: of --config; normalization: of --mean and --std;
     overrides: fields of the weights' config that are typed without --config, as
-    `read_with_config` takes them
+    `load_with_config` takes them
     """
     names, common = [*settings], next(iter(settings.values()))
     if overrides and (common.runs or common.small):
@@ -73,7 +72,7 @@ def _models(settings, config, normalization, overrides):
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
     own = None if settings.small else config
-    _, pretrained = read_with_config(
+    _, pretrained = load_with_config(
         settings.weights, own, overrides, normalization, "latest"
     )
     pretrained = pretrained.analyzed(dtype)
@@ -113,7 +112,7 @@ def _images(settings, models, names):
     one = models.pretrained if isinstance(models, OffTheShelf) else None
     names_of_models = _class_names(models) if labeled else None
     known = class_names.labels_by_name(names_of_models, classes)
-    crop = {**one.crop} if one else {}
+    crop = one.preprocessing.options if one else {}
     if settings.resize:
         crop["resize"] = settings.resize
     images = Images.open(
@@ -128,8 +127,8 @@ def _images(settings, models, names):
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for weights in models.weights if labeled else ():
-        of_weights = read_metadata(weights.path).names_of_data
-        class_names.check_classes(of_weights, str(weights.path), names, data)
+        path = str(weights.source.path)
+        class_names.check_classes(weights.names_of_data, path, names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_models):
         print(f"note: {line}", flush=True)
     return images

@@ -142,7 +142,7 @@ def normalization():
 def trained_model(checkpoint=True):
     """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
 
-    Returns a function that reads them: the arguments of `with_config.read_with_config`.
+    Returns a function that reads them: the arguments of `with_config.load_with_config`.
     Commands that look into a model have no --checkpoint and take a run's last one: its
     best was chosen on the images of their figures.
     """

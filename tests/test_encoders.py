@@ -14,7 +14,7 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.with_config import load_with_config
 from tests.command import call, sentence
 from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
@@ -199,9 +199,9 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
         ([("reduction.name", "none")], tiny.model()),
     ):
         given = tmp_path / "tome", base.get_config(), Overrides(words)
-        config, weights = read_with_config(*given)
-        assert weights.config.create(weights.reduction).plan == wanted.plan
+        config, loaded = load_with_config(*given)
+        assert loaded.model.plan == wanted.plan
         if not words:
-            assert not weights.config.create(weights.reduction).prop_attn
+            assert not loaded.model.prop_attn
             made = RunConfig.from_config(config).create_model()
             assert made.plan == model.plan and not made.prop_attn

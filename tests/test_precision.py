@@ -10,7 +10,7 @@ from experiments.dense_maps import patch_features
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import build, read
+from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.experiments import tiny_context
@@ -53,8 +53,8 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 
 def test_what_visualize_and_patch_features_show(tmp_path, weights, lowered):
-    analyzed = read(weights).analyzed()
-    variant = build(analyzed, SETTING)
+    analyzed = load(weights).analyzed()
+    variant = analyzed.with_reduction(SETTING)
     trace(variant.model, variant.variables, np.zeros((2, 16, 16, 3), np.uint8))
     context = tiny_context.context(tmp_path, analyzed, images=tiny_context.images(2))
     patch_features.Reference(context).maps(SETTING)

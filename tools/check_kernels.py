@@ -31,7 +31,7 @@ def main():
     # They import JAX: after the flags.
     import jax
 
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.kernels import fused
     from tools import kernel_agreement as agreement
 
@@ -41,9 +41,7 @@ def main():
         allowed = "without it, random inputs and no --config, --mean and --std"
         raise InputError("is missing", field="--weights", allowed=allowed)
     if real:
-        config, weights = read_with_config(
-            WEIGHTS.value, config, overrides, normalization
-        )
+        config, vit = load_with_config(WEIGHTS.value, config, overrides, normalization)
     device = jax.local_devices()[0]
     capability = getattr(device, "compute_capability", None)
     if reason := fused.unsupported_reason(device.platform, capability):
@@ -56,7 +54,7 @@ def main():
         inputs = agreement.random_batches(RANDOM.value, dtype)
         agree &= agrees("random", dtype, inputs)
     for dtype in agreement.DTYPES if real else ():
-        agree &= agrees("real", dtype, real_inputs(config, weights, DATA.value, dtype))
+        agree &= agrees("real", dtype, real_inputs(config, vit, DATA.value, dtype))
     if not agree:
         raise RunError("the fused reductions differ from the plain ones: see the table")
 
@@ -77,7 +75,7 @@ def agrees(kind, dtype, inputs):
     return all(comparison.agrees for comparison in comparisons.values())
 
 
-def real_inputs(config, weights, data, dtype):
+def real_inputs(config, vit, data, dtype):
     """Yield (query, key, x, size) of every reduction of a model and batch of images."""
     import jax
 
@@ -91,7 +89,7 @@ def real_inputs(config, weights, data, dtype):
     config.model.dtype = dtype
     run = RunConfig.from_config(config)
     model = run.create_model()
-    variables = weights.variables(model)
+    variables = vit.variables
     source, transform = open_images(run, "val"), run.preprocessing()
 
     @jax.jit

@@ -20,7 +20,6 @@ from imagepiece_jax.errors import within
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import encode_bits
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 NEAREST, TEMPERATURE = 20, 0.07  # those of DINO's evaluation
@@ -29,21 +28,24 @@ NEAREST, TEMPERATURE = 20, 0.07  # those of DINO's evaluation
 def fixed_tokens(context):
     """Every reduction of --sweep at each of --counts; fixed_tokens.md."""
     weights, given = context.pretrained, context.settings
-    dense = weights.config.create(settings.DENSE)
+    dense = weights.model_with(settings.DENSE)
     entries = [(settings.DENSE, dense.image_tokens)]
     entries += itertools.product(context.reductions, given.counts)
     # Every mistake before the first figure.
     with within(place="--counts"):
-        models = [build(weights, r).model_with_tokens(tokens) for r, tokens in entries]
+        models = [
+            weights.with_reduction(r, weights.source.seed).model_with_tokens(tokens)
+            for r, tokens in entries
+        ]
     maps = HeadMaps(context) if given.decoder else None
     sets = _sets(context) if given.neighbors else None
     rows, base = [], None
     for (reduction, tokens), model in zip(entries, models, strict=True):
         checkpoint = context.checkpoint(weights, tokens=tokens)
-        macs = model_macs(model, weights.config.image_size)
+        macs = model_macs(model, weights.image_size)
         row = {"method": f"`{settings.label(reduction)}`", "tokens": tokens}
         row["GMACs"] = f"{macs / 1e9:.3f}"
-        if weights.config.num_classes:
+        if weights.model.num_classes:
             right = Answers(checkpoint.evaluate(reduction)).right
             base = right if base is None else base
             change = statistics.paired_difference(right, base)
@@ -73,9 +75,9 @@ def fixed_tokens(context):
 def _sets(context):
     """Images of --neighbors, as the model takes them: its memory, and the queries."""
     weights, given = context.pretrained, context.settings
-    name, side = given.neighbors, weights.config.image_size
+    name, side = given.neighbors, weights.image_size
     fields = {"batch_size": given.eval_batch_size, "workers": given.readers}
-    fields["crop"] = weights.crop
+    fields["crop"] = weights.preprocessing.options
     return (
         Images.open(name, None, side, split="train", limit=given.memory, **fields),
         Images.open(name, None, side, split="val", limit=given.queries, **fields),
@@ -85,7 +87,7 @@ def _sets(context):
 def _neighbors(context, reduction, tokens, memory, queries):
     """Accuracy of `nearest_classes`, by the means of the queries' tokens."""
     maps = FeatureMaps(context)
-    prefix = context.pretrained.config.create(reduction).arch.prefix
+    prefix = context.pretrained.model.arch.prefix
 
     def read(outputs, batch, patches):
         mean = outputs.tokens[:, prefix:].mean(axis=1)

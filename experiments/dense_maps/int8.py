@@ -25,7 +25,6 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 BATCHES, AT_ONCE = (1, 8), 8
@@ -75,7 +74,7 @@ class Graphs:
     def __init__(self, context, reductions, folder):
         self.context, self.weights = context, context.pretrained
         self.reductions, self.folder = reductions, folder
-        draws = context.settings.decoder or not self.weights.config.num_classes
+        draws = context.settings.decoder or not self.weights.model.num_classes
         self.maps = HeadMaps(context) if draws else None
         batches = [*context.images.batches()]
         self.pixels, self.labels = (
@@ -97,7 +96,7 @@ class Graphs:
         """All float32 graphs: one that cannot be made is known before any figure."""
         folders = []
         for place, reduction in enumerate(self.reductions):
-            vit = build(self.weights, reduction)
+            vit = self.weights.with_reduction(reduction, self.weights.source.seed)
             tokens = vit.model.image_tokens if self.maps else None
             folder = self.folder / str(place)
             folder.mkdir()
@@ -115,7 +114,7 @@ class Graphs:
 
     def images(self, which):
         """Some images as graphs take them."""
-        model = self.weights.config.create(settings.DENSE)
+        model = self.weights.model_with(settings.DENSE)
         return np.asarray(normalize(self.pixels[which], model.mean, model.std))
 
     def tested(self, place, form):

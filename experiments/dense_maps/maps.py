@@ -24,7 +24,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import plan_facts
 from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 
 THRESHOLD = 0.5
@@ -51,7 +50,7 @@ class FeatureMaps:
         tokens: as `imagepiece_jax.features` takes them
         images: others than the context's
         """
-        vit = build(self.weights, reduction)
+        vit = self.weights.with_reduction(reduction, self.weights.source.seed)
         model = vit.model_with_tokens(tokens)
         norm = final_norm(vit.model, vit.variables)
         grid = patch_grid(vit.image_size, model.patch_size, cut=True)
@@ -87,10 +86,10 @@ class HeadMaps(FeatureMaps):
         if path is None:
             allowed = "the weights file of a head that makes saliency maps"
             raise InputError("is missing", field="--decoder", allowed=allowed)
-        self.head = read_head(path, self.weights.config.embed_dim)
+        self.head = read_head(path, self.weights.model.embed_dim)
         content = pathlib.Path(path).read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()[:16]
-        size = sides(self.weights.config.image_size)
+        size = sides(self.weights.image_size)
         self.decode = jax.jit(functools.partial(decode, self.head, size=size))
 
     def draw(self, reduction, fill: str, tokens: int | None = None):
@@ -138,7 +137,7 @@ class HeadMaps(FeatureMaps):
             model, ours, dropped = self.draw(reduction, fill, tokens)
             return figures(ours, dense) | {
                 "dropped": round(float(np.mean(dropped)), 5),
-                **plan_facts(model, self.weights.config.image_size),
+                **plan_facts(model, self.weights.image_size),
             }
 
         return self._saliency(reduction, fill, measured, tokens)

@@ -32,7 +32,6 @@ from experiments.dense_maps.maps import (
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import FILLS
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.provenance import patch_slots, rows_of
 from imagepiece_jax.reduction.tokens import DROPPED
@@ -120,7 +119,7 @@ class Reference(FeatureMaps):
 
         A fate is one of FATES; after a soft reduction all patches are merged.
         """
-        prefix = self.weights.config.create(reduction).arch.class_token
+        prefix = self.weights.model.arch.class_token
         fills = [fill for fill in FILLS if fill != "class" or prefix]
 
         def read(outputs, batch, patches):
@@ -145,7 +144,7 @@ class Reference(FeatureMaps):
         )["rows"]
 
     def _rows(self, reduction):
-        vit = build(self.weights, reduction)
+        vit = self.weights.with_reduction(reduction, self.weights.source.seed)
         tokens = vit.model.image_tokens
         row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
         theirs, pairs, labels, memory = self.dense

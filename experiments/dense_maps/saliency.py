@@ -25,7 +25,6 @@ from experiments.dense_maps.maps import (
 from imagepiece_jax.common import plotting, token_pictures
 from imagepiece_jax.evaluate import compare, compare_tables, statistics
 from imagepiece_jax.inference.features import FILLS
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.visualize import trace as tracing
 
@@ -45,7 +44,7 @@ def saliency(context):
     maps, shares = HeadMaps(context, len(FILLS)), sorted(given.shares, reverse=True)
     checkpoint = context.checkpoint(context.pretrained)
     entries, left_out = compare.match(checkpoint, shares, given.methods)
-    floor, dense = maps.floor(), context.pretrained.config.gmacs(settings.DENSE)
+    floor, dense = maps.floor(), context.pretrained.gmacs_with(settings.DENSE)
     without = floor["iou"].count(None)
     rows = _measured(maps, entries, given.fills)
     plot, curves = context.out / "saliency.png", _curves(rows)
@@ -168,10 +167,10 @@ def picture(context):
     reductions = [settings.DENSE, *(near[name] for name in PICTURED if name in near)]
     batches, fill = context.images.batches(), context.settings.fills[0]
     images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
-    drawn = [
-        (build(weights, reduction), maps.draw(reduction, fill)[1])
-        for reduction in reductions
-    ]
+    drawn = []
+    for reduction in reductions:
+        vit = weights.with_reduction(reduction, weights.source.seed)
+        drawn.append((vit, maps.draw(reduction, fill)[1]))
     dense, rows = drawn[0][1], []
     traces = [tracing.trace(vit.model, vit.variables, images) for vit, _ in drawn]
     for index, image in enumerate(images):

@@ -14,7 +14,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError, one_of, within
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction.settings import DENSE, label
 from imagepiece_jax.reduction.sweep_text import naming
 
@@ -45,27 +45,27 @@ def batch_sizes(texts: list[str]) -> list[int]:
 
 
 def trained(path, configs: dict, base=None) -> dict:
-    """(config, Weights) of the weights at `path` under each config, by name.
+    """(config, Pretrained) of the weights at `path` under each config, by name.
 
     configs: by name, which must agree with the weights
     base: without any configs, what `cli.config_or_base` gives: the weights' own model
         is measured, and before it the same without its reduction
     Raises InputError where a config does not agree.
     """
-    pairs = {k: read_with_config(path, config) for k, config in configs.items()}
+    pairs = {k: load_with_config(path, config) for k, config in configs.items()}
     if base is not None:
-        config, weights = read_with_config(path, *base)
+        config, vit = load_with_config(path, *base)
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()
             with dense.unlocked():
                 dense.reduction = dict(DENSE)
-            pairs["dense"] = dense, weights
-        pairs[pathlib.Path(path).name] = config, weights
+            pairs["dense"] = dense, vit
+        pairs[pathlib.Path(path).name] = config, vit
     return pairs
 
 
 def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
-    """(config, Weights or None) of one model by its reductions, the dense one first.
+    """(config, Pretrained or None) of one model by its reductions, the dense one first.
 
     pairs: as for `groups`; the last is the model
     configs: that were named
@@ -78,7 +78,7 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
             value=len(configs),
             allowed="one --config, or --weights",
         )
-    *_, (config, weights) = pairs.values()
+    *_, (config, vit) = pairs.values()
     reduced = [each for each in reductions if each["name"] != DENSE["name"]]
     by_label = {}
     for reduction in [DENSE, *reduced]:
@@ -87,22 +87,22 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
             own.reduction = dict(reduction)
         with naming(reduction):
             RunConfig.from_config(own).create_model()
-        by_label[label(reduction)] = own, weights
+        by_label[label(reduction)] = own, vit
     return by_label
 
 
 def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]:
     """Cases that take turns, by name: a group for each batch size and mode, in order.
 
-    pairs: (config, its Weights or None: random ones), by name
+    pairs: (config, its Pretrained or None: random weights), by name
     Raises InputError for mistakes that show without compiling.
     """
     listed = []
     for batch_size, mode in itertools.product(batch_sizes, modes):
         group = {}
-        for name, (config, weights) in pairs.items():
+        for name, (config, vit) in pairs.items():
             with within(place=f"config {name}" if len(pairs) > 1 else ""):
-                group[name] = Case(config, mode, batch_size, dtype, weights)
+                group[name] = Case(config, mode, batch_size, dtype, vit)
                 group[name].check()
             pixels = 4 * device.INPUTS * batch_size * config.image_size**2 * 3
             _check_memory(name, batch_size, pixels)

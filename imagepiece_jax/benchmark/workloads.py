@@ -21,7 +21,7 @@ import numpy as np
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.device import INPUTS
-from imagepiece_jax.common import parallel, timer, xla_options
+from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -31,9 +31,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.load import build
 from imagepiece_jax.pretrained.runs import reduction_of
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create
@@ -54,9 +52,9 @@ class Workload:
 
 
 class Case:
-    """A config in one mode, batch size and dtype; weights: None for random ones."""
+    """A config in one mode, batch size and dtype; vit: None for random weights."""
 
-    def __init__(self, config, mode, batch_size, dtype, weights=None):
+    def __init__(self, config, mode, batch_size, dtype, vit=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
@@ -65,8 +63,8 @@ class Case:
         self.mode = mode
         self.batch_size = batch_size
         self.dtype = dtype
-        self.weights = weights
-        self.path = weights and str(weights.path)
+        self.vit = vit
+        self.path = None if vit is None else str(vit.source.path)
 
     def check(self):
         """Raise InputError for mistakes that would otherwise show while measuring."""
@@ -111,13 +109,14 @@ class Case:
         """The optimized program for normalized images or for uint8 pixels."""
         reduction = self.config.reduction.to_dict()
         size = self.config.image_size
-        if self.weights is None:
+        if self.vit is None:
             variables = random_variables(self.model, size)
             prepared = Preprocessing(size)
             name = self.config.model.name  # which DiffRate's schedules depend on
             vit = Pretrained(self.model, variables, reduction, prepared, name=name)
         else:
-            vit = build(self.weights, reduction_of(self.config.to_dict()))
+            reduction = reduction_of(self.config.to_dict())
+            vit = self.vit.with_reduction(reduction, seed=0)
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
@@ -162,7 +161,7 @@ def on_noise(program):
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Times weights under a reduction in turns with their dense model."""
+    """Times a model under a reduction in turns with their dense model."""
 
     batch_size: int = 64
     rules: timer.Rules = timer.Rules()
@@ -174,7 +173,7 @@ class Clock:
         return setting | dataclasses.asdict(self.rules)
 
     def __call__(
-        self, weights: Weights, reduction: Mapping, tokens: int | None = None
+        self, vit: Pretrained, reduction: Mapping, tokens: int | None = None
     ) -> dict[str, float]:
         """`timer.figures` relative to the dense model, whose `ms` is `dense_ms`.
 
@@ -182,12 +181,12 @@ class Clock:
         """
         jobs = {}
         for name, taken in (("dense", DENSE), ("reduced", reduction)):
-            vit = build(weights, taken)
-            given = vit.model.image_tokens if name == "dense" else tokens
+            one = vit.with_reduction(taken, seed=0)
+            given = one.model.image_tokens if name == "dense" else tokens
             fast = optimize.optimize(
-                vit,
+                one,
                 batch_size=self.batch_size,
-                dtype=weights.config.dtype or xla_options.fast_dtype(),
+                dtype=vit.model.dtype.name,
                 tokens=tokens and given,
             )
             jobs[name] = device.job(on_noise(fast))

@@ -56,7 +56,7 @@ def main():
     from imagepiece_jax.evaluate import compare, compare_tables
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.evaluate.images import eval_batches, labeled_images
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
     out = OUT.value or "runs/compare"
@@ -64,10 +64,10 @@ def main():
     extras.check("the plot of a comparison", "matplotlib")
     compare.chosen(METHODS.value)
     reductions = parse_sweeps(SWEEP.value)
-    config, weights = read_with_config(**typed)
-    compare.check_fit(weights, reductions)
+    config, vit = load_with_config(**typed)
+    compare.check_fit(vit, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
-    source = labeled_images(run, weights, limit)
+    source = labeled_images(run, vit, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)
@@ -87,7 +87,7 @@ def main():
     # A config's dtype is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
     clock = Clock(SPEED_BATCH.value, rules)
-    checkpoint = MeasuredWeights(weights.analyzed(dtype), images, cache, clock)
+    checkpoint = MeasuredWeights(vit.analyzed(dtype), images, cache, clock)
     try:
         if reductions:
             report = compare.sweep(checkpoint, reductions)

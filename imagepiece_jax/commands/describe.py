@@ -22,12 +22,12 @@ def main():
     from imagepiece_jax.common.image_size import patch_grid
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.models import cost
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training import report
 
     if path is not None:
-        config, _ = read_with_config(path, config, overrides)
+        config, _ = load_with_config(path, config, overrides, abstract=True)
     run = RunConfig.from_config(config).resolved()
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.

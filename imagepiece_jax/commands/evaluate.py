@@ -41,8 +41,7 @@ def main():
     from imagepiece_jax.evaluate.images import eval_batches, labeled_images
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
-    from imagepiece_jax.pretrained.load import build
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
 
     if GELU.value and not OPTIMIZED.value:
         hint = "add --optimized, or set --config.model.gelu for the model itself"
@@ -51,12 +50,12 @@ def main():
     own = runs.own_files(typed["path"])
     if JSON.value:
         check_writable("--json", JSON.value, own)
-    config, weights = read_with_config(**typed)
-    limit, model = IMAGES(config), weights.config.create(weights.reduction)
+    config, vit = load_with_config(**typed)
+    limit, model, loaded = IMAGES(config), vit.model, vit.source
     if JSON.value:
         check_writable("--json", JSON.value, registry.own_files(config.data.name))
     run = RunConfig.from_config(config)
-    source = labeled_images(run, weights, limit)
+    source = labeled_images(run, vit, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)
@@ -64,11 +63,10 @@ def main():
     batches = functools.partial(eval_batches, run, source, placement=placement)
     how = [
         f"among {valid_labels.described(valid, run.num_classes)}",
-        *["averaged weights"] * weights.averaged,
+        *["averaged weights"] * loaded.averaged,
         transform.text,
-        *weights.differences_from_training(),
+        *vit.differences_from_training(),
     ]
-    vit, gmacs = build(weights), weights.config.gmacs(weights.reduction)
     if OPTIMIZED.value:
         print("  ".join(how), flush=True)
         program = optimize.optimize(
@@ -94,25 +92,25 @@ def main():
         step = accuracy.model_step(model, config.seed, valid=valid)
         measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         result = measured.figures
-        print(accuracy.line(result, *how, f"gmacs {gmacs:.3f}"))
+        print(accuracy.line(result, *how, f"gmacs {vit.gmacs:.3f}"))
     if unreadable := len(source.unreadable):
         print(f"unreadable images left out: {unreadable}")
     if JSON.value:
-        size = weights.trained.config.image_size
+        trained = {"reduction": loaded.reduction, "image_size": loaded.image_size}
         facts = {
             "preprocessing": transform.facts,
             "weights": typed["path"],
-            "checkpoint": None if weights.run is None else weights.checkpoint,
-            "averaged": weights.averaged,
+            "checkpoint": loaded.checkpoint,
+            "averaged": loaded.averaged,
             "data": config.data.name,
             "limit": limit,
             **source.part,
             "num_classes": run.num_classes,
             "valid_labels": valid,
             "dtype": model.dtype.name,
-            "trained": {"reduction": weights.trained_reduction, "image_size": size},
+            "trained": trained,
             "reduction": dict(vit.reduction),
-            "gmacs": gmacs,
+            "gmacs": vit.gmacs,
             "unreadable": unreadable,
         }
         write_json(JSON.value, result | facts)

@@ -57,9 +57,8 @@ def main():
     from imagepiece_jax.inference import jax_export, onnx_model
     from imagepiece_jax.inference.onnx_graph import OPSET, stored_dtype
     from imagepiece_jax.inference.program_outputs import ProgramOutputs
-    from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
 
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
@@ -70,8 +69,7 @@ def main():
     for file in (out, facts_file):
         check_writable("--out", file, own_files(typed["path"]))
     extras.check(f"--format {form}", WRITERS[form])
-    config, weights = read_with_config(**typed)
-    vit = build(weights)
+    config, vit = load_with_config(**typed)
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     if form == "onnx":
         model = model.clone(dtype=jnp.dtype("float32"))

@@ -33,18 +33,18 @@ def main(words):
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
 
     files = image_files.find_images(words)
     if JSON.value is not None:
         read = [*map(str, files), *own_files(typed["path"])]
         check_writable("--json", JSON.value, read)
-    config, weights = read_with_config(**typed)
+    config, vit = load_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()
-    vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
+    if preprocessing != vit.preprocessing:
+        vit = dataclasses.replace(vit, preprocessing=preprocessing)
     classes = vit.model.num_classes
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)

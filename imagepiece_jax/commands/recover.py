@@ -39,16 +39,16 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data.unlabeled import open_unlabeled
-    from imagepiece_jax.pretrained.load import build
     from imagepiece_jax.pretrained.save import checked_folder, save
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
 
     checked_folder(out)
-    config, weights = read_with_config(**typed)
+    config, vit = load_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()
-    vit = dataclasses.replace(build(weights), preprocessing=preprocessing)
+    if preprocessing != vit.preprocessing:
+        vit = dataclasses.replace(vit, preprocessing=preprocessing)
     flags = {name: f"--{name}" for name in ("steps", "minutes", "seed", "parameters")}
     with naming(images="--data", batch_size="--batch", **flags):
         source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)

@@ -12,6 +12,7 @@ twenty of a folder's images. An image that cannot be read is named on stderr, th
 are shown, and the exit status is 1.
 """
 
+import dataclasses
 import pathlib
 
 from imagepiece_jax import cli
@@ -38,10 +39,8 @@ def main(words):
     typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.data import image_files
-    from imagepiece_jax.data.preprocessing import Preprocessing
     from imagepiece_jax.data.source import evenly_spaced
-    from imagepiece_jax.pretrained.load import build
-    from imagepiece_jax.pretrained.with_config import read_with_config
+    from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
     from imagepiece_jax.visualize import html
 
@@ -56,20 +55,24 @@ def main(words):
     out = pathlib.Path(OUT.value or "runs/visualize")
     check_folder("--out", out)
     reductions = parse_sweeps(SWEEP.value)
-    weights = read_with_config(**typed)[1].analyzed()
+    _, vit = load_with_config(**typed)
+    vit = vit.analyzed()
     models = []
-    for reduction in reductions or [None]:
+    for reduction in reductions:
         with naming(reduction):
-            weights.config.create(reduction or weights.reduction)
-            models.append(build(weights, reduction))
+            models.append(vit.with_reduction(reduction, seed=vit.source.seed))
+    models = models or [vit]
     numbers = [str(block) for block in range(len(models[0].model.plan))]
     blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]
-    fields = {**weights.crop} | ({"resize": RESIZE.value} if RESIZE.value else {})
-    preprocessing = Preprocessing.of(weights.config.image_size, fields)
+    preprocessing = vit.preprocessing
+    if RESIZE.value:
+        preprocessing = dataclasses.replace(preprocessing, resize=RESIZE.value)
     images, names = image_files.read_images(files, preprocessing)
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
-    source = weights.name + " (averaged weights)" * weights.averaged
+    source = vit.source.name
+    if vit.source.averaged:
+        source += " (averaged weights)"
     for line in html.write_folder(out, models, images, names, source, blocks):
         print(line, flush=True)
     return int(len(names) < len(files))

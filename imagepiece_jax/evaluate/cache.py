@@ -22,8 +22,7 @@ from imagepiece_jax.common.files import append_line, git_revision, open_locked
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.pretrained.load import build
-from imagepiece_jax.pretrained.weights import Weights
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 
 FILE = "points.jsonl"
@@ -131,7 +130,7 @@ class Split(NamedTuple):
 class MeasuredWeights:
     """Weights under any reduction: figures on images, and speed, each measured once."""
 
-    weights: Weights
+    vit: Pretrained  # as `load` returns it
     images: Split  # or an object with its fields
     cache: ResultCache  # of the results
     clock: Any = None  # a benchmark.workloads.Clock, which measures speeds
@@ -161,14 +160,14 @@ class MeasuredWeights:
         """Speed by the clock, in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": self.weights.config.as_dict,
+            "fields": self.vit.source.config.as_dict,
             "reduction": settings.with_defaults(reduction),
             **self.clock.setting,
             **self._limit,
         }
         return self.cache.result(
             setting,
-            lambda: self.clock(self.weights, reduction, self.tokens),
+            lambda: self.clock(self.vit, reduction, self.tokens),
             f"the speed of {settings.described(reduction)}",
         )
 
@@ -176,12 +175,12 @@ class MeasuredWeights:
         """All that decides figures of this kind on the images, as JSON values."""
         return {
             "kind": kind,
-            "weights": self.weights.digest,
-            "fields": self.weights.config.as_dict,
+            "weights": self.vit.digest,
+            "fields": self.vit.source.config.as_dict,
             "reduction": settings.with_defaults(reduction),
-            "use": self.weights.use(reduction),
-            "trained_as": settings.with_defaults(self.weights.reduction),
-            "seed": self.weights.seed,
+            "use": self.vit.use(reduction),
+            "trained_as": settings.with_defaults(self.vit.reduction),
+            "seed": self.vit.source.seed,
             **self.images.setting,
             **self._valid,
             **self._limit,
@@ -197,7 +196,7 @@ class MeasuredWeights:
         return {} if self.tokens is None else {"tokens": self.tokens}
 
     def _evaluate(self, reduction):
-        vit = build(self.weights, reduction)
+        vit = self.vit.with_reduction(reduction, seed=self.vit.source.seed)
         model = vit.model_with_tokens(self.tokens)
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
@@ -215,7 +214,7 @@ class MeasuredWeights:
     def _step(self, model):
         """A compiled step, cached for other weights and images of the same model."""
         alter, valid = self.images.alter, self.images.valid
-        seed = self.weights.seed if self.seed is None else self.seed
+        seed = self.vit.source.seed if self.seed is None else self.seed
         key = model, seed, alter, valid
         if key not in self.programs:
             full = len(self.programs) >= MAX_PROGRAMS

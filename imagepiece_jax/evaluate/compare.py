@@ -26,8 +26,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
-from imagepiece_jax.pretrained.load import lacks_selectors
-from imagepiece_jax.pretrained.weights import Weights
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.sweep_text import naming
@@ -84,26 +83,26 @@ def sweep(
     checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
     """A report as of `compare`, without shares, of reductions that `check_fit`."""
-    weights, usual = checkpoint.weights, settings.with_defaults(settings.DENSE)
-    dense, entries = weights.config.gmacs(settings.DENSE), []
+    vit, usual = checkpoint.vit, settings.with_defaults(settings.DENSE)
+    dense, entries = vit.gmacs_with(settings.DENSE), []
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
         name, setting = settings.label(reduction), settings.changed(reduction)
-        share = weights.config.gmacs(reduction) / dense
+        share = vit.gmacs_with(reduction) / dense
         entries.append(MatchedMethod(name, None, reduction, setting, share))
     return _report(checkpoint, entries)
 
 
-def check_fit(weights: Weights, reductions: Iterable[dict[str, Any]]):
+def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
     """Raise InputError for a reduction that does not fit the model, and name it."""
     for reduction in reductions:
         with naming(reduction):
-            weights.config.create(reduction)
+            vit.model_with(reduction)
 
 
 def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):
-    weights = checkpoint.weights
+    vit = checkpoint.vit
     models = [(checkpoint, settings.DENSE)]
     models += [(checkpoint, entry.reduction) for entry in entries]
     if floors:
@@ -119,12 +118,12 @@ def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent
     dense, *figures = map(_figures, results)
     pairs = [*zip(entries, figures, strict=True)]
     return {
-        "weights": weights.name,
-        "digest": weights.digest,
-        "fields": weights.config.as_dict,
-        "trained_as": weights.reduction["name"],
+        "weights": vit.source.name,
+        "digest": vit.digest,
+        "fields": vit.source.config.as_dict,
+        "trained_as": vit.reduction["name"],
         "images": dict(checkpoint.images.setting),
-        "num_classes": weights.config.num_classes,
+        "num_classes": vit.model.num_classes,
         "valid_labels": checkpoint.images.valid,
         "metric": metric,
         "shares": list(shares),
@@ -199,13 +198,13 @@ def controlled(method: str) -> str | None:
 
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods, {"share", "reason"} of where there are none)."""
-    weights, settle = checkpoint.weights, _by_time if metric == "ms" else _by_macs
+    vit, settle = checkpoint.vit, _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
-    if weights.reduction["name"] == requested["name"]:  # its own fields
-        own = {**weights.reduction, "counts": None, settings.LABEL: None}
+    if vit.reduction["name"] == requested["name"]:  # its own fields
+        own = {**vit.reduction, "counts": None, settings.LABEL: None}
         requested = {**own, **requested}
     try:
-        weights.config.create({**requested, "counts": None})
+        vit.model_with({**requested, "counts": None})
     except InputError as error:
         return [], [{"share": None, "reason": str(error)}]
     entries, absent = [], []
@@ -215,12 +214,12 @@ def _entries(checkpoint, method, shares, metric):
         except InputError as error:
             absent.append({"share": share, "reason": str(error)})
             continue
-        if lacks_selectors(weights, reduction):
+        if vit.lacks_selectors(reduction):
             return [], [{"share": None, "reason": "needs training"}]
         macs = share
         if metric == "ms":  # the share of the MACs that takes this share of the time
-            dense = weights.config.gmacs(settings.DENSE)
-            macs = round(weights.config.gmacs(reduction) / dense, 4)
+            dense = vit.gmacs_with(settings.DENSE)
+            macs = round(vit.gmacs_with(reduction) / dense, 4)
         setting = {"macs": macs} | settings.changed({**requested, "macs": macs})
         setting.pop("name")
         entries.append(MatchedMethod(method, share, reduction, setting, *reached))
@@ -229,9 +228,9 @@ def _entries(checkpoint, method, shares, metric):
 
 def _by_macs(checkpoint, requested, share):
     """(reduction, share reached) of the nearest cost."""
-    config = checkpoint.weights.config
-    reduction = config.resolved({**requested, "macs": share})
-    return reduction, config.gmacs(reduction) / config.gmacs(settings.DENSE)
+    vit = checkpoint.vit
+    reduction = vit.resolved({**requested, "macs": share})
+    return reduction, vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
 
 
 def _by_time(checkpoint, requested, share):
@@ -267,30 +266,30 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
     Returns of each kind pairs: a MatchedMethod, without a share, and its weights.
     """
     # Counts of a reduction fit neither a smaller image nor fewer blocks.
-    usual = settings.with_defaults(settings.DENSE)
-    weights = dataclasses.replace(checkpoint.weights, reduction=usual)
-    model, dense = weights.config.create(usual), weights.config.gmacs(usual)
-    both, patch = sides(weights.config.image_size), model.patch_size
+    dense = checkpoint.vit.with_reduction(settings.DENSE)
+    both, patch = sides(dense.image_size), dense.model.patch_size
 
-    def floor(kind, images, **setting):
-        sized = weights.with_sizes(**setting)
+    def floor(kind, images, sized, **setting):
         fields = ", ".join(f"{k}={v}" for k, v in setting.items())
         cheaper = dataclasses.replace(
             checkpoint,
-            weights=sized,
+            vit=sized,
             images=images,
             programs={},
             name=f"{kind}, {fields}",
         )
-        reached = sized.config.gmacs(settings.DENSE) / dense
+        reached = sized.gmacs / dense.gmacs
         return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper
 
     images, smaller = checkpoint.images, []
     for removed in range(1, min(both) // patch - 1):  # patches a side
         size = tuple(side - removed * patch for side in both)
         shrunk = smaller_images(images, size)
-        smaller.append(floor(FLOORS[0], shrunk, image_size=size))
-    fewer = [floor(FLOORS[1], images, depth=n) for n in range(1, model.depth)]
+        smaller.append(floor(FLOORS[0], shrunk, dense.at_size(size), image_size=size))
+    fewer = [
+        floor(FLOORS[1], images, dense.first_blocks(depth), depth=depth)
+        for depth in range(1, dense.model.depth)
+    ]
     return [smaller, fewer]
 
 

@@ -14,7 +14,7 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.problem import check_single_label
 
 if TYPE_CHECKING:
-    from imagepiece_jax.pretrained.weights import Weights
+    from imagepiece_jax.models.pretrained import Pretrained
 
 
 def open_images(
@@ -62,21 +62,21 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
 
 
 def labeled_images(
-    run: RunConfig, weights: "Weights", limit: int | None = None
+    run: RunConfig, vit: "Pretrained", limit: int | None = None
 ) -> Source:
-    """The images to evaluate weights on; prints notes on both.
+    """The images to evaluate a model of `load` on; prints notes on both.
 
     limit: so many images, evenly spaced over the set
     Raises InputError for weights without classes, and for images of other classes.
     """
-    path = str(weights.path)
+    path = str(vit.source.path)
     data = run.data.name
-    names = weights.class_names
+    names = vit.class_names
     if not run.num_classes:
         allowed = "weights with a head (train.py --config.init.weights trains one)"
         hint = "or take its vectors by the command predict with --json"
         raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
-    check_single_label(weights.problem_type, path, "accuracy takes")
+    check_single_label(vit.problem_type, path, "accuracy takes")
     every = eval_source(run, run.eval.best_set, names)
     if not every.labeled:
         problem = f"is {data!r}, whose test images have no labels"
@@ -84,9 +84,9 @@ def labeled_images(
         raise InputError(problem, field="config.data.name", allowed=allowed)
     source = every.spread(limit)
     theirs = source.class_names
-    unnamed = class_names.check_classes(weights.names_of_data, path, theirs, data)
+    unnamed = class_names.check_classes(vit.names_of_data, path, theirs, data)
     notes = []
-    if weights.run:
+    if vit.source.run:
         notes.append(unnamed)
     notes.append(class_names.mapped_classes(theirs, data, names))
     if source.part:

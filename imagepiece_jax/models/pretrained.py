@@ -4,28 +4,61 @@ import dataclasses
 import functools
 import inspect
 import math
+import pathlib
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.common.image_size import described, patch_grid
+from imagepiece_jax.common.image_size import described, patch_grid, sides
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, positions
 from imagepiece_jax.models.at_cost import reduced, resolved, with_true_label
+from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL, probabilities
 from imagepiece_jax.models.projector import Projector
 from imagepiece_jax.models.recovery import Recovery
-from imagepiece_jax.models.variables import check_variables, digest
+from imagepiece_jax.models.variables import (
+    check_variables,
+    digest,
+    variable_shapes,
+)
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.settings import DENSE, split_reduction
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Where `load` found a model, and how its weights were trained."""
+
+    path: pathlib.Path  # on this machine
+    place: str  # the path in sentences: "run runs/a"
+    name: str  # the path in short; of a hub's weights OWNER/NAME
+    config: ModelConfig  # the fields that made the model
+    # that the weights were trained for; positions are resized from it
+    image_size: int | tuple[int, int]
+    # that they were trained with; None: a file does not say
+    reduction: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None  # a run's config
+    checkpoint: str | None = None  # of a run, "best" or "latest"
+    averaged: bool = False  # whether the weights are averages over steps
+    seed: int = 0  # of the training
+    normalized: bool = True  # whether weights or caller say mean and std
+    # whether class names are those of data: a run's, or a saved model's
+    has_names_of_data: bool = False
+
+    def __str__(self):
+        return self.place
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -50,7 +83,7 @@ class Pretrained:
     # what its logits mean, by transformers' names; runs train for a single label
     problem_type: str = SINGLE_LABEL
     name: str | None = None  # timm's, of a public model
-    origin: Any = None  # the Weights it was made from; None: a model of one's own
+    source: Source | None = None  # None: a model of one's own
     # digests of the parts that were drawn, not learned, when they were drawn
     drawn: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # tensors by timm's names that other reductions have learned
@@ -141,6 +174,25 @@ class Pretrained:
         return self.preprocessing.image_size
 
     @property
+    def place(self) -> str:
+        """The weights, as sentences call them."""
+        return "the model" if self.source is None else self.source.place
+
+    @property
+    def names_of_data(self) -> tuple[str | None, ...] | None:
+        """Class names of the data that a run, or a saved model, learned.
+
+        Names of other published models are words of another kind.
+        """
+        known = self.source is not None and self.source.has_names_of_data
+        return self.class_names if known else None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 letters that differ between weights."""
+        return digest(self.variables)[:16]
+
+    @property
     def gmacs(self) -> float:
         """Multiplications and additions of one image, in 10^9 pairs."""
         return model_macs(self.model, self.image_size) / 1e9
@@ -202,32 +254,167 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        model = self.model.clone(kernels=None)
-        model = reduced(model, reduction, self._grid, self.name)
+        model = self.model_with(reduction)
+        reduction = DENSE if reduction is None else reduction
+        return self._with_model(
+            model, self.variables["params"], seed, reduction=reduction
+        )
+
+    @short_traceback
+    def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
+        """The same weights for images of another size, to which positions are resized.
+
+        image_size: pixels a side, or (height, width), multiples of the patch size
+        Raises InputError for other sizes, and where the reduction does not fit them.
+        """
+        self._check_reduction("image_size", image_size)
+        images = dataclasses.replace(self.preprocessing, image_size=image_size)
+        grid = patch_grid(images.image_size, self.model.patch_size)
+        model = self._reduced(self.model, self.reduction, grid)
+        params = self.variables["params"]
+        params = positions.fit(params, model, images.image_size, self.image_size)
+        return self._with_model(model, params, preprocessing=images)
+
+    @short_traceback
+    def first_blocks(self, depth: int) -> "Pretrained":
+        """The model of the first blocks, with the norm and the head behind the last.
+
+        depth: how many, from 1
+        Raises InputError for more than there are, and where the reduction does not fit.
+        """
+        self._check_reduction("depth", depth)
+        blocks = self.model.depth
+        if not is_integer(depth) or not 1 <= depth <= blocks:
+            allowed = f"whole numbers from 1 to {blocks}"
+            raise InputError(field="depth", value=depth, allowed=allowed)
+        shallow = self.model.clone(plan=self.model.plan[:depth])
+        model = self._reduced(shallow, self.reduction, self._grid)
+        params = {
+            name: values
+            for name, values in self.variables["params"].items()
+            if not _is_behind(name, depth)
+        }
+        return self._with_model(model, params)
+
+    def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
+        """The same for an analysis: reductions in plain JAX.
+
+        dtype: of the layers; None: the model's
+        """
+        dtype = dtype or self.model.dtype.name
+        asked = None if self.source is None else self.source.config.attention
+        width = self.model.embed_dim // self.model.num_heads
+        model = self.model.clone(
+            dtype=jnp.dtype(dtype),
+            backend=resolve_backend(asked or "auto", dtype, width),
+            kernels=None,
+            drop_path_rate=0.0,
+        )
+        source = self.source
+        if source is not None:
+            fields = dict.fromkeys(("drop_path_rate", "kernels", "prop_attn"))
+            config = dataclasses.replace(source.config, dtype=dtype, **fields)
+            source = dataclasses.replace(source, config=config)
+        return dataclasses.replace(self, model=model, source=source)
+
+    def model_with(self, reduction: Mapping[str, Any] | None) -> ViT:
+        """The model of `with_reduction`, without its variables."""
+        return self._reduced(self.model, reduction, self._grid)
+
+    def gmacs_with(self, reduction: Mapping[str, Any] | None) -> float:
+        """`gmacs` of `with_reduction`."""
+        return model_macs(self.model_with(reduction), self.image_size) / 1e9
+
+    def resolved(self, reduction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A reduction with counts of tokens in place of its cost, `macs`."""
+        return resolved(reduction, self.model, self._grid, self.name)
+
+    def use(self, reduction: Mapping[str, Any]) -> str:
+        """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
+        same = settings.with_defaults(reduction) == settings.with_defaults(
+            self.reduction
+        )
+        return "as trained" if same else "off-the-shelf"
+
+    def lacks_selectors(self, reduction: Mapping[str, Any] | None) -> bool:
+        """Whether `reduction` has selectors that the weights have not learned."""
+        like = variable_shapes(self.model_with(reduction), self.image_size)
+        return bool(convert.lacking_selectors(self._learned, like))
+
+    def differences_from_training(self) -> list[str]:
+        """Reduction and image size, in words, where training had others."""
+        lines, source = [], self.source
+        if source is None:
+            return lines
+        if source.reduction is not None:
+            before = self.resolved(source.reduction)
+            if settings.with_defaults(before) != settings.with_defaults(self.reduction):
+                ours = settings.described(self.reduction)
+                trained = settings.described(before)
+                lines.append(f"reduction {ours} (trained with {trained})")
+        if sides(self.image_size) != sides(source.image_size):
+            ours = described(self.image_size)
+            trained = described(source.image_size)
+            lines.append(f"size {ours} (trained with {trained})")
+        return lines
+
+    def _check_reduction(self, field, value):
+        """InputError, about `field`, where nobody knows the reduction."""
+        if self.reduction is None:
+            problem = f"is {value!r}, but the model has no record of its reduction"
+            hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
+            raise InputError(problem, field=field, value=value, hint=hint)
+
+    def _reduced(self, model, reduction, grid):
+        """A model of these weights with a reduction, its kernels fused as ours are."""
+        model = reduced(model.clone(kernels=None), reduction, grid, self.name)
         if self.model.kernels:
             model = model.clone(kernels=resolve_kernels("auto", model))
-        params = self.variables["params"]
-        selectors = convert.selectors_of(self.variables)
-        dense = {name: params[name] for name in params if name not in selectors}
+        return model
+
+    @property
+    def _learned(self):
+        """Tensors of selectors by timm's names, of this and of other reductions."""
         learned = dict(self.selectors)
         if "selectors" not in self.untrained_kinds:  # maybe trained since then
+            selectors = convert.selectors_of(self.variables)
             learned |= convert.to_timm({"params": selectors})
+        return learned
+
+    def _with_model(self, model, params, seed=None, **changes):
+        """The same weights with a model of other selectors, blocks or positions.
+
+        params: the dense part, and selectors, which the model need not have
+        seed: as for `with_reduction`
+        changes: of other fields
+        """
+        dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
+        images, learned = (
+            changes.get("preprocessing", self.preprocessing),
+            self._learned,
+        )
         variables, drawn = convert.model_variables(
             model,
-            self.image_size,
+            images.image_size,
             learned,
-            "the model" if self.origin is None else str(self.origin),
+            self.place,
             fresh=() if seed is None else None,
             seed=seed or 0,
             given={**self.variables, "params": dense},
         )
+        source = self.source
+        if source is not None:
+            size = {"image_size": images.image_size, "depth": model.depth}
+            config = dataclasses.replace(source.config, **size)
+            source = dataclasses.replace(source, config=config)
         return dataclasses.replace(
             self,
             model=model,
             variables=variables,
-            reduction=DENSE if reduction is None else reduction,
+            source=source,
             drawn={**self.drawn, **digests(variables, drawn)},
             selectors=learned,
+            **changes,
         )
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
@@ -241,10 +428,7 @@ class Pretrained:
         """
         if tokens is None:
             return self.model
-        if self.reduction is None:
-            problem = f"is {tokens!r}, but the model has no record of its reduction"
-            hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
-            raise InputError(problem, field="tokens", value=tokens, hint=hint)
+        self._check_reduction("tokens", tokens)
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
         # Not cached where True is 1, and lists have no hash: they are refused.
         reduce = _reduced if is_integer(tokens) else _reduced.__wrapped__
@@ -261,13 +445,6 @@ class Pretrained:
                 raise InputError(problem, **found, allowed=allowed) from error
         return model
 
-    def __iter__(self):
-        hint = "write vit = load(..), and then vit.model and vit.variables"
-        raise InputError("load() returns one object, not a pair", hint=hint)
-
-    def __getitem__(self, key):
-        iter(self)
-
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
@@ -277,6 +454,12 @@ def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str
 @functools.lru_cache(maxsize=32)
 def _reduced(model, fields, grid, name, tokens):
     return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
+
+
+def _is_behind(name, depth):
+    """Whether a part of the parameters belongs to a block behind the first ones."""
+    number = re.fullmatch(r"blocks_(\d+)", name)
+    return number is not None and int(number[1]) >= depth
 
 
 def takes_pretrained(call):

@@ -5,24 +5,16 @@ branch, a tag or a commit after it one revision. Its config files and one file o
 weights are fetched into huggingface_hub's own cache, and read as any other folder.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.problem import SINGLE_LABEL
-from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.pretrained import files, towers
-from imagepiece_jax.pretrained.towers import Tower
-from imagepiece_jax.reduction.settings import DENSE
 
 SCHEME = "hf://"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -49,25 +41,6 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 MOST = 3  # ids in a sentence
 UNREACHABLE = "cannot be reached, and its cache"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class HubConfig:
-    """The config files of a folder."""
-
-    path: pathlib.Path = pathlib.Path()  # on this machine
-    config: ModelConfig = ModelConfig()  # fields that no tensor shows
-    reduction: Mapping[str, Any] = dataclasses.field(default_factory=DENSE.copy)
-    # fields of a Preprocessing but the size
-    crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    class_names: Sequence[str | None] | None = None  # by label
-    problem_type: str = SINGLE_LABEL  # what the logits mean
-    own: bool = False  # whether this package saved the folder
-    untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
-    # sizes in a config.json, which tensors must have too
-    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    recovery: Recovery | None = None  # of weights that `recover` has changed
-    tower: Tower | None = None  # how a language model reads its vision tower
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:

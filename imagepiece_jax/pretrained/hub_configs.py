@@ -21,6 +21,7 @@ from imagepiece_jax.pretrained import (
     timm_config,
     transformers_config,
 )
+from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import (
     CONFIG,
     OPEN_CLIP,
@@ -32,8 +33,8 @@ from imagepiece_jax.pretrained.towers import Tower
 from imagepiece_jax.reduction.settings import as_tuple
 
 
-def read(folder: pathlib.Path) -> hub.HubConfig:
-    """The HubConfig of a folder's config.json and, if any, its image processor's file.
+def read(folder: pathlib.Path) -> Description:
+    """The Description by a folder's config.json and the file of its image processor.
 
     Raises InputError, which names the file that cannot be read or understood.
     """
@@ -54,7 +55,7 @@ def parse(
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     folder: pathlib.Path = pathlib.Path(),
-) -> hub.HubConfig:
+) -> Description:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
     file, ours = folder / CONFIG, OURS in config
     if ours or "architecture" in config:
@@ -122,7 +123,7 @@ def _parse_ours(config):
     ours, classes = as_tuple(config[OURS]), config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
-    return hub.HubConfig(
+    return Description(
         config=ModelConfig(dtype=ours["dtype"], **ours["model"]),
         sizes={"num_classes": classes},
         crop=ours["preprocessing"],

@@ -25,15 +25,16 @@ from imagepiece_jax.models.config import (
     config_path,
     normalization,
 )
+from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
-from imagepiece_jax.pretrained.weights import Metadata
 
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
 INVISIBLE = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
 INVISIBLE += ("pool", "pool_include_prefix", "pool_heads")
 # Fields that a model's name settles, whatever else is asked for: a contradiction.
 SETTLED_BY_NAME = ("norm_eps", "resize", "rotary", "post_norm")
+NOTHING = ModelConfig()
 NOTHING_SETTLED = types.MappingProxyType({})
 MOST = 5  # names in a sentence
 
@@ -42,21 +43,28 @@ class Unnamed(InputError):
     """Weights of an unknown model, which a config file next to them would name."""
 
 
-def infer_weights(metadata: Metadata, requested: ModelConfig) -> ModelConfig:
+def infer_weights(
+    description: Description,
+    contents: Contents,
+    requested: ModelConfig,
+    otherwise: ModelConfig = NOTHING,
+) -> ModelConfig:
     """The config of the model that weights belong to.
 
-    metadata: of a folder, whose config.json goes over caller and layout; or of a file,
-        where the caller goes over the layout, and that over the name
+    description: of a folder, whose config.json goes over caller and layout; or of a
+        file, where the caller goes over the layout, and that over the name
+    contents: of the files
     requested: fields that the caller adds or changes
+    otherwise: as for `infer`
     Raises InputError as `infer`, and where the tensors have another number of heads.
     """
-    path, contents, partial = metadata.path, metadata.contents, metadata.partial_config
+    path, partial = description.path, partial_config(description, contents)
     if path.is_dir():
         # `ModelConfig.changed` compares the other fields of the request.
         settled = ("image_size",)
         if partial.name or partial.arch:
             settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
-        if not metadata.own:  # no config.json of timm has its mlp_layer
+        if not description.own:  # no config.json of timm has its mlp_layer
             settled = tuple(field for field in settled if field != "mlp")
         given = partial.over(_without(requested, settled), contents.config)
     else:
@@ -66,7 +74,7 @@ def infer_weights(metadata: Metadata, requested: ModelConfig) -> ModelConfig:
     if path.is_dir():  # of a config.json without a name, whatever the tensors' names
         settled = {**transformers_settles((), tensors), **settled}
     try:
-        config = infer(tensors, given, settled)
+        config = infer(tensors, given, settled, otherwise)
     except Unnamed as error:
         # A folder has its config.json; mean and std are in another file.
         file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
@@ -79,6 +87,13 @@ def infer_weights(metadata: Metadata, requested: ModelConfig) -> ModelConfig:
         problem = f"is {value!r}, but its tensors are those of {heads} heads"
         raise InputError(problem, field="num_heads", value=value, allowed=allowed)
     return config
+
+
+def partial_config(description: Description, contents: Contents) -> ModelConfig:
+    """The config by name, layout and config.json, without the sizes of tensors."""
+    if description.path.is_dir():
+        return description.config
+    return contents.images.over(contents.config, description.config)
 
 
 def _given_for_file(contents, partial, requested):
@@ -122,12 +137,14 @@ def infer(
     tensors: Mapping[str, np.ndarray],
     partial: ModelConfig,
     settled: Mapping[str, Any] = NOTHING_SETTLED,
+    otherwise: ModelConfig = NOTHING,
 ) -> ModelConfig:
     """The config of the model that tensors belong to.
 
     tensors: by timm's names
     partial: fields that its name, its layout, a config.json or the caller says
     settled: fields of an Architecture that all models of the tensors' layout have
+    otherwise: fields that hold where nothing else says them
     Returns name, all sizes, the full Architecture, mean and std.
     Raises InputError where the tensors are of no vision transformer that exists here,
         where they contradict `partial`, and where it lacks a field that they lack too.
@@ -140,6 +157,7 @@ def infer(
     if named.get("embed_dim") == sizes["embed_dim"]:
         usual.append("num_heads")
     fields = {k: v for k, v in named.items() if k in usual} | partial.fields
+    fields = otherwise.fields | fields
     sizes["image_size"] = sizes["image_size"] or fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
     lacking += ["image_size"] if sizes["image_size"] is None else []
@@ -147,6 +165,10 @@ def infer(
         arch = partial.architecture
     else:
         known = {**settled, **partial.single_fields}
+        for _ in ("pool", "what a pool that is known leaves open"):
+            for field in _invisible(parts, known):
+                if field in otherwise.single_fields:
+                    known.setdefault(field, otherwise.single_fields[field])
         invisible = _invisible(parts, known)
         if _has_two_grids(shapes, sizes, partial):
             invisible.append("prefix_positions")

@@ -1,28 +1,34 @@
 """From a path to a model: the public `load`.
 
-`read_metadata` reads names and configs, `complete` finds out which model it is, and
-`build` makes the Pretrained. Each field of the config comes from shapes of tensors, the
-layout of a file, a config.json, a name, or the caller, who may change some fields, but
-none that the weights decide.
+`read_description` reads names and configs; `load_as` finds out which model it is, and
+makes the Pretrained. Each field of the config comes from shapes of tensors, the layout
+of a file, a config.json, a name, or the caller, who may change some fields, but none
+that the weights decide.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, digests
+from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained import hub, hub_configs, runs
+from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
+from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import CONFIG
-from imagepiece_jax.pretrained.infer import infer_weights, placed
+from imagepiece_jax.pretrained.infer import (
+    NOTHING,
+    infer_weights,
+    partial_config,
+    placed,
+)
+from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.timm_config import published_class_names
-from imagepiece_jax.pretrained.weights import NOTHING, Metadata, Weights
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -38,7 +44,7 @@ def load(
     class_names: Sequence[str | None] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     problem_type: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     **changes: Any,
 ) -> Pretrained:
     """A trained model, from the path of its weights.
@@ -52,13 +58,15 @@ def load(
     checkpoint: of a run, "best" or "latest"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
-    num_classes: another number than the weights' gives a new head, drawn from `seed`;
-        0 leaves the head out
+    num_classes: another number than the weights' gives a new head, which is drawn; 0
+        leaves the head out
     class_names: instead of the weights' own
     preprocessing: fields instead of the weights' own, such as {"crop": 0.9}
     problem_type: what the logits mean, by transformers' names, instead of what the
         weights say: "single_label_classification", which is theirs where they say
         nothing, "multi_label_classification" or "regression"
+    seed: of parts that are drawn; selectors that the reduction learns and the weights
+        lack are drawn where it is given, and refused where it is None
     changes: fields of a ModelConfig that differ, such as image_size, to which positions
         are resized, gelu or dtype; and those that neither tensors nor a config nor the
         file's name show: name, or num_heads, mean, std, norm_eps, gelu, resize, pool
@@ -69,171 +77,234 @@ def load(
     check_names(
         changes, dict.fromkeys([*load.__wrapped__.__kwdefaults__, *ModelConfig.names()])
     )
-    requested, fresh = ModelConfig(**changes), ()
-    weights = read(path, requested, checkpoint, averaged)
-    if weights.run is None and checkpoint != "best":
-        field, problem = "checkpoint", f"is {checkpoint!r}, but {weights} is no run"
+    requested = ModelConfig(**changes)
+    found = hub.existing(path)
+    if checkpoint != "best" and hub.kind(found) != "run":
+        field = "checkpoint"
+        problem = f"is {checkpoint!r}, but {Description(found)} is no run"
         raise InputError(problem, field=field, value=checkpoint, allowed="'best'")
-    if num_classes not in (None, weights.config.num_classes):
-        config = dataclasses.replace(weights.config, num_classes=num_classes)
-        head = {"class_names": None, "problem_type": SINGLE_LABEL}
-        weights = dataclasses.replace(weights, config=config, **head)
-        fresh = HEADS
-    given = {"class_names": class_names, "crop": preprocessing}
-    given["problem_type"] = problem_type
-    given = {name: value for name, value in given.items() if value is not None}
-    vit = build(dataclasses.replace(weights, **given), reduction, fresh, seed)
-    if fresh:
+    vit = load_as(
+        path,
+        requested,
+        reduction=reduction,
+        checkpoint=checkpoint,
+        averaged=averaged,
+        num_classes=num_classes,
+        class_names=class_names,
+        preprocessing=preprocessing,
+        problem_type=problem_type,
+        seed=seed,
+    )
+    if num_classes is not None or seed is not None:
         vit.warn_of_untrained(stacklevel=3)
     return vit
 
 
-def read(
+def load_as(
     path: str | os.PathLike,
     requested: ModelConfig = NOTHING,
+    *,
+    reduction: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
     averaged: bool = False,
-) -> Weights:
-    """`complete` weights at a path, with arguments of `load`."""
-    return complete(read_metadata(path, checkpoint, averaged), requested)
+    num_classes: int | None = None,
+    class_names: Sequence[str | None] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    problem_type: str | None = None,
+    seed: int | None = None,
+    abstract: bool = False,
+    otherwise: ModelConfig = NOTHING,
+    contents: Contents | None = None,
+) -> Pretrained:
+    """As `load`, which has the other arguments; only of a run `checkpoint` counts.
+
+    requested: fields that the caller adds or changes
+    otherwise: fields that hold where nothing else says them
+    contents: of the path, where they are read already
+    abstract: variables are shapes and types; no values of a run are read
+    """
+    description = read_description(path)
+    if contents is None and description.run is None:
+        # Tensors show the sizes that a run's config says.
+        contents = read_contents(description, checkpoint, averaged)
+    trained = trained_config(description, contents, requested, otherwise)
+    if description.run is None:
+        contents = contents._replace(tensors=placed(contents, trained))
+    place, is_folder = str(description), description.path.is_dir()
+    config = trained.changed(requested, place, is_folder)  # a name stands for its sizes
+    head = None
+    names = _class_names(description, contents, requested, trained)
+    problem = description.problem_type
+    if num_classes not in (None, config.num_classes):
+        config = dataclasses.replace(config, num_classes=num_classes)
+        names, problem, head = None, SINGLE_LABEL, HEADS
+    used = description.reduction if reduction is None else reduction
+    if reduction is None and requested.prop_attn is not None:
+        used = {**used, "prop_attn": requested.prop_attn}
+    with within(place=place if used == description.reduction else ""):
+        model = config.create(used)
+    crop = trained_crop(description, requested)
+    facts = {
+        "reduction": used,
+        "preprocessing": Preprocessing.of(
+            config.image_size, crop if preprocessing is None else preprocessing
+        ),
+        "class_names": names if class_names is None else class_names,
+        "problem_type": problem if problem_type is None else problem_type,
+        "name": None if config.name in registry.MODELS else config.name,
+        "recovery": description.recovery,
+        "source": Source(
+            path=description.path,
+            place=place,
+            name=hub.short_name(description.path),
+            config=config,
+            image_size=trained.image_size,
+            reduction=description.reduction if is_folder else None,
+            run=description.run,
+            checkpoint=None if description.run is None else checkpoint,
+            averaged=averaged,
+            seed=description.seed,
+            normalized=_is_normalized(description, contents, requested),
+            has_names_of_data=description.own or description.run is not None,
+        ),
+    }
+    if abstract:
+        return Pretrained(model, variable_shapes(model, config.image_size), **facts)
+    if contents is None:
+        contents = read_contents(description, checkpoint, averaged)
+    learned = _learned(contents, description.untrained)
+    fresh = head or ()
+    if seed is not None:
+        like = variable_shapes(model, config.image_size)
+        fresh = (*fresh, *convert.lacking_selectors(learned, like))
+    variables, drawn = convert.model_variables(
+        model,
+        config.image_size,
+        positions.fit(contents.tensors, model, config.image_size, trained.image_size),
+        place,
+        fresh=fresh,
+        seed=seed or 0,
+        exact=reduction is None and seed is None,
+    )
+    before = description.untrained
+    parts = variables["params"]
+    drawn = [part for part in parts if part in drawn or convert.matches(part, before)]
+    return Pretrained(
+        model,
+        variables,
+        selectors=learned,
+        projector=contents.projector,
+        drawn=digests(variables, drawn),
+        **facts,
+    )
 
 
-def read_metadata(
-    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
-) -> Metadata:
-    """Metadata by names and configs at a path, with arguments of `load`.
+def read_description(path: str | os.PathLike) -> Description:
+    """What names and configs at a path say; no tensor is read.
 
-    No tensor is read. A file named after a known model, such as
-    deit_tiny_patch16_224.pth, is one unless the caller names another.
+    A file named after a known model, such as deit_tiny_patch16_224.pth, is one unless
+    the caller names another.
     Raises InputError where there are no weights.
     """
     path = hub.existing(path)
     kind = hub.kind(path)
     if kind == "weights file":
-        name = registry.name_of_file(path)
-        return Metadata(path, ModelConfig(name=name), averaged=averaged)
+        return Description(path, ModelConfig(name=registry.name_of_file(path)))
     if kind == "folder":
-        return Metadata(averaged=averaged, **vars(hub_configs.read(path)))
+        return hub_configs.read(path)
     run = runs.read_config(path)
-    return Metadata(
+    return Description(
         path,
         config=runs.full_config(run),
         reduction=runs.reduction_of(run),
         crop=read_fields(run.get("data", {})),
         class_names=runs.read_class_names(path, run["num_classes"]),
         run=run,
-        checkpoint=checkpoint,
-        averaged=averaged,
         seed=run.get("seed", 0),
     )
 
 
-def complete(metadata: Metadata, requested: ModelConfig = NOTHING) -> Weights:
-    """Weights with the full config of their model.
+def read_contents(
+    description: Description, checkpoint: str = "best", averaged: bool = False
+) -> Contents:
+    """What the files at the path hold; arguments as of `load`."""
+    path = description.path
+    if description.run is not None:
+        return Contents(runs.read_checkpoint(path, checkpoint, averaged), NOTHING)
+    if path.is_dir():
+        return layouts.read_folder(path, averaged, description.tower)
+    return layouts.read_weights(path, averaged)
 
+
+def trained_config(
+    description: Description,
+    contents: Contents | None,
+    requested: ModelConfig,
+    otherwise: ModelConfig = NOTHING,
+) -> ModelConfig:
+    """All fields of the model that weights were trained as.
+
+    contents: None for a run, whose config has them
     requested: fields that the caller adds or changes
+    otherwise: fields that hold where nothing else says them
     Raises InputError where no source says which model this is, where a config.json
         contradicts the tensors, and where `requested` contradicts either.
     """
-    found = {} if metadata.run is not None else _inferred(metadata, requested)
-    trained = Weights(**vars(metadata) | found)
-    if requested.mean is not None:
-        trained = dataclasses.replace(trained, normalized=True)
-    reduction = trained.reduction
-    if requested.prop_attn is not None:
-        reduction = {**reduction, "prop_attn": requested.prop_attn}
-    folder = metadata.path.is_dir()  # there a name stands for its sizes, too
-    config = trained.config.changed(requested, str(metadata), folder)
-    return dataclasses.replace(
-        trained, config=config, reduction=reduction, trained=trained
-    )
-
-
-def _inferred(metadata, requested):
-    """Fields of Weights that tensors, names and the caller say together."""
-    partial, place = metadata.partial_config, str(metadata)
+    if description.run is not None:
+        return description.config
+    place = str(description)
     with within(place=place):
-        config = infer_weights(metadata, requested)
-    with within(place=f"{place}, {_config_name(metadata)}"):
-        for field, value in metadata.sizes.items():
-            if value != (theirs := getattr(config, field)):
-                problem = f"is {value!r}, but its tensors have {theirs!r}"
-                allowed = "files of one model"
-                raise InputError(problem, field=field, value=value, allowed=allowed)
-    contents = metadata.contents
-    contents = contents._replace(tensors=placed(contents, config))
-    found = {
-        "config": dataclasses.replace(config, dtype=metadata.config.dtype),
-        "crop": metadata.crop or registry.published_crop(config.name),
-        "cache": {"contents": contents},
-    }
-    if metadata.path.is_dir():
-        return found
-    only_size = requested.name in registry.MODELS  # which says nothing of the images
-    named = partial.name if only_size else config.name
-    return found | {
-        "class_names": published_class_names(named, config.num_classes),
-        "normalized": not only_size or partial.mean is not None,
-    }
+        config = infer_weights(description, contents, requested, otherwise)
+    file = CONFIG
+    if description.path.is_dir():
+        file = hub.config_file(description.path).name
+    for field, value in description.sizes.items():
+        theirs = getattr(config, field)
+        if value != theirs:
+            problem = f"is {value!r}, but its tensors have {theirs!r}"
+            facts = {"value": value, "allowed": "files of one model"}
+            raise InputError(problem, field=field, place=f"{place}, {file}", **facts)
+    return dataclasses.replace(config, dtype=description.config.dtype)
 
 
-def _config_name(metadata):
-    path = metadata.path
-    return hub.config_file(path).name if path.is_dir() else CONFIG
+def trained_crop(description: Description, requested: ModelConfig) -> Mapping[str, Any]:
+    """Fields of the Preprocessing that weights were trained with."""
+    if description.crop or description.run is not None:
+        return description.crop
+    named = description.config.name
+    if requested.name and not description.path.is_dir():
+        named = requested.name
+    return registry.published_crop(named or requested.name)
 
 
-def build(
-    weights: Weights,
-    reduction: Mapping[str, Any] | None = None,
-    fresh: Iterable[str] | None = None,
-    seed: int | None = None,
-) -> Pretrained:
-    """The model and its variables with a reduction; None: with the weights' own.
-
-    fresh: parts to draw, even if weights have them; None: selectors that they lack
-    seed: of parts that are drawn; None: the training's
-    """
-    config, used = weights.config, weights.reduction if reduction is None else reduction
-    own = used == weights.as_trained.reduction
-    with within(place=weights if own else ""):
-        model = config.create(used)
-    variables, drawn = weights.variables_and_drawn(
-        model,
-        fresh=fresh,
-        seed=weights.seed if seed is None else seed,
-        exact=fresh is not None and reduction is None,
-    )
-    parts = variables["params"]
-    before = weights.untrained
-    drawn = [part for part in parts if part in drawn or convert.matches(part, before)]
-    return Pretrained(
-        model,
-        variables,
-        reduction=used,
-        preprocessing=Preprocessing.of(config.image_size, weights.crop),
-        class_names=weights.class_names,
-        problem_type=weights.problem_type,
-        name=None if config.name in registry.MODELS else config.name,
-        origin=weights,
-        selectors=_learned(weights),
-        projector=weights.contents.projector,
-        drawn=digests(variables, drawn),
-        recovery=weights.recovery,
-    )
+def _only_sizes(description, requested):
+    """Whether a name says nothing of the images, as those of registry.MODELS."""
+    return requested.name in registry.MODELS and not description.path.is_dir()
 
 
-def _learned(weights):
+def _class_names(description, contents, requested, trained):
+    """Names by label: the weights' own, or those of their public name."""
+    if description.path.is_dir():
+        return description.class_names
+    named = trained.name
+    if _only_sizes(description, requested):
+        named = partial_config(description, contents).name
+    return published_class_names(named, trained.num_classes)
+
+
+def _is_normalized(description, contents, requested):
+    """Whether weights or caller say mean and std."""
+    if requested.mean is not None or not _only_sizes(description, requested):
+        return True
+    return partial_config(description, contents).mean is not None
+
+
+def _learned(contents, untrained):
     """Tensors of selectors, by timm's names, that training has made."""
-    if any(part.startswith(convert.SELECTOR) for part in weights.untrained):
+    if any(part.startswith(convert.SELECTOR) for part in untrained):
         return {}
     start = f"{convert.SELECTOR}."
-    return {k: v for k, v in weights.tensors.items() if k.startswith(start)}
-
-
-def lacks_selectors(weights: Weights, reduction: Mapping[str, Any]) -> bool:
-    """Whether `reduction` has selectors that the weights have not learned."""
-    like = variable_shapes(weights.config.create(reduction), weights.config.image_size)
-    return bool(convert.lacking_selectors(_learned(weights), like))
+    return {k: v for k, v in contents.tensors.items() if k.startswith(start)}
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

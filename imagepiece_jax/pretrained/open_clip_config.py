@@ -1,4 +1,4 @@
-"""OpenCLIP's open_clip_config.json, read as a HubConfig of the vision tower.
+"""OpenCLIP's open_clip_config.json, read as a Description of the vision tower.
 
 Of a field that the file lacks the default of CLIPVisionCfg holds (open_clip 3.3).
 """
@@ -12,7 +12,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained import timm_config
-from imagepiece_jax.pretrained.hub import HubConfig
+from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.layouts import CLIP_IMAGES
 
 Fields = Mapping[str, Any]  # of a JSON file
@@ -35,8 +35,8 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 EPS = 1e-5  # of PyTorch's LayerNorm
 
 
-def parse_open_clip(config: Fields) -> HubConfig:
-    """A HubConfig of the content of an open_clip_config.json."""
+def parse_open_clip(config: Fields) -> Description:
+    """A Description of the content of an open_clip_config.json."""
     model, images = config["model_cfg"], config.get("preprocess_cfg") or {}
     vision = model["vision_cfg"]
     for field, value in vision.items():
@@ -61,7 +61,7 @@ def parse_open_clip(config: Fields) -> HubConfig:
         ),
     }
     said = dataclasses.replace(said, **normalization)
-    return HubConfig(config=said, sizes=sizes, crop=crop)
+    return Description(config=said, sizes=sizes, crop=crop)
 
 
 def _of_tower(vision, model):

@@ -1,4 +1,4 @@
-"""timm's config.json: read as a HubConfig, and written for timm to make a model."""
+"""timm's config.json: read as a Description, and written for timm to make a model."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.hub import HubConfig
+from imagepiece_jax.pretrained.description import Description
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
@@ -54,8 +54,8 @@ SWIGLU = ("virchow_v1", "virchow_v2")
 WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-def parse_timm(config: Mapping[str, Any]) -> HubConfig:
-    """A HubConfig; files from before timm 0.9 are flat."""
+def parse_timm(config: Mapping[str, Any]) -> Description:
+    """A Description; files from before timm 0.9 are flat."""
     images = config.get("pretrained_cfg", config)
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
@@ -91,7 +91,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     if not names and "." in full_name:  # else it may have learned other classes
         names = published_class_names(full_name, classes)
     model = ModelConfig(**values | {"image_size": size} | says)
-    return HubConfig(config=model, sizes=sizes, crop=crop, class_names=names)
+    return Description(config=model, sizes=sizes, crop=crop, class_names=names)
 
 
 def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""transformers' config.json and preprocessor_config.json, read as HubConfigs.
+"""transformers' config.json and preprocessor_config.json, read as Descriptions.
 
 A file lacks the fields that have the default of their model type, so these defaults
 stand here (transformers' configuration classes and image processors, version 5.24).
@@ -18,7 +18,7 @@ from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.hub import HubConfig
+from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.timm_config import SILUS
 from imagepiece_jax.pretrained.towers import GELUS, HOSTS
 
@@ -150,8 +150,8 @@ PROCESSORS = {
 }
 
 
-def parse_transformers(config: Fields) -> HubConfig:
-    """A HubConfig of a config.json."""
+def parse_transformers(config: Fields) -> Description:
+    """A Description of a config.json."""
     model, fields = MODEL_TYPES[_kind(config)], config
     host = HOSTS.get(config["model_type"])
     if host is not None:
@@ -194,7 +194,7 @@ def parse_transformers(config: Fields) -> HubConfig:
     )
     names = class_names.shortened(_names(labels))
     task = _problem_type(config, labels) if classify else SINGLE_LABEL
-    return HubConfig(
+    return Description(
         config=said, sizes=sizes, class_names=names, problem_type=task, tower=tower
     )
 

@@ -20,9 +20,15 @@ from imagepiece_jax.models.config import (
     in_config,
     named_fields,
 )
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained import runs
-from imagepiece_jax.pretrained.load import read, unknown_normalization
-from imagepiece_jax.pretrained.weights import NOTHING, Weights
+from imagepiece_jax.pretrained.load import (
+    NOTHING,
+    load_as,
+    read_description,
+    trained_crop,
+    unknown_normalization,
+)
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, with_defaults
 
@@ -40,82 +46,138 @@ CROP = {
 }
 
 
-def read_with_config(
+def load_with_config(
     path: str | os.PathLike,
     config: "ConfigDict | None" = None,
     overrides: Any = None,
     normalization: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
     averaged: bool = False,
-) -> tuple["ConfigDict | None", Weights]:
-    """A config merged with the weights at a path, and these weights by that config.
+    abstract: bool = False,
+) -> tuple["ConfigDict | None", Pretrained]:
+    """A config merged with the weights at a path, and the model of that config.
 
     Typed fields go over those of the weights, and these over configs/base.py, but none
     may contradict what the weights decide; a full config counts as typed.
 
-    path, checkpoint, averaged: as `load` takes them
+    path, checkpoint, averaged, abstract: as `load_as` takes them
     config: a full one, which is changed, or with `overrides` that of configs/base.py;
         None: the weights say it all
     overrides: the typed fields; None: the config is full
     normalization: the typed --mean and --std; None: the command has no such flags
     Raises InputError for the first contradiction.
     """
-    full, requested = overrides is None and config is not None, NOTHING
+    full, flags = overrides is None and config is not None, normalization or {}
     with in_config():
-        if full:
-            requested = runs.model_config(config.to_dict())
-            requested.create(config.reduction.to_dict())  # its own mistakes first
-            requested = requested.over(named_fields(requested.name))
-        elif config is not None:
-            requested = _typed(config, overrides)
-    flags = normalization or {}
+        requested = _requested(config, overrides)
     with naming_flags(*flags):
         typed = ModelConfig(**flags)
+    options = {"checkpoint": checkpoint, "averaged": averaged, "abstract": abstract}
     try:
         with in_config(), naming(path="--weights"):
             requested = typed.over(requested)
-            weights = read(path, requested, checkpoint, averaged)
-            if full and weights.run is not None:
-                _check_run(weights, config.to_dict())
+            description = read_description(path)
+            options["seed"] = description.seed
+            if config is not None:
+                if full and description.run is not None:
+                    _check_run(description, config.to_dict(), requested)
+                _merge(config, overrides, description, requested)
+                fields = config.to_dict()
+                free = {name: fields["model"][name] for name in FREE}
+                requested = dataclasses.replace(requested, **free)
+                options["reduction"] = _reduction(fields, description, requested)
+                options["preprocessing"] = read_fields(fields["data"])
+                options["seed"] = config.seed
+            vit = load_as(path, requested, **options)
     except Contradiction as error:
         name = error.field.removeprefix("config.model.")
         error.field = f"--{name}" if name in flags else error.field
         if full and runs.is_run(path):
             error.hint = "or leave out --config"
         raise
-    if normalization is not None and not weights.normalized:
+    if normalization is not None and not vit.source.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)
+    if config is not None:
+        _write_model(config, vit)
+    return config, vit
+
+
+def _requested(config, overrides):
+    """The fields of the model that are typed; all of a full config."""
     if config is None:
-        return None, weights
+        return NOTHING
+    if overrides is not None:
+        return _typed(config, overrides)
+    requested = runs.model_config(config.to_dict())
+    requested.create(config.reduction.to_dict())  # its own mistakes first
+    return requested.over(named_fields(requested.name))
+
+
+def _merge(config, overrides, description, requested):
+    """Fields of configs/base.py are replaced by those of weights, these by typed ones.
+
+    Of a full config only the crop is, where it has none. What only tensors show is
+    written by `_write_model`.
+    """
+    crop = config_fields(trained_crop(description, requested))
     with config.unlocked():
-        if full and config.data.eval_crop is None:
-            theirs = config_fields(weights.crop)
+        if overrides is None:
             unset = [k for k, usual in CROP.items() if config.data[k] == usual]
-            config.data.update({k: theirs[k] for k in unset if k in theirs})
-        elif not full:
-            _complete(config, weights)
-            overrides(config)
-        decided = {k: v for k, v in weights.config.as_dict.items() if k in config.model}
-        config.model.update({k: v for k, v in decided.items() if k not in FREE})
-    fields = config.to_dict()
-    free = {name: fields["model"][name] for name in FREE if name != "prop_attn"}
-    changed = dataclasses.replace(
-        weights,
-        config=dataclasses.replace(weights.config, **free),
-        reduction=_reduction(fields, weights),
-        crop=read_fields(fields["data"]),
-        seed=config.seed,
-    )
-    if changed.reduction != weights.as_trained.reduction:
-        with in_config():  # a typed one that does not fit is no fault of the weights
-            changed.config.create(changed.reduction)
-    return config, changed
+            if config.data.eval_crop is None:
+                config.data.update({k: crop[k] for k in unset if k in crop})
+            return
+        fields = description.run
+        if fields is None:
+            reduction = description.reduction
+            dense = reduction["name"] == DENSE["name"]
+            reduction = DENSE if dense else settings.completed(reduction)
+            fields = {
+                "model": {"name": None, "dtype": fast_dtype()},
+                "reduction": {k: v for k, v in reduction.items() if v is not None},
+                "data": crop,
+            }
+        try:
+            config.update(settings.as_tuple(fields))
+        except TypeError as error:
+            reason = str(error).partition("\n")[0]
+            problem = f"does not fit configs/base.py: {reason}"
+            raise InputError(problem, place=description) from error
+        overrides(config)
 
 
-def _reduction(fields, weights):
+def _write_model(config, vit):
+    """Write into a config what the weights decide of its model."""
+    fields, size = vit.source.config.as_dict, vit.image_size
+    if not isinstance(size, int):
+        allowed = "squares, others in Python: load(), optimize() and Predictor"
+        problem = f"is for images of {described(size)}"
+        raise InputError(problem, place=vit.source, value=size, allowed=allowed)
+    config.image_size, config.num_classes = size, vit.model.num_classes
+    decided = {k: v for k, v in fields.items() if k in config.model and k not in FREE}
+    with config.unlocked():
+        config.model.update(settings.as_tuple(decided))
+
+
+def _check_run(description, config, requested):
+    """Contradiction where a full config has another model than a run."""
+    changed = description.config.changed(requested, str(description), True)
+    ours = _decided(changed, runs.reduction_of(config))
+    trained = _decided(description.config, description.reduction)
+    for field in {**ours, **trained}:
+        value, allowed = ours.get(field), trained.get(field)
+        if value != allowed:
+            problem = f"is {value!r}, but {description} has {allowed!r}"
+            field, allowed = f"config.{field}", repr(allowed)
+            raise Contradiction(problem, field=field, value=value, allowed=allowed)
+
+
+def _reduction(fields, description, requested):
     """The reduction of a config; typed fields leave that of weights no label."""
+    own = description.reduction
+    if requested.prop_attn is not None:
+        own = {**own, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)
-    if with_defaults(reduction) != with_defaults(weights.reduction):
+    if with_defaults(reduction) != with_defaults(own):
         reduction.pop(settings.LABEL, None)
     return reduction
 
@@ -141,45 +203,6 @@ def _typed(config, overrides):
             )
         requested[field] = requested.pop(name)
     return ModelConfig.of(requested)
-
-
-def _complete(config, weights):
-    """Replace fields of configs/base.py by those of weights."""
-    fields = weights.run
-    if fields is None:
-        model = weights.trained.config.as_dict
-        size, classes = model.pop("image_size"), model.pop("num_classes")
-        if not isinstance(size, int):
-            allowed = "squares, others in Python: load(), optimize() and Predictor"
-            problem = f"is for images of {described(size)}"
-            raise InputError(problem, place=weights, value=size, allowed=allowed)
-        dense = weights.reduction["name"] == DENSE["name"]
-        reduction = DENSE if dense else settings.completed(weights.reduction)
-        fields = {
-            "image_size": size,
-            "num_classes": classes,
-            "model": {"name": None, **model, "dtype": fast_dtype()},
-            "reduction": {k: v for k, v in reduction.items() if v is not None},
-            "data": config_fields(weights.crop),
-        }
-    try:
-        config.update(settings.as_tuple(fields))
-    except TypeError as error:
-        reason = str(error).partition("\n")[0]
-        problem = f"does not fit configs/base.py: {reason}"
-        raise InputError(problem, place=weights) from error
-
-
-def _check_run(weights, config):
-    """Contradiction where a config has another model than a run."""
-    ours = _decided(weights.config, runs.reduction_of(config))
-    trained = _decided(weights.trained.config, weights.trained.reduction)
-    for field in {**ours, **trained}:
-        value, allowed = ours.get(field), trained.get(field)
-        if value != allowed:
-            problem = f"is {value!r}, but {weights} has {allowed!r}"
-            field, allowed = f"config.{field}", repr(allowed)
-            raise Contradiction(problem, field=field, value=value, allowed=allowed)
 
 
 def _decided(model, reduction):

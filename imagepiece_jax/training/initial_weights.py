@@ -10,22 +10,56 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.errors import InputError, naming, within
 from imagepiece_jax.models import convert, positions, registry
+from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
-from imagepiece_jax.pretrained.infer import INVISIBLE
-from imagepiece_jax.pretrained.load import read_metadata, unknown_normalization
+from imagepiece_jax.pretrained.infer import INVISIBLE, partial_config
+from imagepiece_jax.pretrained.layouts import Contents
+from imagepiece_jax.pretrained.load import (
+    load_as,
+    read_contents,
+    read_description,
+    unknown_normalization,
+)
 from imagepiece_jax.pretrained.runs import IMAGENET
-from imagepiece_jax.pretrained.weights import Metadata
+from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.logging import say
 
 
-def _read(fields):
-    """Metadata of the weights that a group of a config names; None without any."""
+class NamedWeights:
+    """The weights that a field of a run's config names, whose files are read once."""
+
+    def __init__(self, path):
+        self.description = read_description(path)
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """What the files hold, read at first use."""
+        return read_contents(self.description)
+
+    @property
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        """{"mean", "std"} of the images; {} where neither a file nor a name says."""
+        config = self.description.config
+        if not self.description.path.is_dir():
+            config = partial_config(self.description, self.contents)
+        values = registry.facts(config.name) | config.fields
+        return {field: values[field] for field in IMAGENET if field in values}
+
+    def load(self, **options) -> Pretrained:
+        """The dense model, with options of `load_as`."""
+        path, contents = self.description.path, self.contents
+        return load_as(path, reduction=DENSE, contents=contents, **options)
+
+
+def _named(fields):
+    """The weights that a group of a config names; None without any."""
     if not fields.weights:
         return None
     with naming(path=f"config.{fields.group}.weights"):
-        return read_metadata(fields.weights)
+        return NamedWeights(fields.weights)
 
 
 class InitialWeights:
@@ -38,19 +72,19 @@ class InitialWeights:
         self._run = run
 
     @functools.cached_property
-    def start(self) -> Metadata | None:
+    def start(self) -> NamedWeights | None:
         """The weights at `config.init.weights`; None where it is empty."""
-        return _read(self._run.init)
+        return _named(self._run.init)
 
     @functools.cached_property
-    def teacher(self) -> Metadata | None:
+    def teacher(self) -> NamedWeights | None:
         """The weights at `config.teacher.weights`; None where it is empty."""
-        return _read(self._run.teacher)
+        return _named(self._run.teacher)
 
     def _earlier(self, workdir):
-        """Metadata of the run in `workdir` that is resumed; None for a new one."""
+        """Weights of the run in `workdir` that is resumed; None for a new one."""
         begun = run_dir.took_steps(workdir) and runs.is_run(workdir)
-        return read_metadata(workdir) if begun else None
+        return NamedWeights(workdir) if begun else None
 
     def labels_by_name(self, workdir) -> dict[str, int] | None:
         """Labels of the run's classes by names; None where it numbers them itself.
@@ -67,7 +101,7 @@ class InitialWeights:
             weights = self.teacher
         if weights is None:
             return None
-        names = weights.class_names
+        names = weights.description.class_names
         if names is not None and len(names) != run.num_classes:
             return None  # which is refused where the weights are read
         return labels_by_name(names, run.num_classes)
@@ -100,7 +134,7 @@ class InitialWeights:
         return {field: values[field] for field in IMAGENET}
 
     def _normalized_as(self, workdir):
-        """(path, Metadata) pairs, whose normalization a run may have."""
+        """(path, NamedWeights) pairs, whose normalization a run may have."""
         if earlier := self._earlier(workdir):
             return [(workdir, earlier)]
         run, start, teacher = self._run, self.start, self.teacher
@@ -124,15 +158,17 @@ class InitialWeights:
         """
         run, data = self._run, f"config.data.name {self._run.data.name!r}"
         if earlier := self._earlier(workdir):
-            before = earlier.names_of_data
+            before = earlier.description.names_of_data
             with within(hint="choose another --workdir, or the data of its training"):
                 check_classes(before, str(workdir), names, data)
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
-            check_classes(self.teacher.names_of_data, source, names, data)
+            taught = self.teacher.description.names_of_data
+            check_classes(taught, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
-        before, source = self.start, f"config.init.weights {run.init.weights}"
+        before = self.start.description
+        source = f"config.init.weights {run.init.weights}"
         with within(hint="or a new head by config.init.fresh=('head',)"):
             line = check_classes(before.names_of_data, source, names, data)
         if line and before.run is not None:
@@ -198,32 +234,36 @@ class InitialWeights:
         They do not fit either where they were trained with a function, or for images,
         that no tensor shows and that is another here.
         """
-        size, config = self._run.image_size, weights.partial_config
-        facts = registry.facts(config.name)
-        named = config.name or config.arch
-        theirs = facts | config.fields | config.single_fields
-        theirs |= vars(config.architecture) if named else {}
-        tensors = weights.tensors
+        vit, size = weights.load(otherwise=_hidden(model)), self._run.image_size
+        tensors = convert.to_timm(vit.variables) | vit.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
-            old, how = theirs.get("image_size"), theirs.get("resize")
-            tensors = positions.fit(tensors, model, size, old, how)
+            how = vit.model.arch.resize
+            tensors = positions.fit(tensors, model, size, vit.image_size, how)
         variables, _ = convert.model_variables(
-            model, size, tensors, str(weights), fresh=fresh, seed=self._run.seed
+            model, size, tensors, vit.place, fresh=fresh, seed=self._run.seed
         )
-        if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
-            # The name's number of heads goes with a width that these tensors lack.
-            theirs["num_heads"] = config.num_heads or model.num_heads
-        here = {field: getattr(model.arch, field) for field in INVISIBLE}
-        del here["resize"]  # these positions have been
-        here |= {name: getattr(model, name) for name in ("num_heads", *IMAGENET)}
+        theirs, ours = _hidden(vit.model).fields, _hidden(model).fields
+        del ours["resize"]  # these positions have been
         if "head" in fresh:
-            del here["pool"], here["pool_include_prefix"]  # a new head's own matter
-        for field, value in here.items():
-            if field in theirs and not _equal(theirs[field], value):
-                problem = f"is {value!r}, but {weights} was trained with another"
+            del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
+        if model.arch.mlp == "swiglu" and model.arch.pool != "map":
+            del ours["gelu"]  # which nothing computes
+        for field, value in ours.items():
+            if not _equal(theirs[field], value):
+                problem = f"is {value!r}, but {vit.place} was trained with another"
                 path, allowed = f"config.model.{field}", repr(theirs[field])
                 raise InputError(problem, field=path, value=value, allowed=allowed)
         return variables
+
+
+def _hidden(model):
+    """The fields of a model that no tensor shows."""
+    fields = {field: getattr(model.arch, field) for field in INVISIBLE}
+    if fields["rotary"] is None:
+        fields["rotary"] = False
+    return ModelConfig(
+        num_heads=model.num_heads, mean=model.mean, std=model.std, **fields
+    )
 
 
 @contextlib.contextmanager

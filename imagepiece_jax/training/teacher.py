@@ -17,7 +17,7 @@ from imagepiece_jax.errors import within
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import check_single_label
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained.load import complete, unknown_normalization
+from imagepiece_jax.pretrained.load import unknown_normalization
 from imagepiece_jax.pretrained.runs import ALLOWED
 from imagepiece_jax.reduction.methods import name_of
 from imagepiece_jax.training.initial_weights import InitialWeights, of_teacher
@@ -83,7 +83,8 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     if not needed:
         return None, None
     place = f"config.teacher.weights {teacher.weights}"
-    check_single_label(initial.teacher.problem_type, place, "distillation takes")
+    problem = initial.teacher.description.problem_type
+    check_single_label(problem, place, "distillation takes")
     if run.reduction.needs_teacher:
         for field in teacher.fields:
             allowed = f"an empty field: {method!r} learns from a model like its own"
@@ -100,14 +101,10 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 
 def _distilling(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
-    requested = ModelConfig(**run.teacher.fields)
-    metadata = initial.teacher
+    requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
     with of_teacher(), within("config.teacher"):
-        weights = complete(metadata, requested).analyzed(run.model.dtype)
-        attention = run.model.attention
-        config = dataclasses.replace(weights.config, attention=attention)
-        model = config.create().clone(head_only=True)
-        variables = weights.variables(model)
+        vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
+    model = vit.model.clone(head_only=True)
     if model.num_classes != run.num_classes:
         count, allowed = model.num_classes, f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
@@ -117,7 +114,7 @@ def _distilling(run, dense, initial):
         problem = f"is {run.distill.class_tokens}, but student and teacher have no "
         problem += "class tokens of one width and depth"
         run.distill.refuse("class_tokens", "0.0", problem)
-    if not weights.normalized:
+    if not vit.source.normalized:
         flags = "config.teacher.mean and config.teacher.std"
-        say(f"note: {unknown_normalization(weights.path, flags)}")
-    return model, config.image_size, variables
+        say(f"note: {unknown_normalization(vit.source.path, flags)}")
+    return model, vit.image_size, vit.variables

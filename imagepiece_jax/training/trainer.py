@@ -124,7 +124,7 @@ class Run:
             else:
                 state = jax.jit(new_state)(initial.variables(self.model))
             if names is None and run.distill.unlabeled:
-                names = initial.teacher.class_names
+                names = initial.teacher.description.class_names
             del initial  # which holds the tensors of its files
             say(cost.describe(self.model, [dense], run.image_size))
 

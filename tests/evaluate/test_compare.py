@@ -2,9 +2,7 @@
 
 import base64
 import contextlib
-import dataclasses
 import json
-import pathlib
 import re
 import types
 
@@ -27,17 +25,15 @@ from imagepiece_jax.evaluate.cache import (
     plan_facts,
 )
 from imagepiece_jax.evaluate.compare import RECOMMENDED
-from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models import convert, positions
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_context
+from tests.models import tiny
 from tests.models.test_learned_contract import LEARNED
-from tests.models.tiny import fill
 from tests.refused import refused
 from tests.runs import ROOT
 
@@ -57,22 +53,16 @@ class Guessing:
         self.known, self.trials = set(), []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch", "depth": 12}
-        tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
-        self.weights = Weights(
-            pathlib.Path("tiny.pth"),
-            ModelConfig(**fields),
-            settings.DENSE,
-            cache={"contents": Contents(tensors, ModelConfig())},
-        )
-        vars(self.weights)["digest"] = "0"
-        self.dense = self.weights.config.gmacs(self.weights.reduction)
+        self.vit = tiny.loaded("tiny.pth", **fields)
+        vars(self.vit)["digest"] = "0"
+        self.dense = self.vit.gmacs
 
     def has_evaluated(self, reduction):
         return str(reduction) in self.known
 
     def evaluate(self, reduction):
         self.known.add(str(reduction))
-        figures = plan_facts(self.weights.config.create(reduction), 224)
+        figures = plan_facts(self.vit.model_with(reduction), 224)
         name = reduction["name"] + reduction.get("inattentive", "")
         draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
@@ -82,7 +72,7 @@ class Guessing:
     def speed(self, reduction):
         """Time falls more slowly than MACs."""
         self.trials.append(reduction)
-        ratio = (self.dense / self.weights.config.gmacs(reduction)) ** 0.7
+        ratio = (self.dense / self.vit.gmacs_with(reduction)) ** 0.7
         return {"ratio": ratio, "ratio_min": 0.9 * ratio, "ratio_max": 1.1 * ratio}
 
 
@@ -123,12 +113,12 @@ def test_settings_have_the_cost_that_their_share_asks_for(context, report):
         assert line["setting"].keys() == {"macs", *variant} - {"name"}
         assert line["reached"] == line["gmacs"] / context.dense
         assert abs(line["reached"] - line["share"]) <= 0.02
-        plan = context.weights.config.create(asked).plan
+        plan = context.vit.model_with(asked).plan
         tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
         assert line["tokens_per_block"] == tokens
         # JSON has lists where fields are tuples.
         again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
-        assert context.weights.config.create(again).plan == plan
+        assert context.vit.model_with(again).plan == plan
         assert "macs" not in again
     absent = [line for line in report["left_out"] if line["share"]]
     assert all("nearest cost" in line["reason"] for line in absent)
@@ -254,8 +244,8 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
         assert line["setting"]["macs"] == round(line["gmacs"] / made.dense, 4)
         typed = {"name": line["method"], **line["setting"]}
         again = {k: settings.as_tuple(v) for k, v in line["reduction"].items()}
-        config = made.weights.config
-        assert config.create(typed).plan == config.create(again).plan
+        plans = [made.vit.model_with(each).plan for each in (typed, again)]
+        assert plans[0] == plans[1]
     assert found["timing"]["batch_size"] == 8
     assert page == (tmp_path / "compare.md").read_text()
     line = next(s for s in found["settings"] if s["method"] == "evit")
@@ -271,17 +261,14 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
     model = create_model(**tiny_context.FIELDS, reduction=own)
-    tensors = convert.to_timm(fill(variable_shapes(model, 16), 0))
-    fields = ModelConfig(**tiny_context.FIELDS)
-    cache = {"contents": Contents(tensors, ModelConfig())}
-    pretrained = Weights(tmp_path, fields, own, cache=cache)
+    variables = tiny.fill(variable_shapes(model, 16))
     made = Guessing()
-    made.weights = pretrained
+    made.vit = tiny.loaded(tmp_path, own, variables, **tiny_context.FIELDS)
     (one, other), _ = compare._entries(made, "dynamicvit", (0.65, 0.9), "gmacs")
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
     assert set(one.setting) == {"macs", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
-    made.weights = dataclasses.replace(pretrained, reduction=settings.DENSE)
+    made.vit = made.vit.with_reduction(settings.DENSE)
     _, [absent] = compare._entries(made, "dynamicvit", SHARES, "gmacs")
     assert absent["reason"].startswith("reduction has a step")
     _, [absent] = compare._entries(made, "dtem", (0.9,), "gmacs")
@@ -447,7 +434,7 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     weights = tiny_context.pretrained(tmp_path, depth=2)
     context = tiny_context.context(tmp_path / "out", weights)
     smaller, fewer = compare.floors(context.checkpoint(weights))
-    patch = weights.config.create(weights.reduction).patch_size
+    patch = weights.model.patch_size
     sizes = [floor.setting["image_size"] for floor, _ in smaller]
     assert sizes == [(side, side) for side in range(16 - patch, patch, -patch)]
     assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
@@ -466,8 +453,8 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
         found = floor[1].evaluate(settings.DENSE)["right"]
         assert decode_bits(found, 24).tolist() == right.tolist()
 
-    variables = weights.variables(weights.config.create(weights.reduction))
-    short = create_model(**weights.config.as_dict | {"depth": 1})
+    variables = weights.variables
+    short = create_model(**tiny_context.FIELDS | {"depth": 1})
     first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
     check(fewer[0], short, first, images)
 
@@ -476,9 +463,13 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     want = Image.fromarray(channel).resize(sizes[0], Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.
     np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
-    changed = weights.with_sizes(image_size=sizes[0])
-    model = changed.config.create(changed.reduction)
-    check(smaller[0], model, changed.variables(model)["params"], made)
+    resized = {"image_size": sizes[0], "depth": 2}
+    model = create_model(**tiny_context.FIELDS | resized)
+    tensors = convert.to_timm(variables)
+    params = convert.from_timm(
+        positions.fit(tensors, model, sizes[0]), variable_shapes(model, sizes[0])
+    )["params"]
+    check(smaller[0], model, params, made)
     context.cache.close()
 
 
@@ -486,7 +477,7 @@ def test_floors_are_compared_as_methods_are(tmp_path, capsys):
     """The model's own counts fit neither fewer patches nor fewer blocks."""
     counts = settings.with_defaults({"name": "tome", "counts": (50, 40, 30)})
     weights = tiny_context.pretrained(tmp_path, depth=3)
-    weights = dataclasses.replace(weights, reduction=counts)
+    weights = weights.with_reduction(counts)
     context = tiny_context.context(tmp_path / "out", weights)
     found = compare.compare(context.checkpoint(weights), (0.6,), ["tome"], floors=True)
     methods = [line["method"] for line in found["settings"]]

@@ -29,10 +29,13 @@ def test_evaluation_batch_is_rounded_up(images, count, size):
 def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
     data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
     config = configured(**{"data.name": data})
-    unknown = dict(class_names=None, names_of_data=None, run=None)
-    known = {"path": "w.npz", "problem_type": "single_label_classification"}
-    weights = types.SimpleNamespace(**known, **unknown)
-    source = labeled_images(RunConfig.from_config(config), weights, limit=1)
+    vit = types.SimpleNamespace(
+        source=types.SimpleNamespace(path="w.npz", run=None),
+        problem_type="single_label_classification",
+        class_names=None,
+        names_of_data=None,
+    )
+    source = labeled_images(RunConfig.from_config(config), vit, limit=1)
     notes = capsys.readouterr().out.splitlines()
     note = f"note: no label of {data} is 0, the lowest is 1; labels count from 0"
     taken = "note: 1 of 2 images are taken, evenly spaced"

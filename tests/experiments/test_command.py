@@ -12,8 +12,6 @@ from experiments import registry, runner
 from experiments.context import TrainedRuns
 from experiments.settings import Common
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.weights import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 from tests.experiments.tiny_context import MODEL
@@ -24,7 +22,7 @@ def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
     weights = tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
     few = ("--limit", 20, "--eval_batch_size", 10, "--nospeed")
-    return [*MODEL, "--data", "digits", "--weights", weights.path, *few]
+    return [*MODEL, "--data", "digits", "--weights", weights.source.path, *few]
 
 
 def test_all_are_those_that_the_flags_allow():
@@ -138,7 +136,7 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 def test_runs_of_different_data_sets_are_a_mistake():
     models = [
-        Weights(None, ModelConfig(num_classes=classes, image_size=16), {})
+        SimpleNamespace(model=SimpleNamespace(num_classes=classes), image_size=16)
         for classes in (10, 11)
     ]
     settings, runs = SimpleNamespace(runs="runs"), TrainedRuns(tuple(models))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from types import SimpleNamespace
 
 import jax
@@ -14,11 +13,10 @@ from experiments.context import Answers, TrainedRuns
 from experiments.rows import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
+from tests.models import tiny
 from tests.oracles import log_softmax
 
 TOME = {"name": "tome", "r": 4}
@@ -38,8 +36,7 @@ def context(tmp_path_factory, pretrained):
 
 def test_figures_are_those_of_plain_numpy(context, pretrained):
     found = context.evaluate(pretrained, settings.DENSE)
-    model = pretrained.config.create(pretrained.reduction)
-    variables = pretrained.variables(model)
+    model, variables = pretrained.model, pretrained.variables
     batches = list(context.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
@@ -87,8 +84,8 @@ def slow_ratio(outputs, place, after, count):
 def observed(context, pretrained):
     """ImagePiece's model and its outputs for all images."""
     reduction = {"name": "imagepiece"}
-    model = merges.observed(pretrained.config.create(reduction))
-    variables = pretrained.variables(model)
+    model = merges.observed(pretrained.model_with(reduction))
+    variables = pretrained.variables
     batches = [batch["image"] for batch in context.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
     return model, jax.jit(model.apply)(variables, pixels)
@@ -117,8 +114,8 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
 @pytest.mark.slow
 def test_observing_changes_no_decision(context, pretrained, observed):
     _, outputs = observed
-    model = pretrained.config.create({"name": "imagepiece"})
-    variables = pretrained.variables(model)
+    model = pretrained.model_with({"name": "imagepiece"})
+    variables = pretrained.variables
     pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
     direct = jax.jit(model.apply)(variables, pixels)
     np.testing.assert_allclose(direct.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
@@ -185,8 +182,8 @@ def test_published_figures_of_another_size_are_labeled(context):
     """The tiny model has no published figures, so DeiT-S's stand in their column."""
     sizes = ("deit_s", "deit_ti")
     assert rows.printed_for(rows.measure(context, ROWS), sizes)[1] == "DeiT-S"
-    fields = {"name": "deit_ti", "embed_dim": 192, "depth": 12, "num_heads": 3}
-    weights = Weights(pathlib.Path("w.npz"), ModelConfig(**fields))
+    fields = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
+    weights = tiny.loaded("w.npz", **fields)
     ours = {"DeiT": SimpleNamespace(pretrained=weights)}
     printed, whose = rows.printed_for(ours, sizes)
     assert whose == "DeiT-Ti" and printed["ImagePiece"] == (72.61, 9450.2)
@@ -202,8 +199,7 @@ def test_untrained_selectors_are_labeled(context):
 
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
-    fields = pretrained.config.as_dict | {"stem": "conv"}
-    conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
+    conv = tiny.loaded(pretrained.source.path, **tiny_context.FIELDS | {"stem": "conv"})
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="this table has no model but .*tiny0.npz"):
         rows.measure(lonely, ROWS[:2])
@@ -214,8 +210,7 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_context.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
-    reduction = settings.with_defaults(TOME)
-    reduced = [dataclasses.replace(d, reduction=reduction) for d in dense]
+    reduced = [vit.with_reduction(TOME) for vit in dense]
     runs = TrainedRuns((*dense, *reduced))
     several = tiny_context.context(tmp_path / "out", models=runs)
     found = rows.measure(several, (TableRow("ToMe", TOME),))["ToMe"]

@@ -1,13 +1,10 @@
 """Token counts and MACs of every table, which need no training and no images."""
 
-import pathlib
-
 import pytest
 
 from experiments import finetune, hyperspeed, published, tables
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
+from tests.models import tiny
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
@@ -15,11 +12,11 @@ FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 def pretrained(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
-    return Weights(pathlib.Path("none"), ModelConfig(**fields), settings.DENSE)
+    return tiny.loaded("none", **fields)
 
 
 def tokens(row):
-    return pretrained(row.stem).config.create(row.reduction).plan[-1].mlp_tokens
+    return pretrained(row.stem).model_with(row.reduction).plan[-1].mlp_tokens
 
 
 def test_tokens_left_are_the_published_ones():
@@ -41,7 +38,7 @@ def test_tokens_left_are_the_published_ones():
 def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
     (row, *_), rates = hyperspeed.SWEEPS[name]
     found = [
-        pretrained(row.stem).config.gmacs({**row.reduction, **rate}) for rate in rates
+        pretrained(row.stem).gmacs_with({**row.reduction, **rate}) for rate in rates
     ]
     assert [round(cost, 3) for cost in found] == list(costs)
     assert found == sorted(found, reverse=True)
@@ -75,14 +72,14 @@ def test_published_claims_can_be_recomputed():
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
-    one = pretrained(name="deit_ti", image_size=160)
-    target = one.config.gmacs(finetune.REFERENCE)
-    found = one.config.resolved(
-        {**reduction, "macs": target / one.config.gmacs(settings.DENSE)}, allowed=0.1
+    one = pretrained(name="deit_ti", image_size=160).source.config
+    target = one.gmacs(finetune.REFERENCE)
+    found = one.resolved(
+        {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
     )
     assert found["name"] == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
-        assert target < one.config.gmacs(found) < 1.1 * target
+        assert target < one.gmacs(found) < 1.1 * target
         return
-    assert one.config.gmacs(found) == pytest.approx(target, rel=0.03)
+    assert one.gmacs(found) == pytest.approx(target, rel=0.03)

@@ -10,7 +10,6 @@ from experiments import finetune
 from experiments.finetune import Finetuner, label
 from experiments.rows import DENSE, TableRow, measure, table
 from imagepiece_jax.data import digits
-from imagepiece_jax.pretrained.weights import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
@@ -75,14 +74,15 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 
     def run(config, name):
         configs[name] = config
-        return Weights(tmp_path / name, maker.pretrained.config, settings.DENSE)
+        source = dataclasses.replace(maker.pretrained.source, path=tmp_path / name)
+        return dataclasses.replace(maker.pretrained, source=source)
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)
     maker._trained({"name": "tome", "r": 4, "prop_attn": False}, "conv", 0)
     start, learned, conv_start, tome = configs.values()
     assert start.reduction.name == "none" and start.init.fresh == ()
-    assert start.init.weights == str(maker.pretrained.path) and start.seed == 1
+    assert start.init.weights == str(maker.pretrained.source.path) and start.seed == 1
     assert (
         learned.init.weights
         == learned.teacher.weights
@@ -100,16 +100,15 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     tmp_path, config, monkeypatch, last, fresh
 ):
     maker, names = finetuner(tmp_path, config), [*"012345678", last]
-    maker.pretrained = dataclasses.replace(
-        maker.pretrained,
-        path=tmp_path,
-        run=quickstart.get_config().to_dict(),
-        class_names=tuple(names),
-    )
-    run = types.SimpleNamespace(path=tmp_path / "start")
+    vit = maker.pretrained
+    source = dataclasses.replace(vit.source, path=tmp_path, has_names_of_data=True)
+    known = {"source": source, "class_names": tuple(names)}
+    maker.pretrained = dataclasses.replace(vit, **known)
+    start = types.SimpleNamespace(path=tmp_path / "start")
+    run = types.SimpleNamespace(source=start)
     configs = []
     monkeypatch.setattr(maker, "_run", lambda config, _: configs.append(config) or run)
-    assert maker._start("patch", 0) == run.path
+    assert maker._start("patch", 0) == start.path
     assert configs[0].init.fresh == fresh
 
 
@@ -127,7 +126,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
         "start_patch_seed1"
     ]
     assert found["EViT"].facts["tokens"] == 33
-    assert found["EViT"].pretrained.seed == 1
+    assert found["EViT"].pretrained.source.seed == 1
     assert "| EViT |  | as trained |" in table(rows, found, {}, "")
     assert "1 epochs dense, then as many" in maker.note
     capfd.readouterr()

@@ -71,7 +71,10 @@ class FakeContext:
 
     def __init__(self, out):
         self.out, self.calls = out, []
-        weights = types.SimpleNamespace(config=types.SimpleNamespace(stem="patch"))
+        weights = types.SimpleNamespace(
+            model=types.SimpleNamespace(stem="patch"),
+            lacks_selectors=lambda reduction: reduction["name"] == "dynamicvit",
+        )
         self.models = OffTheShelf(weights)
 
     def evaluate(self, pretrained, reduction, images=None):
@@ -87,13 +90,8 @@ class FakeContext:
         return result
 
 
-def test_all_methods_get_the_same_masks(tmp_path, monkeypatch):
+def test_all_methods_get_the_same_masks(tmp_path):
     context = FakeContext(tmp_path)
-    monkeypatch.setattr(
-        masking,
-        "lacks_selectors",
-        lambda _, reduction: reduction["name"] == "dynamicvit",
-    )
     masking.masking(context)
     by_method = {}
     for name, setting, corners in context.calls:

@@ -1,6 +1,5 @@
 """Pages of experiments whose models are right on as many images as they have MACs."""
 
-import pathlib
 import types
 
 import numpy as np
@@ -11,10 +10,8 @@ from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
 from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
-from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained.weights import Weights
-from imagepiece_jax.reduction import settings
 from tests import markdown
+from tests.models import tiny
 
 IMAGES = 1000
 
@@ -35,14 +32,13 @@ class Monotone:
 
     def __init__(self, out):
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-        config = ModelConfig(**size, stem="patch")
         self.out = out
-        self.pretrained = Weights(pathlib.Path("none"), config, settings.DENSE)
+        self.pretrained = tiny.loaded("none", **size, stem="patch")
         self.models = OffTheShelf(self.pretrained)
 
     def evaluate(self, pretrained, reduction):
         result = Answers.__new__(Answers)
-        model = pretrained.config.create(reduction)
+        model = pretrained.model_with(reduction)
         result.figures = plan_facts(model, 224) | {"untrained_selectors": False}
         share = (result["gmacs"] / 1.3) ** 0.25
         result.right = np.arange(IMAGES) < round(IMAGES * share)
@@ -78,9 +74,7 @@ def test_gains_are_the_combinations_over_their_methods(context):
     gains = lines(context, "combos")
     for single, combined in tables.PAIRS[:3]:
         gain = points(context, combined.reduction, single.reduction)
-        costs = [
-            context.pretrained.config.gmacs(r.reduction) for r in (single, combined)
-        ]
+        costs = [context.pretrained.gmacs_with(r.reduction) for r in (single, combined)]
         assert gains[single.name][:2] == [f"{cost:.3f}" for cost in costs]
         assert gains[single.name][2].startswith(f"{gain:+.1f} [")
 

@@ -1,17 +1,12 @@
 """A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
 
-import numpy as np
-
 from experiments.context import Context, OffTheShelf
 from experiments.images import Images
 from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import ResultCache
-from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.weights import Weights
-from imagepiece_jax.reduction import settings
-from tests.models.tiny import fill
+from tests.models import tiny
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
 FIELDS = {
@@ -41,10 +36,10 @@ def pretrained(folder, seed=0, **fields):
     """Random weights, as a file that a dense model fits."""
     fields = FIELDS | fields
     model = create_model(**fields)
-    variables = fill(variable_shapes(model, 16), seed)
+    variables = tiny.fill(variable_shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
-    np.savez(path, **convert.to_timm(variables))
-    return Weights(path, ModelConfig(**fields), settings.with_defaults(None), seed=seed)
+    tiny.write(path, variables)
+    return tiny.loaded(path, variables=variables, seed=seed, **fields)
 
 
 def images(count=24):

@@ -18,7 +18,7 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
 from tests.models.test_published import HALF, STD, TIMM, folder, same
@@ -106,7 +106,7 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     assert loaded.model == model and loaded.image_size == WIDE
     assert same(loaded.variables, variables)
     with refused(f"folder {path}", WIDE):
-        read_with_config(path, base.get_config(), Overrides())
+        load_with_config(path, base.get_config(), Overrides())
 
 
 # int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can

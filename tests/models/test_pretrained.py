@@ -29,10 +29,54 @@ def test_a_model_that_someone_made_has_defaults(dense):
     for size in (0, (20, -4), (20, 20, 3), 20.0):
         with refused("image_size", size):
             Preprocessing(size)
-    assert (dense.class_names, dense.name, dense.origin) == (None, None, None)
+    assert (dense.class_names, dense.name, dense.source) == (None, None, None)
     early = tiny.pretrained({"name": "token_learner", "block": 0})
     vit = Pretrained(early.model, early.variables)
     assert vit.image_size == tiny.SIDE and vit.reduction is None
+
+
+@pytest.mark.parametrize("size", [28, (12, 24)])
+def test_the_same_weights_at_another_size(tmp_path, dense, size):
+    """As `load` resizes the positions of a file."""
+    file = tiny.write(tmp_path / "w.npz", dense.variables)
+    loaded = imagepiece_jax.load(file, **GIVEN)
+    wanted = imagepiece_jax.load(file, image_size=size, reduction=TOME, **GIVEN)
+    for found in (
+        loaded.with_reduction(TOME).at_size(size),
+        loaded.at_size(size).with_reduction(TOME),
+    ):
+        assert found.model == wanted.model and found.image_size == size
+        assert same(found.variables, wanted.variables)
+        assert found.source.config == wanted.source.config
+        assert found.source.image_size == wanted.source.image_size == tiny.SIDE
+        assert found.digest == wanted.digest != loaded.digest
+    assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
+
+
+@pytest.mark.parametrize(
+    "method, field, value",
+    [
+        ("at_size", "image_size", 30),
+        ("at_size", "image_size", "28"),
+        ("first_blocks", "depth", 0),
+        ("first_blocks", "depth", tiny.DEPTH + 1),
+        ("first_blocks", "depth", True),
+    ],
+)
+def test_sizes_that_no_weights_have(dense, method, field, value):
+    with refused(field, value):
+        getattr(dense, method)(value)
+
+
+def test_the_first_blocks_are_a_model_of_their_own(dense):
+    """With the norm and the head behind the last of them."""
+    short = dense.first_blocks(1)
+    assert short.model == tiny.model(depth=1)
+    left_out = {*dense.variables["params"]} - {*short.variables["params"]}
+    assert left_out == {"blocks_1", "blocks_2"}
+    assert same(dense.first_blocks(tiny.DEPTH).variables, dense.variables)
+    with refused("reduction", 1):  # which is in a block that is left out
+        dense.with_reduction({"name": "evit", "blocks": (1,)}).first_blocks(1)
 
 
 PAIR, UNWEIGHTED = "model and variables", TOME | {"prop_attn": False}
@@ -120,12 +164,6 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
         dense.with_reduction(spvit, seed="a")
 
 
-def test_a_pair_is_no_longer_what_load_returns(dense):
-    for pair_of in (tuple, lambda vit: vit[0]):
-        with refused("", None, "one object, not a pair; write vit = load"):
-            pair_of(dense)
-
-
 @pytest.mark.parametrize(
     "name, call",
     [
@@ -148,4 +186,4 @@ def test_a_loaded_model_can_be_given_to_another_process(dense, tmp_path):
     vit = imagepiece_jax.load(file, **GIVEN)
     again = pickle.loads(pickle.dumps(vit))
     assert again.model == vit.model and same(again.variables, vit.variables)
-    assert same(dict(again.origin.tensors), dict(vit.origin.tensors))
+    assert again.source.path == vit.source.path == file and again.digest == vit.digest

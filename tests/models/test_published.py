@@ -16,12 +16,12 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.pretrained import load, runs, timm_config
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth
@@ -117,7 +117,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
-    config = load.read(path).config
+    config = load.load(path).source.config
     assert config.name is None
     assert dataclasses.replace(config, **parts).create() == model
 
@@ -133,11 +133,11 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     """Without a config, with an override, and to start a training from."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
-    config, weights = read_with_config(path, base.get_config(), Overrides())
+    config, merged = load_with_config(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
     run = RunConfig.from_config(config)
     assert run.create_model().clone(drop_path_rate=0.0) == loaded
-    assert same(weights.variables(loaded), variables)
+    assert same(merged.variables, variables)
     json.dumps(config.to_dict())  # as a run keeps it
     crop = run.preprocessing()
     ways = crop.crop, crop.crop_mode, crop.interpolation
@@ -148,10 +148,10 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert InitialWeights(run).normalization(tmp_path / "no") == {}
     assert same(InitialWeights(run).variables(run.create_model()), variables)
     tuned = Overrides([("reduction.name", "tome"), ("reduction.r", "3")])
-    tuned, _ = read_with_config(path, base.get_config(), tuned)
+    tuned, _ = load_with_config(path, base.get_config(), tuned)
     assert tuned.reduction.name == "tome"
     with refused("config.model.num_heads", 6):
-        read_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
+        load_with_config(path, base.get_config(), Overrides([("model.num_heads", "6")]))
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_a_name_knows_imagenets_classes(tmp_path, file, fields):
 def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
     """As the configs of DeiT ask for it; a public name replaces that of the file."""
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    found = load.read(path, ModelConfig(name="deit_ti"))
+    found = load.load(path, name="deit_ti")
     assert found.class_names == class_names.imagenet_names()
-    other = ModelConfig(name="vit_tiny_patch16_224.augreg_in21k")
-    assert load.read(path, other).class_names is None
+    other = "vit_tiny_patch16_224.augreg_in21k"
+    assert load.load(path, name=other).class_names is None
 
 
 @pytest.mark.parametrize(
@@ -350,10 +350,10 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     known = Preprocessing(tiny.SIDE, 0.9, "squash", "bicubic")
     vit = Pretrained(model, variables, preprocessing=known)
     imagepiece_jax.save(tmp_path / "a", vit)
-    config, _ = read_with_config(tmp_path / "a", base.get_config(), Overrides())
+    config, _ = load_with_config(tmp_path / "a", base.get_config(), Overrides())
     config.data.eval_crop, config.data.eval_crop_mode = None, "center"
     config.data.eval_interpolation = "bilinear"
-    config, _ = read_with_config(tmp_path / "a", config)
+    config, _ = load_with_config(tmp_path / "a", config)
     made = RunConfig.from_config(config).preprocessing()
     ways = made.crop, made.crop_mode, made.interpolation
     assert ways == (0.9, "squash", "bilinear")

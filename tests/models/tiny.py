@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from flax import traverse_util
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import create_model
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.pretrained import Pretrained, Source
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
@@ -131,6 +132,21 @@ def pretrained(reduction=None, **options):
     made = model(reduction, **options)
     prepared = Preprocessing(options.get("image_size", SIDE))
     return Pretrained(made, variables(made), reduction, prepared)
+
+
+def loaded(path, reduction=None, variables=None, seed=0, **fields):
+    """A Pretrained as `load` makes it of a file at `path`, which need not be there.
+
+    variables: None: shapes alone
+    fields: of its ModelConfig
+    """
+    path, config = pathlib.Path(path), ModelConfig(**fields)
+    made, side = config.create(reduction), config.image_size
+    source = Source(path, str(path), path.name, config, side, seed=seed)
+    if variables is None:
+        variables = shapes(made, side)
+    prepared = Preprocessing(side)
+    return Pretrained(made, variables, reduction, prepared, source=source)
 
 
 def write(path, variables):

@@ -73,11 +73,11 @@ def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
 def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
     vit = imagepiece_jax.load("hf://org/name")
-    assert str(vit.origin) == "folder hf://org/name"  # not that of the cache
+    assert str(vit.source) == "folder hf://org/name"  # not that of the cache
     found, values = tiny.pair(vit)
     assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
-    assert load.read_metadata("hf://org/name").normalization["std"] == STD
+    assert load.read_description("hf://org/name").config.std == STD
     assert hub.local(cache) == cache and not hub.is_id("org/name")
 
 
@@ -354,5 +354,5 @@ def test_a_command_takes_an_id(cache, files):
     words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
     said = sentence(call(evaluate.main, *words))
     assert said.startswith("config.model.depth is 3, but folder hf://org/name has 1")
-    assert load.read("hf://org/name").name == "org/name"
-    assert load.read(snapshot).name == "org/name"
+    assert load.load("hf://org/name").source.name == "org/name"
+    assert load.load(snapshot).source.name == "org/name"

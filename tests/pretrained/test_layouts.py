@@ -15,7 +15,6 @@ import scipy.ndimage
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import resize
 from imagepiece_jax.pretrained import layouts, load
 from tests.models import tiny
@@ -123,13 +122,13 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
         # A name whose function is timm's.
         ({"name": "vit_base_patch16_224.augreg_in21k"}, "exact", (0.5,) * 3),
     ):
-        config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
+        config = load.load(tmp_path / "w.npz", **given).source.config
         assert (config.arch.gelu, config.num_heads) == (gelu, 3)
         assert config.mean == mean
     # A layout says more than the name of its file.
     name = "vit_base_patch16_224.augreg_in21k"
     (tmp_path / "w.npz").rename(tmp_path / f"{name}.npz")
-    arch = load.read(tmp_path / f"{name}.npz").config.arch
+    arch = load.load(tmp_path / f"{name}.npz").source.config.arch
     assert (arch.gelu, arch.resize) == ("tanh", "linear")
 
 

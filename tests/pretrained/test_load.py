@@ -19,8 +19,8 @@ from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import build, read
-from imagepiece_jax.pretrained.with_config import read_with_config
+from imagepiece_jax.pretrained.load import load_as
+from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests import runs
@@ -32,10 +32,6 @@ HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
 SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
 OF = {"name": "vit_mini", "num_heads": 1}  # what its tensors do not tell
-
-
-def model_of(weights):
-    return weights.config.create(weights.reduction)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +59,11 @@ def run_folder(path, **fields):
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
-    of = ModelConfig(**OF)
-    found = load.read(written(tmp_path / name, tensors, NORMALIZATION), of)
-    assert model_of(found) == tiny.model(**SIZE, **NORMALIZATION)
-    unknown = load.read(written(tmp_path / f"un{name}", tensors, {}), of)
-    assert found.normalized and not unknown.normalized
-    assert (model_of(unknown).mean, model_of(unknown).std) == (MEAN, STD)
+    found = load.load(written(tmp_path / name, tensors, NORMALIZATION), **OF)
+    assert found.model == tiny.model(**SIZE, **NORMALIZATION)
+    unknown = load.load(written(tmp_path / f"un{name}", tensors, {}), **OF)
+    assert found.source.normalized and not unknown.source.normalized
+    assert (unknown.model.mean, unknown.model.std) == (MEAN, STD)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
@@ -85,7 +80,7 @@ def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name
 def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization, field):
     path = written(tmp_path / name, tensors, normalization)
     with pytest.raises(InputError) as error:
-        load.read(path)
+        load.load(path)
     assert (error.value.field, error.value.place) == (field, f"weights file {path}")
     found = error.value.value if field else None
     np.testing.assert_array_equal(found, normalization.get(field))
@@ -93,8 +88,7 @@ def test_a_wrong_normalization_of_a_file(tmp_path, tensors, name, normalization,
 
 def test_a_run_has_its_normalization_and_the_sizes_of_its_name(tmp_path):
     run = run_folder(tmp_path / "run", **{"model.mean": HALF, "model.std": HALF})
-    assert load.read_metadata(run).normalization == {"mean": HALF, "std": HALF}
-    found = load.read(run).config
+    found = load_as(run, abstract=True).source.config
     assert (found.mean, found.std) == (HALF, HALF)
     assert found.num_heads == 4  # of vit_mini, which its config only names
 
@@ -116,7 +110,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
     with pytest.raises(InputError, match=said):
-        load.read(path, ModelConfig(**OF | {field: value}))
+        load_as(path, ModelConfig(**OF | {field: value}))
 
 
 @pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])
@@ -125,25 +119,24 @@ def test_a_public_name_settles_where_norms_stand_and_what_turns(
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     given = OF | {"name": "deit_tiny_patch16_224"}
-    assert not getattr(load.read(path, ModelConfig(**given)).config.arch, field)
+    assert not getattr(load.load(path, **given).model.arch, field)
     with pytest.raises(InputError, match=f"^{field} .*, but weights file {path} has "):
-        load.read(path, ModelConfig(**given | {field: value}))
+        load.load(path, **given | {field: value})
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
-    weights = load.read(path, ModelConfig(**OF | changes))
-    assert weights.config.image_size == 32
-    assert weights.trained.config.image_size == tiny.SIDE
-    assert weights.config.arch.gelu == "tanh" and weights.config.name == "vit_mini"
-    assert (weights.config.mean, weights.config.std) == ((0.0, 0.0, 0.0), HALF)
+    vit = load.load(path, **OF | changes)
+    assert (vit.image_size, vit.source.image_size) == (32, tiny.SIDE)
+    assert vit.model.arch.gelu == "tanh" and vit.source.config.name == "vit_mini"
+    assert (vit.model.mean, vit.model.std) == ((0.0, 0.0, 0.0), HALF)
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     path = run_folder(tmp_path / "run")
-    _, found = read_with_config(path, runs.configured(changes))
-    assert found.config.dtype == "bfloat16" and found.seed == 3
-    own = load.read(path).reduction
+    _, found = load_with_config(path, runs.configured(changes), abstract=True)
+    assert found.model.dtype == "bfloat16" and found.model.drop_path_rate == 0.5
+    own = load_as(path, abstract=True).reduction
     assert settings.with_defaults(found.reduction) == settings.with_defaults(own)
 
 
@@ -167,7 +160,7 @@ def test_a_config_that_contradicts_a_run(tmp_path, field, value, own):
     run = run_folder(tmp_path / "run")
     said = re.escape(f"config.{field} is {value!r}, but run {run} has {own}")
     with pytest.raises(InputError, match=f"^{said}.*allowed.+; or leave out --config$"):
-        read_with_config(run, other)
+        load_with_config(run, other)
 
 
 NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
@@ -194,7 +187,7 @@ def test_a_folder_without_a_config(tmp_path, file, content, place, problem):
     if "config" in file:
         (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError) as error:
-        load.read(tmp_path)
+        load.load(tmp_path)
     assert error.value.problem.startswith(problem)
     assert error.value.place.removeprefix("folder ") == str(tmp_path / place)
 
@@ -212,7 +205,7 @@ def test_a_file_has_no_latest_checkpoint_and_is_no_adapter(tensors, tmp_path):
 def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:
-        load.read(tmp_path)
+        load.load(tmp_path)
     assert error.value.problem == "has weights (b.pth), but no config.json"
     assert error.value.hint.endswith(f"such as {tmp_path}/b.pth")
     run = run_folder(tmp_path / "run")
@@ -220,7 +213,7 @@ def test_weights_without_a_config_and_parts_of_a_run_are_no_folder(tmp_path):
         (run / part).mkdir(parents=True)
         message = f"{run / part} is in the run {run}; allowed: {run} itself, and"
         with pytest.raises(InputError, match=message):
-            load.read(run / part)
+            load.load(run / part)
 
 
 @pytest.mark.parametrize(
@@ -256,19 +249,19 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     variables = tiny.fill(variable_shapes(model, 16))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
-    weights = load.read(tmp_path)
-    assert weights.seed == 7 and str(weights) == f"run {tmp_path}"
-    vit = build(weights)
+    vit = load.load(tmp_path)
+    assert vit.source.seed == 7 and str(vit.source) == f"run {tmp_path}"
     assert vit.model == model and same(vit.variables, variables)
     assert set(variables) == {"params", "batch_stats"} and not vit.untrained
-    dense = build(weights, settings.DENSE)
-    assert not dense.untrained and model.plan != dense.model.plan
-    left_out = {*variables["params"]} - {*dense.variables["params"]}
-    assert left_out == {name for name in variables["params"] if "reducer" in name}
+    learned = {name for name in variables["params"] if "reducer" in name}
+    dense = load.load(tmp_path, reduction=settings.DENSE)
+    for other in (dense, vit.with_reduction(None)):
+        assert not other.untrained and model.plan != other.model.plan
+        assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
     message = "checkpoint is 'latest', but run .* has saved none; allowed: 'best'"
     with pytest.raises(InputError, match=message):
-        build(read(tmp_path, checkpoint="latest").analyzed())
+        load.load(tmp_path, checkpoint="latest")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +289,7 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **{k: np.zeros(shape, np.float32) for k, shape in shapes.items()})
     assert imagepiece_jax.load(path).model == model
-    assert load.read(path).normalized
+    assert imagepiece_jax.load(path).source.normalized
     path.rename(tmp_path / "tuned.npz")
     with pytest.raises(InputError, match=r"name=.. \(deit_s, vit_small"):
         imagepiece_jax.load(tmp_path / "tuned.npz")
@@ -309,9 +302,9 @@ def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     model = create_model(name, num_classes=5, **small)
     path = tmp_path / f"{called}.npz"
     tiny.write(path, tiny.fill(tiny.shapes(model, 32)))
-    found = load.read(path, ModelConfig(name=None if called == name else name))
-    assert found.crop["crop"] == 0.9 and found.config.mean == HALF
-    assert found.normalized
+    found = load.load(path, name=None if called == name else name)
+    assert found.preprocessing.crop == 0.9 and found.model.mean == HALF
+    assert found.source.normalized
 
 
 def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
@@ -332,17 +325,15 @@ def test_a_field_that_weights_decide_is_theirs_where_it_is_emptied(tmp_path):
         checkpoints.save(1, variables, {}, "best")
     emptied = [("model.mlp_ratio", ""), ("model.name", "None"), ("model.kernels", "")]
     given = run, base.get_config(), Overrides(emptied)
-    config, weights = read_with_config(*given)
+    config, vit = load_with_config(*given)
     assert (config.model.mlp_ratio, config.model.name) == (2.0, "vit_mini")
     assert config.model.kernels is None  # of a device, not of the weights
-    assert RunConfig.from_config(config).create_model() == model_of(weights)
+    assert RunConfig.from_config(config).create_model() == vit.model
 
 
 def test_what_a_path_says_is_no_model(tmp_path, tensors):
     """Not even of a file that is called as a known model, with tensors of another."""
     path = written(tmp_path / "deit_tiny_patch16_224.npz", tensors, {})
-    metadata = load.read_metadata(path)
-    assert metadata.config.name == "deit_tiny_patch16_224"
-    assert not {"model", "pretrained", "gmacs", "variables"} & {*dir(metadata)}
+    assert load.read_description(path).config.name == "deit_tiny_patch16_224"
     with pytest.raises(InputError):
-        load.complete(metadata)
+        load.load(path)

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained import hub, load
 from tests import oracles
 from tests.models import tiny
 from tests.pretrained.test_layouts import stored
@@ -171,7 +171,7 @@ def test_of_orbax_the_tower_alone_is_read(tmp_path):
         (folder / ".zarray").unlink()
     vit = imagepiece_jax.load(path)
     compare(vit, forward(img(), images()))
-    assert str(vit.origin) == f"weights file {path / 'params'}"
+    assert str(vit.source) == f"weights file {path / 'params'}"
 
 
 CLIP = {
@@ -374,4 +374,4 @@ def test_a_file_of_llava_alone_does_not_say_its_layer(tmp_path):
     message = "params/_METADATA holds a text model, as tensor params.PaliGemma.llm.e"
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(tmp_path)
-    assert load.read_metadata(tmp_path).name == "params"
+    assert hub.short_name(load.read_description(tmp_path).path) == "params"

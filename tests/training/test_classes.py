@@ -18,6 +18,7 @@ from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.images import eval_source
+from imagepiece_jax.models import convert
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import CLASSES, read_class_names
@@ -110,7 +111,7 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    weights = load.read_metadata(run).names_of_data
+    weights = load.read_description(run).names_of_data
     assert class_names.other_class(weights, names) == other
 
 
@@ -143,7 +144,7 @@ def saved(run, tmp_path_factory):
 
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
-    assert load.read_metadata(saved).names_of_data == ("ant", "bee")
+    assert load.read_description(saved).names_of_data == ("ant", "bee")
     for field in ("init.weights", "teacher.weights"):
         start = initial(configured(**{field: str(saved), "data.name": "folder:x"}))
         with pytest.raises(InputError, match=f"^config.{field} .*class 1 is 'bee'"):
@@ -511,7 +512,7 @@ def test_a_start_says_where_names_cannot_be_compared(
 ):
     places = {"run": run, "old": tmp_path / "old", "file": tmp_path / "w.npz"}
     unnamed(run, places["old"])
-    np.savez(places["file"], **load.read(run).tensors)
+    np.savez(places["file"], **convert.to_timm(load.load(run).variables))
     config = configured(**{"init.weights": str(places[weights]), "init.fresh": fresh})
     initial(config).check_classes(tmp_path, names, resumed=resumed)
     said = f"note: classes are compared by number alone: {nameless} does not name them"

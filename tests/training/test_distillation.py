@@ -23,7 +23,7 @@ from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
-from imagepiece_jax.pretrained.load import load, read_metadata
+from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.training import teacher, trainer
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import read_metrics
@@ -403,7 +403,7 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
     for line in lines:
         assert "agreement1" in line and not [name for name in line if "acc" in name]
     with pytest.raises(InputError, match="whose test images have no labels; allowed"):
-        labeled_images(RunConfig.from_config(config), read_metadata(tmp_path / "run"))
+        labeled_images(RunConfig.from_config(config), load(tmp_path / "run"))
 
 
 def top5(logits):

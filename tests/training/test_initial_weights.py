@@ -9,7 +9,6 @@ import pytest
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.runs import read_checkpoint
@@ -150,7 +149,7 @@ def google(tmp_path_factory):
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
-    fields = load.read(path, ModelConfig(**given)).config.as_dict
+    fields = load.load(path, **given).source.config.as_dict
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
     model |= {"gelu": "tanh", "norm_eps": 1e-6}
@@ -197,7 +196,7 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path, google):
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     config = configured(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(started(config), variables)
-    assert load.read_metadata(path).normalization["mean"] == (0.485, 0.456, 0.406)
+    assert initial(config).start.normalization["mean"] == (0.485, 0.456, 0.406)
     # A layout says them, too: a new run takes those.
     config.init.weights = str(google[0])
     with config.unlocked():

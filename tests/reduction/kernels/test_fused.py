@@ -165,10 +165,10 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, tmp_path, monke
     config = config_files.load_config("configs/deit_s_imagepiece.py:deit_ti")
     config.model.stem = "patch"
     config.data.resize = "none"
-    weights = load.read(assets / "weights/deit_tiny_patch16_224.npz")
+    vit = load.load(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
     # Of the nine reductions the first and the last: shapes are compiled.
-    inputs = itertools.islice(real_inputs(config, weights, data, "bfloat16"), 0, 9, 8)
+    inputs = itertools.islice(real_inputs(config, vit, data, "bfloat16"), 0, 9, 8)
     found = agreement.compare(inputs)
     assert len(found) == 3
     assert all(c.images == 24 and c.agrees for c in found.values()), found
