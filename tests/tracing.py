@@ -8,8 +8,6 @@ from flax.core import scope
 from jax._src import core
 from jax._src.interpreters import mlir
 
-from imagepiece_jax.common import nodes
-
 
 @functools.cache
 def _initial(init_fn, args, options):
@@ -41,37 +39,14 @@ def remember_initializers():
     scope.jax = types.SimpleNamespace(**vars(jax) | {"eval_shape": _eval_shape})
 
 
-@functools.cache
-def _node_shapes(fn, arguments, kinds, shapes):
-    def whole(*arrays):
-        args, options = nodes.rebuilt(arguments, arrays)
-        return fn(*args, **options)
-
-    return jax.eval_shape(whole, *shapes)
-
-
-def _eval_node(fn, *arrays):
-    """`jax.eval_shape`, but of one marked function and its arguments only once."""
-    closure = zip(fn.__code__.co_freevars, fn.__closure__, strict=True)
-    closure = {name: cell.cell_contents for name, cell in closure}
-    places = closure["places"]
-    kinds = tuple(place and type(place[0]) for place in places)  # 1 is equal to 1.0
-    shapes = tuple(map(jax.typeof, arrays))  # NumPy's int64 is int32 to JAX
-    try:
-        return _node_shapes(closure["fn"], (closure["tree"], places), kinds, shapes)
-    except TypeError:  # not hashable
-        return jax.eval_shape(fn, *arrays)
-
-
 def remember_exports():
-    """Let all exports have one open batch, and trace a node's shapes once.
+    """Let all exports have one open batch.
 
     JAX traces nothing again that it knows: with a batch of its own no graph of a model
-    has a function in common with another's. It takes half of the time.
+    has a function in common with another's.
     """
     symbols = functools.cache(jax.export.symbolic_shape)
     jax.export.symbolic_shape = symbols
-    nodes.jax = types.SimpleNamespace(**vars(jax) | {"eval_shape": _eval_node})
 
 
 _make_context = functools.cache(mlir.make_ir_context)

@@ -1,8 +1,9 @@
 """Functions that are one node of a graph for another runtime.
 
 XLA compiles what a function does; another runtime has operators of its own for some of
-it. Inside `marked` a function marked by `node` is traced as one equation of primitive
-`node_p`, which an exporter translates as a whole; outside it the mark changes nothing.
+it. Inside `marked` a function marked by `node` is traced as one `jax.lax.composite`,
+which an exporter translates as a whole. Outside it the mark changes nothing: a
+composite has no derivative, and takes static values only by name.
 """
 
 import contextlib
@@ -11,27 +12,21 @@ import functools
 
 import jax
 import numpy as np
-from jax.extend import core
 
 ARRAYS = (jax.Array, np.ndarray)
+PRIMITIVE = "composite"  # of the equation
 
 _marked = contextvars.ContextVar("marked", default=False)
 
-node_p = core.Primitive("node")
-node_p.multiple_results = True
-
-
-@node_p.def_abstract_eval
-def _shapes(*_, results, **_options):
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
-
 
 def node(fn):
-    """Mark `fn`, which takes arrays, pytrees of them and static values, as one node.
+    """Mark `fn`, which takes arrays, pytrees of them and static values, as one node."""
 
-    The equation has the arrays as operands and the parameters name, `arguments` (how
-    to rebuild what `fn` was called with, see `rebuilt`) and `results`, their shapes.
-    """
+    def whole(*arrays, arguments):
+        args, options = _rebuilt(arguments, arrays)
+        return fn(*args, **options)
+
+    composite = jax.lax.composite(whole, fn.__name__)
 
     @functools.wraps(fn)
     def called(*args, **options):
@@ -40,26 +35,27 @@ def node(fn):
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
         places = tuple(None if isinstance(leaf, ARRAYS) else (leaf,) for leaf in leaves)
-
-        def call(*arrays):
-            args, options = rebuilt((tree, places), arrays)
-            return fn(*args, **options)
-
-        shapes = jax.eval_shape(call, *arrays)
-        shapes, structure = jax.tree.flatten(shapes)
-        results = tuple((x.shape, x.dtype) for x in shapes)
-        out = node_p.bind(
-            *arrays, name=fn.__name__, arguments=(tree, places), results=results
-        )
-        return jax.tree.unflatten(structure, out)
+        return composite(*arrays, arguments=(tree, places))
 
     return called
 
 
-def rebuilt(arguments, arrays):
-    """(args, options) of a marked call from its `arguments`, with other `arrays`."""
+def call(equation, operands):
+    """(name, args, options) of the marked call that is an equation.
+
+    operands: take the place of the equation's arrays
+    """
+    ((_, leaves, tree),) = equation.params["attributes"]
+    arguments = jax.tree.unflatten(tree, leaves)
+    return equation.params["name"], *_rebuilt(arguments, operands)
+
+
+def _rebuilt(arguments, arrays):
+    """(args, options) of a marked call with other `arrays`."""
     tree, places = arguments
-    arrays = iter(arrays)
+    count = places.count(None)
+    # Constants of the function come before its arrays.
+    arrays = iter(arrays[len(arrays) - count :])
     leaves = [next(arrays) if place is None else place[0] for place in places]
     return jax.tree.unflatten(tree, leaves)
 

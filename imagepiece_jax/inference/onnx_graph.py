@@ -344,11 +344,10 @@ class Graph:
     def _equation(self, equation, values):
         name = equation.primitive.name
         params = equation.params
-        if name == "node":
-            translate = NODES[params["name"]]
+        if name == nodes.PRIMITIVE:
             values = self.expanded(equation, values)
-            args, options = nodes.rebuilt(params["arguments"], values)
-            return _listed(translate(self, *args, **options))
+            name, args, options = nodes.call(equation, values)
+            return _listed(NODES[name](self, *args, **options))
         if name in CALLS:
             return self.walk(params[CALLS[name]], values)
         shapes = _shapes([*equation.invars, *equation.outvars])
