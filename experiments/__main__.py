@@ -3,8 +3,6 @@
 python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
-python -m experiments saliency --data ... --weights FILE --decoder FILE
-python -m experiments patch_features --data ... --weights FILE --sweep tome:r=8
 python -m experiments scratch --data folder:PATH --epochs 20
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
@@ -13,8 +11,8 @@ of them, a few epochs and seeds. Results are cached: the same command resumes wh
 was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation; all of them; saliency, saliency-picture;
-patch_features; fixed_tokens; int8; or scratch, which trains from random weights.
+lcb-similarity, combos, ablation; all of them; or scratch, which trains from random
+weights.
 recover, recover_elsewhere and late are scripts of their own, each with its --help.
 """
 
@@ -42,7 +40,6 @@ WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
 cli.resize()
 cli.limit()
-cli.sweep("the methods to compare")
 cli.dtype("of the layers")
 TIMING = cli.timing()
 settings.define_flags(registry.SETTINGS)

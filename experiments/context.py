@@ -25,7 +25,6 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
-from imagepiece_jax.reduction.sweep_text import parse_sweeps
 
 
 class Models:
@@ -123,25 +122,8 @@ class Context:
             raise InputError("is missing", field="--weights", allowed=allowed)
         return self.models.pretrained
 
-    @property
-    def reductions(self) -> list[Mapping]:
-        """Those of --sweep but the dense model; InputError for one that does not fit.
-
-        Early: what is found at its turn has cost the time of all before it.
-        """
-        if not self.settings.sweep:
-            allowed = "methods, such as tome:r=8"
-            raise InputError("is missing", field="--sweep", allowed=allowed)
-        swept = parse_sweeps(self.settings.sweep)
-        swept = [each for each in swept if each["name"] != reductions.DENSE["name"]]
-        for reduction in swept:
-            self.pretrained.model_with(reduction)
-        return swept
-
-    def checkpoint(
-        self, pretrained, images: Split | None = None, tokens: int | None = None
-    ) -> MeasuredWeights:
-        """Measurements of `pretrained` on all images, or on these, or with `tokens`."""
+    def checkpoint(self, pretrained, images: Split | None = None) -> MeasuredWeights:
+        """Measurements of `pretrained` on all images, or on these."""
         return MeasuredWeights(
             pretrained,
             images or self.images,
@@ -149,7 +131,6 @@ class Context:
             Clock(self.settings.speed_batch_size, self.settings.rules),
             seed=0,  # of reducers that draw: one program for all trainings of a row
             programs=self.programs,
-            tokens=tokens,
         )
 
     def evaluate(self, pretrained, reduction, images: Split | None = None) -> "Answers":

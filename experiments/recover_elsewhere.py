@@ -29,11 +29,8 @@ import numpy as np
 from scipy import stats
 
 import imagepiece_jax
-from experiments import quantize, study
+from experiments import dense_head, maps, quantize, study
 from experiments.damage import DAMAGE, damaged
-from experiments.dense_maps import head as heads
-from experiments.dense_maps import maps
-from experiments.dense_maps.patch_features import cosine
 from experiments.imagenette import Imagenette
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
@@ -340,7 +337,7 @@ class Study:
         """Saliency maps and patch features beside the dense model's."""
         theirs, features = self.dense_maps(cell.fold)
         ours, own = self.maps_of(vit, cell.fold)
-        near = cosine(own, features).mean(axis=1)
+        near = maps.cosine(own, features).mean(axis=1)
         found = maps.figures(ours, theirs)
         return found | {"cosine": [round(float(value), 5) for value in near]}
 
@@ -350,7 +347,7 @@ class Study:
 
     def maps_of(self, vit, fold):
         """(maps [images, H, W], patch features [images, patches, D])."""
-        head = heads.read_head(self.decoder, vit.model.embed_dim)
+        head = dense_head.read_head(self.decoder, vit.model.embed_dim)
         norm = final_norm(vit.model, vit.variables)
         size = sides(vit.image_size)
         grid = patch_grid(vit.image_size, vit.model.patch_size, cut=True)
@@ -358,7 +355,7 @@ class Study:
         def read(outputs, batch):
             patches = feature_map(outputs, grid, norm=norm)
             flat = patches.reshape(len(patches), -1, patches.shape[3])
-            return {"map": heads.decode(head, patches, size), "patches": flat}
+            return {"map": dense_head.decode(head, patches, size), "patches": flat}
 
         found = study.reader(vit, read)(self.clean(fold))
         return found["map"], found["patches"]

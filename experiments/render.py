@@ -12,11 +12,6 @@ BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"
 
 
-def rows(rows: list[dict]) -> str:
-    """A table of {heading: cell}, all with the headings of the first."""
-    return table([*rows[0]], [[*row.values()] for row in rows])
-
-
 def page(context, name: str, title: str, *parts: str):
     """Write OUT/name.md from parts of Markdown, and print it."""
     text = "\n\n".join([f"## `{name}`: {title}", *filter(None, parts)]) + "\n"
@@ -28,15 +23,6 @@ LEGEND = (
     "Brackets are 95 % intervals. Published figures are of trained models on "
     "ImageNet's validation set: to be read, not to be compared with."
 )
-
-
-def note(context) -> str:
-    """The checkpoint and images of a page, in two sentences."""
-    images, name = context.images, context.pretrained.source.name
-    return (
-        f"`{name}` on {images.text}, {images.image_size} pixels a side. "
-        "Brackets are 95 % intervals."
-    )
 
 
 def timing(settings) -> str:

@@ -42,7 +42,7 @@ def run(
     overrides: fields of the weights' config that are typed without --config, as
     `load_with_config` takes them
     """
-    names, common = [*settings], next(iter(settings.values()))
+    common = next(iter(settings.values()))
     if overrides and (common.runs or common.small):
         allowed = "without it, --config.FIELD=VALUE of --weights as they are"
         raise InputError("is missing", field="--config", allowed=allowed)
@@ -50,7 +50,7 @@ def run(
         raise InputError("has its own --mean and --std", field="--runs")
     out = pathlib.Path(common.out)
     models = _models(common, config, normalization or {}, overrides)
-    images = _images(common, models, names)
+    images = _images(common, models)
     cache = ResultCache(out, common.again, device.versions())
     with contextlib.closing(cache), controls.registered():
         context = Context(cache, common, models, images)
@@ -88,21 +88,15 @@ def _models(settings, config, normalization, overrides):
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)
 
 
-def _images(settings, models, names):
-    """The images that all models are compared on; InputError where they differ.
-
-    names: of the experiments; where one of them measures accuracy, classes of the
-    images must be the models'
-    """
+def _images(settings, models):
+    """The images that all models are compared on; InputError where they differ."""
     sizes = models.sizes()
     if len(sizes) > 1:
         problem = f"has models of (classes, image size) {sorted(sizes)}"
         allowed = "models of one data set"
         raise InputError(problem, field="--runs", value=settings.runs, allowed=allowed)
     ((classes, side),) = sizes
-    needs = {EXPERIMENTS[name].classes for name in names}
-    labeled = True in needs or (None in needs and bool(classes))
-    if labeled and not classes:
+    if not classes:
         raise InputError(
             "has no classes, so there is no accuracy to compare",
             field="--weights",
@@ -110,23 +104,23 @@ def _images(settings, models, names):
             allowed="weights with a head",
         )
     one = models.pretrained if isinstance(models, OffTheShelf) else None
-    names_of_models = _class_names(models) if labeled else None
+    names_of_models = _class_names(models)
     known = class_names.labels_by_name(names_of_models, classes)
     crop = one.preprocessing.options if one else {}
     if settings.resize:
         crop["resize"] = settings.resize
     images = Images.open(
         settings.data,
-        classes if labeled else None,
+        classes,
         side,
         limit=settings.limit,
-        labels_by_name=known if labeled else known or None,
+        labels_by_name=known,
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
         crop=crop,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
-    for weights in models.weights if labeled else ():
+    for weights in models.weights:
         path = str(weights.source.path)
         class_names.check_classes(weights.names_of_data, path, names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_models):

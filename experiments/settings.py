@@ -7,7 +7,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import count, number, optional, several, text
+from imagepiece_jax.common.fields import count, optional, text
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 
@@ -83,49 +83,6 @@ class Common(Settings):
     def rules(self):
         """How speeds are measured."""
         return Rules(self.warmup, self.repeats, self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep(Common):
-    sweep: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoder(Common):
-    decoder: str | None = flag(optional(text()), "a weights file: the maps' head")
-
-
-@dataclasses.dataclass(frozen=True)
-class Maps(Decoder):
-    fills: tuple[str, ...] = flag(
-        one_or_more(("nearest",), text()), "what dropped patches get"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Saliency(Maps):
-    methods: tuple[str, ...] = flag(
-        several((), text(), "names of methods"), "these, tome and random; default: all"
-    )
-    shares: tuple[float, ...] = flag(
-        one_or_more((0.9, 0.75, 0.6, 0.5, 0.4), number(above=0, below=1)),
-        "of the dense model's MACs",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedTokens(Sweep, Maps):
-    counts: tuple[int, ...] = flag(
-        one_or_more((128, 64, 32), count(1, least=1)), "how many tokens"
-    )
-    neighbors: str | None = flag(optional(text()), "a data set, for nearest neighbors")
-    memory: int = flag(count(1000, least=20), "images of its train split, evenly")
-    queries: int = flag(count(500, least=2), "images of its val split, evenly")
-
-
-@dataclasses.dataclass(frozen=True)
-class Int8(Sweep, Decoder):
-    pass
 
 
 def own_fields(cls: type[Settings]) -> set[str]:

@@ -16,7 +16,6 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.pretrained.with_config import load_with_config
 from tests.command import call, sentence
-from tests.experiments.test_dense_maps import random_head
 from tests.models import tiny
 from tests.pictures import write_csv
 
@@ -129,25 +128,6 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2
     assert f"tome r=4: {patches} patches, {patches - 8} tokens at the end" in out
-    words = [f"--data=csv:{tmp_path / 'set.csv'}", "--resize=none", "--sweep=tome:r=4"]
-    words += [f"--config.image_size={size}", f"--out={tmp_path}", "patch_features"]
-    words += ["--weights", saved / "weights"]
-    assert call(experiments.main, *words).status == 0
-    assert f"| dense |  | {patches} |" in (tmp_path / "patch_features.md").read_text()
-
-
-@pytest.mark.slow
-def test_a_picture_of_saliency_has_rows_for_each_image_without_classes(saved, tmp_path):
-    """Rows for each image, at another size than the weights', of nobody's labels."""
-    picture_set(tmp_path, count=2, side=32)
-    (tmp_path / "set.csv").write_text("filename,label\n0.png,7\n1.png,7\n")
-    np.savez(tmp_path / "head.npz", **random_head(tiny.WIDTH))
-    words = ["--weights", saved / "weights", "--config.image_size=32"]
-    words += ["--data", f"csv:{tmp_path / 'set.csv'}", "--resize", "none"]
-    words += ["--decoder", tmp_path / "head.npz", "--out", tmp_path / "out"]
-    call(experiments.main, "saliency-picture", *words).ok()
-    with Image.open(tmp_path / "out" / "saliency-picture.png") as picture:
-        assert picture.width > 5 * 224 and picture.height > 2 * 2 * 224
 
 
 PREDICTS = ["but the model has no classes, and gives features"]

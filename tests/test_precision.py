@@ -6,14 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.dense_maps import patch_features
+from experiments import study
 from imagepiece_jax.commands import evaluate
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
-from tests.experiments import tiny_context
 from tests.models import tiny
 from tests.runs import ROOT
 from tools import kernel_agreement as agreement
@@ -52,13 +53,12 @@ def precisions(programs):
 FULL = {("HIGHEST", "HIGHEST")}
 
 
-def test_what_visualize_and_patch_features_show(tmp_path, weights, lowered):
-    analyzed = load(weights).analyzed()
-    variant = analyzed.with_reduction(SETTING)
-    trace(variant.model, variant.variables, np.zeros((2, 16, 16, 3), np.uint8))
-    context = tiny_context.context(tmp_path, analyzed, images=tiny_context.images(2))
-    patch_features.Reference(context).maps(SETTING)
-    context.cache.close()
+def test_what_visualize_and_studies_show(weights, lowered):
+    variant = load(weights).analyzed().with_reduction(SETTING)
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    trace(variant.model, variant.variables, images)
+    crop = Preprocessing(16, resize="none")
+    study.answerer(variant)(study.batches(ArraySource(images), crop, size=2))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

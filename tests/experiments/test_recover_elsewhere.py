@@ -18,8 +18,8 @@ from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.errors import InputError
 from tests import markdown
 from tests.command import call
-from tests.experiments.test_dense_maps import random_head
 from tests.experiments.test_late import logits, slow_kl
+from tests.experiments.test_maps import random_head
 from tests.models import tiny
 
 COUNT = 96

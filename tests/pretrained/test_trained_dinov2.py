@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from experiments.dense_maps.head import decode, read_head
-from experiments.dense_maps.maps import THRESHOLD
+from experiments.dense_head import decode, read_head
+from experiments.maps import THRESHOLD
 from tests.parity.record import apart
 
 pytestmark = pytest.mark.slow

@@ -1,14 +1,13 @@
-"""The experiment on saliency maps: its head, its figures, its page and its picture."""
+"""Saliency maps: the head, figures by hand, and sentences beside their table."""
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.dense_maps import head, maps, saliency
-from experiments.settings import Saliency
+from experiments import dense_head as head
+from experiments import maps
 from imagepiece_jax.errors import InputError
 from tests import markdown
-from tests.experiments import tiny_context
 
 WIDTH, INNER = 8, (6, 5, 4)
 
@@ -26,13 +25,6 @@ def random_head(width=WIDTH):
         tensors[f"bn{n}.running_var"] = rng.uniform(0.5, 2, after)
         tensors[f"upconv{n}.bias"] = rng.normal(size=after)
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-
-
-@pytest.fixture(scope="module")
-def head_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("head") / "head.npz"
-    np.savez(path, **random_head())
-    return path
 
 
 def spread(x, kernel):
@@ -88,68 +80,6 @@ def test_figures_of_maps_worked_out_by_hand():
     assert found["iou"] == [0.5, None, None] and found["extra"] == 1
     pearson = np.corrcoef(ours[0, 0], theirs[0, 0])[0, 1]
     assert found["correlation"] == pytest.approx([pearson, 1, 1], abs=1e-5)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
-
-
-def context(folder, weights, head_file, **fields):
-    fields = {"decoder": str(head_file), "kind": Saliency} | fields
-    fields = {"images": tiny_context.images(6)} | fields
-    return tiny_context.context(folder, weights, **fields)
-
-
-@pytest.mark.slow
-def test_page_and_resumption(tmp_path, weights, head_file, monkeypatch):
-    """What drops has a row for each fill; a stopped run goes on where it was."""
-    fields = {"methods": ("imagepiece",), "shares": (0.75,), "fills": ("last", "zero")}
-    measured, draw = [], maps.HeadMaps.draw
-
-    def counted(self, reduction, fill, tokens=None):
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        measured.append((reduction["name"], fill))
-        return draw(self, reduction, fill)
-
-    monkeypatch.setattr(maps.HeadMaps, "draw", counted)
-    with_stop = context(tmp_path, weights, head_file, **fields)
-    with pytest.raises(KeyboardInterrupt):
-        saliency.saliency(with_stop)
-    with_stop.cache.close()
-    assert measured[0] == ("none", "last") and len(measured) == 3
-    monkeypatch.setattr(maps.HeadMaps, "draw", draw)
-    lines = (tmp_path / "points.jsonl").read_text()
-    resumed = context(tmp_path, weights, head_file, **fields)
-    saliency.saliency(resumed)
-    resumed.cache.close()
-    assert (tmp_path / "points.jsonl").read_text().startswith(lines)
-    page = (tmp_path / "saliency.md").read_text()
-    for cell in ("`imagepiece, last`", "`imagepiece, zero`", "| `tome` |"):
-        assert page.count(cell) >= 1, cell
-    assert "| `random` | all | reduction has a step at block" in page
-    assert "mean of the other maps" in page and (tmp_path / "saliency.png").exists()
-    nothing_left = context(tmp_path, weights, head_file, **fields)
-    monkeypatch.setattr(maps.HeadMaps, "draw", None)
-    saliency.saliency(nothing_left)
-    nothing_left.cache.close()
-    assert (tmp_path / "saliency.md").read_text() == page
-
-
-@pytest.mark.slow
-def test_dense_maps_are_their_own(tmp_path, weights, head_file):
-    ctx = context(tmp_path, weights, head_file)
-    ours = maps.HeadMaps(ctx)
-    _, drawn, dropped = ours.draw({"name": "none"}, "last")
-    assert drawn.shape == (6, 16, 16) and not dropped.any()
-    found = maps.figures(drawn, ours.dense)
-    assert found["correlation"] == pytest.approx([1] * 6) and found["extra"] == 0
-    assert set(found["iou"]) <= {1.0, None}
-    half = {"name": "random", "keep_rate": 0.5, "blocks": (1,)}
-    _, _, dropped = ours.draw(half, "zero")
-    assert dropped == pytest.approx([0.5] * 6)
-    ctx.cache.close()
 
 
 @pytest.mark.parametrize(

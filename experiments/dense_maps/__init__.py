@@ -1,1 +1,0 @@
-"""Dense maps of reduced models: features of patches, and maps of a head."""
