@@ -63,8 +63,6 @@ def get_config():
     config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
     config.data.eval_interpolation = "bicubic"  # or "bilinear"
     config.data.eval_rule = "timm"  # or "transformers": whose rounding of the crop
-    config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
-    #                         to be cropped on the device; 0: cropped on the host
     config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an
     #                          epoch has its steps, with a third of the images
     config.data.workers = 8  # processes that read and decode; 0: the training process

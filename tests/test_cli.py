@@ -99,7 +99,7 @@ runpy.{1}("{0}", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("field", ["epochs=0", "data.canvas=8", "distill.kind=x"])
+@pytest.mark.parametrize("field", ["epochs=0", "data.crop=x", "distill.kind=x"])
 @pytest.mark.parametrize(
     "command",
     [

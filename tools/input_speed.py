@@ -34,7 +34,6 @@ DIR = cli.text("data_dir", None, "where imagenet2012 is prepared")
 SUBSET = cli.integer("subset", None, "images of the data, evenly; default: 200", 1)
 ROUNDS = cli.integer("rounds", 5, "turns of every pipeline: their median counts", 1)
 SIZE = cli.integer("image_size", 224, "pixels a side of a crop", 1)
-CANVAS = cli.integer("canvas", 384, "pixels a side for crops on the device", 1)
 COPIES = cli.integer("copies", 3, "of an image, for repeated augmentation", 1)
 JSON = cli.text("json", None, "also write the results to this file")
 SHORT_SIDE = 256
@@ -56,17 +55,17 @@ def main():
             "as they are": paths,
             f"short side {SHORT_SIDE}": shrink(paths, small, SHORT_SIDE),
         }
-        rows = compare(sets, SIZE.value, CANVAS.value, COPIES.value, ROUNDS.value)
+        rows = compare(sets, SIZE.value, COPIES.value, ROUNDS.value)
     if JSON.value:
         write_json(JSON.value, rows)
 
 
-def compare(sets, size, canvas, copies, rounds):
+def compare(sets, size, copies, rounds):
     """Print and return images/s of one core: a row for each pipeline and set of files.
 
-    sets: name -> paths; size, canvas, copies: of the images that pipelines make.
+    sets: name -> paths; size, copies: of the images that pipelines make.
     """
-    measured = rates(sets, pipelines(size, canvas, copies), rounds)
+    measured = rates(sets, pipelines(size, copies), rounds)
     base = np.array(next(iter(measured.values()))[BASE])
     rows = []
     for files, paths in sets.items():
@@ -88,10 +87,9 @@ def compare(sets, size, canvas, copies, rounds):
     return rows
 
 
-def pipelines(size, canvas, copies):
+def pipelines(size, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = _crop(size)
-    fit = transforms.CanvasTransform(canvas)
 
     def ours(transform, times):
         def make(path, rng):
@@ -111,8 +109,6 @@ def pipelines(size, canvas, copies):
         "ours: decode": (lambda path, rng: decode(path, path), 1),
         "ours: decode, crop, flip": (ours(crop, 1), 1),
         f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
-        f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
-        f"ours: the same for {copies} copies": (ours(fit, 1), copies),
     }
 
 

@@ -19,7 +19,6 @@ class Options(Settings):
     """Size and length of the trainings."""
 
     image_size: int = flag(count(64, least=1), "pixels a side")
-    canvas: int = flag(count(128, least=1), "pixels a side of stored training images")
     patch: int = flag(count(8, least=1), "pixels a side of a patch")
     width: int = flag(count(128, least=1), "of a token")
     # ImagePiece's schedule needs four blocks.
@@ -38,8 +37,6 @@ class Options(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.canvas < self.image_size:
-            self.refuse("canvas", f"--image_size, {self.image_size}, or more")
         for name in self.chosen:
             one_of("--systems", name, SYSTEMS)
         if "dynamicvit" in self.chosen and "dense_conv" not in self.chosen:

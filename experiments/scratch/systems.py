@@ -117,7 +117,6 @@ def _base(options, num_classes, dtype):
             "model.dtype": dtype,
             "model.attention": "xla",  # the same for every reduction
             "model.kernels": "plain",
-            "data.canvas": options.canvas,
             "data.area": RECIPE["crop_area"],
             "data.eval_crop": 1.0,
             "data.eval_crop_mode": "squash",

@@ -261,13 +261,10 @@ def _labelled(config, seed):
     rng = np.random.default_rng(seed)
     split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     shapes = batch_shapes(RunConfig.from_config(config), split)
-    batch = {
+    return {
         "image": _pixels(rng, shapes["image"].shape),
         "label": rng.integers(0, config.num_classes, split, np.int32),
     }
-    if config.data.canvas:
-        batch["extent"] = np.full(shapes["extent"].shape, config.data.canvas, np.int32)
-    return batch
 
 
 class InputStreams(contextlib.ExitStack):

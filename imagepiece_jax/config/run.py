@@ -240,12 +240,6 @@ class RunConfig(CheckedFields):
 
     def __post_init__(self):
         super().__post_init__()
-        data = self.data
-        if 0 < data.canvas < self.image_size:
-            data.refuse("canvas", f"0 and image_size ({self.image_size}) or more")
-        if data.canvas and data.crop != "random_resized":
-            problem = f"is {data.crop!r} with canvas={data.canvas}"
-            data.refuse("crop", "'random_resized', as the device crops", problem)
         if self.best_by == "averages" and not self.ema_decay:
             allowed = "'weights', or a decay above 0, such as 0.99996"
             self.refuse("best_by", allowed, "is 'averages', but ema_decay is 0")

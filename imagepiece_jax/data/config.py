@@ -34,7 +34,6 @@ class DataConfig(CheckedFields):
     eval_crop_mode: str = fields.choice(allowed=preprocessing.CROP_MODES)
     eval_interpolation: str = fields.choice(allowed=preprocessing.INTERPOLATIONS)
     eval_rule: str = fields.choice(allowed=preprocessing.RULES)
-    canvas: int = fields.count()
     repeats: int = fields.count(least=1)
     workers: int = fields.count()
     threads: int = fields.count()
@@ -49,12 +48,8 @@ class DataConfig(CheckedFields):
         folder = self.dir or None
         return registry.open_source(self.name, split, data_dir=folder, **options)
 
-    def train_transform(
-        self, image_size: int
-    ) -> transforms.TrainTransform | transforms.CanvasTransform:
-        """The host's transform of a training image; a canvas where the device crops."""
-        if self.canvas:
-            return transforms.CanvasTransform(self.canvas)
+    def train_transform(self, image_size: int) -> transforms.TrainTransform:
+        """The random crop and flip of a training image."""
         return transforms.TrainTransform(
             image_size, self.crop, self.area, self.shift, self.flip
         )

@@ -29,12 +29,11 @@ from imagepiece_jax.errors import InputError
 # read and decoded once.
 CHUNK_IMAGES = 32
 
-# Fields of a sample besides its pixels: name -> (dtype, shape for one image).
+# Fields of a sample besides its pixels, and their types in a batch.
 FIELDS = {
-    "label": (np.int32, ()),
-    "mask": (np.float32, ()),  # 0: there is no image
-    "index": (np.int32, ()),  # in the source
-    "extent": (np.int32, (2,)),  # height and width in a larger square of zeros
+    "label": np.int32,
+    "mask": np.float32,  # 0: there is no image
+    "index": np.int32,  # in the source
 }
 
 # First word of every random stream, so that no two purposes share one.
@@ -83,7 +82,7 @@ class BatchSequence(abc.ABC):
     placement: Placement = Placement()  # of the samples of a batch on devices
     repeats: int = 1
 
-    more_fields: ClassVar[tuple[str, ...]]  # of a batch, besides the transform's
+    fields: ClassVar[tuple[str, ...]]  # of FIELDS, that a batch has
     consequence: ClassVar[str]  # of an image that cannot be read, for the log
 
     @abc.abstractmethod
@@ -93,34 +92,32 @@ class BatchSequence(abc.ABC):
     def read(self, number, allocate) -> "Chunk":
         """Chunk `number` of all batches, its pixels in an array allocate(shape)."""
         images, samples = [], []
-        for candidates, calls, index in self.requests(number):
-            image, label, mask, errors = None, 0, 0.0, []
-            for candidate in map(int, candidates):
-                try:
-                    image, label = self.source.read(candidate)
-                except UnreadableImage as error:
-                    errors.append(error)
-                    continue
-                index, mask = candidate, 1.0
-                break
-            for copy, (slot, arguments) in enumerate(calls.items()):
-                if copy == 0 or self.transform.random:
-                    images.append(self._transformed(image, index, arguments))
-                extent = images[-1].shape[:2]
-                own = {"label": label, "mask": mask, "index": index, "extent": extent}
-                tried = errors if copy == 0 else []
-                samples.append(Sample(slot, len(images) - 1, own, tried))
+        for request in self.requests(number):
+            image, own, errors = self._first_readable(request)
+            for slot, arguments in request.calls.items():
+                images.append(self._transformed(image, own["index"], arguments))
+                samples.append(Sample(slot, own, errors))
+                errors = []  # of the first copy alone
         pixels = allocate((len(images), *self.transform.shape, 3))
-        for square, image in zip(pixels, images, strict=True):
-            height, width = image.shape[:2]
-            square[:height, :width] = image
-            square[:height, width:] = 0
-            square[height:] = 0
+        for place, image in zip(pixels, images, strict=True):
+            place[:] = image
         return Chunk(pixels, samples)
+
+    def _first_readable(self, request):
+        """(image or None, its fields by name, the UnreadableImage before it)."""
+        errors = []
+        for candidate in map(int, request.candidates):
+            try:
+                image, label = self.source.read(candidate)
+            except UnreadableImage as error:
+                errors.append(error)
+                continue
+            return image, {"label": label, "mask": 1.0, "index": candidate}, errors
+        return None, {"label": 0, "mask": 0.0, "index": request.index}, errors
 
     def _transformed(self, image, index, arguments):
         if image is None:
-            return np.zeros((0, 0, 3), np.uint8)
+            return 0
         try:
             return self.transform(image, *arguments)
         except InputError as error:  # a name may take a read
@@ -133,17 +130,19 @@ class BatchSequence(abc.ABC):
         The arrays are new each time, because JAX on CPU may use their memory as it is.
         """
         batch = self.empty()
-        samples = [sample for chunk in chunks for sample in chunk.samples]
-        images = [chunk.pixels[one.row] for chunk in chunks for one in chunk.samples]
+        # The axes of devices and micro-batches as one: views.
+        flat = {
+            name: array.reshape(-1, *array.shape[self.grid.ndim :])
+            for name, array in batch.items()
+        }
+        samples = []
+        for chunk in chunks:
+            samples += chunk.samples
+            for sample, pixels in zip(chunk.samples, chunk.pixels, strict=True):
+                flat["image"][sample.slot] = pixels
         slots = [sample.slot for sample in samples]
-        for name, array in batch.items():
-            # The axes of devices and micro-batches as one: a view.
-            flat = array.reshape(-1, *array.shape[self.grid.ndim :])
-            if name == "image":
-                for slot, image in zip(slots, images, strict=True):
-                    flat[slot] = image
-            else:
-                flat[slots] = [sample.fields[name] for sample in samples]
+        for name in self.fields:
+            flat[name][slots] = [sample.fields[name] for sample in samples]
         return self, batch, samples
 
     @functools.cached_property
@@ -158,22 +157,21 @@ class BatchSequence(abc.ABC):
 
     def empty(self) -> dict[str, np.ndarray]:
         """A new batch of this process, not filled: its arrays by name."""
-        kinds = {"image": (np.uint8, (*self.transform.shape, 3))} | FIELDS
-        return {
-            name: np.empty((*self.grid.shape, *kinds[name][1]), kinds[name][0])
-            for name in (*self.transform.fields, *self.more_fields)
+        shape = self.grid.shape
+        image = np.empty((*shape, *self.transform.shape, 3), np.uint8)
+        return {"image": image} | {
+            name: np.empty(shape, FIELDS[name]) for name in self.fields
         }
 
     @property
     def max_bytes(self) -> int:
         """Bytes that the pixels of a chunk have at most, at any step of an epoch."""
-        rows = 0
+        images = 0
         for phase in range(self.repeats):
             places = (phase + self.positions) // self.repeats
-            for slots in chunk_slots(self.positions, places):
-                images = slots if self.transform.random else {*places[slots].tolist()}
-                rows = max(rows, len(images))
-        return rows * math.prod(self.transform.shape) * 3
+            chunks = chunk_slots(self.positions, places)
+            images = max(images, *map(len, chunks))
+        return images * math.prod(self.transform.shape) * 3
 
     def batches(
         self, workers: int = 0, threads: int = 0
@@ -195,9 +193,8 @@ class TrainBatches(BatchSequence):
     """The batches start_step..stop_step-1 of a training.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
-    devices and A accumulation steps; with a `CanvasTransform` also extent int32
-    [L, A, m, 2]. An image that cannot be read is replaced by the next readable one of
-    the epoch's order and recorded in `source.unreadable`.
+    devices and A accumulation steps. An image that cannot be read is replaced by the
+    next readable one of the epoch's order and recorded in `source.unreadable`.
 
     transform: called as (image, rng)
     seed: of order, crops and flips, 0..2**64-1
@@ -213,7 +210,7 @@ class TrainBatches(BatchSequence):
     start_step: int
     stop_step: int
 
-    more_fields = ("label",)
+    fields = ("label",)
     consequence = "the next readable image of the epoch takes its place"
 
     def __post_init__(self):
@@ -253,7 +250,7 @@ class EvalBatches(BatchSequence):
     Raises InputError for a batch that cannot be split.
     """
 
-    more_fields = ("label", "mask", "index")
+    fields = ("label", "mask", "index")
     consequence = "it is left out of the evaluation"
 
     def __post_init__(self):
@@ -274,7 +271,6 @@ class Sample(NamedTuple):
     """One image of a batch."""
 
     slot: int  # its place in this process's part of the batch
-    row: int  # of the chunk's pixels; copies that are equal share one
     fields: dict  # by name of FIELDS
     errors: list  # the UnreadableImage tried before it
 
@@ -282,7 +278,7 @@ class Sample(NamedTuple):
 class Chunk(NamedTuple):
     """Samples in the order of their positions in the global batch."""
 
-    pixels: Any  # uint8 [rows, S, S, 3]
+    pixels: Any  # uint8 [samples, S, S, 3]
     samples: list[Sample]
 
 

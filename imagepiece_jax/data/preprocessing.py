@@ -7,7 +7,7 @@ reads images for a trained model calls it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,9 +61,6 @@ class Preprocessing(CheckedFields):
     rule: str = choice("timm", RULES)
     # "none": images have image_size already.
     resize: str = choice("deit", RESIZES)
-
-    fields: ClassVar = ("image",)  # of a batch
-    random: ClassVar = False
 
     @classmethod
     def of(cls, image_size, fields) -> "Preprocessing":

@@ -1,23 +1,18 @@
-"""Transforms of one training image on the host: random crops, flips, canvases.
+"""Transforms of one training image on the host: random crops and flips.
 
-Functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and two dataclasses,
-`TrainTransform` and `CanvasTransform`, that chain them. Each function takes a fixed
-number of draws from its generator, so what comes after it does not depend on how many
-tries it needed. Evaluation's crop is `preprocessing.Preprocessing`.
+Functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and `TrainTransform`,
+which chains them. Each function takes a fixed number of draws from its generator, so
+what comes after it does not depend on how many tries it needed. Evaluation's crop is
+`preprocessing.Preprocessing`. The `shape` of both is (height, width) of what they make.
 
 Resizing is bicubic with antialiasing: `resize_fast` differs from Pillow's, which
 evaluation uses, by about half a level of 256 on photographs, and takes a quarter of the
 time.
-
-The attributes of a transform, Preprocessing's too, describe its output: `shape`, its
-(height, width) or that of the canvas it lies in, `fields`, its part of a batch, and
-`random`, whether copies of one image differ.
 """
 
 import dataclasses
 import functools
 import math
-from typing import ClassVar
 
 import numpy as np
 
@@ -165,9 +160,6 @@ class TrainTransform:
     shift: int  # pixels, at most
     flip: bool
 
-    fields: ClassVar = ("image",)
-    random: ClassVar = True
-
     @property
     def shape(self):
         return sides(self.image_size)
@@ -182,27 +174,3 @@ class TrainTransform:
         if self.flip:
             image = flip(image, rng)
         return image
-
-
-@dataclasses.dataclass(frozen=True)
-class CanvasTransform:
-    """The whole image, for a crop on the device; called with (image, rng) -> [h, w, 3].
-
-    It is shrunk where it is larger than canvas x canvas. In a batch it lies in the top
-    left corner of a canvas of zeros, and "extent" is its (h, w).
-    """
-
-    canvas: int
-
-    fields: ClassVar = ("image", "extent")
-    random: ClassVar = False
-
-    @property
-    def shape(self):
-        return sides(self.canvas)
-
-    def __call__(self, image, rng=None):
-        size = image.shape[:2]
-        scale = min(1.0, self.canvas / max(size))
-        height, width = (max(1, round(scale * side)) for side in size)
-        return resize_fast(image, height, width)

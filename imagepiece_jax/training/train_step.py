@@ -59,14 +59,11 @@ def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
 
     leading: sizes of the first axes, [A, m] or [local devices, A, m]
     """
-    side = run.data.canvas or run.image_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((*leading, side, side, 3), jnp.uint8),
+    shape = (*leading, run.image_size, run.image_size, 3)
+    return {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct(leading, jnp.int32),
     }
-    if run.data.canvas:
-        batch["extent"] = jax.ShapeDtypeStruct((*leading, 2), jnp.int32)
-    return batch
 
 
 def token_counts(model: ViT) -> tuple:
@@ -243,17 +240,14 @@ def prepared_images(batch, step, *, run, model, count):
 def _prepare(part, positions, step, index, run, model):
     """A micro-batch as it was read -> normalized, mixed images and soft targets.
 
-    part: image uint8 [m, S, S, 3] and label int32 [m]; canvases, to be cropped, also
-        have extent int32 [m, 2]
+    part: image uint8 [m, S, S, 3] and label int32 [m]
     positions: places in the global batch, [m]
     index: the micro-batch's
     """
     keys = None
-    if run.data.canvas or run.augment.layers or run.augment.erase_prob:
+    if run.augment.layers or run.augment.erase_prob:
         keys = sample_keys(run.seed, step, positions, Purpose.AUGMENT)
-    image = pipeline.device(
-        part["image"], run, model.mean, model.std, keys, part.get("extent")
-    )
+    image = pipeline.device(part["image"], run.augment, model.mean, model.std, keys)
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)

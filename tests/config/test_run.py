@@ -22,7 +22,7 @@ from imagepiece_jax.training import run_dir
 from tests.refused import refused
 from tests.runs import configured
 
-COUNTS = """num_classes keep_every_steps pictures data.workers data.threads data.canvas
+COUNTS = """num_classes keep_every_steps pictures data.workers data.threads
     data.shift augment.layers max_skipped_steps"""
 POSITIVE = """image_size epochs batch_size eval_batch_size grad_accum_steps
     eval_every_epochs checkpoint_every_steps log_every_steps data.repeats"""
@@ -81,10 +81,8 @@ def test_the_allowed_values_of_a_typed_field_are_those_of_its_check():
             ({"data.area": value}, "data.area", "smaller one first")
             for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,))
         ),
-        # Fields that do not go together: a canvas holds what is cropped from it.
+        # Fields that do not go together.
         ({"best_by": "averages", "ema_decay": 0.0}, "best_by", ""),
-        ({"data.crop": "random_resized", "data.canvas": 15}, "data.canvas", ""),
-        ({"data.canvas": 16, "data.crop": "shift"}, "data.crop", ""),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(changes, field, allowed):

@@ -11,7 +11,6 @@ import pytest
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, global_batches, same, train, train_batches, values
 from tests.refused import refused
@@ -49,12 +48,8 @@ COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
 @pytest.mark.parametrize("bad", [(), (4, 5, 17)])
 @pytest.mark.parametrize(
     "options",
-    [
-        dict(stop=46),  # two steps into the second epoch
-        COPIES,
-        COPIES | dict(transform=CanvasTransform(16)),
-    ],
-    ids=["once", "copies", "canvases"],
+    [dict(stop=46), COPIES],  # two steps into the second epoch; copies
+    ids=["once", "copies"],
 )
 @pytest.mark.parametrize(
     "processes, devices, accumulation", [(1, 8, 1), (2, 1, 1), (2, 2, 2), (1, 1, 4)]

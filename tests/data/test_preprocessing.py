@@ -6,7 +6,6 @@ from PIL import Image
 
 from imagepiece_jax.data import preprocessing
 from imagepiece_jax.data.preprocessing import LONGEST, Preprocessing, resize_exactly
-from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.errors import InputError
 from tests.data.noise import ramp, train_transform
 from tests.refused import refused
@@ -142,17 +141,12 @@ def test_the_thinnest_images_take_no_memory(monkeypatch, shape):
     """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
     image = np.full((*shape, 3), (1, 128, 254), np.uint8)
     resized = []
-    calls = [
-        Preprocessing(224),
-        lambda image: train_transform(224)(image, RNG),
-        CanvasTransform(384),
-    ]
+    calls = [Preprocessing(224), lambda image: train_transform(224)(image, RNG)]
     note = lambda *size: resized.append(size) or resize_exactly(*size)  # noqa: E731
     monkeypatch.setattr(preprocessing, "resize_exactly", note)
     outs = [call(image) for call in calls]
     assert all((out == (1, 128, 254)).all() for out in outs)
-    assert [out.shape[:2] for out in outs[:2]] == [(224, 224)] * 2
-    assert max(outs[2].shape) == 384
+    assert [out.shape[:2] for out in outs] == [(224, 224)] * 2
     assert {high * wide for _, high, wide, *_ in resized} == {256 * 32 * 256}
 
 

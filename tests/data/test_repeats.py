@@ -1,4 +1,4 @@
-"""Repeated augmentation against a slow version of DeiT's sampler; canvases."""
+"""Repeated augmentation against a slow version of DeiT's sampler."""
 
 import collections
 import functools
@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.transforms import CanvasTransform
+from imagepiece_jax.data.preprocessing import Preprocessing
 from tests.data import noise
 from tests.data.noise import Noise, values
 
@@ -69,29 +69,12 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     assert values(train(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
-    sequence = loader.EvalBatches(Noise(9, {4}), CanvasTransform(32), batch_size=3)
+    sequence = loader.EvalBatches(Noise(9, {4}), Preprocessing(48), batch_size=3)
     sequence.requests = lambda _: [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
     _, samples = sequence.read(0, functools.partial(np.empty, dtype=np.uint8))
     names = [[error.place for error in sample.errors] for sample in samples]
     assert names == [["4.jpg"], [], []]
-    assert [(one.row, one.fields["index"]) for one in samples] == [(0, 5)] * 3
-
-
-def test_canvases_hold_the_image_and_say_where():
-    placement = Placement(0, 1, 2, 2)
-    (batch,) = train(Noise(40), 1, 24, CanvasTransform(24), placement=placement)
-    assert batch["image"].shape == (2, 2, 6, 24, 24, 3)
-    assert batch["extent"].shape == (2, 2, 6, 2)
-    assert batch["extent"].dtype == np.int32
-    for at in np.ndindex(2, 2, 6):
-        image, _ = Noise(40).read(int(batch["label"][at]))
-        height, width = batch["extent"][at]
-        canvas = batch["image"][at]
-        assert (canvas[height:] == 0).all() and (canvas[:, width:] == 0).all()
-        if max(image.shape) <= 24:
-            np.testing.assert_array_equal(canvas[:height, :width], image)
-        else:
-            assert max(height, width) == 24
+    assert [one.fields["index"] for one in samples] == [5] * 3
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 50])

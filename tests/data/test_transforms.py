@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import transforms
-from imagepiece_jax.data.transforms import CanvasTransform, resize_fast
+from imagepiece_jax.data.transforms import resize_fast
 from tests.data.noise import ramp, train_transform
 
 AREA = (0.08, 1.0)
@@ -13,27 +13,6 @@ AREA = (0.08, 1.0)
 
 def rng(seed=0):
     return np.random.default_rng(seed)
-
-
-@pytest.mark.parametrize(
-    "size, canvas, fitted",
-    [
-        ((30, 40), 40, (30, 40)),  # just fits
-        ((30, 40), 64, (30, 40)),  # never enlarged
-        ((40, 30), 20, (20, 15)),
-        ((30, 41), 20, (15, 20)),  # 30 * 20 / 41 = 14.6
-        ((1000, 2), 20, (20, 1)),  # not 0
-    ],
-)
-def test_a_canvas_holds_the_whole_image(size, canvas, fitted):
-    image = ramp(*size, slope=1 if size[0] == 1000 else 4)
-    out = CanvasTransform(canvas)(image, rng())
-    assert out.shape == (*fitted, 3)
-    if fitted == size:
-        np.testing.assert_array_equal(out, image)
-    elif size[0] < 1000:  # corners stay in their corners
-        assert np.abs(out[0, 0].astype(int) - image[0, 0]).max() <= 4
-        assert np.abs(out[-1, -1].astype(int) - image[-1, -1]).max() <= 4
 
 
 def test_crop_boxes_have_the_recipe_s_distribution():

@@ -15,7 +15,6 @@ import pytest
 
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.transforms import CanvasTransform
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
 from tests.data import noise
@@ -28,7 +27,7 @@ def _short_work(monkeypatch):
 
 
 train = functools.partial(
-    noise.train_batches, size=40, transform=CanvasTransform(24), repeats=3
+    noise.train_batches, size=40, transform=train_transform(24), repeats=3
 )
 
 
@@ -189,10 +188,10 @@ TURNS = ((4, False), (3, True), (5, False), (3, True), (3, True), (2, False))
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 0), (2, 2)])
 def test_sequences_that_take_turns_are_the_same_alone(count, threads):
-    """Training on canvases of 24 and evaluation of 16: images of two sizes."""
+    """Images of two sizes."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
-    training = loader.TrainBatches(sources[0], CanvasTransform(24), **options)
+    training = loader.TrainBatches(sources[0], train_transform(24), **options)
     evaluation = loader.EvalBatches(sources[1], Preprocessing(48), batch_size=40)
     done, turns = 0, []
     for steps, evaluates in TURNS:

@@ -4,7 +4,6 @@ from experiments.scratch import systems
 
 TINY = {
     "image_size": 16,
-    "canvas": 16,
     "patch": 4,
     "width": 16,
     "depth": 4,

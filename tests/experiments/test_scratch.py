@@ -195,7 +195,7 @@ def test_a_run_has_the_recipe_of_its_options(tmp_path):
 @pytest.mark.parametrize(
     "name, value",
     [
-        *(("depth", 3), ("epochs", 0), ("keep_rate", 1.5), ("canvas", 32)),
+        *(("depth", 3), ("epochs", 0), ("keep_rate", 1.5)),
         *(("systems", "tomme"), ("systems", "dynamicvit")),
     ],
 )

@@ -312,7 +312,6 @@ AUGMENT = {
     "augment": AugmentConfig(
         layers=1, prob=1.0, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5
     ),
-    "data": dataclasses.replace(PLAIN.data, canvas=12),
 }
 
 
@@ -322,9 +321,8 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
     prepare = functools.partial(_prepare, model=model, run=recipe)
     program, draw = parallel.pmap(prepare), np.random.default_rng(0)
-    images = draw.integers(0, 256, (BATCH, 12, 12, 3), np.uint8)
-    extent = draw.integers(SIZE, 13, (BATCH, 2), np.int32)
-    one = {"image": images, "extent": extent, "label": np.arange(BATCH, dtype=np.int32)}
+    images = draw.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+    one = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}
 
     def prepared(part, positions, step=5, index=0):
         """Images on one device, mixup and cutmix switched off."""
@@ -345,17 +343,6 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     assert (prepared(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
 
 
-def test_the_device_crops_where_it_does_nothing_else():
-    recipe = dataclasses.replace(PLAIN, data=AUGMENT["data"])
-    part = jax.tree.map(lambda x: x[0, 0], batch(0))
-    part["image"] = np.zeros((BATCH, 12, 12, 3), np.uint8)
-    part["extent"] = np.full((BATCH, 2), 12, np.int32)
-    places = np.arange(BATCH, dtype=np.int32)
-    model = types.SimpleNamespace(mean=HALF, std=HALF)
-    image, _ = _prepare(part, places, 0, 0, recipe, model)
-    assert image.shape == (BATCH, SIZE, SIZE, 3)
-
-
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
 
@@ -363,7 +350,7 @@ def test_what_the_config_leaves_to_the_device():
         layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5, erase_prob=0.25
     )
     run = configured()
-    assert (run.augment, run.data.canvas) == (deit, 0)
+    assert run.augment == deit
     other = {"augment.layers": 0, "augment.erase_prob": 0.0}
     without = dataclasses.replace(deit, layers=0, erase_prob=0.0)
     assert configured(**other).augment == without
@@ -375,8 +362,7 @@ def test_64_bit_numbers_and_strict_types_of_jax_change_no_type():
     step, state = make(recipe, depth=2, drop_path_rate=0.5)
     schedule, _ = create(OptimConfig.from_config(base.get_config()), 10)
     step.keywords.update(rate=schedule)
-    one = batch(0) | {"extent": np.full((1, 1, BATCH, 2), SIZE, np.int32)}
-    state, one = jax.tree.map(lambda x: x[0], (state, one))
+    state, one = jax.tree.map(lambda x: x[0], (state, batch(0)))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 1)], return_shape=True)
         program, (after, _) = traced(state, one)
@@ -443,13 +429,12 @@ def test_a_step_changes_only_the_part_that_it_trains(part):
 
 def test_shapes_of_a_batch_are_what_the_loader_gives():
     config = base.get_config()
-    config.image_size, config.data.canvas = 16, 20
+    config.image_size = 16
     run = RunConfig.from_config(config)
-    assert run.data.train_transform(16).shape == (20, 20)
+    assert run.data.train_transform(16).shape == (16, 16)
     batch = batch_shapes(run, (3, 2))
     shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
-    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
+    assert shapes == {"image": (3, 2, 16, 16, 3), "label": (3, 2)}
     assert batch["image"].dtype == np.uint8
-    config.data.canvas = 0
-    batch = batch_shapes(RunConfig.from_config(config), (4, 3, 2))
+    batch = batch_shapes(run, (4, 3, 2))
     assert batch["image"].shape == (4, 3, 2, 16, 16, 3)

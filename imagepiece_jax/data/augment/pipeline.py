@@ -1,8 +1,8 @@
 """Augmentation of a training batch inside the compiled step.
 
-DeiT's order: crop and flip where the host left them to the device (fixed canvases),
-RandAugment, normalization, random erasing; mixup and cutmix (`mixup`) come after. All
-draws of an image come from its own key, so they do not depend on the rest of the batch.
+DeiT's order: RandAugment, normalization, random erasing; the host has cropped and
+flipped before, mixup and cutmix (`mixup`) come after. All draws of an image come from
+its own key, so they do not depend on the rest of the batch.
 """
 
 import math
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import uniform
-from imagepiece_jax.data.augment.crop import random_resized_crop
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.normalize import normalize
 
@@ -20,40 +19,27 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
-def device(images, run, mean, std, keys=None, extent=None):
-    """Crop, augment and normalize a batch: all that precedes mixing.
+def device(images, augment, mean, std, keys=None):
+    """Augment and normalize a batch: all that precedes mixing.
 
-    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3], which are cropped to S
-    run: the RunConfig, of which data, augment and image_size matter
+    images: uint8 [B, S, S, 3]
+    augment: an AugmentConfig
     mean, std: of the model, see `normalize`; a moved image leaves the mean's color
     keys: [B], one per image, or None where nothing is drawn
-    extent: int32 [B, 2], height and width of the images in canvases
     Returns float32 [B, S, S, 3].
     """
     if keys is None:
         return normalize(images, mean, std)
-    crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
+    # The first two of four keys have no use, but a run's draws depend on the number.
+    _, _, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
-    data = run.data
-    augment = run.augment
-    if data.canvas:
-        size = run.image_size
-        images = random_resized_crop(images, extent, crop_keys, size, data.area)
-        if data.flip:
-            images = flip(images, flip_keys)
     if augment.layers:
         images = randaugment(images, op_keys, augment, fill_color(mean))
     images = normalize(images, mean, std)
     if augment.erase_prob > 0:
         images = random_erasing(images, erase_keys, augment.erase_prob)
     return images
-
-
-def flip(images, keys):
-    """Mirror each image with probability 1/2. [B, H, W, 3], keys [B] -> same."""
-    flipped = (jax.vmap(uniform)(keys) < 0.5)[:, None, None, None]
-    return jnp.where(flipped, images[:, :, ::-1], images)
 
 
 def random_erasing(images, keys, prob):

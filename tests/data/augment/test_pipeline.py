@@ -1,8 +1,7 @@
-"""Order and randomness of augmentation in the step; random erasing and flips."""
+"""Order and randomness of augmentation in the step; random erasing."""
 
 import dataclasses
 import functools
-import types
 
 import chex
 import jax
@@ -17,22 +16,12 @@ from tests.oracles_augment import erased_boxes, photographs
 
 COUNT, SIDE = 6, 24
 HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
-AREA = (0.2, 0.5)
 
 
 def augment(**fields):
     """An AugmentConfig that does nothing else."""
     numbers = ("prob", "magnitude", "magnitude_std", "erase_prob")
     return AugmentConfig(**{"layers": 0} | dict.fromkeys(numbers, 0.0) | fields)
-
-
-def run(augment, **data):
-    """The fields of a RunConfig that matter here."""
-    return types.SimpleNamespace(
-        augment=augment,
-        data=types.SimpleNamespace(**{"canvas": 0} | data),
-        image_size=SIDE,
-    )
 
 
 POLICY = augment(layers=1, prob=0.5, magnitude=9.0, magnitude_std=0.5)
@@ -51,12 +40,12 @@ def boxes(prob=1.0, side=224):
 def test_nothing_asked_for_is_the_program_of_normalizing():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
     plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
-    off = jax.make_jaxpr(lambda x: pipeline.device(x, run(augment()), *HALF))(images)
+    off = jax.make_jaxpr(lambda x: pipeline.device(x, augment(), *HALF))(images)
     assert str(off) == str(plain)
 
 
 def test_steps_come_in_the_recipe_s_order(monkeypatch):
-    """Crop, flip, RandAugment, normalize, erase; each from keys of its own."""
+    """RandAugment, normalize, erase; each from keys of its own."""
     seen = []
 
     def watch(module, name, key_at=None):
@@ -67,31 +56,22 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
 
         monkeypatch.setattr(module, name, step)
 
-    watch(pipeline, "random_resized_crop", 1)
-    watch(pipeline, "flip", 0)
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
     watch(pipeline, "random_erasing", 0)
-    full = dataclasses.replace(POLICY, erase_prob=0.5)
-    cropped = {"canvas": 3, "area": AREA}
-    images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
-    recipe = run(full, **cropped, flip=True)
-    out = pipeline.device(images, recipe, *HALF, keys(2), extent)
-    assert (out == 5).all()
+    full, images = dataclasses.replace(POLICY, erase_prob=0.5), jnp.zeros((2, 3, 3, 3))
+    out = pipeline.device(images, full, *HALF, keys(2))
+    assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
-    order = "random_resized_crop flip randaugment normalize random_erasing"
-    assert names == tuple(order.split())
-    assert rest[0][0] is extent and rest[0][2:] == (SIDE, AREA)
-    assert (
-        rest[2][1:] == (full, (128, 128, 128)) and rest[3] == HALF and rest[4][1] == 0.5
-    )
-    own = [tuple(key) for step in used if step for key in step]
-    assert len(own) == 8 == len(set(own)), "four steps, two images"
+    assert names == ("randaugment", "normalize", "random_erasing")
+    assert rest[0][1:] == (full, (128, 128, 128)) and rest[1] == HALF
+    assert rest[2][1] == 0.5
+    own = [*map(tuple, used[0]), *map(tuple, used[2])]
+    assert len(own) == 4 == len(set(own)), "two steps, two images"
     seen.clear()
-    recipe = run(augment(), **cropped, flip=False)
-    pipeline.device(images, recipe, *HALF, keys(2), extent)
-    assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
-    assert seen[0][1] == used[0], "whatever else is done"
+    pipeline.device(images, augment(erase_prob=0.5), *HALF, keys(2))
+    assert [name for name, *_ in seen] == ["normalize", "random_erasing"]
+    assert seen[1][1] == used[2], "whatever else is done"
 
 
 def test_one_program_serves_every_draw():
@@ -101,7 +81,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return pipeline.device(images, run(full), *HALF, keys)
+        return pipeline.device(images, full, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))
@@ -110,15 +90,6 @@ def test_one_program_serves_every_draw():
     order = np.array([3, 1, 5, 0, 4, 2])
     moved = once(images[order], keys(COUNT, 1)[order])
     np.testing.assert_array_equal(moved, two[order])
-
-
-def test_flip_mirrors_half_of_the_images():
-    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (1000, 2, 4, 3))
-    out = np.asarray(jax.jit(pipeline.flip)(images, keys(1000)))
-    flipped = out[:, 0, 0, 0] == 3
-    assert abs(flipped.sum() - 500) < 64  # 4 standard deviations
-    np.testing.assert_array_equal(out[flipped], images[flipped][:, :, ::-1])
-    np.testing.assert_array_equal(out[~flipped], images[~flipped])
 
 
 def test_erased_boxes_have_the_reference_s_distribution():
