@@ -1,7 +1,12 @@
 """Checkpoint steps on disk, with a checksum of every array.
 
-Orbax does not notice flipped bits: it restores them silently. The JSON item of a step
-therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
+Orbax does not notice flipped bits: 0.12.8 restored 48 of 48 silently. The JSON item of
+a step therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own;
+`tools.fault_drill` and tests/training/test_checkpoint.py flip bits.
+
+Checksums of files instead, written in one file when a step is complete, were tried. A
+kill between the two, 1.6 s for 320 MB, leaves a complete step that nothing vouches for,
+and who needs the weights alone has to read all files: 2.0 s in place of 0.6.
 """
 
 import contextlib

@@ -96,7 +96,8 @@ def _read(folder, handler, restore):
     """One item, as Orbax returns it.
 
     Each process reads by itself: whether it can may depend on its view of the folder,
-    and Orbax would wait for the others.
+    and Orbax would wait for the others
+    (test_two_processes_save_together_and_one_reads).
     """
     single = ocp.options.MultiprocessingOptions(
         primary_host=None, active_processes={jax.process_index()}
@@ -121,7 +122,8 @@ def patient_event_loops():
     """Let reads that have begun end before an event loop closes.
 
     Orbax gives up at the first array that fails; each of the others would print "Event
-    loop is closed" and a traceback when it arrives.
+    loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
+    (test_a_run_that_fell_back_replaces_the_damaged_step).
     """
     before = asyncio.new_event_loop
     asyncio.new_event_loop = _PatientEventLoop  # policies leave with Python 3.16
@@ -132,7 +134,10 @@ def patient_event_loops():
 
 
 def log_no_raised_errors():
-    """Orbax logs an error in every thread it passes through, and raises it as well."""
+    """Orbax logs an error in every thread it passes through, and raises it as well.
+
+    A full disk is one sentence (tests/training/test_full_disk.py).
+    """
     logging.get_absl_logger().addFilter(_not_raised_too)
 
 

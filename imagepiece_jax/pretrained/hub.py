@@ -222,7 +222,14 @@ def repository_files(text):
 
 
 class _Repository:
-    """One revision of a repository, whose files are fetched one by one."""
+    """One revision of a repository, whose files are fetched one by one.
+
+    `huggingface_hub.snapshot_download` (2.4) gives back a folder that lacks files where
+    there is no network and another program, such as timm, has filled the cache: a model
+    without its preprocessor_config.json would be loaded with other means
+    (test_a_cache_that_does_not_say_whether_there_is_a_file). Nor does it choose one of
+    several files of weights (test_only_the_files_that_are_needed_are_fetched).
+    """
 
     def __init__(self, text, name, revision):
         self._text, self._name, self._revision = text, name, revision

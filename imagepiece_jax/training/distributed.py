@@ -2,17 +2,20 @@
 
 The project's only mention of `jax.distributed`. A process is one task of SLURM or Open
 MPI, usually one for each host with all of its GPUs. JAX finds the coordinator's host in
-the scheduler's variables; its detection (0.10 and 0.12 compared) does not decide the
-rest, for these reasons:
+the scheduler's variables; its detection (0.10.2 and 0.12.0.1 asked) does not decide the
+rest, for these reasons, and tests/training/test_distributed.py has a test of each:
 
 - Number and count of tasks are those of the `srun` step. JAX takes the job's count, and
-  an interactive shell in a job of four tasks waits for three that nobody started; under
-  Open MPI 5 within SLURM, JAX 0.10 takes SLURM's numbers.
+  an interactive shell in a job of four tasks waits for three that nobody started
+  (test_slurm_gives_number_count_and_port); under Open MPI 5 within SLURM, JAX 0.10
+  takes SLURM's numbers, and 0.12 asks for mpi4py (test_open_mpi_gives_number_and_count,
+  test_open_mpi_5_needs_an_address_on_several_hosts).
 - Tasks get equal shares of a host's GPUs. JAX gives every task one: the only task of a
-  host would use one GPU of eight, and a task that SLURM has bound to one finds none.
+  host would use one GPU of eight, and a task that SLURM has bound to one finds none
+  (test_gpus_are_shared_by_the_tasks_of_a_host).
 - The port follows from the step. JAX's follows from the job, and two steps of one job
-  on one host would open the same.
-- A single process joins nothing.
+  on one host would open the same (test_slurm_gives_number_count_and_port).
+- A single process joins nothing (the same test): JAX would give it one GPU of eight.
 
 When a process dies, the coordinator's connections close, heartbeats stay away, or an
 exchange between devices fails. JAX then aborts the others with a long report, or raises
@@ -204,7 +207,8 @@ def joined(job: Job | None):
     )
     where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
     _end_at_abort(lost)
-    # Waiting is C++ code, in which Python's own handlers do not run. Training has a
+    # Waiting is C++ code, in which Python's own handlers do not run
+    # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training has a
     # request of its own, which saves.
     with StopRequest() as request, request.ending_at_once():
         print(f"{where} at {job.address}, for up to 5 minutes", file=sys.stderr)
@@ -253,7 +257,7 @@ def _initialize(job):
 def _check_address(job):
     """Raise InputError for an unknown host, or a port that another program has opened.
 
-    JAX would wait for the host, and crash at the port.
+    JAX would wait for the host, and crash at the port (test_a_port_in_use_is_named).
     """
     host, _, port = (job.coordinator or f":{job.port}").rpartition(":")
     try:
@@ -332,7 +336,8 @@ def _end_at_abort(text):
     """From now on an abort of this process ends with `text` on stderr and status 1.
 
     JAX aborts from a C++ thread, where Python's signal handlers do not run: the C
-    library gets this one.
+    library gets this one (test_an_abort_in_a_thread_ends_with_the_sentence, and the
+    lost host of `tools.rehearsal`).
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _end(text))
     _handlers.append(handler)
@@ -345,7 +350,8 @@ def _end_at_abort(text):
 def _leave_quietly():
     """Let this process report its own error and nothing after it.
 
-    While it ends, the others are stopped, and JAX reports on them at length.
+    While it ends, the others are stopped, and JAX reports on them at length
+    (test_a_process_that_fails_reports_only_its_own_error).
     """
     _end_at_abort("")
     # The last one comes first: both before JAX's own.
