@@ -23,9 +23,9 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
-from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.inference.token_list import check_outputs, token_list
-from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, final_norm, with_states
 from imagepiece_jax.reduction.provenance import follow, rows_of
@@ -57,7 +57,7 @@ class Features(NamedTuple):
     coordinates: jax.Array | None = None
 
 
-@takes_pretrained
+@short_traceback
 def features(
     vit: Pretrained,
     images: Any,
@@ -83,6 +83,7 @@ def features(
     Raises InputError for arguments that do not fit.
     Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
+    check_pretrained(vit)
     model = vit.model_with_tokens(tokens)
     size = vit.image_size
     blocks = chosen_blocks(layers, model.depth)

@@ -40,7 +40,7 @@ from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import dead_macs, model_macs
-from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import final_norm
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
@@ -217,7 +217,7 @@ class CompileOptions(CheckedFields):
         return cls(**given)
 
 
-@takes_pretrained
+@short_traceback
 def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> Program:
     """A trained model, compiled for one device and images of the model's size.
 
@@ -228,6 +228,7 @@ def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> P
     Returns a `Program`.
     Raises InputError for anything that does not fit.
     """
+    check_pretrained(vit)
     options = CompileOptions.of(options, ["tokens"])
     return compiler(vit, options, tokens)(options.batch_size)
 
@@ -243,7 +244,7 @@ def compiler(
     size = sides(vit.image_size)
     model = vit.model_with_tokens(tokens)
     check_variables(model, vit.variables, size)
-    vit.warn_of_untrained(stacklevel=5)  # of who calls optimize or Predictor
+    vit.warn_of_untrained(stacklevel=4)  # of who calls optimize or Predictor
     device = requested.device or jax.local_devices()[0]
     dtype = requested.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(dtype, device.platform)

@@ -17,7 +17,7 @@ from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, short_traceback, within
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
-from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 
 class Prediction(NamedTuple):
@@ -45,7 +45,7 @@ class Predictor:
     Raises InputError for an argument that does not fit.
     """
 
-    @takes_pretrained
+    @short_traceback
     def __init__(
         self,
         vit: Pretrained,
@@ -57,6 +57,7 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ):
+        check_pretrained(vit)
         classes = vit.model.num_classes
         if not classes and (labels is not None or top is not None):
             field, value = ("top", top) if labels is None else ("labels", labels)
@@ -79,7 +80,7 @@ class Predictor:
                 "trained, so its outputs are no classes, and probabilities of them "
                 "mean nothing; an embedding is "
                 "vit.model.apply(vit.variables, images).logits",
-                stacklevel=4,  # two wrappers
+                stacklevel=3,  # behind short_traceback
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # which refuses a head of numbers

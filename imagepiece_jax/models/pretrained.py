@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import math
 import pathlib
 import re
@@ -120,7 +119,6 @@ class Pretrained:
             put("reduction", DENSE)
         elif self.reduction is not None:
             put("reduction", self._checked_reduction())
-        self._warn_of_recovery()
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -151,8 +149,11 @@ class Pretrained:
         same = usual.prop_attn == model.prop_attn
         return reduction if same else {**reduction, "prop_attn": model.prop_attn}
 
-    def _warn_of_recovery(self):
-        """Warn where the weights were recovered for another reduction."""
+    def warn_of_recovery(self, stacklevel: int):
+        """Warn of weights that were recovered for another reduction.
+
+        stacklevel: of the caller
+        """
         if not (self.recovery and self.recovery.changed and self.reduction):
             return
         ours, theirs = self.reduction, self.recovery.reduction
@@ -161,7 +162,7 @@ class Pretrained:
                 f"the weights were recovered for {settings.described(theirs)}, and "
                 f"not for {settings.described(ours)}: those they were made from fit "
                 "other reductions, and the dense model, better",
-                stacklevel=4,
+                stacklevel=stacklevel + 1,
             )
 
     @property
@@ -255,10 +256,12 @@ class Pretrained:
             seed for one whose selectors the weights lack.
         """
         model = self.model_with(reduction)
-        reduction = DENSE if reduction is None else reduction
-        return self._with_model(
-            model, self.variables["params"], seed, reduction=reduction
-        )
+        if reduction is None:
+            reduction = DENSE
+        params = self.variables["params"]
+        vit = self._with_model(model, params, seed, reduction=reduction)
+        vit.warn_of_recovery(stacklevel=3)  # behind short_traceback
+        return vit
 
     @short_traceback
     def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
@@ -462,25 +465,12 @@ def _is_behind(name, depth):
     return number is not None and int(number[1]) >= depth
 
 
-def takes_pretrained(call):
-    """`call`, a public function. Raises InputError where it gets no Pretrained."""
-    names = list(inspect.signature(call).parameters)
-    place = names.index("vit")
-    first = [name for name in names[: place + 1] if name != "self"]
-    form = ", ".join(first + [".."] * (place + 1 < len(names)))
-
-    @functools.wraps(call)
-    def checked(*args, **kwargs):
-        vit = kwargs.get("vit", args[place] if len(args) > place else None)
-        if not isinstance(vit, Pretrained):
-            name = call.__qualname__.partition(".")[0]
-            hint = f"write {name}({form}), where vit is what load() returns, or "
-            hint += "Pretrained(model, variables)"
-            problem = "takes a trained model as one object"
-            raise InputError(problem, field=f"{name}()", hint=hint)
-        return call(*args, **kwargs)
-
-    return short_traceback(checked)
+def check_pretrained(vit: Any):
+    """Raise InputError for anything but a Pretrained."""
+    if not isinstance(vit, Pretrained):
+        problem = f"is of type {type(vit).__name__}"
+        allowed = "what load() returns, and Pretrained(model, variables)"
+        raise InputError(problem, field="vit", value=vit, allowed=allowed)
 
 
 def _square(model):

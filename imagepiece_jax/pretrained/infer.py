@@ -25,6 +25,7 @@ from imagepiece_jax.models.config import (
     config_path,
     normalization,
 )
+from imagepiece_jax.pretrained import precedence
 from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
@@ -51,24 +52,16 @@ def infer_weights(
 ) -> ModelConfig:
     """The config of the model that weights belong to.
 
-    description: of a folder, whose config.json goes over caller and layout; or of a
-        file, where the caller goes over the layout, and that over the name
-    contents: of the files
+    description, contents: of a folder or a file; `precedence.ORDER` has their sources
     requested: fields that the caller adds or changes
     otherwise: as for `infer`
     Raises InputError as `infer`, and where the tensors have another number of heads.
     """
-    path, partial = description.path, partial_config(description, contents)
+    path = description.path
     if path.is_dir():
-        # `ModelConfig.changed` compares the other fields of the request.
-        settled = ("image_size",)
-        if partial.name or partial.arch:
-            settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
-        if not description.own:  # no config.json of timm has its mlp_layer
-            settled = tuple(field for field in settled if field != "mlp")
-        given = partial.over(_without(requested, settled), contents.config)
+        given = _given_for_folder(description, contents, requested)
     else:
-        given = _given_for_file(contents, partial, requested)
+        given = _given_for_file(description, contents, requested)
     heads, tensors = contents.config.num_heads, placed(contents, given)
     settled = contents.settled
     if path.is_dir():  # of a config.json without a name, whatever the tensors' names
@@ -93,28 +86,58 @@ def partial_config(description: Description, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if description.path.is_dir():
         return description.config
-    return contents.images.over(contents.config, description.config)
+    return precedence.merged("a file", _said_of_file(description, contents))
 
 
-def _given_for_file(contents, partial, requested):
+def _said_of_file(description, contents):
+    """What the sources of a file say, without the caller."""
+    return {
+        precedence.IN_FILE: contents.images,
+        precedence.LAYOUT: contents.config,
+        precedence.FILE_NAME: description.config,
+    }
+
+
+def _given_for_folder(description, contents, requested):
+    """The config that files, caller and layout of a folder make together."""
+    config = description.config
+    # `ModelConfig.changed` compares the other fields of the request.
+    settled = ["image_size"]
+    if config.name or config.arch:
+        settled += ["name", "arch", "num_heads", *ONE_BY_ONE]
+    if not description.own and "mlp" in settled:
+        settled.remove("mlp")  # no config.json of timm has its mlp_layer
+    said = {
+        precedence.CONFIG_FILES: config,
+        precedence.CALLER: _without(requested, settled),
+        precedence.LAYOUT: contents.config,
+    }
+    return precedence.merged("a folder", said)
+
+
+def _given_for_file(description, contents, requested):
     """The config that caller, layout and name of a file make together."""
-    name = requested.name or partial.name
-    facts = {} if name in registry.MODELS else registry.facts(name)
+    name = requested.name or description.config.name
+    facts = {}
+    if name not in registry.MODELS:
+        facts = registry.facts(name)
+    row, said = "a file", _said_of_file(description, contents)
     if facts and requested.name:  # the function of that model, not the layout's
-        heads = ModelConfig(num_heads=contents.config.num_heads)
-        partial = contents.images.over(heads)
+        row = "a file, and `name=..` of a public model"
+        said[precedence.LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
     size, usual = requested.image_size, facts.get("image_size")
     if size and usual:  # from which positions are resized, if it has as many patches
         patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
         size = usual if patches[0] == patches[1] else size
     given = dataclasses.replace(requested, image_size=size)
-    named = ModelConfig(name=name)
-    if not facts or requested.arch:
-        return given.over(partial, named)
-    given = _without(given, SETTLED_BY_NAME).over(partial, named)
+    if facts and not requested.arch:  # what the name settles is compared later
+        given = _without(given, SETTLED_BY_NAME)
+    said[precedence.CALLER] = given
+    config = precedence.merged(row, said)
     norm = contents.tensors.get("blocks.0.norm1.weight")
-    of_name = np.shape(norm) == (facts["embed_dim"],)
-    return _without(given, ("num_heads",)) if of_name else given
+    if facts and not requested.arch and np.shape(norm) == (facts["embed_dim"],):
+        config = _without(config, ["num_heads"])
+    return config
 
 
 def _without(config, fields):

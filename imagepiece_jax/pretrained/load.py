@@ -96,7 +96,8 @@ def load(
         seed=seed,
     )
     if num_classes is not None or seed is not None:
-        vit.warn_of_untrained(stacklevel=3)
+        vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
+    vit.warn_of_recovery(stacklevel=3)
     return vit
 
 

@@ -20,9 +20,9 @@ import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError, short_traceback, within
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts
 from imagepiece_jax.pretrained.hub import CONFIG, OURS, PROJECTOR, SELECTORS
@@ -34,7 +34,7 @@ CARD = "README.md"
 FILES = (WEIGHTS, SELECTORS, PROJECTOR, CONFIG, CARD)  # of a saved model
 
 
-@takes_pretrained
+@short_traceback
 def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     """Write a trained model to a folder, completely or not at all.
 
@@ -48,6 +48,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
         not the model's.
     """
     folder = checked_folder(folder)
+    check_pretrained(vit)
     _check(vit)
     tensors = convert.to_timm(vit.variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
@@ -56,7 +57,7 @@ def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
     # Numbers of NumPy, where a model was made with them, are written as Python's.
     text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    vit.warn_of_untrained(stacklevel=4)  # of who calls takes_pretrained's function
+    vit.warn_of_untrained(stacklevel=3)  # of who calls `save`
     _check_way_back(vit.model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, vit, in_timm)

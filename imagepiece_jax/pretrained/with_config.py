@@ -1,6 +1,6 @@
 """A config merged with trained weights, as commands take both.
 
-Typed fields go over those of the weights, and these over configs/base.py.
+`precedence.ORDER` has the order: what is typed, the weights, configs/base.py.
 """
 
 import copy
@@ -21,7 +21,7 @@ from imagepiece_jax.models.config import (
     named_fields,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained import runs
+from imagepiece_jax.pretrained import precedence, runs
 from imagepiece_jax.pretrained.load import (
     NOTHING,
     load_as,
@@ -58,7 +58,7 @@ def load_with_config(
     """A config merged with the weights at a path, and the model of that config.
 
     Typed fields go over those of the weights, and these over configs/base.py, but none
-    may contradict what the weights decide; a full config counts as typed.
+    may contradict what the weights decide. A full config counts as typed.
 
     path, checkpoint, averaged, abstract: as `load_as` takes them
     config: a full one, which is changed, or with `overrides` that of configs/base.py;
@@ -71,11 +71,11 @@ def load_with_config(
     with in_config():
         requested = _requested(config, overrides)
     with naming_flags(*flags):
-        typed = ModelConfig(**flags)
+        said = {precedence.FLAGS: ModelConfig(**flags), precedence.TYPED: requested}
+    requested = precedence.merged("in a command", said)
     options = {"checkpoint": checkpoint, "averaged": averaged, "abstract": abstract}
     try:
         with in_config(), naming(path="--weights"):
-            requested = typed.over(requested)
             description = read_description(path)
             options["seed"] = description.seed
             if config is not None:
@@ -95,6 +95,7 @@ def load_with_config(
         if full and runs.is_run(path):
             error.hint = "or leave out --config"
         raise
+    vit.warn_of_recovery(stacklevel=2)
     if normalization is not None and not vit.source.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)
     if config is not None:

@@ -43,9 +43,9 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import mean_difference
-from imagepiece_jax.models.pretrained import Pretrained, takes_pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.reduction import settings
@@ -293,7 +293,7 @@ def mix(images, key, share):
     return amount * images + (1 - amount) * images[::-1]
 
 
-@takes_pretrained
+@short_traceback
 def recover(
     vit: Pretrained,
     images: Any,
@@ -325,6 +325,7 @@ def recover(
     Raises InputError for a dense model, for one with learned selectors, and for images
         that are too few, or all alike.
     """
+    check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None and not (is_number(minutes) and 0 < minutes < math.inf):
         allowed = "numbers above 0"

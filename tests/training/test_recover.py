@@ -323,10 +323,14 @@ def test_a_saved_model_knows_what_it_was_recovered_for(better, tmp_path):
     again = imagepiece_jax.load(tmp_path / "m")
     assert again.recovery == better.recovery
     chex.assert_trees_all_equal(again.variables, better.variables)
-    with pytest.warns(UserWarning, match="recovered for evit"):
-        again.with_reduction(MERGING)
-    with pytest.warns(UserWarning, match="recovered for evit"):
-        again.with_reduction(None)
+    for warned in (
+        lambda: again.with_reduction(MERGING),
+        lambda: again.with_reduction(None),
+        lambda: imagepiece_jax.load(tmp_path / "m", reduction=MERGING),
+    ):
+        with pytest.warns(UserWarning, match="recovered for evit") as found:
+            warned()
+        assert [each.filename for each in found] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again.with_reduction(DROPPING)
