@@ -310,7 +310,8 @@ def recover(
     weights of eight moments on the way; where none is better than at the start by more
     than its 95 % interval, the weights come back unchanged. Ctrl-C ends the training,
     and the best so far comes back. The same seed gives the same bits on the same
-    machine, for the same number of steps.
+    machine, for the same number of steps. OpenCV resizes the crops where it is
+    installed, else Pillow.
 
     vit: a model with a reduction that learns no selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of

@@ -71,6 +71,14 @@ def test_random_resized_crop_shows_the_box_it_drew():
     assert np.abs(out[:, :, 0] - down[:, None])[3:-3].max() <= 1.5
 
 
+def test_without_opencv_a_crop_is_pillows(monkeypatch):
+    """As on a plain installation, where `recover` crops."""
+    monkeypatch.setattr(transforms, "cv2", None)
+    image = rng().integers(0, 256, (40, 60, 3), np.uint8)
+    wanted = Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(resize_fast(image, 20, 30), np.asarray(wanted))
+
+
 def test_shift_moves_by_every_offset_and_pads_with_zeros():
     image = ramp(8, 8) + 1  # no zero inside
     padded = np.zeros((12, 12, 3), np.uint8)
