@@ -24,7 +24,9 @@ from tests.models import tiny
 from tests.runs import ROOT
 
 NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 # What is imported under another name than it is installed by.
 INSTALLED_AS = {
     "PIL": "pillow",
@@ -197,6 +199,12 @@ def wheel(tmp_path_factory):
     run_build([*command, "--wheel-dir", folder / "wheels", folder])
     (wheel,) = (folder / "wheels").glob("*.whl")
     return wheel
+
+
+def test_the_wheel_has_every_folder_of_modules():
+    files = (ROOT / "imagepiece_jax").rglob("*.py")
+    folders = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
+    assert {*SETUPTOOLS["packages"]} == folders | {"imagepiece_jax.configs"}
 
 
 @pytest.mark.slow
