@@ -44,7 +44,9 @@ def check_method(kind, base):
         _check_decorated(kind)
         if kind.steps is base.steps:
             similar = closest("steps", [*vars(kind)])
-            hint = f"did you mean its {similar}?" if similar else ""
+            hint = ""
+            if similar:
+                hint = f"did you mean its {similar}?"
             raise InputError(
                 "has no steps",
                 value=kind,
@@ -101,11 +103,11 @@ def _check_step(step):
 
 def _check_part(role, part, base):
     """InputError for a reducer or rule that equals no other with the same fields."""
-    problem = f"has the {role} {part!r}"
     name = type(part).__name__
-    if isinstance(part, type):
-        problem = f"has the class {part.__name__} as {role}"
     if not isinstance(part, base):
+        problem = f"has the {role} {part!r}"
+        if isinstance(part, type):
+            problem = f"has the class {part.__name__} as {role}"
         raise InputError(
             problem,
             value=part,
@@ -113,18 +115,19 @@ def _check_part(role, part, base):
         )
     if isinstance(part, nn.Module):
         return
-    problem = f"has the {role} {name}, "
     _check_decorated(type(part))
     options = getattr(part, "__dataclass_params__", None)
     if not options or not options.frozen or not options.eq:
-        problem += "of which two with the same fields differ"
-        raise InputError(problem, value=part, allowed=FROZEN)
+        raise InputError(
+            f"has the {role} {name}, of which two with the same fields differ",
+            value=part,
+            allowed=FROZEN,
+        )
     try:
         hash(part)
     except TypeError as error:
-        problem += f"which has no hash ({error})"
         raise InputError(
-            problem,
+            f"has the {role} {name}, which has no hash ({error})",
             value=part,
             allowed="fields that have one, such as tuples",
         ) from error
@@ -173,24 +176,34 @@ def check_plan(plan, arch, grid):
         reducer = layer.step.reducer
         site = layer.step.site
         with naming(reducer, block):
-            for name in sorted(reducer.needs - {*ON_REQUEST}):
-                allowed = ", ".join(ON_REQUEST)
-                raise InputError(f"needs {name!r}", value=name, allowed=allowed)
+            unknown = sorted(reducer.needs - {*ON_REQUEST})
+            if unknown:
+                raise InputError(
+                    f"needs {unknown[0]!r}",
+                    value=unknown[0],
+                    allowed=", ".join(ON_REQUEST),
+                )
             metric = reducer.metric
             if "metric" in reducer.needs and metric not in COMPARED:
-                allowed = ", ".join(map(repr, COMPARED))
-                raise InputError(f"compares {metric!r}", value=metric, allowed=allowed)
+                raise InputError(
+                    f"compares {metric!r}",
+                    value=metric,
+                    allowed=", ".join(map(repr, COMPARED)),
+                )
         for score in lacking:
             if SCORES[score] in reducer.needs:
                 _refuse_score(score, reducer, block, lacking)
-        before = plan[block - 1] if block else None
         if site == "pre" and reducer.reads:
             problem = f"reads at block {block} the attention of the block before it"
-            if before is None:
+            if block == 0:
                 raise InputError(problem, value=block, allowed="blocks from 1")
+            before = plan[block - 1]
             if before.counts and before.step.site != "pre":
-                problem += ", in which tokens change"
-                raise InputError(problem, value=block, allowed="other blocks")
+                raise InputError(
+                    f"{problem}, in which tokens change",
+                    value=block,
+                    allowed="other blocks",
+                )
         if site == "attention" and "value" in reducer.reads:
             raise InputError(
                 f"compares values at block {block} before attention has them",
@@ -219,14 +232,19 @@ def lacking_scores(arch):
 
 
 def _refuse_score(score, reducer, block, lacking):
+    """InputError for a score of which the model lacks a part."""
     part = lacking[score]
     field = ""
-    problem = f"ranks tokens by {score!r} at block {block}, but the model has no {part}"
     allowed = f"a model that has a {part}"
     if hasattr(reducer, "score"):
         field = "score"
-        allowed = ", ".join(k for k in SCORES if k not in lacking)
-    raise InputError(problem, field=field, value=score, allowed=allowed)
+        allowed = ", ".join(name for name in SCORES if name not in lacking)
+    raise InputError(
+        f"ranks tokens by {score!r} at block {block}, but the model has no {part}",
+        field=field,
+        value=score,
+        allowed=allowed,
+    )
 
 
 def check_form(result, counts):
@@ -240,13 +258,7 @@ def check_form(result, counts):
     if isinstance(result, Assignment):
         if result.n_out != n_out:
             raise InputError(field="n_out", value=result.n_out, allowed=str(n_out))
-        if not jnp.issubdtype(dtype := result.dest.dtype, jnp.integer):
-            raise InputError(
-                f"is {dtype}",
-                field="dest",
-                value=dtype,
-                allowed="integers",
-            )
+        _check_integers("dest", result.dest)
         _check_shape("dest", result.dest, n_in)
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
@@ -257,7 +269,7 @@ def check_form(result, counts):
         _check_shape("attn_size", result.attn_size, n_out)
     elif isinstance(result, Masking):
         _check_shape("keep", result.keep, n_in)
-        tokens = n_in + (result.append is not None)
+        tokens = n_in if result.append is None else n_in + 1
         if tokens != n_out:
             raise InputError(
                 f"leaves {tokens} tokens",
@@ -274,22 +286,31 @@ def check_form(result, counts):
 
 
 def _check_index_form(index, n_out):
-    """Its fields are whole numbers, and pairs of one length."""
+    """Check that a SlotIndex has whole numbers, and pairs of one length."""
     absorbed = index.absorbed.shape[-1]
     groups = index.groups.shape[-1]
-    sizes = {"keep": n_out, "absorbed": absorbed, "target": absorbed}
-    sizes |= {"groups": groups, "group_keep": groups}
+    sizes = {
+        "keep": n_out,
+        "absorbed": absorbed,
+        "target": absorbed,
+        "groups": groups,
+        "group_keep": groups,
+    }
     for name, size in sizes.items():
-        field = f"index.{name}"
         array = getattr(index, name)
-        if not jnp.issubdtype(dtype := array.dtype, jnp.integer):
-            raise InputError(
-                f"is {dtype}",
-                field=field,
-                value=dtype,
-                allowed="integers",
-            )
-        _check_shape(field, array, size)
+        _check_integers(f"index.{name}", array)
+        _check_shape(f"index.{name}", array, size)
+
+
+def _check_integers(name, array):
+    """InputError unless an array has whole numbers."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(
+            f"is {array.dtype}",
+            field=name,
+            value=array.dtype,
+            allowed="integers",
+        )
 
 
 def check(result, counts):
@@ -309,10 +330,15 @@ def check(result, counts):
     for name in ("weight", "attn_size", "matrix", "keep"):
         values = getattr(result, name, None)
         if values is not None:
-            for image, *place in _first(~np.isfinite(values.astype(np.float32))):
-                value = values[image, *place]
-                allowed = "finite numbers"
-                _refuse(image, f"{name}{place}", f"is {value}", allowed)
+            _check_finite(name, values)
+
+
+def _check_finite(name, values):
+    """InputError for the first number that is NaN or infinite."""
+    finite = np.isfinite(values.astype(np.float32))
+    for image, *place in _first(~finite):
+        value = values[image, *place]
+        _refuse(image, f"{name}{place}", f"is {value}", "finite numbers")
 
 
 def check_results(plan, results):
@@ -343,11 +369,13 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     for block, layer in first.values():
         reducer = layer.step.reducer
         counts = layer.counts
-        first_step = counts.n_in == grid[0] * grid[1]
         taps = random_taps(reducer, counts.n_in, embed_dim, num_heads)
-        taps = taps.replace(grid=grid if first_step else None, num_prefix=num_prefix)
+        taps = taps.replace(num_prefix=num_prefix)
+        if counts.n_in == grid[0] * grid[1]:  # no token has left yet
+            taps = taps.replace(grid=grid)
         with naming(reducer, block):
-            check(_run(reducer, Declared(taps, reducer.needs), counts), counts)
+            result = _run(reducer, Declared(taps, reducer.needs), counts)
+            check(result, counts)
 
 
 def naming(reducer, block):
@@ -362,11 +390,12 @@ def random_taps(reducer, n, embed_dim, num_heads):
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
+    of_token = reducer.metric in ("token", "input")
     return Taps(
         x=x,
         size=size,
         attn_size=size,
-        metric=x if reducer.metric in ("token", "input") else key,
+        metric=x if of_token else key,
         key=key,
         cls_attn=scores,
         attn_columns=scores,
@@ -386,13 +415,14 @@ def _run(reducer, taps, counts):
 
 
 def _check_shape(name, array, *sizes):
-    """InputError unless it is [B, *sizes], or None."""
+    """InputError unless an array is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
+        listed = ", ".join(map(str, sizes))
         raise InputError(
             f"has shape {array.shape}",
             field=name,
             value=array.shape,
-            allowed=f"[{', '.join(['B', *map(str, sizes)])}]",
+            allowed=f"[B, {listed}]",
         )
 
 
@@ -407,52 +437,70 @@ def _first(wrong):
 
 
 def _check_slots(dest, n_out):
-    """Slots are in range, and none is empty."""
-    for image, token in _first((dest != DROPPED) & ((dest < 0) | (dest >= n_out))):
+    """InputError for a slot that is out of range, or empty."""
+    outside = (dest < 0) | (dest >= n_out)
+    for image, token in _first(outside & (dest != DROPPED)):
         allowed = f"0 to {n_out - 1}, and {DROPPED} for dropped tokens"
         _refuse(image, f"token {token}", f"goes to slot {dest[image, token]}", allowed)
-    filled = (dest[:, None, :] == np.arange(n_out)[None, :, None]).any(axis=-1)
+    slots = np.arange(n_out)[None, :, None]
+    filled = (dest[:, None, :] == slots).any(axis=-1)
     for image, slot in _first(~filled):
         _refuse(image, f"slot {slot} of {n_out}", "gets no token", "one or more")
 
 
 def _check_index(dest, index):
-    """`index` is the map of `dest`, which is in order, and partners stay themselves."""
-    n_out = index.keep.shape[1]
-    n = dest.shape[1]
+    """InputError unless `index` is the map of `dest`, and partners stay themselves."""
     for image, slots in enumerate(dest):
         own = jax.tree.map(lambda field, image=image: field[image], index)
-        keep = own.keep
-        groups = own.groups
-        group_keep = own.group_keep
-        real = own.target != n_out
-        absorbed = own.absorbed[real]
-        target = own.target[real]
-        tokens = np.concatenate([keep, absorbed])
-        slots_named = np.concatenate([np.arange(n_out), target])
-        for token, slot in zip(tokens.tolist(), slots_named.tolist(), strict=True):
-            if not 0 <= token < n or slots[token] != slot:
-                there = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
-                problem = f"is in slot {slot} of index and in {there} of dest"
-                _refuse(image, f"token {token}", problem)
-        times = np.bincount(tokens, minlength=n)
-        for (token,) in _first(times != (slots != DROPPED)):
-            which = f"token {token} of slot {slots[token]}"
-            _refuse(image, which, f"is {times[token]} times in index", "once")
-        for (place,) in _first(~np.isin(target, groups)):
-            problem = f"absorbs token {absorbed[place]} and is not in index.groups"
-            _refuse(image, f"slot {target[place]}", problem)
-        for (place,) in _first((groups < 0) | (groups >= n_out)):
-            which = f"index.groups[{place}]"
-            problem = f"is slot {groups[place]}"
-            _refuse(image, which, problem, f"0 to {n_out - 1}")
-        for (place,) in _first(keep[groups] != group_keep):
-            slot = groups[place]
-            partner = group_keep[place]
-            if partner not in keep and slot in target:
-                same = len(own.target) == len(groups) and own.target[place] == slot
-                token = own.absorbed[place] if same else absorbed[target == slot][0]
-                problem = f"is merged into token {partner}, which leaves"
-                _refuse(image, f"token {token}", f"{problem}, at slot {slot}")
-            allowed = f"token {partner}, as index.group_keep has it"
-            _refuse(image, f"slot {slot}", f"keeps token {keep[slot]}", allowed)
+        _check_tokens(image, slots, own)
+        _check_groups(image, own)
+
+
+def _check_tokens(image, slots, index):
+    """InputError unless the SlotIndex of an image has each token where `slots` has it.
+
+    slots: [n], the slot of each token, or DROPPED
+    """
+    n = len(slots)
+    n_out = len(index.keep)
+    real = index.target != n_out
+    tokens = np.concatenate([index.keep, index.absorbed[real]])
+    its_slots = np.concatenate([np.arange(n_out), index.target[real]])
+    for token, slot in zip(tokens.tolist(), its_slots.tolist(), strict=True):
+        there = "nowhere"
+        if 0 <= token < n:
+            there = f"slot {slots[token]}"
+        if there != f"slot {slot}":
+            problem = f"is in slot {slot} of index and in {there} of dest"
+            _refuse(image, f"token {token}", problem)
+    times = np.bincount(tokens, minlength=n)
+    for (token,) in _first(times != (slots != DROPPED)):
+        which = f"token {token} of slot {slots[token]}"
+        _refuse(image, which, f"is {times[token]} times in index", "once")
+
+
+def _check_groups(image, index):
+    """InputError unless the groups of an image's SlotIndex name all that absorb."""
+    keep = index.keep
+    groups = index.groups
+    n_out = len(keep)
+    real = index.target != n_out
+    absorbed = index.absorbed[real]
+    target = index.target[real]
+    for (place,) in _first(~np.isin(target, groups)):
+        problem = f"absorbs token {absorbed[place]} and is not in index.groups"
+        _refuse(image, f"slot {target[place]}", problem)
+    for (place,) in _first((groups < 0) | (groups >= n_out)):
+        which = f"index.groups[{place}]"
+        _refuse(image, which, f"is slot {groups[place]}", f"0 to {n_out - 1}")
+    for (place,) in _first(keep[groups] != index.group_keep):
+        slot = groups[place]
+        partner = index.group_keep[place]
+        if partner not in keep and slot in target:
+            token = absorbed[target == slot][0]
+            if len(index.target) == len(groups) and index.target[place] == slot:
+                token = index.absorbed[place]
+            problem = f"is merged into token {partner}, which leaves, at slot {slot}"
+            _refuse(image, f"token {token}", problem)
+        allowed = f"token {partner}, as index.group_keep has it"
+        _refuse(image, f"slot {slot}", f"keeps token {keep[slot]}", allowed)

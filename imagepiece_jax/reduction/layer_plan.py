@@ -30,8 +30,11 @@ class Step:
 
     @property
     def attention_block(self) -> int:
-        """The block whose attention its reducer reads; -1: there is none before."""
-        return self.block - (self.site == "pre")
+        """The block whose attention its reducer reads, -1 where there is none before.
+
+        At site "pre" that is the block before the step's.
+        """
+        return self.block - 1 if self.site == "pre" else self.block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +56,19 @@ class LayerPlan:
 
     attn_tokens: int  # into its attention, prefix included
     mlp_tokens: int  # into its MLP, prefix included
+    # A step that changes nothing is there, too, as it may have parameters.
     step: Step | None = None
-    # None: no step, or one that changes nothing, which stays for its parameters.
+    # The numbers of its step, or None where no token leaves or is masked.
     counts: Counts | None = None
     # What its own step, or that before the next block, reads of its attention.
     reads: frozenset[str] = frozenset()
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """Counts of the `stage`-th step that changes something; None: none changes.
+    """Counts of a step, or None where it changes nothing.
+
+    n: image tokens before it; n0: before any step; stage: its number among the steps
+    that change something, from 1.
 
     Raises InputError for a rule that leaves no token, or no whole number of them.
     """
@@ -115,28 +122,43 @@ def build(
     plan = []
     reads = [frozenset()] * depth
     stage = 1
-    n, present = n0, n0  # tokens in evaluation, tokens present in this plan
+    n = n0  # tokens in evaluation
+    present = n0  # tokens in this plan
     for block in range(depth):
         step = at.get(block)
-        counts = count(step, n, n0, stage) if step else None
+        counts = None
+        if step:
+            counts = count(step, n, n0, stage)
         if counts:
             n = counts.n_out
             stage += 1
             progress = max(step.attention_block, 0) / depth
             counts = dataclasses.replace(counts, progress=progress)
             change = counts.n_out - counts.n_in
-            own = None
+            evaluation = None
             if masked and step.when_masked is not None:
                 change = step.when_masked
-                own = counts
+                evaluation = counts
             counts = dataclasses.replace(
-                counts, n_in=present, n_out=present + change, evaluation=own
+                counts,
+                n_in=present,
+                n_out=present + change,
+                evaluation=evaluation,
             )
             if step.attention_block >= 0:
                 reads[step.attention_block] |= step.reducer.reads
         after = counts.n_out if counts else present
         before = after if step and step.site == "pre" else present
-        plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
+        layer = LayerPlan(
+            attn_tokens=before + num_prefix,
+            mlp_tokens=after + num_prefix,
+            step=step,
+            counts=counts,
+        )
+        plan.append(layer)
         present = after
-    pairs = zip(plan, reads, strict=True)
-    return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
+    # What reads a block's attention is known only after the block behind it.
+    complete = []
+    for layer, names in zip(plan, reads, strict=True):
+        complete.append(dataclasses.replace(layer, reads=names))
+    return tuple(complete)

@@ -16,7 +16,8 @@ def order_key(score):
 
     Integers compare in one operation where floats with ties and NaN take several.
     """
-    bits = jax.lax.bitcast_convert_type(score.astype(jnp.float32), jnp.int32)
+    score = score.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(score, jnp.int32)
     infinity = 0x7F800000
     magnitude = bits & 0x7FFFFFFF
     # Negative floats ascend as their bits descend; both zeros become 0.
@@ -31,17 +32,22 @@ def rank(score):
     score: [B, n] float, where a NaN counts as minus infinity, or keys of `order_key`
     """
     chex.assert_rank(score, 2)
-    key = score if jnp.issubdtype(score.dtype, jnp.integer) else order_key(score)
+    key = score
+    if not jnp.issubdtype(score.dtype, jnp.integer):
+        key = order_key(score)
     mine, other = _indices(score)
     # Integers: other > mine, or equal and earlier, is one comparison.
-    before = key[:, None, :] >= key[:, :, None] + (other >= mine).astype(jnp.int32)
-    return jnp.sum(before, axis=-1, dtype=jnp.int32)
+    other_key = key[:, None, :]
+    own_key = key[:, :, None] + (other >= mine).astype(jnp.int32)
+    return jnp.sum(other_key >= own_key, axis=-1, dtype=jnp.int32)
 
 
 def _indices(values):
     """Index of both tokens of every pair: [B, n] -> [B, n, n] int32 twice."""
     shape = values.shape + values.shape[-1:]
-    return (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
+    mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    return mine, other
 
 
 @node
@@ -50,9 +56,11 @@ def place_among(keep):
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     # Its own term makes the sum of a token that is not kept negative: one pass.
-    penalty = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
-    earlier = (keep[:, None, :] & (other < mine)).astype(jnp.int32)
-    return jnp.sum(earlier + penalty, axis=-1, dtype=jnp.int32)
+    leaves = (other == mine) & ~keep[:, None, :]
+    penalty = jnp.where(leaves, -keep.shape[1], 0)
+    earlier = keep[:, None, :] & (other < mine)
+    terms = earlier.astype(jnp.int32) + penalty
+    return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
 @node
@@ -60,7 +68,8 @@ def count_before(keep):
     """How many kept tokens come before each token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
-    return jnp.sum(keep[:, None, :] & (other < mine), axis=-1, dtype=jnp.int32)
+    earlier = keep[:, None, :] & (other < mine)
+    return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
 
 
 @node
@@ -72,10 +81,15 @@ def invert(position, wanted):
     wanted: a length, for the positions 0..length-1, or [m] positions
     """
     chex.assert_rank(position, 2)
-    wanted = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
+    if isinstance(wanted, int):
+        wanted = jnp.arange(wanted)
+    else:
+        wanted = jnp.asarray(wanted)
     index = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
-    holds = position[:, None, :] == wanted.astype(jnp.int32)[None, :, None]
-    return jnp.sum(jnp.where(holds, index, 0), axis=-1, dtype=jnp.int32)
+    position = position[:, None, :]
+    wanted = wanted.astype(jnp.int32)[None, :, None]
+    taken = jnp.where(position == wanted, index, 0)
+    return jnp.sum(taken, axis=-1, dtype=jnp.int32)
 
 
 @node
@@ -111,10 +125,12 @@ def largest(key, order, payload):
     """
 
     def better(a, b):
-        first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-        return tuple(jnp.where(first, x, y) for x, y in zip(a, b, strict=True))
+        a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+        return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
 
-    start = (jnp.int32(-(2**31)), jnp.int32(2**31 - 1), jnp.int32(0))
+    lowest = jnp.int32(-(2**31))
+    last = jnp.int32(2**31 - 1)
+    start = (lowest, last, jnp.int32(0))
     return jax.lax.reduce((key, order, payload), start, better, (key.ndim - 1,))
 
 
@@ -136,17 +152,20 @@ def squared_distances(x):
     builds no array of the differences, as long as they are used once. What float32
     cannot hold counts as its largest number.
     """
-    squares = jnp.sum((x[:, :, None] - x[:, None]) ** 2, axis=-1)
-    most = jnp.finfo(jnp.float32).max
-    return jnp.where(squares < most, squares, most)
+    difference = x[:, :, None] - x[:, None]
+    squares = jnp.sum(difference**2, axis=-1)
+    largest_float = jnp.finfo(jnp.float32).max
+    return jnp.where(squares < largest_float, squares, largest_float)
 
 
 def alternate(first, second):
     """Interleave [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` at even places."""
     batch, half = first.shape
     n = half + second.shape[1]
-    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
-    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]
+    missing = half - second.shape[1]
+    second = jnp.pad(second, ((0, 0), (0, missing)))
+    pairs = jnp.stack([first, second], axis=-1)
+    return pairs.reshape(batch, 2 * half)[:, :n]
 
 
 @node
@@ -173,27 +192,32 @@ def cosine_within(x, eps=1e-6):
     product = jnp.einsum("bnd,bmd->bnm", x, x, precision="highest")
     # The batch of an exported program is a symbol, which has no len().
     flat = product.reshape(product.shape[0], -1)
-    scale = jax.lax.rsqrt(flat[:, :: x.shape[1] + 1] + eps)  # of the diagonal
+    diagonal = flat[:, :: x.shape[1] + 1]
+    scale = jax.lax.rsqrt(diagonal + eps)
     return product * scale[:, :, None] * scale[:, None, :]
 
 
 def cosine(a, b, eps=1e-6):
     """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
     chex.assert_rank([a, b], 3)
-    pair = unit(a, eps), unit(b, eps)
-    return jnp.einsum("bnd,bmd->bnm", *pair, precision="highest")
+    a = unit(a, eps)
+    b = unit(b, eps)
+    return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
 
 
 @node
 def unit(x, eps=1e-6):
     """Vectors of the last axis at length 1, in float32."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(squares + eps)
 
 
 def lengths(x):
     """Lengths of vectors of the last axis, in float32, with a gradient at zero too."""
-    return jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=-1) + 1e-12)
+    x = x.astype(jnp.float32)
+    squares = jnp.sum(x**2, axis=-1)
+    return jnp.sqrt(squares + 1e-12)
 
 
 def shift_shares(change, live=None):
@@ -204,8 +228,10 @@ def shift_shares(change, live=None):
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = lengths(change)
-    moved = moved if live is None else moved * live
-    return moved / jnp.maximum(jnp.sum(moved, axis=1, keepdims=True), 1e-6)
+    if live is not None:
+        moved = moved * live
+    total = jnp.sum(moved, axis=1, keepdims=True)
+    return moved / jnp.maximum(total, 1e-6)
 
 
 @node
@@ -220,7 +246,8 @@ def class_attention(query, key, key_bias=None):
     """
     query = query.astype(jnp.float32)
     key = key.astype(jnp.float32)
-    logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
+    products = jnp.sum(query[:, None] * key, axis=-1)
+    logits = products * query.shape[-1] ** -0.5
     return attention_row(logits, key_bias)
 
 
@@ -228,7 +255,8 @@ def attention_row(logits, key_bias=None):
     """Attention of one query, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
-    weights = jnp.exp(logits - log_sum_exp(logits)[:, None, :])
+    total = log_sum_exp(logits)[:, None, :]
+    weights = jnp.exp(logits - total)
     return jnp.mean(weights, axis=2)
 
 
@@ -240,18 +268,23 @@ def log_sum_exp(logits):
 
     def join(a, b):
         top = jnp.maximum(a[0], b[0])
-        return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top)
+        part_a = a[1] * jnp.exp(a[0] - top)
+        part_b = b[1] * jnp.exp(b[0] - top)
+        return top, part_a + part_b
 
     start = (jnp.float32(-1e30), jnp.float32(0))
-    top, total = jax.lax.reduce((logits, jnp.ones_like(logits)), start, join, (1,))
+    values = (logits, jnp.ones_like(logits))
+    top, total = jax.lax.reduce(values, start, join, (1,))
     return top + jnp.log(total)
 
 
 @log_sum_exp.defjvp
 def _log_sum_exp_jvp(primals, tangents):
-    (logits,), (tangent,) = primals, tangents
+    (logits,) = primals
+    (tangent,) = tangents
     out = log_sum_exp(logits)
-    return out, jnp.sum(jnp.exp(logits - out[:, None]) * tangent, axis=1)
+    weights = jnp.exp(logits - out[:, None])
+    return out, jnp.sum(weights * tangent, axis=1)
 
 
 log_sum_exp = node(log_sum_exp)
@@ -268,7 +301,11 @@ def uniqueness(key, margin, live=None):
     Source: Tran et al. 2024, section 3.2.
     """
     alike = jax.nn.elu(cosine(key, key) - margin)
-    live = jnp.ones(key.shape[:2], jnp.float32) if live is None else live
-    total = jnp.maximum(jnp.sum(live, axis=1, keepdims=True), 1.0)
-    unlike = (1 - jnp.sum(alike * live[:, None, :], axis=2) / total) * live
-    return unlike / jnp.maximum(jnp.sum(unlike, axis=1, keepdims=True), 1e-6)
+    if live is None:
+        live = jnp.ones(key.shape[:2], jnp.float32)
+    count = jnp.sum(live, axis=1, keepdims=True)
+    count = jnp.maximum(count, 1.0)
+    energy = jnp.sum(alike * live[:, None, :], axis=2) / count
+    unlike = (1 - energy) * live
+    total = jnp.sum(unlike, axis=1, keepdims=True)
+    return unlike / jnp.maximum(total, 1e-6)

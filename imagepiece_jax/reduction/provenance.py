@@ -18,10 +18,12 @@ def patch_slots(results, batch: int, patches: int) -> list:
     Returns [batch, patches] int32 arrays, with DROPPED where no token does; None from
     the first step on whose tokens overlap (Mixing) or are only masked (Masking).
     """
-    traced = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
-    slots = [path.slot for path in follow([*traced])]
-    slots[0] = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
-    return slots + [None] * (len(results) + 1 - len(slots))
+    hard = itertools.takewhile(lambda each: isinstance(each, Assignment), results)
+    slots = [path.slot for path in follow([*hard])]
+    every_patch = jnp.arange(patches, dtype=jnp.int32)
+    slots[0] = jnp.broadcast_to(every_patch, (batch, patches))
+    untraced = len(results) + 1 - len(slots)
+    return slots + [None] * untraced
 
 
 class Path(NamedTuple):
@@ -70,7 +72,9 @@ def _followed(path, result, x, fill):
 
 def rows_of(values, slot):
     """Rows of [B, n, ..], all of them where `slot` is None."""
-    return values if slot is None else gather_rows(values, jnp.maximum(slot, 0))
+    if slot is None:
+        return values
+    return gather_rows(values, jnp.maximum(slot, 0))
 
 
 def compose(outer, inner):

@@ -47,8 +47,9 @@ class Reducer:
     def reads(self) -> frozenset[str]:
         """What attention computes for it: scores, and projections that it compares."""
         names = self.needs & {"cls_attn", "attn_columns", "shift", "key"}
-        compares = "metric" in self.needs and self.metric != "token"
-        return frozenset(names | {self.metric} if compares else names)
+        if "metric" in self.needs and self.metric != "token":
+            names |= {self.metric}
+        return frozenset(names)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         """MACs of what it computes itself, for one image of `n_in` image tokens."""
@@ -89,15 +90,20 @@ class Ranking(Reducer):
 
     @property
     def needs(self):
-        compared = {"metric"} if self.metric else set()
-        return frozenset({SCORES[self.score], *compared})
+        names = {SCORES[self.score]}
+        if self.metric:
+            names.add("metric")
+        return frozenset(names)
 
     def scores(self, taps, counts):
         """Scores, [B, n] float32: masked tokens are never among the lowest."""
         score = getattr(taps, SCORES[self.score])
-        if self.score == "energy":  # its margin falls from 3/4 by the depth
-            live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
-            score = ops.uniqueness(score, 0.75 * (1 - counts.progress), live)
+        if self.score == "energy":
+            live = None
+            if taps.mask is not None:
+                live = (taps.mask > 0.5).astype(jnp.float32)
+            margin = 0.75 * (1 - counts.progress)  # it falls with the depth
+            score = ops.uniqueness(score, margin, live)
         if taps.mask is None:
             return score
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
@@ -142,7 +148,9 @@ class Bipartite(Reducer):
         first = prefix % 2  # the first image token at an even position
         sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        similarity = ops.cosine(metric[:, first::2], metric[:, 1 - first :: 2])
+        side_a = metric[:, first::2]
+        side_b = metric[:, 1 - first :: 2]
+        similarity = ops.cosine(side_a, side_b)
         best, partner = find_partners(similarity, targets)
         order = ops.rank(best)  # [B, |A|]
         leaves = order < merges
@@ -157,11 +165,15 @@ class Bipartite(Reducer):
         slot_of = rest + jax.lax.div(partner, jnp.int32(2))
         sources = jnp.broadcast_to(sources, (order.shape[0], sources.size))
         targets = jnp.broadcast_to(targets, (order.shape[0], targets.size))
-        sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
+        slots_a = jnp.where(leaves, slot_of, place)
+        slots_b = rest + targets // 2
         absorbed, partner, target = ops.pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         index = SlotIndex.joining(keep, absorbed, target, partner)
-        dest = ops.alternate(*(sides[::-1] if first else sides))
+        if first == 0:
+            dest = ops.alternate(slots_a, slots_b)
+        else:
+            dest = ops.alternate(slots_b, slots_a)
         return Assignment(dest, index=index, n_out=counts.n_out)
 
 
@@ -240,10 +252,13 @@ def nearest_to_means(x, size, result):
     size: [B, n], weights of the means where the result has none
     result: an Assignment whose slots are means
     """
-    squares = ops.squared_distances(jax.lax.stop_gradient(x).astype(jnp.float32))
-    weight = jax.lax.stop_gradient(size if result.weight is None else result.weight)
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    squares = ops.squared_distances(x)
+    weight = size if result.weight is None else result.weight
+    weight = jax.lax.stop_gradient(weight)
     together = result.dest[:, :, None] == result.dest[:, None, :]
-    cost = jnp.sum(jnp.where(together, weight[:, None, :] * squares, 0), axis=-1)
+    cost = jnp.where(together, weight[:, None, :] * squares, 0)
+    cost = jnp.sum(cost, axis=-1)
     slots = jnp.arange(result.n_out, dtype=jnp.int32)[None, :, None]
     belongs = result.dest[:, None, :] == slots
     cost = jnp.where(belongs, cost[:, None, :], jnp.inf)
@@ -271,19 +286,22 @@ def merge_in_place(absorbed, partners, counts):
     """
     index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def before(tokens):  # which of the absorbed stand before each of them
-        return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
+    def before(tokens):
+        """Which of the absorbed stand before each token. [B, m] -> [B, m, r] int32."""
+        earlier = absorbed[:, None, :] < tokens[:, :, None]
+        return earlier.astype(jnp.int32)
 
     behind, ahead = ops.sums((before(partners), before(absorbed)), axis=2)
     target = partners - behind
     followed = absorbed - ahead
     leaves = absorbed[:, None, :] == index[:, :, None]
-    joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
-    stays = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
+    joined = jnp.where(leaves, target[:, None, :], DROPPED)
+    joined = jnp.max(joined, axis=-1)
+    place_of_staying = index - jnp.sum(before(index), axis=-1, dtype=jnp.int32)
     place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = followed[:, None, :] <= place[:, :, None]
     keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    dest = jnp.where(joined == DROPPED, stays, joined)
+    dest = jnp.where(joined == DROPPED, place_of_staying, joined)
     index = SlotIndex.joining(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=counts.n_out)
 
@@ -299,9 +317,12 @@ def keep_and_join(keep, absorbed, target, n):
     slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
     tokens = jnp.concatenate((keep, absorbed), axis=1)
     slots = jnp.concatenate((slots, target), axis=1)
-    holds = tokens[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
-    dest = jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1)
-    index = SlotIndex.joining(keep, absorbed, target, ops.gather_rows(keep, target))
+    tokens = tokens[:, None, :]
+    holds = tokens == jnp.arange(n, dtype=jnp.int32)[None, :, None]
+    dest = jnp.where(holds, slots[:, None, :], DROPPED)
+    dest = jnp.max(dest, axis=-1)
+    partners = ops.gather_rows(keep, target)
+    index = SlotIndex.joining(keep, absorbed, target, partners)
     return Assignment(dest, index=index, n_out=n_out)
 
 
@@ -313,8 +334,9 @@ def join_most_similar(metric, sources, targets, joining=None):
     joining: how many sources join, the most similar ones; None: all, in their order
     Returns (joining tokens, their partners), [B, r] int32 each.
     """
-    sides = (ops.gather_rows(metric, tokens) for tokens in (sources, targets))
-    best, partners = find_partners(ops.cosine(*sides), targets)
+    side_a = ops.gather_rows(metric, sources)
+    side_b = ops.gather_rows(metric, targets)
+    best, partners = find_partners(ops.cosine(side_a, side_b), targets)
     if joining is None:
         return sources, partners
     return ops.pick(ops.rank(best), joining, sources, partners)

@@ -51,37 +51,43 @@ class Matching(Rule):
     def half(self, n):
         """Tokens of the smaller side."""
         candidates = self.candidates(n)
-        return (n if candidates is None else candidates) // 2
+        if candidates is None:
+            candidates = n
+        return candidates // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Rule):
-    """ceil(rate * n) tokens, at least 1; `fused`: and one more for all the others."""
+    """ceil(rate * n) tokens stay, at least 1; `fused` adds one that sums the others."""
 
     rate: float
     fused: bool = False
 
     def n_out(self, n, n0, stage):
         count = max(1, ceil(self.rate * n))
-        return None if count == n else count + self.fused
+        if count == n:
+            return None
+        return count + 1 if self.fused else count
 
     def fewest(self, n, stage):
-        return 1 + self.fused
+        return 2 if self.fused else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepInitial(Rule):
-    """floor(rate * n0) tokens, at least 1; `packages`: and one more for each stage."""
+    """floor(rate * n0) tokens stay, at least 1; `packages` adds one for each stage."""
 
     rate: float
     packages: bool = False
 
     def n_out(self, n, n0, stage):
-        count = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
+        count = max(1, floor(self.rate * n0))
+        if self.packages:
+            count += stage
         return None if count >= n else count
 
     def fewest(self, n, stage):
-        return 1 + stage * self.packages
+        return 1 + stage if self.packages else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +127,9 @@ class Merge(Matching):
         return floor(self.candidate_ratio * n)
 
     def removed(self, n):
-        base = self.candidates(n) if self.base == "candidates" else n + 1
+        base = n + 1
+        if self.base == "candidates":
+            base = self.candidates(n)
         return ceil(self.merge_ratio * base)
 
 

@@ -39,12 +39,16 @@ class KeepScores(nn.Module):
         z = nn.gelu(dense(dim, "embed")(x), approximate=False)
         single = z[..., : dim // 2]
         common = z[..., dim // 2 :].astype(jnp.float32)
-        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
-        live = live.reshape(live.shape + (1,) * (x.ndim - 2)).astype(jnp.float32)
+        live = mask
+        if mask is None:
+            live = jnp.ones(x.shape[:2], jnp.float32)
+        ones = (1,) * (x.ndim - 2)
+        live = live.reshape(live.shape + ones).astype(jnp.float32)
         # Where nothing is live the mean is zero, not 0 / 0.
         total = jnp.sum(live, axis=1, keepdims=True) + EPS
-        mean = (jnp.sum(live * common, axis=1, keepdims=True) / total).astype(dtype)
-        z = jnp.concatenate([single, jnp.broadcast_to(mean, common.shape)], axis=-1)
+        mean = jnp.sum(live * common, axis=1, keepdims=True) / total
+        mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
+        z = jnp.concatenate([single, mean], axis=-1)
         z = nn.gelu(dense(dim // 2, "half")(z), approximate=False)
         z = nn.gelu(dense(dim // 4, "quarter")(z), approximate=False)
         return jax.nn.log_softmax(dense(2, "score", jnp.float32)(z))
@@ -88,8 +92,9 @@ def ratio_loss(shares, targets):
     shares: an array per stage, of any shape: the mean of its squared distances counts
     targets: a number per stage
     """
-    pairs = zip(shares, targets, strict=True)
-    errors = [jnp.mean((share - target) ** 2) for share, target in pairs]
+    errors = []
+    for share, target in zip(shares, targets, strict=True):
+        errors.append(jnp.mean((share - target) ** 2))
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
@@ -98,7 +103,8 @@ def logit_loss(logits, teacher_logits):
     student = jax.nn.log_softmax(logits.astype(jnp.float32))
     teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
-    return jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+    terms = jnp.exp(teacher) * (teacher - student)
+    return jnp.mean(jnp.sum(terms, axis=-1))
 
 
 def token_loss(outputs, teacher_outputs):
@@ -118,24 +124,20 @@ def token_loss(outputs, teacher_outputs):
     student = outputs.tokens[:, prefix : prefix + n]
     error = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2
     error = jnp.mean(error, axis=-1)
-    live = jnp.ones_like(error) if mask is None else mask[:, :n] > 0.5
+    if mask is None:
+        live = jnp.ones_like(error)
+    else:
+        live = mask[:, :n] > 0.5
     count = jnp.maximum(1, jnp.sum(live)).astype(jnp.float32)
-    return jnp.sum(jnp.where(live, error, 0)) / count
+    total = jnp.sum(jnp.where(live, error, 0))
+    return total / count
 
 
 def check_teacher(outputs, teacher_outputs):
     """InputError unless the teacher saw the same patches in the same width."""
 
-    def described(outputs):
-        patches = outputs.tokens.shape[1] - outputs.state.num_prefix
-        if outputs.taps:  # of the first step, which saw all patches
-            patches = outputs.taps[0].x.shape[1]
-        width = outputs.tokens.shape[-1]
-        classes = outputs.logits.shape[-1]
-        return f"{patches} patches, width {width} and {classes} classes"
-
-    student = described(outputs)
-    teacher = described(teacher_outputs)
+    student = _sizes_in_words(outputs)
+    teacher = _sizes_in_words(teacher_outputs)
     if teacher != student:
         raise InputError(
             f"is a model of {teacher}",
@@ -143,3 +145,13 @@ def check_teacher(outputs, teacher_outputs):
             value=teacher,
             allowed=student,
         )
+
+
+def _sizes_in_words(outputs):
+    """Patches, width and classes of the model that gave `outputs`."""
+    patches = outputs.tokens.shape[1] - outputs.state.num_prefix
+    if outputs.taps:  # of the first step, which saw all patches
+        patches = outputs.taps[0].x.shape[1]
+    width = outputs.tokens.shape[-1]
+    classes = outputs.logits.shape[-1]
+    return f"{patches} patches, width {width} and {classes} classes"

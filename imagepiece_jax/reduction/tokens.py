@@ -41,15 +41,22 @@ class TokenState:
 
     @property
     def effective_size(self):
-        """[B, prefix + n], as how many tokens attention counts each."""
+        """How many tokens attention counts each token as, [B, prefix + n].
+
+        It is the size, where the state has no other.
+        """
         return self.size if self.attn_size is None else self.attn_size
 
     @property
     def full_mask(self):
-        """[B, prefix + n] of all tokens: the prefix is always live; None: no mask."""
+        """The mask of all tokens, [B, prefix + n], or None where there is no mask.
+
+        The prefix is always live.
+        """
         if self.mask is None:
             return None
-        return jnp.pad(self.mask, ((0, 0), (self.num_prefix, 0)), constant_values=1)
+        front = ((0, 0), (self.num_prefix, 0))
+        return jnp.pad(self.mask, front, constant_values=1)
 
 
 @struct.dataclass
@@ -99,14 +106,19 @@ class SlotIndex:
 
     @classmethod
     def joining(cls, keep, absorbed, target, group_keep):
-        """Every absorbed token, [B, e], names its slot and what that keeps."""
+        """A SlotIndex in which every absorbed token is a group of its own.
+
+        keep: [B, n_out], the token that each slot keeps
+        absorbed, target: [B, e], the other tokens, and their slots
+        group_keep: [B, e], the tokens that those slots keep
+        """
         return cls(keep, absorbed, target, groups=target, group_keep=group_keep)
 
     @classmethod
     def one_each(cls, keep):
-        """Every slot has one token. [B, n_out] -> SlotIndex."""
-        none = jnp.zeros((keep.shape[0], 0), jnp.int32)
-        return cls.joining(keep, none, none, none)
+        """A SlotIndex whose slots have one token each. [B, n_out] -> SlotIndex."""
+        no_tokens = jnp.zeros((keep.shape[0], 0), jnp.int32)
+        return cls.joining(keep, no_tokens, no_tokens, no_tokens)
 
 
 @struct.dataclass
@@ -215,13 +227,15 @@ def merge_map(weights, result, size):
     dest = result.dest
     index = result.index or slot_index(dest, result.n_out)
     share = _shares(result.replace(index=index), size)
-    one = jnp.ones(dest.shape, jnp.float32)
-    by_row = weights.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+    ones = jnp.ones(dest.shape, jnp.float32)
+    by_row = weights.transpose(0, 2, 1, 3)
+    by_row = by_row.reshape(batch, rows, -1)
     if rows == tokens:
         by_row = _move_by_index(by_row, share, None, index, dest, True)
-    by_column = by_row.reshape(batch, -1, heads, tokens).transpose(0, 3, 2, 1)
+    by_column = by_row.reshape(batch, -1, heads, tokens)
+    by_column = by_column.transpose(0, 3, 2, 1)
     by_column = by_column.reshape(batch, tokens, -1)
-    by_column = _move_by_index(by_column, one, None, index, dest, False)
+    by_column = _move_by_index(by_column, ones, None, index, dest, False)
     merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
     return merged.transpose(0, 2, 3, 1)
 
@@ -252,7 +266,7 @@ def _totals(values, result):
 
 
 def _attn_sizes(state, result):
-    """Attention sizes of the slots, kept positive; None: they are the sizes."""
+    """Attention sizes of prefix and slots, all positive; None where sizes are them."""
     if state.attn_size is None and result.attn_size is None:
         return None
     prefix = state.num_prefix
@@ -265,7 +279,10 @@ def _attn_sizes(state, result):
 
 
 def _apply_mixing(state, result):
-    """Rows overlap: every token counts as one, and every patch is in all tokens."""
+    """The TokenState after a Mixing: every token counts as one.
+
+    No patch is in one token alone, so sizes start anew.
+    """
     matrix = result.matrix.astype(jnp.float32)
     prefix = state.num_prefix
     x = _mixed(state.x, matrix)
@@ -288,33 +305,40 @@ def _apply_mixing(state, result):
 def mean_by(weight, coordinates):
     """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
     # Where there is no weight at all, the mean of all.
-    weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    weight = jnp.where(total > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
 def _apply_masking(state, result):
-    """Shapes stay, or grow by a token, placed where those were that are masked now."""
+    """The TokenState after a Masking: its shape stays, or grows by a token.
+
+    That token stands where those were, on average, that this step masks.
+    """
     before = state.mask
     coordinates = state.coordinates
     state = state.replace(mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
-        gone = (1.0 if before is None else before) - result.keep
+        if before is None:
+            before = 1.0
+        gone = before - result.keep
         gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
         middle = mean_by(gone[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
-    one = jnp.ones((last.shape[0], 1), jnp.float32)
+    its_size = jnp.ones((last.shape[0], 1), jnp.float32)
     attn_size = state.attn_size
     if attn_size is not None:
-        attn_size = jnp.concatenate([attn_size, one], axis=1)
+        attn_size = jnp.concatenate([attn_size, its_size], axis=1)
+    live = its_size.astype(result.keep.dtype)
     return state.replace(
         x=jnp.concatenate([state.x, last], axis=1),
-        size=jnp.concatenate([state.size, one], axis=1),
+        size=jnp.concatenate([state.size, its_size], axis=1),
         attn_size=attn_size,
-        mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
+        mask=jnp.concatenate([result.keep, live], axis=1),
         coordinates=coordinates,
     )
 
@@ -328,21 +352,26 @@ def slot_index(dest, n_out, groups=None):
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
     place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
-    keep = jnp.min(jnp.where(belongs, place, n - 1), axis=-1)
-    groups = min(n_out, n - n_out) if groups is None else groups
+    candidates = jnp.where(belongs, place, n - 1)
+    keep = jnp.min(candidates, axis=-1)
+    if groups is None:
+        groups = min(n_out, n - n_out)
     if groups == 0:
         return SlotIndex.one_each(keep)
-    first = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
-    leaves = (dest != DROPPED) & ~first
+    first = gather_rows(keep, jnp.maximum(dest, 0))
+    is_first = first == place[:, 0]
+    leaves = (dest != DROPPED) & ~is_first
     absorbed = invert(place_among(leaves), n - n_out)
-    real = jnp.arange(n - n_out)[None] < jnp.sum(leaves, axis=-1, keepdims=True)
+    number = jnp.arange(n - n_out)[None]
+    real = number < jnp.sum(leaves, axis=-1, keepdims=True)
     several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
     # Padding of `groups` names slot 0: its row is right there, too.
     groups = invert(place_among(several), groups)
+    target = jnp.where(real, gather_rows(dest, absorbed), n_out)
     return SlotIndex(
         keep=keep,
         absorbed=absorbed,
-        target=jnp.where(real, gather_rows(dest, absorbed), n_out),
+        target=target,
         groups=groups,
         group_keep=gather_rows(keep, groups),
     )
@@ -350,18 +379,23 @@ def slot_index(dest, n_out, groups=None):
 
 def _belongs(dest, n_out):
     """Which tokens go to which slot. [B, n] -> [B, n_out, n] bool."""
-    return dest[:, None, :] == jnp.arange(n_out, dtype=dest.dtype)[None, :, None]
+    dest = dest[:, None, :]
+    slots = jnp.arange(n_out, dtype=dest.dtype)
+    return dest == slots[None, :, None]
 
 
 def sum_by_slot(values, dest, n_out):
-    """[B, n] -> [B, n_out], the sum of what goes to each slot."""
-    return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
+    """Sum of the values that go to each slot. [B, n] -> [B, n_out]."""
+    belongs = _belongs(dest, n_out)
+    terms = jnp.where(belongs, values[:, None, :], 0)
+    return jnp.sum(terms, axis=-1)
 
 
 def _live(mask, result):
-    """A slot is live if any of its tokens is. [B, n] -> [B, n_out]."""
+    """Mask of the slots: one is live if any of its tokens is. [B, n] -> [B, n_out]."""
     belongs = _belongs(result.dest, result.n_out)
-    return jnp.max(jnp.where(belongs, mask[:, None, :], 0), axis=-1)
+    members = jnp.where(belongs, mask[:, None, :], 0)
+    return jnp.max(members, axis=-1)
 
 
 def _shares(result, size):
@@ -374,7 +408,8 @@ def _shares(result, size):
     if not result.mean:
         return weight
     together = result.dest[:, :, None] == result.dest[:, None, :]
-    return weight / jnp.sum(jnp.where(together, weight[:, None, :], 0), axis=-1)
+    members = jnp.where(together, weight[:, None, :], 0)
+    return weight / jnp.sum(members, axis=-1)
 
 
 def _mixed(x, matrix):
@@ -382,18 +417,23 @@ def _mixed(x, matrix):
     prefix = x.shape[1] - matrix.shape[2]
     image = x[:, prefix:].astype(jnp.float32)
     mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
-    return jnp.concatenate([x[:, :prefix], mixed.astype(x.dtype)], axis=1)
+    both = [x[:, :prefix], mixed.astype(x.dtype)]
+    return jnp.concatenate(both, axis=1)
 
 
 # The map is known, so the backward pass is a gather too: without a rule of its own a
 # gather differentiates into a scatter-add, slow and on GPUs not deterministic.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _move_by_index(x, weight, total, index, dest, mean):
-    """[B, prefix + n, D] -> [B, prefix + n_out, D] in one pass over x.
+    """Move tokens to their slots, in one pass over x.
 
-    `weight` [B, n], `total` [B, n_out] its sums by slot, or None where the weights are
-    shares already. Each slot reads the row of x that it keeps or, where it absorbs
-    others, a row of a small [B, m, D] array of weighted sums.
+    Each slot reads the row of x that it keeps or, where it absorbs others, a row of a
+    small [B, m, D] array of weighted sums.
+
+    x: [B, prefix + n, D]
+    weight: [B, n]
+    total: [B, n_out], sums of the weights by slot; None: the weights are shares
+    Returns [B, prefix + n_out, D].
     """
     prefix = x.shape[1] - dest.shape[1]
     place = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
@@ -401,8 +441,10 @@ def _move_by_index(x, weight, total, index, dest, mean):
     row = jnp.where(place < prefix, place, jnp.pad(index.keep + prefix, front))
     single = gather_rows(x, row)
     if weight is not None and not mean:
-        factor = jnp.pad(gather_rows(weight, index.keep), front, constant_values=1.0)
-        single = (single.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
+        factor = gather_rows(weight, index.keep)
+        factor = jnp.pad(factor, front, constant_values=1.0)
+        single = single.astype(jnp.float32) * factor[:, :, None]
+        single = single.astype(x.dtype)
     if weight is None or not index.groups.shape[1]:
         return single
     rows = _group_rows(x, weight, total, index, prefix)
@@ -410,7 +452,8 @@ def _move_by_index(x, weight, total, index, dest, mean):
     which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     which, several = last_and_any(jnp.where(grouped, which, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
-    return jnp.where(jnp.pad(several, front)[:, :, None], together, single)
+    several = jnp.pad(several, front)
+    return jnp.where(several[:, :, None], together, single)
 
 
 def _group_rows(x, weight, total, index, prefix):
@@ -434,7 +477,8 @@ def _group_rows(x, weight, total, index, prefix):
         return rows + own * gather_rows(x, first + prefix).astype(jnp.float32)
     absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
     tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
-    taken = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    in_front = ((0, 0), (0, 0), (1, 0))
+    taken = jnp.pad(absorbs, in_front, constant_values=True)
     factor = jnp.where(taken, gather_rows(weight, tokens), 0)
     if total is not None:
         factor = factor / gather_rows(total, index.groups)[:, :, None]
@@ -446,10 +490,12 @@ def last_and_any(values, flags):
     """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
 
     def join(a, b):
-        return jnp.maximum(a[0], b[0]), a[1] | b[1]
+        largest = jnp.maximum(a[0], b[0])
+        any_of_them = a[1] | b[1]
+        return largest, any_of_them
 
-    zero = (jnp.int32(0), jnp.bool_(False))
-    return jax.lax.reduce((values, flags), zero, join, (values.ndim - 1,))
+    start = (jnp.int32(0), jnp.bool_(False))
+    return jax.lax.reduce((values, flags), start, join, (values.ndim - 1,))
 
 
 def _move_forward(x, weight, total, index, dest, mean):
@@ -474,9 +520,11 @@ def _move_backward(mean, saved, gradient):
     rows = rows.astype(jnp.float32)
     d_share = None
     if total is None:
-        d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)[:, prefix:]
-    factor = jnp.pad(share, front, constant_values=1.0)[:, :, None]
-    return (rows * factor).astype(x.dtype), d_share, None, None, None
+        d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)
+        d_share = d_share[:, prefix:]
+    factor = jnp.pad(share, front, constant_values=1.0)
+    d_x = rows * factor[:, :, None]
+    return d_x.astype(x.dtype), d_share, None, None, None
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
@@ -484,17 +532,23 @@ _move_by_index = node(_move_by_index)
 
 
 def to_nearest_slot(x, result):
-    """Slot of every token, where a dropped one has that of the kept one most like it.
+    """Slot of every token: a dropped one has that of the token most like it.
 
-    By cosine; of equally similar ones the first. A token that merges counts as kept.
-    x [B, n, D] are the tokens before the Assignment `result`. -> [B, n] int.
+    A token is like another by cosine; of equally similar ones the first counts. Those
+    that merge are no dropped tokens.
+
+    x: [B, n, D], tokens before the step
+    result: an Assignment
+    Returns [B, n] int.
     """
     dropped = result.dest == DROPPED
-    most = result.dest.shape[1] - result.n_out
-    if not most:
+    leaving = result.dest.shape[1] - result.n_out  # as many as can be dropped
+    if not leaving:
         return result.dest
     place = place_among(dropped)
-    rows = gather_rows(x, invert(place, most))  # as many as can be dropped
+    rows = gather_rows(x, invert(place, leaving))
     alike = jnp.where(dropped[:, None, :], -2.0, cosine(rows, x))
-    slot = gather_rows(result.dest, jnp.argmax(alike, axis=-1))
-    return jnp.where(dropped, gather_rows(slot, jnp.maximum(place, 0)), result.dest)
+    nearest = jnp.argmax(alike, axis=-1)
+    slot = gather_rows(result.dest, nearest)
+    slot = gather_rows(slot, jnp.maximum(place, 0))
+    return jnp.where(dropped, slot, result.dest)

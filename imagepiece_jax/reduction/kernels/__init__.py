@@ -63,14 +63,18 @@ def resolve_kernels(requested, model, device=None):
     Raises InputError for "fused" where kernels do not run.
     """
     device = device or jax.local_devices()[0]
-    layers = [layer for layer in model.plan if layer.counts]
-    pairs = [(layer.counts, find(layer.step, model, device)) for layer in layers]
-    pairs = [(counts, kernel) for counts, kernel in pairs if kernel]
-    if requested == "plain" or not pairs:
+    found = []  # pairs of a step's counts and its kernel
+    for layer in model.plan:
+        kernel = None
+        if layer.counts:
+            kernel = find(layer.step, model, device)
+        if kernel:
+            found.append((layer.counts, kernel))
+    if requested == "plain" or not found:
         return None
     capability = getattr(device, "compute_capability", None)
     reason = fused.unsupported_reason(device.platform, capability)
-    for counts, kernel in pairs:
+    for counts, kernel in found:
         reason = reason or kernel.unsupported_reason(model, counts, capability)
     if reason is None:
         return "cpu" if device.platform == "cpu" else str(capability)

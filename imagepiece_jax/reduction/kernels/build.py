@@ -30,10 +30,14 @@ def library(device, capability=None):
     capability: of the GPU, such as "9.0"
     Returns a ctypes.CDLL, or, as a str, what is missing.
     """
-    compilers = _host_compilers() if device == "cpu" else _cuda_compilers()
+    if device == "cpu":
+        compilers = _host_compilers()
+        wanted = "a C++ compiler (g++ or clang++)"
+    else:
+        compilers = _cuda_compilers()
+        wanted = "nvcc"
     if not compilers:
-        compiler = "a C++ compiler (g++ or clang++)" if device == "cpu" else "nvcc"
-        return f"{compiler}, and there is none"
+        return f"{wanted}, and there is none"
     for compiler in compilers:
         command, source = _command(device, compiler, capability)
         result = _built(command, source)
@@ -47,11 +51,14 @@ def _command(device, compiler, capability):
     headers = f"-I{jax.ffi.include_dir()}"
     if device == "cpu":
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        flags = ["-fPIC", "-march=native" if x86 else "-mcpu=native"]
-        return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cpu.cc"
+        processor = "-march=native" if x86 else "-mcpu=native"
+        command = [compiler, *FLAGS, "-fPIC", processor, headers]
+        return command, SOURCES / "reduce_cpu.cc"
     number = capability.replace(".", "")
-    flags = ["-Xcompiler", "-fPIC", f"-gencode=arch=compute_{number},code=sm_{number}"]
-    flags += [f"-L{folder}" for folder in _library_folders(compiler)]
+    processor = f"-gencode=arch=compute_{number},code=sm_{number}"
+    flags = ["-Xcompiler", "-fPIC", processor]
+    for folder in _library_folders(compiler):
+        flags.append(f"-L{folder}")
     return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cuda.cu"
 
 
@@ -64,10 +71,12 @@ def _host_compilers():
 def _cuda_compilers():
     """The nvcc of PATH, of $CUDA_HOME, and of JAX's CUDA wheels."""
     paths = [shutil.which("nvcc")]
-    if home := os.environ.get("CUDA_HOME"):
+    home = os.environ.get("CUDA_HOME")
+    if home:
         paths.append(shutil.which("nvcc", path=os.path.join(home, "bin")))
     wheels = importlib.util.find_spec("nvidia")
-    for folder in wheels.submodule_search_locations if wheels else ():
+    folders = wheels.submodule_search_locations if wheels else ()
+    for folder in folders:
         for path in sorted(pathlib.Path(folder).glob("*/bin/nvcc")):
             paths.append(shutil.which(str(path)))
     return _unique(paths)
@@ -105,10 +114,12 @@ def _built(command, source):
                 os.replace(new, path)  # atomic: others may build it too
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it takes too long"
+        reason = "it takes too long"
+        if isinstance(error, OSError):
+            reason = error.strerror or error
         return (
             f"a library built in {folder}, a folder that XDG_CACHE_HOME can "
-            f"move ({reason or error})"
+            f"move ({reason})"
         )
 
 
@@ -121,7 +132,8 @@ def _complaint(done):
 def _fingerprint(command):
     """Hash of the sources, the command, its compiler, JAX and the processor."""
     compiler = pathlib.Path(command[0]).resolve()
-    parts = [*command, jax.__version__, str(compiler), str(compiler.stat().st_mtime_ns)]
+    modified = compiler.stat().st_mtime_ns
+    parts = [*command, jax.__version__, str(compiler), str(modified)]
     parts.append(cache_dirs.processor())
     for file in sorted(SOURCES.glob("*")):
         if file.suffix in (".h", ".cc", ".cu"):

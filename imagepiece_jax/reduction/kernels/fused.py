@@ -79,7 +79,8 @@ class Kernel:
         if model.arch.rotary is not None and self.rule == "retokenize":
             return "positions that are not rotary: these turn the keys that it compares"
         if dtype not in DTYPES:
-            return f"dtype {' or '.join(map(repr, DTYPES))}, not {dtype!r}"
+            known = " or ".join(map(repr, DTYPES))
+            return f"dtype {known}, not {dtype!r}"
         if width % 8 or width > 128:
             return f"heads of a width of 8, 16, .. 128, not {width}"
         if prefix == 0 and self.rule != "bipartite":
@@ -109,17 +110,21 @@ class Kernel:
         prefix = state.num_prefix
         candidates = counts.candidates or 0
         if self.rule == "bipartite":
-            candidates, parity = counts.n_in, prefix % 2  # all; even positions leave
-            kernel = dataclasses.replace(self, parity=parity)
+            candidates = counts.n_in  # all tokens
+            kernel = dataclasses.replace(self, parity=prefix % 2)  # even ones leave
             query = key  # which it does not read
         # Decisions carry no gradient: that of query and key is none.
         query, key = jax.lax.stop_gradient((query, key))
-        numbers = counts.n_out, prefix, candidates
-        x, size, dest = _reduce(kernel, *numbers, query, key, state.x, state.size)
-        weight = None if self.by_size else jnp.ones(dest.shape, jnp.float32)
+        x, size, dest = _reduce(
+            kernel, counts.n_out, prefix, candidates, query, key, state.x, state.size
+        )
+        weight = None
+        if not self.by_size:
+            weight = jnp.ones(dest.shape, jnp.float32)
         result = Assignment(dest, weight, n_out=counts.n_out)
         coordinates = tokens.mean_coordinates(state, result)
-        return TokenState(x, size, coordinates=coordinates, num_prefix=prefix), result
+        state = TokenState(x, size, coordinates=coordinates, num_prefix=prefix)
+        return state, result
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -162,8 +167,12 @@ def _backward(kernel, n_out, num_prefix, candidates, saved, gradients):
 
     def plain(x, size):
         state = TokenState(x, size, num_prefix=num_prefix)
-        weight = None if kernel.by_size else jnp.ones_like(size[:, num_prefix:])
-        groups = 0 if kernel.rule == "prune" else dest.shape[1] - n_out
+        weight = None
+        if not kernel.by_size:
+            weight = jnp.ones_like(size[:, num_prefix:])
+        groups = dest.shape[1] - n_out
+        if kernel.rule == "prune":
+            groups = 0
         index = tokens.slot_index(dest, n_out, groups)
         result = Assignment(dest, weight, index=index, n_out=n_out)
         state = tokens.apply(state, result)
@@ -185,8 +194,9 @@ def _register(device, capability):
     if device == "cuda" and jax.default_backend() == "gpu":  # else: compiled for one
         library.imagepiece_load.restype = ctypes.c_char_p
         for gpu in jax.local_devices():
-            if answer := library.imagepiece_load(gpu.local_hardware_id):
-                return f"a driver that runs it on {gpu}: {answer.decode()}"
+            complaint = library.imagepiece_load(gpu.local_hardware_id)
+            if complaint:
+                return f"a driver that runs it on {gpu}: {complaint.decode()}"
     handler = jax.ffi.pycapsule(library.ImagepieceReduce)
     platform = {"cpu": "cpu", "cuda": "CUDA"}[device]
     jax.ffi.register_ffi_target(TARGET, handler, platform=platform)

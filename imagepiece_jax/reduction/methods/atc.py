@@ -36,12 +36,17 @@ def agglomerate(distance, merges, linkage):
     def step(_, state):
         distance, first, members = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
-        a, b = pair[:, None] // n, pair[:, None] % n  # a < b, by symmetry
+        a = pair[:, None] // n
+        b = pair[:, None] % n  # after a, by symmetry
         is_a = tokens == a
         is_b = tokens == b
-        rows = (gather_rows(distance, token)[:, 0] for token in (a, b))
-        counts = (gather_rows(members, token) for token in (a, b))
-        joined = jnp.where(is_a | is_b, jnp.inf, join(*rows, *counts))
+        outside = is_a | is_b
+        row_a = gather_rows(distance, a)[:, 0]
+        row_b = gather_rows(distance, b)[:, 0]
+        members_a = gather_rows(members, a)
+        members_b = gather_rows(members, b)
+        joined = join(row_a, row_b, members_a, members_b)
+        joined = jnp.where(outside, jnp.inf, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
         gone = is_b[:, :, None] | is_b[:, None, :]
@@ -81,7 +86,9 @@ class Agglomeration(Reducer):
         first = agglomerate(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
         dest = gather_rows(count_before(stays), first)
-        weight = None if self.size_weighting else jnp.ones_like(taps.size)
+        weight = None
+        if not self.size_weighting:
+            weight = jnp.ones_like(taps.size)
         index = slot_index(dest, counts.n_out)
         return Assignment(dest, weight, index=index, n_out=counts.n_out)
 

@@ -38,7 +38,13 @@ def published(model):
 def _fitted(kept, model):
     """A published list for a model of other sizes, as shares of the image tokens."""
     shares = stretched([tokens - 1 for tokens in kept], model.depth, strength=0.5)
-    return tuple(max(2, 1 + rounded(model.patches * share)) for share in shares)
+    return _with_class_token(shares, model.patches)
+
+
+def _with_class_token(shares, patches):
+    """Tokens of each block, the class token and at least one other among them."""
+    counts = [1 + rounded(patches * share) for share in shares]
+    return tuple(max(2, count) for count in counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +81,16 @@ class PruneAndMerge(Ranking):
         keep = tokens[:, :n_out]
         joining = tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
-        _, target = find_partners(alike, jnp.arange(n_out, dtype=jnp.int32)[None])
-        holds = joining[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
+        slots = jnp.arange(n_out, dtype=jnp.int32)[None]
+        _, target = find_partners(alike, slots)
+        holds = joining[:, None, :]
+        holds = holds == jnp.arange(n, dtype=jnp.int32)[None, :, None]
         best = jnp.max(alike, axis=-1)[:, None, :]
         part = jnp.sum(jnp.where(holds, best, 0), axis=-1)
-        return keep_and_join(keep, joining, target, n).replace(
-            weight=jnp.ones_like(taps.size),
-            attn_size=taps.attn_size * jnp.where(order < n_out, 1.0, part),
-        )
+        result = keep_and_join(keep, joining, target, n)
+        weight = jnp.ones_like(taps.size)
+        added = jnp.where(order < n_out, 1.0, part)
+        return result.replace(weight=weight, attn_size=taps.attn_size * added)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +143,13 @@ class DiffRate(Method):
         sizes = model.embed_dim, model.depth, model.patches
         has_list = sizes == (width, 12, 196)
         if not has_list and self.macs is None:
-            allowed = "DeiT-Ti, S, B and MAE-B with 196 patches, prune and merge, "
-            allowed += "or macs, such as macs=0.5"
-            problem = f"has no schedule for {model.depth} blocks of width "
-            problem += f"{model.embed_dim} and {model.patches} patches"
-            self.refuse("target", allowed, problem)
+            self.refuse(
+                "target",
+                "DeiT-Ti, S, B and MAE-B with 196 patches, prune and merge, or macs, "
+                "such as macs=0.5",
+                f"has no schedule for {model.depth} blocks of width {model.embed_dim} "
+                f"and {model.patches} patches",
+            )
         target = DEFAULT[name] if self.target is None else self.target
         lists = published(name)
         if target not in lists:
@@ -155,8 +165,8 @@ class DiffRate(Method):
         """Both lists, as shares of all tokens, to a power."""
 
         def powered(kept):
-            shares = powered_shares([(n - 1) / patches for n in kept], strength)
-            return tuple(max(2, 1 + rounded(patches * share)) for share in shares)
+            shares = [(tokens - 1) / patches for tokens in kept]
+            return _with_class_token(powered_shares(shares, strength), patches)
 
         prune = powered(self.prune)
         merge = powered(self.merge)
@@ -170,9 +180,10 @@ class DiffRate(Method):
         if self.prune is None:
             self.refuse("prune", "lists, which a model's size decides")
         for name in ("prune", "merge"):
-            if len(getattr(self, name)) != depth:
-                problem = f"has {len(getattr(self, name))} entries"
-                self.refuse(name, f"{depth}, one for each block", problem)
+            entries = len(getattr(self, name))
+            if entries != depth:
+                allowed = f"{depth}, one for each block"
+                self.refuse(name, allowed, f"has {entries} entries")
         lists = zip(self.prune, self.merge, strict=True)
         steps = []
         for block, (pruned, merged) in enumerate(lists):

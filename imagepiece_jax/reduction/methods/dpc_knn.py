@@ -33,7 +33,8 @@ def density_peaks(x, neighbors, n_out):
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
     farthest = jnp.max(distance, axis=(1, 2))
-    apart = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
+    apart = jnp.where(denser, distance, farthest[:, None, None])
+    apart = jnp.min(apart, axis=-1)
     center = ops.rank(density + jnp.log(apart)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
@@ -65,7 +66,8 @@ class WeighedPeaks(nn.Module, Reducer):
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
-        score = nn.Dense(1, name="score")(taps.x.astype(jnp.float32))[..., 0]
+        x = taps.x.astype(jnp.float32)
+        score = nn.Dense(1, name="score")(x)[..., 0]
         clusters = DensityPeaks(self.neighbors)(taps, counts, train)
         return clusters.replace(weight=jnp.exp(score))
 
@@ -82,5 +84,5 @@ class DpcKnn(InStages):
     learned_weights: bool = switch(False)  # True: of the members, for training
 
     def steps(self, depth):
-        reducer = WeighedPeaks if self.learned_weights else DensityPeaks
-        return self.stages(reducer(self.neighbors), site="pre")
+        kind = WeighedPeaks if self.learned_weights else DensityPeaks
+        return self.stages(kind(self.neighbors), site="pre")

@@ -37,15 +37,18 @@ def soft_top(similarity, merges):
 
     def draw(carry, _):
         chosen, rest = carry
-        share = jnp.where(near, logits + rest[:, :, None], -jnp.inf)
-        share = jax.nn.softmax(share.reshape(len(share), -1)).reshape(share.shape)
+        entries = jnp.where(near, logits + rest[:, :, None], -jnp.inf)
+        share = jax.nn.softmax(entries.reshape(len(entries), -1))
+        share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
-        rest = rest + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
+        left = jnp.maximum(1 - drawn, 2.0**-23)
+        rest = rest + jnp.log(left) / 0.1
         return (chosen + share, rest), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
-    total = jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), 1.0)
+    total = jnp.sum(chosen, axis=-1, keepdims=True)
+    total = jnp.maximum(total, 1.0)
     return chosen / jax.lax.stop_gradient(total)
 
 
@@ -66,21 +69,27 @@ def soft_merge(similarity, size, live, merges):
     moved = spread * a[:, :, None]
     grown = b + jnp.sum(moved, axis=1)
     own = 1 - jnp.sum(spread, axis=-1)
-    clipped = own + jax.lax.stop_gradient(jnp.clip(own, 0, 1) - own)
+    excess = jnp.clip(own, 0, 1) - own
+    clipped = own + jax.lax.stop_gradient(excess)
     # Rows of the tokens that grow, each between two that stay as they are.
     safe = jnp.maximum(grown, TINY)
     to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     rest = n - live
-    ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
-    matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
+    odd = live % 2
+    rows = (1, rest + odd, 1)  # in front of them, behind them and between two
+    columns = (0, rest + 1 - odd, 1)
+    matrix = jax.lax.pad(to_b, jnp.float32(0), ((0, 0, 0), rows, columns))
     scale = ops.alternate(jnp.ones_like(a), b / safe)
     scale = jnp.pad(scale, ((0, 0), (0, rest)), constant_values=1.0)
-    matrix = matrix + scale[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
+    scale = scale[:, :, None]
+    matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = ops.alternate(a * clipped, grown)
     order = ops.rank(jax.lax.stop_gradient(sizes))
     order = ops.invert(order, live)
-    sizes = jnp.concatenate([ops.gather_rows(sizes, order), size[:, live:]], axis=1)
-    matrix = jnp.concatenate([ops.gather_rows(matrix, order), matrix[:, live:]], axis=1)
+    ordered = ops.gather_rows(sizes, order)
+    sizes = jnp.concatenate([ordered, size[:, live:]], axis=1)
+    ordered = ops.gather_rows(matrix, order)
+    matrix = jnp.concatenate([ordered, matrix[:, live:]], axis=1)
     return Mixing(matrix, attn_size=sizes + TINY)
 
 
@@ -97,14 +106,16 @@ class Embedding(nn.Module, Reducer):
     @nn.compact
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.metric).astype(jnp.float32)
-        dim = x.shape[-1]
-        f = nn.Dense(embedding_width(dim, taps.num_heads), name="embed")(x)
+        width = embedding_width(x.shape[-1], taps.num_heads)
+        embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            return Bipartite()(taps.replace(metric=f), counts)
+            return Bipartite()(taps.replace(metric=embedding), counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
-        f = f[:, :live]
-        similarity = ops.cosine(f[:, 0::2], f[:, 1::2], eps=1e-12)
+        embedding = embedding[:, :live]
+        even = embedding[:, 0::2]
+        odd = embedding[:, 1::2]
+        similarity = ops.cosine(even, odd, eps=1e-12)
         return soft_merge(similarity, taps.attn_size, live, merges)
 
     @nn.nowrap
@@ -114,7 +125,9 @@ class Embedding(nn.Module, Reducer):
 
 def embedding_width(embed_dim, num_heads):
     """Width of the compared embedding: a head's, twice that from 1,024 on."""
-    return (2 if embed_dim >= 1024 else 1) * embed_dim // num_heads
+    if embed_dim >= 1024:
+        return 2 * embed_dim // num_heads
+    return embed_dim // num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +140,14 @@ class DTEM(Removal):
     r_list: tuple[int, ...] | None = optional(counts())  # by block; then none
 
     def steps(self, depth):
-        return tuple(
-            Step(block, Embedding(), Remove(r), when_masked=0)
-            for block, r in enumerate(self.removed(depth))
-            if r
-        )
+        steps = []
+        for block, r in enumerate(self.removed(depth)):
+            if r:
+                steps.append(Step(block, Embedding(), Remove(r), when_masked=0))
+        return tuple(steps)
 
     def param_groups(self, path):
         """The embeddings learn, all else stays as it is."""
-        learns = path.startswith("reducer_")
-        return ParamGroup() if learns else ParamGroup(frozen_epochs=math.inf)
+        if path.startswith("reducer_"):
+            return ParamGroup()
+        return ParamGroup(frozen_epochs=math.inf)

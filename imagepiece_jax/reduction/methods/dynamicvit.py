@@ -80,9 +80,11 @@ class LearnedSelection(Method):
             stage = layer.counts.stage
             if step.tokens is None:
                 shares.append(step.rule.rate)
-            else:  # packages are no tokens that stay
-                tokens = step.tokens - stage * step.rule.packages
-                shares.append(tokens / layers[0].counts.n_in)
+                continue
+            tokens = step.tokens
+            if step.rule.packages:  # which are no tokens that stay
+                tokens -= stage
+            shares.append(tokens / layers[0].counts.n_in)
         return shares
 
     def backbone_rate(self, lr, peak):

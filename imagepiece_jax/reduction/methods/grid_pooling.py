@@ -29,20 +29,28 @@ class Cells(Reducer):
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of patches is there and as large."""
         if grid is None:
-            problem = "needs the grid of patches, but the tokens are reduced before"
-            allowed = "pooling before any other step"
-        elif self.size > min(grid):
-            problem = f"is {self.size}, but there are {grid[0]} x {grid[1]} patches"
-            allowed = f"whole numbers from 1 to {min(grid)}"
-        else:
-            return
-        raise InputError(problem, field="grid_size", value=self.size, allowed=allowed)
+            raise InputError(
+                "needs the grid of patches, but the tokens are reduced before",
+                field="grid_size",
+                value=self.size,
+                allowed="pooling before any other step",
+            )
+        if self.size > min(grid):
+            raise InputError(
+                f"is {self.size}, but there are {grid[0]} x {grid[1]} patches",
+                field="grid_size",
+                value=self.size,
+                allowed=f"whole numbers from 1 to {min(grid)}",
+            )
 
     def __call__(self, taps, counts, train=False):
         self.check_grid(taps.grid)
-        rows, columns = (jnp.arange(n) * self.size // n for n in taps.grid)
+        height, width = taps.grid
+        rows = jnp.arange(height) * self.size // height
+        columns = jnp.arange(width) * self.size // width
         cell = rows[:, None] * self.size + columns[None, :]
-        dest = jnp.broadcast_to(cell.reshape(1, -1).astype(jnp.int32), taps.size.shape)
+        cell = cell.reshape(1, -1).astype(jnp.int32)
+        dest = jnp.broadcast_to(cell, taps.size.shape)
         return Assignment(dest=dest, n_out=counts.n_out)
 
 

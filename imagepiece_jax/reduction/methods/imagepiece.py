@@ -40,8 +40,12 @@ class Retokenize(Ranking):
         r = counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps, counts))
         # The candidates by their place, the highest first; side A before side B.
-        place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
-        place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
+        place = np.arange(b)
+        if self.order == "ascending":
+            place = place[::-1]
+        side_a = place[self.parity :: 2]
+        side_b = place[1 - self.parity :: 2]
+        place = np.concatenate([side_a, side_b])
         first = (b + 1 - self.parity) // 2
         candidates = invert(rank(score), n - b + place)  # [B, b]
         similarity = self.similarity(taps, candidates, first)
@@ -111,10 +115,10 @@ class ImagePiece(Method):
     def steps(self, depth):
         merge = self.merge_blocks
         prune = self.prune_blocks
-        if merge is None or prune is None:
-            merges, prunes = self.scheduled_blocks(depth)
-            merge = merges if merge is None else merge
-            prune = prunes if prune is None else prune
+        if merge is None:
+            merge, _ = self.scheduled_blocks(depth)
+        if prune is None:
+            _, prune = self.scheduled_blocks(depth)
         steps = [*map(self.merge_step, merge), *map(self.prune_step, prune)]
         return tuple(sorted(steps, key=lambda step: step.block))
 
@@ -143,5 +147,10 @@ class ImagePiece(Method):
             problem = f"is {self.schedule!r} with a depth of {depth}"
             self.refuse("schedule", allowed, problem)
         first = 1 if self.schedule == "A" else 0
-        merge = tuple(first + 3 * c + i for c in range(cycles) for i in (0, 1))
-        return merge, tuple(first + 3 * c + 2 for c in range(cycles))
+        merge = []
+        prune = []
+        for cycle in range(cycles):
+            block = first + 3 * cycle
+            merge += [block, block + 1]
+            prune.append(block + 2)
+        return tuple(merge), tuple(prune)

@@ -61,6 +61,9 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
     def target_shares(self, plan):
         """Share that evaluation keeps up to each masking step, merges aside."""
-        kept = [layer.counts.evaluation for layer in plan if layer.counts]
-        shares = (each.n_out / each.n_in for each in kept if each)
+        shares = []
+        for layer in plan:
+            evaluation = layer.counts and layer.counts.evaluation
+            if evaluation:
+                shares.append(evaluation.n_out / evaluation.n_in)
         return [*itertools.accumulate(shares, operator.mul)]

@@ -75,7 +75,8 @@ class Fusion(Ranking):
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
         even = taps.num_prefix % 2  # the first image token at an even position
-        score = self.affinity(x, 1 / received, 1 / size)[:, even::2, 1 - even :: 2]
+        score = self.affinity(x, 1 / received, 1 / size)
+        score = score[:, even::2, 1 - even :: 2]
         # Even ones, half of those that leave.
         first = merges // 2
         best, partner = find_partners(score, _places(score.shape[2]))
@@ -93,11 +94,13 @@ class Fusion(Ranking):
         others = invert(order, order.shape[1])
         moving = others[:, :second]
         staying_odd = others[:, second:]
-        keep = jnp.concatenate([even + 2 * staying, 1 - even + 2 * staying_odd], axis=1)
-        absorbed = jnp.concatenate([even + 2 * joining, 1 - even + 2 * moving], axis=1)
-        target = jnp.concatenate(
-            [gather_rows(slot, joined), gather_rows(slot, moving)], axis=1
-        )
+        odd = 1 - even
+        keep = [even + 2 * staying, odd + 2 * staying_odd]
+        keep = jnp.concatenate(keep, axis=1)
+        absorbed = [even + 2 * joining, odd + 2 * moving]
+        absorbed = jnp.concatenate(absorbed, axis=1)
+        target = [gather_rows(slot, joined), gather_rows(slot, moving)]
+        target = jnp.concatenate(target, axis=1)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
@@ -105,14 +108,16 @@ class Fusion(Ranking):
     def affinity(self, x, inattention, smallness):
         """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
         score = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
-        criteria = (inattention, self.attention), (smallness, self.sizes)
+        criteria = ((inattention, self.attention), (smallness, self.sizes))
         for value, temperature in criteria:
             value = value / jnp.max(value, axis=1, keepdims=True)
-            score *= (value[:, :, None] * value[:, None, :]) ** (1 / temperature)
+            product = value[:, :, None] * value[:, None, :]
+            score *= product ** (1 / temperature)
         return score
 
 
 def _places(length):
+    """Whole numbers from 0, [1, length] int32: a constant of the program."""
     return jnp.asarray(np.arange(length, dtype=np.int32))[None]
 
 
@@ -148,10 +153,13 @@ class MCTF(Removal):
         return range(1, depth) if self.blocks is None else self.blocks
 
     def steps(self, depth):
-        temperatures = self.similarity, self.attention, self.sizes
-        reducer = Fusion(*temperatures, score=self.score)
-        site = "attention" if self.score == "received" else "mid"
-        return tuple(
-            Step(block, reducer, FuseAway(self.r), site=site)
-            for block in self.chosen_blocks(depth)
+        reducer = Fusion(
+            self.similarity,
+            self.attention,
+            self.sizes,
+            score=self.score,
         )
+        rule = FuseAway(self.r)
+        site = "attention" if self.score == "received" else "mid"
+        blocks = self.chosen_blocks(depth)
+        return tuple(Step(block, reducer, rule, site=site) for block in blocks)

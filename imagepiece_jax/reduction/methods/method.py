@@ -87,7 +87,8 @@ class Method(fields.CheckedFields):
             allowed = "a schedule with macs, such as macs=0.5, and a list without"
             self.refuse("counts", allowed, f"is {self.counts!r}, which {lacks}")
         for name in self.amounts:
-            if (value := getattr(self, name)) != getattr(type(self), name):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
                 problem = f"is {value!r}, but counts says how many tokens stay"
                 self.refuse(name, "one of them", problem)
 
@@ -100,8 +101,9 @@ class Method(fields.CheckedFields):
 
         Its rule says how few are allowed. InputError where the method does nothing.
         """
-        at = {"blocks": (block,)} if hasattr(self, "blocks") else {}
-        own = dataclasses.replace(self, counts=None, macs=None, **at)
+        own = dataclasses.replace(self, counts=None, macs=None)
+        if hasattr(self, "blocks"):
+            own = dataclasses.replace(own, blocks=(block,))
         steps = contract.check_steps(own.steps(depth), own)
         steps = [step for step in steps if step.block == block]
         if not steps:
@@ -142,14 +144,18 @@ class Method(fields.CheckedFields):
         patches: image tokens of the first block
         Raises InputError for counts that the method or the model cannot have.
         """
-        counted = self.counts is not None
-        steps = self._counted(depth, patches) if counted else self.steps(depth)
+        if self.counts is None:
+            steps = self.steps(depth)
+        else:
+            steps = self._counted(depth, patches)
         steps = contract.check_steps(steps, self)
         if self.fate == "own":
             return steps
-        return [
-            dataclasses.replace(step, reducer=Dropping(step.reducer)) for step in steps
-        ]
+        dropping = []
+        for step in steps:
+            reducer = Dropping(step.reducer)
+            dropping.append(dataclasses.replace(step, reducer=reducer))
+        return dropping
 
     def _counted(self, depth, patches):
         """Steps to `counts`."""
@@ -183,12 +189,13 @@ class Method(fields.CheckedFields):
         for block, tokens in enumerate(counts):
             if tokens < n:
                 step = self.step_at(block, depth, tokens)
-                tokens = min(n, max(tokens, step.rule.fewest(n, stage)))
-            stage += tokens < n
-            n = min(n, tokens)
+                tokens = max(tokens, step.rule.fewest(n, stage))
+            if tokens < n:
+                stage += 1
+                n = tokens
             reached.append(n)
-        usual = {name: getattr(type(self), name) for name in self.amounts}
-        return dataclasses.replace(self, macs=None, counts=tuple(reached), **usual)
+        defaults = {name: getattr(type(self), name) for name in self.amounts}
+        return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
 
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
@@ -200,13 +207,25 @@ class Method(fields.CheckedFields):
         changes = {}
         if getattr(self, "score", None) == "auto":
             changes["score"] = "class" if model.class_token else "received"
-        usual = getattr(type(self), "blocks", ())
-        own_shape = self.macs is not None and self.counts is None
-        if own_shape and usual and self.blocks == usual and max(usual) >= model.depth:
-            blocks = tuple(block * model.depth // 12 for block in usual)
-            if len({*blocks}) == len(usual) and min(blocks) > 0:
+        if self.macs is not None and self.counts is None:
+            blocks = self._blocks_for(model.depth)
+            if blocks:
                 changes["blocks"] = blocks
         return dataclasses.replace(self, **changes)
+
+    def _blocks_for(self, depth):
+        """The default blocks at the same shares of a smaller depth.
+
+        None where the method has others, where they fit as they are, or where two of
+        them would be one.
+        """
+        defaults = getattr(type(self), "blocks", None)
+        if not defaults or self.blocks != defaults or max(defaults) < depth:
+            return None
+        blocks = tuple(block * depth // 12 for block in defaults)
+        if len({*blocks}) < len(blocks) or min(blocks) == 0:
+            return None
+        return blocks
 
     def check_most(self, field: str, most: int, allowed: str):
         """Check that a count, or each of several, is allowed for a model.
@@ -218,21 +237,27 @@ class Method(fields.CheckedFields):
         if self.counts is not None or self.macs is not None:
             return  # the field does not count
         value = getattr(self, field)
-        verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
-        highest = max(counts, default=0)
+        if isinstance(value, tuple):
+            highest = max(value, default=0)
+            problem = f"has {highest}"
+        else:
+            highest = value
+            problem = f"is {value}"
         if highest > most:
-            self.refuse(field, allowed, f"{verb} {highest}")
+            self.refuse(field, allowed, problem)
 
     def named_fields(self, training: bool = True) -> dict[str, Any]:
         """The fields by name; `training`: those that only training reads, too."""
-        # A field of all methods only where it says something: so are they named.
-        usual = ("macs", None), ("counts", None), ("fate", "own")
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if (training or not field.metadata.get("training"))
-            and (field.name, getattr(self, field.name)) not in usual
-        }
+        # A field of all methods is named only where it says something.
+        silent = {"macs": None, "counts": None, "fate": "own"}
+        found = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in silent and value == silent[field.name]:
+                continue
+            if training or not field.metadata.get("training"):
+                found[field.name] = value
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,10 +271,11 @@ class InStages(Method):
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
         """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`."""
-        return tuple(
-            Step(block, reducer, KeepInitial(self.keep_rate**stage), **where)
-            for stage, block in enumerate(sorted(self.blocks), start=1)
-        )
+        steps = []
+        for stage, block in enumerate(sorted(self.blocks), start=1):
+            rule = KeepInitial(self.keep_rate**stage)
+            steps.append(Step(block, reducer, rule, **where))
+        return tuple(steps)
 
 
 class Removal(Method):
@@ -266,16 +292,21 @@ class Removal(Method):
 
         A later block than the first has fewer, and loses at most half of those.
         """
-        name = "r" if getattr(self, "r_list", None) is None else "r_list"
+        listed = getattr(self, "r_list", None) is not None
+        field = "r_list" if listed else "r"
         half = model.patches // 2
-        tokens = f"{model.patches} image tokens"
-        self.check_most(name, half, f"0 to {half}, half of the first block's {tokens}")
+        allowed = f"0 to {half}, half of the first block's {model.patches} image tokens"
+        self.check_most(field, half, allowed)
         return super().resolved(model)
 
     def scaled(self, strength, depth, patches):
-        """The same proportions between the blocks; at 1 the most lose all tokens."""
+        """The method with the same proportions between the blocks.
+
+        At strength 1 the block that loses most loses all tokens.
+        """
         removed = self.removed(depth)
-        removed = removed if any(removed) else (1,) * depth
+        if not any(removed):
+            removed = (1,) * depth
         unit = strength * patches / max(removed)
         lost = itertools.accumulate(number * unit for number in removed)
         counts = [max(1, schedules.rounded(patches - total)) for total in lost]

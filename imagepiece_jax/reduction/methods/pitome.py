@@ -18,9 +18,11 @@ from imagepiece_jax.reduction.token_counts import MergeTo
 class ByEnergy(Ranking):
     """Tokens of high energy, which are like many others, merge in pairs.
 
-    Ordered by falling energy they alternate between two sides. protect: only as many of
-    the first as merge are looked at, and all of side A merge into the most similar of
-    side B; else all are, and those of A merge that are most similar to theirs.
+    Ordered by falling energy they alternate between two sides, A and B.
+
+    protect: only the tokens of the highest energies are compared, twice as many as
+        merge, and all of side A join the most similar of side B; else all tokens are
+        compared, and those of side A leave that are most similar to their partners
     """
 
     protect: bool
@@ -32,10 +34,14 @@ class ByEnergy(Ranking):
         metric = jax.lax.stop_gradient(taps.metric)
         merges = counts.n_in - counts.n_out
         order = rank(-unlike)
-        matched = 2 * merges if self.protect else counts.n_in
-        sides = (invert(order, np.arange(side, matched, 2)) for side in (0, 1))
-        joining = None if self.protect else merges
-        absorbed, partners = join_most_similar(metric, *sides, joining)
+        compared = counts.n_in
+        joining = merges
+        if self.protect:
+            compared = 2 * merges
+            joining = None  # all of side A
+        side_a = invert(order, np.arange(0, compared, 2))
+        side_b = invert(order, np.arange(1, compared, 2))
+        absorbed, partners = join_most_similar(metric, side_a, side_b, joining)
         return merge_in_place(absorbed, partners, counts)
 
 
@@ -54,6 +60,8 @@ class PiToMe(Method):
         half = math.ceil(depth / 2)
         steps = []
         for block in range(depth):
-            reducer = ByEnergy((block >= half) != self.late_first, self.metric)
+            in_second_half = block >= half
+            protect = in_second_half != self.late_first
+            reducer = ByEnergy(protect, self.metric)
             steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
         return tuple(steps)

@@ -21,8 +21,10 @@ class Draw(Reducer):
     needs = frozenset({"rng"})
 
     def __call__(self, taps, counts, train=False):
-        draws = jax.vmap(lambda key: uniform(key, (counts.n_in,)))(taps.rng)
-        return keep_highest(draws, counts.n_out)
+        def draw(key):
+            return uniform(key, (counts.n_in,))
+
+        return keep_highest(jax.vmap(draw)(taps.rng), counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

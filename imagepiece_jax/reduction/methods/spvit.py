@@ -24,8 +24,10 @@ from imagepiece_jax.reduction.tokens import Masking
 class Selector(nn.Module, MaskingReducer):
     """Keep what the heads score highest and pack the rest into one token, at the end.
 
-    In a masked plan a random draw is masked and the package appended. share_heads: one
-    score network for all heads; package_norm: see `package_weights`.
+    In a masked plan a random draw is masked and the package appended.
+
+    share_heads: one score network serves all heads
+    package_norm: as `package_weights` takes it
     """
 
     share_heads: bool = True
@@ -38,7 +40,8 @@ class Selector(nn.Module, MaskingReducer):
         scores = self._scores(heads, taps.mask)  # [B, n, H, 2]
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
-        is_package = (jnp.arange(n) >= n - (counts.stage - 1))[None]
+        packages = counts.stage - 1  # of former steps, at the end
+        is_package = (jnp.arange(n) >= n - packages)[None]
         if counts.n_out < counts.n_in:
             score = jnp.where(is_package, jnp.inf, probability)
             keep = rank(score) < counts.n_out - 1
@@ -47,7 +50,9 @@ class Selector(nn.Module, MaskingReducer):
         scores = jnp.sum(vote * scores, axis=2)
         keep = token_selector.draw_mask(scores, taps.mask, taps.rng)
         keep = jnp.where(is_package, 1.0, keep)
-        before = jnp.ones_like(keep) if taps.mask is None else taps.mask
+        before = taps.mask
+        if before is None:
+            before = jnp.ones_like(keep)
         weight = package_weights(probability, before - keep, self.package_norm)
         x = taps.x.astype(jnp.float32)
         package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
@@ -57,11 +62,11 @@ class Selector(nn.Module, MaskingReducer):
         """Each head's log probabilities, from its own features. -> [B, n, H, 2]."""
         if self.share_heads:
             return token_selector.KeepScores(name="scores")(heads, mask)
-        each = [
-            token_selector.KeepScores(name=f"scores_{h}")(heads[:, :, h], mask)
-            for h in range(heads.shape[2])
-        ]
-        return jnp.stack(each, axis=2)
+        by_head = []
+        for head in range(heads.shape[2]):
+            network = token_selector.KeepScores(name=f"scores_{head}")
+            by_head.append(network(heads[:, :, head], mask))
+        return jnp.stack(by_head, axis=2)
 
     def _votes(self, heads):
         """How much each head counts, from the means of all. -> [B, n, H], sum 1."""
@@ -69,7 +74,8 @@ class Selector(nn.Module, MaskingReducer):
         dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
         z = jnp.mean(heads, axis=-1, dtype=jnp.float32)
         z = dense(max(1, count // 2), name="vote_in")(z)
-        z = dense(count, name="vote_out")(nn.gelu(z, approximate=False))
+        z = nn.gelu(z, approximate=False)
+        z = dense(count, name="vote_out")(z)
         # sigmoid(z) / sum sigmoid(z), also where all of them underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(z))
 
@@ -88,8 +94,9 @@ def package_weights(probability, dropped, norm):
     norm: "none" sums them by keep probability, "score" makes that a weighted mean,
     "count" is the plain mean
     """
-    dropped = dropped.astype(jnp.float32)
-    weight = dropped if norm == "count" else probability * dropped
+    weight = dropped.astype(jnp.float32)
+    if norm != "count":
+        weight = probability * weight
     if norm == "none":
         return weight
     total = jnp.sum(weight, axis=1, keepdims=True)
@@ -125,7 +132,8 @@ class SPViT(LearnedSelection):
         """Its shares, all multiplied alike, none above one."""
         least = min(share for share in self.keep_rates if share)
         scale = (1 - strength) / least
-        rates = tuple(round(min(1.0, scale * share), 6) for share in self.keep_rates)
+        rates = [min(1.0, scale * share) for share in self.keep_rates]
+        rates = tuple(round(rate, 6) for rate in rates)
         return dataclasses.replace(self, keep_rates=rates)
 
     def step_at(self, block, depth, tokens):
@@ -136,14 +144,16 @@ class SPViT(LearnedSelection):
 
     def _step(self, block, share):
         selector = Selector(self.share_heads, self.package_norm)
-        return Step(block, selector, KeepInitial(share, True), "pre", when_masked=1)
+        rule = KeepInitial(share, packages=True)
+        return Step(block, selector, rule, site="pre", when_masked=1)
 
     def live_shares(self, masks):
-        """Of the batch, in place of each image: one may keep more than another.
+        """Share of live tokens in this device's batch, at each masking step.
 
-        The batch is this device's; packages do not count.
+        An image may keep more than another. Packages do not count.
         """
-        return [jnp.mean(mask[:, : masks[0].shape[1]]) for mask in masks]
+        patches = masks[0].shape[1]
+        return [jnp.mean(mask[:, :patches]) for mask in masks]
 
     def backbone_rate(self, lr, peak):
         """`backbone_lr` times the peak, or the schedule's rate where that is less."""

@@ -45,23 +45,28 @@ class Fuse(Bipartite):
         target = merged.index.keep[..., None]
         x = _in_range(taps.x)
         length = lengths(x)[:, None, :]
-        tokens = jnp.sum(belongs, axis=-1)
-        top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
+        count = jnp.sum(belongs, axis=-1)
+        greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
         divisor = jnp.sum(jnp.where(target == itself, length, 0), axis=-1)
         if self.rescale == "mean":
-            members = tokens[:, :, None]
+            members = count[:, :, None]
             share = belongs.astype(jnp.float32) / members.astype(jnp.float32)
             mean = jnp.einsum("bon,bnd->bod", share, x, precision="highest")
-            divisor = jnp.where(tokens > 1, lengths(mean), divisor)
-        scale = (top / divisor / tokens.astype(jnp.float32))[:, :, None]
+            divisor = jnp.where(count > 1, lengths(mean), divisor)
+        scale = greatest / divisor / count.astype(jnp.float32)
+        scale = scale[:, :, None]
         weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
         return merged.replace(weight=weight, mean=False)
 
 
 def _in_range(x):
-    """x [B, n, D] in units whose squares fit: lengths are only divided."""
+    """Tokens [B, n, D] in units whose squares fit into float32.
+
+    Only quotients of their lengths are used, in which the unit cancels out.
+    """
     x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=(1, 2), keepdims=True)
+    size = jnp.abs(jax.lax.stop_gradient(x))
+    largest = jnp.max(size, axis=(1, 2), keepdims=True)
     return x / jnp.where(largest > 2.0**56, largest, 1.0)
 
 
@@ -79,6 +84,9 @@ class ToFu(Method):
     def steps(self, depth):
         discard = Dropping(Bipartite(self.metric))
         fuse = Fuse(self.metric, self.rescale)
-        reducers = [discard if b <= depth // 2 else fuse for b in range(depth)]
         rule = MergeAway(self.keep_rate)
-        return tuple(Step(block, each, rule) for block, each in enumerate(reducers))
+        steps = []
+        for block in range(depth):
+            reducer = discard if block <= depth // 2 else fuse
+            steps.append(Step(block, reducer, rule))
+        return tuple(steps)

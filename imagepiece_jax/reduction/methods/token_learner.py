@@ -88,7 +88,9 @@ class ConvLearner(nn.Module, Reducer):
             x = nn.gelu(conv(name=name)(x), approximate=True)
         x = conv(name="conv4")(x).reshape(batch, n, self.num_tokens)
         gates = jnp.swapaxes(nn.sigmoid(x), 1, 2)
-        return Mixing(gates / n if self.pooling == "mean" else gates)
+        if self.pooling == "mean":
+            gates = gates / n
+        return Mixing(gates)
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
@@ -118,8 +120,9 @@ class TokenLearner(Method):
         """In an earlier block; between two blocks more tokens, of the same cost."""
         place = max(1.0, (1 - strength) * depth)
         block = min(depth - 1, int(place))
-        most = (patches - self.num_tokens) / (depth - block)
-        tokens = self.num_tokens + rounded(min(1.0, place - block) * most)
+        behind = min(1.0, place - block)
+        a_block_s = (patches - self.num_tokens) / (depth - block)
+        tokens = self.num_tokens + rounded(behind * a_block_s)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
     def step_at(self, block, depth, tokens):

@@ -51,17 +51,21 @@ class KMedoids(Clustering):
         index = jnp.arange(squares.shape[1])
         earlier = (index[:, None] > index[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
-            far = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
-            owner = jnp.where(is_medoid, index[None], jnp.argmin(far, axis=-1))
+            to_medoids = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
+            itself = index[None]
+            nearest = jnp.argmin(to_medoids, axis=-1)
+            owner = jnp.where(is_medoid, itself, nearest)
             together = owner[:, :, None] == owner[:, None, :]
             # Weighted distance of each token to the members of its cluster.
-            cost = jnp.where(together, weight[:, None, :] * distance, 0).sum(axis=-1)
+            cost = jnp.where(together, weight[:, None, :] * distance, 0)
+            cost = cost.sum(axis=-1)
             mine = cost[:, :, None]
             other = cost[:, None, :]
             better = (other < mine) | ((other == mine) & earlier)
             is_medoid = ~jnp.any(together & better, axis=-1)
         slot = jnp.where(is_medoid, count_before(is_medoid), 0)
-        dest = jnp.where(together, slot[:, None, :], 0).sum(axis=-1, dtype=jnp.int32)
+        dest = jnp.where(together, slot[:, None, :], 0)
+        dest = dest.sum(axis=-1, dtype=jnp.int32)
         return dest, is_medoid.astype(jnp.float32)
 
 
@@ -76,9 +80,11 @@ class KMeans(Clustering):
         slots = jnp.arange(n_out, dtype=jnp.int32)[None, :, None]
         dest = jnp.where(first, slot, DROPPED)  # a center is one token at first
         for _ in range(self.iterations):
-            share = jnp.where(dest[:, None, :] == slots, weight[:, None, :], 0)
+            belongs = dest[:, None, :] == slots
+            share = jnp.where(belongs, weight[:, None, :], 0)
             share = share / jnp.sum(share, axis=-1, keepdims=True)
-            nearest = jnp.argmin(_to_means(squares, share), axis=1).astype(jnp.int32)
+            distances = _to_means(squares, share)
+            nearest = jnp.argmin(distances, axis=1).astype(jnp.int32)
             dest = jnp.where(first, slot, nearest)
         return dest, weight
 

@@ -31,11 +31,15 @@ class ToMe(Removal):
                 allowed = f"at most {depth}, one for each block"
                 self.refuse("r_list", allowed, f"has {len(self.r_list)} entries")
             return self.r_list + (0,) * (depth - len(self.r_list))
-        low = int(self.r * (1 - self.inflection))
-        high = 2 * self.r - low
-        return tuple(low + i * (high - low) // max(depth - 1, 1) for i in range(depth))
+        first = int(self.r * (1 - self.inflection))
+        last = 2 * self.r - first
+        rise = last - first
+        steps = max(depth - 1, 1)
+        return tuple(first + block * rise // steps for block in range(depth))
 
     def steps(self, depth):
         reducer = Bipartite(self.metric)
-        removed = map(Remove, self.removed(depth))
-        return tuple(Step(block, reducer, rule) for block, rule in enumerate(removed))
+        steps = []
+        for block, r in enumerate(self.removed(depth)):
+            steps.append(Step(block, reducer, Remove(r)))
+        return tuple(steps)
