@@ -66,14 +66,16 @@ class Architecture(CheckedFields):
     @property
     def head_tokens(self) -> int | None:
         """Number of first tokens that the head reads; None: it reads patches."""
-        return 1 + self.dist_token if self.pool == "token" else None
+        if self.pool != "token":
+            return None
+        return 2 if self.dist_token else 1
 
     @property
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the defaults, a dict in place of a Rotary."""
         parts = dataclasses.asdict(self)
-        usual = dataclasses.asdict(DEIT)
-        return {k: v for k, v in parts.items() if v != usual[k]}
+        defaults = dataclasses.asdict(DEIT)
+        return {name: part for name, part in parts.items() if part != defaults[name]}
 
     def check_parts(self) -> None:
         """Raise InputError for parts that do not go together."""

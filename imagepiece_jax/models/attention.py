@@ -58,7 +58,9 @@ def _unsupported_reason(device, dtype, head_dim):
 
 def padded_length(length, backend):
     """The length with which `backend` can be trained: JAX refuses odd ones of cuDNN."""
-    return length + length % 2 if backend == "cudnn" else length
+    if backend == "cudnn":
+        return length + length % 2
+    return length
 
 
 @node
@@ -72,13 +74,17 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
         is zero; as queries they are like any other, so that all outputs are finite
     """
     batch, padded = key.shape[:2]
-    bias = None if key_bias is None else key_bias[:, None, None, :]
+    bias = None
+    if key_bias is not None:
+        bias = key_bias[:, None, None, :]
     lengths = {}
     if length is not None and length != padded:
         key = padded_from(key, length)
         value = padded_from(value, length)
-        sizes = {"query_seq_lengths": padded, "key_value_seq_lengths": length}
-        lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
+        lengths = {
+            "query_seq_lengths": jnp.full((batch,), padded, jnp.int32),
+            "key_value_seq_lengths": jnp.full((batch,), length, jnp.int32),
+        }
     if bias is not None and backend == "cudnn":  # which wants a row for every query
         bias = jnp.broadcast_to(bias.astype(query.dtype), (batch, 1, padded, padded))
     # It adds float32 to bfloat16, whatever the user's own code may do.
@@ -89,8 +95,9 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 
 
 def read_by(weights, value):
-    """weights [B, H, N, M], value [B, M, H, d] -> [B, N, H, d]."""
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+    """Values by attention weights. [B, H, N, M], [B, M, H, d] -> [B, N, H, d]."""
+    weights = weights.astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
@@ -114,7 +121,8 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
         logits = logits + key_bias[:, None, None, :]
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    top = jax.lax.stop_gradient(top)
     itself = jnp.eye(query.shape[1], length, dtype=jnp.float32)[None]
     seen = itself + (1 - itself) * mask.astype(jnp.float32)[:, None, :]
     weights = jnp.exp(logits - top) * seen[:, None]
@@ -128,15 +136,18 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
     query: [1, 1, H, d]
     key, value, mask, key_bias, eps: as for `attend` and `attention_map`
     """
-    logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
+    products = query.astype(jnp.float32) * key.astype(jnp.float32)
+    logits = jnp.sum(products, axis=-1)
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+    top = jnp.max(logits, axis=1, keepdims=True)
+    top = jax.lax.stop_gradient(top)
     weights = jnp.exp(logits - top) * mask.astype(jnp.float32)[:, :, None]
     total = jnp.sum(weights, axis=1, keepdims=True)
     share = (weights + eps / key.shape[1]) / (total + eps)
-    return jnp.sum(share[..., None] * value.astype(jnp.float32), axis=1)
+    terms = share[..., None] * value.astype(jnp.float32)
+    return jnp.sum(terms, axis=1)
 
 
 def attention_columns(query, key, key_bias=None, live=None):
@@ -150,15 +161,19 @@ def attention_columns(query, key, key_bias=None, live=None):
     weights = attention_map(query, key, key_bias)
     if live is None:
         return jnp.mean(weights, axis=(1, 2))
-    received = jnp.sum(jnp.mean(weights, axis=1) * live[:, :, None], axis=1)
+    by_query = jnp.mean(weights, axis=1) * live[:, :, None]
+    received = jnp.sum(by_query, axis=1)
     return received / jnp.sum(live, axis=1, keepdims=True)
 
 
 def _pad(x, length):
-    """[B, N, ...] -> [B, length, ...], zeros at the end."""
-    if x.shape[1] == length:
+    """Arrays with zeros at the end of their tokens. [B, N, ...] -> [B, length, ...]."""
+    missing = length - x.shape[1]
+    if missing == 0:
         return x
-    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    ends = [(0, 0)] * x.ndim
+    ends[1] = (0, missing)
+    return jnp.pad(x, ends)
 
 
 class Heads(NamedTuple):
@@ -167,8 +182,8 @@ class Heads(NamedTuple):
     query: jax.Array  # [B, N, H, d], or of the first tokens only
     key: jax.Array  # [B, N, H, d]
     value: jax.Array | None  # [B, N, H, d]; None: not computed yet
-    # query, key and value before rotary positions turn them, and "input", x [B, N, D]:
-    # tokens are compared regardless of their positions
+    # "query", "key" and "value" before rotary positions turn them, and "input", x
+    # [B, N, D]: reducers compare tokens regardless of their positions
     unrotated: dict[str, jax.Array]
     key_bias: jax.Array | None  # [B, N]: log sizes of proportional attention
     mask: jax.Array | None  # [B, N]: of masked training
@@ -190,14 +205,15 @@ class Attention(nn.Module):
     def setup(self):
         arch = self.arch
         width = (self.dim, self.dtype)
-        self.q, self.v = (dense(*width, use_bias=arch.qkv_bias) for _ in range(2))
+        self.q = dense(*width, use_bias=arch.qkv_bias)
+        self.v = dense(*width, use_bias=arch.qkv_bias)
         self.k = dense(*width, use_bias=arch.qkv_bias and arch.key_bias)
         self.proj = dense(*width)
         if arch.attn_norm:
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 
     def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
-        """(projected result of attention [B, N, D], `scores`).
+        """The projected result of attention, [B, N, D], and its `scores`.
 
         x: [B, N, D], the normed tokens of `state`
         reads: names of the scores that reducers read
@@ -222,23 +238,28 @@ class Attention(nn.Module):
         rows = x.reshape(-1, self.dim)
         heads = self.num_heads
         shape = (x.shape[0], -1, heads, self.dim // heads)
-        first = rows if queries is None else x[:, :queries].reshape(-1, self.dim)
+        first = rows
+        if queries is not None:
+            first = x[:, :queries].reshape(-1, self.dim)
         query = self.q(first).reshape(shape)
         key = self.k(rows).reshape(shape)
-        value = self.v(rows).reshape(shape) if with_value else None
+        value = None
+        if with_value:
+            value = self.v(rows).reshape(shape)
         unrotated = {"query": query, "key": key, "value": value, "input": x}
-        if (rotations := self._rotations(state)) is not None:
+        rotations = self._rotations(state)
+        if rotations is not None:
             rotations = tuple(_pad(a, x.shape[1]) for a in rotations)
             key = self.arch.rotary.rotate(key, rotations)
             rotations = tuple(a[:, :queries] for a in rotations)
             query = self.arch.rotary.rotate(query, rotations)
-        # Before the first reduction all sizes are 1.
-        sized = self.prop_attn and not state.grid
-        key_bias = jnp.log(state.effective_size) if sized else None
+        key_bias = None
+        if self.prop_attn and not state.grid:  # with a grid all sizes are 1
+            key_bias = jnp.log(state.effective_size)
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
     def value(self, x):
-        """[B, N, D] -> [B, N, H, d]."""
+        """Values of the normed tokens x. [B, N, D] -> [B, N, H, d]."""
         value = self.v(x.reshape(-1, self.dim))
         return value.reshape(*x.shape[:2], self.num_heads, -1)
 
@@ -265,12 +286,14 @@ class Attention(nn.Module):
         unrotated = heads.unrotated
         scores = {}
         if "heads" in reads:
-            scores["heads"] = query, key
+            scores["heads"] = (query, key)
         if "projected" in reads:
-            both = unrotated["query"], unrotated["key"]
-            scores["projected"] = tuple(each[:, :length] for each in both)
+            projected_query = unrotated["query"][:, :length]
+            projected_key = unrotated["key"][:, :length]
+            scores["projected"] = (projected_query, projected_key)
         if "cls_attn" in reads:
-            scores["cls_attn"] = class_attention(query[:, 0], key, bias)[:, prefix:]
+            row = class_attention(query[:, 0], key, bias)
+            scores["cls_attn"] = row[:, prefix:]
         if "attn_columns" in reads:
             received = attention_columns(query, key, bias, live)
             scores["attn_columns"] = received[:, prefix:]
@@ -291,7 +314,8 @@ class Attention(nn.Module):
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return read_by(attention_map(query, key, bias, mask), value)
-        bias = None if bias is None else _pad(bias, key.shape[1])
+        if bias is not None:
+            bias = _pad(bias, key.shape[1])
         # cuDNN cannot be trained with one query.
         backend = self.backend if query.shape == key.shape else "xla"
         return attend(query, key, value, bias, backend=backend, length=length)

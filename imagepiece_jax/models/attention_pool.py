@@ -36,24 +36,33 @@ class AttentionPool(nn.Module):
 
     def setup(self):
         self.latent = self.param("latent", INIT, (1, 1, self.dim))
-        layers = (dense(self.dim, self.dtype) for _ in range(4))
-        self.q, self.k, self.v, self.proj = layers
+        self.q = dense(self.dim, self.dtype)
+        self.k = dense(self.dim, self.dtype)
+        self.v = dense(self.dim, self.dtype)
+        self.proj = dense(self.dim, self.dtype)
         self.norm = LayerNorm(self.dtype, self.arch.norm_eps)
         hidden = round(self.dim * self.mlp_ratio)
         self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)
 
     def __call__(self, x, state):
-        """x [B, N, D], the normed tokens of `state` -> [B, D]."""
+        """The vector that the head gets, from normed tokens x of `state`.
+
+        [B, N, D] -> [B, D]
+        """
         x, size, mask = pooled_tokens(x, state, self.arch)
         query = self._query()
         key = self._heads(self.k(x))
         value = self._heads(self.v(x))
-        bias = jnp.log(size) if self.prop_attn else None
+        bias = None
+        if self.prop_attn:
+            bias = jnp.log(size)
         if mask is None:
-            read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)
+            queries = jnp.repeat(query, x.shape[0], axis=0)
+            read = attend(queries, key, value, bias)
         else:
             read = masked_read(query, key, value, mask, bias)
-        read = self.proj(read.reshape(x.shape[0], self.dim).astype(self.dtype))
+        read = read.reshape(x.shape[0], self.dim).astype(self.dtype)
+        read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
     def scores(self, x, state):
@@ -71,11 +80,16 @@ class AttentionPool(nn.Module):
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
         x = x.astype(jnp.float32)
         logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
-        bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
+        if self.prop_attn:
+            bias = jnp.log(size)
+        else:
+            bias = jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        return row[:, state.num_prefix :] if self.arch.pool_include_prefix else row
+        if self.arch.pool_include_prefix:
+            row = row[:, state.num_prefix :]
+        return row
 
     def _query(self):
         return self._heads(self.q(self.latent.astype(self.dtype)))

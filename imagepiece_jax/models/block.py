@@ -32,7 +32,10 @@ class Reduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """(state after the reduction, (result, taps)); see `Attention.scores`."""
+        """The state after the reduction, and its record: (state, (result, taps)).
+
+        scores: as `Attention.scores` gives them
+        """
         counts = self.layer.counts
         kernel = self.kernel_for(state)
         taps = self._taps(state, scores, train)
@@ -47,32 +50,40 @@ class Reduction:
         return state, (result, taps)
 
     def kernel_for(self, state):
-        """The kernel that reduces `state`; None: the reducer does."""
-        return self.kernel if self.kernel and self.kernel.supports(state) else None
+        """The kernel that reduces `state`, or None where the reducer does."""
+        if self.kernel and self.kernel.supports(state):
+            return self.kernel
+        return None
 
     def _taps(self, state, scores, train):
+        """What the reducer can read of a state. -> Taps."""
         reducer = self.reducer
-        x = state.x[:, state.num_prefix :]
-        metric = x if reducer.metric == "token" else scores.get(reducer.metric)
-        return Taps(
-            x=x,
-            size=state.size[:, state.num_prefix :],
-            attn_size=state.effective_size[:, state.num_prefix :],
-            metric=metric,
-            key=scores["key"] if "key" in reducer.needs else None,
+        prefix = state.num_prefix
+        taps = Taps(
+            x=state.x[:, prefix:],
+            size=state.size[:, prefix:],
+            attn_size=state.effective_size[:, prefix:],
+            metric=scores.get(reducer.metric),
             cls_attn=scores.get("cls_attn"),
             attn_columns=scores.get("attn_columns"),
             shift=scores.get("shift"),
-            probe=self.probe(state) if "probe" in reducer.needs else None,
             mask=state.mask,
-            rng=self._rng(len(x)) if reducer.draws(self.layer.counts, train) else None,
             grid=state.grid,
-            num_prefix=state.num_prefix,
+            num_prefix=prefix,
             num_heads=self.num_heads,
         )
+        if reducer.metric == "token":
+            taps = taps.replace(metric=taps.x)
+        if "key" in reducer.needs:
+            taps = taps.replace(key=scores["key"])
+        if "probe" in reducer.needs:
+            taps = taps.replace(probe=self.probe(state))
+        if reducer.draws(self.layer.counts, train):
+            taps = taps.replace(rng=self._rng(len(taps.x)))
+        return taps
 
     def _rng(self, batch):
-        """Keys of this block, fixed ones where none are given. -> [batch]."""
+        """Random keys of this block, fixed ones where the call has none. -> [batch]."""
         if self.keys is None:
             start = jax.random.key(0, impl="threefry2x32")
             keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
@@ -97,7 +108,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
     remat: bool = False
-    # Only the first so many tokens, of the prefix, attend and leave; None: all.
+    # number of first tokens, of the prefix, that alone attend and leave; None: all do
     queries: int | None = None
 
     def setup(self):
@@ -108,8 +119,8 @@ class Block(nn.Module):
             self.dim, self.num_heads, arch, self.prop_attn, self.backend, self.dtype
         )
         self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
-        eps = arch.norm_eps if arch.mlp_norm else None
-        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, eps)
+        hidden_eps = arch.norm_eps if arch.mlp_norm else None
+        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, hidden_eps)
         if arch.layer_scale:
             self.ls1 = LayerScale()
             self.ls2 = LayerScale()
@@ -136,8 +147,10 @@ class Block(nn.Module):
             feed_forward = nn.remat(feed_forward)
         if site == "pre":
             state, record = reduction(state, scores, train)
-        if site == "mid" and (kernel := reduction.kernel_for(state)):
-            reads = frozenset({kernel.reads})
+        if site == "mid":
+            kernel = reduction.kernel_for(state)
+            if kernel:
+                reads = frozenset({kernel.reads})
         if site == "attention":
             state, scores, record = self.attend_reduced(
                 state, reduction, drop_path[0], train
@@ -151,19 +164,27 @@ class Block(nn.Module):
         return state, scores, record
 
     def attend(self, state, factor, reads, train):
-        """(x + attention(norm(x)) [B, N, D], its scores); `factor`: drop path's."""
+        """x + attention(norm(x)), [B, N, D], and the attention's scores.
+
+        factor: of the branch, drop path's, [B] or None
+        """
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
         if "shift" in reads:
-            mask = state.mask
             change = out[:, state.num_prefix :]
-            live = None if mask is None else (mask > 0.5).astype(jnp.float32)
+            live = None
+            if state.mask is not None:
+                live = (state.mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(change, live)
         return _add(self._outgoing(state).x, out, factor), scores
 
     def attend_reduced(self, state, reduction, factor, train):
-        """As `attend`, with the reduction between scores and values; and its record."""
+        """The state, scores and record of an attention that reduces its tokens.
+
+        The reduction stands between the scores of all tokens and the values of those
+        that are left.
+        """
         heads = self.attn.project(self._normed(state.x), state, with_value=False)
         weights = self.attn.weights(heads)
         if self.queries:
@@ -184,7 +205,8 @@ class Block(nn.Module):
             out = self.norm2(self.mlp(_rows(x)))
         else:
             out = self.mlp(self.norm2(_rows(x)))
-        out = self.ls2(out) if self.arch.layer_scale else out
+        if self.arch.layer_scale:
+            out = self.ls2(out)
         return _add(x, out, factor)
 
     def _outgoing(self, state):
@@ -196,14 +218,18 @@ class Block(nn.Module):
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
     def _normed(self, x):
-        """What attention gets."""
-        return x if self.arch.post_norm else self.norm1(_rows(x)).reshape(x.shape)
+        """The input of attention: x after the norm, unless the norm comes later."""
+        if self.arch.post_norm:
+            return x
+        return self.norm1(_rows(x)).reshape(x.shape)
 
     def _scaled(self, out):
-        """What is added of attention's output."""
+        """The output of attention as it is added to x."""
         if self.arch.post_norm:
             out = self.norm1(_rows(out)).reshape(out.shape)
-        return self.ls1(out) if self.arch.layer_scale else out
+        if self.arch.layer_scale:
+            out = self.ls1(out)
+        return out
 
 
 def _rows(x):

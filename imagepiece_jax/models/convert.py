@@ -85,28 +85,33 @@ def model_variables(
     like = variable_shapes(model, image_size)
     given = given or {}
     lacking = lacking_selectors(tensors, like)
-    fresh = (*(lacking if fresh is None else fresh), *given.get("params", {}))
+    if fresh is None:
+        fresh = lacking
+    fresh = (*fresh, *given.get("params", {}))
     if not exact:
         lacking = [name for name in lacking if not matches(name, fresh)]
         if lacking:
-            problem = f"has no {lacking[0]}, a selector that this reduction learns"
-            allowed = "reductions that learn none, or weights trained with this one "
-            allowed += "(train.py --config.init.weights)"
-            raise Misfit(problem, ("reducer",), place=source, allowed=allowed)
-        # Selectors that the model lacks are left out.
-        used = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if not name.startswith("reducer.") or name.startswith(used)
-        }
+            raise Misfit(
+                f"has no {lacking[0]}, a selector that this reduction learns",
+                ("reducer",),
+                place=source,
+                allowed=(
+                    "reductions that learn none, or weights trained with this one "
+                    "(train.py --config.init.weights)"
+                ),
+            )
+        tensors = _without_other_selectors(tensors, like)
     like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
     with within(place=source):
         variables = from_timm(tensors, like, fresh)
-    flat = traverse_util.flatten_dict(variables)
-    shape = jax.ShapeDtypeStruct
-    present = {path: leaf for path, leaf in flat.items() if not isinstance(leaf, shape)}
-    missing = sorted({path[1] for path in flat.keys() - present.keys()})
+    present = {}
+    missing = set()
+    for path, leaf in traverse_util.flatten_dict(variables).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            missing.add(path[1])
+        else:
+            present[path] = leaf
+    missing = sorted(missing)
     if not missing:
         return variables, []
     if not is_integer(seed):
@@ -116,16 +121,26 @@ def model_variables(
     return traverse_util.unflatten_dict(drawn | present), missing
 
 
+def _without_other_selectors(tensors, like):
+    """Tensors without those of selectors that the variables `like` do not have."""
+    own = tuple(f"{name.replace('_', '.')}." for name in selectors_of(like))
+    used = {}
+    for name, tensor in tensors.items():
+        if not name.startswith("reducer.") or name.startswith(own):
+            used[name] = tensor
+    return used
+
+
 def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
     """Selectors of `like` that tensors lack, or have in other shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def lacks(name, values):
-        start = name.replace("_", ".") + "."
-        present = {k: shape for k, shape in shapes.items() if k.startswith(start)}
-        return present != timm_shapes({"params": {name: values}})
-
-    return [name for name, values in selectors_of(like).items() if lacks(name, values)]
+    lacking = []
+    for selector, values in selectors_of(like).items():
+        start = selector.replace("_", ".") + "."
+        present = {name: shapes[name] for name in shapes if name.startswith(start)}
+        if present != timm_shapes({"params": {selector: values}}):
+            lacking.append(selector)
+    return lacking
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
@@ -138,12 +153,11 @@ def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> No
     for name in names:
         if not any(matches(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            allowed = ", ".join(sorted(parts))
             raise InputError(
                 f"names {name!r}",
                 field=field,
                 value=name,
-                allowed=allowed,
+                allowed=", ".join(sorted(parts)),
             )
 
 
@@ -183,7 +197,8 @@ def check_fit(state_dict, like, fresh=()):
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
     needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
-    if problem := _size_differs(state_dict, needed.values()):
+    problem = _size_differs(state_dict, needed.values())
+    if problem:
         raise Misfit(problem, allowed="weights of this model's size")
     _check_tensors(state_dict, places.values(), needed.values(), fresh)
     return needed
@@ -191,16 +206,18 @@ def check_fit(state_dict, like, fresh=()):
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
-    tensors = {}  # name -> third -> array
+    stacks = {}  # {name: {part: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
     for key, place in _places(leaves).items():
         array = np.asarray(leaves[key])
         if place.name.endswith(".weight"):
             array = array.transpose(_axes(array.ndim))
-        tensors.setdefault(place.name, {})[place.part] = array
-    for name, parts in tensors.items():
-        stack = [parts[part] for part in sorted(parts)]
-        tensor = stack[0] if len(stack) == 1 else np.concatenate(stack)
+        stacks.setdefault(place.name, {})[place.part] = array
+    tensors = {}
+    for name, parts in stacks.items():
+        tensor = parts.get(None)
+        if tensor is None:
+            tensor = np.concatenate([parts[part] for part in sorted(parts)])
         tensors[name] = np.array(tensor, order="C")  # the order that file formats have
     return tensors
 
@@ -217,14 +234,21 @@ def _places(leaves):
 
 
 def _place(key, shape, leaves):
-    """`key` is the path of a leaf with its collection: params/blocks_3/mlp/fc1/bias."""
+    """The _Place of a leaf.
+
+    key: its path with its collection, such as params/blocks_3/mlp/fc1/bias
+    leaves: all leaves, by their paths
+    """
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     part = None
-    stack = _STACKED.get(modules[-2] if modules[1:] else None, "")
+    stack = ""  # the letters of the projections in one tensor
+    if len(modules) > 1:
+        stack = _STACKED.get(modules[-2], "")
     if modules and modules[-1] in tuple(stack):
         projection = modules.pop()
-        if leaf == "bias" and f"{key.rsplit('/', 2)[0]}/k/bias" not in leaves:
+        key_bias = f"{key.rsplit('/', 2)[0]}/k/bias"
+        if leaf == "bias" and key_bias not in leaves:
             leaf = f"{projection}_bias"
         else:
             part = stack.index(projection)
@@ -239,6 +263,7 @@ def _place(key, shape, leaves):
 
 
 def _axes(ndim):
+    """PyTorch's order of a kernel's axes."""
     return _AXES.get(ndim, range(ndim))
 
 
@@ -252,8 +277,11 @@ def _take(state_dict, place, dtype):
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        problem = f"holds a value that is not finite in {array.dtype}"
-        raise Misfit(problem, field=f"tensor {place.name}", allowed="finite weights")
+        raise Misfit(
+            f"holds a value that is not finite in {array.dtype}",
+            field=f"tensor {place.name}",
+            allowed="finite weights",
+        )
     return array
 
 
@@ -269,8 +297,10 @@ def _check_tensors(state_dict, places, needed, fresh):
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in names and not matches(path, fresh):
-            leftover = f"of shape {tensor.shape} is left over"
-            problems.append((path, name, f"{leftover}, this model has no such part"))
+            problem = (
+                f"of shape {tensor.shape} is left over, this model has no such part"
+            )
+            problems.append((path, name, problem))
     for place in needed:
         path = place.path
         name = place.name
@@ -294,13 +324,13 @@ def _check_tensors(state_dict, places, needed, fresh):
 def _size_differs(state_dict, needed):
     """A problem in words, if the file's model has another depth or width; else None."""
 
-    def size(named):
-        blocks = {n.split(".")[1] for n, _ in named if n.startswith("blocks.")}
-        widths = [shape[:1] for n, shape in named if n == "blocks.0.norm1.weight"]
-        return (len(blocks), *sum(widths, ()))
+    def size(shapes):
+        blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+        width = shapes.get("blocks.0.norm1.weight", ())[:1]
+        return (len(blocks), *width)
 
-    found = size([(name, tensor.shape) for name, tensor in state_dict.items()])
-    wanted = size([(place.name, place.shape) for place in needed])
+    found = size({name: tensor.shape for name, tensor in state_dict.items()})
+    wanted = size({place.name: place.shape for place in needed})
     if found == wanted or len(found) != len(wanted) or not found[0]:
         return None
     return (
@@ -310,11 +340,12 @@ def _size_differs(state_dict, needed):
 
 
 def _remedy(wrong, places, fresh):
-    """The `fresh` that would allow all of `wrong`; () if none does."""
+    """The `fresh` that would allow all of the paths `wrong`; () if none does."""
 
     def among(parts, paths):
         return [part for part in parts if any(matches(path, [part]) for path in paths)]
 
     parts = among(_REPLACEABLE, [place.path for place in places])
-    fits = all(matches(path, parts) for path in wrong)
-    return (*fresh, *among(parts, wrong)) if fits else ()
+    if not all(matches(path, parts) for path in wrong):
+        return ()
+    return (*fresh, *among(parts, wrong))

@@ -29,8 +29,9 @@ def describe(model, others, image_size):
         line += f"; dense {macs:#.4g} with a {other.stem} stem, "
         line += f"{macs / ours:.2f} times as many"
     lines = [table, line]
-    if macs := dead_macs(model) / 1e9:
-        lines.append(f"{macs:#.4g} GMACs of the last block are not computed for logits")
+    dead = dead_macs(model) / 1e9
+    if dead:
+        lines.append(f"{dead:#.4g} GMACs of the last block are not computed for logits")
     if model.kernels:
         lines.append(f"reductions in fused kernels, for {model.kernels}")
     return "\n".join(lines)
@@ -41,27 +42,29 @@ def cost_table(model, dense, image_size):
 
     Prefix and positions count to the stem, last norm and pooling to the head.
     """
-
-    def row(name, layer, ours, theirs, parameters):
-        cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{parameters:,}")
-        if layer is None:
-            return (name, "", "", *cost, "")
-        return (name, layer.attn_tokens, layer.mlp_tokens, *cost, action(layer))
-
-    blocks = [f"block {i}" for i in range(len(model.plan))]
-    columns = (
-        _part_macs(model, image_size),
-        _part_macs(dense, image_size),
-        _part_parameters(model, image_size),
-    )
-    rows = zip(
-        ["stem", *blocks, "head", "total"],
-        [None, *model.plan, None, None],
-        *([*parts, sum(parts)] for parts in columns),
+    names = ["stem"]
+    names += [f"block {i}" for i in range(len(model.plan))]
+    names += ["head", "total"]
+    layers = [None, *model.plan, None, None]
+    macs = _part_macs(model, image_size)
+    dense_macs = _part_macs(dense, image_size)
+    parameters = _part_parameters(model, image_size)
+    rows = [("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")]
+    for name, layer, ours, theirs, count in zip(
+        names,
+        layers,
+        [*macs, sum(macs)],
+        [*dense_macs, sum(dense_macs)],
+        [*parameters, sum(parameters)],
         strict=True,
-    )
-    heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
-    return text_table([heading, *(row(*cells) for cells in rows)])
+    ):
+        cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{count:,}")
+        if layer is None:
+            rows.append((name, "", "", *cost, ""))
+        else:
+            tokens = (layer.attn_tokens, layer.mlp_tokens)
+            rows.append((name, *tokens, *cost, action(layer)))
+    return text_table(rows)
 
 
 def action(layer):
@@ -69,10 +72,11 @@ def action(layer):
     if layer.counts is None:
         return ""
     n_in = layer.counts.n_in
+    leaving = n_in - layer.counts.n_out
     name = type(layer.step.reducer).__name__
     places = {"pre": " before the block", "attention": " inside attention"}
     place = places.get(layer.step.site, "")
-    return f"{name}: {n_in} - {n_in - layer.counts.n_out}{place}"
+    return f"{name}: {n_in} - {leaving}{place}"
 
 
 def model_macs(model, image_size):
@@ -100,11 +104,15 @@ def _part_macs(model, image_size):
     width = model.embed_dim
     arch = model.arch
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    blocks = [block_macs(model, b) + reducer_macs(model, b) for b in model.plan]
-    head = width * model.num_classes * (1 + arch.dist_token)
+    blocks = []
+    for layer in model.plan:
+        blocks.append(block_macs(model, layer) + reducer_macs(model, layer))
+    heads = 2 if arch.dist_token else 1
+    head = heads * width * model.num_classes
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
         read = model.plan[-1].mlp_tokens
-        read -= 0 if arch.pool_include_prefix else arch.prefix
+        if not arch.pool_include_prefix:
+            read -= arch.prefix
         head += read * (2 * width**2 + 2 * width)
         head += width**2 + 2 * width * round(width * model.mlp_ratio)
     return [stem, *blocks, head]
@@ -117,7 +125,8 @@ def block_macs(model, layer, queries=None):
     queries: tokens that attend and leave the block; None: all
     """
     width = model.embed_dim
-    keys = values = layer.attn_tokens
+    keys = layer.attn_tokens
+    values = layer.attn_tokens
     scoring = queries or keys
     outgoing = queries or layer.mlp_tokens
     if layer.counts and layer.step.site == "attention":  # it is scored by all tokens
@@ -128,15 +137,16 @@ def block_macs(model, layer, queries=None):
     attention = (scoring + keys + values + reading) * width**2
     attention += (scoring * keys + reading * values) * width
     layers = 3 if model.arch.mlp == "swiglu" else 2  # one of them is a gate
-    return attention + outgoing * layers * width * round(model.mlp_ratio * width)
+    hidden = round(model.mlp_ratio * width)
+    return attention + outgoing * layers * width * hidden
 
 
 def reducer_macs(model, layer):
     """MACs of the reducer of a block itself (a learned selector)."""
     if layer.counts is None:
         return 0
-    sizes = layer.counts.n_in, model.embed_dim, model.num_heads
-    return layer.step.reducer.extra_macs(*sizes)
+    reducer = layer.step.reducer
+    return reducer.extra_macs(layer.counts.n_in, model.embed_dim, model.num_heads)
 
 
 def _part_parameters(model, image_size):
@@ -149,4 +159,5 @@ def _part_parameters(model, image_size):
 
     blocks = [size(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))]
     head = size("norm", "fc_norm", "attn_pool", "head", "head_dist")
-    return [size(*params) - sum(blocks) - head, *blocks, head]
+    stem = size(*params) - sum(blocks) - head
+    return [stem, *blocks, head]

@@ -44,7 +44,8 @@ class LayerScale(nn.Module):
     def __call__(self, x):
         init = nn.initializers.constant(1e-5, jnp.float32)
         gamma = self.param("gamma", init, x.shape[-1:])
-        return x * jnp.expand_dims(gamma.astype(x.dtype), range(x.ndim - 1))
+        gamma = gamma.astype(x.dtype)
+        return x * jnp.expand_dims(gamma, range(x.ndim - 1))
 
 
 class Mlp(nn.Module):
@@ -96,7 +97,8 @@ def token_major(x):
 
 def _token_major_backward(_, gradient):
     rows = gradient.reshape(-1, gradient.shape[-1])
-    return (jax.lax.optimization_barrier(rows).reshape(gradient.shape),)
+    rows = jax.lax.optimization_barrier(rows)
+    return (rows.reshape(gradient.shape),)
 
 
 token_major.defvjp(lambda x: (x, None), _token_major_backward)
@@ -114,8 +116,10 @@ def gelu(x, form="exact"):
         return jax.nn.gelu(x, approximate=True)
     wide = x.astype(jnp.float32)
     if form == "quick":
-        return (wide * jax.nn.sigmoid(QUICK * wide)).astype(x.dtype)
-    return (wide * _share_below(wide)).astype(x.dtype)
+        share = jax.nn.sigmoid(QUICK * wide)
+    else:
+        share = _share_below(wide)
+    return (wide * share).astype(x.dtype)
 
 
 def _share_below(x):
@@ -138,7 +142,8 @@ def _gelu_backward(form, x, gradient):
     else:
         density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
         derivative = _share_below(wide) + wide * density
-    return ((gradient.astype(jnp.float32) * derivative).astype(x.dtype),)
+    d_x = gradient.astype(jnp.float32) * derivative
+    return (d_x.astype(x.dtype),)
 
 
 gelu.defvjp(lambda x, form: (gelu(x, form), x), _gelu_backward)
@@ -165,7 +170,8 @@ def _statistics(x, eps):
     """
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
+    squares = (x - mean) ** 2
+    variance = jnp.mean(squares, axis=-1, keepdims=True)
     return mean, jax.lax.rsqrt(variance + eps)
 
 
@@ -188,11 +194,16 @@ def _norm_backward(dtype, eps, saved, gradient):
     gradient = gradient.astype(jnp.float32)
     inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
     along = jnp.mean(inner * unit, axis=-1, keepdims=True)
-    d_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - unit * along)
+    centered = inner - jnp.mean(inner, axis=-1, keepdims=True)
+    d_x = factor * (centered - unit * along)
     tokens = tuple(range(x.ndim - 1))
     d_scale = jnp.sum(gradient * unit, axis=tokens)
     d_bias = jnp.sum(gradient, axis=tokens)
-    return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+    return (
+        d_x.astype(x.dtype),
+        d_scale.astype(scale.dtype),
+        d_bias.astype(scale.dtype),
+    )
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)

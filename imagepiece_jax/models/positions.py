@@ -29,7 +29,7 @@ def fit(
         return tensors
     if embedding.ndim != 3 or embedding.shape[::2] != (1, model.embed_dim):
         return tensors
-    prefix = arch.prefix * arch.prefix_positions  # rows of tokens before the patches
+    prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     patches = embedding.shape[1] - prefix
     grid = tuple(side // model.patch_size for side in sides(image_size))
     old = old and tuple(side // model.patch_size for side in sides(old))
@@ -55,15 +55,17 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
         place, as in SciPy's zoom of order 1: Google's vit_jax and big_vision)
     Returns [*new, D] float32.
     """
+    height, width, dim = grid.shape
     if how == "antialias":
-        shape = (*new, grid.shape[2])
-        return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
-    both = zip(grid.shape[:2], new, strict=True)
+        resized = jax.image.resize(jnp.asarray(grid), (*new, dim), "cubic")
+        return np.asarray(resized)
     if how == "linear":
-        rows, columns = (_linear(old, side) for old, side in both)
+        rows = _linear(height, new[0])
+        columns = _linear(width, new[1])
     else:
         offset = 0.1 if how == "offset" else 0.0  # of DINO and DINOv2
-        rows, columns = (_bicubic(old, side, offset) for old, side in both)
+        rows = _bicubic(height, new[0], offset)
+        columns = _bicubic(width, new[1], offset)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
@@ -78,11 +80,13 @@ def _bicubic(old, new, offset):
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         column = np.clip(first + step, 0, old - 1)
-        np.add.at(weights, (np.arange(new), column), np.where(distance <= 1, near, far))
+        weight = np.where(distance <= 1, near, far)
+        np.add.at(weights, (np.arange(new), column), weight)
     return weights.astype(np.float32)
 
 
 def _linear(old, new):
     """Weights of linear interpolation between the outermost points. -> [new, old]."""
-    distance = np.linspace(0, old - 1, new)[:, None] - np.arange(old)
-    return np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
+    at = np.linspace(0, old - 1, new)
+    distance = np.abs(at[:, None] - np.arange(old))
+    return np.maximum(0, 1 - distance).astype(np.float32)

@@ -17,7 +17,9 @@ def activation(problem_type: str, classes: int) -> str | None:
     """
     if problem_type == REGRESSION or not classes:
         return None
-    return "sigmoid" if problem_type == MULTI_LABEL or classes == 1 else "softmax"
+    if problem_type == MULTI_LABEL or classes == 1:
+        return "sigmoid"
+    return "softmax"
 
 
 def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.ndarray:
@@ -30,13 +32,12 @@ def probabilities(logits: np.ndarray, problem_type: str = SINGLE_LABEL) -> np.nd
     if kind == "sigmoid":
         return 0.5 * (1 + np.tanh(logits / 2))
     if kind is None:
-        allowed = f"{SINGLE_LABEL}, {MULTI_LABEL}"
-        hint = "its numbers are vit.model.apply(vit.variables, images).logits"
-        found = {"value": problem_type, "allowed": allowed, "hint": hint}
         raise InputError(
             f"is {problem_type!r}, whose outputs are no probabilities",
             field="problem_type",
-            **found,
+            value=problem_type,
+            allowed=f"{SINGLE_LABEL}, {MULTI_LABEL}",
+            hint="its numbers are vit.model.apply(vit.variables, images).logits",
         )
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -49,10 +50,10 @@ def check_single_label(problem_type: str, place: str, reader: str) -> None:
     reader: what takes an image to have one label
     """
     if problem_type != SINGLE_LABEL:
-        found = {"field": "problem_type", "value": problem_type}
         raise InputError(
             f"is {problem_type!r}, but {reader} an image to have one label",
+            field="problem_type",
             place=place,
-            **found,
+            value=problem_type,
             allowed=SINGLE_LABEL,
         )

@@ -28,7 +28,7 @@ class Projector:
         return self.layers[0][0].shape[0]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """By name, weights [out, in], as PyTorch has them."""
+        """Weights [out, in] and biases by name, as PyTorch has them."""
         named = {}
         for index, (kernel, bias) in enumerate(self.layers):
             weight = np.ascontiguousarray(np.asarray(kernel).T)
@@ -40,7 +40,8 @@ class Projector:
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens as the language model takes them. [.., D] -> [.., width there]."""
         for index, (kernel, bias) in enumerate(self.layers):
-            x = gelu(x, self.gelu) if index else x
+            if index > 0:
+                x = gelu(x, self.gelu)
             x = jnp.dot(x, kernel)
             if bias is not None:
                 x = x + jnp.broadcast_to(bias, x.shape)

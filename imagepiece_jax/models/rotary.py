@@ -74,7 +74,10 @@ class Rotary(CheckedFields):
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
     def angles(self, coordinates, width):
-        """[B, n, 2] -> [B, n, 1, width / 2], those of one coordinate after another."""
+        """Angles of a head's planes, those of one coordinate after those of the other.
+
+        [B, n, 2] -> [B, n, 1, width / 2]
+        """
         bands = width // 4
         frequency = self.temperature ** -(np.arange(bands) / bands)
         if self.origin == "center":
@@ -87,15 +90,17 @@ class Rotary(CheckedFields):
 
     def rotate(self, heads: jax.Array, rotations) -> jax.Array:
         """Heads [B, N, H, d] turned in float32 by `rotations` [B or 1, N, 1, d / 2]."""
-        (cos, sin), x = rotations, heads.astype(jnp.float32)
+        cos, sin = rotations
+        x = heads.astype(jnp.float32)
         if self.planes == "halves":
             a, b = jnp.split(x, 2, axis=-1)
         else:
             a = x[..., ::2]
             b = x[..., 1::2]
-        turned = a * cos - b * sin, b * cos + a * sin
+        turned_a = a * cos - b * sin
+        turned_b = b * cos + a * sin
         if self.planes == "halves":
-            x = jnp.concatenate(turned, axis=-1)
+            turned = jnp.concatenate([turned_a, turned_b], axis=-1)
         else:
-            x = jnp.stack(turned, axis=-1).reshape(x.shape)
-        return x.astype(heads.dtype)
+            turned = jnp.stack([turned_a, turned_b], axis=-1).reshape(x.shape)
+        return turned.astype(heads.dtype)

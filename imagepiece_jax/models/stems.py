@@ -53,7 +53,8 @@ class PatchStem(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        p, (batch, height, width, channels) = self.patch_size, images.shape
+        p = self.patch_size
+        batch, height, width, channels = images.shape
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
         return nn.DenseGeneral(
             self.embed_dim,
@@ -83,7 +84,8 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         x = images
-        for i, width in enumerate(conv_stem_widths(self.embed_dim, self.patch_size)):
+        widths = conv_stem_widths(self.embed_dim, self.patch_size)
+        for i, width in enumerate(widths):
             # "SAME" would pad an even side by (0, 1): the reference pads (1, 1).
             x = nn.Conv(
                 width,
@@ -212,9 +214,11 @@ def fold(stem, params, stats):
         conv = name.replace("norm", "conv")
         scale = params[name]["scale"]
         scale = scale / jnp.sqrt(mean_and_variance["var"] + NORM_EPSILON)
+        kernel = params[conv]["kernel"] * _channels(scale)
+        bias = params[name]["bias"]
         folded[conv] = {
-            "kernel": jnp.moveaxis(params[conv]["kernel"] * _channels(scale), 3, 0),
-            "bias": params[name]["bias"] - mean_and_variance["mean"] * scale,
+            "kernel": jnp.moveaxis(kernel, 3, 0),
+            "bias": bias - mean_and_variance["mean"] * scale,
         }
     proj = params["proj"]
     kernel = jnp.moveaxis(proj["kernel"], 3, 0)
@@ -222,5 +226,5 @@ def fold(stem, params, stats):
 
 
 def _channels(values):
-    """[D] -> [1, 1, 1, D]."""
+    """A value for each channel of images. [D] -> [1, 1, 1, D]."""
     return values.reshape(1, 1, 1, -1)

@@ -20,16 +20,17 @@ def variable_shapes(model, image_size):
     if model.has_selectors:
         return jax.tree.map(lambda x: x, _shapes(model, image_size))
     # Reductions have no variables, and all blocks have the same: one is traced.
-    one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
-    blocks = [f"blocks_{i}" for i in range(model.depth)]
-    return {
-        collection: {
-            new: jax.tree.map(lambda x: x, values[name])
-            for name in values
-            for new in (blocks if name == "blocks_0" else [name])
-        }
-        for collection, values in one.items()
-    }
+    of_one_block = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
+    shapes = {}
+    for collection, values in of_one_block.items():
+        shapes[collection] = {}
+        for name, part in values.items():
+            names = [name]
+            if name == "blocks_0":
+                names = [f"blocks_{i}" for i in range(model.depth)]
+            for each in names:
+                shapes[collection][each] = jax.tree.map(lambda x: x, part)
+    return shapes
 
 
 def fresh_variables(model, image_size, seed, parts=None):
@@ -46,10 +47,10 @@ def fresh_variables(model, image_size, seed, parts=None):
 
     @jax.jit
     def draw(key, images):
-        return {
-            collection: {name: values[name] for name in parts if name in values}
-            for collection, values in init(key, images).items()
-        }
+        drawn = {}
+        for collection, values in init(key, images).items():
+            drawn[collection] = {n: values[n] for n in parts if n in values}
+        return drawn
 
     return draw(key, images)
 
@@ -93,5 +94,6 @@ def _init(model):
 
 
 def _by_name(variables):
+    """Shapes of the variables, by their paths."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -105,8 +105,10 @@ class ViT(nn.Module):
     @property
     def has_selectors(self) -> bool:
         """Whether a step has parameters, which learn what it selects."""
-        steps = (layer.step for layer in self.plan if layer.step)
-        return any(isinstance(step.reducer, nn.Module) for step in steps)
+        for layer in self.plan:
+            if layer.step and isinstance(layer.step.reducer, nn.Module):
+                return True
+        return False
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
@@ -123,11 +125,15 @@ class ViT(nn.Module):
         scores = {}
         records = []
         drop_path = self._drop_path(keys, train)
-        norm = self._norm("norm") if self.arch.final_norm else lambda x: x
+        norm = self._final_norm()
         pool = None
+        probe = None
         if self.arch.pool == "map":
             pool = AttentionPool(name="attn_pool", **self._shared())
-        probe = pool and (lambda state: pool.scores(norm(state.x), state))
+
+            def probe(state):
+                return pool.scores(norm(state.x), state)
+
         for index in range(self.depth):
             reduction = self._reduction(index, keys, probe)
             state, scores, record = self._block(index)(
@@ -137,23 +143,38 @@ class ViT(nn.Module):
                 records.append(record)
         return self._classify(state, records, norm, pool)
 
+    def _final_norm(self):
+        """The norm of all tokens behind the last block; some models have none."""
+        if self.arch.final_norm:
+            return self._norm("norm")
+        return lambda x: x
+
     def _block(self, index):
-        # Steps that nothing reads have their parameters, too.
-        last = index == self.depth - 1 and not self.is_initializing()
+        queries = None
+        is_last = index == self.depth - 1
+        # Initialization runs the whole block, whose step may have parameters.
+        if is_last and self.head_only and not self.is_initializing():
+            queries = self.arch.head_tokens
         return Block(
             index=index,
             layer=self.plan[index],
             backend=self.backend,
             remat=self.remat,
-            queries=self.arch.head_tokens if self.head_only and last else None,
+            queries=queries,
             name=f"blocks_{index}",
             **self._shared(),
         )
 
     def _shared(self):
         """Fields that blocks and an attention pool have, too."""
-        names = ("num_heads", "mlp_ratio", "arch", "prop_attn", "dtype")
-        return {"dim": self.embed_dim} | {name: getattr(self, name) for name in names}
+        return {
+            "dim": self.embed_dim,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "arch": self.arch,
+            "prop_attn": self.prop_attn,
+            "dtype": self.dtype,
+        }
 
     def _reduction(self, index, keys, probe):
         """The Reduction of a block, its reducer bound; None: it changes no tokens."""
@@ -165,8 +186,8 @@ class ViT(nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
                 n = layer.mlp_tokens - self.arch.prefix
-                sizes = n, self.embed_dim, self.num_heads
-                reducer(contract.random_taps(reducer, *sizes), Counts(n, n))
+                taps = contract.random_taps(reducer, n, self.embed_dim, self.num_heads)
+                reducer(taps, Counts(n, n))
         if layer.counts is None:
             return None
         kernel = kernels.find(layer.step, self, self.kernels)
@@ -177,10 +198,15 @@ class ViT(nn.Module):
         if not (train and self.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
-            problem = 'keys={"drop_path": [B] keys} is missing'
-            raise ValueError(f"train=True draws for drop path: {problem}")
+            raise ValueError(
+                "train=True draws for drop path: "
+                'keys={"drop_path": [B] keys} is missing'
+            )
         scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
-        return [(scale[:, b, 0], scale[:, b, 1]) for b in range(self.depth)]
+        factors = []
+        for block in range(self.depth):
+            factors.append((scale[:, block, 0], scale[:, block, 1]))
+        return factors
 
     def _classify(self, state, records, norm, pool):
         """Final norm, pooling and head -> Outputs."""
@@ -198,17 +224,18 @@ class ViT(nn.Module):
             pooled = norm(x)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
-        logits = pooled.astype(jnp.float32)
+        logits = None
         head_logits = ()
         if self.num_classes:
             logits = dense(self.num_classes, name="head")(pooled)
+        if arch.dist_token and self.num_classes:
+            head_dist = dense(self.num_classes, name="head_dist")
+            head_logits = (logits, head_dist(read[:, 1]))
+            logits = (head_logits[0] + head_logits[1]) / 2
         if arch.dist_token:
-            if self.num_classes:
-                head = dense(self.num_classes, name="head_dist")
-                head_logits = logits, head(read[:, 1])
-                logits = (head_logits[0] + head_logits[1]) / 2
             pooled = jnp.mean(read, axis=1)
-            logits = logits if self.num_classes else pooled.astype(jnp.float32)
+        if not self.num_classes:
+            logits = pooled.astype(jnp.float32)
         return Outputs(
             logits=logits,
             pooled=pooled,
@@ -225,44 +252,61 @@ class ViT(nn.Module):
     def _mean(self, x, state):
         """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""
         x, size, mask = pooled_tokens(x, state, self.arch)
-        size = size if mask is None else size * mask
-        # At least 1, but for an image in which all is masked.
-        share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
-        return jnp.sum(x.astype(jnp.float32) * share[:, :, None], axis=1)
+        if mask is not None:
+            size = size * mask
+        total = jnp.sum(size, axis=1, keepdims=True)
+        # It is at least 1, but for an image in which all is masked.
+        share = size / jnp.maximum(total, 1.0)
+        terms = x.astype(jnp.float32) * share[:, :, None]
+        return jnp.sum(terms, axis=1)
 
     def _embed(self, images, train):
         """Tokens with positions, those of the prefix first. [B, H, W, 3]."""
         arch = self.arch
         stem = self._stem()
         # Pixels that fill no patch are cut, as a convolution of that stride would.
-        height, width = (side - side % self.patch_size for side in images.shape[1:3])
-        x = stem(images[:, :height, :width].astype(self.dtype), train)
+        height, width = images.shape[1:3]
+        height -= height % self.patch_size
+        width -= width % self.patch_size
+        patches = images[:, :height, :width]
+        x = stem(patches.astype(self.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
         self._check_positions(height, width, images.shape[1:3])
-        counts = {
-            "cls_token": arch.class_token,
-            "dist_token": arch.dist_token,
-            "reg_token": arch.registers,
-        }
-        prefix = [
-            self.param(name, INIT, (1, int(count), dim)).astype(self.dtype)
-            for name, count in counts.items()
-            if count
-        ]
-        prefix = [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
+        prefix = self._prefix(batch, dim)
         if arch.prefix_positions:
-            x = self._with_positions(jnp.concatenate([*prefix, x], 1) if prefix else x)
+            if prefix:
+                x = jnp.concatenate([*prefix, x], 1)
+            x = self._with_positions(x)
         else:
-            x = jnp.concatenate([*prefix, self._with_positions(x)], 1)
+            x = self._with_positions(x)
+            x = jnp.concatenate([*prefix, x], 1)
         if arch.pre_norm:
             x = self._norm("norm_pre")(x)
+        coordinates = None
+        if arch.rotary:
+            coordinates = arch.rotary.coordinates((height, width))
         return tokens.start(
             token_major(x),
             arch.prefix,
             grid=(height, width),
-            coordinates=arch.rotary and arch.rotary.coordinates((height, width)),
+            coordinates=coordinates,
         )
+
+    def _prefix(self, batch, dim):
+        """The learned tokens in front of the patches, [batch, count, dim] of each."""
+        arch = self.arch
+        counts = {
+            "cls_token": int(arch.class_token),
+            "dist_token": int(arch.dist_token),
+            "reg_token": arch.registers,
+        }
+        params = []
+        for name, count in counts.items():
+            if count:
+                params.append(self.param(name, INIT, (1, count, dim)))
+        prefix = [param.astype(self.dtype) for param in params]
+        return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
     def _stem(self):
         sizes = (self.embed_dim, self.patch_size, self.dtype)
@@ -279,7 +323,9 @@ class ViT(nn.Module):
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
             return
-        count = positions.shape[1] - arch.prefix * arch.prefix_positions
+        count = positions.shape[1]
+        if arch.prefix_positions:
+            count -= arch.prefix
         if count != height * width:
             raise InputError(
                 f"is of {described(size)} pixels, {height * width} patches, but "
