@@ -31,8 +31,11 @@ def check_owner(*paths: pathlib.Path) -> None:
         return
     for path in paths:
         if path.exists() and owner(path) not in (os.geteuid(), 0):
-            reason = f"belongs to another user ({owner(path)}), whose code is not run"
-            raise PermissionError(errno.EPERM, f"{path} {reason}")
+            raise PermissionError(
+                errno.EPERM,
+                f"{path} belongs to another user ({owner(path)}), whose code is not "
+                "run",
+            )
 
 
 def owner(path: pathlib.Path) -> int:
@@ -43,11 +46,12 @@ def owner(path: pathlib.Path) -> int:
 def processor() -> str:
     """The kind of processor: "native" code of one may be illegal on another."""
     info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    if not info.exists():
+        return platform.processor()
     kinds = ("flags", "Features", "model name")
-    return "\n".join(sorted({line for line in lines if line.startswith(kinds)})) or (
-        platform.processor()
-    )
+    lines = info.read_text().splitlines()
+    lines = {line for line in lines if line.startswith(kinds)}
+    return "\n".join(sorted(lines)) or platform.processor()
 
 
 def keep_programs() -> tuple[pathlib.Path | None, bool]:
@@ -60,11 +64,12 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
     environment sets JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE itself,
     and where the folder cannot be made or is another user's.
     """
-    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    if any(name in os.environ for name in names):
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    if variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return None, False
+    kind = zlib.crc32(processor().encode())
     try:
-        programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
+        programs = folder("programs") / f"{kind:08x}"
         check_owner(programs)
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
@@ -72,5 +77,5 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
         return None, False
     if not os.access(programs, os.W_OK | os.X_OK):
         return None, False
-    os.environ[names[0]] = str(programs)
+    os.environ[variable] = str(programs)
     return programs, is_new

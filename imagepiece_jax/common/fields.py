@@ -41,7 +41,9 @@ class CheckedFields:
     @classmethod
     def in_config(cls):
         """InputErrors raised inside name these fields by their paths in a config."""
-        return within("" if cls.group is None else f"config.{cls.group}".strip("."))
+        if cls.group is None:
+            return within("")
+        return within(f"config.{cls.group}".strip("."))
 
     def refuse(self, field: str, allowed: str = "", problem: str = "", hint: str = ""):
         """Raise InputError for the value of a field."""
@@ -56,8 +58,11 @@ class CheckedFields:
         Raises InputError for the first that is missing or not allowed, by its path in
         the config.
         """
-        values = config.get(cls.group) if cls.group else config
-        values = values if hasattr(values, "keys") else {}
+        values = config
+        if cls.group:
+            values = config.get(cls.group)
+        if not hasattr(values, "keys"):
+            values = {}
         read = {}
         for field in dataclasses.fields(cls):
             if isinstance(field.type, type) and issubclass(field.type, CheckedFields):
@@ -130,8 +135,9 @@ def number(
         )
         return float(_require(fits, value))
 
-    ends = (least, above), (most, below)
-    kind = "finite numbers" if (None, None) in ends else "numbers"
+    kind = "numbers"
+    if (least, above) == (None, None) or (most, below) == (None, None):
+        kind = "finite numbers"
     allowed = kind + _bounds(least, most, above, below)
     return checked(default, convert, allowed, training)
 
@@ -176,16 +182,19 @@ def counts(default=REQUIRED, least=0):
     return several(default, count(least=least), allowed)
 
 
-def several(default, of, allowed, length=None):
-    """A tuple of `length` values (None: of any number), each checked as the field `of`.
+def several(default, each, allowed, length=None):
+    """A tuple of values.
 
+    each: a field that checks one value
     allowed: the allowed values, in words
+    length: number of values; None: any
     """
 
     def convert(value):
-        value = value.tolist() if hasattr(value, "tolist") else value
+        if hasattr(value, "tolist"):
+            value = value.tolist()
         fits = isinstance(value, tuple | list) and length in (None, len(value))
-        return tuple(map(of.metadata["convert"], _require(fits, value)))
+        return tuple(map(each.metadata["convert"], _require(fits, value)))
 
     return checked(default, convert, allowed)
 
@@ -223,21 +232,27 @@ def optional(field):
     own = field.metadata
 
     def convert(value):
-        return None if value is None else own["convert"](value)
+        if value is None:
+            return None
+        return own["convert"](value)
 
     return checked(None, convert, own["allowed"], own["training"])
 
 
 def _require(fits, value):
+    """The value, or ValueError where it does not fit."""
     if not fits:
         raise ValueError(value)
     return value
 
 
 def _bounds(least=None, most=None, above=None, below=None):
-    """In words: " from 0 to 1", " of at least 0 and below 1"."""
+    """Bounds of numbers in words: " from 0 to 1", " of at least 0 and below 1"."""
     if least is not None and most is not None:
         return f" from {least} to {most}"
     bounds = {"of at least": least, "above": above, "up to": most, "below": below}
-    words = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+    words = []
+    for word, bound in bounds.items():
+        if bound is not None:
+            words.append(f"{word} {bound}")
     return f" {' and '.join(words)}".rstrip()

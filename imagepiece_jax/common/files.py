@@ -49,9 +49,13 @@ def open_locked(flag, path, mode, **options):
         file.close()
         raise _in_use(flag, folder) from error
     except OSError as error:
-        text = "%s cannot be locked (%s): two processes that write into %s would not "
-        text += "notice each other"
-        log.warning(text, path, error.strerror, folder)
+        log.warning(
+            "%s cannot be locked (%s): two processes that write into %s would not "
+            "notice each other",
+            path,
+            error.strerror,
+            folder,
+        )
     return file
 
 
@@ -82,9 +86,13 @@ def lock_folder(flag, folder):
 
 
 def _in_use(flag, folder):
-    problem = f"{folder} is in use by another process"
-    hint = "choose another, or wait for it"
-    return InputError(problem, field=flag, value=str(folder), hint=hint)
+    """The InputError for a folder that another process has locked."""
+    return InputError(
+        f"{folder} is in use by another process",
+        field=flag,
+        value=str(folder),
+        hint="choose another, or wait for it",
+    )
 
 
 def _lock(file):
@@ -124,8 +132,9 @@ def make_folder(flag, path):
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        there = isinstance(error, FileExistsError)
-        reason = os.strerror(errno.ENOTDIR) if there else error.strerror
+        reason = error.strerror
+        if isinstance(error, FileExistsError):
+            reason = os.strerror(errno.ENOTDIR)
         raise InputError(
             f"{path} cannot be made ({reason})",
             field=flag,
@@ -160,8 +169,9 @@ def check_writable(flag, path, read=(), writes=()):
     writes: suffixes of PROTECTED that the command writes itself
     Raises InputError where it cannot be written, or must not be replaced.
     """
-    for source in filter(os.path.exists, read):
-        if os.path.exists(path) and os.path.samefile(path, source):
+    for source in read:
+        both_exist = os.path.exists(path) and os.path.exists(source)
+        if both_exist and os.path.samefile(path, source):
             raise InputError(
                 f"{path} is read by this command",
                 field=flag,
@@ -195,11 +205,11 @@ def replace_file(path, content):
     Text is written as UTF-8, with backslash escapes for file names that are not UTF-8.
     Raises RunError where it cannot be written.
     """
-    text = isinstance(content, str)
-    # Escapes stand for what is not UTF-8 in the names of files.
-    data = content.encode(errors="backslashreplace") if text else content
+    if isinstance(content, str):
+        # Escapes stand for what is not UTF-8 in the names of files.
+        content = content.encode(errors="backslashreplace")
     with replacing(path) as new:
-        new.write_bytes(data)
+        new.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -216,7 +226,8 @@ def replacing(path):
         new = _temporary(target)
         try:
             new.touch()
-            mode = (target if target.exists() else new).stat().st_mode
+            like = target if target.exists() else new
+            mode = like.stat().st_mode
             yield new
             _finish(new, stat.S_IMODE(mode))
             os.replace(new, target)
@@ -243,14 +254,14 @@ def replacing_folder(path):
         target = _followed(path)
         new = _temporary(target)
         old = _temporary(target)
-        there = target.exists()
+        replaces = target.exists()
         try:
             new.mkdir(parents=True)
             mode = new.stat().st_mode & 0o666  # a file's permissions: who may read it
             yield new
             for file in new.iterdir():
                 _finish(file, mode)
-            if there:
+            if replaces:
                 os.replace(target, old)
             os.replace(new, target)
         except BaseException:
@@ -285,8 +296,12 @@ def _put_back(old, target):
     except FileNotFoundError:
         pass  # it was not moved
     except OSError as error:
-        text = "what was in %s is now in %s: it cannot be put back (%s)"
-        log.warning(text, target, old, error.strerror)
+        log.warning(
+            "what was in %s is now in %s: it cannot be put back (%s)",
+            target,
+            old,
+            error.strerror,
+        )
 
 
 def append_line(file, text):
@@ -325,7 +340,9 @@ def _git(*words):
         )
     except OSError:  # git is not installed
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode:
+        return None
+    return done.stdout.strip()
 
 
 def _target(path):

@@ -8,7 +8,9 @@ def image_size_field():
     """A field for the size of images."""
 
     def convert(value):
-        both = sides(value.tolist() if hasattr(value, "tolist") else value)
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        both = sides(value)
         if len(both) != 2 or not all(is_integer(s) and s > 0 for s in both):
             raise ValueError(value)
         return int(value) if is_integer(value) else tuple(map(int, both))
@@ -33,9 +35,10 @@ def cut_to_patches(images, patch_size):
 
     A model cuts off the rest at the bottom and on the right.
     """
-    grid = tuple(side // patch_size for side in images.shape[1:3])
-    height, width = (patch_size * count for count in grid)
-    return images[:, :height, :width], grid
+    rows = images.shape[1] // patch_size
+    columns = images.shape[2] // patch_size
+    images = images[:, : rows * patch_size, : columns * patch_size]
+    return images, (rows, columns)
 
 
 def patch_grid(image_size, patch_size, cut=False):
@@ -45,12 +48,12 @@ def patch_grid(image_size, patch_size, cut=False):
         size; else the size must be a multiple of the patch size
     Raises InputError where it is not.
     """
-    both = sides(image_size)
-    whole = cut or not any(side % patch_size for side in both)
-    if min(both) < patch_size or not whole:
+    height, width = sides(image_size)
+    is_multiple = height % patch_size == 0 and width % patch_size == 0
+    if min(height, width) < patch_size or not (cut or is_multiple):
         raise InputError(
             field="image_size",
             value=image_size,
             allowed=f"multiples of the model's patch_size, which is {patch_size}",
         )
-    return both[0] // patch_size, both[1] // patch_size
+    return height // patch_size, width // patch_size

@@ -35,7 +35,10 @@ def gather(text):
     padded = np.zeros(max(sizes.max(), 1), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+    texts = []
+    for row, size in zip(rows, sizes, strict=True):
+        texts.append(bytes(row[:size]).decode())
+    return texts
 
 
 def exchange(value):
@@ -57,7 +60,10 @@ def from_main(decide):
     Whatever depends on shared files is decided so: for a while, processes may see a
     network file system differently.
     """
-    return exchange(decide() if is_main() else None)[0]
+    decision = None
+    if is_main():
+        decision = decide()
+    return exchange(decision)[0]
 
 
 @contextlib.contextmanager
@@ -101,14 +107,14 @@ def max_over_processes():
     """
     if jax.process_count() == 1:
         return int
-    exchange = pmap(lambda number: jax.lax.pmax(number, AXIS))
-    before = None
+    highest_of_all = pmap(lambda number: jax.lax.pmax(number, AXIS))
+    latest = None
 
     def highest(number):
-        nonlocal before
-        last = before
-        before = exchange(replicate(np.int32(number)))
-        return 0 if last is None else int(unreplicate(last))
+        nonlocal latest
+        previous = latest
+        latest = highest_of_all(replicate(np.int32(number)))
+        return 0 if previous is None else int(unreplicate(previous))
 
     return highest
 
@@ -187,7 +193,8 @@ class _Mapped:
         if key not in self._compiled:
             if are_crowded():
                 forget_programs()
-            with working(self._work, enabled=self._work is not None and is_main()):
+            reported = self._work is not None and is_main()
+            with working(self._work, enabled=reported):
                 self._compiled[key] = self._lowered(types).compile(self._options)
         return self._compiled[key]
 
@@ -206,7 +213,7 @@ class _Mapped:
 def _types(args):
     """The key of a program: the tree of its arguments, their shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
-    return tree, *((x.shape, x.dtype) for x in leaves)
+    return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def are_crowded() -> bool:
@@ -218,11 +225,12 @@ def are_crowded() -> bool:
     """
     try:
         with open("/proc/sys/vm/max_map_count") as file:
-            most = int(file.read())
+            allowed = int(file.read())
         with open("/proc/self/maps", "rb") as file:
-            return 2 * sum(1 for _ in file) > most
+            maps = len(file.readlines())
     except OSError:  # another system
         return False
+    return 2 * maps > allowed
 
 
 def forget_programs():
@@ -247,9 +255,12 @@ def replicate(tree):
 
 def local(tree):
     """This process's part as NumPy: [devices, ...] -> [local devices, ...]."""
-    return jax.tree.map(
-        lambda x: np.concatenate([part.data for part in x.addressable_shards]), tree
-    )
+
+    def part(x):
+        shards = [shard.data for shard in x.addressable_shards]
+        return np.concatenate(shards)
+
+    return jax.tree.map(part, tree)
 
 
 def unreplicate(tree):
@@ -268,17 +279,15 @@ def shard(tree):
     Raises InputError where n is no multiple of the local devices.
     """
     count = len(local_devices())
-    field = "batch_size"
 
     def put(x):
         size = len(x)
-        allowed = f"multiples of {count}"
         if size % count:
             raise InputError(
                 f"{size} cannot be split over {count} local devices",
-                field=field,
+                field="batch_size",
                 value=size,
-                allowed=allowed,
+                allowed=f"multiples of {count}",
             )
         return _of_all(x.reshape(count, size // count, *x.shape[1:]))
 
@@ -337,8 +346,8 @@ def _of_all(x):
 
 def _sharding():
     """A leading axis of all devices, one row each, in the order of `jax.pmap`."""
-    devices = [
-        d for process in range(jax.process_count()) for d in local_devices(process)
-    ]
+    devices = []
+    for process in range(jax.process_count()):
+        devices += local_devices(process)
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))

@@ -17,7 +17,8 @@ def device_samples(samples, devices):
     half, odd = divmod(samples // devices, 2)
     first = np.arange(devices * half).reshape(devices, half)
     middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
-    return np.concatenate([first, middle, samples - 1 - first[:, ::-1]], axis=1)
+    partners = samples - 1 - first[:, ::-1]
+    return np.concatenate([first, middle, partners], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Placement:
                     f"devices * accumulation steps ({devices} * {self.accumulation})"
                 ),
             )
-        micro = batch_size // self.accumulation
+        micro_batch = batch_size // self.accumulation
         first = self.process_index * self.local_devices
-        mine = device_samples(micro, devices)[first : first + self.local_devices]
-        return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
+        samples = device_samples(micro_batch, devices)
+        mine = samples[first : first + self.local_devices]
+        starts = micro_batch * np.arange(self.accumulation)
+        return mine[:, None] + starts[:, None]

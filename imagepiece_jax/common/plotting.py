@@ -15,7 +15,8 @@ DPI = 100
 TOGETHER = 5
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "black")
 MARKERS = "osD^v"
-COLUMNS, PANEL = (5, 4, 3), (2.5, 2.1)  # of a page of panels, and inches of each
+COLUMNS = (5, 4, 3)  # of a page of panels
+PANEL = (2.5, 2.1)  # inches of a panel
 TITLE = 32  # letters in a line of a panel's title
 # Curves that every panel shows: how they look there.
 REFERENCES = (("black", "-"), ("dimgray", "--"), ("dimgray", ":"))
@@ -52,13 +53,19 @@ def draw_curves(
     Raises RunError where it cannot be written.
     """
     many = len(curves) > TOGETHER
-    # As few empty places as can be.
-    columns = min(COLUMNS, key=lambda count: -len(curves) % count) if many else 1
-    rows = math.ceil(len(curves) / columns) if many else 1
-    size = (columns * PANEL[0], rows * PANEL[1] + 0.6) if many else (9.5, 5)
+    shown = 1
+    columns = 1
+    rows = 1
+    size = (9.5, 5)
+    if many:
+        shown = len(curves)
+        # As few empty places as can be.
+        columns = min(COLUMNS, key=lambda count: -shown % count)
+        rows = math.ceil(shown / columns)
+        size = (columns * PANEL[0], rows * PANEL[1] + 0.6)
     figure = new_figure(*size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    used, unused = np.split(panels.ravel(), [len(curves) if many else 1])
+    used, unused = np.split(panels.ravel(), [shown])
     for axes in unused:
         axes.set_axis_off()
     named = {name: sorted(points) for name, points in curves.items()}
@@ -91,16 +98,20 @@ def draw_curves(
 def _draw_each(panels, curves, references):
     """A panel for each curve, with the references and, in gray, the others."""
     shown = [name for name in references if name in curves][: len(REFERENCES)]
-    looks = dict.fromkeys(curves, {"color": "lightgray", "linewidth": 0.8, "zorder": 1})
+    pale = {"color": "lightgray", "linewidth": 0.8, "zorder": 1}
+    looks = dict.fromkeys(curves, pale)
     for name, (color, style) in zip(shown, REFERENCES, strict=False):
-        looks[name] = {"color": color, "linestyle": style, "linewidth": 1}
-        looks[name]["label"] = name
+        looks[name] = {
+            "color": color,
+            "linestyle": style,
+            "linewidth": 1,
+            "label": name,
+        }
     for axes, own in zip(panels, curves, strict=True):
         for name, points in curves.items():
             if name != own or name in shown:
-                x, values = zip(
-                    *[(x, interval[0]) for x, interval in points], strict=True
-                )
+                x = [place for place, _ in points]
+                values = [interval[0] for _, interval in points]
                 marker = "." if len(x) == 1 else None
                 axes.plot(x, values, marker=marker, **looks[name])
         _draw_curve(axes, curves[own], color=COLORS[0], marker=MARKERS[0])

@@ -26,9 +26,12 @@ def ending(error):
     if isinstance(error, AssertionError | RuntimeError) and platforms is not None:
         *_, last = traceback.extract_tb(error.__traceback__)
         if last.filename.endswith("xla_bridge.py"):  # where JAX starts the platforms
-            problem = f"is {platforms!r}, which JAX cannot start here"
-            allowed = "platforms that this machine has, such as cpu"
-            return ending(InputError(problem, field="JAX_PLATFORMS", allowed=allowed))
+            mistake = InputError(
+                f"is {platforms!r}, which JAX cannot start here",
+                field="JAX_PLATFORMS",
+                allowed="platforms that this machine has, such as cpu",
+            )
+            return ending(mistake)
     return None, None
 
 
@@ -39,8 +42,8 @@ def interrupt(signum, frame):
     collected is handled. JAX has it call a function, and models are many objects.
     """
     collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
-    later = hasattr(signal, "setitimer")  # not on Windows
-    if later and frame is not None and frame.f_code in collecting:
+    has_timer = hasattr(signal, "setitimer")  # not on Windows
+    if has_timer and frame is not None and frame.f_code in collecting:
         signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:

@@ -51,6 +51,7 @@ def sample_keys(seed, step, positions, purpose):
 
 
 def _step_key(seed, step, purpose):
+    """The key from which all keys of a purpose at a step are folded."""
     # The generator is named: a run must not depend on jax's configurable default.
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), int(purpose))
     return jax.random.fold_in(key, step)

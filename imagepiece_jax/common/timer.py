@@ -113,14 +113,16 @@ class _Runner:
     def warm_up(self, calls):
         """Run `calls` calls; the first does not count for the estimate."""
         self._lap(1)
-        self.estimate = self._lap(max(calls - 1, 1)) / max(calls - 1, 1)
+        rest = max(calls - 1, 1)
+        self.estimate = self._lap(rest) / rest
 
     def repeat(self, seconds):
         """Seconds per call over as many calls as last `seconds` or longer."""
         calls = 0
         passed = 0.0
         while calls == 0 or passed < seconds:
-            more = max(1, math.ceil((seconds - passed) / max(self.estimate, 1e-9)))
+            missing = (seconds - passed) / max(self.estimate, 1e-9)
+            more = max(1, math.ceil(missing))
             passed += self._lap(more)
             calls += more
             self.estimate = passed / calls

@@ -4,6 +4,7 @@
 the slot of the token that holds it; a negative slot is a dropped patch.
 """
 
+import itertools
 import math
 import os
 import pathlib
@@ -61,7 +62,8 @@ def draw_groups(
     """
     image = np.asarray(image)
     source = np.asarray(source)
-    colors = outline_colors([source], grid) if colors is None else colors
+    if colors is None:
+        colors = outline_colors([source], grid)
     slots = _to_pixels(source.reshape(grid), image)
     hues = _to_pixels(colors[_first(source)].reshape(*grid, 3), image)
     means = _to_pixels(mean_colors(image, source, grid), image)
@@ -119,20 +121,22 @@ def _touching(source, grid):
     merged = _same_token(source).sum(axis=1) > 1
     tokens = np.where(merged, first, -1).reshape(grid)
     touching = np.zeros((len(source), len(source)), bool)
-    for one, other in (
+    neighbors = (
         (tokens[:, 1:], tokens[:, :-1]),
         (tokens[1:], tokens[:-1]),
         (tokens[1:, 1:], tokens[:-1, :-1]),
         (tokens[1:, :-1], tokens[:-1, 1:]),
-    ):
-        both = (one != other) & (one >= 0) & (other >= 0)
-        touching[one[both], other[both]] = True
+    )
+    for token, neighbor in neighbors:
+        both = (token != neighbor) & (token >= 0) & (neighbor >= 0)
+        touching[token[both], neighbor[both]] = True
     return touching | touching.T
 
 
 def mean_colors(image, source, grid):
     """Mean color of each patch's token, [H, W, 3], [h * w] -> float32 [h, w, 3]."""
-    (height, width), (h, w) = image.shape[:2], grid
+    height, width = image.shape[:2]
+    h, w = grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
     same = _same_token(source)
     sums = same @ patches.mean(axis=(1, 3)).reshape(-1, 3)
@@ -168,7 +172,8 @@ def draw_values(image, values, grid, colormap="inferno"):
     dropped = _to_pixels(np.isnan(values).reshape(grid), image)[..., None]
     pixels = image.astype(np.float32)
     gray = pixels.mean(axis=-1, keepdims=True)
-    drawn = np.where(dropped, _fade(pixels), _blend(gray, painted[..., :3], _VALUE))
+    shown = _blend(gray, painted[..., :3], _VALUE)
+    drawn = np.where(dropped, _fade(pixels), shown)
     return np.rint(drawn).astype(np.uint8)
 
 
@@ -183,13 +188,15 @@ def token_page(path, images, sources, grid, titles):
     titles: one for each image
     """
     rows = []
-    for image, steps, title in zip(map(enlarged, images), sources, titles, strict=True):
-        rows.append([(title, image, f"{math.prod(grid)} patches")])
+    for image, steps, title in zip(images, sources, titles, strict=True):
+        image = enlarged(image)
+        row = [(title, image, f"{math.prod(grid)} patches")]
         colors = outline_colors([source for _, source in steps], grid)
         for step, source in steps:
             count = len(np.unique(source[source >= 0]))
             drawn = draw_groups(image, source, grid, colors)
-            rows[-1].append((step, drawn, f"{count} tokens"))
+            row.append((step, drawn, f"{count} tokens"))
+        rows.append(row)
     panel_page(path, rows, CAPTION)
 
 
@@ -206,7 +213,8 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
     caption: stands below the pictures
     colors: as `save_figure` takes it
     """
-    height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
+    _, first_picture, _ = next(filter(None, itertools.chain(*rows)))
+    height, width = first_picture.shape[:2]
     columns = max(map(len, rows))
     page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
     caption = textwrap.wrap(caption, int((page_width - 2 * _MARGIN) / _LETTER))
@@ -219,10 +227,11 @@ def panel_page(path: str | os.PathLike, rows, caption: str, colors: int | None =
             if panel is None:
                 continue
             title, pixels, note = panel
-            start = _MARGIN + column * (width + _GAP)
+            left = _MARGIN + column * (width + _GAP)
             bottom = page_height - (row + 1) * (height + _LABEL)
+            place = (left / page_width, bottom / page_height)
             size = (width / page_width, height / page_height)
-            axes = figure.add_axes((start / page_width, bottom / page_height, *size))
+            axes = figure.add_axes((*place, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
@@ -256,6 +265,7 @@ def _first(source):
 
 
 def _blend(below, above, share):
+    """A mean of two pictures in which `above` has this share."""
     return (1 - share) * below + share * above
 
 

@@ -35,8 +35,9 @@ def layer_dtype():
 
     def convert(value):
         name = value
-        with contextlib.suppress(TypeError):  # not a type
-            name = value if isinstance(value, str) else jnp.dtype(value).name
+        if not isinstance(value, str):
+            with contextlib.suppress(TypeError):  # not a type
+                name = jnp.dtype(value).name
         if name not in DTYPES:
             raise ValueError(value)
         return name
