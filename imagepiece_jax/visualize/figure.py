@@ -59,17 +59,18 @@ def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
     each stage and the last block; "weights" one for each token of a soft reduction.
     """
     stages = trace.stages
-    looks = [(s.attention, s.attended, s.block - (s.site == "pre")) for s in stages]
-    looks.append((trace.attention, trace.attended, trace.depth - 1))
-    soft = [stage.weights[index] for stage in stages if stage.weights is not None]
-    hard = [stage.source[index] for stage in stages if stage.source is not None]
-    colors = token_pictures.outline_colors(hard, trace.grid)
-    return {
-        "tokens": [_tokens(stage, index, colors) for stage in stages],
-        "attention": [_attention(index, *look) for look in looks],
-        "sizes": [_sizes(stage, index) for stage in stages],
-        "weights": [_weights(i, m) for maps in soft for i, m in enumerate(maps)],
-    }
+    sources = [stage.source[index] for stage in stages if stage.source is not None]
+    colors = token_pictures.outline_colors(sources, trace.grid)
+    found = {"tokens": [], "attention": [], "sizes": [], "weights": []}
+    for stage in stages:
+        found["tokens"].append(_tokens(stage, index, colors))
+        found["attention"].append(_attention(stage, index, stage.attention_block))
+        found["sizes"].append(_sizes(stage, index))
+        if stage.weights is not None:
+            for number, weights in enumerate(stage.weights[index]):
+                found["weights"].append(_weights(number, weights))
+    found["attention"].append(_attention(trace, index, trace.depth - 1))
+    return found
 
 
 def save(path, image, name, trace, index):
@@ -80,17 +81,21 @@ def save(path, image, name, trace, index):
     image = token_pictures.enlarged(image)
     by_kind = views(trace, index)
 
-    def panels(kind):
-        return [
-            view and (view.title, view.draw(image, trace.grid), view.note)
-            for view in by_kind[kind]
-        ]
+    def panel(view):
+        if view is None:
+            return None
+        return (view.title, view.draw(image, trace.grid), view.note)
 
+    shown = [kind for kind in KINDS if any(by_kind[kind])]
+    rows = [[None, *map(panel, by_kind[kind])] for kind in shown]
     lead = (name, image, f"{math.prod(trace.grid)} patches")
-    rows = [[None, *panels(kind)] for kind in KINDS if any(by_kind[kind])] or [[]]
-    rows[0] = [lead, *rows[0][1:]]
-    maps = panels("weights")
-    rows += [maps[i : i + MAPS_IN_A_ROW] for i in range(0, len(maps), MAPS_IN_A_ROW)]
+    if rows:
+        rows[0][0] = lead
+    else:
+        rows = [[lead]]
+    maps = list(map(panel, by_kind["weights"]))
+    for start in range(0, len(maps), MAPS_IN_A_ROW):
+        rows.append(maps[start : start + MAPS_IN_A_ROW])
     captions = [text for kind, text in CAPTIONS.items() if any(by_kind[kind])]
     token_pictures.panel_page(path, rows, " ".join(captions))
 
@@ -102,23 +107,28 @@ def file_name(index, name, label):
     return f"{index:03d}_{stem}_{method}.png"
 
 
-def _name(stage):
-    return f"{'before ' if stage.site == 'pre' else ''}block {stage.block}"
+def _place(stage):
+    """Where a step stands, in words."""
+    if stage.site == "pre":
+        return f"before block {stage.block}"
+    return f"block {stage.block}"
 
 
 def _tokens(stage, index, colors):
     if stage.source is None:
         return None
     note = f"{stage.tokens} tokens"
-    return View("tokens", _name(stage), note, stage.source[index], colors)
+    return View("tokens", _place(stage), note, stage.source[index], colors)
 
 
-def _attention(index, attention, attended, block):
-    if attention is None:
+def _attention(traced, index, block):
+    """The view of class attention in a block, if the Stage or Trace has one."""
+    if traced.attention is None:
         return None
-    row = attention[index]
+    row = traced.attention[index]
     # Not linear: one token of many patches may exceed all the others.
-    values = _spread(np.sqrt(row / row.max()), attended[index])
+    values = np.sqrt(row / row.max())
+    values = _spread(values, traced.attended[index])
     note = f"largest {_percent(row.max())}"
     return View("attention", f"attention, block {block}", note, values)
 
@@ -133,11 +143,12 @@ def _sizes(stage, index):
     share = np.log(sizes) / np.log(max(high, 2))
     note = "1 patch each" if high == 1 else f"{low} to {high} patches"
     values = _spread(share, stage.source[index])
-    return View("sizes", f"sizes, {_name(stage)}", note, values)
+    return View("sizes", f"sizes, {_place(stage)}", note, values)
 
 
 def _weights(number, weights):
-    note = f"largest weight {_percent(weights.max() / weights.sum())}"
+    share = weights.max() / weights.sum()
+    note = f"largest weight {_percent(share)}"
     return View("weights", f"token {number}", note, weights / weights.max())
 
 

@@ -54,19 +54,24 @@ def write_folder(
         make_folder("--out", folder)
     images_of_patches, _ = cut_to_patches(images, models[0].model.patch_size)
     for vit in models:
-        problem = vit.problem_type
-        traces.append(tracing.trace(vit.model, vit.variables, images, problem))
-        untrained = "selectors" in vit.untrained_kinds
-        facts = {"untrained": untrained, "gmacs": vit.gmacs}
-        methods.append({"label": vit.label, "setting": vit.reduction} | facts)
-        stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
-        drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
+        trace = tracing.trace(vit.model, vit.variables, images, vit.problem_type)
+        traces.append(trace)
+        method = {
+            "label": vit.label,
+            "setting": vit.reduction,
+            "untrained": "selectors" in vit.untrained_kinds,
+            "gmacs": vit.gmacs,
+        }
+        methods.append(method)
+        stages = trace.stages
+        if blocks:
+            stages = tuple(stage for stage in stages if stage.block in blocks)
+        drawn = dataclasses.replace(trace, stages=stages)
         for i in counted(range(len(names)), f"figures of {vit.label}"):
             path = figures / figure.file_name(i, names[i], vit.label)
             figure.save(path, images_of_patches[i], names[i], drawn, i)
-        patches = math.prod(drawn.grid)
-        tokens = drawn.tokens
-        yield f"{vit.label}: {patches} patches, {tokens} tokens at the end"
+        patches = math.prod(trace.grid)
+        yield f"{vit.label}: {patches} patches, {trace.tokens} tokens at the end"
     tracing.write_traces(out, names, methods, traces)
     classes = models[0].class_names
     text = page(images_of_patches, names, methods, traces, source, classes)
@@ -76,14 +81,15 @@ def write_folder(
 
 def page(images, names, methods, traces, weights, class_names=None):
     """The page as text; arguments as `write_folder` makes them."""
-    sections = [
-        _section(i, images[i], names[i], methods, traces, class_names or ())
-        for i in counted(range(len(names)), "images on the page")
-    ]
-    photos = "\n".join(
-        f".photo-{i} {{ background-image: url({_jpeg(_gray(image))}); }}"
-        for i, image in enumerate(images)
-    )
+    sections = []
+    photos = []
+    class_names = class_names or ()
+    for i in counted(range(len(names)), "images on the page"):
+        section = _section(i, images[i], names[i], methods, traces, class_names)
+        sections.append(section)
+        url = _jpeg(_gray(images[i]))
+        photos.append(f".photo-{i} {{ background-image: url({url}); }}")
+    photos = "\n".join(photos)
     style = pathlib.Path(__file__).with_name("page.css").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -115,13 +121,18 @@ def page(images, names, methods, traces, weights, class_names=None):
 def _table(methods, traces):
     rows = []
     for method, trace in zip(methods, traces, strict=True):
-        counts = ", ".join(str(stage.tokens) for stage in trace.stages) or "none"
-        cells = [f"{method['gmacs']:.3f}", str(trace.tokens), counts]
-        cells = "".join(f"<td>{cell}</td>" for cell in cells)
         label = html.escape(method["label"])
-        rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
-    heads = ("method", "GMACs an image", "image tokens at the end", "after each step")
-    heads = "".join(f'<th scope="col">{head}</th>' for head in heads)
+        counts = ", ".join(str(stage.tokens) for stage in trace.stages) or "none"
+        rows.append(
+            f'<tr><th scope="row">{label}</th><td>{method["gmacs"]:.3f}</td>'
+            f"<td>{trace.tokens}</td><td>{counts}</td></tr>"
+        )
+    heads = (
+        '<th scope="col">method</th>'
+        '<th scope="col">GMACs an image</th>'
+        '<th scope="col">image tokens at the end</th>'
+        '<th scope="col">after each step</th>'
+    )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Methods"><table>'
         "<caption>What each method costs and leaves, of "
@@ -142,42 +153,38 @@ def _untrained(methods):
 def _contents(names):
     if len(names) == 1:
         return ""
-    links = [
-        f'<a href="#image-{i}">{html.escape(name)}</a>' for i, name in enumerate(names)
-    ]
+    links = []
+    for i, name in enumerate(names):
+        links.append(f'<a href="#image-{i}">{html.escape(name)}</a>')
     return f'<nav aria-label="Images"><p>{", ".join(links)}</p></nav>'
 
 
 def _switch():
     """Choice of the kind of picture; browsers without :has() show all kinds."""
-    choices = [
-        f'<label><input type="radio" name="show" id="show-{kind}"'
-        f"{' checked' * (kind == 'tokens')}>{text}</label>"
-        for kind, text in LABELS.items()
-    ]
-    texts = figure.CAPTIONS
-    texts = texts | {"tokens": f"{texts['tokens']} {texts['weights']}"}
-    keys = "".join(f'<p class="{kind}">{texts[kind]}</p>' for kind in LABELS)
-    choices = "".join(choices)
+    choices = ""
+    keys = ""
+    for kind, text in LABELS.items():
+        checked = ""
+        caption = figure.CAPTIONS[kind]
+        if kind == "tokens":
+            checked = " checked"
+            caption += f" {figure.CAPTIONS['weights']}"
+        choices += f'<label><input type="radio" name="show" id="show-{kind}"{checked}>'
+        choices += f"{text}</label>"
+        keys += f'<p class="{kind}">{caption}</p>'
     return f'<fieldset class="switch"><legend>Show</legend>{choices}</fieldset>{keys}'
 
 
 def _section(index, image, name, methods, traces, class_names):
     """One image: the results of all methods side by side, then each block by block."""
     escaped = html.escape(name)
-    views = [figure.views(trace, index) for trace in traces]
     cells = []
     details = []
-    for method, trace, kinds in zip(methods, traces, views, strict=True):
+    for method, trace in zip(methods, traces, strict=True):
         label = html.escape(method["label"])
-        draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
-        prediction = ""
-        if trace.top is not None:
-            top = trace.top[index]
-            sure = 100 * trace.confidence[index]
-            named = class_names[top] if top < len(class_names) else None
-            answer = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
-            prediction = f'<p class="none">{answer}</p>'
+        views = figure.views(trace, index)
+        draw = _Drawing(image, index, name, method["label"], trace.grid, views)
+        prediction = _prediction(trace, index, class_names)
         cells.append(
             f'<div class="cell"><h3>{label}</h3>{draw.end()}{prediction}</div>'
         )
@@ -200,40 +207,63 @@ def _section(index, image, name, methods, traces, class_names):
     )
 
 
+def _prediction(trace, index, class_names):
+    """A line with an image's most probable class; "" where there are no classes."""
+    if trace.top is None:
+        return ""
+    top = trace.top[index]
+    name = f"class {top}"
+    if top < len(class_names):
+        name = class_names[top] or name
+    sure = 100 * trace.confidence[index]
+    return f'<p class="none">{html.escape(name)}, {sure:.0f} % sure</p>'
+
+
 class _Drawing:
     """Pictures of one image under one method, as figures of the page."""
 
-    def __init__(self, image, index, name, method, grid, kinds):
+    def __init__(self, image, index, name, method, grid, views):
         self._image = image
         self._index = index
         self._grid = grid
-        self._kinds = {kind: [*filter(None, views)] for kind, views in kinds.items()}
-        self._of = f"{method}, {name}"
+        self._views = {kind: [*filter(None, each)] for kind, each in views.items()}
+        self._subject = f"{method}, {name}"
 
     def end(self):
         """The method's result: a figure, or a sentence, of each kind."""
-        last = {kind: (self._kinds[kind] or [None])[-1] for kind in figure.KINDS}
-        figures = {kind: self._figure(view, kind) for kind, view in last.items()}
-        if self._kinds["weights"]:
-            figures["tokens"] = self._sheet(self._kinds["weights"])
-        return "".join(figures.values())
+        text = ""
+        for kind in figure.KINDS:
+            if kind == "tokens" and self._views["weights"]:
+                text += self._sheet(self._views["weights"])
+            elif self._views[kind]:
+                text += self._figure(self._views[kind][-1], kind)
+            else:
+                text += self._no_figure(kind)
+        return text
 
     def strip(self):
         """All views in order; learned tokens stand with the groups."""
-        kinds = {kind: self._kinds[kind] for kind in figure.KINDS}
-        kinds["tokens"] = kinds["tokens"] + self._kinds["weights"]
-        return "".join(
-            self._figure(view, kind)
-            for kind, views in kinds.items()
-            for view in views or [None]
-        )
+        text = ""
+        for kind in figure.KINDS:
+            views = self._views[kind]
+            if kind == "tokens":
+                views = views + self._views["weights"]
+            for view in views:
+                text += self._figure(view, kind)
+            if not views:
+                text += self._no_figure(kind)
+        return text
+
+    def _no_figure(self, kind):
+        """The sentence in place of the figures of a kind."""
+        reason = kind
+        if kind == "sizes" and self._views["weights"]:
+            reason = "overlap"
+        return f'<p class="none {kind}">{_NO_FIGURE[reason]}</p>'
 
     def _figure(self, view, kind):
         """`view` as a figure that is shown while the kind is selected."""
-        if view is None:
-            overlap = kind == "sizes" and self._kinds["weights"]
-            return f'<p class="none {kind}">{_NONE["overlap" if overlap else kind]}</p>'
-        alt = html.escape(f"{view.title}, {view.note}: {self._of}")
+        alt = html.escape(f"{view.title}, {view.note}: {self._subject}")
         if view.kind == "tokens":
             drawn = _jpeg(view.draw(enlarged(self._image), self._grid))
             return _framed(kind, drawn, alt, view.title, view.note, self._grid)
@@ -248,8 +278,9 @@ class _Drawing:
         height, width = self._grid
         down = math.ceil(len(maps) / across)
         # One clear pixel between two maps.
-        size = down * (height + 1) - 1, across * (width + 1) - 1, 4
-        sheet = np.zeros(size, "uint8")
+        rows = down * (height + 1) - 1
+        columns = across * (width + 1) - 1
+        sheet = np.zeros((rows, columns, 4), "uint8")
         for i, view in enumerate(maps):
             top = (height + 1) * (i // across)
             left = (width + 1) * (i % across)
@@ -257,12 +288,14 @@ class _Drawing:
             painted = painted.reshape(height, width, 4)
             sheet[top : top + height, left : left + width] = painted
         note = f"{len(maps)} learned tokens"
-        frame = "values"
-        alt = html.escape(f"weights of {note}, a map each: {self._of}")
-        return _framed("tokens", _png(sheet), alt, "weights", note, size, frame)
+        alt = html.escape(f"weights of {note}, a map each: {self._subject}")
+        picture = _png(sheet)
+        return _framed(
+            "tokens", picture, alt, "weights", note, sheet.shape, frame="values"
+        )
 
 
-_NONE = {
+_NO_FIGURE = {
     "tokens": "All patches are tokens.",
     "attention": "There is no class token.",
     "sizes": "Every token is one patch.",
@@ -271,6 +304,7 @@ _NONE = {
 
 
 def _framed(kind, source, alt, title, note, shape, frame="groups"):
+    """A figure of a picture whose data URL is `source`."""
     height = round(WIDTH * shape[0] / shape[1])
     return (
         f'<figure class="{kind}"><div class="{frame}"><img src="{source}" alt="{alt}" '
@@ -280,11 +314,13 @@ def _framed(kind, source, alt, title, note, shape, frame="groups"):
 
 
 def _count(number, noun):
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _gray(image):
-    return np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
+    """A photograph without its colors, still [H, W, 3]."""
+    gray = image.mean(axis=-1, keepdims=True)
+    return np.repeat(gray, 3, axis=-1).astype(np.uint8)
 
 
 def _jpeg(pixels):
@@ -299,4 +335,5 @@ def _inlined(pixels, kind, **options):
     """Pixels as a data URL."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    text = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{kind};base64,{text}"

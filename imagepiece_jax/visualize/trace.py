@@ -47,6 +47,11 @@ class Stage:
     attention: np.ndarray | None = None
     attended: np.ndarray | None = None  # [B, n0], each patch's token in `attention`
 
+    @property
+    def attention_block(self) -> int:
+        """The last block whose attention comes before the step."""
+        return self.block - 1 if self.site == "pre" else self.block
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -76,47 +81,59 @@ def trace(
     problem_type: of the head, as Pretrained has it
     """
     slots, matrix, attention, logits = _in_batches(model, variables, images)
-    top = sure = None
+    top = None
+    confidence = None
     if activation(problem_type, model.num_classes) is not None:
         top = logits.argmax(axis=-1).astype(np.int32)
-        sure = probabilities(logits, problem_type).max(axis=-1)
-    grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
+        confidence = probabilities(logits, problem_type).max(axis=-1)
     stages = []
-    look = (None, None)
     slots = iter(slots)
-    source = next(slots)
+    source = next(slots)  # before the first step
+    seen = {}  # attention of the last block, and the tokens that it saw
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
-            stages.append(_stage(block, layer, source, next(slots, None), matrix, look))
+            stages.append(_stage(block, layer, source, next(slots, None), matrix, seen))
             source = stages[-1].source
         if source is None:
-            look = None, None
+            seen = {}
             break
-        look = (attention[block], source) if attention else (None, None)
+        if attention:
+            seen = {"attention": attention[block], "attended": source}
         if site in ("attention", "mid"):
-            stages.append(_stage(block, layer, source, next(slots, None), matrix, look))
+            stages.append(_stage(block, layer, source, next(slots, None), matrix, seen))
             source = stages[-1].source
-    ended = tuple(stages), model.image_tokens, top, sure
-    return Trace(grid, model.depth, *ended, *look)
+    return Trace(
+        grid=patch_grid(images.shape[1:3], model.patch_size, cut=True),
+        depth=model.depth,
+        stages=tuple(stages),
+        tokens=model.image_tokens,
+        top=top,
+        confidence=confidence,
+        **seen,
+    )
 
 
-def _stage(block, layer, before, after, matrix, look):
+def _stage(block, layer, before, after, matrix, seen):
     """The Stage of a step by the slots before and after it; after a soft one, None."""
     count = layer.counts.n_out
-    if after is not None:
-        sizes = (after[:, :, None] == np.arange(count)).sum(axis=1, dtype=np.int32)
-        return Stage(block, layer.step.site, count, after, sizes, None, *look)
-    weights = _patch_weights(matrix, before)
-    return Stage(block, layer.step.site, count, None, None, weights, *look)
+    stage = Stage(block, layer.step.site, count, **seen)
+    if after is None:
+        weights = _patch_weights(matrix, before)
+        return dataclasses.replace(stage, weights=weights)
+    belongs = after[:, :, None] == np.arange(count)
+    sizes = belongs.sum(axis=1, dtype=np.int32)
+    return dataclasses.replace(stage, source=after, sizes=sizes)
 
 
 def _patch_weights(matrix, slots):
     """A token's weight, split equally among its patches. -> [B, n_out, n0] float32."""
+    together = slots[:, :, None] == slots[:, None, :]
+    patches = together.sum(axis=2)
+    part = (slots != DROPPED) / np.maximum(patches, 1)
     at = np.maximum(slots, 0)[:, None]
-    shared = (slots[:, :, None] == slots[:, None, :]).sum(axis=2)
-    part = (slots != DROPPED) / np.maximum(shared, 1)
-    weights = np.take_along_axis(matrix, at, axis=2) * part[:, None]
+    weights = np.take_along_axis(matrix, at, axis=2)
+    weights = weights * part[:, None]
     return weights.astype(np.float32)
 
 
@@ -140,17 +157,16 @@ def _run(variables, images, model):
     n] is that of the first soft step, or None.
     """
     attention = []
-    class_row = {"cls_attn"} if model.arch.class_token else set()
-    plan = tuple(
-        dataclasses.replace(layer, reads=layer.reads | class_row)
-        for layer in model.plan
-    )
+    plan = model.plan
+    if model.arch.class_token:
+        plan = tuple(map(_with_class_attention, plan))
 
     def note(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, Block):
             _, scores, _ = out
-            attention.extend(scores[name] for name in class_row)
+            if model.arch.class_token:
+                attention.append(scores["cls_attn"])
         return out
 
     images = normalize(images, model.mean, model.std)
@@ -160,9 +176,16 @@ def _run(variables, images, model):
     patches = math.prod(patch_grid(images.shape[1:3], model.patch_size, cut=True))
     slots = patch_slots(outputs.results, len(images), patches)
     slots = [each for each in slots if each is not None]
-    soft = (result for result in outputs.results if isinstance(result, Mixing))
-    matrix = getattr(next(soft, None), "matrix", None)
+    matrix = None
+    for result in outputs.results:
+        if isinstance(result, Mixing) and matrix is None:
+            matrix = result.matrix
     return slots, matrix, attention, outputs.logits
+
+
+def _with_class_attention(layer):
+    """The plan of a block whose class attention is read."""
+    return dataclasses.replace(layer, reads=layer.reads | {"cls_attn"})
 
 
 def write_traces(folder, names, methods, traces):
@@ -172,27 +195,45 @@ def write_traces(folder, names, methods, traces):
     methods: a dict of JSON values for each of `traces`, such as its label
     Raises RunError where they cannot be written.
     """
-    described = []
+    entries = []
     arrays = {}
-    for m, (method, trace) in enumerate(zip(methods, traces, strict=True)):
-        stages = []
-        for s, stage in enumerate(trace.stages):
-            arrays |= _arrays(f"method{m}_stage{s}", stage)
-            source = None if stage.source is None else stage.source.tolist()
-            facts = {"block": stage.block, "site": stage.site, "tokens": stage.tokens}
-            stages.append(facts | {"source": source})
-        arrays |= _arrays(f"method{m}", trace)
-        facts = {"grid": trace.grid, "depth": trace.depth, "tokens": trace.tokens}
-        described.append(method | facts | {"stages": stages})
+    for number, (method, trace) in enumerate(zip(methods, traces, strict=True)):
+        arrays |= _arrays(f"method{number}", trace)
+        for place, stage in enumerate(trace.stages):
+            arrays |= _arrays(f"method{number}_stage{place}", stage)
+        entry = {
+            **method,
+            "grid": trace.grid,
+            "depth": trace.depth,
+            "tokens": trace.tokens,
+            "stages": list(map(_stage_entry, trace.stages)),
+        }
+        entries.append(entry)
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)
     folder = pathlib.Path(folder)
     replace_file(folder / NPZ, archive.getvalue())
-    text = json.dumps({"images": names, "methods": described}) + "\n"
+    text = json.dumps({"images": names, "methods": entries}) + "\n"
     replace_file(folder / JSON, text)
 
 
-def _arrays(prefix, of):
+def _stage_entry(stage):
+    """A Stage as JSON values."""
+    source = None
+    if stage.source is not None:
+        source = stage.source.tolist()
+    return {
+        "block": stage.block,
+        "site": stage.site,
+        "tokens": stage.tokens,
+        "source": source,
+    }
+
+
+def _arrays(prefix, traced):
     """Arrays of a Stage or Trace by their names in the archive."""
-    fields = vars(of).items()
-    return {f"{prefix}_{k}": v for k, v in fields if isinstance(v, np.ndarray)}
+    arrays = {}
+    for name, value in vars(traced).items():
+        if isinstance(value, np.ndarray):
+            arrays[f"{prefix}_{name}"] = value
+    return arrays
