@@ -62,9 +62,11 @@ def name() -> str:
 
 def _cpu_model():
     file = pathlib.Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if "model name" in line)
-    return next(named, host.machine())
+    if file.exists():
+        for line in file.read_text().splitlines():
+            if "model name" in line:
+                return line.partition(":")[2].strip()
+    return host.machine()
 
 
 def job(call: Callable[[int], Any]) -> timer.TimedCall:
@@ -87,14 +89,17 @@ def needed(compiled):
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None
-    parts = ("argument_size", "output_size", "temp_size")
-    total = sum(getattr(sizes, f"{part}_in_bytes") for part in parts)
-    return total - sizes.alias_size_in_bytes
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
 
 
 def versions(libraries=()) -> dict[str, str]:
     """Versions of Python, LIBRARIES, further `libraries`, and JAX's backend."""
-    names = *LIBRARIES, *libraries
+    names = [*LIBRARIES, *libraries]
     installed = {name: importlib.metadata.version(name) for name in names}
     backend = " ".join(jax.devices()[0].client.platform_version.split())
     return {"python": host.python_version(), **installed, "backend": backend}
@@ -117,9 +122,11 @@ def peak_rates(dtype: str, rules: timer.Rules) -> PeakRates:
     rates = []
     for side in sides:
         factor, *inputs = _normal((side, side), dtype, INPUTS + 1)
-        rates.append(2 * side**3 / _seconds(jnp.dot, inputs, rules, factor))
+        seconds = _seconds(jnp.dot, inputs, rules, factor)
+        rates.append(2 * side**3 / seconds)
     numbers = _normal((copied // 4,), "float32", 2)
-    return PeakRates(max(rates), 2 * copied / _seconds(jnp.negative, numbers, rules))
+    seconds = _seconds(jnp.negative, numbers, rules)
+    return PeakRates(matmul=max(rates), copy=2 * copied / seconds)
 
 
 def _normal(shape, dtype, count):

@@ -61,7 +61,9 @@ def rows(programs, readings, setting):
 
 
 def _or_blank(value, unit):
-    return "" if value is None else f"{value / unit:,.1f}"
+    if value is None:
+        return ""
+    return f"{value / unit:,.1f}"
 
 
 def weights(path):
@@ -85,14 +87,16 @@ def markdown(rows):
     """A table for each mode, followed by its setting and device."""
     parts = []
     for mode, group in _grouped(rows, "mode").items():
-        one = group[0]
+        shared = group[0]  # the setting, which all rows of a mode share
         parts.append(f"### {mode}\n")
         parts.append(markdown_table(TITLES, map(_cells, group)))
+        peaks = peak_rates(shared["matmul_ceiling"], shared["copy_ceiling"])
         parts.append(
-            f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
-            f"median, lowest and highest of {one['repeats']} repeats of "
-            f"{one['seconds']:g} s or more after {one['warmup']} calls; "
-            f"{peak_rates(one['matmul_ceiling'], one['copy_ceiling'])}.\n"
+            f"\n{shared['device']}, {shared['dtype']}, "
+            f"{weights(shared.get('weights'))}; "
+            f"median, lowest and highest of {shared['repeats']} repeats of "
+            f"{shared['seconds']:g} s or more after {shared['warmup']} calls; "
+            f"{peaks}.\n"
         )
     return "\n".join(parts + break_even(rows))
 
@@ -181,7 +185,8 @@ class Files:
         self._plot = plot
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if path:
-                check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
+                writes = [".png"] if flag == "plot" else []
+                check_writable(f"--{flag}", path, writes=writes)
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
                     raise InputError(

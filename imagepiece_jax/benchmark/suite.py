@@ -33,7 +33,7 @@ def batch_sizes(texts: list[str]) -> list[int]:
 
     Raises InputError for anything but whole numbers from 1.
     """
-    words = [word for text in texts for word in text.split(",")]
+    words = ",".join(texts).split(",")
     for word in words:
         if not word.isdecimal() or int(word) < 1:
             raise InputError(
@@ -136,8 +136,8 @@ def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:
 def run_all(groups, rules, files, others=None):
     """Measure and print every group, writing `files` (report.Files) after each."""
     first = next(iter(groups[0].values()))
-    of = report.weights(first.path)
-    print(f"{device.name()}, {first.dtype}, {of}", flush=True)
+    weights = report.weights(first.path)
+    print(f"{device.name()}, {first.dtype}, {weights}", flush=True)
     peaks = device.peak_rates(first.dtype, rules)
     print(report.peak_rates(peaks.matmul, peaks.copy), flush=True)
     for group in groups:
@@ -174,9 +174,12 @@ def _check_memory(name, batch_size, needed):
 
 def _too_large(batch_size, reason):
     """The InputError for a batch that does not fit in memory."""
-    problem = f"is {batch_size}, for which {reason}"
-    field = "--batch_size"
-    return InputError(problem, field=field, value=batch_size, allowed="smaller ones")
+    return InputError(
+        f"is {batch_size}, for which {reason}",
+        field="--batch_size",
+        value=batch_size,
+        allowed="smaller ones",
+    )
 
 
 @contextlib.contextmanager

@@ -72,7 +72,8 @@ class Case:
         mode = self.mode
         if mode == "train":
             check_training(run, parallel.placement(run.grad_accum_steps))
-            if (count := parallel.device_count()) > 1:
+            count = parallel.device_count()
+            if count > 1:
                 raise InputError(
                     f"is train on {count} devices",
                     field="--mode",
