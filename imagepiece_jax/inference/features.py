@@ -95,10 +95,12 @@ def features(
     images = pictures.as_batch(images, vit.preprocessing)
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
-    options = model, blocks, norm, reshape, fill, tokens is not None
+    listed = tokens is not None
     try:
         with working("compiling the features"):  # later calls only start the program
-            return _extract(vit.variables, images, *options)
+            return _extract(
+                vit.variables, images, model, blocks, norm, reshape, fill, listed
+            )
     except errors.FlaxError:
         check_variables(model, vit.variables, size)
         raise
@@ -124,24 +126,28 @@ def forward(model, blocks, norm=True, reshape=True, fill="nearest", listed=False
         images = as_normalized(images, model.mean, model.std)
         outputs, states = with_states(model, variables, images)
         grid = patch_grid(images.shape[1:3], model.patch_size, cut=True)
-        last = final_norm(model, variables)
-        done = np.cumsum([bool(layer.counts) for layer in model.plan])
+        last_norm = final_norm(model, variables)
+        steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs, grid)
         paths = follow(outputs.results, outputs.taps, fill)
 
         @functools.cache  # `blocks` may have the last one, too
         def layer(block, norm):
-            path = paths[done[block]]
+            path = paths[steps[block]]
             prefix, patches, dropped = _mapped(states[block], path, fill, norm)
             if reshape:
                 patches = patches.reshape(-1, *grid, *patches.shape[2:])
                 dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
             return Layer(patches, prefix, dropped)
 
-        final = layer(model.depth - 1, last)
-        layers = tuple(layer(block, last if norm else None) for block in blocks)
-        tokens = token_list(outputs, grid, last) if listed else ()
-        return Features(outputs.pooled, *final, layers, *tokens)
+        final = layer(model.depth - 1, last_norm)
+        norm_of_layers = last_norm if norm else None
+        layers = tuple(layer(block, norm_of_layers) for block in blocks)
+        result = Features(outputs.pooled, *final, layers)
+        if not listed:
+            return result
+        tokens = token_list(outputs, grid, last_norm)
+        return result._replace(**tokens._asdict())
 
     return extract
 
@@ -206,7 +212,8 @@ def _spread(learned, matrix):
     """
     total = jnp.sum(matrix, axis=1, keepdims=True)
     # A token that no learned one took from gets zero, not 0 / 0.
-    share = matrix / jnp.where(total > 0, total, 1.0)
+    total = jnp.where(total > 0, total, 1.0)
+    share = matrix / total
     return jnp.einsum(
         "bsn,bsd->bnd",
         share,
@@ -217,10 +224,11 @@ def _spread(learned, matrix):
 
 def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     """Blocks from 0 that `layers` of `features` names. Raises InputError for others."""
-    last = is_integer(layers) and 0 <= layers <= depth
-    blocks = range(depth - layers, depth) if last else layers
-    blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
-    if not all(is_integer(block) and 0 <= block < depth for block in blocks):
+    blocks = layers
+    if is_integer(layers) and 0 <= layers <= depth:
+        blocks = range(depth - layers, depth)
+    listed = isinstance(blocks, Sequence)
+    if not listed or not all(is_integer(b) and 0 <= b < depth for b in blocks):
         raise InputError(
             field="layers",
             value=layers,
@@ -228,17 +236,16 @@ def chosen_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
                 f"0 to {depth} for the last blocks, or blocks from 0 to {depth - 1}"
             ),
         )
-    return blocks
+    return tuple(blocks)
 
 
 def check_fill(fill: str, class_token: bool) -> None:
     """Raise InputError for a fill that is unknown, or of a class token that is not."""
     if fill == "class" and not class_token:
-        allowed = ", ".join(name for name in FILLS if name != fill)
         raise InputError(
             "is 'class', but this model has no class token",
             field="fill",
             value=fill,
-            allowed=allowed,
+            allowed=", ".join(name for name in FILLS if name != fill),
         )
     one_of("fill", fill, FILLS)

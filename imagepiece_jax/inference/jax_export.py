@@ -59,7 +59,9 @@ def serialized(
     def program(images):
         # A plain tuple: whoever reads the file has no class of this package.
         results = tuple(forward(fixed, images))
-        return results if len(results) > 1 else results[0]
+        if len(results) == 1:
+            return results[0]
+        return results
 
     exported = jax.export.export(program, platforms=PLATFORMS)(images)
     try:
@@ -83,13 +85,16 @@ def _too_large(model, variables):
     dtype = model.dtype.name
     needed = _weight_bytes(model, variables, dtype)
     half = _weight_bytes(model, variables, HALF)
-    problem = f"has weights of {needed / 1e9:.2f} GB in {dtype}"
-    allowed = f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX holds"
     hint = "export it with --format onnx"
     if half < LARGEST and half < needed:
         hint += f" or --config.model.dtype={HALF} ({half / 1e9:.2f} GB)"
     return InputError(
-        problem, place="the model", value=needed, allowed=allowed, hint=hint
+        f"has weights of {needed / 1e9:.2f} GB in {dtype}",
+        place="the model",
+        value=needed,
+        allowed=f"up to {LARGEST / 1e9:.2f} GB with the program, what a file of JAX "
+        "holds",
+        hint=hint,
     )
 
 
@@ -159,16 +164,17 @@ def exported_images(
                 allowed="a number, --batch",
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = batch_size, *sides(vit.image_size), 3
-    return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
+    shape = (batch_size, *sides(vit.image_size), 3)
+    dtype = "uint8" if pixels else "float32"
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
 def draws(model: ViT) -> bool:
     """Whether a step of the reduction draws random numbers, out of training too."""
-    return any(
-        layer.counts and layer.step.reducer.draws(layer.counts, train=False)
-        for layer in model.plan
-    )
+    for layer in model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            return True
+    return False
 
 
 def facts(
@@ -188,20 +194,26 @@ def facts(
     model = outputs.model
     arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
-    def described(name, array):
+    def entry(name, array):
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
         return {"name": name, "shape": shape, "dtype": stored(array.dtype).name}
 
-    output = [*map(described, outputs.names, arrays)]
-    normalization = {"pixels": "0 to 1, of which the input is (pixels - mean) / std"}
-    normalization |= {"mean": model.mean, "std": model.std}
+    output = [*map(entry, outputs.names, arrays)]
+    if len(output) == 1:
+        output = output[0]
     if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
+    else:
+        normalization = {
+            "pixels": "0 to 1, of which the input is (pixels - mean) / std",
+            "mean": model.mean,
+            "std": model.std,
+        }
     classes_out = model.num_classes if "logits" in outputs.names else 0
     return {
-        "input": described(IMAGES, images),
+        "input": entry(IMAGES, images),
         "normalization": normalization,
-        "output": output if len(output) > 1 else output[0],
+        "output": output,
         **outputs.facts,
         "classes": model.num_classes,
         "class_names": vit.class_names,

@@ -37,8 +37,9 @@ def stored_dtype(dtype) -> np.dtype:
     TopK, ArgMax and Gather have these, and nothing between them needs a cast.
     """
     dtype = np.dtype(dtype)
-    wide = dtype.kind in "iu" and dtype != np.uint8
-    return np.dtype(np.int64) if wide else dtype
+    if dtype.kind in "iu" and dtype != np.uint8:
+        return np.dtype(np.int64)
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Value:
     array: np.ndarray | None = None  # of a constant
 
     @classmethod
-    def of(cls, array, dtype=None):
-        """A constant: an array, a number or a list of them."""
+    def constant(cls, array, dtype=None):
+        """The constant that is an array, a number or a list of them."""
         array = np.asarray(array, dtype)
         array = np.asarray(array, stored_dtype(array.dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
@@ -92,20 +93,21 @@ class Graph:
         """The Values of a new node's outputs, each of (shape, dtype)."""
         from onnx import helper
 
-        inputs = [v if isinstance(v, Value) else Value.of(v) for v in inputs]
+        inputs = [_as_value(each) for each in inputs]
         names = tuple(map(self.name_of, inputs))
-        key = kind, names, tuple(sorted((k, str(v)) for k, v in attributes.items()))
+        options = sorted((name, str(value)) for name, value in attributes.items())
+        key = (kind, names, tuple(options))
         if key in self._cache:
             return self._cache[key]
-        values = [
-            Value(tuple(shape), stored_dtype(dtype), self._fresh(kind))
-            for shape, dtype in results
-        ]
+        values = []
+        for shape, dtype in results:
+            name = self._fresh(kind)
+            values.append(Value(tuple(shape), stored_dtype(dtype), name))
         outputs = [value.name for value in values]
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
         self._cache[key] = values
-        self._made[outputs[0]] = kind, inputs, attributes
+        self._made[outputs[0]] = (kind, inputs, attributes)
         return values
 
     def name_of(self, value: Value, name: str | None = None) -> str:
@@ -116,9 +118,10 @@ class Graph:
         if value.array is None:
             return value.name
         array = value.array
-        key = array.dtype.str, array.shape, hashlib.sha256(array).digest()
+        key = (array.dtype.str, array.shape, hashlib.sha256(array).digest())
         if key not in self.constants:
-            self.constants[key] = name or self._fresh("constant"), array
+            name = name or self._fresh("constant")
+            self.constants[key] = (name, array)
         return self.constants[key][0]
 
     def finished(self, outputs: Mapping[str, Value]) -> "ModelProto":
@@ -136,18 +139,21 @@ class Graph:
                 for field in (node.input, node.output):
                     field[:] = [names.get(name, name) for name in field]
 
-        def described(name, value):
+        def info(name, value):
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             sides = [str(s) if is_open(s) else int(s) for s in value.shape]
             return helper.make_tensor_value_info(name, kind, sides)
 
-        constants = [(n, array) for n, array in self.constants.values() if n in live]
+        constants = []
+        for name, array in self.constants.values():
+            if name in live:
+                constants.append(numpy_helper.from_array(array, name))
         graph = helper.make_graph(
-            needed[::-1],
-            "imagepiece_jax",
-            [described(self.images.name, self.images)],
-            [described(name, output) for name, output in outputs.items()],
-            [numpy_helper.from_array(array, name) for name, array in constants],
+            nodes=needed[::-1],
+            name="imagepiece_jax",
+            inputs=[info(self.images.name, self.images)],
+            outputs=[info(name, output) for name, output in outputs.items()],
+            initializer=constants,
         )
         return helper.make_model(
             graph,
@@ -173,7 +179,9 @@ class Graph:
         return distinct
 
     def _fresh(self, kind):
-        number = self._count[kind] = self._count.get(kind, -1) + 1
+        """A new name, such as "MatMul_3"."""
+        number = self._count.get(kind, 0)
+        self._count[kind] = number + 1
         return f"{kind}_{number}"
 
     # Shapes
@@ -187,22 +195,26 @@ class Graph:
         if value.shape == shape:
             return value
         if value.array is not None:
-            return Value.of(value.array.reshape(shape))
+            return Value.constant(value.array.reshape(shape))
         sides = np.array([-1 if is_open(side) else side for side in shape], np.int64)
         return self.op("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
+        """`value` with its axes in another order."""
         value, before = self.untransposed(value)
         order = tuple(before[i] for i in order)  # of two in a row one is enough
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
-            return Value.of(value.array.transpose(order))
+            return Value.constant(value.array.transpose(order))
         shape = tuple(value.shape[i] for i in order)
         return self.op("Transpose", [value], shape, value.dtype, perm=order)
 
     def untransposed(self, value):
-        """(what `value` is a transpose of, the order of its axes)."""
+        """The Value of which `value` is a transpose, and the order of its axes.
+
+        A Value that is no transpose comes back with its own order.
+        """
         kind, operands, attributes = self._made[value.name]
         if kind != "Transpose":
             return value, tuple(range(value.ndim))
@@ -223,8 +235,9 @@ class Graph:
             return value
         columns = list(zip(*chosen, strict=True))
         out = self.op("Slice", [value, *columns], shape, value.dtype)
-        if value.ndim - 1 not in columns[2]:
-            self.notes[out.name] = "rows", value, starts, limits, strides
+        _, _, axes, _ = columns
+        if value.ndim - 1 not in axes:
+            self.notes[out.name] = ("rows", value, starts, limits, strides)
         return out
 
     def expand(self, value, shape):
@@ -233,7 +246,7 @@ class Graph:
         if value.shape == shape:
             return value
         if value.array is not None and not any(map(is_open, shape)):
-            return Value.of(np.broadcast_to(value.array, shape))
+            return Value.constant(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
     def output(self, value, shape):
@@ -253,13 +266,16 @@ class Graph:
         if not any(map(is_open, shape)):
             return np.array(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
+        images = self.images.shape[0]
         parts = []
         for side in shape:
-            part = batch if is_open(side) else [side]
-            if is_open(side) and side != self.images.shape[0]:
-                times = [int(side // self.images.shape[0])]
-                part = self.op("Mul", [batch, times], (1,), np.int64)
-            parts.append(part)
+            if not is_open(side):
+                parts.append([side])
+            elif side == images:
+                parts.append(batch)
+            else:
+                times = [int(side // images)]
+                parts.append(self.op("Mul", [batch, times], (1,), np.int64))
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, *inputs, dtype=None, **attributes):
@@ -269,27 +285,31 @@ class Graph:
         around each of several convolutions meet, and cancel.
         """
         like = next(each.dtype for each in inputs if isinstance(each, Value))
-        inputs = [v if isinstance(v, Value) else Value.of(v, like) for v in inputs]
-        shape = broadcast_shapes(*(value.shape for value in inputs))
-        dtype = inputs[0].dtype if dtype is None else dtype
-        (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
+        inputs = [_as_value(each, like) for each in inputs]
+        shape = broadcast_shapes(*[value.shape for value in inputs])
+        if dtype is None:
+            dtype = inputs[0].dtype
+        value, *others = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self.untransposed(value)
         constant = all(other.array is not None for other in others)
         if source is not value and constant and source.ndim == len(shape):
             back = np.argsort(order)
-            inputs = [source if v is value else _permuted(v, back) for v in inputs]
-            out = self.elementwise(kind, *inputs, dtype=dtype, **attributes)
+            before = []
+            for each in inputs:
+                before.append(source if each is value else _permuted(each, back))
+            out = self.elementwise(kind, *before, dtype=dtype, **attributes)
             return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
 
     def cast(self, value, dtype):
+        """`value` in another dtype."""
         from onnx import helper
 
         dtype = stored_dtype(dtype)
         if value.dtype == dtype:
             return value
         if value.array is not None:
-            return Value.of(value.array.astype(dtype))
+            return Value.constant(value.array.astype(dtype))
         before, operands, _ = self._made[value.name]
         if before == "Cast" and operands[0].dtype.kind == "b":  # one is enough
             value = operands[0]
@@ -306,13 +326,15 @@ class Graph:
             wide = self.cast(value, np.float32)
             return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
-        shape = [1 if i in axes else side for i, side in enumerate(value.shape)]
+        kept_shape = list(value.shape)
+        for axis in axes:
+            kept_shape[axis] = 1
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
         if kind == "ReduceSum" and len(axes) == 1 and axes[0] < value.ndim - 1:
             if value.shape[axes[0]] in range(2, HEADS + 1):
-                total = self._sum_of_parts(value, *axes, shape)
+                total = self._sum_of_parts(value, *axes, kept_shape)
                 return total if keep else self.reshape(total, rest)
-        shape = shape if keep else rest
+        shape = kept_shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
     def _sum_of_parts(self, value, axis, shape):
@@ -327,13 +349,13 @@ class Graph:
     def walk(self, closed, inputs: Sequence[Value]) -> list[Value]:
         """Add the equations of a jaxpr, closed or not; the Values of its outputs."""
         jaxpr = getattr(closed, "jaxpr", closed)
-        constants = map(Value.of, getattr(closed, "consts", ()))
+        constants = map(Value.constant, getattr(closed, "consts", ()))
         values = dict(zip(jaxpr.constvars, constants, strict=True))
         values.update(zip(jaxpr.invars, inputs, strict=True))
 
         def value(atom):
             if isinstance(atom, core.Literal):
-                return Value.of(np.asarray(atom.val, atom.aval.dtype))
+                return Value.constant(np.asarray(atom.val, atom.aval.dtype))
             return values[atom]
 
         for equation in _needed(jaxpr):
@@ -342,6 +364,7 @@ class Graph:
         return [*map(value, jaxpr.outvars)]
 
     def _equation(self, equation, values):
+        """The Values of an equation's outputs, from those of its operands."""
         name = equation.primitive.name
         params = equation.params
         if name == nodes.PRIMITIVE:
@@ -366,20 +389,27 @@ class Graph:
         if name in MOVES:
             moved = PRIMITIVES[name](self, equation, *values)
             return [self.expand(moved, outputs[0].aval.shape)]
-        arrays = [
-            np.asarray(value.array, atom.aval.dtype)
-            for value, atom in zip(values, equation.invars, strict=True)
-        ]
+        arrays = []
+        for value, atom in zip(values, equation.invars, strict=True):
+            arrays.append(np.asarray(value.array, atom.aval.dtype))
         if name in BY_NUMPY:
             results = BY_NUMPY[name](*arrays)
         else:
             with jax.ensure_compile_time_eval():
                 arrays = map(jax.numpy.asarray, arrays)
                 results = equation.primitive.bind(*arrays, **equation.params)
-        return [Value.of(np.asarray(result)) for result in _listed(results)]
+        return [Value.constant(np.asarray(result)) for result in _listed(results)]
+
+
+def _as_value(given, dtype=None):
+    """A Value as it is, and a number or an array as a constant."""
+    if isinstance(given, Value):
+        return given
+    return Value.constant(given, dtype)
 
 
 def _listed(results):
+    """One result or several as a list of them."""
     return results if isinstance(results, list | tuple) else [results]
 
 
@@ -400,9 +430,12 @@ def _needed(jaxpr):
 
 def unknown(name):
     """The InputError for what has no operator."""
-    problem = f"computes {name}, which has no ONNX operator here"
-    allowed = "reductions by fixed counts (--format jax has all of them)"
-    return InputError(problem, place="the model", value=name, allowed=allowed)
+    return InputError(
+        f"computes {name}, which has no ONNX operator here",
+        place="the model",
+        value=name,
+        allowed="reductions by fixed counts (--format jax has all of them)",
+    )
 
 
 def is_open(side):
@@ -413,8 +446,10 @@ def is_open(side):
 def _permuted(constant, order):
     """A constant that broadcasts with what has been transposed by `order`."""
     array = constant.array
+    if array.ndim == 0:
+        return constant
     sides = (1,) * (len(order) - array.ndim) + array.shape
-    return Value.of(array.reshape(sides).transpose(order)) if array.ndim else constant
+    return Value.constant(array.reshape(sides).transpose(order))
 
 
 # Equations that call a function, by their parameter with its jaxpr.
@@ -432,7 +467,8 @@ def primitive(*names, expand=False):
         def expanded(graph, equation, *values):
             return fn(graph, equation, *graph.expanded(equation, values))
 
-        PRIMITIVES.update(dict.fromkeys(names, expanded if expand else fn))
+        for name in names:
+            PRIMITIVES[name] = expanded if expand else fn
         return fn
 
     return enter
@@ -488,20 +524,24 @@ def _operator(graph, equation, *values):
     out = graph.elementwise(OPERATORS[name], *values)
     kind, *facts = graph.notes[values[0].name]
     if name == "not" and kind in OPPOSITE:
-        graph.notes[out.name] = OPPOSITE[kind], *facts
+        graph.notes[out.name] = (OPPOSITE[kind], *facts)
     return out
 
 
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
-    values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
+    operands = []
+    for value in values:
+        if value.dtype.kind == "b":
+            value = graph.cast(value, np.int32)
+        operands.append(value)
     name = equation.primitive.name
-    out = graph.elementwise(COMPARISONS[name], *values, dtype=bool)
-    place, limit = values
+    out = graph.elementwise(COMPARISONS[name], *operands, dtype=bool)
+    place, limit = operands
     kind, *facts = graph.notes[place.name]
     if kind == "order" and name in SIDES and limit.array is not None:
         if limit.array.size == 1:
-            graph.notes[out.name] = SIDES[name], *facts, int(limit.array.item())
+            graph.notes[out.name] = (SIDES[name], *facts, int(limit.array.item()))
     return out
 
 
@@ -555,9 +595,8 @@ def _same(graph, equation, *values):
 @primitive("broadcast_in_dim")
 def _broadcast_in_dim(graph, equation, x, *_):
     sides = [1] * len(equation.params["shape"])
-    for place, side in zip(
-        equation.params["broadcast_dimensions"], x.shape, strict=True
-    ):
+    places = equation.params["broadcast_dimensions"]
+    for place, side in zip(places, x.shape, strict=True):
         sides[place] = side
     return graph.reshape(x, sides)
 
@@ -581,9 +620,13 @@ def _concatenate(graph, equation, *values):
 
 @primitive("stack", expand=True)
 def _stack(graph, equation, *values):
-    axis, (out,) = int(equation.params["axis"]), equation.outvars
-    values = [graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
-    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+    (out,) = equation.outvars
+    axis = int(equation.params["axis"])
+    parts = []
+    for value in values:
+        sides = (*value.shape[:axis], 1, *value.shape[axis:])
+        parts.append(graph.reshape(value, sides))
+    return graph.op("Concat", parts, out.aval.shape, out.aval.dtype, axis=axis)
 
 
 @primitive("pad", expand=True)
@@ -602,13 +645,16 @@ def _iota(graph, equation):
     if is_open(shape[axis]):
         raise unknown("the number of each image of an open batch")
     row = np.arange(shape[axis], dtype=equation.params["dtype"])
-    return Value.of(np.expand_dims(row, [i for i in range(len(shape)) if i != axis]))
+    others = [i for i in range(len(shape)) if i != axis]
+    return Value.constant(np.expand_dims(row, others))
 
 
 @primitive("slice", expand=True)
 def _slice(graph, equation, x):
-    names = ("start_indices", "limit_indices", "strides")
-    return graph.slice(x, *(equation.params[name] for name in names))
+    params = equation.params
+    return graph.slice(
+        x, params["start_indices"], params["limit_indices"], params["strides"]
+    )
 
 
 @primitive("split", expand=True)
@@ -633,7 +679,8 @@ def _rev(graph, equation, x):
 def _gather(graph, equation, x, index):
     """A gather with constant indices: a block of the array, or rows of one axis."""
     x = graph.expand(x, equation.invars[0].aval.shape)
-    params, (out,) = equation.params, equation.outvars
+    params = equation.params
+    (out,) = equation.outvars
     numbers = params["dimension_numbers"]
     sizes = params["slice_sizes"]
     axes = numbers.start_index_map
@@ -647,16 +694,23 @@ def _gather(graph, equation, x, index):
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
             starts[axis] = int(start)
-        limits = [a + s for a, s in zip(starts, sizes, strict=True)]
-        return graph.reshape(graph.slice(x, starts, limits), out.aval.shape)
+        limits = np.add(starts, sizes).tolist()
+        block = graph.slice(x, starts, limits)
+        return graph.reshape(block, out.aval.shape)
     first = axes[0]
     last = axes[-1] + 1
     chosen = tuple(range(first, last))
     behind = first + places.ndim - 1
-    rows = tuple(1 if i in chosen else side for i, side in enumerate(x.shape))
+    rows = list(x.shape)
+    rows[first:last] = [1] * (last - first)
     offsets = (*range(first), *range(behind, out.aval.ndim))
-    found = axes, numbers.collapsed_slice_dims, sizes, numbers.offset_dims
-    if tuple(map(tuple, found)) != (chosen, chosen, rows, offsets):
+    takes_whole_rows = (
+        tuple(axes) == chosen
+        and tuple(numbers.collapsed_slice_dims) == chosen
+        and list(sizes) == rows
+        and tuple(numbers.offset_dims) == offsets
+    )
+    if not takes_whole_rows:
         raise unknown("a gather of parts of rows")
     sides = x.shape[first:last]
     taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
@@ -683,7 +737,8 @@ def _reduce(graph, equation, x):
 
 @primitive("argmax", "argmin", expand=True)
 def _arg(graph, equation, x):
-    (axis,), (out,) = equation.params["axes"], equation.outvars
+    (axis,) = equation.params["axes"]
+    (out,) = equation.outvars
     kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
     place = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
     return graph.cast(place, out.aval.dtype)
@@ -714,7 +769,8 @@ def _dot_general(graph, equation, a, b):
 
 @primitive("conv_general_dilated", expand=True)
 def _conv(graph, equation, x, kernel):
-    (out,), params = equation.outvars, equation.params
+    (out,) = equation.outvars
+    params = equation.params
     numbers = params["dimension_numbers"]
     groups = params["batch_group_count"]
     low, high = zip(*params["padding"], strict=True)
@@ -756,7 +812,7 @@ def _scan(graph, equation, *values):
 NODES = {}
 
 
-def stands(fn):
+def translates(fn):
     """Enter a function in NODES."""
     NODES[fn.__name__] = fn
     return fn
@@ -765,7 +821,7 @@ def stands(fn):
 # The network
 
 
-@stands
+@translates
 def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
@@ -774,7 +830,7 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
     return graph.cast(out, dtype)
 
 
-@stands
+@translates
 def gelu(graph, x, form="exact"):
     if form == "quick":
         share = graph.elementwise("Sigmoid", graph.elementwise("Mul", x, QUICK))
@@ -783,10 +839,10 @@ def gelu(graph, x, form="exact"):
     return graph.elementwise("Gelu", x, approximate=kind)
 
 
-@stands
+@translates
 def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
     weights = _weights(graph, query, key, key_bias)
-    graph.notes[key.name] = "attended", query, key_bias, weights
+    graph.notes[key.name] = ("attended", query, key_bias, weights)
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
@@ -794,7 +850,7 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 
 
 def _weights(graph, query, key, key_bias):
-    """[B, N, H, d] twice, [B, M] -> [B, H, N, M]."""
+    """Attention weights. [B, N, H, d], [B, M, H, d], [B, M] -> [B, H, N, M]."""
     query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -808,7 +864,7 @@ def _weights(graph, query, key, key_bias):
     return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
 
 
-@stands
+@translates
 def class_attention(graph, query, key, key_bias=None):
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
@@ -820,7 +876,7 @@ def class_attention(graph, query, key, key_bias=None):
         queries, bias, all_weights = facts
         first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
         if first == row and bias == key_bias:
-            limits = batch, heads, 1, all_weights.shape[3]
+            limits = (batch, heads, 1, all_weights.shape[3])
             weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
     if weights is None:
         weights = _weights(graph, row, key, key_bias)
@@ -828,12 +884,12 @@ def class_attention(graph, query, key, key_bias=None):
     return graph.reshape(mean, (batch, key.shape[1]))
 
 
-@stands
+@translates
 def log_sum_exp(graph, logits):
     return graph.reduce("ReduceLogSumExp", logits, (1,))
 
 
-@stands
+@translates
 def unit(graph, x, eps=1e-6):
     kind, *facts = graph.notes[x.name]
     if kind == "rows":  # two sides of one array: all of it at once
@@ -849,56 +905,56 @@ def unit(graph, x, eps=1e-6):
 
 
 def _top(graph, x, count, largest):
-    """(values, int64 places) of the first `count` of each row in order."""
-    shape = *x.shape[:-1], count
+    """Values and int64 places of the first `count` of each row in order."""
+    shape = (*x.shape[:-1], count)
     results = [(shape, x.dtype), (shape, np.int64)]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
     return graph.ops("TopK", [x, [count]], results, **options)
 
 
-@stands
+@translates
 def rank(graph, score):
     n = score.shape[-1]
     _, order = _top(graph, score, n, largest=True)
     _, place = _top(graph, order, n, largest=False)
     place = graph.cast(place, np.int32)
-    graph.notes[place.name] = "order", order
+    graph.notes[place.name] = ("order", order)
     return place
 
 
-@stands
+@translates
 def count_before(graph, keep):
     keep = graph.cast(keep, np.int32)
     return graph.op("CumSum", [keep, 1], keep.shape, np.int32, exclusive=1)
 
 
-@stands
+@translates
 def place_among(graph, keep):
     before = count_before(graph, keep)
     n = keep.shape[1]
     place = graph.op("Where", [keep, before, -n], keep.shape, np.int32)
-    graph.notes[place.name] = "kept", keep
+    graph.notes[place.name] = ("kept", keep)
     return place
 
 
-@stands
+@translates
 def invert(graph, position, wanted):
     return pick(graph, position, wanted)[0]
 
 
-@stands
+@translates
 def pick(graph, position, length, *values):
     kind, *facts = graph.notes[position.name]
     n = position.shape[1]
-    values = values or [Value.of(np.arange(n)[None])]
+    values = values or [Value.constant(np.arange(n)[None])]
     if kind == "kept" and isinstance(length, int):
         index = _kept_tokens(graph, *facts, length)
         return [gather_rows(graph, value, index) for value in values]
     if isinstance(length, int):
-        length = Value.of(np.arange(length))
+        length = Value.constant(np.arange(length))
     if kind == "order":
         taken = graph.cast(length, np.int64)
-        shape = position.shape[0], length.shape[-1]
+        shape = (position.shape[0], length.shape[-1])
         index = graph.op("Gather", [*facts, taken], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
     length = graph.reshape(length, (1, length.shape[-1], 1))
@@ -906,10 +962,12 @@ def pick(graph, position, length, *values):
     holds = graph.elementwise("Equal", position, length, dtype=bool)
 
     def picked(value):
-        value = graph.cast(graph.reshape(value, (value.shape[0], 1, n)), np.float32)
+        value = graph.reshape(value, (value.shape[0], 1, n))
+        value = graph.cast(value, np.float32)
         operands = [holds, value, np.float32(0)]
-        one = graph.op("Where", operands, holds.shape, np.float32)
-        return graph.cast(graph.reduce("ReduceSum", one, (2,)), np.int32)
+        taken = graph.op("Where", operands, holds.shape, np.float32)
+        total = graph.reduce("ReduceSum", taken, (2,))
+        return graph.cast(total, np.int32)
 
     return [picked(value) for value in values]
 
@@ -920,10 +978,9 @@ def _kept_tokens(graph, keep, length):
     side, *facts = graph.notes[keep.name]
     if side in ("before", "from"):
         order, place = facts
-        ends = (0, place) if side == "before" else (place, n)
-        if ends[1] - ends[0] == length:
-            batch = keep.shape[0]
-            chosen = graph.slice(order, (0, ends[0]), (batch, ends[1]))
+        first, end = (0, place) if side == "before" else (place, n)
+        if end - first == length:
+            chosen = graph.slice(order, (0, first), (keep.shape[0], end))
             return _top(graph, chosen, length, largest=False)[0]
     index = graph.op("Where", [keep, np.arange(n)[None], n], keep.shape, np.int64)
     first, _ = _top(graph, index, length, largest=False)
@@ -931,17 +988,18 @@ def _kept_tokens(graph, keep, length):
     return graph.op("Where", [behind, 0, first], first.shape, np.int64)
 
 
-@stands
+@translates
 def sums(graph, values, axis):
     return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
 
 
-@stands
+@translates
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
     # Both at once: as ArgMax OpenVINO 2026.4 takes six times as long.
-    top = _top(graph, similarity, 1, largest=True)
-    best, place = (graph.reshape(each, (batch, a)) for each in top)
+    best, place = _top(graph, similarity, 1, largest=True)
+    best = graph.reshape(best, (batch, a))
+    place = graph.reshape(place, (batch, a))
     if tokens.array is not None:
         (tokens,) = tokens.array
         row = graph.op("Gather", [tokens, place], (batch, a), tokens.dtype)
@@ -950,7 +1008,7 @@ def find_partners(graph, similarity, tokens):
     return [best, gather_rows(graph, tokens, place)]
 
 
-@stands
+@translates
 def gather_rows(graph, x, index):
     if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
         return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
@@ -962,7 +1020,7 @@ def gather_rows(graph, x, index):
     return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
 
 
-@stands
+@translates
 def _move_by_index(graph, x, weight, total, index, dest, mean):
     """Kept rows, and a product with the few that are absorbed."""
     n_out = index.keep.shape[1]
@@ -978,7 +1036,9 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
         weights = gather_rows(graph, weight, tokens)
         if total is None:
             return weights
-        sums = total if slots is None else gather_rows(graph, total, slots)
+        sums = total
+        if slots is not None:
+            sums = gather_rows(graph, total, slots)
         return graph.elementwise("Div", weights, sums)
 
     factor = _behind(graph, np.ones(prefix), shares(index.keep))
@@ -994,7 +1054,8 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
     places = np.arange(-prefix, n_out)[None, :, None]
     goes = graph.elementwise("Equal", places, target, dtype=bool)
-    added = graph.op("MatMul", [graph.cast(goes, x.dtype), moved], kept.shape, x.dtype)
+    goes = graph.cast(goes, x.dtype)
+    added = graph.op("MatMul", [goes, moved], kept.shape, x.dtype)
     return graph.elementwise("Add", kept, added)
 
 
@@ -1003,10 +1064,11 @@ def _behind(graph, front, values):
     if not len(front):
         return values
     batch, count = values.shape
-    rows = graph.expand(Value.of(front[None], values.dtype), (batch, len(front)))
-    shape = batch, len(front) + count
+    rows = graph.expand(Value.constant(front[None], values.dtype), (batch, len(front)))
+    shape = (batch, len(front) + count)
     return graph.op("Concat", [rows, values], shape, values.dtype, axis=1)
 
 
 def _shifted(graph, index, by):
+    """An index and a number, added."""
     return graph.elementwise("Add", graph.cast(index, np.int64), by)

@@ -61,13 +61,14 @@ def onnx_model(
     graph = Graph(entry)
     weights = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
-        weights.append(Value.of(leaf))
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        graph.name_of(weights[-1], name)
+        weight = Value.constant(leaf)
+        graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))
+        weights.append(weight)
     results = graph.walk(traced, [*weights, entry])
-    shapes = (each.shape for each in traced.out_avals)
-    results = map(graph.output, results, shapes)
-    return graph.finished(dict(zip(wanted.names, results, strict=True)))
+    named = {}
+    for name, result, aval in zip(wanted.names, results, traced.out_avals, strict=True):
+        named[name] = graph.output(result, aval.shape)
+    return graph.finished(named)
 
 
 def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
@@ -112,9 +113,12 @@ def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None
 
 def _size(model):
     """Bytes of a graph with its weights, or a few more."""
-    graph = model.graph
-    nodes = sum(node.ByteSize() + ENTRY for node in graph.node)
-    return nodes + sum(len(t.raw_data) + len(t.name) + ENTRY for t in graph.initializer)
+    total = 0
+    for node in model.graph.node:
+        total += node.ByteSize() + ENTRY
+    for tensor in model.graph.initializer:
+        total += len(tensor.raw_data) + len(tensor.name) + ENTRY
+    return total
 
 
 def _move(tensor, file, location):

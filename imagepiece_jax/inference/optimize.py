@@ -85,7 +85,8 @@ class Program:
         Raises InputError for other shapes and types.
         """
         self._check(images)
-        missing = self.batch_size - images.shape[0]
+        count = images.shape[0]
+        missing = self.batch_size - count
         if missing:
             pad = np.pad if isinstance(images, np.ndarray) else jnp.pad
             images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
@@ -95,7 +96,9 @@ class Program:
         if images.dtype != self.images.dtype:
             images = images.astype(self.images.dtype)
         results = self.compiled(self.variables, images)
-        return jax.tree.map(lambda a: a[:-missing], results) if missing else results
+        if missing:
+            results = jax.tree.map(lambda result: result[:count], results)
+        return results
 
     def _check(self, images):
         floats = self.images.dtype != jnp.uint8
@@ -115,29 +118,32 @@ class Program:
 
     def describe(self) -> str:
         """Model, cost and compilation in a few lines."""
-        (batch, *size, _), kind = self.images.shape, self.images.dtype
+        batch, *size, _ = self.images.shape
+        kind = self.images.dtype
         model = self.model
-        memory = self.memory
-        mega = 1e6
-        options = [f"{name}={value}" for name, value in self.options.items()]
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
+        reductions = "fused" if model.kernels else "plain"
+        inputs = self.memory.argument_size_in_bytes / 1e6
+        working_space = self.memory.temp_size_in_bytes / 1e6
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        options = ", ".join(options) or "none"
         return (
             f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
-            f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
-            "folded\n"
+            f"{reductions} reductions, {model.stem} stem, folded\n"
             f"compiled in {self.compile_seconds:.1f} s; "
-            f"{memory.argument_size_in_bytes / mega:.0f} MB of weights and images, "
-            f"{memory.temp_size_in_bytes / mega:.0f} MB to work in\n"
-            f"compiler options: {', '.join(options) or 'none'}"
+            f"{inputs:.0f} MB of weights and images, "
+            f"{working_space:.0f} MB to work in\n"
+            f"compiler options: {options}"
         )
 
 
 def _device(value):
+    """The jax.Device that a value names. Raises InputError where there is none."""
     if isinstance(value, jax.Device):
         return value
     platform, _, number = str(value).partition(":")
@@ -152,6 +158,8 @@ def _device(value):
 
 
 def _of_type(kind):
+    """A check for a field whose values are of one type."""
+
     def convert(value):
         if not isinstance(value, kind):
             raise ValueError(value)
@@ -206,15 +214,16 @@ class CompileOptions(CheckedFields):
         others: names of the caller's own arguments, for a suggestion
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        check_names(options, [*others, *(name for name in names if name not in given)])
-        given = {**options, **given}
-        if "batch_size" not in given:
+        names = [name for name in names if name not in given]
+        check_names(options, [*others, *names])
+        values = {**options, **given}
+        if "batch_size" not in values:
             raise InputError(
                 "is missing",
                 field="batch_size",
                 allowed="whole numbers of at least 1",
             )
-        return cls(**given)
+        return cls(**values)
 
 
 @short_traceback
@@ -257,17 +266,20 @@ def compiler(
     model = placed(model, device, requested.attention, requested.kernels)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model, size) / 1e9
-    dead = dead_macs(model) / 1e9 if tokens is None else 0.0
+    dead_gmacs = 0.0
+    if tokens is None:
+        dead_gmacs = dead_macs(model) / 1e9
+    input_dtype = "uint8" if requested.pixels else dtype
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
             (batch_size, *size, 3),
-            jnp.dtype("uint8" if requested.pixels else dtype),
+            jnp.dtype(input_dtype),
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        several = "1 image" if batch_size == 1 else f"{batch_size} images"
-        work = working(f"compiling the model for {several} at a time")
+        count = "1 image" if batch_size == 1 else f"{batch_size} images"
+        work = working(f"compiling the model for {count} at a time")
         with _cached_in(requested.cache_dir), work:
             program = jax.jit(forward(model, tokens is not None))
             lowered = program.lower(weights, images)
@@ -280,7 +292,7 @@ def compiler(
             device=device,
             options=options,
             gmacs=gmacs,
-            dead_gmacs=dead,
+            dead_gmacs=dead_gmacs,
             compile_seconds=time.perf_counter() - began,
         )
 
@@ -298,7 +310,10 @@ def placed(model, device, attention="auto", kernels=None):
 
 
 def default_kernels(model, device):
-    """ "auto" on CPUs, where fused reductions are faster; elsewhere the model's."""
+    """Kernels where nobody chose: "auto" on CPUs, elsewhere those of the model.
+
+    On CPUs fused reductions are faster.
+    """
     if device.platform == "cpu":
         return "auto"
     return "fused" if model.kernels else "plain"
@@ -317,7 +332,8 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
 
     def cast(path, value):
         stays = any(key.key.startswith(STAYS_FLOAT32) for key in path)
-        return jnp.asarray(value, jnp.float32 if stays else dtype)
+        own_dtype = jnp.float32 if stays else dtype
+        return jnp.asarray(value, own_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
     arch = dataclasses.replace(model.arch, gelu=gelu or model.arch.gelu)
@@ -351,11 +367,12 @@ def _check_options(options, device):
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
-        facts = {"value": options, "allowed": "options of XLA"}
+        reason = str(error).partition(": ")[2]
         raise InputError(
-            f"is {options}: {str(error).partition(': ')[2]}",
+            f"is {options}: {reason}",
             field="compiler_options",
-            **facts,
+            value=options,
+            allowed="options of XLA",
         ) from error
 
 
@@ -379,6 +396,7 @@ def _cached_in(folder):
 
 
 def _configure(settings):
+    """Change settings of JAX."""
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # else JAX continues with the folder that it has

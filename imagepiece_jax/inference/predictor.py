@@ -59,18 +59,23 @@ class Predictor:
     ):
         check_pretrained(vit)
         classes = vit.model.num_classes
-        if not classes and (labels is not None or top is not None):
-            field, value = ("top", top) if labels is None else ("labels", labels)
-            raise InputError(
-                f"is {value!r}, but the model has no classes, and gives features",
-                field=field,
-                value=value,
-                allowed=(
-                    "None, or models with a head, such as load(num_classes=..) makes"
-                ),
-            )
-        self._labels = vit.class_names if labels is None else _names(labels, classes)
-        self._top = min(5, classes) if top is None else top
+        for field, value in (("labels", labels), ("top", top)):
+            if not classes and value is not None:
+                raise InputError(
+                    f"is {value!r}, but the model has no classes, and gives features",
+                    field=field,
+                    value=value,
+                    allowed=(
+                        "None, or models with a head, such as load(num_classes=..) "
+                        "makes"
+                    ),
+                )
+        self._labels = vit.class_names
+        if labels is not None:
+            self._labels = _names(labels, classes)
+        self._top = top
+        if top is None:
+            self._top = min(5, classes)
         if not is_integer(self._top) or not min(1, classes) <= self._top <= classes:
             raise InputError(field="top", value=top, allowed=f"1 to {classes}")
         biased = classes and np.any(vit.variables["params"]["head"]["bias"])
@@ -84,14 +89,16 @@ class Predictor:
             )
         if classes:
             vit.probabilities(np.zeros(classes))  # which refuses a head of numbers
-        threads = min(16, os.cpu_count() or 1) if threads is None else threads
+        if threads is None:
+            threads = min(16, os.cpu_count() or 1)
         if not is_integer(threads) or threads < 1:
             raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
         others = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}
         options = CompileOptions.of(options, others, **given)
         batch_size = options.batch_size
-        self.sizes = (*(size for size in (1, 8) if size < batch_size), batch_size)
+        smaller = [size for size in (1, 8) if size < batch_size]
+        self.sizes = (*smaller, batch_size)
         self._answer = self._most_probable if classes else np.array
         self._preprocessing = vit.preprocessing
         if resize is not None:
@@ -144,14 +151,21 @@ class Predictor:
         `images` may go on forever. An error of it is raised after the results for the
         images before.
         """
-        decoded = self._decoded([images] if pictures.is_one(images) else images)
+        if pictures.is_one(images):
+            images = [images]
+        decoded = self._decoded(images)
         while part := list(itertools.islice(decoded, self.sizes[-1])):
-            pixels = [each.result() for each in part if not each.exception()]
-            good = [each for each in pixels if isinstance(each, np.ndarray)]
-            rows = iter(self._logits(good) if good else ())
+            results = [future.result() for future in part if not future.exception()]
+            pixels = [each for each in results if isinstance(each, np.ndarray)]
+            rows = iter(())
+            if pixels:
+                rows = iter(self._logits(pixels))
             for future in part:
-                each = future.result()  # or an error of `images`
-                yield each if isinstance(each, InputError) else self._answer(next(rows))
+                result = future.result()  # or an error of `images`
+                if isinstance(result, InputError):
+                    yield result
+                else:
+                    yield self._answer(next(rows))
 
     def _program(self, size):
         with self._lock:
@@ -160,9 +174,10 @@ class Predictor:
             return self._programs[size]
 
     def _logits(self, pixels):
-        """[b, classes] of at most a full batch of images."""
+        """Logits of at most a full batch of images. -> [b, classes]."""
         size = next(size for size in self.sizes if size >= len(pixels))
-        return np.asarray(self._program(size)(np.stack(pixels)))
+        program = self._program(size)
+        return np.asarray(program(np.stack(pixels)))
 
     def _decoded(self, images):
         """Yield a Future of the pixels of each image; threads read ahead."""
@@ -213,13 +228,18 @@ class Predictor:
             return error
 
     def _most_probable(self, logits):
+        """The Predictions of an image, by falling logits [classes]."""
         probabilities = self._probabilities(logits)
-        order = np.argsort(-logits, kind="stable")[: self._top].tolist()
-        names = [None] * len(logits) if self._labels is None else self._labels
-        return [
-            Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
-            for i in order
-        ]
+        order = np.argsort(-logits, kind="stable")[: self._top]
+        predictions = []
+        for index in order.tolist():
+            label = None
+            if self._labels is not None:
+                label = self._labels[index]
+            if label is None:
+                label = index
+            predictions.append(Prediction(label, index, float(probabilities[index])))
+        return predictions
 
 
 def _names(labels, classes):

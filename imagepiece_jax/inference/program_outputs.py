@@ -10,7 +10,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
 OUTPUTS = ("logits", "features", "patches")
-USUAL = {"layers": (), "norm": True, "fill": "nearest"}  # of `features`
+DEFAULTS = {"layers": (), "norm": True, "fill": "nearest"}  # of `features`
 
 
 class ProgramOutputs:
@@ -30,9 +30,9 @@ class ProgramOutputs:
         *,
         output: str = "logits",
         tokens: int | None = None,
-        layers: int | Sequence[int] = USUAL["layers"],
-        norm: bool = USUAL["norm"],
-        fill: str = USUAL["fill"],
+        layers: int | Sequence[int] = DEFAULTS["layers"],
+        norm: bool = DEFAULTS["norm"],
+        fill: str = DEFAULTS["fill"],
     ):
         one_of("output", output, OUTPUTS)
         self.model = vit.model_with_tokens(tokens)
@@ -43,7 +43,9 @@ class ProgramOutputs:
         self.norm = norm
         self.fill = fill
         self._check()
-        self.names = self._feature_names(output) if self.maps else []
+        self.names = []
+        if self.maps:
+            self.names += self._feature_names(output)
         if self.listed:
             self.names += TokenList._fields
         if not self.names:
@@ -55,7 +57,7 @@ class ProgramOutputs:
 
     def _check(self):
         for field, value in self._options.items():
-            if not self.maps and value != USUAL[field]:
+            if not self.maps and value != DEFAULTS[field]:
                 raise InputError(
                     "is of features, but output is 'logits'",
                     field=field,
@@ -80,20 +82,27 @@ class ProgramOutputs:
             parts = [*Layer._fields]
             if not self.model.arch.prefix:  # an array without elements
                 parts.remove("prefix")
-        names = [f"layer_{block}_{part}" for block in self.blocks for part in parts]
-        pooled = ["pooled"] if output == "features" else []
-        return pooled + parts + names
+        names = [*parts]
+        if output == "features":
+            names.insert(0, "pooled")
+        for block in self.blocks:
+            names += [f"layer_{block}_{part}" for part in parts]
+        return names
 
     @property
     def facts(self) -> dict:
         """Options of features, as JSON values."""
-        return {"features": self._options} if self.maps else {}
+        if not self.maps:
+            return {}
+        return {"features": self._options}
 
     def forward(self, model: ViT) -> Callable:
         """(variables, images) -> the arrays, a tuple, by this form of the model."""
         if not self.maps:
             run = optimize.forward(model, self.listed)
-            return run if self.listed else lambda *inputs: (run(*inputs),)
+            if self.listed:
+                return run
+            return lambda variables, images: (run(variables, images),)
         run = features.forward(
             model, self.blocks, self.norm, fill=self.fill, listed=self.listed
         )

@@ -46,9 +46,9 @@ def token_list(
     count = total - state.num_prefix
     patches = grid[0] * grid[1]
     row, column = _centers(path, count, batch, grid)
-    earlier = (row[:, None, :] < row[:, :, None]) | (
-        (row[:, None, :] == row[:, :, None]) & _before(column)
-    )
+    above = row[:, None, :] < row[:, :, None]
+    beside = row[:, None, :] == row[:, :, None]
+    earlier = above | (beside & _before(column))
     place = jnp.sum(earlier, axis=-1, dtype=jnp.int32)
     order = invert(place, count)
     if path.mixed:
@@ -57,13 +57,14 @@ def token_list(
         source = place
     else:
         source = compose(place, path.slot)
-    tokens = (norm or (lambda x: x))(state.x[:, state.num_prefix :])
-    return TokenList(
-        tokens=gather_rows(tokens, order),
-        size=gather_rows(state.size[:, state.num_prefix :], order),
-        source=source.reshape(batch, *grid),
-        coordinates=gather_rows(jnp.stack([row, column], axis=-1), order),
-    )
+    tokens = state.x[:, state.num_prefix :]
+    if norm:
+        tokens = norm(tokens)
+    tokens = gather_rows(tokens, order)
+    size = gather_rows(state.size[:, state.num_prefix :], order)
+    source = source.reshape(batch, *grid)
+    centers = jnp.stack([row, column], axis=-1)
+    return TokenList(tokens, size, source, gather_rows(centers, order))
 
 
 def _before(values):
@@ -99,14 +100,16 @@ def check_outputs(outputs, grid):
     """InputError for another grid, and for outputs of masked training."""
     state = outputs.state
     results = outputs.results
-    if state.mask is not None or any(isinstance(r, Masking) for r in results):
+    masks = [result for result in results if isinstance(result, Masking)]
+    if state.mask is not None or masks:
         raise InputError(
             "are those of masked training, where no token is gone",
             field="outputs",
             allowed="those of a model made without masked=True",
         )
-    first = outputs.taps[0].x if outputs.taps else state.x[:, state.num_prefix :]
-    patches = first.shape[1]
+    patches = state.x.shape[1] - state.num_prefix
+    if outputs.taps:  # of the first step, which saw all patches
+        patches = outputs.taps[0].x.shape[1]
     if grid[0] * grid[1] != patches:
         raise InputError(
             f"is {grid[0]}x{grid[1]}, but the model had {patches} patches",

@@ -426,7 +426,7 @@ def outputs(fn, *shapes):
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry)
-    others = map(onnx_graph.Value.of, arrays[1:])
+    others = map(onnx_graph.Value.constant, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
     model = graph.finished({"logits": graph.expand(out, want.shape)})
