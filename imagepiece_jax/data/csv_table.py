@@ -18,6 +18,8 @@ OPTIONAL = ("split", "class")
 
 
 class _Row(NamedTuple):
+    """A row of the table: the number of its line, its label and its split."""
+
     line: int
     label: int
     split: str
@@ -60,23 +62,27 @@ def open_csv(
                         f"has more fields than the {len(table.fieldnames)} columns",
                         hint="text with a comma must stand in double quotes",
                     )
-                part = (fields["split"] or "").strip() if has_split else "val"
+                part = "val"
+                if has_split:
+                    part = (fields["split"] or "").strip()
                 one_of("split", part, SPLITS)
                 has_label = labeled or part == "val"
                 if part == "val" and not labeled:
                     has_label = bool((fields["label"] or "").strip())
                     with_label[has_label] = table.line_num
-                label = _label(fields["label"], num_classes) if has_label else -1
+                label = -1
+                if has_label:
+                    label = _label(fields["label"], num_classes)
                 row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
-                if row.split == "train":
-                    trained.append(os.path.normpath(fields["filename"] or ""))
-                if row.split == split:
-                    files.append(_stored_file(fields["filename"], path))
-                    labels.append(row.label)
                 image = fields["filename"] or ""
+                if row.split == "train":
+                    trained.append(os.path.normpath(image))
+                if row.split == split:
+                    files.append(_stored_file(image, path))
+                    labels.append(row.label)
                 folder, name = os.path.split(os.path.join(root, image))
-                key = normalized(real(folder)), normalized(name)
+                key = (normalized(real(folder)), normalized(name))
                 _check_again(image, row, first.setdefault(key, row))
                 if has_label and "class" in fields:
                     _add_name(names, row, fields["class"])
@@ -117,9 +123,11 @@ def open_csv(
             place=path,
             hint=f"each of the {num_classes} classes needs some",
         )
-    by_label = tuple(names.get(label, (None, 0))[0] for label in range(num_classes))
-    named = by_label if names else None
-    return FileSource(root, files, labels, num_classes, named)
+    class_names = None
+    if names:
+        by_label = {label: name for label, (name, _) in names.items()}
+        class_names = tuple(map(by_label.get, range(num_classes)))
+    return FileSource(root, files, labels, num_classes, class_names)
 
 
 def _check_again(file, row, first):
@@ -167,8 +175,11 @@ def _check_columns(path, split, table):
 
 
 def _label(text, num_classes):
+    """The label in a row. InputError for one that is none of the classes."""
+    label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
-    label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or ""):
+        label = int(text)
     if label < 0 or (num_classes and label >= num_classes):
         allowed = "the whole numbers from 0"
         if num_classes:
@@ -179,9 +190,9 @@ def _label(text, num_classes):
 
 def _stored_file(name, path):
     """The file that is meant, which may be stored in another spelling of Unicode."""
-    name = name or ""
+    root = os.path.dirname(path)
     for spelling in (name, normalized(name), unicodedata.normalize("NFD", name)):
-        if os.path.isfile(os.path.join(os.path.dirname(path), spelling)):
+        if os.path.isfile(os.path.join(root, spelling)):
             return spelling
     raise InputError(
         f"is {name!r}, which is not a file",

@@ -47,8 +47,11 @@ log = logging.getLogger("imagepiece_jax.data")
 
 def no_image(folder) -> InputError:
     """The InputError for a folder without images."""
-    allowed = f"files with the ending of an image, such as {SOME_EXTENSIONS}"
-    return InputError("holds no images", place=f"folder {folder}", allowed=allowed)
+    return InputError(
+        "holds no images",
+        place=f"folder {folder}",
+        allowed=f"files with the ending of an image, such as {SOME_EXTENSIONS}",
+    )
 
 
 class UnreadableImage(InputError):
@@ -73,8 +76,10 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
     try:
         data = _bytes(file)
         pixels = _fast_jpeg(data)
+        if pixels is not None and upright:
+            pixels = _upright_jpeg(pixels, data)
         if pixels is not None:
-            return _upright_jpeg(pixels, data) if upright else pixels
+            return pixels
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
@@ -102,6 +107,7 @@ def size(file) -> tuple[int, int] | None:
 
 
 def _bytes(file):
+    """The content of a file, by its path or open."""
     if hasattr(file, "read"):
         return file.read()
     with open(file, "rb") as stream:
@@ -213,9 +219,9 @@ def _eight_bits(values, mode):
         return np.rint(values).astype(np.uint8)
     if low >= 0 and high < 2**16 and mode == "I":
         return (values >> 8).astype(np.uint8)
+    allowed = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
     raise ValueError(
-        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed: 0 to 255"
-        + ", or 16 bits" * (mode == "I")
+        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed: {allowed}"
     )
 
 
@@ -233,15 +239,15 @@ def record_unreadable(damaged, row, total, consequence):
             damaged[error.place] = error.value
             log.warning("%s: %s", error, consequence)
     if len(row) >= MAX_IN_A_ROW:
-        count = len(row)
-        place = row[0].place
+        first = row[0]
         raise InputError(
-            f"{row[0].problem}, as the first of {count} images in a row",
-            place=place,
-            value=count,
+            f"{first.problem}, as the first of {len(row)} images in a row",
+            place=first.place,
+            value=len(row),
             allowed=f"fewer than {MAX_IN_A_ROW}",
         )
-    if (count := len(damaged)) > MAX_SHARE * total:
+    count = len(damaged)
+    if count > MAX_SHARE * total:
         file, reason = next(iter(damaged.items()))
         raise InputError(
             f"{count} of {total} images cannot be read, the first is {file} ({reason})",

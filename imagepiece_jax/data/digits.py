@@ -16,7 +16,8 @@ class Digits(Source):
         check_num_classes(num_classes, 10, "data set digits")
         super().__init__(10, tuple(map(str, range(10))))
         pixels, labels = read_digits()
-        self._chosen = np.flatnonzero(_tested(labels) == (split == "val"))
+        tested = _tested(labels)
+        self._chosen = np.flatnonzero(tested if split == "val" else ~tested)
         self._images = np.stack([_enlarged(pixels[index]) for index in self._chosen])
         self.labels = labels[self._chosen]
 
@@ -60,6 +61,6 @@ def _tested(labels):
 
 def _enlarged(digit):
     """8x8 values 0..16 -> 16x16x3 uint8, bicubic as one would enlarge a photograph."""
-    gray = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
-    large = np.asarray(gray.resize((16, 16), Image.Resampling.BICUBIC))
-    return np.repeat(large[:, :, None], 3, axis=2)
+    levels = np.round(digit * (255 / 16)).astype(np.uint8)
+    large = Image.fromarray(levels).resize((16, 16), Image.Resampling.BICUBIC)
+    return np.repeat(np.asarray(large)[:, :, None], 3, axis=2)

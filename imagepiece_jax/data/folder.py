@@ -17,7 +17,8 @@ def open_folder(root, split, num_classes, labeled, labels_by_name):
     if not labeled and not _has_labeled_tests(root):
         files = _unlabeled_files(root, split)
         return FileSource(root, files, [-1] * len(files), num_classes)
-    folders, loose = _class_folders(root, split if labeled else "val")
+    named_by = split if labeled else "val"
+    folders, loose = _class_folders(root, named_by)
     splits = {split: folders}
     other = SPLITS[1 - SPLITS.index(split)]
     if labeled and os.path.isdir(os.path.join(root, other)):
@@ -69,10 +70,11 @@ def _labels(place, names, num_classes, labels_by_name: Mapping[str, int] | None)
     if None not in labels and len({*labels}) == len(labels):
         return labels
     numbers = [class_names.number(name) for name in names]
-    numbered = all(n is not None and n < num_classes for n in numbers)
-    if numbered and not any(class_names.number(name) is not None for name in known):
+    are_numbers = all(n is not None and n < num_classes for n in numbers)
+    model_has_numbers = any(class_names.number(name) is not None for name in known)
+    if are_numbers and not model_has_numbers:
         return _distinct(place, numbers, names)
-    unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
+    unknown = [name for name in names if name not in known]
     if num_classes != len(names) and 0 < len(unknown) < len(names):
         raise InputError(
             f"has class {unknown[0]!r}, which is not one of the model's "
@@ -133,8 +135,10 @@ def _class_folders(root, split):
     accent, and one of both splits may come from there.
     """
     folder = os.path.join(root, split)
-    hint = "folder:PATH needs PATH/train and PATH/val with one folder of images "
-    hint += "for each class"
+    hint = (
+        "folder:PATH needs PATH/train and PATH/val with one folder of images for each "
+        "class"
+    )
     with within(hint=hint):
         entries = image_files.entries(folder)
     folders = {}
@@ -188,9 +192,12 @@ def _check_links(root, folders, owners):
 
 
 def _same(root, folder, first):
-    problem = f"is the same as {os.path.join(root, first)}, or in it, by a link"
-    hint = "each class needs images of its own, in train and in val"
-    return InputError(problem, place=f"folder {os.path.join(root, folder)}", hint=hint)
+    """The InputError for a class's folder that is another class's, too."""
+    return InputError(
+        f"is the same as {os.path.join(root, first)}, or in it, by a link",
+        place=f"folder {os.path.join(root, folder)}",
+        hint="each class needs images of its own, in train and in val",
+    )
 
 
 def _has_labeled_tests(root):
@@ -233,5 +240,7 @@ def _unlabeled_files(root, split):
 
 
 def _log_left_out(root, left_out):
-    if note := image_files.left_out_note(root, left_out):
+    """Warn of files that are no images."""
+    note = image_files.left_out_note(root, left_out)
+    if note:
         log.warning(note)

@@ -5,8 +5,8 @@ import logging
 from imagepiece_jax.data.source import evenly_spaced
 from imagepiece_jax.errors import InputError
 
-SHARE = 10  # one of so many images
-MOST = 1000
+ONE_OF = 10  # images is a test image
+TEST_IMAGES = 1000  # at most
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -28,10 +28,15 @@ def part(files, split, place):
             place=place,
             allowed="at least two images",
         )
-    count = max(1, min(MOST, len(different) // SHARE))
-    tests = {different[index] for index in evenly_spaced(len(different), count)}
+    total = len(different)
+    count = max(1, min(TEST_IMAGES, total // ONE_OF))
+    tests = {different[index] for index in evenly_spaced(total, count)}
     if split == "train":
         return [file for file in files if file not in tests]
-    text = "%s has no test images: %s of its %s images are held out, evenly spaced"
-    log.warning(text, place, f"{count:,}", f"{len(different):,}")
+    log.warning(
+        "%s has no test images: %s of its %s images are held out, evenly spaced",
+        place,
+        f"{count:,}",
+        f"{total:,}",
+    )
     return [file for file in different if file in tests]

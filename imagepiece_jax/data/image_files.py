@@ -36,6 +36,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
 
 
 def _add(found, root, inside):
+    """Add the files of a folder and of its sub-folders to a Listing."""
     folder = os.path.join(root, inside) if inside else root
     real = os.path.realpath(folder)
     if real in found.folders:
@@ -81,9 +82,11 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
         return None
     first = os.path.join(root, left_out[0])
     others = len(left_out) - 1
-    what = f"{first} and {others} more are" if others else f"{first} is"
+    left = f"{first} is"
+    if others:
+        left = f"{first} and {others} more are"
     endings = decode.SOME_EXTENSIONS
-    return f"{what} left out; images are files with endings such as {endings}"
+    return f"{left} left out; images are files with endings such as {endings}"
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:
@@ -101,7 +104,8 @@ def find_images(words: list[str]) -> list[pathlib.Path]:
         found = list_images(path)
         if not found.images:
             raise decode.no_image(path)
-        if note := left_out_note(path, found.left_out):
+        note = left_out_note(path, found.left_out)
+        if note:
             print(f"note: {note}", flush=True)
         files += [path / image for image in found.images]
     return files
@@ -112,7 +116,9 @@ def sizes_note(files: list[pathlib.Path], transform) -> str | None:
 
     Sizes are those that are stored, so images on their side have another.
     """
-    return transform.note(filter(None, map(decode.size, files)), len(files))
+    sizes = [decode.size(file) for file in files]
+    readable = [size for size in sizes if size]
+    return transform.note(readable, len(files))
 
 
 def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[str]]:

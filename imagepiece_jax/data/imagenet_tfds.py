@@ -16,6 +16,7 @@ log = logging.getLogger("imagepiece_jax.data")
 
 
 def open_imagenet(split, num_classes, data_dir):
+    """The images of a split of ImageNet, with arguments and errors of `open_source`."""
     if sys.platform == "win32":
         raise InputError(
             "is 'imagenet2012', which Windows cannot read: it has no array_record",
@@ -28,8 +29,9 @@ def open_imagenet(split, num_classes, data_dir):
     check_num_classes(num_classes, 1000, NAME)
     tfds_split = {"train": "train", "val": "validation"}[split]
     try:
-        options = {"data_dir": data_dir, "file_format": "array_record"}
-        builder = tfds.builder("imagenet2012", **options)
+        builder = tfds.builder(
+            "imagenet2012", data_dir=data_dir, file_format="array_record"
+        )
         if builder.info.splits and tfds_split not in builder.info.splits:
             raise InputError(
                 f"has no split {tfds_split}",
@@ -77,9 +79,8 @@ class RecordSource(Source):
     def read(self, index):
         features = self._features(index)
         (label,) = features["label"].int64_list.value
-        pixels = decode.decode(
-            io.BytesIO(_bytes(features, "image")), _file_name(features)
-        )
+        file = io.BytesIO(_bytes(features, "image"))
+        pixels = decode.decode(file, _file_name(features))
         return pixels, label
 
     def name(self, index):
@@ -105,11 +106,15 @@ def _file_name(features):
 
 
 def _bytes(features, name):
+    """The one value of a feature that holds bytes."""
     (value,) = features[name].bytes_list.value
     return value
 
 
 @functools.cache  # once, though a run opens two splits
 def _warn_shrunk(folder, short_side):
-    text = "%s: images are not ImageNet's files but shrunk to short side %d"
-    log.warning(text, folder, short_side)
+    log.warning(
+        "%s: images are not ImageNet's files but shrunk to short side %d",
+        folder,
+        short_side,
+    )

@@ -22,10 +22,10 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 
 
-def channels(of):
-    """A field for three numbers, one a channel, each checked as the field `of`."""
-    allowed = f"three {of.metadata['allowed']}, for pixels in [0, 1]"
-    return several(REQUIRED, of, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
+def channels(each):
+    """A field for three numbers, one a channel, each checked as the field `each`."""
+    allowed = f"three {each.metadata['allowed']}, for pixels in [0, 1]"
+    return several(REQUIRED, each, f"{allowed}, such as (0.5, 0.5, 0.5)", length=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,10 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
     and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        found = images.shape
         raise InputError(
             f"is {images.dtype} {list(images.shape)}",
             field="images",
-            value=found,
+            value=images.shape,
             allowed="pixels, uint8 [..., 3]",
         )
     own = Normalization(mean, std)
@@ -66,13 +65,16 @@ def to_pixels(images: jax.Array, mean, std) -> jax.Array:
 
 
 def _along(images, values):
+    """Three numbers along the last axis of images. -> [1, .., 3] float32."""
     shape = (1,) * (images.ndim - 1) + (3,)
     return jnp.asarray(values, jnp.float32).reshape(shape)
 
 
 def as_normalized(images: jax.Array, mean, std) -> jax.Array:
     """`normalize` for pixels; floats, which are normalized already, as they are."""
-    return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
+    if images.dtype != jnp.uint8:
+        return images
+    return normalize(images, mean, std)
 
 
 def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
@@ -85,18 +87,27 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     """
     shape = getattr(images, "shape", None)
     dtype = getattr(images, "dtype", None)
-    right = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and floats
-    if not right and not (pixels and dtype == jnp.uint8):
-        kind = type(images).__name__ if dtype is None else f"of type {dtype}"
-        found = images if dtype is None else dtype
-        allowed = "floats, normalized by the model's mean and std "
-        allowed += "(imagepiece_jax.normalize)" + ", or uint8" * pixels
-        if not floats:
-            allowed = "uint8, because the program was made with pixels=True"
-        raise InputError(f"is {kind}", field="images", value=found, allowed=allowed)
+    allowed = "floats, normalized by the model's mean and std "
+    allowed += "(imagepiece_jax.normalize)"
+    if pixels:
+        allowed += ", or uint8"
+    if not floats:
+        allowed = "uint8, because the program was made with pixels=True"
+    if dtype is None:
+        kind = type(images).__name__
+        raise InputError(f"is {kind}", field="images", value=images, allowed=allowed)
+    are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
+    are_pixels = pixels and dtype == jnp.uint8
+    if not are_floats and not are_pixels:
+        raise InputError(
+            f"is of type {dtype}",
+            field="images",
+            value=dtype,
+            allowed=allowed,
+        )
     size = image_size and sides(image_size)
-    right = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
-    if not right or (size and shape[1:3] != size):
+    is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
+    if not is_batch or (size and shape[1:3] != size):
         some = described(size) if size else "any size"
         raise InputError(
             f"is of shape {shape}",
@@ -115,19 +126,22 @@ def warn_of_range(images, mean, std):
     """
     if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return
-    steps = zip(images.shape, (8, 32, 32), strict=False)
-    some = tuple(slice(None, None, max(1, size // most)) for size, most in steps)
-    sample = np.asarray(images)[some].astype(np.float32)
+    places = []
+    for side, count in zip(images.shape, (8, 32, 32), strict=False):
+        places.append(slice(None, None, max(1, side // count)))
+    sample = np.asarray(images)[tuple(places)].astype(np.float32)
     low = sample.min(initial=np.inf)
     high = sample.max(initial=-np.inf)
     if low >= high:
         return
-    ends = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]
+    black = (0 - np.asarray(mean)) / std
+    white = (1 - np.asarray(mean)) / std
+    farthest = max(abs(black).max(), abs(white).max())
     if np.isnan(low):
         fault = "not all numbers: some are NaN"
-    elif max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
+    elif max(-low, high) > max(10, 2 * farthest):
         fault = "far from 0, as pixels of 0 .. 255"
-    elif low >= 0 and high <= 1 and min(ends) < 0:
+    elif low >= 0 and high <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"
     else:
         return
@@ -139,6 +153,7 @@ def warn_of_range(images, mean, std):
 
 
 def _on_host(images):
+    """Whether an array is in the memory of this process."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         here = images.is_fully_addressable  # not spread over processes
         return here and all(device.platform == "cpu" for device in images.devices())

@@ -36,17 +36,23 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         raise InputError("is empty", field="images", allowed="one or more images")
     pixels = []
     for image in images:
-        with within(place=image if isinstance(image, str | pathlib.Path) else ""):
+        name = ""
+        if isinstance(image, str | pathlib.Path):
+            name = image
+        with within(place=name):
             pixels.append(preprocessing(rgb(image)))
     return np.stack(pixels)
 
 
 def is_one(images) -> bool:
     """Whether this is one image, or none at all, rather than several."""
-    one = isinstance(images, FILES | bytearray | memoryview)
-    one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
-    one |= getattr(images, "ndim", None) in (2, 3)
-    return one or not hasattr(images, "__iter__")
+    if isinstance(images, FILES | bytearray | memoryview):
+        return True
+    if hasattr(images, "convert") or hasattr(images, "read"):  # PIL's, an open file
+        return True
+    if getattr(images, "ndim", None) in (2, 3):
+        return True
+    return not hasattr(images, "__iter__")
 
 
 def rgb(image) -> np.ndarray:
@@ -67,10 +73,10 @@ def rgb(image) -> np.ndarray:
             place=image,
             allowed="a file, or a list of the folder's files",
         )
+    if isinstance(image, bytes):
+        return decode.decode(io.BytesIO(image), "the image", upright=True)
     if isinstance(image, FILES):
-        name = "the image" if isinstance(image, bytes) else str(image)
-        file = io.BytesIO(image) if isinstance(image, bytes) else image
-        return decode.decode(file, name, upright=True)
+        return decode.decode(image, str(image), upright=True)
     if hasattr(image, "convert"):
         if 0 in image.size:
             raise InputError(
@@ -88,9 +94,11 @@ def rgb(image) -> np.ndarray:
             ) from error
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
-    right = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
-    if not right or 0 in shape or dtype != np.uint8:
-        kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if not is_image or 0 in shape or dtype != np.uint8:
+        kind = f"{dtype} {list(shape)}"
+        if dtype is None:
+            kind = type(image).__name__
         raise InputError(
             f"is {kind}",
             field="images",

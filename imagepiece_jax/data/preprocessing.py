@@ -95,31 +95,42 @@ class Preprocessing(CheckedFields):
 
     @property
     def text(self) -> str:
-        """In words: "resize 256 bicubic, crop 224", and whose rule, if not timm's."""
+        """The crop in words: "resize 256 bicubic, crop 224".
+
+        A rule that is not timm's is named, too.
+        """
         if not self.resizes:
             return f"images as they are, {described(self.image_size)}"
-        resized = tuple(int(side / self._crop) for side in self.shape)
-        both = self.crop_mode == "squash" or len({*self.shape}) > 1
-        size = described(resized) if both else resized[0]
-        crop = described(self.shape) if len({*self.shape}) > 1 else self.shape[0]
-        squashed = " squashed" * (self.crop_mode == "squash")
-        whose = "" if self.rule == "timm" else f" as in {self.rule}"
-        return f"resize {size}{squashed} {self.interpolation}, crop {crop}{whose}"
+        height, width = self.shape
+        resized = (int(height / self._crop), int(width / self._crop))
+        if self.crop_mode == "squash":
+            size = f"{described(resized)} squashed"
+        elif height == width:
+            size = resized[0]
+        else:
+            size = described(resized)
+        crop = height if height == width else described(self.shape)
+        text = f"resize {size} {self.interpolation}, crop {crop}"
+        if self.rule != "timm":
+            text += f" as in {self.rule}"
+        return text
 
     @property
     def facts(self) -> dict[str, object]:
         """All that decides the pixels, as JSON values."""
-        size = {"image_size": list(self.shape)}
+        size = list(self.shape)
         if not self.resizes:
-            return size | {"resize": "none"}
-        rule = {} if self.rule == "timm" else {"rule": self.rule}
-        return size | {
+            return {"image_size": size, "resize": "none"}
+        found = {
+            "image_size": size,
             "resize": self.resize,
             "crop": self._crop,
             "crop_mode": self.crop_mode,
             "interpolation": self.interpolation,
-            **rule,
         }
+        if self.rule != "timm":
+            found["rule"] = self.rule
+        return found
 
     def note(self, sizes, total: int) -> str | None:
         """A line where images have the model's size, and are resized nevertheless.
@@ -141,7 +152,8 @@ class Preprocessing(CheckedFields):
         if not self.resizes:
             return unresized(image, self.image_size, small=self.resize != "none")
         height, width = self.shape
-        tall, wide = (int(side / self._crop) for side in self.shape)
+        tall = int(height / self._crop)
+        wide = int(width / self._crop)
         if self.crop_mode == "center":
             image = _middle(image)
             tall, wide = _same_aspect(image, tall, wide)
@@ -163,6 +175,7 @@ def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_default(fields):
+    """The fields that differ from their defaults."""
     # The class has the defaults of its fields as attributes.
     return {k: v for k, v in fields.items() if v != getattr(Preprocessing, k)}
 
@@ -199,9 +212,11 @@ def _same_aspect(image, tall, wide):
 
 def _middle(image):
     """The image cut to LONGEST short sides: thin ones would be large once resized."""
-    most = LONGEST * min(image.shape[:2])
-    top, left = (max(0, side - most) // 2 for side in image.shape[:2])
-    return image[top : top + most, left : left + most]
+    height, width = image.shape[:2]
+    longest = LONGEST * min(height, width)
+    top = max(0, height - longest) // 2
+    left = max(0, width - longest) // 2
+    return image[top : top + longest, left : left + longest]
 
 
 def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
@@ -211,7 +226,9 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
     """
     actual = image.shape[:2]
     if actual != sides(size):
-        why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image" * small
+        why = ""
+        if small:
+            why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image"
         raise InputError(
             f"has {described(actual)} pixels and is not resized{why}",
             field="the image",

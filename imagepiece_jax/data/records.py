@@ -34,15 +34,17 @@ class ArrayRecords:
 
     def __init__(self, files):
         self._paths = [os.fspath(path) for path, _ in files]
-        self._ends = list(itertools.accumulate(count for _, count in files))
+        counts = [count for _, count in files]
+        self._ends = list(itertools.accumulate(counts))
 
     def __len__(self):
         return self._ends[-1]
 
     def inventory(self):
         """Names of the files, the last record of each and sizes, as bytes."""
-        files = zip(self._paths, self._ends, strict=True)
-        rows = [[os.path.basename(p), end, os.path.getsize(p)] for p, end in files]
+        rows = []
+        for path, end in zip(self._paths, self._ends, strict=True):
+            rows.append([os.path.basename(path), end, os.path.getsize(path)])
         return json.dumps(rows).encode()
 
     def __getitem__(self, index):
@@ -50,10 +52,13 @@ class ArrayRecords:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         file = bisect.bisect_right(self._ends, index)
-        position = index - (self._ends[file - 1] if file else 0)
+        position = index
+        if file > 0:
+            position -= self._ends[file - 1]
         path = self._paths[file]
         try:
-            (record,) = _open_readers()(path).read([position])
+            reader = _open_readers()(path)
+            (record,) = reader.read([position])
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{path} cannot be read ({reason})") from error
@@ -74,17 +79,24 @@ def most_open():
     """How many files this process may keep open, once it has raised its soft limit."""
     import resource  # only where such files are read, which is not on Windows
 
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    infinite = resource.RLIM_INFINITY
-    soft, hard = (WANTED if x == infinite else min(WANTED, x) for x in limits)
-    if soft < hard:
+    def at_most_wanted(limit):
+        if limit == resource.RLIM_INFINITY:
+            return WANTED
+        return min(WANTED, limit)
+
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = at_most_wanted(soft_limit)
+    wanted = at_most_wanted(hard_limit)
+    if allowed < wanted:
         with contextlib.suppress(OSError, ValueError):  # a system's own limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, limits[1]))
-            soft = hard
-    return max(1, int(SHARE * (soft - len(os.listdir("/dev/fd")))))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard_limit))
+            allowed = wanted
+    free = allowed - len(os.listdir("/dev/fd"))
+    return max(1, int(SHARE * free))
 
 
 def _reader(path):
+    """An open reader of an array_record file."""
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(

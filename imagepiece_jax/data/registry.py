@@ -60,13 +60,15 @@ def open_source(
     if kind == "csv" and path:
         return open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
-    kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
-    hint = f"did you mean {kind}{name}?" if kind else ""
-    allowed = ", ".join(NAMES)
+    hint = ""
+    if os.path.isdir(path):
+        hint = f"did you mean folder:{name}?"
+    elif os.path.isfile(path):
+        hint = f"did you mean csv:{name}?"
     raise InputError(
         field="config.data.name",
         value=name,
-        allowed=allowed,
+        allowed=", ".join(NAMES),
         hint=hint,
     )
 
@@ -74,7 +76,9 @@ def open_source(
 def own_files(name: str) -> list[str]:
     """Files of the data `name`, apart from images, that must not be overwritten."""
     kind, _, path = name.partition(":")
-    return [os.path.expanduser(path)] if kind == "csv" else []
+    if kind != "csv":
+        return []
+    return [os.path.expanduser(path)]
 
 
 def short_name(name: str) -> str:

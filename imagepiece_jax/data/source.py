@@ -94,9 +94,8 @@ class Source(abc.ABC):
 
     def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
         """Bytes that differ for other images, without reading them, for `digest`."""
-        yield "\0".join(self.name(int(index)) for index in indices).encode(
-            errors="surrogateescape"
-        )
+        names = "\0".join(self.name(int(index)) for index in indices)
+        yield names.encode(errors="surrogateescape")
 
     def content(self, index: int) -> bytes:
         """Bytes that hold image `index`; empty where its file cannot be read."""
@@ -169,7 +168,8 @@ class Subset(Source):
         source = self.source
         indices = self.indices
         while isinstance(source, Subset):
-            source, indices = source.source, source.indices[indices]
+            indices = source.indices[indices]
+            source = source.source
         power = np.uint64(1099511628211)
         total = np.uint64(14695981039346656037)
         with np.errstate(over="ignore"):
@@ -235,9 +235,9 @@ class FileSource(Source):
 def check_num_classes(num_classes, classes, data):
     """Raise InputError where config.num_classes is not what `data` has."""
     if num_classes not in (None, classes):
-        found = {"field": "config.num_classes", "value": num_classes}
         raise InputError(
             f"is {num_classes}, but {data} has {classes} classes",
-            **found,
+            field="config.num_classes",
+            value=num_classes,
             allowed=f"{classes}",
         )

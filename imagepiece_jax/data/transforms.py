@@ -29,7 +29,8 @@ else:
 
 TRIES = 10
 CROPS = ("random_resized", "shift", "none")
-_OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
+_OPENCV = -0.75  # the parameter `a` of its cubic kernel
+_PILLOW = -0.5  # the same of Pillow's
 
 
 def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
@@ -86,7 +87,9 @@ def shift(image, rng, pixels):
 
 def flip(image, rng):
     """Mirror left and right with probability 1/2. Same shape."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    if rng.random() < 0.5:
+        return image[:, ::-1]
+    return image
 
 
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -118,8 +121,11 @@ def _factor(old, new):
 
 
 def _filter(old, new):
+    """The filter before OpenCV's resize from `old` to `new` pixels."""
+    if old == new:
+        return np.ones(1, np.float32)
     # Rounded, so that a few hundred filters serve all crops.
-    return np.ones(1, np.float32) if old == new else _taps(round(old / new, 2))
+    return _taps(round(old / new, 2))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -133,11 +139,10 @@ def _taps(scale):
     count = math.ceil(2 * wide)
     x = np.linspace(0, 2 * wide + 2, 50 * count)  # both sides are even functions
     wanted = _cubic(x / wide, _PILLOW) / wide
-    pairs = [
-        _cubic(x - k, _OPENCV) + (k > 0) * _cubic(x + k, _OPENCV)
-        for k in range(count + 1)
-    ]
-    half = np.linalg.lstsq(np.stack(pairs, axis=1), wanted)[0]
+    kernels = [_cubic(x, _OPENCV)]
+    for k in range(1, count + 1):
+        kernels.append(_cubic(x - k, _OPENCV) + _cubic(x + k, _OPENCV))
+    half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), wanted)
     taps = np.concatenate([half[:0:-1], half])
     return (taps / taps.sum()).astype(np.float32)
 
@@ -147,7 +152,8 @@ def _cubic(x, a):
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x < 1, near, np.where(x < 2, far, 0))
+    beyond = np.where(x < 2, far, 0)
+    return np.where(x < 1, near, beyond)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,5 +75,6 @@ def is_data(name: str) -> bool:
     """Whether it names data, not a path: "csv:FILE", "digits"."""
     kinds = {known.partition(":")[0] for known in registry.NAMES}
     kind, colon, _ = name.partition(":")
-    alone = not colon and name in registry.NAMES and not pathlib.Path(name).exists()
-    return (bool(colon) and kind in kinds) or alone
+    if colon:
+        return kind in kinds
+    return name in registry.NAMES and not pathlib.Path(name).exists()

@@ -21,7 +21,9 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
     if text is None:
         return None
     present = source.present_labels
-    labels = present if text == OF_DATA else _of_file(text, source.num_classes)
+    labels = present
+    if text != OF_DATA:
+        labels = _of_file(text, source.num_classes)
     if len(labels) == 1:
         raise InputError(
             f"is {text}, which leaves class {labels[0]} alone",
@@ -29,7 +31,8 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
             value=text,
             allowed="two classes or more",
         )
-    if lacking := sorted({*present} - {*labels}):
+    lacking = sorted({*present} - {*labels})
+    if lacking:
         raise InputError(
             f"{text} lacks label {lacking[0]}, which images have",
             field=FLAG,
@@ -40,6 +43,7 @@ def read(text: str | None, source: Source) -> tuple[int, ...] | None:
 
 
 def _of_file(path, num_classes):
+    """The labels in a file, in rising order. InputError for anything else in it."""
     allowed = f"{OF_DATA}, or a file of labels from 0 to {num_classes - 1}, one a line"
     try:
         words = pathlib.Path(path).read_text("utf-8").split()
@@ -64,7 +68,7 @@ def _of_file(path, num_classes):
 
 
 def described(labels: tuple[int, ...] | None, num_classes: int) -> str:
-    """In words: "10 of 1,000 classes", "all 1,000 classes"."""
+    """The classes in words: "10 of 1,000 classes", "all 1,000 classes"."""
     if labels is None:
         return f"all {num_classes:,} classes"
     return f"{len(labels):,} of {num_classes:,} classes"

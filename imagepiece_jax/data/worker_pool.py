@@ -179,13 +179,14 @@ class _Processes:
         self._arrived = {}
         self._workers = []
         # Without a name nothing is left of it, even if all processes are killed.
-        with tempfile.TemporaryFile(dir=SHARED if os.path.isdir(SHARED) else None) as f:
-            f.truncate(size)
-            self._memory = mmap.mmap(f.fileno(), size)
+        folder = SHARED if os.path.isdir(SHARED) else None
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(size)
+            self._memory = mmap.mmap(file.fileno(), size)
             self._memory[slots * max_bytes :] = payload
-            arguments = slots * max_bytes, max_bytes, max(threads, 1)
+            arguments = (slots * max_bytes, max_bytes, max(threads, 1))
             for _ in range(workers):
-                self._workers.append(_Worker(f.fileno(), *arguments))
+                self._workers.append(_Worker(file.fileno(), *arguments))
 
     def submit(self, number):
         """As that of `_Threads`."""

@@ -37,7 +37,10 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
     if mixup <= 0 and cutmix <= 0:
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
-    share = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
+    if mixup > 0 and cutmix > 0:
+        share = switch_prob
+    else:
+        share = float(cutmix > 0)
     cut = uniform(cut_key) < share
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
     mixed = uniform(mixed_key) < prob
@@ -62,7 +65,8 @@ def beta(key, alpha):
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
     positive = jnp.where(v > 0, v, 1)
     log_v = jnp.log(positive)
-    accepted = (v > 0) & (jnp.log(u) < x**2 / 2 + d * (1 - positive + log_v))
+    limit = x**2 / 2 + d * (1 - positive + log_v)
+    accepted = (v > 0) & (jnp.log(u) < limit)
     first = jnp.argmax(accepted, axis=1, keepdims=True)
     # A variable of shape alpha + 1 times U^(1 / alpha) is one of shape alpha. In
     # logarithms, as those of a small alpha would vanish.
@@ -100,10 +104,13 @@ def apply(mix, images, targets, partner_images, partner_targets):
     top, bottom, left, right = mix.box
     inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
     share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)
-    both = images.astype(jnp.float32), partner_images.astype(jnp.float32)
-    mixed = _blend(share[None, :, :, None], *both).astype(images.dtype)
+    own = images.astype(jnp.float32)
+    partners = partner_images.astype(jnp.float32)
+    mixed = _blend(share[None, :, :, None], own, partners)
+    mixed = mixed.astype(images.dtype)
     return mixed, _blend(mix.lam, targets, partner_targets)
 
 
 def _blend(share, mine, other):
+    """A mean of two arrays in which the first has this share."""
     return share * mine + (1 - share) * other

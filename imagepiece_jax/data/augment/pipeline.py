@@ -53,7 +53,7 @@ def random_erasing(images, keys, prob):
     """
     height, width = images.shape[1:3]
 
-    def one(image, key):
+    def of_image(image, key):
         box_key, noise_key = jax.random.split(key)
         top, left, tall, wide = erased_box(box_key, height, width, prob)
         row = jnp.arange(height, dtype=jnp.int32)[:, None]
@@ -63,7 +63,7 @@ def random_erasing(images, keys, prob):
         noise = jax.random.normal(noise_key, image.shape, image.dtype)
         return jnp.where(inside[:, :, None], noise, image)
 
-    return jax.vmap(one)(images, keys)
+    return jax.vmap(of_image)(images, keys)
 
 
 def erased_box(key, height, width, prob):
@@ -74,9 +74,10 @@ def erased_box(key, height, width, prob):
     """
     prob_key, try_key, place_key = jax.random.split(key, 3)
     share, ratio = uniform(try_key, (2, TRIES))
-    low, high = (math.log(bound) for bound in ERASED_ASPECT)
+    low, high = map(math.log, ERASED_ASPECT)
     smallest, largest = ERASED_AREA
-    pixels = height * width * (smallest + share * (largest - smallest))
+    area = smallest + share * (largest - smallest)
+    pixels = height * width * area
     ratio = jnp.exp(low + ratio * (high - low))
     tall = jnp.round(jnp.sqrt(pixels * ratio))
     wide = jnp.round(jnp.sqrt(pixels / ratio))

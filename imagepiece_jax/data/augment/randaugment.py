@@ -65,7 +65,7 @@ def fill_color(mean):
 def draw(keys, augment):
     """`Draws` [B, layers], those of an image from its own key of `keys` [B]."""
 
-    def one(key):
+    def of_image(key):
         op, applied, magnitude, sign = jax.random.split(key, 4)
         shape = (augment.layers,)
         noise = augment.magnitude_std * normal(magnitude, shape)
@@ -76,7 +76,7 @@ def draw(keys, augment):
             sign=jnp.where(uniform(sign, shape) < 0.5, jnp.float32(1), -1),
         )
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(of_image)(keys)
 
 
 def apply(images, draws, fill):
@@ -98,7 +98,8 @@ def _layer(images, op, magnitude, sign, fill):
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     moved = affine(images, matrix, fill)
     enhanced = _enhanced(images, op, factor(magnitude, sign))
-    return jnp.where(moves, moved, jnp.where(blends, enhanced, looked_up))
+    unmoved = jnp.where(blends, enhanced, looked_up)
+    return jnp.where(moves, moved, unmoved)
 
 
 def _enhanced(images, op, share):
@@ -126,7 +127,9 @@ def _smooth(images):
 
 def luminance(images):
     """Gray levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
-    red, green, blue = (images[..., c].astype(jnp.int32) for c in range(3))
+    red = images[..., 0].astype(jnp.int32)
+    green = images[..., 1].astype(jnp.int32)
+    blue = images[..., 2].astype(jnp.int32)
     total = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     return (total + 0x8000) >> 16
 
@@ -247,18 +250,18 @@ def matrices(op, magnitude, sign, height, width):
     shear = sign * 0.3 * magnitude / 10
     move = sign * 0.45 * magnitude / 10
     zero = jnp.zeros_like(sign)
-    one = jnp.ones_like(sign)
+    unit = jnp.ones_like(sign)
     x = width / 2
     y = height / 2
     results = {
         # Around the center, which stays in place.
         "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
-        "ShearX": (one, shear, zero, zero, one, zero),
-        "ShearY": (one, zero, zero, shear, one, zero),
-        "TranslateX": (one, zero, move * width, zero, one, zero),
-        "TranslateY": (one, zero, zero, zero, one, move * height),
+        "ShearX": (unit, shear, zero, zero, unit, zero),
+        "ShearY": (unit, zero, zero, shear, unit, zero),
+        "TranslateX": (unit, zero, move * width, zero, unit, zero),
+        "TranslateY": (unit, zero, zero, zero, unit, move * height),
     }
-    matrix = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
+    matrix = jnp.stack([unit, zero, zero, zero, unit, zero], axis=-1)
     for name, new in results.items():
         chosen = (op == OPS.index(name))[:, None]
         matrix = jnp.where(chosen, jnp.stack(new, axis=-1), matrix)
@@ -301,11 +304,13 @@ def _source_positions(matrix, height, width):
     """Position in the source of each pixel's center: x and y, float32 [B, H, W]."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
-    a, b, c, d, e, f = (matrix[:, k, None, None] for k in range(6))
+    a, b, c, d, e, f = [matrix[:, k, None, None] for k in range(6)]
     # Behind the barrier these are two arrays. Without it the compiler keeps every index
     # and weight that follows from them as an array of its own, and memory traffic on a
     # GPU is three times as much.
-    return jax.lax.optimization_barrier((a * x + b * y + c, d * x + e * y + f))
+    source_x = a * x + b * y + c
+    source_y = d * x + e * y + f
+    return jax.lax.optimization_barrier((source_x, source_y))
 
 
 def _neighbors(position):
