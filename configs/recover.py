@@ -20,7 +20,7 @@ def get_config(size="deit_ti"):
     config = base.get_config()
     config.model.name = size
     config.model.drop_path_rate = 0.0
-    config.reduction.update(name="diffrate", macs=0.5, counts="stages-3-6-9")
+    config.reduction.update(name="auto", macs=0.5)
     config.optim.train = "biases"
     config.data.area = (0.4, 1.0)
     config.data.repeats = 1

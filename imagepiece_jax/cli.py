@@ -19,6 +19,7 @@ from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.config.files import (
     BASE,
+    METHOD,
     Overrides,
     config_name,
     fields_called,
@@ -54,7 +55,10 @@ class _Parser(flags.ArgumentParser):
         try:
             if isinstance(argument, str):  # not a default
                 value = self._read(argument)
-            return self._field["convert"](value)
+            with within(f"--{self._name}"):
+                return self._field["convert"](value)
+        except InputError:  # in the field's own words
+            raise
         except ValueError:
             field, allowed = f"--{self._name}", self._field["allowed"]
             raise InputError(field=field, value=value, allowed=allowed) from None
@@ -120,6 +124,16 @@ def weights():
     return text("weights", None, help_text)
 
 
+def macs():
+    """Define --macs, which stands for two fields of the config: see `_parse`."""
+    help_text = (
+        "a share of the dense model's multiply-adds, such as 0.5, which the method "
+        "recommended for the model gets; docs/comparison.md says which, and why"
+    )
+    parser = _Parser("macs", fields.share(), "float", literal)
+    return flags.DEFINE(parser, "macs", None, help_text, allow_override=True)
+
+
 def normalization():
     """Define --mean and --std; return a function that gives both by name, or {}."""
     help_text = (
@@ -140,14 +154,16 @@ def normalization():
 
 
 def trained_model(checkpoint=True):
-    """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
+    """Define --config, --weights, --macs, --mean, --std, --averaged and --checkpoint.
+
+    checkpoint: False leaves the last out
 
     Returns a function that reads them: the arguments of `with_config.load_with_config`.
     Commands that look into a model have no --checkpoint and take a run's last one: its
     best was chosen on the images of their figures.
     """
     define_config()
-    path, normalized = weights(), normalization()
+    path, _, normalized = weights(), macs(), normalization()
     kinds = ["best", "latest"]
     of_steps = "the averages of the weights over the steps of their training"
     holders = [switch("averaged", False, of_steps)]
@@ -293,7 +309,9 @@ def _parse(argv, anywhere):
     try:
         words = _take_overrides([*map(_expand_home, argv)])
         _check_last(words[-1])
-        return flags.FLAGS(words)
+        rest = flags.FLAGS(words)
+        _take_macs()
+        return rest
     except SystemExit:  # --help ends absl's commands with 1
         sys.exit(0)
     except BrokenPipeError:  # of --help
@@ -375,6 +393,23 @@ def _take_overrides(words):
         raise InputError(problem, field=field, hint="see --help")
     _overrides = Overrides(overrides)
     return rest
+
+
+def _take_macs():
+    """Store --macs as the overrides that it stands for.
+
+    Raises InputError where another flag names the reduction, too.
+    """
+    global _overrides
+    typed = flags.FLAGS["macs"].value if "macs" in flags.FLAGS else None
+    if typed is None:
+        return
+    sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
+    for is_given, other in ((is_typed(METHOD), f"config.{METHOD}"), (sweeps, "sweep")):
+        if is_given:
+            problem = f"is given with --{other}"
+            raise InputError(problem, field="--macs", allowed="one of the two")
+    _overrides = Overrides([*_overrides, (METHOD, "auto"), ("reduction.macs", typed)])
 
 
 def is_typed(field: str) -> bool:

@@ -366,7 +366,7 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
 
 def test_the_first_lines_run_without_the_hub(downloaded, capsys):
     space = run(README, "import imagepiece_jax\n", {})
-    assert space["vit"].reduction["name"] == "diffrate"
+    assert space["vit"].reduction["name"] == "attended"
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
     names = class_names.imagenet_names()
     assert len(said) == 15

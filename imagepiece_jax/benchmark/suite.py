@@ -97,10 +97,13 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
     pairs: (config, its Pretrained or None: random weights), by name
     Raises InputError for mistakes that show without compiling.
     """
-    listed = []
+    listed, found = [], {}
+    for name, (config, vit) in pairs.items():
+        with within(place=f"config {name}" if len(pairs) > 1 else ""):
+            found[name] = _with_tokens(config), vit
     for batch_size, mode in itertools.product(batch_sizes, modes):
         group = {}
-        for name, (config, vit) in pairs.items():
+        for name, (config, vit) in found.items():
             with within(place=f"config {name}" if len(pairs) > 1 else ""):
                 group[name] = Case(config, mode, batch_size, dtype, vit)
                 group[name].check()
@@ -108,6 +111,16 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
             _check_memory(name, batch_size, pixels)
         listed.append(group)
     return listed
+
+
+def _with_tokens(config):
+    """A config with tokens in place of its reduction's cost, found once for all."""
+    if config.reduction.get("macs") is None:
+        return config
+    run, found = RunConfig.from_config(config), config.copy_and_resolve_references()
+    with found.unlocked():
+        found.reduction = run.resolved().to_dict(found.to_dict())["reduction"]
+    return found
 
 
 def run(group: dict[str, Case], rules, peaks, others=None) -> list[dict]:

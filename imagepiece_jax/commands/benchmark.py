@@ -20,6 +20,7 @@ from imagepiece_jax.common.timer import Rules
 
 cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()
+cli.macs()
 SWEEP = cli.sweep("these reductions of one model beside the dense one")
 BATCH_SIZE = cli.repeated("batch_size", ["256"], "one or more, such as 1,8,256")
 DTYPE = cli.dtype("of weights and layers")

@@ -8,11 +8,13 @@ MACs or (--metric ms) as timed here; differences are paired, and p is corrected 
 Holm's rule. The last line says what to take. OUT gets compare.json with all figures,
 its tables as compare.md, its plot as compare.png, and points.jsonl, by which a command
 that was stopped resumes. --sweep compares the reductions that it names with the dense
-model instead, whatever they cost.
+model instead, whatever they cost; --macs 0.5 does so with the recommended one.
 A run determines its model, a file its sizes: see `evaluate`.
 """
 
 import functools
+
+from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import extras
@@ -38,10 +40,12 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 def main():
     typed, rules = MODEL(), TIMING()
     shares = [*map(literal, SHARES.value)]
-    for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value else ():
+    macs = flags.FLAGS["macs"].value
+    for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value or macs else ():
         if flag.present:
+            field = "--macs" if macs else "--sweep"
             problem = f"is given with --{flag.name}"
-            raise InputError(problem, field="--sweep", allowed="one of the two")
+            raise InputError(problem, field=field, allowed="one of the two")
     if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
         allowed = "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
         value = ",".join(SHARES.value)
@@ -57,7 +61,8 @@ def main():
     from imagepiece_jax.evaluate.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.evaluate.images import eval_batches, labeled_images
     from imagepiece_jax.pretrained.with_config import load_with_config
-    from imagepiece_jax.reduction.sweep_text import parse_sweeps
+    from imagepiece_jax.reduction.settings import LABEL
+    from imagepiece_jax.reduction.sweep_text import parse_label, parse_sweeps
 
     out = OUT.value or "runs/compare"
     check_folder("--out", out)
@@ -65,6 +70,9 @@ def main():
     compare.chosen(METHODS.value)
     reductions = parse_sweeps(SWEEP.value)
     config, vit = load_with_config(**typed)
+    if macs:  # the reduction is one to compare, not that of the training
+        reductions = [parse_label(vit.reduction[LABEL])]
+        vit = vit.with_reduction(vit.source.reduction)
     compare.check_fit(vit, reductions)
     limit, run = IMAGES(config), RunConfig.from_config(config)
     source = labeled_images(run, vit, limit)

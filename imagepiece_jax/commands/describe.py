@@ -13,6 +13,7 @@ from imagepiece_jax import cli
 
 cli.define_config("a config file, such as configs/quickstart.py, or --weights")
 WEIGHTS = cli.weights()
+cli.macs()
 
 
 def main():

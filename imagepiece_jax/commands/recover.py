@@ -1,7 +1,6 @@
 """Recovery of what a reduction costs, from a few hundred images without labels.
 
-python -m imagepiece_jax recover --weights FILE --data folder:PATH --out DIR \\
-    --config.reduction.name=tome --config.reduction.macs=0.5
+python -m imagepiece_jax recover --weights FILE --macs 0.5 --data folder:PATH --out DIR
 
 The model learns to answer as its own dense form does: minutes on a laptop. Reduction,
 cost, speed and file format stay what they are. A fifth of the images is held out, and

@@ -147,6 +147,34 @@ def rate(default=REQUIRED, training=False):
     return number(default, least=0, most=1, training=training)
 
 
+def share():
+    """A share of a cost, above 0 and below 1, that must be given."""
+    allowed = "numbers above 0 and below 1, such as 0.5 for half of the MACs"
+
+    def convert(value):
+        number = round(float(value), 6) if is_number(value) else math.nan
+        if 0 < number < 1:
+            return number
+        problem = "is missing" if value is None else ""
+        meant = share_meant(value)
+        hint = "" if meant is None else f"did you mean {meant:g}?"
+        raise InputError(problem, value=value, allowed=allowed, hint=hint)
+
+    return checked(None, convert, allowed)
+
+
+def share_meant(value) -> float | None:
+    """The share 0.5 that 50, "50%" or "0.5" stands for; None: there is none."""
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    if number >= 10 or text.endswith("%"):
+        number /= 100
+    return number if 0 < number < 1 else None
+
+
 def weight(default=REQUIRED, training=False):
     """A number of 0 or more."""
     return number(default, least=0, training=training)

@@ -284,15 +284,21 @@ class RunConfig(CheckedFields):
 
         if self.reduction.macs is None:
             return self
-        dense, name = self.create_dense(), self.model.name
-        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
         with in_config():
-            reduction = at_cost(self.reduction, dense, grid, name)
+            reduction = at_cost(self.reduction, *self._dense)
         return dataclasses.replace(self, reduction=reduction)
+
+    @property
+    def _dense(self):
+        """The dense model, its grid of patches and its name."""
+        dense = self.create_dense()
+        grid = patch_grid(self.image_size, dense.patch_size, cut=True)
+        return dense, grid, self.model.name
 
     def to_dict(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """`config`, which this was read from, with the model's mean and std, and all
         fields of the reduction, with the text that asked for it."""
+        from imagepiece_jax.models.at_cost import with_chosen
         from imagepiece_jax.reduction.methods import name_of
         from imagepiece_jax.reduction.settings import LABEL, asked
 
@@ -301,7 +307,7 @@ class RunConfig(CheckedFields):
         written = config["reduction"]
         fields |= {k: written[k] for k in ("prop_attn", LABEL) if k in written}
         if written.get("macs") and self.reduction.macs is None:
-            fields[LABEL] = asked(written)
+            fields[LABEL] = asked(with_chosen(written, *self._dense))
         model = config["model"] | images
         return {**config, "model": model, "reduction": fields}
 

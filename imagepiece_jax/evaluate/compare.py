@@ -2,9 +2,8 @@
 
 Every method stands at the strength of its own schedule whose cost is nearest to a share
 of the dense model's, by MACs (`macs`) or by time on this device; all other fields are
-its defaults, those that it was published with. The setting that README recommends is
-compared beside DiffRate. Settings are chosen only by cost, so no image chooses.
-Differences are paired, on the same images: to the dense model, to ToMe
+its defaults, those that it was published with. Settings are chosen only by cost, so no
+image chooses. Differences are paired, on the same images: to the dense model, to ToMe
 and random tokens at the same share, and of a control (with the token counts of its
 method) to its method. All of them are one family of exact McNemar tests, corrected by
 Holm's rule. A sweep compares named reductions at any cost, only with the dense model.
@@ -36,11 +35,9 @@ MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # and the dense model
 CONTROL = "(control)"  # ends the name of a variant that has its method's token counts
 FLOORS = ("smaller images", "first blocks")  # dense models that cost less
-# The setting that README and docs recommend, which is no method as published.
-RECOMMENDED = "diffrate in three blocks (recommended)"
+RECOMMENDED = "attended"  # by README and docs
 VARIANTS = {
     f"imagepiece drop {CONTROL}": {"name": "imagepiece", "inattentive": "drop"},
-    RECOMMENDED: {"name": "diffrate", "counts": "stages-3-6-9"},
 }
 
 
@@ -175,7 +172,7 @@ def match(
 def chosen(names: Iterable[str]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
-    ImagePiece is followed by its control, and DiffRate by the recommended setting.
+    ImagePiece is followed by its control.
     Raises InputError for another name.
     """
     every = [name for name in METHODS if name != settings.DENSE["name"]]

@@ -3,24 +3,25 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 import math
+import sys
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
 from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.recommended import recommendation
 from imagepiece_jax.reduction.settings import (
     LABEL,
+    as_fields,
     asked,
     read_reduction,
     with_defaults,
 )
 from imagepiece_jax.reduction.sweep_text import parse_label
-
-log = logging.getLogger("imagepiece_jax.models")
 
 MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
@@ -40,7 +41,7 @@ def reduced(
     own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None:
-        method = at_cost(method, dense, grid, name)
+        _, method = _found(method, dense, grid, name)
     with within("reduction"):
         method = method.resolved(_facts_of(dense, grid, name))
     if tokens is not None:
@@ -58,24 +59,42 @@ def reduced(
 
 
 def resolved(reduction, dense, grid, name=None, allowed=MISS):
-    """A reduction with counts of tokens in place of its cost, `macs`, if it has one.
+    """A reduction as a dict, with counts of tokens in place of its cost, `macs`.
 
-    It keeps the text that asked for it as its label.
+    It keeps the text that asked for it as its label, and is never called "auto".
 
     dense: a ViT of the model's sizes, with or without a reduction
     reduction, grid, name: as for `reduced`
     allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
+    asked_for, _ = read_reduction(reduction)
+    reduction = with_chosen(as_fields(reduction), dense, grid, name)
     method, _ = read_reduction(reduction)
     if method.macs is None:
         return reduction
-    found = at_cost(method, dense, grid, name, allowed)
+    found = at_cost(asked_for, dense, grid, name, allowed)
     changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
     changed.pop("score", None)  # "auto" is what another model has, too
     fields, unused = {**reduction, **changed}, found.amounts if found.counts else ()
     fields[LABEL] = asked(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
+
+
+def with_chosen(reduction, dense, grid, name=None):
+    """The reduction, by the name and fields of the recommended method if it is "auto".
+
+    Arguments are those of `resolved`.
+    """
+    method, prop_attn = read_reduction(reduction)
+    found = method.chosen(_facts_of(dense, grid, name))
+    if found is method:
+        return reduction
+    usual = type(found)
+    fields = {k: v for k, v in vars(found).items() if v != getattr(usual, k)}
+    if prop_attn is not None:
+        fields["prop_attn"] = prop_attn
+    return {"name": methods.name_of(found), **fields}
 
 
 def with_true_label(reduction, dense, grid, name=None):
@@ -99,16 +118,35 @@ def with_true_label(reduction, dense, grid, name=None):
 
 
 def at_cost(method, dense, grid, name=None, allowed=MISS):
-    """A Method with counts of tokens in place of its cost, as `resolved`."""
-    if method.macs is None:
-        return method
-    model = dense.clone(parent=None)
-    with within("reduction"):
-        method = method.resolved(_facts_of(dense, grid, name))
-        found = _at_cost(method, model, grid, allowed)
-    counts, name = _counts(found, model, grid), methods.name_of(method)
-    log.info("%s at %g of the MACs: %s", name, method.macs, counts)
+    """A Method with counts of tokens in place of its cost, as `resolved`.
+
+    In place of "auto" it is the recommended method, and a line on stderr says so.
+    """
+    chosen, found = _found(method, dense, grid, name, allowed)
+    if chosen is not method and parallel.is_main():
+        text = recommendation(_facts_of(dense, grid, name)).text
+        print(_described(text, found, dense, grid), file=sys.stderr, flush=True)
     return found
+
+
+def _found(method, dense, grid, name, allowed=MISS):
+    """(the method that "auto" stands for, the same with counts of tokens)."""
+    if method.macs is None:
+        return method, method
+    of_model = _facts_of(dense, grid, name)
+    chosen = method.chosen(of_model)
+    with within("reduction"):
+        model = dense.clone(parent=None)
+        return chosen, _at_cost(chosen.resolved(of_model), model, grid, allowed)
+
+
+def _described(text, method, model, grid):
+    """ "most attended in blocks 3, 6, 9; counts 120, 73, 45", by the method's plan."""
+    layers = _plan(method, model, grid)
+    left = {i: layer.counts.n_out for i, layer in enumerate(layers) if layer.counts}
+    blocks = f"blocks {', '.join(map(str, left))}"
+    where = "every block" if len(left) == model.depth else blocks
+    return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"
 
 
 def _facts_of(dense, grid, name):
@@ -117,6 +155,7 @@ def _facts_of(dense, grid, name):
         embed_dim=dense.embed_dim,
         class_token=dense.arch.class_token,
         pool=dense.arch.pool,
+        classes=dense.num_classes,
         depth=dense.depth,
         name=name,
     )

@@ -42,6 +42,7 @@ from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import kernels as fused_kernels
 from imagepiece_jax.reduction import layer_plan, settings
 from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.settings import Reduction, as_fields
 
 # Fields of an Architecture that a ModelConfig has too. A run's config has them in
 # `config.model`, those of OF_ARCH in `config.model.arch`.
@@ -216,7 +217,7 @@ class ModelConfig(CheckedFields):
         free = {k: v for k, v in requested.fields.items() if k not in ONE_BY_ONE}
         return dataclasses.replace(self, **free | {"arch": arch})
 
-    def create(self, reduction: Mapping[str, Any] | Method | None = None) -> ViT:
+    def create(self, reduction: Reduction | Method = None) -> ViT:
         """The model, with a reduction. Raises InputError for fields that do not fit."""
         named, arch = facts(self.name), self.architecture
         fields = USUAL | named | self.fields
@@ -258,36 +259,38 @@ class ModelConfig(CheckedFields):
         kernels = fused_kernels.resolve_kernels(fields["kernels"], model)
         return model.clone(kernels=kernels)
 
-    def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
+    def gmacs(self, reduction: Reduction = None) -> float:
         """GMACs of one image through `create(reduction)`."""
         return model_macs(self.create(reduction), self.image_size) / 1e9
 
     def resolved(
-        self, reduction: Mapping[str, Any], allowed: float = MISS
+        self, reduction: Reduction, allowed: float = MISS
     ) -> Mapping[str, Any]:
         """As the function `resolved`."""
-        model = self.create()
-        grid = patch_grid(self.image_size, model.patch_size, cut=True)
+        reduction = as_fields(reduction)
+        if reduction.get("macs") is None:
+            return reduction
+        model, fields = self.create(), USUAL | facts(self.name) | self.fields
+        grid = patch_grid(fields["image_size"], model.patch_size, cut=True)
         return resolved(reduction, model, grid, self.name, allowed)
 
 
 @short_traceback
-def create_model(
-    name: str | None, reduction: Mapping[str, Any] | None = None, **changes: Any
-) -> ViT:
+def create_model(name: str | None, reduction: Reduction = None, **changes: Any) -> ViT:
     """A ViT by name, without weights.
 
     name: "deit_ti", "deit_s", "deit_b", or timm's name of a public model with or
         without its tag, such as "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch`
         and the size are enough
-    reduction: such as {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`; None:
-        the dense model
+    reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
+        {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`; None: the dense model
     changes: fields of a ModelConfig that differ from the name's, such as
         image_size=(224, 280), num_classes=10 or dtype="bfloat16"
     Raises InputError for anything that does not fit.
     """
     check_names(changes, ["reduction", *ModelConfig.names()])
-    return ModelConfig(name=name, **changes).create(reduction)
+    config = ModelConfig(name=name, **changes)
+    return config.create(config.resolved(reduction))
 
 
 @contextlib.contextmanager

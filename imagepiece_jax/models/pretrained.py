@@ -33,7 +33,7 @@ from imagepiece_jax.models.variables import (
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
-from imagepiece_jax.reduction.settings import DENSE, split_reduction
+from imagepiece_jax.reduction.settings import DENSE, Reduction, split_reduction
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,19 +130,20 @@ class Pretrained:
     def _checked_reduction(self):
         """The reduction, with an unusual prop_attn; InputError for another plan."""
         model = self.model
-        reduction, prop_attn = split_reduction(self.reduction)
+        asked = settings.as_fields(self.reduction)
+        reduction, prop_attn = split_reduction(asked)
         if prop_attn not in (None, model.prop_attn):
             problem = f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}"
             field = "prop_attn of reduction"
             allowed = "the reduction that create_model got"
             raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
-        if text := self.reduction.get(settings.LABEL):
+        if text := asked.get(settings.LABEL):
             reduction[settings.LABEL] = text
         reduction = resolved(reduction, model, self._grid, self.name)
         reduction = with_true_label(reduction, model, self._grid, self.name)
         usual = reduced(model, reduction, self._grid, self.name)
         if usual.plan != model.plan:
-            size, value = described(self.image_size), dict(self.reduction)
+            size, value = described(self.image_size), dict(asked)
             problem = f"is {value}, but model.plan is another for images of {size}"
             allowed = "the reduction that create_model got, with masked=False"
             raise InputError(problem, field="reduction", value=value, allowed=allowed)
@@ -246,18 +247,18 @@ class Pretrained:
 
     @short_traceback
     def with_reduction(
-        self, reduction: Mapping[str, Any] | None, seed: int | None = None
+        self, reduction: Reduction, seed: int | None = None
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        reduction: such as {"name": "tome", "r": 8}; None: the dense model
+        reduction: a share of the MACs such as 0.5, which the recommended method gets, a
+            method's name, or a dict such as {"name": "tome", "r": 8}; None: dense
         seed: of selectors that the method learns and the weights lack
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
+        reduction = self.resolved(reduction)
         model = self.model_with(reduction)
-        if reduction is None:
-            reduction = DENSE
         params = self.variables["params"]
         vit = self._with_model(model, params, seed, reduction=reduction)
         vit.warn_of_recovery(stacklevel=3)  # behind short_traceback
@@ -320,16 +321,16 @@ class Pretrained:
             source = dataclasses.replace(source, config=config)
         return dataclasses.replace(self, model=model, source=source)
 
-    def model_with(self, reduction: Mapping[str, Any] | None) -> ViT:
+    def model_with(self, reduction: Reduction) -> ViT:
         """The model of `with_reduction`, without its variables."""
         return self._reduced(self.model, reduction, self._grid)
 
-    def gmacs_with(self, reduction: Mapping[str, Any] | None) -> float:
+    def gmacs_with(self, reduction: Reduction) -> float:
         """`gmacs` of `with_reduction`."""
         return model_macs(self.model_with(reduction), self.image_size) / 1e9
 
-    def resolved(self, reduction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A reduction with counts of tokens in place of its cost, `macs`."""
+    def resolved(self, reduction: Reduction) -> Mapping[str, Any]:
+        """A reduction as a dict, with counts of tokens in place of its cost, `macs`."""
         return resolved(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from imagepiece_jax.pretrained.infer import (
 )
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.timm_config import published_class_names
+from imagepiece_jax.reduction.settings import Reduction
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 
@@ -37,7 +38,7 @@ HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
 def load(
     path: str | os.PathLike,
     *,
-    reduction: Mapping[str, Any] | None = None,
+    reduction: Reduction = None,
     checkpoint: str = "best",
     averaged: bool = False,
     num_classes: int | None = None,
@@ -53,8 +54,10 @@ def load(
         weights, as timm, transformers and `save` write it; the folder of a run; or an
         id of the Hugging Face hub, "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION",
         whose files are fetched once into huggingface_hub's cache
-    reduction: such as {"name": "evit", "keep_rate": 0.7}; {"name": "none"} is the dense
-        model; None: the reduction of the run, or of the folder that `save` wrote
+    reduction: a share of the dense model's MACs, such as 0.5, which the recommended
+        method gets; a method's name, of which "none" is the dense model; or a dict,
+        such as {"name": "evit", "keep_rate": 0.7}; None: the reduction of the run, or
+        of the folder that `save` wrote
     checkpoint: of a run, "best" or "latest"
     averaged: take the weights averaged over the training's steps, which a run has
         (config.ema_decay), and a .pth file that timm or DeiT's code saved in training
@@ -105,7 +108,7 @@ def load_as(
     path: str | os.PathLike,
     requested: ModelConfig = NOTHING,
     *,
-    reduction: Mapping[str, Any] | None = None,
+    reduction: Reduction = None,
     checkpoint: str = "best",
     averaged: bool = False,
     num_classes: int | None = None,
@@ -143,6 +146,7 @@ def load_as(
     if reduction is None and requested.prop_attn is not None:
         used = {**used, "prop_attn": requested.prop_attn}
     with within(place=place if used == description.reduction else ""):
+        used = config.resolved(used)
         model = config.create(used)
     crop = trained_crop(description, requested)
     facts = {

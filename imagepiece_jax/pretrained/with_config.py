@@ -157,6 +157,8 @@ def _write_model(config, vit):
     decided = {k: v for k, v in fields.items() if k in config.model and k not in FREE}
     with config.unlocked():
         config.model.update(settings.as_tuple(decided))
+        if config.reduction.get("macs") is not None:  # found for these weights
+            config.reduction = type(config)(vit.reduction)
 
 
 def _check_run(description, config, requested):

@@ -5,11 +5,14 @@ found for a cost also has a `label`: the text that asked for it, "tome macs=0.5"
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+from imagepiece_jax.common.fields import is_number
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 
+Reduction = Mapping[str, Any] | str | float | None  # what `as_fields` takes
 DENSE = {"name": "none"}
 LABEL = "label"  # of a reduction that was asked for by its cost
 
@@ -85,20 +88,40 @@ def read_reduction(reduction, prop_attn=None):
         return methods.create(**fields), prop_attn
 
 
+def as_fields(reduction):
+    """A reduction as a dict of a name and fields.
+
+    reduction: such a dict; a method's name; a share of the dense model's MACs, which
+        the recommended method gets; None: the dense model
+    Raises InputError for anything else.
+    """
+    if reduction is None:
+        return DENSE
+    if isinstance(reduction, str):
+        return {"name": reduction}
+    if is_number(reduction):
+        return {"name": methods.AUTO, "macs": reduction}
+    mapping = isinstance(reduction, Mapping)
+    if not mapping or not all(isinstance(field, str) for field in reduction):
+        allowed = (
+            "a share of the MACs such as 0.5, a method's name, and a dict with a name "
+            'and fields: {"name": "evit", "keep_rate": 0.7}'
+        )
+        raise InputError(field="reduction", value=reduction, allowed=allowed)
+    if "name" not in reduction:
+        problem = f"is {dict(reduction)!r}, which has no name"
+        hint = f"the names are {', '.join(methods.names())}"
+        raise InputError(problem, field="reduction", value=reduction, hint=hint)
+    return reduction
+
+
 def split_reduction(reduction, prop_attn=None):
     """(fields of the method, prop_attn) of a reduction that may name both, and a label.
 
-    Raises InputError where it is no such dict, and for two values of prop_attn.
+    reduction: as `as_fields` takes it
+    Raises InputError where it is none, and for two values of prop_attn.
     """
-    mapping = reduction is None or isinstance(reduction, Mapping)
-    if not mapping or not all(isinstance(field, str) for field in reduction or ()):
-        allowed = 'a dict with a name and fields: {"name": "evit", "keep_rate": 0.7}'
-        raise InputError(field="reduction", value=reduction, allowed=allowed)
-    if reduction is not None and "name" not in reduction:
-        problem = f"is {dict(reduction)!r}, which has no name"
-        hint = f"the names are {', '.join(sorted(methods.METHODS))}"
-        raise InputError(problem, field="reduction", value=reduction, hint=hint)
-    fields = dict(DENSE if reduction is None else reduction)
+    fields = dict(as_fields(reduction))
     text = fields.pop(LABEL, None)
     if not isinstance(text, str | None):
         allowed = 'the text that asked for it, such as "tome macs=0.5"'

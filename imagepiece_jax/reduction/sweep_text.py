@@ -41,6 +41,9 @@ def parse_sweep(text):
         choices.append([*map(literal, re.split(COMMA, values))])
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
+    if name == methods.AUTO:
+        hint = "--macs 0.5 without --sweep takes the recommended one"
+        raise InputError(f"has {name}, which is no method", value=name, hint=hint)
     if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
         raise InputError(
             f"has no method {name!r}",

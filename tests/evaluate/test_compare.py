@@ -35,7 +35,6 @@ from tests.experiments import tiny_context
 from tests.models import tiny
 from tests.models.test_learned_contract import LEARNED
 from tests.refused import refused
-from tests.runs import ROOT
 
 IMAGES = 300
 SHARES = (0.75, 0.5)
@@ -170,25 +169,14 @@ def test_the_control_stands_beside_imagepiece_at_its_cost(report):
     assert CONTROL not in compare.chosen(("evit",))
 
 
-def recommended(page):
-    """The reductions by name that a page recommends at a cost, as `load` takes them."""
-    text = (ROOT / page).read_text("utf-8")
-    found = re.findall(r"\{\"name\": [^}]*\"stages-3-6-9\"\}", text)
-    return [json.loads(each) for each in found]
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/questions.md", "docs/comparison.md"]
-)
-def test_the_setting_that_pages_recommend_is_measured(report, page):
-    """As one types it, at every share."""
+def test_what_one_number_stands_for_is_measured(context, report):
+    """At every share with the tokens that `reduction=0.5` gives."""
     at = {s["share"]: s for s in report["settings"] if s["method"] == RECOMMENDED}
-    assert [*at] == [*SHARES] and recommended(page)
-    for typed in recommended(page):
-        for share, line in at.items():
-            own = typed | {"macs": share}
-            assert {"name": line["reduction"]["name"]} | line["setting"] == own
-    assert RECOMMENDED in compare.chosen(["diffrate"])
+    assert [*at] == [*SHARES]
+    for share, line in at.items():
+        plan = context.vit.model_with(share).plan
+        tokens = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
+        assert line["tokens_per_block"] == tokens
     assert RECOMMENDED not in compare.chosen(["evit"])
 
 
@@ -348,8 +336,6 @@ def measured(points, **more):
     lines, changes = [], []
     for method, share, value, half in points:
         setting = {"macs": share}
-        if method == RECOMMENDED:
-            setting |= {"counts": "stages-3-6-9"}
         if method in compare.FLOORS:
             setting = {"image_size": (192, 192)}
         name = method.split()[0]
@@ -360,7 +346,7 @@ def measured(points, **more):
     return MADE_UP | {"settings": lines, "comparisons": changes} | more
 
 
-DIFFRATE = 'reduction={"name": "diffrate", "macs": 0.6, "counts": "stages-3-6-9"}'
+ATTENDED = 'reduction={"name": "attended", "macs": 0.6}'
 
 
 @pytest.mark.parametrize(
@@ -370,7 +356,7 @@ DIFFRATE = 'reduction={"name": "diffrate", "macs": 0.6, "counts": "stages-3-6-9"
         ([("tome", 0.9, 0, 1), ("tome", 0.5, -2, 1)], '{"name": "tome", "macs": 0.9}'),
         ([("tome", 0.9, 0, 1), ("evit", 0.6, -0.4, 1)], '{"name": "evit", "macs": 0.6'),
         # Of those at one share the recommended one, or else the most accurate.
-        ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.4, 1)], DIFFRATE),
+        ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.4, 1)], ATTENDED),
         ([("tome", 0.6, 0, 1), (RECOMMENDED, 0.6, -0.6, 1)], '"tome", "macs": 0.6'),
         ([("tome", 0.6, 0, 1), ("evit", 0.6, 0.1, 1)], '"evit", "macs": 0.6'),
         ([("smaller images", 0.6, 0, 1)], "the dense model with image_size=(192, 192)"),

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import importlib
 
+from imagepiece_jax.common.fields import share_meant
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.methods.method import Method
@@ -65,6 +66,14 @@ METHODS = _Methods(
 )
 
 
+AUTO = "auto"  # no method: the one that is recommended for a model
+
+
+def names() -> list[str]:
+    """What a reduction may be called."""
+    return sorted([*METHODS, AUTO])
+
+
 def name_of(method: Method) -> str:
     """The name of a method; "none" for one that is not in METHODS."""
     kind = type(method)
@@ -75,19 +84,22 @@ def name_of(method: Method) -> str:
 def create(name: str = "none", **fields) -> Method:
     """Make a method.
 
-    name: one of METHODS
+    name: one of METHODS, or "auto"
     fields: fields of `config.reduction` that differ from the method's defaults
     Raises InputError for an unknown name, field or value.
     """
-    if name not in [*METHODS]:  # a list as a name has no hash
+    if name not in names():  # a list as a name has no hash
         word = str(name).lower().replace("-", "_")
-        listed = f"the methods are {', '.join(sorted(METHODS))}"
-        hint = suggestion(word, METHODS, listed)
+        listed = f"the methods are {', '.join(names())}"
+        hint = suggestion(word, names(), listed)
+        if (meant := share_meant(name)) is not None:
+            hint = f"did you mean the number {meant:g}, or auto with macs={meant:g}?"
         raise InputError(field="name", value=name, hint=hint)
-    contract.check_method(METHODS[name], Method)
+    kind = _imported("recommended", "Recommended") if name == AUTO else METHODS[name]
+    contract.check_method(kind, Method)
     shared = [field.name for field in dataclasses.fields(Method)]
     allowed = sorted(  # those of inference first, those of all methods last
-        dataclasses.fields(METHODS[name]),
+        dataclasses.fields(kind),
         key=lambda f: (f.name in shared, f.metadata.get("training", False)),
     )
     allowed = [field.name for field in allowed]
@@ -96,4 +108,4 @@ def create(name: str = "none", **fields) -> Method:
             problem = f"is not a field of reduction {name!r}"
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
             raise InputError(problem, field=field, value=field, hint=hint)
-    return METHODS[name](**fields)
+    return kind(**fields)

@@ -43,6 +43,7 @@ class ModelFacts:
     patches: int  # image tokens of the first block
     class_token: bool = True
     pool: str = "token"  # what the head reads: "token", "mean" or "map"
+    classes: int = 1000  # 0: the model has no head
     name: str | None = None  # the public model's
 
 
@@ -196,6 +197,10 @@ class Method(fields.CheckedFields):
             reached.append(n)
         defaults = {name: getattr(type(self), name) for name in self.amounts}
         return dataclasses.replace(self, macs=None, counts=tuple(reached), **defaults)
+
+    def chosen(self, model: ModelFacts) -> "Method":
+        """The method itself; in place of "auto" the one recommended for a model."""
+        return self
 
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.

@@ -1,0 +1,83 @@
+"""--macs, in every command that has --weights: what it says, does and stores."""
+
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from tests.benchmark.small import SMALL, simplify
+from tests.command import call, start
+from tests.models import tiny
+from tests.pictures import write_csv
+
+# By the cost that is nearest to .7: the tiny model of 25 patches and three blocks.
+SAID = re.compile(r"(?m)^most attended in every block; counts (\d+), (\d+), (\d+)$")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model, 48 photographs of noise, and labels for them."""
+    folder = tmp_path_factory.mktemp("macs")
+    imagepiece_jax.save(folder / "vit", tiny.pretrained())
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (48, tiny.SIDE, tiny.SIDE, 3), np.uint8)
+    (folder / "photos").mkdir()
+    write_csv(folder, pixels, draw.integers(0, tiny.CLASSES, 48), "photos/")
+    return folder
+
+
+def words(folder, name):
+    """What a command takes beside --weights and --macs."""
+    data, out = f"--data=csv:{folder}/set.csv", f"{folder}/{name}"
+    of_images = [data, "--resize=none", "--valid_labels=data"]
+    return {
+        "benchmark": [*SMALL, f"--json={out}.json"],
+        "compare": [*of_images, f"--out={out}"],
+        "describe": [],
+        "evaluate": [*of_images, f"--json={out}.json"],
+        "export": [f"--out={out}.jax"],
+        "predict": [f"{folder}/photos/0.png", f"--json={out}.json"],
+        "recover": [f"--data={folder}/photos", f"--out={out}", "--steps=1"],
+        "visualize": [f"{folder}/photos/0.png", f"--out={out}"],
+    }[name]
+
+
+def test_every_command_with_weights_has_it():
+    text = start("-m", "imagepiece_jax", "--help").out
+    listed = [line.split()[0] for line in text.splitlines()[1:]]
+    for name in listed:
+        described = start("-m", "imagepiece_jax", name, "--help", imported=True).out
+        assert ("--macs:" in described) == ("--weights:" in described)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "benchmark compare describe evaluate export predict recover visualize".split(),
+)
+def test_it_says_once_what_it_takes_and_stores_it_by_name(folder, name, monkeypatch):
+    if name == "benchmark":
+        simplify(monkeypatch)
+    command = importlib.import_module(f"imagepiece_jax.commands.{name}")
+    typed = ["--weights", folder / "vit", "--macs=.7", *words(folder, name)]
+    ended = call(command.main, *typed).ok()
+    (counts,) = SAID.findall(ended.err)
+    left = [layer.mlp_tokens - 1 for layer in tiny.model(0.7).plan]
+    assert left == [*map(int, counts)]
+    written = [*folder.glob(f"{name}*.json"), *folder.glob(f"{name}*/*.json")]
+    texts = [file.read_text() for file in written]
+    asked = re.compile('"name": "auto"|auto macs')  # a score may be "auto", too
+    assert [*filter(asked.search, [ended.out, *texts])] == []
+    if name in ("compare", "evaluate", "recover", "export"):
+        assert any("attended" in text for text in texts), texts
+    if name == "describe":
+        rows = re.findall(r"block \d +(\d+) +(\d+) .*PruneAndMerge", ended.out)
+        assert [int(mlp) - 1 for _, mlp in rows] == left
+    if name == "compare":
+        report = json.loads((folder / "compare" / "compare.json").read_text())
+        assert [line["method"] for line in report["settings"]] == [
+            "attended macs=0.7 blocks=(0, 1, 2)"
+        ]
+        assert report["trained_as"] == "none"

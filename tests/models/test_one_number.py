@@ -1,0 +1,200 @@
+"""A share of the MACs alone: the recommended method, resolved wherever it is kept."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.config.run import RunConfig
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.at_cost import MISS
+from imagepiece_jax.models.config import ModelConfig, create_model
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import load
+from imagepiece_jax.pretrained.save import save
+from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.recommended import recommendation
+from tests.models import tiny
+from tests.refused import refused
+from tests.runs import configured
+
+HALF = {"name": "auto", "macs": 0.5}
+
+
+def deit(**fields):
+    return ModelConfig(name="deit_ti", image_size=224, num_classes=1000, **fields)
+
+
+def image_tokens(model):
+    return [layer.mlp_tokens - model.arch.prefix for layer in model.plan]
+
+
+def test_half_of_deit_by_hand(capsys):
+    """Counts of 196 k, 196 k^2 and 196 k^3 tokens, rounded down, for k = .51.
+
+    A block of n tokens and the class token, of width 192, has 12 (192 n')^2 / n' for
+    its matrices and 2 n'^2 192 for its maps, with n' = n + 1: MACs of 197, 100, 51 and
+    27 tokens in the blocks between the three that reduce, whose attention still has
+    the tokens before.
+    """
+    model = create_model("deit_ti", reduction=0.5)
+    first, second, third = (int(196 * 0.51001**power) for power in (1, 2, 3))
+    assert (first, second, third) == (99, 50, 26)
+    counts = [196] * 3 + [first] * 3 + [second] * 3 + [third] * 3
+    assert image_tokens(model) == counts
+
+    def block(before, after):
+        attention = 4 * 192**2 * before + 2 * 192 * before**2
+        return attention + 8 * 192**2 * after
+
+    tokens = [197, *(count + 1 for count in counts)]
+    blocks = [block(*pair) for pair in zip(tokens, tokens[1:], strict=False)]
+    ends = 196 * 768 * 192 + 192 * 1000  # stem and head
+    share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
+    assert share == pytest.approx(deit().gmacs(0.5) / deit().gmacs(), abs=1e-3)
+    assert abs(share - 0.5) <= MISS
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == "most attended in blocks 3, 6, 9; counts 99, 50, 26"
+
+
+def facts(**fields):
+    return ModelFacts(**{"depth": 12, "embed_dim": 192, "patches": 196} | fields)
+
+
+@pytest.mark.parametrize(
+    "fields, name, blocks",
+    [
+        ({}, "attended", (3, 6, 9)),
+        # LV-ViT-S and M by DynamicViT's authors.
+        ({"depth": 16}, "attended", (4, 8, 12)),
+        ({"depth": 20}, "attended", (5, 10, 15)),
+        ({"depth": 2}, "attended", (0, 1)),
+        ({"depth": 1}, "attended", (0,)),
+        ({"pool": "mean"}, "tome", None),  # a class token that no head reads
+        ({"pool": "map", "class_token": False}, "tome", None),
+        ({"classes": 0}, "tome", None),
+        ({"classes": 0, "pool": "mean", "class_token": False}, "tome", None),
+    ],
+)
+def test_the_method_of_each_kind_of_model(fields, name, blocks):
+    method = methods.create("auto", macs=0.5).chosen(facts(**fields))
+    assert methods.name_of(method) == recommendation(facts(**fields)).name == name
+    assert getattr(method, "blocks", None) == blocks and method.macs == 0.5
+
+
+SIZES = ["deit_ti", "vit_large_patch16_224", "vit_small_patch14_dinov2.lvd142m"]
+SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("cost", [0.75, 0.6, 0.5])
+def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
+    config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
+    found = config.resolved(cost)
+    assert found["name"] != "auto" and "macs" not in found
+    assert abs(config.gmacs(found) / config.gmacs() - cost) <= MISS
+    assert found["label"].startswith(f"{found['name']} macs={cost}")
+
+
+def test_other_fields_of_auto_are_those_of_the_method():
+    asked = HALF | {"fate": "drop", "prop_attn": False}
+    model, named = deit().create(asked), asked | {"name": "attended"}
+    assert model == deit().create(named) and not model.prop_attn
+    own = deit().resolved(HALF | {"counts": "proportional-1"})
+    assert own["label"] == "attended macs=0.5 counts=proportional-1"
+
+
+@pytest.mark.parametrize("classes", [tiny.CLASSES, 0])
+def test_it_is_kept_as_the_method_and_its_counts(classes, tmp_path, capsys):
+    """By a Pretrained, its folder, and what is loaded from there; said each time."""
+    arch = {"arch": {"pool": "token"}}
+    dense = tiny.pretrained(num_classes=classes, **arch)
+    vit = dense.with_reduction(0.7)
+    name = "attended" if classes else "tome"
+    assert vit.reduction["name"] == name and "auto" not in f"{vit} {vit.reduction}"
+    (said,) = capsys.readouterr().err.splitlines()
+    left = ", ".join(map(str, image_tokens(vit.model)))
+    assert re.fullmatch(f"(most attended|ToMe) in every block; counts {left}", said)
+    save(tmp_path / "saved", vit)
+    text = (tmp_path / "saved" / "config.json").read_text()
+    assert "auto" not in text
+    assert json.loads(text)["imagepiece_jax"]["reduction"]["name"] == name
+    again = load(tmp_path / "saved")
+    assert again.reduction == vit.reduction and again.model.plan == vit.model.plan
+    assert capsys.readouterr().err == ""  # nothing is chosen anew
+    other = load(tmp_path / "saved", reduction=0.7)
+    assert (other.reduction, other.label) == (vit.reduction, vit.label)
+    assert capsys.readouterr().err == f"{said}\n"
+    assert load(tmp_path / "saved", reduction="none").model.plan == dense.model.plan
+    made = Pretrained(vit.model, vit.variables, 0.7, vit.preprocessing)
+    assert made.reduction == vit.reduction
+
+
+def test_a_text_is_a_methods_name_as_published():
+    assert create_model("deit_ti", reduction="tome") == create_model(
+        "deit_ti", reduction={"name": "tome"}
+    )
+    assert image_tokens(create_model("deit_ti", reduction="tome"))[:2] == [183, 170]
+    vit = tiny.pretrained(0.7).with_reduction("none")
+    assert vit.reduction == settings.DENSE == vit.with_reduction(None).reduction
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(0.6), np.float32(0.6), np.float16(0.6), 0.6]
+)
+def test_numbers_of_numpy_are_numbers(value):
+    found = deit().resolved(value)
+    assert found == deit().resolved(0.6) or value.dtype == np.float16
+    assert type(found["keep_rate"]) is float
+
+
+@pytest.mark.parametrize(
+    "value, field, text",
+    [
+        (50, "reduction.macs", "did you mean 0.5?"),
+        (np.int64(50), "reduction.macs", "did you mean 0.5?"),
+        ("0.5", "reduction.name", "did you mean the number 0.5, or auto with macs=0.5"),
+        ("50%", "reduction.name", "did you mean the number 0.5"),
+        ("50", "reduction.name", "did you mean the number 0.5"),
+        (1.0, "reduction.macs", "allowed: numbers above 0 and below 1, such as 0.5"),
+        (1, "reduction.macs", "below 1"),
+        (7.5, "reduction.macs", "below 1"),
+        (0, "reduction.macs", "above 0"),
+        (-0.5, "reduction.macs", "above 0"),
+        (float("inf"), "reduction.macs", "below 1"),
+        (0.9999999, "reduction.macs", "below 1"),
+        (True, "reduction", "a share of the MACs such as 0.5"),
+        (np.bool_(True), "reduction", "a share of the MACs such as 0.5"),
+        ([0.5], "reduction", "a share of the MACs such as 0.5"),
+        ("autto", "reduction.name", "did you mean auto?"),
+        (0.05, "reduction.macs", "the nearest cost of 'attended' is 0.309"),
+    ],
+    ids=str,
+)
+def test_what_is_no_share_is_told_what_is(value, field, text):
+    with refused(field, value, text):
+        create_model("deit_ti", reduction=value)
+
+
+def test_nan_and_a_missing_cost():
+    for reduction in (float("nan"), HALF | {"macs": float("nan")}):
+        with pytest.raises(InputError, match="macs is nan; allowed: numbers above 0"):
+            create_model("deit_ti", reduction=reduction)
+    for reduction in ("auto", {"name": "auto"}):
+        with refused("reduction.macs", None, "is missing; allowed: numbers above 0"):
+            create_model("deit_ti", reduction=reduction)
+    with refused("reduction.r", "r", "allowed: macs, counts, fate"):
+        create_model("deit_ti", reduction=HALF | {"r": 8})
+
+
+def test_a_run_stores_the_method(capsys):
+    config = configured({"model.name": "deit_ti", "image_size": 224})
+    with config.unlocked():
+        config.reduction = type(config)(HALF)
+    fields = RunConfig.from_config(config).resolved().to_dict(config.to_dict())
+    assert fields["reduction"]["name"] == "attended"
+    assert fields["reduction"]["label"] == "attended macs=0.5"
+    assert "auto" not in json.dumps(fields["reduction"])
+    assert capsys.readouterr().err.startswith("most attended in blocks 3, 6, 9; ")
