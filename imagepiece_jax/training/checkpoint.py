@@ -232,7 +232,13 @@ class Checkpoints:
         return self._writers[kind]
 
     def _see_the_same(self, kind, writer):
-        """Wait until `writer` knows the steps that process 0 has: it looks once."""
+        """Wait until `writer` knows the steps that process 0 has: it looks once.
+
+        On storage that hosts share, one may see a folder later than another
+        (test_two_processes_save_together_and_one_reads). By Orbax's own way,
+        single_host_load_and_broadcast, it would return where it does not see the
+        folder, and process 0 would wait for it.
+        """
         steps = parallel.from_main(writer.steps)
 
         def seen():
