@@ -56,7 +56,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
-from imagepiece_jax.training import recover
+from imagepiece_jax.training import recover, recovery_step
 
 WEIGHTS, DATA = cli.weights(), cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
@@ -318,7 +318,7 @@ class Study:
             stop_step=fit.recipe.steps,
         )
         course = Kept(fit, start)
-        course.run(batches, fit.recipe.steps)
+        course.run(batches)
         interval = statistics.mean_difference(course.best["measure"], start["measure"])
         changed = interval.high < 0
         fit.start()
@@ -421,7 +421,7 @@ def first_blocks(vit, count: int):
     )
 
 
-class Comparison(recover.Comparison):
+class Comparison(recovery_step.Comparison):
     """Of a student that may have fewer blocks, the last with the teacher's last."""
 
     def terms(self, student, teacher):
@@ -458,8 +458,8 @@ def fit_of(vit, teacher, way: Way | None, seed: int, batch_size: int):
         if way.parameters == "lora":
             fields["parameters"] = "all"
             options = {"split": functools.partial(adapters, seed=seed), "join": folded}
-    recipe = recover.Recipe(batch_size=batch_size, seed=seed, **fields)
-    fit = recover.Fit(vit, recipe, teacher, **options)
+    recipe = recovery_step.Recipe(batch_size=batch_size, seed=seed, **fields)
+    fit = recovery_step.Fit(vit, recipe, teacher, **options)
     fit.comparison = Comparison(vit, recipe)  # before anything is compiled
     return fit
 
@@ -494,9 +494,9 @@ class Kept(recover.Course):
 
     trained = None
 
-    def note(self, bar):
+    def note(self):
         before = self.best
-        super().note(bar)
+        super().note()
         if self.best is not before:
             self.trained = parallel.unreplicate(self.fit.state.trained)
 

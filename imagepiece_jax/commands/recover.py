@@ -36,18 +36,24 @@ def main():
     typed = MODEL()
     images, out = cli.required(DATA), pathlib.Path(cli.required(OUT))
     # They import JAX: after the flags.
+    import jax
+
+    from imagepiece_jax.common.files import check_folder, check_room
+    from imagepiece_jax.common.process import without_interrupts
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.data.unlabeled import open_unlabeled
     from imagepiece_jax.pretrained.save import checked_folder, save
     from imagepiece_jax.pretrained.with_config import load_with_config
     from imagepiece_jax.training.recover import recover
 
-    checked_folder(out)
+    check_folder("--out", checked_folder(out))
     config, vit = load_with_config(**typed)
     config.data.resize = RESIZE.value or config.data.resize
     preprocessing = RunConfig.from_config(config).preprocessing()
     if preprocessing != vit.preprocessing:
         vit = dataclasses.replace(vit, preprocessing=preprocessing)
+    leaves = jax.tree.leaves(vit.variables)
+    check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
     flags = {name: f"--{name}" for name in ("steps", "minutes", "seed", "parameters")}
     with naming(images="--data", batch_size="--batch", **flags):
         source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
@@ -60,13 +66,15 @@ def main():
             seed=SEED.value,
             parameters=PARAMETERS.value,
         )
-    print(better.recovery, flush=True)
-    if better.recovery.stopped and not better.recovery.changed:
-        print(f"nothing is written to {out}", file=sys.stderr)
-        return INTERRUPTED
-    save(out, better)
-    print(f"saved in {out}", flush=True)
-    return INTERRUPTED if better.recovery.stopped else 0
+    recovery = better.recovery
+    with without_interrupts():  # nothing that took minutes is lost while it is written
+        print(recovery, flush=True)
+        if recovery.stopped and not recovery.changed:
+            print(f"nothing is written to {out}", file=sys.stderr)
+            return INTERRUPTED
+        save(out, better)
+        print(f"saved in {out}", flush=True)
+    return INTERRUPTED if recovery.stopped else 0
 
 
 if __name__ == "__main__":

@@ -161,6 +161,21 @@ def check_folder(flag, path):
         raise InputError(problem, field=flag, value=path, hint="choose another")
 
 
+def check_room(flag, path, size: int):
+    """Raise InputError where the disk of `path` has less than `size` free bytes.
+
+    flag: names it in the error, such as "--out"
+    """
+    nearest = pathlib.Path(path).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    free = shutil.disk_usage(nearest).free
+    if free < size:
+        needed = f"{size / 1e6:,.0f} MB of free disk"
+        problem = f"{path} needs {needed}, and has {free / 1e6:,.0f} MB"
+        raise InputError(problem, field=flag, value=str(path), hint="choose another")
+
+
 def check_writable(flag, path, read=(), writes=()):
     """Check that a file can be written: now, not after the work.
 

@@ -50,6 +50,16 @@ def interrupt(signum, frame):
         signal.default_int_handler(signum, frame)
 
 
+@contextlib.contextmanager
+def without_interrupts():
+    """Ctrl-C does nothing while this is entered, in the main thread."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def discard_output():
     """Discard the rest of our output, which nobody reads; returns a status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

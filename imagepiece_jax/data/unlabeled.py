@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.data import image_files, pictures, registry
+from imagepiece_jax.data import decode, image_files, pictures, registry
 from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError, within
 
@@ -36,6 +36,17 @@ class ArraySource(Source):
         return self.images[index].shape[:2]
 
 
+class Photographs(FileSource):
+    """Image files without labels, turned as their EXIF says."""
+
+    def __init__(self, files):
+        super().__init__("", files, np.full(len(files), NO_LABEL), num_classes=0)
+
+    def read(self, index):
+        path = self.name(index)
+        return decode.decode(path, path, upright=True), NO_LABEL
+
+
 def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> Source:
     """The Source of images without labels.
 
@@ -61,9 +72,7 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
                     value=path,
                     allowed="a folder, paths of images, or data such as csv:FILE",
                 )
-        files = image_files.find_images(paths)
-        labels = np.full(len(files), NO_LABEL)
-        return FileSource("", files, labels, num_classes=0)
+        return Photographs(image_files.find_images(paths))
     pixels = []
     for number, image in enumerate(images):
         with within(place=f"image {number}"):

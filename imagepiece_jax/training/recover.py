@@ -8,289 +8,44 @@ they are; numbers of the model change, by default its norms and biases. The teac
 the dense model of the same weights, which sees the same crops of the images.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    choice,
-    count,
-    is_number,
-    number,
-    rate,
-    several,
-    weight,
-)
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import Purpose, batch_key, uniform
-from imagepiece_jax.config.run import TRAINED
+from imagepiece_jax.common.fields import is_number
+from imagepiece_jax.common.progress import INTERVAL, counted
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.loader import EvalBatches, TrainBatches
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.source import Source, Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.evaluate.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
-from imagepiece_jax.models.problem import activation
 from imagepiece_jax.models.recovery import Recovery
+from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.train_step import (
-    answers,
-    binary_kl_divergence,
-    kl_divergence,
-    relative_change,
-)
+from imagepiece_jax.training.recovery_step import STEPS, Fit, Recipe
 
 HELD_OUT = 5  # one image of so many is held out,
 FEWEST = 16  # so many at least,
 MOST = 500  # and so many at most
 MEASURES = 8  # on the way
-WARM = 2  # steps before those whose time is taken
-TIMED = 4
 THREADS = 2  # that read and decode
-STEPS = 500  # where neither steps nor minutes are given
-RATE_OF_ALL = 2e-5  # of training all parameters: at 1e-4 DeiT-Ti gets worse
-DIVERGENCES = {"softmax": kl_divergence, "sigmoid": binary_kl_divergence}
+UNLIMITED = 2**31 - 1  # steps, where a clock ends them
 
 log = logging.getLogger("imagepiece_jax.training")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe(CheckedFields):
-    """How a model is recovered."""
-
-    # which parameters are trained
-    parameters: str = choice("biases", TRAINED)
-    steps: int = count(STEPS, least=1)
-    batch_size: int = count(32, least=1)
-    seed: int = count(0, most=2**32 - 1)
-    lr: float = number(1e-3, above=0)  # of the first step; a cosine to 0
-    # Weights in the loss: of the class token after each block, and of the features of
-    # patches.
-    class_tokens: float = weight(0.5)
-    patches: float = weight(0.0)
-    mixed: float = rate(0.0)  # share of the images that are mixed with another one
-    # shares of an image's area, that a random crop covers
-    area: tuple[float, float] = several((0.4, 1.0), rate(), "two shares", 2)
-
-    @classmethod
-    def of(cls, vit: Pretrained, **fields: Any) -> "Recipe":
-        """The recipe for a model: without classes, or a class token, by its patches."""
-        usual = {}
-        if fields.get("parameters") == "all":
-            usual["lr"] = RATE_OF_ALL
-        if not has_classes(vit):
-            usual["patches"] = 1.0
-        elif not vit.model.arch.class_token:
-            usual["patches"] = 0.5
-        return cls(**usual | fields)
-
-
-def has_classes(vit: Pretrained) -> bool:
-    """Whether the outputs are logits of classes, not features.
-
-    A head without a bias is a projection, such as CLIP's.
-    """
-    head = vit.variables["params"].get("head", {})
-    known = activation(vit.problem_type, vit.model.num_classes) is not None
-    return known and bool(np.any(head.get("bias", 0)))
-
-
-class Comparison:
-    """What is compared of a student and its teacher: the loss, and the measure."""
-
-    def __init__(self, vit: Pretrained, recipe: Recipe):
-        self.classes = has_classes(vit)
-        self.name = "KL" if self.classes else "change"  # of the measure
-        self.distance = relative_change  # of logits
-        if self.classes:
-            kind = activation(vit.problem_type, vit.model.num_classes)
-            self.distance = DIVERGENCES[kind]
-        self.weights = {"class_tokens": 0.0, "patches": recipe.patches}
-        if vit.model.arch.class_token:
-            self.weights["class_tokens"] = recipe.class_tokens
-        self.read = tuple(name for name, weight in self.weights.items() if weight)
-
-    def terms(self, student, teacher) -> dict[str, jax.Array]:
-        """The terms of the loss by name, [B] each, without weights.
-
-        student, teacher: `train_step.answers`
-        """
-        terms = {"logits": self.distance(student["logits"], teacher["logits"])}
-        for name in self.read:
-            kept = student["kept"] if name == "patches" else None
-            terms[name] = relative_change(student[name], teacher[name], kept)
-        return terms
-
-    def loss(self, student, teacher) -> jax.Array:
-        """The mean over a batch of the weighted sum of terms."""
-        terms = self.terms(student, teacher)
-        return jnp.mean(sum(self.weights.get(k, 1.0) * v for k, v in terms.items()))
-
-    def measure(self, student, teacher) -> dict[str, jax.Array]:
-        """ "measure", what recovery makes small, and "agreement", [B] each."""
-        terms = self.terms(student, teacher)
-        measure = terms["logits"]
-        if not self.classes and "patches" in terms:
-            measure = (measure + terms["patches"]) / 2
-        first, expected = (jnp.argmax(a["logits"], -1) for a in (student, teacher))
-        return {"measure": measure, "agreement": first == expected}
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    trained: Any  # a `trained_part`
-    moments: Any  # of the optimizer
-
-
-class Fit:
-    """The programs of a recovery, and the state between two of its steps.
-
-    vit: the model to recover
-    teacher: whose answers it learns; it may take larger images, of which the student
-        sees smaller copies; None: its own dense form
-    split: from all parameters to those that are trained; None: by the recipe
-    join: from all parameters and the trained ones to those of the student
-    """
-
-    def __init__(
-        self,
-        vit: Pretrained,
-        recipe: Recipe,
-        teacher: Pretrained | None = None,
-        split: Callable[[Any], Any] | None = None,
-        join: Callable[[Any, Any], Any] = optimizer.with_trained,
-    ):
-        own = parallel.replicate(vit.variables)
-        frozen = own if teacher is None else parallel.replicate(teacher.variables)
-        self.weights = own, frozen
-        teacher = teacher or vit.with_reduction(None)
-        self.vit, self.recipe = vit, recipe
-        self.image_size = teacher.image_size  # of the images that the programs take
-        self.model = vit.model.clone(kernels=None)
-        self.dense = teacher.model.clone(kernels=None)
-        self.comparison = Comparison(vit, recipe)
-        self.split, self.join = split, join
-        if split is None:
-            which = recipe.parameters
-            self.split = functools.partial(optimizer.trained_part, which=which)
-        self.adam = optax.scale_by_adam()
-        self.start()
-        self._step = parallel.pmap(
-            self._train_step, donate_argnums=0, program="recovery step"
-        )
-        self._targets = parallel.pmap(self._answers_of_teacher, program="dense model")
-        self._measure = parallel.pmap(self._measured, program="reduced model")
-        self.held = []
-
-    def start(self):
-        """Set the state to that of the first step."""
-        trained = self.split(self.vit.variables["params"])
-        self.state = parallel.replicate(State(trained, self.adam.init(trained)))
-
-    def take(self, pixels, step: int, steps: int) -> jax.Array:
-        """Train on a batch; the loss, which is still on the devices, [devices].
-
-        pixels: uint8 [devices, m, H, W, 3]
-        step: the number of this one, of `steps`
-        """
-        rate = self.recipe.lr * math.cos(math.pi / 2 * step / steps) ** 2
-        now = parallel.replicate((np.float32(rate), np.int32(step)))
-        self.state, loss = self._step(self.state, self.weights, pixels, *now)
-        return loss
-
-    def hold(self, batches: Iterable[dict[str, np.ndarray]]):
-        """Keep the images of the measure, with the teacher's answers to them."""
-        self.held = [
-            (batch, self._targets(self.weights, batch["image"])) for batch in batches
-        ]
-
-    def measure(self) -> dict[str, np.ndarray]:
-        """`Comparison.measure` of the images that are held out, [images] each."""
-        parts = []
-        for batch, targets in self.held:
-            trained, image = self.state.trained, batch["image"]
-            found = self._measure(trained, self.weights, image, targets)
-            real = batch["mask"].ravel() > 0
-            parts.append({k: v.ravel()[real] for k, v in parallel.local(found).items()})
-        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-
-    def variables(self) -> dict[str, Any]:
-        """The student's variables now, on the host."""
-        trained = parallel.unreplicate(self.state.trained)
-        before = self.vit.variables
-        params = jax.device_get(self.join(before["params"], trained))
-        return {**before, "params": params}
-
-    def _train_step(self, state, weights, pixels, rate, step):
-        student, teacher = weights
-        images = self._normalized(pixels)
-        if self.recipe.mixed:
-            key = batch_key(self.recipe.seed, step, Purpose.MIX)
-            key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
-            images = mix(images, key, self.recipe.mixed)
-        targets = self._targets_of(teacher, images)
-
-        def loss_of(trained):
-            own = self._answers(student, trained, images)
-            return self.comparison.loss(own, targets)
-
-        loss, gradient = jax.value_and_grad(loss_of)(state.trained)
-        loss, gradient = parallel.mean((loss, gradient))
-        updates, moments = self.adam.update(gradient, state.moments)
-        updates = jax.tree.map(lambda update: -rate * update, updates)
-        return State(optax.apply_updates(state.trained, updates), moments), loss
-
-    def _answers_of_teacher(self, weights, pixels):
-        return self._targets_of(weights[1], self._normalized(pixels))
-
-    def _measured(self, trained, weights, pixels, targets):
-        own = self._answers(weights[0], trained, self._normalized(pixels))
-        return self.comparison.measure(own, targets)
-
-    def _normalized(self, pixels):
-        return normalize(pixels, self.model.mean, self.model.std)
-
-    def _targets_of(self, variables, images):
-        return answers(self.dense, variables, images, self.comparison.read)
-
-    def _answers(self, variables, trained, images):
-        params = self.join(variables["params"], trained)
-        batch, *size, channels = images.shape
-        own = sides(self.vit.image_size)
-        if tuple(size) != own:
-            images = jax.image.resize(images, (batch, *own, channels), "cubic")
-        variables = {**variables, "params": params}
-        return answers(self.model, variables, images, self.comparison.read)
-
-
-def mix(images, key, share):
-    """Mix some images with their mirrored partners in the batch, as a convex sum.
-
-    images: [B, H, W, 3]
-    share: of the images
-    Source: mixup, Zhang et al., 2018, with Beta(1, 1).
-    """
-    chosen, amount = uniform(key, (2, len(images), 1, 1, 1))
-    amount = jnp.where(chosen < share, amount, 1.0)
-    return amount * images + (1 - amount) * images[::-1]
 
 
 @short_traceback
@@ -361,57 +116,79 @@ def check_recoverable(vit: Pretrained):
         problem = "has selectors that must be learned"
         allowed = "reductions without; train.py trains the others"
         raise InputError(problem, field=vit.label, allowed=allowed)
+    check_variables(vit.model, vit.variables, vit.image_size)
 
 
 def recovered(
     vit: Pretrained, source: Source, recipe: Recipe, minutes: float | None = None
 ) -> Pretrained:
-    """As `recover`, by a Recipe, from images of a Source."""
+    """As `recover`, by a Recipe, from images of a Source.
+
+    minutes: all of the time that it may take, instead of the recipe's steps
+    """
     began = time.monotonic()
     source = readable(source)
     learned, held = divided(source, recipe.batch_size)
-    size, placement = vit.image_size, parallel.placement()
     source.try_first(vit.preprocessing)
-    fit = Fit(vit, recipe)
-    options = {"batch_size": recipe.batch_size, "placement": placement}
+    # Images are looked at before anything is compiled.
+    options = {"batch_size": recipe.batch_size, "placement": parallel.placement()}
     evaluation = EvalBatches(held, vit.preprocessing, **options)
-    fit.hold(evaluation.batches(threads=THREADS))
-    check_different(fit.held)
-    crop = TrainTransform(size, "random_resized", recipe.area, shift=0, flip=True)
-    options |= {"seed": recipe.seed, "start_step": 0}
-    start = fit.measure()
-    steps = recipe.steps
-    if minutes is not None:
-        some = TrainBatches(learned, crop, stop_step=WARM + TIMED, **options)
-        seconds = seconds_of_step(fit, some)
-        measures = MEASURES * seconds_of_measure(fit)
-        left = 60 * minutes - measures - (time.monotonic() - began)
-        steps = max(1, int(left / seconds))
-    batches = TrainBatches(learned, crop, stop_step=steps, **options)
-    course = Course(fit, start)
-    try:
-        course.run(batches, steps)
-    except KeyboardInterrupt:
-        course.stopped = True
-        print("stopped: the best weights so far are kept", file=sys.stderr)
-    interval = mean_difference(course.best["measure"], start["measure"])
+    judging = list(evaluation.batches(threads=THREADS))
+    check_different(judging)
+    crop = TrainTransform(
+        vit.image_size, "random_resized", recipe.area, shift=0, flip=True
+    )
+    batches = TrainBatches(
+        learned,
+        crop,
+        **options,
+        seed=recipe.seed,
+        start_step=0,
+        stop_step=recipe.steps if minutes is None else UNLIMITED,
+    )
+    fit = Fit(vit, recipe)
+    fit.hold(judging)
+    end = None if minutes is None else began + 60 * minutes
+    course = Course(fit, fit.measure(), end)
+    with stopping(course):
+        try:
+            course.run(batches)
+        except KeyboardInterrupt:
+            course.stopped = True
+        better = with_best(vit, course, len(learned), time.monotonic() - began)
+        if course.stopped:
+            kept = "the best weights so far are kept"
+            if not better.recovery.changed:
+                kept = "nothing was better than the start yet"
+            print(f"stopped: {kept}", file=sys.stderr)
+        return better
+
+
+def with_best(vit, course, images: int, seconds: float) -> Pretrained:
+    """The model with the best weights of a course, or its own, and the report.
+
+    images: that were learned from
+    seconds: that it took
+    """
+    recipe = course.fit.recipe
+    start, best = course.start, course.best
+    interval = mean_difference(best["measure"], start["measure"])
     changed = interval.high < 0
+    agreement = tuple(100 * float(found["agreement"].mean()) for found in (start, best))
     recovery = Recovery(
         reduction=dict(vit.reduction),
         parameters=recipe.parameters,
-        images=len(learned),
+        images=images,
         held_out=len(start["measure"]),
         steps=course.done,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        seconds=round(time.monotonic() - began, 1),
-        measure=fit.comparison.name,
+        seconds=round(seconds, 1),
+        measure=course.fit.comparison.name,
         before=float(start["measure"].mean()),
-        after=float(course.best["measure"].mean()),
+        after=float(best["measure"].mean()),
         interval=(interval.low, interval.high),
-        agreement=tuple(
-            100 * float(found["agreement"].mean()) for found in (start, course.best)
-        ),
+        agreement=agreement,
         curve=tuple(course.curve),
         stopped=course.stopped,
         changed=changed,
@@ -424,58 +201,143 @@ class Course:
     """A recovery on its way: the best state so far, and how it went.
 
     start: the measure before the first step
+    end: on the monotonic clock, when the last measure is to be done; None: the steps of
+        the recipe are taken
     """
 
-    def __init__(self, fit: Fit, start: dict[str, np.ndarray]):
-        self.fit, self.best = fit, start
+    def __init__(
+        self, fit: Fit, start: dict[str, np.ndarray], end: float | None = None
+    ):
+        self.fit, self.end = fit, end
+        self.start = self.best = start
         self.variables = None  # of the best; None: the start
-        self.began = math.nan  # when the first step was done, which compiles
         self.done = 0  # steps
         self.stopped = False
         self.curve = [(0, float(start["measure"].mean()))]
+        self.began = math.nan  # when the first step was done, which compiles
+        self.seconds_of_measure = 0.0  # of the last one
+        self.due = 1  # number of the next measure
 
-    def run(self, batches: TrainBatches, steps: int):
-        """Train, and measure MEASURES times, for the last time at the end."""
-        moments = {math.ceil(steps * (k + 1) / MEASURES) for k in range(MEASURES)}
-        bar = tqdm(total=steps, desc="recover", unit="step", disable=None)
+    def progress(self) -> tuple[float, float]:
+        """(how much is done, of how much): in steps, or in seconds."""
+        if self.end is None:
+            return self.done, self.fit.recipe.steps
+        if not self.done:
+            return 0, 1
+        whole = self.end - self.seconds_of_measure - self.began
+        return time.monotonic() - self.began, max(whole, 1e-3)
+
+    def run(self, batches: TrainBatches):
+        """Train to the end, and measure MEASURES times, for the last time there."""
         images = batches.batches(threads=THREADS)
-        with bar, contextlib.closing(images):
-            for step, batch in enumerate(images):
-                loss = self.fit.take(batch["image"][:, 0], step, steps)
-                loss.block_until_ready()  # so that the bar is true, and Ctrl-C prompt
-                self.done = step + 1
-                if step == 0:
+        with contextlib.closing(images), Display(self) as display:
+            for batch in images:
+                rate = self.fit.recipe.rate(*self.progress())
+                loss = self.fit.take(batch["image"][:, 0], self.done, rate)
+                loss.block_until_ready()  # so that times are true, and Ctrl-C prompt
+                if not self.done:
                     self.began = time.monotonic()
-                bar.update()
-                if self.done in moments:
-                    self.note(bar)
+                self.done += 1
+                done, whole = self.progress()
+                if MEASURES * done >= whole * self.due:
+                    self.due = MEASURES * done // whole + 1
+                    self.note()
+                display.show()
+                if done >= whole or self.stopped:
+                    return
 
-    def note(self, bar):
+    def note(self):
         """Measure the state, and keep it where it is the best."""
+        began = time.monotonic()
         found = self.fit.measure()
         value = float(found["measure"].mean())
-        self.curve.append((self.done, value))
-        if value < min(before for _, before in self.curve[:-1]):
+        if value < min(before for _, before in self.curve):
             self.variables = self.fit.variables()
             self.best = found
-        bar.set_postfix_str(f"{self.fit.comparison.name} {value:.4f}")
-        if bar.disable:
-            left = self.seconds_left(bar.total)
-            print(
-                f"recover: step {self.done} of {bar.total}, "
-                f"{self.fit.comparison.name} {value:.4f}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+        self.curve.append((self.done, value))
+        self.seconds_of_measure = time.monotonic() - began
 
-    def seconds_left(self, steps):
-        """An estimate, by the time that the steps so far have taken."""
-        timed = max(1, self.done - 1)
-        return (time.monotonic() - self.began) / timed * (steps - self.done)
+    def seconds_left(self) -> float | None:
+        """The time to the end; of steps an estimate, by those after the first."""
+        done, whole = self.progress()
+        if self.end is not None:
+            return max(0.0, whole - done)
+        if done < 2:
+            return None
+        return (time.monotonic() - self.began) / (done - 1) * (whole - done)
+
+
+class Display:
+    """What a course says on stderr: a bar on a terminal, lines in a log."""
+
+    FORM = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+
+    def __init__(self, course: Course):
+        self.course = course
+        self.bar = tqdm(
+            total=1.0, desc="recover", bar_format=self.FORM, leave=True, disable=None
+        )
+        self.due = time.monotonic() + INTERVAL  # of the next line
+        self.measured = 1  # measures that have been shown
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def show(self):
+        """Show a step that is done."""
+        done, whole = self.course.progress()
+        text = self.text()
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(min(1.0, done / whole) - self.bar.n)
+            return
+        measured = len(self.course.curve)
+        if measured > self.measured or time.monotonic() >= self.due:
+            print(f"recover: {text}", file=sys.stderr, flush=True)
+            self.due = time.monotonic() + INTERVAL
+        self.measured = measured
+
+    def text(self) -> str:
+        """The steps that are done, the newest measure, and the time left."""
+        course = self.course
+        steps = f"step {course.done}"
+        if course.end is None:
+            steps += f" of {course.fit.recipe.steps}"
+        _, value = course.curve[-1]
+        text = f"{steps}, {course.fit.comparison.name} {value:.4f}"
+        left = course.seconds_left()
+        return text if left is None else f"{text}, {left:.0f} s left"
+
+
+@contextlib.contextmanager
+def stopping(course: Course):
+    """While entered, Ctrl-C ends a course after its step, once it has better weights.
+
+    Before, it raises KeyboardInterrupt, as elsewhere. Only the main thread gets it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(before):
+        yield
+        return
+
+    def stop(signum, frame):
+        if course.variables is None:
+            before(signum, frame)
+        course.stopped = True
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def readable(source: Source) -> Source:
-    """The images of a source, without those whose header is damaged.
+    """The images of a source, without those that cannot be read.
 
     A large source is not looked through: one in a hundred of its images may be damaged,
     as in training. Of the images that are held out of a small one, that would be none.
@@ -483,12 +345,26 @@ def readable(source: Source) -> Source:
     total = len(source)
     if total > HELD_OUT * MOST:
         return source
+
+    def error_of(place):
+        try:
+            source.read(place)
+        except UnreadableImage as error:
+            return error
+        return None
+
     places = []
-    for place in range(total):
-        if source.size(place) is None:
-            log.warning("%s cannot be read: it is left out", source.name(place))
-        else:
-            places.append(place)
+    pool = concurrent.futures.ThreadPoolExecutor(THREADS)
+    try:
+        errors = pool.map(error_of, range(total))
+        for place in counted(range(total), "looking through the images"):
+            error = next(errors)
+            if error is None:
+                places.append(place)
+            else:
+                log.warning("%s: it is left out", error)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return source if len(places) == total else Subset(source, places)
 
 
@@ -509,38 +385,17 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     return Subset(source, others), Subset(source, places)
 
 
-def check_different(held):
+def check_different(batches: list[dict[str, np.ndarray]]):
     """Raise InputError where images are all alike, or of one color each.
 
-    held: batches that are held out
+    batches: of the images that are held out
     """
-    images = np.concatenate([batch["image"][batch["mask"] > 0] for batch, _ in held])
+    images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
     flat = images.reshape(len(images), -1, 3)
     if np.all(flat == flat[:, :1]):
         raise InputError("are of one color each", field="images", allowed="photographs")
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
     if distinct < FEWEST:
         problem = f"are alike: {len(images)} that are held out show {distinct} pictures"
-        raise InputError(
-            problem, field="images", allowed=f"at least {FEWEST} different ones there"
-        )
-
-
-def seconds_of_step(fit: Fit, batches: TrainBatches) -> float:
-    """What a step takes, by some steps that are undone."""
-    began = None
-    for step, batch in enumerate(batches.batches(threads=THREADS)):
-        if step == WARM:
-            began = time.monotonic()
-        loss = fit.take(batch["image"][:, 0], step, batches.stop_step)
-        loss.block_until_ready()
-    seconds = (time.monotonic() - began) / TIMED
-    fit.start()
-    return seconds
-
-
-def seconds_of_measure(fit: Fit) -> float:
-    """What a measure takes whose program is compiled."""
-    began = time.monotonic()
-    fit.measure()
-    return time.monotonic() - began
+        allowed = f"at least {FEWEST} different ones there"
+        raise InputError(problem, field="images", allowed=allowed)

@@ -360,6 +360,11 @@ def binary_kl_divergence(student, teacher):
     return total
 
 
+def squared_error(student, teacher):
+    """Mean squared difference of outputs that are numbers. [B, C] twice -> [B]."""
+    return jnp.mean((student - teacher) ** 2, axis=-1)
+
+
 def relative_change(student, teacher, kept=None):
     """Squared distance of features as a share of the teacher's square.
 

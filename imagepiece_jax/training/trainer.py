@@ -105,7 +105,7 @@ class Run:
                 stack.enter_context(lock)
             resumed = parallel.from_main(self.checkpoints.latest_step) is not None
             initial.check_classes(workdir, names, resumed)
-            optimizer.check_part(run.part, self.model)
+            optimizer.check_part(run.part, run.init, self.model)
             # A Teacher or None, and its frozen variables.
             self.teacher_model, frozen = teacher.of(run, dense, initial)
             # Variables of the dense model, if it is evaluated before the first step.

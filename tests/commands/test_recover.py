@@ -1,6 +1,8 @@
 """The command that recovers: the folder that it leaves, and what it leaves alone."""
 
 import json
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.training import recover as training
-from tests.command import call
+from imagepiece_jax.common import files
+from imagepiece_jax.training import recovery_step
+from tests.command import call, sentence
 from tests.models import tiny
+from tests.training.test_full_disk import full_disk
 
 SIZE = {"name": "vit_mini", "patch_size": 4, "embed_dim": 30, "depth": 3}
 SIZE |= {"num_heads": 3, "dtype": "float32"}
@@ -46,17 +50,52 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 @pytest.mark.parametrize("step, written", [(1, False), (35, True)])
 def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, written):
-    take, steps = training.Fit.take, []
+    take, steps = recovery_step.Fit.take, []
 
     def interrupted(self, *args):
         steps.append(args)
         if len(steps) == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return take(self, *args)
 
-    monkeypatch.setattr(training.Fit, "take", interrupted)
+    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
     ended = call(recover.main, *words)
     assert ended.status == 130 and "stopped" in ended.err
     assert (tmp_path / "out").exists() == written
     if written:
         assert imagepiece_jax.load(tmp_path / "out").recovery.stopped
+
+
+def test_ctrl_c_while_it_is_written_loses_nothing(words, tmp_path, monkeypatch):
+    finish = files._finish
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        finish(*args)
+
+    monkeypatch.setattr(files, "_finish", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    call(recover.main, *words).ok()
+    assert signal.getsignal(signal.SIGINT) is before
+    recovery = imagepiece_jax.load(tmp_path / "out").recovery
+    assert recovery.steps == 40 and not recovery.stopped
+
+
+def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery_step.Fit, "__init__", None)
+    (tmp_path / "file").touch()
+    said = sentence(call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}"))
+    assert said.startswith("--out is") or "cannot be made" in said
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 5, 5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    said = sentence(call(recover.main, *words))
+    assert said.startswith("--out") and "free disk" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_full_in_the_end_leaves_nothing(words, tmp_path):
+    with full_disk():
+        ended = call(recover.main, *words)
+    assert ended.status == 1 and "cannot be written" in ended.err
+    assert [path.name for path in tmp_path.glob("*out*")] == []
+    assert not [*tmp_path.glob(".*")]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import re
+import signal
+import sys
 import warnings
 
 import chex
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.common import rng
 from imagepiece_jax.config.run import TRAINED
 from imagepiece_jax.data.unlabeled import open_unlabeled
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.training import optimizer, recover, train_step
+from imagepiece_jax.training import optimizer, recover, recovery_step, train_step
+from tests import forked, runs
 from tests.models import tiny
 from tests.refused import refused
 
@@ -35,7 +40,7 @@ def vit():
 
 
 def fit_of(vit, **fields):
-    return recover.Fit(vit, recover.Recipe.of(vit, batch_size=8, **fields))
+    return recovery_step.Fit(vit, recovery_step.Recipe.of(vit, batch_size=8, **fields))
 
 
 def kl(teacher, student):
@@ -260,59 +265,179 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
     assert recovered(vit, seed=1).recovery.curve != first.recovery.curve
 
 
+def mixed_recovery():
+    """A recovery with all that draws, of some steps."""
+    vit = tiny.pretrained(DROPPING)
+    recipe = recovery_step.Recipe.of(vit, steps=8, batch_size=8, mixed=0.5)
+    return recover.recovered(vit, open_unlabeled(noise()), recipe)
+
+
+ELSEWHERE = """
+import sys
+import jax
+import numpy as np
+from tests.training.test_recover import mixed_recovery
+better = mixed_recovery()
+leaves = map(np.asarray, jax.tree.leaves(better.variables))
+np.savez(sys.argv[1], *leaves, curve=better.recovery.curve)
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_and_devices_recover_the_same(tmp_path):
+    """One device to the bit; several add up in another order."""
+    processes = {}
+    for devices in (1, 2, 8):
+        environment = runs.environment("", devices, quick=True)
+        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
+        processes[devices] = forked.Process(words, env=environment)
+    here = mixed_recovery()
+    assert forked.statuses(processes.values(), timeout=300) == [0, 0, 0]
+    curve = np.array(here.recovery.curve)
+    found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
+    np.testing.assert_array_equal(found[1]["curve"], curve)
+    for place, leaf in enumerate(jax.tree.leaves(here.variables)):
+        np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
+    for devices in (2, 8):
+        np.testing.assert_allclose(found[devices]["curve"], curve, rtol=1e-3)
+    # Other pairs are mixed with another seed, and other images come: it shows.
+    assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
+
+
+def test_images_are_mixed_by_their_places_in_the_batch():
+    """Mirrored partners, a draw for each image, whatever the devices."""
+    images = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+    keys = rng.sample_keys(3, 5, np.arange(6), rng.Purpose.MIX)
+    whole = recovery_step.mix(images, images[::-1], keys, 0.5)
+    part = recovery_step.mix(images[2:4], images[2:4][::-1], keys[2:4], 0.5)
+    np.testing.assert_array_equal(whole[2:4], part)
+    amounts = [float(rng.uniform(key, (2, 1, 1, 1))[1].item()) for key in keys]
+    chosen = [float(rng.uniform(key, (2, 1, 1, 1))[0].item()) < 0.5 for key in keys]
+    assert 0 < sum(chosen) < 6
+    for place in range(6):
+        amount = amounts[place] if chosen[place] else 1.0
+        by_hand = amount * images[place] + (1 - amount) * images[5 - place]
+        np.testing.assert_allclose(whole[place], by_hand, rtol=1e-5, atol=1e-6)
+
+
 def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
-    useless = functools.partial(recover.Recipe.of, lr=1e3)
-    monkeypatch.setattr(recover.Recipe, "of", useless)
+    useless = functools.partial(recovery_step.Recipe.of, lr=1e3)
+    monkeypatch.setattr(recovery_step.Recipe, "of", useless)
     lost = recovered(vit)
     assert not lost.recovery.changed
     assert lost.recovery.after == lost.recovery.before
     chex.assert_trees_all_equal(lost.variables, vit.variables)
 
 
-def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys):
-    take, steps = recover.Fit.take, []
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
+    take, steps = recovery_step.Fit.take, []
 
     def interrupted(self, *args):
         steps.append(args)
         if len(steps) == 30:
-            raise KeyboardInterrupt
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
         return take(self, *args)
 
-    monkeypatch.setattr(recover.Fit, "take", interrupted)
+    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    stopped = recovered(vit, steps=40)
+    assert signal.getsignal(signal.SIGINT) is before
+    report = stopped.recovery
+    assert report.stopped and report.steps == 30 and report.changed
+    assert report.after == min(value for _, value in report.curve)
+    assert "the best weights so far are kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step, steps", [(1, 0), (4, 3)])
+def test_ctrl_c_before_anything_is_better_leaves_the_weights(
+    vit, monkeypatch, step, steps
+):
+    take, taken = recovery_step.Fit.take, []
+
+    def interrupted(self, *args):
+        taken.append(args)
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGINT)
+        return take(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, "take", interrupted)
     stopped = recovered(vit, steps=40)
     report = stopped.recovery
-    assert report.stopped and report.steps == 29 and report.changed
-    assert report.after == min(value for _, value in report.curve)
-    assert "stopped" in capsys.readouterr().err
+    assert report.stopped and not report.changed and report.steps == steps
+    chex.assert_trees_all_equal(stopped.variables, vit.variables)
 
 
-def test_minutes_become_steps(vit, monkeypatch):
-    monkeypatch.setattr(recover, "seconds_of_step", lambda fit, batches: 20.0)
-    assert recovered(vit, steps=None, minutes=2.5).recovery.steps in (6, 7)
-
-
-def test_minutes_include_those_of_the_measures(vit, monkeypatch):
+@pytest.mark.parametrize("step, measure", [(20.0, 10.0), (1.0, 0.1), (40.0, 1.0)])
+def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
+    """Of 150 s: a compilation of 30 s, steps and measures."""
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    measure = recover.Fit.measure
+    slow(monkeypatch, clock, "take", step, first=30 + step)
+    slow(monkeypatch, clock, "measure", measure)
+    report = recovered(vit, steps=None, minutes=2.5).recovery
+    assert report.seconds == pytest.approx(clock[0], abs=0.1)
+    assert report.seconds <= 150 + step
+    assert report.seconds > 150 - step - measure
+    moments = [moment for moment, _ in report.curve]
+    assert moments[-1] == report.steps and len(moments) == len(set(moments))
+    if step == 1.0:
+        assert len(moments) == 1 + recover.MEASURES
 
-    def slow(self):
-        clock[0] += 10
-        return measure(self)
 
-    monkeypatch.setattr(recover.Fit, "measure", slow)
-    monkeypatch.setattr(recover, "seconds_of_step", lambda fit, batches: 20.0)
-    # 150 s: two measures before the first step, eight on the way, and two steps
-    assert recovered(vit, steps=None, minutes=2.5).recovery.steps == 2
+def slow(monkeypatch, clock, name, seconds, first=None):
+    """A method of Fit takes so long by the clock, and the first call `first`."""
+    call, calls = getattr(recovery_step.Fit, name), []
+
+    def slowly(self, *args):
+        clock[0] += seconds if calls or first is None else first
+        calls.append(args)
+        return call(self, *args)
+
+    monkeypatch.setattr(recovery_step.Fit, name, slowly)
+
+
+def test_the_learning_rate_is_a_cosine_of_steps_or_of_time():
+    recipe = recovery_step.Recipe(lr=2.0)
+    for done, rate in [(0, 2.0), (10, 1 + 0.5**0.5), (20, 1.0), (40, 0.0)]:
+        assert recipe.rate(done, 40) == pytest.approx(rate)
+        assert recipe.rate(done / 4, 10.0) == pytest.approx(rate)
+
+
+def test_a_log_has_the_time_left(vit, monkeypatch, capsys):
+    """A line at every measure, and between them where they are far apart."""
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow(monkeypatch, clock, "take", 10.0, first=50.0)
+    recovered(vit, steps=40)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"recover: step 1 of 40, KL [\d.]+", first)
+    assert len(lines) == 16  # at every fifth step, and 30 s after a line
+    for line in lines:
+        step, seconds = re.search(r"step (\d+) of .* (\d+) s left", line).groups()
+        assert int(seconds) == 10 * (40 - int(step))
+
+
+def test_a_terminal_has_a_bar_with_the_time_left(vit, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    recovered(vit, steps=8)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "100%" in last and "step 8 of 8, KL" in last and "0 s left" in last
 
 
 @pytest.mark.parametrize("place", [0, 1])  # held out, learned from
-def test_damaged_images_are_left_out(vit, tmp_path, caplog, place):
+@pytest.mark.parametrize("kind", ["no image", "cut"])
+def test_damaged_images_are_left_out(vit, tmp_path, caplog, place, kind):
     from PIL import Image
 
     for number, pixels in enumerate(noise(49)):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
-    (tmp_path / f"{place:02}.png").write_bytes(b"no image")
+    path = tmp_path / f"{place:02}.png"
+    content = path.read_bytes()
+    path.write_bytes(
+        {"no image": b"no image", "cut": content[: len(content) // 2]}[kind]
+    )
     report = recovered(vit, tmp_path).recovery
     assert (report.images, report.held_out) == (32, 16)
     assert f"{place:02}.png cannot be read" in caplog.text
@@ -392,7 +517,7 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
         ("no step", "steps", 0),
     ],
 )
-def test_mistakes_are_refused(vit, case, subject, value):
+def test_mistakes_are_refused(vit, monkeypatch, case, subject, value):
     colors = np.broadcast_to(
         np.arange(48, dtype=np.uint8)[:, None, None, None], (48, SIDE, SIDE, 3)
     )
@@ -410,6 +535,7 @@ def test_mistakes_are_refused(vit, case, subject, value):
         "batch": {"batch_size": 0},
         "no step": {"steps": 0},
     }
+    monkeypatch.setattr(recover, "Fit", None)  # nothing is compiled before
     with refused(subject, value):
         recovered(vit, images.get(case), **options.get(case, {}))
 
@@ -440,6 +566,46 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     assert len(open_unlabeled("digits")) > 1000
 
 
+def test_files_are_turned_as_their_exif_says(tmp_path):
+    """As PIL images are; training's are not, as in torchvision."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    picture.save(tmp_path / "a.png", exif=exif)
+    pixels, _ = open_unlabeled(tmp_path).read(0)
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture), -1))
+
+
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [("tif", "RGB"), ("tif", "I;16"), ("jpg", "L"), ("jpg", "CMYK"), ("png", "LA")]
+    + [("png", "P"), ("png", "RGBA"), ("gif", "P"), ("webp", "RGB"), ("bmp", "1")],
+)
+def test_images_of_any_kind_are_three_colors(tmp_path, suffix, mode):
+    from PIL import Image
+
+    if mode == "I;16":
+        picture = Image.fromarray((np.arange(20).reshape(4, 5) * 3000).astype("<u2"))
+    else:
+        picture = Image.fromarray(noise(1, 8)[0]).convert(mode)
+    picture.save(tmp_path / f"a.{suffix}")
+    (tmp_path / "b.heic").write_bytes(b"....ftypheic")
+    source = open_unlabeled(tmp_path)
+    assert len(source) == 1  # a format that Pillow does not decode is left out
+    pixels, _ = source.read(0)
+    assert pixels.dtype == np.uint8 and pixels.shape == (*picture.size[::-1], 3)
+    if mode == "I;16":
+        by_hand = np.arange(20).reshape(4, 5) * 3000 // 256
+        np.testing.assert_array_equal(pixels, np.stack([by_hand] * 3, -1))
+
+
+def test_just_enough_images_are_enough(vit):
+    report = recovered(vit, noise(24)).recovery
+    assert (report.images, report.held_out) == (8, 16)
+
+
 def test_mean_difference_is_student_s():
     # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
     found = statistics.mean_difference([1, 2, 4, 8], [0, 0, 1, 1])
@@ -448,4 +614,4 @@ def test_mean_difference_is_student_s():
 
 def test_a_recipe_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recover.Recipe().lr = 1.0
+        recovery_step.Recipe().lr = 1.0
