@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from experiments import merges
 from experiments.images import Images
-from experiments.settings import Common
 from imagepiece_jax.benchmark.workloads import Clock
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.config import files as config_files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
@@ -25,6 +25,27 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.pretrained.load import load
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, and how: the flags of the command."""
+
+    weights: str | None = None
+    runs: str | None = None  # a folder of trained runs, one a model
+    small: bool = False  # whether models are fine-tuned here
+    seeds: tuple[int, ...] = (0, 1, 2)  # of these
+    data: str | None = None
+    resize: str | None = None
+    limit: int | None = None
+    out: str = "runs/experiments"
+    again: bool = False
+    eval_batch_size: int = 100
+    readers: int = 0
+    dtype: str | None = None
+    speed: bool = True
+    speed_batch_size: int = 64
+    rules: Rules = Rules()  # of speeds
 
 
 class Models:
@@ -105,8 +126,8 @@ class Context:
     """The models, images and results of an experiment."""
 
     cache: ResultCache
-    settings: Common
-    models: Models | None = None  # None: `scratch`, which trains them
+    settings: Settings
+    models: Models | None = None
     images: Images | None = None
     programs: dict = dataclasses.field(default_factory=dict)
 

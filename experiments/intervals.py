@@ -3,7 +3,7 @@
 Those of one model's accuracy and of two models are in the package's `statistics`.
 
 Sources: Student (1908), a mean over few trainings; Efron (1979), the percentile
-bootstrap of any statistic; Davison and Hinkley (1997, 3.8), that of trainings.
+bootstrap of any statistic.
 """
 
 import math
@@ -75,29 +75,3 @@ def bootstrap(
     drawn = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
     low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return Estimate(float(statistic(np.arange(n))), float(low), float(high))
-
-
-def hierarchical_bootstrap(values, repeats: int = 4000) -> Estimate:
-    """Mean of a value per image of few trainings, by resampling both. [seeds, images].
-
-    A repeat draws as many seeds as there are, and as many images, the same images for
-    all of its seeds; percentile interval. k seeds that are drawn again vary by (k - 1)
-    / k of their variance, so their deviations are widened by the root of k / (k - 1)
-    first. Simulated with normal draws, the interval holds the truth for 92, 94 and 93 %
-    of two, three and five seeds that vary as much as the images' mean does, but for 61,
-    80 and 87 % where only seeds vary. Student's t (`mean_over_seeds`) would hold for
-    95 %, by an interval of two seeds that is nine times as wide. One seed: only the
-    images.
-    """
-    values = np.asarray(values, np.float64)
-    seeds, n = values.shape
-    deviations = values.mean(axis=1, keepdims=True) - values.mean()
-    factor = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
-    widened = values + (factor - 1) * deviations
-    rng, drawn = np.random.default_rng(0), np.empty(repeats)
-    for i in range(repeats):
-        by_seed = np.bincount(rng.integers(0, seeds, seeds), minlength=seeds)
-        by_image = np.bincount(rng.integers(0, n, n), minlength=n)
-        drawn[i] = by_seed @ widened @ by_image / (seeds * n)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(values.mean(), float(low), float(high))

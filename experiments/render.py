@@ -27,9 +27,10 @@ LEGEND = (
 
 def timing(settings) -> str:
     """How the speeds of a page were measured."""
+    rules = settings.rules
     return (
         f"{device.name()}, batches of {settings.speed_batch_size}, in turns with the "
-        f"dense model, {settings.repeats} repeats of {settings.seconds:g} s"
+        f"dense model, {rules.repeats} repeats of {rules.seconds:g} s"
     )
 
 

@@ -1,10 +1,9 @@
-"""Running experiments by name: settings in, pages of Markdown out."""
+"""The experiments of the paper by name: settings in, pages of Markdown out."""
 
 import contextlib
-import dataclasses
 import importlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -12,56 +11,87 @@ from experiments import controls
 from experiments.context import (
     Context,
     OffTheShelf,
+    Settings,
     TrainedRuns,
     package_config,
     runs_in,
 )
 from experiments.finetune import Finetuner, of_weights
 from experiments.images import Images
-from experiments.registry import EXPERIMENTS
-from experiments.settings import Common
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.pretrained.with_config import load_with_config
 
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
+# By name, "module:function" below experiments; it takes a Context.
+EXPERIMENTS = {
+    "table1": "tables:table1",
+    "table2": "tables:table2",
+    "hyperspeed": "hyperspeed:hyperspeed",
+    "table3": "tables:table3",
+    "masking": "masking:masking",
+    "reassess": "analysis:reassess",
+    "similarity": "analysis:similarity",
+    "overlap": "analysis:overlap",
+    "lcb-similarity": "analysis:lcb_similarity",
+    "combos": "tables:combinations",
+    "ablation": "tables:ablation",
+}
+ALL = "all"
+WITHOUT_TRAINING = ("table3",)  # which have no form with --small
+
+
+def selected(words: list[str], small: bool) -> list[str]:
+    """Names of the experiments to run.
+
+    Raises InputError for anything but one name that there is, and for --small with one
+    that has no such form.
+    """
+    name = one_of("NAME", " ".join(words), (*EXPERIMENTS, ALL))
+    trained = [each for each in EXPERIMENTS if each not in WITHOUT_TRAINING]
+    if small and name in WITHOUT_TRAINING:
+        problem = f"has no form of {name}"
+        raise InputError(problem, field="--small", allowed=", ".join(trained))
+    if name != ALL:
+        return [name]
+    return trained if small else [*EXPERIMENTS]
 
 
 def run(
-    settings: Mapping[str, Common],
+    names: list[str],
+    settings: Settings,
     config: ConfigDict | None = None,
     normalization: dict | None = None,
     overrides: Callable | None = None,
 ):
     """Run the experiments.
 
-    settings: of each, by name; config: of --config; normalization: of --mean and --std;
+    config: of --config
+    normalization: of --mean and --std
     overrides: fields of the weights' config that are typed without --config, as
-    `load_with_config` takes them
+        `load_with_config` takes them
     """
-    common = next(iter(settings.values()))
-    if overrides and (common.runs or common.small):
+    if overrides and (settings.runs or settings.small):
         allowed = "without it, --config.FIELD=VALUE of --weights as they are"
         raise InputError("is missing", field="--config", allowed=allowed)
-    if normalization and common.runs:
+    if normalization and settings.runs:
         raise InputError("has its own --mean and --std", field="--runs")
-    out = pathlib.Path(common.out)
-    models = _models(common, config, normalization or {}, overrides)
-    images = _images(common, models)
-    cache = ResultCache(out, common.again, device.versions())
+    models = _models(settings, config, normalization or {}, overrides)
+    images = _images(settings, models)
+    cache = ResultCache(settings.out, settings.again, device.versions())
     with contextlib.closing(cache), controls.registered():
-        context = Context(cache, common, models, images)
-        for name, own in settings.items():
+        context = Context(cache, settings, models, images)
+        for name in names:
             cache.experiment = name
-            module, _, function = EXPERIMENTS[name].function.partition(":")
+            module, _, function = EXPERIMENTS[name].partition(":")
             module = importlib.import_module(f"experiments.{module}")
             try:
-                getattr(module, function)(dataclasses.replace(context, settings=own))
+                getattr(module, function)(context)
             except InputError as error:
-                if len(settings) == 1:
+                if len(names) == 1:
                     raise
                 print(f"left out: {name}", error, "", sep="\n", flush=True)
 

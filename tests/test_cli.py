@@ -357,13 +357,13 @@ print(json.dumps(defined))
 
 def test_a_flag_is_of_one_kind_and_default_in_every_program():
     """Imported side by side, the last definition is that of all programs."""
-    experiments = "experiments.__main__"
+    experiments = "experiments.paper"
     paths = [*ROOT.glob("imagepiece_jax/commands/*.py"), *ROOT.glob("tools/*.py")]
     paths = [path for path in paths if re.search(r"DEFINE_|cli\.", path.read_text())]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     ended = start("-c", DEFINITIONS, experiments, *sorted(names)).ok()
     defined = json.loads(ended.out)
-    assert {"sweep", "counts", "workdir", "kills"} <= set(defined)
+    assert {"sweep", "small", "workdir", "kills"} <= set(defined)
     for flag, definitions in defined.items():
         assert len({kind for _, kind, _ in definitions}) == 1, (flag, definitions)
         others = [row for row in definitions if row[0] != experiments]

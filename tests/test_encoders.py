@@ -9,7 +9,7 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import base
-from experiments import __main__ as experiments
+from experiments import paper as experiments
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.config.run import RunConfig

@@ -1,7 +1,5 @@
 """Intervals over trainings and of means, against SciPy and brute force."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -66,49 +64,3 @@ def test_intervals_are_near_their_bootstrap():
     each = 100 * (right.astype(float) - base)
     brute = intervals.bootstrap(lambda index: each[index].mean(), len(each))
     np.testing.assert_allclose(found, brute, atol=0.35)
-
-
-def nested_outcomes(values):
-    """Every equally likely mean of redrawn seeds and images, by enumeration."""
-    seeds, images = len(values), len(values[0])
-    means = [sum(row) / images for row in values]
-    center = sum(means) / seeds
-    widen = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
-    found = []
-    for drawn in itertools.product(range(seeds), repeat=seeds):
-        for shown in itertools.product(range(images), repeat=images):
-            total = 0.0
-            for s in drawn:
-                for i in shown:
-                    inside = values[s][i] - means[s]
-                    total += center + widen * (means[s] - center) + inside
-            found.append(total / (seeds * images))
-    return sorted(found)
-
-
-@pytest.mark.parametrize("seeds, images", [(1, 5), (2, 4), (3, 4)])
-def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
-    rng = np.random.default_rng(seeds)
-    values = rng.normal(size=(seeds, images)) + 2 * rng.normal(size=(seeds, 1))
-    outcomes = nested_outcomes(values.tolist())
-    found = intervals.hierarchical_bootstrap(values, repeats=40_000)
-    assert found.value == pytest.approx(values.mean())
-    # Where the ends lie among all outcomes: 2.5 % from either side.
-    below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
-    np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
-
-
-def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
-    found = intervals.hierarchical_bootstrap(values)
-    between = values.mean(axis=1).var(ddof=1) / 4
-    within = values.mean(axis=0).var() / 3000
-    expected = statistics.Z * np.sqrt(between + within)
-    assert found.high - found.low == pytest.approx(2 * expected, rel=0.25)
-    row = np.random.default_rng(1).normal(size=500)
-    alone = intervals.hierarchical_bootstrap([row])
-    thrice = intervals.hierarchical_bootstrap([row] * 3)
-    width = alone.high - alone.low
-    assert thrice.high - thrice.low == pytest.approx(width, rel=0.1)
-    assert intervals.hierarchical_bootstrap([row]) == alone  # the same draws

@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import masking
-from experiments.context import Answers, OffTheShelf
+from experiments.context import Answers, OffTheShelf, Settings
 from experiments.masking import SIDE, corners_of, cover
 from experiments.published import MASKS
 from experiments.rows import DENSE
-from experiments.settings import Common
 from imagepiece_jax.evaluate import statistics
 
 INDEX = np.array([[3, 0, 7]])
@@ -67,7 +66,7 @@ class FakeContext:
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
     images = Twenty()
-    settings = Common(speed=False)
+    settings = Settings(speed=False)
 
     def __init__(self, out):
         self.out, self.calls = out, []

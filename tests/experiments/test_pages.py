@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import controls, hyperspeed, published, tables
-from experiments.context import Answers, OffTheShelf
+from experiments.context import Answers, OffTheShelf, Settings
 from experiments.rows import find
-from experiments.settings import Common
 from imagepiece_jax.evaluate.cache import plan_facts
 from tests import markdown
 from tests.models import tiny
@@ -28,7 +27,7 @@ class Photographs:
 class Monotone:
     """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
-    images, settings = Photographs(), Common(speed=False)
+    images, settings = Photographs(), Settings(speed=False)
 
     def __init__(self, out):
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}

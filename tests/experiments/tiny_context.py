@@ -1,8 +1,8 @@
 """A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
 
-from experiments.context import Context, OffTheShelf
+from experiments.context import Context, OffTheShelf, Settings
 from experiments.images import Images
-from experiments.settings import Common
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.evaluate.cache import ResultCache
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
@@ -51,11 +51,11 @@ def images(count=24):
 def context(folder, weights=None, **given):
     """A Context of the tiny model `weights`, without speeds.
 
-    given: `models`, `images`, `kind` (the class of its settings), and their fields.
+    given: `models`, `images`, and fields of its Settings
     """
     shelf = None if weights is None else OffTheShelf(weights)
     models = given.pop("models", shelf)
     used = given.pop("images") if "images" in given else images()
-    quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
-    options = given.pop("kind", Common)(**quick | {"seconds": 0.0} | given)
-    return Context(ResultCache(folder), options, models, used, PROGRAMS)
+    quick = {"out": str(folder), "speed": False, "rules": Rules(2, 1, 0.0)}
+    settings = Settings(**quick | given)
+    return Context(ResultCache(folder), settings, models, used, PROGRAMS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from experiments import __main__ as experiments
+from experiments import paper as experiments
 from imagepiece_jax.commands import evaluate, train
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig

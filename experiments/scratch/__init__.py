@@ -1,1 +1,0 @@
-"""Models trained from scratch with each reduction, at equal cost, over seeds."""
