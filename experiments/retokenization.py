@@ -2,8 +2,9 @@
 
 What was compared, with margins and rules, is declared in
 docs/tables/retokenization/declared.md, and the experiment is over: nothing that decides
-here may change. The page says by which code its runs were made. Figures are
-means over seeds, brackets Student's 95 % intervals over seeds, for these test images.
+here may change. experiments/README.md says by which code its runs were made. Figures
+are means over seeds, brackets Student's 95 % intervals over seeds, for these test
+images.
 """
 
 import dataclasses

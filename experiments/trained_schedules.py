@@ -1,8 +1,8 @@
 """The declared experiment on schedules in training: tables from the JSONs of its runs.
 
 What was compared is declared in docs/tables/trained_schedules/declared.md, and the
-experiment is over: nothing that decides here may change. The page says by which code
-its runs were made.
+experiment is over: nothing that decides here may change. experiments/README.md says by
+which code its runs were made.
 """
 
 import numpy as np
