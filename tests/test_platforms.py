@@ -284,8 +284,9 @@ def test_threads_read_where_processes_inherit_no_files(monkeypatch):
 
     join = lambda rows: [int(row.pixels[0]) for row in rows]  # noqa: E731
     for workers, each in ((2, 3), (2, 0)):
-        options = {"workers": workers, "threads": each, "max_bytes": 1}
-        read = worker_pool.Prefetch(work, [(8, 4, join)], **options)
+        options = {"groups": 8, "size": 4, "max_bytes": 1}
+        options |= {"workers": workers, "threads": each}
+        read = worker_pool.Prefetch(work, join, **options)
         assert [*read] == [[*range(i, i + 4)] for i in range(0, 32, 4)]
     assert threads == [6, 2]
 

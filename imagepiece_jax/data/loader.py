@@ -7,8 +7,6 @@ worker processes and threads and a restart at any step give the same arrays.
 """
 
 import abc
-import bisect
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -125,7 +123,7 @@ class BatchSequence(abc.ABC):
             raise
 
     def join(self, chunks: list["Chunk"]) -> tuple:
-        """(this sequence, one batch, its samples) from the chunks of the batch.
+        """(one batch, its samples) from the chunks of the batch.
 
         The arrays are new each time, because JAX on CPU may use their memory as it is.
         """
@@ -143,7 +141,7 @@ class BatchSequence(abc.ABC):
         slots = [sample.slot for sample in samples]
         for name in self.fields:
             flat[name][slots] = [sample.fields[name] for sample in samples]
-        return self, batch, samples
+        return batch, samples
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
@@ -173,9 +171,12 @@ class BatchSequence(abc.ABC):
             images = max(images, *map(len, chunks))
         return images * math.prod(self.transform.shape) * 3
 
-    def batches(
-        self, workers: int = 0, threads: int = 0
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def shared_bytes(self, workers: int, threads: int) -> int:
+        """Shared memory that `batches` takes."""
+        layout = self.steps, self.chunks, self.max_bytes
+        return worker_pool.shared_bytes(*layout, workers, threads)
+
+    def batches(self, workers: int = 0, threads: int = 0) -> "Reader":
         """Iterator over the batches; its close() ends processes and threads.
 
         workers, threads: processes, and threads of each, that read ahead (see
@@ -183,9 +184,7 @@ class BatchSequence(abc.ABC):
         Raises InputError for images that do not fit the transform or too many that
         cannot be read; RunError where a worker process has died.
         """
-        loader = DataLoader([(self, 0, self.steps)], workers, threads)
-        with contextlib.closing(loader):
-            yield from loader.batches(self)
+        return Reader(self, workers, threads)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -304,55 +303,51 @@ def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
     return [slots.tolist() for slots in np.split(order, cuts)]
 
 
-class DataLoader(worker_pool.Prefetch):
-    """Batches of several sequences, read by one set of workers.
+class Reader:
+    """Iterator over the batches of a sequence, once, which are read ahead.
 
-    While the last batches of a turn are worked on, the first of the next are read.
+    Unreadable images are recorded in the thread that takes the batches, and in the
+    order of the positions, so that the record does not depend on workers.
 
-    turns: (BatchSequence, first step, steps) in the order in which they will be
-    taken: some steps of training, an evaluation, the next steps of training
     workers, threads: as `Prefetch` has them
     """
 
-    def __init__(self, turns: list, workers: int = 0, threads: int = 0):
-        turns = [turn for turn in turns if turn[2]]
-        groups = [(steps, one.chunks, one.join) for one, _, steps in turns]
-        counts = (steps * chunks for steps, chunks, _ in groups)
-        starts = itertools.accumulate(counts, initial=0)
-        super().__init__(
-            functools.partial(_read_turns, turns, [*starts]),
-            groups,
-            max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
+    def __init__(self, sequence: BatchSequence, workers: int = 0, threads: int = 0):
+        self._sequence = sequence
+        self._in_a_row = []  # errors since the last image that could be read
+        self._joined = worker_pool.Prefetch(
+            sequence.read,
+            sequence.join,
+            groups=sequence.steps,
+            size=sequence.chunks,
+            max_bytes=sequence.max_bytes,
             workers=workers,
             threads=threads,
         )
 
-    def batches(self, sequence: BatchSequence) -> Iterator[dict[str, np.ndarray]]:
-        """Iterator over the batches of a sequence, once; those of others come between.
+    def __iter__(self):
+        return self
 
-        Unreadable images are recorded here, in the calling thread and in the order of
-        the positions, so that the record does not depend on workers.
-        """
-        source, in_a_row = sequence.source, []
-        for _ in range(sequence.steps):
-            turn, batch, samples = next(self)
-            if turn is not sequence:
-                raise RuntimeError("a batch was taken out of turn")
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, samples = next(self._joined)
+        try:
             for sample in samples:
-                if sample.errors:
-                    in_a_row += sample.errors
-                    found, total = source.unreadable, len(source)
-                    record_unreadable(found, in_a_row, total, sequence.consequence)
-                if sample.fields["mask"]:
-                    in_a_row = []
-            yield batch
+                self._record(sample)
+        except InputError:
+            self.close()
+            raise
+        return batch
 
+    def _record(self, sample):
+        if sample.errors:
+            self._in_a_row += sample.errors
+            source = self._sequence.source
+            found, total = source.unreadable, len(source)
+            consequence = self._sequence.consequence
+            record_unreadable(found, self._in_a_row, total, consequence)
+        if sample.fields["mask"]:
+            self._in_a_row = []
 
-def _read_turns(turns, starts, number, allocate):
-    """Chunk `number` of all turns of a `DataLoader`.
-
-    starts: of each turn: its first number here; and the end
-    """
-    turn = bisect.bisect(starts, number) - 1
-    sequence, first, _ = turns[turn]
-    return sequence.read(sequence.chunks * first - starts[turn] + number, allocate)
+    def close(self):
+        """End threads and processes."""
+        self._joined.close()

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,13 +47,12 @@ _CAUSES = {
 
 
 class Prefetch:
-    """Iterator over the joined results of one group of them after the other.
+    """Iterator over `groups` joined groups of `size` results each.
 
     work: called as work(number, allocate) for the numbers 0, 1, ..; returns a named
     tuple whose field `pixels` is an array allocate(shape) of uint8 that it fills. It
     must survive pickling, without what the script that is run defines
-    groups: triples (times, size, join): `times` groups of `size` results each, which
-    `join` makes one of in this process, then those of the next triple
+    join: makes one of `size` results, in this process
     max_bytes: of `pixels`, at most
     workers, threads: processes that work ahead, and threads in each; without processes,
     threads of this one; without both, the calling thread works on demand. There is at
@@ -70,33 +69,30 @@ class Prefetch:
     def __init__(
         self,
         work: Callable,
-        groups: Sequence[tuple[int, int, Callable]],
+        join: Callable,
         *,
+        groups: int,
+        size: int,
         max_bytes: int,
         workers: int = 0,
         threads: int = 0,
     ):
-        count = sum(times * size for times, size, _ in groups)
-        largest = max((size for _, size, _ in groups), default=1)
-        workers = min(workers, count // MIN_TASKS)
-        if workers and not INHERITS_FILES:
-            threads = workers * max(threads, 1)
-            workers = 0
-        parallel = max(workers, 1) * max(threads, 1)
-        ahead = largest + max(GROUPS_AHEAD * largest, parallel)
+        count = groups * size
+        workers, threads = _usable(count, workers, threads)
+        ahead = _results_ahead(size, workers, threads)
         with contextlib.ExitStack() as stack:
             if workers:
                 pool = _Processes(work, workers, threads, ahead, max_bytes)
             else:
                 pool = _Threads(work, threads)
-            groups = _joined(pool, groups, count, ahead)
+            joined = _joined(pool, join, count, size, ahead)
             if workers or threads:
                 # Joining copies whole batches: it is done while the device works.
                 executor = concurrent.futures.ThreadPoolExecutor(1)
                 stack.callback(executor.shutdown)
-                groups = _joined_ahead(executor, groups)
+                joined = _joined_ahead(executor, joined)
             stack.callback(pool.close)  # first: what waits for a result gets an error
-            self._groups = groups
+            self._joined = joined
             self._close = weakref.finalize(self, stack.pop_all().close)
 
     def __iter__(self):
@@ -104,18 +100,42 @@ class Prefetch:
 
     def __next__(self):
         try:
-            return next(self._groups)
+            return next(self._joined)
         except BaseException:
             self.close()
             raise
 
     def close(self):
         """End threads and processes."""
-        self._groups = iter(())
+        self._joined = iter(())
         self._close()
 
 
-def _joined(pool, groups, count, ahead):
+def shared_bytes(
+    groups: int, size: int, max_bytes: int, workers: int, threads: int
+) -> int:
+    """Shared memory for the pixels of such a `Prefetch`; 0 without processes."""
+    workers, threads = _usable(groups * size, workers, threads)
+    if not workers:
+        return 0
+    return _results_ahead(size, workers, threads) * max_bytes
+
+
+def _usable(count, workers, threads):
+    """(processes, threads in each) that work on `count` numbers."""
+    workers = min(workers, count // MIN_TASKS)
+    if workers and not INHERITS_FILES:
+        return 0, workers * max(threads, 1)
+    return workers, threads
+
+
+def _results_ahead(size, workers, threads):
+    """Results that are there at once, of the group that is joined and of later ones."""
+    parallel = max(workers, 1) * max(threads, 1)
+    return size + max(GROUPS_AHEAD * size, parallel)
+
+
+def _joined(pool, join, count, size, ahead):
     """Iterator over the joined groups; at most `ahead` results are not joined yet."""
     numbers = iter(range(count))
     pending = collections.deque()
@@ -124,11 +144,10 @@ def _joined(pool, groups, count, ahead):
         pending.extend(map(pool.submit, itertools.islice(numbers, times)))
 
     submit(ahead)
-    for times, size, join in groups:
-        for _ in range(times):
-            joined = join([pending.popleft()() for _ in range(size)])
-            submit(size)
-            yield joined
+    for _ in range(count // size):
+        joined = join([pending.popleft()() for _ in range(size)])
+        submit(size)
+        yield joined
 
 
 def _joined_ahead(executor, groups):
@@ -175,7 +194,7 @@ class _Processes:
         self._max_bytes = max_bytes
         payload = pickle.dumps(work)  # once, in memory that all of them read
         size = slots * max_bytes + len(payload)
-        _check_space(size)
+        check_space(size)
         self._arrived = {}
         self._workers = []
         # Without a name nothing is left of it, even if all processes are killed.
@@ -267,8 +286,11 @@ class _Worker:
             self.tasks.close()
 
 
-def _check_space(size):
-    """Too little shows here, and not as a process that dies when it writes."""
+def check_space(size: int):
+    """Raise InputError where less than `size` bytes of shared memory are free.
+
+    Too little shows here, and not as a process that dies when it writes.
+    """
     if not os.path.isdir(SHARED):
         return
     free = shutil.disk_usage(SHARED).free

@@ -9,7 +9,7 @@ import numpy as np
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data import class_names, loader, worker_pool
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.images import eval_source, open_images, rounded_batch
 
@@ -79,6 +79,8 @@ class Data:
     length: of a run over them
     training: called with `start_step` and `stop_step`, the batches of these steps
     evaluations: the batches of one pass over each of `eval_sets`
+    readers: (processes, threads in each) that read ahead, for training and, beside
+        them, for the evaluation that runs
     Raises InputError where images do not fit the config, or the run cannot be trained
         on the devices of `placement`.
     """
@@ -109,6 +111,7 @@ class Data:
         for source in self.eval_sets.values():
             source.try_first(preprocessing)
         self.length = length(run, len(self.train))
+        self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
             loader.TrainBatches,
             self.train,
@@ -123,6 +126,13 @@ class Data:
             name: loader.EvalBatches(source, preprocessing, **options)
             for name, source in self.eval_sets.items()
         }
+
+    def check_space(self) -> None:
+        """Raise InputError where shared memory holds no training beside evaluation."""
+        training = self.training(start_step=0, stop_step=self.length.steps)
+        evaluations = self.evaluations.values()
+        most = max(each.shared_bytes(*self.readers) for each in evaluations)
+        worker_pool.check_space(training.shared_bytes(*self.readers) + most)
 
     @property
     def images(self) -> list[int]:

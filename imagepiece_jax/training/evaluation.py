@@ -35,13 +35,14 @@ class Evaluation:
     Its program is compiled at once, before there is anything to save; that of a batch
     of training images, with the first of them.
 
-    reader: the DataLoader of the run
     log: its RunLog
     request: its StopRequest
     """
 
-    def __init__(self, run, reader, log, request):
-        self._run, self._reader, self._log, self._request = run, reader, log, request
+    def __init__(self, run, log, request):
+        self._run = run
+        self._log = log
+        self._request = request
         self._first = run.data.evaluations[run.config.eval.best_set]
         with request.ending_at_once():
             self._programs = self._compiled(run.model, run.state.variables)
@@ -108,10 +109,12 @@ class Evaluation:
 
     def _accuracy(self, programs, models, name):
         """One pass over a set for all these variables: figures of each."""
-        labeled = self._run.data.eval_sets[name].labeled
-        batches = self._reader.batches(self._run.data.evaluations[name])
-        batches = self._request.until_requested(batches)
-        results = accuracy.evaluate_each(programs[labeled], models, batches)
+        data = self._run.data
+        labeled = data.eval_sets[name].labeled
+        reader = data.evaluations[name].batches(*data.readers)
+        with contextlib.closing(reader):
+            batches = self._request.until_requested(reader)
+            results = accuracy.evaluate_each(programs[labeled], models, batches)
         return [named_figures(result.figures, labeled) for result in results]
 
 

@@ -13,7 +13,7 @@ import jax
 
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.data import class_names, loader
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import in_config
@@ -129,6 +129,7 @@ class Run:
             say(cost.describe(self.model, [dense], run.image_size))
 
             if not dry_run:  # nothing has been written so far
+                self.data.check_space()
                 if parallel.is_main():
                     self.checkpoints.check_room(state, length.steps)
                     run_dir.record_start(workdir, fields)
@@ -161,7 +162,7 @@ class Run:
             StopRequest(parallel.max_over_processes()) as request,
             self.checkpoints as checkpoints,
             RunLog(self.workdir, self.config, length, self.step, saved) as log,
-            contextlib.closing(self._loader(training)) as reader,
+            contextlib.closing(training.batches(*self.data.readers)) as batches,
         ):
 
             def save():
@@ -176,7 +177,7 @@ class Run:
                 if signum and not self.complete:
                     raise Stopped(signum, self.step)
 
-            evaluation = Evaluation(self, reader, log, request)
+            evaluation = Evaluation(self, log, request)
             if self.dense_variables is not None:
                 evaluation.log_dense(self.dense_variables)
             if self._lacks_evaluation():
@@ -184,7 +185,7 @@ class Run:
                 save()
             stop_at(request.requested())
 
-            for batch in log.timed(reader.batches(training)):
+            for batch in log.timed(batches):
                 step = self.step + 1
                 if step == first or self._changes_program(step):
                     if step > first:
@@ -246,26 +247,3 @@ class Run:
         """Whether the run was stopped in the evaluation after its last step."""
         due = self.step > 0 and self.data.length.due(self.step)
         return bool(due) and self.progress.evaluated < self.step
-
-    def _loader(self, training):
-        """One set of readers for the batches of all remaining steps and evaluations.
-
-        The order is fixed from the start, so readers are never restarted, and never
-        idle at the end of a turn.
-        """
-        config, length = self.config.data, self.data.length
-
-        def evaluations(names):
-            sequences = [self.data.evaluations[name] for name in names]
-            return [(sequence, 0, sequence.steps) for sequence in sequences]
-
-        turns, done, epoch = [], self.step, length.steps_per_epoch
-        if self.dense_variables is not None:
-            turns += evaluations(self.data.evaluations)
-        if self._lacks_evaluation():
-            turns += evaluations(length.due(done))
-        for step in range(epoch, length.steps + 1, epoch):
-            if step > self.step and (due := length.due(step)):
-                turns += [(training, done - self.step, step - done), *evaluations(due)]
-                done = step
-        return loader.DataLoader(turns, config.workers, config.threads)

@@ -13,12 +13,16 @@ import time
 
 import pytest
 
+from imagepiece_jax.common.placement import Placement
+from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.data import Data
 from tests.data import noise
 from tests.data.noise import Noise, same, train_transform
+from tests.runs import configured
 
 
 @pytest.fixture(autouse=True)
@@ -182,31 +186,26 @@ def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
     assert running.returncode == 7
 
 
-TURNS = ((4, False), (3, True), (5, False), (3, True), (3, True), (2, False))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 0), (2, 2)])
-def test_sequences_that_take_turns_are_the_same_alone(count, threads):
-    """Images of two sizes."""
+def test_evaluations_between_steps_change_no_batch(count, threads):
+    """While readers of the training wait, an evaluation has as many of its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
     training = loader.TrainBatches(sources[0], train_transform(24), **options)
     evaluation = loader.EvalBatches(sources[1], Preprocessing(48), batch_size=40)
-    done, turns = 0, []
-    for steps, evaluates in TURNS:
-        turns.append((evaluation, 0, 3) if evaluates else (training, done, steps))
-        done += 0 if evaluates else steps
-    reader = loader.DataLoader(turns, count, threads)
-    batches, trained, evaluated, started = reader.batches(training), [], [], set()
-    for steps, evaluates in TURNS:
-        if evaluates:
-            evaluated.append(list(reader.batches(evaluation)))
-        else:
-            trained += itertools.islice(batches, steps)
-        started |= workers()
-    reader.close()
-    assert len(started) == count  # none is started for an evaluation
+    reader, evaluated = training.batches(count, threads), []
+    trained = [next(reader)]
+    started = workers()
+    assert len(started) == count
+    for steps in (3, 5, 2):
+        trained += itertools.islice(reader, steps)
+        other = evaluation.batches(count, threads)
+        found = [next(other)]
+        assert len(workers()) == 2 * count and started <= workers()
+        evaluated.append([*found, *other])
+        assert workers() == started
+    assert not [*reader] and not workers()
     names = [list(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
@@ -214,19 +213,8 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
     expected = list(evaluation.batches())
     for one in evaluated:
         same(one, expected)
-    assert len(evaluated) == 3 and len(trained) == 11
+    assert len(trained) == 11
     assert names == [list(source.unreadable) for source in sources] != [[], []]
-
-
-def test_batches_out_of_turn_are_a_mistake():
-    training = loader.TrainBatches(
-        Noise(9), train_transform(8), batch_size=3, seed=0, start_step=0, stop_step=2
-    )
-    evaluation = loader.EvalBatches(Noise(9), Preprocessing(48), batch_size=3)
-    reader = loader.DataLoader([(training, 0, 2), (evaluation, 0, 3)])
-    with pytest.raises(RuntimeError, match="out of turn"):
-        next(reader.batches(evaluation))
-    reader.close()
 
 
 def own_memory():
@@ -285,20 +273,20 @@ def pixels_of(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
 def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
-    groups = [(20, 3, pixels_of), (40, 2, pixels_of)]
-    options = dict(max_bytes=7, workers=count, threads=threads)
+    options = dict(groups=40, size=3, max_bytes=7, workers=count, threads=threads)
     joined = []
-    for group in Prefetch(fill, groups, **options):
+    for group in Prefetch(fill, pixels_of, **options):
         time.sleep(0.001 * (len(joined) % 5))
         joined.append(group)
-    assert [len(group) for group in joined] == [3] * 20 + [2] * 40
+    assert [len(group) for group in joined] == [3] * 40
     for number, (found, pixels) in enumerate(itertools.chain(*joined)):
         assert found == number and pixels.tolist() == [number % 200] * 5
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
-    results = Prefetch(fail, [(2, 1, list)], max_bytes=1, workers=count, threads=1)
+    options = dict(groups=2, size=1, max_bytes=1)
+    results = Prefetch(fail, list, **options, workers=count, threads=1)
     with pytest.raises(ValueError, match="of its own"):
         next(results)
     assert not workers()
@@ -308,7 +296,7 @@ def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
 
 @pytest.mark.slow
 def test_an_error_that_cannot_be_sent_ends_the_process(capfd):
-    results = Prefetch(unpicklable, [(2, 1, list)], max_bytes=1, workers=1)
+    results = Prefetch(unpicklable, list, groups=2, size=1, max_bytes=1, workers=1)
     with pytest.raises(RunError, match="ended with status 1; the same command"):
         next(results)
     assert "Local" in capfd.readouterr().err
@@ -320,4 +308,24 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
     message = f"{tmp_path} has 2 MB free, but .* 3 MB; .*config.data.workers=0"
     with pytest.raises(InputError, match=message):
-        Prefetch(fill, [(9, 1, list)], max_bytes=10**6, workers=1)
+        Prefetch(fill, list, groups=9, size=1, max_bytes=10**6, workers=1)
+
+
+def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
+    """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
+    monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
+    config = configured({"data.workers": 1, "image_size": 100, "model.patch_size": 10})
+    config.batch_size, config.eval_batch_size = 64, 32
+    config.data.resize, config.data.crop = "deit", "random_resized"
+    data = Data(RunConfig.from_config(config), Placement())
+    training = data.training(start_step=0, stop_step=data.length.steps)
+    assert training.shared_bytes(1, 1) == 3 * 64 * 100 * 100 * 3
+    (evaluation,) = data.evaluations.values()
+    needed = training.shared_bytes(1, 1) + evaluation.shared_bytes(1, 1)
+    assert evaluation.shared_bytes(1, 1) == 3 * 32 * 100 * 100 * 3
+    usage = collections.namedtuple("Usage", "free")
+    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed))
+    data.check_space()
+    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda _: usage(needed - 1))
+    with pytest.raises(InputError, match="9 MB free, but reading in .* needs 9 MB"):
+        data.check_space()
