@@ -77,6 +77,9 @@ def test_without_opencv_a_crop_is_pillows(monkeypatch):
     image = rng().integers(0, 256, (40, 60, 3), np.uint8)
     wanted = Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(resize_fast(image, 20, 30), np.asarray(wanted))
+    mirrored = next(seed for seed in range(99) if rng(seed).random() < 0.5)
+    found = transforms.flip(image, rng(mirrored))
+    np.testing.assert_array_equal(found, image[:, ::-1])
 
 
 def test_shift_moves_by_every_offset_and_pads_with_zeros():
