@@ -93,7 +93,8 @@ class Pretrained:
     recovery: Recovery | None = None
 
     def __post_init__(self):
-        model, variables = self.model, self.variables
+        model = self.model
+        variables = self.variables
         params = isinstance(variables, Mapping) and "params" in variables
         if not isinstance(model, ViT) or not params:
             types = type(model).__name__, type(variables).__name__
@@ -106,9 +107,13 @@ class Pretrained:
             put("class_names", checked_names(self.class_names, model.num_classes))
         one_of("problem_type", self.problem_type, PROBLEMS)
         if self.projector and self.projector.width != model.embed_dim:
-            width, allowed = self.projector.width, f"the model's, {model.embed_dim}"
-            problem = f"takes tokens of a width of {width}"
-            raise InputError(problem, field="projector", value=width, allowed=allowed)
+            width = self.projector.width
+            raise InputError(
+                f"takes tokens of a width of {width}",
+                field="projector",
+                value=width,
+                allowed=f"the model's, {model.embed_dim}",
+            )
         images = self.preprocessing
         if images is None:
             put("preprocessing", Preprocessing(_square(model)))
@@ -143,7 +148,8 @@ class Pretrained:
         reduction = with_true_label(reduction, model, self._grid, self.name)
         usual = reduced(model, reduction, self._grid, self.name)
         if usual.plan != model.plan:
-            size, value = described(self.image_size), dict(asked)
+            size = described(self.image_size)
+            value = dict(asked)
             problem = f"is {value}, but model.plan is another for images of {size}"
             allowed = "the reduction that create_model got, with masked=False"
             raise InputError(problem, field="reduction", value=value, allowed=allowed)
@@ -157,7 +163,8 @@ class Pretrained:
         """
         if not (self.recovery and self.recovery.changed and self.reduction):
             return
-        ours, theirs = self.reduction, self.recovery.reduction
+        ours = self.reduction
+        theirs = self.recovery.reduction
         if settings.with_defaults(ours) != settings.with_defaults(theirs):
             warnings.warn(
                 f"the weights were recovered for {settings.described(theirs)}, and "
@@ -347,9 +354,10 @@ class Pretrained:
 
     def differences_from_training(self) -> list[str]:
         """Reduction and image size, in words, where training had others."""
-        lines, source = [], self.source
+        source = self.source
         if source is None:
-            return lines
+            return []
+        lines = []
         if source.reduction is not None:
             before = self.resolved(source.reduction)
             if settings.with_defaults(before) != settings.with_defaults(self.reduction):

@@ -70,6 +70,12 @@ def public_facts(name: str) -> dict[str, Any] | None:
     resize positions, unless all its weights agree on others. Some weights say prop_attn
     for every method (MAE without fine-tuning, Bolya et al. 2023).
     """
+    fields = _public_facts(name)
+    return None if fields is None else dict(fields)
+
+
+@functools.cache
+def _public_facts(name):
     base, dot, tag = name.partition(".")
     row = public_models().get(base)
     if row is None or (dot and tag not in row["weights"]):

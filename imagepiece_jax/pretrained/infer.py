@@ -343,8 +343,10 @@ def _check_parts(partial, arch, parts, shapes):
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
     given = partial.arch or not partial.name
-    for field in (f.name for f in dataclasses.fields(Architecture)):
-        ours, theirs = getattr(_visible(arch), field), getattr(_visible(parts), field)
+    wanted = vars(_visible(arch))
+    shown = vars(_visible(parts))
+    for field, ours in wanted.items():
+        theirs = shown[field]
         if ours != theirs:
             whose = "as given" if given else f"in {partial.name!r}"
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"

@@ -567,7 +567,7 @@ def _dotted_names(names):
     dotted = {}
     for name in names:
         parts = name.replace("/", ".").split(".")
-        dotted[name] = ".".join(part for part in parts if part not in _INSERTED)
+        dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
     while start := _start(dotted.values()):
         dotted = {k: name.removeprefix(start) for k, name in dotted.items()}
     if all(name.endswith(_VALUE) for name in dotted.values()):

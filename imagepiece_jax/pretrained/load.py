@@ -132,53 +132,54 @@ def load_as(
         # Tensors show the sizes that a run's config says.
         contents = read_contents(description, checkpoint, averaged)
     trained = trained_config(description, contents, requested, otherwise)
-    if description.run is None:
-        contents = contents._replace(tensors=placed(contents, trained))
-    place, is_folder = str(description), description.path.is_dir()
+    place = str(description)
+    is_folder = description.path.is_dir()
     config = trained.changed(requested, place, is_folder)  # a name stands for its sizes
-    head = None
     names = _class_names(description, contents, requested, trained)
     problem = description.problem_type
-    if num_classes not in (None, config.num_classes):
+    new_head = num_classes not in (None, config.num_classes)
+    if new_head:
         config = dataclasses.replace(config, num_classes=num_classes)
-        names, problem, head = None, SINGLE_LABEL, HEADS
+        names, problem = None, SINGLE_LABEL
     used = description.reduction if reduction is None else reduction
     if reduction is None and requested.prop_attn is not None:
         used = {**used, "prop_attn": requested.prop_attn}
     with within(place=place if used == description.reduction else ""):
         used = config.resolved(used)
         model = config.create(used)
-    crop = trained_crop(description, requested)
+    if preprocessing is None:
+        preprocessing = trained_crop(description, requested)
+    source = Source(
+        path=description.path,
+        place=place,
+        name=hub.short_name(description.path),
+        config=config,
+        image_size=trained.image_size,
+        reduction=description.reduction if is_folder else None,
+        run=description.run,
+        checkpoint=None if description.run is None else checkpoint,
+        averaged=averaged,
+        seed=description.seed,
+        normalized=_is_normalized(description, contents, requested),
+        has_names_of_data=description.own or description.run is not None,
+    )
     facts = {
         "reduction": used,
-        "preprocessing": Preprocessing.of(
-            config.image_size, crop if preprocessing is None else preprocessing
-        ),
+        "preprocessing": Preprocessing.of(config.image_size, preprocessing),
         "class_names": names if class_names is None else class_names,
         "problem_type": problem if problem_type is None else problem_type,
         "name": None if config.name in registry.MODELS else config.name,
         "recovery": description.recovery,
-        "source": Source(
-            path=description.path,
-            place=place,
-            name=hub.short_name(description.path),
-            config=config,
-            image_size=trained.image_size,
-            reduction=description.reduction if is_folder else None,
-            run=description.run,
-            checkpoint=None if description.run is None else checkpoint,
-            averaged=averaged,
-            seed=description.seed,
-            normalized=_is_normalized(description, contents, requested),
-            has_names_of_data=description.own or description.run is not None,
-        ),
+        "source": source,
     }
     if abstract:
         return Pretrained(model, variable_shapes(model, config.image_size), **facts)
     if contents is None:
         contents = read_contents(description, checkpoint, averaged)
+    if description.run is None:
+        contents = contents._replace(tensors=placed(contents, trained))
     learned = _learned(contents, description.untrained)
-    fresh = head or ()
+    fresh = HEADS if new_head else ()
     if seed is not None:
         like = variable_shapes(model, config.image_size)
         fresh = (*fresh, *convert.lacking_selectors(learned, like))
@@ -191,9 +192,9 @@ def load_as(
         seed=seed or 0,
         exact=reduction is None and seed is None,
     )
-    before = description.untrained
-    parts = variables["params"]
-    drawn = [part for part in parts if part in drawn or convert.matches(part, before)]
+    for part in variables["params"]:
+        if part not in drawn and convert.matches(part, description.untrained):
+            drawn.append(part)
     return Pretrained(
         model,
         variables,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
-from imagepiece_jax.errors import InputError, naming, naming_flags
+from imagepiece_jax.errors import InputError, naming, naming_flags, within
 from imagepiece_jax.models.config import (
     ONE_BY_ONE,
     Contradiction,
@@ -67,7 +67,8 @@ def load_with_config(
     normalization: the typed --mean and --std; None: the command has no such flags
     Raises InputError for the first contradiction.
     """
-    full, flags = overrides is None and config is not None, normalization or {}
+    full = overrides is None and config is not None
+    flags = normalization or {}
     with in_config():
         requested = _requested(config, overrides)
     with naming_flags(*flags):
@@ -148,7 +149,8 @@ def _merge(config, overrides, description, requested):
 
 def _write_model(config, vit):
     """Write into a config what the weights decide of its model."""
-    fields, size = vit.source.config.as_dict, vit.image_size
+    fields = vit.source.config.as_dict
+    size = vit.image_size
     if not isinstance(size, int):
         allowed = "squares, others in Python: load(), optimize() and Predictor"
         problem = f"is for images of {described(size)}"
@@ -167,11 +169,15 @@ def _check_run(description, config, requested):
     ours = _decided(changed, runs.reduction_of(config))
     trained = _decided(description.config, description.reduction)
     for field in {**ours, **trained}:
-        value, allowed = ours.get(field), trained.get(field)
+        value = ours.get(field)
+        allowed = trained.get(field)
         if value != allowed:
-            problem = f"is {value!r}, but {description} has {allowed!r}"
-            field, allowed = f"config.{field}", repr(allowed)
-            raise Contradiction(problem, field=field, value=value, allowed=allowed)
+            raise Contradiction(
+                f"is {value!r}, but {description} has {allowed!r}",
+                field=f"config.{field}",
+                value=value,
+                allowed=repr(allowed),
+            )
 
 
 def _reduction(fields, description, requested):
@@ -180,7 +186,9 @@ def _reduction(fields, description, requested):
     if requested.prop_attn is not None:
         own = {**own, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)
-    if with_defaults(reduction) != with_defaults(own):
+    with within("reduction"):
+        wanted = with_defaults(reduction)
+    if wanted != with_defaults(own):
         reduction.pop(settings.LABEL, None)
     return reduction
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
-from imagepiece_jax.commands import evaluate
+from imagepiece_jax.commands import describe, evaluate
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry
@@ -161,6 +162,19 @@ def test_a_config_that_contradicts_a_run(tmp_path, field, value, own):
     said = re.escape(f"config.{field} is {value!r}, but run {run} has {own}")
     with pytest.raises(InputError, match=f"^{said}.*allowed.+; or leave out --config$"):
         load_with_config(run, other)
+
+
+def test_what_needs_no_values_of_a_run_reads_none(tmp_path):
+    """This run has no checkpoint: its config is described, and a mistake is one."""
+    run = run_folder(tmp_path / "run")
+    assert "GMACs an image" in call(describe.main, f"--weights={run}").ok().out
+    for field, value in (("reduction.keep_rate", 2), ("model.depth", 7)):
+        words = [f"--weights={run}", f"--config.{field}={value}"]
+        assert sentence(call(evaluate.main, *words)).startswith(f"config.{field} is ")
+    leaves = jax.tree.leaves(load_as(run, abstract=True).variables)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    with pytest.raises(InputError, match="checkpoint"):
+        load.load(run)
 
 
 NEITHER = "is neither that of a run (it has no image_size) nor of published weights"
