@@ -18,12 +18,9 @@ def get_config():
     config.model.name = FieldReference("deit_s")  # or deit_ti, deit_b, vit_mini, timm's
     #                     name of a public model; empty: `arch` and the size say it all
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
-    # Empty: as the name has it.
-    config.model.gelu = placeholder(str)  # "exact", "tanh" (faster on GPUs), "quick"
-    config.model.class_token = placeholder(bool)  # False: the mean is read instead
-    config.model.norm_eps = placeholder(float)  # added to variances in layer norms
-    config.model.resize = placeholder(str)  # of positions: models/positions.py
-    config.model.arch = ConfigDict()  # differs from DeiT's: models/architecture.py
+    # Parts that differ from the name's, or without a name from DeiT's, such as gelu
+    # ("tanh" is faster on GPUs) or class_token: models/architecture.py.
+    config.model.arch = ConfigDict()
     # Images in [0, 1], by channel; empty: as the weights say that a run starts from,
     # else the name, else as ImageNet's: (.485, .456, .406) and (.229, .224, .225).
     config.model.mean = placeholder(tuple)
@@ -142,5 +139,7 @@ def get_config():
     config.pictures = 6  # test images in the picture of the tokens, drawn after each
     #                      evaluation; 0: no pictures
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
-    config.lock().reduction.unlock()  # each method has fields of its own
+    config.lock()
+    config.reduction.unlock()  # each method has fields of its own
+    config.model.arch.unlock()
     return config

@@ -56,9 +56,9 @@ def short_training(config):
     config.mixup = 0.2
     config.cutmix = 0.0
     config.ema_decay = 0.0
-    config.model.class_token = False  # the head reads the mean over patches
+    config.model.arch.class_token = False  # the head reads the mean over patches
     config.model.drop_path_rate = 0.0
-    config.model.gelu = "tanh"
+    config.model.arch.gelu = "tanh"
     config.model.mean = config.model.std = (0.5, 0.5, 0.5)
     config.data.area = (0.05, 1.0)
     config.data.repeats = 1

@@ -90,7 +90,7 @@ class Finetuner(Models):
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return ModelConfig(**fields)
+        return ModelConfig.of(fields)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)

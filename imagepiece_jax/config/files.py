@@ -93,6 +93,8 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     config.lock()
     if isinstance(config.get("reduction"), ConfigDict):
         config.reduction.unlock()  # each method has fields of its own
+    if isinstance(config.get("model"), ConfigDict) and "arch" in config.model:
+        config.model.arch.unlock()
     return config
 
 
@@ -151,6 +153,7 @@ def override(config: "ConfigDict", field: str, text: str | bool):
 
     The value gets the type of the field; a method's own fields are checked by it.
 
+    field: of "model.arch.gelu" and others of `arch`, "model.gelu" is enough
     text: --config.FIELD is True and --noconfig.FIELD False, for a switch; "" and "None"
         empty a field that may be empty, a placeholder of configs/base.py
     Raises InputError for an unknown field, and for a value of another type.
@@ -158,11 +161,15 @@ def override(config: "ConfigDict", field: str, text: str | bool):
     from ml_collections import FieldReference
 
     *groups, leaf = field.split(".")
+    if groups == ["model"] and leaf not in config.model and leaf in part_names():
+        groups.append("arch")
     own = groups == ["reduction"] and field != METHOD
     if own or groups == ["model", "arch"]:  # which check their fields themselves
         group = functools.reduce(type(config).__getitem__, groups, config)
         with config.unlocked():
             group[leaf] = literal(text) if isinstance(text, str) else text
+            if text in ("", "None") and not own:
+                del group[leaf]
         return
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)
@@ -200,7 +207,8 @@ def fields_called(config: "ConfigDict", name: str) -> list[str]:
     The name of a group is that of its field `name`.
     """
     methods = {f"reduction.{field}" for field in method_fields()}
-    names = sorted({*dotted_fields(config)} | methods)
+    parts = {f"model.arch.{part}" for part in part_names()}
+    names = sorted({*dotted_fields(config)} | methods | parts)
     found = [field for field in names if f".{field}".endswith(f".{name}")]
     aliases = [ALIASES.get(name), f"{name}.name"]
     return found or [alias for alias in aliases if alias in names]
@@ -213,6 +221,13 @@ def dotted_fields(config, prefix=""):
             yield from dotted_fields(config[name], f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def part_names() -> tuple[str, ...]:
+    """The fields of `model.arch`."""
+    from imagepiece_jax.models.architecture import PARTS  # imports JAX
+
+    return PARTS
 
 
 def method_fields(name: str | None = None) -> list[str]:
@@ -265,7 +280,7 @@ def _no_such_file(file, argument):
 def _no_such_field(config, field):
     """The InputError for a field that no config has, with a suggestion."""
     own = [f"reduction.{name}" for name in method_fields(config.reduction.name)]
-    own += ["model.arch.pool", "model.arch.rotary"]
+    own += [f"model.arch.{part}" for part in part_names()]
     names = {*dotted_fields(config), *own}
     owner, _, leaf = field.rpartition(".")
     if (alias := ALIASES.get(leaf)) in names:

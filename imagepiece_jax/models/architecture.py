@@ -1,7 +1,7 @@
 """Parts in which vision transformers differ, beyond their sizes."""
 
 import dataclasses
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.fields import (
@@ -14,12 +14,17 @@ from imagepiece_jax.common.fields import (
     optional,
     switch,
 )
+from imagepiece_jax.errors import check_names
 from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
 POOLS = ("token", "mean", "map", "none")
 MLPS = ("gelu", "swiglu")
+
+
+def _rotary(value):
+    return None if value is False else from_dict(Rotary, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +36,9 @@ class Architecture(CheckedFields):
     registers: int = count(0)  # tokens without a meaning (Darcet et al. 2024)
     positions: bool = switch(True)  # an embedding is added to the patches
     prefix_positions: bool = switch(True)  # and to the tokens in front of them
-    # how queries and keys turn with coordinates
+    # how queries and keys turn with coordinates; None, or False: they do not
     rotary: Rotary | None = optional(
-        checked(None, functools.partial(from_dict, Rotary), "its fields")
+        checked(None, _rotary, "False, and fields of a Rotary")
     )
     patch_bias: bool = switch(True)  # the projection of patches has a bias
     qkv_bias: bool = switch(True)  # so have those to queries, keys and values
@@ -70,12 +75,26 @@ class Architecture(CheckedFields):
             return None
         return 2 if self.dist_token else 1
 
-    @property
-    def changed(self) -> dict[str, Any]:
-        """The fields that differ from the defaults, a dict in place of a Rotary."""
+    @classmethod
+    def some(cls, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Some parts, checked. Raises InputError for an unknown or a wrong one."""
+        check_names(parts, PARTS)
+        checked_parts = cls(**parts)
+        return {name: getattr(checked_parts, name) for name in parts}
+
+    def with_parts(self, parts: Mapping[str, Any]) -> "Architecture":
+        """The same with these parts; a class token that comes or goes is the pool."""
+        class_token = parts.get("class_token", self.class_token)
+        if class_token != self.class_token:
+            pool = "token" if class_token else "mean"
+            parts = {"pool": pool, **parts}
+        return dataclasses.replace(self, **parts)
+
+    def difference(self, usual: "Architecture") -> dict[str, Any]:
+        """The parts that differ from those of `usual`, with a dict for a Rotary."""
         parts = dataclasses.asdict(self)
-        defaults = dataclasses.asdict(DEIT)
-        return {name: part for name, part in parts.items() if part != defaults[name]}
+        others = dataclasses.asdict(usual)
+        return {name: part for name, part in parts.items() if part != others[name]}
 
     def check_parts(self) -> None:
         """Raise InputError for parts that do not go together."""
@@ -86,4 +105,5 @@ class Architecture(CheckedFields):
             self.refuse("pool", "'token'", problem)
 
 
+PARTS = tuple(field.name for field in dataclasses.fields(Architecture))
 DEIT = Architecture()

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.fields import (
     CheckedFields,
-    checked,
     choice,
     count,
-    from_dict,
     number,
     optional,
     rate,
@@ -24,19 +22,11 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
-from imagepiece_jax.models.architecture import (
-    DEIT,
-    GELUS,
-    MLPS,
-    POOLS,
-    RESIZES,
-    Architecture,
-)
+from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.at_cost import MISS, reduced, resolved
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, facts
-from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import kernels as fused_kernels
@@ -44,28 +34,25 @@ from imagepiece_jax.reduction import layer_plan, settings
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.settings import Reduction, as_fields
 
-# Fields of an Architecture that a ModelConfig has too. A run's config has them in
-# `config.model`, those of OF_ARCH in `config.model.arch`.
-OF_ARCH = ("pool", "pool_include_prefix", "pool_heads", "fc_norm", "prefix_positions")
-OF_ARCH += ("rotary", "post_norm", "mlp")
-ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token", *OF_ARCH)
 SIZE_FIELDS = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
-# Fields that weights decide.
-DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
-DECIDED += ("num_classes", "mean", "std")
-# Defaults of a model, under its name's and its own fields.
-USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch")
-USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
-USUAL |= dict(masked=False)
 
 
-def _rotary(value):
-    return False if value is False else from_dict(Rotary, value)
+def _parts(value):
+    if isinstance(value, Architecture):
+        return dict(vars(value))
+    if not isinstance(value, Mapping):
+        raise ValueError(value)
+    return Architecture.some(value)
 
 
-def _arch(value):
-    # {}: as the name has it
-    return from_dict(Architecture, value) if value else None
+def _open(check, usual=None, decided=False):
+    """A field that is None where the name decides, or `usual` where it does not.
+
+    decided: whether trained weights decide it
+    """
+    field = optional(check)
+    own = {"usual": usual, "decided": decided}
+    return dataclasses.field(default=None, metadata={**field.metadata, **own})
 
 
 class Contradiction(InputError):
@@ -80,97 +67,90 @@ class ModelConfig(CheckedFields):
     # "vit_small_patch14_reg4_dinov2.lvd142m"; None: `arch` and the size are enough
     name: str | None = None
     # pixels a side, or (height, width)
-    image_size: int | tuple[int, int] | None = optional(image_size_field())
-    num_classes: int | None = optional(count())  # 0: no head
-    patch_size: int | None = optional(count(least=1))
-    embed_dim: int | None = optional(count(least=1))
-    depth: int | None = optional(count(least=1))
-    num_heads: int | None = optional(count(least=1))
-    mlp_ratio: float | None = optional(number(above=0))
-    stem: str | None = optional(choice(allowed=tuple(STEMS)))
-    # or a dict
-    arch: Architecture | None = optional(checked(None, _arch, "its fields"))
-    # this and the next eleven: of arch
-    gelu: str | None = optional(choice(allowed=GELUS))
-    norm_eps: float | None = optional(number(above=0, below=1))
-    resize: str | None = optional(choice(allowed=RESIZES))
-    class_token: bool | None = optional(switch())  # False: the head reads a mean
-    pool: str | None = optional(choice(allowed=POOLS))
-    pool_include_prefix: bool | None = optional(switch())
-    pool_heads: int | None = optional(count())
-    fc_norm: bool | None = optional(switch())
-    prefix_positions: bool | None = optional(switch())
-    # or a dict; False: positions do not turn
-    rotary: Rotary | bool | None = optional(
-        checked(None, _rotary, "False, and fields of a Rotary")
+    image_size: int | tuple[int, int] | None = _open(image_size_field(), 224)
+    embed_dim: int | None = _open(count(least=1), decided=True)
+    depth: int | None = _open(count(least=1), decided=True)
+    patch_size: int | None = _open(count(least=1), decided=True)
+    num_heads: int | None = _open(count(least=1), decided=True)
+    mlp_ratio: float | None = _open(number(above=0), 4.0, decided=True)
+    stem: str | None = _open(choice(allowed=tuple(STEMS)), "patch", decided=True)
+    num_classes: int | None = _open(count(), 1000, decided=True)  # 0: no head
+    # parts by name that differ from those of the name, or without a name from DeiT's
+    arch: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata={"convert": _parts, "allowed": "fields of an Architecture"},
     )
-    post_norm: bool | None = optional(switch())
-    mlp: str | None = optional(choice(allowed=MLPS))
     # of the images' pixels in [0, 1]
-    mean: tuple[float, float, float] | None = optional(channels(rate()))
-    std: tuple[float, float, float] | None = optional(channels(number(above=0, most=1)))
-    dtype: str | None = optional(xla_options.layer_dtype())
-    attention: str | None = optional(choice(allowed=BACKENDS))
-    kernels: str | None = optional(choice(allowed=fused_kernels.CHOICES))
-    drop_path_rate: float | None = optional(number(least=0, below=1))
+    mean: tuple[float, float, float] | None = _open(channels(rate()), decided=True)
+    std: tuple[float, float, float] | None = _open(
+        channels(number(above=0, most=1)), decided=True
+    )
+    dtype: str | None = _open(xla_options.layer_dtype(), "float32")
+    attention: str | None = _open(choice(allowed=BACKENDS), "auto")
+    kernels: str | None = _open(choice(allowed=fused_kernels.CHOICES), "plain")
+    drop_path_rate: float | None = _open(number(least=0, below=1), 0.0)
     # None: the reduction's default, such as True for ToMe; False for MAE's weights
-    prop_attn: bool | None = optional(switch())
+    prop_attn: bool | None = _open(switch())
     # for training: methods that train with a mask keep all tokens there
-    masked: bool | None = optional(switch())
-    axis_name: str | None = optional(text())  # as in ViT
+    masked: bool | None = _open(switch(), False)
+    axis_name: str | None = _open(text())  # as in ViT
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
-        """The config with these fields. Raises InputError for an unknown one."""
+        """The config with these fields; parts of `arch` may stand beside it.
+
+        Raises InputError for an unknown field, and for a value that is not allowed.
+        """
         check_names(fields, cls.names())
-        return cls(**fields)
+        own = {name: value for name, value in fields.items() if name not in PARTS}
+        given = {name: value for name, value in fields.items() if name in PARTS}
+        beside = {name: value for name, value in given.items() if value is not None}
+        if own.get("arch") is None:
+            own.pop("arch", None)
+        config = cls(**own)
+        return dataclasses.replace(config, arch=config.arch | Architecture.some(beside))
 
     @classmethod
     def names(cls) -> list[str]:
-        """The names of all fields."""
-        return [field.name for field in dataclasses.fields(cls)]
+        """The names of all fields, parts of `arch` included."""
+        return [*(field.name for field in dataclasses.fields(cls)), *PARTS]
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields that are not None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """The fields that say something."""
+        return {k: value for k, value in vars(self).items() if value not in (None, {})}
+
+    @property
+    def _all_fields(self):
+        """`fields`, else those of the name, else the usual ones."""
+        usual = {f.name: f.metadata.get("usual") for f in dataclasses.fields(self)}
+        return usual | facts(self.name) | self.fields
 
     @property
     def as_dict(self) -> dict[str, Any]:
-        """`fields` for a file: `arch` as the fields that differ from the name's."""
-        fields, usual = self.fields, facts(self.name).get("arch", DEIT)
-        if self.arch is not None:
-            fields["arch"] = self.arch.changed
-        if self.arch == usual:
+        """`fields` for a file: `arch` as the parts that differ from the name's."""
+        fields = self.fields
+        fields["arch"] = self.architecture.difference(_named_parts(self.name))
+        if not fields["arch"]:
             del fields["arch"]
-        elif self.arch == DEIT:
-            fields.pop("name", None), fields.pop("arch")
         return fields
 
     def over(self, *others: "ModelConfig") -> "ModelConfig":
-        """Each field from the first config that has it: this, then the others."""
-        fields = {}
+        """Each field and part from the first that has it: this, then the others."""
+        fields, arch = {}, {}
         for config in (*reversed(others), self):
             fields |= config.fields
-        return ModelConfig(**fields)
+            arch |= config.arch
+        return ModelConfig(**fields | {"arch": arch})
 
     @property
     def architecture(self) -> Architecture:
-        """The Architecture by `arch`, the name and the single fields."""
-        arch = self.arch or facts(self.name).get("arch", DEIT)
-        single = self.single_fields
-        if single.get("class_token", arch.class_token) != arch.class_token:
-            pool = "token" if single["class_token"] else "mean"
-            single = {"pool": pool} | single
-        return dataclasses.replace(arch, **single)
+        """The Architecture of the name with the parts of `arch`."""
+        return _named_parts(self.name).with_parts(self.arch)
 
-    @property
-    def single_fields(self) -> dict[str, Any]:
-        """The fields of an Architecture that are given one by one, by its types."""
-        single = {k: v for k, v in self.fields.items() if k in ONE_BY_ONE}
-        if single.get("rotary") is False:
-            single["rotary"] = None
-        return single
+    def with_all_parts(self) -> "ModelConfig":
+        """The same with all parts in `arch`: what it does not say is the name's."""
+        return dataclasses.replace(self, arch=self.architecture)
 
     def changed(
         self, requested: "ModelConfig", source: str, sizes: bool
@@ -182,52 +162,53 @@ class ModelConfig(CheckedFields):
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
-        single = {k: v for k, v in requested.fields.items() if k in ONE_BY_ONE}
         named, compared = named_fields(requested.name), requested
-        # GELU may be another, and so may the pool of a model that has none.
-        choices = ("gelu", "pool", "pool_include_prefix")
-        choices = choices if self.arch.pool == "none" else ("gelu",)
-        base = requested.arch or self.arch
+        ours, wanted = self.architecture, self.architecture
         if sizes and requested.name not in (None, self.name):
             compared = requested.over(named)
-            base = requested.arch or facts(requested.name).get("arch", DEIT)
-        arch = ModelConfig(arch=base, **single).architecture
+            wanted = _named_parts(requested.name)
+        wanted = wanted.with_parts(requested.arch)
 
-        def compare(field, value, ours, of_name):
-            value, ours = settings.as_tuple(value), settings.as_tuple(ours)
-            if value == ours:
+        def compare(field, value, own, of_name):
+            value, own = settings.as_tuple(value), settings.as_tuple(own)
+            if value == own:
                 return
-            whose = f"of {requested.name!r} " if requested.name and of_name else ""
-            problem = f"{whose}is {value!r}, but {source} has {ours!r}"
-            raise Contradiction(problem, field=field, value=value, allowed=repr(ours))
+            whose = ""
+            if requested.name and of_name:
+                whose = f"of {requested.name!r} "
+            problem = f"{whose}is {value!r}, but {source} has {own!r}"
+            raise Contradiction(problem, field=field, value=value, allowed=repr(own))
 
-        for field in DECIDED:
-            value = getattr(compared, field)
-            ours, of_name = getattr(self, field), value == getattr(named, field)
-            if None not in (value, ours):
-                compare(field, value, ours, of_name)
-        for field in (f.name for f in dataclasses.fields(arch)):
-            path = f"arch.{field}" if requested.arch and field not in single else field
-            of_name = requested.arch is None and field not in single
-            if field not in choices or field not in single:
-                compare(path, getattr(arch, field), getattr(self.arch, field), of_name)
+        for field in dataclasses.fields(self):
+            value = getattr(compared, field.name)
+            own = getattr(self, field.name)
+            if field.metadata.get("decided") and None not in (value, own):
+                of_name = value == getattr(named, field.name)
+                compare(field.name, value, own, of_name)
+        # GELU may be another, and so may the pool of a model that has none.
+        free = {"gelu"}
+        if ours.pool == "none":
+            free |= {"pool", "pool_include_prefix"}
+        for part in PARTS:
+            of_name = part not in requested.arch
+            if of_name or part not in free:
+                compare(part, getattr(wanted, part), getattr(ours, part), of_name)
         size = requested.image_size or self.image_size
         if sides(size) != sides(self.image_size):  # which need be no multiple
             patch_grid(size, self.patch_size)
-        free = {k: v for k, v in requested.fields.items() if k not in ONE_BY_ONE}
-        return dataclasses.replace(self, **free | {"arch": arch})
+        return dataclasses.replace(self, **requested.fields | {"arch": wanted})
 
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The model, with a reduction. Raises InputError for fields that do not fit."""
         named, arch = facts(self.name), self.architecture
-        fields = USUAL | named | self.fields
+        fields = self._all_fields
         with within("arch"):
             arch.check_parts()
             if arch.pool == "none" and fields["num_classes"]:
                 problem = f"is 'none' for {fields['num_classes']} classes"
                 hint = "num_classes=0 leaves a head out"
                 arch.refuse("pool", "'token', 'mean', 'map'", problem, hint)
-        if lacking := [field for field in SIZE_FIELDS if field not in fields]:
+        if lacking := [field for field in SIZE_FIELDS if fields[field] is None]:
             allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
         mean, std = self.mean, self.std
@@ -270,8 +251,9 @@ class ModelConfig(CheckedFields):
         reduction = as_fields(reduction)
         if reduction.get("macs") is None:
             return reduction
-        model, fields = self.create(), USUAL | facts(self.name) | self.fields
-        grid = patch_grid(fields["image_size"], model.patch_size, cut=True)
+        model = self.create()
+        size = self._all_fields["image_size"]
+        grid = patch_grid(size, model.patch_size, cut=True)
         return resolved(reduction, model, grid, self.name, allowed)
 
 
@@ -284,12 +266,12 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
         and the size are enough
     reduction: a share of the MACs such as 0.5, a method's name, or a dict such as
         {"name": "evit", "keep_rate": 0.7}, also with `prop_attn`; None: the dense model
-    changes: fields of a ModelConfig that differ from the name's, such as
-        image_size=(224, 280), num_classes=10 or dtype="bfloat16"
+    changes: fields of a ModelConfig, and parts of an Architecture, that differ from the
+        name's, such as image_size=(224, 280), dtype="bfloat16" or gelu="tanh"
     Raises InputError for anything that does not fit.
     """
     check_names(changes, ["reduction", *ModelConfig.names()])
-    config = ModelConfig(name=name, **changes)
+    config = ModelConfig.of({"name": name, **changes})
     return config.create(config.resolved(reduction))
 
 
@@ -313,7 +295,12 @@ def config_path(field: str) -> str:
     first = field.partition(".")[0]
     if first in ("image_size", "num_classes", "reduction"):
         return f"config.{field}"
-    return f"config.model.arch.{field}" if first in OF_ARCH else f"config.model.{field}"
+    return f"config.model.arch.{field}" if first in PARTS else f"config.model.{field}"
+
+
+def _named_parts(name):
+    """The Architecture that a name stands for, DeiT's without one."""
+    return facts(name).get("arch", DEIT)
 
 
 def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:

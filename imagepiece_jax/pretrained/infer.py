@@ -17,10 +17,8 @@ import numpy as np
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import (
-    OF_ARCH,
-    ONE_BY_ONE,
     ModelConfig,
     config_path,
     normalization,
@@ -103,8 +101,8 @@ def _given_for_folder(description, contents, requested):
     config = description.config
     # `ModelConfig.changed` compares the other fields of the request.
     settled = ["image_size"]
-    if config.name or config.arch:
-        settled += ["name", "arch", "num_heads", *ONE_BY_ONE]
+    if config.name or _is_full(config.arch):
+        settled += ["name", "num_heads", *PARTS]
     if not description.own and "mlp" in settled:
         settled.remove("mlp")  # no config.json of timm has its mlp_layer
     said = {
@@ -130,28 +128,36 @@ def _given_for_file(description, contents, requested):
         patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
         size = usual if patches[0] == patches[1] else size
     given = dataclasses.replace(requested, image_size=size)
-    if facts and not requested.arch:  # what the name settles is compared later
+    named = facts and not _is_full(requested.arch)
+    if named:  # what the name settles is compared later
         given = _without(given, SETTLED_BY_NAME)
     said[precedence.CALLER] = given
     config = precedence.merged(row, said)
     norm = contents.tensors.get("blocks.0.norm1.weight")
-    if facts and not requested.arch and np.shape(norm) == (facts["embed_dim"],):
+    if named and np.shape(norm) == (facts["embed_dim"],):
         config = _without(config, ["num_heads"])
     return config
 
 
+def _is_full(arch):
+    """Whether a ModelConfig's parts are those of a whole Architecture."""
+    return len(arch) == len(PARTS)
+
+
 def _without(config, fields):
-    return dataclasses.replace(config, **dict.fromkeys(fields))
+    """A ModelConfig without some of its fields and parts."""
+    empty = dict.fromkeys(field for field in fields if field not in PARTS)
+    arch = {part: value for part, value in config.arch.items() if part not in fields}
+    return dataclasses.replace(config, **empty, arch=arch)
 
 
 def placed(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
     """Tensors of a layout with one name for a norm before and behind the pool.
 
-    config: whose `fc_norm`, alone or in `arch`, says that it is behind
+    config: whose `fc_norm` says that it is behind
     """
     tensors = contents.tensors
-    behind = config.fc_norm or (config.arch and config.arch.fc_norm)
-    if "fc_norm" in contents.settled or not behind:
+    if "fc_norm" in contents.settled or not config.arch.get("fc_norm"):
         return tensors
     return {re.sub(r"^norm\.", "fc_norm.", name): tensors[name] for name in tensors}
 
@@ -184,14 +190,14 @@ def infer(
     sizes["image_size"] = sizes["image_size"] or fields.get("image_size")
     lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
     lacking += ["image_size"] if sizes["image_size"] is None else []
-    if named or partial.arch:
+    if named:
         arch = partial.architecture
     else:
-        known = {**settled, **partial.single_fields}
+        known = {**settled, **partial.arch}
         for _ in ("pool", "what a pool that is known leaves open"):
             for field in _invisible(parts, known):
-                if field in otherwise.single_fields:
-                    known.setdefault(field, otherwise.single_fields[field])
+                if field in otherwise.arch:
+                    known.setdefault(field, otherwise.arch[field])
         invisible = _invisible(parts, known)
         if _has_two_grids(shapes, sizes, partial):
             invisible.append("prefix_positions")
@@ -238,10 +244,10 @@ def _sizes(shapes, partial, settled):
 def _grids(rows, prefix, partial, settled):
     """Numbers of patches that `rows` positions can have, the likelier first."""
     grids = [rows - prefix, rows]
-    if partial.name or partial.arch:  # which is compared with what tensors show
+    if partial.name or _is_full(partial.arch):  # compared with what tensors show
         first = partial.architecture.prefix_positions
         return grids if first else grids[::-1]
-    known = {**settled, **partial.fields}
+    known = {**settled, **partial.arch}
     if "prefix_positions" in known:
         return grids[:1] if known["prefix_positions"] else grids[1:]
     return grids
@@ -342,12 +348,12 @@ def _check_parts(partial, arch, parts, shapes):
     """InputError where tensors contradict an Architecture."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    given = partial.arch or not partial.name
     wanted = vars(_visible(arch))
     shown = vars(_visible(parts))
     for field, ours in wanted.items():
         theirs = shown[field]
         if ours != theirs:
+            given = field in partial.arch or not partial.name
             whose = "as given" if given else f"in {partial.name!r}"
             problem = f"is {ours!r} {whose}, but {theirs!r} in these tensors"
             hint = f"name a model whose {field} is {theirs!r}"
@@ -395,7 +401,7 @@ def _unknown(lacking, partial, sizes, parts):
     name, width = partial.name, sizes["embed_dim"]
     first, *rest = lacking
     names = " ".join(f"{field}=.." for field in lacking)
-    examples = [first, *[field for field in rest if field in OF_ARCH][:1]]
+    examples = [first, *[field for field in rest if field in PARTS][:1]]
     flags = " and ".join(f"--{config_path(field)}=.." for field in examples)
     give = f"give {names} (in commands: fields such as {flags})"
     candidates = _candidates(sizes, parts, "mean" in lacking)
@@ -407,12 +413,11 @@ def _unknown(lacking, partial, sizes, parts):
         return InputError(problem, field="name", value=name, hint=hint)
     problem = "is in no tensor"
     also = f" (the same holds for {', '.join(rest)})" if rest else ""
-    if name or partial.arch:
-        tags = [tag for tag in _settling(name) if tag != name] if name else []
+    if name:
+        tags = [tag for tag in _settling(name) if tag != name]
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
-        problem += f", nor set by {repr(name) if name else 'arch'}{also}"
-        unknown = InputError if name else Unnamed
-        return unknown(problem, field=first, value=lacking, hint=f"{say}{give}")
+        problem += f", nor set by {name!r}{also}"
+        return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
     ways = [give]
     if candidates:
         ways.insert(0, f"say which model it is, name=..{candidates}")

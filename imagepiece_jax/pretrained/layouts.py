@@ -458,7 +458,7 @@ def to_timm(
             renamed[place], origin[place] = tensor, name
     try:
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
-        config = ModelConfig(**layout.says(present))
+        config = ModelConfig.of(layout.says(present))
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}

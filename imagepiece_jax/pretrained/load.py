@@ -70,17 +70,20 @@ def load(
         nothing, "multi_label_classification" or "regression"
     seed: of parts that are drawn; selectors that the reduction learns and the weights
         lack are drawn where it is given, and refused where it is None
-    changes: fields of a ModelConfig that differ, such as image_size, to which positions
-        are resized, gelu or dtype; and those that neither tensors nor a config nor the
-        file's name show: name, or num_heads, mean, std, norm_eps, gelu, resize, pool
-        and others, for which the error asks
+    changes: fields of a ModelConfig, and parts of an Architecture, that differ, such as
+        image_size, to which positions are resized, gelu or dtype; and those that
+        neither tensors nor a config nor the file's name show: name, or num_heads, mean,
+        std, norm_eps, gelu, resize, pool and others, for which the error asks. What a
+        dict `arch` does not say is as the name has it, or DeiT
     Raises InputError for a field that contradicts the weights, and for weights that do
         not say which model they are.
     """
     check_names(
         changes, dict.fromkeys([*load.__wrapped__.__kwdefaults__, *ModelConfig.names()])
     )
-    requested = ModelConfig(**changes)
+    requested = ModelConfig.of(changes)
+    if changes.get("arch"):
+        requested = requested.with_all_parts()
     found = hub.existing(path)
     if checkpoint != "best" and hub.kind(found) != "run":
         field = "checkpoint"

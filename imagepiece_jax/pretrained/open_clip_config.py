@@ -71,17 +71,20 @@ def _of_tower(vision, model):
     one_of("vision_cfg.norm_kwargs", {*norm} <= {"eps"}, [True])
     pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
     size = vision["image_size"]
+    parts = {
+        "gelu": _gelu(act, bool(model.get("quick_gelu", False))),
+        "norm_eps": float(norm.get("eps", EPS)),
+        "resize": "antialias",
+        "pool": pool,
+        "pool_include_prefix": False,
+        "fc_norm": pool == "mean" and bool(vision["final_ln_after_pool"]),
+        "rotary": None,
+        "post_norm": False,
+    }
     said = ModelConfig(
         num_heads=heads,
-        gelu=_gelu(act, bool(model.get("quick_gelu", False))),
-        norm_eps=float(norm.get("eps", EPS)),
-        resize="antialias",
         image_size=size if isinstance(size, int) else tuple(size),
-        pool=pool,
-        pool_include_prefix=False,
-        fc_norm=pool == "mean" and bool(vision["final_ln_after_pool"]),
-        rotary=False,
-        post_norm=False,
+        arch=parts,
     )
     depth = vision["layers"]
     if not isinstance(depth, int):

@@ -14,7 +14,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError, one_of, within
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
+from imagepiece_jax.models.config import ModelConfig, size_of
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction.settings import as_tuple
@@ -139,7 +139,7 @@ def full_config(config) -> ModelConfig:
     """The fields of the model in the config of a run, sizes of its name included."""
     model = model_config(config)
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
-    parts |= dict.fromkeys((*ONE_BY_ONE, "prop_attn"))  # these are the reduction's
+    parts["prop_attn"] = None  # which is the reduction's
     return dataclasses.replace(model.over(size_of(model.name)), **parts)
 
 

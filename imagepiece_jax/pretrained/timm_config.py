@@ -90,7 +90,7 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = published_class_names(full_name, classes)
-    model = ModelConfig(**values | {"image_size": size} | says)
+    model = ModelConfig.of(values | {"image_size": size} | says)
     return Description(config=model, sizes=sizes, crop=crop, class_names=names)
 
 

@@ -184,14 +184,14 @@ def parse_transformers(config: Fields) -> Description:
         arch = dataclasses.replace(arch, pool="mean")
     elif arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _of_tower(config) or {})
-    said = ModelConfig(
-        num_heads=fields["num_attention_heads"],
+    arch = dataclasses.replace(
+        arch,
         gelu=one_of("hidden_act", fields["hidden_act"], acts),
         norm_eps=float(fields["layer_norm_eps"]),
         resize=model.resize,
-        image_size=size,
-        arch=arch,
     )
+    heads = fields["num_attention_heads"]
+    said = ModelConfig(num_heads=heads, image_size=size, arch=arch)
     names = class_names.shortened(_names(labels))
     task = _problem_type(config, labels) if classify else SINGLE_LABEL
     return Description(

@@ -14,7 +14,6 @@ from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
 from imagepiece_jax.errors import InputError, naming, naming_flags, within
 from imagepiece_jax.models.config import (
-    ONE_BY_ONE,
     Contradiction,
     ModelConfig,
     in_config,
@@ -112,6 +111,8 @@ def _requested(config, overrides):
         return _typed(config, overrides)
     requested = runs.model_config(config.to_dict())
     requested.create(config.reduction.to_dict())  # its own mistakes first
+    if requested.arch:
+        requested = requested.with_all_parts()
     return requested.over(named_fields(requested.name))
 
 
@@ -199,27 +200,17 @@ def _typed(config, overrides):
     typed = [(k, v) for k, v in overrides if k.startswith("model.") or k in top]
     changed = copy.deepcopy(config)
     type(overrides)(typed)(changed)
-    names = {field.removeprefix("model.") for field, _ in typed}
+    names = {"arch"}  # in configs/base.py it is empty
+    names |= {field.removeprefix("model.") for field, _ in typed}
     fields = runs.model_fields(changed.to_dict())
-    arch = {f"arch.{field}": value for field, value in fields["arch"].items()}
-    requested = {k: v for k, v in (fields | arch).items() if k in names}
-    for name in [name for name in requested if name.startswith("arch.")]:
-        field = name.removeprefix("arch.")
-        if field not in ONE_BY_ONE:
-            problem = "is no field that weights leave open"
-            allowed = ", ".join(f"arch.{field}" for field in ONE_BY_ONE)
-            path = f"config.model.{name}"
-            raise InputError(
-                problem, field=path, value=requested[name], allowed=allowed
-            )
-        requested[field] = requested.pop(name)
-    return ModelConfig.of(requested)
+    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
 
 
 def _decided(model, reduction):
     """{field of a config: value} of a ModelConfig and a reduction, to compare."""
     fields = {"image_size": model.image_size}
-    fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
+    arch = vars(model.architecture)
+    fields |= {f"model.arch.{part}": value for part, value in arch.items()}
     for field, value in with_defaults(reduction).items():
         group = "model" if field == "prop_attn" else "reduction"
         fields[f"{group}.{field}"] = value

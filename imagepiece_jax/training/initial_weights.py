@@ -10,7 +10,7 @@ from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
 from imagepiece_jax.errors import InputError, naming, within
 from imagepiece_jax.models import convert, positions, registry
-from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, config_path
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
@@ -234,7 +234,8 @@ class InitialWeights:
         They do not fit either where they were trained with a function, or for images,
         that no tensor shows and that is another here.
         """
-        vit, size = weights.load(otherwise=_hidden(model)), self._run.image_size
+        hidden = ModelConfig.of(_hidden(model))
+        vit, size = weights.load(otherwise=hidden), self._run.image_size
         tensors = convert.to_timm(vit.variables) | vit.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             how = vit.model.arch.resize
@@ -242,7 +243,7 @@ class InitialWeights:
         variables, _ = convert.model_variables(
             model, size, tensors, vit.place, fresh=fresh, seed=self._run.seed
         )
-        theirs, ours = _hidden(vit.model).fields, _hidden(model).fields
+        theirs, ours = _hidden(vit.model), _hidden(model)
         del ours["resize"]  # these positions have been
         if "head" in fresh:
             del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
@@ -251,19 +252,18 @@ class InitialWeights:
         for field, value in ours.items():
             if not _equal(theirs[field], value):
                 problem = f"is {value!r}, but {vit.place} was trained with another"
-                path, allowed = f"config.model.{field}", repr(theirs[field])
+                path, allowed = config_path(field), repr(theirs[field])
                 raise InputError(problem, field=path, value=value, allowed=allowed)
         return variables
 
 
 def _hidden(model):
     """The fields of a model that no tensor shows."""
-    fields = {field: getattr(model.arch, field) for field in INVISIBLE}
+    fields = {part: getattr(model.arch, part) for part in INVISIBLE}
     if fields["rotary"] is None:
         fields["rotary"] = False
-    return ModelConfig(
-        num_heads=model.num_heads, mean=model.mean, std=model.std, **fields
-    )
+    fields |= {"num_heads": model.num_heads, "mean": model.mean, "std": model.std}
+    return fields
 
 
 @contextlib.contextmanager

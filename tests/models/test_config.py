@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
@@ -53,9 +53,7 @@ WRONG = [
     ("attention", "flash"),
     ("norm_eps", 5),
     ("resize", "nearest"),
-    ("arch", {"rope": 1}),
     ("arch", "vit"),
-    ("reduction", "tome"),
     ("reduction", False),
     ("reduction", {"name": "evit", 3: 4}),
 ]
@@ -80,10 +78,11 @@ REDUCTIONS = [
         ({"hidden_size": 384}, "hidden_size", "hidden_size"),
         ({"stem": "conv", "patch_size": 14}, "stem", "conv"),
         ({"stem": "conv", "arch": {"patch_bias": False}}, "stem", "conv"),
+        ({"arch": {"rope": 1}}, "arch.rope", "rope"),
         ({"arch": {"gelu": "relu"}}, "arch.gelu", "relu"),
         ({"arch": {"registers": -1}}, "arch.registers", -1),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm", 1),
-        ({"arch": {"class_token": False}}, "arch.pool", "token"),
+        ({"class_token": False, "pool": "token"}, "arch.pool", "token"),
         ({"arch": {"dist_token": True, "pool": "mean"}}, "arch.pool", "mean"),
         ({"arch": {"rotary": {"base": 1}}}, "arch.rotary", {"base": 1}),
         ({"arch": {"rotary": {"origin": "centre"}}}, "arch.rotary.origin", "centre"),
@@ -107,10 +106,10 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
     model = create_model(None, image_size=18, arch=arch, **size)
     assert model.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
-    assert model.arch.changed == arch and model.mlp_ratio == 4
+    assert model.arch.difference(DEIT) == arch and model.mlp_ratio == 4
     assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
     turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
-    plain = json.loads(json.dumps(turned.changed))
+    plain = json.loads(json.dumps(turned.difference(DEIT)))
     assert create_model(None, arch=plain, **size).arch == turned
     other = create_model(None, arch=arch, resize="offset", **size).arch
     assert (other.resize, other.gelu) == ("offset", "quick")

@@ -119,7 +119,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
     config = load.load(path).source.config
     assert config.name is None
-    assert dataclasses.replace(config, **parts).create() == model
+    assert dataclasses.replace(config, arch=config.arch | parts).create() == model
 
 
 def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):

@@ -140,7 +140,7 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     variables: None: shapes alone
     fields: of its ModelConfig
     """
-    path, config = pathlib.Path(path), ModelConfig(**fields)
+    path, config = pathlib.Path(path), ModelConfig.of(fields)
     made, side = config.create(reduction), config.image_size
     source = Source(path, str(path), path.name, config, side, seed=seed)
     if variables is None:

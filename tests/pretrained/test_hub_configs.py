@@ -10,7 +10,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import size_of
+from imagepiece_jax.models.config import ModelConfig, size_of
 from imagepiece_jax.models.problem import MULTI_LABEL, PROBLEMS
 from imagepiece_jax.pretrained import hub_configs
 from tests.refused import refused
@@ -155,7 +155,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
     name = "vit_small_patch14_reg4_dinov2"
     usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
-    assert found.fields == IMAGENET | usual | wanted
+    assert found == ModelConfig.of(IMAGENET | usual | wanted)
 
 
 DEIT, GAP = "deit_tiny_patch16_224", {"global_pool": "avg"}
@@ -197,7 +197,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     facts = registry.facts(name)
     assert found.config.name == name
     assert found.config.num_heads == facts["num_heads"]
-    assert found.config.arch == dataclasses.replace(facts["arch"], **wanted)
+    assert found.config.architecture == dataclasses.replace(facts["arch"], **wanted)
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
     own = size_of(name).fields | sizes
     assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
@@ -261,7 +261,7 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
-    assert found.config.fields == wanted
+    assert found.config == ModelConfig.of(wanted)
     assert found.crop == prepared | RULE
     own = config.get("vision_config", config)
     assert found.sizes["embed_dim"] == own["hidden_size"]
@@ -494,9 +494,9 @@ def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
     own = registry.facts(EVA)["arch"]
-    assert hub_configs.parse(config, {}).config.arch == own
+    assert hub_configs.parse(config, {}).config.architecture == own
     config["model_args"] = {"global_pool": "token"}
-    found = hub_configs.parse(config, {}).config.arch
+    found = hub_configs.parse(config, {}).config.architecture
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
 

@@ -155,7 +155,7 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     arch = registry.facts(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
-    model = infer(found, ModelConfig(**given)).create()
+    model = infer(found, ModelConfig.of(given)).create()
     assert model.arch == dataclasses.replace(arch, key_bias=True)
 
 

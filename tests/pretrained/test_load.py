@@ -111,7 +111,7 @@ def test_a_field_that_contradicts_the_weights_is_named(
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
     with pytest.raises(InputError, match=said):
-        load_as(path, ModelConfig(**OF | {field: value}))
+        load_as(path, ModelConfig.of(OF | {field: value}))
 
 
 @pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])
@@ -149,7 +149,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
         ("model.prop_attn", True, "False"),
         ("image_size", 32, "16"),
         ("num_classes", 5, "10"),
-        ("model.gelu", "tanh", "'exact'"),
+        ("model.arch.gelu", "tanh", "'exact'"),
         ("model.stem", "patch", "'conv'"),
         ("model.depth", 7, "6"),
         ("model.mean", HALF, ""),

@@ -152,16 +152,17 @@ def google(tmp_path_factory):
     fields = load.load(path, **given).source.config.as_dict
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
-    model |= {"gelu": "tanh", "norm_eps": 1e-6}
-    return path, top | {f"model.{k}": v for k, v in model.items()}
+    parts = {"gelu": "tanh", "norm_eps": 1e-6}
+    parts = {f"model.arch.{part}": value for part, value in parts.items()}
+    return path, top | {f"model.{k}": v for k, v in model.items()} | parts
 
 
 @pytest.mark.parametrize("start", ["init.weights", "teacher.weights"])
 @pytest.mark.parametrize(
     "field, other, trained",
     [
-        ("gelu", "exact", "tanh"),
-        ("norm_eps", 1e-5, 1e-6),
+        ("arch.gelu", "exact", "tanh"),
+        ("arch.norm_eps", 1e-5, 1e-6),
         ("num_heads", 4, 3),
         ("mean", (0.4,) * 3, (0.5,) * 3),
     ],
@@ -181,7 +182,7 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     config = runs.configured().unlock()
     config.update_from_flattened_dict(BLOCKS | fields | {start: str(path)})
     begin(config)
-    config.model[field] = other
+    config.update_from_flattened_dict({f"model.{field}": other})
     with pytest.raises(InputError, match="w.npz was trained with another") as error:
         begin(config)
     assert error.value.field == f"config.model.{field}"
