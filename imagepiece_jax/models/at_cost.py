@@ -144,6 +144,8 @@ def _described(text, method, model, grid):
     """ "most attended in blocks 3, 6, 9; counts 120, 73, 45", by the method's plan."""
     layers = _plan(method, model, grid)
     left = {i: layer.counts.n_out for i, layer in enumerate(layers) if layer.counts}
+    if not left:
+        return f"{text}: all tokens stay at this cost"
     blocks = f"blocks {', '.join(map(str, left))}"
     where = "every block" if len(left) == model.depth else blocks
     return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"

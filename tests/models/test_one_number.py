@@ -98,6 +98,12 @@ def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     assert found["label"].startswith(f"{found['name']} macs={cost}")
 
 
+def test_a_cost_that_moves_no_token_says_so(capsys):
+    assert image_tokens(create_model("deit_ti", reduction=0.9999)) == [196] * 12
+    said = capsys.readouterr().err
+    assert said == "most attended: all tokens stay at this cost\n"
+
+
 def test_other_fields_of_auto_are_those_of_the_method():
     asked = HALF | {"fate": "drop", "prop_attn": False}
     model, named = deit().create(asked), asked | {"name": "attended"}
