@@ -46,36 +46,34 @@ def imagenet_rows() -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _labels() -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    """Labels by WordNet ID or all lemmas of a synset, and by each of its names too."""
-    by_synset, by_lemma = collections.defaultdict(set), collections.defaultdict(set)
-    for label, (synset, words) in enumerate(imagenet_rows()):
-        for name in (synset, words):
-            by_synset[name].add(label)
-        for name in _forms(label):
-            by_lemma[name].add(label)
-    return by_synset, by_lemma
+def imagenet_labels() -> dict[str, set[int]]:
+    """Labels of ImageNet-1k by WordNet ID, by all lemmas, and by name.
 
-
-def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
-    """The classes of ImageNet-1k that a WordNet ID, or all lemmas of a synset, name.
-
-    lemmas: one of them is enough, such as "tench" for "tench, Tinca tinca"; some words
-        are two classes: a crane is a bird and a machine
+    All lemmas of both cranes, the bird and the machine, are "crane".
     """
-    return _labels()[lemmas].get(name, set())
+    labels = collections.defaultdict(set)
+    for label in range(len(imagenet_rows())):
+        for name in _names_of(label):
+            labels[name].add(label)
+    return dict(labels)
+
+
+def _names_of(label):
+    """The WordNet ID, all lemmas and the name of a class of ImageNet-1k."""
+    return (*imagenet_rows()[label], imagenet_names()[label])
 
 
 def shortened(names: Names | None) -> Names | None:
     """The names of a label map, `imagenet_names` where it is one of ImageNet-1k.
 
-    Each class then has its WordNet ID or some of its lemmas for a name.
+    Each class then has its WordNet ID, its name or some of its lemmas for a name.
     """
     if names is None or len(names) != len(imagenet_names()):
         return names
     for label, name in enumerate(names):
-        forms = (name, *str(name).split(", "))
-        if not any(label in imagenet_labels(form, lemmas=True) for form in forms):
+        synset, words = imagenet_rows()[label]
+        known = {synset, words, imagenet_names()[label], *words.split(", ")}
+        if known.isdisjoint((name, *str(name).split(", "))):
             return names
     return imagenet_names()
 
@@ -115,47 +113,28 @@ def _by_number(name):
 def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
     """Labels of a model by the names that data may have for its classes.
 
-    A class of ImageNet also has its WordNet ID, its lemmas, each lemma and its entry of
-    `imagenet_names` for names. A model of 1,000 classes without names is taken for one
-    of ImageNet's, in the usual order. A name of two classes is left out, unless one of
-    them goes by it.
+    These are the model's names, and of a class of ImageNet its WordNet ID, all its
+    lemmas and its entry of `imagenet_names`. A model of 1,000 classes without names is
+    taken for one of ImageNet's, in the usual order. A name of two classes is left out.
 
     names: of the model's classes
     """
     if names is None and num_classes == len(imagenet_names()):
         names = imagenet_names()
-    if names is not None:
-        names = tuple(name and normalized(name) for name in names)
-    names = _lemmas(names)
-    owners = collections.defaultdict(set)
+    own = collections.defaultdict(set)
+    others = collections.defaultdict(set)
     for label, name in enumerate(names or ()):
         if name is None:
             continue
-        forms, places = {name}, imagenet_labels(name)
+        own[normalized(name)].add(label)
+        places = imagenet_labels().get(name, set())
         if label in places:  # ImageNet's own order: two classes are called crane
             places = {label}
         if len(places) == 1:
-            forms |= _forms(min(places))
-        for form in forms:
-            owners[form].add(label)
-            owners[form.replace(" ", "_")].add(label)  # as folders have it
-    short = imagenet_names() if names is imagenet_lemmas() else ()
-    for own in (short, names or ()):  # a class keeps the name it goes by
-        count = collections.Counter(own)
-        owners |= {n: {label} for label, n in enumerate(own) if count[n] == 1}
-    return {n: min(who) for n, who in owners.items() if len(who) == 1 and n is not None}
-
-
-def _forms(label):
-    """All names of a class of ImageNet."""
-    synset, words = imagenet_rows()[label]
-    return {synset, words, *words.split(", "), imagenet_names()[label]}
-
-
-def _lemmas(names):
-    """`imagenet_lemmas`, which say most, for these and `imagenet_names`; or `names`."""
-    forms = imagenet_lemmas(), imagenet_names()
-    return forms[0] if names is not None and tuple(names) in forms else names
+            for other in _names_of(*places):
+                others[other].add(label)
+    found = others | own  # a class keeps the name it goes by
+    return {name: min(who) for name, who in found.items() if len(who) == 1}
 
 
 def mapped_classes(
@@ -165,34 +144,44 @@ def mapped_classes(
 
     names: of the classes of the data, by label
     model_names: of the model's
+    Raises InputError where the order of the folders would make a class another one.
     """
     if names is None or not data.startswith("folder:"):
         return None
     named = {label: name for label, name in enumerate(names) if name is not None}
+    complete = len(named) == len(names)
+    in_order = complete and [*named.values()] == sorted(named.values())
+    known = model_names
+    if known is None and len(names) == len(imagenet_names()):
+        known = imagenet_names()
     label = next(iter(named))
-    ordered = [*named.values()] == sorted(named.values())
     order = ""
     if are_labels(names):
-        way = "number"
-        if ordered and len(named) == len(names):
+        if in_order:
             return None
-    elif ordered and len(named) == len(names):
+        way = "number"
+    elif in_order:
         way = "the order of their names"
-        known = model_names
-        if known is None and len(names) == len(imagenet_names()):
-            known = imagenet_names()
         if known is not None:
             others = [i for i, name in named.items() if not _agree(name, known[i])]
             if not others:
                 return None
             label = others[0]
+        if model_names is not None:
+            raise InputError(
+                f"has class {names[label]!r}, which is no name of the model's classes: "
+                f"by the order of all it would be class {label}, "
+                f"{model_names[label]!r}",
+                place=data,
+                allowed="folders that are named as the model's classes, by WordNet "
+                "IDs of ImageNet's, or by whole numbers as labels",
+            )
     else:
         way = "name"
         if model_names is None:
-            model_names = imagenet_names()
             order = "; the weights name none, ImageNet's order is taken"
     example = f"{named[label]} is {label}"
-    words = model_names and model_names[label]
+    words = known and known[label]
     if words not in (None, named[label]):
         example += f" ({words})"
     return (
@@ -235,7 +224,7 @@ def are_labels(names: Names) -> bool:
 def other_class(weights: Names | None, data: Names | None):
     """The first class with different names in weights and data.
 
-    A class without a name is not compared, nor ImageNet's words with words that are not
+    A class without a name is not compared, nor ImageNet's names with words that are not
     of ImageNet, nor words with the numbers of the labels.
 
     weights, data: names by label; None where there are none
@@ -246,30 +235,24 @@ def other_class(weights: Names | None, data: Names | None):
     numbers = [name for name in weights if name and number(name) is not None]
     if are_labels(data) and not numbers:
         return None
-    model_names = _lemmas(weights)
-    words = model_names is imagenet_lemmas()
-    for label, pair in enumerate(zip(model_names, data, strict=False)):
-        if _agree(*pair):
+    of_imagenet = tuple(weights) in (imagenet_names(), imagenet_lemmas())
+    for label, (name, other) in enumerate(zip(weights, data, strict=False)):
+        if _agree(name, other):
             continue
-        if not words or imagenet_labels(pair[1], lemmas=True):
-            return label, weights[label], pair[1]
+        if not of_imagenet or other in imagenet_labels():
+            return label, name, other
     return None
 
 
 def _agree(name, other):
     """Whether two names may be of one class: one is None, or they mean the same.
 
-    They are equal, but for underscores in place of blanks, or of one synset of
-    ImageNet's.
+    They are equal, or of one class of ImageNet's.
     """
-    if name is None or other is None:
+    if name is None or other is None or normalized(name) == normalized(other):
         return True
-    one = normalized(name).replace("_", " ")
-    other = normalized(other).replace("_", " ")
-    return one == other or bool(
-        imagenet_labels(one) & imagenet_labels(other, lemmas=True)
-        or imagenet_labels(other) & imagenet_labels(one, lemmas=True)
-    )
+    labels = imagenet_labels().get(name, set())
+    return not labels.isdisjoint(imagenet_labels().get(other, set()))
 
 
 def checked_names(names, classes):

@@ -229,6 +229,10 @@ def test_labels_by_the_names_of_a_models_classes():
     assert [found[synset] for synset in synsets] == [*range(1000)]
     assert (found["tench"], found["tench, Tinca tinca"]) == (0, 0)
     assert words[found["maillot"]] == "maillot" and "crane" not in found
+    assert (found["crane (bird)"], found[synsets[517]]) == (134, 517)
+    assert not {"Tinca tinca", "golden_retriever"} & {*found}
+    other = class_names.labels_by_name(("n01440764", "tench", "bee", "bee"), 4)
+    assert other == {"n01440764": 0, "tench": 1}
     assert class_names.labels_by_name(None, 1000) == found
     assert class_names.labels_by_name(synsets, 1000)["tench"] == 0
     assert class_names.labels_by_name(None, 10) == {}
@@ -258,22 +262,33 @@ def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
     line += "model's 2 classes: "
     assert mapped(source.class_names, data, None) == f"{line}ant is 0"
     names = ("ant", "bee")
-    assert mapped(source.class_names, data, names) == f"{line}n01440764 is 1 (bee)"
+    with pytest.raises(InputError, match="has class 'n01440764', which .* 1, 'bee'"):
+        mapped(source.class_names, data, names)
     assert mapped(source.class_names, data, ("ant", "tench")) is None
     assert mapped(source.class_names, "csv:x", names) is None
     assert mapped(("0", "1"), data, names) is None
     assert mapped([name for name, _ in class_names.imagenet_rows()], data, None) is None
 
 
-def test_folders_may_have_underscores_for_blanks(tmp_path):
-    data = f"folder:{folder(tmp_path, 'great_white_shark', 'giant_panda')}"
-    names = class_names.imagenet_names()
-    known = class_names.labels_by_name(names, 1000)
-    source = open_source(data, "val", num_classes=1000, labels_by_name=known)
-    assert source.labels.tolist() == [388, 388, 2, 2]
-    assert class_names.other_class(names, source.class_names) is None
-    names = ("giant panda", "great white_shark")
-    assert class_names.other_class(names, ("giant_panda", "great_white_shark")) is None
+@pytest.mark.parametrize("named", ["great_white_shark", "Carcharodon carcharias"])
+def test_a_folder_has_no_other_name_of_a_class(tmp_path, named):
+    """One of ImageNet's lemmas alone, or underscores, are no exact name."""
+    path = folder(tmp_path, named, "giant panda")
+    known = class_names.labels_by_name(None, 1000)
+    message = f"has class {named!r}, which is not one of the model's 1000, as 1 others"
+    with pytest.raises(InputError, match=re.escape(message)):
+        open_source(f"folder:{path}", "val", num_classes=1000, labels_by_name=known)
+
+
+def test_the_order_of_folders_makes_no_class_another():
+    """As many folders as classes, none of which has the model's name."""
+    folders, names = ("giant_panda", "great_white_shark"), ("panda", "shark")
+    with refused("folder:x", None, "class 'giant_panda'", "be class 0, 'panda'"):
+        class_names.mapped_classes(folders, "folder:x", names)
+    line = class_names.mapped_classes(folders, "folder:x", None)
+    assert line.endswith(
+        "by the order of their names to the model's 2 classes: giant_panda is 0"
+    )
 
 
 WHOLE = [*map(str, range(12))]
