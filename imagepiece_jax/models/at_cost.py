@@ -47,8 +47,7 @@ def reduced(
     if tokens is not None:
         method = _with_tokens(method, tokens, dense, grid)
     if prop_attn is None:
-        usual = method.model_fields.get("prop_attn", False)
-        prop_attn = facts(name).get("prop_attn", usual)
+        prop_attn = usual_prop_attn(method, name)
     if not isinstance(prop_attn, bool):
         raise InputError(field=own_field, value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
@@ -56,6 +55,15 @@ def reduced(
         plan = _plan(method, dense, grid, masked)
         contract.check_plan(plan, dense.arch, grid)
     return dense.clone(plan=plan, prop_attn=prop_attn)
+
+
+def usual_prop_attn(method, name):
+    """Whether a Method has proportional attention where nobody says so.
+
+    name: of the model, whose weights may be used without it
+    """
+    usual = method.model_fields.get("prop_attn", False)
+    return facts(name).get("prop_attn", usual)
 
 
 def resolved(reduction, dense, grid, name=None, allowed=MISS):

@@ -18,7 +18,12 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert, positions
-from imagepiece_jax.models.at_cost import reduced, resolved, with_true_label
+from imagepiece_jax.models.at_cost import (
+    reduced,
+    resolved,
+    usual_prop_attn,
+    with_true_label,
+)
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.cost import model_macs
@@ -33,7 +38,12 @@ from imagepiece_jax.models.variables import (
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
-from imagepiece_jax.reduction.settings import DENSE, Reduction, split_reduction
+from imagepiece_jax.reduction.settings import (
+    DENSE,
+    Reduction,
+    read_reduction,
+    split_reduction,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +133,9 @@ class Pretrained:
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
-            put("reduction", self._checked_reduction())
+            asked = self.reduction
+            put("reduction", self._recorded(asked))
+            self._check_plan(asked)
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -132,29 +144,37 @@ class Pretrained:
             f"{described(self.image_size)}, {self.model.num_classes} classes>"
         )
 
-    def _checked_reduction(self):
-        """The reduction, with an unusual prop_attn; InputError for another plan."""
+    def _recorded(self, reduction):
+        """The fields of a reduction of this model, with an unusual prop_attn."""
         model = self.model
-        asked = settings.as_fields(self.reduction)
-        reduction, prop_attn = split_reduction(asked)
+        asked = settings.as_fields(reduction)
+        fields, prop_attn = split_reduction(asked)
         if prop_attn not in (None, model.prop_attn):
             problem = f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}"
             field = "prop_attn of reduction"
             allowed = "the reduction that create_model got"
             raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
         if text := asked.get(settings.LABEL):
-            reduction[settings.LABEL] = text
-        reduction = resolved(reduction, model, self._grid, self.name)
-        reduction = with_true_label(reduction, model, self._grid, self.name)
-        usual = reduced(model, reduction, self._grid, self.name)
-        if usual.plan != model.plan:
+            fields[settings.LABEL] = text
+        fields = resolved(fields, model, self._grid, self.name)
+        fields = with_true_label(fields, model, self._grid, self.name)
+        method, _ = read_reduction(fields)
+        if model.prop_attn != usual_prop_attn(method, self.name):
+            fields = {**fields, "prop_attn": model.prop_attn}
+        return fields
+
+    def _check_plan(self, asked):
+        """InputError where the reduction makes another plan than the model's.
+
+        asked: the reduction in its user's words
+        """
+        usual = reduced(self.model, self.reduction, self._grid, self.name)
+        if usual.plan != self.model.plan:
             size = described(self.image_size)
-            value = dict(asked)
+            value = dict(settings.as_fields(asked))
             problem = f"is {value}, but model.plan is another for images of {size}"
             allowed = "the reduction that create_model got, with masked=False"
             raise InputError(problem, field="reduction", value=value, allowed=allowed)
-        same = usual.prop_attn == model.prop_attn
-        return reduction if same else {**reduction, "prop_attn": model.prop_attn}
 
     def warn_of_recovery(self, stacklevel: int):
         """Warn of weights that were recovered for another reduction.
@@ -419,15 +439,11 @@ class Pretrained:
             size = {"image_size": images.image_size, "depth": model.depth}
             config = dataclasses.replace(source.config, **size)
             source = dataclasses.replace(source, config=config)
-        return dataclasses.replace(
-            self,
-            model=model,
-            variables=variables,
-            source=source,
-            drawn={**self.drawn, **digests(variables, drawn)},
-            selectors=learned,
-            **changes,
-        )
+        fields = {field.name: getattr(self, field.name) for field in _FIELDS}
+        fields |= changes | {"model": model, "variables": variables, "source": source}
+        fields["drawn"] = {**self.drawn, **digests(variables, drawn)}
+        fields["selectors"] = learned
+        return made_by(fields.pop("reduction"), **fields)
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
         """The model with exactly `tokens` image tokens in the end, and its parameters.
@@ -456,6 +472,21 @@ class Pretrained:
                 allowed = f"{self.model.image_tokens}"
                 raise InputError(problem, **found, allowed=allowed) from error
         return model
+
+
+_FIELDS = dataclasses.fields(Pretrained)
+
+
+def made_by(reduction: Reduction, **fields: Any) -> Pretrained:
+    """A Pretrained whose model this reduction has just made.
+
+    Its plan is not made once more to be compared, as for one that a user makes.
+
+    fields: the others of a Pretrained
+    """
+    vit = Pretrained(**fields)
+    object.__setattr__(vit, "reduction", vit._recorded(reduction))
+    return vit
 
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, Source, digests
+from imagepiece_jax.models.pretrained import Pretrained, Source, digests, made_by
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
@@ -167,7 +167,6 @@ def load_as(
         has_names_of_data=description.own or description.run is not None,
     )
     facts = {
-        "reduction": used,
         "preprocessing": Preprocessing.of(config.image_size, preprocessing),
         "class_names": names if class_names is None else class_names,
         "problem_type": problem if problem_type is None else problem_type,
@@ -176,7 +175,8 @@ def load_as(
         "source": source,
     }
     if abstract:
-        return Pretrained(model, variable_shapes(model, config.image_size), **facts)
+        variables = variable_shapes(model, config.image_size)
+        return made_by(used, model=model, variables=variables, **facts)
     if contents is None:
         contents = read_contents(description, checkpoint, averaged)
     if description.run is None:
@@ -198,9 +198,10 @@ def load_as(
     for part in variables["params"]:
         if part not in drawn and convert.matches(part, description.untrained):
             drawn.append(part)
-    return Pretrained(
-        model,
-        variables,
+    return made_by(
+        used,
+        model=model,
+        variables=variables,
         selectors=learned,
         projector=contents.projector,
         drawn=digests(variables, drawn),
