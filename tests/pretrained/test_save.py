@@ -354,7 +354,7 @@ def test_what_is_no_folder_to_save_in():
     vit = made()
     for folder, other, said in (
         ("hf://me/m", vit, "is an id of the hub; allowed: folders of"),
-        (vit, "m", r"write save\(folder, vit\), where"),
+        (vit, "m", "folder is a Pretrained; .* pathlib.Path, before the model"),
         ("a\0b", vit, "allowed: paths without a NUL byte"),
     ):
         with pytest.raises(InputError, match=said):
