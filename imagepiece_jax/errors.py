@@ -29,8 +29,12 @@ class InputError(ValueError):
         self, problem="", *, field="", place="", value=None, allowed="", hint=""
     ):
         super().__init__(problem)
-        self.problem, self.field, self.place = problem, field, str(place)
-        self.value, self.allowed, self.hint = value, allowed, hint
+        self.problem = problem
+        self.field = field
+        self.place = str(place)
+        self.value = value
+        self.allowed = allowed
+        self.hint = hint
 
     def __str__(self):
         place = f"{self.place}:" if self.place and self.field else self.place
@@ -86,7 +90,8 @@ def within(group="", place="", hint=""):
         inner = bool(error.field or not error.place)
         if group and inner and not error.field.startswith(("--", "config.")):
             error.field = f"{group}.{error.field}".removesuffix(".")
-        error.place, error.hint = error.place or str(place), error.hint or hint
+        error.place = error.place or str(place)
+        error.hint = error.hint or hint
         raise
 
 
@@ -116,7 +121,8 @@ class Stopped(Exception):
 
     def __init__(self, signum, step):
         super().__init__(f"stopped at step {step}; the same command resumes from there")
-        self.signum, self.status = signum, 128 + signum
+        self.signum = signum
+        self.status = 128 + signum
 
 
 def closest(word, words):

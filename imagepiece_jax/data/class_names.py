@@ -264,12 +264,21 @@ def checked_names(names, classes):
     if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str):
         raise InputError(field="class_names", value=names, allowed=allowed)
     if len(names) != classes:
-        problem, value = f"has length {len(names)}", len(names)
-        raise InputError(problem, field="class_names", value=value, allowed=allowed)
+        value = len(names)
+        raise InputError(
+            f"has length {len(names)}",
+            field="class_names",
+            value=value,
+            allowed=allowed,
+        )
     for label, name in enumerate(names):
         if not isinstance(name, str | None):
-            problem, allowed = f"has {name!r} for class {label}", "strings, and None"
-            raise InputError(problem, field="class_names", value=name, allowed=allowed)
+            raise InputError(
+                f"has {name!r} for class {label}",
+                field="class_names",
+                value=name,
+                allowed="strings, and None",
+            )
     return tuple(names)
 
 
@@ -285,9 +294,13 @@ def check_classes(
     """
     if other := other_class(weights, names):
         label, theirs, ours = other
-        problem, field = f"is {theirs!r}, but {ours!r} in {data}", f"class {label}"
-        same = "the same classes in the same order"
-        raise InputError(problem, field=field, place=place, value=theirs, allowed=same)
+        raise InputError(
+            f"is {theirs!r}, but {ours!r} in {data}",
+            field=f"class {label}",
+            place=place,
+            value=theirs,
+            allowed="the same classes in the same order",
+        )
     if None not in (weights, names):
         return None
     unnamed = data if names is None else place

@@ -84,7 +84,8 @@ def resolved(reduction, dense, grid, name=None, allowed=MISS):
     found = at_cost(asked_for, dense, grid, name, allowed)
     changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
     changed.pop("score", None)  # "auto" is what another model has, too
-    fields, unused = {**reduction, **changed}, found.amounts if found.counts else ()
+    fields = {**reduction, **changed}
+    unused = found.amounts if found.counts else ()
     fields[LABEL] = asked(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
 
@@ -215,8 +216,11 @@ def _with_tokens(method, tokens, model, grid):
     """`method` with `tokens` at the end of its weakest schedule that leaves so few."""
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
-        allowed = f"whole numbers from 1 to {patches}, the patches of an image"
-        raise InputError(field="tokens", value=tokens, allowed=allowed)
+        raise InputError(
+            field="tokens",
+            value=tokens,
+            allowed=f"whole numbers from 1 to {patches}, the patches of an image",
+        )
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
     def at(strength):
@@ -230,8 +234,11 @@ def _with_tokens(method, tokens, model, grid):
         strength, _ = _weakest(lambda strength: at(strength)[-1] <= tokens)
         cut = [max(tokens, count) for count in at(strength)]
     if cut[-1] != tokens:
-        allowed = f"{cut[-1]}, the fewest that this reduction leaves, to {patches}"
-        raise InputError(field="tokens", value=tokens, allowed=allowed)
+        raise InputError(
+            field="tokens",
+            value=tokens,
+            allowed=f"{cut[-1]}, the fewest that this reduction leaves, to {patches}",
+        )
     free = dataclasses.replace(method, macs=None, counts=None)
     return free.within_reach(cut, model.depth, patches)
 
@@ -241,14 +248,18 @@ def _weakest(enough):
 
     An InputError says that the schedule goes less far, and counts as enough.
     """
-    low, high, beyond = 0.0, 1.0, None
+    low = 0.0
+    high = 1.0
+    beyond = None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
             if not enough(middle):
                 low = middle
                 continue
-            high, beyond = middle, None
+            high = middle
+            beyond = None
         except InputError as error:
-            high, beyond = middle, error
+            high = middle
+            beyond = error
     return high, beyond

@@ -58,7 +58,8 @@ def instead_of(name: str) -> str:
     names = [*MODELS, *public_models(), *public_weights()]
     listed = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
     # A name of another family, such as swin_tiny_patch4_window7_224, may be no mistake.
-    family, families = _words(name)[0], {_words(each)[0] for each in names}
+    family = _words(name)[0]
+    families = {_words(each)[0] for each in names}
     near = difflib.get_close_matches(family, families, 1, cutoff=0.75)
     return suggestion(name, names, listed) if near else listed
 

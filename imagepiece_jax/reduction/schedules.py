@@ -57,7 +57,8 @@ def powered_shares(shares: Sequence[float], strength: float) -> list[float]:
 
 def stretched(counts, depth, strength):
     """`counts` of 12 blocks stretched to `depth`, as shares, to a power."""
-    points, shares = [196, *counts], []
+    points = [196, *counts]
+    shares = []
     for block in range(depth):
         place = (block + 1) * len(counts) / depth
         below = min(math.floor(place), len(counts) - 1)
@@ -93,9 +94,11 @@ def read(text: str) -> tuple[str, tuple[float, ...]]:
     name, *texts = text.split("-")
     if name not in SHAPES:
         raise ValueError(text)
-    form, kind = "[0-9]+", int
+    form = "[0-9]+"
+    kind = int
     if name == POWERED:
-        form, kind = "[0-9]*[.]?[0-9]+(e[0-9]+)?", float
+        form = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
+        kind = float
     if not all(re.fullmatch(form, each) for each in texts):
         raise ValueError(text)
     numbers = tuple(map(kind, texts))
@@ -122,9 +125,12 @@ def counts_of(text: str, depth: int, patches: int, strength: float) -> tuple[int
     name, numbers = read(text)
     for block in numbers:
         if block >= depth and name != POWERED:
-            problem, field = f"names block {block}", "counts"
-            allowed = f"blocks 0 to {depth - 1} of the model"
-            raise InputError(problem, field=field, value=block, allowed=allowed)
+            raise InputError(
+                f"names block {block}",
+                field="counts",
+                value=block,
+                allowed=f"blocks 0 to {depth - 1} of the model",
+            )
     shares = SHAPES[name](depth, strength, *numbers)
     return tuple(max(1, rounded(share * patches)) for share in shares)
 
@@ -147,10 +153,16 @@ def parse(value: str | Sequence[int]) -> str | tuple[int, ...]:
         raise ValueError(value)
     counts = tuple(map(int, value))
     if min(counts) < 1:
-        problem = f"has {min(counts)} tokens after block {counts.index(min(counts))}"
-        raise InputError(problem, value=counts, allowed="1 or more")
+        raise InputError(
+            f"has {min(counts)} tokens after block {counts.index(min(counts))}",
+            value=counts,
+            allowed="1 or more",
+        )
     for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
         if after > before:
-            problem = f"rises at block {block}, from {before} to {after} tokens"
-            raise InputError(problem, value=counts, allowed="counts that do not rise")
+            raise InputError(
+                f"rises at block {block}, from {before} to {after} tokens",
+                value=counts,
+                allowed="counts that do not rise",
+            )
     return counts

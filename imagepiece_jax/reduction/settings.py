@@ -103,15 +103,21 @@ def as_fields(reduction):
         return {"name": methods.AUTO, "macs": reduction}
     mapping = isinstance(reduction, Mapping)
     if not mapping or not all(isinstance(field, str) for field in reduction):
-        allowed = (
-            "a share of the MACs such as 0.5, a method's name, and a dict with a name "
-            'and fields: {"name": "evit", "keep_rate": 0.7}'
+        raise InputError(
+            field="reduction",
+            value=reduction,
+            allowed=(
+                "a share of the MACs such as 0.5, a method's name, and a dict with a name "
+                'and fields: {"name": "evit", "keep_rate": 0.7}'
+            ),
         )
-        raise InputError(field="reduction", value=reduction, allowed=allowed)
     if "name" not in reduction:
-        problem = f"is {dict(reduction)!r}, which has no name"
-        hint = f"the names are {', '.join(methods.names())}"
-        raise InputError(problem, field="reduction", value=reduction, hint=hint)
+        raise InputError(
+            f"is {dict(reduction)!r}, which has no name",
+            field="reduction",
+            value=reduction,
+            hint=f"the names are {', '.join(methods.names())}",
+        )
     return reduction
 
 
@@ -124,12 +130,18 @@ def split_reduction(reduction, prop_attn=None):
     fields = dict(as_fields(reduction))
     text = fields.pop(LABEL, None)
     if not isinstance(text, str | None):
-        allowed = 'the text that asked for it, such as "tome macs=0.5"'
-        raise InputError(field="reduction.label", value=text, allowed=allowed)
+        raise InputError(
+            field="reduction.label",
+            value=text,
+            allowed='the text that asked for it, such as "tome macs=0.5"',
+        )
     inside = fields.pop("prop_attn", prop_attn)
     prop_attn = inside if prop_attn is None else prop_attn
     if inside != prop_attn:
-        problem = f"is {prop_attn!r}, in reduction {inside!r}"
-        field, allowed = "prop_attn", "one of them"
-        raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
+        raise InputError(
+            f"is {prop_attn!r}, in reduction {inside!r}",
+            field="prop_attn",
+            value=prop_attn,
+            allowed="one of them",
+        )
     return fields, prop_attn

@@ -32,13 +32,21 @@ def _imported(name, kind):
     except ModuleNotFoundError as error:
         if error.name != path:  # what the file imports is missing
             raise
-        problem, allowed = f"but there is no {name}.py", "files of reduction/methods"
-        raise InputError(problem, place=line, value=name, allowed=allowed) from None
+        raise InputError(
+            f"but there is no {name}.py",
+            place=line,
+            value=name,
+            allowed="files of reduction/methods",
+        ) from None
     if not hasattr(module, kind):
         names = [each for each in vars(module) if not each.startswith("_")]
         hint = suggestion(kind, names, "name a class of that file")
-        problem = f"but {name}.py has no {kind}"
-        raise InputError(problem, place=line, value=kind, hint=hint)
+        raise InputError(
+            f"but {name}.py has no {kind}",
+            place=line,
+            value=kind,
+            hint=hint,
+        )
     return getattr(module, kind)
 
 
@@ -105,7 +113,11 @@ def create(name: str = "none", **fields) -> Method:
     allowed = [field.name for field in allowed]
     for field in fields:
         if field not in allowed:
-            problem = f"is not a field of reduction {name!r}"
             hint = suggestion(field, allowed, f"allowed: {', '.join(allowed)}")
-            raise InputError(problem, field=field, value=field, hint=hint)
+            raise InputError(
+                f"is not a field of reduction {name!r}",
+                field=field,
+                value=field,
+                hint=hint,
+            )
     return kind(**fields)
