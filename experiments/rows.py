@@ -153,7 +153,7 @@ def _fitted(row, measured):
     """Fields in which the reduction is not the row's, but was matched: " (r=9)"."""
     if measured is None:
         return ""
-    differs = settings.changed(measured.reduction, row.reduction)
+    differs = settings.differences(measured.reduction, row.reduction)
     fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
     return f" ({', '.join(fields)})" if fields else ""
 

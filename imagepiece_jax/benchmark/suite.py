@@ -97,7 +97,8 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
     pairs: (config, its Pretrained or None: random weights), by name
     Raises InputError for mistakes that show without compiling.
     """
-    listed, found = [], {}
+    listed = []
+    found = {}
     for name, (config, vit) in pairs.items():
         with within(place=f"config {name}" if len(pairs) > 1 else ""):
             found[name] = _with_tokens(config), vit
@@ -117,7 +118,8 @@ def _with_tokens(config):
     """A config with tokens in place of its reduction's cost, found once for all."""
     if config.reduction.get("macs") is None:
         return config
-    run, found = RunConfig.from_config(config), config.copy_and_resolve_references()
+    run = RunConfig.from_config(config)
+    found = config.copy_and_resolve_references()
     with found.unlocked():
         found.reduction = run.resolved().to_dict(found.to_dict())["reduction"]
     return found

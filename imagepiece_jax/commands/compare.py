@@ -86,7 +86,7 @@ def main():
             "images": len(source),
             "limit": limit,
             **source.part,
-            **run.preprocessing().facts,
+            **run.preprocessing().as_json,
         },
         functools.partial(eval_batches, run, source, placement=parallel.placement()),
         valid=valid,

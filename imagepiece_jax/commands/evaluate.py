@@ -62,7 +62,7 @@ def main():
     placement, transform = parallel.placement(), run.preprocessing()
     batches = functools.partial(eval_batches, run, source, placement=placement)
     how = [
-        f"among {valid_labels.described(valid, run.num_classes)}",
+        f"among {valid_labels.in_words(valid, run.num_classes)}",
         *["averaged weights"] * loaded.averaged,
         transform.text,
         *vit.differences_from_training(),
@@ -98,7 +98,7 @@ def main():
     if JSON.value:
         trained = {"reduction": loaded.reduction, "image_size": loaded.image_size}
         facts = {
-            "preprocessing": transform.facts,
+            "preprocessing": transform.as_json,
             "weights": typed["path"],
             "checkpoint": loaded.checkpoint,
             "averaged": loaded.averaged,

@@ -93,13 +93,13 @@ def main():
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             program = onnx_model.onnx_model(vit, **options)
-            facts = jax_export.facts(vit, config, images, outputs, stored_dtype)
+            facts = jax_export.program_facts(vit, config, images, outputs, stored_dtype)
             facts["opset"] = OPSET
             data = onnx_model.write_onnx(out, program)
             runs = f"ONNX opset {OPSET}"
         else:
             program = jax_export.serialized(vit, **options)
-            facts = jax_export.facts(vit, config, images, outputs)
+            facts = jax_export.program_facts(vit, config, images, outputs)
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             replace_file(out, program)
             data, runs = None, f"for {' and '.join(jax_export.PLATFORMS)}"

@@ -25,7 +25,7 @@ def sides(image_size) -> tuple[int, int]:
     return image_size, image_size
 
 
-def described(image_size) -> str:
+def size_text(image_size) -> str:
     """An image size in words: "224x224"."""
     return "{}x{}".format(*sides(image_size))
 

@@ -56,7 +56,8 @@ class DataConfig(CheckedFields):
 
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Evaluation's resize and crop."""
-        return Preprocessing.of(image_size, preprocessing.read_fields(vars(self)))
+        fields = preprocessing.read_fields(vars(self))
+        return Preprocessing.from_fields(image_size, fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from imagepiece_jax.common.fields import (
     rate,
     several,
 )
-from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.common.image_size import sides, size_text
 from imagepiece_jax.errors import InputError
 
 
@@ -108,7 +108,7 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
     size = image_size and sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (size and shape[1:3] != size):
-        some = described(size) if size else "any size"
+        some = size_text(size) if size else "any size"
         raise InputError(
             f"is of shape {shape}",
             field="images",

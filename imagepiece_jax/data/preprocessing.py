@@ -18,7 +18,7 @@ from imagepiece_jax.common.fields import (
     number,
     optional,
 )
-from imagepiece_jax.common.image_size import described, image_size_field, sides
+from imagepiece_jax.common.image_size import image_size_field, sides, size_text
 from imagepiece_jax.errors import InputError
 
 DEIT_CROP = 0.875  # where a model has no crop of its own
@@ -63,7 +63,7 @@ class Preprocessing(CheckedFields):
     resize: str = choice("deit", RESIZES)
 
     @classmethod
-    def of(cls, image_size, fields) -> "Preprocessing":
+    def from_fields(cls, image_size, fields) -> "Preprocessing":
         """The Preprocessing with a dict of other fields. Raises InputError."""
         if not isinstance(fields, Mapping) or not {*fields} <= {*IN_CONFIG}:
             raise InputError(
@@ -80,7 +80,7 @@ class Preprocessing(CheckedFields):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Fields but the size, where they are not the default: `of` takes them back."""
+        """Fields that are not the default, without the size, for `from_fields`."""
         return _not_default({name: getattr(self, name) for name in IN_CONFIG})
 
     @property
@@ -100,23 +100,23 @@ class Preprocessing(CheckedFields):
         A rule that is not timm's is named, too.
         """
         if not self.resizes:
-            return f"images as they are, {described(self.image_size)}"
+            return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
         resized = (int(height / self._crop), int(width / self._crop))
         if self.crop_mode == "squash":
-            size = f"{described(resized)} squashed"
+            size = f"{size_text(resized)} squashed"
         elif height == width:
             size = resized[0]
         else:
-            size = described(resized)
-        crop = height if height == width else described(self.shape)
+            size = size_text(resized)
+        crop = height if height == width else size_text(self.shape)
         text = f"resize {size} {self.interpolation}, crop {crop}"
         if self.rule != "timm":
             text += f" as in {self.rule}"
         return text
 
     @property
-    def facts(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """All that decides the pixels, as JSON values."""
         size = list(self.shape)
         if not self.resizes:
@@ -143,7 +143,7 @@ class Preprocessing(CheckedFields):
         if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
             return None
         return (
-            f"each image read ({len(sizes)} of {total}) has {described(self.shape)} "
+            f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
             "pixels, the model's size, and is enlarged and cropped nevertheless "
             f"({self.text}): --resize none takes it as it is"
         )
@@ -230,9 +230,9 @@ def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
         if small:
             why = f", as evaluation at up to {SMALL}x{SMALL} resizes no image"
         raise InputError(
-            f"has {described(actual)} pixels and is not resized{why}",
+            f"has {size_text(actual)} pixels and is not resized{why}",
             field="the image",
             value=actual,
-            hint=f"scale it to the model's image_size first, {described(size)}",
+            hint=f"scale it to the model's image_size first, {size_text(size)}",
         )
     return image

@@ -67,7 +67,7 @@ def _of_file(path, num_classes):
     return tuple(sorted(set(map(int, words))))
 
 
-def described(labels: tuple[int, ...] | None, num_classes: int) -> str:
+def in_words(labels: tuple[int, ...] | None, num_classes: int) -> str:
     """The classes in words: "10 of 1,000 classes", "all 1,000 classes"."""
     if labels is None:
         return f"all {num_classes:,} classes"

@@ -149,7 +149,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self._evaluate(reduction),
-            f"{self.name or settings.described(reduction)}, {setting['images']} images",
+            f"{self.name or settings.in_words(reduction)}, {setting['images']} images",
         )
 
     def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
@@ -168,7 +168,7 @@ class MeasuredWeights:
         return self.cache.result(
             setting,
             lambda: self.clock(self.vit, reduction, self.tokens),
-            f"the speed of {settings.described(reduction)}",
+            f"the speed of {settings.in_words(reduction)}",
         )
 
     def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def sweep(
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
-        name, setting = settings.label(reduction), settings.changed(reduction)
+        name, setting = settings.label(reduction), settings.differences(reduction)
         share = vit.gmacs_with(reduction) / dense
         entries.append(MatchedMethod(name, None, reduction, setting, share))
     return _report(checkpoint, entries)
@@ -217,7 +217,7 @@ def _entries(checkpoint, method, shares, metric):
         if metric == "ms":  # the share of the MACs that takes this share of the time
             dense = vit.gmacs_with(settings.DENSE)
             macs = round(vit.gmacs_with(reduction) / dense, 4)
-        setting = {"macs": macs} | settings.changed({**requested, "macs": macs})
+        setting = {"macs": macs} | settings.differences({**requested, "macs": macs})
         setting.pop("name")
         entries.append(MatchedMethod(method, share, reduction, setting, *reached))
     return entries, absent

@@ -14,7 +14,7 @@ from typing import Any
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file, write_json
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.valid_labels import described
+from imagepiece_jax.data import valid_labels
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.compare import FLOORS, RECOMMENDED, controlled
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -67,7 +67,7 @@ def _measured(report):
     head += ["dense acc1, %", "dense GMACs"]
     row = [f"`{report['weights']}`", report["trained_as"]]
     row += [f"{dense['images']:,} of {report['images']['data']}"]
-    row += [described(report["valid_labels"], report["num_classes"])]
+    row += [valid_labels.in_words(report["valid_labels"], report["num_classes"])]
     row += [statistics.format_estimate(Estimate(*dense["acc1"]))]
     row += [f"{dense['gmacs']:.3f}"]
     if report["timing"]:

@@ -177,7 +177,7 @@ def draws(model: ViT) -> bool:
     return False
 
 
-def facts(
+def program_facts(
     vit: Pretrained,
     config,
     images: jax.ShapeDtypeStruct,
@@ -214,12 +214,12 @@ def facts(
         "input": entry(IMAGES, images),
         "normalization": normalization,
         "output": output,
-        **outputs.facts,
+        **outputs.as_json,
         "classes": model.num_classes,
         "class_names": vit.class_names,
         "problem_type": vit.problem_type if model.num_classes else None,
         "activation": activation(vit.problem_type, classes_out),
-        "preprocessing": vit.preprocessing.facts,
+        "preprocessing": vit.preprocessing.as_json,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,

@@ -31,7 +31,7 @@ from jax.sharding import SingleDeviceSharding
 from imagepiece_jax.common import fields, xla_options
 from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.common.files import make_folder
-from imagepiece_jax.common.image_size import described, patch_grid, sides
+from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, check_images, warn_of_range
 from imagepiece_jax.errors import InputError, check_names, short_traceback
@@ -129,7 +129,7 @@ class Program:
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
+            f"{batch} images of {size_text(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
@@ -206,7 +206,7 @@ class CompileOptions(CheckedFields):
     )
 
     @classmethod
-    def of(
+    def from_options(
         cls, options: Mapping[str, Any], others: Sequence[str] = (), **given: Any
     ) -> "CompileOptions":
         """These options and the given ones. Raises InputError for an unknown one.
@@ -238,7 +238,7 @@ def optimize(vit: Pretrained, *, tokens: int | None = None, **options: Any) -> P
     Raises InputError for anything that does not fit.
     """
     check_pretrained(vit)
-    options = CompileOptions.of(options, ["tokens"])
+    options = CompileOptions.from_options(options, ["tokens"])
     return compiler(vit, options, tokens)(options.batch_size)
 
 

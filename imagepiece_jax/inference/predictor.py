@@ -95,7 +95,7 @@ class Predictor:
             raise InputError(field="threads", value=threads, allowed="1, 2, 3, ..")
         others = ["labels", "top", "batch_size", "resize", "threads"]
         given = {"batch_size": batch_size, "pixels": True}
-        options = CompileOptions.of(options, others, **given)
+        options = CompileOptions.from_options(options, others, **given)
         batch_size = options.batch_size
         smaller = [size for size in (1, 8) if size < batch_size]
         self.sizes = (*smaller, batch_size)

@@ -90,7 +90,7 @@ class ProgramOutputs:
         return names
 
     @property
-    def facts(self) -> dict:
+    def as_json(self) -> dict:
         """Options of features, as JSON values."""
         if not self.maps:
             return {}

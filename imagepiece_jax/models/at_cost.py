@@ -43,7 +43,7 @@ def reduced(
     if tokens is None:
         _, method = _found(method, dense, grid, name)
     with within("reduction"):
-        method = method.resolved(_facts_of(dense, grid, name))
+        method = method.for_model(_facts_of(dense, grid, name))
     if tokens is not None:
         method = _with_tokens(method, tokens, dense, grid)
     if prop_attn is None:
@@ -146,7 +146,7 @@ def _found(method, dense, grid, name, allowed=MISS):
     chosen = method.chosen(of_model)
     with within("reduction"):
         model = dense.clone(parent=None)
-        return chosen, _at_cost(chosen.resolved(of_model), model, grid, allowed)
+        return chosen, _at_cost(chosen.for_model(of_model), model, grid, allowed)
 
 
 def _described(text, method, model, grid):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.common.image_size import described, patch_grid, sides
+from imagepiece_jax.common.image_size import patch_grid, sides, size_text
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
@@ -141,7 +141,7 @@ class Pretrained:
         # Short: the model's own goes on for pages.
         return (
             f"<Pretrained {self.name or 'ViT'}: {self.label}, images of "
-            f"{described(self.image_size)}, {self.model.num_classes} classes>"
+            f"{size_text(self.image_size)}, {self.model.num_classes} classes>"
         )
 
     def _recorded(self, reduction):
@@ -170,7 +170,7 @@ class Pretrained:
         """
         usual = reduced(self.model, self.reduction, self._grid, self.name)
         if usual.plan != self.model.plan:
-            size = described(self.image_size)
+            size = size_text(self.image_size)
             value = dict(settings.as_fields(asked))
             problem = f"is {value}, but model.plan is another for images of {size}"
             allowed = "the reduction that create_model got, with masked=False"
@@ -187,8 +187,8 @@ class Pretrained:
         theirs = self.recovery.reduction
         if settings.with_defaults(ours) != settings.with_defaults(theirs):
             warnings.warn(
-                f"the weights were recovered for {settings.described(theirs)}, and "
-                f"not for {settings.described(ours)}: those they were made from fit "
+                f"the weights were recovered for {settings.in_words(theirs)}, and "
+                f"not for {settings.in_words(ours)}: those they were made from fit "
                 "other reductions, and the dense model, better",
                 stacklevel=stacklevel + 1,
             )
@@ -232,7 +232,7 @@ class Pretrained:
         if self.reduction is None:
             return "a reduction without a name"
         fields = {**self.reduction, "prop_attn": self.model.prop_attn}
-        label = settings.described(fields)
+        label = settings.in_words(fields)
         kinds = " and ".join(self.untrained_kinds)
         return f"{label} (untrained {kinds})" if kinds else label
 
@@ -381,12 +381,12 @@ class Pretrained:
         if source.reduction is not None:
             before = self.resolved(source.reduction)
             if settings.with_defaults(before) != settings.with_defaults(self.reduction):
-                ours = settings.described(self.reduction)
-                trained = settings.described(before)
+                ours = settings.in_words(self.reduction)
+                trained = settings.in_words(before)
                 lines.append(f"reduction {ours} (trained with {trained})")
         if sides(self.image_size) != sides(source.image_size):
-            ours = described(self.image_size)
-            trained = described(source.image_size)
+            ours = size_text(self.image_size)
+            trained = size_text(source.image_size)
             lines.append(f"size {ours} (trained with {trained})")
         return lines
 

@@ -104,8 +104,10 @@ def public_models() -> dict[str, dict[str, Any]]:
 
 def public_weights() -> list[str]:
     """The names of all public weights."""
-    models = public_models().items()
-    return [f"{name}.{tag}" for name, row in models for tag in row["weights"]]
+    names = []
+    for model, row in public_models().items():
+        names += [f"{model}.{tag}" for tag in row["weights"]]
+    return names
 
 
 def published_crop(name: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from imagepiece_jax.common.image_size import described
+from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
@@ -328,7 +328,7 @@ class ViT(nn.Module):
             count -= arch.prefix
         if count != height * width:
             raise InputError(
-                f"is of {described(size)} pixels, {height * width} patches, but "
+                f"is of {size_text(size)} pixels, {height * width} patches, but "
                 f"the model has positions for {count}",
                 field="images",
                 value=size,

@@ -167,7 +167,7 @@ def load_as(
         has_names_of_data=description.own or description.run is not None,
     )
     facts = {
-        "preprocessing": Preprocessing.of(config.image_size, preprocessing),
+        "preprocessing": Preprocessing.from_fields(config.image_size, preprocessing),
         "class_names": names if class_names is None else class_names,
         "problem_type": problem if problem_type is None else problem_type,
         "name": None if config.name in registry.MODELS else config.name,

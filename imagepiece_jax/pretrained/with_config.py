@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from imagepiece_jax.common.image_size import described
+from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
 from imagepiece_jax.errors import InputError, naming, naming_flags, within
@@ -154,7 +154,7 @@ def _write_model(config, vit):
     size = vit.image_size
     if not isinstance(size, int):
         allowed = "squares, others in Python: load(), optimize() and Predictor"
-        problem = f"is for images of {described(size)}"
+        problem = f"is for images of {size_text(size)}"
         raise InputError(problem, place=vit.source, value=size, allowed=allowed)
     config.image_size, config.num_classes = size, vit.model.num_classes
     decided = {k: v for k, v in fields.items() if k in config.model and k not in FREE}

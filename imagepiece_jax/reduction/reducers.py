@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # How tokens can be ranked, and the field of Taps that this reads. "auto" is class
-# attention here: `Method.resolved` names another for models without class token.
+# attention here: `Method.for_model` names another for models without class token.
 SCORES = {
     "auto": "cls_attn",
     "class": "cls_attn",

@@ -34,8 +34,11 @@ def proportional(depth, strength, start=0):
 def stages(depth, strength, *blocks):
     """The same share leaves at each of `blocks`; none: 3, 6 and 9."""
     blocks = blocks or (3, 6, 9)
-    passed = (sum(stage <= block for stage in blocks) for block in range(depth))
-    return [(1 - strength) ** count for count in passed]
+    shares = []
+    for block in range(depth):
+        passed = [stage for stage in blocks if stage <= block]
+        shares.append((1 - strength) ** len(passed))
+    return shares
 
 
 def late(depth, strength, power=2.0):

@@ -30,33 +30,39 @@ def with_defaults(reduction):
     return {"name": fields["name"], "prop_attn": prop_attn, **own}
 
 
-def changed(reduction, base=None):
+def differences(reduction, base=None):
     """The fields of `reduction` that differ from `base`, or the method's defaults."""
     base = with_defaults(base or {"name": reduction["name"]})
-    fields = with_defaults(reduction)
-    return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
+    found = {}
+    for field, value in with_defaults(reduction).items():
+        if field == "name" or value != base.get(field):
+            found[field] = value
+    return found
 
 
 def completed(reduction):
     """`with_defaults`, and the label of a reduction that has one."""
-    text = (reduction or {}).get(LABEL)
-    return with_defaults(reduction) | ({} if text is None else {LABEL: text})
+    fields = with_defaults(reduction)
+    if reduction and reduction.get(LABEL) is not None:
+        fields[LABEL] = reduction[LABEL]
+    return fields
 
 
 def as_tuple(value):
     """A list (JSON's form of a tuple) or an array as a tuple, also inside of dicts."""
     if isinstance(value, dict):
         return {name: as_tuple(each) for name, each in value.items()}
-    value = value.tolist() if hasattr(value, "tolist") else value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     return tuple(value) if isinstance(value, list) else value
 
 
-def described(reduction):
+def in_words(reduction):
     """A reduction in a few words: as it was asked for by a cost, or what is unusual.
 
     What is unusual are fields that differ from the method's defaults.
     """
-    fields = changed(reduction)
+    fields = differences(reduction)
     text = reduction.get(LABEL)
     if text is None:
         return label(fields)
@@ -67,16 +73,20 @@ def described(reduction):
 
 def asked(reduction):
     """The label of a reduction with `macs`, which `sweep_text.parse_label` reads."""
-    fields = changed(reduction)
+    fields = differences(reduction)
     fields.pop("prop_attn", None)
     return label(fields).replace(", ", ",")
 
 
 def label(reduction):
     """A reduction in a few words: "evit keep_rate=0.7"."""
-    fields = [f"{k}={v}" for k, v in reduction.items() if k not in ("name", LABEL)]
-    name = "dense" if reduction["name"] == DENSE["name"] else reduction["name"]
-    return " ".join([name, *fields])
+    words = [reduction["name"]]
+    if words == [DENSE["name"]]:
+        words = ["dense"]
+    for field, value in reduction.items():
+        if field not in ("name", LABEL):
+            words.append(f"{field}={value}")
+    return " ".join(words)
 
 
 def read_reduction(reduction, prop_attn=None):
@@ -107,8 +117,8 @@ def as_fields(reduction):
             field="reduction",
             value=reduction,
             allowed=(
-                "a share of the MACs such as 0.5, a method's name, and a dict with a name "
-                'and fields: {"name": "evit", "keep_rate": 0.7}'
+                "a share of the MACs such as 0.5, a method's name, and a dict with a "
+                'name and fields: {"name": "evit", "keep_rate": 0.7}'
             ),
         )
     if "name" not in reduction:
@@ -136,7 +146,8 @@ def split_reduction(reduction, prop_attn=None):
             allowed='the text that asked for it, such as "tome macs=0.5"',
         )
     inside = fields.pop("prop_attn", prop_attn)
-    prop_attn = inside if prop_attn is None else prop_attn
+    if prop_attn is None:
+        prop_attn = inside
     if inside != prop_attn:
         raise InputError(
             f"is {prop_attn!r}, in reduction {inside!r}",

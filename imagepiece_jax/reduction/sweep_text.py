@@ -42,14 +42,19 @@ def parse_sweep(text):
     combinations = itertools.product(*choices)
     reductions = [dict(zip(names, values, strict=True)) for values in combinations]
     if name == methods.AUTO:
-        hint = "--macs 0.5 without --sweep takes the recommended one"
-        raise InputError(f"has {name}, which is no method", value=name, hint=hint)
-    if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
         raise InputError(
-            f"has no method {name!r}",
+            f"has {name}, which is no method",
             value=name,
-            hint=f"did you mean {similar}?",
+            hint="--macs 0.5 without --sweep takes the recommended one",
         )
+    if name not in methods.METHODS:
+        similar = closest(name, methods.METHODS)
+        if similar:
+            raise InputError(
+                f"has no method {name!r}",
+                value=name,
+                hint=f"did you mean {similar}?",
+            )
     for reduction in reductions:
         fields, _ = split_reduction(reduction)
         every = dataclasses.fields(methods.create(**fields))
@@ -92,5 +97,9 @@ def parse_sweeps(texts):
 
 def naming(reduction):
     """InputErrors raised inside name a reduction of --sweep; None: none of it."""
-    parts = [v if k == "name" else f"{k}={v}" for k, v in (reduction or {}).items()]
-    return within(place=f"--sweep {':'.join(parts)}" if parts else "")
+    if not reduction:
+        return within()
+    words = []
+    for field, value in reduction.items():
+        words.append(value if field == "name" else f"{field}={value}")
+    return within(place=f"--sweep {':'.join(words)}")

@@ -102,7 +102,7 @@ def recover(
 def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that has nothing to recover by its dense form."""
     if vit.recovery and vit.recovery.changed:
-        before = settings.described(vit.recovery.reduction)
+        before = settings.in_words(vit.recovery.reduction)
         problem = f"was recovered before, for {before}"
         allowed = "the weights that it was made from, whose dense form teaches"
         raise InputError(problem, field="the model", allowed=allowed)

@@ -79,9 +79,9 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     prepared = Preprocessing(tiny.SIDE, crop=0.9, rule="transformers")
     vit = dataclasses.replace(vit, preprocessing=prepared, problem_type=problem_type)
     images = jax_export.exported_images(vit)
-    facts = jax_export.facts(vit, base.get_config(), images)
+    facts = jax_export.program_facts(vit, base.get_config(), images)
     assert facts["problem_type"] == problem_type and facts["activation"] == activation
-    assert Preprocessing.of(20, crop_of(facts["preprocessing"])) == prepared
+    assert Preprocessing.from_fields(20, crop_of(facts["preprocessing"])) == prepared
 
 
 def test_the_facts_say_what_arrays_a_file_has():
@@ -90,7 +90,9 @@ def test_the_facts_say_what_arrays_a_file_has():
     outputs = ProgramOutputs(vit, output="patches", tokens=tiny.TOKENS)
     images = jax_export.exported_images(vit, 2)
     for stored, integers in ((np.dtype, "int32"), (stored_dtype, "int64")):
-        facts = jax_export.facts(vit, base.get_config(), images, outputs, stored)
+        facts = jax_export.program_facts(
+            vit, base.get_config(), images, outputs, stored
+        )
         found = {a["name"]: (a["shape"], a["dtype"]) for a in facts["output"]}
         assert found == {
             "patches": ([2, 5, 5, tiny.WIDTH], "float32"),

@@ -84,5 +84,5 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     saved = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "saved", vit))
     assert saved.class_names == vit.class_names
     images = jax_export.exported_images(saved)
-    facts = jax_export.facts(saved, base.get_config(), images)
+    facts = jax_export.program_facts(saved, base.get_config(), images)
     assert facts["class_names"][388] == "giant panda" and facts["classes"] == 1000

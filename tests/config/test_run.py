@@ -119,10 +119,10 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     assert written["reduction"]["label"] == "tome macs=0.7"
     (tmp_path / "config.json").write_text(json.dumps(written))
     reduction = runs.reduction_of(runs.read_config(tmp_path))
-    assert settings.described(reduction) == "tome macs=0.7"
+    assert settings.in_words(reduction) == "tome macs=0.7"
     full = settings.completed(reduction)
     assert full["counts"] == reduction["counts"]
-    assert settings.described(full) == "tome macs=0.7"
+    assert settings.in_words(full) == "tome macs=0.7"
     again = RunConfig.from_config(written)
     assert again.resolved().to_dict(written)["reduction"] == written["reduction"]
     del written["reduction"]["label"]

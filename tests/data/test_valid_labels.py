@@ -39,7 +39,7 @@ def test_a_file_of_labels_may_have_more_than_the_images(tmp_path):
     file.write_text("701\n0\n217\n0\n")
     labels = valid_labels.read(str(file), source(217, 701))
     assert labels == (0, 217, 701)
-    assert valid_labels.described(labels, 1000) == "3 of 1,000 classes"
+    assert valid_labels.in_words(labels, 1000) == "3 of 1,000 classes"
 
 
 @pytest.mark.parametrize("text", ["1.5", "-1", "1000", "n01440764", ""])

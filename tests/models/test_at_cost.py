@@ -165,7 +165,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
     model = create_model(PUBLIC[0])
     method = METHODS["diffrate"](macs=0.5)
-    method = method.resolved(ModelFacts(12, 384, 1369))
+    method = method.for_model(ModelFacts(12, 384, 1369))
     prune, merge = published("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
@@ -174,7 +174,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left == sorted(left, reverse=True) and left[-1] < 1369 / 20
     # Six blocks have every second entry.
-    short = METHODS["diffrate"](macs=0.5).resolved(ModelFacts(6, 384, 196))
+    short = METHODS["diffrate"](macs=0.5).for_model(ModelFacts(6, 384, 196))
     assert (short.prune, short.merge) == (prune[1::2], merge[1::2])
 
 
@@ -224,6 +224,6 @@ def test_a_label_changes_no_key_and_is_text():
     plain = {k: v for k, v in found.items() if k != "label"}
     assert found["label"] == "tome macs=0.5"
     assert settings.with_defaults(found) == settings.with_defaults(plain)
-    assert settings.described(plain).startswith("tome counts=(")
+    assert settings.in_words(plain).startswith("tome counts=(")
     with refused("reduction.label", 5):
         dense(reduction=plain | {"label": 5})

@@ -227,7 +227,7 @@ def test_random_files_give_transformers_pixels_or_are_refused():
         side, mean, std = made.shape[1], found.config.mean, found.config.std
         if found.crop == {"resize": "none"}:
             side = image.shape[:2]
-        ours = Preprocessing.of(side, found.crop)(image)
+        ours = Preprocessing.from_fields(side, found.crop)(image)
         theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
         np.testing.assert_allclose(
             ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"

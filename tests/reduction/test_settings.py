@@ -19,8 +19,8 @@ def test_fields_are_completed_by_the_defaults_of_the_method():
 
 def test_fields_that_differ_are_changed_and_name_a_reduction():
     given = {"name": "evit", "keep_rate": 0.7, "blocks": [1]}
-    assert settings.changed(given) == {"name": "evit", "blocks": (1,)}
-    changed = settings.changed(given, given | {"keep_rate": 0.5})
+    assert settings.differences(given) == {"name": "evit", "blocks": (1,)}
+    changed = settings.differences(given, given | {"keep_rate": 0.5})
     assert changed == {"name": "evit", "keep_rate": 0.7}
     assert settings.label({"name": "none"}) == "dense"
     assert settings.label(changed) == "evit keep_rate=0.7"

@@ -122,13 +122,13 @@ class DiffRate(Method):
                 problem = f"has {merged} where prune has {pruned}"
                 self.refuse("merge", "as many tokens or fewer", problem)
 
-    def resolved(self, model):
+    def for_model(self, model):
         """With the lists of the model's size.
 
         Of a model without lists those of the nearest width are stretched, for `macs`
         alone. Raises InputError without `macs`.
         """
-        method = super().resolved(model)
+        method = super().for_model(model)
         if self.counts is not None:
             return method
         if self.prune is not None:

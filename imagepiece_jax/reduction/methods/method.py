@@ -202,7 +202,7 @@ class Method(fields.CheckedFields):
         """The method itself; in place of "auto" the one recommended for a model."""
         return self
 
-    def resolved(self, model: ModelFacts) -> "Method":
+    def for_model(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default that of another size.
 
         Beside `macs`, whose schedule is a shape alone, usual blocks of a model of 12
@@ -292,7 +292,7 @@ class Removal(Method):
         """Tokens that each block is to lose."""
         return (self.r,) * depth if self.r_list is None else self.r_list
 
-    def resolved(self, model):
+    def for_model(self, model):
         """The method for a model. Raises InputError for more than half of its tokens.
 
         A later block than the first has fewer, and loses at most half of those.
@@ -302,7 +302,7 @@ class Removal(Method):
         half = model.patches // 2
         allowed = f"0 to {half}, half of the first block's {model.patches} image tokens"
         self.check_most(field, half, allowed)
-        return super().resolved(model)
+        return super().for_model(model)
 
     def scaled(self, strength, depth, patches):
         """The method with the same proportions between the blocks.

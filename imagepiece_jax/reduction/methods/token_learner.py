@@ -111,10 +111,10 @@ class TokenLearner(Method):
     bottleneck_dim: int = count(64, least=1)  # of v1.1: width of its scoring MLP
     pooling: str = choice("sum", ("sum", "mean"))  # of v1.0
 
-    def resolved(self, model):
+    def for_model(self, model):
         allowed = f"1 to {model.patches}, the first block's image tokens"
         self.check_most("num_tokens", model.patches, allowed)
-        return super().resolved(model)
+        return super().for_model(model)
 
     def scaled(self, strength, depth, patches):
         """In an earlier block; between two blocks more tokens, of the same cost."""

@@ -113,7 +113,7 @@ def test_what_a_field_may_be_is_said(name, fields, field, allowed):
     with pytest.raises(InputError) as error:
         depth = 12 if name == "diffrate" and "target" in fields else DEPTH
         facts = ModelFacts(depth=depth, embed_dim=384, patches=196)
-        create(name, **fields).resolved(facts).planned_steps(depth, 196)
+        create(name, **fields).for_model(facts).planned_steps(depth, 196)
     assert error.value.field == field and allowed in error.value.allowed
     found = error.value.value
     assert found == fields.get(field, found) or field == "counts" or found != found
@@ -137,7 +137,7 @@ def test_schedules_of_other_sizes_are_refused(name, facts, field, allowed):
     depth, width, patches = facts
     with pytest.raises(InputError) as error:
         facts = ModelFacts(depth=depth, embed_dim=width, patches=patches)
-        create(name).resolved(facts).steps(depth)
+        create(name).for_model(facts).steps(depth)
     assert error.value.field == field and allowed in error.value.allowed
     assert str(depth) in error.value.problem
 
@@ -163,7 +163,7 @@ def test_names_that_there_are_not_have_a_hint(name, fields, field, hint):
 def test_two_of_a_method_have_equal_steps(name):
     """Else two equal models differ, and jit compiles each."""
     facts = ModelFacts(depth=12, embed_dim=384, patches=196)
-    one, other = (create(name).resolved(facts).steps(12) for _ in range(2))
+    one, other = (create(name).for_model(facts).steps(12) for _ in range(2))
     assert one == other and hash(tuple(one)) == hash(tuple(other))
 
 
@@ -218,7 +218,7 @@ def test_what_a_model_does_not_have_is_refused(fields, value, allowed):
 )
 def test_as_many_tokens_as_there_are_is_allowed(name, fields):
     facts = ModelFacts(depth=DEPTH, embed_dim=384, patches=196)
-    method = create(name, **fields).resolved(facts)
+    method = create(name, **fields).for_model(facts)
     assert min(layer.mlp_tokens for layer in build(DEPTH, 196, method.steps(DEPTH))) > 0
 
 
