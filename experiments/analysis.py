@@ -1,5 +1,7 @@
 """Where merging happens and what is merged: the paper's tables 5, 6, 7 and 8."""
 
+import itertools
+
 import numpy as np
 
 from experiments import intervals, merges, published, render, tables
@@ -35,7 +37,9 @@ def reassess(context):
     70 % (a) and 80 % (b) would.
     """
     rows = (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
-    models = [model for row in rows for model in find(context, row)]
+    models = []
+    for row in rows:
+        models += find(context, row)
     pretrained, reduction = models[0] if models else (context.pretrained, REDUCTION)
     lines = []
     for block, figures in attentive_ratios(context, pretrained, reduction).items():
@@ -44,7 +48,8 @@ def reassess(context):
         lines.append([*line, interval(figures["candidates"])])
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
-    text, title = render.table(head, lines), "merged tokens judged again"
+    text = render.table(head, lines)
+    title = "merged tokens judged again"
     facts = render.facts(context, {"stem": pretrained.model.stem})
     render.page(context, "reassess", title, text, facts)
 
@@ -191,7 +196,8 @@ def overlap(context):
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    text, facts = render.table(head, lines), render.facts(context)
+    text = render.table(head, lines)
+    facts = render.facts(context)
     render.page(context, "overlap", title, text, note, facts)
 
 
@@ -206,11 +212,11 @@ def attended_shares(context, pretrained, reduction):
             kind: merges.taking_part(result, site.counts.n_in, both)
             for kind, both in KINDS.items()
         }
-        return {
-            f"{kind} {k}": merges.percent_attended(members[kind], attention, k)
-            for kind in KINDS
-            for k in published.OVERLAP_K
-        }
+        shares = {}
+        for kind, k in itertools.product(KINDS, published.OVERLAP_K):
+            percent = merges.percent_attended(members[kind], attention, k)
+            shares[f"{kind} {k}"] = percent
+        return shares
 
     def summarize(arrays):
         names = [name for name in arrays if name != "index"]
@@ -251,7 +257,8 @@ def first_merge(context, pretrained, reduction):
     width = sides(pretrained.image_size)[1] // patch
 
     def measure(outputs, batch):
-        result, taps = outputs.results[site.place], outputs.taps[site.place]
+        result = outputs.results[site.place]
+        taps = outputs.taps[site.place]
         return {
             "pairs": merges.pair_similarity(taps, result),
             "candidates": merges.candidate_similarity(taps, site.counts),

@@ -111,7 +111,8 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrai
     """All runs in `folder`, by name; InputError if there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not configs:
-        problem, allowed = f"{folder} has no run", "a folder of runs"
+        problem = f"{folder} has no run"
+        allowed = "a folder of runs"
         raise InputError(problem, field="--runs", value=folder, allowed=allowed)
     return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
 

@@ -1,5 +1,7 @@
 """A dense head: three transposed convolutions, and the saliency of every pixel."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,8 @@ def read_head(path, width: int) -> dict[str, np.ndarray]:
         for name, tensor in read_state_dict(path).items()
         if not name.endswith(".num_batches_tracked")
     }
-    shapes, before = {}, width
+    shapes = {}
+    before = width
     for n in LAYERS:
         after = np.size(tensors.get(f"bn{n}.bias", ()))
         shapes[f"upconv{n}.weight"] = (before, after, 4, 4)
@@ -79,16 +82,15 @@ def upsample(x, kernel):
     the input with zeros between its pixels.
     """
     batch, height, width, _ = x.shape
-    parities = [
-        lax.conv_general_dilated(
+    parities = []
+    for row, column in itertools.product((0, 1), (0, 1)):
+        convolved = lax.conv_general_dilated(
             x,
             kernel[:, :, 3 - row :: -2, 3 - column :: -2],
             window_strides=(1, 1),
             padding=[(1 - row, row), (1 - column, column)],
             dimension_numbers=("NHWC", "IOHW", "NHWC"),
         )
-        for row in (0, 1)
-        for column in (0, 1)
-    ]
+        parities.append(convolved)
     x = jnp.stack(parities, axis=3).reshape(batch, height, width, 2, 2, -1)
     return jnp.swapaxes(x, 2, 3).reshape(batch, 2 * height, 2 * width, -1)

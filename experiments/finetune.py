@@ -41,18 +41,23 @@ class Finetuner(Models):
     seeds: of the runs, one run each
     """
 
-    trains, weights = True, ()
+    trains = True
+    weights = ()
 
     def __init__(self, config, pretrained, data, folder, seeds):
-        self.config, self.pretrained = config, pretrained
-        self.data, self.folder, self.seeds = data, folder, seeds
+        self.config = config
+        self.pretrained = pretrained
+        self.data = data
+        self.folder = folder
+        self.seeds = seeds
         source = open_source(data, "train")
         classes = source.num_classes
         if classes == pretrained.model.num_classes:  # its head may stay
             known = labels_by_name(pretrained.class_names, classes)
             given = {"num_classes": classes, "labels_by_name": known}
             source = open_source(data, "train", **given)
-        self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
 
     @property
     def note(self):
@@ -112,7 +117,8 @@ class Finetuner(Models):
         others = self.num_classes != pretrained.model.num_classes
         if others or other_class(pretrained.names_of_data, self.class_names):
             fresh += ("head",)
-        config.init.weights, config.init.fresh = str(pretrained.source.path), fresh
+        config.init.weights = str(pretrained.source.path)
+        config.init.fresh = fresh
         return self._run(config, f"start_{stem}_seed{seed}").source.path
 
     def _prepared(self, reduction, stem, seed):
@@ -123,11 +129,15 @@ class Finetuner(Models):
             config.reduction = trained_reduction(fields, LEARNING)
         if "prop_attn" in reduction:
             config.model.prop_attn = reduction["prop_attn"]
-        config.seed, config.num_classes = seed, self.num_classes
-        config.model.stem, config.data.name = stem, self.data
+        config.seed = seed
+        config.num_classes = self.num_classes
+        config.model.stem = stem
+        config.data.name = self.data
         # One evaluation, at the end: no checkpoint is chosen on the test images.
-        config.eval_every_epochs, config.init.evaluate = config.epochs, False
-        config.progress, config.pictures = False, 0
+        config.eval_every_epochs = config.epochs
+        config.init.evaluate = False
+        config.progress = False
+        config.pictures = 0
         return config
 
     def _run(self, config, name):

@@ -27,14 +27,17 @@ SWEEPS = {
 
 def hyperspeed(context):
     """Measure the curves, and write hyperspeed.md and two plots."""
-    dense, curves = find(context, DENSE), {}
+    dense = find(context, DENSE)
+    curves = {}
     for rows, rates in SWEEPS.values():
         candidates = ((row, find(context, row)) for row in rows)
         row, models = next((pair for pair in candidates if pair[1]), (None, []))
         if models:
             curve = _curve(context, row, models, rates, dense)
-            untrained = next(iter(curve.values())).facts["untrained_selectors"]
-            curves[row.name + " (untrained selectors)" * untrained] = curve
+            name = row.name
+            if next(iter(curve.values())).facts["untrained_selectors"]:
+                name += " (untrained selectors)"
+            curves[name] = curve
     parts = [_table(curves)]
     gmacs = {name: [p.facts["gmacs"] for p in c.values()] for name, c in curves.items()}
     parts.append(_areas(context, curves, "gmacs", "GMACs an image", gmacs))
@@ -72,7 +75,8 @@ def area(x, accuracy, low: float, high: float) -> float:
     x, accuracy: [points], in any order of x; both ends lie inside its range.
     """
     order = np.argsort(x)
-    x, accuracy = np.asarray(x)[order], np.asarray(accuracy)[order]
+    x = np.asarray(x)[order]
+    accuracy = np.asarray(accuracy)[order]
     inside = x[(x > low) & (x < high)]
     at = np.concatenate([[low], inside, [high]])
     return float(np.trapezoid(np.interp(at, x, accuracy), at) / (high - low))
@@ -80,7 +84,8 @@ def area(x, accuracy, low: float, high: float) -> float:
 
 def common_range(x: dict[str, list[float]]) -> tuple[float, float] | None:
     """Where all curves are defined, by their points' x: (low, high), None: nowhere."""
-    low, high = max(map(min, x.values())), min(map(max, x.values()))
+    low = max(map(min, x.values()))
+    high = min(map(max, x.values()))
     return (low, high) if low < high else None
 
 

@@ -16,8 +16,10 @@ class Imagenette(Source):
     def __init__(self, path):
         try:
             with np.load(path) as file:
-                self.bytes, self.offsets = file["bytes"], file["offsets"]
-                synsets, own = file["classes"].tolist(), file["label"]
+                self.bytes = file["bytes"]
+                self.offsets = file["offsets"]
+                synsets = file["classes"].tolist()
+                own = file["label"]
         except (OSError, KeyError, ValueError) as error:
             allowed = "a .npz file with bytes, offsets, label and classes"
             problem = f"is {path}, which cannot be read"

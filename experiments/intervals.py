@@ -52,7 +52,8 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     Two sources of chance add up: which images there are (normal), and which seeds
     (Student's t over the seeds' means).
     """
-    by_image, by_seed = mean(np.mean(values, axis=0)), student(np.mean(values, axis=1))
+    by_image = mean(np.mean(values, axis=0))
+    by_seed = student(np.mean(values, axis=1))
     half = math.hypot(by_image.high - by_image.value, by_seed.high - by_seed.value)
     return Estimate(by_seed.value, by_seed.value - half, by_seed.value + half)
 

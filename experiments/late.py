@@ -33,7 +33,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.variables import digest
 
-WEIGHTS, DATA = cli.weights(), cli.data()
+WEIGHTS = cli.weights()
+DATA = cli.data()
 OUT = cli.text("out", "docs/tables/late/runs", "the folder of the cells' files")
 ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
 LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
@@ -55,7 +56,8 @@ SCHEDULES = (BASE, "diffrate", "proportional-1", "late-1", "late-2", "late-3")
 TESTED = "late-2"
 COSTS = (0.85, 0.75, 0.66)  # of the dense model's MACs
 NOISE = "noise .2"
-ODD, EVEN = slice(1, None, 2), slice(0, None, 2)
+ODD = slice(1, None, 2)
+EVEN = slice(0, None, 2)
 SMALLEST = 1e-8  # a KL whose logarithm is taken
 LEVEL = 0.05
 
@@ -210,7 +212,8 @@ class Test(NamedTuple):
 
 def primary(results: Results) -> tuple[list[Test], list[str]]:
     """L1 to L7 that the cells allow, and the names of the others."""
-    tests, absent = [], []
+    tests = []
+    absent = []
     pairs = {}
     number = 1
     for fate, macs in itertools.product(FATES, COSTS):

@@ -40,8 +40,10 @@ def correlation(ours, theirs):
 def overlap(ours, theirs):
     """IoU of the pixels above THRESHOLD. [B, ..] twice -> [B]; NaN: theirs has none."""
     axes = tuple(range(1, theirs.ndim))
-    ours, theirs = ours > THRESHOLD, theirs > THRESHOLD
-    shared, either = (ours & theirs).sum(axis=axes), (ours | theirs).sum(axis=axes)
+    ours = ours > THRESHOLD
+    theirs = theirs > THRESHOLD
+    shared = (ours & theirs).sum(axis=axes)
+    either = (ours | theirs).sum(axis=axes)
     some = theirs.any(axis=axes)
     return np.where(some, shared / np.maximum(either, 1), np.nan)
 

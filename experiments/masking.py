@@ -29,12 +29,12 @@ ROWS = (
 
 def masking(context):
     """Measure every model at every number of squares; masking.md and a plot."""
-    models = {
-        row: model
-        for row in ROWS
-        for model in find(context, row)[:1]
-        if not model[0].lacks_selectors(model[1])  # says nothing of the method
-    }
+    models = {}
+    for row in ROWS:
+        for pretrained, reduction in find(context, row)[:1]:
+            # Fresh selectors say nothing of the method.
+            if not pretrained.lacks_selectors(reduction):
+                models[row] = pretrained, reduction
     counts = (0, *published.MASKS)
     by_row = {
         row: [_rights(context, model, count) for count in counts]
@@ -53,7 +53,8 @@ def masking(context):
     title = "accuracy behind random masks"
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
-    text, facts = render.table(head, lines), render.facts(context, more)
+    text = render.table(head, lines)
+    facts = render.facts(context, more)
     render.page(context, "masking", title, text, facts)
 
 
@@ -128,6 +129,7 @@ def cover(images: jax.Array, batch: dict, model) -> jax.Array:
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
     within = (place >= corner) & (place < corner + SIDE)
-    rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
+    rows = within[:, :, 0, :, None]
+    columns = within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
     return jnp.where(covered, 0.0, images)

@@ -88,7 +88,8 @@ def pairs(result) -> tuple[jax.Array, jax.Array]:
 def pair_similarity(taps, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
     left, partner = pairs(result)
-    a, b = gather_rows(taps.metric, left), gather_rows(taps.metric, partner)
+    a = gather_rows(taps.metric, left)
+    b = gather_rows(taps.metric, partner)
     return jnp.mean(jnp.sum(unit(a) * unit(b), axis=-1), axis=1)
 
 
@@ -108,7 +109,8 @@ def pair_distance(result, width: int) -> jax.Array:
     width: patches a row; between the centers of the patches.
     """
     left, partner = pairs(result)
-    rows, columns = left // width - partner // width, left % width - partner % width
+    rows = left // width - partner // width
+    columns = left % width - partner % width
     return jnp.mean(jnp.sqrt(rows.astype(jnp.float32) ** 2 + columns**2), axis=1)
 
 

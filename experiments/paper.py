@@ -18,7 +18,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
 cli.define_config("a config file: of --weights that lack a config, of --small's runs")
-WEIGHTS, DATA = cli.weights(), cli.data()
+WEIGHTS = cli.weights()
+DATA = cli.data()
 NORMALIZATION = cli.normalization()
 RESIZE = cli.resize()
 LIMIT = cli.limit()
@@ -54,7 +55,8 @@ def main(words):
     from experiments.context import Settings
 
     rules = TIMING()
-    (config, overrides), normalization = cli.config_or_base(), NORMALIZATION()
+    config, overrides = cli.config_or_base()
+    normalization = NORMALIZATION()
     if overrides is not None and not overrides:
         config = None
     settings = Settings(

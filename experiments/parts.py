@@ -43,11 +43,14 @@ DROPPING = {"evit": "class attention", "random": "random"} | {
     name: selector for name, selector in MERGING.items() if name != "diffrate"
 }
 SELECTORS = {"merged": MERGING, "dropped": DROPPING}
-COST, COSTS = 0.5, (0.75, 0.6, 0.5, 0.4)  # of choice and tests; all
-PUBLISHED, PUBLISHED_COST = {"name": "diffrate", "target": 0.6}, 0.522
+COST = 0.5  # of choice and tests
+COSTS = (0.75, 0.6, 0.5, 0.4)
+PUBLISHED = {"name": "diffrate", "target": 0.6}
+PUBLISHED_COST = 0.522
 LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
-ODD, EVEN = slice(1, None, 2), slice(0, None, 2)
+ODD = slice(1, None, 2)
+EVEN = slice(0, None, 2)
 SIDE = 224
 
 
@@ -107,7 +110,7 @@ def read_points() -> dict[str, Measured]:
 
 def measured_cells(points: Mapping[str, Measured]) -> dict[Cell, Measured]:
     """The measured cells."""
-    every = [cell.at(cost) for cost in COSTS for cell in cells()]
+    every = [cell.at(cost) for cost, cell in itertools.product(COSTS, cells())]
     keys = {cell: reduction_key(cell.reduction) for cell in every}
     return {cell: points[key] for cell, key in keys.items() if key in points}
 
@@ -175,7 +178,8 @@ def shares(table) -> np.ndarray:
     table: [selectors, schedules]
     """
     centered = table - table.mean()
-    rows, columns = centered.mean(axis=1), centered.mean(axis=0)
+    rows = centered.mean(axis=1)
+    columns = centered.mean(axis=0)
     rest = centered - rows[:, None] - columns[None, :]
     squares = len(rows) * np.sum(columns**2), len(columns) * np.sum(rows**2)
     squares = np.array([*squares, np.sum(rest**2)])
@@ -238,7 +242,8 @@ def contrasts(found) -> list[tuple]:
     def tome(schedule):
         return _log_kl(found[Cell("tome", "merged", schedule, True)])
 
-    both, same = (tome("proportional"), tome("constant")), ("tome", "merged")
+    both = (tome("proportional"), tome("constant"))
+    same = ("tome", "merged")
     return [
         paired("B1 ToMe's matching: proportional - constant", *both),
         paired("B2 energy - similar keys, merged", *over(("pitome", "merged"), same)),
@@ -296,7 +301,8 @@ def clock(left_out: tuple[str, ...] = ()) -> str:
         own = [speed for speed in speeds if speed["model"] == name]
         key = reduction_key(own[0]["reduction"], own[0]["image_size"])
         ratios = {(speed["runtime"], speed["batch"]): speed["ratio"] for speed in own}
-        odd, points = photographs.get(key), ""
+        odd = photographs.get(key)
+        points = ""
         if key != dense and key in imagenette:
             pair = imagenette[key], imagenette[dense]
             points = statistics.format_difference(statistics.paired_difference(*pair))
@@ -316,9 +322,12 @@ def clock(left_out: tuple[str, ...] = ()) -> str:
 
 def rights() -> tuple[dict[str, np.ndarray], ...]:
     """{key: bool [images]} of odd photographs, and of all of imagenette."""
-    photographs, imagenette = {}, {}
+    photographs = {}
+    imagenette = {}
     for point in (*read_lines("points.jsonl"), *read_lines("elsewhere.jsonl")):
-        setting, result, name = point["setting"], point["result"], point["experiment"]
+        setting = point["setting"]
+        result = point["result"]
+        name = point["experiment"]
         if name not in ("parts", "level", "carried") or "damage" in setting:
             continue
         images = result["images"] if "images" in result else len(result["kl"])

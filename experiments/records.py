@@ -71,7 +71,8 @@ class Results:
     def __post_init__(self):
         named = {row.source for row in self.rows}
         if named != set(self.sources):
-            found, allowed = sorted(named ^ set(self.sources)), "sources with rows"
+            found = sorted(named ^ set(self.sources))
+            allowed = "sources with rows"
             raise InputError(field="source", value=found, allowed=allowed)
         keys = set()
         for row in self.rows:
@@ -122,7 +123,8 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
         allowed = "gmacs, whose settings are the same on every device"
         raise InputError(field="metric", value=report["metric"], allowed=allowed)
     shares = ",".join(f"{share:g}" for share in report["shares"])
-    data, resize = report["images"]["data"], report["images"]["resize"]
+    data = report["images"]["data"]
+    resize = report["images"]["resize"]
     trained = report["trained_as"]
     origin = Origin(
         study="comparison",
@@ -154,7 +156,8 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     place = replaced.index(True) if any(replaced) else len(replaced)
     rows = [row for row in results.rows if not is_replaced(row)]
     rows[place:place] = added  # so that the first model of the file stays it
-    sources, used = {**results.sources, name: origin}, {row.source for row in rows}
+    sources = {**results.sources, name: origin}
+    used = {row.source for row in rows}
     return Results({k: v for k, v in sources.items() if k in used}, tuple(rows))
 
 

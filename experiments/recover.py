@@ -58,7 +58,8 @@ from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.training import recover, recovery_step
 
-WEIGHTS, DATA = cli.weights(), cli.data()
+WEIGHTS = cli.weights()
+DATA = cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 OUT = cli.text("out", "docs/tables/recover/runs", "the folder of the runs' files")
 ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
@@ -98,7 +99,8 @@ def attended(macs, counts):
     return {"name": "diffrate", "counts": counts, "macs": macs}
 
 
-THREE, SHAPE = "stages-3-6-9", "diffrate"
+THREE = "stages-3-6-9"
+SHAPE = "diffrate"
 STUDENTS = {
     "dense": Student("dense"),
     "three-0.6": Student("most attended, 3 blocks, .6", attended(0.6, THREE)),
@@ -140,8 +142,10 @@ WAYS = {
 BASE = "base"
 CANDIDATES = tuple(WAYS)[:9]  # of the choice: what takes other images or passes is not
 CHOICE_STUDENT = "three-0.5"
-OFF, CHOSEN = "off", "chosen"
-CHOICE_SEED, FIRST_SEED = 0, 1  # of the runs that choose; of those that test
+OFF = "off"
+CHOSEN = "chosen"
+CHOICE_SEED = 0  # of the runs that choose
+FIRST_SEED = 1  # of those that test
 SEEDS = (1, 2, 3)
 FOLDS = {"A": "odd", "B": "even"}  # the rows that judge; the others are learned from
 SIZES = ("small-208", "small-192", "small-176", "small-160")
@@ -341,7 +345,8 @@ class Study:
         own = np.arange(len(self.photographs))[rows]
         images = Subset(self.photographs, own)
         batches = self.batches(images, as_it_is(fit.image_size))
-        divergences, rights = [], []
+        divergences = []
+        rights = []
         for batch in batches:
             fit.hold([batch])
             found = fit.measure()
@@ -356,7 +361,8 @@ class Study:
         The teacher is asked once: its answers decide about the divergence alone, which
         is not read here.
         """
-        images, rights = self.needed_imagenette(), []
+        images = self.needed_imagenette()
+        rights = []
         fit.held = []
         for batch in self.batches(images, enlarged(fit.image_size)):
             if not fit.held:
@@ -404,7 +410,8 @@ def write_compact(path, value):
 
 def fold_rows(fold: str) -> tuple[slice, slice]:
     """(rows to learn from, rows that judge)."""
-    even, odd = slice(0, None, 2), slice(1, None, 2)
+    even = slice(0, None, 2)
+    odd = slice(1, None, 2)
     return (even, odd) if FOLDS[fold] == "odd" else (odd, even)
 
 
@@ -430,7 +437,8 @@ class Comparison(recovery_step.Comparison):
             depth = student["class_tokens"].shape[1]
             rows = teacher["class_tokens"]
             if depth < rows.shape[1]:
-                first, last = rows[:, : depth - 1], rows[:, -1:]
+                first = rows[:, : depth - 1]
+                last = rows[:, -1:]
                 teacher["class_tokens"] = jnp.concatenate([first, last], 1)
         return super().terms(student, teacher)
 
@@ -655,17 +663,16 @@ def level_p(change) -> float:
 
 def primary(results: Results) -> tuple[list[Test], list[str]]:
     """R1 to R3 that the runs allow, and sentences about the others."""
-    tests, absent = [], []
+    tests = []
+    absent = []
     ours = results.imagenette(Cell("three-0.5", CHOSEN))
     base = results.imagenette(Cell("three-0.5"))
     if ours is None or base is None:
         absent.append("R1")
     else:
         name = "R1 recovered - off the shelf, 3 blocks, .5, imagenette"
-        change, p = (
-            statistics.paired_difference(ours, base),
-            statistics.mcnemar(ours, base),
-        )
+        change = statistics.paired_difference(ours, base)
+        p = statistics.mcnemar(ours, base)
         tests.append(Test(name, "points", change, p, "different"))
     size = same_time(results.times) if results.times else None
     ours = results.crossfitted("three-0.5", CHOSEN)
@@ -763,7 +770,8 @@ def recipes_table(results) -> str:
     for way in WAYS:
         cell = Cell(CHOICE_STUDENT, way, seed=CHOICE_SEED)
         run = results.runs.get(cell.name)
-        chosen, minutes = "", ""
+        chosen = ""
+        minutes = ""
         if run:
             chosen = f"{np.mean(run['selection']['after']):.4f}"
             minutes = f"{run['seconds_learning'] / 60:.1f}"
@@ -808,13 +816,16 @@ def students_table(results) -> str:
     """Every student off the shelf and recovered, crossfitted where both folds are."""
     lines = []
     for name, student in STUDENTS.items():
-        off, own = results.crossfitted(name, OFF), results.crossfitted(name, CHOSEN)
-        dense, rows = results.crossfitted("dense", OFF), "all"
+        off = results.crossfitted(name, OFF)
+        own = results.crossfitted(name, CHOSEN)
+        dense = results.crossfitted("dense", OFF)
+        rows = "all"
         if own is None:
             own = results.photographs(Cell(name, CHOSEN))
             if own is not None:
                 off = results.photographs(Cell(name))
-                dense, rows = results.photographs(Cell("dense")), "odd"
+                dense = results.photographs(Cell("dense"))
+                rows = "odd"
         cells_of = [judged_figures(each, dense) for each in (off, own)]
         speed = ""
         if results.times and name in results.times:
@@ -833,7 +844,8 @@ def students_table(results) -> str:
 
 
 def elsewhere_points(results, cell) -> str:
-    own, dense = results.imagenette(cell), results.imagenette(Cell("dense"))
+    own = results.imagenette(cell)
+    dense = results.imagenette(Cell("dense"))
     if own is None or dense is None:
         return ""
     change = statistics.paired_difference(own, dense)
@@ -871,7 +883,10 @@ def times_table(results) -> str:
 # Times
 
 
-BATCH, REPEATS, SECONDS, WARMUP = 8, 15, 1.0, 5
+BATCH = 8
+REPEATS = 15
+SECONDS = 1.0
+WARMUP = 5
 
 
 def measure_times(study: Study, repeats=REPEATS, seconds=SECONDS) -> dict[str, Any]:

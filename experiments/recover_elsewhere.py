@@ -47,7 +47,8 @@ from imagepiece_jax.inference.features import feature_map, final_norm
 from imagepiece_jax.inference.onnx_model import onnx_model, write_onnx
 from imagepiece_jax.models.variables import digest
 
-WEIGHTS, DATA = cli.weights(), cli.data()
+WEIGHTS = cli.weights()
+DATA = cli.data()
 RECOVERED = cli.text("recovered", None, "the folder of the recovered models")
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 ENCODER = cli.text("encoder", None, "weights of a DINOv2-S")
@@ -87,7 +88,9 @@ STUDENTS = {
 }
 STORED = tuple(STUDENTS)[:4]  # recovered by `experiments recover`
 ENCODERS = tuple(STUDENTS)[5:]
-OFF, RECOVERED_FORM, REVERSE = "off", "recovered", "from imagenette"
+OFF = "off"
+RECOVERED_FORM = "recovered"
+REVERSE = "from imagenette"
 FOLDS = {"A": slice(1, None, 2), "B": slice(0, None, 2)}  # the rows that judge
 SEED = 1
 STEPS = 125  # of 32 images, of the models that are recovered here
@@ -378,7 +381,8 @@ def normalized(vit, pixels) -> np.ndarray:
 
 # Times
 
-BATCHES, RULES = (1, 8), timer.Rules(warmup=5, repeats=15, seconds=1.0)
+BATCHES = (1, 8)
+RULES = timer.Rules(warmup=5, repeats=15, seconds=1.0)
 TIMED = {"dense": OFF, "three-0.5": RECOVERED_FORM}
 
 
@@ -489,7 +493,8 @@ def primary(results: Results) -> tuple[list[Test], list[str]]:
     for student in ("tome-0.5", "attended-0.5"):
         both = [results.map_values(student, form, "iou") for form in FORMS]
         pairs[f"DINOv2-S, {STUDENTS[student].text}"] = "IoU", both
-    tests, absent = [], []
+    tests = []
+    absent = []
     for number, (name, (unit, (off, own))) in enumerate(pairs.items(), start=1):
         name = f"E{number} {name}"
         if off is None or own is None:

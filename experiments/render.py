@@ -36,7 +36,8 @@ def timing(settings) -> str:
 
 def facts(context, more: Mapping[str, Any] | None = None) -> str:
     """Table of the images and models of a page; `more`: further rows, by name."""
-    images, settings = context.images, context.settings
+    images = context.images
+    settings = context.settings
     rows = {
         "images": images.text,
         "pixels a side": images.image_size,
@@ -51,7 +52,8 @@ def speed_cell(speed: dict | None) -> str:
     """ "1.54 (1.50 to 1.57)", times as fast as dense."""
     if speed is None:
         return BLANK
-    low, high = speed["ratio_min"], speed["ratio_max"]
+    low = speed["ratio_min"]
+    high = speed["ratio_max"]
     return f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 

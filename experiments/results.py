@@ -63,7 +63,8 @@ def controls_table(
         row.share: row for row in records.compared(results)[1] if row.method == "evit"
     }
     contrasts = [("merge", kind) for kind in (*KINDS[1:], "evit")] + [("drop", "evit")]
-    rows, right = [], {kind: [] for kind in (*KINDS, "evit")}
+    rows = []
+    right = {kind: [] for kind in (*KINDS, "evit")}
     for share, variants in at.items():
         rows_of = {**variants, "evit": evit[share]}
         for kind, each in right.items():
@@ -100,7 +101,7 @@ def _change(row, to):
 def scratch_table(results: Results, study: str) -> str:
     """Models trained from random weights with their reduction."""
     rows = results.of(study)
-    bases = sorted({base for row in rows for base in row.differences or ()})
+    bases = sorted(set().union(*(row.differences or () for row in rows)))
     lines = [
         [row.method, f"{row.gmacs:.5f}", row.tokens, render.interval(row.acc1)]
         + [" ".join(f"{part:.1f}" for part in row.parts)]
@@ -113,7 +114,8 @@ def scratch_table(results: Results, study: str) -> str:
 
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
-    report, runs = records.comparison_report(results), retokenization.read_runs()
+    report = records.comparison_report(results)
+    runs = retokenization.read_runs()
     points = parts.read_points()
     crossed = parts.measured_cells(points)
     acc1 = trained.read_accuracies()

@@ -9,6 +9,7 @@ images.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,9 +24,8 @@ FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "tables" / "retokenizat
 STEMS = ("conv", "patch")
 NAMES = {"dense": "dense", "imagepiece": "ImagePiece", "dropping": "dropping"}
 TITLES = {
-    f"{name}_{stem}": f"{title}, {stem} stem"
-    for name, title in NAMES.items()
-    for stem in STEMS
+    f"{name}_{stem}": f"{NAMES[name]}, {stem} stem"
+    for name, stem in itertools.product(NAMES, STEMS)
 }
 SEEDS = tuple(range(6))
 RATES = ("0.8", "0.6", "0.4")  # whose mean accuracy P1 compares
@@ -116,7 +116,9 @@ def described_table(runs: Mapping[str, Sequence[dict]]) -> str:
 
 def _described(runs):
     """(name, points [seeds]); dropping - dense and its P2 were added afterwards."""
-    change, merged, dropped = functools.partial(_change, runs), {}, {}
+    change = functools.partial(_change, runs)
+    merged = {}
+    dropped = {}
     for stem in STEMS:
         pair = (f"imagepiece_{stem}", f"dropping_{stem}")
         name = f"ImagePiece - dropping, {stem} stem"
@@ -176,7 +178,8 @@ def _measures():
     lowest = "similarity of merged pairs, lowest 1 % of images"
     yield f"{lowest}, first merge", ("similarity", "lowest first"), 3, (first, patch)
     yield f"{lowest}, last merge", ("similarity", "lowest last"), 3, (last, None)
-    at, every = "lcb-similarity", "similarity at the first merge, all images: of "
+    at = "lcb-similarity"
+    every = "similarity at the first merge, all images: of "
     yield f"{every}merged pairs", (at, "pairs"), 3, (None, None)
     yield f"{every}all pairs of candidates", (at, "candidates"), 3, (None, None)
     yield "distance of these merged pairs, patches", (at, "distance"), 2, (None, None)

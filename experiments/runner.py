@@ -149,7 +149,8 @@ def _images(settings, models):
         workers=settings.readers,
         crop=crop,
     )
-    names, data = images.source.class_names, f"--data {settings.data}"
+    names = images.source.class_names
+    data = f"--data {settings.data}"
     for weights in models.weights:
         path = str(weights.source.path)
         class_names.check_classes(weights.names_of_data, path, names, data)

@@ -19,7 +19,8 @@ from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
-MERGES, PRUNES = 6, 3  # of ImagePiece; EViT prunes 3 times, ToMe merges 12 times
+MERGES = 6  # of ImagePiece; ToMe merges 12 times
+PRUNES = 3  # of ImagePiece, and of EViT
 TOKENS = 26  # of the paper's table 3, keep .6, class token included
 RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
 # The settings that the rows of the paper's tables are taken to have; then others that

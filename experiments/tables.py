@@ -4,6 +4,8 @@ The paper's ImagePiece has a convolutional stem and its baselines have not, so e
 has its own dense model here.
 """
 
+import itertools
+
 from experiments import intervals, published, render
 from experiments.controls import CONTROLS
 from experiments.rows import DENSE, TableRow, present
@@ -93,18 +95,22 @@ COMBINED = (
 
 def _with_stem(name, reduction, stem, usual):
     """A TableRow whose name says where the stem is not the paper's."""
-    return TableRow(name if stem == usual else f"{name}, {stem} stem", reduction, stem)
+    if stem != usual:
+        name = f"{name}, {stem} stem"
+    return TableRow(name, reduction, stem)
 
 
-PAIRS = tuple(
-    (
+def _pair(stem, combined):
+    """(a method alone, with ImagePiece), both with this stem."""
+    single, name, reduction = combined
+    return (
         _with_stem(single.name, single.reduction, stem, "patch"),
         _with_stem(name, reduction, stem, "conv"),
     )
-    for stem in ("patch", "conv")
-    for single, name, reduction in COMBINED
-)
-COMBINATIONS = (DENSE, *(row for pair in PAIRS for row in pair))
+
+
+PAIRS = tuple(itertools.starmap(_pair, itertools.product(("patch", "conv"), COMBINED)))
+COMBINATIONS = (DENSE, *itertools.chain(*PAIRS))
 
 
 def combinations(context):
@@ -148,11 +154,11 @@ SWITCHES = {
 def switched(stem):
     """A TableRow for each value of each switch and each control, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
-    rows = [
-        TableRow(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
-        for field, values in SWITCHES.items()
-        for value in values
-    ]
+    rows = []
+    for field, values in SWITCHES.items():
+        for value in values:
+            reduction = {"name": "imagepiece", field: value}
+            rows.append(TableRow(f"{field}={value}{end}", reduction, stem))
     rows += [TableRow(f"{name}{end}", {"name": name}, stem) for name in CONTROLS]
     return tuple(rows)
 

@@ -52,9 +52,11 @@ def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
 
 def rounding_table(acc1: dict[str, np.ndarray]) -> str:
     """`dropping_conv` here and in the experiment on retokenization, seed by seed."""
-    system, seeds = "dropping_conv", retokenization.SEEDS
+    system = "dropping_conv"
+    seeds = retokenization.SEEDS
     runs = retokenization.read_runs(systems=[system])[system]
-    older, ours = retokenization.accuracy(runs), acc1[system]
+    older = retokenization.accuracy(runs)
+    ours = acc1[system]
     lines = [
         [name, *(f"{each:.1f}" for each in (*own, own.mean()))]
         for name, own in (("older code", older), ("this code", ours))

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Files and folders that hold all rules. A room joins once it does, and stays.
 HELD = (
     "configs",
+    "experiments",
     "imagepiece_jax/benchmark",
     "imagepiece_jax/common",
     "imagepiece_jax/inference",

@@ -100,7 +100,8 @@ def test_runs_of_different_data_sets_are_a_mistake():
         SimpleNamespace(model=SimpleNamespace(num_classes=classes), image_size=16)
         for classes in (10, 11)
     ]
-    settings, runs = SimpleNamespace(runs="runs"), TrainedRuns(tuple(models))
+    settings = SimpleNamespace(runs="runs")
+    runs = TrainedRuns(tuple(models))
     with pytest.raises(InputError) as error:
         runner._images(settings, runs)
     assert (error.value.field, error.value.value) == ("--runs", "runs")

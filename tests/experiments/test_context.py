@@ -36,7 +36,8 @@ def context(tmp_path_factory, pretrained):
 
 def test_figures_are_those_of_plain_numpy(context, pretrained):
     found = context.evaluate(pretrained, settings.DENSE)
-    model, variables = pretrained.model, pretrained.variables
+    model = pretrained.model
+    variables = pretrained.variables
     batches = list(context.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
@@ -58,7 +59,8 @@ def test_a_line_has_the_whole_setting(context, pretrained):
     text = (context.out / "points.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in text]
     (line,) = [x for x in lines if x["setting"]["reduction"].get("r") == 4]
-    setting, result = line["setting"], line["result"]
+    setting = line["setting"]
+    result = line["result"]
     assert setting["use"] == "off-the-shelf" and setting["data"] == "digits"
     assert setting["fields"]["embed_dim"] == 8 and setting["images"] == 24
     assert setting["reduction"]["prop_attn"] is True  # as ToMe is meant
@@ -100,7 +102,8 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
     for block, rule in ((1, "(a)"), (2, "(b)")):
-        here, before = sites[block], sites[block - 1]
+        here = sites[block]
+        before = sites[block - 1]
         n = here.counts.n_in
         upper = n - int(0.3 * n + 1e-9)
         own = here.counts.n_out if rule == "(b)" else upper

@@ -1,5 +1,7 @@
 """ImagePiece's controls: its counts, pairs by chance, and ToMe's matching."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,8 @@ from tests.reduction.steps import decide
 @pytest.mark.parametrize("name", controls.CONTROLS)
 @pytest.mark.parametrize("fields", FIELDS)
 def test_a_control_has_the_same_counts_in_every_block(name, fields):
-    ours, control = ImagePiece(**fields), controls.CONTROLS[name](**fields)
+    ours = ImagePiece(**fields)
+    control = controls.CONTROLS[name](**fields)
     for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
         assert block_counts(ours, n0, depth) == block_counts(control, n0, depth)
 
@@ -33,7 +36,8 @@ def test_all_steps_are_tomes_matching():
 
 
 def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
-    n, images = 20, 3000
+    n = 20
+    images = 3000
     method = controls.ImagePieceRandom(candidate_ratio=0.3)
     reducer, counts = first_step(n, method)
     seen = taps(images, n)
@@ -49,7 +53,7 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
         for pair in zip(left[image], partner[image], strict=True):
             pair = at[pair[0]], at[pair[1]]
             place[pair] = place.get(pair, 0) + 1
-    assert set(place) == {(a, b) for a in (0, 2, 4) for b in (1, 3, 5)}
+    assert set(place) == {*itertools.product((0, 2, 4), (1, 3, 5))}
     expected = images * (n - counts.n_out) / 9
     assert all(abs(times / expected - 1) < 0.15 for times in place.values())
 

@@ -15,7 +15,8 @@ def photograph(side=32):
 
 @pytest.mark.parametrize("name", damage.DAMAGE)
 def test_damage_keeps_the_form_and_is_drawn_by_the_index(name):
-    change, pixels = damage.DAMAGE[name], photograph()
+    change = damage.DAMAGE[name]
+    pixels = photograph()
     batch = {
         "image": np.stack([pixels, pixels])[None],
         "index": np.array([[3, 4]]),

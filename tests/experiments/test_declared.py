@@ -41,10 +41,10 @@ def declared(runs):
 @pytest.fixture(scope="module")
 def to_dense(declared):
     """Points that ImagePiece and dropping have more than dense [seeds], by stem."""
+    pairs = itertools.product(("imagepiece", "dropping"), ("patch", "conv"))
     return {
         (name, stem): declared(f"{name}_{stem}") - declared(f"dense_{stem}")
-        for name in ("imagepiece", "dropping")
-        for stem in ("patch", "conv")
+        for name, stem in pairs
     }
 
 
@@ -63,7 +63,8 @@ def contrasts(declared, to_dense):
         declared(f"imagepiece_{stem}", *RATES) - declared(f"dropping_{stem}", *RATES)
         for stem in ("conv", "patch")
     ]
-    conv, patch = to_dense["imagepiece", "conv"], to_dense["imagepiece", "patch"]
+    conv = to_dense["imagepiece", "conv"]
+    patch = to_dense["imagepiece", "patch"]
     return {"P1": np.mean(merging, axis=0), "P2": conv - patch, "P3": conv}
 
 
@@ -78,7 +79,8 @@ def rows_of(name, label):
 
 def corrected(p):
     """Holm's, by hand."""
-    order, found = np.argsort(p), np.empty(len(p))
+    order = np.argsort(p)
+    found = np.empty(len(p))
     found[order] = np.maximum.accumulate(np.sort(p) * (3, 2, 1)).clip(max=1)
     return found
 

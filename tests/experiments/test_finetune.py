@@ -22,7 +22,9 @@ def config(monkeypatch):
     pixels, labels = digits.read_digits()
     monkeypatch.setattr(digits, "read_digits", lambda: (pixels[:180], labels[:180]))
     config = quickstart.get_config()
-    config.model.stem, config.epochs, config.batch_size = "patch", 1, 70
+    config.model.stem = "patch"
+    config.epochs = 1
+    config.batch_size = 70
     for name, value in (tiny_context.SIZE | {"mlp_ratio": 2.0}).items():
         config.model[name] = value
     config.warmup_epochs = 0.0
@@ -42,7 +44,8 @@ def test_folders_are_named_by_their_reduction():
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
     tmp_path, config, monkeypatch
 ):
-    maker, calls = finetuner(tmp_path, config), []
+    maker = finetuner(tmp_path, config)
+    calls = []
     run = types.SimpleNamespace(reduction=None)
     monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
     unmatched = (settings.DENSE, finetune.REFERENCE)
@@ -70,7 +73,8 @@ def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):
 
 def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
-    maker, configs = finetuner(tmp_path, config), {}
+    maker = finetuner(tmp_path, config)
+    configs = {}
 
     def run(config, name):
         configs[name] = config
@@ -99,7 +103,8 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 def test_the_head_is_fresh_where_a_class_has_another_name(
     tmp_path, config, monkeypatch, last, fresh
 ):
-    maker, names = finetuner(tmp_path, config), [*"012345678", last]
+    maker = finetuner(tmp_path, config)
+    names = [*"012345678", last]
     vit = maker.pretrained
     source = dataclasses.replace(vit.source, path=tmp_path, has_names_of_data=True)
     known = {"source": source, "class_names": tuple(names)}
@@ -114,7 +119,8 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
 
 @pytest.mark.slow
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
-    config.model.depth, evit = 1, EVIT | {"blocks": (0,)}
+    config.model.depth = 1
+    evit = EVIT | {"blocks": (0,)}
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)

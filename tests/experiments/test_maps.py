@@ -9,16 +9,19 @@ from experiments import maps
 from imagepiece_jax.errors import InputError
 from tests import markdown
 
-WIDTH, INNER = 8, (6, 5, 4)
+WIDTH = 8
+INNER = (6, 5, 4)
 
 
 def random_head(width=WIDTH):
     """Tensors of a head of small layers, with the shapes and names of the real one."""
-    rng, sizes = np.random.default_rng(0), (width, *INNER)
+    rng = np.random.default_rng(0)
+    sizes = (width, *INNER)
     tensors = {"final_conv.weight": np.resize([1.0, -1.0], (1, INNER[-1], 1, 1))}
     tensors["final_conv.bias"] = np.array([0.1])
     for n in head.LAYERS:
-        before, after = sizes[n - 1], sizes[n]
+        before = sizes[n - 1]
+        after = sizes[n]
         tensors[f"upconv{n}.weight"] = rng.normal(size=(before, after, 4, 4)) / before
         for leaf in ("weight", "bias", "running_mean"):
             tensors[f"bn{n}.{leaf}"] = rng.normal(size=after)

@@ -50,7 +50,9 @@ def test_cover_is_a_slow_loop_over_squares():
 class Twenty:
     """A set of twenty images."""
 
-    name, image_size, text = "made up", 224, "twenty of a made up set"
+    name = "made up"
+    image_size = 224
+    text = "twenty of a made up set"
 
     setting = {}
 
@@ -69,7 +71,8 @@ class FakeContext:
     settings = Settings(speed=False)
 
     def __init__(self, out):
-        self.out, self.calls = out, []
+        self.out = out
+        self.calls = []
         weights = types.SimpleNamespace(
             model=types.SimpleNamespace(stem="patch"),
             lacks_selectors=lambda reduction: reduction["name"] == "dynamicvit",

@@ -1,5 +1,7 @@
 """Measures of merges: hand-computed cases and slow loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -55,8 +57,7 @@ def _run(reducer, counts, tokens):
         "members": members,
         "attended": {
             (both, percent): merges.percent_attended(taking, tokens.cls_attn, percent)
-            for both, taking in members.items()
-            for percent in PERCENTS
+            for (both, taking), percent in itertools.product(members.items(), PERCENTS)
         },
         "rank": rank(tokens.cls_attn),
     }
@@ -96,7 +97,8 @@ def test_pairs_of_retokenize_by_hand(retokenized):
 
 def test_all_pairs_of_candidates_by_hand():
     degrees = {6: 20, 5: 70, 3: 33, 1: 30, 7: 75, 8: 28}
-    pairs = [cosine(degrees[a] - degrees[b]) for a in (6, 5, 3) for b in (1, 7, 8)]
+    places = itertools.product((6, 5, 3), (1, 7, 8))
+    pairs = [cosine(degrees[a] - degrees[b]) for a, b in places]
     similarity = tiny.compiled(merges.candidate_similarity, static_argnums=1)
     expected = [np.mean(pairs)]
     np.testing.assert_allclose(similarity(TEN, TEN_COUNTS), expected, rtol=1e-5)
@@ -126,8 +128,10 @@ def test_distance_of_pairs_by_hand(retokenized):
 def test_pairs_are_those_of_the_slot_map(reducer, counts):
     """Both ends of a pair are in one slot, and only so many tokens left theirs."""
     merged = run(reducer, counts, drawn())
-    (left, partner), members = merged["pairs"], merged["members"]
-    dest, slots = merged["dest"], merged["slots"]
+    (left, partner) = merged["pairs"]
+    members = merged["members"]
+    dest = merged["dest"]
+    slots = merged["slots"]
     for image in range(3):
         assert (dest[image][left[image]] == dest[image][partner[image]]).all()
         assert len({*left[image], *partner[image]}) > len(set(left[image]))

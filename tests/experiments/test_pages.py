@@ -18,7 +18,8 @@ IMAGES = 1000
 class Photographs:
     """A set of a thousand images."""
 
-    text, image_size = f"{IMAGES} images of a set", 224
+    text = f"{IMAGES} images of a set"
+    image_size = 224
 
     def __len__(self):
         return IMAGES
@@ -27,7 +28,8 @@ class Photographs:
 class Monotone:
     """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
-    images, settings = Photographs(), Settings(speed=False)
+    images = Photographs()
+    settings = Settings(speed=False)
 
     def __init__(self, out):
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
@@ -79,7 +81,8 @@ def test_gains_are_the_combinations_over_their_methods(context):
 
 
 def test_ablation_compares_with_the_default(context):
-    default, changed = tables.IMAGEPIECE_PATCH.reduction, tables.switched("patch")
+    default = tables.IMAGEPIECE_PATCH.reduction
+    changed = tables.switched("patch")
     with controls.registered():
         tables.ablation(context)
         found = {row.name: points(context, row.reduction, default) for row in changed}
@@ -93,7 +96,8 @@ def test_ablation_compares_with_the_default(context):
 def test_table1_has_both_counts_of_spvit(context):
     tables.table1(context)
     rows = lines(context, "table1")
-    ours, other = rows["SPViT"], rows["SPViT, keep .7, .49, .343"]
+    ours = rows["SPViT"]
+    other = rows["SPViT, keep .7, .49, .343"]
     assert ours[:2] == other[:2]  # one published row
     assert float(ours[-3]) < float(other[-3])  # GMACs
 
@@ -137,9 +141,11 @@ def test_hyperspeed_compares_curves_where_all_have_points(context):
 
 def test_area_is_that_of_many_points():
     rng = np.random.default_rng(0)
-    x, y = rng.uniform(0, 1, 7), rng.uniform(0, 1, 7)
+    x = rng.uniform(0, 1, 7)
+    y = rng.uniform(0, 1, 7)
     order = np.argsort(x)
-    low, high = sorted(x)[1] + 0.01, sorted(x)[5]
+    low = sorted(x)[1] + 0.01
+    high = sorted(x)[5]
     at = np.linspace(low, high, 200_001)
     brute = np.interp(at, x[order], y[order]).mean()
     assert hyperspeed.area(x, y, low, high) == pytest.approx(brute, abs=1e-5)

@@ -28,7 +28,8 @@ def test_shares_are_those_of_an_analysis_of_variance():
     slow = np.zeros(3)
     for i in range(5):
         for j in range(7):
-            row, column = table[i].mean(), table[:, j].mean()
+            row = table[i].mean()
+            column = table[:, j].mean()
             slow[0] += (column - table.mean()) ** 2
             slow[1] += (row - table.mean()) ** 2
             slow[2] += (table[i, j] - row - column + table.mean()) ** 2
@@ -55,7 +56,8 @@ def points():
 
 
 def test_the_page_has_the_tables_of_the_points(points):
-    page, found = (FOLDER / "parts.md").read_text("utf-8"), parts.measured_cells(points)
+    page = (FOLDER / "parts.md").read_text("utf-8")
+    found = parts.measured_cells(points)
     grids = [parts.grid(found, "merged", sized) for sized in (True, False)]
     grids += [parts.grid(found, "dropped", False)]
     grids += [parts.costs(found, parts.by_choice(found)[:35])]

@@ -10,7 +10,8 @@ from tests.models import tiny
 
 def test_a_graph_whose_weights_are_in_another_file_is_quantized(tmp_path, monkeypatch):
     runtime = pytest.importorskip("onnxruntime")
-    vit, images = tiny.pretrained(depth=1), np.asarray(tiny.images(4))
+    vit = tiny.pretrained(depth=1)
+    images = np.asarray(tiny.images(4))
     monkeypatch.setattr(onnx_model, "LARGEST", 10_000)
     path = tmp_path / quantize.FILES[quantize.FLOAT]
     assert onnx_model.write_onnx(path, onnx_model.onnx_model(vit)).exists()

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -30,7 +31,9 @@ from tests import markdown
 from tests.command import call, sentence, start
 from tests.models import tiny
 
-SIDE, BATCH, COUNT = tiny.SIDE, 8, 96
+SIDE = tiny.SIDE
+BATCH = 8
+COUNT = 96
 DROPPING = {"name": "evit", "keep_rate": 0.5, "blocks": (1,), "fuse_token": False}
 STUDENTS = {
     "dense": Student("dense"),
@@ -178,7 +181,8 @@ def test_other_students_and_other_images(study):
 def test_a_shorter_student_ends_as_its_teacher(study):
     fit = recover.fit_of(study.student("blocks-9"), study.teacher, WAYS["base"], 0, 8)
     draw = np.random.default_rng(2)
-    ours, theirs = draw.normal(size=(4, 2, 5)), draw.normal(size=(4, 3, 5))
+    ours = draw.normal(size=(4, 2, 5))
+    theirs = draw.normal(size=(4, 3, 5))
     student = {"logits": draw.normal(size=(4, 7)), "class_tokens": ours}
     teacher = {"logits": draw.normal(size=(4, 7)), "class_tokens": theirs}
     want = 0
@@ -208,9 +212,11 @@ def test_lora_folds_into_the_kernels(study):
     x = np.random.default_rng(4).normal(size=(5, 4 * tiny.WIDTH))
     for path, pair in factors.items():
         block, *rest = path.split("/")
-        w, new = vit.variables["params"][block], after["params"][block]
+        w = vit.variables["params"][block]
+        new = after["params"][block]
         for name in rest:
-            w, new = w[name], new[name]
+            w = w[name]
+            new = new[name]
         a, b, w = (np.float64(each) for each in (pair["a"], pair["b"], w))
         own = x[:, : len(w)]
         np.testing.assert_allclose(own @ new, own @ w + (own @ a) @ b, atol=1e-5)
@@ -253,9 +259,11 @@ def test_imagenettes_labels_are_those_of_imagenet(imagenette):
 
 def drawn(folder, *, least="kl", gain=0.02, leave=()):
     """Files of all runs, drawn, but of those that are named; {name: contents}."""
-    rng, files = np.random.default_rng(5), {}
+    rng = np.random.default_rng(5)
+    files = {}
     pathlib.Path(folder).mkdir(exist_ok=True)
-    base, right = rng.gamma(1.0, 0.1, 1000), rng.random(1000) < 0.8
+    base = rng.gamma(1.0, 0.1, 1000)
+    right = rng.random(1000) < 0.8
     elsewhere = rng.random(2000) < 0.7
     for cell in recover.cells():
         fold = {"A": slice(1, None, 2), "B": slice(0, None, 2)}[cell.fold]
@@ -292,7 +300,8 @@ def test_the_choice_is_the_declared_one(tmp_path, gain):
     files = drawn(tmp_path)
     base = np.random.default_rng(6).gamma(1.0, 0.1, 100)
     for way in recover.CANDIDATES:
-        name, more = f"three-0.5.{way}.A0", {"base": 0.0}.get(way, 0.1)
+        name = f"three-0.5.{way}.A0"
+        more = {"base": 0.0}.get(way, 0.1)
         if way == "kl":  # less by `gain`, with a spread of .02 between images
             more = np.resize([0.02, -0.02], 100) - gain
         files[name]["selection"]["after"] = (base + more).tolist()
@@ -332,7 +341,8 @@ def slow_tests(files):
         spread = (gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) ** 0.5 / (n + 2)
         return gained, lost, 100 * (gained - lost) / n, 100 * center, 100 * spread
 
-    found, p = {}, {}
+    found = {}
+    p = {}
     names = "three-0.5.chosen.A1", "three-0.5.off"
     gained, lost, value, center, spread = points(*map(imagenette, names))
     p["R1"] = scipy.stats.binomtest(gained, gained + lost).pvalue
@@ -342,7 +352,8 @@ def slow_tests(files):
     own = np.log(seconds["three-0.5"])
     size = min(sizes, key=lambda name: abs(np.log(seconds[name]) - own))
     test = scipy.stats.ttest_rel(kl("three-0.5"), kl(size))
-    p["R2"], interval = test.pvalue, test.confidence_interval()
+    p["R2"] = test.pvalue
+    interval = test.confidence_interval()
     value = np.mean(kl("three-0.5")) - np.mean(kl(size))
     found["R2"] = (value, interval.low, interval.high)
     for cost in ("0.5", "0.6"):
@@ -350,10 +361,12 @@ def slow_tests(files):
         _, _, value, center, spread = points(*map(imagenette, names))
         below = scipy.stats.norm.cdf(-(center + 1.5) / spread)
         p[f"R3 {cost}"] = min(1, 2 * below)
-        low, high = center - 1.959964 * spread, center + 1.959964 * spread
+        low = center - 1.959964 * spread
+        high = center + 1.959964 * spread
         found[f"R3 {cost}"] = (value, low, high)
         assert (p[f"R3 {cost}"] < 0.05) == (low > -1.5)
-    corrected, highest = {}, 0
+    corrected = {}
+    highest = 0
     for place, name in enumerate(sorted(p, key=p.get)):
         highest = max(highest, min(1, (len(p) - place) * p[name]))
         corrected[name] = highest
@@ -511,7 +524,8 @@ def test_the_cells_are_the_declared_ones():
         seeds = (1, 2, 3) if "seeds 1, 2, 3" in runs else (1,)
         folds = "AB" if "both folds" in runs else "A"
         for student in students:
-            want |= {f"{student}.chosen.{f}{s}" for f in folds for s in seeds}
+            for fold, seed in itertools.product(folds, seeds):
+                want.add(f"{student}.chosen.{fold}{seed}")
     names = [cell.name for cell in recover.cells()]
     assert {*names} == want and len(names) == len(want)
     assert f"{len(names)} runs" in page

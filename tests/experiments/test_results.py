@@ -46,7 +46,9 @@ def test_tables_of_the_pages_are_made_from_the_file(tables):
 def cochran(right):
     """p of Cochran's Q (1950) that all models are right equally often."""
     right = np.asarray(right, float)
-    models, solved, totals = len(right), right.sum(axis=0), right.sum(axis=1)
+    models = len(right)
+    solved = right.sum(axis=0)
+    totals = right.sum(axis=1)
     spread = float(np.sum((totals - totals.mean()) ** 2))
     q = models * (models - 1) * spread / float(np.sum(solved * (models - solved)))
     return float(special.chdtrc(models - 1, q))
@@ -177,7 +179,8 @@ def test_figures_of_the_comparison(stored):
     p = cochran([rights[m, 0.75] for m in every - lost if not compare.controlled(m)])
     right = rights_of(stored, results.path_of_controls(stored))
     more = results.mean_points(right["own imagepiece_tome"], right["own imagepiece"])
-    fixed, pairs = results.fixed_controls(stored), []
+    fixed = results.fixed_controls(stored)
+    pairs = []
     for row in stored.of("controls"):
         if row.method == "imagepiece_tome":
             merged = fixed[row.share]["merge"]

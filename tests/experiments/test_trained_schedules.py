@@ -7,7 +7,8 @@ from experiments import trained_schedules
 
 
 def test_contrasts_are_paired_two_sided_and_corrected_together():
-    rng, seeds = np.random.default_rng(4), 6
+    rng = np.random.default_rng(4)
+    seeds = 6
     acc1 = {name: rng.normal(60, 0.4, seeds) for name in trained_schedules.SYSTEMS}
     acc1["tome_proportional"] -= 2.0
     text = trained_schedules.contrasts_table(acc1)
