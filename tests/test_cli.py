@@ -219,6 +219,8 @@ def test_flags_in_a_process_of_its_own():
         "--zebra is not a flag; allowed: --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
+    said = sentence(start("train.py", "--config=configs/quickstart.py", "--macs=.5"))
+    assert said == "--macs is not a flag; did you mean --config.reduction.macs?"
     said = sentence(start("-m", "imagepiece_jax", "compare", "--reduction", "tome"))
     assert said == (
         "--reduction is not a flag; did you mean --sweep or --config.reduction.name?"
