@@ -35,7 +35,8 @@ FIELDS = {
 }
 
 # First word of every random stream, so that no two purposes share one.
-_ORDER, _TRANSFORM = 0, 1
+_ORDER = 0
+_TRANSFORM = 1
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
@@ -44,9 +45,12 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     Raises InputError where there is none.
     """
     if length < batch_size:
-        problem = f"is {batch_size}, but the training data has only {length} images"
-        allowed = f"1 to {length}"
-        raise InputError(problem, field="batch_size", value=batch_size, allowed=allowed)
+        raise InputError(
+            f"is {batch_size}, but the training data has only {length} images",
+            field="batch_size",
+            value=batch_size,
+            allowed=f"1 to {length}",
+        )
     return length // batch_size
 
 
@@ -89,7 +93,8 @@ class BatchSequence(abc.ABC):
 
     def read(self, number, allocate) -> "Chunk":
         """Chunk `number` of all batches, its pixels in an array allocate(shape)."""
-        images, samples = [], []
+        images = []
+        samples = []
         for request in self.requests(number):
             image, own, errors = self._first_readable(request)
             for slot, arguments in request.calls.items():
@@ -342,7 +347,8 @@ class Reader:
         if sample.errors:
             self._in_a_row += sample.errors
             source = self._sequence.source
-            found, total = source.unreadable, len(source)
+            found = source.unreadable
+            total = len(source)
             consequence = self._sequence.consequence
             record_unreadable(found, self._in_a_row, total, consequence)
         if sample.fields["mask"]:
