@@ -35,11 +35,15 @@ def main():
     from imagepiece_jax.reduction.kernels import fused
     from tools import kernel_agreement as agreement
 
-    real, normalization = WEIGHTS.value is not None, NORMALIZATION()
+    real = WEIGHTS.value is not None
+    normalization = NORMALIZATION()
     config, overrides = cli.config_or_base()
     if not real and (overrides != () or normalization):
-        allowed = "without it, random inputs and no --config, --mean and --std"
-        raise InputError("is missing", field="--weights", allowed=allowed)
+        raise InputError(
+            "is missing",
+            field="--weights",
+            allowed="without it, random inputs and no --config, --mean and --std",
+        )
     if real:
         config, vit = load_with_config(WEIGHTS.value, config, overrides, normalization)
     device = jax.local_devices()[0]
@@ -90,7 +94,8 @@ def real_inputs(config, vit, data, dtype):
     run = RunConfig.from_config(config)
     model = run.create_model()
     variables = vit.variables
-    source, transform = open_images(run, "val"), run.preprocessing()
+    source = open_images(run, "val")
+    transform = run.preprocessing()
 
     @jax.jit
     def inputs(variables, images):

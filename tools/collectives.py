@@ -53,7 +53,8 @@ and {farther:g} us more between hosts (assumed), none of it hidden behind other 
 GPUS = 8  # of a host
 KILOBYTES = 115.4  # of a file: ImageNet's 147.9 GB by its training images
 TRAINING_IMAGES = SPLITS["train"][2]
-FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
+FORWARD = "forward batch statistics"
+BACKWARD = "backward batch statistics"
 KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
 
 
@@ -77,7 +78,8 @@ class Links:
             inside = 2 * (GPUS - 1) / GPUS * collective.bytes
             between = 2 * (hosts - 1) / hosts * collective.bytes
         else:
-            inside, between = collective.bytes, GPUS * collective.bytes
+            inside = collective.bytes
+            between = GPUS * collective.bytes
         seconds = self.latency_s + inside / self.nvlink
         if hosts > 1:
             seconds += self.network_latency_s + between / self.network
@@ -125,11 +127,13 @@ PLAN_HEADING += ["collectives, ms", "share", "images/s", "times one host"]
 
 def plan(name, text, images, hosts, links):
     """Return rows of cells, one for each of `hosts`, for `images` images per GPU."""
-    compute, rows = step_seconds(text), []
+    compute = step_seconds(text)
+    rows = []
     exchanged = {n: _exchange(text, n, links) for n in {1, *hosts}}
     one_host = GPUS * images / (compute + exchanged[1])
     for count in hosts:
-        total, batch = compute + exchanged[count], count * GPUS * images
+        total = compute + exchanged[count]
+        batch = count * GPUS * images
         row = [name, images, count, f"{batch:,}", f"{1e3 * compute:.2f}"]
         row += [f"{1e3 * exchanged[count]:.2f}", f"{exchanged[count] / total:.0%}"]
         rows.append([*row, f"{batch / total:,.0f}", f"{batch / total / one_host:.2f}"])
@@ -147,7 +151,9 @@ def run_costs(configs, images, hosts, links, kilobytes):
     hosts: numbers of them
     kilobytes: of an image file
     """
-    heading, programs, rows = list(COSTS_HEADING), {}, []
+    heading = list(COSTS_HEADING)
+    programs = {}
+    rows = []
     for count in hosts:
         where = f"{count} x {GPUS}" if count > 1 else f"{GPUS} H200"
         heading += [f"{where}: images/s", "hours"]
@@ -188,7 +194,8 @@ def _exchange(text, hosts, links):
 
 def main():
     configs = list(cli.configs().items())
-    images, hosts = _numbers(IMAGES), _numbers(HOSTS)
+    images = _numbers(IMAGES)
+    hosts = _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)
     links = Links()
@@ -205,7 +212,8 @@ def main():
         latency=1e6 * links.latency_s,
         farther=1e6 * links.network_latency_s,
     )
-    parts, rows = [head], []
+    parts = [head]
+    rows = []
     for name, config in configs:
         for count in images:
             config.batch_size = GPUS * count
@@ -226,9 +234,12 @@ def _write(parts):
 
 def _numbers(holder):
     if not all(word.isdigit() and int(word) for word in holder.value):
-        field, value = f"--{holder.name}", ",".join(holder.value)
-        allowed = "whole numbers from 1, such as 1,2,8"
-        raise InputError(field=field, value=value, allowed=allowed)
+        value = ",".join(holder.value)
+        raise InputError(
+            field=f"--{holder.name}",
+            value=value,
+            allowed="whole numbers from 1, such as 1,2,8",
+        )
     return [int(word) for word in holder.value]
 
 

@@ -99,7 +99,7 @@ def report(configs, batch_size, mode="inference", kernels=False):
 def _overview(programs):
     """[(name, compiled text, GMACs)] -> a table, one row each, a column per kind."""
     summaries = [h200.summary(text) for _, text, _ in programs]
-    kinds = list(dict.fromkeys(kind for row in summaries for kind in row))
+    kinds = list(dict.fromkeys(itertools.chain(*summaries)))
     rows = [("kernels", "estimated ms", *kinds, "GMACs", "times as fast", "config")]
     first = _total(summaries[0])[1]
     for (name, _, gmacs), row in zip(programs, summaries, strict=True):

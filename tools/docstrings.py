@@ -22,7 +22,8 @@ def google_style(text: str, names: Container[str], arguments: str = "Args") -> s
             parts[-1][1].append(f"```python\n{code}\n```")
             continue
         for line in map(str.strip, paragraph.splitlines()):
-            section, argument = SECTION.match(line), ARGUMENT.match(line)
+            section = SECTION.match(line)
+            argument = ARGUMENT.match(line)
             if section:
                 parts.append((section[1], [section[2]]))
             elif argument and _split(argument[1])[0] in names:
@@ -48,5 +49,7 @@ def _section(heading: str, entries: list[str]) -> str:
         entries = [re.sub(r"^(\w+):? ", r"\1: ", entry) for entry in entries]
     elif heading not in ("Returns", "Source"):
         pairs = [entry.split(": ", 1) for entry in entries]
-        entries = [f"{name}: {text}" for pair, text in pairs for name in _split(pair)]
+        entries = []
+        for names, text in pairs:
+            entries += [f"{name}: {text}" for name in _split(names)]
     return "\n".join([f"{heading}:", *(f"    {entry}" for entry in entries)])

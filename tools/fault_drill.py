@@ -52,7 +52,8 @@ def main():
         )
     out = cli.required(OUT)
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs
-    rng, rows = np.random.default_rng(SEED.value), []
+    rng = np.random.default_rng(SEED.value)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         runs = tiny_runs.TinyRuns(folder)
         for row in drill(runs, rng, KILLS.value, SAVES.value):
@@ -192,7 +193,8 @@ def _killed(run):
         return None
     saving = ", during a save" if run.unfinished() else ""
     row = Fault("SIGKILL", f"step {run.step()}{saving}", status)
-    row.on_disk, row.passed = run.on_disk(), status == 128 + signal.SIGKILL
+    row.on_disk = run.on_disk()
+    row.passed = status == 128 + signal.SIGKILL
     return row
 
 
@@ -227,10 +229,12 @@ def _signaled(run, ready, moment, signum=signal.SIGTERM, devices=None):
     seconds = time.monotonic() - began
     if status == 0:
         return None
-    reached, on_disk = run.step(), run.on_disk()
+    reached = run.step()
+    on_disk = run.on_disk()
     where = f"{moment}, step {reached}" if reached else moment
     row = Fault(signum.name, f"{where}; ended after {seconds:.1f} s", status)
-    row.said, row.on_disk = run.said(), on_disk
+    row.said = run.said()
+    row.on_disk = on_disk
     in_time = seconds < IN_TIME and status == 128 + signum
     row.passed = in_time and (on_disk or 0) == reached
     return row
@@ -249,7 +253,9 @@ def fill_disk(run, step, room):
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
     status = run.end()
     row = Fault("full disk", f"room for {room:,} bytes, after step {step}", status)
-    row.said, row.on_disk, row.passed = run.said(), run.on_disk(), status == 1
+    row.said = run.said()
+    row.on_disk = run.on_disk()
+    row.passed = status == 1
     return row
 
 
@@ -295,7 +301,8 @@ def damage(run, fault, changes):
 
     Returns (row, one that was noticed). Noticed means that an older step is read.
     """
-    expected, example = run.arrays(), None
+    expected = run.arrays()
+    example = None
     counts = {"noticed": 0, "without effect": 0, "read wrong": 0}
     for path, content in changes:
         before = path.read_bytes()
@@ -309,7 +316,8 @@ def damage(run, fault, changes):
             counts["without effect" if equal(arrays, expected) else "read wrong"] += 1
     result = ", ".join(f"{count} {name}" for name, count in counts.items())
     row = Fault(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
-    row.result, row.passed = result, counts["read wrong"] == 0 and counts["noticed"] > 0
+    row.result = result
+    row.passed = counts["read wrong"] == 0 and counts["noticed"] > 0
     return row, example
 
 

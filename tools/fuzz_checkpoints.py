@@ -153,7 +153,8 @@ HEADED = COMMON | {"qkv_bias": (True, False), "num_labels": (1, 5)}
 REGISTERS = SCALED | {"num_register_tokens": (0, 1, 4)}
 ROTARY = COMMON | {"num_register_tokens": (0, 2), "use_gated_mlp": (True, False)}
 ROTARY |= {"rope_theta": (100.0, 50.0), "key_bias": (True, False)}
-CLASSIFIER, TEACHER = "ForImageClassification", "ForImageClassificationWithTeacher"
+CLASSIFIER = "ForImageClassification"
+TEACHER = "ForImageClassificationWithTeacher"
 # Starts of the names of a config and a processor; the model's end, what it gives of
 # images; fields of the config.
 KINDS = {
@@ -203,7 +204,8 @@ def _gelu(module):
 
 def _said_of_timm(model):
     """What no tensor of a model of timm shows: {field: its value; None: no such}."""
-    block, attention_pool = model.blocks[0], getattr(model, "attn_pool", None)
+    block = model.blocks[0]
+    attention_pool = getattr(model, "attn_pool", None)
     said = {"num_heads": block.attn.num_heads, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     said |= {"norm_eps": block.norm1.eps, "resize": "antialias"}
     said["image_size"] = model.patch_embed.img_size
@@ -424,8 +426,11 @@ def verdict(path, fields, images, outputs, runs=True):
 
 def has_facts(vit, truth):
     """Whether a model has all facts that are true of its file."""
-    arch, known = vit.model.arch, dict(truth)
-    gated, pool, heads = arch.mlp == "swiglu", arch.pool, vit.model.num_heads
+    arch = vit.model.arch
+    known = dict(truth)
+    gated = arch.mlp == "swiglu"
+    pool = arch.pool
+    heads = vit.model.num_heads
     if gated and pool != "map":
         del known["gelu"]
     ours = vars(arch) | {"num_heads": heads, "rotary": arch.rotary or False}
@@ -470,12 +475,15 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     folder = pathlib.Path(OUT.value or "runs/fuzz_checkpoints")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    began, counts, sentences = time.monotonic(), collections.Counter(), {}
+    began = time.monotonic()
+    counts = collections.Counter()
+    sentences = {}
     number = SEED.value
     kinds = ONLY.value or [*MAKERS]
     folders = {*kinds} & {"timm", "transformers"}
     while time.monotonic() - began < 60 * (MINUTES.value or 1.0):
-        draw, number = random.Random(number), number + 1
+        draw = random.Random(number)
+        number += 1
         make = MAKERS[draw.choice(kinds)]
         try:
             *case, what = make(draw, folder)

@@ -53,10 +53,14 @@ def valid_files(rng):
     try:
         import torch
     except ModuleNotFoundError as error:
-        hint = "pip install torch"
-        raise InputError("is not installed", field="torch", hint=hint) from error
+        raise InputError(
+            "is not installed",
+            field="torch",
+            hint="pip install torch",
+        ) from error
 
-    tensors, files = arrays(rng), {}
+    tensors = arrays(rng)
+    files = {}
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     base = torch.arange(12, dtype=torch.float32)
     state |= {"view": base.view(3, 4).t(), "part": base[5:9]}
@@ -120,7 +124,8 @@ def _bytes(data, draw):
 
 def _with_part(data, name, change):
     """The archive with one member changed, its checksums right."""
-    old, new = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
+    old = zipfile.ZipFile(io.BytesIO(data))
+    new = io.BytesIO()
     with zipfile.ZipFile(new, "w") as archive:
         for part in old.infolist():
             content = old.read(part)
@@ -146,7 +151,8 @@ def _opcodes(data, draw):
     """A pickle with one opcode cut, doubled, moved, or with another argument."""
     starts = [place for _, _, place in pickletools.genops(data)] + [len(data)]
     parts = [data[a:b] for a, b in zip(starts, starts[1:], strict=False)]
-    one, other = draw.randrange(1, len(parts)), draw.randrange(1, len(parts))
+    one = draw.randrange(1, len(parts))
+    other = draw.randrange(1, len(parts))
     kind = draw.randrange(6)
     if kind == 0:
         del parts[one]
@@ -176,7 +182,8 @@ def _opcodes(data, draw):
 def _directory(data, draw):
     """An archive whose directory says another size, method, place or name."""
     data = bytearray(data)
-    entries, place = [], data.find(b"PK\1\2")
+    entries = []
+    place = data.find(b"PK\1\2")
     while place >= 0:
         entries.append(place)
         place = data.find(b"PK\1\2", place + 4)
@@ -242,9 +249,11 @@ def batch(files, folder, seed):
     words = [sys.executable, "-m", "tools.fuzz_weights", "--child=1", f"--out={folder}"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
-        output, ended = done.stdout, done.returncode
+        output = done.stdout
+        ended = done.returncode
     except subprocess.TimeoutExpired as error:
-        output, ended = (error.stdout or b"").decode(), "a hang"
+        output = (error.stdout or b"").decode()
+        ended = "a hang"
     lines = output.splitlines()
     faults = [line for line in lines if line.startswith("fault")]
     if ended:
@@ -260,7 +269,9 @@ def main():
         read(folder)
         return
     files = valid_files(np.random.default_rng(SEED.value))
-    began, count, found = time.monotonic(), 0, 0
+    began = time.monotonic()
+    count = 0
+    found = 0
     while time.monotonic() - began < 60 * (MINUTES.value or 1.0):
         seed = SEED.value + count
         for line in batch(files, folder / "now", seed):

@@ -27,7 +27,8 @@ def _describe(field: griffe.Attribute) -> None:
     if field.lineno is None or field.endlineno is None:
         return
     lines = field.filepath.read_text("utf-8").splitlines()
-    first, last = field.lineno - 1, field.endlineno - 1
+    first = field.lineno - 1
+    last = field.endlineno - 1
     _, _, comment = lines[last].partition("  # ")
     said = [comment] if comment else []
     while not comment and lines[first - 1].startswith("    # "):

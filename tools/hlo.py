@@ -126,7 +126,9 @@ def host_waits(text):
 
 def _parse(text):
     """Return (name of the entry, {computation: its instructions})."""
-    entry, current, computations = None, None, {}
+    entry = None
+    current = None
+    computations = {}
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
         if header:
@@ -198,7 +200,9 @@ def _kernel(i, fused, shapes):
 
 def _collective(i, body, computations):
     by_name = {other.name: other for other in body}
-    parts = [p for name in i.operands for p in _parts(name, by_name, computations)]
+    parts = []
+    for name in i.operands:
+        parts += _parts(name, by_name, computations)
     source = i.find(_SOURCE)
     return Collective(
         name=i.name,
@@ -218,7 +222,10 @@ def _parts(name, by_name, computations):
     fused = computations.get(i.find(r"calls=%?([\w.\-]+)"), ())
     joined = "concatenate" in (i.op, *(f.op for f in fused[-1:]))
     if joined and not i.find(_SOURCE):  # joined by XLA, not by the model
-        return [p for name in i.operands for p in _parts(name, by_name, computations)]
+        parts = []
+        for operand in i.operands:
+            parts += _parts(operand, by_name, computations)
+        return parts
     return [i]
 
 
@@ -338,11 +345,14 @@ def _convolution_flops(target, operands, i):
     shapes = [_arrays(shape)[0][1] for shape in (*operands[:2], i.shape)]
     # The positions of the kernel and of the forward pass's output among left, right and
     # result: the gradient of each is computed from the other two.
-    kernel, output = (1, 2)
+    kernel = 1
+    output = 2
     if "BackwardInput" in target:
-        kernel, output = (1, 0)
+        kernel = 1
+        output = 0
     elif "BackwardFilter" in target:
-        kernel, output = (2, 1)
+        kernel = 2
+        output = 1
     labels = re.split("_|->", i.find(r"dim_labels=([\w>\-]+)"))
     labels = next(axes for axes in labels if "o" in axes)  # the kernel's
     channels = shapes[kernel][labels.index("o")]

@@ -51,8 +51,12 @@ RESOURCES = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 def main(words):
     if len(words) != 2 or words[0] not in ("write", "measure"):
-        value, allowed = " ".join(words), "write DIR, measure DIR"
-        raise InputError(field="words", value=value, allowed=allowed)
+        value = " ".join(words)
+        raise InputError(
+            field="words",
+            value=value,
+            allowed="write DIR, measure DIR",
+        )
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
         write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
@@ -71,8 +75,11 @@ def _pair(holder, text=None):
     text = text or ",".join(holder.value)
     pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
     if not pair or not all(map(int, pair.groups())):
-        field, allowed = f"--{holder.name}", "two numbers from 1"
-        raise InputError(field=field, value=text, allowed=allowed)
+        raise InputError(
+            field=f"--{holder.name}",
+            value=text,
+            allowed="two numbers from 1",
+        )
     return tuple(map(int, pair.groups()))
 
 
@@ -81,13 +88,16 @@ def write(folder, sizes):
     from tools.imagenet import scan, writer
 
     make_folder("DIR", folder)
-    pictures, places, start = folder / "pictures", [], 0
+    pictures = folder / "pictures"
+    places = []
+    start = 0
     with open(pictures, "wb") as file:
         for seed in range(PICTURES):
             size = file.write(_jpeg(seed))
             places.append((str(pictures), start, size))
             start += size
-    classes, labels = scan.class_names(), scan.validation_labels()
+    classes = scan.class_names()
+    labels = scan.validation_labels()
     entries = {"train": [], "validation": []}
     for i in range(sizes["train"][0]):
         count, label = divmod(i, len(classes))
@@ -170,7 +180,8 @@ def rate(config, workers):
     from imagepiece_jax.config.run import RunConfig
     from imagepiece_jax.evaluate.images import open_images
 
-    source, count = open_images(RunConfig.from_config(config), "train"), 0
+    source = open_images(RunConfig.from_config(config), "train")
+    count = 0
     config.data.workers = workers
     with contextlib.closing(_batches(config, source, 0)) as batches:
         for _ in itertools.islice(batches, 8):  # read while processes started
@@ -194,7 +205,8 @@ def growth(config, count):
     config.batch_size = SMALL_BATCH
     source = open_images(RunConfig.from_config(config), "train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
-    first, samples = max(0, end - count // 20), []
+    first = max(0, end - count // 20)
+    samples = []
     began = time.perf_counter()
     with contextlib.closing(_batches(config, source, first)) as batches:
         for number, _ in enumerate(itertools.islice(batches, count), start=1):
@@ -260,7 +272,8 @@ def measure(folder):
         }
     print(f"{os.cpu_count()} cores, config.data.workers={_config(folder).data.workers}")
     heads = ["", "goal", *(f"`ulimit -n` {limits}" for limits in columns)]
-    rows, met = [], True
+    rows = []
+    met = True
     for key, name, text, goal in _lines():
         values = [column[key] for column in columns.values()]
         met &= goal is None or max(values) <= goal
@@ -318,7 +331,8 @@ class _Run:
 
 def _grown(samples, rate):
     """Values of the table: what processes held at most, and the growth of any."""
-    first, last = samples[0], samples[-1]
+    first = samples[0]
+    last = samples[-1]
     values = {"rate": rate}
     for of in RESOURCES:
         most = [max(sample[pid][of] for sample in samples) for pid in last]

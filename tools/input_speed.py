@@ -49,7 +49,8 @@ def main():
     source = registry.open_source(data, split, data_dir=DIR.value)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        files, small = folder / "as they are", folder / "short side"
+        files = folder / "as they are"
+        small = folder / "short side"
         paths = save(source, SUBSET.value or 200, files)
         sets = {
             "as they are": paths,
@@ -198,8 +199,11 @@ def save(source, count, folder):
     chosen = [i * len(source) // count for i in range(count)]
     stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
-        problem = f"has {count} images, none of which can be read"
-        raise InputError(problem, field="--data", value=count)
+        raise InputError(
+            f"has {count} images, none of which can be read",
+            field="--data",
+            value=count,
+        )
     return _write(folder, stored)
 
 

@@ -98,7 +98,9 @@ class PlainAndFused:
         scores = np.asarray(self.scores(query, key, size), np.float64)[0]
         ties = score_rounding(query, key) * scores
         ranked = np.argsort(-scores, kind="stable")
-        n, split, parity = len(scores), np.arange(len(scores)), self.num_prefix % 2
+        n = len(scores)
+        split = np.arange(len(scores))
+        parity = self.num_prefix % 2
         gaps = [np.inf]
         if self.rule == "prune":
             at = ranked[self.n_out - 1 : self.n_out + 1]
@@ -110,13 +112,16 @@ class PlainAndFused:
             split = lowest if self.order == "descending" else lowest[::-1]
             parity = self.parity
         sides = split[parity::2], split[1 - parity :: 2]
-        metric, rounding = self.metric(key), cosine_rounding(key[:, self.num_prefix :])
+        metric = self.metric(key)
+        rounding = cosine_rounding(key[:, self.num_prefix :])
         cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
         ties = rounding[sides[0]][:, None] + rounding[sides[1]]
         # Highest first: the two best of each row, and the rows by their best.
         two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
-        cosines, ties = (np.take_along_axis(a, two, axis=1) for a in (cosines, ties))
-        rows, absorbed = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
+        cosines = np.take_along_axis(cosines, two, axis=1)
+        ties = np.take_along_axis(ties, two, axis=1)
+        rows = np.argsort(-cosines[:, 0], kind="stable")
+        absorbed = n - self.n_out
         at = rows[absorbed - 1 : absorbed + 1]
         gaps += [*_steps(cosines[at, 0], ties[at, 0])]
         for row in rows[: absorbed + 1]:
@@ -132,7 +137,8 @@ def score_rounding(query, key):
     highest logit or the logarithm of the sum. Then two exps, and sums over tokens and
     heads.
     """
-    query, key = (np.asarray(a, np.float64)[0] for a in (query, key))
+    query = np.asarray(query, np.float64)[0]
+    key = np.asarray(key, np.float64)[0]
     tokens, heads, width = key.shape
     terms = np.abs(query[0] * key).sum(axis=-1).max() / np.sqrt(width)
     logit = np.sqrt(width) * terms + 2 * (terms + np.log(tokens))
@@ -148,9 +154,8 @@ def cosine_rounding(key):
     """
     key = np.asarray(key, np.float64)[0]
     _, heads, width = key.shape
-    mean, absolute = (
-        np.linalg.norm(a.mean(axis=1), axis=-1) for a in (key, np.abs(key))
-    )
+    mean = np.linalg.norm(key.mean(axis=1), axis=-1)
+    absolute = np.linalg.norm(np.abs(key).mean(axis=1), axis=-1)
     lost = absolute / np.maximum(mean, EPS)
     return EPS * (np.sqrt(width) + np.sqrt(heads) * lost)
 
@@ -174,9 +179,8 @@ class Comparison:
 
     def add(self, reduction, arrays):
         """Compare both versions of `reduction` on one batch, image by image."""
-        plain, fused = (
-            [np.asarray(a) for a in run(reduction, *arrays)] for run in (_plain, _fused)
-        )
+        plain = [np.asarray(a) for a in _plain(reduction, *arrays)]
+        fused = [np.asarray(a) for a in _fused(reduction, *arrays)]
         same = np.all(plain[2] == fused[2], axis=1)
         same &= np.all(plain[1] == fused[1], axis=1)
         query, key, _, size = arrays
@@ -185,7 +189,8 @@ class Comparison:
             self.gaps.append(float(reduction.gap(query[one], key[one], size[one])))
         place = float(jnp.finfo(plain[0].dtype).eps)
         if same.any():
-            a, b = (np.asarray(out[0][same], np.float64) for out in (plain, fused))
+            a = np.asarray(plain[0][same], np.float64)
+            b = np.asarray(fused[0][same], np.float64)
             self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
         self.images += len(same)
 

@@ -41,7 +41,8 @@ models have the setting whose MACs are nearest to {SHARE:g} of the dense model's
 
 
 def main():
-    page, rows = pathlib.Path(cli.required(OUT)), []
+    page = pathlib.Path(cli.required(OUT))
+    rows = []
     h200.device()  # before JAX is used otherwise
     for name, sizes in CASES.items():
         for size in sizes:
@@ -61,8 +62,10 @@ def compared(name, size):
     def cost(reduction):
         return model_macs(model(reduction), size)
 
-    full, rows = model(REDUCTIONS[0]), []
-    dense, depth = model_macs(full, size), full.depth
+    full = model(REDUCTIONS[0])
+    rows = []
+    dense = model_macs(full, size)
+    depth = full.depth
     reductions = REDUCTIONS if full.arch.class_token else (*REDUCTIONS, BY_SHIFT)
     for reduction in reductions:
         if reduction["name"] == "imagepiece":  # its 8 % a block are for 12 blocks

@@ -36,7 +36,8 @@ def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any
 
 def versions(rows: Iterable[Mapping[str, Any]]) -> str:
     """The packages that rows were measured with, all their versions."""
-    rows, named = [*rows], []
+    rows = [*rows]
+    named = []
     for package in PACKAGES:
         measured_with = dict.fromkeys(row[package] for row in rows if package in row)
         named += [f"{package} {' and '.join(measured_with)}"] if measured_with else []
@@ -88,7 +89,8 @@ def page(
     measured: Sequence[Mapping[str, Any]], largest: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The whole page, Markdown."""
-    families, layouts = last(measured, "family"), last(measured, "layout")
+    families = last(measured, "family")
+    layouts = last(measured, "layout")
     parts = [
         "# Models, measured",
         "Written by `python -m tools.model_table` for [models](../models.md).",

@@ -27,7 +27,10 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIST = ROOT / "tools" / "mutations.json"
 PATIENCE = 900.0  # seconds for the tests of one fault
-CAUGHT, NOT_CAUGHT, STALE, BROKEN = "caught", "NOT caught", "stale", "broken"
+CAUGHT = "caught"
+NOT_CAUGHT = "NOT caught"
+STALE = "stale"
+BROKEN = "broken"
 
 
 class Trial(NamedTuple):
@@ -142,7 +145,9 @@ def attempt(mutation, tree, sound):
 
 def attempt_all(mutations, jobs=1, root=ROOT, report=print):
     """{id: Trial}, `jobs` faults at a time, each job in a copy of its own."""
-    trees, results, sound = queue.SimpleQueue(), {}, {}
+    trees = queue.SimpleQueue()
+    results = {}
+    sound = {}
 
     def one(mutation):
         tree = trees.get()
@@ -157,7 +162,8 @@ def attempt_all(mutations, jobs=1, root=ROOT, report=print):
         with concurrent.futures.ThreadPoolExecutor(jobs) as executor:
             futures = {executor.submit(one, m): m["id"] for m in mutations}
             for future in concurrent.futures.as_completed(futures):
-                name, result = futures[future], future.result()
+                name = futures[future]
+                result = future.result()
                 results[name] = result
                 report(f"{result.verdict:10s} {name}: {result.by}".rstrip(": "))
     return results

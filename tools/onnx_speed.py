@@ -27,7 +27,8 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables
 
-DENSE, STAGES = {"name": "none"}, {"counts": "stages-3-6-9"}
+DENSE = {"name": "none"}
+STAGES = {"counts": "stages-3-6-9"}
 HALF = {"macs": 0.5, "counts": "diffrate"}
 # The first with either stem; then those of docs/comparison.md at half the MACs, and
 # smaller dense images beside them.
@@ -60,7 +61,8 @@ TIMES = cli.text("times", None, "a file of one line per program")
 
 
 def main():
-    file, size = pathlib.Path(cli.required(TIMES)), SIZE.value
+    file = pathlib.Path(cli.required(TIMES))
+    size = SIZE.value
     check_writable("--times", file)
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
@@ -74,9 +76,11 @@ def main():
 
 def measure(size, batch):
     """Rows of all programs of a batch size."""
-    jobs, macs = {}, {}
+    jobs = {}
+    macs = {}
     for name in CHOSEN.value or MODELS:
-        reduction, side = MODELS[name], SIDES.get(name, SIDE)
+        reduction = MODELS[name]
+        side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
         images = np.random.default_rng(0).normal(size=(batch, side, side, 3))
         images = images.astype(np.float32)
@@ -98,7 +102,8 @@ def measure(size, batch):
         jobs["PyTorch", "dense"] = timer.TimedCall(
             _timm(size, images), lambda result: result
         )
-    times, rows = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1)), []
+    times = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1))
+    rows = []
     for runtime, name in times:
         rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
         ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])

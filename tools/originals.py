@@ -25,8 +25,14 @@ import transformers
 from flax import linen, traverse_util
 from torch import nn
 
-WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 24, 2, 3, 48, 5
-PATCH, SIDE, BATCH = 4, 16, 2
+WIDTH = 24
+DEPTH = 2
+HEADS = 3
+HIDDEN = 48
+CLASSES = 5
+PATCH = 4
+SIDE = 16
+BATCH = 2
 GRID = (SIDE // PATCH) ** 2
 HALF = (0.5, 0.5, 0.5)
 
@@ -138,7 +144,8 @@ def embeds(model, x):
 
 NORM = {"layer_norm_eps": 1e-6}
 HEADED = NORM | {"num_labels": CLASSES}
-CLASSIFIER, TEACHER = "ForImageClassification", "ForImageClassificationWithTeacher"
+CLASSIFIER = "ForImageClassification"
+TEACHER = "ForImageClassificationWithTeacher"
 # Start and end of a model's name, its config, timm's name, and what it gives of images.
 TRANSFORMERS = {
     "vit": ("ViT", CLASSIFIER, HEADED, "deit_s", logits),
@@ -192,7 +199,8 @@ def transformers_clip():
 
 def transformers_clip_vision():
     """Its file has "vision_model." in front of all names, until version 5."""
-    name, kind = "vit_base_patch32_clip_224.openai", transformers.CLIPVisionModel
+    name = "vit_base_patch32_clip_224.openai"
+    kind = transformers.CLIPVisionModel
     original = of_transformers(kind, clip_config(), name, pooler)
     old = {f"vision_model.{name}": tensor for name, tensor in original.tensors.items()}
     old["vision_model.embeddings.position_ids"] = np.arange(GRID + 1)[None]
@@ -210,7 +218,8 @@ def transformers_siglip():
     def pooled(model, x):
         return model.vision_model(x).pooler_output
 
-    name, kind = "vit_base_patch16_siglip_224", transformers.SiglipModel
+    name = "vit_base_patch16_siglip_224"
+    kind = transformers.SiglipModel
     return of_transformers(kind, siglip_config(), name, pooled)
 
 
@@ -293,7 +302,8 @@ DINOV2 = (
 
 def as_dinov2(tensors):
     """Tensors of transformers' DINOv2 by the names of the original."""
-    out, groups = {}, collections.defaultdict(list)
+    out = {}
+    groups = collections.defaultdict(list)
     for name, tensor in tensors.items():
         for theirs, ours in DINOV2:
             name = name.replace(theirs, ours)
@@ -344,7 +354,8 @@ class ResidualAttentionBlock(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.ln_1 = nn.LayerNorm(width)
-        first, last = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, width)
+        first = nn.Linear(width, HIDDEN)
+        last = nn.Linear(HIDDEN, width)
         layers = {"c_fc": first, "gelu": gelu, "c_proj": last}
         self.mlp = nn.Sequential(collections.OrderedDict(layers))
         self.ln_2 = nn.LayerNorm(width)
@@ -422,7 +433,9 @@ def openclip_trunk():
 # google-research/big_vision (Dosovitskiy et al. 2021, Zhai et al. 2023): checkpoints
 # are what `init` gives, with random values.
 
-LINEN, BEFORE = (0, 0, 1, 0), (0, 1, 2, 3)  # numbers of a block's four modules
+# Numbers of a block's four modules.
+LINEN = (0, 0, 1, 0)
+BEFORE = (0, 1, 2, 3)
 
 
 class MlpBlock(linen.Module):
@@ -504,9 +517,11 @@ class GoogleViT(linen.Module):
 def random_tensors(model):
     """{path: value} of trained magnitude, of values that float16 has."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images())["params"]
-    rng, out = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    out = {}
     for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
-        value, kind = rng.normal(size=leaf.shape), path.rpartition("/")[2]
+        value = rng.normal(size=leaf.shape)
+        kind = path.rpartition("/")[2]
         if kind == "scale":
             value = 1 + 0.3 * value
         elif kind == "kernel":
@@ -551,7 +566,8 @@ def big_vision_siglip():
     """Both towers; also with the blocks of a scan."""
     name = "vit_base_patch16_siglip_224"
     original = of_google(GoogleViT("map", classes=0), name, "params/img/", GOOGLE_TEXT)
-    scan, blocks = {}, {}
+    scan = {}
+    blocks = {}
     for path, value in original.tensors.items():
         start, block, rest = path.partition("encoderblock_")
         if block and "txt" not in path:

@@ -53,12 +53,17 @@ PARTIAL = cli.switch("partial", False, OF_PARTIAL)
 
 
 def main():
-    source, data_dir = cli.required(SOURCE), cli.required(DIR)
-    short_side, workers = SHORT_SIDE.value, PROCESSES.value
+    source = cli.required(SOURCE)
+    data_dir = cli.required(DIR)
+    short_side = SHORT_SIDE.value
+    workers = PROCESSES.value
     low, high = SHORT_SIDES
     if short_side and not low <= short_side <= high:
-        allowed = f"0, {low} to {high} pixels"
-        raise InputError(field="--short_side", value=short_side, allowed=allowed)
+        raise InputError(
+            field="--short_side",
+            value=short_side,
+            allowed=f"0, {low} to {high} pixels",
+        )
     if workers is None:
         workers = machine.cores()
     note = writer.existing(data_dir)

@@ -43,7 +43,8 @@ def need(holds, what):
 
 def facts(model):
     """Size and architecture of one of timm's models, as fields of create_model."""
-    block, patch = model.blocks[0], model.patch_embed.proj
+    block = model.blocks[0]
+    patch = model.patch_embed.proj
     need(type(model) in KINDS, type(model).__name__)
     need(type(block) in BLOCKS, type(block).__name__)
     need(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
@@ -101,7 +102,8 @@ def facts(model):
 
 def eva_facts(model):
     """Fields of an Architecture that timm's class Eva says in its own way."""
-    block, rope = model.blocks[0], model.rope
+    block = model.blocks[0]
+    rope = model.rope
     attention = block.attn
     need(attention.gate is None, "gate in attention")
     need(all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads")
@@ -187,9 +189,12 @@ def images(name):
 
 
 def write_models():
-    modules = ("vision_transformer", "deit", "eva")
-    table, skipped = {}, {}
-    for name in (n for m in modules for n in timm.list_models(module=m)):
+    names = []
+    for module in ("vision_transformer", "deit", "eva"):
+        names += timm.list_models(module=module)
+    table = {}
+    skipped = {}
+    for name in names:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name, pretrained=False)

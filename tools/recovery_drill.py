@@ -37,7 +37,8 @@ SEED = cli.integer("seed", 0, "of the random moments", 0)
 STEPS = 24
 SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2}
 SIZE |= {"num_heads": 3, "num_classes": 10}
-KILLED, INTERRUPTED = 128 + signal.SIGKILL, 128 + signal.SIGINT
+KILLED = 128 + signal.SIGKILL
+INTERRUPTED = 128 + signal.SIGINT
 
 
 @dataclasses.dataclass

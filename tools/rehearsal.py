@@ -60,8 +60,11 @@ def main():
     if DEVICES.value % 2:
         raise InputError(field="--devices", value=DEVICES.value, allowed="even numbers")
     if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
-        allowed = f"the GPUs here, {gpus_here}"
-        raise InputError(field="--devices", value=DEVICES.value, allowed=allowed)
+        raise InputError(
+            field="--devices",
+            value=DEVICES.value,
+            allowed=f"the GPUs here, {gpus_here}",
+        )
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
         folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
@@ -101,7 +104,8 @@ def shortened(stage):
     fields |= {"model.embed_dim": 8, "model.patch_size": 4, "reduction.blocks": (0,)}
     fields["reduction.rate_warmup_epochs"] = 0  # one program
     fields |= {"batch_size": 192, "checkpoint_every_steps": 3}  # 7 steps an epoch
-    run, one = (stage.run("evit", name, **fields) for name in ("two", "one"))
+    run = stage.run("evit", "two", **fields)
+    one = stage.run("evit", "one", **fields)
     yield killed(run, 0, 5)
     yield stopped(run, 1, 8)
     yield resumed(run, 1)
@@ -154,8 +158,10 @@ def _scenario(stage, method, host, step, **fields):
 def dry_run(run):
     """A row: `--dry_run` of two processes succeeds and leaves nothing behind."""
     statuses = run.start(2, "--dry_run").ended()
-    outcome = f"statuses {statuses}" + ", a folder" * run.workdir.exists()
-    kept = statuses == [0, 0] and not run.workdir.exists()
+    outcome = f"statuses {statuses}"
+    if run.workdir.exists():
+        outcome += ", a folder"
+    kept = outcome == "statuses [0, 0]"
     return Row(run.name, "dry run of two processes", outcome, "statuses [0, 0]", kept)
 
 
@@ -168,7 +174,9 @@ def killed(run, host, step, processes=2):
     in_time = time.monotonic() - began < IN_TIME
     wanted = [137 if number == host else 1 for number in range(processes)]
     what = f"process {host} of {processes} killed after step {step}"
-    outcome = f"statuses {statuses}" + ", but late" * (not in_time)
+    outcome = f"statuses {statuses}"
+    if not in_time:
+        outcome += ", but late"
     return Row(run.name, what, outcome, f"{wanted}", in_time and statuses == wanted)
 
 
@@ -186,7 +194,8 @@ def stopped(run, host, step):
 
 def resumed(run, processes):
     """A row: to the end, from the newest checkpoint."""
-    newest, step = run.on_disk(), run.finish(processes)
+    newest = run.on_disk()
+    step = run.finish(processes)
     promise = f"resumes from the newest checkpoint, processes: {processes}"
     return Row(run.name, promise, f"step {step}", f"step {newest}", step == newest)
 
@@ -195,12 +204,14 @@ def layouts_agree(ours, theirs):
     """Rows: losses, arrays and accuracies of two layouts, up to rounding."""
     name = f"{ours.name} against {theirs.name}"
     for kind, key in (("train", "loss"), ("eval", "loss"), ("eval", "ema_loss")):
-        mine, others = ours.values(kind, key), theirs.values(kind, key)
+        mine = ours.values(kind, key)
+        others = theirs.values(kind, key)
         what = f"{len(mine)} of {len(others)} {kind} {key}"
         apart = _apart(mine, others)
         yield Row(name, what, f"{apart:.1e}", f"{LOSSES:g}", bool(apart <= LOSSES))
     for kind in KINDS:
-        mine, others = (jax.tree.leaves(run.arrays(kind)) for run in (ours, theirs))
+        mine = jax.tree.leaves(ours.arrays(kind))
+        others = jax.tree.leaves(theirs.arrays(kind))
         what = f"{len(mine)} of {len(others)} arrays, {kind} checkpoint"
         apart = max(map(_apart, mine, others))
         kept = apart <= ARRAYS and len(mine) == len(others)
@@ -208,7 +219,8 @@ def layouts_agree(ours, theirs):
     images = max(ours.values("eval", "images"))
     for key in ("acc1", "ema_acc1"):
         apart = _apart(ours.right(key), theirs.right(key))
-        what, allowed = f"images right by {key}, of {images:g}", IMAGES * images // 1
+        what = f"images right by {key}, of {images:g}"
+        allowed = IMAGES * images // 1
         yield Row(name, what, f"{apart:g}", f"{allowed:g}", bool(apart <= allowed))
 
 
@@ -222,7 +234,8 @@ def _apart(a, b):
 
 def identical(ours, theirs):
     """A row: two runs of one layout, equal to the last bit except for times."""
-    mine, others = ours.outcome(), theirs.outcome()
+    mine = ours.outcome()
+    others = theirs.outcome()
     count = len(jax.tree.leaves(mine.arrays))
     differ = "the same" if mine == others else "NOT the same"
     outcome = f"{differ}: {count} arrays, {len(mine.lines)} lines"
@@ -245,7 +258,8 @@ class HostRuns:
 
     def __init__(self, folder, platform, devices):
         self.folder = pathlib.Path(folder).resolve()
-        self._platform, self._devices = platform, devices
+        self._platform = platform
+        self._devices = devices
         self._runs = []
 
     def __enter__(self):
@@ -299,7 +313,9 @@ class HostRun(tiny_runs.TinyRun):
 
     def __init__(self, stage, name, words):
         super().__init__(stage.folder / name, stage.folder / "cache", {})
-        self.name, self._stage, self._words = name, stage, words
+        self.name = name
+        self._stage = stage
+        self._words = words
         self.processes = []
 
     def start(self, processes, *words):
@@ -307,10 +323,10 @@ class HostRun(tiny_runs.TinyRun):
         self._left = self._inodes()
         words = ["train", f"--workdir={self.workdir}", *words]
         environments = self._stage.environments(processes)
-        self.processes = [
-            self._started(words, variables, f".{number}" * (number > 0))
-            for number, variables in enumerate(environments)
-        ]
+        self.processes = []
+        for number, variables in enumerate(environments):
+            suffix = f".{number}" if number > 0 else ""
+            self.processes.append(self._started(words, variables, suffix))
         self.process = self.processes[0]
         return self
 

@@ -15,17 +15,24 @@ def get_config(name):
     trained with masks and a teacher; "dense", the weights that both start from.
     """
     config = quickstart.get_config()  # digits, and the conv stem with its batch norm
-    config.model.depth, config.model.embed_dim, config.model.num_heads = 2, 32, 2
+    config.model.depth = 2
+    config.model.embed_dim = 32
+    config.model.num_heads = 2
     config.model.drop_path_rate = 0.2
-    config.mixup, config.cutmix = 0.8, 1.0
+    config.mixup = 0.8
+    config.cutmix = 1.0
     config.data.repeats = 3
-    config.epochs, config.warmup_epochs = 3, 1.0
-    config.batch_size, config.grad_accum_steps = 128, 2
+    config.epochs = 3
+    config.warmup_epochs = 1.0
+    config.batch_size = 128
+    config.grad_accum_steps = 2
     config.lr = 4e-3
     config.eval_batch_size = 120  # of 359 images: the last batch is padded
     config.eval_every_epochs = 1
-    config.checkpoint_every_steps, config.log_every_steps = 5, 1
-    config.pictures, config.progress = 4, False
+    config.checkpoint_every_steps = 5
+    config.log_every_steps = 1
+    config.pictures = 4
+    config.progress = False
     return _METHODS[name](config)
 
 
@@ -35,7 +42,9 @@ def _dense(config):
     config.model.drop_path_rate = config.mixup = config.cutmix = 0.0
     config.data.repeats = config.grad_accum_steps = 1
     config.epochs = config.eval_every_epochs = 12
-    config.lr, config.ema_decay, config.pictures = 2e-2, 0.9, 0
+    config.lr = 2e-2
+    config.ema_decay = 0.9
+    config.pictures = 0
     return config
 
 
@@ -49,7 +58,8 @@ def _evit(config):
 
 def _imagepiece_dynamicvit(config):
     config.reduction = deit_s_imagepiece_dynamicvit.get_config().reduction
-    config.reduction.merge_blocks, config.reduction.prune_blocks = (0,), (1,)
+    config.reduction.merge_blocks = (0,)
+    config.reduction.prune_blocks = (1,)
     config.reduction.frozen_epochs = 1.0
     config.init.fresh = ("reducer",)
     return config

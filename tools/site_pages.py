@@ -48,7 +48,9 @@ def linked(text: str, source: pathlib.Path, repository: str | None) -> str:
     sites = places()
 
     def link(match: re.Match) -> str:
-        label, path, anchor = match[1], match[2], match[3] or ""
+        label = match[1]
+        path = match[2]
+        anchor = match[3] or ""
         target = (source.parent / path).resolve()
         if target in sites:
             path = os.path.relpath(sites[target], sites[source].parent)

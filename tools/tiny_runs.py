@@ -23,7 +23,8 @@ from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS, EPOCH = 60, 12
+STEPS = 60
+EPOCH = 12
 FIELDS = {
     "model.depth": 2,
     "model.embed_dim": 16,
@@ -70,7 +71,8 @@ class TinyRuns:
     """
 
     def __init__(self, folder, **fields):
-        self.folder, self._fields = pathlib.Path(folder), fields
+        self.folder = pathlib.Path(folder)
+        self._fields = fields
         self.undisturbed = self.run("undisturbed")
         self.undisturbed.finish()
         self.expected = self.undisturbed.outcome()
@@ -83,8 +85,11 @@ class TinyRun:
     """One run in its folder: started, waited for, ended, and resumed."""
 
     def __init__(self, workdir, cache, fields):
-        self.workdir, self._cache, self._fields = workdir, cache, fields
-        self.process, self._left = None, set()
+        self.workdir = workdir
+        self._cache = cache
+        self._fields = fields
+        self.process = None
+        self._left = set()
 
     def start(self, devices=None):
         """Start or resume. `devices`: on so many CPU devices instead of the default.
@@ -161,7 +166,9 @@ class TinyRun:
 
     def _inodes(self, *patterns):
         patterns = patterns or ("metrics.jsonl", f"checkpoints/*/{UNFINISHED}")
-        paths = [path for pattern in patterns for path in self.workdir.glob(pattern)]
+        paths = []
+        for pattern in patterns:
+            paths += self.workdir.glob(pattern)
         inodes = set()
         for path in paths:
             with contextlib.suppress(FileNotFoundError):  # renamed meanwhile

@@ -47,9 +47,12 @@ def prepare(names):
         try:
             importlib.import_module(library)
         except ImportError as error:
-            problem = f"needs {library}, which cannot be imported ({error})"
             hint = extras.command("torch")
-            raise InputError(problem, field="--against", hint=hint) from error
+            raise InputError(
+                f"needs {library}, which cannot be imported ({error})",
+                field="--against",
+                hint=hint,
+            ) from error
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -59,7 +62,8 @@ def workloads(names, cases):
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     sizes = {_size(case): case for case in reversed(cases)}
-    found, mode = {}, cases[0].mode
+    found = {}
+    mode = cases[0].mode
     for size, case in reversed(sizes.items()):
         model = case.config.model.name
         for variant in VARIANTS:
@@ -75,7 +79,8 @@ def workloads(names, cases):
 
 def _size(case):
     """The arguments of timm's constructor, which identify a model's size."""
-    model, config = case.model, case.config
+    model = case.model
+    config = case.config
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
     size = {field: getattr(model, field) for field in fields}
     return *size.items(), ("img_size", config.image_size), ("depth", len(model.plan))
@@ -90,7 +95,8 @@ def _model(size, **options):
 def _infer(size, case, variant, r=0):
     import torch
 
-    where, dtype = _place(), getattr(torch, case.config.model.dtype)
+    where = _place()
+    dtype = getattr(torch, case.config.model.dtype)
     vit = _model(size).eval().to(where, dtype)
 
     def forward(images):
@@ -112,7 +118,8 @@ def _infer(size, case, variant, r=0):
 def _train(size, case, variant):
     import torch
 
-    config, where = case.config, _place()
+    config = case.config
+    where = _place()
     rate = config.model.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, config.model.dtype)
@@ -145,9 +152,11 @@ def _place():
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
-        problem = "needs PyTorch with CUDA here, but the installed one finds no GPU"
-        hint = "install it with CUDA, or choose --device cpu"
-        raise InputError(problem, field="--against", hint=hint)
+        raise InputError(
+            "needs PyTorch with CUDA here, but the installed one finds no GPU",
+            field="--against",
+            hint="install it with CUDA, or choose --device cpu",
+        )
     return where
 
 
@@ -198,7 +207,8 @@ def _workload(case, call, macs, variant, where):
         "compile_s": compile_s,
         "peak_memory": peak,
     }
-    images, ahead = case.batch_size, 0 if where == "cpu" else timer.AHEAD
+    images = case.batch_size
+    ahead = 0 if where == "cpu" else timer.AHEAD
     return Workload(timer.TimedCall(call, _wait, ahead), images, images * macs, facts)
 
 
@@ -259,18 +269,21 @@ def merge(x, size, metric, merges):
     similarity[:, 0] = -torch.inf
     best, partner = similarity.max(dim=-1)
     order = best.argsort(dim=-1, descending=True)
-    absorbed, staying = order[:, :merges, None], order[:, merges:, None]
+    absorbed = order[:, :merges, None]
+    staying = order[:, merges:, None]
     staying = staying.sort(dim=1).values
     joined = partner[..., None].gather(1, absorbed)
 
     def summed(values):
-        even, odd = values[:, ::2], values[:, 1::2]
+        even = values[:, ::2]
+        odd = values[:, 1::2]
         width = values.shape[-1]
         gone = even.gather(1, absorbed.expand(-1, -1, width))
         odd = odd.scatter_add(1, joined.expand(-1, -1, width), gone)
         return torch.cat([even.gather(1, staying.expand(-1, -1, width)), odd], dim=1)
 
-    total, size = summed(x * size), summed(size)
+    total = summed(x * size)
+    size = summed(size)
     return total / size, size
 
 

@@ -22,8 +22,11 @@ FETCH = "fetch this file again"
 def check_installed():
     """Raises InputError where pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
-        problem = "has parquet files, which need pyarrow"
-        raise InputError(problem, field="--source", hint="pip install pyarrow")
+        raise InputError(
+            "has parquet files, which need pyarrow",
+            field="--source",
+            hint="pip install pyarrow",
+        )
 
 
 def count(path):
@@ -123,9 +126,12 @@ def _row(path, number, row):
         name = image.get("path")
         image = image["bytes"]
     if image is None:
-        problem, field = "has no bytes", f"image of row {number:,}"
-        hint = "images must be in the file, as push_to_hub of `datasets` puts them"
-        raise InputError(problem, field=field, place=path, hint=hint)
+        raise InputError(
+            "has no bytes",
+            field=f"image of row {number:,}",
+            place=path,
+            hint="images must be in the file, as push_to_hub of `datasets` puts them",
+        )
     if label is None:
         raise InputError("is empty", field=f"label of row {number:,}", place=path)
     return image, name, label
@@ -150,7 +156,8 @@ def _image_columns(path, file):
 
     schema = file.schema_arrow
     kinds = {field.name: field.type for field in schema}
-    image, label = kinds.get("image"), kinds.get("label")
+    image = kinds.get("image")
+    label = kinds.get("label")
     columns = ["image"]
     if image is not None and types.is_struct(image):
         fields = {field.name: field.type for field in image}
@@ -161,8 +168,11 @@ def _image_columns(path, file):
     )
     if not binary or label is None or not pyarrow.types.is_integer(label):
         found = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        problem = f"has the columns {found}"
-        raise InputError(problem, place=path, allowed=f"{COLUMNS}, a whole number")
+        raise InputError(
+            f"has the columns {found}",
+            place=path,
+            allowed=f"{COLUMNS}, a whole number",
+        )
     return columns
 
 

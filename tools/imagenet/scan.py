@@ -169,7 +169,8 @@ def _check_absent(split, source, unknown, partial):
 
 def _refused(source, problem, allowed="", hint=""):
     """The InputError about --source."""
-    problem, field = f"{source} {problem}", "--source"
+    problem = f"{source} {problem}"
+    field = "--source"
     return InputError(problem, field=field, value=source, allowed=allowed, hint=hint)
 
 
@@ -240,7 +241,9 @@ def _unpacking(files, room):
 
 def _check_room(jobs, room):
     """InputError where there is no space for unpacked images and the set."""
-    images, size, missing = 0, 0, 0
+    images = 0
+    size = 0
+    missing = 0
     for path, _, target in jobs:
         of_file, of_images = parquet.count(path)
         images += of_file
@@ -255,9 +258,12 @@ def check_space(folder, needed):
     """Raises InputError where fewer than `needed` bytes are free in a folder."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        problem = f"has {tqdm.format_sizeof(free, 'B')} of free space"
-        allowed = f"{tqdm.format_sizeof(needed, 'B')} for the rest"
-        raise InputError(problem, place=folder, value=free, allowed=allowed)
+        raise InputError(
+            f"has {tqdm.format_sizeof(free, 'B')} of free space",
+            place=folder,
+            value=free,
+            allowed=f"{tqdm.format_sizeof(needed, 'B')} for the rest",
+        )
 
 
 def _shard(path, split, target):
@@ -299,13 +305,21 @@ def _check_class_names(path, names):
         return
     allowed = "ImageNet-1k's, in the order of their WordNet IDs"
     if len(names) != NUM_CLASSES:
-        problem = f"has {len(names):,} classes"
-        raise InputError(problem, place=path, value=len(names), allowed=allowed)
+        raise InputError(
+            f"has {len(names):,} classes",
+            place=path,
+            value=len(names),
+            allowed=allowed,
+        )
     if other := other_class(imagenet_lemmas(), names):
         label, own, found = other
-        problem = f"is {found!r}, which is another class than {own!r}"
-        field = f"label {label}"
-        raise InputError(problem, field=field, place=path, value=found, allowed=allowed)
+        raise InputError(
+            f"is {found!r}, which is another class than {own!r}",
+            field=f"label {label}",
+            place=path,
+            value=found,
+            allowed=allowed,
+        )
 
 
 def _checked_name(path, split, of, label, given, otherwise):
@@ -319,17 +333,27 @@ def _checked_name(path, split, of, label, given, otherwise):
     """
     classes = class_names()
     if not 0 <= label < len(classes):
-        problem, allowed = f"has label {label}", f"0..{len(classes) - 1}"
-        raise InputError(problem, field=of, place=path, value=label, allowed=allowed)
+        raise InputError(
+            f"has label {label}",
+            field=of,
+            place=path,
+            value=label,
+            allowed=f"0..{len(classes) - 1}",
+        )
     match = OFFICIAL.fullmatch(os.path.basename(given or ""))
     if not match:
         return otherwise
-    stem, wnid, number = match[1], match[2], match[3]
+    stem = match[1]
+    wnid = match[2]
+    number = match[3]
     name = f"{stem}.JPEG"
     if number and split == "train":
-        allowed = "training images"
         raise InputError(
-            f"is {name}", field=of, place=path, value=name, allowed=allowed
+            f"is {name}",
+            field=of,
+            place=path,
+            value=name,
+            allowed="training images",
         )
     if number:
         own = _numbered(path)(name)
@@ -338,9 +362,13 @@ def _checked_name(path, split, of, label, given, otherwise):
     else:
         raise _other(path, name, "classes of ImageNet-1k, such as n01440764")
     if own != label:
-        problem = f"is {name} and has label {label}, {classes[label]}"
-        allowed = f"{own}, {classes[own]}"
-        raise InputError(problem, field=of, place=path, value=label, allowed=allowed)
+        raise InputError(
+            f"is {name} and has label {label}, {classes[label]}",
+            field=of,
+            place=path,
+            value=label,
+            allowed=f"{own}, {classes[own]}",
+        )
     return name
 
 
@@ -357,10 +385,14 @@ def _tfrecord(path):
             except ValueError:
                 label = -1
             if not 0 <= label < NUM_CLASSES:
-                problem = f"has a record of something else at byte {start:,}"
-                allowed = f"{NAME} of TFDS: image, file_name and a label of "
-                allowed += f"0..{NUM_CLASSES - 1}"
-                raise InputError(problem, place=path, allowed=allowed)
+                raise InputError(
+                    f"has a record of something else at byte {start:,}",
+                    place=path,
+                    allowed=(
+                        f"{NAME} of TFDS: image, file_name and a label of "
+                        f"0..{NUM_CLASSES - 1}"
+                    ),
+                )
             place = start + data.find(image)
             entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
@@ -371,11 +403,14 @@ def _tfrecord(path):
 def _check_complete(split, path, entries, partial):
     if not entries:
         raise InputError("has no image of ImageNet", place=path)
-    complete, classes = SPLITS[split][2], len({entry.label for entry in entries})
+    complete = SPLITS[split][2]
+    classes = len({entry.label for entry in entries})
     if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
-        problem = f"has {len(entries):,} images of {classes:,} classes"
-        allowed = f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial"
-        raise InputError(problem, place=path, allowed=allowed)
+        raise InputError(
+            f"has {len(entries):,} images of {classes:,} classes",
+            place=path,
+            allowed=f"{complete:,} of {NUM_CLASSES:,}, or fewer with --partial",
+        )
 
 
 def _other(place, name, allowed, hint=""):
@@ -396,7 +431,8 @@ def _train_tar(path):
                 for image in _members(inner):
                     name = os.path.basename(image.name)
                     if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
-                        place, allowed = f"{path}, {member.name}", f"{wnid}_1.JPEG"
+                        place = f"{path}, {member.name}"
+                        allowed = f"{wnid}_1.JPEG"
                         raise _other(place, image.name, f"images named as {allowed}")
                     start = member.offset_data + image.offset_data
                     yield Entry(name, labels[wnid], path, start, image.size)
@@ -439,7 +475,8 @@ def _train_folder(path):
 
 def _val_folder(path):
     """Folders of images as for training, or images whose labels follow from numbers."""
-    label_of, loose = _numbered(path), _images(path)
+    label_of = _numbered(path)
+    loose = _images(path)
     if not loose:
         yield from _train_folder(path)
     for image in loose:

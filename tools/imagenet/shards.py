@@ -33,7 +33,7 @@ def find_shards(source, patterns, partial):
     for split, pattern in patterns.items():
         if pattern:
             splits[split] = _matching(source, split, pattern)
-    claimed = {path for paths in splits.values() for path in paths}
+    claimed = set().union(*splits.values())
     unknown = []
     for path in sorted([*glob.glob(f"{root}/*"), *glob.glob(f"{root}/*/*")]):
         name = os.path.basename(path)
@@ -64,13 +64,20 @@ def holds_shards(folder):
 def _matching(source, split, pattern):
     found = glob.glob(os.path.join(glob.escape(source), pattern), recursive=True)
     if not found:
-        problem = f"{pattern} matches no file in {source}"
-        raise InputError(problem, field=f"--{split}_files", value=pattern)
+        raise InputError(
+            f"{pattern} matches no file in {source}",
+            field=f"--{split}_files",
+            value=pattern,
+        )
     for path in found:
         if not path.endswith(SUFFIXES):
-            problem, allowed = f"{pattern} matches {path}", " or ".join(SUFFIXES)
-            field = f"--{split}_files"
-            raise InputError(problem, field=field, value=pattern, allowed=allowed)
+            allowed = " or ".join(SUFFIXES)
+            raise InputError(
+                f"{pattern} matches {path}",
+                field=f"--{split}_files",
+                value=pattern,
+                allowed=allowed,
+            )
     return sorted(found)
 
 
@@ -92,9 +99,11 @@ def _check_one_form(split, paths):
         other = names.setdefault(name, path)
         if other != path or not path.endswith(os.path.splitext(first)[1]):
             other = first if other == path else other
-            problem = f"has {split} twice, in {other} and {path}"
-            hint = f"choose by --{split}_files, a pattern of names"
-            raise InputError(problem, place=os.path.dirname(first), hint=hint)
+            raise InputError(
+                f"has {split} twice, in {other} and {path}",
+                place=os.path.dirname(first),
+                hint=f"choose by --{split}_files, a pattern of names",
+            )
 
 
 def _check_numbers(split, paths):
@@ -107,9 +116,10 @@ def _check_numbers(split, paths):
     for count, numbers in found.items():
         missing = set(range(count)) - numbers
         if missing:
-            problem = f"has {len(numbers)} of the {count} files of {split}, but not "
-            problem += f"number {min(missing):05d}"
             place = os.path.dirname(paths[0])
             raise InputError(
-                problem, place=place, allowed="all, or some with --partial"
+                f"has {len(numbers)} of the {count} files of {split}, but not "
+                f"number {min(missing):05d}",
+                place=place,
+                allowed="all, or some with --partial",
             )

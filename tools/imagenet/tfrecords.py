@@ -36,7 +36,9 @@ def find_tfrecords(source, name):
             parent, file = os.path.split(path)
             match = re.fullmatch(rf"{name}-(\w+)\.tfrecord-(\d+)-of-(\d+)", file)
             if match:
-                split, number, count = match[1], int(match[2]), int(match[3])
+                split = match[1]
+                number = int(match[2])
+                count = int(match[3])
                 files = sets.setdefault((os.path.normpath(parent), count, split), {})
                 files[number] = os.path.normpath(path)
         if sets:
@@ -45,8 +47,11 @@ def find_tfrecords(source, name):
     for (parent, count, split), files in sets.items():
         if split in splits:
             other = os.path.dirname(splits[split][0])
-            problem = f"has {name} twice, in {other} and {parent}"
-            raise InputError(problem, place=source, allowed="the folder of one")
+            raise InputError(
+                f"has {name} twice, in {other} and {parent}",
+                place=source,
+                allowed="the folder of one",
+            )
         missing = set(range(count)) - set(files)
         if missing:
             problem = f"has {len(files)} of the {count} TFRECORD files of {split}, but "
@@ -78,7 +83,8 @@ def read_tfrecords(path):
             head = file.read(12)
             if len(head) < 12:
                 raise _damaged(path, begin, "the file ends in the middle of it")
-            (length,), (check,) = struct.unpack("<Q", head[:8]), _uint32(head[8:])
+            (length,) = struct.unpack("<Q", head[:8])
+            (check,) = _uint32(head[8:])
             if _masked_crc(head[:8]) != check:  # a length that is wrong may be any
                 raise _damaged(path, begin, "the checksum of its length is wrong")
             if begin + 12 + length + 4 > size:

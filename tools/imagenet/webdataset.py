@@ -39,12 +39,17 @@ def read_samples(path):
         with tarfile.open(path, "r:") as tar:
             samples = _files_by_key(path, tar)
     except tarfile.TarError as error:
-        problem = f"is not a complete tar file ({error})"
-        hint = f"{FETCH}, or unpack it where it is compressed"
-        raise InputError(problem, place=path, hint=hint) from error
+        raise InputError(
+            f"is not a complete tar file ({error})",
+            place=path,
+            hint=f"{FETCH}, or unpack it where it is compressed",
+        ) from error
     if not samples:
-        allowed = f"samples of an image ({EXTENSIONS}) and its label (.cls or .json)"
-        raise InputError("has no sample", place=path, allowed=allowed)
+        raise InputError(
+            "has no sample",
+            place=path,
+            allowed=f"samples of an image ({EXTENSIONS}) and its label (.cls or .json)",
+        )
     return [_sample(path, key, files) for key, files in samples.items()]
 
 

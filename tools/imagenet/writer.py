@@ -54,8 +54,12 @@ def existing(data_dir):
     if not target.data_path.exists():
         return None
     if not target.info.splits:
-        place, hint = target.data_path, "choose another --dir, or remove it"
-        raise InputError("has no data set", place=place, hint=hint)
+        place = target.data_path
+        raise InputError(
+            "has no data set",
+            place=place,
+            hint="choose another --dir, or remove it",
+        )
     splits = {
         name: (split.num_examples, split.num_shards, split.num_bytes)
         for name, split in target.info.splits.items()
@@ -105,7 +109,8 @@ def _builder(data_dir):
 
 def refused(data_dir, problem, allowed="", hint=""):
     """The InputError about --dir."""
-    value, problem = str(data_dir), f"{data_dir} {problem}"
+    value = str(data_dir)
+    problem = f"{data_dir} {problem}"
     return InputError(problem, field="--dir", value=value, allowed=allowed, hint=hint)
 
 
@@ -144,7 +149,9 @@ def write(
         split: plan(split, entries, files and files[split])
         for split, entries in images.items()
     }
-    contents = {name: rows for files in plans.values() for name, rows in files.items()}
+    contents = {}
+    for files in plans.values():
+        contents |= files
     make_folder(work)
     with open_locked("--dir", work.with_name(".lock"), "w", encoding="utf-8"):
         _check_settings(work, short_side, _fingerprint(contents))
@@ -154,7 +161,8 @@ def write(
         (work / REPORTS).mkdir(exist_ok=True)
         jobs = [(work, name, entries, short_side) for name, entries in missing.items()]
         advance(sum(len(contents[name]) for name in reports), before=True)
-        damaged, total = {}, sum(map(len, contents.values()))
+        damaged = {}
+        total = sum(map(len, contents.values()))
         for name, report in run_jobs(_write_file, jobs, workers):
             reports[name] = report
             for image, reason in report["damaged"]:
@@ -182,9 +190,11 @@ def plan(split, entries, number=None):
     ordered = sorted(entries, key=functools.partial(_digest, split))
     for first, second in itertools.pairwise(ordered):
         if first.name == second.name:
-            problem = f"is in {first.file} and again in {second.file}"
-            allowed = f"an own name for each image of {split}"
-            raise InputError(problem, field=first.name, allowed=allowed)
+            raise InputError(
+                f"is in {first.file} and again in {second.file}",
+                field=first.name,
+                allowed=f"an own name for each image of {split}",
+            )
     if number is None:
         size = sum(entry.size for entry in entries)
         number = shard_utils.ShardConfig().get_number_shards(size, len(entries))
@@ -221,7 +231,8 @@ def _fingerprint(contents):
 
 def _check_settings(work, short_side, fingerprint):
     """An unfinished set must have been begun with the options that are given now."""
-    path, now = work / SETTINGS, {"short_side": short_side, "images": fingerprint}
+    path = work / SETTINGS
+    now = {"short_side": short_side, "images": fingerprint}
     begun = json.loads(path.read_text("utf-8")) if path.exists() else now
     if begun["short_side"] != short_side:
         kind = f"with --short_side {begun['short_side']}"
@@ -230,8 +241,11 @@ def _check_settings(work, short_side, fingerprint):
     else:
         replace_file(path, json.dumps(now))
         return
-    hint = "give the options it was begun with to resume, or remove the folder"
-    raise InputError(f"has an unfinished set {kind}", place=work, hint=hint)
+    raise InputError(
+        f"has an unfinished set {kind}",
+        place=work,
+        hint="give the options it was begun with to resume, or remove the folder",
+    )
 
 
 def _check_space(work, missing, short_side):
@@ -267,7 +281,9 @@ def _write_file(work, name, entries, short_side):
     and which are damaged, as pairs of name and reason. RunError where a file cannot be
     read or written.
     """
-    stored, damaged, reencoded = {}, {}, 0
+    stored = {}
+    damaged = {}
+    reencoded = 0
     for position, data in _in_order_of_place(entries):
         entry = entries[position]
         try:
@@ -373,14 +389,19 @@ def _finish(target, work, plans, reports, short_side):
         splits.append(tfds.core.SplitInfo(split, lengths, size))
     target.info.set_splits(tfds.core.splits.SplitDict(splits))
     target.info.write_to_directory(work)
-    parts = [reports[name] for files in plans.values() for name in files]
+    parts = []
+    left_out = []
+    for files in plans.values():
+        for name in files:
+            parts.append(reports[name])
+            left_out += [damaged for damaged, _ in reports[name]["damaged"]]
     classes = {split: _count_classes(files, reports) for split, files in plans.items()}
     content = {
         "classes": classes,
         "short_side": short_side,
         "quality": QUALITY if short_side else None,
         "reencoded": sum(part["reencoded"] for part in parts),
-        "left_out": [name for part in parts for name, _ in part["damaged"]],
+        "left_out": left_out,
     }
     tfds.core.MetadataDict(content).save_metadata(work)
     clear(work.rename(target.data_path))
