@@ -7,26 +7,35 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Files and folders that hold all rules. A room joins once it does, and stays.
-HELD = (
-    "configs",
-    "experiments",
-    "imagepiece_jax/benchmark",
-    "imagepiece_jax/common",
-    "imagepiece_jax/inference",
-    "imagepiece_jax/visualize",
+ROOMS = ("configs", "experiments", "imagepiece_jax", "tests", "tools")
+# Files and folders that do not hold the rules yet. One that does leaves, for good.
+NOT_YET = (
+    "imagepiece_jax/cli.py",
+    "imagepiece_jax/commands",
+    "imagepiece_jax/config",
+    "imagepiece_jax/evaluate",
+    "imagepiece_jax/models/config.py",
+    "imagepiece_jax/models/pretrained.py",
+    "imagepiece_jax/pretrained",
+    "imagepiece_jax/training",
+    "tests",
 )
 COMPREHENSIONS = (ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
 TRUTHS = ("bool", "isdir", "isfile", "exists", "is_dir", "is_file", "any", "all")
 
 
 def files():
-    """All Python files of the rooms in HELD, by their paths."""
+    """The Python files that are held to the rules."""
     found = []
-    for name in HELD:
-        path = ROOT / name
-        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            if not is_in(path, NOT_YET):
+                found.append(path)
     return found
+
+
+def is_in(path, places):
+    return any(path.is_relative_to(ROOT / place) for place in places)
 
 
 def names(node):
@@ -119,9 +128,9 @@ def test_lines_are_calm(rule):
     assert broken == []
 
 
-def test_rooms_exist():
-    """A room that has moved would be held to nothing."""
-    assert [name for name in HELD if not (ROOT / name).exists()] == []
+def test_places_exist():
+    """One that has moved would be held to the rules without a word."""
+    assert [place for place in NOT_YET if not (ROOT / place).exists()] == []
 
 
 BROKEN = {
