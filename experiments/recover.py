@@ -15,14 +15,11 @@ recovered models, too, as `load` takes them.
 """
 
 import dataclasses
-import fnmatch
 import functools
-import importlib.metadata
-import json
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -31,13 +28,12 @@ from flax import traverse_util
 from scipy import special, stats
 
 import imagepiece_jax
+from experiments import study
 from experiments.imagenette import Imagenette
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.common.files import (
     check_folder,
-    git_revision,
     make_folder,
     read_json,
     replace_file,
@@ -45,15 +41,13 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.data.loader import EvalBatches, TrainBatches
+from imagepiece_jax.data.loader import TrainBatches
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset, evenly_spaced
 from imagepiece_jax.data.transforms import TrainTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
 from imagepiece_jax.training import recover, recovery_step
@@ -193,22 +187,6 @@ def cells() -> Iterator[Cell]:
         yield Cell(student, CHOSEN)
 
 
-def selected(only: Iterable[str] | None) -> list[Cell]:
-    """The cells whose names fit one of some patterns. Raises InputError for others."""
-    every = list(cells())
-    if not only:
-        return every
-    found = []
-    for pattern in only:
-        fitting = [cell for cell in every if fnmatch.fnmatchcase(cell.name, pattern)]
-        if not fitting:
-            hint = "--list prints them"
-            allowed = "names of runs, and patterns of them"
-            raise InputError(field="--only", value=pattern, allowed=allowed, hint=hint)
-        found += fitting
-    return [cell for cell in every if cell in found]
-
-
 # A run
 
 
@@ -262,20 +240,16 @@ class Study:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The results of a cell, as its file has them."""
-        began = time.monotonic()
         named = OFF if cell.way == OFF else self.way(cell)
         way = self.ways.get(named)
         vit = self.student(cell.student)
         fit = fit_of(vit, self.teacher, way, cell.seed, self.batch_size)
         result = {
-            "name": cell.name,
             "settings": self.settings(cell),
             "way": named,
             "recipe": way and way._asdict(),
             "reduction": dict(vit.reduction),
             "seed": cell.seed,
-            "versions": versions(),
-            **self.digests,
             "gmacs": vit.gmacs,
         }
         rows = slice(None)
@@ -288,7 +262,7 @@ class Study:
         result["judged"] = self.judge(fit, rows)
         if cell.imagenette:
             result["imagenette"] = self.judge_imagenette(fit)
-        return result | {"seconds": round(time.monotonic() - began, 1)}
+        return result
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What a cell is, as JSON."""
@@ -351,9 +325,8 @@ class Study:
             fit.hold([batch])
             found = fit.measure()
             divergences += rounded(found)
-            rights.append(found["class"] == labels(batch))
-        right = encode_bits(np.concatenate(rights))
-        return {"images": len(own), "kl": divergences, "right": right}
+            rights.append(found["class"] == study.labels([batch]))
+        return {"kl": divergences, **study.stored_right(np.concatenate(rights))}
 
     def judge_imagenette(self, fit) -> dict[str, Any]:
         """Right answers among 1,000 classes, of all of imagenette.
@@ -368,8 +341,8 @@ class Study:
             if not fit.held:
                 fit.hold([batch])
             fit.held = [(batch, fit.held[0][1])]
-            rights.append(fit.measure()["class"] == labels(batch))
-        return {"images": len(images), "right": encode_bits(np.concatenate(rights))}
+            rights.append(fit.measure()["class"] == study.labels([batch]))
+        return study.stored_right(np.concatenate(rights))
 
     def needed_imagenette(self):
         if self.imagenette is None:
@@ -378,34 +351,11 @@ class Study:
         return self.imagenette
 
     def batches(self, images, preprocessing):
-        """Batches of an evaluation. Raises InputError for an unreadable image."""
-        options = {"batch_size": self.batch_size, "placement": parallel.placement()}
-        yield from EvalBatches(images, preprocessing, **options).batches(threads=2)
-        if images.unreadable:
-            problem = f"are {len(images)}, of which some cannot be read"
-            raise InputError(problem, field="the images", hint="fetch them again")
+        return study.batches(images, preprocessing, self.batch_size)
 
     def write(self, cell: Cell):
         """Run a cell and write its file, unless it is there."""
-        path = self.out / f"{cell.name}.json"
-        if path.exists():
-            found = read_json(path)
-            if {k: found[k] for k in self.digests} != self.digests:
-                problem = "is of other weights or images"
-                hint = "give another --out"
-                raise InputError(problem, place=path, hint=hint)
-            return
-        print(f"{cell.name} ..", flush=True)
-        result = self.run(cell)
-        write_compact(path, result)
-        mean = np.mean(result["judged"]["kl"])
-        print(f"{cell.name}: KL {mean:.4f}, {result['seconds']:.0f} s", flush=True)
-
-
-def write_compact(path, value):
-    """A JSON object in one file, whole or not at all: a line a field."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value[key])}" for key in value]
-    replace_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+        study.run([cell], self.out, self.digests, self.run)
 
 
 def fold_rows(fold: str) -> tuple[slice, slice]:
@@ -519,20 +469,9 @@ def enlarged(size):
     return Preprocessing(size, crop=DEIT_CROP)
 
 
-def labels(batch) -> np.ndarray:
-    """Labels of the images of a batch, without padding."""
-    return batch["label"].ravel()[batch["mask"].ravel() > 0]
-
-
 def rounded(found) -> list[float]:
     """The measure of every image."""
     return [round(float(value), DIGITS) for value in found["measure"]]
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries, the processors and the code."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return found | {"device": device.name(), "commit": git_revision()}
 
 
 # Results, the choice and the tests
@@ -585,16 +524,12 @@ class Results:
         run = self.runs.get(cell.name)
         if run is None or "imagenette" not in run:
             return None
-        return unpacked(run["imagenette"])
+        return study.unpacked_right(run["imagenette"])
 
 
 def judged(found: Mapping[str, Any]) -> Judged:
     """What a run's file has of photographs, as arrays."""
-    return Judged(np.array(found["kl"]), unpacked(found))
-
-
-def unpacked(found: Mapping[str, Any]) -> np.ndarray:
-    return decode_bits(found["right"], found["images"])
+    return Judged(*study.unpacked(found))
 
 
 def candidates() -> list[Cell]:
@@ -889,9 +824,9 @@ SECONDS = 1.0
 WARMUP = 5
 
 
-def measure_times(study: Study, repeats=REPEATS, seconds=SECONDS) -> dict[str, Any]:
+def measure_times(whole: Study, repeats=REPEATS, seconds=SECONDS) -> dict[str, Any]:
     """Seconds of a batch by OpenVINO of every student, in turns, with spread."""
-    jobs = {name: openvino_job(study.student(name)) for name in study.students}
+    jobs = {name: openvino_job(whole.student(name)) for name in whole.students}
     rules = timer.Rules(warmup=WARMUP, repeats=repeats, seconds=seconds)
     readings = timer.measure(jobs, rules, rest=lambda: time.sleep(0.1))
     models = {}
@@ -900,7 +835,7 @@ def measure_times(study: Study, repeats=REPEATS, seconds=SECONDS) -> dict[str, A
         models[name] = {"seconds": timer.spread(own), "ratio": timer.spread(ratios)}
     import openvino
 
-    found = versions() | {"openvino": openvino.__version__}
+    found = study.versions() | {"openvino": openvino.__version__}
     return {
         "batch_size": BATCH,
         "repeats": repeats,
@@ -924,11 +859,9 @@ def openvino_job(vit):
 
 def main():
     folder = pathlib.Path(OUT.value)
-    chosen = selected(ONLY.value)
+    chosen = study.selected(cells(), ONLY.value)
     if LIST.value:
-        for cell in chosen:
-            done = pathlib.Path(folder, f"{cell.name}.json").exists()
-            print(f"{cell.name:32}{'done' if done else ''}".rstrip())
+        study.print_list(chosen, folder)
         return
     if TABLES.value:
         path = folder.parent / "README.md"
@@ -938,25 +871,23 @@ def main():
     cli.required(WEIGHTS)
     check_folder("--out", folder)
     if TIME.value:
-        study = Study(
+        whole = Study(
             weights=WEIGHTS.value, photographs=None, imagenette=None, out=folder
         )
-        found = measure_times(study)
+        found = measure_times(whole)
         make_folder("--out", folder)
         write_json(folder / "times.json", found)
         return
     photographs = open_source(cli.required(DATA), "val", num_classes=1000)
     imagenette = Imagenette(IMAGENETTE.value) if IMAGENETTE.value else None
-    make_folder("--out", folder)
-    study = Study(
+    whole = Study(
         weights=WEIGHTS.value,
         photographs=photographs,
         imagenette=imagenette,
         out=folder,
         keep=pathlib.Path(KEEP.value) if KEEP.value else None,
     )
-    for cell in chosen:
-        study.write(cell)
+    study.run(chosen, folder, whole.digests, whole.run)
 
 
 if __name__ == "__main__":

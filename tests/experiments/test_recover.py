@@ -21,6 +21,7 @@ from PIL import Image
 import imagepiece_jax
 from experiments import recover
 from experiments.recover import CHOSEN, Cell, Student, Way
+from experiments.study import selected
 from imagepiece_jax.common import timer
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.data.source import Subset
@@ -229,8 +230,8 @@ def test_lora_folds_into_the_kernels(study):
 KILLED = """
 import os, pathlib, signal, sys
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-from experiments import recover
-recover.write_compact(pathlib.Path(sys.argv[1], "run.json"), {"name": "run"})
+from experiments import study
+study.write(pathlib.Path(sys.argv[1], "run.json"), {"name": "run"})
 """
 
 
@@ -432,13 +433,13 @@ def test_a_run_with_another_recipe_is_refused(tmp_path):
 
 
 def test_names_choose_runs():
-    found = recover.selected(["small-*.off", "three-0.5.kl.A0"])
+    found = selected(recover.cells(), ["small-*.off", "three-0.5.kl.A0"])
     assert [cell.name for cell in found] == [
         *(f"small-{side}.off" for side in (208, 192, 176, 160)),
         "three-0.5.kl.A0",
     ]
     with pytest.raises(InputError, match="--only"):
-        recover.selected(["small"])
+        selected(recover.cells(), ["small"])
 
 
 def test_times_are_measured_in_turns(study, monkeypatch):
