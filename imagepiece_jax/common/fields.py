@@ -28,15 +28,17 @@ class CheckedFields:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if convert := field.metadata.get("convert"):
-                try:
-                    with self.in_config(), within(field.name):  # about a part of it
-                        value = convert(getattr(self, field.name))
-                except InputError:
+            convert = field.metadata.get("convert")
+            if convert is None:
+                continue
+            try:
+                value = convert(getattr(self, field.name))
+            except InputError:  # about a part of it
+                with self.in_config(), within(field.name):
                     raise
-                except ValueError:
-                    self.refuse(field.name, field.metadata["allowed"])
-                object.__setattr__(self, field.name, value)
+            except ValueError:
+                self.refuse(field.name, field.metadata["allowed"])
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def in_config(cls):
