@@ -34,10 +34,10 @@ OUT = cli.text("out", None, "files to write, without .json and .md")
 EACH = cli.integer("each", 6, "runs of each kind", 1)
 SEED = cli.integer("seed", 0, "of the random moments", 0)
 
-STEPS = 24
-SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2}
+STEPS = 40
+SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
 SIZE |= {"num_heads": 3, "num_classes": 10}
-KILLED = 128 + signal.SIGKILL
+REDUCTION = {"name": "evit", "keep_rate": 0.3, "blocks": "(0,)"}
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -68,7 +68,7 @@ class Recovery:
         words = [sys.executable, "-m", "imagepiece_jax", "recover", "--data=digits"]
         words += [f"--weights={self.folder / 'weights'}", f"--out={self.out}"]
         words += [f"--steps={STEPS}", "--batch=8", "--limit=96"]
-        words += ["--config.reduction.name=tome", "--config.reduction.r=3"]
+        words += [f"--config.reduction.{k}={v}" for k, v in REDUCTION.items()]
         with open(self.log, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 words,
@@ -180,6 +180,8 @@ def drill(folder, rng, each):
             ["nothing", "complete"],
         )
         row.passed &= status in (0, INTERRUPTED)
+        if "the best weights so far are kept" in run.log.read_text("utf-8"):
+            row.passed &= row.found == "complete"
         yield row
     for _ in range(each):
         row = in_the_save(new(), signal.SIGINT, rng)
