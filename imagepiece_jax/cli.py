@@ -60,8 +60,12 @@ class _Parser(flags.ArgumentParser):
         except InputError:  # in the field's own words
             raise
         except ValueError:
-            field, allowed = f"--{self._name}", self._field["allowed"]
-            raise InputError(field=field, value=value, allowed=allowed) from None
+            allowed = self._field["allowed"]
+            raise InputError(
+                field=f"--{self._name}",
+                value=value,
+                allowed=allowed,
+            ) from None
 
 
 def integer(name, default, help_text, least=None):
@@ -104,8 +108,11 @@ def repeated(name, default, help_text):
 def required(holder):
     """The value of a flag, a holder or a Flag. Raises InputError if it is missing."""
     if not holder.value:
-        hint = f"give {flags.FLAGS[holder.name].help.partition(';')[0]}"
-        raise InputError("is missing", field=f"--{holder.name}", hint=hint)
+        raise InputError(
+            "is missing",
+            field=f"--{holder.name}",
+            hint=f"give {flags.FLAGS[holder.name].help.partition(';')[0]}",
+        )
     return holder.value
 
 
@@ -146,8 +153,11 @@ def normalization():
         typed = {h.name: h.value for h in holders if h.value is not None}
         if len(typed) == 1:
             given, lacking = ("mean", "std") if "mean" in typed else ("std", "mean")
-            problem, allowed = f"is given without --{lacking}", "both or neither"
-            raise InputError(problem, field=f"--{given}", allowed=allowed)
+            raise InputError(
+                f"is given without --{lacking}",
+                field=f"--{given}",
+                allowed="both or neither",
+            )
         return {name: literal(value) for name, value in typed.items()}
 
     return read
@@ -163,7 +173,9 @@ def trained_model(checkpoint=True):
     best was chosen on the images of their figures.
     """
     define_config()
-    path, _, normalized = weights(), macs(), normalization()
+    path = weights()
+    _ = macs()
+    normalized = normalization()
     kinds = ["best", "latest"]
     of_steps = "the averages of the weights over the steps of their training"
     holders = [switch("averaged", False, of_steps)]
@@ -186,7 +198,9 @@ def trained_model(checkpoint=True):
 def data(default=""):
     """Define --data; `default`: the data without it, in words."""
     help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"
-    return text("data", None, help_text + (f"; default: {default}" * bool(default)))
+    if default:
+        help_text += f"; default: {default}"
+    return text("data", None, help_text)
 
 
 def resize():
@@ -215,7 +229,9 @@ def evaluated_images():
 
     Returns a function that writes all but the last into a config, and returns the last.
     """
-    name, resized, count = data("config.data"), resize(), limit()
+    name = data("config.data")
+    resized = resize()
+    count = limit()
     chosen = text("set", "", "a name in config.eval.sets, instead of --data")
 
     def read(config):
@@ -223,9 +239,12 @@ def evaluated_images():
         if chosen.value and name.value:
             raise InputError("is given with --data", field="--set", hint="drop one")
         if chosen.value and not sets:
-            problem = f"is {chosen.value!r}, but config.eval.sets is empty"
-            hint = "drop it, or name images by --data"
-            raise InputError(problem, field="--set", value=chosen.value, hint=hint)
+            raise InputError(
+                f"is {chosen.value!r}, but config.eval.sets is empty",
+                field="--set",
+                value=chosen.value,
+                hint="drop it, or name images by --data",
+            )
         own = one_of("--set", chosen.value, sets) if chosen.value else {}
         only = {chosen.value: own} if chosen.value else {}
         config.eval = {"sets": only, "best_set": ""}
@@ -337,8 +356,11 @@ def _check_last(word):
     name = re.sub("^--?", "", word)
     flag = flags.FLAGS[name] if word[:1] == "-" and name in flags.FLAGS else None
     if flag is not None and not flag.boolean:
-        hint = f"give {flag.help.partition(';')[0]}"
-        raise InputError("has no value", field=f"--{name}", hint=hint)
+        raise InputError(
+            "has no value",
+            field=f"--{name}",
+            hint=f"give {flag.help.partition(';')[0]}",
+        )
 
 
 def _unknown(name):
@@ -375,7 +397,8 @@ def _take_overrides(words):
     --config.FIELD (True, not a text) or --noconfig.FIELD (False).
     """
     global _overrides
-    rest, overrides = [], []
+    rest = []
+    overrides = []
     while words:
         word = words.pop(0)
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
@@ -388,9 +411,11 @@ def _take_overrides(words):
             text = words.pop(0) if follows and not negated else not negated
         overrides.append((field, text))
     if overrides and "config" not in flags.FLAGS:
-        field = f"--config.{overrides[0][0]}"
-        problem = "is for commands with a config"
-        raise InputError(problem, field=field, hint="see --help")
+        raise InputError(
+            "is for commands with a config",
+            field=f"--config.{overrides[0][0]}",
+            hint="see --help",
+        )
     _overrides = Overrides(overrides)
     return rest
 
@@ -407,8 +432,11 @@ def _take_macs():
     sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
     for is_given, other in ((is_typed(METHOD), f"config.{METHOD}"), (sweeps, "sweep")):
         if is_given:
-            problem = f"is given with --{other}"
-            raise InputError(problem, field="--macs", allowed="one of the two")
+            raise InputError(
+                f"is given with --{other}",
+                field="--macs",
+                allowed="one of the two",
+            )
     _overrides = Overrides([*_overrides, (METHOD, "auto"), ("reduction.macs", typed)])
 
 
@@ -424,16 +452,24 @@ def configs(single: bool = False) -> dict[str, "ConfigDict"]:
     """
     from imagepiece_jax.config.run import RunConfig
 
-    paths, by_name = required(flags.FLAGS["config"]), {}
+    paths = required(flags.FLAGS["config"])
+    by_name = {}
     if single and len(paths) > 1:
-        problem = f"is given {len(paths)} times"
-        raise InputError(problem, field="--config", value=paths, allowed="once")
+        raise InputError(
+            f"is given {len(paths)} times",
+            field="--config",
+            value=paths,
+            allowed="once",
+        )
     for path in paths:
         name = config_name(path)
         if name in by_name:
-            problem = f"{path} is the second config named {name}"
-            allowed = "files with different names"
-            raise InputError(problem, field="--config", value=path, allowed=allowed)
+            raise InputError(
+                f"{path} is the second config named {name}",
+                field="--config",
+                value=path,
+                allowed="files with different names",
+            )
         by_name[name] = load_config(path)
         with within(place=path if paths[1:] else ""):
             _overrides(by_name[name])

@@ -47,7 +47,8 @@ def main(others=None):
 
     reductions = parse_sweeps(SWEEP.value)
     sizes = suite.batch_sizes(BATCH_SIZE.value)
-    modes, rules = suite.modes(MODE.value), TIMING()
+    modes = suite.modes(MODE.value)
+    rules = TIMING()
     if PLOT.value:
         extras.check("--plot", "matplotlib")
     files = report.Files(JSON.value, MARKDOWN.value, PLOT.value)

@@ -22,7 +22,8 @@ from imagepiece_jax.common.fields import is_number, literal
 from imagepiece_jax.common.files import check_folder
 from imagepiece_jax.errors import InputError
 
-MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
+MODEL = cli.trained_model()
+IMAGES = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 SHARES = cli.listed(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "of the dense model's cost"
@@ -38,18 +39,27 @@ AGAIN = cli.switch("again", False, "measure again what was measured before")
 
 
 def main():
-    typed, rules = MODEL(), TIMING()
+    typed = MODEL()
+    rules = TIMING()
     shares = [*map(literal, SHARES.value)]
     macs = flags.FLAGS["macs"].value
     for flag in (SHARES, METHODS, METRIC, FLOORS) if SWEEP.value or macs else ():
         if flag.present:
             field = "--macs" if macs else "--sweep"
-            problem = f"is given with --{flag.name}"
-            raise InputError(problem, field=field, allowed="one of the two")
+            raise InputError(
+                f"is given with --{flag.name}",
+                field=field,
+                allowed="one of the two",
+            )
     if not shares or not all(is_number(one) and 0 < one < 1 for one in shares):
-        allowed = "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
         value = ",".join(SHARES.value)
-        raise InputError(field="--shares", value=value, allowed=allowed)
+        raise InputError(
+            field="--shares",
+            value=value,
+            allowed=(
+                "shares of the dense model's cost, between 0 and 1, such as 0.9,0.5"
+            ),
+        )
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device
     from imagepiece_jax.benchmark.workloads import Clock
@@ -74,7 +84,8 @@ def main():
         reductions = [parse_label(vit.reduction[LABEL])]
         vit = vit.with_reduction(vit.source.reduction)
     compare.check_fit(vit, reductions)
-    limit, run = IMAGES(config), RunConfig.from_config(config)
+    limit = IMAGES(config)
+    run = RunConfig.from_config(config)
     source = labeled_images(run, vit, limit)
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):

@@ -34,7 +34,9 @@ def main():
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [run.create_dense(), run.create_dense(stem="patch")]
     grid = patch_grid(config.image_size, model.patch_size, cut=True)
-    width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
+    width = model.embed_dim
+    heads = model.num_heads
+    prefix = model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(cost.describe(model, others, config.image_size))
     if path is None:

@@ -20,7 +20,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
 
-MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
+MODEL = cli.trained_model()
+IMAGES = cli.evaluated_images()
 VALID_LABELS = cli.valid_labels()
 JSON = cli.text("json", None, "write the results here, too")
 OPTIMIZED = cli.switch(
@@ -44,14 +45,19 @@ def main():
     from imagepiece_jax.pretrained.with_config import load_with_config
 
     if GELU.value and not OPTIMIZED.value:
-        hint = "add --optimized, or set --config.model.gelu for the model itself"
-        problem = f"{GELU.value} is for the optimized program"
-        raise InputError(problem, field="--gelu", value=GELU.value, hint=hint)
+        raise InputError(
+            f"{GELU.value} is for the optimized program",
+            field="--gelu",
+            value=GELU.value,
+            hint="add --optimized, or set --config.model.gelu for the model itself",
+        )
     own = runs.own_files(typed["path"])
     if JSON.value:
         check_writable("--json", JSON.value, own)
     config, vit = load_with_config(**typed)
-    limit, model, loaded = IMAGES(config), vit.model, vit.source
+    limit = IMAGES(config)
+    model = vit.model
+    loaded = vit.source
     if JSON.value:
         check_writable("--json", JSON.value, registry.own_files(config.data.name))
     run = RunConfig.from_config(config)
@@ -59,7 +65,8 @@ def main():
     valid = valid_labels.read(VALID_LABELS.value, source)
     if note := valid_labels.note(valid, source):
         print(f"note: {note}", flush=True)
-    placement, transform = parallel.placement(), run.preprocessing()
+    placement = parallel.placement()
+    transform = run.preprocessing()
     batches = functools.partial(eval_batches, run, source, placement=placement)
     how = [
         f"among {valid_labels.in_words(valid, run.num_classes)}",

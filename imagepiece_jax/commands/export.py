@@ -60,11 +60,15 @@ def main():
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.pretrained.with_config import load_with_config
 
-    out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
+    out = pathlib.Path(cli.required(OUT))
+    form = FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
-        problem = f"{out} ends in {out.suffix}, but --format is {form}"
-        allowed = f"--format {out.suffix[1:]}, or another name"
-        raise InputError(problem, field="--out", value=str(out), allowed=allowed)
+        raise InputError(
+            f"{out} ends in {out.suffix}, but --format is {form}",
+            field="--out",
+            value=str(out),
+            allowed=f"--format {out.suffix[1:]}, or another name",
+        )
     facts_file = jax_export.facts_file(out)
     for file in (out, facts_file):
         check_writable("--out", file, own_files(typed["path"]))
@@ -75,7 +79,8 @@ def main():
         model = model.clone(dtype=jnp.dtype("float32"))
     vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype(model.dtype.name, "cpu")
-    config.model.attention, config.model.kernels = "xla", "plain"
+    config.model.attention = "xla"
+    config.model.kernels = "plain"
     options = {
         "output": OUTPUT.value,
         "tokens": TOKENS.value,
@@ -102,7 +107,8 @@ def main():
             facts = jax_export.program_facts(vit, config, images, outputs)
             facts.update(platforms=jax_export.PLATFORMS, **jax_export.origin())
             replace_file(out, program)
-            data, runs = None, f"for {' and '.join(jax_export.PLATFORMS)}"
+            data = None
+            runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     files = [out]
     if data is not None:
         facts["external_data"] = data.name

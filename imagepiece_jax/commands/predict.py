@@ -56,11 +56,13 @@ def main(words):
             attention=config.model.attention,
             kernels=config.model.kernels,
         )
-    answers, damaged = {}, 0
+    answers = {}
+    damaged = 0
     for file, predictions in zip(files, predict.stream(files), strict=True):
         if isinstance(predictions, InputError):
             print(f"error: {predictions}", file=sys.stderr)
-            answers[str(file)], damaged = {"error": str(predictions)}, damaged + 1
+            answers[str(file)] = {"error": str(predictions)}
+            damaged += 1
             continue
         if not classes:
             answers[str(file)] = {"pooled": predictions.tolist()}

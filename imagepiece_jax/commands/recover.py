@@ -34,7 +34,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 def main():
     typed = MODEL()
-    images, out = cli.required(DATA), pathlib.Path(cli.required(OUT))
+    images = cli.required(DATA)
+    out = pathlib.Path(cli.required(OUT))
     # They import JAX: after the flags.
     import jax
 

@@ -23,7 +23,8 @@ from imagepiece_jax.errors import one_of
 MANY = 100  # images, of which a page has 30 MB for a method
 
 MODEL = cli.trained_model(checkpoint=False)
-RESIZE, LIMIT = cli.resize(), cli.limit()
+RESIZE = cli.resize()
+LIMIT = cli.limit()
 SWEEP = cli.sweep("these methods instead of the config's")
 OUT = cli.text(
     "out",

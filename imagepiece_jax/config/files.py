@@ -75,15 +75,23 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         with within(place=f"config file {path}"):
             get_config = runpy.run_path(str(file)).get("get_config")
             if not get_config:
-                hint = "see configs/deit_s.py for an example"
-                raise InputError("has no function get_config()", hint=hint)
+                raise InputError(
+                    "has no function get_config()",
+                    hint="see configs/deit_s.py for an example",
+                )
             if argument and not inspect.signature(get_config).parameters:
-                allowed = "none, as get_config() of this file takes none"
-                raise InputError(field="argument", value=argument, allowed=allowed)
+                raise InputError(
+                    field="argument",
+                    value=argument,
+                    allowed="none, as get_config() of this file takes none",
+                )
             config = get_config(argument) if argument else get_config()
             if not isinstance(config, ConfigDict):
-                problem = f"returns a value of type {type(config).__name__}"
-                raise InputError(problem, field="get_config()", allowed="a ConfigDict")
+                raise InputError(
+                    f"returns a value of type {type(config).__name__}",
+                    field="get_config()",
+                    allowed="a ConfigDict",
+                )
     except InputError:
         raise
     except Exception as error:  # a config file is a program: it can raise anything
@@ -265,14 +273,19 @@ def _no_such_file(file, argument):
     folders = (file.parent, pathlib.Path("configs"), CONFIGS)
     folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
     if file.is_dir():
-        problem, folder = "is a folder, not a file", file
+        problem = "is a folder, not a file"
+        folder = file
     stems = sorted(path.stem for path in folder.glob("*.py"))
-    stem, size = closest(file.stem, stems), re.match("deit_(ti|b)(?=_|$)", file.stem)
+    stem = closest(file.stem, stems)
+    size = re.match("deit_(ti|b)(?=_|$)", file.stem)
     if size and stem != file.stem:  # the size is an argument
-        stem, argument = file.stem.replace(size[0], "deit_s", 1), size[0]
+        stem = file.stem.replace(size[0], "deit_s", 1)
+        argument = size[0]
     hint = f"name a file of {folder}: {'.py, '.join(stems)}.py" if stems else ""
     if stem in stems:
-        path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
+        path = f"{folder / stem}.py"
+        if argument:
+            path += f":{argument}"
         hint = f"did you mean {path}?"
     return InputError(problem, place=f"config file {file}", hint=hint)
 
@@ -316,7 +329,8 @@ def _raised(error, file):
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
     place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else file
-    place, kind = f"config file {place}", type(error).__name__
+    place = f"config file {place}"
+    kind = type(error).__name__
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"

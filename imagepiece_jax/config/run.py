@@ -167,11 +167,14 @@ class EvalSet(CheckedFields):
     @classmethod
     def by_name(cls, value) -> dict[str, "EvalSet"]:
         """The sets of config.eval.sets."""
-        names, sets = cls.__dataclass_fields__, {}
+        names = cls.__dataclass_fields__
+        sets = {}
         for name, fields in _as_dict(value).items():
             if not re.fullmatch(r"[\w-]+", name):
-                words = "names of letters, digits, - and _"
-                raise InputError(value=name, allowed=words)
+                raise InputError(
+                    value=name,
+                    allowed="names of letters, digits, - and _",
+                )
             with within(name):
                 check_names(_as_dict(fields), names)
                 sets[name] = cls(**fields)

@@ -170,7 +170,9 @@ def evaluate_each(
 ) -> list[EvalResult]:
     """`evaluate` of several sets of variables in one pass: every image is read once."""
     passes = [_Pass() for _ in models]
-    began, seen, pending = None, 0.0, None
+    began = None
+    seen = 0.0
+    pending = None
 
     def add(places, results):
         for one, result in zip(passes, results, strict=True):
@@ -181,7 +183,8 @@ def evaluate_each(
         if pending is not None:  # one behind: the device works while the host reads
             add(*pending)
             if began is None:
-                began, seen = time.perf_counter(), passes[0].totals["images"]
+                began = time.perf_counter()
+                seen = passes[0].totals["images"]
         places = {name: np.array(batch[name]) for name in ("index", "mask")}
         pending = places, results
     add(*pending)

@@ -100,16 +100,20 @@ def _key(setting):
 def _read(file, path):
     """{key: result} of all complete lines; a torn last line is cut off."""
     file.seek(0)
-    results, size = {}, 0
+    results = {}
+    size = 0
     lines = file.read().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
             results[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
-            problem, field = f"is not a measured point ({error!r})", f"line {number}"
-            hint = "fix or remove it"
-            raise InputError(problem, field=field, place=path, hint=hint) from error
+            raise InputError(
+                f"is not a measured point ({error!r})",
+                field=f"line {number}",
+                place=path,
+                hint="fix or remove it",
+            ) from error
         size += len(line) + 1
     os.ftruncate(file.fileno(), size)
     return results
@@ -213,7 +217,8 @@ class MeasuredWeights:
 
     def _step(self, model):
         """A compiled step, cached for other weights and images of the same model."""
-        alter, valid = self.images.alter, self.images.valid
+        alter = self.images.alter
+        valid = self.images.valid
         seed = self.vit.source.seed if self.seed is None else self.seed
         key = model, seed, alter, valid
         if key not in self.programs:

@@ -80,12 +80,15 @@ def sweep(
     checkpoint: MeasuredWeights, reductions: Iterable[dict[str, Any]]
 ) -> dict[str, Any]:
     """A report as of `compare`, without shares, of reductions that `check_fit`."""
-    vit, usual = checkpoint.vit, settings.with_defaults(settings.DENSE)
-    dense, entries = vit.gmacs_with(settings.DENSE), []
+    vit = checkpoint.vit
+    usual = settings.with_defaults(settings.DENSE)
+    dense = vit.gmacs_with(settings.DENSE)
+    entries = []
     for reduction in reductions:
         if settings.with_defaults(reduction) == usual:
             continue
-        name, setting = settings.label(reduction), settings.differences(reduction)
+        name = settings.label(reduction)
+        setting = settings.differences(reduction)
         share = vit.gmacs_with(reduction) / dense
         entries.append(MatchedMethod(name, None, reduction, setting, share))
     return _report(checkpoint, entries)
@@ -154,7 +157,9 @@ def match(
     that are left out; share None: a method at all shares.
     Raises InputError for an unknown method, and where no method reaches a share.
     """
-    entries, absent, names = [], [], chosen(methods)
+    entries = []
+    absent = []
+    names = chosen(methods)
     for place, method in enumerate(names, start=1):
         if metric == "ms":
             text = f"{place} of {len(names)} methods to time, {method}"
@@ -163,9 +168,12 @@ def match(
         entries += found
         absent += [{"method": method, **line} for line in lines]
     if not entries:
-        problem = f"is {','.join(f'{share:g}' for share in shares)}"
-        allowed = "shares of the cost that some method has a setting of"
-        raise InputError(problem, field="--shares", value=shares, allowed=allowed)
+        raise InputError(
+            f"is {','.join(f'{share:g}' for share in shares)}",
+            field="--shares",
+            value=shares,
+            allowed="shares of the cost that some method has a setting of",
+        )
     return entries, absent
 
 
@@ -195,7 +203,8 @@ def controlled(method: str) -> str | None:
 
 def _entries(checkpoint, method, shares, metric):
     """(MatchedMethods, {"share", "reason"} of where there are none)."""
-    vit, settle = checkpoint.vit, _by_time if metric == "ms" else _by_macs
+    vit = checkpoint.vit
+    settle = _by_time if metric == "ms" else _by_macs
     requested = VARIANTS.get(method, {"name": method})
     if vit.reduction["name"] == requested["name"]:  # its own fields
         own = {**vit.reduction, "counts": None, settings.LABEL: None}
@@ -204,7 +213,8 @@ def _entries(checkpoint, method, shares, metric):
         vit.model_with({**requested, "counts": None})
     except InputError as error:
         return [], [{"share": None, "reason": str(error)}]
-    entries, absent = [], []
+    entries = []
+    absent = []
     for share in shares:
         try:
             reduction, *reached = settle(checkpoint, requested, share)
@@ -235,7 +245,8 @@ def _by_time(checkpoint, requested, share):
 
     The first is the nearest by MACs, each further one as if time fell as MACs do.
     """
-    target, tried = share, {}
+    target = share
+    tried = {}
     for _ in range(MAX_TRIALS):
         reduction, macs = _by_macs(checkpoint, requested, min(1.0, target))
         if macs in tried:
@@ -264,7 +275,8 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
     """
     # Counts of a reduction fit neither a smaller image nor fewer blocks.
     dense = checkpoint.vit.with_reduction(settings.DENSE)
-    both, patch = sides(dense.image_size), dense.model.patch_size
+    both = sides(dense.image_size)
+    patch = dense.model.patch_size
 
     def floor(kind, images, sized, **setting):
         fields = ", ".join(f"{k}={v}" for k, v in setting.items())
@@ -278,7 +290,8 @@ def floors(checkpoint: MeasuredWeights) -> list[list[tuple]]:
         reached = sized.gmacs / dense.gmacs
         return MatchedMethod(kind, None, settings.DENSE, setting, reached), cheaper
 
-    images, smaller = checkpoint.images, []
+    images = checkpoint.images
+    smaller = []
     for removed in range(1, min(both) // patch - 1):  # patches a side
         size = tuple(side - removed * patch for side in both)
         shrunk = smaller_images(images, size)

@@ -55,8 +55,11 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
     if wanted is not None:
         found = {k: i for i, k in enumerate(source.class_names or ()) if k}
         if found != wanted:
-            field = f"{place}.classes"
-            raise InputError(field=field, value=own.classes, allowed=f"{found}")
+            raise InputError(
+                field=f"{place}.classes",
+                value=own.classes,
+                allowed=f"{found}",
+            )
         source.class_names = names
     return source
 
@@ -73,15 +76,20 @@ def labeled_images(
     data = run.data.name
     names = vit.class_names
     if not run.num_classes:
-        allowed = "weights with a head (train.py --config.init.weights trains one)"
-        hint = "or take its vectors by the command predict with --json"
-        raise InputError("has no classes", place=path, allowed=allowed, hint=hint)
+        raise InputError(
+            "has no classes",
+            place=path,
+            allowed="weights with a head (train.py --config.init.weights trains one)",
+            hint="or take its vectors by the command predict with --json",
+        )
     check_single_label(vit.problem_type, path, "accuracy takes")
     every = eval_source(run, run.eval.best_set, names)
     if not every.labeled:
-        problem = f"is {data!r}, whose test images have no labels"
-        allowed = "test images with labels, which accuracy needs"
-        raise InputError(problem, field="config.data.name", allowed=allowed)
+        raise InputError(
+            f"is {data!r}, whose test images have no labels",
+            field="config.data.name",
+            allowed="test images with labels, which accuracy needs",
+        )
     source = every.spread(limit)
     theirs = source.class_names
     unnamed = class_names.check_classes(vit.names_of_data, path, theirs, data)

@@ -35,7 +35,8 @@ def accuracy(right: ArrayLike) -> Estimate:
     0..100 and is not empty at its ends.
     """
     right = np.asarray(right)
-    n, share = right.size, float(right.mean())
+    n = right.size
+    share = float(right.mean())
     center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     return Estimate(100 * share, 100 * (center - half), 100 * (center + half))
@@ -50,9 +51,11 @@ def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
     gained, lost = discordant(right, base)
     right = np.asarray(right)
     n = right.size + 2
-    center, differ = (gained - lost) / n, gained + lost + 1
+    center = (gained - lost) / n
+    differ = gained + lost + 1
     half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
-    low, high = 100 * (center - half), 100 * (center + half)
+    low = 100 * (center - half)
+    high = 100 * (center + half)
     value = 100 * (gained - lost) / right.size
     return Estimate(value, max(low, -100.0), min(high, 100.0))
 
@@ -71,7 +74,8 @@ def mean_difference(values: ArrayLike, base: ArrayLike) -> Estimate:
 
 def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
     """Numbers of images that only `right`, and that only `base` answers right."""
-    right, base = np.asarray(right, bool), np.asarray(base, bool)
+    right = np.asarray(right, bool)
+    base = np.asarray(base, bool)
     if right.shape != base.shape:
         raise ValueError(f"answers of {right.shape} and {base.shape} are not paired")
     return int(np.sum(right & ~base)), int(np.sum(base & ~right))
@@ -80,7 +84,8 @@ def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
 def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
     """Exact two-sided p of McNemar's test that neither is better. bool [images]."""
     gained, lost = discordant(right, base)
-    trials, fewer = gained + lost, min(gained, lost)
+    trials = gained + lost
+    fewer = min(gained, lost)
     return min(1.0, 2 * float(special.bdtr(fewer, trials, 0.5)))
 
 

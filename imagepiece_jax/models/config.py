@@ -137,7 +137,8 @@ class ModelConfig(CheckedFields):
 
     def over(self, *others: "ModelConfig") -> "ModelConfig":
         """Each field and part from the first that has it: this, then the others."""
-        fields, arch = {}, {}
+        fields = {}
+        arch = {}
         for config in (*reversed(others), self):
             fields |= config.fields
             arch |= config.arch
@@ -162,15 +163,18 @@ class ModelConfig(CheckedFields):
         Raises Contradiction for a field that weights decide: with another value they do
             not fit, or lose meaning.
         """
-        named, compared = named_fields(requested.name), requested
-        ours, wanted = self.architecture, self.architecture
+        named = named_fields(requested.name)
+        compared = requested
+        ours = self.architecture
+        wanted = self.architecture
         if sizes and requested.name not in (None, self.name):
             compared = requested.over(named)
             wanted = _named_parts(requested.name)
         wanted = wanted.with_parts(requested.arch)
 
         def compare(field, value, own, of_name):
-            value, own = settings.as_tuple(value), settings.as_tuple(own)
+            value = settings.as_tuple(value)
+            own = settings.as_tuple(own)
             if value == own:
                 return
             whose = ""
@@ -200,7 +204,8 @@ class ModelConfig(CheckedFields):
 
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The model, with a reduction. Raises InputError for fields that do not fit."""
-        named, arch = facts(self.name), self.architecture
+        named = facts(self.name)
+        arch = self.architecture
         fields = self._all_fields
         with within("arch"):
             arch.check_parts()
@@ -211,12 +216,15 @@ class ModelConfig(CheckedFields):
         if lacking := [field for field in SIZE_FIELDS if fields[field] is None]:
             allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
-        mean, std = self.mean, self.std
+        mean = self.mean
+        std = self.std
         if mean is None and std is None:
-            mean, std = named.get("mean"), named.get("std")
+            mean = named.get("mean")
+            std = named.get("std")
         mean, std = normalization(mean, std)
         size = {field: fields[field] for field in SIZE_FIELDS if field != "depth"}
-        image_size, depth = fields["image_size"], fields["depth"]
+        image_size = fields["image_size"]
+        depth = fields["depth"]
         cut = self.name is None or image_size == named.get("image_size")
         patches = patch_grid(image_size, fields["patch_size"], cut)
         _check_size(size, fields["stem"], arch)
@@ -318,26 +326,43 @@ def normalization(mean, std):
     """(mean, std), ImageNet's for two Nones. Raises InputError for one None."""
     if (mean is None) != (std is None):
         present, lacking = ("mean", "std") if std is None else ("std", "mean")
-        problem = f"is given, {lacking} is not"
-        raise InputError(problem, field=present, allowed="both or neither")
+        raise InputError(
+            f"is given, {lacking} is not",
+            field=present,
+            allowed="both or neither",
+        )
     return (MEAN, STD) if mean is None else (mean, std)
 
 
 def _check_size(size, stem, arch):
     """InputError for sizes and parts that do not go together."""
-    width, heads = size["embed_dim"], size["num_heads"]
+    width = size["embed_dim"]
+    heads = size["num_heads"]
     if width % heads:
-        allowed = f"divisors of embed_dim, which is {width}"
-        raise InputError(field="num_heads", value=heads, allowed=allowed)
+        raise InputError(
+            field="num_heads",
+            value=heads,
+            allowed=f"divisors of embed_dim, which is {width}",
+        )
     if width * size["mlp_ratio"] < 1:
-        allowed = f"at least 1 / {width}, for an MLP of a width of 1 or more"
-        raise InputError(field="mlp_ratio", value=size["mlp_ratio"], allowed=allowed)
+        raise InputError(
+            field="mlp_ratio",
+            value=size["mlp_ratio"],
+            allowed=f"at least 1 / {width}, for an MLP of a width of 1 or more",
+        )
     if stem == "conv":
         conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
-        problem = "is 'conv', whose projection has a bias, but arch.patch_bias is False"
-        raise InputError(problem, field="stem", value=stem, allowed="'patch'")
+        raise InputError(
+            "is 'conv', whose projection has a bias, but arch.patch_bias is False",
+            field="stem",
+            value=stem,
+            allowed="'patch'",
+        )
     if arch.rotary is not None and width // heads % 4:
-        problem = f"is {heads}, which makes heads of a width of {width // heads}"
-        allowed = "with rotary positions a width of multiples of 4"
-        raise InputError(problem, field="num_heads", value=heads, allowed=allowed)
+        raise InputError(
+            f"is {heads}, which makes heads of a width of {width // heads}",
+            field="num_heads",
+            value=heads,
+            allowed="with rotary positions a width of multiples of 4",
+        )

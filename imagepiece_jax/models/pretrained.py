@@ -108,10 +108,12 @@ class Pretrained:
         params = isinstance(variables, Mapping) and "params" in variables
         if not isinstance(model, ViT) or not params:
             types = type(model).__name__, type(variables).__name__
-            problem = f"are of types {types[0]} and {types[1]}"
-            field = "model and variables"
-            allowed = 'a ViT, as create_model makes it, and a dict with "params"'
-            raise InputError(problem, field=field, value=types, allowed=allowed)
+            raise InputError(
+                f"are of types {types[0]} and {types[1]}",
+                field="model and variables",
+                value=types,
+                allowed='a ViT, as create_model makes it, and a dict with "params"',
+            )
         put = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             put("class_names", checked_names(self.class_names, model.num_classes))
@@ -128,8 +130,11 @@ class Pretrained:
         if images is None:
             put("preprocessing", Preprocessing(_square(model)))
         elif not isinstance(images, Preprocessing):
-            allowed = "a Preprocessing, such as Preprocessing(224, crop=0.9)"
-            raise InputError(field="preprocessing", value=images, allowed=allowed)
+            raise InputError(
+                field="preprocessing",
+                value=images,
+                allowed="a Preprocessing, such as Preprocessing(224, crop=0.9)",
+            )
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
@@ -150,10 +155,12 @@ class Pretrained:
         asked = settings.as_fields(reduction)
         fields, prop_attn = split_reduction(asked)
         if prop_attn not in (None, model.prop_attn):
-            problem = f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}"
-            field = "prop_attn of reduction"
-            allowed = "the reduction that create_model got"
-            raise InputError(problem, field=field, value=prop_attn, allowed=allowed)
+            raise InputError(
+                f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}",
+                field="prop_attn of reduction",
+                value=prop_attn,
+                allowed="the reduction that create_model got",
+            )
         if text := asked.get(settings.LABEL):
             fields[settings.LABEL] = text
         fields = resolved(fields, model, self._grid, self.name)
@@ -172,9 +179,12 @@ class Pretrained:
         if usual.plan != self.model.plan:
             size = size_text(self.image_size)
             value = dict(settings.as_fields(asked))
-            problem = f"is {value}, but model.plan is another for images of {size}"
-            allowed = "the reduction that create_model got, with masked=False"
-            raise InputError(problem, field="reduction", value=value, allowed=allowed)
+            raise InputError(
+                f"is {value}, but model.plan is another for images of {size}",
+                field="reduction",
+                value=value,
+                allowed="the reduction that create_model got, with masked=False",
+            )
 
     def warn_of_recovery(self, stacklevel: int):
         """Warn of weights that were recovered for another reduction.
@@ -316,8 +326,11 @@ class Pretrained:
         self._check_reduction("depth", depth)
         blocks = self.model.depth
         if not is_integer(depth) or not 1 <= depth <= blocks:
-            allowed = f"whole numbers from 1 to {blocks}"
-            raise InputError(field="depth", value=depth, allowed=allowed)
+            raise InputError(
+                field="depth",
+                value=depth,
+                allowed=f"whole numbers from 1 to {blocks}",
+            )
         shallow = self.model.clone(plan=self.model.plan[:depth])
         model = self._reduced(shallow, self.reduction, self._grid)
         params = {
@@ -393,9 +406,12 @@ class Pretrained:
     def _check_reduction(self, field, value):
         """InputError, about `field`, where nobody knows the reduction."""
         if self.reduction is None:
-            problem = f"is {value!r}, but the model has no record of its reduction"
-            hint = 'make it by Pretrained(model, variables, reduction={"name": ..})'
-            raise InputError(problem, field=field, value=value, hint=hint)
+            raise InputError(
+                f"is {value!r}, but the model has no record of its reduction",
+                field=field,
+                value=value,
+                hint='make it by Pretrained(model, variables, reduction={"name": ..})',
+            )
 
     def _reduced(self, model, reduction, grid):
         """A model of these weights with a reduction, its kernels fused as ours are."""
@@ -421,10 +437,8 @@ class Pretrained:
         changes: of other fields
         """
         dense = {k: v for k, v in params.items() if not k.startswith(convert.SELECTOR)}
-        images, learned = (
-            changes.get("preprocessing", self.preprocessing),
-            self._learned,
-        )
+        images = changes.get("preprocessing", self.preprocessing)
+        learned = self._learned
         variables, drawn = convert.model_variables(
             model,
             images.image_size,
@@ -467,10 +481,12 @@ class Pretrained:
             except InputError as error:
                 check_variables(self.model, self.variables, self.image_size)
                 name = self.reduction["name"]
-                problem = f"is {tokens}, but {name!r} has learned weights of another"
                 found = {"field": "tokens", "value": tokens}
-                allowed = f"{self.model.image_tokens}"
-                raise InputError(problem, **found, allowed=allowed) from error
+                raise InputError(
+                    f"is {tokens}, but {name!r} has learned weights of another",
+                    **found,
+                    allowed=f"{self.model.image_tokens}",
+                ) from error
         return model
 
 
@@ -508,9 +524,12 @@ def _is_behind(name, depth):
 def check_pretrained(vit: Any):
     """Raise InputError for anything but a Pretrained."""
     if not isinstance(vit, Pretrained):
-        problem = f"is of type {type(vit).__name__}"
-        allowed = "what load() returns, and Pretrained(model, variables)"
-        raise InputError(problem, field="vit", value=vit, allowed=allowed)
+        raise InputError(
+            f"is of type {type(vit).__name__}",
+            field="vit",
+            value=vit,
+            allowed="what load() returns, and Pretrained(model, variables)",
+        )
 
 
 def _square(model):
@@ -519,7 +538,9 @@ def _square(model):
     patches = next(counts, model.image_tokens)
     side = math.isqrt(patches)
     if side * side != patches:
-        problem = f"is missing, and the model's {patches} patches are no square"
-        allowed = "Preprocessing((height, width))"
-        raise InputError(problem, field="preprocessing", allowed=allowed)
+        raise InputError(
+            f"is missing, and the model's {patches} patches are no square",
+            field="preprocessing",
+            allowed="Preprocessing((height, width))",
+        )
     return side * model.patch_size

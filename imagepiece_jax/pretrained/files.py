@@ -107,7 +107,8 @@ def read_state_dict(
         """The tensors of a file's content to read."""
         unread = _named_tensors(_chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
-        unread, memory = {name: unread[name] for name in names}, memory_bytes()
+        unread = {name: unread[name] for name in names}
+        memory = memory_bytes()
         size = sum(tensor.size for tensor in unread.values())
         if zipfile.is_zipfile(path):
             _check_ratio(path, size)
@@ -133,8 +134,11 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
     values = _guarded(path, readers)
     if len(values) == 1:
-        problem, place = f"has only {next(iter(values))}", f"weights file {path}"
-        raise InputError(problem, place=place, allowed="mean and std, or neither")
+        raise InputError(
+            f"has only {next(iter(values))}",
+            place=f"weights file {path}",
+            allowed="mean and std, or neither",
+        )
     return values
 
 
@@ -143,15 +147,21 @@ def _guarded(path, readers, *options):
     with within(place=f"weights file {path}"):
         reader = readers.get(path.suffix.lower() or path.name)
         if reader is None:
-            problem, allowed = f"ends in {path.suffix!r}", ", ".join(readers)
-            raise InputError(problem, value=path.suffix, allowed=allowed)
+            allowed = ", ".join(readers)
+            raise InputError(
+                f"ends in {path.suffix!r}",
+                value=path.suffix,
+                allowed=allowed,
+            )
         if not path.is_file():
             raise InputError("is a folder" if path.is_dir() else "does not exist")
         try:
             with open(path, "rb") as file:
                 if file.read(len(_LFS)) == _LFS:
-                    hint = "fetch it by git lfs pull"
-                    raise InputError("is a pointer of Git LFS, not the file", hint=hint)
+                    raise InputError(
+                        "is a pointer of Git LFS, not the file",
+                        hint="fetch it by git lfs pull",
+                    )
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     _check_ratio(path, sum(p.file_size for p in archive.infolist()))
@@ -176,8 +186,10 @@ def _check_ratio(path, unpacked):
 
 def _check_size(unpacked, most, limit):
     if unpacked > most:
-        problem = f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}"
-        raise InputError(problem, value=unpacked)
+        raise InputError(
+            f"has {unpacked / 1e6:.1f} MB unpacked, which is more than {limit}",
+            value=unpacked,
+        )
 
 
 def _chosen(path, content, averaged):
@@ -185,8 +197,10 @@ def _chosen(path, content, averaged):
     parts = content if isinstance(content, dict) else {}
     name = next((name for name in _AVERAGES if isinstance(parts.get(name), dict)), None)
     if averaged and name is None:
-        allowed = f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}"
-        raise InputError("has no averaged weights", allowed=allowed)
+        raise InputError(
+            "has no averaged weights",
+            allowed=f"files with {', '.join(_AVERAGES[:-1])} or {_AVERAGES[-1]}",
+        )
     if name is not None and not averaged:
         warnings.warn(
             f"{path} has averaged weights, too ({name}), which are left out: "
@@ -199,7 +213,8 @@ def _chosen(path, content, averaged):
 def _named_tensors(content):
     """Unwrap `content` and check that it is a state dict and nothing else."""
     content = _unwrapped(content)
-    problem, allowed = "is not a state dict", "named tensors"
+    problem = "is not a state dict"
+    allowed = "named tensors"
     if not isinstance(content, dict) or not content:
         found = "none" if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{problem}: it has {found}", value=found, allowed=allowed)
@@ -240,8 +255,11 @@ def _read_npz(path, select):
         for part in archive.zip.infolist():
             name = part.filename.removesuffix(".npy")
             if name in sizes:
-                problem = f"has two members named {name!r}, with or without .npy"
-                raise InputError(problem, value=name, allowed="one")
+                raise InputError(
+                    f"has two members named {name!r}, with or without .npy",
+                    value=name,
+                    allowed="one",
+                )
             sizes[name] = part.file_size
         chosen = select({name: _Unread(sizes[name]) for name in archive.files})
         arrays = {name: archive[name] for name in chosen}
@@ -261,8 +279,10 @@ def _check_whole(path):
     """InputError for one of several parts."""
     part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
     if part and int(part[2]) > 1:
-        allowed = f"the index of all, {part[1]}{path.suffix}.index.json"
-        raise InputError(f"is one of {int(part[2])} parts", allowed=allowed)
+        raise InputError(
+            f"is one of {int(part[2])} parts",
+            allowed=f"the index of all, {part[1]}{path.suffix}.index.json",
+        )
 
 
 def _read_part(path, select):
@@ -299,25 +319,33 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
     Raises InputError for another form, and for a part in another folder.
     """
-    places, place = read_json(path).get("weight_map"), f"weights file {path}"
+    places = read_json(path).get("weight_map")
+    place = f"weights file {path}"
     if not isinstance(places, dict) or not places:
-        allowed = "an index of .safetensors or .bin in parts"
-        raise InputError("has no weight_map", place=place, allowed=allowed)
+        raise InputError(
+            "has no weight_map",
+            place=place,
+            allowed="an index of .safetensors or .bin in parts",
+        )
     ending = pathlib.PurePath(path.name.removesuffix(".index.json")).suffix
     endings = [ending] if ending in _PARTS else [*_PARTS]
     for part in places.values():
         file = pathlib.PurePath(str(part))
         if file.name != part or file.suffix not in endings:
-            problem = f"names the part {part!r}"
-            allowed = f"names of {' or '.join(endings)} files beside it"
-            raise InputError(problem, place=place, value=part, allowed=allowed)
+            raise InputError(
+                f"names the part {part!r}",
+                place=place,
+                value=part,
+                allowed=f"names of {' or '.join(endings)} files beside it",
+            )
     return places
 
 
 def _read_parts(path, select):
     """The tensors that an index names, from their parts."""
     places = parts(path)
-    chosen, tensors = select({name: _Unread(0) for name in places}), {}
+    chosen = select({name: _Unread(0) for name in places})
+    tensors = {}
 
     def of_part(content):
         names = _named_tensors(content)
@@ -329,8 +357,11 @@ def _read_parts(path, select):
         tensors |= _guarded(path.parent / part, _PARTS, of_part)
     lacking = next((name for name in chosen if name not in tensors), None)
     if lacking is not None:
-        part = f"its part {places[lacking]}"
-        raise InputError(f"lacks tensor {lacking}", field=part, value=lacking)
+        raise InputError(
+            f"lacks tensor {lacking}",
+            field=f"its part {places[lacking]}",
+            value=lacking,
+        )
     return tensors
 
 
@@ -407,7 +438,8 @@ class _ZipStorages:
     """The storages of a zip archive: raw files by their keys."""
 
     def __init__(self, archive, folder):
-        self._archive, self._folder = archive, folder
+        self._archive = archive
+        self._folder = folder
 
     def check(self, storage):
         """UnpicklingError where the directory has another size."""
@@ -424,7 +456,9 @@ class _FileStorages:
     """The storages behind the pickles of a file: a number of elements, and these."""
 
     def __init__(self, file):
-        self._file, self._needed, self._places = file, {}, {}
+        self._file = file
+        self._needed = {}
+        self._places = {}
 
     def check(self, storage):
         """UnpicklingError where the same key has another type or length."""
@@ -455,7 +489,8 @@ def _check_opcodes(opcodes: bytes):
     The memo is as long as its highest index, and tuples are hashed one inside the other
     without a limit.
     """
-    stack, memo = [], {}  # how deep each object is, None: a mark
+    stack = []  # how deep each object is, None: a mark
+    memo = {}
     mark = pickletools.markobject
     for opcode, value, _ in pickletools.genops(opcodes):
         popped = 0
@@ -537,7 +572,8 @@ class _Module:
 
     def tensors(self):
         """{dotted name: tensor} of the module and the modules in it."""
-        found, todo = {}, [("", self)]
+        found = {}
+        todo = [("", self)]
         while todo:
             start, module = todo.pop()
             for name, value in module.attributes.items():
@@ -567,7 +603,8 @@ class _StateDictUnpickler(pickle.Unpickler):
     def __init__(self, opcodes, storages):
         _check_opcodes(opcodes)
         super().__init__(io.BytesIO(opcodes))
-        self._storages, self._stored = storages, {}
+        self._storages = storages
+        self._stored = {}
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
@@ -591,8 +628,11 @@ class _StateDictUnpickler(pickle.Unpickler):
         other = r"float8|float4|Complex|UntypedS|_rebuild_tensor_v3"
         if module.startswith("torch") and re.match(other, name):
             raise _other_type("a tensor", "float8, complex64 or another such type")
-        hint = "save model.state_dict() alone"
-        raise InputError(f"asks for {module}.{name}", allowed="tensors", hint=hint)
+        raise InputError(
+            f"asks for {module}.{name}",
+            allowed="tensors",
+            hint="save model.state_dict() alone",
+        )
 
     def persistent_load(self, pid):
         """The storage behind a tensor: pid is (kind, type, file, device, length)."""
@@ -633,7 +673,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             return np.zeros(shape, storage.dtype)
         if storage.key not in self._stored:  # tensors may be views of one storage
             self._stored[storage.key] = self._storages.read(storage)
-        stored, itemsize = self._stored[storage.key], storage.dtype.itemsize
+        stored = self._stored[storage.key]
+        itemsize = storage.dtype.itemsize
         if len(stored) != storage.bytes:  # the directory may say otherwise
             sizes = f"{len(stored)} bytes, needed {storage.bytes}"
             raise ValueError(f"storage {storage.key} has {sizes}")

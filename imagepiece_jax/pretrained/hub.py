@@ -17,7 +17,8 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.pretrained import files, towers
 
 SCHEME = "hf://"
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 OPEN_CLIP = "open_clip_config.json"
 PROCESSOR = "processor_config.json"  # of images and of text, since transformers 5
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
@@ -66,8 +67,13 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if exists(path):
         return local(path)
-    problem, facts = f"is {path}: no such file or folder", _meant(path)
-    raise InputError(problem, field="path", value=str(path), **facts)
+    facts = _meant(path)
+    raise InputError(
+        f"is {path}: no such file or folder",
+        field="path",
+        value=str(path),
+        **facts,
+    )
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -132,7 +138,8 @@ def config_file(folder: pathlib.Path) -> pathlib.Path:
     OpenCLIP's repositories often have that of transformers, too, whose weights are
     preferred where there are both.
     """
-    own, usual = folder / OPEN_CLIP, folder / CONFIG
+    own = folder / OPEN_CLIP
+    usual = folder / CONFIG
     if not own.is_file():
         return usual
     names = [file.name for file in weights_files(folder)]
@@ -174,8 +181,12 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     if len(candidates) == 1:
         return candidates[0]
     names = ", ".join(file.name for file in candidates) or "none"
-    problem, allowed = f"has weights files {names}", f"one, such as {WEIGHTS[0]}"
-    raise InputError(problem, place=folder, value=names, allowed=allowed)
+    raise InputError(
+        f"has weights files {names}",
+        place=folder,
+        value=names,
+        allowed=f"one, such as {WEIGHTS[0]}",
+    )
 
 
 def fetched(text):
@@ -194,14 +205,18 @@ def repository_files(text):
     """The files of a hub id, config.json first."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
-        allowed = f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION"
-        raise InputError("is no id of the hub", place=text, allowed=allowed)
+        raise InputError(
+            "is no id of the hub",
+            place=text,
+            allowed=f"{SCHEME}OWNER/NAME and {SCHEME}OWNER/NAME@REVISION",
+        )
     extras.check(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
     file = repository.needed(CONFIG, OPEN_CLIP)
     config = read_json(file)
-    weights, has_tower = repository.needed(*WEIGHTS), towers.has_tower(config)
+    weights = repository.needed(*WEIGHTS)
+    has_tower = towers.has_tower(config)
     if weights.name.endswith(INDEX):
         places = files.parts(weights).items()
         read = towers.OF_TOWER.match if has_tower else bool
@@ -232,8 +247,11 @@ class _Repository:
     """
 
     def __init__(self, text, name, revision):
-        self._text, self._name, self._revision = text, name, revision
-        self._unreachable, self.files = False, []
+        self._text = text
+        self._name = name
+        self._revision = revision
+        self._unreachable = False
+        self.files = []
 
     def _error(self, problem, **facts):
         facts |= {"field": "the hub"} if self._unreachable else {}
@@ -244,7 +262,8 @@ class _Repository:
         if file := next(filter(None, map(self._get, names)), None):
             return file
         lacks = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
-        problem, allowed = f"has {lacks}", f"repositories with {CONFIG} and weights"
+        problem = f"has {lacks}"
+        allowed = f"repositories with {CONFIG} and weights"
         if self._unreachable:
             problem = f"{UNREACHABLE} {problem}"
             allowed = "ids that were loaded here before, or a network"
@@ -262,7 +281,9 @@ class _Repository:
         if cached is None:  # another value says that the repository has no such file
             problem = f"{UNREACHABLE} does not say whether there is a {name}"
             folder = self.files[0].parent
-            given = ", with mean=.., std=.." * (name in (PREPROCESSOR, PROCESSOR))
+            given = ""
+            if name in (PREPROCESSOR, PROCESSOR):
+                given = ", with mean=.., std=.."
             allowed = f"a network, or instead of the id its folder, {folder}{given}"
             raise self._error(problem, allowed=allowed)
 
@@ -287,7 +308,8 @@ class _Repository:
         except errors.EntryNotFoundError:
             return None
         except errors.RevisionNotFoundError as error:
-            problem, allowed = "is no revision of the repository", "its branches, tags"
+            problem = "is no revision of the repository"
+            allowed = "its branches, tags"
             raise self._error(problem, allowed=f"{allowed} and commits") from error
         except errors.GatedRepoError as error:
             hint = "accept them on its page, and log in by: hf auth login"

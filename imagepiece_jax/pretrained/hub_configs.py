@@ -57,7 +57,8 @@ def parse(
     folder: pathlib.Path = pathlib.Path(),
 ) -> Description:
     """As `read`, from the contents of config.json and of preprocessor_config.json."""
-    file, ours = folder / CONFIG, OURS in config
+    file = folder / CONFIG
+    ours = OURS in config
     if ours or "architecture" in config:
         parse_config = _parse_ours if ours else timm_config.parse_timm
         parsed = _guarded(file, parse_config, config)
@@ -79,8 +80,11 @@ def _guarded(file, call, *content):
             raise
         except KeyError as error:
             field = error.args[0]
-            allowed = "the file as timm, transformers or save wrote it"
-            raise InputError(f"has no {field}", value=field, allowed=allowed) from error
+            raise InputError(
+                f"has no {field}",
+                value=field,
+                allowed="the file as timm, transformers or save wrote it",
+            ) from error
         except (TypeError, AttributeError, ValueError, IndexError) as error:
             raise InputError(f"has a field of another type: {error}") from error
 
@@ -90,7 +94,8 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
     With another architecture than OURS timm makes its dense part.
     """
-    model, optional = vit.model, {}
+    model = vit.model
+    optional = {}
     if vit.untrained:
         optional["untrained"] = vit.untrained_parts
     if vit.problem_type != SINGLE_LABEL:
@@ -120,7 +125,8 @@ def describe(vit: Pretrained) -> dict[str, Any]:
 
 def _parse_ours(config):
     """Our own part of a file that `describe` wrote."""
-    ours, classes = as_tuple(config[OURS]), config["num_classes"]
+    ours = as_tuple(config[OURS])
+    classes = config["num_classes"]
     if not isinstance(ours["model"]["arch"], Mapping):
         raise TypeError(f"arch is {ours['model']['arch']!r}")
     return Description(

@@ -60,7 +60,8 @@ def infer_weights(
         given = _given_for_folder(description, contents, requested)
     else:
         given = _given_for_file(description, contents, requested)
-    heads, tensors = contents.config.num_heads, placed(contents, given)
+    heads = contents.config.num_heads
+    tensors = placed(contents, given)
     settled = contents.settled
     if path.is_dir():  # of a config.json without a name, whatever the tensors' names
         settled = {**transformers_settles((), tensors), **settled}
@@ -74,9 +75,13 @@ def infer_weights(
         error.hint = f"{file}, or {error.hint}"
         raise
     if heads not in (None, config.num_heads):
-        value, allowed = config.num_heads, f"{heads}"
-        problem = f"is {value!r}, but its tensors are those of {heads} heads"
-        raise InputError(problem, field="num_heads", value=value, allowed=allowed)
+        value = config.num_heads
+        raise InputError(
+            f"is {value!r}, but its tensors are those of {heads} heads",
+            field="num_heads",
+            value=value,
+            allowed=f"{heads}",
+        )
     return config
 
 
@@ -119,11 +124,13 @@ def _given_for_file(description, contents, requested):
     facts = {}
     if name not in registry.MODELS:
         facts = registry.facts(name)
-    row, said = "a file", _said_of_file(description, contents)
+    row = "a file"
+    said = _said_of_file(description, contents)
     if facts and requested.name:  # the function of that model, not the layout's
         row = "a file, and `name=..` of a public model"
         said[precedence.LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
-    size, usual = requested.image_size, facts.get("image_size")
+    size = requested.image_size
+    usual = facts.get("image_size")
     if size and usual:  # from which positions are resized, if it has as many patches
         patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
         size = usual if patches[0] == patches[1] else size
@@ -181,7 +188,8 @@ def infer(
     normalization(partial.mean, partial.std)  # which refuses only one
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial, settled)
-    parts, named = _parts(shapes, sizes), registry.facts(partial.name)
+    parts = _parts(shapes, sizes)
+    named = registry.facts(partial.name)
     usual = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
         usual.append("num_heads")
@@ -225,7 +233,8 @@ def _sizes(shapes, partial, settled):
         grids = _grids(rows, _prefix(shapes), partial, settled)
         image_size = _image_size(rows, grids, patch_size, partial)
     else:
-        width, image_size = _shape(shapes, "blocks.0.norm1.weight", 1)[0], None
+        width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
+        image_size = None
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
     hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
@@ -265,10 +274,13 @@ def _image_size(rows, grids, patch_size, partial):
                 return size
         if _is_square(count):
             return math.isqrt(count) * patch_size
-    problem, field = f"has {rows} rows", "tensor pos_embed"
-    allowed = "a square number, and one for each token before the patches or none"
-    hint = "give the size of other images, image_size=(height, width)"
-    raise InputError(problem, field=field, value=rows, allowed=allowed, hint=hint)
+    raise InputError(
+        f"has {rows} rows",
+        field="tensor pos_embed",
+        value=rows,
+        allowed="a square number, and one for each token before the patches or none",
+        hint="give the size of other images, image_size=(height, width)",
+    )
 
 
 def _is_square(count):
@@ -282,13 +294,16 @@ def _patches(image_size, patch_size):
 
 def _parts(shapes, sizes):
     """The Architecture that these tensors show, the default in INVISIBLE fields."""
-    prefix, positions, patches = _prefix(shapes), "pos_embed" in shapes, 0
+    prefix = _prefix(shapes)
+    positions = "pos_embed" in shapes
+    patches = 0
     if positions:
         patches = _patches(sizes["image_size"], sizes["patch_size"])
     classes = "cls_token" in shapes
     fc_norm = "fc_norm.weight" in shapes
     pool = "token" if classes and not fc_norm else "mean"
-    first, keyless = "blocks.0", "blocks.0.attn.q_bias" in shapes
+    first = "blocks.0"
+    keyless = "blocks.0.attn.q_bias" in shapes
     return Architecture(
         class_token=classes,
         dist_token="dist_token" in shapes,
@@ -320,8 +335,12 @@ def _shape(shapes, name, rank):
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
         problem = "is missing" if shape is None else f"is of {shape}"
-        allowed = f"plain vision transformers, in which its rank is {rank}"
-        raise InputError(problem, field=f"tensor {name}", value=shape, allowed=allowed)
+        raise InputError(
+            problem,
+            field=f"tensor {name}",
+            value=shape,
+            allowed=f"plain vision transformers, in which its rank is {rank}",
+        )
     return shape
 
 
@@ -367,7 +386,8 @@ def _invisible(parts, known):
 
     known: those that are known
     """
-    gated, pool = parts.mlp == "swiglu", known.get("pool", parts.pool)
+    gated = parts.mlp == "swiglu"
+    pool = known.get("pool", parts.pool)
     fields = ["norm_eps"]
     # A gate may be GELU's or behind: only a model that is known to have SwiGLU has it.
     fields += ["mlp"] if gated else ["gelu"]
@@ -398,7 +418,8 @@ def _has_two_grids(shapes, sizes, partial):
 
 def _unknown(lacking, partial, sizes, parts):
     """The InputError for lacking fields, with ways to say them."""
-    name, width = partial.name, sizes["embed_dim"]
+    name = partial.name
+    width = sizes["embed_dim"]
     first, *rest = lacking
     names = " ".join(f"{field}=.." for field in lacking)
     examples = [first, *[field for field in rest if field in PARTS][:1]]
@@ -430,15 +451,19 @@ def _candidates(sizes, parts, normalized):
     normalized: only names that say mean and std
     """
     compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
-    alike = [
-        each
-        for name in (*registry.MODELS, *registry.public_models())
-        if all(registry.facts(name)[field] == sizes[field] for field in compared)
-        and _visible(registry.facts(name).get("arch", DEIT)) == _visible(parts)
-        for each in (_settling(name) if normalized else [name])
-    ]
-    rest = f" and {len(alike) - MOST} others" if len(alike) > MOST else ""
-    return f" ({', '.join(alike[:MOST])}{rest})" if alike else ""
+    alike = []
+    for name in (*registry.MODELS, *registry.public_models()):
+        known = registry.facts(name)
+        if any(known[field] != sizes[field] for field in compared):
+            continue
+        if _visible(known.get("arch", DEIT)) == _visible(parts):
+            alike += _settling(name) if normalized else [name]
+    if not alike:
+        return ""
+    listed = ", ".join(alike[:MOST])
+    if len(alike) > MOST:
+        listed += f" and {len(alike) - MOST} others"
+    return f" ({listed})"
 
 
 def _settling(name):

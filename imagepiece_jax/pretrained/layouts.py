@@ -99,8 +99,10 @@ def _google_says(tensors):
     # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
     if "pos_embed" not in tensors:
-        problem = "has no pos_embedding: its positions are computed (sincos2d)"
-        raise InputError(problem, allowed="files with learned positions")
+        raise InputError(
+            "has no pos_embedding: its positions are computed (sincos2d)",
+            allowed="files with learned positions",
+        )
     says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
@@ -389,7 +391,8 @@ def read_weights(
 
     Raises InputError, which names the file.
     """
-    path, names = pathlib.Path(path), []
+    path = pathlib.Path(path)
+    names = []
 
     def choose(all_names):
         names.extend(all_names)
@@ -437,25 +440,35 @@ def to_timm(
     dotted = _dotted_names(state_dict if names is None else names)
     tensors = _unscanned({dotted[name]: value for name, value in state_dict.items()})
     places = _Places.of([*dotted.values()], tower)
-    layout, prefix = places.layout, places.prefix
-    renamed, origin = {}, {}
+    layout = places.layout
+    prefix = places.prefix
+    renamed = {}
+    origin = {}
     for name, tensor in tensors.items():
         place = places.place(name)
         if place is None:
             outside = f" outside the tower {prefix[:-1]}" if prefix else ""
             problem = f"has no place in {layout.title}{outside}"
-            allowed, hint = "the tensors of a vision transformer", ""
+            allowed = "the tensors of a vision transformer"
+            hint = ""
             if "pre_logits." in name:  # of Dosovitskiy et al. on ImageNet-21k
                 hint = "it is a layer with tanh before the head, which no model here "
                 hint += "has: files of fine-tuned models, and AugReg's, have none"
-            field = f"tensor {name}"
-            raise InputError(problem, field=field, allowed=allowed, hint=hint)
+            raise InputError(
+                problem,
+                field=f"tensor {name}",
+                allowed=allowed,
+                hint=hint,
+            )
         if place and place in renamed:
-            both = f"tensors {origin[place]} and {name}"
-            problem = f"are the same part, {place}"
-            raise InputError(problem, field=both, allowed="one of them")
+            raise InputError(
+                f"are the same part, {place}",
+                field=f"tensors {origin[place]} and {name}",
+                allowed="one of them",
+            )
         if place:
-            renamed[place], origin[place] = tensor, name
+            renamed[place] = tensor
+            origin[place] = name
     try:
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
         config = ModelConfig.of(layout.says(present))
@@ -471,8 +484,9 @@ def to_timm(
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        problem = f"has tensors of other shapes than {layout.title}: {error}"
-        raise InputError(problem) from error
+        raise InputError(
+            f"has tensors of other shapes than {layout.title}: {error}"
+        ) from error
 
 
 def as_timm(
@@ -483,7 +497,9 @@ def as_timm(
     arch: of the model; timm keeps the projections of EVA-02's sub-LN apart, and two
     layers of a gated MLP without a norm together where positions are learned.
     """
-    eva, apart, renamed = is_eva(arch), arch.mlp_norm and not arch.key_bias, {}
+    eva = is_eva(arch)
+    apart = arch.mlp_norm and not arch.key_bias
+    renamed = {}
     for name, tensor in tensors.items():
         if eva:
             name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
@@ -508,15 +524,19 @@ def _placed_names(names: Collection[str], tower: Tower | None) -> list[str]:
     InputError where the tower has another number of blocks than its config says.
     """
     # A tensor of all blocks, of a scan, is named as the first of them.
-    dotted, start = _dotted_names(names), f"{SCAN[:-1]}_0."
+    dotted = _dotted_names(names)
+    start = f"{SCAN[:-1]}_0."
     first = {name: other.replace(SCAN, start) for name, other in dotted.items()}
     places = _Places.of([*first.values()], tower)
     count = len({*map(places.block, first.values())} - {None})
     depth = tower and tower.blocks
     if depth and count != depth:
-        problem = f"is {depth} in {CONFIG}, but the tensors have {count}"
-        allowed = "files of one model"
-        raise InputError(problem, field="depth", value=depth, allowed=allowed)
+        raise InputError(
+            f"is {depth} in {CONFIG}, but the tensors have {count}",
+            field="depth",
+            value=depth,
+            allowed="files of one model",
+        )
     return [name for name in names if places.place(first[name]) != ""]
 
 
@@ -549,7 +569,8 @@ class _Places:
         place = self.layout.place(name, self.prefix)
         if self.tower is None or self.tower.depth is None or not place:
             return place
-        block, behind = self.block(name), re.match(BEHIND, place)
+        block = self.block(name)
+        behind = re.match(BEHIND, place)
         used = not behind if block is None else block < self.tower.depth
         return place if used else ""
 
@@ -575,9 +596,11 @@ def _dotted_names(names):
     origin = {}
     for name, short in dotted.items():
         if short in origin:
-            both = f"tensors {origin[short]} and {name}"
-            problem = f"are the same part, {short}"
-            raise InputError(problem, field=both, allowed="one of them")
+            raise InputError(
+                f"are the same part, {short}",
+                field=f"tensors {origin[short]} and {name}",
+                allowed="one of them",
+            )
         origin[short] = name
     return dotted
 
@@ -594,21 +617,32 @@ def _projector(tensors, tower):
     """The Projector of a tower, of projector.0.weight, [out, in], and so on."""
     for name in tensors:
         if not re.fullmatch(r"projector\.\d+\.(weight|bias)", name):
-            problem, allowed = "has no place in a projector", "weight, bias of layers"
-            raise InputError(problem, field=f"tensor {name}", allowed=allowed)
+            raise InputError(
+                "has no place in a projector",
+                field=f"tensor {name}",
+                allowed="weight, bias of layers",
+            )
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     if not numbers:
-        problem = "is a vision tower in a language model, without its projector"
-        raise InputError(problem, allowed="all files of such a model")
+        raise InputError(
+            "is a vision tower in a language model, without its projector",
+            allowed="all files of such a model",
+        )
     if tower is None and len(numbers) > 1:
-        problem = "has a vision tower and a projector of two layers, as LLaVA's, which "
-        problem += f"reads a layer that {CONFIG} says"
-        raise InputError(problem, allowed="its folder")
-    tower, layers = tower or PALIGEMMA, []
+        raise InputError(
+            "has a vision tower and a projector of two layers, as LLaVA's, which "
+            f"reads a layer that {CONFIG} says",
+            allowed="its folder",
+        )
+    tower = tower or PALIGEMMA
+    layers = []
     for number in range(tower.layers or len(numbers)):
         if number not in numbers:
-            problem, allowed = f"lacks layer {number}", "all files of a model"
-            raise InputError(problem, field="its projector", allowed=allowed)
+            raise InputError(
+                f"lacks layer {number}",
+                field="its projector",
+                allowed="all files of a model",
+            )
         layer = f"layer {number} of its projector"
         names = [f"projector.{number}.{leaf}" for leaf in ("weight", "bias")]
         arrays = [np.asarray(tensors[k], np.float32) for k in names if k in tensors]
@@ -619,12 +653,20 @@ def _projector(tensors, tower):
         before = layers[-1][0].shape[1:] if layers else shapes[0][1:]
         fits = len(shapes[0]) == 2 and shapes[0][1:] == before
         if not fits or shapes[-1][:1] != shapes[0][:1]:
-            problem = f"has tensors of {' and '.join(map(str, shapes))}"
-            allowed = "a weight [out, in], in as the layer before has out, a bias [out]"
-            raise InputError(problem, field=layer, value=shapes, allowed=allowed)
+            raise InputError(
+                f"has tensors of {' and '.join(map(str, shapes))}",
+                field=layer,
+                value=shapes,
+                allowed=(
+                    "a weight [out, in], in as the layer before has out, a bias [out]"
+                ),
+            )
         if not all(np.isfinite(array).all() for array in arrays):
-            problem = "holds a value that is not finite"
-            raise InputError(problem, field=layer, allowed="finite weights")
+            raise InputError(
+                "holds a value that is not finite",
+                field=layer,
+                allowed="finite weights",
+            )
         kernel, *bias = arrays
         layers.append((np.ascontiguousarray(kernel.T), bias[0] if bias else None))
     return Projector(tuple(layers), tower.gelu, tower.prefix)
@@ -639,8 +681,11 @@ def _layout(tensors):
         prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
         if len(prefixes) > 1:
             listed = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
-            problem = f"holds {len(prefixes)} vision towers, {listed}"
-            raise InputError(problem, value=prefixes, allowed="one")
+            raise InputError(
+                f"holds {len(prefixes)} vision towers, {listed}",
+                value=prefixes,
+                allowed="one",
+            )
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
@@ -648,11 +693,17 @@ def _layout(tensors):
     for pattern, kind in FOREIGN:
         mark = next((name for name in tensors if re.match(pattern, name)), None)
         if mark:
-            problem = f"holds {kind}, as tensor {mark} shows, and no vision transformer"
-            raise InputError(problem, value=mark, allowed=layouts)
+            raise InputError(
+                f"holds {kind}, as tensor {mark} shows, and no vision transformer",
+                value=mark,
+                allowed=layouts,
+            )
     names = ", ".join([*tensors][:MOST])
-    problem = f"has tensors, such as {names}, in no layout of a vision transformer here"
-    raise InputError(problem, value=names, allowed=layouts)
+    raise InputError(
+        f"has tensors, such as {names}, in no layout of a vision transformer here",
+        value=names,
+        allowed=layouts,
+    )
 
 
 def _unscanned(tensors):
@@ -738,9 +789,12 @@ def _stack(tensors):
         stack = [tensors.pop(part) for part in parts.values()]
         if len({part.shape for part in stack}) > 1:
             shapes = [part.shape for part in stack]
-            field = f"tensors {', '.join(parts.values())}"
-            problem = f"are of {', '.join(map(str, shapes))}"
-            raise InputError(problem, field=field, value=shapes, allowed="one shape")
+            raise InputError(
+                f"are of {', '.join(map(str, shapes))}",
+                field=f"tensors {', '.join(parts.values())}",
+                value=shapes,
+                allowed="one shape",
+            )
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
@@ -752,7 +806,8 @@ def _mask_keys(tensors):
     """
     thirds = {}
     for name in [name for name in tensors if name.endswith(".masked.bias")]:
-        module, bias = name.removesuffix(".masked.bias"), tensors.pop(name)
+        module = name.removesuffix(".masked.bias")
+        bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             allowed = f"{bias.shape}, as qkv.bias"
@@ -762,7 +817,8 @@ def _mask_keys(tensors):
     keyless = all(((k == 0) | np.isnan(k)).all() for _, k, _ in thirds.values())
     for module, (q, k, v) in thirds.items():
         if keyless:
-            tensors[f"{module}.q_bias"], tensors[f"{module}.v_bias"] = q, v
+            tensors[f"{module}.q_bias"] = q
+            tensors[f"{module}.v_bias"] = v
         else:
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
@@ -809,7 +865,8 @@ def _add_positions(tensors):
     if not registers.size:
         return
     tensors["reg_token"] = registers
-    positions, first = tensors.get("pos_embed"), tensors.get("cls_token")
+    positions = tensors.get("pos_embed")
+    first = tensors.get("cls_token")
     if positions is None or first is None:
         return
     row = positions[:, :1].astype(np.float32)
@@ -826,27 +883,34 @@ def _name_head(tensors):
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
-            problem = "has a classifier that reads the mean of the patches before the "
-            problem += "last norm (CLIPForImageClassification), as no model here does"
-            raise InputError(problem, allowed="CLIP's projection or no head")
+            raise InputError(
+                "has a classifier that reads the mean of the patches before the "
+                "last norm (CLIPForImageClassification), as no model here does",
+                allowed="CLIP's projection or no head",
+            )
         for name in [name for name in tensors if name.startswith("attn_pool.")]:
             del tensors[name]  # SiglipForImageClassification does not use it
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
-    head, norm = tensors.get("head.weight"), tensors.get("norm.weight")
+    head = tensors.get("head.weight")
+    norm = tensors.get("norm.weight")
     one_head = head is not None and "head_dist.weight" not in tensors
     if one_head and "dist_token" in tensors:
-        problem = "has a distillation token and only a head of the class token, as "
-        problem += "transformers' DeiTForImageClassification and no model here"
-        allowed = "two heads (DeiTForImageClassificationWithTeacher), or none"
-        raise InputError(problem, allowed=allowed)
+        raise InputError(
+            "has a distillation token and only a head of the class token, as "
+            "transformers' DeiTForImageClassification and no model here",
+            allowed="two heads (DeiTForImageClassificationWithTeacher), or none",
+        )
     if head is None or norm is None or head.ndim != 2:
         return
     width = len(tensors.get("blocks.0.norm1.weight", norm))  # that norm may be wrong
     if width == head.shape[1]:
         return
-    field, read = "tensor head.weight", head.shape[1]
-    problem = f"reads {read} numbers an image, the tokens have {width}"
-    problem += " (DINOv2's classifiers read the mean of the patches too)"
-    allowed = "heads that read one vector of that width, or none"
-    raise InputError(problem, field=field, value=read, allowed=allowed)
+    read = head.shape[1]
+    raise InputError(
+        f"reads {read} numbers an image, the tokens have {width}"
+        " (DINOv2's classifiers read the mean of the patches too)",
+        field="tensor head.weight",
+        value=read,
+        allowed="heads that read one vector of that width, or none",
+    )

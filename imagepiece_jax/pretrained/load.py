@@ -86,9 +86,12 @@ def load(
         requested = requested.with_all_parts()
     found = hub.existing(path)
     if checkpoint != "best" and hub.kind(found) != "run":
-        field = "checkpoint"
-        problem = f"is {checkpoint!r}, but {Description(found)} is no run"
-        raise InputError(problem, field=field, value=checkpoint, allowed="'best'")
+        raise InputError(
+            f"is {checkpoint!r}, but {Description(found)} is no run",
+            field="checkpoint",
+            value=checkpoint,
+            allowed="'best'",
+        )
     vit = load_as(
         path,
         requested,
@@ -143,7 +146,8 @@ def load_as(
     new_head = num_classes not in (None, config.num_classes)
     if new_head:
         config = dataclasses.replace(config, num_classes=num_classes)
-        names, problem = None, SINGLE_LABEL
+        names = None
+        problem = SINGLE_LABEL
     used = description.reduction if reduction is None else reduction
     if reduction is None and requested.prop_attn is not None:
         used = {**used, "prop_attn": requested.prop_attn}
@@ -271,9 +275,13 @@ def trained_config(
     for field, value in description.sizes.items():
         theirs = getattr(config, field)
         if value != theirs:
-            problem = f"is {value!r}, but its tensors have {theirs!r}"
             facts = {"value": value, "allowed": "files of one model"}
-            raise InputError(problem, field=field, place=f"{place}, {file}", **facts)
+            raise InputError(
+                f"is {value!r}, but its tensors have {theirs!r}",
+                field=field,
+                place=f"{place}, {file}",
+                **facts,
+            )
     return dataclasses.replace(config, dtype=description.config.dtype)
 
 

@@ -37,7 +37,8 @@ EPS = 1e-5  # of PyTorch's LayerNorm
 
 def parse_open_clip(config: Fields) -> Description:
     """A Description of the content of an open_clip_config.json."""
-    model, images = config["model_cfg"], config.get("preprocess_cfg") or {}
+    model = config["model_cfg"]
+    images = config.get("preprocess_cfg") or {}
     vision = model["vision_cfg"]
     for field, value in vision.items():
         path = f"vision_cfg.{field}"
@@ -66,8 +67,10 @@ def parse_open_clip(config: Fields) -> Description:
 
 def _of_tower(vision, model):
     """(what no tensor shows, sizes) of OpenCLIP's own VisionTransformer."""
-    width, heads = vision["width"], vision["width"] // vision["head_width"]
-    norm, act = vision["norm_kwargs"] or {}, vision["act_kwargs"] or {}
+    width = vision["width"]
+    heads = vision["width"] // vision["head_width"]
+    norm = vision["norm_kwargs"] or {}
+    act = vision["act_kwargs"] or {}
     one_of("vision_cfg.norm_kwargs", {*norm} <= {"eps"}, [True])
     pool = one_of("vision_cfg.pool_type", vision["pool_type"], POOLS)
     size = vision["image_size"]
@@ -88,8 +91,11 @@ def _of_tower(vision, model):
     )
     depth = vision["layers"]
     if not isinstance(depth, int):
-        problem = "is a list, which is a ResNet's"
-        raise InputError(problem, field="vision_cfg.layers", value=depth)
+        raise InputError(
+            "is a list, which is a ResNet's",
+            field="vision_cfg.layers",
+            value=depth,
+        )
     sizes = {"embed_dim": width, "depth": depth, "patch_size": vision["patch_size"]}
     sizes |= {"mlp_ratio": int(width * vision["mlp_ratio"]) / width}
     return said, sizes | {"num_classes": model["embed_dim"]}
@@ -108,7 +114,8 @@ def _of_timm(vision, model):
 
     OpenCLIP makes it by timm's own code, whatever the weights were trained with.
     """
-    name, field = vision["timm_model_name"], "vision_cfg.timm_model_name"
+    name = vision["timm_model_name"]
+    field = "vision_cfg.timm_model_name"
     name, _, _ = name.partition(".")
     row = registry.public_models().get(name)
     if row is None:

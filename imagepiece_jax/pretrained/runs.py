@@ -19,7 +19,9 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.reduction.settings import as_tuple
 
-RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
+# In the folder of a run.
+RUN_CONFIG = "config.json"
+CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
@@ -44,15 +46,18 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / RUN_CONFIG
     config = read_json(path) if path.exists() else {}
     if (folder / ADAPTER).exists() or "peft_type" in config:
-        problem = "holds an adapter of peft, which is only what it changes in a model"
-        allowed = "the folder that merge_and_unload().save_pretrained(..) writes"
-        raise InputError(problem, place=folder, allowed=allowed)
+        raise InputError(
+            "holds an adapter of peft, which is only what it changes in a model",
+            place=folder,
+            allowed="the folder that merge_and_unload().save_pretrained(..) writes",
+        )
     if not path.exists():
         raise _without_config(folder)
     if not config:
         raise InputError("is empty", place=path, allowed=ALLOWED)
     try:
-        model_fields(config), reduction_of(config)
+        model_fields(config)  # raises where it is incomplete, as does the next
+        reduction_of(config)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
         if not isinstance(name := config["model"].get("name"), str | None):
@@ -64,8 +69,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         reason = f"it has no {error.args[0]}"
     except (TypeError, AttributeError, ValueError):
         reason = "it is no config"
-    problem = f"is neither that of a run ({reason}) nor of published weights"
-    raise InputError(problem, place=path, allowed=ALLOWED)
+    raise InputError(
+        f"is neither that of a run ({reason}) nor of published weights",
+        place=path,
+        allowed=ALLOWED,
+    )
 
 
 def _without_config(folder):
@@ -94,24 +102,30 @@ def read_checkpoint(
     """
     one_of("checkpoint", checkpoint, KINDS)
     folder = pathlib.Path(folder).resolve()
-    start = f"{AVERAGES}/" * averaged
+    start = f"{AVERAGES}/" if averaged else ""
 
     def choose(_, table):
         names = tuple(f"{start}{name}/" for name in COLLECTIONS)
         wanted = [name for name in table if name.startswith(names)]
         if wanted or not averaged:
             return wanted
-        problem = "has no averaged weights, as config.ema_decay is 0"
-        allowed = "runs with averages, or its weights as they are"
-        raise InputError(problem, place=f"run {folder}", allowed=allowed)
+        raise InputError(
+            "has no averaged weights, as config.ema_decay is 0",
+            place=f"run {folder}",
+            allowed="runs with averages, or its weights as they are",
+        )
 
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which raises the error for a folder that is no run
     written = [kind for kind in KINDS if checksums.steps(folder / CHECKPOINTS / kind)]
     if written and checkpoint not in written:
-        problem = f"is {checkpoint!r}, but run {folder} has saved none"
-        field, allowed = "checkpoint", repr(written[0])
-        raise InputError(problem, field=field, value=checkpoint, allowed=allowed)
+        allowed = repr(written[0])
+        raise InputError(
+            f"is {checkpoint!r}, but run {folder} has saved none",
+            field="checkpoint",
+            value=checkpoint,
+            allowed=allowed,
+        )
     arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))

@@ -84,21 +84,31 @@ def _write(file, tensors):
 def checked_folder(folder):
     """The folder's path; InputError where another file would be overwritten."""
     if not isinstance(folder, str | os.PathLike):
-        allowed = "a string or a pathlib.Path, before the model"
-        problem = f"is a {type(folder).__name__}"
-        raise InputError(problem, field="folder", value=folder, allowed=allowed)
+        raise InputError(
+            f"is a {type(folder).__name__}",
+            field="folder",
+            value=folder,
+            allowed="a string or a pathlib.Path, before the model",
+        )
     if hub.is_id(folder):
-        allowed = "folders of this machine, which hf upload takes from here"
-        raise InputError("is an id of the hub", place=folder, allowed=allowed)
-    folder, allowed = pathlib.Path(folder), "paths without a NUL byte"
+        raise InputError(
+            "is an id of the hub",
+            place=folder,
+            allowed="folders of this machine, which hf upload takes from here",
+        )
+    folder = pathlib.Path(folder)
+    allowed = "paths without a NUL byte"
     if "\0" in str(folder):
         raise InputError(field="folder", value=str(folder), allowed=allowed)
     allowed = "a new or empty folder, or one that save wrote"
     try:
         names = sorted(f.name for f in folder.iterdir()) if folder.exists() else []
     except OSError as error:
-        problem = f"is not a folder ({error.strerror})"
-        raise InputError(problem, place=folder, allowed=allowed) from error
+        raise InputError(
+            f"is not a folder ({error.strerror})",
+            place=folder,
+            allowed=allowed,
+        ) from error
     others = [name for name in names if name not in FILES]
     if names and (others or not hub.has_key(folder, OURS)):
         found = (others or names)[0]
@@ -109,28 +119,38 @@ def checked_folder(folder):
 def _check(vit):
     """InputError for a model that `load` could not make again."""
     if vit.reduction is None:
-        allowed = 'Pretrained(model, variables, reduction={"name": ..})'
-        problem = "is None, but the model reduces tokens"
-        raise InputError(problem, field="reduction", allowed=allowed)
+        raise InputError(
+            "is None, but the model reduces tokens",
+            field="reduction",
+            allowed='Pretrained(model, variables, reduction={"name": ..})',
+        )
     if vit.model.folded:
-        allowed = "the model that it was made from"
-        raise InputError("is in the form of optimize", field="model", allowed=allowed)
+        raise InputError(
+            "is in the form of optimize",
+            field="model",
+            allowed="the model that it was made from",
+        )
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
 def _check_way_back(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
     with within(hint="so the model cannot be loaded again"):
-        parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
+        parsed = hub_configs.parse(config, {})
+        read = layouts.to_timm(tensors).tensors
         saved = infer(read, parsed.config)
         again = saved.create(parsed.reduction)
         convert.from_timm(read, variable_shapes(again, saved.image_size))
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
-            value, loaded = getattr(model, field), getattr(again, field)
-            problem = f"is {value!r}, and would be loaded as {loaded!r}"
-            field, allowed = f"model.{field}", "models of create_model"
-            raise InputError(problem, field=field, value=value, allowed=allowed)
+            value = getattr(model, field)
+            loaded = getattr(again, field)
+            raise InputError(
+                f"is {value!r}, and would be loaded as {loaded!r}",
+                field=f"model.{field}",
+                value=value,
+                allowed="models of create_model",
+            )
 
 
 def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
@@ -139,7 +159,8 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     name: of its folder
     in_timm: whether timm has such models
     """
-    model, size = vit.model, vit.image_size
+    model = vit.model
+    size = vit.image_size
     leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
     parameters = sum(leaf.size for leaf in leaves)
     height, width = sides(size)

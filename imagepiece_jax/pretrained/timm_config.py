@@ -82,8 +82,12 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
         sizes = sizes | {"image_size": size}
     if images.get("label_offset"):
         offset = images["label_offset"]
-        problem = f"is {offset}, so the head has outputs that are no classes"
-        raise InputError(problem, field="label_offset", value=offset, allowed="0")
+        raise InputError(
+            f"is {offset}, so the head has outputs that are no classes",
+            field="label_offset",
+            value=offset,
+            allowed="0",
+        )
     keys = dict(crop="crop_pct", crop_mode="crop_mode", interpolation="interpolation")
     crop = {k: images[key] for k, key in keys.items() if images.get(key)}
     crop = {"crop": DEIT_CROP} | crop  # also for small images
@@ -136,7 +140,8 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 def _arguments(arguments, name):
     """(fields that no tensor shows, sizes) by the name and model_args."""
-    arch, changes = ModelConfig(name=name).architecture, {}
+    arch = ModelConfig(name=name).architecture
+    changes = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"
         if field == "num_heads":
@@ -149,8 +154,11 @@ def _arguments(arguments, name):
         elif field in ABSENT:
             one_of(path, value, ABSENT[field])
         elif field not in (*PARTS, *SIZES, *IDLE):
-            problem = f"is {value!r}, which no model has"
-            raise InputError(problem, field=path, value=value)
+            raise InputError(
+                f"is {value!r}, which no model has",
+                field=path,
+                value=value,
+            )
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
     sizes = size_of(name).fields
     heads = sizes.pop("num_heads")
@@ -178,9 +186,12 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
     same = {field: getattr(arch, field) for field in heads}
     others = dataclasses.replace(changed, **same) != arch
     if others or "pool_include_prefix" in arguments:
-        problem = f"has {', '.join(arguments)} for a model with rotary positions"
-        allowed, field = "its own parts, and another global_pool", "model_args"
-        raise InputError(problem, field=field, value=arguments, allowed=allowed)
+        raise InputError(
+            f"has {', '.join(arguments)} for a model with rotary positions",
+            field="model_args",
+            value=arguments,
+            allowed="its own parts, and another global_pool",
+        )
     return changed
 
 
@@ -201,14 +212,18 @@ def _with_arguments(arch, arguments):
 def _head(arch, arguments):
     """pool, final_norm and fc_norm; a mean usually has its norm behind it."""
     usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
-    pool, behind = arch.pool, arguments.get("fc_norm", usual)
+    pool = arch.pool
+    behind = arguments.get("fc_norm", usual)
     if "global_pool" in arguments:
         pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
     behind = pool == "mean" if behind is None else behind
     if arch.dist_token and behind:  # timm makes this norm, and none that it computes
-        problem = "is True for a model with a distillation token"
-        field = "model_args.fc_norm"
-        raise InputError(problem, field=field, value=True, allowed="False")
+        raise InputError(
+            "is True for a model with a distillation token",
+            field="model_args.fc_norm",
+            value=True,
+            allowed="False",
+        )
     normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
     return {
         "pool": pool,
@@ -232,8 +247,11 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 
     Without "architecture" where timm has no such models.
     """
-    model, images = vit.model, vit.preprocessing
-    size, crop, names = images.image_size, {}, vit.class_names
+    model = vit.model
+    images = vit.preprocessing
+    size = images.image_size
+    crop = {}
+    names = vit.class_names
     if images.crop is not None:
         crop = {"crop_pct": images.crop, "crop_mode": images.crop_mode}
         crop["interpolation"] = images.interpolation
@@ -262,7 +280,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
 def _architecture(model: ViT, image_size) -> dict[str, Any]:
     """timm's architecture and its arguments; {} where timm has none."""
     arch = model.arch
-    size, eva = _size(model), is_eva(arch)
+    size = _size(model)
+    eva = is_eva(arch)
     ignored = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
     parts = dataclasses.replace(arch, **ignored)
     same = [
@@ -299,7 +318,8 @@ def _is_vision_transformer(model: ViT) -> bool:
 
 def _all_arguments(model: ViT) -> dict[str, Any]:
     """All arguments of timm's VisionTransformer that make the parts of a model."""
-    arch, hidden = model.arch, round(model.embed_dim * model.mlp_ratio)
+    arch = model.arch
+    hidden = round(model.embed_dim * model.mlp_ratio)
     hidden *= 2 if arch.mlp == "swiglu" else 1  # two layers in one
     ratio = hidden / model.embed_dim
     if int(model.embed_dim * ratio) < hidden:  # which is what timm takes

@@ -44,18 +44,26 @@ class Host:
 
 def _llava(config: Fields, fields: Fields, inner: Architecture | None) -> Tower:
     """The last block is left out, unless the config names another layer."""
-    field, blocks = "vision_feature_layer", fields["num_hidden_layers"]
+    field = "vision_feature_layer"
+    blocks = fields["num_hidden_layers"]
     layer = config.get(field, -2)
     depth = layer + (blocks + 1) * (layer < 0) if type(layer) is int else 0
     if not 1 <= depth <= blocks:
-        allowed = f"one layer, 1 to {blocks}, and -{blocks} to -1"
-        raise InputError(field=field, value=layer, allowed=allowed)
+        raise InputError(
+            field=field,
+            value=layer,
+            allowed=f"one layer, 1 to {blocks}, and -{blocks} to -1",
+        )
     field = "vision_feature_select_strategy"
     strategy = config.get(field, "default")
     prefix = one_of(field, strategy, {"default": False, "full": True})
     if not prefix and not inner.class_token:
-        problem = "is 'default', which drops a class token, and the tower has none"
-        raise InputError(problem, field=field, value=strategy, allowed="'full'")
+        raise InputError(
+            "is 'default', which drops a class token, and the tower has none",
+            field=field,
+            value=strategy,
+            allowed="'full'",
+        )
     act = config.get("projector_hidden_act", "gelu")
     return Tower(
         depth,

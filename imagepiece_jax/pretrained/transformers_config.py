@@ -152,7 +152,8 @@ PROCESSORS = {
 
 def parse_transformers(config: Fields) -> Description:
     """A Description of a config.json."""
-    model, fields = MODEL_TYPES[_kind(config)], config
+    model = MODEL_TYPES[_kind(config)]
+    fields = config
     host = HOSTS.get(config["model_type"])
     if host is not None:
         fields = _of_tower(config) or host.fields
@@ -164,7 +165,8 @@ def parse_transformers(config: Fields) -> Description:
         if not is_integer(value) or value < 1:
             raise InputError(field=field, value=value, allowed="1, 2, 3, ..")
     one_of("num_channels", fields["num_channels"], [3])
-    size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
+    size = _square(fields["image_size"])
+    patch = _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
     labels = config.get("id2label") if classify else None
     width = fields["hidden_size"]
@@ -177,7 +179,8 @@ def parse_transformers(config: Fields) -> Description:
         sizes["image_size"] = size
     tower = host and host.tower and host.tower(config, fields, model.inner)
     if tower and tower.depth:
-        arch, sizes["depth"] = model.inner, tower.depth
+        arch = model.inner
+        sizes["depth"] = tower.depth
     elif tower:  # without a pool
         arch = dataclasses.replace(model.inner, final_norm=True)
     elif arch.pool == "map" and classify:  # its head reads the mean
@@ -237,7 +240,8 @@ def processor(images: Fields, config: Fields) -> tuple[ModelConfig, dict[str, An
         raise InputError(field="rescale_factor", value=factor, allowed="1/255")
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    mean, std = (_channels(fields[f"image_{field}"]) for field in ("mean", "std"))
+    mean = _channels(fields[f"image_{'mean'}"])
+    std = _channels(fields[f"image_{'std'}"])
     return ModelConfig(mean=mean, std=std), _crop(fields, name)
 
 
@@ -259,19 +263,27 @@ def _processor_name(images, config):
 
 def _crop(fields, name):
     """Fields of a Preprocessing by all fields of an image processor."""
-    size, cropped = fields["size"], fields["do_center_crop"]
+    size = fields["size"]
+    cropped = fields["do_center_crop"]
     if not fields["do_resize"]:
         if cropped:
-            problem = "is False with do_center_crop, so the crop is of other pixels"
-            allowed = "True, or no do_center_crop"
-            raise InputError(problem, field="do_resize", value=False, allowed=allowed)
+            raise InputError(
+                "is False with do_center_crop, so the crop is of other pixels",
+                field="do_resize",
+                value=False,
+                allowed="True, or no do_center_crop",
+            )
         return {"resize": "none"}
     resample = fields["resample"]
     interpolation = one_of("resample", resample, RESAMPLE)
     if name == "DINOv3ViT" and interpolation == "bicubic":
-        problem = f"is {resample}, bicubic, by which DINOv3's image processor makes "
-        problem += "pixels below 0 and above 1"
-        raise InputError(problem, field="resample", value=resample, allowed="2")
+        raise InputError(
+            f"is {resample}, bicubic, by which DINOv3's image processor makes "
+            "pixels below 0 and above 1",
+            field="resample",
+            value=resample,
+            allowed="2",
+        )
     side, squash = _resized(size, fields["default_to_square"])
     cut = fields["crop_size"]
     fixed = cut is not None if cropped else squash
@@ -280,9 +292,15 @@ def _crop(fields, name):
         problem = f"is {size!r} and crop_size {cut!r}"
         if not cropped:
             problem = f"is {size!r} without do_center_crop"
-        allowed = "a height and a width, or with do_center_crop a crop_size of at most "
-        allowed += "size"
-        raise InputError(problem, field="size", value=size, allowed=allowed)
+        raise InputError(
+            problem,
+            field="size",
+            value=size,
+            allowed=(
+                "a height and a width, or with do_center_crop a crop_size of at most "
+                "size"
+            ),
+        )
     mode = "squash" if squash else "center"
     return {
         "crop": share,
@@ -338,8 +356,11 @@ def _resized(size, default_to_square):
     if {*given} == {"shortest_edge"}:
         return _square(given["shortest_edge"]), False
     if {*given} != {"height", "width"}:
-        allowed = "a shortest_edge alone, or a height and a width"
-        raise InputError(field="size", value=dict(size), allowed=allowed)
+        raise InputError(
+            field="size",
+            value=dict(size),
+            allowed="a shortest_edge alone, or a height and a width",
+        )
     return _square(given), True
 
 

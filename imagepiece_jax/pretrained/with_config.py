@@ -143,8 +143,10 @@ def _merge(config, overrides, description, requested):
             config.update(settings.as_tuple(fields))
         except TypeError as error:
             reason = str(error).partition("\n")[0]
-            problem = f"does not fit configs/base.py: {reason}"
-            raise InputError(problem, place=description) from error
+            raise InputError(
+                f"does not fit configs/base.py: {reason}",
+                place=description,
+            ) from error
         overrides(config)
 
 
@@ -153,10 +155,14 @@ def _write_model(config, vit):
     fields = vit.source.config.as_dict
     size = vit.image_size
     if not isinstance(size, int):
-        allowed = "squares, others in Python: load(), optimize() and Predictor"
-        problem = f"is for images of {size_text(size)}"
-        raise InputError(problem, place=vit.source, value=size, allowed=allowed)
-    config.image_size, config.num_classes = size, vit.model.num_classes
+        raise InputError(
+            f"is for images of {size_text(size)}",
+            place=vit.source,
+            value=size,
+            allowed="squares, others in Python: load(), optimize() and Predictor",
+        )
+    config.image_size = size
+    config.num_classes = vit.model.num_classes
     decided = {k: v for k, v in fields.items() if k in config.model and k not in FREE}
     with config.unlocked():
         config.model.update(settings.as_tuple(decided))

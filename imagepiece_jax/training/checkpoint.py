@@ -46,7 +46,8 @@ class Progress:
         self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
     ) -> "Progress":
         """With evaluations after `step`; best_by: the figure that says how good."""
-        best, last = self.best, self.last or {}
+        best = self.best
+        last = self.last or {}
         if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
             best = {"acc1": by_set[best_set][best_by], "step": step}
         for name, figures in by_set.items():
@@ -67,7 +68,8 @@ class Progress:
             rows = zip(names, getattr(self, fact), getattr(before, fact), strict=True)
             for (field, name, split), now, then in rows:
                 if now != then:
-                    ours, theirs = text.format(now, split), text.format(then, split)
+                    ours = text.format(now, split)
+                    theirs = text.format(then, split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
                     with within(place=workdir):
                         raise InputError(problem, field=field, value=now, allowed=SAME)
@@ -90,7 +92,8 @@ class Checkpoints:
 
     def __init__(self, workdir, keep_every=0, lock=None):
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
-        self._keep_every, self._lock = keep_every, lock or RunLock(workdir)
+        self._keep_every = keep_every
+        self._lock = lock or RunLock(workdir)
         self._writers = {}
         self._while_writing = contextlib.ExitStack()
 
@@ -145,9 +148,14 @@ class Checkpoints:
         if free + present < count * size:
             needed = f"{count} checkpoints of {size / 1e6:,.0f} MB"
             needed += f" need {(count * size - present) / 1e9:.3g} GB"
-            problem = f"has {free / 1e9:.3g} GB of free disk, but {needed}"
-            ways = "more room, another --workdir, or a higher config.keep_every_steps"
-            raise InputError(problem, place=self._root, value=free, allowed=ways)
+            raise InputError(
+                f"has {free / 1e9:.3g} GB of free disk, but {needed}",
+                place=self._root,
+                value=free,
+                allowed=(
+                    "more room, another --workdir, or a higher config.keep_every_steps"
+                ),
+            )
 
     def latest_step(self):
         """The newest step that was completely written (damaged or not), or None."""
@@ -257,7 +265,9 @@ def _read_together(folder, choose):
     """`checksums.read` in every process; damaged for one is damaged for all."""
     if not parallel.is_main():
         becomes_true(folder.exists)
-    arrays, content, damage = {}, None, None
+    arrays = {}
+    content = None
+    damage = None
     try:
         arrays, content = checksums.read(folder, choose)
     except checksums.DamagedError as error:
@@ -276,8 +286,12 @@ def _fitting(wanted, folder, table):
         if name in wanted:
             needed = f"{wanted[name].dtype} {[*wanted[name].shape]}"
         if found != needed:
-            problem = f"is {found}, but {needed} in the model of this config"
-            raise InputError(problem, field=name, place=folder, value=found)
+            raise InputError(
+                f"is {found}, but {needed} in the model of this config",
+                field=name,
+                place=folder,
+                value=found,
+            )
     return table
 
 

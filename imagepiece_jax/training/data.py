@@ -57,9 +57,12 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     if not run.num_classes:
         run.refuse("num_classes", "1 or more in training")
     if run.model.dtype == "float16":
-        problem = "is 'float16', in which small gradients vanish in training"
-        field, allowed = "config.model.dtype", "float32, bfloat16"
-        raise InputError(problem, field=field, value="float16", allowed=allowed)
+        raise InputError(
+            "is 'float16', in which small gradients vanish in training",
+            field="config.model.dtype",
+            value="float16",
+            allowed="float32, bfloat16",
+        )
     with run.optim.in_config():
         placement.positions(run.optim.batch_size)
     micro = run.optim.batch_size // run.grad_accum_steps

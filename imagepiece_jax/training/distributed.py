@@ -45,10 +45,12 @@ from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.run_dir import flat_fields
 
 # The coordinator's port is one of these: above what Linux assigns by itself.
-FIRST_PORT, PORTS = 61440, 4096
+FIRST_PORT = 61440
+PORTS = 4096
 # Seconds without a heartbeat until a process counts as dead, and that a process which
 # ends waits for the others to end too: all have stopped within a minute.
-HEARTBEAT, SHUTDOWN = 30, 15
+HEARTBEAT = 30
+SHUTDOWN = 15
 LOST = 1  # exit status of a process that cannot continue without another
 # Words of JAX, gloo and NCCL for the loss of a peer.
 SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
@@ -56,7 +58,8 @@ SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
 # Fields that say how one host reads, and may differ from host to host.
 OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
-FLAG, ADDRESS = "--coordinator", "HOST:PORT of process 0"
+FLAG = "--coordinator"
+ADDRESS = "HOST:PORT of process 0"
 
 _handlers = []  # C code calls them: they must not be freed
 
@@ -96,30 +99,43 @@ def find_job(
     numbers = {"--num_processes": num_processes, "--process_id": process_id}
     typed = [f"{flag} is {n}" for flag, n in numbers.items() if n is not None]
     if typed and not named:
-        problem = f"is {coordinator or 'missing'}, but {' and '.join(typed)}"
-        raise InputError(problem, field=FLAG, value=coordinator, allowed=ADDRESS)
+        raise InputError(
+            f"is {coordinator or 'missing'}, but {' and '.join(typed)}",
+            field=FLAG,
+            value=coordinator,
+            allowed=ADDRESS,
+        )
     host, _, port = (coordinator or "").rpartition(":")
     if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
-        allowed = f"{ADDRESS}, and auto under SLURM and Open MPI"
-        raise InputError(field=FLAG, value=coordinator, allowed=allowed)
+        raise InputError(
+            field=FLAG,
+            value=coordinator,
+            allowed=f"{ADDRESS}, and auto under SLURM and Open MPI",
+        )
     if not typed:
         job = _open_mpi(environment) or _slurm(environment)
         if job is not None:
             job = dataclasses.replace(job, coordinator=coordinator) if named else job
             return job if job.num_processes > 1 else None
     if coordinator == "auto":
-        problem = "is auto, but neither SLURM nor Open MPI is found"
-        allowed = f"{ADDRESS}, with --num_processes and --process_id"
-        raise InputError(problem, field=FLAG, value="auto", allowed=allowed)
+        raise InputError(
+            "is auto, but neither SLURM nor Open MPI is found",
+            field=FLAG,
+            value="auto",
+            allowed=f"{ADDRESS}, with --num_processes and --process_id",
+        )
     if coordinator is None:
         return None
     if num_processes is None or process_id not in range(num_processes):
         problem = "is missing" if process_id is None else f"is {process_id}"
         if num_processes is not None:
             problem += f" with --num_processes {num_processes}"
-        allowed = f"0 to --num_processes - 1, both with {FLAG} {coordinator}"
-        flag = "--process_id"
-        raise InputError(problem, field=flag, value=process_id, allowed=allowed)
+        raise InputError(
+            problem,
+            field="--process_id",
+            value=process_id,
+            allowed=f"0 to --num_processes - 1, both with {FLAG} {coordinator}",
+        )
     return Job(coordinator, num_processes, process_id)
 
 
@@ -129,7 +145,8 @@ def _job(environment, count, number, count_here, number_here, step, host=None):
     Without a list of visible GPUs every task of a host has one. A list with fewer GPUs
     than the host has tasks was split by the scheduler. The port follows from `step`.
     """
-    visible, devices = environment.get("CUDA_VISIBLE_DEVICES"), ()
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = ()
     if count_here > 1 and visible is None:
         devices = (number_here,)
     elif count_here > 1:
@@ -250,8 +267,11 @@ def _initialize(job):
         raise
     except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
         problem = f"is missing, and process 0 of {job.num_processes} not found"
-        allowed = f"{ADDRESS}, or --num_processes 1 for a run of each process"
-        raise InputError(f"{problem} ({error})", field=FLAG, allowed=allowed) from error
+        raise InputError(
+            f"{problem} ({error})",
+            field=FLAG,
+            allowed=f"{ADDRESS}, or --num_processes 1 for a run of each process",
+        ) from error
 
 
 def _check_address(job):
@@ -264,15 +284,23 @@ def _check_address(job):
         if host:
             socket.getaddrinfo(host.strip("[]"), None)
     except OSError as error:
-        problem = f"is {job.coordinator}, a host not found ({error.strerror})"
-        raise InputError(problem, field=FLAG, value=host, allowed=ADDRESS) from error
+        raise InputError(
+            f"is {job.coordinator}, a host not found ({error.strerror})",
+            field=FLAG,
+            value=host,
+            allowed=ADDRESS,
+        ) from error
     try:
         if job.process_id == 0:
             socket.create_server(("", int(port))).close()
     except OSError as error:
         reason = f"a port that cannot be opened ({os.strerror(error.errno)})"
-        problem = f"is {job.address}, {reason}"
-        raise InputError(problem, field=FLAG, value=port, allowed="another") from error
+        raise InputError(
+            f"is {job.address}, {reason}",
+            field=FLAG,
+            value=port,
+            allowed="another",
+        ) from error
 
 
 def check_devices(devices):
@@ -280,9 +308,12 @@ def check_devices(devices):
     counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
-            problem = f"has {count} devices, but process 0 has {counts[0]}"
-            field, allowed = f"process {process}", "equally many"
-            raise InputError(problem, field=field, value=count, allowed=allowed)
+            raise InputError(
+                f"has {count} devices, but process 0 has {counts[0]}",
+                field=f"process {process}",
+                value=count,
+                allowed="equally many",
+            )
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):

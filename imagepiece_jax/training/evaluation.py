@@ -22,7 +22,8 @@ from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
 AUGMENTED = 8  # images of an augmented batch
-SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
+SMALLEST = 64  # pixels: a side of a small image
+WIDEST = 1200  # pixels: a panel's width
 OF_A_PASS = ("images", "throughput")  # figures that averages share
 
 
@@ -77,7 +78,8 @@ class Evaluation:
 
     def after_step(self):
         """The run's Progress with its accuracy now; unchanged after a signal."""
-        run, log = self._run, self._log
+        run = self._run
+        log = self._log
         log.flush()
         state = run.state
         models = [state.variables] + ([] if state.ema is None else [state.ema])
@@ -130,7 +132,8 @@ class SampleImages:
     """
 
     def __init__(self, config, workdir, model, source, transform):
-        self._workdir, self._count = workdir, config.pictures
+        self._workdir = workdir
+        self._count = config.pictures
         self._model = model.clone(axis_name=None)
         prepare = functools.partial(prepared_images, run=config, model=self._model)
         self._prepared = parallel.pmap(functools.partial(prepare, count=AUGMENTED))
@@ -201,7 +204,8 @@ def examples(source, transform, count):
     They are spread over the split, which is often sorted by class.
     """
     count = min(count, len(source))
-    images, titles = [], []
+    images = []
+    titles = []
     for i in range(count):
         try:
             image, label = source.read(i * len(source) // count)

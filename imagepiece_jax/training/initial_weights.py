@@ -50,7 +50,8 @@ class NamedWeights:
 
     def load(self, **options) -> Pretrained:
         """The dense model, with options of `load_as`."""
-        path, contents = self.description.path, self.contents
+        path = self.description.path
+        contents = self.contents
         return load_as(path, reduction=DENSE, contents=contents, **options)
 
 
@@ -116,16 +117,22 @@ class InitialWeights:
         Returns both by name; notes for which of these weights they are a guess.
         Raises InputError where weights that a new run needs are not there.
         """
-        model, sources = self._run.model, self._normalized_as(workdir)
+        model = self._run.model
+        sources = self._normalized_as(workdir)
         if model.mean is not None or model.std is not None:
             return {}  # only one of them is refused with the rest of the model
-        name, taken, values, unknown = model.name, "ImageNet's", IMAGENET, []
+        name = model.name
+        taken = "ImageNet's"
+        values = IMAGENET
+        unknown = []
         named = registry.facts(name)
         if name not in registry.MODELS and "mean" in named:
-            taken, values = f"{name}'s", named
+            taken = f"{name}'s"
+            values = named
         for path, weights in reversed(sources):
             if weights.normalization:
-                taken, values = f"{path}'s", weights.normalization
+                taken = f"{path}'s"
+                values = weights.normalization
             else:
                 unknown.insert(0, path)
         fields = "config.model.mean and config.model.std"
@@ -137,7 +144,9 @@ class InitialWeights:
         """(path, NamedWeights) pairs, whose normalization a run may have."""
         if earlier := self._earlier(workdir):
             return [(workdir, earlier)]
-        run, start, teacher = self._run, self.start, self.teacher
+        run = self._run
+        start = self.start
+        teacher = self.teacher
         sources = [(run.init.weights, start)] if start else []
         # A teacher of distillation may be normalized in another way.
         same = run.reduction.needs_teacher or not run.distill.active
@@ -156,7 +165,8 @@ class InitialWeights:
         names: of the classes of `config.data`
         Raises InputError where a class is another, by name.
         """
-        run, data = self._run, f"config.data.name {self._run.data.name!r}"
+        run = self._run
+        data = f"config.data.name {self._run.data.name!r}"
         if earlier := self._earlier(workdir):
             before = earlier.description.names_of_data
             with within(hint="choose another --workdir, or the data of its training"):
@@ -181,7 +191,8 @@ class InitialWeights:
 
         Raises InputError where it does not fit.
         """
-        run, fresh = self._run, self._run.init.fresh
+        run = self._run
+        fresh = self._run.init.fresh
         if fresh and not run.init.weights:
             problem = f"is {fresh}, but config.init.weights, for the rest, is empty"
             hint = "name a weights file or the folder of a run there, or set "
@@ -235,7 +246,8 @@ class InitialWeights:
         that no tensor shows and that is another here.
         """
         hidden = ModelConfig.of(_hidden(model))
-        vit, size = weights.load(otherwise=hidden), self._run.image_size
+        vit = weights.load(otherwise=hidden)
+        size = self._run.image_size
         tensors = convert.to_timm(vit.variables) | vit.selectors
         if "pos_embed" not in fresh:  # by the code that the positions were trained for
             how = vit.model.arch.resize
@@ -243,7 +255,8 @@ class InitialWeights:
         variables, _ = convert.model_variables(
             model, size, tensors, vit.place, fresh=fresh, seed=self._run.seed
         )
-        theirs, ours = _hidden(vit.model), _hidden(model)
+        theirs = _hidden(vit.model)
+        ours = _hidden(model)
         del ours["resize"]  # these positions have been
         if "head" in fresh:
             del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
@@ -251,9 +264,14 @@ class InitialWeights:
             del ours["gelu"]  # which nothing computes
         for field, value in ours.items():
             if not _equal(theirs[field], value):
-                problem = f"is {value!r}, but {vit.place} was trained with another"
-                path, allowed = config_path(field), repr(theirs[field])
-                raise InputError(problem, field=path, value=value, allowed=allowed)
+                path = config_path(field)
+                allowed = repr(theirs[field])
+                raise InputError(
+                    f"is {value!r}, but {vit.place} was trained with another",
+                    field=path,
+                    value=value,
+                    allowed=allowed,
+                )
         return variables
 
 

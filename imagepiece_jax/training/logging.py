@@ -142,9 +142,13 @@ def read_metrics(workdir):
         if valid:
             lines.append(line)
         elif number < len(texts):
-            field, start = f"line {number}", text[:40]
-            allowed = "JSON objects with a whole step; fix or remove the line"
-            raise InputError(field=field, place=path, value=start, allowed=allowed)
+            start = text[:40]
+            raise InputError(
+                field=f"line {number}",
+                place=path,
+                value=start,
+                allowed="JSON objects with a whole step; fix or remove the line",
+            )
     return lines
 
 
@@ -177,7 +181,9 @@ class RunLog(contextlib.ExitStack):
 
     def __init__(self, workdir, config, length, step, last_saved):
         super().__init__()
-        self._workdir, self._config, self._length = workdir, config, length
+        self._workdir = workdir
+        self._config = config
+        self._length = length
         self._last_saved = last_saved
         main = parallel.is_main()
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
@@ -202,7 +208,9 @@ class RunLog(contextlib.ExitStack):
 
     def restart_clock(self):
         """Count img/s from here on: evaluation and compiles are not training."""
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
 
     def compiles(self, step):
         """Do not time the next step, `step`: it is the first of its program."""
@@ -239,7 +247,8 @@ class RunLog(contextlib.ExitStack):
         """Write the last metrics. Raises RunError after too many steps were skipped."""
         if self._waiting is None:
             return
-        (step, metrics), self._waiting = self._waiting, None
+        step, metrics = self._waiting
+        self._waiting = None
         metrics = parallel.unreplicate(metrics)
         if step == self._traced[1]:
             self._trace.close()
@@ -304,7 +313,8 @@ class RunLog(contextlib.ExitStack):
 
     def _stop(self, step, metrics):
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        saved, count = self._last_saved(), int(metrics["skipped"])
+        saved = self._last_saved()
+        count = int(metrics["skipped"])
         where = f"the checkpoint of step {saved} is kept" if saved else "none was saved"
         row = f", as in {count} steps in a row" if count > 1 else ""
         raise RunError(

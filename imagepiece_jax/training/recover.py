@@ -84,11 +84,17 @@ def recover(
     check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None and not (is_number(minutes) and 0 < minutes < math.inf):
-        allowed = "numbers above 0"
-        raise InputError(field="minutes", value=minutes, allowed=allowed)
+        raise InputError(
+            field="minutes",
+            value=minutes,
+            allowed="numbers above 0",
+        )
     if steps is not None and minutes is not None:
-        problem = "is given, and steps are, too"
-        raise InputError(problem, field="minutes", hint="drop one")
+        raise InputError(
+            "is given, and steps are, too",
+            field="minutes",
+            hint="drop one",
+        )
     recipe = Recipe.of(
         vit,
         parameters=parameters,
@@ -103,19 +109,25 @@ def check_recoverable(vit: Pretrained):
     """Raise InputError for a model that has nothing to recover by its dense form."""
     if vit.recovery and vit.recovery.changed:
         before = settings.in_words(vit.recovery.reduction)
-        problem = f"was recovered before, for {before}"
-        allowed = "the weights that it was made from, whose dense form teaches"
-        raise InputError(problem, field="the model", allowed=allowed)
-    if not any(layer.step for layer in vit.model.plan):
-        hint = (
-            'give it a reduction first, such as vit.with_reduction({"name": "tome"}), '
+        raise InputError(
+            f"was recovered before, for {before}",
+            field="the model",
+            allowed="the weights that it was made from, whose dense form teaches",
         )
-        hint += "or in the command --config.reduction.name=tome"
-        raise InputError("is dense: nothing was lost", field="the model", hint=hint)
+    if not any(layer.step for layer in vit.model.plan):
+        raise InputError(
+            "is dense: nothing was lost",
+            field="the model",
+            hint="give it a reduction first, such as "
+            'vit.with_reduction({"name": "tome"}), or in the command '
+            "--config.reduction.name=tome",
+        )
     if vit.model.has_selectors:
-        problem = "has selectors that must be learned"
-        allowed = "reductions without; train.py trains the others"
-        raise InputError(problem, field=vit.label, allowed=allowed)
+        raise InputError(
+            "has selectors that must be learned",
+            field=vit.label,
+            allowed="reductions without; train.py trains the others",
+        )
     check_variables(vit.model, vit.variables, vit.image_size)
 
 
@@ -171,7 +183,8 @@ def with_best(vit, course, images: int, seconds: float) -> Pretrained:
     seconds: that it took
     """
     recipe = course.fit.recipe
-    start, best = course.start, course.best
+    start = course.start
+    best = course.best
     interval = mean_difference(best["measure"], start["measure"])
     changed = interval.high < 0
     agreement = tuple(100 * float(found["agreement"].mean()) for found in (start, best))
@@ -208,7 +221,8 @@ class Course:
     def __init__(
         self, fit: Fit, start: dict[str, np.ndarray], end: float | None = None
     ):
-        self.fit, self.end = fit, end
+        self.fit = fit
+        self.end = end
         self.start = self.best = start
         self.variables = None  # of the best; None: the start
         self.done = 0  # steps
@@ -376,9 +390,15 @@ def divided(source: Source, batch_size: int) -> tuple[Source, Source]:
     total = len(source)
     if total < FEWEST + batch_size:
         problem = f"has {total} image" if total == 1 else f"has {total} images"
-        allowed = f"{FEWEST + batch_size} or more, {FEWEST} of which are held out, and "
-        allowed += f"{batch_size} are a batch"
-        raise InputError(problem, field="images", value=total, allowed=allowed)
+        raise InputError(
+            problem,
+            field="images",
+            value=total,
+            allowed=(
+                f"{FEWEST + batch_size} or more, {FEWEST} of which are held out, and "
+                f"{batch_size} are a batch"
+            ),
+        )
     held = min(MOST, max(FEWEST, total // HELD_OUT))
     places = evenly_spaced(total, held)
     others = np.setdiff1d(np.arange(total), places)
@@ -396,6 +416,8 @@ def check_different(batches: list[dict[str, np.ndarray]]):
         raise InputError("are of one color each", field="images", allowed="photographs")
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
     if distinct < FEWEST:
-        problem = f"are alike: {len(images)} that are held out show {distinct} pictures"
-        allowed = f"at least {FEWEST} different ones there"
-        raise InputError(problem, field="images", allowed=allowed)
+        raise InputError(
+            f"are alike: {len(images)} that are held out show {distinct} pictures",
+            field="images",
+            allowed=f"at least {FEWEST} different ones there",
+        )

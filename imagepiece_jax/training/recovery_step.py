@@ -147,7 +147,8 @@ class Comparison:
         measure = terms["logits"]
         if self.outputs == "features" and "patches" in terms:
             measure = (measure + terms["patches"]) / 2
-        first, expected = (first_class(a["logits"]) for a in (student, teacher))
+        first = first_class(student["logits"])
+        expected = first_class(teacher["logits"])
         return {"measure": measure, "agreement": first == expected}
 
 
@@ -187,12 +188,14 @@ class Fit:
         frozen = own if teacher is None else parallel.replicate(teacher.variables)
         self.weights = own, frozen
         teacher = teacher or vit.with_reduction(None)
-        self.vit, self.recipe = vit, recipe
+        self.vit = vit
+        self.recipe = recipe
         self.image_size = teacher.image_size  # of the images that the programs take
         self.model = vit.model.clone(kernels=None)
         self.dense = teacher.model.clone(kernels=None)
         self.comparison = Comparison(vit, recipe)
-        self.split, self.join = split, join
+        self.split = split
+        self.join = join
         if split is None:
             which = recipe.parameters
             self.split = functools.partial(optimizer.trained_part, which=which)
@@ -231,7 +234,8 @@ class Fit:
         """`Comparison.measure` of the images that are held out, [images] each."""
         parts = []
         for batch, targets in self.held:
-            trained, image = self.state.trained, batch["image"]
+            trained = self.state.trained
+            image = batch["image"]
             found = self._measure(trained, self.weights, image, targets)
             real = batch["mask"].ravel() > 0
             parts.append({k: v.ravel()[real] for k, v in parallel.local(found).items()})

@@ -46,7 +46,8 @@ PLACES = (
 def macs_by_epoch(run: RunConfig) -> list[int]:
     """MACs of an image's forward pass in each epoch: a keep rate may warm up."""
     rate_at = run.reduction.rate_at
-    by_rate, macs = {}, []
+    by_rate = {}
+    macs = []
     for epoch in range(run.optim.epochs):
         rate = rate_at(epoch) if rate_at else None
         if rate not in by_rate:
@@ -86,18 +87,21 @@ def estimate(run: RunConfig) -> str:
     Returns lines of text, the last as configs' docstrings have it below a command.
     Raises InputError for a warm-up longer than the run.
     """
-    model, optim = run.create_model(), run.optim
+    model = run.create_model()
+    optim = run.optim
     line = f"{model_macs(model, run.image_size) / 1e9:.2f} GMACs, "
     line += f"{model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
         flop = _eflop(training_flop(run, IMAGENET_IMAGES))
-        training, line = f"{flop}{UNIT}", f"{line}, {flop}, no published acc1"
+        training = f"{flop}{UNIT}"
+        line = f"{line}, {flop}, no published acc1"
     else:
         flop = 1000 * training_flop(run, optim.batch_size) / optim.batch_size
         training = f"{_eflop(flop)}{UNIT} for every 1,000 training images"
     shapes = variable_shapes(model, run.image_size)
     _, transformation = optimizer.create(optim, 1, run.reduction.param_groups)
-    averages, part = run.ema_decay > 0, run.part.train
+    averages = run.ema_decay > 0
+    part = run.part.train
     state = jax.eval_shape(
         lambda variables: init_state(variables, transformation, averages, part),
         shapes,
@@ -183,14 +187,16 @@ def dry_run(run):
 
 def _data_text(config, data):
     """Data and learning rate after the warm-up."""
-    names, sets = data.train.class_names, data.eval_sets.items()
+    names = data.train.class_names
+    sets = data.eval_sets.items()
     tests = ", ".join(f"{len(x):,} {name or 'test'} images" for name, x in sets)
     classes = f"{config.num_classes} classes"
     if names is None:
         classes += ", not named"
     else:
-        first = ", ".join(map(str, names[:MOST_CLASSES]))
-        classes += f": {first}{', ...' * (len(names) > MOST_CLASSES)}"
+        classes += ": " + ", ".join(map(str, names[:MOST_CLASSES]))
+        if len(names) > MOST_CLASSES:
+            classes += ", ..."
     optim = config.optim
     by = f"{optim.batch_size} / {REFERENCE_BATCH}"
     return (
@@ -202,7 +208,8 @@ def _data_text(config, data):
 
 def _check_reductions(run):
     """InputError where a decision of the last epoch's model breaks the contract."""
-    config, count = run.config, 2
+    config = run.config
+    count = 2
     model = config.create_train_model(run.data.length.epochs - 1)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, *sides(config.image_size), 3))
@@ -230,7 +237,8 @@ def final_table(workdir, config, model, progress):
     dense = model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     of = f" of {config.eval.best_set}" if config.eval.best_set else ""
-    of += ", of averaged weights" * (config.best_by == "averages")
+    if config.best_by == "averages":
+        of += ", of averaged weights"
     last = progress.last
     if "" in config.eval.sets:
         last = {"accuracy" if "acc1" in last else AGREEMENT: last}
@@ -259,7 +267,9 @@ def _history(workdir, batch_size):
     rates = [line["throughput"] for line in train if line["throughput"]]
     if not rates:  # every step was the first of its program
         return
-    rate, seconds, before = statistics.median(rates), 0.0, 0
+    rate = statistics.median(rates)
+    seconds = 0.0
+    before = 0
     for line in train:
         seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
         before = line["step"]
@@ -269,7 +279,8 @@ def _history(workdir, batch_size):
     if wall := wall_seconds(workdir):
         # Compiling, evaluations, checkpoints and stops count against it, and so do the
         # steps that a stop repeats; waiting for images does not.
-        share, span = min(1.0, seconds / wall), tqdm.format_interval(wall)
+        share = min(1.0, seconds / wall)
+        span = tqdm.format_interval(wall)
         yield "productive", f"{share:.0%} of {span} from the first start to the end"
     skipped = sum(line["skipped"] for line in train)
     if skipped:

@@ -67,14 +67,18 @@ def check_config(workdir, config: dict):
     if path.exists() and not (path.with_name(RUN).exists() or begun):
         raise InputError("is not of a run", place=path, hint=OTHER)
     if begun and not path.exists():
-        problem = f"holds a run without {RUN_CONFIG}"
-        raise InputError(problem, place=workdir, hint=f"{OTHER}, or put it back")
+        raise InputError(
+            f"holds a run without {RUN_CONFIG}",
+            place=workdir,
+            hint=f"{OTHER}, or put it back",
+        )
     if not begun:
         return
     old = _flat(_read(path))
     new = _flat(json.loads(json.dumps(config)))
     for name in new | old:
-        before, now = old.get(name, "not a field"), new.get(name, "not a field")
+        before = old.get(name, "not a field")
+        now = new.get(name, "not a field")
         if before != now and name not in MAY_CHANGE:
             problem = f"is {now}, but {before} in the run there"
             hint = f"change it back, or {OTHER}"
@@ -163,9 +167,11 @@ def check_workdir(workdir):
     for process, (visible, host) in enumerate(seen):
         if not visible:
             there = f"the folder that process 0 ({seen[0][1]}) writes to"
-            problem = f"{workdir} of process {process} ({host}) is not {there}"
-            allowed = "a folder on storage that all hosts share"
-            raise InputError(problem, field="--workdir", allowed=allowed)
+            raise InputError(
+                f"{workdir} of process {process} ({host}) is not {there}",
+                field="--workdir",
+                allowed="a folder on storage that all hosts share",
+            )
 
 
 def becomes_true(condition):

@@ -51,12 +51,14 @@ class Teacher:
         wanted = sides(self.image_size)
         if tuple(size) != wanted:
             images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
-        ours, theirs = (self.mean, self.std), (self.model.mean, self.model.std)
+        ours = (self.mean, self.std)
+        theirs = (self.model.mean, self.model.std)
         if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
             shape = (1, 1, 1, channels)
             values = (np.reshape(v, shape) for v in (*ours, *theirs))
             mean, std, own_mean, own_std = values
-            scale, shift = std / own_std, (mean - own_mean) / own_std
+            scale = std / own_std
+            shift = (mean - own_mean) / own_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
         return images
 
@@ -69,7 +71,9 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     Raises InputError where the config needs a teacher and has none, has one and does
         not need it, or has one that does not fit.
     """
-    teacher, distill, method = run.teacher, run.distill, name_of(run.reduction)
+    teacher = run.teacher
+    distill = run.distill
+    method = name_of(run.reduction)
     needed = run.reduction.needs_teacher or distill.active
     if needed and not teacher.weights:
         learner = f"config.reduction.name {method!r}"
@@ -90,7 +94,8 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
             allowed = f"an empty field: {method!r} learns from a model like its own"
             teacher.refuse(field, allowed)
         model = dense.clone(drop_path_rate=0.0)
-        size, variables = run.image_size, initial.teacher_variables(model)
+        size = run.image_size
+        variables = initial.teacher_variables(model)
     else:
         model, size, variables = _distilling(run, dense, initial)
     if distill.unlabeled and dense.arch.dist_token:
@@ -106,7 +111,8 @@ def _distilling(run, dense, initial):
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
     model = vit.model.clone(head_only=True)
     if model.num_classes != run.num_classes:
-        count, allowed = model.num_classes, f"the {run.num_classes} of the student"
+        count = model.num_classes
+        allowed = f"the {run.num_classes} of the student"
         run.teacher.refuse("weights", allowed, f"has {count} classes")
     alike = (dense.embed_dim, dense.depth) == (model.embed_dim, model.depth)
     both = dense.arch.class_token and model.arch.class_token

@@ -137,7 +137,8 @@ def train_step(
             name: sample_keys(run.seed, state.step, positions, purpose)
             for name, purpose in purposes.items()
         }
-        teacher_outputs, distill = None, run.distill
+        teacher_outputs = None
+        distill = run.distill
         if teacher_model is not None:
             teacher_outputs, teacher_states = jax.lax.stop_gradient(
                 with_states(teacher_model, teacher, image)
@@ -154,7 +155,8 @@ def train_step(
                 mutable=["batch_stats"],
             )
             if not distill.active:
-                loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
+                loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
+                own = {}
             else:
                 answers = teacher_outputs.logits
                 loss, own = distillation(distill, outputs, targets, answers)
@@ -186,7 +188,8 @@ def train_step(
         # Else XLA joins gradients to the exchanges of batch statistics before them, and
         # the backward pass of the stem waits for megabytes instead of some numbers.
         grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
-    grads, sums = parallel.mean(grads), parallel.total(sums)
+    grads = parallel.mean(grads)
+    sums = parallel.total(sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     params = with_trained(state.params, optax.apply_updates(trained, updates))
     average = state.ema
@@ -194,7 +197,8 @@ def train_step(
         new = {"params": params, "batch_stats": batch_stats}
         average = ema(average, new, run.ema_decay)
 
-    loss, grad_norm = sums["loss"] / sums["samples"], global_norm(grads)
+    loss = sums["loss"] / sums["samples"]
+    grad_norm = global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})

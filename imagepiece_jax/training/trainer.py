@@ -85,7 +85,8 @@ class Run:
             dense = run.create_dense()
             placement = parallel.placement(run.grad_accum_steps)
             self.data = Data(run, placement, initial.labels_by_name(workdir))
-            length, names = self.data.length, self.data.train.class_names
+            length = self.data.length
+            names = self.data.train.class_names
             if line := class_names.kept_order(names, run.data.name):
                 say(f"note: {line}")
             labeled = [source.labeled for source in self.data.eval_sets.values()]
@@ -136,7 +137,8 @@ class Run:
                     run_dir.record_classes(workdir, names)
                 run_dir.check_workdir(workdir)
             digest = parallel.from_main(self.data.digest)
-            self.step, self.progress = 0, Progress(self.data.images, digest)
+            self.step = 0
+            self.progress = Progress(self.data.images, digest)
             if resumed:
                 state, saved, self.step = self.checkpoints.restore(state)
                 self.progress = self.progress.resumed(saved, self.data.names, workdir)
@@ -155,7 +157,8 @@ class Run:
         Raises Stopped after a signal, once the state is saved, and RunError where the
         run cannot continue.
         """
-        length, first = self.data.length, self.step + 1
+        length = self.data.length
+        first = self.step + 1
         training = self.data.training(start_step=self.step, stop_step=length.steps)
         saved = self.checkpoints.latest_step
         with (
