@@ -3,7 +3,7 @@
 python -m tools.collectives --config configs/deit_s.py --images_per_gpu 128,64,16 \
     --config configs/deit_s_imagepiece.py --markdown docs/tables/collectives.md
 
-Needs JAX's CUDA wheels (pip install ".[gpu]"), no GPU and no driver. Compiles the
+Needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU and no driver. Compiles the
 step of each config for one host of eight at each number of images per GPU, lists its
 collectives, and calculates their time on several hosts from their bytes. Nothing is
 measured.

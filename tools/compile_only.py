@@ -3,7 +3,7 @@
 python -m tools.compile_only --config configs/deit_s.py \\
     --config configs/deit_s_imagepiece.py --batch_size 256 --mode inference,train
 
-Needs JAX's CUDA wheels (pip install ".[gpu]"), no GPU and no driver. XLA compiles
+Needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU and no driver. XLA compiles
 for a described GPU, and each kernel's time is estimated from its bytes and products.
 """
 

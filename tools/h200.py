@@ -11,6 +11,7 @@ import os
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.errors import InputError, RunError
 from tools import hlo
 
@@ -21,7 +22,7 @@ BYTES_PER_S = 4.0e12
 FLOPS_PER_S = 600e12
 ATTENTION_FLOPS_PER_S = FLOPS_PER_S / 2  # softmax runs between its two products
 
-WHEELS = 'pip install ".[gpu]"'
+WHEELS = extras.command("gpu")
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
