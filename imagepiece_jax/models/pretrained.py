@@ -310,7 +310,8 @@ class Pretrained:
         """
         self._check_reduction("image_size", image_size)
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
-        grid = patch_grid(images.image_size, self.model.patch_size)
+        is_own = images.shape == sides(self.image_size)  # which need be no multiple
+        grid = patch_grid(images.image_size, self.model.patch_size, cut=is_own)
         model = self._reduced(self.model, self.reduction, grid)
         params = self.variables["params"]
         params = positions.fit(params, model, images.image_size, self.image_size)

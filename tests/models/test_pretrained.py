@@ -53,6 +53,15 @@ def test_the_same_weights_at_another_size(tmp_path, dense, size):
     assert same(loaded.at_size(tiny.SIDE).variables, loaded.variables)
 
 
+def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
+    """SigLIP So400m/14 at 384 pixels: what is left over is cut."""
+    made = tiny.model()
+    own = Pretrained(made, tiny.variables(made), preprocessing=Preprocessing(22))
+    assert own.at_size(22).model == own.first_blocks(tiny.DEPTH).model == made
+    with refused("image_size", 26):
+        own.at_size(26)
+
+
 @pytest.mark.parametrize(
     "method, field, value",
     [
