@@ -82,7 +82,9 @@ class Evaluation:
         log = self._log
         log.flush()
         state = run.state
-        models = [state.variables] + ([] if state.ema is None else [state.ema])
+        models = [state.variables]
+        if state.ema is not None:
+            models.append(state.ema)
         by_set = {}
         try:
             for name in run.data.length.due(run.step):
