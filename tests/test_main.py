@@ -50,6 +50,9 @@ def test_help_imports_its_own_command_alone(command):
     *lines, modules = ended.out.splitlines()
     modules = json.loads(modules)
     assert not {"jax", "flax", "ml_collections"} & {*modules}
+    own = [module for module in modules if module.startswith("imagepiece_jax.")]
+    assert len(own) <= 25  # flags, and the files of configs, but no field of a run
+    assert "imagepiece_jax.config.run" not in own
     others = [m for m in modules if m.startswith("imagepiece_jax.commands.")]
     assert others == []  # its own is __main__
     text = entry.commands()[command].read_text("utf-8")
