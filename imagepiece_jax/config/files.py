@@ -44,12 +44,6 @@ ALIASES = {
     "pretrained": "init.weights",
     "finetune": "init.weights",
 }
-# What ml_collections says of a value of another type, and of a field that is none.
-OTHER_TYPE = re.compile(
-    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'>"
-    r".* cannot be casted to type <class '(?:.*\.)?(\w+)'>"
-)
-NO_FIELD = re.compile(r'Key "(\w+)" does not exist.*?(?:Did you mean "(\w+)"|$)', re.S)
 
 
 def load_config(path: str | os.PathLike) -> "ConfigDict":
@@ -151,9 +145,6 @@ PARSERS = {
     str: (str, "strings"),
     tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
 }
-# The same by the type's name, as ml_collections says it.
-TYPES = {kind.__name__: allowed for kind, (_, allowed) in PARSERS.items()}
-TYPES["ConfigDict"] = "a ConfigDict of fields, as in configs/base.py"
 
 
 def override(config: "ConfigDict", field: str, text: str | bool):
@@ -331,19 +322,41 @@ def _raised(error, file):
     place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else file
     place = f"config file {place}"
     kind = type(error).__name__
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+    if refused := _refused_by_config(error):
+        return _not_set(*refused, place)
     text = str(error.args[0]) if error.args else "no reason given"
-    if match := OTHER_TYPE.search(text):
-        field, value, found, kind = match.groups()
-        allowed = _allowed_of_leaf(field) or TYPES.get(kind, kind)
-        problem = f"is {value!r}" if found == "str" else f"is {value}"
-        facts = {"field": field, "place": place, "value": value, "allowed": allowed}
-        return InputError(problem, **facts)
-    if match := NO_FIELD.search(text):
-        field, similar = match.groups()
-        hint = f"did you mean {similar}?" if similar else ""
-        return InputError("is not a field", field=field, place=place, hint=hint)
     hint = "" if lines or kind != "TypeError" else f"add the argument: {file}:ARGUMENT"
     problem = f"raises {kind}: {text.partition(chr(10))[0]}"
     return InputError(problem, place=place, hint=hint)
+
+
+def _refused_by_config(error):
+    """(group, field, value) that a ConfigDict could not take or give; None of others.
+
+    They are arguments of the call that raised the error, or its cause.
+    """
+    from ml_collections import ConfigDict
+
+    calls = [ConfigDict.__setitem__.__code__, ConfigDict.__getitem__.__code__]
+    causes = [cause for cause in error.args if isinstance(cause, Exception)]
+    for raised in (error, *causes):
+        for frame, _ in traceback.walk_tb(raised.__traceback__):
+            if frame.f_code in calls:
+                names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+                group, field, *value = (frame.f_locals[name] for name in names)
+                return group, field, value[0] if value else None
+    return None
+
+
+def _not_set(group, field, value, place):
+    """The InputError for a field that a config file cannot set."""
+    if field not in group:
+        similar = closest(str(field), [*group])
+        hint = f"did you mean {similar}?" if similar else ""
+        return InputError("is not a field", field=field, place=place, hint=hint)
+    kind = group.get_type(field)
+    allowed = "a ConfigDict of fields, as in configs/base.py"
+    if kind in PARSERS:
+        _, of_type = PARSERS[kind]
+        allowed = _allowed_of_leaf(field) or of_type
+    return InputError(field=field, place=place, value=value, allowed=allowed)
