@@ -58,7 +58,10 @@ def test_table_has_a_line_per_kernel():
 @pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
 @pytest.mark.parametrize(
     "plugins, message",
-    [((), r'pip install "imagepiece_jax\[gpu\]"'), (("xla_cuda12",), "JAX_SKIP_CUDA.*=1")],
+    [
+        ((), r'pip install "imagepiece_jax\[gpu\]"'),
+        (("xla_cuda12",), "JAX_SKIP_CUDA.*=1"),
+    ],
 )
 def test_missing_wheels_are_reported_in_one_sentence(
     monkeypatch, error, plugins, message
