@@ -218,7 +218,7 @@ class Study:
         if not folder.exists():
             imagepiece_jax.save(folder, self.recover(cell, off))
         vit = imagepiece_jax.load(folder)
-        if vit.model.plan != off.model.plan:
+        if decisions(vit) != decisions(off):
             problem = f"has {vit.label}"
             allowed = f"a model with {off.label}"
             raise InputError(problem, place=folder, allowed=allowed)
@@ -373,6 +373,12 @@ MEASURES = {
     "large": Study.at_large_size,
     "maps": Study.on_maps,
 }
+
+
+def decisions(vit) -> list[tuple]:
+    """How many tokens leave each block, and what decides which."""
+    plan = vit.model.plan
+    return [(layer.mlp_tokens, layer.step and layer.step.reducer) for layer in plan]
 
 
 def normalized(vit, pixels) -> np.ndarray:
