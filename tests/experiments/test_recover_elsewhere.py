@@ -14,6 +14,7 @@ from experiments import study
 from experiments.damage import DAMAGE
 from experiments.recover_elsewhere import OFF, RECOVERED_FORM, REVERSE, Cell, Student
 from imagepiece_jax.common import timer
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.unlabeled import ArraySource
 from imagepiece_jax.errors import InputError
 from tests import markdown
@@ -263,3 +264,29 @@ def test_the_command_lists_and_writes_its_page(tmp_path):
     assert len(listed.out.splitlines()) == 8
     call(elsewhere.main, "--tables", "--out", tmp_path / "runs").ok()
     assert "Not measured yet" in (tmp_path / "README.md").read_text("utf-8")
+
+
+class Labeled(ArraySource):
+    """Small images of two classes."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self.labels = np.arange(len(images)) % 2
+
+    def read(self, index):
+        return self.images[index], int(self.labels[index])
+
+
+def test_imagenette_is_judged_without_what_the_reverse_learned(whole):
+    shape = (540, 24, 24, 3)
+    pixels = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+    judge = dataclasses.replace(whole, imagenette=Labeled(list(pixels)))
+    vit = whole.dense_model(tiny.SIDE)
+    found = judge.on_imagenette(Cell("imagenette", "dense"), vit)["imagenette"]
+    learned = np.linspace(0, 539, 500).round().astype(int)
+    places = np.setdiff1d(np.arange(540), learned)
+    crop = Preprocessing(tiny.SIDE, crop=0.875)
+    own = logits(vit, np.stack([crop(pixels[place]) for place in places]))
+    want = own.argmax(axis=1) == places % 2
+    assert found["images"] == 40
+    np.testing.assert_array_equal(study.unpacked_right(found), want)
