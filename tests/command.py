@@ -37,8 +37,11 @@ class Ended(NamedTuple):
 
 def call(main, *words):
     """Run the command `main` with these words in this process."""
-    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    out = io.StringIO()
+    err = io.StringIO()
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    level = root.level
     argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
     with (
         mock.patch.object(sys, "argv", argv),

@@ -58,7 +58,8 @@ class Process:
     """As `subprocess.Popen` of `python FILE`, `python -m NAME` or `python -c CODE`."""
 
     def __init__(self, args, cwd=ROOT, env=None, stdout=None, stderr=None):
-        self.args, self.returncode = args, None
+        self.args = args
+        self.returncode = None
         environment = dict(os.environ if env is None else env)
         request = json.dumps([[*map(str, args[1:])], str(cwd), environment])
         files = [
@@ -124,7 +125,8 @@ def run(args, cwd=ROOT, env=None, timeout=120):
             process.wait(timeout)
         finally:
             process.kill()
-        out.seek(0), err.seek(0)
+        out.seek(0)
+        err.seek(0)
         status = process.returncode
         return subprocess.CompletedProcess(args, status, out.read(), err.read())
 

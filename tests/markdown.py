@@ -12,7 +12,8 @@ def cells(line):
 
 def tables(text):
     """Each table as its rows, {column: cell}, in the order of the page."""
-    found, lines = [], []
+    found = []
+    lines = []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
             lines.append(cells(line))
@@ -40,7 +41,9 @@ def section(page, heading=""):
 
 def cell(page, heading, row, column):
     """The cell of `column` in the one row that has the cells `row`, {column: cell}."""
-    found = [each for table in tables(section(page, heading)) for each in table]
+    found = []
+    for table in tables(section(page, heading)):
+        found += table
     (cell,) = {each[column] for each in found if row.items() <= each.items()}
     return cell
 

@@ -58,7 +58,8 @@ def evit_fuse(x, scores, k):
     x [n, D], scores [n] -> tokens [k + 1, D], dest [n] where the fused slot is k.
     """
     kept = sorted(by_score(scores)[:k])
-    fused, dest = np.zeros(x.shape[1]), np.full(len(scores), k)
+    fused = np.zeros(x.shape[1])
+    dest = np.full(len(scores), k)
     for token in range(len(scores)):
         if token in kept:
             dest[token] = kept.index(token)
@@ -89,7 +90,8 @@ def retokenize(scores, similarity, candidates, merges, order="descending", parit
     line = by_score(scores)[n - candidates :]
     if order == "ascending":
         line.reverse()
-    movers, targets = line[parity::2], line[1 - parity :: 2]
+    movers = line[parity::2]
+    targets = line[1 - parity :: 2]
     pairs = []
     for place, a in enumerate(movers if targets else []):
         best = max(range(len(targets)), key=lambda j: (similarity[a][targets[j]], -j))
@@ -105,10 +107,13 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     Features are averaged with `weight` (None: size), or summed where `mean` is false;
     sizes are added. `n_out` None: one more than the highest slot.
     """
-    x, size = np.asarray(x, float), np.asarray(size, float)
+    x = np.asarray(x, float)
+    size = np.asarray(size, float)
     weight = size if weight is None else np.asarray(weight, float)
     n_out = max(dest) + 1 if n_out is None else n_out
-    total, share, sizes = np.zeros((n_out, x.shape[1])), *np.zeros((2, n_out))
+    total = np.zeros((n_out, x.shape[1]))
+    share = np.zeros(n_out)
+    sizes = np.zeros(n_out)
     for token, slot in enumerate(dest):
         if slot != DROPPED:
             total[slot] += weight[token] * x[token]
@@ -145,7 +150,8 @@ def last_values(values, steps):
     """
     out = []
     for patch in range(len(steps[0][1]) if steps else len(values)):
-        token, last = patch, None
+        token = patch
+        last = None
         for x, dest in steps:
             if dest[token] == DROPPED:
                 last = x[token]
@@ -211,7 +217,8 @@ def cls_attention(q, k, size=None, num_prefix=1):
     q, k [H, N, d], `size` [N] for proportional attention -> [N - num_prefix]. The
     softmax runs over all N tokens; prefix columns are dropped, the rest stays as it is.
     """
-    q, k = np.asarray(q, float), np.asarray(k, float)
+    q = np.asarray(q, float)
+    k = np.asarray(k, float)
     heads, n, d = k.shape
     total = np.zeros(n)
     for h in range(heads):
@@ -239,7 +246,8 @@ def dense(x, params):
 def convolution(image, kernel, stride=1, pad=0):
     """By loops over the output's pixels. [H, W, C], [k, k, C, D] -> [H', W', D]."""
     image = np.pad(np.asarray(image, float), ((pad, pad), (pad, pad), (0, 0)))
-    side, kernel = len(kernel), np.asarray(kernel, float)
+    side = len(kernel)
+    kernel = np.asarray(kernel, float)
     rows, columns = (range(0, n - side + 1, stride) for n in image.shape[:2])
     out = np.zeros((len(rows), len(columns), kernel.shape[3]))
     for i, top in enumerate(rows):

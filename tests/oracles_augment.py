@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-BICUBIC, AFFINE = Image.Resampling.BICUBIC, Image.Transform.AFFINE
+BICUBIC = Image.Resampling.BICUBIC
+AFFINE = Image.Transform.AFFINE
 
 
 def photographs(count, height, width):

@@ -19,7 +19,8 @@ def keep_scores(parameters, x, mask=None):
     """
     n, dim = x.shape
     mask = np.ones(n) if mask is None else mask
-    own, common = [], np.zeros(dim - dim // 2)
+    own = []
+    common = np.zeros(dim - dim // 2)
     for token in range(n):
         row = layer_norm(x[token], parameters["norm"], 1e-5)
         row = gelu(dense(row, parameters["embed"]))
@@ -47,7 +48,8 @@ def select(parameters, x, heads, mask=None):
     scores = [
         keep_scores(net, part, mask) for net, part in zip(nets, parts, strict=True)
     ]
-    logs, kept = np.zeros((n, 2)), np.zeros(n)
+    logs = np.zeros((n, 2))
+    kept = np.zeros(n)
     for token in range(n):
         means = np.array([part[token].mean() for part in parts])
         hidden = gelu(dense(means, parameters["vote_in"]))
@@ -60,7 +62,8 @@ def select(parameters, x, heads, mask=None):
 
 def package(probability, dropped, x, norm="score"):
     """The token that stands for those `dropped`. [n], [n] bool, [n, D] -> [D]."""
-    total, share = np.zeros(x.shape[1]), 0.0
+    total = np.zeros(x.shape[1])
+    share = 0.0
     for token in np.flatnonzero(dropped):
         weight = 1.0 if norm == "count" else probability[token]
         total += weight * x[token]
@@ -90,6 +93,7 @@ def kl(student, teacher):
     """KL(teacher || student) of logits, mean over rows. [B, C] twice -> float."""
     total = 0.0
     for a, b in zip(student, teacher, strict=True):
-        a, b = log_softmax(a), log_softmax(b)
+        a = log_softmax(a)
+        b = log_softmax(b)
         total += sum(math.exp(t) * (t - s) for s, t in zip(a, b, strict=True))
     return total / len(student)

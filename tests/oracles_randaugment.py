@@ -16,7 +16,8 @@ def apply(image, draws, fill=(124, 116, 104)):
 
 
 def _operated(picture, name, m, sign, fill):
-    shear, moved = sign * 0.3 * m / 10, sign * 0.45 * m / 10
+    shear = sign * 0.3 * m / 10
+    moved = sign * 0.45 * m / 10
     # Pillow's matrices map positions in the result to positions in the source.
     matrices = {
         "ShearX": (1, shear, 0, 0, 1, 0),

@@ -27,7 +27,8 @@ def bipartite(similarity, r, num_prefix):
             if a not in best or similarity[a][b] > similarity[a][best[a]]:
                 best[a] = b
     leaving = sorted(best, key=lambda a: (-similarity[a][best[a]], a))
-    merged, staying = leaving[:r], leaving[r:]
+    merged = leaving[:r]
+    staying = leaving[r:]
     groups = {b: [b] for b in range(1, total, 2)}
     for a in merged:
         groups[best[a]].append(a)
@@ -42,7 +43,9 @@ def bipartite(similarity, r, num_prefix):
 
 def slots(groups, num_prefix):
     """Slot of every image token, prefix left out of both counts. -> [n] int."""
-    slot = {i: place for place, group in enumerate(groups) for i in group}
+    slot = {}
+    for place, group in enumerate(groups):
+        slot |= {i: place for i in group}
     return np.array([slot[i] for i in range(num_prefix, len(slot))]) - num_prefix
 
 

@@ -15,7 +15,8 @@ from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import compiling, forked
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ZEROS, ONES = ("bias", "mean"), ("scale", "var")
+ZEROS = ("bias", "mean")
+ONES = ("scale", "var")
 
 # A quickstart that takes seconds: two narrow blocks, few images a step.
 SMALL = {
@@ -78,7 +79,8 @@ def compile_once(patch):
     from imagepiece_jax.evaluate import accuracy
     from imagepiece_jax.training import trainer
 
-    steps, compiled = {}, trainer.Run.compiled_step
+    steps = {}
+    compiled = trainer.Run.compiled_step
 
     def step(run, epoch):
         fields = {**vars(run.config), "init": None}

@@ -6,7 +6,8 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+TRAIN = "ILSVRC2012_img_train.tar"
+VAL = "ILSVRC2012_img_val.tar"
 
 
 def photo(seed, width=60, height=48):

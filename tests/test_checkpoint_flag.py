@@ -21,7 +21,8 @@ from tests import runs
 from tests.command import call, sentence
 from tests.models import tiny
 
-BEST, LATEST = 3, 4
+BEST = 3
+LATEST = 4
 AVERAGED = 10  # more, in the averages
 
 

@@ -32,7 +32,8 @@ def parsed(*words, config=IMAGEPIECE):
     return seen[0]
 
 
-HOME, BLOCKS = os.path.expanduser("~"), "reduction.merge_blocks"
+HOME = os.path.expanduser("~")
+BLOCKS = "reduction.merge_blocks"
 CROP = "--config.data.eval_crop=None"
 
 
@@ -108,7 +109,7 @@ runpy.{1}("{0}", run_name="__main__")
     ],
 )
 def test_mistakes_of_a_config_come_before_jax(command, field):
-    name, run, *words = *command, "--config=configs/quickstart.py"
+    name, run, *words = [*command, "--config=configs/quickstart.py"]
     ended = start("-c", BEFORE_JAX.format(name, run), *words, f"--config.{field}")
     assert sentence(ended).startswith(f"config.{field.partition('=')[0]} is ")
     assert ended.out == "False\n"
@@ -116,7 +117,8 @@ def test_mistakes_of_a_config_come_before_jax(command, field):
 
 def test_another_method_has_its_own_fields():
     """In any order; those of the method before are gone, and its defaults hold."""
-    name, *typed = "name=evit", "keep_rate=.6", "fuse_token", "blocks=(2,)"
+    name = "name=evit"
+    typed = ["keep_rate=.6", "fuse_token", "blocks=(2,)"]
     evit = {"name": "evit", "keep_rate": 0.6, "fuse_token": True, "blocks": (2,)}
     for words in ([name, *typed], [*typed, name]):
         config = parsed(*(f"--config.reduction.{word}" for word in words))
@@ -160,7 +162,9 @@ def test_overrides_reach_all_configs():
     def main():
         seen.append(cli.configs())
 
-    words = [word for name in names for word in ("--config", name)]
+    words = []
+    for name in names:
+        words += ("--config", name)
     for _ in range(2):  # what was given once is forgotten
         assert call(main, *words, "--config.lr=0.5").status == 0
         given = seen.pop()
@@ -242,7 +246,8 @@ cli.run(main)
 
 
 def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
-    script, home = tmp_path / "keeps.py", tmp_path / "cache"
+    script = tmp_path / "keeps.py"
+    home = tmp_path / "cache"
     script.write_text(KEEPS)
     variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
     variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}

@@ -44,7 +44,9 @@ def docstring(name):
 
 def commands():
     """(name, command line, its cost or "") for every command of a docstring."""
-    found = [(name, *row) for name in NAMES for row in COMMAND.findall(docstring(name))]
+    found = []
+    for name in NAMES:
+        found += [(name, *row) for row in COMMAND.findall(docstring(name))]
     return [(name, line.replace("\\\n", ""), cost) for name, line, cost in found]
 
 
@@ -89,7 +91,8 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     run = RunConfig.from_config(config)
     check_training(run, Placement())
     optimizer.create(run.optim, 10, run.reduction.param_groups)
-    model, size = run.create_model(), config.image_size
+    model = run.create_model()
+    size = config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     reducers = [layer.step.reducer for layer in model.plan if layer.step]
     if any(isinstance(reducer, nn.Module) for reducer in reducers):
@@ -99,7 +102,8 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
         outputs = jax.eval_shape(model.apply, variable_shapes(model, size), images)
     logits = outputs.logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
-    given, usual = dict(configs[name].reduction), type(run.reduction)
+    given = dict(configs[name].reduction)
+    usual = type(run.reduction)
     del given["name"]
     start = ("rate_warmup_start", "rate_warmup_epochs")
     same = [k for k, v in given.items() if v == getattr(usual, k) and k not in start]
@@ -150,7 +154,8 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("finetune")])
 def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
     """The trained weights are evaluated first, and then move a little."""
-    tuned, recipe = configs[name], base.get_config()
+    tuned = configs[name]
+    recipe = base.get_config()
     assert tuned.lr < recipe.lr / 10 and tuned.epochs <= recipe.epochs / 10
     if "evit" not in name:
         assert tuned.init.evaluate and tuned.data.repeats == 1
@@ -224,7 +229,10 @@ def test_recipe_of_90_epochs(configs):
     """big_vision's configs/vit_s16_i1k.py, in the fields of this package."""
     config = config_files.load_config(f"{ROOT / 'configs' / 'deit_s.py'}:vit_s16_i1k")
     optim = RunConfig.from_config(config).optim
-    batch, lr, wd, warmup_steps = 1024, 1e-3, 1e-4, 10_000
+    batch = 1024
+    lr = 1e-3
+    wd = 1e-4
+    warmup_steps = 10_000
     assert optim.batch_size == batch and optim.peak_lr == lr
     # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
     assert optim.peak_lr * optim.weight_decay == pytest.approx(wd)
@@ -307,7 +315,8 @@ def test_recipe_of_masked_training(size, method, changes):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
 def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
     """From scratch: DeiT's recipe, field by field."""
-    config, recipe = configs[name], dict(fields(base.get_config()))
+    config = configs[name]
+    recipe = dict(fields(base.get_config()))
     if config.init.fresh or "finetune" in name:
         return
     for field, value in fields(config):
@@ -339,10 +348,11 @@ def test_numbers_of_base_are_checked_and_fields_that_may_change_are_there():
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     groups = (RunConfig, OptimConfig, DataConfig, AugmentConfig, DistillConfig)
-    checked = {
-        ".".join(filter(None, ("config", group.group, field.name)))
-        for group in groups
-        for field in dataclasses.fields(group)
-    }
+    checked = set()
+    for group in groups:
+        checked |= {
+            ".".join(filter(None, ("config", group.group, field.name)))
+            for field in dataclasses.fields(group)
+        }
     assert numbers <= checked | {"config.model.drop_path_rate"}
     assert {*run_dir.MAY_CHANGE} <= dict(fields(base.get_config())).keys()

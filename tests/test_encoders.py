@@ -35,7 +35,8 @@ def saved(tmp_path_factory):
 
 def picture_set(folder, inside="", count=4, side=tiny.SIDE):
     """Images of noise in a folder, with a label each in set.csv."""
-    rng, shape = np.random.default_rng(0), (count, side, side, 3)
+    rng = np.random.default_rng(0)
+    shape = (count, side, side, 3)
     write_csv(folder, rng.integers(0, 256, shape, np.uint8), range(count), inside)
 
 
@@ -62,7 +63,8 @@ def test_describe(saved):
 
 
 def test_predict_gives_pooled_vectors(saved, tmp_path):
-    out, tome = tmp_path / "pooled.json", ["--config.reduction.name=tome", FLOAT]
+    out = tmp_path / "pooled.json"
+    tome = ["--config.reduction.name=tome", FLOAT]
     tome += ["--config.reduction.r=4", f"--json={out}", "--resize=none"]
     said = done(predict.main, saved, *tome, saved / "images")
     assert f"0.png: a vector of {tiny.WIDTH} features" in said
@@ -131,10 +133,8 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path):
 
 
 PREDICTS = ["but the model has no classes, and gives features"]
-DATA, ANSWERS = (
-    "--data=csv:{0}/set.csv",
-    ["{0}/weights has no classes; allowed: weights"],
-)
+DATA = "--data=csv:{0}/set.csv"
+ANSWERS = ["{0}/weights has no classes; allowed: weights"]
 ANSWERS += ["train.py --config.init.weights", "predict with --json"]
 DEEPER = ["--config.model.depth=3", "{0}/images/0.png", "--out={1}"]
 

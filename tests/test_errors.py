@@ -60,7 +60,8 @@ CONFIG_FILES = {
 
 def table():
     """(heading, command line, sentence) for each "$" of errors.txt."""
-    rows, heading = [], ""
+    rows = []
+    heading = ""
     for line in TABLE.read_text().splitlines():
         if line.startswith("## "):
             heading = line[3:]
@@ -159,8 +160,10 @@ def refused(line):
     """The sentence with which a command line ends."""
     command, *words = shlex.split(line)
     command = importlib.import_module(f"imagepiece_jax.commands.{command}")
-    words = [part for word in words for part in WORDS.get(word, [word])]
-    return sentence(call(command.main, *words))
+    parts = []
+    for word in words:
+        parts += WORDS.get(word, [word])
+    return sentence(call(command.main, *parts))
 
 
 def fits(said, expected):

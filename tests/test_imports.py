@@ -65,7 +65,7 @@ def imports(module, source, is_package=False):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
+            base = "." * int(node.level) + (node.module or "")
             base = importlib.util.resolve_name(base, package) if node.level else base
             names += [f"{base}.{alias.name}" for alias in node.names]
     return names
@@ -83,7 +83,8 @@ def allowed(module, name):
         return False
     if module == "train":
         return room_of(name) == "entry"
-    ours, theirs = room_of(module), room_of(name)
+    ours = room_of(module)
+    theirs = room_of(name)
     if ours == "entry":  # it starts commands by their names
         return theirs == "errors"
     if not rest or theirs == "commands":  # no command imports a command
@@ -95,9 +96,11 @@ def allowed(module, name):
     if ours == "flags" or theirs == "flags":
         return ours == "flags" and theirs in ("flags", "errors", "common", "config")
     if ours == theirs == "reduction":
-        mine, other = (
-            next(i for i, part in enumerate(REDUCTION) if m.split(".")[2] in part)
-            for m in (module, name)
+        mine = next(
+            (i for i, part in enumerate(REDUCTION) if module.split(".")[2] in part)
+        )
+        other = next(
+            (i for i, part in enumerate(REDUCTION) if name.split(".")[2] in part)
         )
         return other <= mine
     if (ours, theirs) in APART:
@@ -134,13 +137,19 @@ def described(path):
 
 
 def described_files(*folders):
-    return [described(f) for name in folders for f in (ROOT / name).rglob("*.py")]
+    found = []
+    for name in folders:
+        found += map(described, (ROOT / name).rglob("*.py"))
+    return found
 
 
 def test_imports_point_one_way():
     files = described_files(PACKAGE, "configs", "experiments")
     files.append(described(ROOT / "train.py"))
-    assert [line for file in files for line in violations(*file)] == []
+    found = []
+    for file in files:
+        found += violations(*file)
+    assert found == []
 
 
 def cases(text):
@@ -208,7 +217,9 @@ def hidden_imports(module, source, is_package=False):
     """Imports inside functions of what should stand at the top of the file."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, functions)]
-    names = {n for f in nodes for n in imports(module, ast.unparse(f), is_package)}
+    names = set()
+    for f in nodes:
+        names.update(imports(module, ast.unparse(f), is_package))
     return {n for n in names if not {n, n.partition(".")[0]} & {*ON_DEMAND}}
 
 

@@ -88,7 +88,8 @@ def folder(variables, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(model, variables, folder):
     """mean -> (logits, mean loss) of the images, normalized by NumPy."""
-    pixels, labels = np.load(folder / "pixels.npy"), np.arange(40) % 10
+    pixels = np.load(folder / "pixels.npy")
+    labels = np.arange(40) % 10
 
     def by_numpy(mean, std):
         images = (pixels.astype(np.float64) / 255 - mean) / np.array(std)
@@ -124,7 +125,8 @@ def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
 
 
 def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
-    pixels, quick = np.load(folder / "pixels.npy"), {"dtype": "float32"}
+    pixels = np.load(folder / "pixels.npy")
+    quick = {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
     assert (run.mean, run.std) == (HALF, HALF)

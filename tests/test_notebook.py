@@ -32,7 +32,7 @@ def stored(cell):
     """What a cell printed and drew when the notebook was stored: text, pictures."""
     shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     outputs = [output.get("data", output) for output in shown]
-    text = "".join(line for output in outputs for line in output.get("text", []))
+    text = "".join("".join(output.get("text", [])) for output in outputs)
     pictures = [base64.b64decode(o["image/png"]) for o in outputs if "image/png" in o]
     return text, [pixels(io.BytesIO(picture)) for picture in pictures]
 
@@ -53,7 +53,9 @@ def test_it_is_a_notebook_with_its_results():
     cells = NOTEBOOK["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
     assert [cell["execution_count"] for cell in CODE] == [*range(1, len(CODE) + 1)]
-    outputs = [output for cell in CODE for output in cell["outputs"]]
+    outputs = []
+    for cell in CODE:
+        outputs += cell["outputs"]
     assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
     assert stored(CODE[2])[0] == "trained weights\n"
     places = json.dumps(outputs)
@@ -62,7 +64,8 @@ def test_it_is_a_notebook_with_its_results():
 
 @pytest.mark.parametrize("clone", [True, False])
 def test_its_first_cell_installs_missing_packages(tmp_path, monkeypatch, clone):
-    commands, here = [], tmp_path / "docs"
+    commands = []
+    here = tmp_path / "docs"
     here.mkdir()
     if clone:
         (tmp_path / "imagepiece_jax").mkdir()
@@ -133,7 +136,8 @@ def test_its_cells_run_in_their_order_and_show_what_is_stored(
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
-    space, said = {}, []
+    space = {}
+    said = []
     for cell in CODE:
         before = len(drawn)
         run([cell], space)

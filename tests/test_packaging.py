@@ -110,7 +110,8 @@ def test_every_requirement_has_a_tested_range_that_is_installed():
         found = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<([\d.]+))?", pinned)
         assert found, line
         installed = importlib.metadata.version(found[1]).split(".")
-        low, high = parts(found[2]), parts(found[4] or "9999")
+        low = parts(found[2])
+        high = parts(found[4] or "9999")
         assert low <= parts(".".join(installed[: len(low)])), line
         assert parts(".".join(installed[: len(high)])) < high, line
 
@@ -126,7 +127,9 @@ def test_a_lock_has_a_version_of_everything_and_no_place(name):
         assert found, line
         locked.setdefault(found[1].lower(), []).append(found[2])
     files = ("requirements.txt", "requirements-dev.txt")
-    needed = [line for file in files for line in requirements(file)]
+    needed = []
+    for file in files:
+        needed += requirements(file)
     needed += PROJECT["optional-dependencies"]["gpu"] * (name == "cuda13")
     for line in needed:
         low, _, high = re.search(r">=([\d.]+)(,<([\d.]+))?", line).groups()
@@ -247,7 +250,8 @@ def test_the_wheel_is_whole(wheel):
 @pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     """Commands that read configs find the wheel's copy."""
-    site, folder = tmp_path / "site", tmp_path / "empty"
+    site = tmp_path / "site"
+    folder = tmp_path / "empty"
     folder.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     ended = start(*install, "--no-compile", "--target", site, wheel).ok()

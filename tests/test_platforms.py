@@ -63,7 +63,8 @@ def test_auto_takes_fused_kernels_where_they_run(
 @pytest.fixture
 def registered(monkeypatch):
     """The library for GPUs is a stand-in; what is registered with XLA, by platform."""
-    found, library = {}, types.SimpleNamespace(ImagepieceReduce=ctypes.c_int(0))
+    found = {}
+    library = types.SimpleNamespace(ImagepieceReduce=ctypes.c_int(0))
     library.imagepiece_shared_bytes = lambda *numbers: 150 * 1024
     monkeypatch.setattr(build, "library", lambda *_: library)
     monkeypatch.setattr(jax.ffi, "pycapsule", lambda handler: handler)
@@ -154,10 +155,8 @@ def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    train, inference = (
-        workloads.Case(quickstart.get_config(), mode, 64, "float32")
-        for mode in ("train", "inference")
-    )
+    train = workloads.Case(quickstart.get_config(), "train", 64, "float32")
+    inference = workloads.Case(quickstart.get_config(), "inference", 64, "float32")
     train.check()
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
     inference.check()

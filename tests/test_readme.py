@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -36,7 +37,8 @@ from tests.pretrained import test_towers
 from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README, DOCS = ROOT / "README.md", ROOT / "docs"
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 PAGES = [
     README,
     ROOT / "CONTRIBUTING.md",
@@ -69,8 +71,10 @@ def test_readme_is_short_and_counts_the_methods():
 
 
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
-    page, start = DOCS / "methods.md", "# imagepiece_jax/reduction/methods/"
-    code, space = block(page, start), run(page, start, {})
+    page = DOCS / "methods.md"
+    start = "# imagepiece_jax/reduction/methods/"
+    code = block(page, start)
+    space = run(page, start, {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
@@ -197,14 +201,17 @@ def test_the_tour_quotes_its_files():
     for file, code in stops:
         quoted = [line.strip() for line in code.splitlines()]
         source = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        source, count = [line.strip() for line in source], len(quoted)
+        source = [line.strip() for line in source]
+        count = len(quoted)
         parts = (source[i : i + count] for i in range(len(source)))
         assert count >= 4 and quoted in parts, file
 
 
 def test_answers_have_the_figures_of_tables():
-    speeds, settings = "docs/tables/runtimes.md", "docs/tables/settings.md"
-    compiled, figures = ("PERFORMANCE.md", "Inference, compiled"), {}
+    speeds = "docs/tables/runtimes.md"
+    settings = "docs/tables/settings.md"
+    compiled = ("PERFORMANCE.md", "Inference, compiled")
+    figures = {}
     for model in ("ImagePiece", "ToMe r=13", "EViT .7"):
         row = {"runtime": "onnxruntime", "model": model}
         times = markdown.cell(speeds, "DeiT-S", row, "batch 1").partition("(")[2]
@@ -226,7 +233,8 @@ def test_answers_have_the_figures_of_tables():
         figures["lost", share] = lost[1:4]
         tokens = markdown.cell(settings, "", row, "tokens left, with class token")
         figures["tokens", share] = tokens
-    row, page = {"setting": "tome r=8"}, "docs/tables/patch_features.md"
+    row = {"setting": "tome r=8"}
+    page = "docs/tables/patch_features.md"
     figures["cosine"] = markdown.cell(page, "DeiT-Ti", row, "cosine").split()[0]
     assert not markdown.lacking(figures, "docs/questions.md")
 
@@ -266,7 +274,9 @@ def test_the_costs_of_trainings_add_up():
     cores = int(by_name["deit_s"][5].replace(",", "")) / 1962
     assert not markdown.lacking({"cores": f"{cores:.0f}"}, page)
     names = ("deit_ti", "deit_s", "deit_b", "deit_s_imagepiece")
-    hours = {(name, i): by_name[name][i] for name in names for i in (4, 6)}
+    hours = {
+        (name, i): by_name[name][i] for name, i in itertools.product(names, (4, 6))
+    }
     assert not markdown.lacking(hours, "docs/questions.md")
 
 
@@ -329,7 +339,8 @@ def test_the_recipe_of_nncf_runs(exported):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Folders of the hub by id, with small models and random weights."""
-    parent, folders = tmp_path_factory.mktemp("hub"), {}
+    parent = tmp_path_factory.mktemp("hub")
+    folders = {}
     for name in (
         "vit_base_patch16_clip_224.openai_ft_in1k",  # of docs/models.md
         "vit_small_patch14_reg4_dinov2.lvd142m",
@@ -384,12 +395,15 @@ def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
 
 def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     """Its blocks one after the other: load, a tower, save and load, NNX."""
-    space, starts = {}, ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
+    space = {}
+    starts = ("import imagepiece_jax\n", "llava = ", "imagepiece_jax.save(")
     for start in (*starts, "import jax\n"):
         run(DOCS / "models.md", start, space)
-    vit, net = space["vit"], space["net"]
+    vit = space["vit"]
+    net = space["net"]
     assert space["tokens"].shape == (2, 4, 4, test_towers.OUT)
-    model, variables = vit.model, vit.variables
+    model = vit.model
+    variables = vit.variables
     assert vit.image_size == (224, 280) and vit.reduction["name"] == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)

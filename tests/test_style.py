@@ -9,7 +9,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = ("configs", "experiments", "imagepiece_jax", "tests", "tools")
 # Files and folders that do not hold the rules yet. One that does leaves, for good.
-NOT_YET = ("tests",)
+NOT_YET = (
+    "tests/commands/test_recover.py",
+    "tests/experiments/test_recovery_steps.py",
+    "tests/models/test_pretrained.py",
+    "tests/training/test_optimizer.py",
+    "tests/training/test_recover.py",
+    "tests/training/test_recovery_models.py",
+)
 COMPREHENSIONS = (ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
 TRUTHS = ("bool", "isdir", "isfile", "exists", "is_dir", "is_file", "any", "all")
 

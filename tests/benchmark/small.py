@@ -27,7 +27,8 @@ class Mean:
     compile_seconds = 1.0
 
     def __init__(self, vit, *, batch_size, pixels, dtype, attention, kernels):
-        self.model, self.seen = vit.model, []
+        self.model = vit.model
+        self.seen = []
         shape = (batch_size, 16, 16, 3)
         self.images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
         mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))

@@ -20,7 +20,8 @@ def test_inputs_differ_and_rotate(mode, monkeypatch):
     job = workloads.Case(tiny_config(), mode, 3, "float32").workload().job
     for number in range(2 * workloads.INPUTS):
         job.call(number)
-    first, again = made[0].seen[: workloads.INPUTS], made[0].seen[workloads.INPUTS :]
+    first = made[0].seen[: workloads.INPUTS]
+    again = made[0].seen[workloads.INPUTS :]
     assert all(a is b for a, b in zip(first, again, strict=True))
     assert len({float(images.std()) for images in first}) == workloads.INPUTS
     assert all(images.shape == (3, 16, 16, 3) for images in first)
@@ -40,10 +41,9 @@ def test_end_to_end_reads_files_through_the_loader(monkeypatch):
 
 
 def test_cases_with_the_same_images_share_a_loader():
-    case, same, other = (
-        workloads.Case(tiny_config(), "end_to_end", size, "float32")
-        for size in (5, 5, 6)
-    )
+    case = workloads.Case(tiny_config(), "end_to_end", 5, "float32")
+    same = workloads.Case(tiny_config(), "end_to_end", 5, "float32")
+    other = workloads.Case(tiny_config(), "end_to_end", 6, "float32")
     with workloads.InputStreams() as streams:
         first = streams.batches(case.run)
         assert streams.batches(same.run) is first is not streams.batches(other.run)

@@ -1,5 +1,6 @@
 """The benchmark command: what it measures, writes and refuses."""
 
+import itertools
 import json
 import re
 import sys
@@ -49,12 +50,9 @@ def rows(folder):
 
 def test_every_figure_is_a_json_line(measured):
     found = rows(measured[1])
-    assert [(r["batch_size"], r["mode"], r["config"]) for r in found] == [
-        (batch, mode, config)
-        for batch in (4, 2)
-        for mode in ("inference", "copy")
-        for config in ("quickstart", AGAIN)
-    ]
+    cases = itertools.product((4, 2), ("inference", "copy"), ("quickstart", AGAIN))
+    measured_cases = [(r["batch_size"], r["mode"], r["config"]) for r in found]
+    assert measured_cases == list(cases)
     for row in found:
         assert set(row) == KEYS
         assert 0 < row["throughput_min"] <= row["throughput"] <= row["throughput_max"]
@@ -108,11 +106,13 @@ def test_a_sweep_measures_one_model_dense_and_with_each_reduction(
     simplify(monkeypatch)
     words = ["--config=configs/quickstart.py", "--config.model.stem=patch", *TINY[2:]]
     words = [word for word in words if "reduction" not in word]
-    patches, width = 64, 8
+    patches = 64
+    width = 8
     if trained:
         folder = imagepiece_jax.save(tmp_path / "trained", tiny.pretrained(depth=2))
         words = ["--weights", folder]
-        patches, width = tiny.TOKENS, tiny.WIDTH
+        patches = tiny.TOKENS
+        width = tiny.WIDTH
     words += ["--sweep=tome:r=2,4", "--sweep=dynamicvit:blocks=(1,)", "--sweep=none"]
     words += ["--json", tmp_path / "a.json", "--dtype=float32", *SMALL]
     call(benchmark.main, *words).quiet()
@@ -123,7 +123,8 @@ def test_a_sweep_measures_one_model_dense_and_with_each_reduction(
     assert gmacs[0] > gmacs[1] > gmacs[2] and gmacs[3] < gmacs[0]
     # The MLP of the first block has two tokens fewer, that of the second four; so has
     # its attention two.
-    mlp, attention = 8 * width**2, 4 * width**2
+    mlp = 8 * width**2
+    attention = 4 * width**2
     scores = 2 * width * ((patches + 1) ** 2 - (patches - 1) ** 2)
     saved = (2 + 4) * mlp + 2 * attention + scores
     assert gmacs[0] - gmacs[1] == pytest.approx(saved / 1e9, rel=1e-3)
@@ -132,7 +133,9 @@ def test_a_sweep_measures_one_model_dense_and_with_each_reduction(
 def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     """Their variables are compiled, and the dense model is measured first."""
     simplify(monkeypatch)
-    trained, compiled, folder = tiny.pretrained(depth=2), [], tmp_path / "trained"
+    trained = tiny.pretrained(depth=2)
+    compiled = []
+    folder = tmp_path / "trained"
     imagepiece_jax.save(folder, trained)
     stand_in = optimize.optimize
 

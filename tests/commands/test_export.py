@@ -110,7 +110,8 @@ def crop_of(facts):
 
 @pytest.mark.slow
 def test_it_runs_without_this_package(model, variables, weights_file, tmp_path):
-    out, images_file = tmp_path / "model.jax", tmp_path / "images.npy"
+    out = tmp_path / "model.jax"
+    images_file = tmp_path / "images.npy"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
     ended = call(export.main, *words).quiet()
     assert "float32" in ended.out and "for cpu and cuda" in ended.out
@@ -195,7 +196,9 @@ def saved(tmp_path_factory):
 def features_of(saved, images, **options):
     """The arrays of `features` that --output features gives, in their order."""
     maps = features(imagepiece_jax.load(saved), images, **options)
-    layers = (array for layer in maps.layers for array in layer)
+    layers = []
+    for layer in maps.layers:
+        layers += layer
     return [maps.pooled, maps.patches, maps.prefix, maps.dropped, *layers]
 
 
@@ -226,7 +229,8 @@ def test_features_are_exported_as_they_are_computed(saved, tmp_path):
 
 
 def test_a_map_alone_is_one_array_and_tokens_follow_it(saved):
-    vit, images = imagepiece_jax.load(saved), np.asarray(tiny.images(1))
+    vit = imagepiece_jax.load(saved)
+    images = np.asarray(tiny.images(1))
     want = features(vit, images, tokens=9)
     for options, arrays in (
         ({}, [features(vit, images).patches]),
@@ -281,7 +285,8 @@ def test_large_weights_are_beside_an_onnx_file_and_named(saved, tmp_path, monkey
     """Those of an earlier export are removed, whatever takes their place."""
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    out, facts_file = tmp_path / "model.onnx", tmp_path / "model.onnx.json"
+    out = tmp_path / "model.onnx"
+    facts_file = tmp_path / "model.onnx.json"
     words = [f"--weights={saved}", "--format=onnx", f"--out={out}"]
 
     def exported(*more):

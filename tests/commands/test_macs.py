@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
 
 def words(folder, name):
     """What a command takes beside --weights and --macs."""
-    data, out = f"--data=csv:{folder}/set.csv", f"{folder}/{name}"
+    data = f"--data=csv:{folder}/set.csv"
+    out = f"{folder}/{name}"
     of_images = [data, "--resize=none", "--valid_labels=data"]
     return {
         "benchmark": [*SMALL, f"--json={out}.json"],

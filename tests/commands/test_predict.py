@@ -24,7 +24,8 @@ WORDS = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
 
 
 def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
-    out, images = tmp_path / "out.json", tmp_path / "images"
+    out = tmp_path / "out.json"
+    images = tmp_path / "images"
     write_damaged(images, tiny.SIDE)
     weights = tiny.write(tmp_path / "w.npz", tiny.variables(tiny.model()))
     words = [*WORDS, f"--weights={weights}", "--top=2", f"--json={out}", images]

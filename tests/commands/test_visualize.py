@@ -1,5 +1,6 @@
 """The command: its figures, page and data for any images and file names."""
 
+import itertools
 import json
 
 import numpy as np
@@ -56,7 +57,9 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     figures = {file.name for file in (out / "figures").iterdir()}
     slugs = ("tome_r_4", "token_learner_num_tokens_3_block_0_untrained_selectors")
     stems = ("000_a", "001_c")
-    assert figures == {f"{stem}_{slug}.png" for stem in stems for slug in slugs}
+    assert figures == {
+        f"{stem}_{slug}.png" for stem, slug in itertools.product(stems, slugs)
+    }
     page = (out / "index.html").read_text()
     assert page.startswith("<!doctype html>") and "vit_mini.npz" in page
     assert json.loads((out / "provenance.json").read_text())["images"] == names
@@ -156,7 +159,8 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
 
 
 def test_a_limit_takes_images_evenly_spaced(tmp_path, weights, monkeypatch):
-    folder, out = tmp_path / "images", tmp_path / "out"
+    folder = tmp_path / "images"
+    out = tmp_path / "out"
     folder.mkdir()
     for number in range(9):
         Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / f"{number}.png")

@@ -19,7 +19,8 @@ def value_of(value, x):
     return cls(value).x
 
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 LEAST = "numbers of at least"
 
 

@@ -65,7 +65,8 @@ KINDS = ("folder", "fifo", "socket", "device", "link to a device")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
     path = special(tmp_path, kind)
-    before, there = path.lstat(), sorted(tmp_path.iterdir())
+    before = path.lstat()
+    there = sorted(tmp_path.iterdir())
     reason = "Is a directory" if kind == "folder" else "Is a device or a pipe"
     with pytest.raises(InputError, match=rf"--out .* cannot be written \({reason}\)"):
         check_writable("--out", path)
@@ -80,7 +81,8 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
 def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
     """A link that leads nowhere or around is refused."""
     (tmp_path / "there").mkdir()
-    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    target = tmp_path / "there" / "target"
+    link = tmp_path / "link"
     if exists:
         target.write_text("old and longer")
     link.symlink_to(target)
@@ -125,7 +127,8 @@ def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
 
 
 def test_neighbors_and_permissions_stay(tmp_path):
-    path, neighbor = tmp_path / "file", tmp_path / "file.tmp"
+    path = tmp_path / "file"
+    neighbor = tmp_path / "file.tmp"
     for mine in (path, neighbor):
         mine.write_text("mine")
     path.chmod(0o640)
@@ -145,11 +148,9 @@ def put(folder, text):
 
 def texts(folder):
     """{file: text} below a folder, links to folders followed, hidden ones too."""
-    files = [
-        os.path.join(top, name)
-        for top, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    ]
+    files = []
+    for top, _, names in os.walk(folder, followlinks=True):
+        files += [os.path.join(top, name) for name in names]
     return {
         os.path.relpath(file, folder): pathlib.Path(file).read_text() for file in files
     }
@@ -168,7 +169,9 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
     tmp_path, monkeypatch, error, raised, failing, when
 ):
     """A failure in the first or in the second rename, which was done or was not."""
-    path, rename, calls = tmp_path / "model", os.replace, []
+    path = tmp_path / "model"
+    rename = os.replace
+    calls = []
     put(path, "old")
 
     def broken(*names):
@@ -192,7 +195,8 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(
 
 def test_a_folder_that_cannot_be_put_back_is_kept(tmp_path, monkeypatch, caplog):
     """Another process makes one of the same name between the two renames."""
-    path, rename = tmp_path / "model", os.replace
+    path = tmp_path / "model"
+    rename = os.replace
     put(path, "old")
 
     def meanwhile(source, target):
@@ -222,7 +226,8 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
-    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    target = tmp_path / "disk" / "target"
+    link = tmp_path / "link"
     target.parent.mkdir()
     if exists:
         put(target, "old")

@@ -169,13 +169,15 @@ def check_agreement(process, folder):
     refused("checksum of the names of the classes is", settings, names=names)
     model.backend = ("cudnn", "xla")[process]
     refused("attention, .+ is xla on process 1, but cudnn", settings)
-    model.backend, model.kernels = "cudnn", ("9.0", None)[process]
+    model.backend = "cudnn"
+    model.kernels = ("9.0", None)[process]
     refused("model.kernels, .+ is plain on process 1, but 9.0 on", settings)
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     distributed.check_same_start(0, arrays)
-    same_start, step = distributed.check_same_start, 4 + process
+    same_start = distributed.check_same_start
+    step = 4 + process
     refused("step to resume from is 5 on process 1", same_start, step, arrays)
     for differs in arrays:  # any of them, not just the last
         other = arrays | {differs: arrays[differs] + process}
@@ -227,7 +229,8 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
     add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), program="step")
-    state, x = parallel.replicate(np.float32(1)), parallel.replicate(np.float32(2))
+    state = parallel.replicate(np.float32(1))
+    x = parallel.replicate(np.float32(2))
     add.compile(state, np.empty(len(parallel.local_devices()), np.float32))
     assert given == [options] and add.working_bytes >= 0
     for _ in range(3):

@@ -1,5 +1,7 @@
 """The layout of a batch over devices."""
 
+import itertools
+
 import pytest
 
 from imagepiece_jax.common.placement import Placement, device_samples
@@ -11,7 +13,9 @@ def test_mixup_partners_are_in_mirrored_places(samples, devices):
     """On one device, but for the middle ones of two mirrored devices."""
     layout = device_samples(samples, devices)
     m = samples // devices
-    places = {layout[d, k]: (d, k) for d in range(devices) for k in range(m)}
+    places = {
+        layout[d, k]: (d, k) for d, k in itertools.product(range(devices), range(m))
+    }
     assert sorted(places) == list(range(samples))
     for sample, (d, k) in places.items():
         middle = m % 2 and k == m // 2

@@ -56,7 +56,8 @@ def test_many_curves_have_a_panel_each_that_is_named_after_it(drawn, count):
     )
     panels = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == [*curves(count)]
-    own, gray = to_hex(plotting.COLORS[0]), to_hex("lightgray")
+    own = to_hex(plotting.COLORS[0])
+    gray = to_hex("lightgray")
     for i, axes in enumerate(panels):
         found = lines_of(axes)
         ((color, style, marker),) = [look for look in found if look[0] == own]

@@ -15,8 +15,12 @@ class Device:
     """
 
     def __init__(self, world, seconds):
-        self.world, self.seconds = world, iter(seconds)
-        self.numbers, self.ends, self.waited, self.unfinished = [], [], [], 0
+        self.world = world
+        self.seconds = iter(seconds)
+        self.numbers = []
+        self.ends = []
+        self.waited = []
+        self.unfinished = 0
 
     def call(self, number):
         free = max(self.world.time, self.ends[-1] if self.ends else 0.0)
@@ -37,7 +41,8 @@ class Device:
 
 class World:
     def __init__(self):
-        self.time, self.log = 0.0, []
+        self.time = 0.0
+        self.log = []
 
     def now(self):
         return self.time
@@ -65,7 +70,8 @@ def test_programs_take_turns_and_a_rest_before_each_is_not_timed(world):
         world.time += 3.0
         world.log.append("rest")
 
-    a, b = Device(world, repeat(0.5)), Device(world, repeat(0.25))
+    a = Device(world, repeat(0.5))
+    b = Device(world, repeat(0.25))
     rules = Rules(warmup=2, repeats=2, seconds=0.5)
     found = timer.measure({"a": a.job(), "b": b.job()}, rules, world.now, rest)
     assert found == {"a": [0.5, 0.5], "b": [0.25, 0.25]}

@@ -36,7 +36,8 @@ def slot_of_pixels(source, grid, height, width):
     """The slot behind each pixel, by integer division."""
     slots = np.empty((height, width), int)
     for y, x in np.ndindex(height, width):
-        row, column = y * grid[0] // height, x * grid[1] // width
+        row = y * grid[0] // height
+        column = x * grid[1] // width
         slots[y, x] = source[row * grid[1] + column]
     return slots
 
@@ -54,14 +55,16 @@ def distance_to_other(slots, y, x):
 
 @pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
 def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
-    image, source = random_image(12, 24), random_source(grid[0] * grid[1], slots)
+    image = random_image(12, 24)
+    source = random_source(grid[0] * grid[1], slots)
     pixels = slot_of_pixels(source, grid, 12, 24)
     found = token_pictures.mean_colors(image, source, grid)
     assert found.shape == (*grid, 3)
     for row, column in np.ndindex(*grid):
         slot = source[row * grid[1] + column]
         if slot == DROPPED:
-            high, wide = 12 // grid[0], 24 // grid[1]
+            high = 12 // grid[0]
+            wide = 24 // grid[1]
             own = image[row * high : (row + 1) * high, column * wide :][:, :wide]
             members = own.reshape(-1, 3)
         else:
@@ -71,7 +74,8 @@ def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
 
 def test_outlines_are_only_where_groups_meet():
     """One gray image: whatever is not gray is outline or dropped."""
-    grid, image = (3, 4), np.full((18, 24, 3), 100, np.uint8)
+    grid = (3, 4)
+    image = np.full((18, 24, 3), 100, np.uint8)
     source = random_source(12, 6, seed=3)
     drawn = draw_groups(image, source, grid)
     assert drawn.shape == (18, 24, 3) and drawn.dtype == np.uint8
@@ -92,7 +96,8 @@ def test_outline_of_a_group_has_one_color_that_stays():
     drawn = draw_groups(image, source, (4, 4))
     pieces = {tuple(drawn[y, x]) for y, x in ((3, 3), (4, 4), (8, 0))}
     assert len(pieces) == 1
-    color, other = pieces.pop(), tuple(drawn[8, 4])
+    color = pieces.pop()
+    other = tuple(drawn[8, 4])
     assert max(color) - min(color) > 150, "a bright color"
     assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
@@ -114,7 +119,8 @@ def outlines(source, grid, colors=None):
 
 def contiguous(grid, seed):
     """Tokens of three patches or so: each patch joins one next to it, or starts one."""
-    rng, source = np.random.default_rng(seed), np.arange(grid[0] * grid[1])
+    rng = np.random.default_rng(seed)
+    source = np.arange(grid[0] * grid[1])
     for patch in rng.permutation(len(source)):
         row, column = divmod(patch, grid[1])
         step = (0, 1) if rng.integers(2) else (1, 0)
@@ -134,10 +140,13 @@ def test_tokens_that_touch_have_different_colors(width, scattered):
     source = contiguous(grid, width)
     if scattered:
         source = np.random.default_rng(width).integers(0, 2 * width, 8 * width)
-    colors, pairs = outlines(source, grid), 0
+    colors = outlines(source, grid)
+    pairs = 0
     for patch, other in itertools.combinations(range(len(source)), 2):
-        (row, column), (y, x) = divmod(patch, width), divmod(other, width)
-        a, b = source[patch], source[other]
+        row, column = divmod(patch, width)
+        y, x = divmod(other, width)
+        a = source[patch]
+        b = source[other]
         touch = max(abs(row - y), abs(column - x)) == 1
         if touch and a != b and {a, b} <= colors.keys():
             apart = np.abs(colors[a] - colors[b]).max()
@@ -148,7 +157,8 @@ def test_tokens_that_touch_have_different_colors(width, scattered):
 
 def test_a_token_keeps_its_color_through_all_steps_of_an_image():
     """Also where a later step has it next to another of its color."""
-    grid, steps = (8, 15), []
+    grid = (8, 15)
+    steps = []
     source = contiguous(grid, 1)
     for seed in range(3):
         steps.append(source)
@@ -176,7 +186,8 @@ def test_single_patches_keep_their_color_and_an_outline_that_shows():
 def test_merged_patches_take_their_mean_color():
     """Nearer to the mean than to their own color, by the same share everywhere."""
     colors = np.zeros((2, 2, 3))
-    colors[0, 0], colors[0, 1] = (200, 0, 100), (100, 40, 100)
+    colors[0, 0] = (200, 0, 100)
+    colors[0, 1] = (100, 40, 100)
     drawn = draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
     mean = np.array([150, 20, 100])
     for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
@@ -266,7 +277,8 @@ def test_a_page_of_few_colors_looks_the_same(tmp_path):
     smooth = np.stack([y, x, 224 - x], axis=-1)
     noise = np.random.default_rng(0).integers(-9, 10, size=smooth.shape)
     rows = [[("a", np.clip(smooth + noise, 0, 255).astype(np.uint8), "note")]]
-    pages, sizes = [], []
+    pages = []
+    sizes = []
     for colors in (None, 128):
         path = tmp_path / f"{colors}.png"
         token_pictures.panel_page(path, rows, "caption", colors)

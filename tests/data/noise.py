@@ -25,7 +25,10 @@ class Noise(Source):
 
     def __init__(self, length, bad=(), size=None):
         super().__init__(num_classes=length)
-        self.length, self.bad, self.size, self.reads = length, set(bad), size, []
+        self.length = length
+        self.bad = set(bad)
+        self.size = size
+        self.reads = []
 
     def __len__(self):
         return self.length

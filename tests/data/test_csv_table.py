@@ -1,5 +1,7 @@
 """Splits, class names and errors of a CSV file."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,8 @@ from imagepiece_jax.data.csv_table import open_csv
 from imagepiece_jax.data.registry import open_source
 from imagepiece_jax.errors import InputError
 
-SPLIT, NO_SPLIT = "filename,label,split", "filename,label"
+SPLIT = "filename,label,split"
+NO_SPLIT = "filename,label"
 NAMED = "filename,label,class"
 
 
@@ -91,13 +94,21 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
         ("train", "a,0,train b,1,val c,3,train", "label 1; each of the 4 classes"),
         *(
             (split, rows, rf"names '.*' again \(line [23]\); .*{fault}")
-            for split in ("train", "val")
-            for rows, fault in (
-                ("a,0,train a,0,val", "must not be in both train and val"),
-                ("a,0,val b,0,train ../images/a,0,train", "must not be in both train"),
-                ("a,0,train ../linked/a,0,val", "must not be in both train and val"),
-                ("a,0,train b,0,val b,0,val", "a test image must count once"),
-                ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
+            for split, (rows, fault) in itertools.product(
+                ("train", "val"),
+                (
+                    ("a,0,train a,0,val", "must not be in both train and val"),
+                    (
+                        "a,0,val b,0,train ../images/a,0,train",
+                        "must not be in both train",
+                    ),
+                    (
+                        "a,0,train ../linked/a,0,val",
+                        "must not be in both train and val",
+                    ),
+                    ("a,0,train b,0,val b,0,val", "a test image must count once"),
+                    ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
+                ),
             )
         ),
     ],

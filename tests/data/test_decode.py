@@ -207,7 +207,8 @@ def test_exif_that_is_none_leaves_an_image_as_it_is():
 
 def test_orientations_that_only_pillow_reads():
     """In XMP, and in the text that ImageMagick writes into a PNG."""
-    image, texts = Image.fromarray(LANDSCAPE), PngImagePlugin.PngInfo()
+    image = Image.fromarray(LANDSCAPE)
+    texts = PngImagePlugin.PngInfo()
     packet = b'<x tiff:Orientation="6"/>'
     block = (exif_block([stated(6)])[6:] + bytes(4)).hex()
     texts.add_text("Raw profile type exif", f"\nexif\n{len(block) // 2:8}\n{block}\n")

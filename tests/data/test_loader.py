@@ -1,6 +1,7 @@
 """The same batches on any devices, hosts and threads and after any restart; every
 evaluation image exactly once; damaged files that do not stop a run."""
 
+import itertools
 import logging
 import threading
 import time
@@ -17,12 +18,15 @@ from tests.refused import refused
 
 
 def evaluate(source, threads=0, **options):
-    transform, options = Preprocessing(8, resize="none"), {"batch_size": 8} | options
+    transform = Preprocessing(8, resize="none")
+    options = {"batch_size": 8} | options
     return list(loader.EvalBatches(source, transform, **options).batches(0, threads))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():
-    orders = [loader.epoch_order(s, e, 50) for s in (0, 1) for e in (0, 1, 2)]
+    orders = [
+        loader.epoch_order(s, e, 50) for s, e in itertools.product((0, 1), (0, 1, 2))
+    ]
     for order in orders:
         assert sorted(order) == list(range(50))
     assert len({order.tobytes() for order in orders}) == 6
@@ -89,7 +93,8 @@ def test_seed_step_and_position_change_the_draws():
 
 
 def test_no_threads_means_the_calling_thread():
-    source, seen = Noise(8), set()
+    source = Noise(8)
+    seen = set()
     read = source.read
 
     def spy(index):
@@ -136,7 +141,8 @@ def test_reading_ahead_is_bounded():
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 19])
 @pytest.mark.parametrize("processes, devices", [(1, 1), (1, 4), (2, 2)])
 def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
-    counts, seen = set(), []
+    counts = set()
+    seen = []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation=3)
         batches = evaluate(Noise(length, size=8), placement=placement)
@@ -185,7 +191,8 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
 
 def test_unreadable_images_are_named_once_in_the_log(caplog):
     order = loader.epoch_order(3, 0, 200).tolist()
-    source, val = Noise(200, {order[1], order[30]}), Noise(200, {7}, size=8)
+    source = Noise(200, {order[1], order[30]})
+    val = Noise(200, {7}, size=8)
     with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
         train(source, stop=60, threads=2)  # two epochs and more
         evaluate(val)

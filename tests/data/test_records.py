@@ -15,7 +15,8 @@ from imagepiece_jax.errors import RunError
 from tests.command import start
 from tests.tfrecords import field
 
-FILES, EACH = 40, 3
+FILES = 40
+EACH = 3
 
 # Reads all records four times over with four threads, in four orders; prints how many
 # were right, how many files are open and the soft limit.
@@ -62,7 +63,8 @@ def test_all_is_read_where_not_all_files_may_be_open(files, hard):
 
 def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     """With room for one file, a thread that reads keeps its own open beside it."""
-    reads, go_on = threading.Event(), threading.Event()
+    reads = threading.Event()
+    go_on = threading.Event()
     make = records._reader
 
     class Slow:
@@ -78,7 +80,8 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     one_is_slow = lambda path: (Slow if path == files[0] else make)(path)  # noqa: E731
     monkeypatch.setattr(records, "_reader", one_is_slow)
     records._open_readers.cache_clear()
-    stored, found = ArrayRecords([(path, EACH) for path in files]), []
+    stored = ArrayRecords([(path, EACH) for path in files])
+    found = []
     before = open_files(files)
     slow = threading.Thread(target=lambda: found.append(stored[1]))
     slow.start()

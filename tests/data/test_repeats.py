@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -18,7 +19,7 @@ train = functools.partial(noise.train, repeats=3)
 
 def sampler(order, workers):
     """What each of `workers` devices sees in an epoch: DeiT's sampler."""
-    assigned = [index for index in order for _ in range(3)]
+    assigned = [index for index, _ in itertools.product(order, range(3))]
     total = math.ceil(len(order) * 3 / workers) * workers
     assigned += assigned[: total - len(assigned)]
     share = math.floor(math.floor(len(order) / 256) * 256 / workers)
@@ -35,7 +36,9 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
         m = 256 // workers
         assert {len(share) // m for share in shares} == {steps}
         for step in range(steps):
-            expected = [i for share in shares for i in share[step * m : (step + 1) * m]]
+            expected = []
+            for share in shares:
+                expected += share[step * m : (step + 1) * m]
             seen = values([batches[epoch * steps + step]])
             assert collections.Counter(seen) == collections.Counter(expected)
 
@@ -43,8 +46,10 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
 def test_copies_are_neighbors_with_draws_of_their_own():
     """They continue in the next step and end with the epoch."""
     batch = train(Noise(20), 1, 12)[0]
-    labels, images = batch["label"][0, 0], batch["image"][0, 0]
-    one, two = (loader.epoch_order(3, epoch, 20) for epoch in (0, 1))
+    labels = batch["label"][0, 0]
+    images = batch["image"][0, 0]
+    one = loader.epoch_order(3, 0, 20)
+    two = loader.epoch_order(3, 1, 20)
     np.testing.assert_array_equal(labels, np.repeat(one[:4], 3))
     assert len({image.tobytes() for image in images}) == 12
     labels = values(train(Noise(20), 3))
@@ -85,7 +90,9 @@ def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     slots = loader.chunk_slots(positions, places)
     assert len(slots) == math.ceil(count / loader.CHUNK_IMAGES)
     assert sorted(sum(slots, [])) == list(range(count))
-    in_order = [positions[slot] for part in slots for slot in part]
+    in_order = []
+    for part in slots:
+        in_order += [positions[slot] for slot in part]
     assert in_order == sorted(in_order)
     distinct = [{places[slot] for slot in part} for part in slots]
     assert sum(map(len, distinct)) == len(set(places))

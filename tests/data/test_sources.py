@@ -1,6 +1,7 @@
 """Sources of images: what each returns, and what is refused when it is opened."""
 
 import io
+import itertools
 import os
 import pathlib
 import shutil
@@ -90,7 +91,8 @@ def doubled_rows(image):
     weights = np.array([0.8671875, 0.2265625, -0.0703125, -0.0234375])
     out = np.zeros((16, image.shape[1]))
     for y in range(16):
-        near, step = y // 2, -1 if y % 2 == 0 else 1
+        near = y // 2
+        step = -1 if y % 2 == 0 else 1
         rows = [near, near + step, near - step, near + 2 * step]
         taps = [(row, w) for row, w in zip(rows, weights, strict=True) if 0 <= row < 8]
         out[y] = sum(w * image[row] for row, w in taps) / sum(w for _, w in taps)
@@ -168,7 +170,8 @@ def test_unlabeled_images_are_anywhere_in_train(folder):
     (folder / "train" / "more" / "1.PNG").rename(folder / "train" / "loose.png")
     (folder / "train" / ".hidden.png").touch()
     (folder / "train" / "round").symlink_to(folder / "train")
-    source, val = unlabeled(folder), unlabeled(folder, "val")
+    source = unlabeled(folder)
+    val = unlabeled(folder, "val")
     names = [source.name(i).removeprefix(f"{folder}/train/") for i in range(6)]
     assert len(source) == 6 and names[0] == "loose.png"
     assert [name.split("/")[0] for name in names[1:]] == ["ant"] * 3 + ["more"] * 2
@@ -365,7 +368,8 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
 
 
 def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
-    empty, torn = tmp_path / "empty", tmp_path / "torn"
+    empty = tmp_path / "empty"
+    torn = tmp_path / "torn"
     shutil.copytree(imagenet, torn)
     for shard in torn.glob("imagenet2012/*/*train*"):
         shard.write_bytes(b"torn")
@@ -379,7 +383,8 @@ def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
 
 def recolored(path):
     """Change one byte of a file, not its size; its times stay."""
-    before, data = path.stat(), bytearray(path.read_bytes())
+    before = path.stat()
+    data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -457,14 +462,17 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     assert (len(full), len(part)) == (6, 4)
     assert part.num_classes == 2 and part.class_names == full.class_names
     for index, place in enumerate([0, 2, 3, 5]):
-        ours, theirs = part.read(index), full.read(place)
+        ours = part.read(index)
+        theirs = full.read(place)
         assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1]
         assert part.name(index) == full.name(place)
         assert part.encoded(index) == full.encoded(place)
     assert full.spread(6) is full.spread(None) is full
     assert [full.spread(1).name(0)] == [full.name(0)]
     assert Subset(full, range(4)).part != part.part and full.part == {}
-    files = [f"{label}/{place}" for label in range(10) for place in range(37)]
+    files = [
+        f"{label}/{place}" for label, place in itertools.product(range(10), range(37))
+    ]
     source = FileSource(tmp_path, files, np.arange(370) // 37, 10)
     for count in (10, 40, 100):
         labels = source.labels[source.spread(count).indices]

@@ -1,5 +1,7 @@
 """Crops against hand-computed positions: in a ramp a value is its position."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +18,8 @@ def rng(seed=0):
 
 
 def test_crop_boxes_have_the_recipe_s_distribution():
-    height, width = 300, 400
+    height = 300
+    width = 400
     boxes = np.array(
         [transforms.crop_box(height, width, rng(seed), AREA) for seed in range(4000)]
     )
@@ -55,7 +58,8 @@ def test_aspects_places_and_numbers_drawn_of_a_box():
     quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
     boxes = {transforms.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
-    one, two = rng(3), rng(3)
+    one = rng(3)
+    two = rng(3)
     transforms.crop_box(300, 300, one, AREA)  # fits soon
     transforms.crop_box(3, 3000, two, AREA)  # never fits
     assert one.random() == two.random()
@@ -86,7 +90,10 @@ def test_shift_moves_by_every_offset_and_pads_with_zeros():
     image = ramp(8, 8) + 1  # no zero inside
     padded = np.zeros((12, 12, 3), np.uint8)
     padded[2:10, 2:10] = image
-    every = {padded[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)}
+    every = {
+        padded[y : y + 8, x : x + 8].tobytes()
+        for y, x in itertools.product(range(5), range(5))
+    }
     seen = {transforms.shift(image, rng(seed), 2).tobytes() for seed in range(300)}
     assert seen == every
 

@@ -45,7 +45,7 @@ def test_a_file_of_labels_may_have_more_than_the_images(tmp_path):
 @pytest.mark.parametrize("text", ["1.5", "-1", "1000", "n01440764", ""])
 def test_a_file_of_anything_else_is_refused(tmp_path, text):
     file = tmp_path / "labels.txt"
-    file.write_text(f"0\n{text}\n" * bool(text))
+    file.write_text(f"0\n{text}\n" if text else "")
     with refused("--valid_labels", text or str(file), "from 0 to 999"):
         valid_labels.read(str(file), source(0, 1))
 
@@ -65,7 +65,8 @@ def test_one_class_is_no_choice():
 
 
 def test_the_note_is_for_few_classes_and_a_choice_among_all():
-    few, every = source(0, 217), source(*np.arange(1000))
+    few = source(0, 217)
+    every = source(*np.arange(1000))
     assert "2 classes" in valid_labels.note(None, few)
     assert valid_labels.note((0, 217), few) is None
     assert valid_labels.note(None, every) is None

@@ -77,7 +77,8 @@ def end(pids, seconds=10):
 @pytest.mark.slow
 def test_processes_do_not_matter_and_outlive_signals():
     """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step."""
-    source, expected = Noise(300, {7, 20}), Noise(300, {7, 20})
+    source = Noise(300, {7, 20})
+    expected = Noise(300, {7, 20})
     batches = train(source, 60, workers=2, threads=2)
     seen = [next(batches)]
     started = workers()
@@ -194,7 +195,8 @@ def test_evaluations_between_steps_change_no_batch(count, threads):
     options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
     training = loader.TrainBatches(sources[0], train_transform(24), **options)
     evaluation = loader.EvalBatches(sources[1], Preprocessing(48), batch_size=40)
-    reader, evaluated = training.batches(count, threads), []
+    reader = training.batches(count, threads)
+    evaluated = []
     trained = [next(reader)]
     started = workers()
     assert len(started) == count
@@ -315,8 +317,10 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
     monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
     config = configured({"data.workers": 1, "image_size": 100, "model.patch_size": 10})
-    config.batch_size, config.eval_batch_size = 64, 32
-    config.data.resize, config.data.crop = "deit", "random_resized"
+    config.batch_size = 64
+    config.eval_batch_size = 32
+    config.data.resize = "deit"
+    config.data.crop = "random_resized"
     data = Data(RunConfig.from_config(config), Placement())
     training = data.training(start_step=0, stop_step=data.length.steps)
     assert training.shared_bytes(1, 1) == 3 * 64 * 100 * 100 * 3

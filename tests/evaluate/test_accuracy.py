@@ -39,7 +39,8 @@ def test_correct_at_agrees_with_sorting(k):
 class Lookup:
     """Logits by the red value of an image's first pixel: row r of `table`."""
 
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    mean = (0.5, 0.4, 0.3)
+    std = (0.2, 0.3, 0.4)
     dtype = np.dtype("float32")
 
     def __init__(self, table):
@@ -128,8 +129,10 @@ def test_a_program_has_the_same_answers():
 
 def test_each_image_is_in_the_order_of_the_set():
     """Images 3, 1 and 0, then 5 and 4; 0 is masked, 2 is in no batch."""
-    first, second = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), batch([1, 0], [6, 4])
-    first["index"], second["index"] = np.array([[3, 1, 0]]), np.array([[5, 4]])
+    first = batch([0, 1, 0], [0, 0, 0], [1, 1, 0])
+    second = batch([1, 0], [6, 4])
+    first["index"] = np.array([[3, 1, 0]])
+    second["index"] = np.array([[5, 4]])
     each = run(TABLE, [first, second]).each
     assert each["index"].tolist() == [1, 3, 4, 5]
     assert each["right"].tolist() == [False, True, False, True]
@@ -141,7 +144,8 @@ def test_each_image_is_in_the_order_of_the_set():
 def random_pass(model, images, order, batch_size):
     """Result of a pass over `images` in this order, all batches by one trace."""
     chex.clear_trace_counter()
-    variables, batches = parallel.replicate(tiny.variables(model)), []
+    variables = parallel.replicate(tiny.variables(model))
+    batches = []
     for part in np.reshape(order, (-1, batch_size)):
         one = batch([0] * batch_size, part % tiny.CLASSES)
         batches.append(one | {"image": images[part][None], "index": part[None]})
@@ -152,7 +156,8 @@ def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     """Twelve times the same image: whatever differs was drawn."""
     model = tiny.model({"name": "random", "keep_rate": 0.5, "blocks": (0,)}, depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
-    images, order = images.repeat(12, 0), np.arange(12)
+    images = images.repeat(12, 0)
+    order = np.arange(12)
     each = random_pass(model, images, order, 6).each
     other = random_pass(model, images, order[::-1], 4).each
     assert len(set(each["loss"][order % tiny.CLASSES == 0].tolist())) == 2
@@ -195,7 +200,8 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 
 def test_throughput_of_a_single_batch_is_without_its_compile():
     """The first call takes a second, as if it compiled; the images count once."""
-    compiled, calls = step_of(TABLE), []
+    compiled = step_of(TABLE)
+    calls = []
 
     def step(*args):
         calls.append(args)
@@ -211,7 +217,8 @@ def test_throughput_of_a_single_batch_is_without_its_compile():
 def test_several_sets_of_variables_share_one_pass():
     """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
-    step, models = step_of(TABLE), [variables_of(scale) for scale in (1, -1)]
+    step = step_of(TABLE)
+    models = [variables_of(scale) for scale in (1, -1)]
     each = accuracy.evaluate_each(step, models, iter(batches))
     alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
     for result, single in zip(each, alone, strict=True):

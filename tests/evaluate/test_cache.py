@@ -22,7 +22,8 @@ class Count:
 
 def measured(folder, *settings, **options):
     """(results, number of measurements) of one process."""
-    cache, count = ResultCache(folder, **options), Count()
+    cache = ResultCache(folder, **options)
+    count = Count()
     results = [cache.result(setting, count) for setting in settings]
     cache.close()
     return results, count.calls

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import re
 import types
@@ -49,7 +50,8 @@ class Guessing:
     cache = types.SimpleNamespace(versions={})
 
     def __init__(self):
-        self.known, self.trials = set(), []
+        self.known = set()
+        self.trials = []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch", "depth": 12}
         self.vit = tiny.loaded("tiny.pth", **fields)
@@ -98,7 +100,7 @@ def test_every_method_is_there_or_says_why_not(report):
     found = [(line["method"], line["share"]) for line in lines if line["share"]]
     assert len(found) == len(set(found))
     there = (every - learned) | set(compare.VARIANTS)
-    assert set(found) == {(m, s) for m in there for s in SHARES}
+    assert set(found) == {(m, s) for m, s in itertools.product(there, SHARES)}
     assert "acc1" not in json.dumps(report["left_out"])
 
 
@@ -133,9 +135,11 @@ def test_comparisons_are_those_of_a_slow_count(report):
     """Each pair once: to dense, ToMe and random tokens; exact binomial p; Holm."""
     at = {(line["method"], line["share"]): bits(line) for line in report["settings"]}
     at |= {("dense", share): bits(report["dense"]) for share in SHARES}
-    pairs, p = [], []
+    pairs = []
+    p = []
     for line in report["comparisons"]:
-        one, other = at[line["method"], line["share"]], at[line["to"], line["share"]]
+        one = at[line["method"], line["share"]]
+        other = at[line["to"], line["share"]]
         gained = sum(a > b for a, b in zip(one, other, strict=True))
         lost = sum(a < b for a, b in zip(one, other, strict=True))
         assert (line["gained"], line["lost"]) == (gained, lost)
@@ -148,8 +152,7 @@ def test_comparisons_are_those_of_a_slow_count(report):
     assert len(set(pairs)) == len(pairs)
     expected = {
         (share, frozenset((method, to)))
-        for method, share in at
-        for to in ("dense", "tome", "random")
+        for (method, share), to in itertools.product(at, ("dense", "tome", "random"))
         if to != method
     }
     expected |= {(share, frozenset((CONTROL, "imagepiece"))) for share in SHARES}
@@ -161,7 +164,8 @@ def test_comparisons_are_those_of_a_slow_count(report):
 def test_the_control_stands_beside_imagepiece_at_its_cost(report):
     at = {(s["method"], s["share"]): s for s in report["settings"]}
     for share in SHARES:
-        ours, theirs = at["imagepiece", share], at[CONTROL, share]
+        ours = at["imagepiece", share]
+        theirs = at[CONTROL, share]
         assert theirs["tokens_per_block"] == ours["tokens_per_block"]
         assert theirs["setting"] == ours["setting"] | {"inattentive": "drop"}
     wanted = ["imagepiece", CONTROL, "tome", "random"]
@@ -221,7 +225,8 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
     assert len(made.trials) <= compare.MAX_TRIALS * 3 * len(SHARES)
     found = json.loads((tmp_path / "compare.json").read_text())
     assert {(s["method"], s["share"]) for s in found["settings"]} == {
-        (method, share) for method in ("evit", "tome", "random") for share in SHARES
+        (method, share)
+        for method, share in itertools.product(("evit", "tome", "random"), SHARES)
     }
     for line in found["settings"]:
         assert line["reached"] == pytest.approx(1 / line["speed"]["ratio"])
@@ -237,7 +242,8 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
     assert found["timing"]["batch_size"] == 8
     assert page == (tmp_path / "compare.md").read_text()
     line = next(s for s in found["settings"] if s["method"] == "evit")
-    low, high = line["reached"] / 1.1, line["reached"] / 0.9
+    low = line["reached"] / 1.1
+    high = line["reached"] / 0.9
     assert f"| {line['reached']:.3f} ({low:.3f} to {high:.3f}) |" in page
     assert "share of the dense time" in page
     floor = found["settings"][0] | {"speed": None}
@@ -333,7 +339,8 @@ def test_the_tables_have_the_figures():
 
 def measured(points, **more):
     """`MADE_UP` with these (method, share, points to dense, half an interval)."""
-    lines, changes = [], []
+    lines = []
+    changes = []
     for method, share, value, half in points:
         setting = {"macs": share}
         if method in compare.FLOORS:
@@ -392,7 +399,8 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
             made = MeasuredWeights(weights, images, cache)
             return compare.compare(made, (0.8, 0.6), ["random"])
 
-    measured, real = [], MeasuredWeights._evaluate
+    measured = []
+    real = MeasuredWeights._evaluate
 
     def evaluate(self, reduction):
         measured.append(reduction["name"])
@@ -426,10 +434,8 @@ def test_floors_are_the_dense_weights_made_cheaper(tmp_path):
     assert [floor.setting for floor, _ in fewer] == [{"depth": 1}]
     costs = [floor.reached for floor, _ in smaller]
     assert [1, *costs] == sorted({1, *costs}, reverse=True)
-    pixels, labels = (
-        np.concatenate([batch[name][0] for batch in context.images.batches()])
-        for name in ("image", "label")
-    )
+    pixels = np.concatenate([batch["image"][0] for batch in context.images.batches()])
+    labels = np.concatenate([batch["label"][0] for batch in context.images.batches()])
     images = normalize(pixels, MEAN, STD)
 
     def check(floor, model, params, images):

@@ -57,7 +57,8 @@ def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():
     "gained, lost", [(0, 0), (1, 0), (9, 2), (5, 5), (400, 312), (99, 9)]
 )
 def test_mcnemar_sums_a_row_of_pascals_triangle(gained, lost):
-    tosses, fewer = gained + lost, min(gained, lost)
+    tosses = gained + lost
+    fewer = min(gained, lost)
     tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
     expected = min(fractions.Fraction(2 * tail, 2**tosses), 1)
     p = statistics.mcnemar(*pair(50, gained, lost, 7))
@@ -90,7 +91,8 @@ def test_holm_by_hand(p, corrected):
 
 def slow_holm(p, level):
     """Which of `p` Holm's own words reject: step down until one is too large."""
-    rejected, left = [False] * len(p), list(range(len(p)))
+    rejected = [False] * len(p)
+    left = list(range(len(p)))
     while left:
         least = min(left, key=lambda i: p[i])
         if p[least] > level / len(left):

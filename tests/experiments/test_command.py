@@ -86,7 +86,8 @@ def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words
     again = call(command.main, "overlap", *words, "--out", tmp_path, "--again")
     lines = (tmp_path / "points.jsonl").read_text().splitlines()
     assert again.status == 0 and len(lines) == len(kinds) + 2
-    old, new = (json.loads(lines[i])["result"] for i in (0, -2))
+    old = json.loads(lines[0])["result"]
+    new = json.loads(lines[-2])["result"]
     assert np.allclose(old["src 30"], new["src 30"])
 
 

@@ -33,13 +33,15 @@ def whole(tmp_path_factory):
 
 
 def logits(vit, images):
-    mean, std = (255 * np.float32(each) for each in (vit.model.mean, vit.model.std))
+    mean = 255 * np.float32(vit.model.mean)
+    std = 255 * np.float32(vit.model.std)
     normalized = (images.astype(np.float32) - mean) / std
     return tiny.compiled(vit.model.apply)(vit.variables, normalized).logits
 
 
 def slow_kl(teacher, student):
-    p, q = (scipy.special.log_softmax(np.float64(x), -1) for x in (teacher, student))
+    p = scipy.special.log_softmax(np.float64(teacher), -1)
+    q = scipy.special.log_softmax(np.float64(student), -1)
     return np.sum(np.exp(p) * (p - q), axis=-1)
 
 

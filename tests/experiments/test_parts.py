@@ -94,9 +94,8 @@ def test_contrasts_are_scipys_tests(points, place, ours, theirs, schedules):
 
 def test_the_primary_test_is_of_odd_rows(points):
     cell = parts.Cell("mctf", "merged", "diffrate", True, parts.PUBLISHED_COST)
-    ours, theirs = (
-        points[parts.reduction_key(each)] for each in (cell.reduction, parts.PUBLISHED)
-    )
+    ours = points[parts.reduction_key(cell.reduction)]
+    theirs = points[parts.reduction_key(parts.PUBLISHED)]
     want = scipy.stats.ttest_rel(ours.kl[1::2], theirs.kl[1::2])
     assert parts.primary(points)[-1] == pytest.approx(want.pvalue)
 

@@ -108,7 +108,8 @@ def test_smaller_images_are_resized_on_the_way(whole):
     batches = whole.clean("B")
     found = study.answerer(vit)(batches)
     images = np.float32(batches[0]["image"][0][:48])
-    mean, std = (255 * np.float32(each) for each in (vit.model.mean, vit.model.std))
+    mean = 255 * np.float32(vit.model.mean)
+    std = 255 * np.float32(vit.model.std)
     small = jax.image.resize((images - mean) / std, (48, 16, 16, 3), "cubic")
     want = tiny.compiled(vit.model.apply)(vit.variables, small).logits
     np.testing.assert_allclose(found, want, atol=2e-5)
@@ -157,9 +158,9 @@ def test_maps_are_those_of_the_features(whole, images):
     rows = images[1::2]
     dense = imagepiece_jax.load(whole.encoder)
     own = dense.with_reduction(DROPPING)
-    ours, theirs = (
-        np.asarray(imagepiece_jax.features(vit, rows).patches).reshape(48, 25, -1)
-        for vit in (own, dense)
+    ours = np.asarray(imagepiece_jax.features(own, rows).patches).reshape(48, 25, -1)
+    theirs = np.asarray(imagepiece_jax.features(dense, rows).patches).reshape(
+        48, 25, -1
     )
     dots = np.sum(ours * theirs, axis=2)
     lengths = np.linalg.norm(ours, axis=2) * np.linalg.norm(theirs, axis=2)

@@ -34,7 +34,8 @@ def state_of(patches):
 @tiny.jit
 def outputs_of(state, *steps):
     """Outputs after `steps`: (result, what the network adds to every token then)."""
-    results, taps = [], []
+    results = []
+    taps = []
     for result, more in steps:
         taps.append(Taps(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
@@ -55,7 +56,8 @@ def first_channel(features):
 
 def test_merged_patches_share_their_mean_and_fused_ones_the_fused_token():
     """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
-    first, second = slots(0, 1, 0, 2, 3, 4), slots(0, 1, 2, 0, 3)
+    first = slots(0, 1, 0, 2, 3, 4)
+    second = slots(0, 1, 2, 0, 3)
     outputs = outputs_of(state_of(PATCHES), (first, 0), (second, 0))
     assert first_channel(feature_map(outputs, GRID)) == [[3, 2, 3], [4, 3, 6]]
     # EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6.
@@ -86,10 +88,12 @@ def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
     """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
     degrees = np.radians([0, 10, 90, 30, 160, 155])
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
-    first, second = slots(-1, 0, 1, 2, 1, -1), slots(-1, 0, 1)
+    first = slots(-1, 0, 1, 2, 1, -1)
+    second = slots(-1, 0, 1)
     outputs = outputs_of(state_of(patches), (first, 0), (second, 0))
     features = feature_map(outputs, GRID)[0].reshape(6, 2)
-    merged, kept = (patches[2] + patches[4]) / 2, patches[3]
+    merged = (patches[2] + patches[4]) / 2
+    kept = patches[3]
     expected = [kept, kept, merged, kept, merged, merged]
     np.testing.assert_allclose(features, expected, rtol=1e-6)
     patches = [[1.0, 0], [2, 2], [3, 3], [0, 4], [1, 1], [5, 5]]
@@ -115,7 +119,8 @@ def test_similarities_are_computed_only_where_they_are_asked_for():
 )
 def test_a_map_keeps_the_dtype_and_passes_gradients(fill, before, after):
     """To what a patch reads: its token when it was dropped, or the nearest at last."""
-    result, state = slots(0, 1, 2, 3, -1, -1), state_of(PATCHES[:4])
+    result = slots(0, 1, 2, 3, -1, -1)
+    state = state_of(PATCHES[:4])
     x = np.float32([[[1, 0], [2, 2], [3, 4], [0, 4], [1, 1], [5, 5]]])
 
     def paint(before, values):
@@ -140,10 +145,12 @@ def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     got = feature_map(outputs, GRID)[0, ..., 0]
     np.testing.assert_allclose(got, [[12, 18, 21], [24, 15, 0]], rtol=1e-6)
     matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
-    drop, mix = slots(0, -1, 1, 2, 3, 4), Mixing(matrix)
+    drop = slots(0, -1, 1, 2, 3, 4)
+    mix = Mixing(matrix)
     outputs = outputs_of(state_of(PATCHES), (drop, 0), (mix, 0))
     got = first_channel(feature_map(outputs, GRID, "last"))
-    low, high = 1 / 2 + 3 / 4 + 4 / 4, 5 / 2 + 6 / 2
+    low = 1 / 2 + 3 / 4 + 4 / 4
+    high = 5 / 2 + 6 / 2
     assert got == [[low, 2, low], [low, high, high]]
 
 
@@ -208,7 +215,8 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 
 
 def test_what_is_no_photograph_is_refused(tmp_path):
-    vit, file = tiny.pretrained(depth=1), tmp_path / "a.png"
+    vit = tiny.pretrained(depth=1)
+    file = tmp_path / "a.png"
     file.write_bytes(b"no image")
     with refused(file, "no known image format"):
         features.features(vit, [file])

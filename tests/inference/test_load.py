@@ -79,7 +79,8 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
 def test_weights_of_other_models(
     weights_file, tmp_path, tensor, found, options, field, value
 ):
-    path, tensors = tmp_path / "w.npz", dict(np.load(weights_file))
+    path = tmp_path / "w.npz"
+    tensors = dict(np.load(weights_file))
     tensors[tensor] = found
     if found is None:
         del tensors[tensor]

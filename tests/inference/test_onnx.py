@@ -77,7 +77,8 @@ def run_openvino(graph, *batches):
 @functools.cache
 def by_jax(model, side):
     """(variables, images, logits) of a model: two images."""
-    variables, images = tiny.variables(model), tiny.images(2, side=side)
+    variables = tiny.variables(model)
+    images = tiny.images(2, side=side)
     return variables, images, logits_of(model, variables, images)
 
 
@@ -104,9 +105,11 @@ def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_the_logits_of_jax(name):
-    fields, depth = tiny.small(name), 3
+    fields = tiny.small(name)
+    depth = 3
     if name not in ("mctf", "token_pooling"):  # which begin at the second block
-        fields, depth = fields | {k: SHORT[k] for k in SHORT if k in fields}, 2
+        fields = fields | {k: SHORT[k] for k in SHORT if k in fields}
+        depth = 2
     check(tiny.model(fields, depth=depth))
 
 
@@ -156,7 +159,8 @@ def pairs(arch):
 def with_all_pairs(archs):
     """Names of a few architectures that have every pair of `archs`, {name: arch}."""
     of_each = {name: pairs(arch) for name, arch in sorted(archs.items())}
-    missing, few = set().union(*of_each.values()), []
+    missing = set().union(*of_each.values())
+    few = []
     while missing:
         few.append(max(of_each, key=lambda name: len(of_each[name] & missing)))
         missing -= of_each[few[-1]]
@@ -209,7 +213,8 @@ def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, dep
 def test_the_conv_stem():
     graph = check(tiny.model(IMAGEPIECE, stem="conv", depth=2))
     order = [node.op_type for node in graph.graph.node]
-    first, last = order.index("Conv"), len(order) - order[::-1].index("Conv")
+    first = order.index("Conv")
+    last = len(order) - order[::-1].index("Conv")
     assert order.count("Conv") > 2 and "Transpose" not in order[first:last]
 
 
@@ -332,7 +337,8 @@ def answers(path, images):
 
 
 def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
-    path, vit = tmp_path / "model.onnx", tiny.pretrained(EVIT, depth=2)
+    path = tmp_path / "model.onnx"
+    vit = tiny.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     (want,) = run(onnx_model(vit, pixels=True), pixels)
     data = write_onnx(path, onnx_model(vit, pixels=True))
@@ -351,8 +357,10 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
 
 def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
     """A kill between the two files leaves the old graph with its own."""
-    path, images = tmp_path / "model.onnx", np.asarray(tiny.images(1))
-    old, new = (tiny.pretrained(EVIT, depth=depth) for depth in (1, 2))
+    path = tmp_path / "model.onnx"
+    images = np.asarray(tiny.images(1))
+    old = tiny.pretrained(EVIT, depth=1)
+    new = tiny.pretrained(EVIT, depth=2)
     first = write_onnx(path, onnx_model(old))
     want, _ = answers(path, images)
     replace = os.replace
@@ -411,7 +419,8 @@ def test_what_draws_has_no_graph(batch_size):
 def test_what_draws_is_decided_by_the_tokens_that_are_left():
     """At a keep rate of 1 nothing is drawn, until fewer tokens are asked for."""
     reduction = {"name": "random", "blocks": (1,), "keep_rate": 1.0}
-    vit, label = tiny.pretrained(reduction, depth=2), "random keep_rate=1.0 blocks=(1,)"
+    vit = tiny.pretrained(reduction, depth=2)
+    label = "random keep_rate=1.0 blocks=(1,)"
     with refused("config.reduction", label, "has no ONNX graph"):
         onnx_model(vit, tokens=9)
     with refused("batch_size", None, f"{label} draws random numbers"):
@@ -477,7 +486,8 @@ def custom_sum(x):
 
 
 def reversed_padding(x):
-    kernel, axes = jnp.ones((2, 3, 1)), ("NHC", "HIO", "NHC")
+    kernel = jnp.ones((2, 3, 1))
+    axes = ("NHC", "HIO", "NHC")
     return jax.lax.conv_general_dilated(x, kernel, (1,), [(-1, 0)], (1,), (1,), axes)
 
 

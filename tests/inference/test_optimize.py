@@ -125,7 +125,8 @@ def test_a_program_is_described_and_kept_where_requested(program, cache):
 
 def test_reductions_are_fused_on_cpus(monkeypatch):
     model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
-    cpu, gpu = (types.SimpleNamespace(platform=name) for name in ("cpu", "gpu"))
+    cpu = types.SimpleNamespace(platform="cpu")
+    gpu = types.SimpleNamespace(platform="gpu")
     gpu.compute_capability = "9.0"
     monkeypatch.setattr(fused, "unsupported_reason", lambda *of: None)
     monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_: None)

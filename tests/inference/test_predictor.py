@@ -107,7 +107,8 @@ def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
 
 def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
     """A camera fills one buffer again and again, and files are closed."""
-    want, buffer = predictor(pictures), np.empty_like(pictures[0])
+    want = predictor(pictures)
+    buffer = np.empty_like(pictures[0])
     names = [tmp_path / f"{i}.png" for i in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
         Image.fromarray(picture).save(name)

@@ -5,7 +5,9 @@ import re
 from imagepiece_jax.models import registry
 from tests.markdown import section, tables
 
-TOKENS, HEAD, SOURCES = "prefix tokens", "the head reads", "checkpoints of"
+TOKENS = "prefix tokens"
+HEAD = "the head reads"
+SOURCES = "checkpoints of"
 # {family: a pattern of timm's names of its members}
 MEMBERS = {
     "DeiT": r"deit_(?!.*distilled)",

@@ -29,7 +29,8 @@ def train(model):
 def trained(fields):
     """(training model, compiled (keys) -> Outputs for three images)."""
     model = tiny.model(fields, masked=True)
-    variables, run = tiny.variables(model), train(model)
+    variables = tiny.variables(model)
+    run = train(model)
     return model, lambda keys: run(variables, tiny.images(), keys)
 
 
@@ -70,7 +71,8 @@ def without(model, masks):
 
     A mask covers the tokens of the first block; each is part of the one before.
     """
-    steps, held = [], list(range(tiny.TOKENS))
+    steps = []
+    held = list(range(tiny.TOKENS))
     for block, mask in masks.items():
         rest = [token for token in held if mask[token] > 0.5]
         keep = Keep(tuple(held.index(token) for token in rest))

@@ -29,7 +29,8 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
     between attention and MLP; `scale` [depth, 2] are the factors of the residual
     branches.
     """
-    x, blocks = _embed(params, image, patch), []
+    x = _embed(params, image, patch)
+    blocks = []
     size = np.ones(len(x))
     for i in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{i}"]
@@ -47,7 +48,8 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
 
 
 def _embed(params, image, patch):
-    stem, tokens = params["patch_embed"]["proj"], [params["cls_token"][0, 0]]
+    stem = params["patch_embed"]["proj"]
+    tokens = [params["cls_token"][0, 0]]
     for top in range(0, image.shape[0], patch):
         for left in range(0, image.shape[1], patch):
             pixels = image[top : top + patch, left : left + patch]
@@ -58,7 +60,8 @@ def _embed(params, image, patch):
 def _attention(x, params, heads, size):
     shape = len(x), heads, x.shape[1] // heads
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
-    outs, rows = [], []
+    outs = []
+    rows = []
     for h in range(heads):
         logits = query[:, h] @ key[:, h].T / math.sqrt(shape[2]) + np.log(size)
         weights = softmax(logits)

@@ -52,9 +52,12 @@ def random_bias(length, batch=2):
 
 def slow_attention(query, key, value, bias=None):
     """float64 loops over images and heads -> (output, weights [B, H, N, N])."""
-    query, key, value = (np.asarray(a, float) for a in (query, key, value))
+    query = np.asarray(query, float)
+    key = np.asarray(key, float)
+    value = np.asarray(value, float)
     batch, length, heads, width = query.shape
-    out, weights = np.zeros(query.shape), np.zeros((batch, heads, length, length))
+    out = np.zeros(query.shape)
+    weights = np.zeros((batch, heads, length, length))
     for b in range(batch):
         for h in range(heads):
             logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(width)
@@ -103,7 +106,8 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
-    got, row = columns(query, key, bias), class_row(query[:, 0], key, bias)
+    got = columns(query, key, bias)
+    row = class_row(query[:, 0], key, bias)
     assert got.dtype == row.dtype == jnp.float32
     np.testing.assert_allclose(got, weights.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
@@ -122,7 +126,8 @@ def test_columns_of_logits_that_are_far_apart_stay_finite():
 @pytest.fixture
 def cudnn_calls(monkeypatch):
     """Calls that would have gone to cuDNN: (length, type of the bias, masked?)."""
-    calls, plain = [], jax.nn.dot_product_attention
+    calls = []
+    plain = jax.nn.dot_product_attention
 
     def stand_in(query, key, value, *, bias, implementation, **options):
         assert implementation == "cudnn"
@@ -132,7 +137,8 @@ def cudnn_calls(monkeypatch):
         masked = options.get("key_value_seq_lengths") is not None
         calls.append((query.shape[1], kind, masked))
         if masked:
-            key, value = spoilt(key), spoilt(value)
+            key = spoilt(key)
+            value = spoilt(value)
         return plain(query, key, value, bias=bias, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
@@ -167,7 +173,8 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
 
     slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
     both = tiny.compiled(slope, static_argnames="train")
-    got, want = both(variables, x, train=True), both(variables, x, train=False)
+    got = both(variables, x, train=True)
+    want = both(variables, x, train=False)
     assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
     [(called, _, masked), (plainly, _, _)] = cudnn_calls
     assert (called, plainly) == (length + length % 2, length)
@@ -340,7 +347,8 @@ def test_masked_attention_equals_the_oracle(length):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_masked_and_far_apart_stays_finite(dtype):
     """Logits of thousands, nothing live: values and all gradients are numbers."""
-    heads, mask = np.stack(random_qkv(5)) * 60, np.zeros((2, 5), np.float32)
+    heads = np.stack(random_qkv(5)) * 60
+    mask = np.zeros((2, 5), np.float32)
     heads = heads.astype(jnp.dtype(dtype))
 
     def total(heads, mask):
@@ -360,7 +368,8 @@ def test_the_mask_has_a_gradient():
     def total(mask):
         return jnp.sum(jnp.sin(masked_attend(query, key, value, mask)))
 
-    run, slope = tiny.compiled(total), tiny.compiled(jax.grad(total))(mask)
+    run = tiny.compiled(total)
+    slope = tiny.compiled(jax.grad(total))(mask)
     for token in range(4):
         step = np.zeros((2, 4), np.float32)
         step[:, token] = 1e-2

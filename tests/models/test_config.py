@@ -15,7 +15,8 @@ from tests.refused import refused
 
 
 def test_a_reduction_adds_no_parameters():
-    key, images = jax.random.key(0), tiny.images(1)
+    key = jax.random.key(0)
+    images = tiny.images(1)
     reduced = jax.eval_shape(tiny.model(tiny.IMAGEPIECE).init, key, images)
     assert reduced == jax.eval_shape(tiny.model().init, key, images)
 

@@ -43,7 +43,8 @@ def test_layout_against_pytorch_definitions():
     params = convert.from_timm(state_dict, like)["params"]
     x = rng.normal(size=6)
     attention = params["blocks_1"]["attn"]
-    weight, bias = (state_dict[f"blocks.1.attn.qkv.{p}"] for p in ("weight", "bias"))
+    weight = state_dict[f"blocks.1.attn.qkv.{'weight'}"]
+    bias = state_dict[f"blocks.1.attn.qkv.{'bias'}"]
     qkv = weight @ x + bias
     for i, name in enumerate("qkv"):
         found = x @ attention[name]["kernel"] + attention[name]["bias"]
@@ -96,7 +97,8 @@ def test_fresh_names_whole_parts_only():
     like = with_reducers(variables(seed=3))
     fresh = ("reducer_1", "norm", "blocks_1/attn/q")
     found = convert.from_timm(state_dict, like, fresh)["params"]
-    old, new = with_reducers(variables())["params"], like["params"]
+    old = with_reducers(variables())["params"]
+    new = like["params"]
     chex.assert_trees_all_equal(found["norm"], new["norm"])
     chex.assert_trees_all_equal(found["blocks_0"], old["blocks_0"])
     chex.assert_trees_all_equal(found["reducer_10"], old["reducer_10"])
@@ -208,7 +210,8 @@ def test_models_of_other_sizes_and_parts_are_named():
 
 
 def test_load_names_the_file(tmp_path):
-    path, model = tmp_path / "a.npz", tiny.model()
+    path = tmp_path / "a.npz"
+    model = tiny.model()
     tiny.write(path, tiny.variables(model))
     vit = load.load(path, name="vit_mini", num_heads=tiny.HEADS)
     chex.assert_trees_all_equal(vit.variables, tiny.variables(model))

@@ -78,8 +78,10 @@ def test_steps_cost_and_are_listed_where_they_change_something():
 )
 def test_parts_add_up_to_the_model(name):
     made = config_files.load_config(ROOT / "configs" / name)
-    run, size = RunConfig.from_config(made), made.image_size
-    model, dense = run.create_model(), run.create_dense()
+    run = RunConfig.from_config(made)
+    size = made.image_size
+    model = run.create_model()
+    dense = run.create_dense()
     *_, total = cost.cost_table(model, dense, size).split("\n")
     _, reduced, unreduced, parameters = total.split()
     assert reduced == f"{cost.model_macs(model, size) / 1e6:.1f}"
@@ -91,11 +93,13 @@ def test_parts_add_up_to_the_model(name):
 def test_cost_table_of_a_model_counted_by_hand():
     """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
     made = config_files.load_config(ROOT / "configs" / "quickstart.py")
-    made.image_size, made.num_classes = 4, 3
+    made.image_size = 4
+    made.num_classes = 3
     made.model.update(stem="patch", depth=2, embed_dim=4, num_heads=1)
     made.reduction.update(merge_blocks=(), prune_blocks=(0,), keep_rate=0.5)
     run = RunConfig.from_config(made)
-    model, dense = run.create_model(), run.create_dense()
+    model = run.create_model()
+    dense = run.create_dense()
     rows = [line.split() for line in cost.cost_table(model, dense, 4).split("\n")]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.

@@ -30,7 +30,8 @@ def close(got, want):
 
 def test_a_layer_is_what_a_shorter_model_ends_with():
     """One of a block, which is the first of two."""
-    vit, images = tiny.pretrained(arch=DINOV2, depth=2), tiny.images(2)
+    vit = tiny.pretrained(arch=DINOV2, depth=2)
+    images = tiny.images(2)
     found = features(vit, images, layers=(1, 0))
     assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
@@ -48,7 +49,8 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
 @pytest.mark.parametrize("fill", FILLS)
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     """By the map from patches to tokens."""
-    vit, images = tiny.pretrained(PIECE, depth=2), tiny.images(2)
+    vit = tiny.pretrained(PIECE, depth=2)
+    images = tiny.images(2)
     found = features(vit, images, fill=fill, layers=[0, 1])
     out = tiny.compiled(vit.model.apply)(vit.variables, images)
     source = np.asarray(tiny.slots(out))
@@ -57,7 +59,8 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     pairs = [*zip(out.taps, out.results, strict=True)]
     norm = vit.variables["params"]["norm"]
     for image in range(2):
-        first, values = out.tokens[image, 0], out.tokens[image, 1:]
+        first = out.tokens[image, 0]
+        values = out.tokens[image, 1:]
         steps = [(taps.x[image], result.dest[image]) for taps, result in pairs]
         normed = [(oracles.layer_norm(x, norm), dest) for x, dest in steps]
         want = {
@@ -113,7 +116,8 @@ def test_tokens_are_normed_as_patches_are():
 
 
 def test_what_a_model_cannot_have_is_refused():
-    vit, images = tiny.pretrained(tiny.small("token_learner")), tiny.images(1)
+    vit = tiny.pretrained(tiny.small("token_learner"))
+    images = tiny.images(1)
     with refused("tokens", 9, "learned weights of another; allowed: 8"):
         features(vit, images, tokens=9)
     unnamed = Pretrained(tiny.model(TOME), {"params": {}})
@@ -135,7 +139,8 @@ def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
     vit = tiny.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
     found = features(vit, tiny.images(2), layers=1, reshape=False, norm=False)
-    (plain,), params = found.layers, vit.variables["params"]["norm"]
+    (plain,) = found.layers
+    params = vit.variables["params"]["norm"]
     for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
         close(oracles.layer_norm(one, params, 0.5), other)
     chex.assert_shape(found.patches, (2, 25, tiny.WIDTH))

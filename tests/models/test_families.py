@@ -96,7 +96,9 @@ def shapes_of(name, family):
 
 def facts(model, variables):
     """What the test reads of two images: with all Outputs it would compile for long."""
-    states, prefix, reduce = [], model.arch.prefix, Reduction.__call__
+    states = []
+    prefix = model.arch.prefix
+    reduce = Reduction.__call__
 
     def note(reduction, state, *args):
         after, record = reduce(reduction, state, *args)
@@ -129,7 +131,8 @@ def test_every_method_runs_on_every_family(name, family):
     assert model.plan[-1].mlp_tokens == left
     counts = [layer.counts for layer in model.plan if layer.counts]
     for result, taps, count in zip(out.results, out.taps, counts, strict=True):
-        before, after = count.n_in, count.n_out
+        before = count.n_in
+        after = count.n_out
         assert taps.x.shape == (2, before, tiny.WIDTH)  # of image tokens alone
         for row in (taps.size, taps.cls_attn, taps.attn_columns):
             assert row is None or row.shape == (2, before)
@@ -141,7 +144,8 @@ def test_every_method_runs_on_every_family(name, family):
 
 @pytest.mark.parametrize("name, family", RUN)
 def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
-    model, prefix = model_of(name, family), PREFIX[family]
+    model = model_of(name, family)
+    prefix = PREFIX[family]
     variables = tiny.fill(shapes_of(name, family))
     logits, size, source, states = tiny.jit(functools.partial(facts, model))(variables)
     assert logits.shape == (2, tiny.CLASSES) and np.isfinite(logits).all()
@@ -153,7 +157,8 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     np.testing.assert_array_equal(size[:, :prefix], 1)
     if name in SOFT:
         return
-    size, source = np.asarray(size)[:, prefix:], np.asarray(source)
+    size = np.asarray(size)[:, prefix:]
+    source = np.asarray(source)
     for image in range(2):
         counted = oracles.count_sources(source[image], size.shape[1])
         np.testing.assert_array_equal(size[image], counted)
@@ -165,11 +170,14 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     [("dynamicvit", "siglip"), ("spvit", "dinov2"), ("imagepiece_dynamicvit", "mae")],
 )
 def test_masked_training_keeps_all_tokens(name, family):
-    model, shapes = model_of(name, family, masked=True), shapes_of(name, family)
-    images, keys = jax.ShapeDtypeStruct(IMAGES, np.float32), masked.keys(2)
+    model = model_of(name, family, masked=True)
+    shapes = shapes_of(name, family)
+    images = jax.ShapeDtypeStruct(IMAGES, np.float32)
+    keys = masked.keys(2)
     run = functools.partial(model.apply, train=True, keys=keys)
     out = jax.eval_shape(run, shapes, images)
-    merged, packed = 2 * ("imagepiece" in name), name == "spvit"
+    merged = 2 * ("imagepiece" in name)
+    packed = name == "spvit"
     left = tiny.TOKENS - merged + packed
     assert out.logits.shape == (2, tiny.CLASSES)
     assert out.tokens.shape == (2, PREFIX[family] + left, tiny.WIDTH)

@@ -16,7 +16,8 @@ def test_each_family_is_known():
 
 @pytest.mark.parametrize("family", MEMBERS)
 def test_cells_are_facts_of_all_members(family):
-    row, names = family_table.rows()[family], family_table.members(family)
+    row = family_table.rows()[family]
+    names = family_table.members(family)
     assert row["such as"].strip("`") in names
     facts = [registry.facts(name) for name in names]
     archs = [each["arch"] for each in facts]

@@ -128,11 +128,14 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny.WIDTH, **options):
     return [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == hidden]
 
 
-ALL, HEAD = [52, 52, 52], [52, 52, 2]  # two images of 26 tokens
+# Two images of 26 tokens.
+ALL = [52, 52, 52]
+HEAD = [52, 52, 2]
 
 
 def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
-    model, images = tiny.model(), tiny.images(2)
+    model = tiny.model()
+    images = tiny.images(2)
     for listed, rows in ((False, HEAD), (True, ALL)):
         run = optimize.forward(model, listed)
         assert mlp_rows(run, tiny.shapes(model), images) == rows
@@ -152,7 +155,9 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
 def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     """Of the student and of its teacher, forward and backward."""
     config = config_files.load_config(ROOT / "configs" / "quickstart.py")
-    config.model.depth, config.grad_accum_steps, config.batch_size = 2, 1, 6
+    config.model.depth = 2
+    config.grad_accum_steps = 1
+    config.batch_size = 6
     config.reduction = {"name": method}
     if method == "none":
         config.distill.kind = "soft"

@@ -143,11 +143,13 @@ def test_what_fills_no_patch_is_not_read(folded):
     """A stride leaves it at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
-    cut, whole = (create_model(None, image_size=side, **size) for side in (23, 20))
+    cut = create_model(None, image_size=23, **size)
+    whole = create_model(None, image_size=20, **size)
     variables = tiny.fill(tiny.shapes(whole))
     params = variable_shapes(cut, 23)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(params, variables["params"])
-    images, models = tiny.images(2, side=23), (cut, whole)
+    images = tiny.images(2, side=23)
+    models = (cut, whole)
     if folded:
         fast = [optimize.prepare(m, variables, dtype="float32") for m in models]
         models, (variables, _) = zip(*fast, strict=True)

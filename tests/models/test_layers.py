@@ -31,7 +31,8 @@ def pulled_back(fn, *arguments):
 @pytest.mark.parametrize("form", ["exact", "tanh", "quick"])
 def test_slope_of_gelu_is_that_of_its_differences(form):
     """Central differences of the definitions, in float64."""
-    x, slow = np.linspace(-6, 6, 241), functools.partial(oracles.gelu, form=form)
+    x = np.linspace(-6, 6, 241)
+    slow = functools.partial(oracles.gelu, form=form)
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
     both = jax.vmap(jax.value_and_grad(lambda v: layers.gelu(v, form)))
     value, slope = tiny.compiled(both)(x.astype(np.float32))
@@ -61,7 +62,8 @@ def test_gelu_keeps_its_input_alone_and_its_type(form):
 def test_layer_norm_is_flaxs_and_so_is_its_gradient(shape, eps):
     """Tokens far from zero: squares that cancel would show."""
     x = 3 * draw(*shape) + 50 * draw(*shape[:-1], 1, seed=1)
-    scale, bias = 1 + 0.3 * draw(12, seed=2), draw(12, seed=3)
+    scale = 1 + 0.3 * draw(12, seed=2)
+    bias = draw(12, seed=3)
 
     def flaxs(x, scale, bias):
         norm = nn.LayerNorm(epsilon=eps, use_fast_variance=False)
@@ -70,14 +72,16 @@ def test_layer_norm_is_flaxs_and_so_is_its_gradient(shape, eps):
     def ours(x, scale, bias):
         return layers.layer_norm(x, scale, bias, jnp.float32, eps)
 
-    got, want = (pulled_back(fn, x, scale, bias) for fn in (ours, flaxs))
+    got = pulled_back(ours, x, scale, bias)
+    want = pulled_back(flaxs, x, scale, bias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
 def test_layer_norm_of_bfloat16_works_in_float32():
     """Rounded are the input, the gradient and the results, and nothing between."""
     x = (draw(4, 33) + 20).astype(jnp.bfloat16)
-    scale, bias = 1 + 0.3 * draw(33, seed=2), draw(33, seed=3)
+    scale = 1 + 0.3 * draw(33, seed=2)
+    bias = draw(33, seed=3)
 
     def half(x, scale, bias):
         return layers.layer_norm(x, scale, bias, jnp.bfloat16)

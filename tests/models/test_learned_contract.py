@@ -44,7 +44,8 @@ def test_those_that_learn_are_found():
 def test_the_logits_teach_every_parameter_of_a_reducer(name):
     """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
     model = tiny.model(LEARNED[name], masked=True, dtype="bfloat16")
-    params, images = tiny.variables(model)["params"], tiny.images(4)
+    params = tiny.variables(model)["params"]
+    images = tiny.images(4)
     probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
     learned = {key: params[key] for key in params if key.startswith("reducer_")}
 

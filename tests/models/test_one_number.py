@@ -40,7 +40,9 @@ def test_half_of_deit_by_hand(capsys):
     the tokens before.
     """
     model = create_model("deit_ti", reduction=0.5)
-    first, second, third = (int(196 * 0.51001**power) for power in (1, 2, 3))
+    first = int(196 * 0.51001**1)
+    second = int(196 * 0.51001**2)
+    third = int(196 * 0.51001**3)
     assert (first, second, third) == (99, 50, 26)
     counts = [196] * 3 + [first] * 3 + [second] * 3 + [third] * 3
     assert image_tokens(model) == counts
@@ -106,7 +108,8 @@ def test_a_cost_that_moves_no_token_says_so(capsys):
 
 def test_other_fields_of_auto_are_those_of_the_method():
     asked = HALF | {"fate": "drop", "prop_attn": False}
-    model, named = deit().create(asked), asked | {"name": "attended"}
+    model = deit().create(asked)
+    named = asked | {"name": "attended"}
     assert model == deit().create(named) and not model.prop_attn
     own = deit().resolved(HALF | {"counts": "proportional-1"})
     assert own["label"] == "attended macs=0.5 counts=proportional-1"

@@ -29,7 +29,8 @@ from tests.refused import refused, untrained
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
-HALF, STD = (0.5, 0.5, 0.5), (0.25, 0.5, 0.75)
+HALF = (0.5, 0.5, 0.5)
+STD = (0.25, 0.5, 0.75)
 # timm's form, of a model that none of its names has.
 TIMM = {
     "architecture": "vit_base_patch16_224",
@@ -109,7 +110,8 @@ def test_timms_folder_is_the_model_that_its_config_says(
 def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     vit = imagepiece_jax.load(path)
-    arch, found = vit.model.arch, vit.model
+    arch = vit.model.arch
+    found = vit.model
     assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
     assert (found.num_heads, found.mean, found.std) == (3, HALF, STD)
     assert vit.class_names == tuple(NAMES)
@@ -303,7 +305,8 @@ def vit():
 @pytest.fixture(scope="module")
 def places(vit, tmp_path_factory):
     """Where it is: timm's folder, a file of its name, and one of another."""
-    path, tensors = tmp_path_factory.mktemp("vit"), convert.to_timm(vit[1])
+    path = tmp_path_factory.mktemp("vit")
+    tensors = convert.to_timm(vit[1])
     files = {name: path / f"{name}.npz" for name in (VIT, "mine")}
     for file in files.values():
         np.savez(file, **tensors)
@@ -351,7 +354,8 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     vit = Pretrained(model, variables, preprocessing=known)
     imagepiece_jax.save(tmp_path / "a", vit)
     config, _ = load_with_config(tmp_path / "a", base.get_config(), Overrides())
-    config.data.eval_crop, config.data.eval_crop_mode = None, "center"
+    config.data.eval_crop = None
+    config.data.eval_crop_mode = "center"
     config.data.eval_interpolation = "bilinear"
     config, _ = load_with_config(tmp_path / "a", config)
     made = RunConfig.from_config(config).preprocessing()

@@ -50,7 +50,8 @@ def given(assets):
 
 def embedding(block):
     """The authors' code was given these: no trained ones were published."""
-    i, j = np.arange(64)[:, None], np.arange(192)
+    i = np.arange(64)[:, None]
+    j = np.arange(192)
     kernel = 0.05 * np.sin(0.7 * (1 + i) * (1 + j) + 1.3 * block)
     bias = 0.01 * np.cos(np.arange(64) + block)
     return {"kernel": np.float32(kernel.T), "bias": np.float32(bias)}

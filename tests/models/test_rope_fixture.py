@@ -16,7 +16,8 @@ from tests.models import tiny
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_classes": 5}
 IMAGE = (20, 28)
-DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
+DINOV3 = "vit_small_plus_patch16_dinov3_qkvb"
+EVA02 = "eva02_base_patch16_clip_224"
 # Of the largest value; a fault has to show ten times that.
 ALLOWED = 1e-4
 
@@ -90,7 +91,8 @@ def test_other_variables_show(fixture):
         plain[block] = plain[block] | {"ls1": one, "ls2": one}
     found = [*differences(DINOV3, fixture, model, {"params": plain}, image)]
     assert min(found) > 10 * ALLOWED
-    first, rest = variables["params"]["cls_token"], variables["params"]["reg_token"]
+    first = variables["params"]["cls_token"]
+    rest = variables["params"]["reg_token"]
     registers = np.concatenate([first, rest[:, 1:]], axis=1)
     swapped = {"cls_token": rest[:, :1], "reg_token": registers}
     wrong = {"params": variables["params"] | swapped}

@@ -46,7 +46,9 @@ EVA02 = Architecture(
     fc_norm=True,
 )
 ARCHS = {"dinov3": DINOV3, "eva02": EVA02}
-GRID, WIDTH, HEADS = 5, 24, 3  # heads of 8 channels, four planes
+GRID = 5
+WIDTH = 24
+HEADS = 3  # of 8 channels, four planes
 
 
 def model(family, reduction=None, **options):
@@ -100,7 +102,8 @@ def test_those_of_a_grid_are_those_of_its_coordinates(family):
 
 @pytest.mark.parametrize("family", ARCHS)
 def test_patches_are_turned_and_the_prefix_is_not(family):
-    rotary, rng = ARCHS[family].rotary, np.random.default_rng(0)
+    rotary = ARCHS[family].rotary
+    rng = np.random.default_rng(0)
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
     heads = rng.normal(size=(2, 5, 2, 8)).astype(np.float32)
 
@@ -128,7 +131,8 @@ def test_the_other_order_of_axes_turns_by_x_first():
 
 
 def test_half_precision_is_turned_in_full():
-    rotary, rng = EVA02.rotary, np.random.default_rng(0)
+    rotary = EVA02.rotary
+    rng = np.random.default_rng(0)
     heads = jnp.asarray(rng.normal(size=(1, 9, 2, 8)), jnp.bfloat16)
     rotations = rotary.grid_rotations((3, 3), 8)
     got = rotary.rotate(heads, rotations)
@@ -212,12 +216,15 @@ def captured(made, variables, images):
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
     """Attention, its class row and similarity, in NumPy from the projections."""
-    made, images = model(family, reduction), tiny.images(1)
+    made = model(family, reduction)
+    images = tiny.images(1)
     variables = tiny.variables(made)
     out, seen = captured(made, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
-    prefix, decided = made.arch.prefix, list(zip(out.results, out.taps, strict=True))
-    groups, places = [[p] for p in range(GRID**2)], grid
+    prefix = made.arch.prefix
+    decided = list(zip(out.results, out.taps, strict=True))
+    groups = [[p] for p in range(GRID**2)]
+    places = grid
     for block, layer in enumerate(made.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
@@ -287,13 +294,13 @@ def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     "reduction", [tiny.EVIT | {"blocks": (0, 1)}, {"name": "tome", "r": 4}]
 )
 def test_fused_kernels_rank_turned_keys_and_compare_plain_ones(reduction):
-    plain, fast = (
-        model("dinov3", reduction, depth=2, kernels=kernels)
-        for kernels in ("plain", "fused")
-    )
+    plain = model("dinov3", reduction, depth=2, kernels="plain")
+    fast = model("dinov3", reduction, depth=2, kernels="fused")
     assert fast.kernels == "cpu"
-    variables, images = tiny.variables(plain), tiny.images()
-    want, got = (tiny.jit(m.apply)(variables, images) for m in (plain, fast))
+    variables = tiny.variables(plain)
+    images = tiny.images()
+    want = tiny.jit(plain.apply)(variables, images)
+    got = tiny.jit(fast.apply)(variables, images)
     np.testing.assert_array_equal(tiny.slots(got), tiny.slots(want))
     places = want.state.coordinates
     np.testing.assert_allclose(got.state.coordinates, places, atol=1e-6)

@@ -67,7 +67,8 @@ def run(arch, reduction, **options):
 
 def scores_of(layer, taps):
     """Those by which a layer's step ranks tokens."""
-    reducer, counts = layer.step.reducer, layer.counts
+    reducer = layer.step.reducer
+    counts = layer.counts
     return tiny.compiled(lambda taps: reducer.scores(taps, counts))(taps)
 
 
@@ -94,7 +95,8 @@ def pool_weights(pool, x, sizes=1.0):
     """The head's attention to tokens, each `sizes` times, float64. -> [3 heads, n]."""
     query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
     keys = x @ pool["k"]["kernel"] + pool["k"]["bias"]
-    query, keys = query.reshape(3, -1), keys.reshape(len(x), 3, -1)
+    query = query.reshape(3, -1)
+    keys = keys.reshape(len(x), 3, -1)
     logits = np.einsum("hd,nhd->hn", query, keys) / np.sqrt(query.shape[1])
     weights = np.exp(logits) * sizes
     return weights / weights.sum(axis=1, keepdims=True)
@@ -118,7 +120,8 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
     for taps in out.taps:
         for image in range(2):
             x = oracles.layer_norm(taps.x[image], variables["params"]["norm"])
-            pool, sizes = variables["params"]["attn_pool"], taps.size[image]
+            pool = variables["params"]["attn_pool"]
+            sizes = taps.size[image]
             want = pool_weights(pool, x, sizes).mean(axis=0)
             np.testing.assert_allclose(taps.probe[image], want, rtol=1e-4, atol=1e-6)
     assert out.taps[-1].size.max() > 1
@@ -126,7 +129,9 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
 
 def slow_stem(params, images, prefix):
     """What enters block 0: projected patches with positions, float64. -> [B, n, D]."""
-    proj, images, p = params["patch_embed"]["proj"], np.float64(images), tiny.PATCH
+    proj = params["patch_embed"]["proj"]
+    images = np.float64(images)
+    p = tiny.PATCH
     corners = itertools.product(range(0, images.shape[1], p), repeat=2)
     patches = [images[:, i : i + p, j : j + p] for i, j in corners]
     x = [np.tensordot(patch, proj["kernel"], 3) + proj["bias"] for patch in patches]
@@ -139,7 +144,8 @@ def slow_stem(params, images, prefix):
 def test_the_shift_is_how_far_attention_moves_a_token(arch):
     """From what the stem or the block before leaves; some are merged at the second."""
     model, variables, out = run(arch, SHORT | {"score": "shift"})
-    (first, second), images = out.taps, tiny.images(2)
+    first, second = out.taps
+    images = tiny.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
     (layer,) = features(Pretrained(model, variables), images, **options).layers
     dest = out.results[0].dest
@@ -157,13 +163,15 @@ def test_the_shift_is_how_far_attention_moves_a_token(arch):
 def test_before_a_block_the_shift_is_that_of_the_block_before():
     pooling = {"name": "token_pooling", "blocks": (1,), "keep_rate": 0.6}
     early = {"name": "evit", "blocks": (0,), "keep_rate": 0.6}
-    one, other = (run(None, r | {"score": "shift"})[-1] for r in (pooling, early))
+    one = run(None, pooling | {"score": "shift"})[-1]
+    other = run(None, early | {"score": "shift"})[-1]
     np.testing.assert_allclose(one.taps[0].shift, other.taps[0].shift, rtol=1e-6)
 
 
 def test_the_shift_needs_no_attention_map_of_its_own():
     """As many products as for drawn tokens; attention received takes one more."""
-    products, once = {}, {"keep_rate": 0.6, "blocks": (1,)}
+    products = {}
+    once = {"keep_rate": 0.6, "blocks": (1,)}
     for score in ("none", "shift", "received"):
         chosen = {"name": "evit", "score": score}
         chosen = {"name": "random"} if score == "none" else chosen
@@ -203,7 +211,8 @@ def test_every_score_decides_for_itself():
     kept = {}
     for score, tap in SCORES.items():
         model, _, out = run(arch, {"name": "evit", "blocks": (1,), "score": score})
-        (first, *_), (taps, *_) = out.results, out.taps
+        first, *_ = out.results
+        taps, *_ = out.taps
         layer = model.plan[1]
         others = set(SCORES.values()) - {tap}
         assert all(getattr(taps, other) is None for other in others)
@@ -240,7 +249,8 @@ begin = tiny.compiled(lambda x: tokens.start(x, 2))
 @pytest.mark.parametrize("score", ["received", "energy"])
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
-    module, reducer = Attention(12, num_heads=3), Ranking(score=score)
+    module = Attention(12, num_heads=3)
+    reducer = Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
     variables = tiny.fill(jax.eval_shape(init_of(module), x))
     mask = np.float32([[1, 0, 1, 0, 1]])

@@ -29,7 +29,8 @@ def random_images(batch, side, seed=0):
 
 
 def test_patch_stem_equals_a_slow_convolution():
-    stem, images = PatchStem(embed_dim=5, patch_size=4), random_images(2, 12)
+    stem = PatchStem(embed_dim=5, patch_size=4)
+    images = random_images(2, 12)
     variables = tiny.fill(tiny.shapes(stem, 12))
     proj = variables["params"]["proj"]
     out = tiny.jit(stem.apply)(variables, images)
@@ -42,15 +43,19 @@ def test_patch_stem_equals_a_slow_convolution():
 @pytest.mark.parametrize("side", [8, 12])
 def test_conv_stem_equals_slow_convolutions(side):
     """Padding is one pixel on both sides, so an even side reads its first border."""
-    stem, images = ConvStem(embed_dim=6, patch_size=4), random_images(2, side)
+    stem = ConvStem(embed_dim=6, patch_size=4)
+    images = random_images(2, side)
     variables = tiny.fill(tiny.shapes(stem, side))
-    params, running = variables["params"], variables["batch_stats"]
+    params = variables["params"]
+    running = variables["batch_stats"]
     out = tiny.jit(stem.apply)(variables, images)
     for image, got in zip(images, out, strict=True):
         x = image
         for i in range(2):
-            scale, bias = params[f"norm_{i}"]["scale"], params[f"norm_{i}"]["bias"]
-            mean, var = running[f"norm_{i}"]["mean"], running[f"norm_{i}"]["var"]
+            scale = params[f"norm_{i}"]["scale"]
+            bias = params[f"norm_{i}"]["bias"]
+            mean = running[f"norm_{i}"]["mean"]
+            var = running[f"norm_{i}"]["var"]
             x = oracles.convolution(x, params[f"conv_{i}"]["kernel"], 2, 1)
             x = (x - mean) / np.sqrt(np.asarray(var, float) + 1e-5) * scale + bias
             x = np.maximum(x, 0)
@@ -69,7 +74,8 @@ def layers(stem, side):
 
 
 def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
-    stem, images = ConvStem(8, 4), random_images(2, 8)
+    stem = ConvStem(8, 4)
+    images = random_images(2, 8)
     variables = tiny.fill(tiny.shapes(stem, 8))
     running = variables["batch_stats"]["norm_0"]
     running["var"] = np.full_like(running["var"], 1e-5)
@@ -95,7 +101,8 @@ def test_a_patch_of_two_to_the_k_takes_k_convolutions(
 
 
 def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
-    images, key = jnp.zeros((1, 8, 8, 3)), jax.random.key(0)
+    images = jnp.zeros((1, 8, 8, 3))
+    key = jax.random.key(0)
     conv = tiny.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
     patch = tiny.jit(PatchStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
     drawn = [(conv["conv_0"]["kernel"], 27), (conv["conv_1"]["kernel"], 9 * 32)]
@@ -118,17 +125,21 @@ def train(stem, variables, images):
 
 
 def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
-    stem, images = ConvStem(embed_dim=6, patch_size=2), random_images(3, 8)
+    stem = ConvStem(embed_dim=6, patch_size=2)
+    images = random_images(3, 8)
     variables = tiny.fill(tiny.shapes(stem, 8))
-    params, old = variables["params"], variables["batch_stats"]["norm_0"]
+    params = variables["params"]
+    old = variables["batch_stats"]["norm_0"]
     out, new = tiny.jit(functools.partial(train, stem))(variables, images)
     kernel = params["conv_0"]["kernel"]
     x = np.stack([oracles.convolution(image, kernel, 2, 1) for image in images])
-    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    mean = x.mean(axis=(0, 1, 2))
+    var = x.var(axis=(0, 1, 2))
     for name, value in (("mean", mean), ("var", var)):
         want = 0.9 * old[name] + 0.1 * value
         np.testing.assert_allclose(new["norm_0"][name], want, rtol=1e-5, atol=1e-6)
-    scale, bias = params["norm_0"]["scale"], params["norm_0"]["bias"]
+    scale = params["norm_0"]["scale"]
+    bias = params["norm_0"]["bias"]
     x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
     want = x @ np.asarray(params["proj"]["kernel"][0, 0]) + params["proj"]["bias"]
     np.testing.assert_allclose(out, want, atol=2e-5)

@@ -120,8 +120,10 @@ def test_programs_and_features_are_traced_with_the_same_types(name):
 def test_losses_of_methods_are_traced_with_the_same_types(name):
     fields = dict(SMALL[name])
     method = METHODS[fields.pop("name")](**fields)
-    model, teacher = tiny.model(SMALL[name], masked=True), tiny.model()
-    images, keys = tiny.images(2), masked.keys(2)
+    model = tiny.model(SMALL[name], masked=True)
+    teacher = tiny.model()
+    images = tiny.images(2)
+    keys = masked.keys(2)
     student = jax.eval_shape(
         lambda variables: model.apply(variables, images, True, keys), tiny.shapes(model)
     )

@@ -60,7 +60,8 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
 def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     """Attention's bias, what reducers read, features, sizes, the patches' map."""
     model = tiny.model(reduction, prop_attn=prop_attn)
-    variables, images = tiny.variables(model), tiny.images(2)
+    variables = tiny.variables(model)
+    images = tiny.images(2)
     out = forward(model)(variables, images)
     logits, tokens, size, seen = slow_outputs(
         model, variables, images, out.results, prop_attn=prop_attn
@@ -107,7 +108,8 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     fused = tiny.FUSED | {"blocks": (0,)}
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
     model = tiny.model(fused, **options)
-    variables, images = tiny.variables(model), tiny.images()
+    variables = tiny.variables(model)
+    images = tiny.images()
     kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny.shapes(model))}
     assert kinds == {jnp.dtype("float32")}
 
@@ -154,7 +156,8 @@ def test_weights_start_from_an_untruncated_normal_of_std_002():
             assert (np.asarray(leaf) == 1).all(), name
 
 
-RATE, BLOCKS = 0.4, 5
+RATE = 0.4
+BLOCKS = 5
 path_scale = tiny.compiled(vit.drop_path_scale, static_argnums=(1, 2))
 
 
@@ -185,8 +188,10 @@ def test_drop_path_of_a_sample_depends_on_its_key_alone():
 
 
 def test_training_scales_both_branches_of_every_block():
-    model, images = tiny.model(drop_path_rate=0.5), tiny.images()
-    variables, keys = tiny.variables(model), {"drop_path": sample_keys(3)}
+    model = tiny.model(drop_path_rate=0.5)
+    images = tiny.images()
+    variables = tiny.variables(model)
+    keys = {"drop_path": sample_keys(3)}
     run = tiny.compiled(model.apply, static_argnums=2)
     out = run(variables, images, True, keys)
     scale = np.float64(path_scale(keys["drop_path"], tiny.DEPTH, 0.5))
@@ -196,8 +201,10 @@ def test_training_scales_both_branches_of_every_block():
 
 
 def test_drop_path_is_for_training():
-    model, images = tiny.model(drop_path_rate=0.5), tiny.images()
-    shapes, keys = tiny.shapes(model), {"drop_path": sample_keys(3)}
+    model = tiny.model(drop_path_rate=0.5)
+    images = tiny.images()
+    shapes = tiny.shapes(model)
+    keys = {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
     never = tiny.model(drop_path_rate=0.0).apply
@@ -270,7 +277,8 @@ def test_each_branch_has_a_layer_scale_of_its_own():
     model = tiny.model(arch={"layer_scale": True}, depth=1)
     variables = without_branches(model)
     block = variables["params"]["blocks_0"]
-    attended, computed = block["attn"]["proj"], block["mlp"]["fc2"]
+    attended = block["attn"]["proj"]
+    computed = block["mlp"]["fc2"]
     added = block["ls1"]["gamma"] * attended["bias"]
     added = added + block["ls2"]["gamma"] * computed["bias"]
     run = forward(model)
@@ -315,7 +323,8 @@ def kept():
     """
     fields = {"name": "random", "keep_rate": 0.6}
     models = [tiny.model(fields | {"blocks": (b,)}, depth=2) for b in (0, 1)]
-    variables, images = tiny.variables(models[0]), tiny.images(2)
+    variables = tiny.variables(models[0])
+    images = tiny.images(2)
 
     @tiny.jit
     def run(keys):
@@ -338,7 +347,8 @@ def test_every_key_and_every_block_draws_its_own(kept):
     np.testing.assert_array_equal(draws, kept(None))
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
     # A rotation, which no order in the batch mirrors.
-    draws, keys = kept(keys_of(0)), keys_of(0)["reducer"]
+    draws = kept(keys_of(0))
+    keys = keys_of(0)["reducer"]
     np.testing.assert_array_equal(kept(keys_of(0)), draws)
     np.testing.assert_array_equal(
         kept({"reducer": jnp.roll(keys, 1)}), np.roll(draws, 1, axis=1)

@@ -51,7 +51,8 @@ def test_it_is_the_mean_of_the_tokens_that_are_left(name, left):
 def test_merged_tokens_count_by_their_patches(name):
     """sum s_i x_i / n0: the mean of what every patch reads back."""
     head, out = run(name, prop_attn=True)
-    tokens, size = np.asarray(out.tokens, float), np.asarray(out.state.size)
+    tokens = np.asarray(out.tokens, float)
+    size = np.asarray(out.state.size)
     assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
     pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
     close(out.logits, read(head, pooled))

@@ -20,7 +20,13 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.provenance import patch_slots
 
 # No two of these, and no token count below, are the same number.
-SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
+SIDE = 20
+PATCH = 4
+TOKENS = 25
+WIDTH = 30
+DEPTH = 3
+HEADS = 3
+CLASSES = 7
 
 EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
@@ -140,8 +146,10 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     variables: None: shapes alone
     fields: of its ModelConfig
     """
-    path, config = pathlib.Path(path), ModelConfig.of(fields)
-    made, side = config.create(reduction), config.image_size
+    path = pathlib.Path(path)
+    config = ModelConfig.of(fields)
+    made = config.create(reduction)
+    side = config.image_size
     source = Source(path, str(path), path.name, config, side, seed=seed)
     if variables is None:
         variables = shapes(made, side)

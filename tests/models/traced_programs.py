@@ -59,13 +59,13 @@ def equations(jaxpr):
 
 def found_in_64_bits(jaxpr):
     """Operations on float64, and draws of 64 bits, as a list of sentences."""
-    return [
-        f"{equation.primitive} of {array.aval}"
-        for equation in equations(jaxpr)
-        for array in equation.outvars
-        if getattr(array.aval, "dtype", None) == np.float64
-        or equation.params.get("bit_width") == 64
-    ]
+    found = []
+    for equation in equations(jaxpr):
+        draws = equation.params.get("bit_width") == 64
+        for array in equation.outvars:
+            if draws or getattr(array.aval, "dtype", None) == np.float64:
+                found.append(f"{equation.primitive} of {array.aval}")
+    return found
 
 
 def replace_core(monkeypatch):
@@ -102,7 +102,8 @@ def traced(model, train=True, backward=None):
 
 def unwanted(model, **options):
     """What a fused program must not contain, as a list of sentences."""
-    counts, found = token_counts(model), []
+    counts = token_counts(model)
+    found = []
     for name, shapes in traced(model, **options):
         if re.search("sort|top_k|scatter|cumsum", name):
             found.append(f"{name} of {shapes}")

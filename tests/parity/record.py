@@ -43,6 +43,7 @@ def outputs(model, tensors, images):
 
 def apart(found, wanted):
     """Largest difference, in parts of the largest absolute value."""
-    found, wanted = np.asarray(found), np.asarray(wanted)
+    found = np.asarray(found)
+    wanted = np.asarray(wanted)
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())

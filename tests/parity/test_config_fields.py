@@ -210,7 +210,8 @@ SIZES = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_siz
 def test_idle_arguments_of_timm_change_nothing(tmp_path, name):
     """And None is the class's own GELU and norm, not the architecture's."""
     made = timm.create_model(name, **SIZES | IDLE_TIMM)
-    model, images = originals.randomize(made), noise(2, 32, 32, 3)
+    model = originals.randomize(made)
+    images = noise(2, 32, 32, 3)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     _hub.save_for_hf(model, tmp_path, safe_serialization=True)

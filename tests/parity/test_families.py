@@ -40,14 +40,16 @@ FAMILIES = {
     "mean of patches": ("vit_medium_patch16_reg4_gap_256.sbb_in12k", {}),
 }
 ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-CLOSE, FAR = 1e-4, 1e-3  # of the largest absolute value
+CLOSE = 1e-4  # of the largest absolute value
+FAR = 1e-3  # of the same
 
 
 def randomized(model):
     """`model` of timm with random weights; see the module."""
     rng = torch.Generator().manual_seed(0)
     for name, leaf in model.named_parameters():
-        noise, part = torch.randn(leaf.shape, generator=rng), name.rpartition(".")[0]
+        noise = torch.randn(leaf.shape, generator=rng)
+        part = name.rpartition(".")[0]
         if part.endswith(("norm", "norm1", "norm2", "norm_pre", "fc_norm")):
             noise = 1 + 0.3 * noise if name.endswith("weight") else 0.1 * noise
         elif name.endswith("gamma"):
@@ -107,7 +109,8 @@ def test_logits_and_tokens_are_timms(pair):
 def test_a_fault_in_what_no_tensor_tells_shows(pair):
     """Another GELU, epsilon, interpolation; no LayerScale; prefix tokens exchanged."""
     _, model, tensors, images, (logits, _) = pair
-    arch, faults = model.arch, {}
+    arch = model.arch
+    faults = {}
 
     def of(changed=tensors, images=images, **changes):
         made = model.clone(arch=dataclasses.replace(arch, **changes))
@@ -122,7 +125,8 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
         ones = {k: np.ones_like(v) for k, v in tensors.items() if k.endswith("gamma")}
         faults["no LayerScale"] = of({**tensors, **ones})
     if arch.class_token and arch.prefix > 1:
-        first, second = "cls_token", "reg_token" if arch.registers else "dist_token"
+        first = "cls_token"
+        second = "reg_token" if arch.registers else "dist_token"
         swapped = {first: tensors[second][:, :1], second: tensors[second].copy()}
         swapped[second][:, :1] = tensors[first]
         if arch.prefix_positions:
@@ -130,7 +134,8 @@ def test_a_fault_in_what_no_tensor_tells_shows(pair):
             swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
         faults["prefix tokens exchanged"] = of({**tensors, **swapped})
     found = {fault: apart(ours, logits) for fault, ours in faults.items()}
-    rows, columns = (model.patch_size * n for n in (9, 11))
+    rows = model.patch_size * 9
+    columns = model.patch_size * 11
     other_size = noise(1, rows, columns, 3, seed=1)
     right = of(images=other_size)
     for how in {"antialias", "bicubic", "offset"} - {arch.resize}:

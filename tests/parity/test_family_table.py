@@ -27,7 +27,8 @@ def representatives(family):
     kinds = {}
     for name in family_table.members(family):
         facts = registry.facts(name)
-        arch, size = facts["arch"], facts["embed_dim"] * facts["depth"]
+        arch = facts["arch"]
+        size = facts["embed_dim"] * facts["depth"]
         kind = arch.prefix, arch.pool, facts["num_classes"] == 0
         kinds[kind] = min(kinds.get(kind, (size, name)), (size, name))
     return {name for _, name in kinds.values()}
@@ -73,8 +74,7 @@ def test_checkpoints_of_transformers_are_those_of_its_model_types():
     rows = family_table.rows().items()
     found = {name for name, row in rows if "transformers" in row["checkpoints of"]}
     assert found == {*TYPES}
-    kinds = [kind for kinds in TYPES.values() for kind in kinds]
-    assert {*kinds} == {*MODEL_TYPES}
+    assert set().union(*TYPES.values()) == {*MODEL_TYPES}
 
 
 @pytest.mark.parametrize("family", TYPES)

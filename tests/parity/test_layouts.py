@@ -31,7 +31,8 @@ def original(request):
 
 
 def test_the_same_numbers_come_out(original, tmp_path, request):
-    path, images = tmp_path / "w.npz", originals.images()
+    path = tmp_path / "w.npz"
+    images = originals.images()
     np.savez(path, **original.tensors)
     model, variables = tiny.pair(imagepiece_jax.load(path, **original.fields))
     distance = apart(computed(model, variables, images).logits, original.outputs)

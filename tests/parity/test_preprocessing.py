@@ -208,7 +208,9 @@ SIZES += ({"longest_edge": 24}, {"max_height": 24, "max_width": 24}, None)
 
 
 def test_random_files_give_transformers_pixels_or_are_refused():
-    draw, equal, refused = random.Random(0), 0, 0
+    draw = random.Random(0)
+    equal = 0
+    refused = 0
     for number in range(300):
         name = draw.choice([*PROCESSORS])
         file = {"image_processor_type": f"{name}ImageProcessor"}
@@ -224,7 +226,9 @@ def test_random_files_give_transformers_pixels_or_are_refused():
             continue
         processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
         made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
-        side, mean, std = made.shape[1], found.config.mean, found.config.std
+        side = made.shape[1]
+        mean = found.config.mean
+        std = found.config.std
         if found.crop == {"resize": "none"}:
             side = image.shape[:2]
         ours = Preprocessing.from_fields(side, found.crop)(image)

@@ -61,7 +61,8 @@ def test_logits_and_features_are_timms(name):
         name, pretrained=False, **{"img_size": size} if size else {}
     )
     fixtures.randomize(theirs.eval())
-    ours, raw = create_model(name, image_size=size), arrays(theirs)
+    ours = create_model(name, image_size=size)
+    raw = arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
     size = size or (registry.facts(name)["image_size"],) * 2
     pixels = noise(2, *size, 3)

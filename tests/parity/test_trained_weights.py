@@ -17,7 +17,8 @@ import transformers  # noqa: E402
 from tests.parity.record import apart  # noqa: E402
 
 CLOSE = 1e-4  # of the largest value
-SIDE, EDGE = 518, 592  # the family's crop, and the shortest edge that it is taken of
+SIDE = 518  # the family's crop
+EDGE = 592  # the shortest edge that it is taken of
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def test_photographs_are_resized_and_cropped_as_the_family_does(
     vit = imagepiece_jax.load(folder)
     wanted = processor(photographs, return_tensors="np", do_normalize=False)
     wanted = 255 * wanted.pixel_values.transpose(0, 2, 3, 1)
-    size, crop = vit.preprocessing.image_size, vit.preprocessing.crop
+    size = vit.preprocessing.image_size
+    crop = vit.preprocessing.crop
     transform = Preprocessing(size, crop=crop, crop_mode="center")
     ours = [transform(image) for image in photographs]
     np.testing.assert_allclose(ours, wanted, atol=1e-3)

@@ -40,7 +40,8 @@ def test_deit_ti_on_photographs_of_ten_classes(assets, tmp_path):
     state = torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(state.get("model", state))
     transform = create_transform((3, 224, 224), crop_pct=0.875, interpolation="bicubic")
-    images, targets = [], []
+    images = []
+    targets = []
     for name, label in LABELS.items():
         folder = tmp_path / "set" / "val" / name
         folder.mkdir(parents=True)

@@ -6,6 +6,7 @@ storages in `NAME/data/KEY`.
 """
 
 import collections
+import itertools
 import json
 import shutil
 import struct
@@ -207,7 +208,8 @@ def called(*arguments):
 
 
 ONE = tensor("0", 4, (4,), (1,))
-STORED, START = ONE.split(b"(", 1)[1].split(integer(0))[0], integer(0)
+STORED = ONE.split(b"(", 1)[1].split(integer(0))[0]
+START = integer(0)
 WIDTH = NAMESPACE + mapping(itemsize=integer(4)) + b"b"
 FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999), dtype=WIDTH) + b"b"
 UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
@@ -405,7 +407,10 @@ def in_parts(folder, **index):
     for name, part in zip("ab", PARTS, strict=True):
         tensors = {f"{name}.{i}": np.full(500, i, np.float32) for i in range(2)}
         safetensors.numpy.save_file(tensors, folder / part)
-    places = {f"{name}.{i}": PARTS[name == "b"] for name in "ab" for i in range(2)}
+    places = {
+        f"{name}.{i}": PARTS[name == "b"]
+        for name, i in itertools.product("ab", range(2))
+    }
     index = {"metadata": {"total_size": 8000}, "weight_map": places} | index
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
@@ -428,7 +433,8 @@ def test_parts_are_read_together(tmp_path):
 
 
 def test_parts_that_lack_something(tmp_path):
-    path, part = in_parts(tmp_path), tmp_path / PARTS[1]
+    path = in_parts(tmp_path)
+    part = tmp_path / PARTS[1]
     with pytest.raises(InputError, match="00002-of-00002.* is one of 2 parts; allowed"):
         read_state_dict(part)
     part.write_bytes(part.read_bytes()[:-100])
@@ -452,7 +458,8 @@ def test_indexes_of_something_else(tmp_path, part):
 
 def test_parts_of_pytorch_are_read_together(tmp_path):
     """As transformers' save_pretrained(.., safe_serialization=False) wrote them."""
-    places, stored = {}, np.arange(4, dtype="<f4")
+    places = {}
+    stored = np.arange(4, dtype="<f4")
     for number, names in ((1, "ab"), (2, "c")):
         part = f"pytorch_model-0000{number}-of-00002.bin"
         content = mapping(**{name: tensor("0", 4, (4,), (1,)) for name in names})
@@ -529,7 +536,8 @@ def old_tensor(key, count, shape, strides, view=b"N"):
 
 
 def test_files_of_pytorch_before_1_6(tmp_path):
-    first, second = old_tensor("7", 4, (2, 2), (1, 2)), old_tensor("3", 5, (5,), (1,))
+    first = old_tensor("7", 4, (2, 2), (1, 2))
+    second = old_tensor("3", 5, (5,), (1,))
     content = mapping(model=mapping(a=first, b=parameter(second)), epoch=integer(3))
     path = tmp_path / "a.pth"
     path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
@@ -567,7 +575,8 @@ def test_an_archive_that_claims_a_hundred_times_its_size_is_refused(
     tmp_path, name, monkeypatch
 ):
     """20 MB of zeros, before any of it is unpacked."""
-    path, zeros = tmp_path / name, np.zeros(5_000_000, np.float32)
+    path = tmp_path / name
+    zeros = np.zeros(5_000_000, np.float32)
     if name == "w.npz":
         np.savez_compressed(path, a=zeros)
     else:
@@ -599,8 +608,10 @@ def test_tensors_of_one_storage_that_are_more_than_the_file(tmp_path):
 
 def with_damaged(folder, name):
     """A file of a tensor and of one of 40 MB, which is damaged or not there at all."""
-    small, large = np.arange(6, dtype=np.float32), np.zeros(10_000_000, np.float32)
-    path, tensors = folder / name, {"small": small, "large": large}
+    small = np.arange(6, dtype=np.float32)
+    large = np.zeros(10_000_000, np.float32)
+    path = folder / name
+    tensors = {"small": small, "large": large}
     if name.endswith(".json"):
         places = {"small": "a.safetensors", "large": "missing.safetensors"}
         safetensors.numpy.save_file({"small": small}, folder / "a.safetensors")

@@ -21,7 +21,8 @@ from tests.models import tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
 from tests.pretrained import hub_stand_in, test_towers
 
-COMMIT, OLDER = "a" * 40, "b" * 40
+COMMIT = "a" * 40
+OLDER = "b" * 40
 INDEX = "model.safetensors.index.json"
 OUTSIDE = '{"weight_map": {"a": "../../x"}}'
 
@@ -198,7 +199,9 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
 class Hub(http.server.BaseHTTPRequestHandler):
     """Serves `files` of org/name; a file in `cut` ends in the middle."""
 
-    files, cut, requests = {}, (), []
+    files = {}
+    cut = ()
+    requests = []
 
     def do_HEAD(self):
         self._answer(False)
@@ -304,7 +307,8 @@ def test_a_language_models_parts_with_its_tower_are_fetched(online, cache, tmp_p
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     of_text = [name for name in tensors if name.startswith("language_model.")]
     text = {name: tensors.pop(name) for name in of_text}
-    first, last = (f"model-0000{part}-of-00002.safetensors" for part in (1, 2))
+    first = f"model-0000{1}-of-00002.safetensors"
+    last = f"model-0000{2}-of-00002.safetensors"
     places = dict.fromkeys(tensors, first) | dict.fromkeys(text, last)
     processor = {"image_processor": test_towers.IMAGES}
     online.files |= {

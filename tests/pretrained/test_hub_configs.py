@@ -158,11 +158,14 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
     assert found == ModelConfig.of(IMAGENET | usual | wanted)
 
 
-DEIT, GAP = "deit_tiny_patch16_224", {"global_pool": "avg"}
+DEIT = "deit_tiny_patch16_224"
+GAP = {"global_pool": "avg"}
 TOKENS = {"reg_tokens": 2, "no_embed_class": True, "init_values": 1e-5}
 REGISTERS = {"registers": 2, "prefix_positions": False}
-MAP, PREFIX = {"global_pool": "map"}, {"pool_include_prefix": True}
-EVA, REG4 = "eva02_tiny_patch14_224", "vit_small_patch14_reg4_dinov2"
+MAP = {"global_pool": "map"}
+PREFIX = {"pool_include_prefix": True}
+EVA = "eva02_tiny_patch14_224"
+REG4 = "vit_small_patch14_reg4_dinov2"
 
 
 # (architecture, arguments, fields of Architecture that they change)
@@ -257,7 +260,8 @@ ARCHS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_form(name):
-    (config, processor), (given, prepared) = FILES[name].values(), TRANSFORMERS[name]
+    config, processor = FILES[name].values()
+    given, prepared = TRANSFORMERS[name]
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
@@ -397,10 +401,13 @@ LONGEST = {"shortest_edge": 224, "longest_edge": 448}
 SIGLIP = {"model_type": "siglip_vision_model"}
 QUANTIZED = {"quantization_config": {"load_in_8bit": True}}
 BIASES = "query_bias, key_bias, value_bias"
-DINOV3, SILU = {"model_type": "dinov3_vit"}, {"hidden_act": "silu"}
+DINOV3 = {"model_type": "dinov3_vit"}
+SILU = {"hidden_act": "silu"}
 ROTARY = "vit_small_patch16_dinov3"
-GATED, REGISTER = "vit_giant_patch14_dinov2", {"reg_tokens": 1}
-DISTILLED, NORM = "deit_tiny_distilled_patch16_224", {"fc_norm": True}
+GATED = "vit_giant_patch14_dinov2"
+REGISTER = {"reg_tokens": 1}
+DISTILLED = "deit_tiny_distilled_patch16_224"
+NORM = {"fc_norm": True}
 GELU = {"act_layer": "gelu"}
 OTHER_TYPE = "has a field of another type"
 

@@ -191,7 +191,8 @@ def test_what_no_tensor_shows_is_asked_for(arch, fields):
 
 def test_a_size_may_be_that_of_other_images():
     """Of 13 x 15 patches there are 195, of DeiT-III 196 positions and a class token."""
-    name, size = "deit3_small_patch16_224", (208, 240)
+    name = "deit3_small_patch16_224"
+    size = (208, 240)
     shapes = named_shapes(create_model(name), 224)
     images = HALVES | {"image_size": size}
     assert infer(shapes, ModelConfig(name=name, **images)).image_size == 224

@@ -153,9 +153,11 @@ def small(*names):
     return {name: np.zeros((4, 4), np.float32) for name in names}
 
 
-RESNET, TEXT = "layer1.0.conv1.weight", "text_model.embeddings.token_embedding.weight"
+RESNET = "layer1.0.conv1.weight"
+TEXT = "text_model.embeddings.token_embedding.weight"
 PATCHES = "embeddings.patch_embeddings.projection.weight"
-SWIN, DETECTION = "swin.encoder.layers.0.attn.weight", "vit.embeddings.detection_tokens"
+SWIN = "swin.encoder.layers.0.attn.weight"
+DETECTION = "vit.embeddings.detection_tokens"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
 SAME = " and ".join(name.replace("/", ".") for name in NORMS)
 ATTENTION = "encoder.layer.0.attention.attention"

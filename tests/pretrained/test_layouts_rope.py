@@ -21,7 +21,8 @@ from tests.models.test_rope_fixture import DINOV3, EVA02, FIXTURE, tensors_of
 from tests.pretrained.test_files import check_same
 from tests.refused import refused
 
-WIDTH, GRID = 24, (20, 28)
+WIDTH = 24
+GRID = (20, 28)
 # (what timm's names hold, by what it is replaced), in this order.
 GATE = [(r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")]
 OWN = [("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")]
@@ -184,7 +185,8 @@ def zeros(*shape):
 QKV = "blocks.1.attn.qkv.bias"
 TENSORS = "tensors " + ", ".join(f"blocks.1.attn.{part}.weight" for part in "qkv")
 QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
-VALUE, ROUTER = "blocks.1.attn.v_proj.weight", "layer.1.mlp.router.weight"
+VALUE = "blocks.1.attn.v_proj.weight"
+ROUTER = "layer.1.mlp.router.weight"
 FULL = (24, 24)
 
 

@@ -312,7 +312,8 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
 @pytest.mark.parametrize("called", ["vit_small_patch16_224.augreg_in1k", "mine"])
 def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     """The same accuracy, whether weights come as a file or as a saved folder."""
-    name, small = "vit_small_patch16_224.augreg_in1k", {"depth": 1, "image_size": 32}
+    name = "vit_small_patch16_224.augreg_in1k"
+    small = {"depth": 1, "image_size": 32}
     model = create_model(name, num_classes=5, **small)
     path = tmp_path / f"{called}.npz"
     tiny.write(path, tiny.fill(tiny.shapes(model, 32)))

@@ -67,7 +67,8 @@ def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **field
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
-    model, size = create_model(None, **fields), fields["image_size"]
+    model = create_model(None, **fields)
+    size = fields["image_size"]
     variables = tiny.fill(variable_shapes(model, size))
     prepared = Preprocessing(size, **(preprocessing or {}))
     return Pretrained(
@@ -112,7 +113,8 @@ def test_what_a_folder_holds(tmp_path):
     vit = made(reduction=DYNAMICVIT, **fields)
     imagepiece_jax.save(tmp_path / "m", vit)
     files = {file.name for file in (tmp_path / "m").iterdir()}
-    weights, selectors = "model.safetensors", "selectors.safetensors"
+    weights = "model.safetensors"
+    selectors = "selectors.safetensors"
     assert files == {"README.md", "config.json", weights, selectors}
     dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
     learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
@@ -226,7 +228,8 @@ def test_imagenets_names_travel(tmp_path):
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
     """And stays where the disk is full. tests/common/test_files has other failures."""
-    vit, other = made(reduction=DYNAMICVIT), made()
+    vit = made(reduction=DYNAMICVIT)
+    other = made()
     path = imagepiece_jax.save(tmp_path / "m", vit)
     message = f"{path} cannot be written .*File too large"
     with full_disk(), pytest.raises(RunError, match=message):

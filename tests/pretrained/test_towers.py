@@ -23,7 +23,13 @@ from tests import oracles
 from tests.models import tiny
 from tests.pretrained.test_layouts import stored
 
-SIDE, PATCH, WIDTH, DEPTH, HEADS, HIDDEN, OUT = 16, 4, 24, 3, 3, 40, 10
+SIDE = 16
+PATCH = 4
+WIDTH = 24
+DEPTH = 3
+HEADS = 3
+HIDDEN = 40
+OUT = 10
 HALF = [0.5, 0.5, 0.5]
 
 
@@ -39,7 +45,8 @@ def images():
 
 def img():
     """Parameters of big_vision's ViT without a pool, whose head reads each token."""
-    width, heads = (WIDTH,), (HEADS, WIDTH // HEADS)
+    width = (WIDTH,)
+    heads = (HEADS, WIDTH // HEADS)
     attention = "MultiHeadDotProductAttention_0"
     block = {
         "LayerNorm_0/scale": 1 + noise(*width),
@@ -76,7 +83,8 @@ def img():
 def forward(params, x):
     """(tokens after the last norm, what the head gives of each) in float64."""
     p = {name: value.astype(np.float64) for name, value in params.items()}
-    block, attention = "Transformer/encoderblock/", "MultiHeadDotProductAttention_0"
+    block = "Transformer/encoderblock/"
+    attention = "MultiHeadDotProductAttention_0"
 
     def norm(name, x, index=...):
         params = {part: p[f"{name}/{part}"][index] for part in ("scale", "bias")}
@@ -88,10 +96,17 @@ def forward(params, x):
     x = x.reshape(len(x), side * side, WIDTH) + p["pos_embedding"]
     for i in range(DEPTH):
         y = norm(f"{block}LayerNorm_0", x, i)
-        q, k, v = (
-            np.einsum("bnd,dhe->bhne", y, p[f"{block}{attention}/{name}/kernel"][i])
-            + p[f"{block}{attention}/{name}/bias"][i][:, None]
-            for name in ("query", "key", "value")
+        q = (
+            np.einsum("bnd,dhe->bhne", y, p[f"{block}{attention}/{'query'}/kernel"][i])
+            + p[f"{block}{attention}/{'query'}/bias"][i][:, None]
+        )
+        k = (
+            np.einsum("bnd,dhe->bhne", y, p[f"{block}{attention}/{'key'}/kernel"][i])
+            + p[f"{block}{attention}/{'key'}/bias"][i][:, None]
+        )
+        v = (
+            np.einsum("bnd,dhe->bhne", y, p[f"{block}{attention}/{'value'}/kernel"][i])
+            + p[f"{block}{attention}/{'value'}/bias"][i][:, None]
         )
         scores = q @ k.swapaxes(2, 3) / math.sqrt(WIDTH // HEADS)
         y = oracles.softmax(scores) @ v
@@ -242,7 +257,8 @@ def test_llava_ends_at_its_layer(tmp_path, full_clip, layer, block):
 def test_the_projector_is_two_layers_with_a_gelu_between(tmp_path):
     vit = imagepiece_jax.load(llava(tmp_path, projector_hidden_act="quick_gelu"))
     (first, bias), (last, end) = vit.projector.layers
-    x, tensors = noise(5, 24), projector()
+    x = noise(5, 24)
+    tensors = projector()
     hidden = oracles.gelu(x @ tensors[f"{FIRST}.weight"].T + bias, "quick")
     expected = hidden @ tensors[f"{LAST}.weight"].T + end
     np.testing.assert_allclose(vit.projector(x), expected, atol=1e-5)
@@ -276,8 +292,10 @@ def test_a_saved_tower_is_the_same_and_reduces(tmp_path):
 
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
 BIASED = "layer 0 of its projector"
-LAYER, STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
-FIRST, LAST = (f"multi_modal_projector.linear_{number}" for number in (1, 2))
+LAYER = "vision_feature_layer"
+STRATEGY = "vision_feature_select_strategy"
+FIRST = f"multi_modal_projector.linear_{1}"
+LAST = f"multi_modal_projector.linear_{2}"
 NINE = "layer 1 of its projector", [(OUT, 9), (OUT,)]
 POOL = "multi_modal_projector.pool.weight"
 OTHER = {**CLIP, "model_type": "pixtral"}

@@ -41,7 +41,8 @@ def weights(file):
 
 
 def test_a_file_is_read_once(file, monkeypatch):
-    reads, read_file = [], layouts.read_state_dict
+    reads = []
+    read_file = layouts.read_state_dict
 
     def counted(path, *rest):
         reads.append(path)
@@ -80,7 +81,8 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     """Those that fit are used: see tests/models/test_pretrained.py."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     tiny.write(tmp_path / "vit_mini.npz", learned)
-    path, spvit = tmp_path / "vit_mini.npz", {"name": "spvit", "blocks": (1,)}
+    path = tmp_path / "vit_mini.npz"
+    spvit = {"name": "spvit", "blocks": (1,)}
     spvit["keep_rates"] = (0.5,)
     for reduction, lacking in ((spvit, True), (DYNAMICVIT, False)):
         found = load_as(path, reduction=reduction, seed=0)
@@ -116,10 +118,12 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
-    usual, other = (
-        load_as(run_folder(tmp_path / name, **fields), abstract=True).analyzed()
-        for name, fields in (("usual", {"seed": 7}), ("other", PROPORTIONAL))
-    )
+    usual = load_as(
+        run_folder(tmp_path / "usual", **{"seed": 7}), abstract=True
+    ).analyzed()
+    other = load_as(
+        run_folder(tmp_path / "other", **PROPORTIONAL), abstract=True
+    ).analyzed()
     assert usual.source.seed == 7
     own = RunConfig.from_config(quickstart.get_config()).create_model()
     assert usual.model == own.clone(drop_path_rate=0.0)

@@ -79,7 +79,8 @@ class First(Reducer):
 def test_a_model_attends_by_attention_sizes():
     """A token that they count as none is as good as dropped, for all the others."""
     model = tiny.model(prop_attn=True)
-    variables, found = tiny.variables(model), []
+    variables = tiny.variables(model)
+    found = []
     for reducer, left in ((First(True), 20), (First(False), 19), (First(False), 20)):
         steps = [Step(0, reducer, Fixed(left))]
         plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps)

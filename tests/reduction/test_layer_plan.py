@@ -27,7 +27,8 @@ def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
     assert plan[1].counts.n_in == 196
     # A distillation token changes no count: N is n + 1 whatever the prefix is.
     steps = [step(Merge(0.08, 0.3), block=0), step(Keep(0.8), block=1)]
-    one, two = (build(2, 196, steps, num_prefix=prefix) for prefix in (1, 2))
+    one = build(2, 196, steps, num_prefix=1)
+    two = build(2, 196, steps, num_prefix=2)
     for a, b in zip(one, two, strict=True):
         assert a.counts == b.counts
         assert (a.attn_tokens, a.mlp_tokens) == (b.attn_tokens - 1, b.mlp_tokens - 1)

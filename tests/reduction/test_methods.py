@@ -103,7 +103,8 @@ CASES = cases(METHODS)
 # What patches are filled with and listed as is made of results, by code that methods
 # share: each once, and EViT also where a token is added, and where none is left.
 FILLED = [case for case in CASES if case[0] == case[1] or case[1] == "evit"]
-GRID, D = (5, 5), 8
+GRID = (5, 5)
+D = 8
 N0 = GRID[0] * GRID[1]
 # Blocks of a model: the default of most is three steps, at 3, 6 and 9; of these it is
 # a step in nearly every block.
@@ -160,7 +161,9 @@ def walk(plan, x, keys=None):
     The first state is that before any step. Scores and metric are functions of the
     tokens themselves, as in a real model.
     """
-    states, results, grid = [start(x)], [], GRID
+    states = [start(x)]
+    results = []
+    grid = GRID
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
@@ -264,7 +267,8 @@ def first_step(name, fields):
     """(function of taps, taps, result) of the first step of a case."""
     steps = enumerate(plan_of(name, fields))
     block, layer = next((block, layer) for block, layer in steps if layer.counts)
-    x, keys = jnp.asarray(random_tokens()), image_keys(3)
+    x = jnp.asarray(random_tokens())
+    keys = image_keys(3)
     taps = taps_of(layer, start(x), keys_of(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
     _, (result, *_), _ = jax.jit(program(name, *fields.items()))(x, keys)
@@ -290,7 +294,8 @@ class MethodsTest(chex.TestCase):
     @parameterized.named_parameters(*CASES)
     def test_promises_hold_after_every_step(self, name, fields):
         """Plan and state agree, no slot is empty, sizes count, the prefix rests."""
-        plan, x = plan_of(name, fields), random_tokens()
+        plan = plan_of(name, fields)
+        x = random_tokens()
         states, results, _ = self.walk(name, fields)
         contract.check_results(plan, results)
         counts = [layer.counts for layer in plan if layer.counts]
@@ -323,9 +328,11 @@ class MethodsTest(chex.TestCase):
     def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, fields):
         (*_, plain), results, _ = self.walk(name, fields)
         (*_, moved), others, _ = self.walk(name, fields, permuted(random_tokens()))
-        first, second = slots_of(results)[-1], slots_of(others)[-1]
+        first = slots_of(results)[-1]
+        second = slots_of(others)[-1]
         for image in range(3):
-            a, b = first[image][ORDER], second[image]
+            a = first[image][ORDER]
+            b = second[image]
             np.testing.assert_array_equal(a == DROPPED, b == DROPPED)
             np.testing.assert_array_equal(a[:, None] == a, b[:, None] == b)
             kept = np.flatnonzero(b != DROPPED)
@@ -372,7 +379,9 @@ class MethodsTest(chex.TestCase):
     def test_tokens_are_listed_row_by_row(self, name, fields):
         """With sizes, places and the patches in each: by slow means of fractions."""
         states, results, got = self.walk(name, fields)
-        listed, last, slots = got["listed"], states[-1], slots_of(results)[-1]
+        listed = got["listed"]
+        last = states[-1]
+        slots = slots_of(results)[-1]
         for image in range(3):
             if name in SOFT:
                 matrices = [result.matrix[image] for result in results]
@@ -406,7 +415,9 @@ class MethodsTest(chex.TestCase):
     def test_64_bit_numbers_of_jax_change_nothing(self, name, fields):
         """Types and values are the same under this flag of users, bit for bit."""
         states, results, _ = self.walk(name, fields)
-        plan, x, keys = plan_of(name, fields), random_tokens(), image_keys(3)
+        plan = plan_of(name, fields)
+        x = random_tokens()
+        keys = image_keys(3)
         run = self.variant(functools.partial(walk, plan))
         with jax.enable_x64(True):
             got = jax.tree.map(np.asarray, run(x, keys=keys))
@@ -434,7 +445,8 @@ class MethodsTest(chex.TestCase):
     @pytest.mark.slow
     def test_gradients_in_bfloat16_are_finite(self, name, fields):
         """They reach the patches of every image; the class token gets its own alone."""
-        plan, x = shortest(plan_of(name, fields)), random_tokens(jnp.bfloat16)
+        plan = shortest(plan_of(name, fields))
+        x = random_tokens(jnp.bfloat16)
         probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
         slope = jax.grad(lambda x: jnp.sum(walk(plan, x)[0][-1].x * probe))
         slope = np.asarray(self.variant(slope)(x))

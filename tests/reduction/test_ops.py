@@ -7,7 +7,8 @@ import pytest
 from imagepiece_jax.reduction import ops
 from tests import oracles
 
-NAN, INF = np.nan, np.inf
+NAN = np.nan
+INF = np.inf
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,13 @@ def test_count_before_counts_the_kept_tokens_to_the_left():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cosine_is_the_cosine_in_float32(dtype):
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 5, 8)), rng.normal(size=(2, 3, 8))
-    a[0, 1], b[1, 2] = 0.0, 0.0  # zero vectors: cosine 0, never NaN
-    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    a = rng.normal(size=(2, 5, 8))
+    b = rng.normal(size=(2, 3, 8))
+    # Zero vectors: their cosine is 0, never NaN.
+    a[0, 1] = 0.0
+    b[1, 2] = 0.0
+    a = jnp.asarray(a, dtype)
+    b = jnp.asarray(b, dtype)
     got = ops.cosine(a, b)
     assert got.dtype == jnp.float32
     for image in range(2):

@@ -32,7 +32,8 @@ def test_slots_are_followed_until_tokens_overlap():
 @pytest.mark.parametrize("n0, n, n_out", [(1, 1, 1), (9, 5, 2), (33, 20, 7)])
 def test_compose_equals_the_oracle(n0, n, n_out):
     rng = np.random.default_rng(0)
-    inner, outer = random_maps(rng, 4, n0, n), random_maps(rng, 4, n, n_out)
+    inner = random_maps(rng, 4, n0, n)
+    outer = random_maps(rng, 4, n, n_out)
     got = compose(outer, inner)
     assert got.dtype == jnp.int32
     for image in range(4):

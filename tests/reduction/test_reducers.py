@@ -22,7 +22,8 @@ from tests.models import tiny
 from tests.reduction.steps import FORMS, apply, decide, move, vectors
 
 SWITCHES = [
-    (order, parity) for order in ("descending", "ascending") for parity in (0, 1)
+    (order, parity)
+    for order, parity in itertools.product(("descending", "ascending"), (0, 1))
 ]
 
 
@@ -59,7 +60,8 @@ def images(n, seed=0):
     metric = rng.normal(size=(8, n, 6))
     axes = np.eye(6)[rng.integers(6, size=(8, n))] * rng.choice([-1, 1], (8, n, 1))
     scaled = axes * rng.choice([0.001, 1.0], (8, n, 1))  # three sizes of cosine
-    metric[1], metric[3:] = scaled[1], scaled[3:]
+    metric[1] = scaled[1]
+    metric[3:] = scaled[3:]
     metric[5, : n // 2] = 0.0  # zero vectors resemble nothing
     metric[6] = metric[6, :1]  # all tokens are the same
     return scores.astype(np.float32), metric.astype(np.float32)
@@ -257,7 +259,8 @@ def test_fusing_passes_gradient_to_the_attention():
 def test_merging_decides_without_gradient(reducer, candidates):
     """No score and no metric has a slope; one of c in a mean moves the sum by 1 / c."""
     rng = np.random.default_rng(0)
-    scores, metric = rng.random((2, 9), np.float32), rng.normal(size=(2, 9, 4))
+    scores = rng.random((2, 9), np.float32)
+    metric = rng.normal(size=(2, 9, 4))
     x = np.float32(rng.normal(size=(2, 10, 4)))
     counts = Counts(n_in=9, n_out=6, candidates=candidates)
 
@@ -297,7 +300,8 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
 
 def test_partners_of_very_large_images():
     """Tokens that need 17 bits, the first of equally similar ones, however many."""
-    tokens, similarity = 60_000 + np.arange(40_000)[None], np.zeros((1, 2, 40_000))
+    tokens = 60_000 + np.arange(40_000)[None]
+    similarity = np.zeros((1, 2, 40_000))
     similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0
     arrays = jnp.asarray(similarity, jnp.float32), jnp.asarray(tokens, jnp.int32)
     _, partners = tiny.compiled(find_partners)(*arrays)

@@ -1,5 +1,6 @@
 """The text of --sweep: what it stands for, and what it cannot be."""
 
+import itertools
 import re
 
 import pytest
@@ -11,8 +12,7 @@ from imagepiece_jax.reduction.sweep_text import parse_sweep, parse_sweeps
 def test_values_are_combined_and_may_be_tuples_words_and_fields_of_the_model():
     assert parse_sweep("evit:keep_rate=.9,.5:fuse_token=True,False") == [
         {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
-        for rate in (0.9, 0.5)
-        for fuse in (True, False)
+        for rate, fuse in itertools.product((0.9, 0.5), (True, False))
     ]
     (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
     fields = {"prune_blocks": (2, 5), "schedule": "A", "prop_attn": True}

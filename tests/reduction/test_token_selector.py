@@ -1,6 +1,7 @@
 """Scores, draws and losses of learned selection against their papers."""
 
 import functools
+import itertools
 import types
 
 import jax
@@ -34,7 +35,8 @@ def network(*shape):
 @pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
 def test_scores_equal_the_oracle(n, dim):
     parameters, run = network(3, n, dim)
-    x, mask = numbers(3, n, dim), (numbers(3, n, seed=1) > 0).astype(np.float32)
+    x = numbers(3, n, dim)
+    mask = (numbers(3, n, seed=1) > 0).astype(np.float32)
     mask[2] = 0  # nothing is live there
     for live in (None, mask):
         got = run(parameters, x, live)
@@ -48,7 +50,8 @@ def test_scores_equal_the_oracle(n, dim):
 def test_scores_are_log_probabilities_in_bfloat16_too():
     parameters, run = network(2, 4, 8)
     x = numbers(2, 4, 8)
-    full, half = run(parameters, x, None), run(parameters, x.astype(jnp.bfloat16), None)
+    full = run(parameters, x, None)
+    half = run(parameters, x.astype(jnp.bfloat16), None)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(jnp.exp(half).sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(half, full, atol=0.1)
@@ -73,7 +76,8 @@ def test_a_draw_keeps_as_often_as_the_scores_say():
 
 
 def test_the_gradient_of_a_draw_is_that_of_the_softmax():
-    scores, weight = numbers(2, 5, 2), numbers(2, 5, seed=1)
+    scores = numbers(2, 5, 2)
+    weight = numbers(2, 5, seed=1)
 
     def hard(scores):
         return jnp.sum(weight * draw(scores))
@@ -82,7 +86,8 @@ def test_the_gradient_of_a_draw_is_that_of_the_softmax():
         noise = token_selector.gumbel(image_keys(2), (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
-    slope, wanted = (tiny.jit(jax.grad(f))(scores) for f in (hard, soft))
+    slope = tiny.jit(jax.grad(hard))(scores)
+    wanted = tiny.jit(jax.grad(soft))(scores)
     assert np.abs(wanted).min() > 1e-5
     np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
 
@@ -129,7 +134,8 @@ def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
 
 
 def test_logit_loss_equals_the_oracle():
-    student, teacher = 3 * numbers(4, 5), 3 * numbers(4, 5, seed=1)
+    student = 3 * numbers(4, 5)
+    teacher = 3 * numbers(4, 5, seed=1)
     got = float(token_selector.logit_loss(student, teacher))
     assert got == pytest.approx(oracles_learned.kl(student, teacher), rel=1e-5)
     assert float(token_selector.logit_loss(student, student + 2)) == pytest.approx(
@@ -138,7 +144,8 @@ def test_logit_loss_equals_the_oracle():
 
 
 def test_the_teacher_has_no_gradient():
-    x, logits = numbers(2, 4, 3), numbers(2, 5)
+    x = numbers(2, 4, 3)
+    logits = numbers(2, 5)
 
     def total(tokens, logits):
         student = outputs(numbers(2, 4, 3, seed=1), numbers(2, 5, seed=1))
@@ -153,12 +160,14 @@ def test_the_teacher_has_no_gradient():
 
 @pytest.mark.parametrize("prefix, teacher_prefix", [(1, 1), (0, 0), (2, 1)])
 def test_token_loss_is_over_live_tokens(prefix, teacher_prefix):
-    a, b = numbers(2, 4 + prefix, 3), numbers(2, 4 + teacher_prefix, 3, seed=1)
+    a = numbers(2, 4 + prefix, 3)
+    b = numbers(2, 4 + teacher_prefix, 3, seed=1)
     mask = np.float32([[1, 0, 1, 0], [0, 0, 1, 0]])
     wanted = [
         (float(a[i, prefix + t, c]) - float(b[i, teacher_prefix + t, c])) ** 2
-        for i, t in zip(*np.nonzero(mask), strict=True)
-        for c in range(3)
+        for (i, t), c in itertools.product(
+            zip(*np.nonzero(mask), strict=True), range(3)
+        )
     ]
     student = outputs(a, numbers(2, 5), mask=jnp.asarray(mask), prefix=prefix)
     teacher = outputs(b, numbers(2, 5), prefix=teacher_prefix)
@@ -178,7 +187,8 @@ def test_token_loss_of_nothing_live_is_zero():
 
 def test_an_appended_token_has_no_counterpart():
     """A package stands last and is live, and counts for nothing."""
-    a, b = numbers(2, 6, 3), numbers(2, 5, 3, seed=1)
+    a = numbers(2, 6, 3)
+    b = numbers(2, 5, 3, seed=1)
     mask = jnp.asarray([[1, 1, 0, 1, 1], [0, 1, 0, 0, 1]], jnp.float32)
     results = (Masking(mask[:, :4], append=jnp.zeros((2, 3))),)
     teacher = outputs(b, numbers(2, 5))
@@ -197,7 +207,8 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
         Masking(jnp.ones((2, 3))),
         Assignment(dest=jnp.asarray(second), n_out=2),
     )
-    a, b = numbers(2, 3, 4), numbers(2, 6, 4, seed=1)
+    a = numbers(2, 3, 4)
+    b = numbers(2, 6, 4, seed=1)
     mask = jnp.asarray([[1, 0], [1, 1]], jnp.float32)
     wanted = []
     for image in range(2):

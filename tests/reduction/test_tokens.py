@@ -63,9 +63,12 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
 
 def expected(state, assignment):
     """The oracle's tokens and sizes for the images of a `make` pair, with prefix."""
-    prefix, xs, sizes = state.num_prefix, [], []
+    prefix = state.num_prefix
+    xs = []
+    sizes = []
     for b in range(state.x.shape[0]):
-        x, size = np.asarray(state.x[b], float), np.asarray(state.size[b])
+        x = np.asarray(state.x[b], float)
+        size = np.asarray(state.size[b])
         weight = None if assignment.weight is None else assignment.weight[b]
         moved, added = oracles.apply_map(
             x[prefix:],
@@ -82,8 +85,7 @@ def expected(state, assignment):
 
 WEIGHTS = [
     {"weighted": weighted, "mean": mean}
-    for weighted in (False, True)
-    for mean in (False, True)
+    for weighted, mean in itertools.product((False, True), (False, True))
 ]
 MOVES = [  # n, n_out, options of `make`
     *((7, 3, weights) for weights in WEIGHTS),
@@ -114,9 +116,11 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_stack_of_reductions_holds_means_of_patches(form):
     """Sizes are counts of patches, and every slot has one."""
-    rng, steps = np.random.default_rng(3), []
+    rng = np.random.default_rng(3)
+    steps = []
     state = start(rng.normal(size=(3, 25, 4)).astype(np.float32))
-    patches, source = state.x[:, 1:], np.tile(np.arange(24), (3, 1))
+    patches = state.x[:, 1:]
+    source = np.tile(np.arange(24), (3, 1))
     for n, n_out in itertools.pairwise((24, 15, 15, 8, 3, 1)):
         steps.append(Assignment(dest=random_maps(rng, 3, n, n_out), n_out=n_out))
         state = apply(state, steps[-1], form=form)
@@ -135,7 +139,8 @@ def test_a_stack_of_reductions_holds_means_of_patches(form):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_many_absorbed_tokens_are_a_product(weights):
     """More than are summed one by one; features and gradients are the same."""
-    n, n_out = 3 * tokens.FEW, tokens.FEW
+    n = 3 * tokens.FEW
+    n_out = tokens.FEW
     state, assignment = make(n, n_out, **weights)
     got = apply(state, assignment, form="gather")
     np.testing.assert_allclose(
@@ -226,7 +231,8 @@ def gradients(state, assignment, probe, form):
 
 def finite_differences(state, assignment, probe, step=1e-5):
     """The same from the oracle, in float64 by central differences."""
-    x, weight = np.asarray(state.x, float), assignment.weight
+    x = np.asarray(state.x, float)
+    weight = assignment.weight
     free = [x] if weight is None else [x, np.asarray(weight, float)]
     slopes = [np.zeros_like(a) for a in free]
 

@@ -42,7 +42,8 @@ def test_a_step_on_eight_described_gpus():
 def small():
     config = quickstart.get_config().unlock()
     config.model.update(embed_dim=16, num_heads=2, depth=1, patch_size=4)
-    config.reduction.merge_blocks, config.reduction.prune_blocks = (), (0,)
+    config.reduction.merge_blocks = ()
+    config.reduction.prune_blocks = (0,)
     config.update(mixup=0.8, cutmix=1.0, batch_size=16)
     return config
 
@@ -96,7 +97,8 @@ def check_gpus():
     config = small()
     config.model.dtype = "bfloat16"
     *statistics, last = contents(compile_only.train_text(config, 8))
-    there, back = [("forward batch statistics",)], [("backward batch statistics",)]
+    there = [("forward batch statistics",)]
+    back = [("backward batch statistics",)]
     assert statistics == LAYERS * there + LAYERS * back
     assert last == ("gradients", "metrics")
 

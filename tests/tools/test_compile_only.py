@@ -1,5 +1,6 @@
 """The report of programs compiled for an H200: what is compiled, and its sums."""
 
+import itertools
 import types
 
 import chex
@@ -30,14 +31,16 @@ COPY = "  %c = f32[1000,1000]{1,0} copy(%x)"
 def config(**model):
     cfg = quickstart.get_config().unlock()
     cfg.model.update(dtype="bfloat16", embed_dim=32, num_heads=2, depth=4, **model)
-    cfg.reduction.merge_blocks, cfg.reduction.prune_blocks = (0,), (2,)
+    cfg.reduction.merge_blocks = (0,)
+    cfg.reduction.prune_blocks = (2,)
     return cfg
 
 
 @pytest.fixture
 def compiled(monkeypatch):
     """Tracing in place of compiling; a list of (results, arguments) of each call."""
-    calls, texts = [], [ADD, "\n".join([ADD, COPY, COPY])]
+    calls = []
+    texts = [ADD, "\n".join([ADD, COPY, COPY])]
     monkeypatch.setattr(h200, "devices", lambda count=1: jax.devices("cpu")[:count])
 
     def trace(fn, *args, options=None, donate=(), places=None):
@@ -131,6 +134,5 @@ def test_the_command_reports_every_size_and_mode(monkeypatch):
     assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
     assert calls == [
         ([("quickstart", "bfloat16")], size, mode, True)
-        for size in (256, 8)
-        for mode in ("inference", "train")
+        for size, mode in itertools.product((256, 8), ("inference", "train"))
     ]

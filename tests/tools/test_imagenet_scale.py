@@ -11,7 +11,8 @@ from tests import command
 from tests.runs import ROOT
 from tools import imagenet_scale
 
-FILES, LIMIT = 80, 64
+FILES = 80
+LIMIT = 64
 
 
 def measure(*words):

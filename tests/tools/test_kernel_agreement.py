@@ -16,7 +16,9 @@ from tools.kernel_agreement import (
     score_rounding,
 )
 
-N, HEADS, WIDTH = 48, 6, 64
+N = 48
+HEADS = 6
+WIDTH = 64
 
 
 class Instead(PlainAndFused):
@@ -78,7 +80,8 @@ def test_rounding_is_no_fault(reduction):
 def test_equal_scores_are_a_tie_after_rounding():
     """The same products in another order: equal scores, some 10 ulp apart."""
     query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
-    query, key = np.full_like(query, 2), np.copy(key)
+    query = np.full_like(query, 2)
+    key = np.copy(key)
     key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
     reduction = PlainAndFused("prune", n_out=N // 2 + 3)  # odd: splits a pair
     scores = np.asarray(reduction.scores(query, key, size), np.float64)

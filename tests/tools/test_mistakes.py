@@ -7,7 +7,9 @@ import pytest
 from tests.benchmark.small import TINY
 from tests.command import call, sentence
 
-AGREEMENT, SCALE, PREPARE = "check_kernels", "imagenet_scale", "prepare_imagenet"
+AGREEMENT = "check_kernels"
+SCALE = "imagenet_scale"
+PREPARE = "prepare_imagenet"
 FLAGS = ("--source=y", "--partial", "--dir=x")
 
 

@@ -1,5 +1,6 @@
 """The page of measured models is what was measured, and nothing else."""
 
+import itertools
 import json
 
 from tests.runs import ROOT
@@ -8,13 +9,21 @@ from tools import model_table
 
 def test_the_page_is_that_of_the_stored_measurements():
     lines = model_table.MEASURED.read_text("utf-8").splitlines()
-    rows, largest = [*map(json.loads, lines)], json.loads(model_table.WHOLE.read_text())
+    rows = [*map(json.loads, lines)]
+    largest = json.loads(model_table.WHOLE.read_text())
     page = ROOT / "docs" / "tables" / "parity.md"
     assert page.read_text("utf-8") == model_table.page(rows, largest)
     assert len(model_table.last(rows, "family")) > 15
     assert len(model_table.last(rows, "layout")) > 20
     # What README says of them.
-    assert max(row[k] for row in rows for k in ("logits", "tokens") if k in row) < 1e-5
+    assert (
+        max(
+            row[k]
+            for row, k in itertools.product(rows, ("logits", "tokens"))
+            if k in row
+        )
+        < 1e-5
+    )
 
 
 def test_a_later_measurement_replaces_an_earlier_one():

@@ -18,7 +18,9 @@ def test_a_fault_still_applies(fault):
 
 
 def test_the_tests_that_catch_the_faults_are_there():
-    tests = {test for fault in FAULTS for test in fault["tests"]}
+    tests = set()
+    for fault in FAULTS:
+        tests.update(fault["tests"])
     assert not {test for test in tests if not mutations.is_there(test)}
 
 
@@ -79,6 +81,7 @@ def test_faults_are_caught_or_not_and_leave_the_tree_as_it_was(tree):
 
 def test_the_file_that_a_text_has_moved_to_is_named(tree):
     (tree / "package" / "room.py").rename(tree / "package" / "hall.py")
-    moved, gone = fault("x / 2", "x / 3"), fault("x + 2", "x + 3")
+    moved = fault("x / 2", "x / 3")
+    gone = fault("x + 2", "x + 3")
     assert "is in package/hall.py now" in mutations.stale_reason(moved, tree)
     assert "nor has another file" in mutations.stale_reason(gone, tree)

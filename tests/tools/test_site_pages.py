@@ -33,7 +33,8 @@ def test_every_page_is_in_the_navigation_once():
 
 
 def test_links_lead_where_the_site_has_the_page():
-    readme, tour = ROOT / "README.md", ROOT / "docs" / "tour.md"
+    readme = ROOT / "README.md"
+    tour = ROOT / "docs" / "tour.md"
     text = "[a](docs/models.md#load) ![b](docs/tokens.png) [c](gone.md) [d](#e)"
     wanted = "[a](models.md#load) ![b](tokens.png) [c](gone.md) [d](#e)"
     assert site_pages.linked(text, readme, None) == wanted
@@ -66,7 +67,9 @@ def test_the_notebook_shows_what_its_cells_printed_and_drew(tmp_path):
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
     page = site_pages.notebook_page(notebook, tmp_path)
     assert "```text\ntrained weights\n```" in page
-    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    outputs = []
+    for cell in notebook["cells"]:
+        outputs += cell.get("outputs", [])
     hidden = [o["text"][0].strip() for o in outputs if o.get("name") == "stderr"]
     assert hidden and not any(line in page for line in hidden)
     pictures = [file.name for file in tmp_path.iterdir()]

@@ -75,7 +75,8 @@ def test_both_libraries_take_turns(tmp_path, monkeypatch):
         ("train", "quickstart"),
         ("train", "timm vit_mini, eager"),
     ]
-    dense, tome = found[1], found[2]
+    dense = found[1]
+    tome = found[2]
     assert tome["gmacs"] < dense["gmacs"]
     assert found[4]["gmacs"] == pytest.approx(3 * dense["gmacs"])
     assert {"torch", "timm"} <= set(dense["versions"])

@@ -240,7 +240,7 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
         time.sleep(delay)
         child.kill()
         child.wait()
-        *_, finished = 4, *reader
+        *_, finished = [4, *reader]
     finished = int(finished)
     checkpoints = Checkpoints(tmp_path)
     state, meta, step = checkpoints.restore(abstract(numbers(0)))
@@ -279,7 +279,8 @@ def save_together(workdir, port, process):
 
 def see_late(manager):
     """Step 3 is only seen by the third look."""
-    looks, look = [], manager._load_checkpoint_infos
+    looks = []
+    look = manager._load_checkpoint_infos
 
     def late(self, *args, **kwargs):
         looks.append(self)

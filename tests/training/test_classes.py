@@ -1,6 +1,7 @@
 """A run knows its classes by name, and whoever uses it is told of other ones."""
 
 import functools
+import itertools
 import json
 import re
 
@@ -120,7 +121,8 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
     words = [*WORDS, "--config.model.dtype=float32"]
     data = f"folder:{folder(tmp_path / 'set', 'ant', 'bee')}"
     (tmp_path / "set.csv").write_text("filename,label\nset/val/ant/0.png,0\n")
-    table, old = f"csv:{tmp_path}/set.csv", unnamed(run, tmp_path / "old")
+    table = f"csv:{tmp_path}/set.csv"
+    old = unnamed(run, tmp_path / "old")
     outputs = {}
     for weights_path, name in ((run, data), (run, table), (old, data)):
         ended = call(
@@ -203,7 +205,8 @@ def test_a_synset_and_its_lemmas_are_the_same_class(form):
 
 
 def test_short_names_of_imagenet_differ_and_are_torchvisions_but_four():
-    names, lemmas = class_names.imagenet_names(), class_names.imagenet_lemmas()
+    names = class_names.imagenet_names()
+    lemmas = class_names.imagenet_lemmas()
     assert len({name.casefold() for name in names}) == 1000
     assert [names[label] for label in (388, 639)] == ["giant panda", "tank suit"]
     pairs = zip(names, lemmas, strict=True)
@@ -282,7 +285,8 @@ def test_a_folder_has_no_other_name_of_a_class(tmp_path, named):
 
 def test_the_order_of_folders_makes_no_class_another():
     """As many folders as classes, none of which has the model's name."""
-    folders, names = ("giant_panda", "great_white_shark"), ("panda", "shark")
+    folders = ("giant_panda", "great_white_shark")
+    names = ("panda", "shark")
     with refused("folder:x", None, "class 'giant_panda'", "be class 0, 'panda'"):
         class_names.mapped_classes(folders, "folder:x", names)
     line = class_names.mapped_classes(folders, "folder:x", None)
@@ -386,7 +390,8 @@ def test_the_order_that_a_run_keeps_is_told():
 
 
 # é, as Linux and Windows write it and as macOS does.
-COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+COMPOSED = "caf\u00e9"
+DECOMPOSED = "cafe\u0301"
 
 
 def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
@@ -416,7 +421,8 @@ def test_names_are_the_same_in_either_spelling_of_unicode(tmp_path):
         open_source(f"csv:{table}", "val", num_classes=2)
     sets = {"one": {}, "other": {"data": data, "classes": {DECOMPOSED: 1, "cafz": 0}}}
     config = configured(**{"data.name": data})
-    config.eval.sets, config.eval.best_set = sets, "one"
+    config.eval.sets = sets
+    config.eval.best_set = "one"
     run = RunConfig.from_config(config)
     assert eval_source(run, "other", ("a", "b")).class_names == ("a", "b")
     (tmp_path / "val" / COMPOSED).mkdir()
@@ -467,8 +473,11 @@ def test_an_old_run_keeps_the_order_of_its_classes(
         # Labels and files of the old rule, so that the run finds its images again.
         root = config.data.name.removeprefix("folder:")
         split = source.files[0].decode().split("/")[0]
-        listed = [f"{split}/{name}/{i}.png" for name in AS_TEXT for i in range(2)]
-        labels = [label for label in range(12) for _ in range(2)]
+        listed = [
+            f"{split}/{name}/{i}.png"
+            for name, i in itertools.product(AS_TEXT, range(2))
+        ]
+        labels = [label for label, _ in itertools.product(range(12), range(2))]
         before = FileSource(root, listed, labels, 12)
         assert (source.digest == before.digest) == (names == AS_TEXT)
     start.check_classes(workdir, data.train.class_names, resumed)

@@ -28,7 +28,8 @@ FIELDS = runs.DENSE | {
 @pytest.fixture
 def some_digits(tmp_path):
     """CSV file of 320 digits to train with, and 16 more."""
-    source, rows = registry.open_source("digits", "train"), ["filename,label,split"]
+    source = registry.open_source("digits", "train")
+    rows = ["filename,label,split"]
     for index in range(336):
         pixels, label = source.read(index)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
@@ -45,7 +46,8 @@ def losses(workdir):
 @pytest.mark.slow
 def test_eight_devices_train_like_one(tmp_path, some_digits):
     """Dense, as rounding may flip near ties of a reduction."""
-    config, weights = runs.configured(FIELDS), tmp_path / "weights.npz"
+    config = runs.configured(FIELDS)
+    weights = tmp_path / "weights.npz"
     model = RunConfig.from_config(config).create_model()
     tiny.write(weights, runs.untrained(model, config.image_size, 0))
     fields = FIELDS | {"data.name": f"csv:{some_digits}", "init.weights": f"{weights}"}
@@ -54,7 +56,8 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
     config.update_from_flattened_dict(fields)
     trainer.train_and_evaluate(config, tmp_path / "1")
     assert running.wait(timeout=300) == 0
-    one, eight = (losses(tmp_path / name) for name in ("1", "8"))
+    one = losses(tmp_path / "1")
+    eight = losses(tmp_path / "8")
     assert len(one) == 10
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
 

@@ -178,11 +178,13 @@ def test_the_loss_of_a_step(kind):
     distill = DistillConfig(kind=kind, temperature=2.0, weight=0.25)
     step, state, frozen = distilling(distill)
     one = batch(0)
-    images, labels = (one[name][0, 0] for name in ("image", "label"))
+    images = one["image"][0, 0]
+    labels = one["label"][0, 0]
     student = create_model("vit_mini", **DENSE)
     variables = parallel.unreplicate(state).variables
     logits = jax.jit(student.apply)(variables, ours(images)).logits
-    model, given = other_teacher()[0].model, other_teacher()[1]
+    model = other_teacher()[0].model
+    given = other_teacher()[1]
     theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
     answers = np.asarray(jax.jit(model.apply)(given, theirs).logits)
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
@@ -236,7 +238,8 @@ def test_the_teacher_has_no_gradient():
         loss, terms = distillation(soft(2.0), given, jnp.float32(TARGETS), answers)
         return loss + terms["distill"]
 
-    student, answers = jnp.float32(STUDENT), jnp.float32(TEACHER)
+    student = jnp.float32(STUDENT)
+    answers = jnp.float32(TEACHER)
     ours, theirs = jax.jit(jax.grad(loss, argnums=(0, 1)))(student, answers)
     assert np.abs(ours).min() > 0 == np.abs(theirs).max()
 
@@ -245,7 +248,8 @@ def test_the_teacher_has_no_gradient():
 def test_weight_1_reads_no_labels(micro):
     """Bit for bit, with labels that are none; accuracies are by the teacher."""
     step, state, frozen = distilling(hard(1.0))
-    one, other = batch(0, micro), batch(0, micro)
+    one = batch(0, micro)
+    other = batch(0, micro)
     other["label"] = np.full_like(one["label"], -1)
     found = [step(state, given, frozen) for given in (one, other)]
     chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, pair) for pair in found))
@@ -304,7 +308,8 @@ def teacher_of(config):
 
 
 def test_any_teacher_brings_its_size_and_images(weights):
-    path, plain = f"{weights}/ten.npz", configured()
+    path = f"{weights}/ten.npz"
+    plain = configured()
     assert teacher_of(plain) == (None, None)
     assert not DistillConfig.from_config(plain).active
     config = configured(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
@@ -320,9 +325,11 @@ def test_any_teacher_brings_its_size_and_images(weights):
     assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
 
 
-NINE, SIDE = {"teacher.weights": "nine.npz"}, {"teacher.image_size": 32}
+NINE = {"teacher.weights": "nine.npz"}
+SIDE = {"teacher.image_size": 32}
 ONE = {"distill.weight": 1.0}
-SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
+SOFT = {"distill.kind": "soft"}
+LEARNED = {"name": "dynamicvit", "blocks": (0,)}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +394,8 @@ def test_a_folder_of_images_alone_is_enough(weights, tmp_path):
         logits.append(
             np.asarray(jax.jit(vit.model.apply)(vit.variables, images).logits)
         )
-    student, answers = logits[0], np.argmax(logits[1], -1)
+    student = logits[0]
+    answers = np.argmax(logits[1], -1)
     assert (last["images"], "acc1" in last) == (4, False)
     assert last["agreement1"] == 100 * np.mean(np.argmax(student, -1) == answers)
     among = [answer in row for answer, row in zip(answers, top5(student), strict=True)]

@@ -30,14 +30,16 @@ def configured(sets, best_set=""):
     fields = {"model.depth": 1, "model.stem": "patch", "warmup_epochs": 0.0}
     fields |= {"batch_size": 256, "epochs": 3, "eval_every_epochs": 1}
     config = runs.configured(runs.DENSE, **fields)
-    config.eval.sets, config.eval.best_set = sets, best_set
+    config.eval.sets = sets
+    config.eval.best_set = best_set
     return config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Some digits of two classes as files, whose folders have words for names."""
-    root, source = tmp_path_factory.mktemp("digits"), open_source("digits", "val")
+    root = tmp_path_factory.mktemp("digits")
+    source = open_source("digits", "val")
     labels = np.array([source.read(i)[1] for i in range(len(source))])
     for name, label in CLASSES.items():
         (root / "val" / name).mkdir(parents=True)
@@ -55,11 +57,13 @@ def two_sets(folder):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     """The folder of a run of two sets, and that of one stopped in their evaluation."""
-    full, resumed = (tmp_path_factory.mktemp(name) for name in ("whole", "resumed"))
+    full = tmp_path_factory.mktemp("whole")
+    resumed = tmp_path_factory.mktemp("resumed")
     with pytest.MonkeyPatch.context() as patch:
         runs.compile_once(patch)
         last = trainer.train_and_evaluate(two_sets(folder), full)
-        passes, evaluated = accuracy.evaluate_each, []
+        passes = accuracy.evaluate_each
+        evaluated = []
 
         def stop_in_third(*args):
             evaluated.append(args)
@@ -87,7 +91,9 @@ def test_each_set_is_evaluated_when_it_is_due(finished):
         line["kind"].removeprefix("eval/"): line["acc1"] for line in lines[-2:]
     }
     assert runs.computed(finished[1]) == runs.computed(full)  # the resumed one
-    tags = {value.tag for event in events(full) for value in event.summary.value}
+    tags = set()
+    for event in events(full):
+        tags |= {value.tag for value in event.summary.value}
     assert {"eval/val/acc1", "eval/real/acc1", "eval/real/ema_acc1"} <= tags
 
 

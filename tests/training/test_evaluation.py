@@ -73,7 +73,8 @@ def test_sheet(count, side, shape):
 
 def test_no_pictures_no_panels_and_none_of_a_dense_model(tmp_path):
     run = RunConfig.from_config(configured(pictures=0))
-    model, transform = run.create_model(), Preprocessing(16, resize="none")
+    model = run.create_model()
+    transform = Preprocessing(16, resize="none")
     none = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
     assert none.augmented({}, 1) is None is none.tokens({})
     run = RunConfig.from_config(configured())
@@ -87,7 +88,8 @@ def test_tokens_of_a_state_without_batch_statistics(tmp_path):
     steps = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": ()}
     config = configured(SMALL, steps, **{"model.stem": "patch", "model.depth": 1})
     run = RunConfig.from_config(config)
-    model, transform = run.create_model(), Preprocessing(16, resize="none")
+    model = run.create_model()
+    transform = Preprocessing(16, resize="none")
     samples = evaluation.SampleImages(run, tmp_path, model, Source(), transform)
     variables = runs.untrained(model, 16, seed=0)
     state = init_state(variables, optax.identity(), with_ema=False)
@@ -99,7 +101,8 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch):
     steps = {"reduction.merge_blocks": (0, 1), "reduction.prune_blocks": (2,)}
     config = configured(SMALL, steps, **{"model.depth": 3, "pictures": 2})
     run = RunConfig.from_config(config)
-    model, source = run.create_model(), open_images(run, "val")
+    model = run.create_model()
+    source = open_images(run, "val")
     transform = Preprocessing(16, resize="none")
     samples = evaluation.SampleImages(run, tmp_path, model, source, transform)
     two_images, _ = evaluation.examples(source, transform, 2)

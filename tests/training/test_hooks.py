@@ -37,7 +37,8 @@ def test_groups_scale_the_updates_of_the_optimizer():
     """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
     groups = optimizer.scale_by_group(group_of, rate, peak=1.0, steps_per_epoch=2)
     tx = optax.chain(optax.sgd(rate), groups)
-    state, grads = tx.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    state = tx.init(PARAMS)
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
     moved = []
     for _ in range(6):
         updates, state = tx.update(grads, state, PARAMS)

@@ -50,7 +50,9 @@ def saved(tmp_path_factory):
 
 def test_fresh_is_a_function_of_the_seed():
     config = configured()
-    first, again, other = drawn(config), drawn(config), drawn(config, seed=1)
+    first = drawn(config)
+    again = drawn(config)
+    other = drawn(config, seed=1)
     chex.assert_trees_all_equal(first, again)
     kernels = (tree["params"]["head"]["kernel"] for tree in (first, other))
     assert not np.array_equal(*kernels)
@@ -94,7 +96,8 @@ def test_only_the_named_parts_are_new(saved):
 
 def test_a_dense_run_starts_from_weights_with_selectors(tmp_path):
     """They are left out, as a model of `load` with another reduction leaves them."""
-    path, config = tmp_path / "w.npz", configured(**{"model.depth": 2})
+    path = tmp_path / "w.npz"
+    config = configured(**{"model.depth": 2})
     with config.unlocked():
         config.reduction = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.5}
     variables = drawn(config, seed=1)
@@ -111,7 +114,8 @@ def test_a_head_of_another_shape_is_named_with_the_remedy(saved, evaluate):
     start = InitialWeights(run)
     read = start.dense_variables if evaluate else start.variables
     remedy = r"to train it anew: .--config.init.fresh=\('head',\)."
-    remedy += " --config.init.evaluate=F" * evaluate
+    if evaluate:
+        remedy += " --config.init.evaluate=F"
     with pytest.raises(InputError, match=rf"needs \(5,\); {remedy}"):
         read(run.create_dense())
 
@@ -135,7 +139,7 @@ def test_a_run_of_another_model_or_a_part_of_one_is_no_start(saved, tmp_path):
     ],
 )
 def test_fresh_weights_are_not_evaluated(fields, lacks):
-    usual = {"init.evaluate": True, "init.weights": "f.npz" * bool(fields)}
+    usual = {"init.evaluate": True, "init.weights": "f.npz" if fields else ""}
     config = configured(usual, **fields)
     with pytest.raises(InputError, match=f"^config.init.evaluate is True with {lacks}"):
         initial(config).dense_variables(RunConfig.from_config(config).create_dense())
@@ -192,7 +196,8 @@ def test_a_start_computes_what_its_weights_were_trained_for(
 def test_numbers_are_compared_as_float32_has_them(tmp_path, google):
     """NumPy's users write float32, whose .485 is not that of a config."""
     variables = drawn(configured(), seed=1)
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean = np.float32([0.485, 0.456, 0.406])
+    std = np.float32([0.229, 0.224, 0.225])
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     config = configured(**{"init.weights": str(path)})

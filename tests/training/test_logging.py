@@ -285,7 +285,8 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
 def events(workdir):
     """Events of the newest TensorBoard file, its record framing taken off by hand."""
     data = max((workdir / "tensorboard").iterdir()).read_bytes()
-    found, place = [], 0
+    found = []
+    place = 0
     while place < len(data):
         size = int.from_bytes(data[place : place + 8], "little")
         found.append(event_pb2.Event.FromString(data[place + 12 : place + 12 + size]))
@@ -298,6 +299,8 @@ def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
     got = events(tmp_path)
-    scalars = [(e.step, v.tag, v.simple_value) for e in got for v in e.summary.value]
+    scalars = []
+    for e in got:
+        scalars += [(e.step, v.tag, v.simple_value) for v in e.summary.value]
     assert scalars == [(30, "train/loss", 0.5)]
     assert [e.step for e in got if e.HasField("session_log")] == [21]

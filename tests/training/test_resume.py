@@ -33,7 +33,8 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     """The last one, after a signal; and the end is the same from a kept checkpoint."""
     runs.compile_once(monkeypatch)
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate, epochs = accuracy.evaluate_each, []
+    evaluate = accuracy.evaluate_each
+    epochs = []
     compiled_step = trainer.Run.compiled_step
 
     def compiled(run, epoch):
@@ -93,7 +94,8 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path, monkeypatch):
     """One after the other in one run: the drill has a run for each."""
     monkeypatch.setattr(subprocess, "Popen", forked.Process)
     tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
-    run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
+    run = tiny.run("faults")
+    delay = np.random.default_rng(0).uniform(0, 0.005)
     rows = [_met(fault_drill.kill_in_save, run, 1, delay)]
     rows.append(fault_drill.vanish(run, 8))
     rows.append(_met(fault_drill.terminate_in_evaluation, run))

@@ -124,7 +124,8 @@ def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
 @pytest.mark.parametrize("field, typed", [("lr", 0.5), ("init.weights", "w.npz")])
 def test_another_value_in_a_run_is_told_how_to_start_another(tmp_path, field, typed):
     """From its weights, unless the weights are what differs."""
-    before, now = configured(), configured(**{field: typed})
+    before = configured()
+    now = configured(**{field: typed})
     (tmp_path / "config.json").write_text(json.dumps(before.to_dict()))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     check_config(tmp_path, before.to_dict())

@@ -31,7 +31,9 @@ from imagepiece_jax.training.train_step import (
 from tests import runs
 from tests.models import traced_programs
 
-SIZE, CLASSES, BATCH = 8, 10, 8
+SIZE = 8
+CLASSES = 10
+BATCH = 8
 HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_heads=2)
 
@@ -89,7 +91,8 @@ def run(step, state, batches):
         return step(state, one)
 
     chex.clear_trace_counter()
-    compiled, metrics = parallel.pmap(once), []
+    compiled = parallel.pmap(once)
+    metrics = []
     for one in batches:
         state, values = compiled(state, one)
         metrics.append(parallel.unreplicate(values))
@@ -112,9 +115,11 @@ def test_the_window_starts_anew_after_each_logged_step():
 def test_images_are_normalized_as_the_model_says():
     """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
-    mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
+    mean = (0.1, 0.5, 0.9)
+    std = (0.01, 0.02, 0.03)
     step, state = make(recipe, mean=mean, std=std)
-    images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
+    images = batch(0)["image"][0, 0]
+    labels = batch(0)["label"][0, 0]
     forward = jax.jit(create_model("vit_mini", **DENSE).apply)
     variables = parallel.unreplicate(state).variables
 
@@ -146,7 +151,9 @@ def test_gradients_are_exchanged_when_the_backward_pass_is_over():
     named = {"psum": [], "optimization_barrier": []}
     for equation in traced.eqns:
         named.get(equation.primitive.name, []).append(equation)
-    exchanged = {value for psum in named["psum"] for value in psum.invars}
+    exchanged = set()
+    for psum in named["psum"]:
+        exchanged.update(psum.invars)
     assert len(exchanged) == len(jax.tree.leaves((state.params, state.window)))
     barriers = named["optimization_barrier"]
     assert any(exchanged <= set(barrier.outvars) for barrier in barriers)
@@ -160,7 +167,8 @@ def test_average_is_a_moving_one_over_weights_and_statistics():
         old = getattr(first, name)
         expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, tree)
         chex.assert_trees_all_close(one.ema[name], expected, atol=1e-6)
-    before, after = first.batch_stats, one.batch_stats
+    before = first.batch_stats
+    after = one.batch_stats
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
     assert min(jax.tree.leaves(moved)) > 0
 
@@ -170,7 +178,8 @@ def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
     same = batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
-    losses, different = [], []
+    losses = []
+    different = []
     for mixup in (1.0, 0.0):
         step, state = make(dataclasses.replace(PLAIN, mixup=mixup), optax.sgd(0.0))
         equal, other = run(step, state, [same, batch(0)])[1]
@@ -196,7 +205,8 @@ def poisoned(outputs, teacher_outputs, plan):
     }
 
 
-GOOD, BAD_LOSS = {"value": 0.0, "root": 1.0}, {"value": np.nan, "root": 1.0}
+GOOD = {"value": 0.0, "root": 1.0}
+BAD_LOSS = {"value": np.nan, "root": 1.0}
 BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 is 0, but rises without end
 
 
@@ -219,7 +229,8 @@ def poisoned_run():
         poison = {name: np.float32(value) for name, value in poison.items()}
         return compiled(state, batch(seed), parallel.replicate(poison))
 
-    states, metrics = [], []
+    states = []
+    metrics = []
     for seed, poison in enumerate([GOOD, BAD_LOSS, BAD_GRADIENT, BAD_LOSS, GOOD]):
         state, numbers = advance(state, poison, seed)
         states.append(parallel.unreplicate(state))
@@ -254,7 +265,8 @@ def test_the_step_after_skipped_ones_ignores_them(poisoned_run):
     first = states[0].replace(step=np.int32(4), opt_state=opt_state)
     expected = parallel.unreplicate(advance(parallel.replicate(first), GOOD, 4)[0])
     for name in ("params", "batch_stats", "ema", "opt_state"):
-        ours, theirs = getattr(states[4], name), getattr(expected, name)
+        ours = getattr(states[4], name)
+        theirs = getattr(expected, name)
         chex.assert_trees_all_equal(ours, theirs)
 
 
@@ -270,7 +282,8 @@ def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run
 
 def test_prepared_images_are_the_pixels_of_a_batch():
     """Without mixing the network sees the images as read; with mixing it does not."""
-    one, model = batch(0), types.SimpleNamespace(mean=HALF, std=HALF)
+    one = batch(0)
+    model = types.SimpleNamespace(mean=HALF, std=HALF)
     seen = []
     for mixup in (0.0, 1.0):
         recipe = dataclasses.replace(PLAIN, mixup=mixup)
@@ -280,7 +293,8 @@ def test_prepared_images_are_the_pixels_of_a_batch():
     np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
     assert seen[1].shape == seen[0].shape and seen[1].dtype == np.uint8
     partner = one["image"][0, 0, ::-1][:3].astype(int)
-    low, high = np.minimum(seen[0], partner), np.maximum(seen[0], partner)
+    low = np.minimum(seen[0], partner)
+    high = np.maximum(seen[0], partner)
     assert ((seen[1] >= low - 1) & (seen[1] <= high + 1)).all()
     assert (seen[1] != seen[0]).mean() > 0.5
 
@@ -320,7 +334,8 @@ def test_draws_belong_to_a_place_in_the_global_batch():
     model = types.SimpleNamespace(mean=HALF, std=HALF)
     recipe = dataclasses.replace(PLAIN, seed=3, **AUGMENT)
     prepare = functools.partial(_prepare, model=model, run=recipe)
-    program, draw = parallel.pmap(prepare), np.random.default_rng(0)
+    program = parallel.pmap(prepare)
+    draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
     one = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}
 
@@ -393,7 +408,8 @@ def test_float32_inside_whatever_comes_in():
     targets = jnp.asarray(rng.dirichlet(np.ones(9), size=6), jnp.bfloat16)
     got = soft_cross_entropy(logits, targets)
     assert got.dtype == jnp.float32
-    z, y = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    z = np.asarray(logits, np.float64)
+    y = np.asarray(targets, np.float64)
     want = (y * (np.log(np.exp(z).sum(-1, keepdims=True)) - z)).sum(-1)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -412,7 +428,8 @@ def test_a_step_changes_only_the_part_that_it_trains(part):
         train_step, model=model, optimizer=optimizer, rate=rate, run=recipe
     )
     after, _ = parallel.pmap(step)(parallel.replicate(state), batch(0))
-    before, after = state.params, parallel.unreplicate(after).params
+    before = state.params
+    after = parallel.unreplicate(after).params
     trained = trained_part(before, part)
     for (path, old), new in zip(
         jax.tree_util.tree_leaves_with_path(before),

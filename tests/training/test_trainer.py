@@ -85,12 +85,13 @@ def test_run_leaves_config_versions_classes_checkpoints_and_picture(finished):
 def test_tensorboard_has_the_panels(finished):
     """The first batch, and batch and tokens at the only evaluation."""
     workdir, _ = finished
-    found = [
-        (value.tag, event.step, value.image.width)
-        for event in events(workdir)
-        for value in event.summary.value
-        if value.HasField("image")
-    ]
+    found = []
+    for event in events(workdir):
+        found += [
+            (value.tag, event.step, value.image.width)
+            for value in event.summary.value
+            if value.HasField("image")
+        ]
     sheet = 4 * 64  # eight images of 16 pixels, drawn four times as large
     assert found[:2] == [("augmented", 1, sheet), ("augmented", 10, sheet)]
     assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
@@ -99,7 +100,8 @@ def test_tensorboard_has_the_panels(finished):
 def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = json.loads((workdir / "classes.json").read_text())
-    names[3], names[4] = "drei", "vier"
+    names[3] = "drei"
+    names[4] = "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
     message = rf"^{workdir}: class 3 is 'drei', but '3' in config.data.name 'digits'; "
     with pytest.raises(InputError, match=message + ".*; choose another --workdir"):
@@ -133,7 +135,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     assert f"10 steps: 2 epochs of 5, {flop / 1e18:#.3g} EFLOP (" in printed
     data = "digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, 4"
     assert f"data: {data}, ...\n" in printed
-    lr, peak = configured().lr, configured().lr * 256 / 512
+    lr = configured().lr
+    peak = configured().lr * 256 / 512
     assert f"learning rate: {peak:.4g} after the warm-up ({lr:.4g} x 256" in printed
     assert not (tmp_path / "run").exists()
 
@@ -144,7 +147,8 @@ def stopped(finished, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stopped")
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
     fields |= {"init.weights": str(finished[0]), "init.evaluate": True}
-    errors, lines = [], []
+    errors = []
+    lines = []
     with pytest.MonkeyPatch.context() as patch:
         runs.compile_once(patch)
         for _ in range(2):  # the second time from where the first was stopped
@@ -175,7 +179,8 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     saved = stored(finished[0], "best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     run = RunConfig.from_config(configured())
-    source, dense = open_images(run, "val"), run.create_dense()
+    source = open_images(run, "val")
+    dense = run.create_dense()
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
@@ -187,7 +192,8 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
 
 @pytest.mark.parametrize("best_by, steps", [("weights", [1, 3]), ("averages", [1, 2])])
 def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, steps):
-    progress, best = Progress([], []), []
+    progress = Progress([], [])
+    best = []
     rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
     for step, accuracies in enumerate(rows, start=1):
         figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
@@ -210,7 +216,9 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     config = configured(PLAIN, **fields, epochs=6)
     config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (0,)}
     config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
-    counts, on_disk, record = [], [], trainer.RunLog.record
+    counts = []
+    on_disk = []
+    record = trainer.RunLog.record
 
     def tiny(state, batch, teacher, *, model, **_):
         on_disk.append(Checkpoints(tmp_path).latest_step())

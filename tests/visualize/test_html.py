@@ -25,7 +25,9 @@ class Parsed(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.open, self.text = [], [], []
+        self.elements = []
+        self.open = []
+        self.text = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -87,7 +89,8 @@ def test_an_old_page_stays_where_a_new_one_cannot_be_written(tmp_path, monkeypat
 
     (tmp_path / "index.html").write_text("of an earlier run")
     monkeypatch.setattr(pathlib.Path, "write_bytes", full_disk)
-    vit, images = tiny.pretrained(depth=1), np.zeros((1, 20, 20, 3), np.uint8)
+    vit = tiny.pretrained(depth=1)
+    images = np.zeros((1, 20, 20, 3), np.uint8)
     with pytest.raises(RunError, match=r"index.html .*no space left"):
         list(html_page.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
     assert (tmp_path / "index.html").read_text() == "of an earlier run"

@@ -24,7 +24,8 @@ def twice(row):
 
 
 def _trace(stages, tokens, attention=None, attended=None):
-    top, confidence = np.array([3, 4], np.int32), np.array([0.25, 0.5], np.float32)
+    top = np.array([3, 4], np.int32)
+    confidence = np.array([0.25, 0.5], np.float32)
     return Trace(GRID, 4, stages, tokens, top, confidence, attention, attended)
 
 
@@ -85,7 +86,8 @@ def read_traces(folder):
         named = {k: arrays[f"{prefix}_{k}"] for k in names if f"{prefix}_{k}" in arrays}
         return cls(**{k: v for k, v in facts.items() if k in names} | named)
 
-    methods, traces = [], []
+    methods = []
+    traces = []
     for m, facts in enumerate(saved["methods"]):
         stages = tuple(
             restored(Stage, f"method{m}_stage{s}", stage)

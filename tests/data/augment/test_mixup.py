@@ -49,7 +49,8 @@ def test_cutmix_box_of_the_recipe():
     "cy, cx, lam", [(31, 47, 0.5), (16, 24, 0.0), (5, 40, 0.99), (0, 0, 1.0)]
 )
 def test_cutmix_boxes_agree_with_a_slow_reference(cy, cx, lam):
-    tall, wide = int(32 * np.sqrt(1 - lam)), int(48 * np.sqrt(1 - lam))
+    tall = int(32 * np.sqrt(1 - lam))
+    wide = int(48 * np.sqrt(1 - lam))
     rows = [y for y in range(32) if cy - tall // 2 <= y < cy + tall // 2]
     columns = [x for x in range(48) if cx - wide // 2 <= x < cx + wide // 2]
     box, corrected = cutmix_box(np.float32(lam), np.array([cy, cx]), 32, 48)
@@ -71,8 +72,11 @@ def test_cutmix_alone():
     # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away
     # what a slow simulation of the rule says.
     rng = np.random.default_rng(0)
-    lam, cy, cx = rng.random(4000), rng.integers(0, 32, 4000), rng.integers(0, 48, 4000)
-    tall, wide = (np.int32(side * np.sqrt(1 - lam)) // 2 for side in (32, 48))
+    lam = rng.random(4000)
+    cy = rng.integers(0, 32, 4000)
+    cx = rng.integers(0, 48, 4000)
+    tall = np.int32(32 * np.sqrt(1 - lam)) // 2
+    wide = np.int32(48 * np.sqrt(1 - lam)) // 2
     tall = np.minimum(cy + tall, 32) - np.maximum(cy - tall, 0)
     wide = np.minimum(cx + wide, 48) - np.maximum(cx - wide, 0)
     areas = tall * wide / (32 * 48)
@@ -89,7 +93,8 @@ def test_beta_has_the_distribution_of_scipy(alpha):
     drawn = np.clip(drawn, 1e-7, 1 - 1e-7)
     truth = stats.beta(alpha, alpha)
     for at in (1e-4, 0.01, 0.2, 0.5, 0.9, 0.999):
-        share, expected = (drawn <= at).mean(), truth.cdf(at)
+        share = (drawn <= at).mean()
+        expected = truth.cdf(at)
         assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 20000)
 
 
@@ -102,8 +107,10 @@ def test_shares_of_mixed_batches_and_of_cutmix():
     assert abs(out.lam[blended].var() - 1 / 6.4) < 0.012
     unmixed = np.flatnonzero(out.lam == 1)
     assert abs(len(unmixed) / 4000 - 0.4) < 0.032
-    images, partner = (np.full((1, 32, 48, 3), x, np.float32) for x in (2, 5))
-    targets, others = np.ones((1, 2), np.float32), np.zeros((1, 2), np.float32)
+    images = np.full((1, 32, 48, 3), 2, np.float32)
+    partner = np.full((1, 32, 48, 3), 5, np.float32)
+    targets = np.ones((1, 2), np.float32)
+    others = np.zeros((1, 2), np.float32)
     for index in unmixed[:10]:
         one = mixup.Mix(*(x[index] for x in (out.lam, out.box, out.cut)))
         mixed, _ = apply(one, images, targets, partner, others)
@@ -121,7 +128,9 @@ def test_mixup_blends_images_and_targets(dtype):
     images, targets, *partner = batch(dtype)
     drawn = mixup.Mix(np.float32(0.3), np.array([0, 6, 0, 8]), np.array(False))
     mixed, mixed_targets = apply(drawn, images, targets, *partner)
-    image, other, mixed64 = (np.float64(x) for x in (images, partner[0], mixed))
+    image = np.float64(images)
+    other = np.float64(partner[0])
+    mixed64 = np.float64(mixed)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
     expected = 0.3 * image + 0.7 * other
     np.testing.assert_allclose(mixed64, expected, rtol=tolerance, atol=1e-6)

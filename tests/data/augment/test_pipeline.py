@@ -14,7 +14,8 @@ from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
 from tests.oracles_augment import erased_boxes, photographs
 
-COUNT, SIDE = 6, 24
+COUNT = 6
+SIDE = 24
 HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
 
 
@@ -59,7 +60,8 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
     watch(pipeline, "random_erasing", 0)
-    full, images = dataclasses.replace(POLICY, erase_prob=0.5), jnp.zeros((2, 3, 3, 3))
+    full = dataclasses.replace(POLICY, erase_prob=0.5)
+    images = jnp.zeros((2, 3, 3, 3))
     out = pipeline.device(images, full, *HALF, keys(2))
     assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
@@ -84,7 +86,8 @@ def test_one_program_serves_every_draw():
         return pipeline.device(images, full, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
-    one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))
+    one = np.asarray(once(images, keys(COUNT, 0)))
+    two = np.asarray(once(images, keys(COUNT, 1)))
     assert not np.array_equal(one, two)
     np.testing.assert_array_equal(once(images, keys(COUNT, 1)), two)
     order = np.array([3, 1, 5, 0, 4, 2])
@@ -99,8 +102,10 @@ def test_erased_boxes_have_the_reference_s_distribution():
     assert (left >= 0).all() and (left + wide <= 224).all()
     # Numbers of the reference's loop, whose rejections favour small, square boxes.
     slow = erased_boxes(np.random.default_rng(0), 6000, 224)
-    area, aspect = tall * wide / 224**2, np.log(tall / wide)
-    slow_area, slow_aspect = slow.prod(1) / 224**2, np.log(slow[:, 0] / slow[:, 1])
+    area = tall * wide / 224**2
+    aspect = np.log(tall / wide)
+    slow_area = slow.prod(1) / 224**2
+    slow_aspect = np.log(slow[:, 0] / slow[:, 1])
     quantiles = np.linspace(0.05, 0.95, 7)
     for mine, theirs, tolerance in (
         (area, slow_area, 0.009),
@@ -132,7 +137,8 @@ def test_erased_pixels_are_standard_normal_each():
     hit = erased.any((1, 2))
     assert abs(hit.mean() - 0.5) < 0.12
     for one in erased[hit]:
-        rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+        rows = np.flatnonzero(one.any(1))
+        columns = np.flatnonzero(one.any(0))
         assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
         assert one.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     noise = out[erased]  # about 150 boxes of 100 pixels

@@ -110,7 +110,8 @@ def test_device_and_pillow_agree_on_any_draw():
         applied=rng.random(shape) < 0.7,
     )
     out = np.asarray(apply(images(), drawn)).astype(int)
-    off, changed = [], 0
+    off = []
+    changed = 0
     for i, image in enumerate(images()):
         mine = Draws(*(x[i] for x in drawn))
         expected = oracles_randaugment.apply(image, mine).astype(int)
@@ -134,7 +135,8 @@ def test_photographs_of_the_real_size(assets):
     )
     out = np.asarray(apply(batch, drawn))
     for i, image in enumerate(batch):
-        name, sign = OPS[i % len(OPS)], drawn.sign[i, 0]
+        name = OPS[i % len(OPS)]
+        sign = drawn.sign[i, 0]
         expected = np.asarray(at_nine(Image.fromarray(image), name, sign))
         assert_close(out[i], expected, name)
 

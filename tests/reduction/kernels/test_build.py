@@ -119,7 +119,8 @@ def test_a_thread_block_decides_what_one_thread_does(tmp_path):
 @pytest.fixture(scope="module")
 def assembled(tmp_path_factory):
     """What the assembler reports of the library for GPUs of 9.0, which stays loaded."""
-    reports, run = [], subprocess.run
+    reports = []
+    run = subprocess.run
 
     def noted(command, **options):
         done = run(command, **options)

@@ -28,7 +28,8 @@ from tools.kernel_agreement import Comparison, PlainAndFused
 
 pytestmark = needs_compiler
 
-BATCH, N = 3, 19
+BATCH = 3
+N = 19
 PRUNE = PlainAndFused("prune", n_out=12)
 RETOKENIZE = PlainAndFused("retokenize", n_out=15, candidates=11)
 BIPARTITE = PlainAndFused("bipartite", n_out=13)
@@ -58,8 +59,10 @@ def integers(seed, prefix=1, heads=2, width=8, dim=24, dtype="float32"):
 
 def truth(reduction, query, key, x, size):
     """(x, size, dest) of one image by the oracles; arrays of this image."""
-    prefix, n = reduction.num_prefix, N
-    query, key = np.float64(query).swapaxes(0, 1), np.float64(key).swapaxes(0, 1)
+    prefix = reduction.num_prefix
+    n = N
+    query = np.float64(query).swapaxes(0, 1)
+    key = np.float64(key).swapaxes(0, 1)
     sizes = np.float64(size) if reduction.prop_attn else None
     # Equal logits have equal scores; float32 keeps what rounding may have split equal.
     scores = np.float32(oracles.cls_attention(query, key, sizes, prefix))
@@ -130,7 +133,8 @@ def test_nan_keys_decide_as_in_the_plain_version(reduction, token):
     query, key, x, size = random_inputs(3, 3, 19, 3, 16, "float32")
     key = np.copy(key)
     key[1, token] = np.nan
-    ours, plain = (run(reduction, query, key, x, size) for run in (fuse, in_plain))
+    ours = fuse(reduction, query, key, x, size)
+    plain = in_plain(reduction, query, key, x, size)
     np.testing.assert_array_equal(ours[2], plain[2])
     np.testing.assert_array_equal(ours[1], plain[1])
 

@@ -24,9 +24,11 @@ def make(name, **options):
 @needs_compiler
 @pytest.mark.parametrize("name", METHODS)
 def test_a_model_with_fused_kernels_equals_the_plain_one(name):
-    plain, fast = make(name), make(name, kernels="fused")
+    plain = make(name)
+    fast = make(name, kernels="fused")
     assert (plain.kernels, fast.kernels) == (None, "cpu")
-    variables, images = tiny.variables(plain), tiny.images()
+    variables = tiny.variables(plain)
+    images = tiny.images()
     want = tiny.jit(plain.apply)(variables, images)
     got = tiny.jit(fast.apply)(variables, images)
     assert len(got.results) == len(want.results) > 0

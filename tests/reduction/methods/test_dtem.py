@@ -27,7 +27,8 @@ def unit(assets):
 
 def merged(metric, unit):
     """(similarity, choice, tokens, sizes), the class token left out."""
-    live, r = int(unit["n"]) - 1, int(unit["r"])
+    live = int(unit["n"]) - 1
+    r = int(unit["r"])
     metric = metric[:, :live]
     similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
     mixing = dtem.soft_merge(similarity, jnp.asarray(unit["size"][:, 1:]), live, r)

@@ -31,7 +31,8 @@ def training():
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
     model = tiny.model(FIELDS | {"keep_rate": 1.0}, masked=is_masked)
-    variables, images = tiny.variables(model), tiny.images()
+    variables = tiny.variables(model)
+    images = tiny.images()
     assert {"reducer_1", "reducer_2"} <= set(variables["params"])
     got = tiny.compiled(model.apply)(variables, images)
     want = tiny.compiled(tiny.model().apply)(variables, images)
@@ -53,7 +54,8 @@ def test_masks_shrink_and_are_zero_or_one(training):
 def test_to_mask_is_to_remove(prefix):
     """Logits and live tokens equal those of a model that never had the others."""
     model, variables = student(class_token=bool(prefix))
-    variables, images = masked.lean(variables, 1.0), tiny.images(1)
+    variables = masked.lean(variables, 1.0)
+    images = tiny.images(1)
     out = masked.train(model)(variables, images, masked.keys(1))
     masks = dict(zip((1, 2), (result.keep[0] for result in out.results), strict=True))
     live = np.flatnonzero(masks[2])

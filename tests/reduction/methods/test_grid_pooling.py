@@ -1,6 +1,7 @@
 """Grid pooling: neighbors are averaged, as many a cell as there are patches."""
 
 import functools
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,7 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     tolerance = 1e-6 if dtype == "float32" else 2**-8
     cells = [
         (i * size // grid[0]) * size + j * size // grid[1]
-        for i in range(grid[0])
-        for j in range(grid[1])
+        for i, j in itertools.product(range(grid[0]), range(grid[1]))
     ]
     for image in range(2):
         assert slots[image].tolist() == cells

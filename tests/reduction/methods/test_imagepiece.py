@@ -86,7 +86,8 @@ FIELDS = [
 def test_dropping_has_the_same_counts_in_every_block(name, fields):
     if name == "imagepiece_dynamicvit":
         fields = fields | {"mode": "topk"}
-    ours, theirs = METHODS[name](**fields), METHODS[name](inattentive="drop", **fields)
+    ours = METHODS[name](**fields)
+    theirs = METHODS[name](inattentive="drop", **fields)
     for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
         assert block_counts(ours, n0, depth) == block_counts(theirs, n0, depth)
 
@@ -132,10 +133,8 @@ def test_dropping_drops_the_least_attended(gone):
 
 
 def test_dropping_takes_the_kernel_that_prunes():
-    merging, dropping = (
-        kernel_rules(ImagePiece()),
-        kernel_rules(ImagePiece(inattentive="drop")),
-    )
+    merging = kernel_rules(ImagePiece())
+    dropping = kernel_rules(ImagePiece(inattentive="drop"))
     assert merging == ["retokenize", "retokenize", "prune"] * 3
     assert dropping == ["prune"] * 9
 

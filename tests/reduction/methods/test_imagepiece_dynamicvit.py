@@ -25,7 +25,8 @@ FIELDS = {  # 25 image tokens; merged 23; pruned 14; merged 13
     "merge_blocks": (0, 2),
     "prune_blocks": (1,),
 }
-MASK, TOPK = FIELDS | {"mode": "mask"}, FIELDS | {"mode": "topk"}
+MASK = FIELDS | {"mode": "mask"}
+TOPK = FIELDS | {"mode": "topk"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def with_masks():
 
 def terms_of(model, out):
     """(terms of the loss, outputs of their dense teacher)."""
-    taught, loss = masked.taught(tiny.model(depth=1)), ImagePieceDynamicViT().loss
+    taught = masked.taught(tiny.model(depth=1))
+    loss = ImagePieceDynamicViT().loss
     return tiny.compiled(lambda *both: loss(*both, model.plan))(out, taught), taught
 
 
@@ -44,10 +46,8 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
     assert small == large and small[3] == 39  # floor(.3 * 132)
-    mid, pre = (
-        build(12, 196, ImagePieceDynamicViT(predictor_pos=pos).steps(12))
-        for pos in ("mid", "pre")
-    )
+    mid = build(12, 196, ImagePieceDynamicViT(predictor_pos="mid").steps(12))
+    pre = build(12, 196, ImagePieceDynamicViT(predictor_pos="pre").steps(12))
     assert (mid[2].attn_tokens, mid[2].mlp_tokens) == (166, 133)
     assert (pre[2].attn_tokens, pre[2].mlp_tokens) == (133, 133)
     costs = [model_macs(ViT(plan, 384, 6), 224) for plan in (pre, mid)]
@@ -73,7 +73,8 @@ def test_masked_tokens_are_never_merged(with_masks):
     first, second, third = out.results
     assert isinstance(second, Masking) and isinstance(third, Assignment)
     assert second.keep.shape == (3, 23) and out.state.mask.shape == (3, 22)
-    keep, dest = np.asarray(second.keep), np.asarray(third.dest)
+    keep = np.asarray(second.keep)
+    dest = np.asarray(third.dest)
     for image in range(3):
         assert 4 < keep[image].sum() < 20  # more than the candidates of the merge
         together = oracles.count_sources(dest[image], 22)[dest[image]]
@@ -92,7 +93,8 @@ def test_masked_training_has_terms_for_all(with_masks):
     ratio = 2 * np.mean((share - 14 / 23) ** 2)
     gaps = []
     for image in range(3):
-        rows, size = np.asarray(taught.tokens[image, 1:], float), np.ones(25)
+        rows = np.asarray(taught.tokens[image, 1:], float)
+        size = np.ones(25)
         for result in (out.results[0], out.results[2]):
             rows, size = oracles.apply_map(rows, size, np.asarray(result.dest[image]))
         live = np.asarray(out.state.mask[image]) > 0.5
@@ -106,7 +108,9 @@ def test_masked_training_has_terms_for_all(with_masks):
 def test_targets_are_what_evaluation_keeps():
     """132 of 165, then 89 of 111, then 60 of 74; a prune that keeps all has none."""
     plan = build(12, 196, ImagePieceDynamicViT().steps(12), masked=True)
-    one, two, three = 132 / 165, 89 / 111, 60 / 74
+    one = 132 / 165
+    two = 89 / 111
+    three = 60 / 74
     wanted = [one, one * two, one * two * three]
     method = ImagePieceDynamicViT()
     np.testing.assert_allclose(method.target_shares(plan), wanted)
@@ -148,7 +152,8 @@ def test_noise_decides_between_scores_that_are_close():
     run = tiny.compiled(NoisyTopK().apply, static_argnums=(2, 3))
     for spread, same in ((1.0, False), (1e5, True)):
         taps, variables = noisy_topk(spread)
-        noisy, plain = (run(variables, taps, COUNTS, on).dest for on in (True, False))
+        noisy = run(variables, taps, COUNTS, True).dest
+        plain = run(variables, taps, COUNTS, False).dest
         assert (noisy == plain).all() == same
         for row in noisy:
             assert sorted(row[row >= 0]) == [0, 1, 2, 3]

@@ -102,7 +102,8 @@ def learning(name):
     """(model, optimizer, compiled step of the selectors only)."""
     method = SELECTIONS[name]
     model = tiny.model({"name": name} | method.named_fields(False), masked=True)
-    params, optimizer = tiny.variables(model)["params"], optax.adam(0.02)
+    params = tiny.variables(model)["params"]
+    optimizer = optax.adam(0.02)
     taught = tiny.jit(tiny.model(depth=1).apply)({"params": params}, tiny.images())
 
     def objective(selectors, seed):
@@ -134,7 +135,8 @@ def test_a_few_steps_bring_the_shares_to_their_targets(name, start, targets, ato
     model, optimizer, step = learning(name)
     params = masked.lean(tiny.variables(model), start, spread=0.1)["params"]
     selectors = {k: v for k, v in params.items() if k.startswith("reducer_")}
-    state, history = jax.jit(optimizer.init)(selectors), []
+    state = jax.jit(optimizer.init)(selectors)
+    history = []
     for seed in range(90):
         selectors, state, seen = step(selectors, state, seed)
         history.append(seen)

@@ -63,8 +63,10 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     )
     out, seen = tiny.compiled(run)(variables, tiny.images(2))
     inside = seen["intermediates"]["blocks_0"]
-    attn, params = inside["attn"], variables["params"]["blocks_0"]
-    (before, after), heads = inside["norm1"]["__call__"], (tiny.HEADS, -1)
+    attn = inside["attn"]
+    params = variables["params"]["blocks_0"]
+    before, after = inside["norm1"]["__call__"]
+    heads = (tiny.HEADS, -1)
     tokens = [int(a.shape[0]) // 2 for a in (before, after)]
     assert tokens == [26, 19] and model.plan[0].mlp_tokens == 19
     assert attn["v"]["__call__"][0].shape[0] == 2 * 19
@@ -73,7 +75,8 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     )
     logits = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
     weights = oracles.softmax(logits)
-    (result,), (taps,) = out.results, out.taps
+    (result,) = out.results
+    (taps,) = out.taps
     received = weights.mean(axis=(1, 2))[:, 1:]
     np.testing.assert_allclose(taps.attn_columns, received, rtol=1e-4)
     value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)

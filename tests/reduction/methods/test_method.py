@@ -1,6 +1,7 @@
 """Fields of all methods: defaults, checks, and which of them inference reads."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,11 +14,9 @@ from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from tests.models import tiny
 
 DEPTH = 10
-FIELDS = [
-    (name, field.name)
-    for name, method in METHODS.items()
-    for field in dataclasses.fields(method)
-]
+FIELDS = []
+for name, method in METHODS.items():
+    FIELDS += [(name, field.name) for field in dataclasses.fields(method)]
 
 
 @pytest.mark.parametrize("name, field", FIELDS)
@@ -92,12 +91,10 @@ KINDS = [  # (method, field, values that it refuses, what it allows)
     ("dtem", "fate", ("drop",), "a method that merges"),
     ("spvit", "fate", ("drop",), "a method that merges"),
 ]
-REFUSED = [  # (method, its fields, the one that is refused, what is allowed)
-    *[
-        (name, {field: value}, field, allowed)
-        for name, field, values, allowed in KINDS
-        for value in values
-    ],
+REFUSED = []  # (method, its fields, the one that is refused, what is allowed)
+for name, field, values, allowed in KINDS:
+    REFUSED += [(name, {field: value}, field, allowed) for value in values]
+REFUSED += [
     ("spvit", {"blocks": (6, 3, 9)}, "keep_rates", "blocks that rise"),
     ("diffrate", {"prune": (9, 8), "merge": (9, 8)}, "prune", f"{DEPTH}, one for each"),
     ("diffrate", {"prune": (1,) * 12, "merge": (1,) * 12}, "prune", "least 2"),
@@ -172,8 +169,10 @@ def test_two_of_a_method_have_equal_steps(name):
     [
         *[
             (name, {"blocks": blocks})
-            for name in ("evit", "random", "token_pooling", "dynamicvit")
-            for blocks in ((12,), (-1,), (3, 3))
+            for name, blocks in itertools.product(
+                ("evit", "random", "token_pooling", "dynamicvit"),
+                ((12,), (-1,), (3, 3)),
+            )
         ],
         *[("spvit", {"keep_rates": (0.5,), "blocks": (at,)}) for at in (12, -1)],
         ("imagepiece", {"prune_blocks": (12,)}),

@@ -14,7 +14,9 @@ from tests.reduction.steps import apply_learned, random_variables
 from tests.reduction.test_token_selector import numbers, outputs
 
 FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
-BATCH, HEADS, D = 3, 3, 12
+BATCH = 3
+HEADS = 3
+D = 12
 
 
 def run(selector, counts, x, mask=None):
@@ -28,7 +30,8 @@ def run(selector, counts, x, mask=None):
 
 @pytest.mark.parametrize("norm", ["none", "score", "count"])
 def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
-    probability, before = np.full((1, 4), 0.5, np.float32), np.ones((1, 4), np.float32)
+    probability = np.full((1, 4), 0.5, np.float32)
+    before = np.ones((1, 4), np.float32)
 
     def package(probability, keep):
         weight = package_weights(probability, before - keep, norm)
@@ -68,7 +71,8 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
 @pytest.mark.parametrize("norm", ["none", "score", "count"])
 def test_training_equals_the_oracle(norm):
     """Two packages are among the tokens; what was masked is in no new package."""
-    x, before = numbers(BATCH, 10, D), np.ones((BATCH, 10), np.float32)
+    x = numbers(BATCH, 10, D)
+    before = np.ones((BATCH, 10), np.float32)
     before[:, [1, 4]] = 0
     counts = Counts(n_in=10, n_out=11, stage=3)
     parameters, result = run(Selector(True, norm), counts, x, before)
@@ -107,7 +111,8 @@ def test_votes_that_underflow_still_count():
     @jax.value_and_grad
     def total(x):
         taps = Taps(x=x, size=size, num_heads=HEADS)
-        selector, counts = Selector(), Counts(n_in=5, n_out=3)
+        selector = Selector()
+        counts = Counts(n_in=5, n_out=3)
         return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
 
     value, slope = total(x)
@@ -127,8 +132,10 @@ def test_few_tokens(n):
 
 def test_packages_travel_at_the_end():
     """Evaluation removes tokens; training keeps all and grows by the packages."""
-    model, trained = (tiny.model(FIELDS, masked=m) for m in (False, True))
-    variables, images = tiny.variables(model), tiny.images()
+    model = tiny.model(FIELDS, masked=False)
+    trained = tiny.model(FIELDS, masked=True)
+    variables = tiny.variables(model)
+    images = tiny.images()
     small = jax.eval_shape(model.apply, variables, images)
     assert small.state.x.shape == (3, 1 + 7 + 2, tiny.WIDTH)
     assert all((taps.num_heads == tiny.HEADS) for taps in small.taps)

@@ -27,7 +27,8 @@ def test_tokens_by_hand(reducer, third, fifth):
     """Token 4 leaves for 3, and 6 for 5."""
     key = vectors([0, 10, 14, 50, 47, 90, 88])
     x = [(1, 0), (2, 0), (0, 3), (1, 1), (4, 0), (0, 2), (0, 6)]
-    x, size = np.float32([x]), np.ones((1, 7), np.float32)
+    x = np.float32([x])
+    size = np.ones((1, 7), np.float32)
     taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], key[:, 1:])
     result = decide(reducer, taps, Counts(n_in=6, n_out=4))
     after = apply(TokenState(x, size), result)

@@ -53,7 +53,8 @@ def slow_scores(x, params):
 @pytest.mark.parametrize("n", [1, 3, 5, 11])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
-    learner, x = MlpLearner(num_tokens=5, bottleneck_dim=4), tokens(n)
+    learner = MlpLearner(num_tokens=5, bottleneck_dim=4)
+    x = tokens(n)
     x = x.astype(jnp.dtype(dtype))
     params = parameters(learner, x)
     matrix = weigh(learner, params, x)
@@ -65,7 +66,8 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype):
 
 
 def test_parameters_and_where_they_start():
-    learner, x = MlpLearner(num_tokens=16), taps_of(np.ones((1, 4, 384), np.float32))
+    learner = MlpLearner(num_tokens=16)
+    x = taps_of(np.ones((1, 4, 384), np.float32))
     init = tiny.compiled(learner.init, static_argnums=2)
     params = init(jax.random.key(0), x, Counts(4, 16))["params"]
     assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
@@ -81,7 +83,8 @@ def test_parameters_and_where_they_start():
 )
 def test_gates_are_sigmoids_of_four_convolutions(pooling, share, shape):
     n = math.prod(shape)
-    learner, x = ConvLearner(num_tokens=4, pooling=pooling), tokens(n)
+    learner = ConvLearner(num_tokens=4, pooling=pooling)
+    x = tokens(n)
     params = parameters(learner, x, shape)
     assert tiny.count(params) == 2 * 6 + 9 * 6 * 4 + 3 * 9 * 4 * 4
     matrix = weigh(learner, params, x, shape)
@@ -115,10 +118,13 @@ def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
     variables = tiny.variables(model)
     assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
     out = tiny.compiled(model.apply)(variables, tiny.images())
-    state, (result,), (taps,) = out.state, out.results, out.taps
+    state = out.state
+    (result,) = out.results
+    (taps,) = out.taps
     chex.assert_shape(state.x, (3, class_token + 4, tiny.WIDTH))
     assert (np.asarray(state.size) == 1).all()
-    learner, params = model.plan[1].step.reducer, variables["params"]["reducer_1"]
+    learner = model.plan[1].step.reducer
+    params = variables["params"]["reducer_1"]
     learned = weigh(learner, params, taps.x, (5, 5))
     np.testing.assert_allclose(result.matrix, learned, atol=1e-6)
     assert np.isfinite(out.logits).all()

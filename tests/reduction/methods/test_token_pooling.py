@@ -1,6 +1,7 @@
 """Token Pooling's clusters against slow loops; medoids come through unchanged."""
 
 import functools
+import itertools
 import math
 
 import chex
@@ -141,7 +142,8 @@ def test_ties_and_duplicates_go_to_the_lower_index(seed):
 @pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
 @pytest.mark.parametrize("n_out", [1, 9, 10])
 def test_tokens_that_are_all_the_same_fill_every_slot(reducer, n_out):
-    x, weight = np.ones((2, 10, 3), np.float32), np.ones((2, 10), np.float32)
+    x = np.ones((2, 10, 3), np.float32)
+    weight = np.ones((2, 10), np.float32)
     dest, rows, sizes = pool(reducer, x, weight, n_out)
     np.testing.assert_allclose(rows, 1, rtol=1e-6)
     assert (sizes.sum(axis=1) == 10).all()
@@ -167,7 +169,8 @@ def test_small_differences_beside_a_large_offset_are_seen():
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
     x, weight = random_tokens(20 + prefix)
-    x, weight = x.astype(jnp.dtype(dtype)), weight[:, prefix:]
+    x = x.astype(jnp.dtype(dtype))
+    weight = weight[:, prefix:]
     dest, states = run(KMedoids(), x, weight, 6, prefix)
     for state in states:
         assert state.x.dtype == dtype and state.x.shape == (3, prefix + 6, 5)
@@ -182,7 +185,7 @@ def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
 @pytest.mark.parametrize(
     "scale, bad, first",
     [(1e-30, 1, 20), (1e18, 1, 20), (1e38, 1, 20)]
-    + [(1, bad, first) for bad in (0, np.nan) for first in (5, 0)],
+    + [(1, bad, first) for bad, first in itertools.product((0, np.nan), (5, 0))],
 )
 def test_odd_numbers_leave_finite_tokens_in_every_slot(reducer, scale, bad, first):
     """Squares overflow, or vanish; from `first` on tokens have no significance."""

@@ -155,7 +155,8 @@ def test_a_killed_run_resumes(
 def test_a_file_that_was_fetched_again_is_unpacked_again(tmp_path):
     options = {"use_dictionary": False, "write_statistics": False}
     source = hub_shards.write_parquet(tmp_path / "hub", SPLITS, **options)
-    path, target = source / "data" / "train-00000-of-00002.parquet", tmp_path / "a"
+    path = source / "data" / "train-00000-of-00002.parquet"
+    target = tmp_path / "a"
     (rows, size) = parquet_files.count(path)
     images = [image for _, _, image in SPLITS["train"][::2]]
     assert rows == 5 and 0 < size - sum(map(len, images)) < 200
@@ -193,7 +194,9 @@ def test_memory_holds_one_row_group_at_a_time(tmp_path):
 def test_room_for_both_is_asked_for_before_anything_is_unpacked(tmp_path, monkeypatch):
     options = {"use_dictionary": False, "write_statistics": False}
     source = hub_shards.write_parquet(tmp_path / "hub", SPLITS, **options)
-    images = [image for rows in SPLITS.values() for _, _, image in rows]
+    images = []
+    for rows in SPLITS.values():
+        images += [image for _, _, image in rows]
     size = sum(map(len, images))
     free = collections.namedtuple("usage", "free")
     monkeypatch.setattr(scan.shutil, "disk_usage", lambda _: free(2 * size))
@@ -206,7 +209,8 @@ def test_room_for_both_is_asked_for_before_anything_is_unpacked(tmp_path, monkey
 
 def test_names_without_a_meaning_become_their_place(tmp_path):
     """As webdataset's own example numbers samples, and where `datasets` has no path."""
-    image, data = tars.encoded(tars.photo(0)), tmp_path / "data"
+    image = tars.encoded(tars.photo(0))
+    data = tmp_path / "data"
     data.mkdir()
     files = hub_shards.sample("000007", 3, image)
     files["000007.json"] = b'{"label": 3, "filename": 7}'

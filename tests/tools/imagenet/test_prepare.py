@@ -1,5 +1,6 @@
 """The command that prepares ImageNet: from tars to what training reads."""
 
+import itertools
 import re
 import sys
 
@@ -27,7 +28,8 @@ def prepared(source, tmp_path_factory):
 
     Whoever of them imports TensorFlow fails.
     """
-    folder, fake = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("fake")
+    folder = tmp_path_factory.mktemp("prepared")
+    fake = tmp_path_factory.mktemp("fake")
     (fake / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
     words = flags(source, folder, "--processes", 2)
     return folder, start("-m", "tools.prepare_imagenet", *words, PYTHONPATH=str(fake))
@@ -50,7 +52,9 @@ def test_from_tars_to_training_without_tensorflow(prepared):
     split = open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
     labels = {split.name(i): split.read(i)[1] for i in range(len(split))}
     truth = {"n01440764": 0, "n02105855": 230, "n15075141": 999}
-    assert labels == {f"{w}_{k}.JPEG": truth[w] for w in truth for k in (1, 8, 15)}
+    assert labels == {
+        f"{w}_{k}.JPEG": truth[w] for w, k in itertools.product(truth, (1, 8, 15))
+    }
     split = open_source("imagenet2012", "val", num_classes=1000, data_dir=folder)
     labels = {split.name(i)[-6:]: split.read(i)[1] for i in range(len(split))}
     assert labels == {"1.JPEG": 65, "2.JPEG": 970, "3.JPEG": 230, "4.JPEG": 809}

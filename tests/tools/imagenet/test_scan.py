@@ -9,7 +9,8 @@ from tools.imagenet import scan
 
 
 def test_labels_are_those_of_every_other_framework():
-    names, labels = scan.class_names(), scan.validation_labels()
+    names = scan.class_names()
+    labels = scan.validation_labels()
     # Keras's imagenet_class_index.json: tench, Shetland sheepdog, toilet tissue
     places = {0: "n01440764", 230: "n02105855", 999: "n15075141"}
     assert {i: names[i] for i in places} == places and len(set(names)) == 1000
@@ -36,14 +37,11 @@ LABELS = {"n01440764": 0, "n02105855": 230, "n15075141": 999}
 
 def truth(train, val):
     labels = dict(zip(sorted(val), [65, 970, 230, 809], strict=True))
-    return {
-        "train": {
-            name: (LABELS[wnid], data)
-            for wnid, files in train.items()
-            for name, data in files.items()
-        },
-        "validation": {name: (labels[name], data) for name, data in val.items()},
-    }
+    trained = {}
+    for wnid, files in train.items():
+        trained |= {name: (LABELS[wnid], data) for name, data in files.items()}
+    tested = {name: (labels[name], data) for name, data in val.items()}
+    return {"train": trained, "validation": tested}
 
 
 def test_tars_are_read_where_they_lie(tmp_path):
@@ -59,7 +57,9 @@ def test_tars_are_read_where_they_lie(tmp_path):
 def test_folders_are_read_like_tars(tmp_path, flat):
     """val as ImageNet is downloaded elsewhere, and as PyTorch's users sort it."""
     train, val = tars.images()
-    files = {f"train/{wnid}/{n}": d for wnid in train for n, d in train[wnid].items()}
+    files = {}
+    for wnid in train:
+        files |= {f"train/{wnid}/{n}": d for n, d in train[wnid].items()}
     for name, data in val.items():
         wnid = scan.class_names()[truth(train, val)["validation"][name][0]]
         files[f"val/{name}" if flat else f"val/{wnid}/{name}"] = data
@@ -107,7 +107,8 @@ def outer(name, inside):
     return tars.tar({name: tars.tar({inside: b"x"})})
 
 
-FIRST_VAL, TENCHES = "ILSVRC2012_val_00000001.JPEG", "n01440764.tar"
+FIRST_VAL = "ILSVRC2012_val_00000001.JPEG"
+TENCHES = "n01440764.tar"
 
 
 @pytest.mark.parametrize(

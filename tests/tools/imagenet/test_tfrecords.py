@@ -153,7 +153,8 @@ def test_records_are_byte_for_byte_those_of_tfds():
 
     features = tfds.builder("imagenet2012", data_dir=os.devnull).info.features
     serializer = ExampleSerializer(features.get_serialized_info())
-    image, name = tars.encoded(tars.photo(3)), "n01440764_1.JPEG"
+    image = tars.encoded(tars.photo(3))
+    name = "n01440764_1.JPEG"
     for label in (0, 999):
         values = {"image": io.BytesIO(image), "label": label, "file_name": name}
         message = serializer.get_tf_example(features.encode_example(values))

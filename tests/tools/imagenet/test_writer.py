@@ -1,5 +1,6 @@
 """The written data set is TFDS's imagenet2012, and nothing unfinished passes for it."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +26,9 @@ def small(tmp_path_factory):
     """(entries of tars, {name: bytes} of what they hold)"""
     train, val = tars.images()
     source = tars.write_tars(tmp_path_factory.mktemp("tars"), train, val)
-    data = {name: d for files in (*train.values(), val) for name, d in files.items()}
+    data = {}
+    for files in (*train.values(), val):
+        data |= {name: d for name, d in files.items()}
     return scan.find(source, partial=True), data
 
 
@@ -40,7 +43,9 @@ def test_number_and_order_of_files_are_those_of_tfds():
         assert list(files)[5] == (
             f"imagenet2012-{split}.array_record-00005-of-{count:05d}"
         )
-        in_order = [entry for rows in files.values() for entry in rows]
+        in_order = []
+        for rows in files.values():
+            in_order += rows
         hashed = hashing.Hasher(split).hash_key
         assert in_order == sorted(entries, key=lambda entry: hashed(entry.name))
         lengths = {len(rows) for rows in files.values()}
@@ -108,9 +113,11 @@ def files_of(folder):
 
 
 def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypatch):
-    full, parts = tmp_path / "whole", tmp_path / "parts"
+    full = tmp_path / "whole"
+    parts = tmp_path / "parts"
     writer.write(small[0], full)
-    write_records, written = writer._write_records, []
+    write_records = writer._write_records
+    written = []
 
     def second_stops(path, rows):
         written.append(path.name)
@@ -156,7 +163,8 @@ def test_an_unfinished_set_resumes_with_its_settings(small, tmp_path, monkeypatc
 
 def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    needed = sum(entry.size for entries in small[0].values() for entry in entries)
+    entries = itertools.chain(*small[0].values())
+    needed = sum(entry.size for entry in entries)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
     refuses("of free space; allowed: .* for the rest", small[0], tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1.02 * needed))
@@ -186,7 +194,8 @@ def test_a_source_that_vanishes(small, tmp_path):
 @pytest.fixture
 def many(tmp_path):
     """101 images in a file, of which `write_file(damaged)` damages one or two."""
-    good, bad = tars.encoded(tars.photo(0, 16, 16)), b"torn".ljust(9)
+    good = tars.encoded(tars.photo(0, 16, 16))
+    bad = b"torn".ljust(9)
     path = tmp_path / "images"
     size = len(good)
 
@@ -202,7 +211,8 @@ def many(tmp_path):
 def test_damaged_images_are_left_out_and_named(many, tmp_path, caplog):
     found, write_file = many
     write_file({7})
-    note, name = writer.write(found, tmp_path), "n01440764_7.JPEG"
+    note = writer.write(found, tmp_path)
+    name = "n01440764_7.JPEG"
     assert note["splits"]["train"][0] == 100 and note["left_out"] == [name]
     message = f"{name} cannot be read (no known image format): left out"
     assert message in caplog.text
