@@ -50,7 +50,8 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
 
 @pytest.mark.parametrize("step, written", [(1, False), (35, True)])
 def test_ctrl_c_leaves_the_best_or_nothing(words, tmp_path, monkeypatch, step, written):
-    take, steps = recovery_step.Fit.take, []
+    take = recovery_step.Fit.take
+    steps = []
 
     def interrupted(self, *args):
         steps.append(args)

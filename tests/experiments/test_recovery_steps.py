@@ -21,7 +21,8 @@ def test_a_step_costs_what_the_page_says():
     found = read_json(recovery_steps.FOLDER / "steps.json")
     forward = found["forward"]
     own, whole = (found["steps"][part] for part in recovery_steps.PARTS)
-    student, students = (each["gflop"] - forward["dense"] for each in (own, whole))
+    student = own["gflop"] - forward["dense"]
+    students = whole["gflop"] - forward["dense"]
     assert student < 2.4 * forward["student"]
     assert student / students == pytest.approx(0.7, abs=0.01)
     assert forward["dense"] / own["gflop"] == pytest.approx(0.475, abs=0.02)
@@ -31,7 +32,8 @@ def test_a_step_costs_what_the_page_says():
 
 def test_fixed_views_save_a_fifth_and_gain_nothing():
     runs = read_json(recovery_steps.FOLDER / "views.json")["runs"]
-    core, other = {}, {}
+    core = {}
+    other = {}
     for row in runs:
         core[row["kind"]] = core.get(row["kind"], 0) + row["core"]
         other[row["kind"]] = other.get(row["kind"], 0) + row["other"] / 2

@@ -88,8 +88,10 @@ def test_the_first_blocks_are_a_model_of_their_own(dense):
         dense.with_reduction({"name": "evit", "blocks": (1,)}).first_blocks(1)
 
 
-PAIR, UNWEIGHTED = "model and variables", TOME | {"prop_attn": False}
-PLAIN, MERGING = tiny.model(), tiny.model(TOME)
+PAIR = "model and variables"
+UNWEIGHTED = TOME | {"prop_attn": False}
+PLAIN = tiny.model()
+MERGING = tiny.model(TOME)
 MASKED = tiny.model(DYNAMICVIT, masked=True)
 
 

@@ -82,7 +82,8 @@ def test_decay_mask():
 def slow_adamw(params, gradients, rates, optim):
     """Loshchilov & Hutter, algorithm 2, in float64 with torch's lr on the decay."""
     params = {name: p.astype(np.float64) for name, p in params.items()}
-    (b1, b2), clip_norm = optim.betas, optim.clip_grad_norm
+    b1, b2 = optim.betas
+    clip_norm = optim.clip_grad_norm
     m = {name: np.zeros_like(p) for name, p in params.items()}
     v = {name: np.zeros_like(p) for name, p in params.items()}
     for t, (grads, lr) in enumerate(zip(gradients, rates, strict=True), start=1):
@@ -92,7 +93,8 @@ def slow_adamw(params, gradients, rates, optim):
             g = g.astype(np.float64) * shrink
             m[name] = b1 * m[name] + (1 - b1) * g
             v[name] = b2 * v[name] + (1 - b2) * g * g
-            m_hat, v_hat = m[name] / (1 - b1**t), v[name] / (1 - b2**t)
+            m_hat = m[name] / (1 - b1**t)
+            v_hat = v[name] / (1 - b2**t)
             decay = optim.weight_decay if name == "kernel" else 0.0
             params[name] -= lr * (
                 m_hat / (np.sqrt(v_hat) + optim.eps) + decay * params[name]

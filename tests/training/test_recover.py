@@ -45,8 +45,10 @@ def fit_of(vit, **fields):
 
 def kl(teacher, student):
     """KL(teacher || student), slowly, in float64."""
-    p, q = (np.exp(x - x.max(-1, keepdims=True)) for x in (teacher, student))
-    p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
+    p = np.exp(teacher - teacher.max(-1, keepdims=True))
+    q = np.exp(student - student.max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True)
+    q = q / q.sum(-1, keepdims=True)
     return np.sum(p * (np.log(p) - np.log(q)), axis=-1)
 
 
@@ -62,7 +64,8 @@ def stream(model, variables, images):
 
 
 def test_the_loss_is_that_of_its_definition(vit):
-    fit, images = fit_of(vit), tiny.images(4)
+    fit = fit_of(vit)
+    images = tiny.images(4)
     dense = vit.with_reduction(None)
     both = [
         train_step.answers(each.model, vit.variables, images, fit.comparison.read)
@@ -90,7 +93,8 @@ def test_the_loss_is_that_of_its_definition(vit):
 
 def test_classes_that_are_each_by_themselves_have_a_divergence_each():
     student, teacher = np.random.default_rng(0).normal(size=(2, 5, 3))
-    p, q = (1 / (1 + np.exp(-logits)) for logits in (teacher, student))
+    p = 1 / (1 + np.exp(-teacher))
+    q = 1 / (1 + np.exp(-student))
     by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     found = train_step.binary_kl_divergence(student, teacher)
     np.testing.assert_allclose(found, by_hand.sum(-1), rtol=1e-4)
@@ -108,7 +112,8 @@ def test_a_patch_is_compared_with_the_token_that_has_it():
     kept = ~np.asarray(maps.dropped)
     assert 0 < kept.sum() < kept.size
     np.testing.assert_array_equal(found["kept"] > 0, kept)
-    ours, theirs = (np.asarray(x)[kept] for x in (found["patches"], maps.patches))
+    ours = np.asarray(found["patches"])[kept]
+    theirs = np.asarray(maps.patches)[kept]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -150,7 +155,8 @@ def test_layer_scale_is_trained_with_the_biases():
 
 
 def test_gradients_of_a_part_are_those_of_the_whole(vit):
-    fit, images = fit_of(vit), tiny.images(4)
+    fit = fit_of(vit)
+    images = tiny.images(4)
     params = vit.variables["params"]
     read = fit.comparison.read
     targets = train_step.answers(fit.dense, vit.variables, images, read)
@@ -246,7 +252,8 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
         name: np.asarray(each.model.apply(each.variables, held).logits, np.float64)
         for name, each in (("dense", dense), ("before", vit), ("after", better))
     }
-    before, after = (kl(logits["dense"], logits[n]) for n in ("before", "after"))
+    before = kl(logits["dense"], logits["before"])
+    after = kl(logits["dense"], logits["after"])
     assert report.before == pytest.approx(before.mean(), rel=1e-4)
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
     change = statistics.mean_difference(after, before)
@@ -259,7 +266,8 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
-    first, second = recovered(vit), recovered(vit)
+    first = recovered(vit)
+    second = recovered(vit)
     chex.assert_trees_all_equal(first.variables, second.variables)
     assert first.recovery.curve == second.recovery.curve
     assert recovered(vit, seed=1).recovery.curve != first.recovery.curve
@@ -331,7 +339,8 @@ def test_where_nothing_is_better_the_weights_come_back(vit, monkeypatch):
 
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
-    take, steps = recovery_step.Fit.take, []
+    take = recovery_step.Fit.take
+    steps = []
 
     def interrupted(self, *args):
         steps.append(args)
@@ -354,7 +363,8 @@ def test_ctrl_c_leaves_the_best_so_far(vit, monkeypatch, capsys, presses):
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(
     vit, monkeypatch, step, steps
 ):
-    take, taken = recovery_step.Fit.take, []
+    take = recovery_step.Fit.take
+    taken = []
 
     def interrupted(self, *args):
         taken.append(args)
@@ -388,7 +398,8 @@ def test_minutes_are_all_of_the_time(vit, monkeypatch, step, measure):
 
 def slow(monkeypatch, clock, name, seconds, first=None):
     """A method of Fit takes so long by the clock, and the first call `first`."""
-    call, calls = getattr(recovery_step.Fit, name), []
+    call = getattr(recovery_step.Fit, name)
+    calls = []
 
     def slowly(self, *args):
         clock[0] += seconds if calls or first is None else first

@@ -98,10 +98,12 @@ def seen(vit, images):
 def slow_distance(outputs, ours, theirs):
     """The distance of one image's outputs."""
     if outputs == "softmax":
-        p, q = oracles.softmax(theirs), oracles.softmax(ours)
+        p = oracles.softmax(theirs)
+        q = oracles.softmax(ours)
         return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True))
     if outputs == "sigmoid":
-        p, q = oracles.sigmoid(theirs), oracles.sigmoid(ours)
+        p = oracles.sigmoid(theirs)
+        q = oracles.sigmoid(ours)
         total = 0
         for a, b in zip(p, q, strict=True):
             total += a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b))
@@ -135,7 +137,8 @@ def slow_terms(vit, outputs, student, teacher, image):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_measure_are_those_of_the_oracle(name):
-    vit, outputs = pretrained(name), MODELS[name][-1]
+    vit = pretrained(name)
+    outputs = MODELS[name][-1]
     assert recovery_step.outputs_of(vit) == outputs
     images = tiny.images(2, side=vit.image_size)
     fit = recovery_step.Fit(vit, recovery_step.Recipe.of(vit, batch_size=2))
@@ -158,10 +161,13 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     assert leaves and all(np.isfinite(leaf).all() for leaf in leaves)
     assert any(np.any(leaf) for leaf in leaves)
     dense = vit.with_reduction(None)
-    student, teacher = seen(vit, images), seen(dense, images)
+    student = seen(vit, images)
+    teacher = seen(dense, images)
     by_patches = outputs == "features" or not vit.model.arch.class_token
     share = {True: 1.0, False: 0.5}[outputs == "features"]
-    losses, measures, same = [], [], []
+    losses = []
+    measures = []
+    same = []
     for image in range(2):
         distance, tokens, patches = slow_terms(vit, outputs, student, teacher, image)
         total = distance
