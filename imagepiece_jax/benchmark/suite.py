@@ -44,13 +44,13 @@ def batch_sizes(texts: list[str]) -> list[int]:
     return sorted(set(map(int, words)), reverse=True)
 
 
-def trained(path, configs: dict, base=None) -> dict:
-    """(config, Pretrained) of the weights at `path` under each config, by name.
+def load_for_configs(path, configs: dict, base=None) -> dict:
+    """Load the weights at `path` for each config: (config, Pretrained) by name.
 
-    configs: by name, which must agree with the weights
-    base: without any configs, what `cli.config_or_base` gives: the weights' own model
-        is measured, and before it the same without its reduction
-    Raises InputError where a config does not agree.
+    configs: by name; each must agree with the weights
+    base: None where there are configs, else what `cli.config_or_base` returns; it gives
+        the weights' own model, and before it "dense", the model without its reduction
+    Raises InputError where a config does not agree with the weights.
     """
     pairs = {k: load_with_config(path, config) for k, config in configs.items()}
     if base is not None:

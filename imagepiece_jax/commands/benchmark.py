@@ -57,7 +57,7 @@ def main(others=None):
     if path is None:
         pairs = {name: (config, None) for name, config in configs.items()}
     else:
-        pairs = suite.trained(path, configs, base)
+        pairs = suite.load_for_configs(path, configs, base)
     if reductions:
         pairs = suite.swept(pairs, configs, reductions)
     note(rules)

@@ -33,13 +33,15 @@ def steps(folder):
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def newest(folder, choose, among=None, reader=None):
-    """(arrays by name, meta, step) of the newest intact step in `folder`.
+def read_newest(folder, choose, among=None, reader=None):
+    """Read the newest intact step in `folder`: (arrays by name, meta, step).
+
+    A damaged step is skipped with a warning.
 
     choose: as for `read`
-    among: numbers of the steps to try, in order; None: all
-    reader: called in place of `read`
-    Raises InputError where there is no step, or none that is intact.
+    among: numbers of the steps to try, oldest first; None: all
+    reader: a function called in place of `read`
+    Raises InputError where there is no step, or no intact one.
     """
     folder = pathlib.Path(folder)
     reader = reader or read

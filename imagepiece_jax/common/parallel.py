@@ -312,17 +312,19 @@ def positions(micro_batch_size):
 
 
 def reverse(tree):
-    """Inside `pmap`: sample i of the global batch becomes sample B - 1 - i.
+    """Inside `pmap`: reverse the global batch; sample i becomes sample B - 1 - i.
 
-    Partners are on one device, but for the middle one of an odd number.
+    A device holds both samples of a pair, so it reverses its own
+    (`placement.device_samples`). Where it has an odd number, it swaps the middle one
+    with the mirrored device.
     """
     count = jax.lax.axis_size(AXIS)
-    partners = [(device, count - 1 - device) for device in range(count)]
+    mirrored = [(device, count - 1 - device) for device in range(count)]
 
     def flip(x):
         half, odd = divmod(len(x), 2)
         if odd and count > 1:
-            middle = jax.lax.ppermute(x[half], AXIS, partners)
+            middle = jax.lax.ppermute(x[half], AXIS, mirrored)
             x = x.at[half].set(middle)
         return x[::-1]
 

@@ -156,7 +156,7 @@ class Preprocessing(CheckedFields):
         wide = int(width / self._crop)
         if self.crop_mode == "center":
             image = _middle(image)
-            tall, wide = _same_aspect(image, tall, wide)
+            tall, wide = _covering_size(image, tall, wide)
         if self.rule == "transformers":
             top = (tall - height) // 2
             left = (wide - width) // 2
@@ -196,10 +196,11 @@ def resize_exactly(
     return np.asarray(Image.fromarray(image).resize((width, height), how))
 
 
-def _same_aspect(image, tall, wide):
-    """(height, width) of an image resized to cover (tall, wide).
+def _covering_size(image, tall, wide):
+    """The smallest (height, width) of the image's aspect that covers (tall, wide).
 
-    As timm rounds: down where that is a square, as torchvision, else to the nearest.
+    Sides are rounded as by timm: down to cover a square, as torchvision does it, and to
+    the nearest to cover another rectangle.
     """
     rows, columns = image.shape[:2]
     if tall != wide:

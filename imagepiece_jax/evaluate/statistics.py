@@ -107,7 +107,10 @@ def holm(p: ArrayLike) -> list[float]:
 def format_estimate(
     estimate: Estimate | None, digits: int = 1, signs: bool = False
 ) -> str:
-    """ "84.9 [82.5, 87.0]", or all with `signs`; blank for None and NaN."""
+    """An estimate as text, such as "84.9 [82.5, 87.0]"; "" for None and NaN.
+
+    signs: whether numbers above 0 have a "+"
+    """
     if estimate is None or math.isnan(estimate.value):
         return ""
     form = f"+.{digits}f" if signs else f".{digits}f"

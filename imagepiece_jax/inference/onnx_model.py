@@ -98,11 +98,11 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
 
 
 def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
-    """Remove the file of weights that belonged to an earlier graph at `path`.
+    """Remove the weights file of the graph that stood at `path` before.
 
-    name: of the file, by the facts about that graph; other names than those of
-        `write_onnx` are left alone
-    data: the file of weights of today's graph, which stays
+    name: the file's name in the facts about the earlier graph; nothing is removed
+        unless `write_onnx` gives such names
+    data: the weights file of the new graph, which stays; None: it has none
     """
     path = pathlib.Path(path)
     pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{DIGITS}}}\.data"

@@ -41,9 +41,9 @@ def reduced(
     own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None:
-        _, method = _found(method, dense, grid, name)
+        _, method = _chosen_with_counts(method, dense, grid, name)
     with within("reduction"):
-        method = method.for_model(_facts_of(dense, grid, name))
+        method = method.for_model(_model_facts(dense, grid, name))
     if tokens is not None:
         method = _with_tokens(method, tokens, dense, grid)
     if prop_attn is None:
@@ -96,7 +96,7 @@ def with_chosen(reduction, dense, grid, name=None):
     Arguments are those of `resolved`.
     """
     method, prop_attn = read_reduction(reduction)
-    found = method.chosen(_facts_of(dense, grid, name))
+    found = method.chosen(_model_facts(dense, grid, name))
     if found is method:
         return reduction
     usual = type(found)
@@ -131,26 +131,31 @@ def at_cost(method, dense, grid, name=None, allowed=MISS):
 
     In place of "auto" it is the recommended method, and a line on stderr says so.
     """
-    chosen, found = _found(method, dense, grid, name, allowed)
+    chosen, found = _chosen_with_counts(method, dense, grid, name, allowed)
     if chosen is not method and parallel.is_main():
-        text = recommendation(_facts_of(dense, grid, name)).text
-        print(_described(text, found, dense, grid), file=sys.stderr, flush=True)
+        text = recommendation(_model_facts(dense, grid, name)).text
+        line = _recommendation_line(text, found, dense, grid)
+        print(line, file=sys.stderr, flush=True)
     return found
 
 
-def _found(method, dense, grid, name, allowed=MISS):
-    """(the method that "auto" stands for, the same with counts of tokens)."""
+def _chosen_with_counts(method, dense, grid, name, allowed=MISS):
+    """(the method, or the one chosen for "auto"; the same with counts for its cost)."""
     if method.macs is None:
         return method, method
-    of_model = _facts_of(dense, grid, name)
+    of_model = _model_facts(dense, grid, name)
     chosen = method.chosen(of_model)
     with within("reduction"):
         model = dense.clone(parent=None)
         return chosen, _at_cost(chosen.for_model(of_model), model, grid, allowed)
 
 
-def _described(text, method, model, grid):
-    """ "most attended in blocks 3, 6, 9; counts 120, 73, 45", by the method's plan."""
+def _recommendation_line(text, method, model, grid):
+    """A line such as "most attended in blocks 3, 6, 9; counts 120, 73, 45".
+
+    text: the recommendation's
+    method: the recommended one, with counts of tokens
+    """
     layers = _plan(method, model, grid)
     left = {i: layer.counts.n_out for i, layer in enumerate(layers) if layer.counts}
     if not left:
@@ -160,7 +165,7 @@ def _described(text, method, model, grid):
     return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"
 
 
-def _facts_of(dense, grid, name):
+def _model_facts(dense, grid, name):
     return ModelFacts(
         patches=math.prod(grid),
         embed_dim=dense.embed_dim,
@@ -186,24 +191,29 @@ def _counts(method, dense, grid):
 
 @functools.lru_cache(maxsize=256)
 def _at_cost(method, model, grid, allowed=MISS):
-    """`method` at the strength nearest to `macs`, off by at most `allowed`."""
+    """`method` at the strength whose share of the dense MACs is nearest to its `macs`.
+
+    allowed: the largest difference between the two
+    Raises InputError where no strength is so near.
+    """
     size = tuple(side * model.patch_size for side in grid)
     dense = model_macs(model.clone(plan=_plan(methods.create(), model, grid)), size)
     tried = []
 
-    def share(strength):
+    def try_strength(strength):
         found = method.at_strength(strength, model.depth, math.prod(grid))
         macs = model_macs(model.clone(plan=_plan(found, model, grid)), size) / dense
         tried.append((abs(macs - method.macs), macs, found))
         return macs
 
-    share(0.0)
-    with contextlib.suppress(InputError):  # the weakest that fails is the one to name
-        share(1.0)
-    _, beyond = _weakest(lambda strength: share(strength) < method.macs)
+    try_strength(0.0)
+    # The error to raise is that of the weakest strength that fails, not that of 1.
+    with contextlib.suppress(InputError):
+        try_strength(1.0)
+    _, error = _weakest_strength(lambda strength: try_strength(strength) < method.macs)
     miss, macs, found = min(tried, key=lambda trial: trial[0])
-    if miss > allowed and beyond:
-        raise beyond
+    if miss > allowed and error:
+        raise error
     if miss > allowed:
         name = methods.name_of(method)
         problem = f"is {method.macs:g}, the nearest cost of {name!r} is {macs:.3f}"
@@ -213,7 +223,11 @@ def _at_cost(method, model, grid, allowed=MISS):
 
 
 def _with_tokens(method, tokens, model, grid):
-    """`method` with `tokens` at the end of its weakest schedule that leaves so few."""
+    """`method` with counts that end at exactly `tokens` image tokens.
+
+    They are those of its weakest schedule that leaves at most `tokens`, none of them
+    below `tokens`.
+    """
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
         raise InputError(
@@ -223,16 +237,16 @@ def _with_tokens(method, tokens, model, grid):
         )
     tokens = int(tokens)  # one of NumPy would be taken for an array
 
-    def at(strength):
+    def counts_at(strength):
         found = method.at_strength(strength, model.depth, patches)
         return _counts(found, model, grid)
 
-    if at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
+    if counts_at(0.0)[-1] < patches:  # at any cost a field decides how many it leaves
         own = _counts(dataclasses.replace(method, macs=None), model, grid)
         cut = [count if count > own[-1] else tokens for count in own]
     else:
-        strength, _ = _weakest(lambda strength: at(strength)[-1] <= tokens)
-        cut = [max(tokens, count) for count in at(strength)]
+        strength, _ = _weakest_strength(lambda each: counts_at(each)[-1] <= tokens)
+        cut = [max(tokens, count) for count in counts_at(strength)]
     if cut[-1] != tokens:
         raise InputError(
             field="tokens",
@@ -243,14 +257,17 @@ def _with_tokens(method, tokens, model, grid):
     return free.within_reach(cut, model.depth, patches)
 
 
-def _weakest(enough):
-    """(the weakest strength for which `enough(strength)`, its InputError or None).
+def _weakest_strength(enough):
+    """Find the weakest strength for which `enough` holds, by bisection.
 
-    An InputError says that the schedule goes less far, and counts as enough.
+    `enough(strength)` raises InputError where the schedule cannot go so far, which
+    counts as enough.
+
+    Returns (strength, the InputError that it raised, or None).
     """
     low = 0.0
     high = 1.0
-    beyond = None
+    error_at_high = None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
@@ -258,8 +275,8 @@ def _weakest(enough):
                 low = middle
                 continue
             high = middle
-            beyond = None
+            error_at_high = None
         except InputError as error:
             high = middle
-            beyond = error
-    return high, beyond
+            error_at_high = error
+    return high, error_at_high

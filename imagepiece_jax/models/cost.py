@@ -85,9 +85,9 @@ def model_macs(model, image_size):
 
 
 def dead_macs(model):
-    """MACs of one image that `ViT.head_only` saves: an int.
+    """MACs of one image in the last block for tokens that the head does not read.
 
-    `model_macs` counts them, as published figures do.
+    `ViT.head_only` saves them. `model_macs` counts them, as published figures do.
     """
     layer = model.plan[-1]
     queries = model.arch.head_tokens

@@ -67,9 +67,12 @@ def instead_of(name: str) -> str:
 def public_facts(name: str) -> dict[str, Any] | None:
     """Fields of a ModelConfig by timm's `name`; None: it is unknown.
 
-    An architecture without tag has no mean and std, and timm's kind of GELU and way to
-    resize positions, unless all its weights agree on others. Some weights say prop_attn
-    for every method (MAE without fine-tuning, Bolya et al. 2023).
+    A name with a tag, "vit_small_patch16_224.dino", has all fields of its weights. One
+    without has only those of image_size, num_classes, mean and std on which all weights
+    of the architecture agree; gelu and resize are timm's defaults unless all agree.
+
+    Some weights state prop_attn for every method (MAE without fine-tuning, Bolya et al.
+    2023).
     """
     fields = _public_facts(name)
     return None if fields is None else dict(fields)

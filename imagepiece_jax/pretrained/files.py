@@ -59,7 +59,7 @@ DEEPEST = 100  # tuple inside tuple, in a pickle, and module inside module
 MOST_TENSORS = 100_000  # of a module
 # Globals of what training scripts save beside the weights: sizes and types of tensors,
 # arguments, and the settings of Lightning.
-_BESIDE = re.compile(
+_IGNORED_TYPES = re.compile(
     r"argparse\.Namespace|pathlib\.\w*Path|datetime\.\w+|typing\.\w+|_codecs\.encode|"
     r"torch\.(Size|device|dtype|layout|strided|bool|bfloat16|(float|u?int)\d+)|"
     r"collections\.(defaultdict|Counter)|"
@@ -104,7 +104,7 @@ def read_state_dict(
     path = pathlib.Path(path)
 
     def select(content):
-        """The tensors of a file's content to read."""
+        """The tensors that `choose` names, not yet read, if they fit in memory."""
         unread = _named_tensors(_chosen(path, content, averaged))
         names = choose([name for name in unread if name not in _NORMALIZATION])
         unread = {name: unread[name] for name in names}
@@ -229,7 +229,7 @@ def _named_tensors(content):
 
 
 def _unwrapped(content):
-    """The state dict in dicts in each other, or in the modules of TorchScript."""
+    """The state dict inside nested dicts, or the tensors of a TorchScript module."""
     for _ in range(DEEPEST):
         if isinstance(content, _Module):
             return content.tensors()
@@ -541,8 +541,11 @@ class _WithoutAttributes:
         pass
 
 
-class _Beside(_WithoutAttributes):
-    """What a training script saved beside the weights: nothing of it is read."""
+class _IgnoredObject(_WithoutAttributes):
+    """Stands for an object that a training script saved beside the weights.
+
+    It takes whatever a pickle gives it and keeps nothing.
+    """
 
     __slots__ = ()
 
@@ -620,8 +623,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             return _Module
         if module == "torch.jit._pickle" and name in _TYPED:
             return self._first
-        if _BESIDE.fullmatch(f"{module}.{name}"):
-            return _Beside
+        if _IGNORED_TYPES.fullmatch(f"{module}.{name}"):
+            return _IgnoredObject
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
         # The third version builds tensors of types that have no storage class.

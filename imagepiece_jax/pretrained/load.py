@@ -286,7 +286,10 @@ def trained_config(
 
 
 def trained_crop(description: Description, requested: ModelConfig) -> Mapping[str, Any]:
-    """Fields of the Preprocessing that weights were trained with."""
+    """Fields of the Preprocessing that weights were trained with.
+
+    Their run or their folder states it, or it is published for their name.
+    """
     if description.crop or description.run is not None:
         return description.crop
     named = description.config.name

@@ -126,7 +126,7 @@ def read_checkpoint(
             value=checkpoint,
             allowed=allowed,
         )
-    arrays, _, _ = checksums.newest(folder / CHECKPOINTS / checkpoint, choose)
+    arrays, _, _ = checksums.read_newest(folder / CHECKPOINTS / checkpoint, choose)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
@@ -158,9 +158,10 @@ def full_config(config) -> ModelConfig:
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
-    """Names by label of the `classes` of the run in `folder`; None: it has none.
+    """Read the class names of the run in `folder`, by label; None: it has none.
 
-    Raises InputError for a file without such a list.
+    classes: how many names there are to be
+    Raises InputError for a file that is no list of so many names.
     """
     path = folder / CLASSES
     if not path.exists():

@@ -56,10 +56,12 @@ def check_method(kind, base):
 
 
 def check_steps(steps, method):
-    """What a method's `steps` returned, checked.
+    """Check what a method's `steps` returned, and return it.
 
-    Raises InputError, which names the method and the step, for anything but steps whose
-    reducers and rules are equal in two models that are.
+    Reducers and rules with the same fields have to be equal, so that models made alike
+    are.
+
+    Raises InputError, which names the method and the step, for anything but such steps.
     """
     place = f"{type(method).__name__}.steps"
     if not isinstance(steps, list | tuple):
@@ -102,7 +104,7 @@ def _check_step(step):
 
 
 def _check_part(role, part, base):
-    """InputError for a reducer or rule that equals no other with the same fields."""
+    """Raise InputError unless reducers or rules with the same fields are equal."""
     name = type(part).__name__
     if not isinstance(part, base):
         problem = f"has the {role} {part!r}"

@@ -76,8 +76,9 @@ def count_before(keep):
 def invert(position, wanted):
     """The index that holds each wanted position. -> [B, m] int32.
 
-    position: [B, n] int, distinct where they are wanted: a position that no index holds
-    gives 0, one that several hold their sum
+    A position that no index holds gives 0, and one that several hold gives their sum.
+
+    position: [B, n] int, the position that each index holds
     wanted: a length, for the positions 0..length-1, or [m] positions
     """
     chex.assert_rank(position, 2)

@@ -44,7 +44,7 @@ def stages(depth, strength, *blocks):
 def late(depth, strength, power=2.0):
     """The share that has left after block l rises with (l / depth)^power.
 
-    power: above 0; 1 is an equal share of the first tokens in every block
+    power: above 0; 1 is an equal share of the initial tokens in every block
     Source: Later Is Better, 2026, arXiv 2610.07758.
     """
     return [1 - strength * ((block + 1) / depth) ** power for block in range(depth)]

@@ -28,15 +28,17 @@ from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import RunLock, becomes_true
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
-SAME = "the same, or another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The JSON values of a checkpoint, beside the arrays of the state."""
+    """What a checkpoint says beside the arrays of the state: its data and evaluations.
 
-    images: list[int]  # numbers of them in training and in each evaluation
-    digest: list[str]  # of the content of each
+    All fields are values of JSON.
+    """
+
+    images: list[int]  # number of images in the training set and each evaluation set
+    digest: list[str]  # digest of each set's content
     # Step and accuracy of the best evaluation.
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # figures of the last evaluation; of named sets by name
@@ -45,21 +47,26 @@ class Progress:
     def with_evaluation(
         self, step: int, by_set: dict[str, dict], best_set: str, best_by: str
     ) -> "Progress":
-        """With evaluations after `step`; best_by: the figure that says how good."""
+        """The progress after evaluations at `step`.
+
+        by_set: figures by the set's name, "" for the one set without a name
+        best_set: the set whose figure decides which step is the best
+        best_by: the name of that figure
+        """
         best = self.best
         last = self.last or {}
         if best_set in by_set and by_set[best_set][best_by] > best["acc1"]:
             best = {"acc1": by_set[best_set][best_by], "step": step}
         for name, figures in by_set.items():
             # Checkpoints are equal in all runs of one config.
-            same = {k: v for k, v in figures.items() if k not in MEASURED}
-            last = last | {name: same} if name else same
+            exact = {k: v for k, v in figures.items() if k not in MEASURED}
+            last = last | {name: exact} if name else exact
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resumed(self, saved: dict, names: list[tuple], workdir) -> "Progress":
-        """The progress that a checkpoint has, over the same data as this new one.
+        """The saved progress, once its data is seen to be this run's data.
 
-        saved: its fields
+        saved: the fields in a checkpoint
         names: `Data.names`
         Raises InputError where the run in `workdir` was begun with other data.
         """
@@ -72,7 +79,12 @@ class Progress:
                     theirs = text.format(then, split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
                     with within(place=workdir):
-                        raise InputError(problem, field=field, value=now, allowed=SAME)
+                        raise InputError(
+                            problem,
+                            field=field,
+                            value=now,
+                            allowed="the same, or another --workdir",
+                        )
         return before
 
 
@@ -170,7 +182,7 @@ class Checkpoints:
         """
         self.wait()
         wanted = _leaves_by_name(abstract_state)
-        arrays, meta, step = checksums.newest(
+        arrays, meta, step = checksums.read_newest(
             self._root / "latest",
             functools.partial(_fitting, wanted),
             parallel.from_main(lambda: self._steps("latest")),
@@ -236,16 +248,18 @@ class Checkpoints:
             self._while_writing.enter_context(self._reported(kind))
             self._while_writing.callback(writer.close)
             self._writers[kind] = writer
-            self._see_the_same(kind, writer)
+            self._wait_for_same_steps(kind, writer)
         return self._writers[kind]
 
-    def _see_the_same(self, kind, writer):
-        """Wait until `writer` knows the steps that process 0 has: it looks once.
+    def _wait_for_same_steps(self, kind, writer):
+        """Wait until this process's `writer` sees the steps that process 0 sees.
 
-        On storage that hosts share, one may see a folder later than another
-        (test_two_processes_save_together_and_one_reads). By Orbax's own way,
-        single_host_load_and_broadcast, it would return where it does not see the
-        folder, and process 0 would wait for it.
+        On shared storage one host may see a folder later than another
+        (test_two_processes_save_together_and_one_reads). With Orbax's own option,
+        single_host_load_and_broadcast, a process that does not see the folder would
+        return, and process 0 would wait for it.
+
+        Raises RunError where the steps still differ after a while.
         """
         steps = parallel.from_main(writer.steps)
 

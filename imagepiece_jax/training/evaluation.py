@@ -112,7 +112,7 @@ class Evaluation:
         self._log.image("augmented", self._run.step, pixels)
 
     def _accuracy(self, programs, models, name):
-        """One pass over a set for all these variables: figures of each."""
+        """The figures of each of `models`, by one pass over the set `name`."""
         data = self._run.data
         labeled = data.eval_sets[name].labeled
         reader = data.evaluations[name].batches(*data.readers)

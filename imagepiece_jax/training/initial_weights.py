@@ -118,7 +118,7 @@ class InitialWeights:
         Raises InputError where weights that a new run needs are not there.
         """
         model = self._run.model
-        sources = self._normalized_as(workdir)
+        sources = self._normalization_sources(workdir)
         if model.mean is not None or model.std is not None:
             return {}  # only one of them is refused with the rest of the model
         name = model.name
@@ -140,8 +140,11 @@ class InitialWeights:
             say(f"note: {unknown_normalization(path, fields, taken)}")
         return {field: values[field] for field in IMAGENET}
 
-    def _normalized_as(self, workdir):
-        """(path, NamedWeights) pairs, whose normalization a run may have."""
+    def _normalization_sources(self, workdir):
+        """Weights that a run may take its normalization from: (path, NamedWeights).
+
+        The first has precedence.
+        """
         if earlier := self._earlier(workdir):
             return [(workdir, earlier)]
         run = self._run
@@ -157,12 +160,11 @@ class InitialWeights:
     def check_classes(self, workdir, names, resumed: bool = False):
         """Compare the classes of a run's weights with those of the data.
 
-        These are the resumed run in `workdir`, the teacher, and the initial weights if
-        their head stays.
+        The weights are those of the resumed run in `workdir`, of the teacher, and the
+        initial ones if their head stays. A note says where the classes of initial
+        weights cannot be compared.
 
-        Notes initial weights whose classes cannot be compared.
-
-        names: of the classes of `config.data`
+        names: names of the classes of `config.data`
         Raises InputError where a class is another, by name.
         """
         run = self._run
@@ -180,9 +182,9 @@ class InitialWeights:
         before = self.start.description
         source = f"config.init.weights {run.init.weights}"
         with within(hint="or a new head by config.init.fresh=('head',)"):
-            line = check_classes(before.names_of_data, source, names, data)
-        if line and before.run is not None:
-            say(f"note: {line}")
+            note = check_classes(before.names_of_data, source, names, data)
+        if note and before.run is not None:
+            say(f"note: {note}")
 
     def variables(self, model):
         """Variables that training starts from: `config.init.weights`, else fresh ones.

@@ -78,7 +78,7 @@ def decay_mask(params):
 
 
 def check_part(part: PartConfig, init: InitConfig, model: ViT):
-    """Raise InputError where a part is trained, but others must learn, too."""
+    """Raise InputError where only a part is trained, but other parts have to learn."""
     if part.train == "all":
         return
     if model.has_selectors:

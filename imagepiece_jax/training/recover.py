@@ -328,9 +328,10 @@ class Display:
 
 @contextlib.contextmanager
 def stopping(course: Course):
-    """While entered, Ctrl-C ends a course after its step, once it has better weights.
+    """While entered, Ctrl-C ends the course after its current step.
 
-    Before, it raises KeyboardInterrupt, as elsewhere. Only the main thread gets it.
+    Until the course has better weights than at its start, Ctrl-C raises
+    KeyboardInterrupt as usual. Outside the main thread nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()

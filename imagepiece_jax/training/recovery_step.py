@@ -59,26 +59,26 @@ class Recipe(CheckedFields):
     class_tokens: float = weight(0.5)
     patches: float = weight(0.0)
     mixed: float = rate(0.0)  # share of the images that are mixed with another one
-    # shares of an image's area, that a random crop covers
+    # smallest and largest share of an image's area that a random crop covers
     area: tuple[float, float] = several((0.4, 1.0), rate(), "two shares", 2)
 
     @classmethod
     def of(cls, vit: Pretrained, **fields: Any) -> "Recipe":
-        """The recipe for a model: an encoder, or one without a class token, by patches.
+        """The recipe for a model, with the given `fields` in place of its defaults.
 
-        fields: those that are given
+        An encoder, and a model without a class token, compares patches by default.
         """
-        usual = {}
+        defaults = {}
         if fields.get("parameters") == "all":
-            usual["lr"] = RATE_OF_ALL
+            defaults["lr"] = RATE_OF_ALL
         if outputs_of(vit) == "features":
-            usual["patches"] = 1.0
+            defaults["patches"] = 1.0
         elif not vit.model.arch.class_token:
-            usual["patches"] = 0.5
-        return cls(**usual | fields)
+            defaults["patches"] = 0.5
+        return cls(**defaults | fields)
 
     def rate(self, done: float, whole: float) -> float:
-        """The learning rate where so much of the whole is done, in steps or seconds."""
+        """The learning rate after `done` of `whole`, both in steps or in seconds."""
         return self.lr * math.cos(math.pi / 2 * done / whole) ** 2
 
 

@@ -72,7 +72,7 @@ class LearnedSelection(Method):
         return [jnp.mean(mask, axis=1) for mask in masks]
 
     def target_shares(self, plan):
-        """Share of the first tokens that evaluation keeps at each masking step."""
+        """Share of the initial tokens that evaluation keeps at each masking step."""
         layers = [layer for layer in plan if layer.counts]
         shares = []
         for layer in layers:

@@ -51,6 +51,7 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     predictor_pos: str = choice("mid", ("mid", "pre"))
 
     def prune_step(self, block):
+        """A step that prunes by a learned score; mode "mask" masks while training."""
         reducer = NoisyTopK()
         when_masked = None
         if self.mode == "mask":

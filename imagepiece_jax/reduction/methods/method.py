@@ -275,7 +275,7 @@ class InStages(Method):
     blocks: tuple[int, ...] = fields.blocks(3, 6, 9)
 
     def stages(self, reducer, **where: Any) -> tuple[Step, ...]:
-        """Steps that leave keep_rate**s of the first tokens at the s-th of `blocks`."""
+        """Steps that leave keep_rate**s of the initial tokens at the s-th block."""
         steps = []
         for stage, block in enumerate(sorted(self.blocks), start=1):
             rule = KeepInitial(self.keep_rate**stage)

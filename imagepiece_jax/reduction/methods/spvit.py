@@ -106,11 +106,11 @@ def package_weights(probability, dropped, norm):
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
-    """Before `blocks` keep these shares of the first tokens, and one package a step."""
+    """Before `blocks` keep shares of the initial tokens, and add one package each."""
 
     amounts = ("keep_rates", "blocks")
 
-    # Shares of the first tokens, at each of `blocks`.
+    # Shares of the initial tokens that stay, one for each of `blocks`.
     keep_rates: tuple[float, ...] = several(
         (0.617, 0.369, 0.137), rate(), "numbers from 0 to 1, one for each of blocks"
     )
@@ -129,7 +129,7 @@ class SPViT(LearnedSelection):
             self.refuse("keep_rates", allowed, f"is {rates} at blocks {blocks}")
 
     def scaled(self, strength, depth, patches):
-        """Its shares, all multiplied alike, none above one."""
+        """The method with all its shares multiplied by one factor, at most 1 each."""
         least = min(share for share in self.keep_rates if share)
         scale = (1 - strength) / least
         rates = [min(1.0, scale * share) for share in self.keep_rates]

@@ -11,7 +11,10 @@ from imagepiece_jax.reduction.token_counts import Remove
 
 @dataclasses.dataclass(frozen=True)
 class ToMe(Removal):
-    """In every block merge `r` tokens, or as many as half of the image tokens."""
+    """In every block merge `r` tokens, at most half of the image tokens.
+
+    `reducers.Bipartite` pairs them.
+    """
 
     amounts = ("r", "inflection", "r_list")
 
