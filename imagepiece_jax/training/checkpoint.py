@@ -254,7 +254,8 @@ class Checkpoints:
     def _wait_for_same_steps(self, kind, writer):
         """Wait until this process's `writer` sees the steps that process 0 sees.
 
-        On shared storage one host may see a folder later than another
+        A writer looks at its folder when it is made and then only when told to, and on
+        shared storage one host may see a folder later than another
         (test_two_processes_save_together_and_one_reads). With Orbax's own option,
         single_host_load_and_broadcast, a process that does not see the folder would
         return, and process 0 would wait for it.
