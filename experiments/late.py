@@ -35,7 +35,8 @@ from imagepiece_jax.models.variables import digest
 
 WEIGHTS = cli.weights()
 DATA = cli.data()
-OUT = cli.text("out", "docs/tables/late/runs", "the folder of the cells' files")
+FOLDER = "docs/tables/late/runs"
+OUT = cli.text("out", None, f"the folder of the cells' files; default: {FOLDER}")
 ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
 LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
 TABLES = cli.switch("tables", False, "write the page of the cells that are there")
@@ -377,7 +378,7 @@ def differences_table(results, fate, condition) -> str:
 
 
 def main():
-    folder = pathlib.Path(OUT.value)
+    folder = pathlib.Path(OUT.value or FOLDER)
     chosen = study.selected(cells(), ONLY.value)
     if LIST.value:
         study.print_list(chosen, folder)

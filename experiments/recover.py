@@ -55,7 +55,8 @@ from imagepiece_jax.training import recover, recovery_step
 WEIGHTS = cli.weights()
 DATA = cli.data()
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
-OUT = cli.text("out", "docs/tables/recover/runs", "the folder of the runs' files")
+FOLDER = "docs/tables/recover/runs"
+OUT = cli.text("out", None, f"the folder of the runs' files; default: {FOLDER}")
 ONLY = cli.listed("only", None, "names of runs, or patterns; default: all")
 KEEP = cli.text("keep", None, "a folder that keeps every recovered model")
 LIST = cli.switch("list", False, "print the names of all runs, and whether they are")
@@ -858,7 +859,7 @@ def openvino_job(vit):
 
 
 def main():
-    folder = pathlib.Path(OUT.value)
+    folder = pathlib.Path(OUT.value or FOLDER)
     chosen = study.selected(cells(), ONLY.value)
     if LIST.value:
         study.print_list(chosen, folder)

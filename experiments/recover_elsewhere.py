@@ -53,7 +53,8 @@ RECOVERED = cli.text("recovered", None, "the folder of the recovered models")
 IMAGENETTE = cli.text("imagenette", None, "imagenette in one .npz file")
 ENCODER = cli.text("encoder", None, "weights of a DINOv2-S")
 DECODER = cli.text("decoder", None, "a weights file: the maps' head")
-OUT = cli.text("out", "docs/tables/recover_elsewhere/runs", "the cells' folder")
+FOLDER = "docs/tables/recover_elsewhere/runs"
+OUT = cli.text("out", None, f"the cells' folder; default: {FOLDER}")
 ONLY = cli.listed("only", None, "names of cells, or patterns; default: all")
 LIST = cli.switch("list", False, "print the names of all cells, and whether they are")
 TIME = cli.switch("time", False, "measure times instead")
@@ -703,7 +704,7 @@ def times_table(results) -> str:
 
 
 def main():
-    folder = pathlib.Path(OUT.value)
+    folder = pathlib.Path(OUT.value or FOLDER)
     chosen = study.selected(cells(), ONLY.value)
     if LIST.value:
         study.print_list(chosen, folder)

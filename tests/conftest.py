@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import sys
 
 from tests import compiling, forked
@@ -12,6 +13,9 @@ gc.disable()
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
 # runs in processes of their own (tests/runs.py) are compiled as users compile them.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
+# A shell's `&` starts processes that ignore Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # No command that a test starts keeps its programs in the user's folder.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 # OpenVINO reports its use from a process that it forks; without this package it cannot.

@@ -120,7 +120,9 @@ class Recovery:
         return "complete" if vit.recovery else "the old one"
 
     def said(self):
-        """The last line of the log."""
+        """The last line of the log, if there is one."""
+        if not self.log.exists():
+            return ""
         lines = self.log.read_text("utf-8").strip().splitlines()
         return lines[-1].replace(str(self.out), "OUT") if lines else ""
 
