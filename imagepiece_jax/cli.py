@@ -429,15 +429,18 @@ def _take_macs():
     typed = flags.FLAGS["macs"].value if "macs" in flags.FLAGS else None
     if typed is None:
         return
+    share = "reduction.macs"
     sweeps = "sweep" in flags.FLAGS and flags.FLAGS["sweep"].value
-    for is_given, other in ((is_typed(METHOD), f"config.{METHOD}"), (sweeps, "sweep")):
+    given = {f"config.{field}": is_typed(field) for field in (METHOD, share)}
+    given["sweep"] = sweeps
+    for other, is_given in given.items():
         if is_given:
             raise InputError(
                 f"is given with --{other}",
                 field="--macs",
                 allowed="one of the two",
             )
-    _overrides = Overrides([*_overrides, (METHOD, "auto"), ("reduction.macs", typed)])
+    _overrides = Overrides([*_overrides, (METHOD, "auto"), (share, typed)])
 
 
 def is_typed(field: str) -> bool:

@@ -79,7 +79,8 @@ class Recipe(CheckedFields):
 
     def rate(self, done: float, whole: float) -> float:
         """The learning rate after `done` of `whole`, both in steps or in seconds."""
-        return self.lr * math.cos(math.pi / 2 * done / whole) ** 2
+        share = min(1.0, done / whole)  # a measure may end after the time is over
+        return self.lr * math.cos(math.pi / 2 * share) ** 2
 
 
 class Kind(NamedTuple):

@@ -411,7 +411,7 @@ def slow(monkeypatch, clock, name, seconds, first=None):
 
 def test_the_learning_rate_is_a_cosine_of_steps_or_of_time():
     recipe = recovery_step.Recipe(lr=2.0)
-    for done, rate in [(0, 2.0), (10, 1 + 0.5**0.5), (20, 1.0), (40, 0.0)]:
+    for done, rate in [(0, 2.0), (10, 1 + 0.5**0.5), (20, 1.0), (40, 0.0), (80, 0.0)]:
         assert recipe.rate(done, 40) == pytest.approx(rate)
         assert recipe.rate(done / 4, 10.0) == pytest.approx(rate)
 
