@@ -134,6 +134,8 @@ def _merge(config, overrides, description, requested):
             reduction = description.reduction
             dense = reduction["name"] == DENSE["name"]
             reduction = DENSE if dense else settings.completed(reduction)
+            if requested.prop_attn is not None:  # the typed one takes its place
+                reduction = {**reduction, "prop_attn": None}
             fields = {
                 "model": {"name": None, "dtype": fast_dtype()},
                 "reduction": {k: v for k, v in reduction.items() if v is not None},

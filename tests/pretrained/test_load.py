@@ -352,3 +352,9 @@ def test_what_a_path_says_is_no_model(tmp_path, tensors):
     assert load.read_description(path).config.name == "deit_tiny_patch16_224"
     with pytest.raises(InputError):
         load.load(path)
+
+
+def test_a_typed_prop_attn_takes_the_place_of_that_of_a_saved_model(tmp_path):
+    imagepiece_jax.save(tmp_path / "vit", tiny.pretrained(tiny.IMAGEPIECE))
+    typed = ["--weights", tmp_path / "vit", "--config.model.prop_attn=True"]
+    call(describe.main, *typed).ok()
