@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.xla_options import fast_dtype
+from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
 from imagepiece_jax.errors import InputError, naming, naming_flags, within
 from imagepiece_jax.models.config import (
@@ -86,6 +87,7 @@ def load_with_config(
                 free = {name: fields["model"][name] for name in FREE}
                 requested = dataclasses.replace(requested, **free)
                 options["reduction"] = _reduction(fields, description, requested)
+                DataConfig.from_config(fields)  # its mistakes, by their paths
                 options["preprocessing"] = read_fields(fields["data"])
                 options["seed"] = config.seed
             vit = load_as(path, requested, **options)
