@@ -24,7 +24,6 @@ import imagepiece_jax
 from experiments import parts, study
 from experiments.damage import DAMAGE, damaged
 from imagepiece_jax import cli
-from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.registry import open_source
@@ -289,11 +288,7 @@ def page(folder) -> str:
         blocks.append(f"## {fate.capitalize()}, {titles[condition]}")
         blocks.append(figures_table(results, fate, condition))
         blocks.append(differences_table(results, fate, condition))
-    missing = [cell.name for cell in cells() if cell not in results.files]
-    if missing:
-        names = ", ".join(f"`{name}`" for name in missing)
-        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return study.page(blocks, cells(), results.files)
 
 
 def tests_text(results) -> str:
@@ -384,9 +379,7 @@ def main():
         study.print_list(chosen, folder)
         return
     if TABLES.value:
-        path = folder.parent / "README.md"
-        replace_file(path, page(folder))
-        print(path)
+        study.write_page(folder, page(folder))
         return
     weights = cli.required(WEIGHTS)
     photographs = open_source(cli.required(DATA), "val", num_classes=1000)

@@ -36,7 +36,6 @@ from imagepiece_jax.common.files import (
     check_folder,
     make_folder,
     read_json,
-    replace_file,
     write_json,
 )
 from imagepiece_jax.common.image_size import sides
@@ -865,9 +864,7 @@ def main():
         study.print_list(chosen, folder)
         return
     if TABLES.value:
-        path = folder.parent / "README.md"
-        replace_file(path, page(folder))
-        print(path)
+        study.write_page(folder, page(folder))
         return
     cli.required(WEIGHTS)
     check_folder("--out", folder)

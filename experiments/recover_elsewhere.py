@@ -34,7 +34,7 @@ from experiments.damage import DAMAGE, damaged
 from experiments.imagenette import Imagenette
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import make_folder, read_json, replace_file
+from imagepiece_jax.common.files import make_folder, read_json
 from imagepiece_jax.common.image_size import patch_grid, sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
@@ -544,11 +544,7 @@ def page(folder) -> str:
     blocks += ["## 384 pixels", large_table(results)]
     blocks += ["## Maps of DINOv2-S", maps_table(results)]
     blocks += ["## The fastest forms", times_table(results)]
-    missing = [cell.name for cell in cells() if cell not in results.files]
-    if missing:
-        names = ", ".join(f"`{name}`" for name in missing)
-        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
-    return "\n\n".join(filter(None, blocks)) + "\n"
+    return study.page(blocks, cells(), results.files)
 
 
 def tests_text(results) -> str:
@@ -710,9 +706,7 @@ def main():
         study.print_list(chosen, folder)
         return
     if TABLES.value:
-        path = folder.parent / "README.md"
-        replace_file(path, page(folder))
-        print(path)
+        study.write_page(folder, page(folder))
         return
     weights = cli.required(WEIGHTS)
     photographs = open_source(cli.required(DATA), "val", num_classes=1000)

@@ -65,6 +65,23 @@ def print_list(cells: Iterable[Any], folder: pathlib.Path):
         print(f"{cell.name:40}{done}".rstrip())
 
 
+def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -> str:
+    """A page of blocks of Markdown, which ends with the cells that are not measured."""
+    blocks = [block for block in blocks if block]
+    missing = [cell.name for cell in cells if cell not in measured]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_page(folder: pathlib.Path, text: str):
+    """Write README.md beside the folder of the files, and print its path."""
+    path = folder.parent / "README.md"
+    replace_file(path, text)
+    print(path)
+
+
 def run(
     cells: Iterable[Any],
     folder: pathlib.Path,
