@@ -89,6 +89,13 @@ class Measured(NamedTuple):
     right: np.ndarray
 
 
+class Answers(NamedTuple):
+    """Which images were right, bool [images], by `reduction_key`."""
+
+    photographs: Mapping[str, np.ndarray]  # the odd rows
+    imagenette: Mapping[str, np.ndarray]  # all
+
+
 def cells() -> Iterable[Cell]:
     """All cells of `COST`; where tokens are dropped all sizes are 1."""
     for method, schedule, sized in itertools.product(MERGING, SCHEDULES, (True, False)):
@@ -287,29 +294,27 @@ TIMED = {  # (runtime, batch size): heading
 }
 
 
-def clock(left_out: tuple[str, ...] = ()) -> str:
-    """Every timed setting, the dense model first.
+def clock(recovered: Answers, left_out: tuple[str, ...] = ()) -> str:
+    """Every timed setting, the dense model first, off the shelf and recovered.
 
+    recovered: right answers of recovered models
     left_out: words of settings and columns that are not in the table, which then has
         no intervals of times either
     """
     speeds = list(read_lines("clock.jsonl"))
-    photographs, imagenette = rights()
-    dense = reduction_key(settings.DENSE)
+    off = rights()
     rows = []
     for name in dict.fromkeys(speed["model"] for speed in speeds):
         own = [speed for speed in speeds if speed["model"] == name]
         key = reduction_key(own[0]["reduction"], own[0]["image_size"])
         ratios = {(speed["runtime"], speed["batch"]): speed["ratio"] for speed in own}
-        odd = photographs.get(key)
-        points = ""
-        if key != dense and key in imagenette:
-            pair = imagenette[key], imagenette[dense]
-            points = statistics.format_difference(statistics.paired_difference(*pair))
-        acc1 = "" if odd is None else f"{100 * odd.mean():.1f}"
-        times = [_ratio(ratios.get(place), not left_out) for place in TIMED]
-        rows.append([name, f"{1 / own[0]['macs']:.2f}", acc1, points, *times])
-    head = ["setting", "MACs", "acc1, photographs", "points, imagenette"]
+        row = [name, f"{1 / own[0]['macs']:.2f}"]
+        row += [_acc1(answers.photographs.get(key)) for answers in (off, recovered)]
+        row += [_points_to_dense(answers, key, off) for answers in (off, recovered)]
+        row += [_ratio(ratios.get(place), not left_out) for place in TIMED]
+        rows.append(row)
+    head = ["setting", "MACs", "acc1, off the shelf", "acc1, recovered"]
+    head += ["imagenette, off the shelf", "imagenette, recovered"]
     head += TIMED.values()
 
     def stays(text):
@@ -320,8 +325,21 @@ def clock(left_out: tuple[str, ...] = ()) -> str:
     return render.table(list(itertools.compress(head, columns)), rows)
 
 
-def rights() -> tuple[dict[str, np.ndarray], ...]:
-    """{key: bool [images]} of odd photographs, and of all of imagenette."""
+def _acc1(right) -> str:
+    return "" if right is None else f"{100 * right.mean():.1f}"
+
+
+def _points_to_dense(answers, key, off) -> str:
+    """Points on imagenette of a model to the dense one."""
+    dense = reduction_key(settings.DENSE)
+    if key == dense or key not in answers.imagenette:
+        return ""
+    pair = answers.imagenette[key], off.imagenette[dense]
+    return statistics.format_difference(statistics.paired_difference(*pair))
+
+
+def rights() -> Answers:
+    """Right answers of models off the shelf."""
     photographs = {}
     imagenette = {}
     for point in (*read_lines("points.jsonl"), *read_lines("elsewhere.jsonl")):
@@ -336,7 +354,7 @@ def rights() -> tuple[dict[str, np.ndarray], ...]:
         found = imagenette if name == "level" else photographs
         right = right[ODD] if name == "parts" else right  # carried: odd rows already
         found.setdefault(reduction_key(setting["reduction"], side), right)
-    return photographs, imagenette
+    return Answers(photographs, imagenette)
 
 
 def _ratio(ratio, spread):

@@ -28,7 +28,7 @@ from flax import traverse_util
 from scipy import special, stats
 
 import imagepiece_jax
-from experiments import study
+from experiments import parts, study
 from experiments.imagenette import Imagenette
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, timer
@@ -49,6 +49,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.variables import digest
+from imagepiece_jax.reduction import settings as reduction_settings
 from imagepiece_jax.training import recover, recovery_step
 
 WEIGHTS = cli.weights()
@@ -514,10 +515,10 @@ class Results:
 
         Without those that chose the recipe.
         """
-        parts = [self.photographs(Cell(student, way, fold, seed)) for fold in FOLDS]
-        if None in parts:
+        folds = [self.photographs(Cell(student, way, fold, seed)) for fold in FOLDS]
+        if None in folds:
             return None
-        return Judged(*map(np.concatenate, zip(*parts, strict=True)))
+        return Judged(*map(np.concatenate, zip(*folds, strict=True)))
 
     def imagenette(self, cell: Cell) -> np.ndarray | None:
         """Right answers on imagenette."""
@@ -525,6 +526,25 @@ class Results:
         if run is None or "imagenette" not in run:
             return None
         return study.unpacked_right(run["imagenette"])
+
+
+def answers(folder) -> parts.Answers:
+    """Right answers of the models that fold A's first seed recovered."""
+    results = Results(folder)
+    photographs = {}
+    imagenette = {}
+    for name, student in STUDENTS.items():
+        cell = Cell(name, CHOSEN)
+        found = results.photographs(cell)
+        if found is None or student.blocks:
+            continue
+        reduction = student.reduction or reduction_settings.DENSE
+        key = parts.reduction_key(reduction, student.image_size or parts.SIDE)
+        photographs[key] = found.right
+        elsewhere = results.imagenette(cell)
+        if elsewhere is not None:
+            imagenette[key] = elsewhere
+    return parts.Answers(photographs, imagenette)
 
 
 def judged(found: Mapping[str, Any]) -> Judged:
@@ -637,22 +657,14 @@ def primary(results: Results) -> tuple[list[Test], list[str]]:
 def page(folder) -> str:
     """The tables of the runs that are there, as Markdown."""
     results = Results(folder)
-    every = [cell.name for cell in cells()]
-    missing = [name for name in every if name not in results.runs]
-    parts = [
-        "# What recovery gives back",
-        INTRODUCTION,
-        "## Tests",
-        tests_text(results),
-    ]
-    parts += ["## Recipes", recipes_table(results), choice_text(results)]
-    parts += ["## Reductions and floors", students_table(results)]
-    parts += ["## Seeds and folds", seeds_table(results)]
-    parts += ["## Time", times_table(results)]
-    if missing:
-        shown = ", ".join(f"`{name}`" for name in missing)
-        parts += ["## Missing", f"{len(missing)} of {len(every)} runs: {shown}."]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    blocks = ["# What recovery gives back", INTRODUCTION]
+    blocks += ["## Tests", tests_text(results)]
+    blocks += ["## Recipes", recipes_table(results), choice_text(results)]
+    blocks += ["## Reductions and floors", students_table(results)]
+    blocks += ["## Seeds and folds", seeds_table(results)]
+    blocks += ["## Time", times_table(results)]
+    every = list(cells())
+    return study.page(blocks, every, [c for c in every if c.name in results.runs])
 
 
 INTRODUCTION = """\
@@ -665,7 +677,7 @@ model's on the same images, with 95 % intervals."""
 def tests_text(results) -> str:
     """The primary tests, corrected together."""
     tests, absent = primary(results)
-    parts = []
+    blocks = []
     if tests:
         # Tests that are not there yet count as not decided: the family stays one of 4.
         corrected = statistics.holm([test.p for test in tests] + [1.0] * len(absent))
@@ -678,11 +690,11 @@ def tests_text(results) -> str:
                 [test.name, test.unit, change, f"{test.p:.3g}", f"{p:.3g}", verdict]
             )
         head = ["test", "unit", "difference", "p", "p, Holm", "verdict"]
-        parts.append(markdown_table(head, lines))
-        parts.append(rival_accuracy(results))
+        blocks.append(markdown_table(head, lines))
+        blocks.append(rival_accuracy(results))
     if absent:
-        parts.append(f"Not measured yet: {', '.join(absent)}.")
-    return "\n\n".join(filter(None, parts))
+        blocks.append(f"Not measured yet: {', '.join(absent)}.")
+    return "\n\n".join(filter(None, blocks))
 
 
 def rival_accuracy(results) -> str:

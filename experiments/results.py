@@ -8,12 +8,21 @@ the points of the experiments that are over (`parts`, `retokenization`,
 `trained_schedules`) and from published figures (`schedule`).
 """
 
+import pathlib
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from experiments import intervals, parts, records, render, retokenization, schedule
+from experiments import (
+    intervals,
+    parts,
+    records,
+    recover,
+    render,
+    retokenization,
+    schedule,
+)
 from experiments import trained_schedules as trained
 from experiments.records import MethodResult, Results
 from imagepiece_jax.common.files import replace_file
@@ -119,6 +128,7 @@ def tables(results: Results) -> dict[str, str]:
     points = parts.read_points()
     crossed = parts.measured_cells(points)
     acc1 = trained.read_accuracies()
+    recovered = recover.answers(pathlib.Path(ROOT, recover.FOLDER))
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -135,8 +145,8 @@ def tables(results: Results) -> dict[str, str]:
         "overhead": schedule.overhead_table(),
         "speeds": schedule.efficiency_table(),
         "roundings": schedule.rounding_table(),
-        "clock": parts.clock(),
-        "readme": parts.clock(("fusion", "imagenette", "batch 1")),
+        "clock": parts.clock(recovered),
+        "readme": parts.clock(recovered, ("fusion", "imagenette", "batch 1")),
         "parts": parts.grid(crossed, "merged", True),
         "parts-dropped": parts.grid(crossed, "dropped", False),
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),

@@ -46,9 +46,14 @@ MODELS = {
     "most attended in 3 blocks .5": {"name": "diffrate", "macs": 0.5, **STAGES},
     "most attended in 3 blocks .6": {"name": "diffrate", "macs": 0.6, **STAGES},
     "dense at 192 pixels": DENSE,
+    "dense at 176 pixels": DENSE,
     "dense at 160 pixels": DENSE,
 }
-SIDES = {"dense at 192 pixels": 192, "dense at 160 pixels": 160}
+SIDES = {
+    "dense at 192 pixels": 192,
+    "dense at 176 pixels": 176,
+    "dense at 160 pixels": 160,
+}
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
