@@ -16,9 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from experiments import intervals, render
+from experiments import intervals, render, study
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.cache import decode_bits
 from imagepiece_jax.reduction import settings
@@ -47,7 +46,6 @@ COST = 0.5  # of choice and tests
 COSTS = (0.75, 0.6, 0.5, 0.4)
 PUBLISHED = {"name": "diffrate", "target": 0.6}
 PUBLISHED_COST = 0.522
-LEVEL = 0.05
 SMALLEST = 1e-8  # a KL whose logarithm is taken
 ODD = slice(1, None, 2)
 EVEN = slice(0, None, 2)
@@ -227,17 +225,10 @@ def shares_table(found) -> str:
     return render.table(["fate", "cells", "part", "share of log KL, %"], lines)
 
 
-# Tests: (name, unit, estimate of the mean difference, two-sided p)
+# Tests
 
 
-def paired(name: str, ours, theirs, unit: str = "log KL") -> tuple:
-    """Test of one number an image, or a training, by Student's t."""
-    change = np.asarray(ours) - np.asarray(theirs)
-    p = stats.ttest_1samp(change, 0.0).pvalue
-    return name, unit, intervals.student(change), p
-
-
-def contrasts(found) -> list[tuple]:
+def contrasts(found) -> list[study.Test]:
     """The three declared contrasts at `COST`."""
 
     def over(one, other):
@@ -249,36 +240,31 @@ def contrasts(found) -> list[tuple]:
     def tome(schedule):
         return _log_kl(found[Cell("tome", "merged", schedule, True)])
 
-    both = (tome("proportional"), tome("constant"))
-    same = ("tome", "merged")
-    return [
-        paired("B1 ToMe's matching: proportional - constant", *both),
-        paired("B2 energy - similar keys, merged", *over(("pitome", "merged"), same)),
-        paired("B3 similar keys: dropped - merged", *over(("tome", "dropped"), same)),
-    ]
+    similar = ("tome", "merged")
+    pairs = {
+        "B1 ToMe's matching: proportional - constant": (
+            tome("proportional"),
+            tome("constant"),
+        ),
+        "B2 energy - similar keys, merged": over(("pitome", "merged"), similar),
+        "B3 similar keys: dropped - merged": over(("tome", "dropped"), similar),
+    }
+    return [study.paired_test(name, "log KL", *pair) for name, pair in pairs.items()]
 
 
-def primary(points: Mapping[str, Measured]) -> tuple:
+def primary(points: Mapping[str, Measured]) -> study.Test:
     """C1: the chosen set minus DiffRate's published list, KL at its cost."""
     best = by_choice(measured_cells(points))[0].at(PUBLISHED_COST)
     ours, theirs = (
         points[reduction_key(each)].kl[ODD] for each in (best.reduction, PUBLISHED)
     )
-    return paired(f"C1 chosen - DiffRate at {PUBLISHED_COST}", ours, theirs, "KL")
+    name = f"C1 chosen - DiffRate at {PUBLISHED_COST}"
+    return study.paired_test(name, "KL", ours, theirs)
 
 
-def tests_table(
-    tests: list[tuple],
-    head: tuple[str, ...] = ("comparison", "unit", "difference"),
-    digits: int = 3,
-) -> str:
-    """Tests of one family, corrected together; `head` is of their first cells."""
-    corrected = statistics.holm([p for *_, p in tests])
-    lines = []
-    for (name, unit, change, p), holm in zip(tests, corrected, strict=True):
-        line = [name, unit, statistics.format_difference(change, digits), f"{p:.3g}"]
-        lines.append([*line, f"{holm:.3g}", "decided" if holm < LEVEL else "open"])
-    return render.table([*head, "p", "p, Holm", "verdict"], lines)
+def tests_table(tests: Iterable[study.Test]) -> str:
+    """Tests of one family, corrected together."""
+    return study.tests_table(tests, "comparison", "unit", "difference")
 
 
 # Settings by time

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from scipy import special, stats
+from scipy import special
 
 import imagepiece_jax
 from experiments import parts, study
@@ -149,7 +149,6 @@ RANK = 32
 IMAGENETTE_LEARNED = 500
 DIGITS = 6
 MARGIN = 1.5  # points of R3
-LEVEL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -596,16 +595,6 @@ def same_time(times: Mapping[str, Any], student: str = CHOICE_STUDENT) -> str:
     return min(RIVALS, key=lambda size: abs(math.log(times[size]["seconds"][0] / own)))
 
 
-class Test(NamedTuple):
-    """A primary test."""
-
-    name: str
-    unit: str
-    change: Any  # Estimate
-    p: float
-    claim: str  # where it is decided
-
-
 def level_p(change) -> float:
     """Two-sided p, so that it is below .05 where the interval is above -MARGIN.
 
@@ -616,39 +605,54 @@ def level_p(change) -> float:
     return min(1.0, 2 * float(special.ndtr(-(center + MARGIN) / error)))
 
 
-def primary(results: Results) -> tuple[list[Test], list[str]]:
-    """R1 to R3 that the runs allow, and sentences about the others."""
-    tests = []
-    absent = []
-    ours = results.imagenette(Cell("three-0.5", CHOSEN))
-    base = results.imagenette(Cell("three-0.5"))
-    if ours is None or base is None:
-        absent.append("R1")
-    else:
-        name = "R1 recovered - off the shelf, 3 blocks, .5, imagenette"
-        change = statistics.paired_difference(ours, base)
-        p = statistics.mcnemar(ours, base)
-        tests.append(Test(name, "points", change, p, "different"))
-    size = same_time(results.times) if results.times else None
-    ours = results.crossfitted("three-0.5", CHOSEN)
-    rival = results.crossfitted(size, CHOSEN) if size else None
-    if ours is None or rival is None:
-        absent.append("R2")
-    else:
-        name = f"R2 3 blocks, .5 - {STUDENTS[size].text}, both recovered, photographs"
-        change = statistics.mean_difference(ours.kl, rival.kl)
-        p = float(stats.ttest_1samp(ours.kl - rival.kl, 0.0).pvalue)
-        tests.append(Test(name, "KL", change, p, "different"))
-    dense = results.imagenette(Cell("dense"))
+def primary(results: Results) -> list[study.Test]:
+    """R1 to R3."""
+    tests = [recovered_test(results), same_time_test(results)]
     for cost in ("0.5", "0.6"):
-        ours = results.imagenette(Cell(f"three-{cost}", CHOSEN))
-        if ours is None or dense is None:
-            absent.append(f"R3 at {cost}")
-            continue
-        change = statistics.paired_difference(ours, dense)
-        name = f"R3 recovered - dense, 3 blocks, {cost}, imagenette"
-        tests.append(Test(name, "points", change, level_p(change), "level"))
-    return tests, absent
+        tests.append(level_test(results, cost))
+    return tests
+
+
+def recovered_test(results) -> study.Test:
+    """R1, by McNemar."""
+    name = "R1 recovered - off the shelf, 3 blocks, .5, imagenette"
+    ours = results.imagenette(Cell("three-0.5", CHOSEN))
+    off = results.imagenette(Cell("three-0.5"))
+    if ours is None or off is None:
+        return study.Test(name, "points", None)
+    change = statistics.paired_difference(ours, off)
+    p = statistics.mcnemar(ours, off)
+    return study.Test(name, "points", change, p, "different")
+
+
+def same_time_test(results) -> study.Test:
+    """R2, by Student."""
+    size, ours, rival = same_time_pair(results)
+    against = "a smaller image" if size is None else STUDENTS[size].text
+    name = f"R2 3 blocks, .5 - {against}, both recovered, photographs"
+    if ours is None or rival is None:
+        return study.Test(name, "KL", None)
+    return study.paired_test(name, "KL", ours.kl, rival.kl, "different")
+
+
+def same_time_pair(results) -> tuple[str | None, Judged | None, Judged | None]:
+    """R2's size, and the figures of both models; None for what is not measured."""
+    ours = results.crossfitted("three-0.5", CHOSEN)
+    if not results.times:
+        return None, ours, None
+    size = same_time(results.times)
+    return size, ours, results.crossfitted(size, CHOSEN)
+
+
+def level_test(results, cost: str) -> study.Test:
+    """R3 at a cost: that the interval lies above -MARGIN."""
+    name = f"R3 recovered - dense, 3 blocks, {cost}, imagenette"
+    ours = results.imagenette(Cell(f"three-{cost}", CHOSEN))
+    dense = results.imagenette(Cell("dense"))
+    if ours is None or dense is None:
+        return study.Test(name, "points", None)
+    change = statistics.paired_difference(ours, dense)
+    return study.Test(name, "points", change, level_p(change), "level")
 
 
 # The page
@@ -658,7 +662,8 @@ def page(folder) -> str:
     """The tables of the runs that are there, as Markdown."""
     results = Results(folder)
     blocks = ["# What recovery gives back", INTRODUCTION]
-    blocks += ["## Tests", tests_text(results)]
+    blocks += ["## Tests", study.tests_table(primary(results))]
+    blocks.append(rival_accuracy(results))
     blocks += ["## Recipes", recipes_table(results), choice_text(results)]
     blocks += ["## Reductions and floors", students_table(results)]
     blocks += ["## Seeds and folds", seeds_table(results)]
@@ -674,34 +679,9 @@ mean divergence from the dense model at 224 pixels, points are accuracy minus th
 model's on the same images, with 95 % intervals."""
 
 
-def tests_text(results) -> str:
-    """The primary tests, corrected together."""
-    tests, absent = primary(results)
-    blocks = []
-    if tests:
-        # Tests that are not there yet count as not decided: the family stays one of 4.
-        corrected = statistics.holm([test.p for test in tests] + [1.0] * len(absent))
-        lines = []
-        for test, p in zip(tests, corrected, strict=False):
-            digits = 3 if test.unit == "KL" else 2
-            change = statistics.format_estimate(test.change, digits, signs=True)
-            verdict = test.claim if p < LEVEL else "open"
-            lines.append(
-                [test.name, test.unit, change, f"{test.p:.3g}", f"{p:.3g}", verdict]
-            )
-        head = ["test", "unit", "difference", "p", "p, Holm", "verdict"]
-        blocks.append(markdown_table(head, lines))
-        blocks.append(rival_accuracy(results))
-    if absent:
-        blocks.append(f"Not measured yet: {', '.join(absent)}.")
-    return "\n\n".join(filter(None, blocks))
-
-
 def rival_accuracy(results) -> str:
     """The accuracies of R2's pair, beside it."""
-    size = same_time(results.times) if results.times else None
-    ours = results.crossfitted("three-0.5", CHOSEN)
-    rival = results.crossfitted(size, CHOSEN) if size else None
+    _, ours, rival = same_time_pair(results)
     if ours is None or rival is None:
         return ""
     change = statistics.paired_difference(ours.right, rival.right)

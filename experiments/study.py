@@ -10,11 +10,11 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
@@ -26,15 +26,18 @@ from imagepiece_jax.common.files import (
     replace_file,
 )
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.version import LIBRARIES
 from imagepiece_jax.data.loader import EvalBatches
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.cache import decode_bits, encode_bits
+from imagepiece_jax.evaluate.statistics import Estimate
 
 BATCH = 50  # images at once: 500 and 1,000 need no padding
 THREADS = 2  # that read and decode
 DIGITS = 4  # of a KL divergence
+LEVEL = 0.05  # of all declared tests of a study together
 
 # Cells: whatever has a `name`
 
@@ -136,6 +139,61 @@ def versions() -> dict[str, str]:
     """Of the libraries, the processor and the code."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return found | {"device": device.name(), "commit": git_revision()}
+
+
+# Declared tests
+
+
+class Test(NamedTuple):
+    """A declared test. One that is not measured yet has no change, and a p of 1."""
+
+    name: str
+    unit: str
+    change: Estimate | None  # the tested difference
+    p: float = 1.0
+    claim: str = "decided"  # the verdict where p, corrected, is below LEVEL
+
+
+def paired_test(name: str, unit: str, ours, theirs, claim: str = "decided") -> Test:
+    """Whether the mean of ours - theirs is zero, by Student's two-sided test.
+
+    ours, theirs: figures of the same images or trainings, [n] each; None: not measured
+    """
+    if ours is None or theirs is None:
+        return Test(name, unit, None)
+    change = statistics.mean_difference(ours, theirs)
+    p = float(stats.ttest_1samp(np.subtract(ours, theirs), 0.0).pvalue)
+    return Test(name, unit, change, p, claim)
+
+
+def tests_table(tests: Iterable[Test], *head: str, digits: int = 3) -> str:
+    """Table of the tests of one family, corrected together by Holm.
+
+    Tests that are not measured yet count, and are named below the table.
+
+    head: of name, unit and difference
+    digits: of differences; those of points have two at most
+    """
+    tests = list(tests)
+    lines = []
+    absent = []
+    corrected = statistics.holm([test.p for test in tests])
+    for test, p in zip(tests, corrected, strict=True):
+        if test.change is None:
+            absent.append(test.name)
+            continue
+        shown = min(digits, 2) if test.unit == "points" else digits
+        difference = statistics.format_difference(test.change, shown)
+        verdict = test.claim if p < LEVEL else "open"
+        line = [test.name, test.unit, difference, f"{test.p:.3g}", f"{p:.3g}"]
+        lines.append([*line, verdict])
+    blocks = []
+    if lines:
+        head = head or ("test", "unit", "difference")
+        blocks.append(markdown_table([*head, "p", "p, Holm", "verdict"], lines))
+    if absent:
+        blocks.append(f"Not measured yet: {'; '.join(absent)}.")
+    return "\n\n".join(blocks)
 
 
 # A model's answers

@@ -7,7 +7,7 @@ which code its runs were made.
 
 import numpy as np
 
-from experiments import intervals, parts, render, retokenization
+from experiments import intervals, render, retokenization, study
 from imagepiece_jax.evaluate import statistics
 
 FOLDER = retokenization.FOLDER.parent / "trained_schedules"
@@ -44,10 +44,10 @@ def systems_table(acc1: dict[str, np.ndarray]) -> str:
 def contrasts_table(acc1: dict[str, np.ndarray]) -> str:
     """T1 and T2: paired, two-sided, corrected together."""
     tests = [
-        parts.paired(name, acc1[ours], acc1[theirs], claim)
+        study.paired_test(name, claim, acc1[ours], acc1[theirs])
         for name, (claim, ours, theirs) in CONTRASTS.items()
     ]
-    return parts.tests_table(tests, ("", "contrast", "points"), digits=2)
+    return study.tests_table(tests, "", "contrast", "points", digits=2)
 
 
 def rounding_table(acc1: dict[str, np.ndarray]) -> str:
