@@ -86,7 +86,7 @@ class Finetuner(Models):
     def match(self, reduction):
         """`reduction` at the strength whose GMACs are nearest to the reference's."""
         share = self._dense.gmacs(REFERENCE) / self._dense.gmacs()
-        return self._dense.resolved({**reduction, "macs": share}, allowed=0.1)
+        return self._dense.reduction_at_cost({**reduction, "macs": share}, allowed=0.1)
 
     @functools.cached_property
     def _dense(self):

@@ -121,7 +121,7 @@ def _with_tokens(config):
     run = RunConfig.from_config(config)
     found = config.copy_and_resolve_references()
     with found.unlocked():
-        found.reduction = run.resolved().to_dict(found.to_dict())["reduction"]
+        found.reduction = run.at_cost().to_dict(found.to_dict())["reduction"]
     return found
 
 

@@ -108,13 +108,12 @@ class Case:
 
     def _compiled(self, pixels):
         """The optimized program for normalized images or for uint8 pixels."""
-        reduction = self.config.reduction.to_dict()
         size = self.config.image_size
         if self.vit is None:
             variables = random_variables(self.model, size)
             prepared = Preprocessing(size)
             name = self.config.model.name  # which DiffRate's schedules depend on
-            vit = Pretrained(self.model, variables, reduction, prepared, name=name)
+            vit = Pretrained(self.model, variables, prepared, name=name)
         else:
             reduction = reduction_of(self.config.to_dict())
             vit = self.vit.with_reduction(reduction, seed=0)

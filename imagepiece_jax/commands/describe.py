@@ -29,7 +29,7 @@ def main():
 
     if path is not None:
         config, _ = load_with_config(path, config, overrides, abstract=True)
-    run = RunConfig.from_config(config).resolved()
+    run = RunConfig.from_config(config).at_cost()
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [run.create_dense(), run.create_dense(stem="patch")]

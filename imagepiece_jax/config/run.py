@@ -280,15 +280,15 @@ class RunConfig(CheckedFields):
         model = self._model(reduction, axis_name=axis_name, masked=True)
         return model.clone(remat=self.remat)
 
-    def resolved(self) -> "RunConfig":
+    def at_cost(self) -> "RunConfig":
         """The same, with tokens in place of the cost of its reduction."""
-        from imagepiece_jax.models.at_cost import at_cost
+        from imagepiece_jax.models.at_cost import method_at_cost
         from imagepiece_jax.models.config import in_config  # imports JAX
 
         if self.reduction.macs is None:
             return self
         with in_config():
-            reduction = at_cost(self.reduction, *self._dense)
+            reduction = method_at_cost(self.reduction, *self._dense)
         return dataclasses.replace(self, reduction=reduction)
 
     @property

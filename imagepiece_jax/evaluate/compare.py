@@ -236,7 +236,7 @@ def _entries(checkpoint, method, shares, metric):
 def _by_macs(checkpoint, requested, share):
     """(reduction, share reached) of the nearest cost."""
     vit = checkpoint.vit
-    reduction = vit.resolved({**requested, "macs": share})
+    reduction = vit.reduction_at_cost({**requested, "macs": share})
     return reduction, vit.gmacs_with(reduction) / vit.gmacs_with(settings.DENSE)
 
 

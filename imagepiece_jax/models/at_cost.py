@@ -12,13 +12,14 @@ from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import facts
 from imagepiece_jax.reduction import contract, layer_plan, methods
-from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation
 from imagepiece_jax.reduction.settings import (
     LABEL,
     as_fields,
     asked,
     read_reduction,
+    split_reduction,
     with_defaults,
 )
 from imagepiece_jax.reduction.sweep_text import parse_label
@@ -27,11 +28,12 @@ MISS = 0.02  # of the dense model's MACs, by which a cost may be off
 BISECTIONS = 30  # of a schedule's strength: far more than there are counts
 
 
-def reduced(
-    dense, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
+def with_plan(
+    model, reduction, grid, name=None, prop_attn=None, masked=False, tokens=None
 ):
-    """A dense ViT with a reduction.
+    """A ViT with the plan of a reduction, which it notes as its `reduction`.
 
+    model: a ViT of the same sizes, with any plan
     reduction: as `create_model` takes it, or a Method
     grid: (height, width) of the images, in patches
     name, prop_attn, masked: fields of a ModelConfig
@@ -41,20 +43,28 @@ def reduced(
     own_field = "reduction.prop_attn" if prop_attn is None else "prop_attn"
     method, prop_attn = read_reduction(reduction, prop_attn)
     if tokens is None:
-        _, method = _chosen_with_counts(method, dense, grid, name)
+        _, method = _chosen_with_counts(method, model, grid, name)
+    noted = method
     with within("reduction"):
-        method = method.for_model(_model_facts(dense, grid, name))
+        method = method.for_model(_model_facts(model, grid, name))
     if tokens is not None:
-        method = _with_tokens(method, tokens, dense, grid)
+        noted = method = _ending_at(tokens, method, model, grid)
+    usual = usual_prop_attn(method, name)
     if prop_attn is None:
-        prop_attn = usual_prop_attn(method, name)
+        prop_attn = usual
     if not isinstance(prop_attn, bool):
         raise InputError(field=own_field, value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
     with within("reduction", place):
-        plan = _plan(method, dense, grid, masked)
-        contract.check_plan(plan, dense.arch, grid)
-    return dense.clone(plan=plan, prop_attn=prop_attn)
+        plan = _plan(method, model, grid, masked)
+        contract.check_plan(plan, model.arch, grid)
+    if tokens is None and not isinstance(reduction, Method):
+        fields = _as_asked(reduction, noted, model, grid, name)
+    else:
+        fields = _fields_of(noted)
+    if prop_attn != usual:
+        fields["prop_attn"] = prop_attn
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fields)
 
 
 def usual_prop_attn(method, name):
@@ -66,88 +76,103 @@ def usual_prop_attn(method, name):
     return facts(name).get("prop_attn", usual)
 
 
-def resolved(reduction, dense, grid, name=None, allowed=MISS):
+def _fields_of(method):
+    """The name of a Method, and its fields that are not the default."""
+    usual = type(method)
+    fields = {k: v for k, v in vars(method).items() if v != getattr(usual, k)}
+    return {"name": methods.name_of(method), **fields}
+
+
+def _as_asked(reduction, method, model, grid, name):
+    """Fields of a reduction, without prop_attn, with counts in place of a cost.
+
+    The label stays where it asks this model for these fields: they may have been
+    changed since then, or the size of the images.
+
+    method: what the reduction asks for, with counts in place of a cost
+    """
+    reduction = as_fields(reduction)
+    fields, _ = split_reduction(reduction)
+    if fields.get("macs") is not None:
+        return _with_counts(fields, method, model, grid, name)
+    text = reduction.get(LABEL)
+    if text is None:
+        return fields
+    own = with_defaults(fields)
+    try:
+        wanted = with_defaults(fields_at_cost(parse_label(text), model, grid, name))
+    except InputError:
+        return fields
+    return {**fields, LABEL: text} if wanted == own else fields
+
+
+def fields_at_cost(reduction, model, grid, name=None, allowed=MISS):
     """A reduction as a dict, with counts of tokens in place of its cost, `macs`.
 
-    It keeps the text that asked for it as its label, and is never called "auto".
+    It keeps the text that asked for it as its label. In place of "auto" it is the
+    recommended method, and a line on stderr says so.
 
-    dense: a ViT of the model's sizes, with or without a reduction
-    reduction, grid, name: as for `reduced`
+    model: a ViT of the model's sizes, with any plan
+    reduction, grid, name: as for `with_plan`
     allowed: the share of the dense model's MACs by which the cost may be off
     Raises InputError for a reduction that does not fit the model.
     """
-    asked_for, _ = read_reduction(reduction)
-    reduction = with_chosen(as_fields(reduction), dense, grid, name)
+    method, _ = read_reduction(reduction)
+    found = method_at_cost(method, model, grid, name, allowed)
+    return _with_counts(as_fields(reduction), found, model, grid, name)
+
+
+def _with_counts(reduction, found, model, grid, name):
+    """`fields_at_cost` of a dict.
+
+    found: its Method, with counts in place of the cost
+    """
+    reduction = with_chosen(reduction, model, grid, name)
     method, _ = read_reduction(reduction)
     if method.macs is None:
         return reduction
-    found = at_cost(asked_for, dense, grid, name, allowed)
-    changed = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
-    changed.pop("score", None)  # "auto" is what another model has, too
-    fields = {**reduction, **changed}
+    changes = {k: v for k, v in vars(found).items() if v != getattr(method, k)}
+    changes.pop("score", None)  # "auto" is what another model has, too
+    fields = {**reduction, **changes}
     unused = found.amounts if found.counts else ()
     fields[LABEL] = asked(reduction)
     return {k: v for k, v in fields.items() if v is not None and k not in unused}
 
 
-def with_chosen(reduction, dense, grid, name=None):
+def with_chosen(reduction, model, grid, name=None):
     """The reduction, by the name and fields of the recommended method if it is "auto".
 
-    Arguments are those of `resolved`.
+    Arguments are those of `fields_at_cost`.
     """
     method, prop_attn = read_reduction(reduction)
-    found = method.chosen(_model_facts(dense, grid, name))
-    if found is method:
+    chosen = method.chosen(_model_facts(model, grid, name))
+    if chosen is method:
         return reduction
-    usual = type(found)
-    fields = {k: v for k, v in vars(found).items() if v != getattr(usual, k)}
+    fields = _fields_of(chosen)
     if prop_attn is not None:
         fields["prop_attn"] = prop_attn
-    return {"name": methods.name_of(found), **fields}
+    return fields
 
 
-def with_true_label(reduction, dense, grid, name=None):
-    """The reduction without its label where that asks this model for another one.
-
-    Fields may have been changed since then, or the size of the images. Arguments are
-    those of `resolved`.
-    """
-    text = reduction.get(LABEL)
-    if text is None:
-        return reduction
-    own = with_defaults(reduction)
-    try:
-        wanted = resolved(parse_label(text), dense, grid, name)
-        wanted = with_defaults(wanted) | {"prop_attn": own["prop_attn"]}
-    except InputError:
-        wanted = None
-    if wanted == own:
-        return reduction
-    return {k: v for k, v in reduction.items() if k != LABEL}
-
-
-def at_cost(method, dense, grid, name=None, allowed=MISS):
-    """A Method with counts of tokens in place of its cost, as `resolved`.
-
-    In place of "auto" it is the recommended method, and a line on stderr says so.
-    """
-    chosen, found = _chosen_with_counts(method, dense, grid, name, allowed)
+def method_at_cost(method, model, grid, name=None, allowed=MISS):
+    """A Method with counts of tokens in place of its cost, as `fields_at_cost`."""
+    chosen, found = _chosen_with_counts(method, model, grid, name, allowed)
     if chosen is not method and parallel.is_main():
-        text = recommendation(_model_facts(dense, grid, name)).text
-        line = _recommendation_line(text, found, dense, grid)
+        text = recommendation(_model_facts(model, grid, name)).text
+        line = _recommendation_line(text, found, model, grid)
         print(line, file=sys.stderr, flush=True)
     return found
 
 
-def _chosen_with_counts(method, dense, grid, name, allowed=MISS):
+def _chosen_with_counts(method, model, grid, name, allowed=MISS):
     """(the method, or the one chosen for "auto"; the same with counts for its cost)."""
     if method.macs is None:
         return method, method
-    of_model = _model_facts(dense, grid, name)
+    of_model = _model_facts(model, grid, name)
     chosen = method.chosen(of_model)
     with within("reduction"):
-        model = dense.clone(parent=None)
-        return chosen, _at_cost(chosen.for_model(of_model), model, grid, allowed)
+        unbound = model.clone(parent=None)
+        return chosen, _at_cost(chosen.for_model(of_model), unbound, grid, allowed)
 
 
 def _recommendation_line(text, method, model, grid):
@@ -165,28 +190,28 @@ def _recommendation_line(text, method, model, grid):
     return f"{text} in {where}; counts {', '.join(map(str, left.values()))}"
 
 
-def _model_facts(dense, grid, name):
+def _model_facts(model, grid, name):
     return ModelFacts(
         patches=math.prod(grid),
-        embed_dim=dense.embed_dim,
-        class_token=dense.arch.class_token,
-        pool=dense.arch.pool,
-        classes=dense.num_classes,
-        depth=dense.depth,
+        embed_dim=model.embed_dim,
+        class_token=model.arch.class_token,
+        pool=model.arch.pool,
+        classes=model.num_classes,
+        depth=model.depth,
         name=name,
     )
 
 
-def _plan(method, dense, grid, masked=False):
-    steps = method.planned_steps(dense.depth, math.prod(grid))
-    prefix = dense.arch.prefix
-    return layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+def _plan(method, model, grid, masked=False):
+    steps = method.planned_steps(model.depth, math.prod(grid))
+    prefix = model.arch.prefix
+    return layer_plan.build(model.depth, math.prod(grid), steps, prefix, masked)
 
 
-def _counts(method, dense, grid):
+def _counts(method, model, grid):
     """Image tokens after each block."""
-    plan = _plan(method, dense, grid)
-    return [layer.mlp_tokens - dense.arch.prefix for layer in plan]
+    plan = _plan(method, model, grid)
+    return [layer.mlp_tokens - model.arch.prefix for layer in plan]
 
 
 @functools.lru_cache(maxsize=256)
@@ -222,11 +247,11 @@ def _at_cost(method, model, grid, allowed=MISS):
     return found
 
 
-def _with_tokens(method, tokens, model, grid):
-    """`method` with counts that end at exactly `tokens` image tokens.
+def _ending_at(tokens, method, model, grid):
+    """A Method with counts that end at exactly `tokens` image tokens.
 
-    They are those of its weakest schedule that leaves at most `tokens`, none of them
-    below `tokens`.
+    Of the method's schedules that leave at most `tokens` the weakest is taken; counts
+    below `tokens` are raised to it.
     """
     patches = math.prod(grid)
     if not is_integer(tokens) or not 1 <= tokens <= patches:
@@ -257,13 +282,12 @@ def _with_tokens(method, tokens, model, grid):
     return free.within_reach(cut, model.depth, patches)
 
 
-def _weakest_strength(enough):
-    """Find the weakest strength for which `enough` holds, by bisection.
+def _weakest_strength(is_enough):
+    """The weakest strength of a schedule that is enough, by bisection.
 
-    `enough(strength)` raises InputError where the schedule cannot go so far, which
-    counts as enough.
-
-    Returns (strength, the InputError that it raised, or None).
+    is_enough: from a strength to a bool; where it raises InputError, because the
+        schedule cannot go so far, the strength counts as enough
+    Returns (strength, the InputError that this strength raised, or None).
     """
     low = 0.0
     high = 1.0
@@ -271,7 +295,7 @@ def _weakest_strength(enough):
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         try:
-            if not enough(middle):
+            if not is_enough(middle):
                 low = middle
                 continue
             high = middle

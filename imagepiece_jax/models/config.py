@@ -23,14 +23,15 @@ from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
-from imagepiece_jax.models.at_cost import MISS, reduced, resolved
+from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import MODELS, facts
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction import layer_plan, settings
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.settings import Reduction, as_fields
 
@@ -229,8 +230,9 @@ class ModelConfig(CheckedFields):
         patches = patch_grid(image_size, fields["patch_size"], cut)
         _check_size(size, fields["stem"], arch)
         head_width = fields["embed_dim"] // fields["num_heads"]
+        tokens = arch.prefix + math.prod(patches)
         dense = ViT(
-            plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
+            plan=(LayerPlan(tokens, tokens),) * depth,
             num_classes=fields["num_classes"],
             stem=fields["stem"],
             arch=arch,
@@ -242,7 +244,7 @@ class ModelConfig(CheckedFields):
             axis_name=self.axis_name,
             **size,
         )
-        model = reduced(
+        model = with_plan(
             dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
         )
         kernels = fused_kernels.resolve_kernels(fields["kernels"], model)
@@ -252,17 +254,17 @@ class ModelConfig(CheckedFields):
         """GMACs of one image through `create(reduction)`."""
         return model_macs(self.create(reduction), self.image_size) / 1e9
 
-    def resolved(
+    def reduction_at_cost(
         self, reduction: Reduction, allowed: float = MISS
     ) -> Mapping[str, Any]:
-        """As the function `resolved`."""
+        """As `at_cost.fields_at_cost`, for a model of these fields."""
         reduction = as_fields(reduction)
         if reduction.get("macs") is None:
             return reduction
         model = self.create()
         size = self._all_fields["image_size"]
         grid = patch_grid(size, model.patch_size, cut=True)
-        return resolved(reduction, model, grid, self.name, allowed)
+        return fields_at_cost(reduction, model, grid, self.name, allowed)
 
 
 @short_traceback
@@ -280,7 +282,7 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
     """
     check_names(changes, ["reduction", *ModelConfig.names()])
     config = ModelConfig.of({"name": name, **changes})
-    return config.create(config.resolved(reduction))
+    return config.create(config.reduction_at_cost(reduction))
 
 
 @contextlib.contextmanager

@@ -18,12 +18,7 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError, one_of, short_traceback
 from imagepiece_jax.models import convert, positions
-from imagepiece_jax.models.at_cost import (
-    reduced,
-    resolved,
-    usual_prop_attn,
-    with_true_label,
-)
+from imagepiece_jax.models.at_cost import fields_at_cost, with_plan
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.cost import model_macs
@@ -41,8 +36,6 @@ from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.settings import (
     DENSE,
     Reduction,
-    read_reduction,
-    split_reduction,
 )
 
 
@@ -82,9 +75,6 @@ class Pretrained:
 
     model: ViT  # the network
     variables: Mapping[str, Any]  # parameters and statistics, {"params": .., ..}
-    # name and fields of the method that made the model's plan; None: it is dense, or
-    # its reduction is unknown
-    reduction: Mapping[str, Any] | None = None
     # of its images; None: the square that has as many patches as the model
     preprocessing: Preprocessing | None = None
     # a name, or None, for each class; None: there are no names
@@ -135,12 +125,6 @@ class Pretrained:
                 value=images,
                 allowed="a Preprocessing, such as Preprocessing(224, crop=0.9)",
             )
-        if self.reduction is None and not any(layer.step for layer in model.plan):
-            put("reduction", DENSE)
-        elif self.reduction is not None:
-            asked = self.reduction
-            put("reduction", self._recorded(asked))
-            self._check_plan(asked)
 
     def __repr__(self):
         # Short: the model's own goes on for pages.
@@ -149,42 +133,16 @@ class Pretrained:
             f"{size_text(self.image_size)}, {self.model.num_classes} classes>"
         )
 
-    def _recorded(self, reduction):
-        """The fields of a reduction of this model, with an unusual prop_attn."""
-        model = self.model
-        asked = settings.as_fields(reduction)
-        fields, prop_attn = split_reduction(asked)
-        if prop_attn not in (None, model.prop_attn):
-            raise InputError(
-                f"is {prop_attn!r}, but model.prop_attn is {model.prop_attn!r}",
-                field="prop_attn of reduction",
-                value=prop_attn,
-                allowed="the reduction that create_model got",
-            )
-        if text := asked.get(settings.LABEL):
-            fields[settings.LABEL] = text
-        fields = resolved(fields, model, self._grid, self.name)
-        fields = with_true_label(fields, model, self._grid, self.name)
-        method, _ = read_reduction(fields)
-        if model.prop_attn != usual_prop_attn(method, self.name):
-            fields = {**fields, "prop_attn": model.prop_attn}
-        return fields
+    @property
+    def reduction(self) -> Mapping[str, Any] | None:
+        """Name and fields of the reduction that made the model's plan.
 
-    def _check_plan(self, asked):
-        """InputError where the reduction makes another plan than the model's.
-
-        asked: the reduction in its user's words
+        prop_attn is among them where it is unusual for the method. None: someone made
+        the plan by hand.
         """
-        usual = reduced(self.model, self.reduction, self._grid, self.name)
-        if usual.plan != self.model.plan:
-            size = size_text(self.image_size)
-            value = dict(settings.as_fields(asked))
-            raise InputError(
-                f"is {value}, but model.plan is another for images of {size}",
-                field="reduction",
-                value=value,
-                allowed="the reduction that create_model got, with masked=False",
-            )
+        noted = self.model.reduction or DENSE
+        has_steps = any(layer.step for layer in self.model.plan)
+        return None if has_steps and noted == DENSE else noted
 
     def warn_of_recovery(self, stacklevel: int):
         """Warn of weights that were recovered for another reduction.
@@ -294,10 +252,8 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model, and without a
             seed for one whose selectors the weights lack.
         """
-        reduction = self.resolved(reduction)
-        model = self.model_with(reduction)
-        params = self.variables["params"]
-        vit = self._with_model(model, params, seed, reduction=reduction)
+        model = self.model_with(self.reduction_at_cost(reduction))
+        vit = self._with_model(model, self.variables["params"], seed)
         vit.warn_of_recovery(stacklevel=3)  # behind short_traceback
         return vit
 
@@ -312,7 +268,7 @@ class Pretrained:
         images = dataclasses.replace(self.preprocessing, image_size=image_size)
         is_own = images.shape == sides(self.image_size)  # which need be no multiple
         grid = patch_grid(images.image_size, self.model.patch_size, cut=is_own)
-        model = self._reduced(self.model, self.reduction, grid)
+        model = self._planned(self.model, self.reduction, grid)
         params = self.variables["params"]
         params = positions.fit(params, model, images.image_size, self.image_size)
         return self._with_model(model, params, preprocessing=images)
@@ -333,7 +289,7 @@ class Pretrained:
                 allowed=f"whole numbers from 1 to {blocks}",
             )
         shallow = self.model.clone(plan=self.model.plan[:depth])
-        model = self._reduced(shallow, self.reduction, self._grid)
+        model = self._planned(shallow, self.reduction, self._grid)
         params = {
             name: values
             for name, values in self.variables["params"].items()
@@ -364,15 +320,15 @@ class Pretrained:
 
     def model_with(self, reduction: Reduction) -> ViT:
         """The model of `with_reduction`, without its variables."""
-        return self._reduced(self.model, reduction, self._grid)
+        return self._planned(self.model, reduction, self._grid)
 
     def gmacs_with(self, reduction: Reduction) -> float:
         """`gmacs` of `with_reduction`."""
         return model_macs(self.model_with(reduction), self.image_size) / 1e9
 
-    def resolved(self, reduction: Reduction) -> Mapping[str, Any]:
+    def reduction_at_cost(self, reduction: Reduction) -> Mapping[str, Any]:
         """A reduction as a dict, with counts of tokens in place of its cost, `macs`."""
-        return resolved(reduction, self.model, self._grid, self.name)
+        return fields_at_cost(reduction, self.model, self._grid, self.name)
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
@@ -393,7 +349,7 @@ class Pretrained:
             return []
         lines = []
         if source.reduction is not None:
-            before = self.resolved(source.reduction)
+            before = self.reduction_at_cost(source.reduction)
             if settings.with_defaults(before) != settings.with_defaults(self.reduction):
                 ours = settings.in_words(self.reduction)
                 trained = settings.in_words(before)
@@ -411,12 +367,12 @@ class Pretrained:
                 f"is {value!r}, but the model has no record of its reduction",
                 field=field,
                 value=value,
-                hint='make it by Pretrained(model, variables, reduction={"name": ..})',
+                hint="make it by create_model(name, reduction)",
             )
 
-    def _reduced(self, model, reduction, grid):
+    def _planned(self, model, reduction, grid):
         """A model of these weights with a reduction, its kernels fused as ours are."""
-        model = reduced(model.clone(kernels=None), reduction, grid, self.name)
+        model = with_plan(model.clone(kernels=None), reduction, grid, self.name)
         if self.model.kernels:
             model = model.clone(kernels=resolve_kernels("auto", model))
         return model
@@ -454,11 +410,15 @@ class Pretrained:
             size = {"image_size": images.image_size, "depth": model.depth}
             config = dataclasses.replace(source.config, **size)
             source = dataclasses.replace(source, config=config)
-        fields = {field.name: getattr(self, field.name) for field in _FIELDS}
-        fields |= changes | {"model": model, "variables": variables, "source": source}
-        fields["drawn"] = {**self.drawn, **digests(variables, drawn)}
-        fields["selectors"] = learned
-        return made_by(fields.pop("reduction"), **fields)
+        return dataclasses.replace(
+            self,
+            model=model,
+            variables=variables,
+            source=source,
+            drawn={**self.drawn, **digests(variables, drawn)},
+            selectors=learned,
+            **changes,
+        )
 
     def model_with_tokens(self, tokens: int | None) -> ViT:
         """The model with exactly `tokens` image tokens in the end, and its parameters.
@@ -474,8 +434,8 @@ class Pretrained:
         self._check_reduction("tokens", tokens)
         fields = tuple((k, settings.as_tuple(v)) for k, v in self.reduction.items())
         # Not cached where True is 1, and lists have no hash: they are refused.
-        reduce = _reduced if is_integer(tokens) else _reduced.__wrapped__
-        model = reduce(self.model, fields, self._grid, self.name, tokens)
+        end = _ending_at if is_integer(tokens) else _ending_at.__wrapped__
+        model = end(self.model, fields, self._grid, self.name, tokens)
         if model.has_selectors:
             try:
                 check_variables(model, self.variables, self.image_size)
@@ -491,29 +451,14 @@ class Pretrained:
         return model
 
 
-_FIELDS = dataclasses.fields(Pretrained)
-
-
-def made_by(reduction: Reduction, **fields: Any) -> Pretrained:
-    """A Pretrained whose model this reduction has just made.
-
-    Its plan is not made once more to be compared, as for one that a user makes.
-
-    fields: the others of a Pretrained
-    """
-    vit = Pretrained(**fields)
-    object.__setattr__(vit, "reduction", vit._recorded(reduction))
-    return vit
-
-
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """Digests of parts of the parameters, as `Pretrained.drawn` has them."""
     return {part: digest(variables["params"][part]) for part in parts}
 
 
 @functools.lru_cache(maxsize=32)
-def _reduced(model, fields, grid, name, tokens):
-    return reduced(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
+def _ending_at(model, fields, grid, name, tokens):
+    return with_plan(model, dict(fields), grid, name, model.prop_attn, tokens=tokens)
 
 
 def _is_behind(name, depth):

@@ -19,8 +19,10 @@ def variable_shapes(model, image_size):
     model = model.clone(axis_name=None)
     if model.has_selectors:
         return jax.tree.map(lambda x: x, _shapes(model, image_size))
-    # Reductions have no variables, and all blocks have the same: one is traced.
-    of_one_block = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
+    # Reductions have no variables, and all blocks have the same: one is traced, for all
+    # plans and methods of a model.
+    one_block = model.clone(plan=(LayerPlan(0, 0),), prop_attn=False, kernels=None)
+    of_one_block = _shapes(one_block, image_size)
     shapes = {}
     for collection, values in of_one_block.items():
         shapes[collection] = {}

@@ -1,5 +1,6 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,6 +92,9 @@ class ViT(nn.Module):
     # the last block computes only tokens that the head reads, if these are in the
     # prefix: for logits and pooled vectors
     head_only: bool = False
+    # name and fields of the reduction that made the plan, noted by `at_cost.with_plan`:
+    # the plan decides what is computed, and models of one plan are equal
+    reduction: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def depth(self) -> int:

@@ -15,7 +15,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, Source, digests, made_by
+from imagepiece_jax.models.pretrained import Pretrained, Source, digests
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
@@ -152,7 +152,7 @@ def load_as(
     if reduction is None and requested.prop_attn is not None:
         used = {**used, "prop_attn": requested.prop_attn}
     with within(place=place if used == description.reduction else ""):
-        used = config.resolved(used)
+        used = config.reduction_at_cost(used)
         model = config.create(used)
     if preprocessing is None:
         preprocessing = trained_crop(description, requested)
@@ -180,7 +180,7 @@ def load_as(
     }
     if abstract:
         variables = variable_shapes(model, config.image_size)
-        return made_by(used, model=model, variables=variables, **facts)
+        return Pretrained(model, variables, **facts)
     if contents is None:
         contents = read_contents(description, checkpoint, averaged)
     if description.run is None:
@@ -202,10 +202,9 @@ def load_as(
     for part in variables["params"]:
         if part not in drawn and convert.matches(part, description.untrained):
             drawn.append(part)
-    return made_by(
-        used,
-        model=model,
-        variables=variables,
+    return Pretrained(
+        model,
+        variables,
         selectors=learned,
         projector=contents.projector,
         drawn=digests(variables, drawn),

@@ -120,9 +120,9 @@ def _check(vit):
     """InputError for a model that `load` could not make again."""
     if vit.reduction is None:
         raise InputError(
-            "is None, but the model reduces tokens",
+            "is unknown: someone made the model's plan by hand",
             field="reduction",
-            allowed='Pretrained(model, variables, reduction={"name": ..})',
+            allowed="models of create_model",
         )
     if vit.model.folded:
         raise InputError(

@@ -80,7 +80,7 @@ class Run:
             with in_config():
                 images = initial.normalization(workdir)
             normalized = dataclasses.replace(run.model, **images)
-            self.config = run = dataclasses.replace(run, model=normalized).resolved()
+            self.config = run = dataclasses.replace(run, model=normalized).at_cost()
             self.model = run.create_model(parallel.AXIS)  # as it is evaluated
             dense = run.create_dense()
             placement = parallel.placement(run.grad_accum_steps)

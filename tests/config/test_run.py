@@ -120,7 +120,7 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     config.reduction = config_dict.ConfigDict({"name": "tome", "macs": 0.7})
     run = RunConfig.from_config(config)
     assert "label" not in run.to_dict(config.to_dict())["reduction"]
-    written = run.resolved().to_dict(config.to_dict())
+    written = run.at_cost().to_dict(config.to_dict())
     assert written["reduction"]["label"] == "tome macs=0.7"
     (tmp_path / "config.json").write_text(json.dumps(written))
     reduction = runs.reduction_of(runs.read_config(tmp_path))
@@ -129,11 +129,11 @@ def test_a_run_keeps_the_text_that_asked_for_its_reduction(tmp_path):
     assert full["counts"] == reduction["counts"]
     assert settings.in_words(full) == "tome macs=0.7"
     again = RunConfig.from_config(written)
-    assert again.resolved().to_dict(written)["reduction"] == written["reduction"]
+    assert again.at_cost().to_dict(written)["reduction"] == written["reduction"]
     del written["reduction"]["label"]
     (tmp_path / "config.json").write_text(json.dumps(written))
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    run_dir.check_config(tmp_path, run.resolved().to_dict(config.to_dict()))
+    run_dir.check_config(tmp_path, run.at_cost().to_dict(config.to_dict()))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     """DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160).source.config
     target = one.gmacs(finetune.REFERENCE)
-    found = one.resolved(
+    found = one.reduction_at_cost(
         {**reduction, "macs": target / one.gmacs(settings.DENSE)}, allowed=0.1
     )
     assert found["name"] == reduction["name"]

@@ -467,7 +467,7 @@ from tests.models import tiny
 
 reduction = {"name": "diffrate", "counts": (196, 99)}
 model = create_model("deit_ti", depth=2, reduction=reduction)
-vit = Pretrained(model, tiny.variables(model), reduction)
+vit = Pretrained(model, tiny.variables(model))
 images = np.random.default_rng(0).normal(size=(recover.BATCH, 224, 224, 3))
 images = images.astype(np.float32)  # as the job's own
 found = recover.openvino_job(vit).call(0)

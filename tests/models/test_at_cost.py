@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.at_cost import MISS, reduced, resolved
+from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
 from imagepiece_jax.models.config import ModelConfig, create_model, size_of
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import load
@@ -36,9 +36,9 @@ def dense(**fields):
 
 
 def at_cost(reduction, model=None, grid=(14, 14)):
-    """(the resolved reduction, its share of the dense MACs, counts by block)."""
+    """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = resolved(reduction, model, grid)
+    found = fields_at_cost(reduction, model, grid)
     size = tuple(side * model.patch_size for side in grid)
     reduced = dense(depth=model.depth, image_size=size, reduction=found)
     share = model_macs(reduced, size) / model_macs(model, size)
@@ -98,13 +98,13 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
 )
 def test_mistakes(fields, field, text):
     with refused(f"reduction.{field}", fields[field], text):
-        dense(reduction=resolved({"name": "tome", **fields}, dense(), (14, 14)))
+        dense(reduction=fields_at_cost({"name": "tome", **fields}, dense(), (14, 14)))
 
 
 def test_a_schedule_that_names_no_block_of_the_model():
     reduction = {"name": "tome", "macs": 0.5, "counts": "stages-3-99"}
     with refused("reduction.counts", 99):
-        resolved(reduction, dense(), (14, 14))
+        fields_at_cost(reduction, dense(), (14, 14))
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"grid_pooling"}))
@@ -112,7 +112,7 @@ def test_fewer_tokens_keep_the_shape_of_a_list(name):
     """Whatever the method's own schedule is; those of a saved model are a list."""
     listed = (196, 196, 160, 160, 160, 120, 120, 120, 90, 90, 90, 90)
     reduction = {"name": name, "counts": listed}
-    plan = reduced(dense(), reduction, (14, 14), tokens=60).plan
+    plan = with_plan(dense(), reduction, (14, 14), tokens=60).plan
     # To a power: 60 = 196 (90 / 196) ** p, and 196 (160 / 196) ** p = 143.7.
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left[:3] == [196, 196, 144] and left[4:9] == [144, 93, 93, 93, 60]
@@ -156,7 +156,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     model = ModelConfig(name=model, **sized)
     model = model.over(size_of(model.name, ("image_size",)))
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
-    found = model.resolved({"name": name, "macs": cost})
+    found = model.reduction_at_cost({"name": name, "macs": cost})
     share = model.gmacs(found) / model.gmacs()
     assert abs(share - cost) <= MISS and "macs" not in found
 
@@ -170,7 +170,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
-    plan = reduced(model, {"name": "diffrate", "macs": 0.5}, (37, 37)).plan
+    plan = with_plan(model, {"name": "diffrate", "macs": 0.5}, (37, 37)).plan
     left = [layer.mlp_tokens - 1 for layer in plan]
     assert left == sorted(left, reverse=True) and left[-1] < 1369 / 20
     # Six blocks have every second entry.

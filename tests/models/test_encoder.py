@@ -120,10 +120,10 @@ def test_what_a_model_cannot_have_is_refused():
     images = tiny.images(1)
     with refused("tokens", 9, "learned weights of another; allowed: 8"):
         features(vit, images, tokens=9)
-    unnamed = Pretrained(tiny.model(TOME), {"params": {}})
+    unnamed = Pretrained(tiny.model(TOME).clone(reduction=None), {"params": {}})
     with refused("tokens", 9, "no record of its reduction"):
         features(unnamed, images, tokens=9)
-    empty = Pretrained(vit.model, {"params": {}}, tiny.small("token_learner"))
+    empty = Pretrained(vit.model, {"params": {}})
     with refused("params/blocks_0/attn/k/bias", "missing"):
         features(empty, images, tokens=9)
     with refused("params/blocks_0/attn/k/bias", (24,)):
@@ -199,7 +199,7 @@ def test_pixels_are_normalized():
     ],
 )
 def test_what_does_not_fit_is_refused(option, value, found):
-    vit = Pretrained(tiny.model(TOME), {"params": {}}, TOME)
+    vit = Pretrained(tiny.model(TOME), {"params": {}})
     with refused(option, found):
         features(vit, **{"images": tiny.images(1), option: value})
 

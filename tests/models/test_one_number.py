@@ -94,7 +94,7 @@ SIZES += ["vit_base_patch16_siglip_224", "vit_mini"]
 @pytest.mark.parametrize("cost", [0.75, 0.6, 0.5])
 def test_every_kind_of_model_has_the_cost_that_it_is_given(name, cost):
     config = ModelConfig(name=name, image_size=16 if name == "vit_mini" else 224)
-    found = config.resolved(cost)
+    found = config.reduction_at_cost(cost)
     assert found["name"] != "auto" and "macs" not in found
     assert abs(config.gmacs(found) / config.gmacs() - cost) <= MISS
     assert found["label"].startswith(f"{found['name']} macs={cost}")
@@ -111,7 +111,7 @@ def test_other_fields_of_auto_are_those_of_the_method():
     model = deit().create(asked)
     named = asked | {"name": "attended"}
     assert model == deit().create(named) and not model.prop_attn
-    own = deit().resolved(HALF | {"counts": "proportional-1"})
+    own = deit().reduction_at_cost(HALF | {"counts": "proportional-1"})
     assert own["label"] == "attended macs=0.5 counts=proportional-1"
 
 
@@ -137,8 +137,8 @@ def test_it_is_kept_as_the_method_and_its_counts(classes, tmp_path, capsys):
     assert (other.reduction, other.label) == (vit.reduction, vit.label)
     assert capsys.readouterr().err == f"{said}\n"
     assert load(tmp_path / "saved", reduction="none").model.plan == dense.model.plan
-    made = Pretrained(vit.model, vit.variables, 0.7, vit.preprocessing)
-    assert made.reduction == vit.reduction
+    model = tiny.model(0.7, num_classes=classes, **arch)
+    assert Pretrained(model, vit.variables).reduction == vit.reduction
 
 
 def test_a_text_is_a_methods_name_as_published():
@@ -154,8 +154,8 @@ def test_a_text_is_a_methods_name_as_published():
     "value", [np.float64(0.6), np.float32(0.6), np.float16(0.6), 0.6]
 )
 def test_numbers_of_numpy_are_numbers(value):
-    found = deit().resolved(value)
-    assert found == deit().resolved(0.6) or value.dtype == np.float16
+    found = deit().reduction_at_cost(value)
+    assert found == deit().reduction_at_cost(0.6) or value.dtype == np.float16
     assert type(found["keep_rate"]) is float
 
 
@@ -202,7 +202,7 @@ def test_a_run_stores_the_method(capsys):
     config = configured({"model.name": "deit_ti", "image_size": 224})
     with config.unlocked():
         config.reduction = type(config)(HALF)
-    fields = RunConfig.from_config(config).resolved().to_dict(config.to_dict())
+    fields = RunConfig.from_config(config).at_cost().to_dict(config.to_dict())
     assert fields["reduction"]["name"] == "attended"
     assert fields["reduction"]["label"] == "attended macs=0.5"
     assert "auto" not in json.dumps(fields["reduction"])

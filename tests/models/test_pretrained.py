@@ -12,7 +12,6 @@ from tests.models import tiny
 from tests.models.test_published import same
 from tests.refused import refused, untrained
 
-DENSE = {"name": "none"}
 TOME = {"name": "tome", "r": 4}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
 GIVEN = {"name": "vit_mini", "num_heads": tiny.HEADS}
@@ -32,7 +31,9 @@ def test_a_model_that_someone_made_has_defaults(dense):
     assert (dense.class_names, dense.name, dense.source) == (None, None, None)
     early = tiny.pretrained({"name": "token_learner", "block": 0})
     vit = Pretrained(early.model, early.variables)
-    assert vit.image_size == tiny.SIDE and vit.reduction is None
+    assert vit.image_size == tiny.SIDE and vit.reduction == early.reduction
+    by_hand = tiny.model().clone(plan=early.model.plan)
+    assert Pretrained(by_hand, early.variables).reduction is None
 
 
 @pytest.mark.parametrize("size", [28, (12, 24)])
@@ -91,8 +92,6 @@ def test_the_first_blocks_are_a_model_of_their_own(dense):
 PAIR = "model and variables"
 UNWEIGHTED = TOME | {"prop_attn": False}
 PLAIN = tiny.model()
-MERGING = tiny.model(TOME)
-MASKED = tiny.model(DYNAMICVIT, masked=True)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +103,6 @@ MASKED = tiny.model(DYNAMICVIT, masked=True)
         (PLAIN, {"variables": {}}, PAIR, ("ViT", "dict")),
         (tiny.model(image_size=(12, 20)), {}, "preprocessing", None),
         (PLAIN, {"preprocessing": {"crop": 0.9}}, "preprocessing", {"crop": 0.9}),
-        (PLAIN, {"reduction": {"r": 4}}, "reduction", {"r": 4}),
-        (PLAIN, {"reduction": TOME}, "reduction", TOME),
-        (PLAIN, {"reduction": {"name": "evit", "blocks": (5,)}}, "reduction", 5),
-        (PLAIN, {"reduction": {"name": "tom"}}, "reduction.name", "tom"),
-        (MERGING, {"reduction": TOME | {"r": 5}}, "reduction", TOME | {"r": 5}),
-        (MERGING, {"reduction": DENSE}, "reduction", DENSE),
-        (MERGING, {"reduction": UNWEIGHTED}, "prop_attn of reduction", False),
-        (MASKED, {"reduction": DYNAMICVIT}, "reduction", DYNAMICVIT),
         (PLAIN, {"class_names": ["a"]}, "class_names", 1),
         (PLAIN, {"class_names": "abcdefg"}, "class_names", "abcdefg"),
         (PLAIN, {"class_names": 7}, "class_names", 7),

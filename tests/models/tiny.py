@@ -137,7 +137,7 @@ def pretrained(reduction=None, **options):
     """The tiny ViT and its variables as one object; `options` are create_model's."""
     made = model(reduction, **options)
     prepared = Preprocessing(options.get("image_size", SIDE))
-    return Pretrained(made, variables(made), reduction, prepared)
+    return Pretrained(made, variables(made), prepared)
 
 
 def loaded(path, reduction=None, variables=None, seed=0, **fields):
@@ -154,7 +154,7 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     if variables is None:
         variables = shapes(made, side)
     prepared = Preprocessing(side)
-    return Pretrained(made, variables, reduction, prepared, source=source)
+    return Pretrained(made, variables, prepared, source=source)
 
 
 def write(path, variables):

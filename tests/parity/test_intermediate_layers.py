@@ -49,7 +49,7 @@ def test_layers_are_those_of_timm(name):
     for norm in (True, False):
         with jax.default_matmul_precision("highest"), torch.no_grad():
             found = features(
-                Pretrained(ours, variables, None, Preprocessing(size)),
+                Pretrained(ours, variables, Preprocessing(size)),
                 images,
                 layers=LAYERS,
                 norm=norm,

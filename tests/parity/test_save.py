@@ -55,7 +55,7 @@ def test_public_architectures(tmp_path, name):
     assert arch.gelu == "exact"
     variables = tiny.fill(variable_shapes(model, 64))
     crop = registry.published_crop(name)
-    vit = Pretrained(model, variables, None, Preprocessing(64, **crop), name=name)
+    vit = Pretrained(model, variables, Preprocessing(64, **crop), name=name)
     theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)
     assert cfg["input_size"] == (3, 64, 64) and cfg["crop_pct"] == 0.95

@@ -74,7 +74,6 @@ def made(class_names=None, preprocessing=None, problem_type=PROBLEMS[0], **field
     return Pretrained(
         model,
         variables,
-        fields.get("reduction"),
         prepared,
         class_names,
         problem_type=problem_type,
@@ -257,7 +256,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
     for other, *facts in (
-        (Pretrained(evit, variables), "reduction", None),
+        (Pretrained(evit.clone(reduction=None), variables), "reduction", None),
         (Pretrained(*prepare(model, variables)), "model", None, "form of optimize"),
         (Pretrained(model, without), "params/norm/bias", "missing"),
         (Pretrained(made(num_classes=3).model, variables), "params/head/bias", (7,)),

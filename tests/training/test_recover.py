@@ -509,7 +509,7 @@ def test_images_that_are_not_square_are_cropped_to_their_shape():
         num_classes=7,
     )
     preprocessing = imagepiece_jax.Preprocessing(size, crop=0.875)
-    vit = Pretrained(model, tiny.variables(model), MERGING, preprocessing)
+    vit = Pretrained(model, tiny.variables(model), preprocessing)
     assert recovered(vit, noise(side=40)).recovery.steps == 8
 
 

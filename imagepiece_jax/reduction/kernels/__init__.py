@@ -62,6 +62,8 @@ def resolve_kernels(requested, model, device=None):
     Returns "cpu", a GPU's compute capability such as "9.0", or None: plain JAX.
     Raises InputError for "fused" where kernels do not run.
     """
+    if requested == "plain":
+        return None
     device = device or jax.local_devices()[0]
     found = []  # pairs of a step's counts and its kernel
     for layer in model.plan:
@@ -70,7 +72,7 @@ def resolve_kernels(requested, model, device=None):
             kernel = find(layer.step, model, device)
         if kernel:
             found.append((layer.counts, kernel))
-    if requested == "plain" or not found:
+    if not found:
         return None
     capability = getattr(device, "compute_capability", None)
     reason = fused.unsupported_reason(device.platform, capability)
