@@ -92,4 +92,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-docs .venv-release
+	rm -rf $(VENV) .venv-plain .venv-docs .venv-release build

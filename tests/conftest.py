@@ -16,8 +16,12 @@ os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
 # A shell's `&` starts processes that ignore Ctrl-C, which tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# No command that a test starts keeps its programs in the user's folder.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+# Programs are kept for the next run of the tests; none where the variable is empty. No
+# command that a test starts keeps its own, nor reads these.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+named = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "programs"))
+KEPT = os.environ.setdefault("TESTS_PROGRAMS", named)  # workers have it from the first
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 # OpenVINO reports its use from a process that it forks; without this package it cannot.
 sys.modules["openvino_telemetry"] = None
 
@@ -27,7 +31,7 @@ import pytest  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from imagepiece_jax.common import parallel, progress  # noqa: E402
-from tests import tracing  # noqa: E402
+from tests import programs, tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # chex skips its variant with_pmap without a second device; the package takes the first.
@@ -37,8 +41,13 @@ parallel.device_count = lambda: 1
 tracing.remember_initializers()
 tracing.remember_exports()
 tracing.lower_fast()
+if KEPT:
+    programs.keep(KEPT)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+def pytest_configure(config):
+    if KEPT and not hasattr(config, "workerinput"):
+        programs.empty_where_large(KEPT)
 
 
 def pytest_collection_finish():

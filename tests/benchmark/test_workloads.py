@@ -6,7 +6,15 @@ import pytest
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.models.cost import model_macs
+from tests import programs
 from tests.benchmark.small import Mean, simplify, tiny_config
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """The seconds of compiling are told of programs that are compiled."""
+    with programs.compiled_anew():
+        yield
 
 
 @pytest.mark.parametrize("mode", ["inference", "copy"])

@@ -1,0 +1,79 @@
+"""Programs that the tests compile, kept in a folder for their next run.
+
+Compiling takes half of the tests' processor time, and reading a program an eighth of
+compiling it. JAX names a program by its operations, its options and its own version.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+
+import jax
+from jax._src import compilation_cache
+
+from imagepiece_jax.common import cache_dirs
+
+MOST = 2_000_000_000  # bytes in the folder: every change of a model makes programs
+
+
+class Programs:
+    """JAX's interface to a folder of programs, which several processes may share.
+
+    JAX's own writes programs in place, so that another process may read half of one,
+    and warns where it cannot: here a program is whole, or it is compiled.
+    """
+
+    def __init__(self, folder):
+        self._path = pathlib.Path(folder)
+        self._path.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key):
+        try:
+            return self._file(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put(self, key, value):
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._path, delete=False) as part:
+                part.write(value)
+            os.replace(part.name, self._file(key))
+        except OSError:  # a test's full disk, for example
+            pathlib.Path(part.name).unlink()
+
+    def _file(self, key):
+        return self._path / f"{key}-cache"
+
+
+def keep(folder):
+    """Keep this process's programs in a folder, and take them from there.
+
+    Each kind of processor has its own: JAX's names do not tell them apart.
+    """
+    kind = f"{zlib.crc32(cache_dirs.processor().encode()):08x}"
+    compilation_cache.get_file_cache = lambda path: (Programs(path), path)
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder, kind)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def compiled_anew():
+    """Context in which no program is taken from the folder, nor put there."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+
+
+def empty_where_large(folder):
+    """Begin anew with an empty folder where this one has become too large."""
+    files = (file for file in pathlib.Path(folder).rglob("*") if file.is_file())
+    if sum(file.stat().st_size for file in files) > MOST:
+        shutil.rmtree(folder)
