@@ -8,6 +8,7 @@ import pathlib
 import re
 from typing import Any
 
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import MEAN, STD
@@ -122,6 +123,19 @@ def published_crop(name: str | None) -> dict[str, Any]:
     return {"crop_mode": "center"} | {
         k: images[k] for k in ("crop", "crop_mode", "interpolation") if k in images
     }
+
+
+def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
+    """ImageNet's class names for weights of this name with its 1,000 classes, or None.
+
+    timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
+    trained on ImageNet-1k last. An architecture stands for all of its weights.
+    """
+    base, dot, tag = (name or "").partition(".")
+    of_base = public_models().get(base, {"weights": ()})
+    tags = [tag] if dot else of_base["weights"]
+    named = classes == 1000 and any(each.endswith("in1k") for each in tags)
+    return class_names.imagenet_names() if named else None
 
 
 def name_of_file(path: str | os.PathLike) -> str | None:

@@ -5,7 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import ModelConfig
+from imagepiece_jax.models.pretrained import Source
 from imagepiece_jax.models.problem import SINGLE_LABEL
 from imagepiece_jax.models.recovery import Recovery
 from imagepiece_jax.pretrained import hub
@@ -24,6 +26,7 @@ class Description:
     crop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str | None] | None = None  # by label
     problem_type: str = SINGLE_LABEL  # what the logits mean
+    normalized: bool = True  # whether weights or caller say mean and std
     own: bool = False  # whether this package saved the folder
     untrained: tuple[str, ...] = ()  # parts that were drawn, not learned
     # sizes in a config.json, which tensors must have too
@@ -36,6 +39,47 @@ class Description:
     def __str__(self):
         """As sentences call it: "run runs/a"."""
         return f"{hub.kind(self.path)} {hub.described(self.path)}"
+
+    def requested_config(self, requested: ModelConfig) -> ModelConfig:
+        """`config` with requested fields, none of which the weights decide."""
+        is_folder = self.path.is_dir()  # where a name stands for its sizes
+        return self.config.changed(requested, str(self), is_folder)
+
+    def without_classes(self) -> "Description":
+        """The same for a model with a new head, of which it says nothing."""
+        return dataclasses.replace(self, class_names=None, problem_type=SINGLE_LABEL)
+
+    def source(self, config: ModelConfig, checkpoint: str, averaged: bool) -> Source:
+        """The Source of the model of these weights that `config` makes."""
+        is_run = self.run is not None
+        return Source(
+            path=self.path,
+            place=str(self),
+            name=hub.short_name(self.path),
+            config=config,
+            image_size=self.config.image_size,
+            reduction=self.reduction if self.path.is_dir() else None,
+            run=self.run,
+            checkpoint=checkpoint if is_run else None,
+            averaged=averaged,
+            seed=self.seed,
+            normalized=self.normalized,
+            has_names_of_data=self.own or is_run,
+        )
+
+    def crop_for(self, requested: ModelConfig) -> Mapping[str, Any]:
+        """Fields of the Preprocessing that the weights were trained with.
+
+        Their run or their folder states it, or it is published for their name.
+
+        requested: fields that the caller adds or changes; names a file as it likes
+        """
+        if self.crop or self.run is not None:
+            return self.crop
+        name = self.config.name or requested.name
+        if requested.name and not self.path.is_dir():
+            name = requested.name
+        return registry.published_crop(name)
 
     @property
     def names_of_data(self) -> Sequence[str | None] | None:

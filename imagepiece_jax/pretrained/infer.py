@@ -2,7 +2,8 @@
 
 Shapes show sizes and parts. The number of heads, the kind of GELU, the epsilon of
 norms, the pool, rotary positions, where norms stand and the normalization of the images
-are in no tensor, and never guessed.
+are in no tensor, and never guessed. Where several sources say a field, `ORDER` has the
+one that decides; docs/models.md prints `table`.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import (
@@ -23,38 +24,107 @@ from imagepiece_jax.models.config import (
     config_path,
     normalization,
 )
-from imagepiece_jax.pretrained import precedence
+from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.description import Description
 from imagepiece_jax.pretrained.hub import CONFIG, PREPROCESSOR
 from imagepiece_jax.pretrained.layouts import Contents, transformers_settles
 
 # Fields of an Architecture that no shape shows. A map has parameters of its own.
-INVISIBLE = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
-INVISIBLE += ("pool", "pool_include_prefix", "pool_heads")
+IN_NO_TENSOR = ("norm_eps", "gelu", "resize", "rotary", "post_norm")
+IN_NO_TENSOR += ("pool", "pool_include_prefix", "pool_heads")
 # Fields that a model's name settles, whatever else is asked for: a contradiction.
 SETTLED_BY_NAME = ("norm_eps", "resize", "rotary", "post_norm")
-NOTHING = ModelConfig()
-NOTHING_SETTLED = types.MappingProxyType({})
-MOST = 5  # names in a sentence
+NO_FIELDS = ModelConfig()
+NONE_SETTLED = types.MappingProxyType({})
+SHOWN_NAMES = 5  # in a sentence
+
+# What says a field of a model, in the words of `table`.
+RUN = "the run's config"
+CONFIG_FILES = "its config files"
+CALLER = "your arguments"
+FLAGS = "`--mean` and `--std`"
+TYPED = "`--config.FIELD=VALUE`, or all of `--config`"
+WEIGHTS = "the weights, by the rows above"
+BASE = "`configs/base.py`"
+IN_FILE = "mean and std in the file"
+PUBLIC_NAME = "that name"
+LAYOUT = "the layout"
+FILE_NAME = "the file's name"
+TRAINING = "in training, its config"
+
+# Of these the first that says a field decides it.
+ORDER = {
+    "a run": (RUN,),
+    "a folder": (CONFIG_FILES, CALLER, LAYOUT, TRAINING),
+    "a file": (CALLER, IN_FILE, LAYOUT, FILE_NAME, TRAINING),
+    "a file, and `name=..` of a public model": (
+        CALLER,
+        IN_FILE,
+        PUBLIC_NAME,
+        LAYOUT,
+        TRAINING,
+    ),
+    "in a command": (FLAGS, TYPED, WEIGHTS, BASE),
+}
 
 
 class Unnamed(InputError):
     """Weights of an unknown model, which a config file next to them would name."""
 
 
-def infer_weights(
+def completed(
     description: Description,
-    contents: Contents,
+    contents: Contents | None,
     requested: ModelConfig,
-    otherwise: ModelConfig = NOTHING,
-) -> ModelConfig:
-    """The config of the model that weights belong to.
+    otherwise: ModelConfig = NO_FIELDS,
+) -> Description:
+    """A Description with all fields of the model that weights were trained as.
 
-    description, contents: of a folder or a file; `precedence.ORDER` has their sources
+    It also has the crop and the class names of weights that have none of their own and
+    a public name.
+
+    contents: of the path; None for a run, whose config says all
     requested: fields that the caller adds or changes
-    otherwise: as for `infer`
-    Raises InputError as `infer`, and where the tensors have another number of heads.
+    otherwise: fields that hold where nothing else says them
+    Raises InputError where no source says which model this is, where a config.json
+        contradicts the tensors, and where `requested` contradicts either.
     """
+    if description.run is not None:
+        return description
+    place = str(description)
+    with within(place=place):
+        config = _trained_config(description, contents, requested, otherwise)
+    names = description.class_names
+    normalized = True
+    if description.path.is_dir():
+        place += f", {hub.config_file(description.path).name}"
+    else:
+        named = config
+        if requested.name in registry.MODELS:  # which says nothing of the images
+            named = partial_config(description, contents)
+            normalized = (requested.mean or named.mean) is not None
+        names = registry.published_class_names(named.name, config.num_classes)
+    for field, value in description.sizes.items():
+        theirs = getattr(config, field)
+        if value != theirs:
+            raise InputError(
+                f"is {value!r}, but its tensors have {theirs!r}",
+                field=field,
+                place=place,
+                value=value,
+                allowed="files of one model",
+            )
+    return dataclasses.replace(
+        description,
+        config=dataclasses.replace(config, dtype=description.config.dtype),
+        crop=description.crop_for(requested),
+        class_names=names,
+        normalized=normalized,
+    )
+
+
+def _trained_config(description, contents, requested, otherwise):
+    """The config of a folder or a file; arguments are those of `completed`."""
     path = description.path
     if path.is_dir():
         given = _given_for_folder(description, contents, requested)
@@ -85,19 +155,38 @@ def infer_weights(
     return config
 
 
+def merged(row: str, said: Mapping[str, ModelConfig]) -> ModelConfig:
+    """Each field from the first source of a row of ORDER that says it.
+
+    said: what sources of that row say; others say nothing
+    """
+    configs = [said[source] for source in ORDER[row] if source in said]
+    return ModelConfig().over(*configs)
+
+
+def table() -> str:
+    """ORDER in Markdown."""
+    length = max(map(len, ORDER.values()))
+    numbers = [str(place) for place in range(1, length + 1)]
+    lines = [["", *numbers], ["---"] * (length + 1)]
+    for row, sources in ORDER.items():
+        lines.append([row, *sources, *[""] * (length - len(sources))])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def partial_config(description: Description, contents: Contents) -> ModelConfig:
     """The config by name, layout and config.json, without the sizes of tensors."""
     if description.path.is_dir():
         return description.config
-    return precedence.merged("a file", _said_of_file(description, contents))
+    return merged("a file", _said_of_file(description, contents))
 
 
 def _said_of_file(description, contents):
     """What the sources of a file say, without the caller."""
     return {
-        precedence.IN_FILE: contents.images,
-        precedence.LAYOUT: contents.config,
-        precedence.FILE_NAME: description.config,
+        IN_FILE: contents.images,
+        LAYOUT: contents.config,
+        FILE_NAME: description.config,
     }
 
 
@@ -111,11 +200,11 @@ def _given_for_folder(description, contents, requested):
     if not description.own and "mlp" in settled:
         settled.remove("mlp")  # no config.json of timm has its mlp_layer
     said = {
-        precedence.CONFIG_FILES: config,
-        precedence.CALLER: _without(requested, settled),
-        precedence.LAYOUT: contents.config,
+        CONFIG_FILES: config,
+        CALLER: _without(requested, settled),
+        LAYOUT: contents.config,
     }
-    return precedence.merged("a folder", said)
+    return merged("a folder", said)
 
 
 def _given_for_file(description, contents, requested):
@@ -128,7 +217,7 @@ def _given_for_file(description, contents, requested):
     said = _said_of_file(description, contents)
     if facts and requested.name:  # the function of that model, not the layout's
         row = "a file, and `name=..` of a public model"
-        said[precedence.LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
+        said[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
     size = requested.image_size
     usual = facts.get("image_size")
     if size and usual:  # from which positions are resized, if it has as many patches
@@ -138,8 +227,8 @@ def _given_for_file(description, contents, requested):
     named = facts and not _is_full(requested.arch)
     if named:  # what the name settles is compared later
         given = _without(given, SETTLED_BY_NAME)
-    said[precedence.CALLER] = given
-    config = precedence.merged(row, said)
+    said[CALLER] = given
+    config = merged(row, said)
     norm = contents.tensors.get("blocks.0.norm1.weight")
     if named and np.shape(norm) == (facts["embed_dim"],):
         config = _without(config, ["num_heads"])
@@ -172,8 +261,8 @@ def placed(contents: Contents, config: ModelConfig) -> Mapping[str, np.ndarray]:
 def infer(
     tensors: Mapping[str, np.ndarray],
     partial: ModelConfig,
-    settled: Mapping[str, Any] = NOTHING_SETTLED,
-    otherwise: ModelConfig = NOTHING,
+    settled: Mapping[str, Any] = NONE_SETTLED,
+    otherwise: ModelConfig = NO_FIELDS,
 ) -> ModelConfig:
     """The config of the model that tensors belong to.
 
@@ -293,7 +382,7 @@ def _patches(image_size, patch_size):
 
 
 def _parts(shapes, sizes):
-    """The Architecture that these tensors show, the default in INVISIBLE fields."""
+    """The Architecture that these tensors show, the default in IN_NO_TENSOR fields."""
     prefix = _prefix(shapes)
     positions = "pos_embed" in shapes
     patches = 0
@@ -356,8 +445,8 @@ def _stem(shapes):
 
 
 def _visible(arch):
-    """An Architecture with the default in INVISIBLE fields."""
-    defaults = {field: getattr(DEIT, field) for field in INVISIBLE}
+    """An Architecture with the default in IN_NO_TENSOR fields."""
+    defaults = {field: getattr(DEIT, field) for field in IN_NO_TENSOR}
     if arch.pool == "map":
         del defaults["pool"]
     return dataclasses.replace(arch, **defaults)
@@ -460,9 +549,9 @@ def _candidates(sizes, parts, normalized):
             alike += _settling(name) if normalized else [name]
     if not alike:
         return ""
-    listed = ", ".join(alike[:MOST])
-    if len(alike) > MOST:
-        listed += f" and {len(alike) - MOST} others"
+    listed = ", ".join(alike[:SHOWN_NAMES])
+    if len(alike) > SHOWN_NAMES:
+        listed += f" and {len(alike) - SHOWN_NAMES} others"
     return f" ({listed})"
 
 

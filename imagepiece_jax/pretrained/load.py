@@ -1,9 +1,7 @@
 """From a path to a model: the public `load`.
 
-`read_description` reads names and configs; `load_as` finds out which model it is, and
-makes the Pretrained. Each field of the config comes from shapes of tensors, the layout
-of a file, a config.json, a name, or the caller, who may change some fields, but none
-that the weights decide.
+Names and config files describe the weights (`read_description`); tensors and the caller
+complete what these say (`infer.completed`). A model is created by that, and filled.
 """
 
 import dataclasses
@@ -15,20 +13,12 @@ from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError, check_names, short_traceback, within
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.models.pretrained import Pretrained, Source, digests
-from imagepiece_jax.models.problem import SINGLE_LABEL
+from imagepiece_jax.models.pretrained import Pretrained, digests
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.description import Description
-from imagepiece_jax.pretrained.hub import CONFIG
-from imagepiece_jax.pretrained.infer import (
-    NOTHING,
-    infer_weights,
-    partial_config,
-    placed,
-)
+from imagepiece_jax.pretrained.infer import NO_FIELDS, completed, placed
 from imagepiece_jax.pretrained.layouts import Contents
-from imagepiece_jax.pretrained.timm_config import published_class_names
 from imagepiece_jax.reduction.settings import Reduction
 
 HEADS = ("head", "head_dist")  # parts that a new number of classes makes anew
@@ -84,26 +74,27 @@ def load(
     requested = ModelConfig.of(changes)
     if changes.get("arch"):
         requested = requested.with_all_parts()
-    found = hub.existing(path)
-    if checkpoint != "best" and hub.kind(found) != "run":
+    description = read_description(path)
+    if checkpoint != "best" and description.run is None:
         raise InputError(
-            f"is {checkpoint!r}, but {Description(found)} is no run",
+            f"is {checkpoint!r}, but {description} is no run",
             field="checkpoint",
             value=checkpoint,
             allowed="'best'",
         )
     vit = load_as(
-        path,
+        description,
         requested,
         reduction=reduction,
         checkpoint=checkpoint,
         averaged=averaged,
         num_classes=num_classes,
-        class_names=class_names,
         preprocessing=preprocessing,
-        problem_type=problem_type,
         seed=seed,
     )
+    said = {"class_names": class_names, "problem_type": problem_type}
+    said = {field: value for field, value in said.items() if value is not None}
+    vit = dataclasses.replace(vit, **said)
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained(stacklevel=3)  # behind short_traceback
     vit.warn_of_recovery(stacklevel=3)
@@ -111,104 +102,104 @@ def load(
 
 
 def load_as(
-    path: str | os.PathLike,
-    requested: ModelConfig = NOTHING,
+    description: Description,
+    requested: ModelConfig = NO_FIELDS,
+    otherwise: ModelConfig = NO_FIELDS,
     *,
     reduction: Reduction = None,
     checkpoint: str = "best",
     averaged: bool = False,
     num_classes: int | None = None,
-    class_names: Sequence[str | None] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    problem_type: str | None = None,
     seed: int | None = None,
     abstract: bool = False,
-    otherwise: ModelConfig = NOTHING,
     contents: Contents | None = None,
 ) -> Pretrained:
     """As `load`, which has the other arguments; only of a run `checkpoint` counts.
 
     requested: fields that the caller adds or changes
     otherwise: fields that hold where nothing else says them
-    contents: of the path, where they are read already
     abstract: variables are shapes and types; no values of a run are read
+    contents: of the path, where they are read already
     """
-    description = read_description(path)
     if contents is None and description.run is None:
         # Tensors show the sizes that a run's config says.
-        contents = read_contents(description, checkpoint, averaged)
-    trained = trained_config(description, contents, requested, otherwise)
-    place = str(description)
-    is_folder = description.path.is_dir()
-    config = trained.changed(requested, place, is_folder)  # a name stands for its sizes
-    names = _class_names(description, contents, requested, trained)
-    problem = description.problem_type
-    new_head = num_classes not in (None, config.num_classes)
-    if new_head:
+        contents = read_contents(description, averaged=averaged)
+    trained = completed(description, contents, requested, otherwise)
+    config = trained.requested_config(requested)
+    fresh = ()
+    if num_classes not in (None, config.num_classes):
+        fresh = HEADS
         config = dataclasses.replace(config, num_classes=num_classes)
-        names = None
-        problem = SINGLE_LABEL
-    used = description.reduction if reduction is None else reduction
-    if reduction is None and requested.prop_attn is not None:
-        used = {**used, "prop_attn": requested.prop_attn}
-    with within(place=place if used == description.reduction else ""):
-        used = config.reduction_at_cost(used)
-        model = config.create(used)
+        trained = trained.without_classes()
+    model = _create(trained, config, reduction, requested.prop_attn)
     if preprocessing is None:
-        preprocessing = trained_crop(description, requested)
-    source = Source(
-        path=description.path,
-        place=place,
-        name=hub.short_name(description.path),
-        config=config,
-        image_size=trained.image_size,
-        reduction=description.reduction if is_folder else None,
-        run=description.run,
-        checkpoint=None if description.run is None else checkpoint,
-        averaged=averaged,
-        seed=description.seed,
-        normalized=_is_normalized(description, contents, requested),
-        has_names_of_data=description.own or description.run is not None,
+        preprocessing = trained.crop
+    vit = Pretrained(
+        model,
+        variable_shapes(model, config.image_size),
+        Preprocessing.from_fields(config.image_size, preprocessing),
+        trained.class_names,
+        trained.problem_type,
+        name=None if config.name in registry.MODELS else config.name,
+        source=trained.source(config, checkpoint, averaged),
+        recovery=trained.recovery,
     )
-    facts = {
-        "preprocessing": Preprocessing.from_fields(config.image_size, preprocessing),
-        "class_names": names if class_names is None else class_names,
-        "problem_type": problem if problem_type is None else problem_type,
-        "name": None if config.name in registry.MODELS else config.name,
-        "recovery": description.recovery,
-        "source": source,
-    }
     if abstract:
-        variables = variable_shapes(model, config.image_size)
-        return Pretrained(model, variables, **facts)
+        return vit
     if contents is None:
         contents = read_contents(description, checkpoint, averaged)
-    if description.run is None:
-        contents = contents._replace(tensors=placed(contents, trained))
-    learned = _learned(contents, description.untrained)
-    fresh = HEADS if new_head else ()
+    exact = reduction is None and seed is None
+    return _fill(vit, trained, contents, fresh, seed, exact)
+
+
+def _create(trained, config, reduction, prop_attn):
+    """The model of a config, with a reduction.
+
+    reduction: None: the one that the weights were trained with
+    prop_attn: in place of that of the latter; None: as it is
+    """
+    if reduction is None:
+        reduction = trained.reduction
+        if prop_attn is not None:
+            reduction = {**reduction, "prop_attn": prop_attn}
+    place = str(trained) if reduction == trained.reduction else ""
+    with within(place=place):
+        return config.create(config.reduction_at_cost(reduction))
+
+
+def _fill(vit, trained, contents, fresh, seed, exact):
+    """A Pretrained with values in place of the shapes of its variables.
+
+    fresh: names of parts that are drawn
+    seed: of these, and of selectors that the weights lack; None: they must have them
+    exact: whether tensors of other selectors than the model's are an error
+    """
+    tensors = contents.tensors
+    if trained.run is None:
+        tensors = placed(contents, trained.config)
+    size = vit.image_size
+    learned = _learned(tensors, trained.untrained)
     if seed is not None:
-        like = variable_shapes(model, config.image_size)
-        fresh = (*fresh, *convert.lacking_selectors(learned, like))
+        fresh = (*fresh, *convert.lacking_selectors(learned, vit.variables))
     variables, drawn = convert.model_variables(
-        model,
-        config.image_size,
-        positions.fit(contents.tensors, model, config.image_size, trained.image_size),
-        place,
+        vit.model,
+        size,
+        positions.fit(tensors, vit.model, size, trained.config.image_size),
+        vit.place,
         fresh=fresh,
         seed=seed or 0,
-        exact=reduction is None and seed is None,
+        exact=exact,
     )
     for part in variables["params"]:
-        if part not in drawn and convert.matches(part, description.untrained):
+        if part not in drawn and convert.matches(part, trained.untrained):
             drawn.append(part)
-    return Pretrained(
-        model,
-        variables,
+    return dataclasses.replace(
+        vit,
+        variables=variables,
         selectors=learned,
         projector=contents.projector,
         drawn=digests(variables, drawn),
-        **facts,
     )
 
 
@@ -243,88 +234,18 @@ def read_contents(
     """What the files at the path hold; arguments as of `load`."""
     path = description.path
     if description.run is not None:
-        return Contents(runs.read_checkpoint(path, checkpoint, averaged), NOTHING)
+        return Contents(runs.read_checkpoint(path, checkpoint, averaged), NO_FIELDS)
     if path.is_dir():
         return layouts.read_folder(path, averaged, description.tower)
     return layouts.read_weights(path, averaged)
 
 
-def trained_config(
-    description: Description,
-    contents: Contents | None,
-    requested: ModelConfig,
-    otherwise: ModelConfig = NOTHING,
-) -> ModelConfig:
-    """All fields of the model that weights were trained as.
-
-    contents: None for a run, whose config has them
-    requested: fields that the caller adds or changes
-    otherwise: fields that hold where nothing else says them
-    Raises InputError where no source says which model this is, where a config.json
-        contradicts the tensors, and where `requested` contradicts either.
-    """
-    if description.run is not None:
-        return description.config
-    place = str(description)
-    with within(place=place):
-        config = infer_weights(description, contents, requested, otherwise)
-    file = CONFIG
-    if description.path.is_dir():
-        file = hub.config_file(description.path).name
-    for field, value in description.sizes.items():
-        theirs = getattr(config, field)
-        if value != theirs:
-            facts = {"value": value, "allowed": "files of one model"}
-            raise InputError(
-                f"is {value!r}, but its tensors have {theirs!r}",
-                field=field,
-                place=f"{place}, {file}",
-                **facts,
-            )
-    return dataclasses.replace(config, dtype=description.config.dtype)
-
-
-def trained_crop(description: Description, requested: ModelConfig) -> Mapping[str, Any]:
-    """Fields of the Preprocessing that weights were trained with.
-
-    Their run or their folder states it, or it is published for their name.
-    """
-    if description.crop or description.run is not None:
-        return description.crop
-    named = description.config.name
-    if requested.name and not description.path.is_dir():
-        named = requested.name
-    return registry.published_crop(named or requested.name)
-
-
-def _only_sizes(description, requested):
-    """Whether a name says nothing of the images, as those of registry.MODELS."""
-    return requested.name in registry.MODELS and not description.path.is_dir()
-
-
-def _class_names(description, contents, requested, trained):
-    """Names by label: the weights' own, or those of their public name."""
-    if description.path.is_dir():
-        return description.class_names
-    named = trained.name
-    if _only_sizes(description, requested):
-        named = partial_config(description, contents).name
-    return published_class_names(named, trained.num_classes)
-
-
-def _is_normalized(description, contents, requested):
-    """Whether weights or caller say mean and std."""
-    if requested.mean is not None or not _only_sizes(description, requested):
-        return True
-    return partial_config(description, contents).mean is not None
-
-
-def _learned(contents, untrained):
-    """Tensors of selectors, by timm's names, that training has made."""
+def _learned(tensors, untrained):
+    """Those of selectors, by timm's names, that training has made."""
     if any(part.startswith(convert.SELECTOR) for part in untrained):
         return {}
     start = f"{convert.SELECTOR}."
-    return {k: v for k, v in contents.tensors.items() if k.startswith(start)}
+    return {k: v for k, v in tensors.items() if k.startswith(start)}
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

@@ -93,22 +93,9 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     crop = {"crop": DEIT_CROP} | crop  # also for small images
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
-        names = published_class_names(full_name, classes)
+        names = registry.published_class_names(full_name, classes)
     model = ModelConfig.of(values | {"image_size": size} | says)
     return Description(config=model, sizes=sizes, crop=crop, class_names=names)
-
-
-def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
-    """ImageNet's class names for weights of this name with its 1,000 classes, or None.
-
-    timm's tags say so: those of "vit_small_patch16_224.augreg_in21k_ft_in1k" were
-    trained on ImageNet-1k last. An architecture stands for all of its weights.
-    """
-    base, dot, tag = (name or "").partition(".")
-    of_base = registry.public_models().get(base, {"weights": ()})
-    tags = [tag] if dot else of_base["weights"]
-    named = classes == 1000 and any(each.endswith("in1k") for each in tags)
-    return class_names.imagenet_names() if named else None
 
 
 def _full_name(name, tag, own, arguments):

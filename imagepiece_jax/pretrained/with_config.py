@@ -1,6 +1,6 @@
 """A config merged with trained weights, as commands take both.
 
-`precedence.ORDER` has the order: what is typed, the weights, configs/base.py.
+`infer.ORDER` has the order: what is typed, the weights, configs/base.py.
 """
 
 import copy
@@ -21,12 +21,10 @@ from imagepiece_jax.models.config import (
     named_fields,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.pretrained import precedence, runs
+from imagepiece_jax.pretrained import infer, runs
 from imagepiece_jax.pretrained.load import (
-    NOTHING,
     load_as,
     read_description,
-    trained_crop,
     unknown_normalization,
 )
 from imagepiece_jax.reduction import settings
@@ -72,8 +70,8 @@ def load_with_config(
     with in_config():
         requested = _requested(config, overrides)
     with naming_flags(*flags):
-        said = {precedence.FLAGS: ModelConfig(**flags), precedence.TYPED: requested}
-    requested = precedence.merged("in a command", said)
+        said = {infer.FLAGS: ModelConfig(**flags), infer.TYPED: requested}
+    requested = infer.merged("in a command", said)
     options = {"checkpoint": checkpoint, "averaged": averaged, "abstract": abstract}
     try:
         with in_config(), naming(path="--weights"):
@@ -90,7 +88,7 @@ def load_with_config(
                 DataConfig.from_config(fields)  # its mistakes, by their paths
                 options["preprocessing"] = read_fields(fields["data"])
                 options["seed"] = config.seed
-            vit = load_as(path, requested, **options)
+            vit = load_as(description, requested, **options)
     except Contradiction as error:
         name = error.field.removeprefix("config.model.")
         error.field = f"--{name}" if name in flags else error.field
@@ -108,7 +106,7 @@ def load_with_config(
 def _requested(config, overrides):
     """The fields of the model that are typed; all of a full config."""
     if config is None:
-        return NOTHING
+        return infer.NO_FIELDS
     if overrides is not None:
         return _typed(config, overrides)
     requested = runs.model_config(config.to_dict())
@@ -124,7 +122,7 @@ def _merge(config, overrides, description, requested):
     Of a full config only the crop is, where it has none. What only tensors show is
     written by `_write_model`.
     """
-    crop = config_fields(trained_crop(description, requested))
+    crop = config_fields(description.crop_for(requested))
     with config.unlocked():
         if overrides is None:
             unset = [k for k, usual in CROP.items() if config.data[k] == usual]

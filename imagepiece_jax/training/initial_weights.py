@@ -14,7 +14,7 @@ from imagepiece_jax.models.config import ModelConfig, config_path
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import hub, runs
-from imagepiece_jax.pretrained.infer import INVISIBLE, partial_config
+from imagepiece_jax.pretrained.infer import IN_NO_TENSOR, partial_config
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import (
     load_as,
@@ -50,9 +50,8 @@ class NamedWeights:
 
     def load(self, **options) -> Pretrained:
         """The dense model, with options of `load_as`."""
-        path = self.description.path
-        contents = self.contents
-        return load_as(path, reduction=DENSE, contents=contents, **options)
+        options |= {"reduction": DENSE, "contents": self.contents}
+        return load_as(self.description, **options)
 
 
 def _named(fields):
@@ -279,7 +278,7 @@ class InitialWeights:
 
 def _hidden(model):
     """The fields of a model that no tensor shows."""
-    fields = {part: getattr(model.arch, part) for part in INVISIBLE}
+    fields = {part: getattr(model.arch, part) for part in IN_NO_TENSOR}
     if fields["rotary"] is None:
         fields["rotary"] = False
     fields |= {"num_heads": model.num_heads, "mean": model.mean, "std": model.std}

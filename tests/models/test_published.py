@@ -15,12 +15,12 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import MEAN
-from imagepiece_jax.pretrained import load, runs, timm_config
+from imagepiece_jax.pretrained import load, runs
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.models import tiny
@@ -249,7 +249,7 @@ def test_a_size_that_is_asked_for_leaves_a_file_its_classes(assets):
 )
 def test_classes_of_a_public_name(name, classes, named):
     names = class_names.imagenet_names() if named else None
-    assert timm_config.published_class_names(name, classes) == names
+    assert registry.published_class_names(name, classes) == names
 
 
 def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):

@@ -3,21 +3,21 @@
 import pytest
 
 from imagepiece_jax.models.config import ModelConfig
-from imagepiece_jax.pretrained import precedence
+from imagepiece_jax.pretrained import infer
 from tests.runs import ROOT
 
 
 def test_the_page_prints_the_table():
-    assert precedence.table() in (ROOT / "docs" / "models.md").read_text("utf-8")
+    assert infer.table() in (ROOT / "docs" / "models.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("row", precedence.ORDER)
+@pytest.mark.parametrize("row", infer.ORDER)
 def test_the_first_source_that_says_a_field_decides(row):
     """Whatever the order that they are given in."""
-    sources = precedence.ORDER[row]
+    sources = infer.ORDER[row]
     for first, source in enumerate(sources):
         said = {other: ModelConfig(depth=99) for other in sources[first + 1 :]}
         said[source] = ModelConfig(depth=1)
         for name in sources[:first]:
             said[name] = ModelConfig(num_heads=3)  # another field
-        assert precedence.merged(row, said).depth == 1
+        assert infer.merged(row, said).depth == 1
