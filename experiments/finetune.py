@@ -95,7 +95,7 @@ class Finetuner(Models):
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return ModelConfig.of(fields)
+        return ModelConfig.from_fields(fields)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)

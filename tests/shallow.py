@@ -19,5 +19,5 @@ def deit_ti(monkeypatch, depth):
         registry.public_models()["deit_tiny_patch16_224"], "depth", depth
     )
     # What was read of the table before, and what is read meanwhile, is forgotten.
-    read_facts = registry._public_facts.__wrapped__
-    monkeypatch.setattr(registry, "_public_facts", read_facts)
+    read_fields = registry._public_fields.__wrapped__
+    monkeypatch.setattr(registry, "_public_fields", read_fields)

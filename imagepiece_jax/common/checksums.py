@@ -68,19 +68,19 @@ def read_newest(folder, choose, among=None, reader=None):
     )
 
 
-def described(arrays, meta):
+def content_of(arrays, meta):
     """The JSON text stored with `arrays` (by name): their table, and `meta`."""
     table = {name: _entry(array) for name, array in arrays.items()}
     return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
 
 
 def sealed(content):
-    """A step's JSON item: `content`, the text of `described`, and its checksum."""
+    """A step's JSON item: the text of its content, and its checksum."""
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
 def read_content(folder) -> str:
-    """The text of `described` in a step. Raises DamagedError if it is not intact."""
+    """The content of a step. Raises DamagedError if it is not intact."""
     from imagepiece_jax.common import orbax_files  # which not all installations have
 
     with _reported_as_damage():
@@ -91,7 +91,7 @@ def read_content(folder) -> str:
 
 
 def read(folder, choose):
-    """Arrays by name, and the text of `described`, of a step.
+    """Arrays by name, and the content, of a step.
 
     choose: called with (folder, table), names the arrays to read; may raise InputError
     Raises DamagedError if any of it is not intact.

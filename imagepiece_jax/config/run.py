@@ -257,7 +257,7 @@ class RunConfig(CheckedFields):
         with in_config():
             model = self.model
             if isinstance(model, dict):
-                model = ModelConfig.of({**model, **sizes})
+                model = ModelConfig.from_fields({**model, **sizes})
             method, prop_attn = read_reduction(self.reduction, model.prop_attn)
         with within("config.reduction"):
             model = dataclasses.replace(model, prop_attn=prop_attn)

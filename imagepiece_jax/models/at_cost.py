@@ -10,7 +10,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.errors import InputError, within
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.registry import facts
+from imagepiece_jax.models.registry import fields_of
 from imagepiece_jax.reduction import contract, layer_plan, methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.methods.recommended import recommendation
@@ -73,7 +73,7 @@ def usual_prop_attn(method, name):
     name: of the model, whose weights may be used without it
     """
     usual = method.model_fields.get("prop_attn", False)
-    return facts(name).get("prop_attn", usual)
+    return fields_of(name).get("prop_attn", usual)
 
 
 def _fields_of(method):

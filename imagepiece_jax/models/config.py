@@ -26,7 +26,7 @@ from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.registry import MODELS, facts
+from imagepiece_jax.models.registry import MODELS, fields_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import kernels as fused_kernels
@@ -97,7 +97,7 @@ class ModelConfig(CheckedFields):
     axis_name: str | None = _open(text())  # as in ViT
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+    def from_fields(cls, fields: Mapping[str, Any]) -> "ModelConfig":
         """The config with these fields; parts of `arch` may stand beside it.
 
         Raises InputError for an unknown field, and for a value that is not allowed.
@@ -125,7 +125,7 @@ class ModelConfig(CheckedFields):
     def _all_fields(self):
         """`fields`, else those of the name, else the usual ones."""
         usual = {f.name: f.metadata.get("usual") for f in dataclasses.fields(self)}
-        return usual | facts(self.name) | self.fields
+        return usual | fields_of(self.name) | self.fields
 
     @property
     def as_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class ModelConfig(CheckedFields):
             del fields["arch"]
         return fields
 
-    def over(self, *others: "ModelConfig") -> "ModelConfig":
+    def completed_by(self, *others: "ModelConfig") -> "ModelConfig":
         """Each field and part from the first that has it: this, then the others."""
         fields = {}
         arch = {}
@@ -154,7 +154,7 @@ class ModelConfig(CheckedFields):
         """The same with all parts in `arch`: what it does not say is the name's."""
         return dataclasses.replace(self, arch=self.architecture)
 
-    def changed(
+    def with_requested(
         self, requested: "ModelConfig", source: str, sizes: bool
     ) -> "ModelConfig":
         """This config of trained weights with requested fields.
@@ -169,7 +169,7 @@ class ModelConfig(CheckedFields):
         ours = self.architecture
         wanted = self.architecture
         if sizes and requested.name not in (None, self.name):
-            compared = requested.over(named)
+            compared = requested.completed_by(named)
             wanted = _named_parts(requested.name)
         wanted = wanted.with_parts(requested.arch)
 
@@ -205,7 +205,7 @@ class ModelConfig(CheckedFields):
 
     def create(self, reduction: Reduction | Method = None) -> ViT:
         """The model, with a reduction. Raises InputError for fields that do not fit."""
-        named = facts(self.name)
+        named = fields_of(self.name)
         arch = self.architecture
         fields = self._all_fields
         with within("arch"):
@@ -281,7 +281,7 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
     Raises InputError for anything that does not fit.
     """
     check_names(changes, ["reduction", *ModelConfig.names()])
-    config = ModelConfig.of({"name": name, **changes})
+    config = ModelConfig.from_fields({"name": name, **changes})
     return config.create(config.reduction_at_cost(reduction))
 
 
@@ -310,12 +310,12 @@ def config_path(field: str) -> str:
 
 def _named_parts(name):
     """The Architecture that a name stands for, DeiT's without one."""
-    return facts(name).get("arch", DEIT)
+    return fields_of(name).get("arch", DEIT)
 
 
 def size_of(name: str | None, others: Sequence[str] = ()) -> ModelConfig:
     """The sizes that a name stands for, and `others` of the fields that it says."""
-    fields = facts(name)
+    fields = fields_of(name)
     return ModelConfig(**{k: fields[k] for k in (*SIZE_FIELDS, *others) if k in fields})
 
 

@@ -423,8 +423,8 @@ class Pretrained:
     def model_with_tokens(self, tokens: int | None) -> ViT:
         """The model with exactly `tokens` image tokens in the end, and its parameters.
 
-        Its schedule has the strength that leaves the next more, and its last step, or
-        else those of the nearest strength, stops at `tokens`.
+        Of the schedules of its reduction that leave at most `tokens` the weakest is
+        taken; counts below `tokens` are raised to it.
 
         tokens: from 1 to the patches of an image; None: the model as it is
         Raises InputError for a number that the reduction cannot leave.

@@ -42,11 +42,11 @@ ORIGINALS = {
 SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
-def facts(name):
+def fields_of(name):
     """Fields of a ModelConfig by name, {} for None; InputError for an unknown one."""
     if name is None:
         return {}
-    known = isinstance(name, str) and (MODELS.get(name) or public_facts(name))
+    known = isinstance(name, str) and (MODELS.get(name) or public_fields(name))
     if not known:
         raise InputError(field="name", value=name, hint=instead_of(str(name)))
     return known
@@ -65,7 +65,7 @@ def instead_of(name: str) -> str:
     return suggestion(name, names, listed) if near else listed
 
 
-def public_facts(name: str) -> dict[str, Any] | None:
+def public_fields(name: str) -> dict[str, Any] | None:
     """Fields of a ModelConfig by timm's `name`; None: it is unknown.
 
     A name with a tag, "vit_small_patch16_224.dino", has all fields of its weights. One
@@ -75,12 +75,12 @@ def public_facts(name: str) -> dict[str, Any] | None:
     Some weights state prop_attn for every method (MAE without fine-tuning, Bolya et al.
     2023).
     """
-    fields = _public_facts(name)
+    fields = _public_fields(name)
     return None if fields is None else dict(fields)
 
 
 @functools.cache
-def _public_facts(name):
+def _public_fields(name):
     base, dot, tag = name.partition(".")
     row = public_models().get(base)
     if row is None or (dot and tag not in row["weights"]):
@@ -141,7 +141,7 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
 def name_of_file(path: str | os.PathLike) -> str | None:
     """The known model with the name of a weights file, or None."""
     name = timm_name(pathlib.Path(path).stem)
-    return name if name in MODELS or public_facts(name) else None
+    return name if name in MODELS or public_fields(name) else None
 
 
 def timm_name(file: str) -> str:

@@ -67,8 +67,8 @@ class ViT(nn.Module):
     Parameters, scores, softmax and logits are float32.
     """
 
-    # a LayerPlan for each block, by `layer_plan.build`, with the number of patches, not
-    # their grid, which images of another shape may share; a Pretrained knows the size
+    # for each block its numbers of tokens, and the step that reduces them, by
+    # `layer_plan.build`; images of any shape with as many patches have the same plan
     plan: tuple[LayerPlan, ...]
     embed_dim: int  # width of a token
     num_heads: int  # of attention

@@ -38,12 +38,12 @@ class Description:
 
     def __str__(self):
         """As sentences call it: "run runs/a"."""
-        return f"{hub.kind(self.path)} {hub.described(self.path)}"
+        return f"{hub.kind(self.path)} {hub.path_text(self.path)}"
 
     def requested_config(self, requested: ModelConfig) -> ModelConfig:
         """`config` with requested fields, none of which the weights decide."""
         is_folder = self.path.is_dir()  # where a name stands for its sizes
-        return self.config.changed(requested, str(self), is_folder)
+        return self.config.with_requested(requested, str(self), is_folder)
 
     def without_classes(self) -> "Description":
         """The same for a model with a new head, of which it says nothing."""

@@ -40,7 +40,7 @@ ENDINGS = (
 )  # of weights by other names
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
-MOST = 3  # ids in a sentence
+SHOWN_IDS = 3  # ids in a sentence
 UNREACHABLE = "cannot be reached, and its cache"
 
 
@@ -67,12 +67,11 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`. Raises InputError where there is nothing."""
     if exists(path):
         return local(path)
-    facts = _meant(path)
     raise InputError(
         f"is {path}: no such file or folder",
         field="path",
         value=str(path),
-        **facts,
+        **_hint_for(path),
     )
 
 
@@ -96,15 +95,15 @@ def short_name(path: pathlib.Path) -> str:
     return path.name
 
 
-def described(path: pathlib.Path) -> str:
+def path_text(path: pathlib.Path) -> str:
     """A path in a sentence: itself, or in the cache of the hub its id."""
     path = path.parent if path.name == files.ORBAX else path
     name = short_name(path)
     return str(path) if name == path.name else f"{SCHEME}{name}"
 
 
-def _meant(path):
-    """Facts of an InputError for a missing path that looks like an id."""
+def _hint_for(path):
+    """The hint, or the allowed values, for a missing path that looks like an id."""
     text = os.fspath(path)
     if text.startswith("hf:/"):  # an id that was made a Path
         string = "" if isinstance(path, str) else ", a string, as a Path drops a slash"
@@ -114,11 +113,11 @@ def _meant(path):
     if re.match(r"\w+:/", text):
         return {"allowed": f"paths on this machine, and {SCHEME}OWNER/NAME"}
     owner, _, name = text.rpartition("/")
-    if owner in ("", "timm") and registry.public_facts(name):
+    if owner in ("", "timm") and registry.public_fields(name):
         base, _, tag = name.partition(".")
         tags = [tag] if tag else registry.public_models()[base]["weights"]
         ids = [f"{SCHEME}timm/{base}.{tag}" for tag in filter(None, tags)]
-        return {"hint": f"did you mean {' or '.join(ids[:MOST])}?"} if ids else {}
+        return {"hint": f"did you mean {' or '.join(ids[:SHOWN_IDS])}?"} if ids else {}
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
     if file or not _ID.fullmatch(text):
         return {}

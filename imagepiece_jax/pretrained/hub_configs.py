@@ -66,7 +66,7 @@ def parse(
         parsed = _guarded(file, transformers_config.parse_transformers, config)
         processor = transformers_config.processor
         normalization, crop = _guarded(folder / PREPROCESSOR, processor, images, config)
-        merged = parsed.config.over(normalization)
+        merged = parsed.config.completed_by(normalization)
         parsed = dataclasses.replace(parsed, config=merged, crop=crop)
     return dataclasses.replace(parsed, path=folder)
 

@@ -161,7 +161,7 @@ def merged(row: str, said: Mapping[str, ModelConfig]) -> ModelConfig:
     said: what sources of that row say; others say nothing
     """
     configs = [said[source] for source in ORDER[row] if source in said]
-    return ModelConfig().over(*configs)
+    return ModelConfig().completed_by(*configs)
 
 
 def table() -> str:
@@ -193,7 +193,7 @@ def _said_of_file(description, contents):
 def _given_for_folder(description, contents, requested):
     """The config that files, caller and layout of a folder make together."""
     config = description.config
-    # `ModelConfig.changed` compares the other fields of the request.
+    # `ModelConfig.with_requested` compares the other fields of the request.
     settled = ["image_size"]
     if config.name or _is_full(config.arch):
         settled += ["name", "num_heads", *PARTS]
@@ -210,27 +210,28 @@ def _given_for_folder(description, contents, requested):
 def _given_for_file(description, contents, requested):
     """The config that caller, layout and name of a file make together."""
     name = requested.name or description.config.name
-    facts = {}
+    published = {}
     if name not in registry.MODELS:
-        facts = registry.facts(name)
+        published = registry.fields_of(name)
     row = "a file"
     said = _said_of_file(description, contents)
-    if facts and requested.name:  # the function of that model, not the layout's
+    if published and requested.name:  # the function of that model, not the layout's
         row = "a file, and `name=..` of a public model"
         said[LAYOUT] = ModelConfig(num_heads=contents.config.num_heads)
     size = requested.image_size
-    usual = facts.get("image_size")
+    usual = published.get("image_size")
     if size and usual:  # from which positions are resized, if it has as many patches
-        patches = [_patches(each, facts["patch_size"]) for each in (size, usual)]
-        size = usual if patches[0] == patches[1] else size
+        patch_size = published["patch_size"]
+        if _patches(size, patch_size) == _patches(usual, patch_size):
+            size = usual
     given = dataclasses.replace(requested, image_size=size)
-    named = facts and not _is_full(requested.arch)
+    named = published and not _is_full(requested.arch)
     if named:  # what the name settles is compared later
         given = _without(given, SETTLED_BY_NAME)
     said[CALLER] = given
     config = merged(row, said)
     norm = contents.tensors.get("blocks.0.norm1.weight")
-    if named and np.shape(norm) == (facts["embed_dim"],):
+    if named and np.shape(norm) == (published["embed_dim"],):
         config = _without(config, ["num_heads"])
     return config
 
@@ -278,7 +279,7 @@ def infer(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, partial, settled)
     parts = _parts(shapes, sizes)
-    named = registry.facts(partial.name)
+    named = registry.fields_of(partial.name)
     usual = ["image_size", "mean", "std"]
     if named.get("embed_dim") == sizes["embed_dim"]:
         usual.append("num_heads")
@@ -291,7 +292,7 @@ def infer(
         arch = partial.architecture
     else:
         known = {**settled, **partial.arch}
-        for _ in ("pool", "what a pool that is known leaves open"):
+        for _ in range(2):  # a pool that becomes known leaves other fields open
             for field in _invisible(parts, known):
                 if field in otherwise.arch:
                     known.setdefault(field, otherwise.arch[field])
@@ -356,7 +357,7 @@ def _image_size(rows, grids, patch_size, partial):
 
     Without a size that caller or name give, images are square.
     """
-    named = registry.facts(partial.name).get("image_size")
+    named = registry.fields_of(partial.name).get("image_size")
     for count in grids:
         for size in (partial.image_size, named):
             if size and _patches(size, patch_size) == count:
@@ -515,7 +516,7 @@ def _unknown(lacking, partial, sizes, parts):
     flags = " and ".join(f"--{config_path(field)}=.." for field in examples)
     give = f"give {names} (in commands: fields such as {flags})"
     candidates = _candidates(sizes, parts, "mean" in lacking)
-    named_width = registry.facts(name).get("embed_dim", width)
+    named_width = registry.fields_of(name).get("embed_dim", width)
     if named_width != width:
         problem = f"is {name!r}, whose width is {named_width}, but these tensors have "
         problem += f"width {width}"
@@ -524,7 +525,7 @@ def _unknown(lacking, partial, sizes, parts):
     problem = "is in no tensor"
     also = f" (the same holds for {', '.join(rest)})" if rest else ""
     if name:
-        tags = [tag for tag in _settling(name) if tag != name]
+        tags = [tag for tag in _names_with_normalization(name) if tag != name]
         say = f"name it with its tag ({', '.join(tags)}), or " if tags else ""
         problem += f", nor set by {name!r}{also}"
         return InputError(problem, field=first, value=lacking, hint=f"{say}{give}")
@@ -542,11 +543,11 @@ def _candidates(sizes, parts, normalized):
     compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
     alike = []
     for name in (*registry.MODELS, *registry.public_models()):
-        known = registry.facts(name)
+        known = registry.fields_of(name)
         if any(known[field] != sizes[field] for field in compared):
             continue
         if _visible(known.get("arch", DEIT)) == _visible(parts):
-            alike += _settling(name) if normalized else [name]
+            alike += _names_with_normalization(name) if normalized else [name]
     if not alike:
         return ""
     listed = ", ".join(alike[:SHOWN_NAMES])
@@ -555,11 +556,11 @@ def _candidates(sizes, parts, normalized):
     return f" ({listed})"
 
 
-def _settling(name):
+def _names_with_normalization(name):
     """Names that say mean and std: `name`, or with a tag where its tags differ."""
-    if name in registry.MODELS or "mean" in registry.facts(name):
+    if name in registry.MODELS or "mean" in registry.fields_of(name):
         return [name]
     first = {}
-    for tag, facts in registry.public_models()[name]["weights"].items():
-        first.setdefault(str((facts.get("mean"), facts.get("std"))), f"{name}.{tag}")
+    for tag, images in registry.public_models()[name]["weights"].items():
+        first.setdefault(str((images.get("mean"), images.get("std"))), f"{name}.{tag}")
     return [*first.values()]

@@ -350,7 +350,7 @@ FOREIGN = (
 )
 
 
-MOST = 3  # names in a sentence
+SHOWN_NAMES = 3  # names in a sentence
 # Parts of names that are of no model: of parallel training, of torch.compile and of
 # checkpointed activations; and those of training scripts in front of all names.
 _INSERTED = {
@@ -471,7 +471,7 @@ def to_timm(
             origin[place] = name
     try:
         present = {**dict.fromkeys(dotted.values()), **tensors, **renamed}
-        config = ModelConfig.of(layout.says(present))
+        config = ModelConfig.from_fields(layout.says(present))
         tensors = _canonical(renamed)
         names = [name for name in tensors if name.startswith("projector.")]
         layers = {name: tensors.pop(name) for name in names}
@@ -698,7 +698,7 @@ def _layout(tensors):
                 value=mark,
                 allowed=layouts,
             )
-    names = ", ".join([*tensors][:MOST])
+    names = ", ".join([*tensors][:SHOWN_NAMES])
     raise InputError(
         f"has tensors, such as {names}, in no layout of a vision transformer here",
         value=names,

@@ -71,7 +71,7 @@ def load(
     check_names(
         changes, dict.fromkeys([*load.__wrapped__.__kwdefaults__, *ModelConfig.names()])
     )
-    requested = ModelConfig.of(changes)
+    requested = ModelConfig.from_fields(changes)
     if changes.get("arch"):
         requested = requested.with_all_parts()
     description = read_description(path)

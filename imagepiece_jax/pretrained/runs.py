@@ -146,7 +146,7 @@ def model_fields(config):
 
 def model_config(config) -> ModelConfig:
     """The fields of the model in a nested dict."""
-    return ModelConfig.of(model_fields(config))
+    return ModelConfig.from_fields(model_fields(config))
 
 
 def full_config(config) -> ModelConfig:
@@ -154,7 +154,7 @@ def full_config(config) -> ModelConfig:
     model = model_config(config)
     parts = {"arch": model.architecture, "stem": model.stem or "patch"}
     parts["prop_attn"] = None  # which is the reduction's
-    return dataclasses.replace(model.over(size_of(model.name)), **parts)
+    return dataclasses.replace(model.completed_by(size_of(model.name)), **parts)
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:

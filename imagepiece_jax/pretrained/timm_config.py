@@ -20,8 +20,13 @@ TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 # {arguments: the fields of an Architecture that they are}
-SAME = {k: k for k in ("class_token", "qkv_bias", "pre_norm", "pool_include_prefix")}
-SAME |= {"reg_tokens": "registers"}
+FIELD_OF_ARGUMENT = {
+    "class_token": "class_token",
+    "qkv_bias": "qkv_bias",
+    "pre_norm": "pre_norm",
+    "pool_include_prefix": "pool_include_prefix",
+    "reg_tokens": "registers",
+}
 EPS = 1e-6  # of norms, the smallest that timm's architectures have
 # Parts that only timm's class Eva has.
 EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
@@ -37,7 +42,14 @@ def is_eva(arch: Architecture) -> bool:
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Arguments in model_args: those that change parts of an Architecture, those that are
 # sizes, and those that change no logits, or nothing that tensors do not show.
-PARTS = (*SAME, "no_embed_class", "init_values", "global_pool", "final_norm", "fc_norm")
+PARTS = (
+    *FIELD_OF_ARGUMENT,
+    "no_embed_class",
+    "init_values",
+    "global_pool",
+    "final_norm",
+    "fc_norm",
+)
 SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
@@ -59,7 +71,7 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     images = config.get("pretrained_cfg", config)
     name = config["architecture"]
     classes = config.get("num_classes", images.get("num_classes"))
-    if name not in registry.MODELS and registry.public_facts(name) is None:
+    if name not in registry.MODELS and registry.public_fields(name) is None:
         hint = registry.instead_of(str(name))
         raise InputError(field="architecture", value=name, hint=hint)
     arguments = config.get("model_args") or {}
@@ -94,7 +106,7 @@ def parse_timm(config: Mapping[str, Any]) -> Description:
     names = class_names.shortened(labels(images | config, classes))
     if not names and "." in full_name:  # else it may have learned other classes
         names = registry.published_class_names(full_name, classes)
-    model = ModelConfig.of(values | {"image_size": size} | says)
+    model = ModelConfig.from_fields(values | {"image_size": size} | says)
     return Description(config=model, sizes=sizes, crop=crop, class_names=names)
 
 
@@ -105,7 +117,7 @@ def _full_name(name, tag, own, arguments):
     images or arguments it was trained with the functions of timm's architecture, such
     as exact GELU for CLIP's weights, not with those that the tag stands for.
     """
-    published = registry.public_facts(f"{name}.{tag}") if tag else None
+    published = registry.public_fields(f"{name}.{tag}") if tag else None
     if published is None or not {*arguments} <= {*WRITTEN}:
         return name
     pool = published["arch"].pool
@@ -183,7 +195,10 @@ def changed_architecture(arch: Architecture, arguments) -> Architecture:
 
 
 def _with_arguments(arch, arguments):
-    fields = {SAME[k]: v for k, v in arguments.items() if k in SAME}
+    fields = {}
+    for argument, field in FIELD_OF_ARGUMENT.items():
+        if argument in arguments:
+            fields[field] = arguments[argument]
     if "pre_norm" in fields:
         fields["patch_bias"] = not fields["pre_norm"]
     if "init_values" in arguments:
@@ -275,9 +290,9 @@ def _architecture(model: ViT, image_size) -> dict[str, Any]:
         name
         for name in registry.public_models()
         if size_of(name).fields == size
-        and dataclasses.replace(registry.facts(name)["arch"], **ignored) == parts
+        and dataclasses.replace(registry.fields_of(name)["arch"], **ignored) == parts
     ]
-    same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
+    same.sort(key=lambda name: registry.fields_of(name).get("image_size") != image_size)
     arguments = {"img_size": image_size}
     if arch.mlp != "swiglu" and not eva:
         gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
@@ -314,7 +329,7 @@ def _all_arguments(model: ViT) -> dict[str, Any]:
     pools = {ours: theirs for theirs, ours in POOLS.items()}
     return {
         **_size(model),
-        **{name: getattr(arch, field) for name, field in SAME.items()},
+        **{name: getattr(arch, field) for name, field in FIELD_OF_ARGUMENT.items()},
         "mlp_ratio": ratio,
         "init_values": 1e-5 if arch.layer_scale else None,
         "no_embed_class": not arch.prefix_positions,

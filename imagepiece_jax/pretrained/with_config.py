@@ -113,7 +113,7 @@ def _requested(config, overrides):
     requested.create(config.reduction.to_dict())  # its own mistakes first
     if requested.arch:
         requested = requested.with_all_parts()
-    return requested.over(named_fields(requested.name))
+    return requested.completed_by(named_fields(requested.name))
 
 
 def _merge(config, overrides, description, requested):
@@ -174,7 +174,7 @@ def _write_model(config, vit):
 
 def _check_run(description, config, requested):
     """Contradiction where a full config has another model than a run."""
-    changed = description.config.changed(requested, str(description), True)
+    changed = description.config.with_requested(requested, str(description), True)
     ours = _decided(changed, runs.reduction_of(config))
     trained = _decided(description.config, description.reduction)
     for field in {**ours, **trained}:
@@ -211,7 +211,7 @@ def _typed(config, overrides):
     names = {"arch"}  # in configs/base.py it is empty
     names |= {field.removeprefix("model.") for field, _ in typed}
     fields = runs.model_fields(changed.to_dict())
-    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
+    return ModelConfig.from_fields({k: v for k, v in fields.items() if k in names})
 
 
 def _decided(model, reduction):

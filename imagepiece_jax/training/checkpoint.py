@@ -131,7 +131,7 @@ class Checkpoints:
         """
         leaves = _leaves_by_name(state)
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-        content = checksums.described(arrays, meta)
+        content = checksums.content_of(arrays, meta)
         self._lock.check()
         with self._reported(kind):
             writer = self._writer(kind)

@@ -45,7 +45,7 @@ class NamedWeights:
         config = self.description.config
         if not self.description.path.is_dir():
             config = partial_config(self.description, self.contents)
-        values = registry.facts(config.name) | config.fields
+        values = registry.fields_of(config.name) | config.fields
         return {field: values[field] for field in IMAGENET if field in values}
 
     def load(self, **options) -> Pretrained:
@@ -124,7 +124,7 @@ class InitialWeights:
         taken = "ImageNet's"
         values = IMAGENET
         unknown = []
-        named = registry.facts(name)
+        named = registry.fields_of(name)
         if name not in registry.MODELS and "mean" in named:
             taken = f"{name}'s"
             values = named
@@ -246,7 +246,7 @@ class InitialWeights:
         They do not fit either where they were trained with a function, or for images,
         that no tensor shows and that is another here.
         """
-        hidden = ModelConfig.of(_hidden(model))
+        hidden = ModelConfig.from_fields(_hidden(model))
         vit = weights.load(otherwise=hidden)
         size = self._run.image_size
         tensors = convert.to_timm(vit.variables) | vit.selectors

@@ -154,7 +154,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     """Without a published list of the model's size, and with fewer blocks than 12."""
     sized = {} if size is None else {"image_size": size}
     model = ModelConfig(name=model, **sized)
-    model = model.over(size_of(model.name, ("image_size",)))
+    model = model.completed_by(size_of(model.name, ("image_size",)))
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     found = model.reduction_at_cost({"name": name, "macs": cost})
     share = model.gmacs(found) / model.gmacs()

@@ -19,7 +19,7 @@ def test_cells_are_facts_of_all_members(family):
     row = family_table.rows()[family]
     names = family_table.members(family)
     assert row["such as"].strip("`") in names
-    facts = [registry.facts(name) for name in names]
+    facts = [registry.fields_of(name) for name in names]
     archs = [each["arch"] for each in facts]
     tokens = {(arch.class_token, arch.dist_token, arch.registers) for arch in archs}
     assert family_table.prefixes(row) == tokens

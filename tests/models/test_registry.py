@@ -51,5 +51,5 @@ def test_an_unknown_model_is_named_with_the_most_similar(name, hint):
     "name, include", [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)]
 )
 def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
-    arch = registry.facts(name)["arch"]
+    arch = registry.fields_of(name)["arch"]
     assert (arch.pool, arch.pool_include_prefix) == ("map", include)

@@ -44,7 +44,7 @@ def test_the_whole_model_has_timms_tensors(name):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
     before = memory("VmRSS")
     row = MODELS[name]
-    size = registry.facts(name)["image_size"]
+    size = registry.fields_of(name)["image_size"]
     model = create_model(name)
     ours = variable_shapes(model, size)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))

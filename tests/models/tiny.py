@@ -147,7 +147,7 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
     fields: of its ModelConfig
     """
     path = pathlib.Path(path)
-    config = ModelConfig.of(fields)
+    config = ModelConfig.from_fields(fields)
     made = config.create(reduction)
     side = config.image_size
     source = Source(path, str(path), path.name, config, side, seed=seed)

@@ -74,7 +74,7 @@ def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
     name, fields = FAMILIES[request.param]
     ours = create_model(name, num_classes=7, **fields)
-    side = registry.facts(name)["image_size"]
+    side = registry.fields_of(name)["image_size"]
     options = {"act_layer": ACTIVATIONS[ours.arch.gelu]}
     if ours.arch.mlp == "swiglu":
         options = {}

@@ -26,7 +26,7 @@ def representatives(family):
     """The smallest member of each kind, and the row's own example."""
     kinds = {}
     for name in family_table.members(family):
-        facts = registry.facts(name)
+        facts = registry.fields_of(name)
         arch = facts["arch"]
         size = facts["embed_dim"] * facts["depth"]
         kind = arch.prefix, arch.pool, facts["num_classes"] == 0

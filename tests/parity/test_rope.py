@@ -64,7 +64,7 @@ def test_logits_and_features_are_timms(name):
     ours = create_model(name, image_size=size)
     raw = arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
-    size = size or (registry.facts(name)["image_size"],) * 2
+    size = size or (registry.fields_of(name)["image_size"],) * 2
     pixels = noise(2, *size, 3)
     with torch.no_grad():
         features = theirs.forward_features(torched(pixels))
@@ -157,7 +157,7 @@ def test_logits_and_features_are_those_of_transformers(fields):
         want = theirs(torched(pixels))
     read = transformers_config.parse_transformers(config.to_dict())
     asked = ModelConfig(num_classes=0, image_size=(48, 64))
-    ours = asked.over(read.config, ModelConfig.of(read.sizes)).create()
+    ours = asked.completed_by(read.config, ModelConfig.from_fields(read.sizes)).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert apart(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert apart(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -155,7 +155,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_configs.parse(timm(model_args=arguments), {}).config
     name = "vit_small_patch14_reg4_dinov2"
     usual = {"name": name, "image_size": 518, "gelu": "exact", "resize": "antialias"}
-    assert found == ModelConfig.of(IMAGENET | usual | wanted)
+    assert found == ModelConfig.from_fields(IMAGENET | usual | wanted)
 
 
 DEIT = "deit_tiny_patch16_224"
@@ -197,7 +197,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     """All parts are given then; the name says what else is of these weights."""
     config = timm(architecture=name, model_args=arguments, num_classes=0)
     found = hub_configs.parse(config, {})
-    facts = registry.facts(name)
+    facts = registry.fields_of(name)
     assert found.config.name == name
     assert found.config.num_heads == facts["num_heads"]
     assert found.config.architecture == dataclasses.replace(facts["arch"], **wanted)
@@ -265,7 +265,7 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size, "arch": ARCHS[name]}
-    assert found.config == ModelConfig.of(wanted)
+    assert found.config == ModelConfig.from_fields(wanted)
     assert found.crop == prepared | RULE
     own = config.get("vision_config", config)
     assert found.sizes["embed_dim"] == own["hidden_size"]
@@ -290,7 +290,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
         "use_gated_mlp": gated,
     }
     found = hub_configs.parse(config, {})
-    public = registry.facts(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
+    public = registry.fields_of(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
     assert found.config.architecture == dataclasses.replace(public, pool="token")
     assert found.config.image_size == 224 and "image_size" not in found.sizes
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
@@ -500,7 +500,7 @@ def test_a_file_is_named_and_a_name_that_is_nearly_one_of_timm_proposed(tmp_path
 def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
-    own = registry.facts(EVA)["arch"]
+    own = registry.fields_of(EVA)["arch"]
     assert hub_configs.parse(config, {}).config.architecture == own
     config["model_args"] = {"global_pool": "token"}
     found = hub_configs.parse(config, {}).config.architecture
@@ -516,4 +516,4 @@ def test_fine_tunes_compute_what_timm_does():
     for classes, gelu in ((0, "tanh"), (10, "exact")):
         config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
         assert hub_configs.parse(config, {}).config.architecture.gelu == gelu
-    assert registry.facts(name)["arch"].gelu == "tanh"  # as all its weights
+    assert registry.fields_of(name)["arch"].gelu == "tanh"  # as all its weights

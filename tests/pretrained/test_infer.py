@@ -36,7 +36,7 @@ def named_shapes(model, image_size):
 def test_the_same_model_is_made_again(name, image_size, options):
     model = create_model(name, image_size=image_size, **options)
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
-    found = infer(named_shapes(model, image_size), ModelConfig.of(given))
+    found = infer(named_shapes(model, image_size), ModelConfig.from_fields(given))
     assert found.create() == model
     assert found.image_size == image_size and found.name == name
 
@@ -97,7 +97,7 @@ def test_nothing_is_guessed(name, meant):
 def test_what_neither_tensors_nor_name_say(given, field, value, ours):
     model = create_model("deit_s", image_size=32, **SMALL)
     with refused(field, value, ours):
-        infer(named_shapes(model, 32), ModelConfig.of(given))
+        infer(named_shapes(model, 32), ModelConfig.from_fields(given))
 
 
 ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
@@ -108,7 +108,7 @@ HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 def lacking(model, side, **given):
     """Fields that an error names where `given` alone is said of a model's tensors."""
     with pytest.raises(Unnamed) as error:
-        infer(named_shapes(model, side), ModelConfig.of(given))
+        infer(named_shapes(model, side), ModelConfig.from_fields(given))
     return error.value.value
 
 
@@ -126,7 +126,7 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     assert {*lacking(model, 64, **without)} == {"image_size", "rotary"}
     arch = {"positions": False, "rotary": {"origin": "center"}}
     turned = create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    given = ModelConfig.of(without | {"arch": arch, "image_size": 32})
+    given = ModelConfig.from_fields(without | {"arch": arch, "image_size": 32})
     found = infer(named_shapes(turned, 32), given)
     assert found.create().arch.rotary == turned.arch.rotary
 
@@ -141,7 +141,9 @@ def test_evas_tensors_do_not_say_where_their_norms_are():
         fields | {"arch": eva.arch},
         fields,
     ):
-        found = infer(named_shapes(eva, 28), ModelConfig.of(given), {"fc_norm": True})
+        found = infer(
+            named_shapes(eva, 28), ModelConfig.from_fields(given), {"fc_norm": True}
+        )
         assert found.create().arch == eva.arch
 
 
@@ -181,10 +183,12 @@ def test_what_no_tensor_shows_is_asked_for(arch, fields):
         del known["pool"]
     shapes = named_shapes(model, 64)
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelConfig.of(known), {"fc_norm": model.arch.fc_norm})
+        infer(shapes, ModelConfig.from_fields(known), {"fc_norm": model.arch.fc_norm})
     assert {*error.value.value} == {*fields}
     known |= fields
-    found = infer(shapes, ModelConfig.of(known), {"fc_norm": model.arch.fc_norm})
+    found = infer(
+        shapes, ModelConfig.from_fields(known), {"fc_norm": model.arch.fc_norm}
+    )
     assert found.create().arch == model.arch
     assert found.image_size == 64
 
@@ -198,11 +202,11 @@ def test_a_size_may_be_that_of_other_images():
     assert infer(shapes, ModelConfig(name=name, **images)).image_size == 224
     fields = ONE_BY_ONE | images | {"num_heads": 6}
     with pytest.raises(Unnamed) as error:
-        infer(shapes, ModelConfig.of(fields))
+        infer(shapes, ModelConfig.from_fields(fields))
     assert error.value.value == ["prefix_positions"]
-    found = infer(shapes, ModelConfig.of(fields | {"prefix_positions": False}))
+    found = infer(shapes, ModelConfig.from_fields(fields | {"prefix_positions": False}))
     assert found.image_size == 224
-    found = infer(shapes, ModelConfig.of(fields | {"prefix_positions": True}))
+    found = infer(shapes, ModelConfig.from_fields(fields | {"prefix_positions": True}))
     assert found.image_size == size
 
 
@@ -218,9 +222,9 @@ def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     fields = ONE_BY_ONE | {"resize": "bicubic"}
     clip = create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
-        infer(named_shapes(clip, 32), ModelConfig.of(fields))
+        infer(named_shapes(clip, 32), ModelConfig.from_fields(fields))
     assert caught.value.hint.startswith("give mean=.. std=..")
-    found = infer(named_shapes(clip, 32), ModelConfig.of(fields | HALVES))
+    found = infer(named_shapes(clip, 32), ModelConfig.from_fields(fields | HALVES))
     assert found.name is None and found.architecture.pre_norm
 
 
@@ -230,7 +234,7 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled(pool):
     arch = {"fc_norm": True, "final_norm": False, "pool": pool}
     model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
     reads = {"pool": pool, "pool_include_prefix": False}
-    given = ModelConfig.of(ONE_BY_ONE | HALVES | reads | {"arch": arch})
+    given = ModelConfig.from_fields(ONE_BY_ONE | HALVES | reads | {"arch": arch})
     found = infer(named_shapes(model, 32), given)
     assert found.create().arch == model.arch
 

@@ -103,14 +103,14 @@ GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     "name, says", [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})]
 )
 def test_what_a_layout_says_of_the_model(name, says):
-    assert layouts.to_timm(stored(name)[0]).config == ModelConfig.of(says)
+    assert layouts.to_timm(stored(name)[0]).config == ModelConfig.from_fields(says)
 
 
 def test_openai_says_that_a_file_is_its_own():
     width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
     found = layouts.to_timm(width | {"input_resolution": np.array(224)})
     fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
-    assert found.config == ModelConfig.of(fixed | CLIP)
+    assert found.config == ModelConfig.from_fields(fixed | CLIP)
     assert found.tensors["head.weight"].shape == (9, 768)
 
 

@@ -153,10 +153,10 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     np.savez(tmp_path / "dinov3.npz", **tensors)
     with refused("key_bias", False):
         imagepiece_jax.load(tmp_path / "dinov3.npz", name=DINOV3)
-    arch = registry.facts(DINOV3)["arch"]
+    arch = registry.fields_of(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
-    model = infer(found, ModelConfig.of(given)).create()
+    model = infer(found, ModelConfig.from_fields(given)).create()
     assert model.arch == dataclasses.replace(arch, key_bias=True)
 
 

@@ -111,7 +111,9 @@ def test_a_field_that_contradicts_the_weights_is_named(
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     said = f"^{field}.* is {value!r}, but weights file {path} has {own}; allowed: .+$"
     with pytest.raises(InputError, match=said):
-        load_as(load.read_description(path), ModelConfig.of(OF | {field: value}))
+        load_as(
+            load.read_description(path), ModelConfig.from_fields(OF | {field: value})
+        )
 
 
 @pytest.mark.parametrize("field, value", [("post_norm", True), ("rotary", {})])

@@ -161,7 +161,7 @@ def test_counts_that_a_cost_asked_for_are_saved(tmp_path, counts):
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     model = create_model(name)
-    size = registry.facts(name)["image_size"]
+    size = registry.fields_of(name)["image_size"]
     found = hub_configs.describe(Pretrained(model, {"params": {}}, name=name))
     assert found["architecture"] == wanted
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
