@@ -7,7 +7,7 @@ python -m experiments.recovery_steps --weights FILE [--time | --views 60]
 a step that trains norms and biases, and of one that trains everything, in turns.
 --views 60 adds two recoveries of 60 steps to views.json there, from 100 photographs:
 one whose crops are drawn anew for every step, and one with eight fixed views of each
-image, to which the teacher answers once. Both write the tables of docs/recovery.md.
+image, to which the teacher answers once. Both write the tables of docs/tables/recover/step.md.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ from imagepiece_jax.training import recover, recovery_step
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "tables" / "recover"
-PAGE = DOCS / "recovery.md"
+PAGE = FOLDER / "step.md"
 WEIGHTS = cli.weights()
 DATA = cli.data()
 TIME = cli.switch("time", False, "measure the steps")
@@ -222,7 +222,7 @@ def views_table() -> str:
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/recovery.md, by the names that stand in their marks."""
+    """The tables of docs/tables/recover/step.md, by the names that stand in their marks."""
     return {"recovery-steps": steps_table(), "recovery-views": views_table()}
 
 
