@@ -7,7 +7,8 @@ python -m experiments.recovery_steps --weights FILE [--time | --views 60]
 a step that trains norms and biases, and of one that trains everything, in turns.
 --views 60 adds two recoveries of 60 steps to views.json there, from 100 photographs:
 one whose crops are drawn anew for every step, and one with eight fixed views of each
-image, to which the teacher answers once. Both write the tables of docs/tables/recover/step.md.
+image, to which the teacher answers once. Both write the tables of step.md
+there.
 """
 
 import pathlib
@@ -222,7 +223,7 @@ def views_table() -> str:
 
 
 def tables() -> dict[str, str]:
-    """The tables of docs/tables/recover/step.md, by the names that stand in their marks."""
+    """The tables of step.md, by the names that stand in their marks."""
     return {"recovery-steps": steps_table(), "recovery-views": views_table()}
 
 

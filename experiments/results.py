@@ -8,7 +8,6 @@ the points of the experiments that are over (`parts`, `retokenization`,
 `trained_schedules`) and from published figures (`schedule`).
 """
 
-import pathlib
 import re
 from collections.abc import Mapping
 
@@ -22,6 +21,7 @@ from experiments import (
     render,
     retokenization,
     schedule,
+    study,
 )
 from experiments import trained_schedules as trained
 from experiments.records import MethodResult, Results
@@ -128,7 +128,8 @@ def tables(results: Results) -> dict[str, str]:
     points = parts.read_points()
     crossed = parts.measured_cells(points)
     acc1 = trained.read_accuracies()
-    recovered = recover.answers(pathlib.Path(ROOT, recover.FOLDER))
+    recoveries = recover.Results(ROOT / recover.FOLDER)
+    recovered = recover.answers(recoveries)
     return {
         "comparison": compare_tables.table(report),
         "settings": compare_tables.settings_table(report),
@@ -147,6 +148,8 @@ def tables(results: Results) -> dict[str, str]:
         "roundings": schedule.rounding_table(),
         "clock": parts.clock(recovered),
         "readme": parts.clock(recovered, ("fusion", "imagenette", "batch 1")),
+        "recovered": recover.students_table(recoveries),
+        "recovered-contrasts": study.tests_table(recover.primary(recoveries)),
         "parts": parts.grid(crossed, "merged", True),
         "parts-dropped": parts.grid(crossed, "dropped", False),
         "parts-costs": parts.costs(crossed, parts.by_choice(crossed)[:4]),

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -373,14 +374,25 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
     deit_ti(monkeypatch, 10)
     monkeypatch.setattr(hub, "fetched", None)
+    return tmp_path
 
 
-def test_the_first_lines_run_without_the_hub(downloaded, capsys):
+def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
+    """With few photographs, and a step of recovery instead of 500."""
+    (downloaded / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(downloaded / "photos" / f"{number}.png")
+    quick = functools.partial(imagepiece_jax.recover, steps=1, batch_size=8)
+    monkeypatch.setattr(imagepiece_jax, "recover", quick)
     space = run(README, "import imagepiece_jax\n", {})
     assert space["vit"].reduction["name"] == "attended"
+    assert space["vit"].recovery.steps == 1
+    assert imagepiece_jax.load("deit_tiny_half").recovery == space["vit"].recovery
     said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
     names = class_names.imagenet_names()
-    assert len(said) == 15
+    assert len(said) == 5
     assert all(ast.literal_eval(name) == names[int(i)] for name, i in said)
     page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
     assert ast.literal_eval(page[1]) == names[int(page[2])]
