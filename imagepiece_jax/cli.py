@@ -25,7 +25,7 @@ from imagepiece_jax.config.files import (
     fields_called,
     load_config,
 )
-from imagepiece_jax.errors import InputError, closest, one_of, within
+from imagepiece_jax.errors import InputError, closest, one_of
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -55,10 +55,9 @@ class _Parser(flags.ArgumentParser):
         try:
             if isinstance(argument, str):  # not a default
                 value = self._read(argument)
-            with within(f"--{self._name}"):
-                return self._field["convert"](value)
-        except InputError:  # in the field's own words
-            raise
+            return self._field["convert"](value)
+        except InputError as error:  # in the field's own words
+            raise error.inside(f"--{self._name}") from error
         except ValueError:
             allowed = self._field["allowed"]
             raise InputError(
@@ -474,9 +473,13 @@ def configs(single: bool = False) -> dict[str, "ConfigDict"]:
                 allowed="files with different names",
             )
         by_name[name] = load_config(path)
-        with within(place=path if paths[1:] else ""):
+        try:
             _overrides(by_name[name])
             RunConfig.from_config(by_name[name])
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            raise error.inside(place=path) from error
     return by_name
 
 

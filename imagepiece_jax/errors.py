@@ -1,11 +1,12 @@
 """Errors that end a command with one sentence and an exit status."""
 
-import contextlib
 import difflib
 import functools
 import pathlib
 import sys
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -20,7 +21,8 @@ class InputError(ValueError):
     allowed: the allowed values, in words
     hint: a remedy, a clause of its own
 
-    A caller that catches one may change its facts, as `within` does.
+    Its facts stay as they are. A caller that catches one and knows more raises another:
+    `raise error.inside(place=file) from error`.
     """
 
     status = 2
@@ -42,6 +44,35 @@ class InputError(ValueError):
         subject = " ".join(filter(None, (place, self.field, problem)))
         allowed = self.allowed and f"allowed: {self.allowed}"
         return "; ".join(filter(None, (subject, allowed, self.hint)))
+
+    def inside(self, group="", place="", hint="") -> "InputError":
+        """The same mistake as a caller further out names it.
+
+        group: prefix of the field: "r" inside "config.reduction" is
+            "config.reduction.r", an error without field or place is about the group
+            itself; flags and paths from "config" on have it already
+        place: the file or folder, where the error has none
+        hint: a remedy, where the error has none
+        """
+        field = self.field
+        about_field = bool(field or not self.place)
+        if group and about_field and not field.startswith(("--", "config.")):
+            field = f"{group}.{field}".removesuffix(".")
+        return self.but(
+            field=field,
+            place=self.place or str(place),
+            hint=self.hint or hint,
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> "InputError":
+        """The same mistake, whose field has another name where `names` has one."""
+        return self.but(field=names.get(self.field, self.field))
+
+    def but(self, **facts: Any) -> "InputError":
+        """The same mistake with other facts in place of its own."""
+        error = type(self).__new__(type(self), *self.args)
+        vars(error).update(vars(self) | facts)
+        return error
 
     def _render_traceback_(self):
         """The lines that IPython shows: those of its cells, then the sentence."""
@@ -74,40 +105,9 @@ def short_traceback(function):
     return call
 
 
-@contextlib.contextmanager
-def within(group="", place="", hint=""):
-    """InputErrors raised inside name their fields from further out.
-
-    group: prefix of fields: "r" within "config.reduction" is "config.reduction.r", an
-        error without field or place is about the group itself; flags and paths from
-        "config" on have it already
-    place: the file or folder, where an error has none
-    hint: a remedy, where an error has none
-    """
-    try:
-        yield
-    except InputError as error:
-        inner = bool(error.field or not error.place)
-        if group and inner and not error.field.startswith(("--", "config.")):
-            error.field = f"{group}.{error.field}".removesuffix(".")
-        error.place = error.place or str(place)
-        error.hint = error.hint or hint
-        raise
-
-
-@contextlib.contextmanager
-def naming(**names):
-    """InputErrors raised inside about these fields have other names for them."""
-    try:
-        yield
-    except InputError as error:
-        error.field = names.get(error.field, error.field)
-        raise
-
-
-def naming_flags(*fields):
-    """As `naming`, for fields with flags of the same names."""
-    return naming(**{field: f"--{field}" for field in fields})
+def flags_of(*fields):
+    """{field: its flag} for fields whose flags have the same names."""
+    return {field: f"--{field}" for field in fields}
 
 
 class RunError(RuntimeError):

@@ -13,10 +13,10 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import InputError, one_of, within
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.pretrained.with_config import load_with_config
 from imagepiece_jax.reduction.settings import DENSE, label
-from imagepiece_jax.reduction.sweep_text import naming
+from imagepiece_jax.reduction.sweep_text import sweep_of
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -85,8 +85,10 @@ def swept(pairs: dict, configs: Collection, reductions: Sequence[dict]) -> dict:
         own = config.copy_and_resolve_references()
         with own.unlocked():
             own.reduction = dict(reduction)
-        with naming(reduction):
+        try:
             RunConfig.from_config(own).create_model()
+        except InputError as error:
+            raise error.inside(place=sweep_of(reduction)) from error
         by_label[label(reduction)] = own, vit
     return by_label
 
@@ -97,20 +99,20 @@ def groups(pairs: dict, batch_sizes, dtype: str, modes) -> list[dict[str, Case]]
     pairs: (config, its Pretrained or None: random weights), by name
     Raises InputError for mistakes that show without compiling.
     """
-    listed = []
-    found = {}
+    turns = [*itertools.product(batch_sizes, modes)]
+    listed = [{} for _ in turns]
     for name, (config, vit) in pairs.items():
-        with within(place=f"config {name}" if len(pairs) > 1 else ""):
-            found[name] = _with_tokens(config), vit
-    for batch_size, mode in itertools.product(batch_sizes, modes):
-        group = {}
-        for name, (config, vit) in found.items():
-            with within(place=f"config {name}" if len(pairs) > 1 else ""):
+        try:
+            config = _with_tokens(config)
+            for group, (batch_size, mode) in zip(listed, turns, strict=True):
                 group[name] = Case(config, mode, batch_size, dtype, vit)
                 group[name].check()
+        except InputError as error:
+            place = f"config {name}" if len(pairs) > 1 else ""
+            raise error.inside(place=place) from error
+        for batch_size in batch_sizes:
             pixels = 4 * device.INPUTS * batch_size * config.image_size**2 * 3
             _check_memory(name, batch_size, pixels)
-        listed.append(group)
     return listed
 
 

@@ -26,7 +26,7 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
 from imagepiece_jax.common.files import check_writable, replace_file, write_json
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.errors import InputError, naming_flags
+from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
 OUT = cli.text("out", None, "the file to write; it is replaced if it exists")
@@ -88,11 +88,13 @@ def main():
         "norm": NORM.value,
         "fill": FILL.value,
     }
-    with naming_flags(*options):
+    try:
         outputs = ProgramOutputs(vit, **options)
         images = jax_export.exported_images(
             vit, BATCH.value, PIXELS.value, TOKENS.value
         )
+    except InputError as error:
+        raise error.renamed(flags_of(*options)) from error
     options.update(batch_size=BATCH.value, pixels=PIXELS.value)
     earlier = jax_export.read_facts(out).get("external_data")
     with working(f"exporting the model as {form}"):

@@ -16,7 +16,7 @@ import sys
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, write_json
-from imagepiece_jax.errors import InputError, naming_flags
+from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
 RESIZE = cli.resize()
@@ -48,7 +48,7 @@ def main(words):
     classes = vit.model.num_classes
     if note := image_files.sizes_note(files, preprocessing):
         print(f"note: {note}", flush=True)
-    with naming_flags("labels", "top"):
+    try:
         predict = Predictor(
             vit,
             labels=LABELS.value,
@@ -56,6 +56,8 @@ def main(words):
             attention=config.model.attention,
             kernels=config.model.kernels,
         )
+    except InputError as error:
+        raise error.renamed(flags_of("labels", "top")) from error
     answers = {}
     damaged = 0
     for file, predictions in zip(files, predict.stream(files), strict=True):

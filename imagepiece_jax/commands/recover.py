@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 from imagepiece_jax import cli
-from imagepiece_jax.errors import naming
+from imagepiece_jax.errors import InputError, flags_of
 
 MODEL = cli.trained_model()
 DATA = cli.data()
@@ -55,8 +55,9 @@ def main():
         vit = dataclasses.replace(vit, preprocessing=preprocessing)
     leaves = jax.tree.leaves(vit.variables)
     check_room("--out", out, sum(leaf.nbytes for leaf in leaves))
-    flags = {name: f"--{name}" for name in ("steps", "minutes", "seed", "parameters")}
-    with naming(images="--data", batch_size="--batch", **flags):
+    flags = flags_of("steps", "minutes", "seed", "parameters")
+    flags |= {"images": "--data", "batch_size": "--batch"}
+    try:
         source = open_unlabeled(images, config.data.dir).spread(LIMIT.value)
         better = recover(
             vit,
@@ -67,6 +68,8 @@ def main():
             seed=SEED.value,
             parameters=PARAMETERS.value,
         )
+    except InputError as error:
+        raise error.renamed(flags) from error
     recovery = better.recovery
     with without_interrupts():  # nothing that took minutes is lost while it is written
         print(recovery, flush=True)

@@ -18,7 +18,7 @@ import pathlib
 from imagepiece_jax import cli
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import check_folder
-from imagepiece_jax.errors import one_of
+from imagepiece_jax.errors import InputError, one_of
 
 MANY = 100  # images, of which a page has 30 MB for a method
 
@@ -42,7 +42,7 @@ def main(words):
     from imagepiece_jax.data import image_files
     from imagepiece_jax.data.source import evenly_spaced
     from imagepiece_jax.pretrained.with_config import load_with_config
-    from imagepiece_jax.reduction.sweep_text import naming, parse_sweeps
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps, sweep_of
     from imagepiece_jax.visualize import html
 
     extras.check("a figure", "matplotlib")
@@ -60,8 +60,10 @@ def main(words):
     vit = vit.analyzed()
     models = []
     for reduction in reductions:
-        with naming(reduction):
+        try:
             models.append(vit.with_reduction(reduction, seed=vit.source.seed))
+        except InputError as error:
+            raise error.inside(place=sweep_of(reduction)) from error
     models = models or [vit]
     numbers = [str(block) for block in range(len(models[0].model.plan))]
     blocks = [int(one_of("--blocks", text, numbers)) for text in BLOCKS.value]

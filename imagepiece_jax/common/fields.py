@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 REQUIRED = dataclasses.MISSING
 
@@ -33,25 +33,28 @@ class CheckedFields:
                 continue
             try:
                 value = convert(getattr(self, field.name))
-            except InputError:  # about a part of it
-                with self.in_config(), within(field.name):
-                    raise
+            except InputError as error:  # about a part of it
+                raise error.inside(self.path(field.name)) from error
             except ValueError:
                 self.refuse(field.name, field.metadata["allowed"])
             object.__setattr__(self, field.name, value)
 
     @classmethod
-    def in_config(cls):
-        """InputErrors raised inside name these fields by their paths in a config."""
+    def path(cls, field: str) -> str:
+        """The path of a field in a config; its name where no config has it."""
         if cls.group is None:
-            return within("")
-        return within(f"config.{cls.group}".strip("."))
+            return field
+        return f"config.{cls.group}.{field}" if cls.group else f"config.{field}"
 
     def refuse(self, field: str, allowed: str = "", problem: str = "", hint: str = ""):
         """Raise InputError for the value of a field."""
-        facts = {"value": getattr(self, field), "allowed": allowed, "hint": hint}
-        with self.in_config():
-            raise InputError(problem, field=field, **facts)
+        raise InputError(
+            problem,
+            field=self.path(field),
+            value=getattr(self, field),
+            allowed=allowed,
+            hint=hint,
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -72,9 +75,11 @@ class CheckedFields:
             elif field.name in values:
                 read[field.name] = values[field.name]
             elif field.default is REQUIRED:
-                hint = "a config starts from configs/base.py"
-                with cls.in_config():
-                    raise InputError("is missing", field=field.name, hint=hint)
+                raise InputError(
+                    "is missing",
+                    field=cls.path(field.name),
+                    hint="a config starts from configs/base.py",
+                )
         return cls(**read)
 
 

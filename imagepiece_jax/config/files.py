@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import InputError, closest, within
+from imagepiece_jax.errors import InputError, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
     from ml_collections import ConfigDict
@@ -66,28 +66,27 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
     file = file.resolve()
     sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
     try:
-        with within(place=f"config file {path}"):
-            get_config = runpy.run_path(str(file)).get("get_config")
-            if not get_config:
-                raise InputError(
-                    "has no function get_config()",
-                    hint="see configs/deit_s.py for an example",
-                )
-            if argument and not inspect.signature(get_config).parameters:
-                raise InputError(
-                    field="argument",
-                    value=argument,
-                    allowed="none, as get_config() of this file takes none",
-                )
-            config = get_config(argument) if argument else get_config()
-            if not isinstance(config, ConfigDict):
-                raise InputError(
-                    f"returns a value of type {type(config).__name__}",
-                    field="get_config()",
-                    allowed="a ConfigDict",
-                )
-    except InputError:
-        raise
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if not get_config:
+            raise InputError(
+                "has no function get_config()",
+                hint="see configs/deit_s.py for an example",
+            )
+        if argument and not inspect.signature(get_config).parameters:
+            raise InputError(
+                field="argument",
+                value=argument,
+                allowed="none, as get_config() of this file takes none",
+            )
+        config = get_config(argument) if argument else get_config()
+        if not isinstance(config, ConfigDict):
+            raise InputError(
+                f"returns a value of type {type(config).__name__}",
+                field="get_config()",
+                allowed="a ConfigDict",
+            )
+    except InputError as error:
+        raise error.inside(place=f"config file {path}") from error
     except Exception as error:  # a config file is a program: it can raise anything
         raise _raised(error, file) from error
     finally:

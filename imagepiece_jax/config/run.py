@@ -26,7 +26,7 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, check_names, within
+from imagepiece_jax.errors import InputError, check_names
 
 if TYPE_CHECKING:  # they import JAX
     from imagepiece_jax.models.config import ModelConfig
@@ -175,9 +175,11 @@ class EvalSet(CheckedFields):
                     value=name,
                     allowed="names of letters, digits, - and _",
                 )
-            with within(name):
+            try:
                 check_names(_as_dict(fields), names)
                 sets[name] = cls(**fields)
+            except InputError as error:
+                raise error.inside(name) from error
         return sets or {"": cls()}
 
 
@@ -254,13 +256,17 @@ class RunConfig(CheckedFields):
         from imagepiece_jax.reduction.settings import read_reduction
 
         sizes = {"image_size": self.image_size, "num_classes": self.num_classes}
-        with in_config():
-            model = self.model
+        model = self.model
+        try:
             if isinstance(model, dict):
                 model = ModelConfig.from_fields({**model, **sizes})
             method, prop_attn = read_reduction(self.reduction, model.prop_attn)
-        with within("config.reduction"):
+        except InputError as error:
+            raise in_config(error) from error
+        try:
             model = dataclasses.replace(model, prop_attn=prop_attn)
+        except InputError as error:
+            raise error.inside("config.reduction") from error
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "reduction", method)
 
@@ -287,8 +293,10 @@ class RunConfig(CheckedFields):
 
         if self.reduction.macs is None:
             return self
-        with in_config():
+        try:
             reduction = method_at_cost(self.reduction, *self._dense)
+        except InputError as error:
+            raise in_config(error) from error
         return dataclasses.replace(self, reduction=reduction)
 
     @property
@@ -317,8 +325,10 @@ class RunConfig(CheckedFields):
     def _model(self, reduction, **changes):
         from imagepiece_jax.models.config import in_config  # imports JAX
 
-        with in_config():
+        try:
             return dataclasses.replace(self.model, **changes).create(reduction)
+        except InputError as error:
+            raise in_config(error) from error
 
     def preprocessing(self) -> Preprocessing:
         """Evaluation's resize and crop."""

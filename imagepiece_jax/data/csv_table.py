@@ -87,8 +87,7 @@ def open_csv(
                 if has_label and "class" in fields:
                     _add_name(names, row, fields["class"])
     except InputError as error:  # of a row
-        error.place = error.place or f"{path} line {table.line_num}"
-        raise
+        raise error.inside(place=f"{path} line {table.line_num}") from error
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", place=path) from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from imagepiece_jax.data import class_names, held_out, image_files
 from imagepiece_jax.data.decode import EXTENSIONS, no_image
 from imagepiece_jax.data.source import SPLITS, FileSource, check_num_classes
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -135,12 +135,14 @@ def _class_folders(root, split):
     accent, and one of both splits may come from there.
     """
     folder = os.path.join(root, split)
-    hint = (
-        "folder:PATH needs PATH/train and PATH/val with one folder of images for each "
-        "class"
-    )
-    with within(hint=hint):
+    try:
         entries = image_files.entries(folder)
+    except InputError as error:
+        hint = (
+            "folder:PATH needs PATH/train and PATH/val with one folder of images for "
+            "each class"
+        )
+        raise error.inside(hint=hint) from error
     folders = {}
     loose = []
     for entry in entries:

@@ -10,7 +10,7 @@ import numpy as np
 from imagepiece_jax.common.progress import counted
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.decode import EXTENSIONS
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 
 class Listing(NamedTuple):
@@ -138,8 +138,10 @@ def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[
         except decode.UnreadableImage as error:
             print(f"{error.place} is left out: {error.value}", file=sys.stderr)
             continue
-        with within(place=file):
+        try:
             images.append(transform(image))
+        except InputError as error:
+            raise error.inside(place=file) from error
         names.append(file.name)
     if not images:
         raise InputError(

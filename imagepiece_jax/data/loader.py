@@ -124,8 +124,7 @@ class BatchSequence(abc.ABC):
         try:
             return self.transform(image, *arguments)
         except InputError as error:  # a name may take a read
-            error.place = self.source.name(index)
-            raise
+            raise error.inside(place=self.source.name(index)) from error
 
     def join(self, chunks: list["Chunk"]) -> tuple:
         """(one batch, its samples) from the chunks of the batch.

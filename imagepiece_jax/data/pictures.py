@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data import decode
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 FILES = str | bytes | pathlib.Path  # a file, by name or content
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
@@ -36,12 +36,16 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         raise InputError("is empty", field="images", allowed="one or more images")
     pixels = []
     for image in images:
-        name = ""
-        if isinstance(image, str | pathlib.Path):
-            name = image
-        with within(place=name):
+        try:
             pixels.append(preprocessing(rgb(image)))
+        except InputError as error:
+            raise error.inside(place=name_of(image)) from error
     return np.stack(pixels)
+
+
+def name_of(image) -> str:
+    """The path of an image that is a file; "" for any other."""
+    return str(image) if isinstance(image, str | pathlib.Path) else ""
 
 
 def is_one(images) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from imagepiece_jax.data import decode
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 SPLITS = ("train", "val")
 SAMPLE = 64  # images that are read where a whole set would take too long
@@ -108,8 +108,10 @@ class Source(abc.ABC):
                 image, _ = self.read(index)
             except decode.UnreadableImage:
                 continue
-            with within(place=self.name(index)):
+            try:
                 transform(image, **options)
+            except InputError as error:
+                raise error.inside(place=self.name(index)) from error
             return
 
     def spread(self, count: int | None) -> "Source":

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.data import decode, image_files, pictures, registry
 from imagepiece_jax.data.source import FileSource, Source
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 NO_LABEL = -1
 
@@ -75,8 +75,10 @@ def open_unlabeled(images: Any, data_dir: str | os.PathLike | None = None) -> So
         return Photographs(image_files.find_images(paths))
     pixels = []
     for number, image in enumerate(images):
-        with within(place=f"image {number}"):
+        try:
             pixels.append(pictures.rgb(image))
+        except InputError as error:
+            raise error.inside(place=f"image {number}") from error
     return ArraySource(pixels)
 
 

@@ -28,7 +28,7 @@ from imagepiece_jax.evaluate.cache import MeasuredWeights, Split, decode_bits
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.sweep_text import naming
+from imagepiece_jax.reduction.sweep_text import sweep_of
 
 Model = TypeVar("Model")
 MAX_TRIALS = 4  # settings that are timed for one share
@@ -97,8 +97,10 @@ def sweep(
 def check_fit(vit: Pretrained, reductions: Iterable[dict[str, Any]]):
     """Raise InputError for a reduction that does not fit the model, and name it."""
     for reduction in reductions:
-        with naming(reduction):
+        try:
             vit.model_with(reduction)
+        except InputError as error:
+            raise error.inside(place=sweep_of(reduction)) from error
 
 
 def _report(checkpoint, entries, shares=(), metric="gmacs", floors=False, absent=()):

@@ -10,7 +10,7 @@ from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names, loader
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.problem import check_single_label
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ def eval_source(run: RunConfig, name: str, names: class_names.Names | None) -> S
         given = own.classes.items()
         wanted = {class_names.normalized(name): label for name, label in given}
         labels = wanted or labels
-    with within(place=place):
+    try:
         source = open_images(dataclasses.replace(run, data=data), "val", labels)
+    except InputError as error:
+        raise error.inside(place=place) from error
     if wanted is not None:
         found = {k: i for i, k in enumerate(source.class_names or ()) if k}
         if found != wanted:

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import itertools
 import os
-import pathlib
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from imagepiece_jax.common.fields import is_integer
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, short_traceback, within
+from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
@@ -218,14 +217,13 @@ class Predictor:
 
         `image` is a file, its bytes, or a result of `pictures.rgb`.
         """
-        name = image if isinstance(image, str | pathlib.Path) else ""
+        name = pictures.name_of(image)
         try:
-            with within(place=name):
-                if isinstance(image, pictures.FILES):
-                    image = pictures.rgb(image)
-                return self._preprocessing(image)
+            if isinstance(image, pictures.FILES):
+                image = pictures.rgb(image)
+            return self._preprocessing(image)
         except InputError as error:
-            return error
+            return error.inside(place=name)
 
     def _most_probable(self, logits):
         """The Predictions of an image, by falling logits [classes]."""

@@ -8,7 +8,7 @@ import sys
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.registry import fields_of
 from imagepiece_jax.reduction import contract, layer_plan, methods
@@ -45,8 +45,10 @@ def with_plan(
     if tokens is None:
         _, method = _chosen_with_counts(method, model, grid, name)
     noted = method
-    with within("reduction"):
+    try:
         method = method.for_model(_model_facts(model, grid, name))
+    except InputError as error:
+        raise error.inside("reduction") from error
     if tokens is not None:
         noted = method = _ending_at(tokens, method, model, grid)
     usual = usual_prop_attn(method, name)
@@ -55,9 +57,11 @@ def with_plan(
     if not isinstance(prop_attn, bool):
         raise InputError(field=own_field, value=prop_attn, allowed="True, False")
     place = "" if tokens is None else f"tokens={tokens}"
-    with within("reduction", place):
+    try:
         plan = _plan(method, model, grid, masked)
         contract.check_plan(plan, model.arch, grid)
+    except InputError as error:
+        raise error.inside("reduction", place) from error
     if tokens is None and not isinstance(reduction, Method):
         fields = _as_asked(reduction, noted, model, grid, name)
     else:
@@ -170,9 +174,11 @@ def _chosen_with_counts(method, model, grid, name, allowed=MISS):
         return method, method
     of_model = _model_facts(model, grid, name)
     chosen = method.chosen(of_model)
-    with within("reduction"):
-        unbound = model.clone(parent=None)
+    unbound = model.clone(parent=None)
+    try:
         return chosen, _at_cost(chosen.for_model(of_model), unbound, grid, allowed)
+    except InputError as error:
+        raise error.inside("reduction") from error
 
 
 def _recommendation_line(text, method, model, grid):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
@@ -39,7 +40,7 @@ class Reduction:
         counts = self.layer.counts
         kernel = self.kernel_for(state)
         taps = self._taps(state, scores, train)
-        with contract.naming(self.reducer, self.block):
+        try:
             if kernel:
                 state, result = kernel(*scores[kernel.reads], state, counts)
             else:
@@ -47,6 +48,9 @@ class Reduction:
                 result = self.reducer(readable, counts, train)
                 contract.check_form(result, counts)
                 state = tokens.apply(state, result)
+        except InputError as error:
+            place = contract.place_of(self.reducer, self.block)
+            raise error.inside(place=place) from error
         return state, (result, taps)
 
     def kernel_for(self, state):

@@ -1,6 +1,5 @@
 """The config of a model: its fields, how they merge, and the model they make."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from imagepiece_jax.common.fields import (
 )
 from imagepiece_jax.common.image_size import image_size_field, patch_grid, sides
 from imagepiece_jax.data.normalize import channels
-from imagepiece_jax.errors import InputError, check_names, short_traceback, within
+from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.at_cost import MISS, fields_at_cost, with_plan
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -208,12 +207,14 @@ class ModelConfig(CheckedFields):
         named = fields_of(self.name)
         arch = self.architecture
         fields = self._all_fields
-        with within("arch"):
+        try:
             arch.check_parts()
             if arch.pool == "none" and fields["num_classes"]:
                 problem = f"is 'none' for {fields['num_classes']} classes"
                 hint = "num_classes=0 leaves a head out"
                 arch.refuse("pool", "'token', 'mean', 'map'", problem, hint)
+        except InputError as error:
+            raise error.inside("arch") from error
         if lacking := [field for field in SIZE_FIELDS if fields[field] is None]:
             allowed = f"a name, or all of arch, {', '.join(SIZE_FIELDS)}"
             self.refuse("name", allowed, f"is {self.name!r} and {lacking[0]} is empty")
@@ -285,19 +286,16 @@ def create_model(name: str | None, reduction: Reduction = None, **changes: Any) 
     return config.create(config.reduction_at_cost(reduction))
 
 
-@contextlib.contextmanager
-def in_config():
-    """InputErrors raised inside name a model's fields by their path in a run's config.
+def in_config(error: InputError) -> InputError:
+    """The same mistake with a model's field by its path in a run's config.
 
     "reduction.r" is "config.reduction.r", "num_heads" is "config.model.num_heads".
     """
-    try:
-        yield
-    except InputError as error:
-        first = error.field.partition(".")[0]
-        if first in ModelConfig.names() or first == "reduction":
-            error.field = config_path(error.field)
-        raise
+    field = error.field
+    first = field.partition(".")[0]
+    if first in ModelConfig.names() or first == "reduction":
+        return error.renamed({field: config_path(field)})
+    return error
 
 
 def config_path(field: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common.fields import is_integer
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 
@@ -102,8 +102,10 @@ def model_variables(
             )
         tensors = _without_other_selectors(tensors, like)
     like = {name: {**parts, **given.get(name, {})} for name, parts in like.items()}
-    with within(place=source):
+    try:
         variables = from_timm(tensors, like, fresh)
+    except InputError as error:
+        raise error.inside(place=source) from error
     present = {}
     missing = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():

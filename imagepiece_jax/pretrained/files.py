@@ -27,7 +27,7 @@ import safetensors
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import memory_bytes
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
@@ -118,8 +118,8 @@ def read_state_dict(
     tensors = _guarded(path, _READERS, select)
     for name, value in tensors.items():
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
-            with within(place=f"weights file {path}"):
-                raise _other_type(f"tensor {name}", value.dtype)
+            error = _other_type(f"tensor {name}", value.dtype)
+            raise error.inside(place=f"weights file {path}")
     return tensors
 
 
@@ -144,37 +144,38 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
 
 def _guarded(path, readers, *options):
     """The result of the reader for a file's ending, whose failures are InputErrors."""
-    with within(place=f"weights file {path}"):
-        reader = readers.get(path.suffix.lower() or path.name)
-        if reader is None:
-            allowed = ", ".join(readers)
-            raise InputError(
-                f"ends in {path.suffix!r}",
-                value=path.suffix,
-                allowed=allowed,
-            )
-        if not path.is_file():
-            raise InputError("is a folder" if path.is_dir() else "does not exist")
-        try:
-            with open(path, "rb") as file:
-                if file.read(len(_LFS)) == _LFS:
-                    raise InputError(
-                        "is a pointer of Git LFS, not the file",
-                        hint="fetch it by git lfs pull",
-                    )
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    _check_ratio(path, sum(p.file_size for p in archive.infolist()))
-            return reader(path, *options)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"cannot be read: {error}") from error
-        except Exception as error:  # a damaged pickle or header can raise anything
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
-            problem = f"is damaged, truncated or not a {path.suffix or path.name} file"
-            raise InputError(f"{problem}: {reason}") from error
+    place = f"weights file {path}"
+    reader = readers.get(path.suffix.lower() or path.name)
+    if reader is None:
+        raise InputError(
+            f"ends in {path.suffix!r}",
+            place=place,
+            value=path.suffix,
+            allowed=", ".join(readers),
+        )
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(problem, place=place)
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise InputError(
+                    "is a pointer of Git LFS, not the file",
+                    hint="fetch it by git lfs pull",
+                )
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_ratio(path, sum(p.file_size for p in archive.infolist()))
+        return reader(path, *options)
+    except InputError as error:
+        raise error.inside(place=place) from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error}", place=place) from error
+    except Exception as error:  # a damaged pickle or header can raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = reason.partition(" [tensorstore_spec=")[0]  # of Orbax: a page
+        problem = f"is damaged, truncated or not a {path.suffix or path.name} file"
+        raise InputError(f"{problem}: {reason}", place=place) from error
 
 
 def _check_ratio(path, unpacked):

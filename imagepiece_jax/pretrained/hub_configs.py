@@ -10,7 +10,7 @@ from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.version import __version__
-from imagepiece_jax.errors import InputError, one_of, within
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem import PROBLEMS, SINGLE_LABEL
@@ -73,20 +73,21 @@ def parse(
 
 def _guarded(file, call, *content):
     """The result of `call`, whose errors name the file with this content."""
-    with within(place=file):
-        try:
-            return call(*content)
-        except InputError:  # which is a ValueError, too
-            raise
-        except KeyError as error:
-            field = error.args[0]
-            raise InputError(
-                f"has no {field}",
-                value=field,
-                allowed="the file as timm, transformers or save wrote it",
-            ) from error
-        except (TypeError, AttributeError, ValueError, IndexError) as error:
-            raise InputError(f"has a field of another type: {error}") from error
+    try:
+        return call(*content)
+    except InputError as error:  # which is a ValueError, too
+        raise error.inside(place=file) from error
+    except KeyError as error:
+        field = error.args[0]
+        raise InputError(
+            f"has no {field}",
+            place=file,
+            value=field,
+            allowed="the file as timm, transformers or save wrote it",
+        ) from error
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
+        problem = f"has a field of another type: {error}"
+        raise InputError(problem, place=file) from error
 
 
 def describe(vit: Pretrained) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.image_size import patch_grid
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
 from imagepiece_jax.models.config import (
@@ -92,8 +92,10 @@ def completed(
     if description.run is not None:
         return description
     place = str(description)
-    with within(place=place):
+    try:
         config = _trained_config(description, contents, requested, otherwise)
+    except InputError as error:
+        raise error.inside(place=place) from error
     names = description.class_names
     normalized = True
     if description.path.is_dir():
@@ -142,8 +144,7 @@ def _trained_config(description, contents, requested, otherwise):
         file = f"place its {PREPROCESSOR if path.is_dir() else CONFIG} beside it"
         if not path.is_dir() and (path.parent / CONFIG).is_file():
             file = f"name its folder, {path.parent}, which has a {CONFIG}"
-        error.hint = f"{file}, or {error.hint}"
-        raise
+        raise error.but(hint=f"{file}, or {error.hint}") from error
     if heads not in (None, config.num_heads):
         value = config.num_heads
         raise InputError(

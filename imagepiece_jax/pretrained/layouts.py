@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.projector import Projector
@@ -398,10 +398,12 @@ def read_weights(
         names.extend(all_names)
         return _placed_names(names, tower)
 
-    with within(place=f"weights file {path}"):
+    try:
         state_dict = read_state_dict(path, averaged, choose)
         images = ModelConfig(**read_normalization(path))
         return to_timm(state_dict, tower, names)._replace(images=images)
+    except InputError as error:
+        raise error.inside(place=f"weights file {path}") from error
 
 
 def read_folder(
@@ -411,8 +413,10 @@ def read_folder(
     file = hub.weights_file(folder)
     path = folder / hub.PROJECTOR
     if path.exists():  # of a model that `save` wrote
-        with within(place=f"weights file {path}"):
+        try:
             projector = _projector(read_state_dict(path), tower)
+        except InputError as error:
+            raise error.inside(place=f"weights file {path}") from error
         checkpoint = read_weights(file, averaged)._replace(projector=projector)
     else:
         checkpoint = read_weights(file, averaged, tower)

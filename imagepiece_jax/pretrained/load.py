@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
-from imagepiece_jax.errors import InputError, check_names, short_traceback, within
+from imagepiece_jax.errors import InputError, check_names, short_traceback
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.pretrained import Pretrained, digests
@@ -163,9 +163,12 @@ def _create(trained, config, reduction, prop_attn):
         reduction = trained.reduction
         if prop_attn is not None:
             reduction = {**reduction, "prop_attn": prop_attn}
-    place = str(trained) if reduction == trained.reduction else ""
-    with within(place=place):
+    try:
         return config.create(config.reduction_at_cost(reduction))
+    except InputError as error:
+        if reduction != trained.reduction:  # it is not what the weights say
+            raise
+        raise error.inside(place=str(trained)) from error
 
 
 def _fill(vit, trained, contents, fresh, seed, exact):

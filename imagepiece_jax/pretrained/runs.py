@@ -12,7 +12,7 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.errors import InputError, one_of, within
+from imagepiece_jax.errors import InputError, one_of
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.config import ModelConfig, size_of
 from imagepiece_jax.models.vit import MEAN, STD
@@ -170,8 +170,10 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({error})", place=path) from error
-    with within(place=path):
+    try:
         return checked_names(names, classes)
+    except InputError as error:
+        raise error.inside(place=path) from error
 
 
 def reduction_of(config):

@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError, short_traceback, within
+from imagepiece_jax.errors import InputError, short_traceback
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variable_shapes
@@ -135,12 +135,14 @@ def _check(vit):
 
 def _check_way_back(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
-    with within(hint="so the model cannot be loaded again"):
+    try:
         parsed = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
         saved = infer(read, parsed.config)
         again = saved.create(parsed.reduction)
         convert.from_timm(read, variable_shapes(again, saved.image_size))
+    except InputError as error:
+        raise error.inside(hint="so the model cannot be loaded again") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
             value = getattr(model, field)

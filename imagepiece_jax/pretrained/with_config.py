@@ -13,7 +13,7 @@ from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.preprocessing import config_fields, read_fields
-from imagepiece_jax.errors import InputError, naming, naming_flags, within
+from imagepiece_jax.errors import InputError, flags_of
 from imagepiece_jax.models.config import (
     Contradiction,
     ModelConfig,
@@ -67,40 +67,54 @@ def load_with_config(
     """
     full = overrides is None and config is not None
     flags = normalization or {}
-    with in_config():
+    try:
         requested = _requested(config, overrides)
-    with naming_flags(*flags):
-        said = {infer.FLAGS: ModelConfig(**flags), infer.TYPED: requested}
+    except InputError as error:
+        raise in_config(error) from error
+    try:
+        flagged = ModelConfig(**flags)
+    except InputError as error:
+        raise error.renamed(flags_of(*flags)) from error
+    said = {infer.FLAGS: flagged, infer.TYPED: requested}
     requested = infer.merged("in a command", said)
     options = {"checkpoint": checkpoint, "averaged": averaged, "abstract": abstract}
     try:
-        with in_config(), naming(path="--weights"):
-            description = read_description(path)
-            options["seed"] = description.seed
-            if config is not None:
-                if full and description.run is not None:
-                    _check_run(description, config.to_dict(), requested)
-                _merge(config, overrides, description, requested)
-                fields = config.to_dict()
-                free = {name: fields["model"][name] for name in FREE}
-                requested = dataclasses.replace(requested, **free)
-                options["reduction"] = _reduction(fields, description, requested)
-                DataConfig.from_config(fields)  # its mistakes, by their paths
-                options["preprocessing"] = read_fields(fields["data"])
-                options["seed"] = config.seed
-            vit = load_as(description, requested, **options)
-    except Contradiction as error:
-        name = error.field.removeprefix("config.model.")
-        error.field = f"--{name}" if name in flags else error.field
-        if full and runs.is_run(path):
-            error.hint = "or leave out --config"
-        raise
+        description = read_description(path)
+        options["seed"] = description.seed
+        if config is not None:
+            if full and description.run is not None:
+                _check_run(description, config.to_dict(), requested)
+            _merge(config, overrides, description, requested)
+            fields = config.to_dict()
+            free = {name: fields["model"][name] for name in FREE}
+            requested = dataclasses.replace(requested, **free)
+            options["reduction"] = _reduction(fields, description, requested)
+            DataConfig.from_config(fields)  # its mistakes, by their paths
+            options["preprocessing"] = read_fields(fields["data"])
+            options["seed"] = config.seed
+        vit = load_as(description, requested, **options)
+    except InputError as error:
+        raise _as_typed(error, flags, full and runs.is_run(path)) from error
     vit.warn_of_recovery(stacklevel=2)
     if normalization is not None and not vit.source.normalized:
         print(f"note: {unknown_normalization(path)}", flush=True)
     if config is not None:
         _write_model(config, vit)
     return config, vit
+
+
+def _as_typed(error, flags, of_run):
+    """The same mistake with its field as it is typed: a flag or a path in the config.
+
+    flags: the names of the typed flags
+    of_run: whether a full config is compared with that of a run
+    """
+    typed = in_config(error.renamed({"path": "--weights"}))
+    if isinstance(error, Contradiction):
+        typed = typed.renamed({f"config.model.{name}": f"--{name}" for name in flags})
+        if of_run:
+            typed = typed.but(hint="or leave out --config")
+    return typed
 
 
 def _requested(config, overrides):
@@ -195,8 +209,10 @@ def _reduction(fields, description, requested):
     if requested.prop_attn is not None:
         own = {**own, "prop_attn": requested.prop_attn}
     reduction = runs.reduction_of(fields)
-    with within("reduction"):
+    try:
         wanted = with_defaults(reduction)
+    except InputError as error:
+        raise error.inside("reduction") from error
     if wanted != with_defaults(own):
         reduction.pop(settings.LABEL, None)
     return reduction

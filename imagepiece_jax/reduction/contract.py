@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.errors import InputError, closest, within
+from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction.layer_plan import SITES, Step
 from imagepiece_jax.reduction.reducers import METRICS, SCORES, Reducer
 from imagepiece_jax.reduction.token_counts import Rule
@@ -36,23 +36,26 @@ def check_method(kind, base):
     Raises InputError, which names the class, for one that is no method.
     """
     name = getattr(kind, "__name__", repr(kind))
-    with within(place=f"method {name}"):
-        if not isinstance(kind, type) or not issubclass(kind, base):
-            raise InputError(
-                "is no subclass of Method", allowed=f"class {name}(Method)"
-            )
-        _check_decorated(kind)
-        if kind.steps is base.steps:
-            similar = closest("steps", [*vars(kind)])
-            hint = ""
-            if similar:
-                hint = f"did you mean its {similar}?"
-            raise InputError(
-                "has no steps",
-                value=kind,
-                allowed="def steps(self, depth)",
-                hint=hint,
-            )
+    place = f"method {name}"
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise InputError(
+            "is no subclass of Method",
+            place=place,
+            allowed=f"class {name}(Method)",
+        )
+    _check_decorated(kind, place)
+    if kind.steps is base.steps:
+        similar = closest("steps", [*vars(kind)])
+        hint = ""
+        if similar:
+            hint = f"did you mean its {similar}?"
+        raise InputError(
+            "has no steps",
+            place=place,
+            value=kind,
+            allowed="def steps(self, depth)",
+            hint=hint,
+        )
 
 
 def check_steps(steps, method):
@@ -72,8 +75,10 @@ def check_steps(steps, method):
             allowed="a list of Steps",
         )
     for number, step in enumerate(steps):
-        with within(place=f"{place}, step {number},"):
+        try:
             _check_step(step)
+        except InputError as error:
+            raise error.inside(place=f"{place}, step {number},") from error
     return steps
 
 
@@ -135,12 +140,13 @@ def _check_part(role, part, base):
         ) from error
 
 
-def _check_decorated(kind):
+def _check_decorated(kind, place=""):
     """InputError for a class whose fields no decorator has read."""
     for name, value in vars(kind).items():
         if isinstance(value, dataclasses.Field):
             raise InputError(
                 f"has the field {name} in {kind.__name__}, but no decorator",
+                place=place,
                 value=kind,
                 allowed=FROZEN,
             )
@@ -177,21 +183,23 @@ def check_plan(plan, arch, grid):
             continue
         reducer = layer.step.reducer
         site = layer.step.site
-        with naming(reducer, block):
-            unknown = sorted(reducer.needs - {*ON_REQUEST})
-            if unknown:
-                raise InputError(
-                    f"needs {unknown[0]!r}",
-                    value=unknown[0],
-                    allowed=", ".join(ON_REQUEST),
-                )
-            metric = reducer.metric
-            if "metric" in reducer.needs and metric not in COMPARED:
-                raise InputError(
-                    f"compares {metric!r}",
-                    value=metric,
-                    allowed=", ".join(map(repr, COMPARED)),
-                )
+        place = place_of(reducer, block)
+        unknown = sorted(reducer.needs - {*ON_REQUEST})
+        if unknown:
+            raise InputError(
+                f"needs {unknown[0]!r}",
+                place=place,
+                value=unknown[0],
+                allowed=", ".join(ON_REQUEST),
+            )
+        metric = reducer.metric
+        if "metric" in reducer.needs and metric not in COMPARED:
+            raise InputError(
+                f"compares {metric!r}",
+                place=place,
+                value=metric,
+                allowed=", ".join(map(repr, COMPARED)),
+            )
         for score in lacking:
             if SCORES[score] in reducer.needs:
                 _refuse_score(score, reducer, block, lacking)
@@ -351,8 +359,11 @@ def check_results(plan, results):
     """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
-        with naming(layer.step.reducer, block):
+        try:
             check(result, layer.counts)
+        except InputError as error:
+            place = place_of(layer.step.reducer, block)
+            raise error.inside(place=place) from error
 
 
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
@@ -375,14 +386,16 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
         taps = taps.replace(num_prefix=num_prefix)
         if counts.n_in == grid[0] * grid[1]:  # no token has left yet
             taps = taps.replace(grid=grid)
-        with naming(reducer, block):
+        try:
             result = _run(reducer, Declared(taps, reducer.needs), counts)
             check(result, counts)
+        except InputError as error:
+            raise error.inside(place=place_of(reducer, block)) from error
 
 
-def naming(reducer, block):
-    """InputErrors raised inside name the step that they are about."""
-    return within(place=f"reduction at block {block}, {type(reducer).__name__}")
+def place_of(reducer, block):
+    """The step at a block, for errors."""
+    return f"reduction at block {block}, {type(reducer).__name__}"
 
 
 def random_taps(reducer, n, embed_dim, num_heads):

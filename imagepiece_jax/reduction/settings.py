@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.fields import is_number
-from imagepiece_jax.errors import InputError, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
 
@@ -94,8 +94,10 @@ def read_reduction(reduction, prop_attn=None):
     if isinstance(reduction, Method):
         return reduction, prop_attn
     fields, prop_attn = split_reduction(reduction, prop_attn)
-    with within("reduction"):
+    try:
         return methods.create(**fields), prop_attn
+    except InputError as error:
+        raise error.inside("reduction") from error
 
 
 def as_fields(reduction):

@@ -5,7 +5,7 @@ import itertools
 import re
 
 from imagepiece_jax.common.fields import literal
-from imagepiece_jax.errors import InputError, closest, within
+from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import label, split_reduction, with_defaults
 
@@ -80,26 +80,26 @@ def parse_sweeps(texts):
     reductions = []
     seen = set()
     for text in texts:
-        with within(place=f"--sweep {text}"):
-            for reduction in parse_sweep(text):
-                full = str(with_defaults(reduction))
-                if full in seen:
-                    field = label(reduction)
-                    raise InputError(
-                        "is there already",
-                        field=field,
-                        hint="name each reduction only once",
-                    )
-                seen.add(full)
-                reductions.append(reduction)
+        try:
+            parsed = [(each, str(with_defaults(each))) for each in parse_sweep(text)]
+        except InputError as error:
+            raise error.inside(place=f"--sweep {text}") from error
+        for reduction, full in parsed:
+            if full in seen:
+                raise InputError(
+                    "is there already",
+                    field=label(reduction),
+                    place=f"--sweep {text}",
+                    hint="name each reduction only once",
+                )
+            seen.add(full)
+            reductions.append(reduction)
     return reductions
 
 
-def naming(reduction):
-    """InputErrors raised inside name a reduction of --sweep; None: none of it."""
-    if not reduction:
-        return within()
+def sweep_of(reduction):
+    """The --sweep that asks for one reduction, for errors."""
     words = []
     for field, value in reduction.items():
         words.append(value if field == "name" else f"{field}={value}")
-    return within(place=f"--sweep {':'.join(words)}")
+    return f"--sweep {':'.join(words)}"

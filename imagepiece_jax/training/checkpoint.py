@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
-from imagepiece_jax.errors import InputError, RunError, within
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import RunLock, becomes_true
@@ -78,13 +78,13 @@ class Progress:
                     ours = text.format(now, split)
                     theirs = text.format(then, split)
                     problem = f"{name} has {ours}, but the run began with {theirs}"
-                    with within(place=workdir):
-                        raise InputError(
-                            problem,
-                            field=field,
-                            value=now,
-                            allowed="the same, or another --workdir",
-                        )
+                    raise InputError(
+                        problem,
+                        field=field,
+                        place=workdir,
+                        value=now,
+                        allowed="the same, or another --workdir",
+                    )
         return before
 
 

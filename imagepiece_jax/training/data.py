@@ -42,8 +42,10 @@ def length(run: RunConfig, images: int) -> Length:
 
     Raises InputError where they fill no batch.
     """
-    with run.optim.in_config():
+    try:
         steps = loader.steps_per_epoch(images, run.optim.batch_size)
+    except InputError as error:
+        raise error.inside("config") from error
     sets = run.eval.sets.items()
     intervals = {k: own.every_epochs or run.eval_every_epochs for k, own in sets}
     return Length(steps, run.optim.epochs, intervals)
@@ -63,8 +65,10 @@ def check_training(run: RunConfig, placement: Placement) -> None:
             value="float16",
             allowed="float32, bfloat16",
         )
-    with run.optim.in_config():
+    try:
         placement.positions(run.optim.batch_size)
+    except InputError as error:
+        raise error.inside("config") from error
     micro = run.optim.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes and micro % 2:

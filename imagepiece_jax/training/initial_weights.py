@@ -1,6 +1,5 @@
 """The weights that a run starts and learns from, checked against its config."""
 
-import contextlib
 import functools
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data.class_names import check_classes, labels_by_name
-from imagepiece_jax.errors import InputError, naming, within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, positions, registry
 from imagepiece_jax.models.config import ModelConfig, config_path
 from imagepiece_jax.models.pretrained import Pretrained
@@ -58,8 +57,10 @@ def _named(fields):
     """The weights that a group of a config names; None without any."""
     if not fields.weights:
         return None
-    with naming(path=f"config.{fields.group}.weights"):
+    try:
         return NamedWeights(fields.weights)
+    except InputError as error:
+        raise error.renamed({"path": fields.path("weights")}) from error
 
 
 class InitialWeights:
@@ -170,8 +171,11 @@ class InitialWeights:
         data = f"config.data.name {self._run.data.name!r}"
         if earlier := self._earlier(workdir):
             before = earlier.description.names_of_data
-            with within(hint="choose another --workdir, or the data of its training"):
+            try:
                 check_classes(before, str(workdir), names, data)
+            except InputError as error:
+                hint = "choose another --workdir, or the data of its training"
+                raise error.inside(hint=hint) from error
         if run.teacher.weights and hub.exists(run.teacher.weights):
             source = f"config.teacher.weights {run.teacher.weights}"
             taught = self.teacher.description.names_of_data
@@ -180,8 +184,11 @@ class InitialWeights:
             return
         before = self.start.description
         source = f"config.init.weights {run.init.weights}"
-        with within(hint="or a new head by config.init.fresh=('head',)"):
+        try:
             note = check_classes(before.names_of_data, source, names, data)
+        except InputError as error:
+            hint = "or a new head by config.init.fresh=('head',)"
+            raise error.inside(hint=hint) from error
         if note and before.run is not None:
             say(f"note: {note}")
 
@@ -223,8 +230,10 @@ class InitialWeights:
         Raises InputError where config.teacher.weights is empty or does not fit.
         """
         teacher = self.teacher
-        with of_teacher():
+        try:
             return self._fitted(teacher, model)
+        except InputError as error:
+            raise of_teacher(error) from error
 
     def _started(self, model, fresh=()):
         """`_fitted` of `start`; the InputError says what to type for new parts."""
@@ -237,8 +246,7 @@ class InitialWeights:
             flags = f'"--config.init.fresh={parts}"'
             if self._run.init.evaluate and _drawn(parts):
                 flags += " --config.init.evaluate=False"
-            error.hint = f"to train it anew: {flags}"
-            raise
+            raise error.but(hint=f"to train it anew: {flags}") from error
 
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
@@ -285,14 +293,12 @@ def _hidden(model):
     return fields
 
 
-@contextlib.contextmanager
-def of_teacher():
-    """InputErrors raised inside are about config.teacher.weights."""
-    try:
-        yield
-    except InputError as error:
-        error.place = ": ".join(filter(None, ("config.teacher.weights", error.place)))
-        raise
+def of_teacher(error):
+    """The same mistake as one of the weights at config.teacher.weights."""
+    place = "config.teacher.weights"
+    if error.place:
+        place += f": {error.place}"
+    return error.but(place=place)
 
 
 def _drawn(fresh):

@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import LIBRARIES
-from imagepiece_jax.errors import InputError, RunError, within
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.training.logging import read_metrics
@@ -85,8 +85,13 @@ def check_config(workdir, config: dict):
             if not name.startswith("init."):
                 start = f"--config.init.weights={workdir}"
                 hint += f", with {start} to start from its weights"
-            with within("config", f"--workdir {workdir}"):
-                raise InputError(problem, field=name, value=now, hint=hint)
+            raise InputError(
+                problem,
+                field=f"config.{name}",
+                place=f"--workdir {workdir}",
+                value=now,
+                hint=hint,
+            )
 
 
 def record_start(workdir, config: dict):
@@ -249,5 +254,7 @@ def _flat(config):
 
 
 def _read(path):
-    with within(hint=f"fix it, or {OTHER}"):
+    try:
         return files.read_json(path)
+    except InputError as error:
+        raise error.inside(hint=f"fix it, or {OTHER}") from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.config.run import RunConfig
-from imagepiece_jax.errors import within
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.problem import check_single_label
 from imagepiece_jax.models.vit import ViT
@@ -107,8 +107,10 @@ def of(run: RunConfig, dense: ViT, initial: InitialWeights):
 def _distilling(run, dense, initial):
     """(model, image size, variables) that config.teacher names."""
     requested = ModelConfig(**run.teacher.fields, attention=run.model.attention)
-    with of_teacher(), within("config.teacher"):
+    try:
         vit = initial.teacher.load(requested=requested).analyzed(run.model.dtype)
+    except InputError as error:
+        raise of_teacher(error.inside("config.teacher")) from error
     model = vit.model.clone(head_only=True)
     if model.num_classes != run.num_classes:
         count = model.num_classes

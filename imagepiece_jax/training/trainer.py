@@ -14,7 +14,7 @@ import jax
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.config.run import RunConfig
 from imagepiece_jax.data import class_names
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.config import in_config
 from imagepiece_jax.models.variables import variable_shapes
@@ -77,8 +77,10 @@ class Run:
         with parallel.shared_errors():
             run = RunConfig.from_config(config)
             initial = InitialWeights(run)
-            with in_config():
+            try:
                 images = initial.normalization(workdir)
+            except InputError as error:
+                raise in_config(error) from error
             normalized = dataclasses.replace(run.model, **images)
             self.config = run = dataclasses.replace(run, model=normalized).at_cost()
             self.model = run.create_model(parallel.AXIS)  # as it is evaluated
